@@ -1,0 +1,44 @@
+# Headrace. `make up` starts everything; `make help` lists the rest.
+ENGINE ?= cpu
+export ENGINE
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help up worker test lint fmt lock clean dev
+
+BOOTSTRAP := sh launcher/bootstrap.sh
+
+help:  ## show this list
+	@echo "make TARGET   (ENGINE=cpu|gpu|simulated, now $(ENGINE))"
+	@sed -n 's/^\([a-z]*\):.*##\(.*\)/  \1\t\2/p' Makefile
+
+up:  ## install what is missing, start everything, stop it with Ctrl-C
+	@exec $(BOOTSTRAP) -m launcher
+
+worker:  ## one more worker for a running `make up`: make worker MODEL=smollm2
+	@test -x .venv/bin/python || { echo "Headrace is not installed yet. Start it first:  make up" >&2; exit 1; }
+	@exec .venv/bin/python -m launcher.worker $(MODEL)
+
+dev:
+	@$(BOOTSTRAP) --dev
+
+test: dev  ## run the whole test suite; ARGS go to pytest: make test ARGS="-k cancel"
+	@test "$(ENGINE)" = simulated || .venv/bin/python -m launcher.bundled_model SmolLM2-135M-Instruct
+	@exec .venv/bin/python -m pytest $(ARGS)
+
+lint: dev  ## style, types and layers
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+fmt: dev  ## format the code
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+lock:  ## resolve pyproject.toml into requirements/*.txt; ARGS=--upgrade takes the newest
+	@python3 -m launcher.lock $(ARGS)
+
+clean:  ## remove .venv and caches; .headrace (your data) stays
+	@if test -L .venv; then rm .venv; elif test -e .venv/headrace-environment; then rm -rf .venv; fi
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.headrace/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The HTTP API: takes jobs, commits them, and streams what the workers make of them."""

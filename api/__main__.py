@@ -1,0 +1,42 @@
+"""`python -m api`: one API process."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import uvicorn
+
+from api.app import create_app
+from api.settings import ApiSettings
+from shared.errors import HeadraceError
+from shared.logging import configure_logging
+from shared.registry import load_registry
+from shared.startup import settings_or_exit
+
+
+def main() -> int:
+    settings = settings_or_exit(ApiSettings)
+    configure_logging(settings.log_level)
+    try:
+        load_registry(settings.models)
+    except HeadraceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=math.ceil(settings.stop_grace_s),
+            server_header=False,
+        )
+    )
+    server.run()
+    return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The application: routes, errors, and what lives as long as it does."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import errors, health
+from api.body_limit import BodyLimit
+from api.jobs import routes as jobs
+from api.openai import routes as openai
+from api.resources import open_resources
+from api.settings import ApiSettings
+
+DESCRIPTION = (
+    "Self-hosted, queue-based, asynchronous LLM inference. Every call is a job: committed, queued, run by vLLM."
+)
+
+
+class RequestId:
+    """ASGI middleware: every answer carries `x-request-id`, the client's own where it sent one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = sent if 0 < len(sent) <= 128 and sent.isprintable() else f"req_{secrets.token_hex(12)}"
+
+        async def with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, with_id)
+
+
+def create_app(settings: ApiSettings) -> FastAPI:
+    """The application for these settings. Its resources are made when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_resources(settings) as held:
+            app.state.resources = held
+            yield
+
+    app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(RequestId)
+    errors.install(app)
+    app.include_router(jobs.router)
+    app.include_router(openai.router)
+    app.include_router(health.router)
+    return app

@@ -1,0 +1,160 @@
+"""Every error as OpenAI's JSON: `{"error": {message, type, param, code}}`. Status codes are decided here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy.exc
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from shared.errors import HeadraceError, InvalidRequest, Unavailable
+from shared.outage import database_is_away, redis_is_away
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = "2"
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, and with which field."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error shape."""
+
+    error: ErrorBody
+
+
+class Unauthorized(HeadraceError):
+    """A key is needed: send `Authorization: Bearer <key>`."""
+
+
+class NotFound(HeadraceError):
+    """There is no such thing, or it is not yours."""
+
+    def __init__(self, message: str | None = None, *, param: str | None = None, code: str = "not_found") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class Conflict(HeadraceError):
+    """The thing is not in a state that allows this."""
+
+
+class TooLarge(HeadraceError):
+    """The request's body is too large."""
+
+
+class UpstreamFailed(HeadraceError):
+    """The job behind a synchronous request failed."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    body = ErrorResponse(error=ErrorBody(message=message, type=kind, param=param, code=code))
+    return JSONResponse(body.model_dump(), status_code=status, headers=dict(headers or {}))
+
+
+def unavailable(what: str) -> JSONResponse:
+    return error_response(
+        503,
+        f"{what} cannot be reached right now; try again.",
+        kind="server_error",
+        code="unavailable",
+        headers={"Retry-After": RETRY_AFTER_S},
+    )
+
+
+def render(error: Exception) -> JSONResponse:
+    """The answer to an error that reached the top."""
+    match error:
+        case InvalidRequest():
+            return error_response(400, error.message, param=error.param)
+        case Unauthorized():
+            return error_response(401, error.message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        case NotFound():
+            return error_response(404, error.message, param=error.param, code=error.code)
+        case Conflict():
+            return error_response(409, error.message, kind="conflict_error")
+        case TooLarge():
+            return error_response(413, error.message)
+        case UpstreamFailed(code="invalid_request"):
+            return error_response(400, error.message, code=error.code)
+        case UpstreamFailed():
+            return error_response(500, error.message, kind="server_error", code=error.code)
+        case Unavailable():
+            return error_response(
+                503, error.message, kind="server_error", code="unavailable", headers={"Retry-After": RETRY_AFTER_S}
+            )
+    if isinstance(error, RedisError) and redis_is_away(error):
+        logger.warning("Redis is away: %s", error)
+        return unavailable("Redis")
+    if database_is_away(error):
+        logger.warning("the database is away: %s", error)
+        return unavailable("The database")
+    logger.error("unexpected error", exc_info=error)
+    return error_response(500, "The server had an error.", kind="server_error", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Make the application answer every error in this shape."""
+
+    async def on_error(_: Request, error: Exception) -> JSONResponse:
+        return render(error)
+
+    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        message, param = _describe(error.errors())
+        return error_response(400, message, param=param)
+
+    async def on_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+        return error_response(error.status_code, str(error.detail), kind=kind, headers=error.headers)
+
+    for kind in (HeadraceError, RedisError, sqlalchemy.exc.SQLAlchemyError, OSError, Exception):
+        app.add_exception_handler(kind, on_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+
+
+def _describe(problems: Sequence[Any]) -> tuple[str, str | None]:
+    """One sentence that names the first wrong field, and that field."""
+    problem = problems[0]
+    if problem["type"] == "json_invalid":
+        return f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}.", None
+    path = [step for step in problem["loc"] if step not in ("body", "query", "path", "header")]
+    field = ""
+    for step in path:
+        field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else str(step)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "this parameter is not known or not supported"
+    elif problem["type"] == "missing":
+        message = "this field is required"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return (f"{field}: {message}{more}" if field else f"{message}{more}"), field or None

@@ -1,0 +1,1 @@
+"""Native jobs: submit, poll, stream, cancel."""

@@ -1,0 +1,165 @@
+"""`/v1/jobs`: submit, poll, stream, cancel, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import JSONResponse
+
+from api.auth import CurrentKey
+from api.errors import ErrorResponse
+from api.jobs.native_events import native_events
+from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
+from api.resources import CurrentResources, Jobs
+from api.sse import event_stream
+from shared.errors import InvalidRequest
+from shared.job import Job, JobStatus
+
+MAX_WAIT_S = 60
+POLL_AFTER_S = "1"
+MAX_CURSOR = 2**53
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "The request is not valid; `param` names the field."},
+    401: {"model": ErrorResponse, "description": "No valid API key."},
+    503: {"model": ErrorResponse, "description": "A service is away; `Retry-After` says when to try again."},
+}
+NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorResponse, "description": "No such job or model, or not yours."}
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobView,
+    responses={
+        **ERRORS,
+        **NOT_FOUND,
+        200: {"model": JobView, "description": "`Prefer: wait=N`: the job ended in time."},
+        413: {"model": ErrorResponse, "description": "The body is too large."},
+    },
+)
+async def submit(
+    body: JobCreate,
+    key_id: CurrentKey,
+    jobs: Jobs,
+    prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N (at most 60) seconds.")] = None,
+) -> Response:
+    """Submit a job. 202: it is committed and will run."""
+    wait_s = _wait(prefer)
+    job = await jobs.submit(key_id, body.model, body.generate_request(), priority=body.priority, metadata=body.metadata)
+    headers = {"x-headrace-job-id": job.id}
+    if wait_s:
+        headers["Preference-Applied"] = f"wait={wait_s}"
+        try:
+            job = await asyncio.wait_for(jobs.finished(job.id, key_id), wait_s)
+        except TimeoutError:
+            job = await jobs.get(job.id, key_id)
+    return await _answer(jobs, job, headers)
+
+
+@router.get("", responses=ERRORS)
+async def list_jobs(
+    key_id: CurrentKey,
+    jobs: Jobs,
+    status: JobStatus | None = None,
+    model: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+) -> JobList:
+    """List jobs, newest first."""
+    found = await jobs.page(key_id, status=status, model=model, limit=limit + 1, after=after)
+    page = found[:limit]
+    return JobList(
+        data=[job_view(job) for job in page],
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+        has_more=len(found) > limit,
+    )
+
+
+@router.get(
+    "/{job_id}",
+    response_model=JobView,
+    responses={**ERRORS, **NOT_FOUND, 202: {"model": JobView, "description": "The job has not ended."}},
+)
+async def get_job(job_id: str, key_id: CurrentKey, jobs: Jobs) -> Response:
+    """A job: 200 once it has ended, 202 before."""
+    return await _answer(jobs, await jobs.get(job_id, key_id), {})
+
+
+@router.get(
+    "/{job_id}/stream",
+    response_class=Response,
+    responses={
+        **ERRORS,
+        **NOT_FOUND,
+        200: {"content": {"text/event-stream": {}}, "description": "The job's events."},
+        204: {"description": "The cursor is the job's last event: nothing follows."},
+    },
+)
+async def stream(
+    job_id: str,
+    key_id: CurrentKey,
+    jobs: Jobs,
+    held: CurrentResources,
+    starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
+    last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
+) -> Response:
+    """Follow a job over SSE, from its start or after a cursor, for as long as its result is kept."""
+    after = _cursor("starting_after", starting_after) if starting_after is not None else 0
+    if last_event_id:
+        after = _cursor("Last-Event-ID", last_event_id)
+    job = await jobs.get(job_id, key_id)
+    if not await jobs.check_cursor(job, after):
+        return Response(status_code=204)  # tells an EventSource to stop reconnecting
+    return event_stream(native_events(jobs, job, after), held.settings)
+
+
+@router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})
+async def cancel(job_id: str, key_id: CurrentKey, jobs: Jobs) -> JobView:
+    """Cancel a job. `cancelling` until the engine has freed it, then `cancelled`, with the text so far."""
+    return job_view(await jobs.cancel(job_id, key_id))
+
+
+@router.delete(
+    "/{job_id}",
+    responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The job has not ended."}},
+)
+async def delete(job_id: str, key_id: CurrentKey, jobs: Jobs) -> JobDeleted:
+    """Forget an ended job's input and output."""
+    await jobs.delete(job_id, key_id)
+    return JobDeleted(id=job_id)
+
+
+async def _answer(jobs: Jobs, job: Job, headers: dict[str, str]) -> Response:
+    position, eta_s = await jobs.waiting(job)
+    view = job_view(job, position=position, eta_s=eta_s)
+    headers |= {"Location": view.status_url}
+    if job.status.terminal:
+        return JSONResponse(view.model_dump(mode="json"), 200, headers)
+    return JSONResponse(view.model_dump(mode="json"), 202, headers | {"Retry-After": POLL_AFTER_S})
+
+
+def _wait(prefer: str | None) -> int:
+    """Seconds of `Prefer: wait=N` (RFC 7240); 0 without it."""
+    for preference in (prefer or "").split(","):
+        name, _, value = preference.strip().partition("=")
+        if name.lower() != "wait":
+            continue
+        if not re.fullmatch(r"\d{1,4}", value):
+            raise InvalidRequest(f"Prefer: wait must be a number of seconds, got {value!r}", param="Prefer")
+        return min(int(value), MAX_WAIT_S)
+    return 0
+
+
+def _cursor(name: str, value: str) -> int:
+    if not re.fullmatch(r"\d{1,16}", value) or int(value) > MAX_CURSOR:
+        raise InvalidRequest(f"{name}: must be an event's id (a number), got {value[:64]!r}", param=name)
+    return int(value)

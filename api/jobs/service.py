@@ -1,0 +1,161 @@
+"""What can be done with jobs, whichever face of the API asks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from api.errors import Conflict, NotFound
+from api.streams import Streams
+from api.tokens import ContextCheck
+from shared import redis_keys
+from shared.errors import ErrorCode, InvalidRequest
+from shared.events import Event
+from shared.job import Failure, Job, JobStatus, new_job_id
+from shared.job_store import JobStore
+from shared.queue import Hint, HintSender
+from shared.registry import Registry
+from shared.sampling import GenerateRequest
+from shared.stream import JobLogs
+from shared.unowned import UnownedJobs
+
+logger = logging.getLogger(__name__)
+
+
+class JobService:
+    """Submits, finds, follows, cancels and forgets jobs."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        store: JobStore,
+        logs: JobLogs,
+        unowned: UnownedJobs,
+        hints: HintSender,
+        streams: Streams,
+        context: ContextCheck,
+        redis: Redis,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._logs = logs
+        self._unowned = unowned
+        self._hints = hints
+        self._streams = streams
+        self._context = context
+        self._redis = redis
+
+    async def submit(
+        self,
+        key_id: int,
+        model: str,
+        request: GenerateRequest,
+        *,
+        priority: int,
+        metadata: dict[str, str] | None = None,
+    ) -> Job:
+        """Check a job, commit it, and hint a worker. When this returns, the job is safe.
+
+        Raises:
+            NotFound: there is no such model.
+            shared.errors.InvalidRequest: the prompt does not fit the model's context.
+        """
+        if model not in self._registry:
+            known = ", ".join(self._registry.models)
+            raise NotFound(
+                f"The model `{model}` does not exist; there are: {known}.", param="model", code="model_not_found"
+            )
+        await self._context.check(model, request)
+        job = await self._store.insert(
+            job_id=new_job_id(),
+            key_id=key_id,
+            model=model,
+            priority=priority,
+            request=request,
+            metadata=metadata or {},
+        )
+        self._hints.put(Hint(job.id, model, priority))
+        return job
+
+    async def get(self, job_id: str, key_id: int) -> Job:
+        """A job of this key.
+
+        Raises:
+            NotFound: there is none, or it is another key's.
+        """
+        job = await self._store.get(job_id, key_id)
+        if job is None:
+            raise NotFound(f"There is no job `{job_id}`.", param="job_id", code="job_not_found")
+        return job
+
+    async def waiting(self, job: Job) -> tuple[int | None, float | None]:
+        """A queued job's position and the seconds until it starts, as far as they can be told."""
+        if job.status is not JobStatus.QUEUED:
+            return None, None
+        position = await self._store.queue_position(job)
+        rate = await self._store.service_rate(job.model)
+        return position, round((position + 1) / rate, 1) if rate else None
+
+    async def page(
+        self, key_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
+    ) -> list[Job]:
+        return await self._store.page(key_id, status=status, model=model, limit=limit, after=after)
+
+    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
+        """A job's events after a cursor, up to and with its last."""
+        return self._streams.follow(job_id, after)
+
+    async def check_cursor(self, job: Job, after: int) -> bool:
+        """Whether anything can follow a cursor: not after the last event of a job that has ended.
+
+        Raises:
+            shared.errors.InvalidRequest: the cursor is beyond the last event.
+        """
+        last = await self._streams.last_seq(job.id) if after else 0
+        if after and last and after > last:
+            raise InvalidRequest(f"the cursor {after} is beyond the job's last event, {last}", param="starting_after")
+        return not (job.status.terminal and after and after == last)
+
+    async def finished(self, job_id: str, key_id: int) -> Job:
+        """Wait for a job's end."""
+        async for _ in self._streams.follow(job_id):
+            pass
+        return await self.get(job_id, key_id)
+
+    async def cancel(self, job_id: str, key_id: int) -> Job:
+        """Cancel a job: at once while it waits, through its worker while it runs. Again: no change."""
+        job = await self.get(job_id, key_id)
+        while not job.status.terminal:
+            if job.status is JobStatus.QUEUED:
+                failure = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
+                if await self._unowned.end(job, JobStatus.CANCELLED, failure):
+                    return await self.get(job_id, key_id)
+            elif (worker := await self._store.mark_cancelling(job_id)) is not None:
+                await self._tell_worker(worker, job_id)
+                return await self.get(job_id, key_id)
+            job = await self.get(job_id, key_id)
+        return job
+
+    async def delete(self, job_id: str, key_id: int) -> None:
+        """Forget a finished job's input and output.
+
+        Raises:
+            Conflict: the job has not ended.
+        """
+        job = await self.get(job_id, key_id)
+        if not await self._store.delete(job_id, key_id):
+            raise Conflict(f"The job is {job.status.value}; cancel it first.")
+        try:
+            await self._logs.forget(job_id)
+        except (RedisError, OSError) as error:
+            logger.warning("job=%s its log stays in Redis until it expires: %s", job_id, error)
+
+    async def _tell_worker(self, worker: str, job_id: str) -> None:
+        try:
+            await self._redis.publish(redis_keys.worker_channel(worker), job_id)
+        except (RedisError, OSError) as error:
+            logger.warning("job=%s its worker will see the cancel at its next heartbeat: %s", job_id, error)

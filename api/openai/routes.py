@@ -1,0 +1,144 @@
+"""`/v1/chat/completions`, `/v1/completions`, `/v1/models`: jobs, asked for synchronously."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from api.auth import CurrentKey
+from api.errors import ErrorResponse, NotFound, UpstreamFailed
+from api.jobs.routes import ERRORS, NOT_FOUND
+from api.jobs.service import JobService
+from api.openai.chunks import CHAT, TEXT, Face, frames, whole
+from api.openai.schemas import (
+    ChatCompletion,
+    ChatCompletionRequest,
+    Completion,
+    CompletionRequest,
+    ModelList,
+    ModelView,
+)
+from api.resources import CurrentResources, Resources
+from api.sse import event_stream
+from shared.errors import HeadraceError
+from shared.job import Job, JobStatus
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+STREAMED: dict[str, Any] = {"text/event-stream": {}}
+FAILED: dict[int | str, dict[str, Any]] = {
+    413: {"model": ErrorResponse, "description": "The body is too large."},
+    500: {"model": ErrorResponse, "description": "The job failed; `code` says why."},
+}
+
+
+@router.post(
+    "/chat/completions",
+    response_model=ChatCompletion,
+    responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": ChatCompletion, "content": STREAMED}},
+)
+async def chat_completions(
+    body: ChatCompletionRequest, key_id: CurrentKey, held: CurrentResources, request: Request
+) -> Response:
+    """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
+    return await _complete(CHAT, body, key_id, held, request)
+
+
+@router.post(
+    "/completions",
+    response_model=Completion,
+    responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": Completion, "content": STREAMED}},
+)
+async def completions(
+    body: CompletionRequest, key_id: CurrentKey, held: CurrentResources, request: Request
+) -> Response:
+    """Continue a prompt, streamed or not. The job is cancelled when the client leaves."""
+    return await _complete(TEXT, body, key_id, held, request)
+
+
+@router.get("/models", responses=ERRORS)
+async def models(_: CurrentKey, held: CurrentResources) -> ModelList:
+    """The models that are served."""
+    return ModelList(
+        data=[ModelView(id=name, max_model_len=model.max_model_len) for name, model in held.registry.models.items()]
+    )
+
+
+@router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
+async def model(name: str, _: CurrentKey, held: CurrentResources) -> ModelView:
+    """One model."""
+    if name not in held.registry:
+        raise NotFound(f"The model `{name}` does not exist.", param="model", code="model_not_found")
+    return ModelView(id=name, max_model_len=held.registry[name].max_model_len)
+
+
+async def _complete(
+    face: Face,
+    body: ChatCompletionRequest | CompletionRequest,
+    key_id: int,
+    held: Resources,
+    request: Request,
+) -> Response:
+    jobs = held.jobs
+    job = await jobs.submit(key_id, body.model, body.generate_request(), priority=body.priority, metadata=body.metadata)
+    headers = {"x-headrace-job-id": job.id}
+    if body.stream:
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        events = frames(face, job, jobs.follow(job.id), include_usage=include_usage)
+        return event_stream(_owned(events, jobs, job), held.settings, headers)
+
+    ended = await _while_connected(request, jobs, job)
+    if ended is None:
+        return Response(status_code=499)  # nobody reads it
+    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+        return JSONResponse(whole(face, ended).model_dump(mode="json"), headers=headers)
+    assert ended.error is not None
+    raise UpstreamFailed(ended.error.message, code=ended.error.code)
+
+
+async def _owned(events: AsyncIterator[bytes], jobs: JobService, job: Job) -> AsyncIterator[bytes]:
+    """A stream that owns its job: a client that leaves cancels it."""
+    whole_stream = False
+    try:
+        async for frame in events:
+            yield frame
+        whole_stream = True
+    finally:
+        if not whole_stream:
+            await asyncio.shield(_abandon(jobs, job))
+
+
+async def _while_connected(request: Request, jobs: JobService, job: Job) -> Job | None:
+    """The job once it has ended; None, and the job cancelled, where the client has left before."""
+    end = asyncio.create_task(jobs.finished(job.id, job.key_id))
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((end, gone), return_when=asyncio.FIRST_COMPLETED)
+        if end.done():
+            return end.result()
+        await _abandon(jobs, job)
+        return None
+    finally:
+        for task in (end, gone):
+            task.cancel()
+        await asyncio.gather(end, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _abandon(jobs: JobService, job: Job) -> None:
+    logger.info("job=%s its client has left; cancelling it", job.id)
+    try:
+        await jobs.cancel(job.id, job.key_id)
+    except (HeadraceError, OSError) as error:
+        logger.warning("job=%s cannot be cancelled, it runs to its end: %s", job.id, error)

@@ -1,0 +1,120 @@
+"""What an API process holds while it runs: made at start, in order, and closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.auth import Authenticator
+from api.jobs.service import JobService
+from api.settings import ApiSettings
+from api.streams import Streams
+from api.tokens import ContextCheck
+from shared.api_keys import ApiKeyStore
+from shared.db import connect
+from shared.job_store import JobStore
+from shared.queue import HintSender, celery_app
+from shared.registry import Registry, load_registry
+from shared.schema import check_schema
+from shared.stream import JobLogs
+from shared.sweeper import Sweeper
+from shared.unowned import UnownedJobs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """The parts of an API process."""
+
+    settings: ApiSettings
+    registry: Registry
+    database: AsyncEngine
+    redis: Redis
+    store: JobStore
+    jobs: JobService
+    authenticator: Authenticator
+
+
+@asynccontextmanager
+async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
+    """Make and, at the end, close everything.
+
+    Raises:
+        shared.registry.RegistryError: models.yaml is wrong.
+        shared.schema.SchemaMismatch: the database is behind its migrations.
+    """
+    async with AsyncExitStack() as stack:
+        registry = load_registry(settings.models)
+        database = connect(settings.database_url, pool_size=20)
+        stack.push_async_callback(database.dispose)
+        await check_schema(database)
+        redis = Redis.from_url(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+
+        store, logs = JobStore(database), JobLogs(redis)
+        unowned = UnownedJobs(store, logs, settings.log_ttl_s)
+        hints = HintSender(celery_app(settings.redis_url))
+        stack.push_async_callback(hints.flush)
+        streams = Streams(redis, logs, store, resync_s=settings.resync_s)
+        sweeper = Sweeper(
+            store,
+            unowned,
+            hints.put,
+            interval_s=settings.heartbeat_s,
+            max_attempts=settings.max_attempts,
+        )
+        for name, part in {"hints": hints.run(), "streams": streams.run(), "sweeper": sweeper.run()}.items():
+            task = asyncio.create_task(part, name=name)
+            task.add_done_callback(_report)
+            stack.push_async_callback(_cancel, task)
+
+        yield Resources(
+            settings=settings,
+            registry=registry,
+            database=database,
+            redis=redis,
+            store=store,
+            jobs=JobService(
+                registry=registry,
+                store=store,
+                logs=logs,
+                unowned=unowned,
+                hints=hints,
+                streams=streams,
+                context=ContextCheck(registry),
+                redis=redis,
+            ),
+            authenticator=Authenticator(ApiKeyStore(database), settings.key_cache_s),
+        )
+
+
+def resources(request: Request) -> Resources:
+    found: Resources = request.app.state.resources
+    return found
+
+
+def job_service(request: Request) -> JobService:
+    return resources(request).jobs
+
+
+CurrentResources = Annotated[Resources, Depends(resources)]
+Jobs = Annotated[JobService, Depends(job_service)]
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        logger.critical("%s ended unexpectedly; restart this process", task.get_name(), exc_info=task.exception())

@@ -1,0 +1,1 @@
+"""`make up`: one command that starts Headrace with its database, its queue and its engines."""

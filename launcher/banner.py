@@ -1,0 +1,33 @@
+"""What is printed once everything runs."""
+
+import json
+import shlex
+
+from launcher.settings import Settings
+
+
+def banner(settings: Settings, models: list[str], api_key: str, flower_password: str | None, own_servers: str) -> str:
+    """Addresses, the key, and a first request that works as pasted."""
+    question = {"model": models[0], "stream": True, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+    login = f"   (user admin, password {flower_password})" if flower_password else ""
+    return f"""
+Headrace is ready.
+
+  API       {settings.api_url}
+  Docs      {settings.api_url}/docs
+  Flower    {settings.flower_url}{login}
+  API key   {api_key}
+  Models    {", ".join(models)}
+  Servers   {own_servers}
+  Logs      {settings.logs}
+
+Ask something, streamed:
+
+  curl -N {settings.api_url}/v1/chat/completions \\
+    -H "Authorization: Bearer {api_key}" \\
+    -H "Content-Type: application/json" \\
+    -d {shlex.quote(json.dumps(question))}
+
+One more worker, from another terminal:   make worker MODEL={models[0]}
+Stop everything:                          Ctrl-C
+"""

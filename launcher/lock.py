@@ -1,0 +1,50 @@
+"""Write the lock files in `requirements/` from `pyproject.toml`: `python -m launcher.lock [--upgrade]`."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+from launcher.bootstrap import CPU_TORCH_INDEX, LOCKS, REPOSITORY
+
+# The names in common are pinned alike, because each of the others starts from cpu.txt and keeps what it can.
+LOCK_ARGUMENTS = {
+    "cpu": ["pyproject.toml", "--extra", "cpu", "--override", "requirements/overrides.txt"],
+    "simulated": ["pyproject.toml", "--override", "requirements/overrides.txt"],
+    "gpu": ["pyproject.toml", "--extra", "gpu", "--override", "requirements/overrides-gpu.txt"],
+    "dev": ["--group", "dev", "--constraint", "requirements/cpu.txt"],
+}
+
+
+def main(options: list[str]) -> None:
+    """Install uv into a throw-away environment and compile each lock with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        subprocess.run([f"{folder}/bin/pip", "install", "--quiet", "uv"], check=True)
+        for name, arguments in LOCK_ARGUMENTS.items():
+            print(f"requirements/{name}.txt", flush=True)
+            compile_lock(Path(folder) / "bin" / "uv", name, [*arguments, *options])
+
+
+def compile_lock(uv: Path, name: str, arguments: list[str]) -> None:
+    """Resolve one lock. Pins that are in the file already stay, unless `--upgrade` is among the arguments."""
+    target = LOCKS / f"{name}.txt"
+    if name != "cpu":
+        shutil.copy(LOCKS / "cpu.txt", target)
+        arguments = [argument for argument in arguments if argument != "--upgrade"]
+    environment = dict(os.environ)
+    if name == "cpu":
+        if links := environment.get("PIP_FIND_LINKS"):
+            environment.setdefault("UV_FIND_LINKS", links)
+        else:
+            arguments = [*arguments, "--extra-index-url", CPU_TORCH_INDEX, "--index-strategy", "unsafe-best-match"]
+    command = [str(uv), "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
+    command += ["--no-header", "--no-annotate", *arguments, "--output-file", str(target)]
+    subprocess.run(command, check=True, cwd=REPOSITORY, env=environment)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

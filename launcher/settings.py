@@ -1,0 +1,135 @@
+"""What `make up` is told by the environment."""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import SettingError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked settings; what is None is embedded or generated."""
+
+    engine: str
+    home: Path
+    models: Path
+    host: str
+    port: int
+    flower_address: str
+    flower_port: int
+    flower_password: str | None
+    api_key: str | None
+    workers: int
+    database_url: str | None
+    redis_url: str | None
+    start_timeout_s: int
+    drain_s: int
+    lease_s: float
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def local_host(self) -> str:
+        """Where this machine reaches the API."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{_in_url(self.local_host)}:{self.port}"
+
+    @property
+    def flower_url(self) -> str:
+        host = "127.0.0.1" if self.flower_address in ("0.0.0.0", "::") else self.flower_address
+        return f"http://{_in_url(host)}:{self.flower_port}"
+
+    @property
+    def flower_needs_password(self) -> bool:
+        """Flower can end jobs and workers: beyond this machine it asks for a password."""
+        return self.flower_password is not None or not is_loopback(self.flower_address)
+
+
+def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read and check the environment; raises `SettingError` naming the variable."""
+    engine = environ.get("ENGINE") or "cpu"
+    models = "models.simulated.yaml" if engine == "simulated" else "models.yaml"
+    settings = Settings(
+        engine=engine,
+        home=_path(environ, "HEADRACE_HOME", ".headrace"),
+        models=_path(environ, "HEADRACE_MODELS", models),
+        host=environ.get("HEADRACE_HOST") or "127.0.0.1",
+        port=_number(environ, "HEADRACE_PORT", 8000, 1, 65535),
+        flower_address=environ.get("HEADRACE_FLOWER_ADDRESS") or "127.0.0.1",
+        flower_port=_number(environ, "HEADRACE_FLOWER_PORT", 5555, 1, 65535),
+        flower_password=environ.get("HEADRACE_FLOWER_PASSWORD") or None,
+        api_key=environ.get("HEADRACE_API_KEY") or None,
+        workers=_number(environ, "HEADRACE_WORKERS", 1, 0, 64),
+        database_url=_url(environ, "DATABASE_URL", ("postgresql", "postgres"), "postgresql://user:password@host/name"),
+        redis_url=_url(environ, "REDIS_URL", ("redis", "rediss", "unix"), "redis://host:6379/0"),
+        start_timeout_s=_number(environ, "HEADRACE_START_TIMEOUT_S", 900, 1, 86400),
+        drain_s=_number(environ, "HEADRACE_DRAIN_S", 5, 0, 86400),
+        lease_s=_seconds(environ, "HEADRACE_LEASE_S", 6.0),
+    )
+    if settings.api_key is not None and len(settings.api_key) < 16:
+        raise SettingError("HEADRACE_API_KEY must have at least 16 characters; leave it unset to have one made.")
+    if settings.port == settings.flower_port:
+        raise SettingError(f"HEADRACE_PORT and HEADRACE_FLOWER_PORT are both {settings.port}; set one to another.")
+    if "," in (settings.flower_password or ""):
+        raise SettingError("HEADRACE_FLOWER_PASSWORD has a comma in it, which Flower takes for the end; leave it out.")
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _path(environ: Mapping[str, str], name: str, default: str) -> Path:
+    return (REPOSITORY / Path(environ.get(name) or default).expanduser()).resolve()
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = environ.get(name) or str(default)
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise SettingError(f"{name}={text} must be a whole number from {least} to {most}.")
+    return number
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise SettingError(f"{name}={text} must be a number of seconds, at most 86400.")
+    return seconds
+
+
+def _url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...], example: str) -> str | None:
+    url = environ.get(name) or None
+    if url is not None:
+        scheme, separator, rest = url.partition("://")
+        if not separator or not rest or scheme.partition("+")[0] not in schemes:
+            # Not quoted back: it may carry a password.
+            raise SettingError(f"{name} must be an address like {example}; leave it unset for the embedded server.")
+        if name == "DATABASE_URL":
+            return f"postgresql+asyncpg://{rest}"
+    return url

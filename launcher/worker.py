@@ -1,0 +1,28 @@
+"""One more worker for the Headrace that runs here: `make worker MODEL=NAME`."""
+
+import os
+import sys
+
+from launcher.errors import SettingError
+from launcher.home import read_environment
+from launcher.settings import REPOSITORY, load_settings
+
+
+def main(models: list[str]) -> None:
+    """Become a worker in the running stack's environment."""
+    try:
+        home = load_settings().home
+    except SettingError as error:
+        sys.exit(str(error))
+    try:
+        environment = read_environment(home / "env")
+    except FileNotFoundError:
+        sys.exit(f"Headrace does not run in {home}. Start it first, in another terminal:  make up")
+    if len(models) != 1:
+        sys.exit("Which model is it for?  make worker MODEL=smollm2")
+    os.chdir(REPOSITORY)
+    os.execve(sys.executable, [sys.executable, "-m", "workers", *models], os.environ | environment)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The database's schema, in Alembic's steps."""

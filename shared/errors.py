@@ -1,0 +1,38 @@
+"""The root of every error that Headrace raises on purpose, and the machine codes of failed jobs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class HeadraceError(Exception):
+    """Something went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidRequest(HeadraceError):
+    """The request is not valid."""
+
+    def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Unavailable(HeadraceError):
+    """A service that this needs cannot be reached."""
+
+
+class ErrorCode(StrEnum):
+    """Why a job did not complete; `error.code` of the job."""
+
+    CANCELLED = "cancelled"
+    INVALID_REQUEST = "invalid_request"
+    ENGINE_ERROR = "engine_error"
+    WORKER_LOST = "worker_lost"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"

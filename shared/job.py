@@ -1,0 +1,124 @@
+"""A job: its value, its states, and which state may follow which."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from shared.sampling import GenerateRequest
+
+
+class JobStatus(StrEnum):
+    """The states of a job. The last five are terminal: exactly one of them is reached, once."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        return self in TERMINAL
+
+
+RUNNING = (JobStatus.IN_PROGRESS, JobStatus.CANCELLING)
+TERMINAL = (
+    JobStatus.COMPLETED,
+    JobStatus.INCOMPLETE,
+    JobStatus.FAILED,
+    JobStatus.CANCELLED,
+    JobStatus.EXPIRED,
+)
+
+
+JOB_ID_PREFIX = "job_"
+
+
+def new_job_id() -> str:
+    """`job_` and a UUIDv7 (RFC 9562) in hex: sorts by creation time, so it is the list's cursor too."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | secrets.randbits(80)
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return f"{JOB_ID_PREFIX}{value:032x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One generated text. `finish_reason`: "stop", "length", or None when it was cut."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens: of the prompt, of those the prefix cache held, and of all choices together."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job failed: a machine code (`shared.errors.ErrorCode`) and a sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One worker's try at a job. `outcome` is None while it runs."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    tokens: int = 0
+    outcome: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as its row tells it. Times are UTC."""
+
+    id: str
+    key_id: int
+    model: str
+    status: JobStatus
+    priority: int
+    request: GenerateRequest
+    created_at: datetime
+    metadata: dict[str, str] = field(default_factory=dict)
+    attempt: int = 0
+    worker: str | None = None
+    started_at: datetime | None = None
+    first_token_at: datetime | None = None
+    finished_at: datetime | None = None
+    output: tuple[Choice, ...] = ()
+    usage: Usage | None = None
+    error: Failure | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+    def timings(self) -> dict[str, Any]:
+        """Milliseconds: waiting, to the first token (from submit), and in all; None where not reached."""
+
+        def since_submit(moment: datetime | None) -> int | None:
+            return None if moment is None else round((moment - self.created_at).total_seconds() * 1000)
+
+        return {
+            "queued_ms": since_submit(self.started_at),
+            "ttft_ms": since_submit(self.first_token_at),
+            "total_ms": since_submit(self.finished_at),
+        }

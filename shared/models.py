@@ -1,0 +1,80 @@
+"""The tables. Alembic's migrations are held equal to these by a test."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Identity, Index, SmallInteger, Text, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Timestamp = DateTime(timezone=True)
+
+
+class Base(DeclarativeBase):
+    """The schema."""
+
+
+class ApiKeyRow(Base):
+    """A bearer key: its SHA-256, never itself."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    prefix: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(Text, unique=True)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class WorkerRow(Base):
+    """A worker process and its lease: one lease holds all of its jobs."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    model: Mapped[str] = mapped_column(Text)
+    slots: Mapped[int]
+    running: Mapped[int] = mapped_column(server_default=text("0"))
+    started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    lease_expires_at: Mapped[datetime] = mapped_column(Timestamp)
+
+
+class JobRow(Base):
+    """A job: the truth about it. `JSON`, not `JSONB`, where text may hold U+0000, which JSONB refuses."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
+    model: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    priority: Mapped[int] = mapped_column(SmallInteger)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    # `metadata` is SQLAlchemy's own name on a declarative class.
+    job_metadata: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    worker: Mapped[str | None] = mapped_column(Text)
+    attempt_started_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+
+    started_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    first_token_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    output: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    usage: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+    error_code: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)
+    log: Mapped[str | None] = mapped_column(Text)
+    deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+    __table_args__ = (
+        Index("jobs_by_key", "key_id", "id"),
+        Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
+        Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
+        Index("jobs_finished", "model", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    )

@@ -1,0 +1,35 @@
+"""Tells an outage, which is waited out, from a fault, which is not."""
+
+from __future__ import annotations
+
+import kombu.exceptions
+import redis.exceptions
+import sqlalchemy.exc
+
+_REDIS = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ClusterDownError,
+)
+
+
+def database_is_away(error: BaseException) -> bool:
+    """The database cannot be used now; the statement may be fine."""
+    if isinstance(error, sqlalchemy.exc.TimeoutError):
+        return True
+    if isinstance(error, sqlalchemy.exc.DBAPIError):
+        return error.connection_invalidated or isinstance(
+            error, sqlalchemy.exc.InterfaceError | sqlalchemy.exc.OperationalError
+        )
+    return isinstance(error, OSError)
+
+
+def redis_is_away(error: BaseException) -> bool:
+    """Redis, or the broker on it, cannot be used now."""
+    return isinstance(error, (*_REDIS, kombu.exceptions.OperationalError, OSError))
+
+
+def is_outage(error: BaseException) -> bool:
+    """One of the two is away. Anything else must not be waited out: raise it again."""
+    return database_is_away(error) or redis_is_away(error)

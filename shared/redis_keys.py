@@ -1,0 +1,26 @@
+"""Every Redis key and channel that Headrace uses, but for Celery's own."""
+
+
+def log(job_id: str) -> str:
+    """Stream: the job's events, entry id `<seq>-0`, fields `t` type, `e` JSON, `k` token ids."""
+    return f"hr:log:{job_id}"
+
+
+def fence(job_id: str) -> str:
+    """Hash: `attempt` that may write to the log, `seq` of its last event."""
+    return f"hr:fence:{job_id}"
+
+
+def followers(job_id: str) -> str:
+    """Set: ids of the API processes with a reader on the job."""
+    return f"hr:followers:{job_id}"
+
+
+def api_channel(api_id: str) -> str:
+    """Channel: live events for one API process."""
+    return f"hr:api:{api_id}"
+
+
+def worker_channel(worker_id: str) -> str:
+    """Channel: job ids that this worker should look at again (a cancel was asked for)."""
+    return f"hr:worker:{worker_id}"

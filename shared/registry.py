@@ -1,0 +1,177 @@
+"""The models that this installation serves, as declared in `models.yaml`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from shared.bundled import BUNDLED_PREFIX, bundled_model_path
+from shared.errors import HeadraceError
+
+DEFAULT_SLOTS = 64
+
+
+class RegistryError(HeadraceError):
+    """models.yaml is not valid."""
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")
+    description: str = ""
+
+
+class VllmModel(_Spec):
+    """A model in a vLLM engine of our own. `options` are `AsyncEngineArgs` by name."""
+
+    engine: Literal["vllm"]
+    model: str = Field(min_length=1, description="A local folder, a hub id, or bundled:NAME.")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """Sequences that the engine runs at once (`max_num_seqs`)."""
+        return int(self.options.get("max_num_seqs", DEFAULT_SLOTS))
+
+    @property
+    def source(self) -> str:
+        """What vLLM is given: a folder's path, or a hub id."""
+        if self.model.startswith(BUNDLED_PREFIX):
+            return str(bundled_model_path(self.model))
+        return self.model
+
+    @property
+    def folder(self) -> Path | None:
+        """The model's files, where they are on this machine."""
+        path = Path(self.source).expanduser()
+        return path if path.is_dir() else None
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Context length in tokens, prompt and output together; None where only the engine can tell."""
+        if (chosen := self.options.get("max_model_len")) is not None:
+            return int(chosen)
+        if self.folder is None or not (config := self.folder / "config.json").is_file():
+            return None
+        length = json.loads(config.read_text()).get("max_position_embeddings")
+        return int(length) if length else None
+
+
+class SimulatedOptions(BaseModel):
+    """How the simulated engine behaves. Times in milliseconds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ttft_ms: float = Field(20, ge=0)
+    itl_ms: float = Field(5, ge=0)
+    default_tokens: int = Field(64, ge=1, description="Length of an answer without max_tokens.")
+    max_model_len: int = Field(8192, ge=2)
+    fail_on: str | None = Field(None, description="A prompt that contains this fails, as an engine would.")
+
+
+class SimulatedModel(_Spec):
+    """No model: deterministic text at a fixed rate, for load tests and for trying things out."""
+
+    engine: Literal["simulated"]
+    slots: int = Field(256, ge=1, le=4096)
+    options: SimulatedOptions = Field(default_factory=SimulatedOptions)
+
+    @property
+    def max_model_len(self) -> int | None:
+        return self.options.max_model_len
+
+
+ModelSpec = Annotated[VllmModel | SimulatedModel, Field(discriminator="engine")]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    models: list[ModelSpec] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The models by name, in the file's order."""
+
+    models: dict[str, VllmModel | SimulatedModel]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.models
+
+    def __getitem__(self, name: str) -> VllmModel | SimulatedModel:
+        return self.models[name]
+
+
+def load_registry(path: Path) -> Registry:
+    """Read and check `models.yaml`.
+
+    Raises:
+        RegistryError: the file is missing, is not YAML, or a field is wrong; the message names line and field.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise RegistryError(f"{path}: cannot be read ({error.strerror}); set HEADRACE_MODELS to a file") from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise RegistryError(f"{path}, line {line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise RegistryError(f"{path}: not valid YAML: {error}") from error
+    try:
+        parsed = TypeAdapter(_File).validate_python(data)
+    except ValidationError as error:
+        problems = [
+            f"{path}, line {_line(tree, problem['loc'])}: {_field(problem['loc'])}: {problem['msg']}"
+            for problem in error.errors(include_url=False)
+        ]
+        raise RegistryError("\n".join(problems)) from error
+
+    models: dict[str, VllmModel | SimulatedModel] = {}
+    for index, spec in enumerate(parsed.models):
+        if spec.name in models:
+            line = _line(tree, ("models", index, "name"))
+            raise RegistryError(f"{path}, line {line}: models[{index}].name: {spec.name!r} is declared twice")
+        models[spec.name] = spec
+    return Registry(models)
+
+
+def _steps(location: tuple[int | str, ...]) -> list[int | str]:
+    """A pydantic location without the tags that it adds for the union's members."""
+    return [step for position, step in enumerate(location) if not (position == 2 and step in ("vllm", "simulated"))]
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    name = ""
+    for step in _steps(location):
+        name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else str(step)
+    return name or "models"
+
+
+def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """The line (from 1) where a location stands in the file; where it is missing, its parent's."""
+    line = node.start_mark.line + 1 if node else 1
+    for step in _steps(location):
+        if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == step:
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                break
+        else:
+            break
+    return line

@@ -1,0 +1,307 @@
+"""A job's log in Redis, and the live copy of it that readers get.
+
+Each job has a Redis Stream with all its events. The API processes that have a reader on a job stand in
+the job's set of followers; appending to the log publishes the same events, in the same step, on the channel
+of each of them: one channel an API process, however many jobs it follows, and nothing for a job that nobody
+reads. Registering as a follower and reading the log is one transaction, so nothing falls in between.
+
+Every append carries its attempt's number and its first event's `seq`: events of an overtaken attempt are
+refused (fencing), events that are there already are skipped (a retry is harmless), and a gap is reported,
+which means that Redis has lost the log: the writer has all events in memory and writes them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared import redis_keys
+from shared.events import Delta, Event, EventType, delta_event, event
+from shared.outage import redis_is_away
+
+logger = logging.getLogger(__name__)
+
+RUNNING_TTL_S = 24 * 3600
+RETRY_S = (0.05, 2.0)
+FENCED = -1
+
+_APPEND = """
+local results, live = {}, {}
+local k, a = 1, 1
+while k <= #KEYS do
+  local log, fence, followers = KEYS[k], KEYS[k + 1], KEYS[k + 2]
+  local job, attempt, force, ttl, n = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3], tonumber(ARGV[a + 4])
+  k, a = k + 3, a + 5
+  local held = redis.call('HMGET', fence, 'attempt', 'seq')
+  local holder, last = tonumber(held[1] or '0'), tonumber(held[2] or '0')
+  local first = tonumber(ARGV[a])
+  if force == '1' and holder <= attempt then
+    redis.call('DEL', log)
+    last = first - 1
+  end
+  if holder > attempt then
+    results[#results + 1] = -1
+  elseif first > last + 1 then
+    results[#results + 1] = last
+  else
+    local lines = {}
+    for i = 0, n - 1 do
+      local e = a + 4 * i
+      local seq, kind, data, ids = tonumber(ARGV[e]), ARGV[e + 1], ARGV[e + 2], ARGV[e + 3]
+      if seq == 0 then seq = last + 1 end
+      if seq > last then
+        if ids == '' then
+          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data)
+        else
+          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data, 'k', ids)
+        end
+        last = seq
+        lines[#lines + 1] = job .. ' ' .. seq .. ' ' .. kind .. ' ' .. data
+      end
+    end
+    redis.call('HSET', fence, 'attempt', attempt, 'seq', last)
+    redis.call('EXPIRE', log, ttl)
+    redis.call('EXPIRE', fence, ttl)
+    if #lines > 0 then
+      local text = table.concat(lines, '\\n')
+      for _, api in ipairs(redis.call('SMEMBERS', followers)) do
+        live[api] = live[api] and (live[api] .. '\\n' .. text) or text
+      end
+    end
+    results[#results + 1] = last
+  end
+  a = a + 4 * n
+end
+for api, text in pairs(live) do redis.call('PUBLISH', 'hr:api:' .. api, text) end
+return results
+"""
+
+_TAKE_OVER = """
+local held = tonumber(redis.call('HGET', KEYS[2], 'attempt') or '0')
+if held > tonumber(ARGV[1]) then return false end
+redis.call('HSET', KEYS[2], 'attempt', ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return redis.call('XRANGE', KEYS[1], '-', '+')
+"""
+
+
+class Fenced(Exception):
+    """A later attempt owns the job; this one may write nothing more."""
+
+
+@dataclass(slots=True)
+class Append:
+    """Events for one job's log. `seq` 0 of an event means: after the last one."""
+
+    job_id: str
+    attempt: int
+    events: Sequence[Event]
+    ttl_s: int = RUNNING_TTL_S
+    force: bool = False
+
+
+class JobLogs:
+    """The logs of all jobs, in one Redis. Raises `redis.exceptions.RedisError` where Redis is away."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._append = redis.register_script(_APPEND)
+        self._take_over = redis.register_script(_TAKE_OVER)
+
+    async def append(self, appends: Sequence[Append]) -> list[int]:
+        """Append to many logs in one round trip, and publish to the jobs' followers.
+
+        Returns, for each job, the `seq` of its last event; `FENCED` where a later attempt owns it; less than
+        was sent where the log has a gap before it (nothing was written then).
+        """
+        keys: list[str] = []
+        args: list[Any] = []
+        for item in appends:
+            keys += (redis_keys.log(item.job_id), redis_keys.fence(item.job_id), redis_keys.followers(item.job_id))
+            args += (item.job_id, item.attempt, int(item.force), item.ttl_s, len(item.events))
+            for one in item.events:
+                args += (one.seq, one.type.value, one.data, one.token_ids)
+        result: list[int] = await self._append(keys=keys, args=args)
+        return result
+
+    async def take_over(self, job_id: str, attempt: int) -> list[Event]:
+        """Make `attempt` the owner of the log and return what the attempts before it wrote.
+
+        Raises:
+            Fenced: a later attempt owns it already.
+        """
+        keys = [redis_keys.log(job_id), redis_keys.fence(job_id)]
+        entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
+        if entries is None:
+            raise Fenced
+        return [_entry(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in entries]
+
+    async def read(self, job_id: str, after: int = 0) -> list[Event]:
+        """The events after a cursor."""
+        entries: Any = await self._redis.xrange(redis_keys.log(job_id), min=f"({after}-0")
+        return [_entry(entry_id, fields) for entry_id, fields in entries]
+
+    async def last_seq(self, job_id: str) -> int:
+        """The number of the last event in a log; 0 where there is none."""
+        entries: Any = await self._redis.xrevrange(redis_keys.log(job_id), count=1)
+        return _entry(*entries[0]).seq if entries else 0
+
+    async def follow(self, job_id: str, api_id: str, after: int) -> list[Event]:
+        """Register an API process as a follower and read the events after a cursor, in one step."""
+        followers = redis_keys.followers(job_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.sadd(followers, api_id)
+            pipe.expire(followers, RUNNING_TTL_S)
+            pipe.xrange(redis_keys.log(job_id), min=f"({after}-0")
+            *_, entries = await pipe.execute()
+        return [_entry(entry_id, fields) for entry_id, fields in entries]
+
+    async def unfollow(self, job_id: str, api_id: str) -> None:
+        await self._redis.srem(redis_keys.followers(job_id), api_id)
+
+    async def forget(self, job_id: str) -> None:
+        await self._redis.delete(redis_keys.log(job_id), redis_keys.fence(job_id), redis_keys.followers(job_id))
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
+    seq = int(entry_id.partition(b"-")[0])
+    return Event(seq, EventType(fields[b"t"].decode()), fields[b"e"], fields.get(b"k", b""))
+
+
+@dataclass(slots=True, eq=False)
+class JobLog:
+    """One running job's log, as its worker writes it: everything is kept here until the job ends."""
+
+    job_id: str
+    attempt: int
+    events: list[Event] = field(default_factory=list)
+    seq: int = 0
+    written: int = 0
+    fenced: bool = False
+    ttl_s: int = RUNNING_TTL_S
+    _pending: dict[int, Delta] = field(default_factory=dict)
+
+    def delta(self, delta: Delta) -> None:
+        """Add text; it joins what the same choice gained since the last flush."""
+        waiting = self._pending.get(delta.index)
+        self._pending[delta.index] = waiting.merged(delta) if waiting else delta
+
+    def event(self, kind: EventType, payload: dict[str, Any]) -> None:
+        """Add an event of another type, after all text so far."""
+        self.seal()
+        self.seq += 1
+        self.events.append(event(self.seq, kind, payload))
+
+    def seal(self) -> None:
+        """Give the text that waits its place in the log.
+
+        Tokens that made no text yet (half an emoji) wait on, so that the log always ends where the text does:
+        a next attempt can go on after its last token.
+        """
+        for index, delta in list(self._pending.items()):
+            if delta.text or delta.finish_reason:
+                self.seq += 1
+                self.events.append(delta_event(self.seq, delta))
+                del self._pending[index]
+
+    def adopt(self, events: list[Event], seq: int) -> None:
+        """Go on after the events of earlier attempts."""
+        self.events, self.seq, self.written = events, seq, seq
+
+    @property
+    def unwritten(self) -> list[Event]:
+        """The events that Redis has not confirmed: `seq` grows by one from event to event, but at a lost log."""
+        count = 0
+        for item in reversed(self.events):
+            if item.seq <= self.written:
+                break
+            count += 1
+        return self.events[len(self.events) - count :]
+
+    def close(self, last: Event, ttl_s: int) -> None:
+        """Add the last event, once the row is committed, and let Redis keep the log for as long as this."""
+        self.seq = last.seq
+        self.events.append(last)
+        self.ttl_s = ttl_s
+
+
+class LogFlusher:
+    """Writes the logs of all running jobs, one round trip for all that have something new.
+
+    There is no timer: a flush starts at once, and what arrives while it is on its way goes with the next.
+    So a first token never waits, and under load many tokens and many jobs share a message. While Redis is
+    away, text gathers here and jobs go on.
+    """
+
+    def __init__(self, logs: JobLogs) -> None:
+        self._logs = logs
+        self._dirty: dict[JobLog, None] = {}
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def touch(self, log: JobLog) -> None:
+        """Say that a log has something new."""
+        if not log.fenced:
+            self._dirty[log] = None
+            self._idle.clear()
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Flush for ever; cancel to stop."""
+        delay = RETRY_S[0]
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch = list(self._dirty)
+            self._dirty.clear()
+            try:
+                await self._flush(batch)
+                delay = RETRY_S[0]
+            except Exception as error:
+                if not redis_is_away(error):
+                    raise
+                logger.warning("Redis is away, %d logs wait: %s", len(batch), error)
+                for log in batch:
+                    self.touch(log)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_S[1])
+            if not self._dirty:
+                self._idle.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until everything is written, for so long at most."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+    async def _flush(self, batch: list[JobLog]) -> None:
+        appends: list[Append] = []
+        logs: list[JobLog] = []
+        for log in batch:
+            log.seal()
+            if unwritten := log.unwritten:
+                logs.append(log)
+                appends.append(Append(log.job_id, log.attempt, unwritten, log.ttl_s))
+        if not appends:
+            return
+        refill: list[JobLog] = []
+        for log, sent, last in zip(logs, appends, await self._logs.append(appends), strict=True):
+            if last == FENCED:
+                log.fenced = True
+                logger.warning("job=%s attempt=%d is fenced: a later attempt writes its log", log.job_id, log.attempt)
+            elif last < sent.events[-1].seq:
+                refill.append(log)
+            else:
+                log.written = sent.events[-1].seq
+        if refill:
+            logger.warning("Redis has lost %d logs of running jobs; writing them again", len(refill))
+            whole = [Append(log.job_id, log.attempt, list(log.events), log.ttl_s, force=True) for log in refill]
+            for log, sent, last in zip(refill, whole, await self._logs.append(whole), strict=True):
+                log.fenced = last == FENCED
+                log.written = sent.events[-1].seq

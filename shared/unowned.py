@@ -1,0 +1,65 @@
+"""Ends jobs that no live worker owns: cancelled while they waited, or lost with their workers for good."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from redis.exceptions import RedisError
+
+from shared.ending import conclude
+from shared.events import Event, Transcript
+from shared.job import Failure, Job, JobStatus, Usage
+from shared.job_store import JobStore
+from shared.stream import Append, Fenced, JobLogs
+
+logger = logging.getLogger(__name__)
+
+
+class UnownedJobs:
+    """Ends them, with what earlier attempts made as their output."""
+
+    def __init__(self, store: JobStore, logs: JobLogs, log_ttl_s: int) -> None:
+        self._store = store
+        self._logs = logs
+        self._log_ttl_s = log_ttl_s
+
+    async def end(self, job: Job, status: JobStatus, failure: Failure) -> bool:
+        """End a job as it was read. False: it has moved on since, and nothing was written.
+
+        Raises:
+            redis.exceptions.RedisError: its text so far cannot be read.
+        """
+        attempt = job.attempt + 1
+        try:
+            events = await self._logs.take_over(job.id, attempt) if job.attempt else []
+        except Fenced:
+            return False
+        transcript = Transcript.of(events, job.request.sampling.n)
+        seq = events[-1].seq + 1 if events else 1
+        ending, last = conclude(
+            job,
+            events,
+            seq,
+            status=status,
+            output=transcript.choices(),
+            usage=Usage(completion_tokens=transcript.tokens),
+            failure=failure,
+            first_token_at=None,
+            finished_at=datetime.now(UTC),
+        )
+        if job.status is JobStatus.QUEUED:
+            ended = await self._store.end_queued(job.id, job.attempt, ending)
+        else:
+            ended = await self._store.end_lost(job.id, job.attempt, ending, tokens=transcript.tokens)
+        if ended:
+            logger.info("job=%s model=%s attempt=%d %s", job.id, job.model, job.attempt, status.value)
+            await self._tell(job, attempt, last)
+        return ended
+
+    async def _tell(self, job: Job, attempt: int, last: Event) -> None:
+        """Append the last event. Where Redis is away, readers learn it from the row."""
+        try:
+            await self._logs.append([Append(job.id, attempt, [last], self._log_ttl_s)])
+        except (RedisError, OSError) as error:
+            logger.warning("job=%s Redis is away; readers will find the end in the row: %s", job.id, error)

@@ -1,0 +1,104 @@
+"""Real servers for every test: one PostgreSQL and one Valkey a run, a fresh database and an empty Redis a test.
+
+They come out of the wheels, or are given by DATABASE_URL (whose user may create databases) and REDIS_URL
+(whose databases 14 and 15 are flushed). Where neither is to be had, these tests fail: they never skip.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from launcher.embedded import start_postgres, start_valkey
+from shared.api_keys import ApiKeyStore
+from shared.db import connect
+from shared.job_store import JobStore
+from shared.stream import JobLogs
+from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
+
+TEST_REDIS_DB = 15
+STACK_REDIS_DB = 14
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Addresses of the run's PostgreSQL and Valkey. Each database is made from a migrated template."""
+
+    postgres_url: str
+    redis_url: str
+
+    def redis(self, database: int) -> str:
+        return make_url(self.redis_url).set(database=str(database)).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    stops = []
+    postgres_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
+    if postgres_url is None:
+        postgres = start_postgres(tmp_path_factory.mktemp("postgres") / "data")
+        stops.append(postgres.stop)
+        postgres_url = postgres.url
+    if redis_url is None:
+        valkey = start_valkey(tmp_path_factory.mktemp("valkey"), persist=False)
+        stops.append(valkey.stop)
+        redis_url = valkey.url
+    create_database(postgres_url, TEMPLATE)
+    migrate(switch_database(postgres_url, TEMPLATE))
+    yield Servers(postgres_url, redis_url)
+    for stop in stops:
+        stop()
+
+
+@pytest.fixture
+def database_url(servers: Servers) -> Iterator[str]:
+    """A fresh, migrated database."""
+    name = f"test_{uuid.uuid4().hex}"
+    create_database(servers.postgres_url, name, template=TEMPLATE)
+    yield switch_database(servers.postgres_url, name)
+    drop_database(servers.postgres_url, name)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = connect(database_url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def store(database: AsyncEngine) -> JobStore:
+    return JobStore(database)
+
+
+@pytest.fixture
+async def key_id(database: AsyncEngine) -> int:
+    """An API key's id."""
+    keys = ApiKeyStore(database)
+    await keys.create("test", "hr_test_" + "k" * 43)
+    found = await keys.find("hr_test_" + "k" * 43)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+async def redis(servers: Servers) -> AsyncIterator[Redis]:
+    """An empty Redis database."""
+    client = Redis.from_url(servers.redis(TEST_REDIS_DB))
+    await client.flushdb()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def logs(redis: Redis) -> JobLogs:
+    return JobLogs(redis)

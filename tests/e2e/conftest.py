@@ -1,0 +1,105 @@
+"""Running stacks: one with the simulated engine, one with a real vLLM, each shared by a run's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+import redis as sync_redis
+
+from shared.bundled import bundled_model_path
+from tests.conftest import STACK_REDIS_DB, Servers
+from tests.support.database import TEMPLATE, create_database, drop_database, switch_database
+from tests.support.stack import Stack, write_models
+
+FAIL = "<<fail>>"
+
+
+def make_stack(
+    servers: Servers,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    models: list[dict[str, object]],
+    *,
+    redis_url: str | None = None,
+    **settings: object,
+) -> Stack:
+    """A stack on a database and a Redis database of its own; nothing started yet."""
+    folder = tmp_path_factory.mktemp(name)
+    database = f"stack_{name}"
+    create_database(servers.postgres_url, database, template=TEMPLATE)
+    return Stack(
+        switch_database(servers.postgres_url, database),
+        redis_url or servers.redis(STACK_REDIS_DB),
+        write_models(folder / "models.yaml", models),
+        folder,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="session")
+def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker."""
+    models: list[dict[str, object]] = [
+        {
+            "name": "sim",
+            "engine": "simulated",
+            "slots": 32,
+            "options": {"ttft_ms": 5, "itl_ms": 5, "fail_on": FAIL, "max_model_len": 4096},
+        },
+        {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
+        {"name": "orphan", "engine": "simulated", "slots": 2},
+    ]
+    sync_redis.Redis.from_url(servers.redis(STACK_REDIS_DB)).flushdb()
+    stack = make_stack(servers, tmp_path_factory, "sim", models, HEADRACE_MAX_BODY_BYTES=100_000)
+    try:
+        stack.start_api()
+        stack.start_worker("sim")
+        stack.start_worker("small")
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_sim")
+
+
+@pytest.fixture
+async def sim(sim_stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the simulated stack."""
+    async with sim_stack.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The API and one worker with a real vLLM engine, on the small real model."""
+    models: list[dict[str, object]] = [
+        {
+            "name": "smollm2",
+            "engine": "vllm",
+            "model": str(bundled_model_path("SmolLM2-135M-Instruct")),
+            "options": {
+                "dtype": "float32",
+                "enforce_eager": True,
+                "max_model_len": 1024,
+                "max_num_seqs": 32,
+                "kv_cache_memory_bytes": 1 << 30,
+            },
+        }
+    ]
+    sync_redis.Redis.from_url(servers.redis(STACK_REDIS_DB - 1)).flushdb()
+    stack = make_stack(servers, tmp_path_factory, "vllm", models, redis_url=servers.redis(STACK_REDIS_DB - 1))
+    try:
+        stack.start_api()
+        stack.start_worker("smollm2", within_s=240)
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_vllm")
+
+
+@pytest.fixture
+async def vllm(vllm_stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the stack with the real engine."""
+    async with vllm_stack.client() as client:
+        yield client

@@ -1,0 +1,273 @@
+"""The main job on a real vLLM engine, with the real `openai` client and an SSE client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.test_jobs import ended
+from tests.support.sse import follow, read_events, text_of
+from tests.support.stack import KEY, Stack
+from tests.support.waiting import eventually
+
+# Tokens of these cut UTF-8: one emoji is three tokens of this model's.
+EMOJI_PROMPT = "Repeat exactly: 😀🐦🌊 Füße, naïve, 水車"
+
+
+@pytest.fixture
+async def client(vllm_stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{vllm_stack.url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+async def submit(http: httpx.AsyncClient, content: str, **body: Any) -> dict[str, Any]:
+    payload = {"model": "smollm2", "messages": [{"role": "user", "content": content}], "temperature": 0, **body}
+    response = await http.post("/v1/jobs", json=payload)
+    assert response.status_code == 202, response.text
+    job: dict[str, Any] = response.json()
+    return job
+
+
+async def requests_in_engines(stack: Stack) -> int:
+    """What the workers' heartbeats say that their engines hold."""
+    from sqlalchemy import func, select
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    from shared.models import WorkerRow
+
+    engine = create_async_engine(stack.environment["DATABASE_URL"])
+    async with engine.connect() as connection:
+        running = (await connection.execute(select(func.sum(WorkerRow.running)))).scalar_one()
+    await engine.dispose()
+    return int(running)
+
+
+async def test_submit_and_poll(vllm: httpx.AsyncClient) -> None:
+    job = await submit(vllm, "What is the capital of France? Answer in one word.", max_tokens=16)
+    done = await ended(vllm, job["id"])
+    assert done["status"] == "completed"
+    assert "Paris" in done["output_text"]
+    assert done["output"][0]["finish_reason"] == "stop"
+    assert done["usage"]["prompt_tokens"] > 10
+    assert done["usage"]["completion_tokens"] <= 16
+
+
+async def test_raw_prompt_has_no_chat_template(vllm: httpx.AsyncClient) -> None:
+    body = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+    response = await vllm.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"})
+    done = response.json()
+    assert done["usage"]["prompt_tokens"] == 5
+    assert "Paris" in done["output_text"]
+
+
+async def test_stream_resumed_in_the_middle(vllm: httpx.AsyncClient) -> None:
+    job = await submit(vllm, "Tell me a long story about a mill.", max_tokens=60)
+    seen = []
+    async with vllm.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
+        async for item in read_events(response):
+            seen.append(item)
+            if len([one for one in seen if one.event == "job.delta"]) == 8:
+                break
+    seen += await follow(vllm, job["id"], after=seen[-1].id)
+    ids = [item.id for item in seen if item.id is not None]
+    assert ids == list(range(1, len(ids) + 1))
+    assert text_of(seen) == (await ended(vllm, job["id"]))["output_text"]
+
+
+async def test_multi_byte_characters_are_never_split(vllm: httpx.AsyncClient) -> None:
+    job = await submit(vllm, EMOJI_PROMPT, max_tokens=48)
+    events = await follow(vllm, job["id"])
+    texts = [item.data["text"] for item in events if item.event == "job.delta"]
+    done = await ended(vllm, job["id"])
+    assert any(ord(character) > 0xFFFF for character in done["output_text"]), done["output_text"]
+    assert "".join(texts) == done["output_text"]
+    assert not any("\ufffd" in text for text in texts)
+
+
+async def test_cancel_in_mid_generation_frees_the_engine(vllm_stack: Stack, vllm: httpx.AsyncClient) -> None:
+    job = await submit(vllm, "Count from one to a thousand.", max_tokens=900, ignore_eos=True)
+    seen = []
+    async with vllm.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
+        async for item in read_events(response):
+            seen.append(item)
+            if item.id == 10:
+
+                async def busy() -> bool:
+                    return await requests_in_engines(vllm_stack) == 1
+
+                await eventually(busy, "the engine says that it runs the job")
+                await vllm.post(f"/v1/jobs/{job['id']}/cancel")
+    assert seen[-1].event == "job.cancelled"
+    done = await ended(vllm, job["id"])
+    assert done["output_text"] == text_of(seen)
+    assert 0 < done["usage"]["completion_tokens"] < 900
+
+    async def idle() -> bool:
+        return await requests_in_engines(vllm_stack) == 0
+
+    await eventually(idle, "the engine says that it runs nothing")
+
+
+async def test_sixteen_jobs_at_once(vllm: httpx.AsyncClient) -> None:
+    jobs = await asyncio.gather(*(submit(vllm, f"Write about the number {i}.", max_tokens=24) for i in range(16)))
+    streams = await asyncio.gather(*(follow(vllm, job["id"]) for job in jobs))
+    done = [await ended(vllm, job["id"]) for job in jobs]
+    assert [text_of(events) for events in streams] == [job["output_text"] for job in done]
+    first_end = min(job["finished_at"] for job in done)
+    assert all(job["started_at"] < first_end for job in done), "all ran together"
+
+
+async def test_a_refused_request_fails_its_job_and_the_worker_goes_on(vllm: httpx.AsyncClient) -> None:
+    refused = await submit(vllm, "hi", logit_bias={"49999999": 5}, max_tokens=4)
+    failed = await ended(vllm, refused["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "invalid_request")
+    assert "49999999" in failed["error"]["message"]
+    assert (await ended(vllm, (await submit(vllm, "hi", max_tokens=4))["id"]))["status"] in ("completed", "incomplete")
+
+
+async def test_a_prompt_beyond_the_context_is_refused_at_submit(vllm: httpx.AsyncClient) -> None:
+    payload = {"model": "smollm2", "messages": [{"role": "user", "content": "mill " * 1100}]}
+    response = await vllm.post("/v1/jobs", json=payload)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "messages"
+    assert "context is 1024 tokens" in response.json()["error"]["message"]
+
+
+async def test_the_api_counts_tokens_as_the_engine_does(vllm: httpx.AsyncClient) -> None:
+    """The longest prompt that the API lets through fits; one token more is refused."""
+
+    def body(words: int) -> dict[str, Any]:
+        return {"model": "smollm2", "prompt": " mill" * words, "max_tokens": 1}
+
+    fits = await vllm.post("/v1/jobs", json=body(1023), headers={"Prefer": "wait=60"})
+    assert fits.json()["usage"]["prompt_tokens"] == 1023
+    assert (await vllm.post("/v1/jobs", json=body(1024))).status_code == 400
+
+
+class TestOpenAIClient:
+    async def test_chat(self, client: openai.AsyncOpenAI) -> None:
+        answer = await client.chat.completions.create(
+            model="smollm2",
+            messages=[{"role": "user", "content": "What is the capital of France? Answer in one word."}],
+            max_completion_tokens=16,
+            temperature=0,
+        )
+        assert "Paris" in (answer.choices[0].message.content or "")
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage is not None
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+    async def test_streamed_chat_equals_the_whole(self, client: openai.AsyncOpenAI) -> None:
+        question: Any = {
+            "model": "smollm2",
+            "messages": [{"role": "user", "content": EMOJI_PROMPT}],
+            "max_tokens": 40,
+            "temperature": 0,
+        }
+        whole = await client.chat.completions.create(**question)
+        stream = await client.chat.completions.create(**question, stream=True, stream_options={"include_usage": True})
+        chunks = [chunk async for chunk in stream]
+        assert chunks[0].choices[0].delta.role == "assistant"
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].choices == []
+        assert chunks[-1].usage is not None
+        assert whole.usage is not None
+        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+    async def test_completions_and_stop(self, client: openai.AsyncOpenAI) -> None:
+        prompt = "1, 2, 3, 4, 5, 6,"
+        answer = await client.completions.create(
+            model="smollm2", prompt=prompt, max_tokens=40, temperature=0, stop=["12"]
+        )
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.choices[0].text.rstrip().endswith("11,")
+        stream = await client.completions.create(
+            model="smollm2", prompt=prompt, max_tokens=40, temperature=0, stop=["12"], stream=True
+        )
+        text = "".join([chunk.choices[0].text async for chunk in stream])
+        assert text == answer.choices[0].text
+
+    async def test_sampling_parameters_reach_the_engine(self, client: openai.AsyncOpenAI) -> None:
+        async def tokens(**options: Any) -> Any:
+            answer = await client.chat.completions.create(
+                model="smollm2", messages=[{"role": "user", "content": "Say something."}], **options
+            )
+            return answer
+
+        seeded = [
+            (await tokens(seed=7, temperature=1, top_p=0.9, max_tokens=12)).choices[0].message.content for _ in range(2)
+        ]
+        assert seeded[0] == seeded[1]
+        several = await tokens(n=3, temperature=1, max_tokens=8, seed=1)
+        assert [choice.index for choice in several.choices] == [0, 1, 2]
+        long = await tokens(temperature=0, max_tokens=50, extra_body={"ignore_eos": True})
+        assert long.usage.completion_tokens == 50
+        minimum = await tokens(temperature=0, max_tokens=40, extra_body={"min_tokens": 30, "top_k": 5, "min_p": 0.1})
+        assert minimum.usage.completion_tokens >= 30
+        other = await tokens(
+            temperature=0, max_tokens=12, presence_penalty=1.5, frequency_penalty=1.5,
+            extra_body={"repetition_penalty": 1.5},
+        )  # fmt: skip
+        plain = await tokens(temperature=0, max_tokens=12)
+        assert other.choices[0].message.content != plain.choices[0].message.content
+
+    async def test_models(self, client: openai.AsyncOpenAI) -> None:
+        models = [model.id async for model in client.models.list()]
+        assert models == ["smollm2"]
+        assert (await client.models.retrieve("smollm2")).id == "smollm2"
+
+    async def test_leaving_a_stream_cancels_its_job(self, client: openai.AsyncOpenAI, vllm: httpx.AsyncClient) -> None:
+        stream = await client.chat.completions.create(
+            model="smollm2",
+            messages=[{"role": "user", "content": "Count to a thousand."}],
+            max_tokens=900,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        job_id = stream.response.headers["x-headrace-job-id"]
+        async for _ in stream:
+            break
+        await stream.close()
+        assert (await ended(vllm, job_id))["status"] == "cancelled"
+
+    async def test_errors_have_openais_shape(self, client: openai.AsyncOpenAI, vllm_stack: Stack) -> None:
+        with pytest.raises(openai.NotFoundError) as not_found:
+            await client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "x"}])
+        assert not_found.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as bad:
+            await client.chat.completions.create(model="smollm2", messages=[])
+        assert bad.value.param == "messages"
+        async with client.with_options(api_key="hr_wrong") as stranger:
+            with pytest.raises(openai.AuthenticationError) as unauthorized:
+                await stranger.models.list()
+        assert unauthorized.value.code == "invalid_api_key"
+
+
+class TestFailover:
+    async def test_a_killed_workers_job_goes_on_in_the_same_stream(
+        self, vllm_stack: Stack, vllm: httpx.AsyncClient
+    ) -> None:
+        """`kill -9` in mid-stream: one unbroken SSE connection, and the text of an uninterrupted run."""
+        body: Any = {"max_tokens": 80, "ignore_eos": True}
+        whole = await ended(vllm, (await submit(vllm, "Tell me about rivers and 🌊.", **body))["id"])
+        job = await submit(vllm, "Tell me about rivers and 🌊.", **body)
+        (worker,) = [name for name in vllm_stack.processes if name.startswith("worker")]
+        events = []
+        async with vllm.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
+            async for item in read_events(response):
+                events.append(item)
+                if len([one for one in events if one.event == "job.delta"]) == 20 and worker in vllm_stack.processes:
+                    vllm_stack.kill(worker)
+                    await asyncio.to_thread(vllm_stack.start_worker, "smollm2", within_s=240)
+        done = await ended(vllm, job["id"])
+        assert [one.event for one in events].count("job.started") == 2
+        assert "job.restarted" not in [one.event for one in events]
+        assert text_of(events) == done["output_text"] == whole["output_text"]
+        assert done["usage"] == {**whole["usage"], "cached_tokens": done["usage"]["cached_tokens"]}
+        assert [attempt["outcome"] for attempt in done["attempts"]] == ["worker_lost", "incomplete"]

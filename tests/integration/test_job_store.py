@@ -1,0 +1,197 @@
+"""The guarded transitions of a job's row."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.ending import Ending
+from shared.job import Choice, Job, JobStatus, Usage, new_job_id
+from shared.job_store import JobStore
+from shared.sampling import GenerateRequest, Message, Sampling
+
+REQUEST = GenerateRequest(
+    messages=[Message(role="user", content="a\x00b 🌊")], sampling=Sampling(max_tokens=4), priority=3
+)
+
+
+def ending(status: JobStatus = JobStatus.COMPLETED) -> Ending:
+    return Ending(
+        status=status,
+        finished_at=datetime.now(UTC),
+        output=(Choice(0, "ok\x00🌊", "stop"),),
+        usage=Usage(3, 0, 2),
+        error=None,
+        first_token_at=datetime.now(UTC),
+        log='1 delta {"index":0,"text":"ok"}\n2 completed {}',
+    )
+
+
+async def submit(store: JobStore, key_id: int, *, model: str = "m", priority: int = 3) -> Job:
+    return await store.insert(
+        job_id=new_job_id(), key_id=key_id, model=model, priority=priority, request=REQUEST, metadata={"a": "b"}
+    )
+
+
+async def beat(store: JobStore, worker: str, lease_s: float = 60) -> None:
+    await store.heartbeat(worker, "m", slots=4, running=0, lease_s=lease_s)
+
+
+async def test_what_is_inserted_is_read_back(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    assert await store.get(job.id) == job
+    assert job.request == REQUEST
+
+
+async def test_anothers_job_is_not_found(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    assert await store.get(job.id, key_id + 1) is None
+    assert await store.get("job_unknown", key_id) is None
+
+
+async def test_one_of_many_claims_wins(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    claims = await asyncio.gather(*(store.claim(job.id, f"w{i}") for i in range(8)))
+    (won,) = [claim for claim in claims if claim is not None]
+    assert (won.attempt, won.status) == (1, JobStatus.IN_PROGRESS)
+    assert won.attempts[-1].worker == won.worker
+
+
+async def test_finish_needs_attempt_and_worker(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    await store.claim(job.id, "w")
+    assert not await store.finish(job.id, 2, "w", ending(), tokens=2)
+    assert not await store.finish(job.id, 1, "other", ending(), tokens=2)
+    assert await store.finish(job.id, 1, "w", ending(), tokens=2)
+    assert not await store.finish(job.id, 1, "w", ending(JobStatus.FAILED), tokens=2)
+    done = await store.get(job.id)
+    assert done is not None
+    assert (done.status, done.output, done.usage) == (JobStatus.COMPLETED, ending().output, Usage(3, 0, 2))
+    assert [(item.number, item.worker, item.tokens, item.outcome) for item in done.attempts] == [
+        (1, "w", 2, "completed")
+    ]
+
+
+async def test_finish_races_cancel_with_one_end(store: JobStore, key_id: int) -> None:
+    for _ in range(10):
+        job = await submit(store, key_id)
+        await store.claim(job.id, "w")
+        finished, _ = await asyncio.gather(
+            store.finish(job.id, 1, "w", ending(), tokens=2), store.mark_cancelling(job.id)
+        )
+        after = await store.get(job.id)
+        assert finished
+        assert after is not None
+        assert after.status is JobStatus.COMPLETED
+        assert await store.mark_cancelling(job.id) is None
+
+
+async def test_given_back_jobs_are_claimed_again(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    await store.claim(job.id, "w")
+    assert await store.give_back(job.id, 1, "w", tokens=5, outcome="handed_back")
+    again = await store.claim(job.id, "v")
+    assert again is not None
+    assert again.attempt == 2
+    assert [item.outcome for item in again.attempts] == ["handed_back", None]
+    assert not await store.finish(job.id, 1, "w", ending(), tokens=2), "the first attempt is fenced"
+
+
+async def test_a_silent_workers_jobs_are_queued_again(store: JobStore, key_id: int) -> None:
+    await beat(store, "dead", lease_s=-1)
+    await beat(store, "alive")
+    lost, kept = await submit(store, key_id), await submit(store, key_id)
+    await store.claim(lost.id, "dead")
+    await store.claim(kept.id, "alive")
+    assert [hint.job_id for hint in await store.requeue_lost(3)] == [lost.id]
+    assert await store.requeue_lost(3) == []
+    assert not await store.finish(lost.id, 1, "dead", ending(), tokens=1)
+
+
+async def test_deaths_are_capped(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    for attempt in (1, 2):
+        claimed = await store.claim(job.id, f"dead{attempt}")
+        assert claimed is not None
+        assert len(await store.requeue_lost(3)) == 1
+    await store.claim(job.id, "dead3")
+    assert await store.requeue_lost(3) == []
+    assert [item.id for item in await store.lost_to_end(3)] == [job.id]
+
+
+async def test_hand_backs_are_not_deaths(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    for attempt in range(1, 6):
+        await store.claim(job.id, "w")
+        await store.give_back(job.id, attempt, "w", tokens=0, outcome="handed_back")
+    await store.claim(job.id, "dead")
+    assert [hint.job_id for hint in await store.requeue_lost(3)] == [job.id]
+
+
+async def test_heartbeat_tells_what_is_held(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    await store.claim(job.id, "w")
+    await store.mark_cancelling(job.id)
+    (held,) = await store.heartbeat("w", "m", slots=4, running=1, lease_s=60)
+    assert (held.job_id, held.attempt, held.status) == (job.id, 1, JobStatus.CANCELLING)
+    assert await store.live_workers() == {"m": 1}
+    await store.forget_worker("w")
+    assert await store.live_workers() == {}
+
+
+async def test_pages_are_newest_first(store: JobStore, key_id: int) -> None:
+    jobs = [await submit(store, key_id, model=f"m{i % 2}") for i in range(5)]
+    newest = [job.id for job in reversed(jobs)]
+    first = await store.page(key_id, limit=2)
+    assert [job.id for job in first] == newest[:2]
+    assert [job.id for job in await store.page(key_id, limit=9, after=first[-1].id)] == newest[2:]
+    assert [job.model for job in await store.page(key_id, model="m1")] == ["m1", "m1"]
+    assert await store.page(key_id, status=JobStatus.FAILED) == []
+    assert await store.page(key_id + 1) == []
+
+
+async def test_queue_positions(store: JobStore, key_id: int) -> None:
+    first, second = await submit(store, key_id), await submit(store, key_id)
+    urgent = await submit(store, key_id, priority=0)
+    await submit(store, key_id, model="other")
+    assert [await store.queue_position(job) for job in (urgent, first, second)] == [0, 1, 2]
+
+
+async def test_delete_forgets_only_what_has_ended(store: JobStore, key_id: int, database: AsyncEngine) -> None:
+    job = await submit(store, key_id)
+    assert not await store.delete(job.id, key_id)
+    await store.claim(job.id, "w")
+    await store.finish(job.id, 1, "w", ending(), tokens=2)
+    assert not await store.delete(job.id, key_id + 1)
+    assert await store.delete(job.id, key_id)
+    assert await store.get(job.id) is None
+    async with database.connect() as connection:
+        row = (await connection.execute(text("SELECT request::text, output, log, usage FROM jobs"))).one()
+    assert (row.request, row.output, row.log) == ("{}", None, None)
+    assert row.usage["completion_tokens"] == 2
+
+
+async def test_waiting_jobs_in_serving_order(store: JobStore, key_id: int) -> None:
+    late, urgent = await submit(store, key_id), await submit(store, key_id, priority=0)
+    waiting = await store.waiting("m", limit=5, older_than_s=0)
+    assert [hint.job_id for hint in waiting] == [urgent.id, late.id]
+    assert await store.waiting("m", limit=5, older_than_s=60) == []
+
+
+@pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])
+async def test_an_ended_job_never_changes(store: JobStore, key_id: int, status: JobStatus) -> None:
+    job = await submit(store, key_id)
+    await store.claim(job.id, "w")
+    assert await store.finish(job.id, 1, "w", ending(status), tokens=2)
+    before = await store.get(job.id)
+    assert await store.claim(job.id, "v") is None
+    assert await store.mark_cancelling(job.id) is None
+    assert not await store.end_queued(job.id, 1, ending(JobStatus.CANCELLED))
+    assert not await store.end_lost(job.id, 1, ending(JobStatus.FAILED), tokens=0)
+    assert not await store.give_back(job.id, 1, "w", tokens=0, outcome="handed_back")
+    assert await store.requeue_lost(3) == []
+    assert await store.get(job.id) == before

@@ -1,0 +1,183 @@
+"""`python -m launcher` as a process, with tiny commands for the parts and the real embedded servers."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.home import read_environment
+from launcher.linux import start_time
+from launcher.settings import REPOSITORY
+from tests.support.ports import free_port
+from tests.support.waiting import eventually_sync
+
+
+def can_listen(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+class Launcher:
+    """A launcher under test, in a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.port, self.flower_port = free_port(), free_port()
+        self.output_file = home.with_suffix(".out")
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        clean = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
+        mine = {
+            "ENGINE": "simulated",
+            "HEADRACE_HOME": str(self.home),
+            "HEADRACE_LEASE_S": "0.2",
+            "HEADRACE_PORT": str(self.port),
+            "HEADRACE_FLOWER_PORT": str(self.flower_port),
+        }
+        with self.output_file.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.stub_launcher"],
+                cwd=REPOSITORY,
+                env=clean | mine | environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.running.append(process)
+        return process
+
+    def start_and_wait(self) -> subprocess.Popen[bytes]:
+        process = self.start()
+        eventually_sync(
+            lambda: "Headrace is ready" in self.output or process.poll() is not None, "the banner", within_s=60
+        )
+        assert process.poll() is None, self.output
+        return process
+
+    @property
+    def output(self) -> str:
+        return self.output_file.read_text()
+
+    def pids(self) -> list[int]:
+        """Every process that belongs to it: parts and servers."""
+        pids = [int(line.split()[0]) for line in (self.home / "pids").read_text().splitlines()]
+        servers = (self.home / "postgres" / "postmaster.pid", self.home / "valkey" / "valkey.pid")
+        return pids + [int(file.read_text().split()[0]) for file in servers]
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[Launcher]:
+    launcher = Launcher(tmp_path / "home")
+    yield launcher
+    for process in launcher.running:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(30)
+
+
+def assert_nothing_left(launcher: Launcher, pids: list[int]) -> None:
+    assert [pid for pid in pids if start_time(pid) is not None] == []
+    assert can_listen(launcher.port)
+    assert can_listen(launcher.flower_port)
+    for name in ("lock", "env", "pids"):
+        assert not (launcher.home / name).exists()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_stops_clean(launcher: Launcher, sig: signal.Signals) -> None:
+    process = launcher.start_and_wait()
+    pids = launcher.pids()
+    assert len(pids) == 5
+    process.send_signal(sig)
+    assert process.wait(30) == 0, launcher.output
+    assert "Headrace has stopped." in launcher.output
+    assert_nothing_left(launcher, pids)
+
+
+def test_banner_names_everything(launcher: Launcher) -> None:
+    launcher.start_and_wait()
+    key = (launcher.home / "api_key").read_text().strip()
+    for text in (
+        f"http://127.0.0.1:{launcher.port}/docs",
+        f"http://127.0.0.1:{launcher.flower_port}",
+        f"Bearer {key}",
+        "curl -N",
+        "make worker MODEL=sim",
+        str(launcher.home / "logs"),
+    ):
+        assert text in launcher.output
+    assert "REDIS_URL" in read_environment(launcher.home / "env")
+
+
+def test_killed_worker_comes_back(launcher: Launcher) -> None:
+    launcher.start_and_wait()
+    before = launcher.pids()
+    os.kill(before[1], signal.SIGKILL)
+    eventually_sync(lambda: "worker-sim-1 started again." in launcher.output, "the worker's new start")
+    assert launcher.pids()[1] != before[1]
+    assert "worker-sim-1 died (SIGKILL)" in launcher.output
+
+
+def test_second_launcher_is_refused_and_does_no_harm(launcher: Launcher) -> None:
+    first = launcher.start_and_wait()
+    second = launcher.start()
+    assert second.wait(30) == 1
+    assert f"Headrace is running already in {launcher.home} (process {first.pid})" in launcher.output
+    assert first.poll() is None
+    assert len(launcher.pids()) == 5
+
+
+def test_start_after_kill_9(launcher: Launcher) -> None:
+    process = launcher.start_and_wait()
+    pids = launcher.pids()
+    process.kill()
+    process.wait()
+    second = launcher.start_and_wait()
+    assert [pid for pid in pids if start_time(pid) is not None] == []
+    pids = launcher.pids()
+    second.terminate()
+    assert second.wait(30) == 0
+    assert_nothing_left(launcher, pids)
+
+
+def test_part_that_dies_while_starting_ends_the_start(launcher: Launcher) -> None:
+    process = launcher.start(STUB_API_FAILS="yes")
+    assert process.wait(60) == 1
+    assert re.search(r"api ended while starting \(exit code 1\).*\n.*no table named jobs", launcher.output)
+    assert not (launcher.home / "lock").exists()
+    assert not (launcher.home / "postgres" / "postmaster.pid").exists()
+
+
+def test_port_in_use_is_said_before_anything_starts(launcher: Launcher) -> None:
+    with socket.create_server(("127.0.0.1", launcher.port)):
+        assert launcher.start().wait(30) == 2
+    assert f"port {launcher.port} (HEADRACE_PORT) is in use; set HEADRACE_PORT to another" in launcher.output
+    assert not (launcher.home / "postgres").exists()
+
+
+def test_wrong_models_file_ends_the_start_with_its_message(launcher: Launcher, tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("models:\n  - {name: sim, engine: simulated, slotz: 1}\n")
+    assert launcher.start(HEADRACE_MODELS=str(tmp_path / "m.yaml")).wait(30) == 2
+    assert "slotz" in launcher.output
+    assert "Traceback" not in launcher.output
+
+
+def test_stop_while_starting(launcher: Launcher) -> None:
+    process = launcher.start()
+    eventually_sync(lambda: "Starting Headrace" in launcher.output, "the first line")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0, launcher.output
+    assert not (launcher.home / "lock").exists()
+    assert not (launcher.home / "postgres" / "postmaster.pid").exists()

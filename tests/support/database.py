@@ -1,0 +1,51 @@
+"""Databases for tests: made from a template that Alembic has migrated."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+TEMPLATE = "headrace_template"
+
+
+def switch_database(url: str, name: str) -> str:
+    """The same server, another database."""
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def run_sql(url: str, *statements: str) -> None:
+    """Run statements outside of a transaction."""
+
+    async def run() -> None:
+        engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            for statement in statements:
+                await connection.execute(text(statement))
+        await engine.dispose()
+
+    asyncio.run(run())
+
+
+def create_database(url: str, name: str, *, template: str = "template1") -> None:
+    run_sql(url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)', f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+
+
+def drop_database(url: str, name: str) -> None:
+    run_sql(url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def migrate(url: str, step: str = "upgrade", *revision: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m migrations`, as an operator does."""
+    return subprocess.run(
+        [sys.executable, "-m", "migrations", step, *revision],
+        env={**os.environ, "DATABASE_URL": url},
+        check=True,
+        capture_output=True,
+        text=True,
+    )

@@ -1,0 +1,61 @@
+"""An SSE client that keeps what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import orjson
+
+
+@dataclass(frozen=True)
+class Sse:
+    """One event of a stream."""
+
+    event: str
+    id: int | None
+    data: dict[str, Any]
+
+
+async def read_events(response: httpx.Response) -> AsyncIterator[Sse]:
+    """Parse a `text/event-stream` (WHATWG HTML, 9.2.6); comments are dropped."""
+    event, event_id, data = "message", None, []
+    async for line in response.aiter_lines():
+        if not line:
+            if data:
+                yield Sse(event, event_id, orjson.loads("\n".join(data)))
+            event, event_id, data = "message", None, []
+        elif line.startswith(":"):
+            continue
+        else:
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                event = value
+            elif field == "id":
+                event_id = int(value)
+            elif field == "data":
+                data.append(value)
+
+
+async def follow(client: httpx.AsyncClient, job_id: str, after: int | None = None) -> list[Sse]:
+    """A job's whole stream, from a cursor on."""
+    params = {} if after is None else {"starting_after": after}
+    async with client.stream("GET", f"/v1/jobs/{job_id}/stream", params=params) as response:
+        if response.status_code != 200:
+            await response.aread()
+            raise AssertionError(f"{response.status_code}: {response.text}")
+        return [item async for item in read_events(response)]
+
+
+def text_of(events: list[Sse], index: int = 0) -> str:
+    """The text that a stream's deltas make; what came before a restart is discarded."""
+    parts: list[str] = []
+    for item in events:
+        if item.event == "job.restarted":
+            parts = []
+        elif item.event == "job.delta" and item.data["index"] == index:
+            parts.append(item.data["text"])
+    return "".join(parts)

@@ -1,0 +1,129 @@
+"""The real thing for end-to-end tests: API and worker processes over real servers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.support.ports import free_port
+from tests.support.waiting import eventually_sync
+
+KEY = "hr_e2etests_" + "0" * 43
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Stack:
+    """API and workers as processes of their own. Logs are in `folder`."""
+
+    def __init__(self, database_url: str, redis_url: str, models: Path, folder: Path, **settings: object) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "HEADRACE_MODELS": str(models),
+            "HEADRACE_PORT": str(self.port),
+            "HEADRACE_API_KEY": KEY,
+            "HEADRACE_DRAIN_S": "1",
+            "PYTHONUNBUFFERED": "1",
+            **{name: str(value) for name, value in settings.items()},
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._count = 0
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `python -m ...` to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            env=self.environment,
+            cwd=REPOSITORY,
+            check=check,
+            capture_output=True,
+            text=True,
+        )
+
+    def start(self, name: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+        """Start `python -m ...` as a process called `name`."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                env={**self.environment, **settings},
+                cwd=REPOSITORY,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes[name] = process
+        return process
+
+    def start_api(self) -> None:
+        self.command("api.keys", "ensure", "e2e")
+        self.start("api", "api")
+        eventually_sync(self._alive, f"the API answers; see {self.folder}/api.log", within_s=60)
+
+    def start_worker(self, model: str, *, within_s: float = 120, **settings: str) -> str:
+        """Start a worker and wait until it serves. Returns its process's name."""
+        self._count += 1
+        name = f"worker-{self._count}"
+        process = self.start(name, "workers", model, **settings)
+        log = self.folder / f"{name}.log"
+
+        def ready() -> bool:
+            assert process.poll() is None, f"{name} has ended:\n{log.read_text()[-3000:]}"
+            return " ready." in log.read_text()
+
+        eventually_sync(ready, f"{name} serves; see {log}", within_s=within_s)
+        return name
+
+    def kill(self, name: str) -> None:
+        """`kill -9`, as a lost node."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM to all, and SIGKILL to what is left."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for child in children:
+                if child.is_running():
+                    child.kill()
+        self.processes.clear()
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        """An HTTP client with the key."""
+        headers = {"Authorization": f"Bearer {KEY}", **options.pop("headers", {})}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, **options)
+
+    def _alive(self) -> bool:
+        assert self.processes["api"].poll() is None, (self.folder / "api.log").read_text()[-3000:]
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=1).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def write_models(path: Path, models: Sequence[Mapping[str, Any]]) -> Path:
+    """A models.yaml; JSON is YAML."""
+    import json
+
+    path.write_text(json.dumps({"models": list(models)}))
+    return path

@@ -1,0 +1,45 @@
+"""The real launcher with tiny commands in place of the API, the worker and Flower."""
+
+import os
+import sys
+
+from launcher.children import Child
+from launcher.parts import Parts
+from launcher.up import main
+
+_SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *_): pass
+print("listening", flush=True)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+_WORKER = "import signal; print('consuming', flush=True); signal.pause()"
+
+
+class StubParts(Parts):
+    """Parts that start in an instant. `STUB_API_FAILS` makes the API end with a message."""
+
+    def migrate(self) -> Child:
+        return self._child("migrate", ["-c", ""])
+
+    def ensure_key(self, api_key: str) -> Child:
+        code = "import os, sys; sys.exit(not os.environ['HEADRACE_API_KEY'].startswith('hr_'))"
+        return self._child("key", ["-c", code], {"HEADRACE_API_KEY": api_key})
+
+    def api(self) -> Child:
+        if "STUB_API_FAILS" in os.environ:
+            return self._child("api", ["-c", "import sys; sys.exit('no table named jobs')"])
+        return self._child("api", ["-c", _SERVER, str(self.settings.port)])
+
+    def workers(self) -> list[Child]:
+        return [self._child("worker-sim-1", ["-c", _WORKER])]
+
+    def flower(self, password: str | None) -> Child:
+        return self._child("flower", ["-c", _SERVER, str(self.settings.flower_port)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(StubParts))

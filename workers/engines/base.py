@@ -1,0 +1,67 @@
+"""What a worker asks of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shared.errors import HeadraceError
+from shared.events import Delta
+from shared.sampling import GenerateRequest
+
+
+class EngineError(HeadraceError):
+    """The engine could not run this request; it can run others."""
+
+
+class EngineDead(HeadraceError):
+    """The engine has ended and runs nothing any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInfo:
+    """What the engine knows of the prompt once it has been prefilled: tokens, and those of them cached."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Requests in the engine, running or waiting inside it."""
+
+    requests: int
+
+
+class Engine(Protocol):
+    """Generates many requests at once, on the event loop that `start` was awaited on."""
+
+    @property
+    def slots(self) -> int:
+        """Requests that it runs at once."""
+
+    async def start(self) -> None:
+        """Load the model. Raises where that fails."""
+
+    async def stop(self) -> None:
+        """Free everything."""
+
+    def continues(self, request: GenerateRequest) -> bool:
+        """Whether a request that was cut can go on after its last token, its text being as if uncut."""
+
+    def generate(
+        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+    ) -> AsyncGenerator[Delta | PromptInfo, None]:
+        """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
+
+        `so_far` is what earlier attempts made, where `continues` is true. Closing the generator, or cancelling
+        the task that iterates it, aborts the request and returns once the engine has freed it.
+
+        Raises:
+            shared.errors.InvalidRequest: the request can never run.
+            EngineError: this request failed.
+            EngineDead: the engine has ended.
+        """
+
+    def stats(self) -> EngineStats: ...

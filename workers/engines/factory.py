@@ -1,0 +1,19 @@
+"""From a model's declaration to its engine. The import is here, so that no engine's worker loads another's."""
+
+from __future__ import annotations
+
+from shared.registry import SimulatedModel, VllmModel
+from workers.engines.base import Engine
+
+
+def make_engine(model: VllmModel | SimulatedModel) -> Engine:
+    """The engine that a model's `engine:` names; not started yet."""
+    match model:
+        case VllmModel():
+            from workers.engines.vllm import VllmEngine
+
+            return VllmEngine(model)
+        case SimulatedModel():
+            from workers.engines.simulated import SimulatedEngine
+
+            return SimulatedEngine(model)

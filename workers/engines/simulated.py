@@ -1,0 +1,149 @@
+"""No model: deterministic text at a fixed rate, for load tests and for trying things out. Needs no torch.
+
+A token is one word, or a piece of one; some tokens are a part of an emoji's UTF-8 and make no text until the
+last part comes, as real tokenizers do. The text follows from the prompt (and the seed and the choice) alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
+
+from shared.errors import InvalidRequest
+from shared.events import Delta
+from shared.registry import SimulatedModel
+from shared.sampling import GenerateRequest
+from workers.engines.base import EngineError, EngineStats, PromptInfo
+
+WORDS = (
+    " water", " wheel", " mill", " stream", " river", " stone", " grain", " flour", " gate", " channel",
+    " turns", " runs", " falls", " carries", " feeds", " never", " always", " slowly", " und", " wieder",
+    " dry", " deep", " Mühle", " Wasser", " naïve", " café", ",", ".", " 水車", " 流れ", "ing", "er",
+)  # fmt: skip
+EMOJI = "🌊"
+_PARTS = [EMOJI.encode()[:2], EMOJI.encode()[2:3], EMOJI.encode()[3:]]
+EMOJI_IDS = tuple(range(len(WORDS), len(WORDS) + len(_PARTS)))
+VOCABULARY = [word.encode() for word in WORDS] + _PARTS
+
+
+class SimulatedEngine:
+    """The `simulated` engine. `slots` requests at once; there is no queue inside."""
+
+    def __init__(self, model: SimulatedModel) -> None:
+        self._options = model.options
+        self._slots = model.slots
+        self._requests = 0
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def continues(self, request: GenerateRequest) -> bool:
+        return request.sampling.n == 1 and not request.sampling.stop
+
+    def stats(self) -> EngineStats:
+        return EngineStats(self._requests)
+
+    async def generate(
+        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+    ) -> AsyncGenerator[Delta | PromptInfo, None]:
+        options = self._options
+        prompt = _prompt_text(request)
+        prompt_tokens = count_tokens(prompt)
+        room = options.max_model_len - prompt_tokens
+        wanted = request.sampling.max_tokens
+        if room < 1 or (wanted is not None and wanted > room):
+            raise InvalidRequest(
+                f"This model's context is {options.max_model_len} tokens; the prompt has {prompt_tokens}"
+                f"{f' and max_tokens asks for {wanted}' if wanted else ''}.",
+                param="messages" if request.messages is not None else "prompt",
+            )
+        self._requests += 1
+        try:
+            await asyncio.sleep(options.ttft_ms / 1000)
+            if options.fail_on and options.fail_on in prompt:
+                raise EngineError("the simulated engine was told to fail on this prompt")
+            yield PromptInfo(prompt_tokens)
+            sampling = request.sampling
+            seed = prompt if sampling.seed is None else f"{prompt}#{sampling.seed}"
+            made = sum(len(delta.token_ids) for delta in so_far)
+            choices = [
+                _Choice(index, f"{seed}#{index}", wanted or min(options.default_tokens, room), sampling.stop)
+                for index in range(sampling.n)
+            ]
+            for choice in choices:
+                choice.skip(made)
+            while any(choice.open for choice in choices):
+                for choice in choices:
+                    if choice.open:
+                        yield choice.step()
+                if options.itl_ms:
+                    await asyncio.sleep(options.itl_ms / 1000)
+                else:
+                    await asyncio.sleep(0)
+        finally:
+            self._requests -= 1
+
+
+class _Choice:
+    """One choice's text as it grows."""
+
+    def __init__(self, index: int, seed: str, max_tokens: int, stop: Sequence[str]) -> None:
+        self.open = True
+        self._index = index
+        self._digest = hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()
+        self._max_tokens = max_tokens
+        self._stop = stop
+        self._hold = max((len(item) for item in stop), default=1) - 1
+        self._made = 0
+        self._bytes = b""
+        self._text = ""
+        self._shown = 0
+
+    def skip(self, tokens: int) -> None:
+        """Start after so many tokens, which earlier attempts have shown."""
+        self._made = tokens
+
+    def step(self) -> Delta:
+        token = self._token(self._made)
+        self._made += 1
+        self._bytes += VOCABULARY[token]
+        try:
+            self._text += self._bytes.decode()
+            self._bytes = b""
+        except UnicodeDecodeError:
+            pass
+        reason = "length" if self._made >= self._max_tokens else None
+        end = len(self._text) - (0 if reason else self._hold)
+        for stop in self._stop:
+            if (at := self._text.find(stop, max(0, self._shown - len(stop) + 1))) >= 0:
+                end, reason = min(at, end if reason == "stop" else at), "stop"
+        end = max(end, self._shown)
+        text, self._shown = self._text[self._shown : end], end
+        self.open = reason is None
+        return Delta(self._index, text, (token,), reason)
+
+    def _token(self, position: int) -> int:
+        """Every 16 positions hold one emoji in its three parts, at 5, 6 and 7."""
+        if 5 <= position % 16 <= 7:
+            return EMOJI_IDS[position % 16 - 5]
+        digest = self._digest
+        return (digest[position % 32] * 31 + digest[(position // 32) % 32] + position) % len(WORDS)
+
+
+def count_tokens(text: str) -> int:
+    """Tokens of a prompt: its words, and one more."""
+    return len(text.split()) + 1
+
+
+def _prompt_text(request: GenerateRequest) -> str:
+    if request.messages is None:
+        return request.prompt or ""
+    return "\n".join(f"{message.role}: {message.content}" for message in request.messages)

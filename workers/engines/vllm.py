@@ -1,0 +1,161 @@
+"""vLLM's `AsyncLLM`, on a GPU or a CPU. vLLM's names stand in this file alone.
+
+Prompts are rendered and sampling parameters are made by vLLM's own code, as its OpenAI server does, so that
+the same request gives the same tokens. Works with vLLM 0.26 to 0.33.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, cast
+
+# A forked engine process would inherit a threaded parent; and nothing is reported to anybody.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+from pydantic import ValidationError
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.exceptions import VLLMValidationError
+from vllm.inputs import TokensInput, tokens_input
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from shared.errors import InvalidRequest
+from shared.events import Delta
+from shared.registry import VllmModel
+from shared.sampling import GenerateRequest
+from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
+
+# vLLM's own validation error is a ValueError in some of these versions, and not in others.
+_REFUSED = (ValueError, VLLMValidationError)
+
+
+class VllmEngine:
+    """The `vllm` engine: continuous batching of up to `slots` sequences."""
+
+    _llm: AsyncLLM
+    _renderer: OnlineRenderer
+
+    def __init__(self, model: VllmModel) -> None:
+        self._model = model
+
+    @property
+    def slots(self) -> int:
+        return self._model.slots
+
+    async def start(self) -> None:
+        options = {
+            "max_num_seqs": self._model.slots,
+            "scheduling_policy": "priority",
+            "disable_log_stats": True,
+            **self._model.options,
+        }
+        unknown = options.keys() - AsyncEngineArgs.__dataclass_fields__.keys()
+        if unknown:
+            raise InvalidRequest(
+                f"models.yaml: {self._model.name}.options: vLLM knows no {', '.join(sorted(unknown))};"
+                " options are AsyncEngineArgs by name"
+            )
+        arguments = AsyncEngineArgs(model=self._model.source, **options)
+        self._llm = AsyncLLM.from_engine_args(arguments)
+        self._renderer = OnlineRenderer(
+            model_config=self._llm.model_config,
+            renderer=self._llm.renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+        )
+        self._renderer.warmup()
+        self._defaults = self._llm.model_config.get_diff_sampling_param()
+
+    async def stop(self) -> None:
+        self._llm.shutdown()
+
+    def continues(self, request: GenerateRequest) -> bool:
+        """Prompt and tokens so far are prefilled as one prompt. Not exact where the engine's state is more than
+        the tokens: penalties over the output, text held back for a stop string, several choices."""
+        sampling = request.sampling
+        return (
+            sampling.n == 1 and not sampling.stop and not sampling.presence_penalty and not sampling.frequency_penalty
+        )
+
+    def stats(self) -> EngineStats:
+        return EngineStats(int(self._llm.output_processor.get_num_unfinished_requests()))
+
+    async def generate(
+        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+    ) -> AsyncGenerator[Delta | PromptInfo, None]:
+        engine_input, params = await self._prepare(request)
+        prompt_tokens = len(engine_input["prompt_token_ids"])
+        made = [token for delta in so_far for token in delta.token_ids]
+        if made:
+            engine_input = tokens_input([*engine_input["prompt_token_ids"], *made])
+            params.max_tokens = (params.max_tokens or 0) - len(made)
+            params.min_tokens = max(0, params.min_tokens - len(made))
+
+        first = True
+        outputs = self._llm.generate(engine_input, params, request_id, priority=request.priority)
+        try:
+            async for output in outputs:
+                if first:
+                    first = False
+                    yield PromptInfo(prompt_tokens, min(output.num_cached_tokens or 0, prompt_tokens))
+                for choice in output.outputs:
+                    yield Delta(choice.index, choice.text, tuple(choice.token_ids), choice.finish_reason)
+        except EngineDeadError as error:
+            raise EngineDead from error
+        except EngineGenerateError as error:
+            raise EngineError(f"the engine failed: {error.__cause__ or error}") from error
+        except _REFUSED as error:
+            raise InvalidRequest(str(error)) from error
+        except (asyncio.CancelledError, GeneratorExit):
+            await outputs.aclose()
+            if not self._llm.errored:
+                # The engine handles its messages in order: when it answers this, the abort is done.
+                await self._llm.is_sleeping()
+            raise
+
+    async def _prepare(self, request: GenerateRequest) -> tuple[TokensInput, SamplingParams]:
+        """The prompt's tokens and vLLM's sampling parameters.
+
+        Raises:
+            InvalidRequest: the template or vLLM refuses it, or it does not fit the context.
+        """
+        fields = request.sampling.model_dump(exclude_none=True, exclude={"max_tokens"})
+        fields["stream"] = True
+        limit = self._llm.model_config.max_model_len
+        wanted = request.sampling.max_tokens
+        param = "messages" if request.messages is not None else "prompt"
+        try:
+            if request.messages is not None:
+                messages: list[Any] = [message.model_dump(exclude_none=True) for message in request.messages]
+                chat = ChatCompletionRequest(messages=messages, **fields)
+                rendered = await self._renderer.render_chat(chat)
+                inputs = rendered[1] if isinstance(rendered, tuple) else rendered
+                openai_request: ChatCompletionRequest | CompletionRequest = chat
+            else:
+                openai_request = CompletionRequest(prompt=request.prompt, max_tokens=1, **fields)
+                inputs = await self._renderer.render_completion(openai_request)
+            if not isinstance(inputs, list):
+                raise InvalidRequest(inputs.error.message, param=param)
+            engine_input = cast(TokensInput, inputs[0])
+            room = limit - len(engine_input["prompt_token_ids"])
+            if room < 1 or (wanted is not None and wanted > room):
+                raise InvalidRequest(
+                    f"This model's context is {limit} tokens; the prompt has {limit - room}"
+                    f"{f' and max_tokens asks for {wanted}' if wanted else ''}.",
+                    param=param,
+                )
+            params = openai_request.to_sampling_params(wanted or room, self._defaults)
+        except ValidationError as error:
+            raise InvalidRequest(error.errors()[0]["msg"], param=param) from error
+        except _REFUSED as error:
+            raise InvalidRequest(str(error), param=param) from error
+        params.output_kind = RequestOutputKind.DELTA
+        return engine_input, params

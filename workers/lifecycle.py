@@ -1,0 +1,165 @@
+"""One event-loop thread per worker: everything that a worker is made of starts, lives and ends on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from celery import Celery
+from celery.worker import state as celery_state
+from redis.asyncio import Redis
+
+from shared.db import connect
+from shared.job import JobStatus
+from shared.job_store import JobStore
+from shared.queue import HintSender
+from shared.registry import SimulatedModel, VllmModel
+from shared.schema import check_schema
+from shared.stream import JobLogs, LogFlusher
+from shared.sweeper import Sweeper
+from shared.unowned import UnownedJobs
+from workers.control import ControlListener
+from workers.engines.factory import make_engine
+from workers.healing import Healer
+from workers.lease import Lease
+from workers.runner import Runner, Stop
+from workers.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+EXIT_ENGINE_DEAD = 70
+
+
+class Lifecycle:
+    """Starts and stops a worker's parts in order, and is the way in from Celery's threads."""
+
+    _runner: Runner
+    _flusher: LogFlusher
+
+    def __init__(self, app: Celery, settings: WorkerSettings, model: VllmModel | SimulatedModel, worker: str) -> None:
+        self._app = app
+        self._settings = settings
+        self._model = model
+        self._worker = worker
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def slots(self) -> int:
+        return self._model.slots
+
+    # From Celery's threads
+
+    def start(self) -> None:
+        """Start everything; returns when the engine can run jobs. SIGTERM meanwhile ends the wait."""
+        self._thread.start()
+        starting = self._submit(self._start())
+        while not starting.done():
+            celery_state.maybe_shutdown()
+            time.sleep(0.1)
+        starting.result()
+
+    def run(self, job_id: str) -> JobStatus | None:
+        """Run a job; waits for its end."""
+        return self._submit(self._runner.run(job_id)).result()
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a running job, as its owner could."""
+        self._submit(self._cancel(job_id))
+
+    def drain(self) -> None:
+        """Finish or hand back all jobs."""
+        if hasattr(self, "_runner"):
+            self._submit(self._runner.drain(self._settings.drain_s)).result()
+
+    def stop(self) -> None:
+        """Stop everything and end the loop."""
+        if self._thread.is_alive():
+            self._submit(self._stop()).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    # On the loop
+
+    async def _start(self) -> None:
+        settings, model = self._settings, self._model
+        database = connect(settings.database_url)
+        self._stack.push_async_callback(database.dispose)
+        await check_schema(database)
+        redis = Redis.from_url(settings.redis_url)
+        self._stack.push_async_callback(redis.aclose)
+
+        logger.info("model=%s engine=%s starting", model.name, model.engine)
+        began = time.monotonic()
+        engine = make_engine(model)
+        await engine.start()
+        self._stack.push_async_callback(engine.stop)
+        logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)
+
+        store, logs = JobStore(database), JobLogs(redis)
+        self._flusher = LogFlusher(logs)
+        self._runner = Runner(
+            worker=self._worker,
+            engine=engine,
+            store=store,
+            logs=logs,
+            flusher=self._flusher,
+            log_ttl_s=settings.log_ttl_s,
+            on_engine_death=self._end_worker,
+        )
+        self._store = store
+        hints = HintSender(self._app)
+        lease = Lease(self._runner, engine, store, self._worker, model.name, settings)
+        await lease.renew()
+        self._stack.push_async_callback(store.forget_worker, self._worker)
+        sweeper = Sweeper(
+            store,
+            UnownedJobs(store, logs, settings.log_ttl_s),
+            hints.put,
+            interval_s=settings.heartbeat_s,
+            max_attempts=settings.max_attempts,
+        )
+        for name, part in {
+            "flusher": self._flusher.run(),
+            "hints": hints.run(),
+            "lease": lease.run(),
+            "control": ControlListener(redis, self._runner, self._worker).run(),
+            "healer": Healer(self._runner, store, redis, hints, model.name).run(),
+            "sweeper": sweeper.run(),
+        }.items():
+            task = asyncio.create_task(part, name=name)
+            task.add_done_callback(self._part_ended)
+            self._tasks.append(task)
+
+    async def _stop(self) -> None:
+        if hasattr(self, "_flusher"):
+            await self._flusher.drain(5)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def _cancel(self, job_id: str) -> None:
+        await self._store.mark_cancelling(job_id)
+        self._runner.stop(job_id, Stop.CANCEL)
+
+    def _part_ended(self, task: asyncio.Task[None]) -> None:
+        """A part runs as long as the worker; one that ends by itself is a fault that ends the worker."""
+        if not task.cancelled():
+            logger.critical("%s ended unexpectedly; the worker stops", task.get_name(), exc_info=task.exception())
+            self._end_worker()
+
+    def _end_worker(self) -> None:
+        """End this process in order: jobs are handed back, and whoever runs it starts another."""
+        celery_state.should_stop = EXIT_ENGINE_DEAD

@@ -1,0 +1,306 @@
+"""Runs jobs on one engine: claim, generate, publish, finish."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TypeVar
+
+from shared.ending import conclude
+from shared.errors import ErrorCode, InvalidRequest
+from shared.events import EventType, Transcript
+from shared.job import Failure, Job, JobStatus, Usage
+from shared.job_store import Held, JobStore
+from shared.outage import is_outage
+from shared.stream import Fenced, JobLog, JobLogs, LogFlusher
+from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+RETRY_S = (0.1, 2.0)
+# Where an attempt's numbering starts when the log before it is lost: above all that a reader may have seen.
+SEQ_PER_ATTEMPT = 1_000_000
+
+
+class Stop(StrEnum):
+    """Why a running job was stopped from outside."""
+
+    CANCEL = "cancelled"
+    HAND_BACK = "handed_back"
+    LOST = "lost"
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One attempt of a job while it runs here."""
+
+    job: Job
+    log: JobLog
+    transcript: Transcript
+    claimed: float = field(default_factory=time.monotonic)
+    prompt: PromptInfo = field(default_factory=lambda: PromptInfo(0))
+    made_before: int = 0
+    first_token_at: datetime | None = None
+    generating: asyncio.Task[None] | None = None
+    stop: Stop | None = None
+
+    def now(self) -> datetime:
+        """The database's clock, as far as this attempt knows it."""
+        return self.job.attempts[-1].started_at + timedelta(seconds=time.monotonic() - self.claimed)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that this attempt made."""
+        return self.transcript.tokens - self.made_before
+
+    def usage(self) -> Usage:
+        return Usage(self.prompt.prompt_tokens, self.prompt.cached_tokens, self.transcript.tokens)
+
+
+class Runner:
+    """The jobs of one worker process, on its event loop."""
+
+    def __init__(
+        self,
+        *,
+        worker: str,
+        engine: Engine,
+        store: JobStore,
+        logs: JobLogs,
+        flusher: LogFlusher,
+        log_ttl_s: int,
+        on_engine_death: Callable[[], None],
+    ) -> None:
+        self.worker = worker
+        self._engine = engine
+        self._store = store
+        self._logs = logs
+        self._flusher = flusher
+        self._log_ttl_s = log_ttl_s
+        self._on_engine_death = on_engine_death
+        self._runs: dict[str, Run] = {}
+        self._closing = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.last_claimed: Job | None = None
+
+    @property
+    def running(self) -> int:
+        return len(self._runs)
+
+    @property
+    def slots(self) -> int:
+        return self._engine.slots
+
+    async def run(self, job_id: str) -> JobStatus | None:
+        """Run a job to its end. None: it was not ours to run, or it was handed back.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database is away; the job stays queued and is found later.
+        """
+        if self._closing:
+            return None
+        job = await self._store.claim(job_id, self.worker)
+        if job is None:
+            return None
+        self.last_claimed = job
+        with self._tracked(job) as run:
+            if not await self._open_log(run):
+                return None
+            await self._generate(run)
+            return await self._finish(run)
+
+    def stop(self, job_id: str, why: Stop, attempt: int | None = None) -> None:
+        """Stop a running job: the engine aborts it, and what it made so far is kept."""
+        run = self._runs.get(job_id)
+        if run is None or run.stop is not None or (attempt is not None and run.job.attempt != attempt):
+            return
+        run.stop = why
+        if run.generating is not None:
+            run.generating.cancel()
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing more; let running jobs finish for so long, then hand the rest back."""
+        self._closing = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), grace_s)
+        for job_id in list(self._runs):
+            self.stop(job_id, Stop.HAND_BACK)
+        await self._empty.wait()
+
+    def unowned(self, held: list[Held]) -> list[Held]:
+        """What the database says that this worker holds and that does not run here."""
+        return [
+            item
+            for item in held
+            if item.job_id not in self._runs or self._runs[item.job_id].job.attempt != item.attempt
+        ]
+
+    def runs_before(self, moment: float) -> list[tuple[str, int]]:
+        """Jobs (and attempts) claimed before a moment of the monotonic clock."""
+        return [(job_id, run.job.attempt) for job_id, run in self._runs.items() if run.claimed < moment]
+
+    @contextlib.contextmanager
+    def _tracked(self, job: Job) -> Iterator[Run]:
+        choices = job.request.sampling.n
+        run = Run(job, JobLog(job.id, job.attempt), Transcript(choices))
+        self._runs[job.id] = run
+        self._empty.clear()
+        try:
+            yield run
+        finally:
+            if self._runs.get(job.id) is run:
+                del self._runs[job.id]
+            if not self._runs:
+                self._empty.set()
+
+    async def _open_log(self, run: Run) -> bool:
+        """Take the log over from earlier attempts, and go on after their last token where that is exact."""
+        job, log = run.job, run.log
+        if job.attempt > 1:
+            try:
+                events = await self._patiently(lambda: self._logs.take_over(job.id, job.attempt), "log")
+            except Fenced:
+                return False
+            log.adopt(events, events[-1].seq if events else (job.attempt - 1) * SEQ_PER_ATTEMPT)
+            run.transcript = Transcript.of(events, job.request.sampling.n)
+            run.made_before = run.transcript.tokens
+            made_text = bool(run.transcript.deltas) or not events
+            if made_text and not (events and self._engine.continues(job.request)):
+                run.transcript.clear()
+                run.made_before = 0
+                log.event(EventType.RESTARTED, {"attempt": job.attempt})
+        log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self.worker})
+        self._flusher.touch(log)
+        logger.info(
+            "job=%s model=%s attempt=%d started, after %d tokens", job.id, job.model, job.attempt, run.made_before
+        )
+        return True
+
+    async def _generate(self, run: Run) -> None:
+        """Generate in a task of its own, so that a stop cancels this and nothing else."""
+        if run.stop is not None:
+            return
+        run.generating = asyncio.create_task(self._publish_outputs(run), name=f"generate-{run.job.id}")
+        await asyncio.wait([run.generating])
+
+    async def _publish_outputs(self, run: Run) -> None:
+        job = run.job
+        so_far = list(run.transcript.deltas)
+        if so_far and all(choice.finish_reason for choice in run.transcript.choices()):
+            return  # the attempt before this one died between its last token and its row
+        outputs = self._engine.generate(f"{job.id}-{job.attempt}", job.request, so_far)
+        async with aclosing(outputs):
+            async for item in outputs:
+                if isinstance(item, PromptInfo):
+                    run.prompt = item
+                    continue
+                if run.first_token_at is None:
+                    run.first_token_at = run.now()
+                run.transcript.add(item)
+                run.log.delta(item)
+                self._flusher.touch(run.log)
+
+    async def _finish(self, run: Run) -> JobStatus | None:
+        """Write how the attempt ended: first the row, then the event that tells readers."""
+        assert run.generating is None or run.generating.done()
+        error = None
+        if run.generating is not None and not run.generating.cancelled():
+            error = run.generating.exception()
+        if isinstance(error, EngineDead):
+            logger.error("job=%s the engine is dead; handing the job back", run.job.id)
+            self._on_engine_death()
+            return await self._hand_back(run, "engine_lost")
+        if run.stop is Stop.LOST:
+            return None
+        if run.stop is Stop.HAND_BACK and error is None and run.generating is not None and run.generating.cancelled():
+            return await self._hand_back(run, Stop.HAND_BACK.value)
+
+        status, failure = self._outcome(run, error)
+        return await self._end(run, status, failure)
+
+    def _outcome(self, run: Run, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
+        if isinstance(error, InvalidRequest):
+            return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message)
+        if isinstance(error, EngineError):
+            return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, error.message)
+        if error is not None:
+            logger.error("job=%s failed unexpectedly", run.job.id, exc_info=error)
+            return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, f"{type(error).__name__}: {error}")
+        choices = run.transcript.choices()
+        if not all(choice.finish_reason for choice in choices):
+            return JobStatus.CANCELLED, Failure(ErrorCode.CANCELLED, "The job was cancelled.")
+        if any(choice.finish_reason == "length" for choice in choices):
+            return JobStatus.INCOMPLETE, None
+        return JobStatus.COMPLETED, None
+
+    async def _end(self, run: Run, status: JobStatus, failure: Failure | None) -> JobStatus | None:
+        job, usage = run.job, run.usage()
+        run.log.seal()
+        ending, last = conclude(
+            job,
+            run.log.events,
+            run.log.seq + 1,
+            status=status,
+            output=run.transcript.choices(),
+            usage=usage,
+            failure=failure,
+            first_token_at=run.first_token_at,
+            finished_at=run.now(),
+        )
+        finish = self._patiently(
+            lambda: self._store.finish(job.id, job.attempt, self.worker, ending, tokens=run.tokens), "result"
+        )
+        if not await asyncio.shield(asyncio.ensure_future(finish)):
+            logger.warning("job=%s attempt=%d is not ours any more; result dropped", job.id, job.attempt)
+            return None
+        run.log.close(last, self._log_ttl_s)
+        self._flusher.touch(run.log)
+        logger.info(
+            "job=%s model=%s attempt=%d %s prompt=%d output=%d ms=%d",
+            job.id, job.model, job.attempt, status.value, usage.prompt_tokens, usage.completion_tokens,
+            round((ending.finished_at - job.created_at).total_seconds() * 1000),
+        )  # fmt: skip
+        return status
+
+    async def _hand_back(self, run: Run, outcome: str) -> JobStatus | None:
+        """Back into the queue, with its text so far; a job that is being cancelled ends instead."""
+        job = run.job
+        run.log.seal()
+        self._flusher.touch(run.log)
+        given = await self._patiently(
+            lambda: self._store.give_back(
+                job.id,
+                job.attempt,
+                self.worker,
+                tokens=run.tokens,
+                outcome=outcome,
+                first_token_at=run.first_token_at,
+            ),
+            "hand-back",
+        )
+        if given:
+            logger.info("job=%s attempt=%d handed back after %d tokens", job.id, job.attempt, run.tokens)
+            return None
+        return await self._end(run, JobStatus.CANCELLED, Failure(ErrorCode.CANCELLED, "The job was cancelled."))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], what: str) -> T:
+        """Try until it works: while the database or Redis is away, the job's result waits here."""
+        delay = RETRY_S[0]
+        while True:
+            try:
+                return await call()
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                logger.warning("cannot write or read a job's %s, trying again: %s", what, error)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_S[1])

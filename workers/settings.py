@@ -1,0 +1,14 @@
+"""Settings of a worker process."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from shared.settings import Settings
+
+
+class WorkerSettings(Settings):
+    """What a worker reads beside the common settings."""
+
+    drain_s: float = Field(30.0, ge=0, description="At SIGTERM: seconds that running jobs get to finish.")
+    look_ahead: int = Field(2, ge=1, description="Messages reserved beyond the jobs that run.")
