@@ -1,77 +1,9 @@
-"""`python -m workers MODEL`: one worker process for one model.
+"""`python -m workers MODEL`: runs `workers.process` as the main module.
 
-vLLM's engine processes are spawned, and a spawned process imports this module again, under another name.
-That is where they are tied to the process that started them: a worker that is killed takes its engine along.
+A spawned process imports its parent's main module again, but never one called `__main__`; and `workers.process`
+has something to say there.
 """
 
-from __future__ import annotations
+import runpy
 
-import argparse
-import ctypes
-import os
-import secrets
-import signal
-import socket
-import sys
-
-PR_SET_PDEATHSIG = 1
-
-
-def tie_to_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m workers", description="Run jobs of one model.")
-    parser.add_argument("model", help="a name from models.yaml")
-    arguments = parser.parse_args()
-
-    from celery.apps.worker import Worker
-
-    from shared.errors import HeadraceError
-    from shared.logging import configure_logging
-    from shared.queue import queue_name
-    from shared.registry import load_registry
-    from shared.startup import settings_or_exit
-    from workers.app import app
-    from workers.lifecycle import Lifecycle
-    from workers.pool import EnginePool
-    from workers.settings import WorkerSettings
-
-    settings = settings_or_exit(WorkerSettings)
-    configure_logging(settings.log_level)
-    try:
-        registry = load_registry(settings.models)
-    except HeadraceError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if arguments.model not in registry:
-        known = ", ".join(registry.models)
-        print(f"{settings.models} declares no model {arguments.model!r}; it has: {known}", file=sys.stderr)
-        return 2
-
-    worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
-    app.conf.broker_url = settings.redis_url
-    app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker)
-    process = Worker(
-        app=app,
-        hostname=worker,
-        pool_cls=EnginePool,
-        concurrency=settings.look_ahead,
-        queues=[queue_name(arguments.model)],
-        task_events=True,
-        without_gossip=True,
-        without_mingle=True,
-        quiet=True,
-        loglevel=settings.log_level,
-    )
-    process.start()
-    return int(process.exitcode or 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
-elif __name__ == "__mp_main__":
-    tie_to_parent()
+runpy.run_module("workers.process", run_name="__main__", alter_sys=True)

@@ -1,13 +1,26 @@
-"""The Celery application. `celery -A workers.app flower` uses it; a worker is started by `python -m workers`."""
+"""The Celery application. Flower reads it (`celery -A workers.app flower`); `python -m workers` runs it."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from celery import Celery
+from celery import Celery, bootsteps
+from celery.exceptions import ImproperlyConfigured
 
 from shared.queue import celery_app
 from workers.tasks import register
 
+
+class OnlyWithAnEngine(bootsteps.Step):  # type: ignore[misc]
+    """Refuses `celery worker`: its pools cannot hold an engine (prefork's processes may have no children)."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        if not hasattr(worker.app, "lifecycle"):
+            raise ImproperlyConfigured("a worker needs its engine; start it with: python -m workers MODEL")
+        super().__init__(worker, **options)
+
+
 app: Celery = celery_app(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
+app.steps["worker"].add(OnlyWithAnEngine)
 register(app)

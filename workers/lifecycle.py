@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Coroutine
@@ -59,11 +60,17 @@ class Lifecycle:
     # From Celery's threads
 
     def start(self) -> None:
-        """Start everything; returns when the engine can run jobs. SIGTERM meanwhile ends the wait."""
+        """Start everything; returns when the engine can run jobs.
+
+        SIGTERM meanwhile ends the process at once: nothing has been taken yet, an engine that loads hears
+        nobody, and its processes are tied to this one.
+        """
         self._thread.start()
         starting = self._submit(self._start())
         while not starting.done():
-            celery_state.maybe_shutdown()
+            if celery_state.should_stop is not None or celery_state.should_terminate is not None:
+                logger.info("model=%s stopped while its engine was starting", self._model.name)
+                os._exit(0)
             time.sleep(0.1)
         starting.result()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from tests.e2e.test_jobs import ended
@@ -263,6 +264,7 @@ class TestFailover:
             async for item in read_events(response):
                 events.append(item)
                 if len([one for one in events if one.event == "job.delta"]) == 20 and worker in vllm_stack.processes:
+                    engine = psutil.Process(vllm_stack.processes[worker].pid).children(recursive=True)
                     vllm_stack.kill(worker)
                     await asyncio.to_thread(vllm_stack.start_worker, "smollm2", within_s=240)
         done = await ended(vllm, job["id"])
@@ -271,3 +273,5 @@ class TestFailover:
         assert text_of(events) == done["output_text"] == whole["output_text"]
         assert done["usage"] == {**whole["usage"], "cached_tokens": done["usage"]["cached_tokens"]}
         assert [attempt["outcome"] for attempt in done["attempts"]] == ["worker_lost", "incomplete"]
+        assert len(engine) >= 2
+        assert not any(process.is_running() for process in engine), "the killed worker's engine died with it"

@@ -21,7 +21,9 @@ class Sse:
 
 async def read_events(response: httpx.Response) -> AsyncIterator[Sse]:
     """Parse a `text/event-stream` (WHATWG HTML, 9.2.6); comments are dropped."""
-    event, event_id, data = "message", None, []
+    event: str = "message"
+    event_id: int | None = None
+    data: list[str] = []
     async for line in response.aiter_lines():
         if not line:
             if data:

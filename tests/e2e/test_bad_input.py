@@ -1,0 +1,603 @@
+"""Bad input: every wrong request gets an error in OpenAI's shape that names the field, and harms nothing.
+
+The cases are data: a path, what is wrong, and the `param` and the words that the answer must have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import hypothesis
+import hypothesis.strategies as some
+import pytest
+
+from tests.e2e.test_jobs import ended, submit
+from tests.support.sse import follow, text_of
+from tests.support.stack import KEY, Stack
+
+JOBS, CHAT, COMPLETIONS = "/v1/jobs", "/v1/chat/completions", "/v1/completions"
+POSTS = (JOBS, CHAT, COMPLETIONS)
+MESSAGES = [{"role": "user", "content": "the mill"}]
+CONTEXT = 4096
+BODY_LIMIT = 100_000
+SURROGATE = "\ud800"
+DEEP = 10_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_unexpected_error(sim_stack: Stack) -> Iterator[None]:
+    """Whatever a test looks at: nothing here may end in a stack trace."""
+    log = sim_stack.folder / "api.log"
+    before = len(log.read_bytes())
+    yield
+    assert b"Traceback" not in log.read_bytes()[before:]
+
+
+def refused(
+    response: httpx.Response, *words: str, status: int = 400, param: str | None = None, code: str | None = None
+) -> None:
+    """The answer is an error in OpenAI's shape, with these facts."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param, error
+    assert error["code"] == code, error
+    for word in words:
+        assert word in error["message"], error
+
+
+def body_for(path: str, **changes: Any) -> dict[str, Any]:
+    """A request that is fine but for the changes."""
+    given = {"messages": MESSAGES} if path == CHAT else {"prompt": "the mill"}
+    return {"model": "sim", "max_tokens": 4, **given, **changes}
+
+
+async def send(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
+    """POST a body as JSON; NaN, Infinity and unpaired surrogates as Python's json writes them."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return await client.post(path, content=content, headers={"Content-Type": "application/json"})
+
+
+# The body
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["body", "required"]),
+        (b"{", ["not valid JSON"]),
+        (b'{"model": "sim",}', ["not valid JSON"]),
+        (b"model=sim&prompt=x", ["not valid JSON"]),
+        (b"[]", ["JSON object"]),
+        (b'"text"', ["JSON object"]),
+        (b"7", ["JSON object"]),
+        (b"null", ["body", "required"]),
+        (b'{"model": "sim", "prompt": "\xff\xfe"}', ["not valid JSON", "UTF-8"]),
+        (b'{"model": "sim", "prompt": ' + b"[" * DEEP + b"]" * DEEP + b"}", ["not valid JSON", "nested"]),
+        (b'{"model": "sim", "seed": ' + b"9" * 5000 + b"}", ["not valid JSON", "digits"]),
+    ],
+    ids=lambda value: str(value[:24]) if isinstance(value, bytes) else None,
+)
+async def test_what_is_no_json_object_is_refused(
+    sim: httpx.AsyncClient, path: str, content: bytes, words: list[str]
+) -> None:
+    refused(await send(sim, path, content), *words)
+
+
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", None])
+async def test_another_content_type_is_refused_by_name(sim: httpx.AsyncClient, content_type: str | None) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    response = await sim.post(JOBS, content=json.dumps(body_for(JOBS)), headers=headers)
+    refused(response, "Content-Type: application/json")
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("size", [BODY_LIMIT + 1, 20 * BODY_LIMIT])
+async def test_a_body_over_the_limit_is_refused(sim: httpx.AsyncClient, path: str, size: int) -> None:
+    refused(await send(sim, path, b" " * size), str(BODY_LIMIT), status=413)
+
+
+@pytest.mark.parametrize("size", [BODY_LIMIT + 1, 20 * BODY_LIMIT])
+async def test_a_body_that_hides_its_length_is_refused_too(sim: httpx.AsyncClient, size: int) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(size // 1000 + 1):
+            yield b" " * 1000
+
+    response = await sim.post(JOBS, content=chunks(), headers={"Content-Type": "application/json"})
+    assert "content-length" not in response.request.headers
+    refused(response, str(BODY_LIMIT), status=413)
+
+
+async def test_a_body_at_the_limit_is_taken(sim: httpx.AsyncClient) -> None:
+    body = json.dumps(body_for(JOBS)).encode()
+    response = await send(sim, JOBS, body + b" " * (BODY_LIMIT - len(body)))
+    assert response.status_code == 202
+
+
+# What to run
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("model", ["gpt-4", "SIM", "sim ", "../sim", "sim\x00", "x" * 5000])
+async def test_an_unknown_model_is_refused_with_what_there_is(sim: httpx.AsyncClient, path: str, model: str) -> None:
+    response = await send(sim, path, body_for(path, model=model))
+    refused(response, "sim, small, orphan", status=404, param="model", code="model_not_found")
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("model", ["", 7, ["sim"], None])
+async def test_a_model_is_named_by_a_text(sim: httpx.AsyncClient, path: str, model: object) -> None:
+    refused(await send(sim, path, body_for(path, model=model)), "model", param="model")
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("name", ["temprature", "tools", "response_format", "", "\x00", "é", "x" * 3000])
+async def test_an_unknown_parameter_is_refused_by_its_name(sim: httpx.AsyncClient, path: str, name: str) -> None:
+    response = await send(sim, path, body_for(path, **{name: 1}))
+    refused(response, name, "not known or not supported", param=name or None)
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "words"),
+    [
+        ({}, "messages", ["messages", "prompt", "exactly one"]),
+        ({"prompt": "x", "messages": MESSAGES}, "messages", ["messages", "prompt", "exactly one"]),
+        ({"prompt": ""}, "prompt", ["at least 1 character"]),
+        ({"prompt": 7}, "prompt", ["valid string"]),
+        ({"prompt": ["a", "b"]}, "prompt", ["valid string"]),
+        ({"messages": []}, "messages", ["at least 1"]),
+        ({"messages": "hello"}, "messages", ["valid list"]),
+        ({"messages": ["hello"]}, "messages[0]", ["content", "role"]),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", ["required"]),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", ["required"]),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", ["'user'", "'assistant'"]),
+        ({"messages": [*MESSAGES, {"role": "user", "content": 7}]}, "messages[1].content", ["valid string"]),
+        ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour", ["not known"]),
+        ({"prompt": "x", "stream": True}, "stream", ["not known"]),
+    ],
+)
+async def test_a_native_job_needs_one_good_input(
+    sim: httpx.AsyncClient, given: dict[str, Any], param: str, words: list[str]
+) -> None:
+    refused(await send(sim, JOBS, {"model": "sim", **given}), *words, param=param)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "words"),
+    [
+        ({"messages": None}, "messages", ["required"]),
+        ({"messages": []}, "messages", ["at least 1"]),
+        ({"prompt": "x"}, "prompt", ["not known"]),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", ["'user'"]),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content", ["valid string"]),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content",
+            ["part 0", "text only"],
+        ),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content", ["part 0"]),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content", ["part 0"]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "messages[0].content", ["part 0"]),
+        ({"stream_options": {"include_usage": True}}, "stream_options", ["stream=true"]),
+        ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour", ["not known"]),
+        ({"stream": True, "stream_options": []}, "stream_options", ["dictionary"]),
+        ({"stream": "yes"}, "stream", ["valid boolean"]),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", ["greater than or equal to 1"]),
+        ({"max_completion_tokens": "many"}, "max_completion_tokens", ["valid integer"]),
+        ({"max_completion_tokens": 3, "min_tokens": 4}, "min_tokens", ["at most max_tokens=3"]),
+    ],
+)
+async def test_a_chat_is_checked(sim: httpx.AsyncClient, changes: dict[str, Any], param: str, words: list[str]) -> None:
+    refused(await send(sim, CHAT, body_for(CHAT, **changes)), *words, param=param)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "words"),
+    [
+        ({"prompt": None}, "prompt", ["required"]),
+        ({"prompt": ""}, "prompt", ["at least 1 character"]),
+        ({"prompt": []}, "prompt", ["one text prompt"]),
+        ({"prompt": ["a", "b"]}, "prompt", ["one text prompt"]),
+        ({"prompt": [1, 2, 3]}, "prompt", ["one text prompt"]),
+        ({"messages": MESSAGES}, "messages", ["not known"]),
+        ({"max_tokens": None, "min_tokens": 17}, "min_tokens", ["at most max_tokens=16"]),
+        ({"stream_options": {"include_usage": True}}, "stream_options", ["stream=true"]),
+    ],
+)
+async def test_a_completion_is_checked(
+    sim: httpx.AsyncClient, changes: dict[str, Any], param: str, words: list[str]
+) -> None:
+    refused(await send(sim, COMPLETIONS, body_for(COMPLETIONS, **changes)), *words, param=param)
+
+
+async def test_text_parts_and_one_prompt_in_a_list_are_fine(sim: httpx.AsyncClient) -> None:
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "mill"}]
+    chat = await send(sim, CHAT, body_for(CHAT, messages=[{"role": "user", "content": parts}]))
+    plain = await send(sim, CHAT, body_for(CHAT))
+    assert chat.json()["choices"] == plain.json()["choices"]
+    assert (await send(sim, COMPLETIONS, body_for(COMPLETIONS, prompt=["the mill"]))).status_code == 200
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("max_tokens", 0, "greater than or equal to 1"),
+        ("max_tokens", -1, "greater than or equal to 1"),
+        ("max_tokens", 2**31, "less than"),
+        ("max_tokens", 10**400, "less than"),
+        ("max_tokens", 1.5, "valid integer"),
+        ("max_tokens", "5", "valid integer"),
+        ("max_tokens", "many", "valid integer"),
+        ("max_tokens", True, "valid integer"),
+        ("max_tokens", [5], "valid integer"),
+        ("max_tokens", {"n": 5}, "valid integer"),
+        ("min_tokens", -1, "greater than or equal to 0"),
+        ("temperature", -0.1, "greater than or equal to 0"),
+        ("temperature", 2.1, "less than or equal to 2"),
+        ("temperature", 10**400, "number"),
+        ("temperature", "hot", "valid number"),
+        ("temperature", "0.5", "valid number"),
+        ("temperature", [1], "valid number"),
+        ("top_p", 0, "greater than 0"),
+        ("top_p", 1.1, "less than or equal to 1"),
+        ("top_k", -2, "greater than or equal to -1"),
+        ("top_k", 0.5, "valid integer"),
+        ("min_p", 2, "less than or equal to 1"),
+        ("min_p", -1, "greater than or equal to 0"),
+        ("presence_penalty", -2.5, "greater than or equal to -2"),
+        ("frequency_penalty", 3, "less than or equal to 2"),
+        ("repetition_penalty", 0, "greater than 0"),
+        ("n", 0, "greater than or equal to 1"),
+        ("n", 17, "less than or equal to 16"),
+        ("seed", 2**63, "less than or equal to"),
+        ("seed", -(2**63) - 1, "greater than or equal to"),
+        ("seed", "lucky", "valid integer"),
+        ("stop", [""], "at least 1 character"),
+        ("stop", "", "at least 1 character"),
+        ("stop", ["x"] * 17, "at most 16"),
+        ("stop", 7, "valid list"),
+        ("stop", ["x", 7], "valid string"),
+        ("logit_bias", {"water": 1}, "keys must be token ids, got 'water'"),
+        ("logit_bias", {"-1": 1}, "keys must be token ids, got '-1'"),
+        ("logit_bias", {"٣": 1}, "keys must be token ids"),
+        ("logit_bias", {"1": "much"}, "valid number"),
+        ("logit_bias", [1], "dictionary"),
+        ("ignore_eos", "maybe", "valid boolean"),
+        ("priority", -1, "greater than or equal to 0"),
+        ("priority", 10, "less than or equal to 9"),
+        ("priority", "urgent", "valid integer"),
+        ("metadata", "text", "dictionary"),
+        ("metadata", {"k": 7}, "valid string"),
+        ("metadata", {"k": "x" * 513}, "at most 512"),
+        ("metadata", {"k" * 65: "x"}, "at most 64"),
+        ("metadata", {"": "x"}, "at least 1"),
+        ("metadata", {str(i): "x" for i in range(17)}, "at most 16"),
+    ],
+)
+async def test_a_parameter_out_of_bounds_is_named(
+    sim: httpx.AsyncClient, path: str, field: str, value: object, words: str
+) -> None:
+    response = await send(sim, path, body_for(path, **{field: value}))
+    named = response.json()["error"]["param"]
+    assert named is not None
+    assert named == field or named.startswith((f"{field}.", f"{field}[")), named
+    refused(response, f"{field}", words, param=named)
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("field", ["max_tokens", "temperature", "top_p", "min_p", "seed", "presence_penalty"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+async def test_numbers_are_finite(sim: httpx.AsyncClient, path: str, field: str, value: str) -> None:
+    body = json.dumps(body_for(path, **{field: "@"})).replace('"@"', value).encode()
+    refused(await send(sim, path, body), field, param=field)
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_parameters_that_contradict_each_other(sim: httpx.AsyncClient, path: str) -> None:
+    response = await send(sim, path, body_for(path, min_tokens=5, max_tokens=4))
+    refused(response, "min_tokens must be at most max_tokens=4, got 5", param="min_tokens")
+    response = await send(sim, path, body_for(path, n=2, temperature=0))
+    refused(response, "n must be 1 with greedy sampling (temperature 0), got 2", param="n")
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_what_does_not_fit_the_context_is_refused_at_submit(sim: httpx.AsyncClient, path: str) -> None:
+    long = "water " * CONTEXT
+    given = {"messages": [{"role": "user", "content": long}]} if path == CHAT else {"prompt": long}
+    field = next(iter(given))
+    response = await send(sim, path, body_for(path, **given))
+    refused(response, f"context is {CONTEXT} tokens", "the prompt has 409", param=field)
+    response = await send(sim, path, body_for(path, max_tokens=CONTEXT))
+    refused(response, f"context is {CONTEXT} tokens", f"got {CONTEXT}", param="max_tokens")
+    response = await send(sim, path, body_for(path, max_tokens=CONTEXT - 1))
+    refused(response, f"context is {CONTEXT} tokens", f"max_tokens asks for {CONTEXT - 1}", param=field)
+
+
+# Text that is not quite text
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": SURROGATE},
+        {"stop": [SURROGATE]},
+        {"metadata": {"k": SURROGATE}},
+        {"metadata": {SURROGATE: "v"}},
+        {SURROGATE: 1},
+        {"logit_bias": {SURROGATE: 1}},
+        {"seed": SURROGATE},
+    ],
+)
+async def test_unpaired_surrogates_are_refused(sim: httpx.AsyncClient, path: str, changes: dict[str, Any]) -> None:
+    response = await send(sim, path, body_for(path, **changes))
+    named = response.json()["error"]["param"]
+    assert named is not None
+    refused(response, param=named)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "changes"),
+    [
+        (JOBS, "prompt", {"prompt": f"a{SURROGATE}"}),
+        (COMPLETIONS, "prompt", {"prompt": f"a{SURROGATE}"}),
+        (COMPLETIONS, "prompt", {"prompt": [f"a{SURROGATE}"]}),
+        (CHAT, "messages[0].content", {"messages": [{"role": "user", "content": SURROGATE}]}),
+        (
+            CHAT,
+            "messages[0].content",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": SURROGATE}]}]},
+        ),
+        (CHAT, "messages[0].role", {"messages": [{"role": SURROGATE, "content": "x"}]}),
+    ],
+)
+async def test_unpaired_surrogates_in_the_prompt_are_refused(
+    sim: httpx.AsyncClient, path: str, field: str, changes: dict[str, Any]
+) -> None:
+    refused(await send(sim, path, body_for(path, **changes)), field, param=field)
+
+
+async def test_paired_surrogates_are_one_character(sim: httpx.AsyncClient) -> None:
+    content = b'{"model": "sim", "prompt": "x", "max_tokens": 1, "metadata": {"k": "\\ud83c\\udf0a"}}'
+    job = (await send(sim, JOBS, content)).json()
+    assert (await ended(sim, job["id"]))["metadata"] == {"k": "🌊"}
+
+
+async def test_nul_is_a_character_like_others(sim: httpx.AsyncClient) -> None:
+    metadata = {"a\x00b": "c\x00d"}
+    job = await submit(sim, prompt="the\x00mill", metadata=metadata, stop=["\x00"], max_tokens=8)
+    done = await ended(sim, job["id"])
+    assert (done["status"], done["metadata"]) == ("incomplete", metadata)
+    assert text_of(await follow(sim, job["id"])) == done["output_text"]
+    messages = [{"role": "user", "content": "the\x00mill", "name": "\x00"}]
+    assert (await send(sim, CHAT, body_for(CHAT, messages=messages))).status_code == 200
+    assert (await send(sim, COMPLETIONS, body_for(COMPLETIONS, prompt="\x00"))).status_code == 200
+
+
+# Jobs that are not there
+
+
+ODD_IDS = [
+    "job_nope",
+    "job_" + "0" * 32,
+    "%00",
+    "job_%00",
+    "%ff%fe",
+    "%F0%9F%8C%8A",
+    "%ED%A0%80",
+    "job_0' OR '1'='1",
+    "..",
+    "%25",
+    "x" * 20_000,
+]
+
+
+@pytest.mark.parametrize("odd", ODD_IDS, ids=lambda odd: odd[:20])
+@pytest.mark.parametrize(("method", "suffix"), [("GET", ""), ("GET", "/stream"), ("POST", "/cancel"), ("DELETE", "")])
+async def test_an_unknown_job_is_not_found(sim: httpx.AsyncClient, method: str, suffix: str, odd: str) -> None:
+    url = sim.base_url.copy_with(raw_path=f"/v1/jobs/{odd}{suffix}".encode())
+    refused(await sim.request(method, url), "no job", status=404, param="job_id", code="job_not_found")
+
+
+@pytest.mark.parametrize("name", ["nope", "%00", "%ff", "a/b", "x" * 5000], ids=lambda name: name[:20])
+async def test_an_unknown_model_is_not_found(sim: httpx.AsyncClient, name: str) -> None:
+    url = sim.base_url.copy_with(raw_path=f"/v1/models/{name}".encode())
+    refused(await sim.get(url), "does not exist", status=404, param="model", code="model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", JOBS, "GET"),
+        ("DELETE", JOBS, "GET"),
+        ("PATCH", "/v1/jobs/job_x", "GET"),
+        ("GET", "/v1/jobs/job_x/cancel", "POST"),
+        ("POST", "/v1/jobs/job_x/stream", "GET"),
+        ("GET", CHAT, "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("POST", "/healthz", "GET"),
+    ],
+)
+async def test_a_wrong_method_is_refused(sim: httpx.AsyncClient, method: str, path: str, allowed: str) -> None:
+    response = await sim.request(method, path)
+    refused(response, method, path, status=405, code="method_not_allowed")
+    assert allowed in response.headers["allow"]
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/job", "/v1/jobs/job_x/cancel/now", "/v2/jobs", "/%00", "/v1/files"])
+async def test_an_unknown_path_is_not_found(sim: httpx.AsyncClient, path: str) -> None:
+    response = await sim.get(sim.base_url.copy_with(raw_path=path.encode()))
+    refused(response, "GET", status=404, code="not_found")
+
+
+# Cursors, waiting and lists
+
+
+@pytest.fixture(scope="module")
+async def done_job(sim_stack: Stack) -> dict[str, Any]:
+    """A job that has ended."""
+    async with sim_stack.client() as client:
+        return await ended(client, (await submit(client, max_tokens=3))["id"])
+
+
+@pytest.mark.parametrize("cursor", ["abc", "-1", "1.5", "", " ", "1e3", "0x1", "٣", "²", "9" * 17, "9" * 5000, "\x00"])
+async def test_a_cursor_is_a_number(sim: httpx.AsyncClient, done_job: dict[str, Any], cursor: str) -> None:
+    response = await sim.get(done_job["stream_url"], params={"starting_after": cursor})
+    refused(response, "starting_after", "event's id (a number)", param="starting_after")
+
+
+@pytest.mark.parametrize("cursor", [b"abc", b"-1", b"1.5", b"1e3", b"\xb2", b"9" * 17, b"9" * 5000])
+async def test_a_last_event_id_is_a_number(sim: httpx.AsyncClient, done_job: dict[str, Any], cursor: bytes) -> None:
+    response = await sim.get(done_job["stream_url"], headers={b"Last-Event-ID": cursor})
+    refused(response, "Last-Event-ID", "event's id (a number)", param="Last-Event-ID")
+
+
+@pytest.mark.parametrize("beyond", [100, 2**53])
+async def test_a_cursor_beyond_the_end_is_refused(
+    sim: httpx.AsyncClient, done_job: dict[str, Any], beyond: int
+) -> None:
+    response = await sim.get(done_job["stream_url"], params={"starting_after": beyond})
+    refused(response, f"{beyond} is beyond the job's last event", param="starting_after")
+    response = await sim.get(done_job["stream_url"], headers={"Last-Event-ID": str(beyond)})
+    refused(response, f"{beyond} is beyond the job's last event", param="Last-Event-ID")
+
+
+async def test_a_cursor_into_a_job_that_has_no_events_is_refused(sim: httpx.AsyncClient) -> None:
+    job = await submit(sim, model="orphan")
+    response = await sim.get(job["stream_url"], params={"starting_after": 7})
+    refused(response, "7 is beyond the job's last event, 0", param="starting_after")
+    await sim.post(job["cancel_url"])
+
+
+async def test_an_empty_last_event_id_is_none(sim: httpx.AsyncClient, done_job: dict[str, Any]) -> None:
+    response = await sim.get(done_job["stream_url"], headers={"Last-Event-ID": ""})
+    assert response.status_code == 200
+    assert response.text.startswith("id: 1\n")
+
+
+@pytest.mark.parametrize("wait", ["abc", "-1", "1.5", "", "\xb2", "9" * 5000])
+async def test_a_wait_is_seconds(sim: httpx.AsyncClient, wait: str) -> None:
+    headers = {"Prefer": f"respond-async, wait={wait}".encode("latin-1")}
+    response = await sim.post(JOBS, json=body_for(JOBS), headers=headers)
+    refused(response, "Prefer: wait must be a number of seconds", param="Prefer")
+
+
+async def test_a_long_wait_is_cut(sim: httpx.AsyncClient) -> None:
+    response = await sim.post(JOBS, json=body_for(JOBS), headers={"Prefer": "wait=100000"})
+    assert (response.status_code, response.headers["preference-applied"]) == (200, "wait=60")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("limit", "0", "greater than or equal to 1"),
+        ("limit", "101", "less than or equal to 100"),
+        ("limit", "abc", "valid integer"),
+        ("limit", "9" * 5000, "valid integer"),
+        ("status", "done", "'queued'"),
+        ("status", "", "'queued'"),
+        ("after", "garbage", "job's id"),
+        ("after", "\x00", "job's id"),
+        ("after", "", "job's id"),
+        ("model", "\x00", "model"),
+    ],
+)
+async def test_a_list_is_checked(sim: httpx.AsyncClient, name: str, value: str, words: str) -> None:
+    refused(await sim.get(JOBS, params={name: value}), name, words, param=name)
+
+
+# Keys
+
+
+WRONG_KEYS: list[bytes | None] = [
+    None,
+    b"",
+    b"Bearer",
+    b"Bearer ",
+    b"Basic dXNlcjpwYXNz",
+    KEY.encode(),
+    b"Bearer " + KEY.encode() + b"x",
+    b"Bearer " + KEY.encode()[:-1],
+    b"Bearer " + KEY.upper().encode(),
+    b"Bearer \xff\xfe",
+    "Bearer 🌊".encode(),
+    b"Bearer " + b"k" * 20_000,
+]
+
+
+@pytest.mark.parametrize("authorization", WRONG_KEYS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", JOBS),
+        ("GET", JOBS),
+        ("GET", "/v1/jobs/job_x"),
+        ("GET", "/v1/jobs/job_x/stream"),
+        ("POST", "/v1/jobs/job_x/cancel"),
+        ("DELETE", "/v1/jobs/job_x"),
+        ("POST", CHAT),
+        ("POST", COMPLETIONS),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/sim"),
+    ],
+)
+async def test_no_call_without_a_key(sim_stack: Stack, method: str, path: str, authorization: bytes | None) -> None:
+    headers = {} if authorization is None else {b"Authorization": authorization}
+    async with httpx.AsyncClient(base_url=sim_stack.url) as client:
+        response = await client.request(
+            method, path, headers=headers, json=body_for(path) if method == "POST" else None
+        )
+    refused(response, status=401, code="invalid_api_key")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_revoked_key_is_refused(sim_stack: Stack) -> None:
+    key = sim_stack.command("api.keys", "create", "revoked").stdout.strip()
+    sim_stack.command("api.keys", "revoke", "_".join(key.split("_")[:2]))
+    async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
+        refused(await client.get("/v1/models"), "not valid", status=401, code="invalid_api_key")
+
+
+# Anything else
+
+
+VALUES = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20),
+    lambda inner: some.lists(inner, max_size=4) | some.dictionaries(some.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = (
+    "model", "messages", "prompt", "max_tokens", "max_completion_tokens", "min_tokens", "temperature", "top_p", "top_k",
+    "min_p", "n", "stop", "seed", "logit_bias", "metadata", "priority", "stream", "stream_options", "ignore_eos", "user",
+)  # fmt: skip
+CHANGES = some.dictionaries(some.sampled_from(FIELDS) | some.text(max_size=8), VALUES, min_size=1, max_size=3)
+
+
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@hypothesis.given(path=some.sampled_from(POSTS), changes=CHANGES)
+def test_no_body_is_an_internal_error(sim_stack: Stack, path: str, changes: dict[str, Any]) -> None:
+    body = body_for(path, **changes)
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    response = httpx.post(sim_stack.url + path, content=json.dumps(body), headers=headers, timeout=60)
+    assert response.status_code in (200, 202, 400, 404), response.text
+    if response.status_code >= 400:
+        error = response.json()["error"]
+        assert error["param"] or "body" in error["message"], error
+
+
+async def test_after_all_that_a_job_runs(sim: httpx.AsyncClient) -> None:
+    job = await submit(sim, max_tokens=20)
+    done = await ended(sim, job["id"])
+    assert done["status"] == "incomplete"
+    assert text_of(await follow(sim, job["id"])) == done["output_text"]

@@ -1,0 +1,90 @@
+"""Flower shows jobs under their ids, and workers with their load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.test_jobs import ended, running, submit
+from tests.support.ports import free_port
+from tests.support.stack import Stack
+from tests.support.waiting import eventually, eventually_sync
+
+
+@pytest.fixture(scope="module")
+def flower(sim_stack: Stack) -> Iterator[str]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = sim_stack.start(
+        "flower",
+        "celery",
+        "-A",
+        "workers.app",
+        "flower",
+        f"--port={port}",
+        "--address=127.0.0.1",
+        FLOWER_UNAUTHENTICATED_API="true",
+    )
+
+    def sees_workers() -> bool:
+        try:
+            return len(httpx.get(f"{url}/api/workers?refresh=true", timeout=5).json()) >= 2
+        except (httpx.TransportError, ValueError):
+            return False
+
+    eventually_sync(sees_workers, "Flower sees the workers", within_s=60)
+    yield url
+    del sim_stack.processes["flower"]
+    process.terminate()
+    process.wait(20)
+
+
+async def task(client: httpx.AsyncClient, url: str, job_id: str, state: str) -> dict[str, Any]:
+    async def probe() -> dict[str, Any] | None:
+        response = await client.get(f"{url}/api/task/info/{job_id}")
+        return response.json() if response.status_code == 200 and response.json()["state"] == state else None
+
+    return await eventually(probe, f"Flower shows {job_id} as {state}")
+
+
+async def test_jobs_under_their_ids_with_model_and_state(flower: str, sim: httpx.AsyncClient) -> None:
+    done = await submit(sim, max_tokens=3)
+    await ended(sim, done["id"])
+    failed = await submit(sim, prompt="<<fail>>")
+    await ended(sim, failed["id"])
+    async with httpx.AsyncClient(timeout=10) as client:
+        shown = await task(client, flower, done["id"], "SUCCESS")
+        assert "'model': 'sim'" in shown["kwargs"]
+        assert done["id"] in shown["args"]
+        assert shown["result"] == "'incomplete'"
+        await task(client, flower, failed["id"], "FAILURE")
+
+
+async def test_workers_with_their_load(flower: str, sim: httpx.AsyncClient) -> None:
+    job = await submit(sim, model="small", max_tokens=3000)
+    await running(sim, job["id"])
+    async with httpx.AsyncClient(timeout=10) as client:
+
+        async def busy() -> bool:
+            shown = (await client.get(f"{flower}/workers", params={"json": "1"})).json()["data"]
+            return {item["hostname"].split("-")[0]: item["active"] for item in shown if item["status"]}.get(
+                "small"
+            ) == 1
+
+        await eventually(busy, "Flower shows the running job at its worker")
+    await sim.post(f"/v1/jobs/{job['id']}/cancel")
+    await ended(sim, job["id"])
+
+
+async def test_terminate_cancels_the_job(flower: str, sim: httpx.AsyncClient) -> None:
+    job = await submit(sim, max_tokens=4000)
+    await running(sim, job["id"])
+    async with httpx.AsyncClient(timeout=10) as client:
+        response = await client.post(f"{flower}/api/task/revoke/{job['id']}", params={"terminate": "true"})
+        assert response.status_code == 200, response.text
+    done = await ended(sim, job["id"])
+    assert done["status"] == "cancelled"
+    assert 0 < done["usage"]["completion_tokens"] < 4000

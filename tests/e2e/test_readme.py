@@ -1,0 +1,58 @@
+"""The README's examples work as pasted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.stack import KEY, REPOSITORY, Stack
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+POLL, STREAM, SDK = range(3)
+
+
+async def run_block(stack: Stack, folder: Path, number: int) -> str:
+    """Run a block as pasted, at this stack's address. Returns what it prints."""
+    language, code = BLOCKS[number]
+    code = code.replace("http://127.0.0.1:8000", stack.url)
+    program = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+    process = await asyncio.create_subprocess_exec(
+        *program,
+        cwd=folder,
+        env={**stack.environment, "HEADRACE_API_KEY": KEY},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode == 0, errors.decode()
+    return output.decode()
+
+
+def test_every_block_is_run() -> None:
+    assert [language for language, _ in BLOCKS] == ["bash", "bash", "python"]
+
+
+async def test_submit_and_poll(vllm_stack: Stack, tmp_path: Path) -> None:
+    printed = await run_block(vllm_stack, tmp_path, POLL)
+    assert '"object": "job"' in printed
+    assert re.search(r'"status": "(completed|incomplete)"', printed)
+
+
+async def test_stream_and_resume(vllm_stack: Stack, tmp_path: Path) -> None:
+    printed = await run_block(vllm_stack, tmp_path, STREAM)
+    assert printed.count("event: job.started") == 1, "the resumed stream begins after its cursor"
+    assert printed.count("event: job.incomplete") + printed.count("event: job.completed") == 2
+
+
+async def test_openai_sdk(vllm_stack: Stack, tmp_path: Path) -> None:
+    assert len((await run_block(vllm_stack, tmp_path, SDK)).split()) > 5
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:api|workers|shared|docs)/[\w/]+\.(?:py|md)", README))))
+def test_the_files_that_it_names_exist(path: str) -> None:
+    assert (REPOSITORY / path).is_file()

@@ -1,0 +1,176 @@
+"""What every engine must do: one suite over the simulated and the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from shared.bundled import bundled_model_path
+from shared.errors import InvalidRequest
+from shared.events import Delta
+from shared.registry import SimulatedModel, SimulatedOptions, VllmModel
+from shared.sampling import GenerateRequest, Message, Sampling
+from shared.stream import JobLog
+from workers.engines.base import Engine, PromptInfo
+from workers.engines.factory import make_engine
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    # torch and vLLM warn about themselves at import.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+MODELS = {
+    "simulated": SimulatedModel(
+        name="sim",
+        engine="simulated",
+        slots=8,
+        options=SimulatedOptions(ttft_ms=1, itl_ms=1, max_model_len=256, fail_on="<<fail>>"),
+    ),
+    "vllm": VllmModel(
+        name="smollm2",
+        engine="vllm",
+        model=str(bundled_model_path("SmolLM2-135M-Instruct")),
+        options={
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 256,
+            "max_num_seqs": 8,
+            "kv_cache_memory_bytes": 1 << 28,
+        },
+    ),
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(MODELS))
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    engine = make_engine(MODELS[request.param])
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def chat(content: str = "Repeat exactly: 😀🐦🌊 Füße, naïve", **sampling: Any) -> GenerateRequest:
+    options = {"temperature": 0, "max_tokens": 24, **sampling}
+    return GenerateRequest(messages=[Message(role="user", content=content)], sampling=Sampling(**options), priority=3)
+
+
+async def outputs(
+    engine: Engine, request: GenerateRequest, name: str = "r", so_far: list[Delta] | None = None
+) -> tuple[PromptInfo, list[Delta]]:
+    async with aclosing(engine.generate(name, request, so_far or [])) as items:
+        first, *deltas = [item async for item in items]
+    assert isinstance(first, PromptInfo)
+    assert all(isinstance(delta, Delta) for delta in deltas)
+    return first, [delta for delta in deltas if isinstance(delta, Delta)]
+
+
+def text(deltas: list[Delta], index: int = 0) -> str:
+    return "".join(delta.text for delta in deltas if delta.index == index)
+
+
+def as_logged(deltas: list[Delta]) -> list[Delta]:
+    """As a log keeps them, flushed after each token."""
+    log = JobLog("job", 1)
+    for delta in deltas:
+        log.delta(delta)
+        log.seal()
+    return [event.delta() for event in log.events]
+
+
+async def test_prompt_first_then_text_to_its_end(engine: Engine) -> None:
+    prompt, deltas = await outputs(engine, chat(ignore_eos=True))
+    assert prompt.prompt_tokens > 4
+    assert len([token for delta in deltas for token in delta.token_ids]) == 24
+    assert [delta.finish_reason for delta in deltas if delta.finish_reason] == ["length"]
+    assert deltas[-1].finish_reason == "length"
+    assert "\ufffd" not in text(deltas)
+    assert engine.stats().requests == 0
+
+
+async def test_raw_prompts(engine: Engine) -> None:
+    request = GenerateRequest(prompt="The mill by the river", sampling=Sampling(temperature=0, max_tokens=5))
+    prompt, deltas = await outputs(engine, request)
+    assert 0 < prompt.prompt_tokens < 8
+    assert text(deltas)
+
+
+async def test_as_many_at_once_as_slots_each_as_if_alone(engine: Engine) -> None:
+    requests = [chat(f"Write about {i}.", ignore_eos=True) for i in range(engine.slots)]
+    alone = [text((await outputs(engine, request, f"a{i}"))[1]) for i, request in enumerate(requests)]
+    together = await asyncio.gather(*(outputs(engine, request, f"t{i}") for i, request in enumerate(requests)))
+    assert [text(deltas) for _, deltas in together] == alone
+
+
+async def test_closing_aborts(engine: Engine) -> None:
+    items = engine.generate("closed", chat(max_tokens=200, ignore_eos=True))
+    async for item in items:
+        if isinstance(item, Delta):
+            assert engine.stats().requests == 1
+            break
+    await items.aclose()
+    assert engine.stats().requests == 0
+
+
+async def test_cancelling_aborts(engine: Engine) -> None:
+    begun = asyncio.Event()
+
+    async def consume() -> None:
+        async with aclosing(engine.generate("cancelled", chat(max_tokens=200, ignore_eos=True))) as items:
+            async for _ in items:
+                begun.set()
+
+    task = asyncio.create_task(consume())
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+    assert engine.stats().requests == 0
+
+
+async def test_a_cut_request_goes_on_as_if_uncut(engine: Engine) -> None:
+    request = chat(max_tokens=40, ignore_eos=True)
+    assert engine.continues(request)
+    _, deltas = await outputs(engine, request)
+    whole, logged = text(deltas), as_logged(deltas)
+    for cut in (1, 2, 3, 5, 8, len(logged) - 1):
+        so_far = logged[:cut]
+        prompt, rest = await outputs(engine, request, f"cut{cut}", so_far)
+        assert text(so_far) + text(rest) == whole, f"cut after {cut} events"
+        made = sum(len(delta.token_ids) for delta in [*so_far, *rest])
+        assert (made, rest[-1].finish_reason) == (40, "length")
+
+
+async def test_stop_strings_end_the_text_and_are_not_in_it(engine: Engine) -> None:
+    _, deltas = await outputs(engine, chat(ignore_eos=True))
+    whole = text(deltas)
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    _, stopped = await outputs(engine, chat(ignore_eos=True, stop=[stop]))
+    assert text(stopped) == whole[: whole.index(stop)]
+    assert stopped[-1].finish_reason == "stop"
+
+
+async def test_several_choices(engine: Engine) -> None:
+    _, deltas = await outputs(engine, chat(n=3, temperature=1.0, max_tokens=8, seed=3, ignore_eos=True))
+    for index in range(3):
+        assert len([t for delta in deltas if delta.index == index for t in delta.token_ids]) == 8
+        assert [delta.finish_reason for delta in deltas if delta.index == index and delta.finish_reason] == ["length"]
+
+
+async def test_without_max_tokens_the_context_is_the_limit(engine: Engine) -> None:
+    request = GenerateRequest(prompt="mill " * 250, sampling=Sampling(temperature=0, ignore_eos=True))
+    prompt, deltas = await outputs(engine, request)
+    assert prompt.prompt_tokens + len([t for delta in deltas for t in delta.token_ids]) == 256
+
+
+@pytest.mark.parametrize(("words", "max_tokens"), [(300, None), (10, 250)])
+async def test_what_does_not_fit_is_refused(engine: Engine, words: int, max_tokens: int | None) -> None:
+    request = GenerateRequest(prompt="mill " * words, sampling=Sampling(max_tokens=max_tokens))
+    with pytest.raises(InvalidRequest, match="256 tokens"):
+        await outputs(engine, request)
+    assert engine.stats().requests == 0

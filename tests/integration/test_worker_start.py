@@ -1,0 +1,54 @@
+"""A worker that cannot work does not start, and says why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TEST_REDIS_DB, Servers
+from tests.support.stack import REPOSITORY, write_models
+
+SIM = {"name": "sim", "engine": "simulated"}
+
+
+def run(servers: Servers, database_url: str, models: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        env={
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "REDIS_URL": servers.redis(TEST_REDIS_DB),
+            "HEADRACE_MODELS": str(models),
+        },
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_celerys_own_worker_is_refused(servers: Servers, database_url: str, tmp_path: Path) -> None:
+    models = write_models(tmp_path / "models.yaml", [SIM])
+    ended = run(servers, database_url, models, "celery", "-A", "workers.app", "worker", "-c", "1")
+    assert ended.returncode != 0
+    assert "python -m workers MODEL" in ended.stderr
+
+
+def test_an_unknown_model_is_refused(servers: Servers, database_url: str, tmp_path: Path) -> None:
+    models = write_models(tmp_path / "models.yaml", [SIM])
+    ended = run(servers, database_url, models, "workers", "other")
+    assert ended.returncode == 2
+    assert "declares no model 'other'; it has: sim" in ended.stderr
+
+
+@pytest.mark.parametrize("option", ["max_num_seqz"])
+def test_an_unknown_engine_option_is_named(servers: Servers, database_url: str, tmp_path: Path, option: str) -> None:
+    model = {"name": "m", "engine": "vllm", "model": str(tmp_path), "options": {option: 1}}
+    ended = run(servers, database_url, write_models(tmp_path / "models.yaml", [model]), "workers", "m")
+    assert ended.returncode != 0
+    assert f"m.options: vLLM knows no {option}" in ended.stderr

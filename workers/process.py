@@ -1,0 +1,80 @@
+"""One worker process for one model: `python -m workers MODEL`.
+
+vLLM's engine processes are spawned, and a spawned process imports this module again, under another name.
+That is where they are tied to the process that started them: a worker that is killed takes its engine along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import multiprocessing
+import os
+import secrets
+import signal
+import socket
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def tie_to_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux)."""
+    if sys.platform == "linux":
+        parent = multiprocessing.parent_process()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent.pid:
+            os._exit(1)  # it has died before it was asked
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m workers", description="Run jobs of one model.")
+    parser.add_argument("model", help="a name from models.yaml")
+    arguments = parser.parse_args()
+
+    from shared.errors import HeadraceError
+    from shared.logging import configure_logging
+    from shared.queue import queue_name
+    from shared.registry import load_registry
+    from shared.startup import settings_or_exit
+    from workers.app import app
+    from workers.lifecycle import Lifecycle
+    from workers.pool import EnginePool
+    from workers.program import WorkerProgram
+    from workers.settings import WorkerSettings
+
+    settings = settings_or_exit(WorkerSettings)
+    configure_logging(settings.log_level)
+    try:
+        registry = load_registry(settings.models)
+    except HeadraceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.model not in registry:
+        known = ", ".join(registry.models)
+        print(f"{settings.models} declares no model {arguments.model!r}; it has: {known}", file=sys.stderr)
+        return 2
+
+    worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
+    app.conf.broker_url = settings.redis_url
+    app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker)
+    process = WorkerProgram(
+        app=app,
+        hostname=worker,
+        pool_cls=EnginePool,
+        concurrency=settings.look_ahead,
+        queues=[queue_name(arguments.model)],
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+        loglevel=settings.log_level,
+    )
+    process.start()
+    return int(process.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+elif __name__ == "__mp_main__":
+    tie_to_parent()
