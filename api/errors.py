@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy.exc
 from fastapi import FastAPI, Request
@@ -15,11 +15,16 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from shared.errors import HeadraceError, InvalidRequest, Unavailable
+from shared.job_store import KeyReused
 from shared.outage import database_is_away, redis_is_away
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = "2"
+# How pydantic calls it when something else stands where an object should.
+NOT_AN_OBJECT = ("model_attributes_type", "model_type", "dict_type")
+
+T = TypeVar("T", str, str | None)
 
 
 class ErrorBody(BaseModel):
@@ -75,8 +80,13 @@ def error_response(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    body = ErrorResponse(error=ErrorBody(message=message, type=kind, param=param, code=code))
+    body = ErrorResponse(error=ErrorBody(message=_encodable(message), type=kind, param=_encodable(param), code=code))
     return JSONResponse(body.model_dump(), status_code=status, headers=dict(headers or {}))
+
+
+def _encodable(text: T) -> T:
+    """A text that may quote the client's own, which may hold unpaired surrogates."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
 def unavailable(what: str) -> JSONResponse:
@@ -98,12 +108,18 @@ def render(error: Exception) -> JSONResponse:
             return error_response(401, error.message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         case NotFound():
             return error_response(404, error.message, param=error.param, code=error.code)
+        case KeyReused():
+            return error_response(422, error.message, param="Idempotency-Key", code="idempotency_key_reused")
         case Conflict():
             return error_response(409, error.message, kind="conflict_error")
         case TooLarge():
             return error_response(413, error.message)
         case UpstreamFailed(code="invalid_request"):
             return error_response(400, error.message, code=error.code)
+        case UpstreamFailed(code="deadline_exceeded"):
+            return error_response(504, error.message, kind="server_error", code=error.code)
+        case UpstreamFailed(code="cancelled"):
+            return error_response(409, error.message, kind="conflict_error", code=error.code)
         case UpstreamFailed():
             return error_response(500, error.message, kind="server_error", code=error.code)
         case Unavailable():
@@ -131,10 +147,20 @@ def install(app: FastAPI) -> None:
         message, param = _describe(error.errors())
         return error_response(400, message, param=param)
 
-    async def on_http(_: Request, error: Exception) -> JSONResponse:
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        method, path, headers = request.method, request.scope["path"], error.headers or {}
+        match error.status_code:
+            case 404:
+                return error_response(404, f"There is no {method} {path}.", code="not_found")
+            case 405:
+                return error_response(
+                    405, f"{path} does not take {method}.", code="method_not_allowed", headers=headers
+                )
+            case 400 if error.__cause__ is not None:
+                return error_response(400, f"The body is not valid JSON: {_unreadable(error.__cause__)}.")
         kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
-        return error_response(error.status_code, str(error.detail), kind=kind, headers=error.headers)
+        return error_response(error.status_code, str(error.detail), kind=kind, headers=headers)
 
     for kind in (HeadraceError, RedisError, sqlalchemy.exc.SQLAlchemyError, OSError, Exception):
         app.add_exception_handler(kind, on_error)
@@ -145,16 +171,37 @@ def install(app: FastAPI) -> None:
 def _describe(problems: Sequence[Any]) -> tuple[str, str | None]:
     """One sentence that names the first wrong field, and that field."""
     problem = problems[0]
+    if tuple(problem["loc"]) == ("body",) and problem["type"] in ("missing", *NOT_AN_OBJECT):
+        return "The body must be a JSON object, sent with `Content-Type: application/json`.", None
+    if problem["type"] == "string_unicode" and len(problem["loc"]) == 1:
+        return "A parameter's name is not Unicode text; it has an unpaired surrogate.", None
     if problem["type"] == "json_invalid":
         return f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}.", None
     path = [step for step in problem["loc"] if step not in ("body", "query", "path", "header")]
     field = ""
     for step in path:
-        field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else str(step)
+        field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else str(step) or "''"
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "contradiction":
+        return f"{message}{more}", problem["ctx"]["param"]
+    if problem["type"] in NOT_AN_OBJECT:
+        message = "must be an object"
+    elif problem["type"] == "extra_forbidden":
         message = "this parameter is not known or not supported"
     elif problem["type"] == "missing":
         message = "this field is required"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return (f"{field}: {message}{more}" if field else f"{message}{more}"), field or None
+
+
+def _unreadable(error: BaseException) -> str:
+    """Why a body that may be JSON by its grammar was not read."""
+    match error:
+        case RecursionError():
+            return "it is nested too deeply"
+        case UnicodeError():
+            return "it is not UTF-8"
+        case ValueError():
+            return "a number has too many digits"
+        case _:
+            return "it cannot be read"

@@ -70,6 +70,7 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             unowned,
             hints.put,
             interval_s=settings.heartbeat_s,
+            lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
         )
         for name, part in {"hints": hints.run(), "streams": streams.run(), "sweeper": sweeper.run()}.items():

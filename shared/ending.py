@@ -7,8 +7,19 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from shared.errors import ErrorCode
 from shared.events import Event, EventType, archive, event
 from shared.job import Choice, Failure, Job, JobStatus, Usage
+
+CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
+LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
+NOT_STARTED = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not started in time (Start-Before).")
+
+
+def exhausted(deaths: int) -> Failure:
+    return Failure(
+        ErrorCode.ATTEMPTS_EXHAUSTED, f"The job's worker or engine died {deaths} times under it; it is not tried again."
+    )
 
 
 @dataclass(frozen=True, slots=True)

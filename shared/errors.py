@@ -34,5 +34,6 @@ class ErrorCode(StrEnum):
     CANCELLED = "cancelled"
     INVALID_REQUEST = "invalid_request"
     ENGINE_ERROR = "engine_error"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     WORKER_LOST = "worker_lost"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"

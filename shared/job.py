@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ TERMINAL = (
 
 
 JOB_ID_PREFIX = "job_"
+_JOB_ID = re.compile(rf"{JOB_ID_PREFIX}[0-9a-f]{{32}}")
 
 
 def new_job_id() -> str:
@@ -49,6 +51,11 @@ def new_job_id() -> str:
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
     return f"{JOB_ID_PREFIX}{value:032x}"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether a job could have this id."""
+    return _JOB_ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,14 @@ class Attempt:
     outcome: str | None = None
 
 
+class WorkerState(StrEnum):
+    """What a worker can do now; only a `ready` one counts for readiness."""
+
+    READY = "ready"
+    RESTARTING = "restarting"
+    DRAINING = "draining"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job as its row tells it. Times are UTC."""
@@ -101,7 +116,10 @@ class Job:
     request: GenerateRequest
     created_at: datetime
     metadata: dict[str, str] = field(default_factory=dict)
+    start_before: datetime | None = None
+    finish_before: datetime | None = None
     attempt: int = 0
+    deaths: int = 0
     worker: str | None = None
     started_at: datetime | None = None
     first_token_at: datetime | None = None
@@ -110,6 +128,13 @@ class Job:
     usage: Usage | None = None
     error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def missed_start(self) -> bool:
+        """For a job whose time is up: it is its start that came too late, rather than its end."""
+        if self.started_at is not None or self.start_before is None:
+            return False
+        return self.finish_before is None or self.start_before <= self.finish_before
 
     def timings(self) -> dict[str, Any]:
         """Milliseconds: waiting, to the first token (from submit), and in all; None where not reached."""

@@ -6,18 +6,19 @@ that a duplicate, a late or a fenced writer changes nothing and is told so.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, cast, delete, func, insert, or_, select, update
-from sqlalchemy.dialects.postgresql import JSONB, JSONPATH
+from sqlalchemy import Row, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.ending import Ending
-from shared.job import RUNNING, TERMINAL, Attempt, Choice, Failure, Job, JobStatus, Usage
-from shared.models import JobRow, WorkerRow
+from shared.errors import ErrorCode, HeadraceError
+from shared.job import RUNNING, TERMINAL, Attempt, Choice, Failure, Job, JobStatus, Usage, WorkerState, new_job_id
+from shared.models import IdempotencyKeyRow, JobRow, WorkerRow
 from shared.queue import Hint
 from shared.sampling import GenerateRequest
 
@@ -32,7 +33,10 @@ _COLUMNS = (
     JobRow.request,
     JobRow.job_metadata,
     JobRow.created_at,
+    JobRow.start_before,
+    JobRow.finish_before,
     JobRow.attempt,
+    JobRow.deaths,
     JobRow.worker,
     JobRow.attempt_started_at,
     JobRow.attempts,
@@ -44,6 +48,31 @@ _COLUMNS = (
     JobRow.error_code,
     JobRow.error_message,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a job is made from. The two times are seconds from now."""
+
+    key_id: int
+    model: str
+    priority: int
+    request: GenerateRequest
+    metadata: dict[str, str] = field(default_factory=dict)
+    start_within_s: float | None = None
+    finish_within_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A client's `Idempotency-Key`, and the digest of what it was sent with."""
+
+    key: str
+    request_sha256: str
+
+
+class KeyReused(HeadraceError):
+    """This Idempotency-Key was used with another request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +97,10 @@ def _job(row: Row[Any]) -> Job:
         request=GenerateRequest.model_validate(row.request),
         metadata=row.metadata,
         created_at=row.created_at,
+        start_before=row.start_before,
+        finish_before=row.finish_before,
         attempt=row.attempt,
+        deaths=row.deaths,
         worker=row.worker,
         started_at=row.started_at,
         first_token_at=row.first_token_at,
@@ -141,42 +173,54 @@ class JobStore:
 
     # Submitting and reading
 
-    async def insert(
-        self,
-        *,
-        job_id: str,
-        key_id: int,
-        model: str,
-        priority: int,
-        request: GenerateRequest,
-        metadata: dict[str, str],
-    ) -> Job:
-        """Commit a new job, `queued`. When this returns, the job is safe."""
+    async def insert(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
+        """Commit a new job, `queued`. When this returns, the job is safe.
+
+        With an idempotency key that was used before, the job of its first use is returned, and False: the key's
+        row and the job's are committed together, and a second writer waits for the first.
+
+        Raises:
+            KeyReused: the key was used with another request.
+        """
+        job_id = new_job_id()
         statement = (
             insert(JobRow)
             .values(
                 id=job_id,
-                key_id=key_id,
-                model=model,
+                key_id=new.key_id,
+                model=new.model,
                 status=JobStatus.QUEUED.value,
-                priority=priority,
-                request=request.model_dump(exclude_none=True, exclude_defaults=True),
-                job_metadata=metadata,
+                priority=new.priority,
+                request=new.request.model_dump(exclude_none=True, exclude_defaults=True),
+                job_metadata=new.metadata,
+                start_before=_from_now(new.start_within_s),
+                finish_before=_from_now(new.finish_within_s),
             )
-            .returning(JobRow.created_at)
+            .returning(JobRow.created_at, JobRow.start_before, JobRow.finish_before)
         )
         async with self._engine.begin() as connection:
-            created_at = (await connection.execute(statement)).scalar_one()
-        return Job(
+            if idempotency is not None:
+                first = await _first_use(connection, new.key_id, idempotency, job_id)
+                if first is not None:
+                    existing = select(*_COLUMNS).where(JobRow.id == first, JobRow.deleted_at.is_(None))
+                    row = (await connection.execute(existing)).first()
+                    if row is None:
+                        raise KeyReused("The job of this Idempotency-Key was deleted.")
+                    return _job(row), False
+            inserted = (await connection.execute(statement)).one()
+        job = Job(
             id=job_id,
-            key_id=key_id,
-            model=model,
+            key_id=new.key_id,
+            model=new.model,
             status=JobStatus.QUEUED,
-            priority=priority,
-            request=request,
-            metadata=metadata,
-            created_at=created_at,
+            priority=new.priority,
+            request=new.request,
+            metadata=new.metadata,
+            created_at=inserted.created_at,
+            start_before=inserted.start_before,
+            finish_before=inserted.finish_before,
         )
+        return job, True
 
     async def get(self, job_id: str, key_id: int | None = None) -> Job | None:
         """A job; with `key_id`, only if it is that key's."""
@@ -261,10 +305,10 @@ class JobStore:
     # A worker's transitions
 
     async def claim(self, job_id: str, worker: str) -> Job | None:
-        """Take a queued job: attempt n+1 of `worker`. None: somebody else has it, or it has ended."""
+        """Take a queued job: attempt n+1 of `worker`. None: it does not wait any more, or its time is up."""
         statement = (
             update(JobRow)
-            .where(JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value)
+            .where(JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, ~_overdue())
             .values(
                 {
                     JobRow.status: JobStatus.IN_PROGRESS.value,
@@ -293,9 +337,13 @@ class JobStore:
         *,
         tokens: int,
         outcome: str,
+        died: bool = False,
         first_token_at: datetime | None = None,
     ) -> bool:
-        """Put a job that this attempt owns back into the queue. False: it is not owned, or is being cancelled."""
+        """Put a job that this attempt owns back into the queue. False: it is not owned, or is being cancelled.
+
+        `died`: the engine died under it, which counts as its worker's death.
+        """
         statement = (
             update(JobRow)
             .where(_owned(job_id, attempt, worker), JobRow.status == JobStatus.IN_PROGRESS.value)
@@ -303,6 +351,7 @@ class JobStore:
                 {
                     JobRow.status: JobStatus.QUEUED.value,
                     JobRow.worker: None,
+                    JobRow.deaths: JobRow.deaths + int(died),
                     JobRow.first_token_at: func.coalesce(JobRow.first_token_at, first_token_at),
                     JobRow.attempts: _ended_attempt(tokens, outcome),
                 }
@@ -363,7 +412,8 @@ class JobStore:
             .where(
                 JobRow.status == JobStatus.IN_PROGRESS.value,
                 JobRow.worker.not_in(_live_workers()),
-                _deaths() < max_attempts - 1,
+                JobRow.deaths < max_attempts - 1,
+                ~_overdue(),
             )
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -375,6 +425,7 @@ class JobStore:
             .values(
                 {
                     JobRow.status: JobStatus.QUEUED.value,
+                    JobRow.deaths: JobRow.deaths + 1,
                     JobRow.attempts: _ended_attempt(0, "worker_lost"),
                     JobRow.worker: None,
                 }
@@ -385,7 +436,7 @@ class JobStore:
             return [Hint(*row) for row in await connection.execute(statement)]
 
     async def lost_to_end(self, max_attempts: int, limit: int = 100) -> list[Job]:
-        """Jobs of silent workers that are not tried again: being cancelled, or out of attempts."""
+        """Jobs of silent workers that are not tried again: being cancelled, out of attempts, or out of time."""
         statement = (
             select(*_COLUMNS)
             .where(
@@ -393,13 +444,42 @@ class JobStore:
                 JobRow.worker.not_in(_live_workers()),
                 or_(
                     JobRow.status == JobStatus.CANCELLING.value,
-                    _deaths() >= max_attempts - 1,
+                    JobRow.deaths >= max_attempts - 1,
+                    _overdue(),
                 ),
             )
             .limit(limit)
         )
         async with self._engine.connect() as connection:
             return [_job(row) for row in await connection.execute(statement)]
+
+    async def overdue(self, limit: int = 500) -> list[Job]:
+        """Queued jobs whose time is up: not started by `start_before`, or not finished by `finish_before`."""
+        statement = select(*_COLUMNS).where(JobRow.status == JobStatus.QUEUED.value, _overdue()).limit(limit)
+        async with self._engine.connect() as connection:
+            return [_job(row) for row in await connection.execute(statement)]
+
+    async def exhausted(self, limit: int = 1000) -> list[Job]:
+        """Jobs that failed because their workers died, newest first."""
+        statement = (
+            select(*_COLUMNS)
+            .where(
+                JobRow.status == JobStatus.FAILED.value,
+                JobRow.error_code == ErrorCode.ATTEMPTS_EXHAUSTED.value,
+                JobRow.deleted_at.is_(None),
+            )
+            .order_by(JobRow.id.desc())
+            .limit(limit)
+        )
+        async with self._engine.connect() as connection:
+            return [_job(row) for row in await connection.execute(statement)]
+
+    async def forget_idempotency_keys(self, older_than_s: int) -> None:
+        """Free keys for another use."""
+        statement = delete(IdempotencyKeyRow).where(
+            IdempotencyKeyRow.created_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, older_than_s)
+        )
+        await self._changes(statement)
 
     async def waiting(self, model: str, *, limit: int, older_than_s: float) -> list[Hint]:
         """The next queued jobs of a model, in the order they are served."""
@@ -434,13 +514,24 @@ class JobStore:
 
     # Workers
 
-    async def heartbeat(self, worker: str, model: str, *, slots: int, running: int, lease_s: float) -> list[Held]:
+    async def heartbeat(
+        self,
+        worker: str,
+        model: str,
+        *,
+        slots: int,
+        running: int,
+        lease_s: float,
+        state: WorkerState = WorkerState.READY,
+    ) -> list[Held]:
         """Renew a worker's lease, and tell it what it holds and what of that is being cancelled."""
         expires = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, lease_s)
-        renew = upsert(WorkerRow).values(id=worker, model=model, slots=slots, running=running, lease_expires_at=expires)
+        renew = upsert(WorkerRow).values(
+            id=worker, model=model, slots=slots, running=running, state=state.value, lease_expires_at=expires
+        )
         renew = renew.on_conflict_do_update(
             index_elements=[WorkerRow.id],
-            set_={"running": renew.excluded.running, "lease_expires_at": renew.excluded.lease_expires_at},
+            set_={name: renew.excluded[name] for name in ("running", "state", "lease_expires_at")},
         )
         held = select(JobRow.id, JobRow.attempt, JobRow.status).where(
             JobRow.worker == worker, JobRow.status.in_(RUNNING)
@@ -455,10 +546,10 @@ class JobStore:
             await connection.execute(delete(WorkerRow).where(WorkerRow.id == worker))
 
     async def live_workers(self) -> dict[str, int]:
-        """Workers with a lease, by model."""
+        """Workers that are alive and ready, by model."""
         statement = (
             select(WorkerRow.model, func.count().label("workers"))
-            .where(WorkerRow.lease_expires_at > func.clock_timestamp())
+            .where(WorkerRow.lease_expires_at > func.clock_timestamp(), WorkerRow.state == WorkerState.READY.value)
             .group_by(WorkerRow.model)
         )
         async with self._engine.connect() as connection:
@@ -478,10 +569,32 @@ def _live_workers() -> Select[Any]:
     return select(WorkerRow.id).where(WorkerRow.lease_expires_at > func.clock_timestamp())
 
 
-_DEATHS = '$[*] ? (@.outcome == "worker_lost")'
+def _overdue() -> Any:
+    """A job's time is up. Once it has been started, only its finish counts."""
+    now = func.clock_timestamp()
+    return or_(
+        func.coalesce(and_(JobRow.start_before < now, JobRow.started_at.is_(None)), False),
+        func.coalesce(JobRow.finish_before < now, False),
+    )
 
 
-def _deaths() -> Any:
-    """How many attempts ended with their worker's death."""
-    entries = func.jsonb_path_query_array(JobRow.attempts, cast(_DEATHS, JSONPATH))
-    return func.jsonb_array_length(entries)
+def _from_now(seconds: float | None) -> Any:
+    return None if seconds is None else func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+async def _first_use(connection: AsyncConnection, key_id: int, idempotency: Idempotency, job_id: str) -> str | None:
+    """Take an idempotency key for a job; where it is taken, the job that has it."""
+    take = (
+        upsert(IdempotencyKeyRow)
+        .values(key_id=key_id, key=idempotency.key, request_sha256=idempotency.request_sha256, job_id=job_id)
+        .on_conflict_do_nothing()
+    )
+    if (await connection.execute(take)).rowcount:
+        return None
+    taken = select(IdempotencyKeyRow.request_sha256, IdempotencyKeyRow.job_id).where(
+        IdempotencyKeyRow.key_id == key_id, IdempotencyKeyRow.key == idempotency.key
+    )
+    row = (await connection.execute(taken)).one()
+    if row.request_sha256 != idempotency.request_sha256:
+        raise KeyReused
+    return str(row.job_id)

@@ -38,6 +38,7 @@ class WorkerRow(Base):
     model: Mapped[str] = mapped_column(Text)
     slots: Mapped[int]
     running: Mapped[int] = mapped_column(server_default=text("0"))
+    state: Mapped[str] = mapped_column(Text, server_default="ready")
     started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     lease_expires_at: Mapped[datetime] = mapped_column(Timestamp)
 
@@ -60,8 +61,11 @@ class JobRow(Base):
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     worker: Mapped[str | None] = mapped_column(Text)
     attempt_started_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    deaths: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
 
+    start_before: Mapped[datetime | None] = mapped_column(Timestamp)
+    finish_before: Mapped[datetime | None] = mapped_column(Timestamp)
     started_at: Mapped[datetime | None] = mapped_column(Timestamp)
     first_token_at: Mapped[datetime | None] = mapped_column(Timestamp)
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
@@ -77,4 +81,28 @@ class JobRow(Base):
         Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
         Index("jobs_finished", "model", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index(
+            "jobs_start_before",
+            "start_before",
+            postgresql_where=text("start_before IS NOT NULL AND status = 'queued'"),
+        ),
+        Index(
+            "jobs_finish_before",
+            "finish_before",
+            postgresql_where=text("finish_before IS NOT NULL AND finished_at IS NULL"),
+        ),
     )
+
+
+class IdempotencyKeyRow(Base):
+    """A client's `Idempotency-Key`, and the job that its first use made."""
+
+    __tablename__ = "idempotency_keys"
+
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(Text)
+    job_id: Mapped[str] = mapped_column(Text(collation="C"))
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    __table_args__ = (Index("idempotency_keys_by_age", "created_at"),)

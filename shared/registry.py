@@ -14,6 +14,9 @@ from shared.bundled import BUNDLED_PREFIX, bundled_model_path
 from shared.errors import HeadraceError
 
 DEFAULT_SLOTS = 64
+# What a model may be called.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
+MAX_NAME = 200
 
 
 class RegistryError(HeadraceError):
@@ -23,7 +26,7 @@ class RegistryError(HeadraceError):
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")
+    name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
     description: str = ""
 
 
@@ -73,6 +76,7 @@ class SimulatedOptions(BaseModel):
     default_tokens: int = Field(64, ge=1, description="Length of an answer without max_tokens.")
     max_model_len: int = Field(8192, ge=2)
     fail_on: str | None = Field(None, description="A prompt that contains this fails, as an engine would.")
+    die_on: str | None = Field(None, description="A prompt that contains this ends the engine, with all its jobs.")
 
 
 class SimulatedModel(_Spec):

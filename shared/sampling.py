@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
@@ -24,10 +25,27 @@ def _token_bias(bias: dict[str, float]) -> dict[str, float]:
     return {key: min(100.0, max(-100.0, value)) for key, value in bias.items()}
 
 
-class Sampling(BaseModel):
-    """How tokens are drawn. Bounds are vLLM's."""
+def contradiction(param: str, message: str) -> PydanticCustomError:
+    """The error of fields that are fine alone and not together; it is told of one of them."""
+    return PydanticCustomError("contradiction", "{message}", {"param": param, "message": message})
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+def _unicode(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no tokenizer and no database takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be Unicode text; it has an unpaired surrogate") from None
+    return text
+
+
+UnicodeText = Annotated[str, AfterValidator(_unicode)]
+
+
+class Sampling(BaseModel):
+    """How tokens are drawn. Bounds are vLLM's. Types are strict: a number in quotes is not a number."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     n: int = Field(1, ge=1, le=MAX_CHOICES, description="Choices to generate for the prompt.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
@@ -60,10 +78,16 @@ class Sampling(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        return self.checked()
+
+    def checked(self) -> Self:
+        """These parameters, if they go together."""
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}")
+            raise contradiction(
+                "min_tokens", f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
+            )
         if self.n > 1 and self.temperature == 0:
-            raise ValueError(f"n must be 1 with greedy sampling (temperature 0), got {self.n}")
+            raise contradiction("n", f"n must be 1 with greedy sampling (temperature 0), got {self.n}")
         return self
 
 
@@ -73,8 +97,8 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str
-    name: str | None = None
+    content: UnicodeText
+    name: UnicodeText | None = None
 
 
 class GenerateRequest(BaseModel):

@@ -49,8 +49,8 @@ class Healer:
 
     async def heal(self) -> int:
         """Send hints for jobs that have none. Returns how many."""
-        room = self._runner.slots - self._runner.running
-        if room <= 0:
+        room = self._runner.slots - self._runner.in_hand
+        if room <= 0 or not self._runner.taking:
             return 0
         if await queue.depth(self._redis, self._model) == 0:
             lost = await self._store.waiting(self._model, limit=room, older_than_s=ON_THE_WAY_S)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 
-from shared.job import JobStatus
+from shared.job import JobStatus, WorkerState
 from shared.job_store import JobStore
 from shared.outage import is_outage
 from workers.engines.base import Engine
@@ -35,6 +35,7 @@ class Lease:
         self._model = model
         self._settings = settings
         self._unowned: set[tuple[str, int]] = set()
+        self._state = WorkerState.READY
 
     async def run(self) -> None:
         """Renew for ever; cancel to stop."""
@@ -47,6 +48,16 @@ class Lease:
                     raise
                 logger.warning("cannot renew the lease, trying again: %s", error)
 
+    async def show(self, state: WorkerState) -> None:
+        """Say what this worker can do now; at once where the database is there, else at the next heartbeat."""
+        self._state = state
+        try:
+            await self.renew()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            logger.warning("cannot show that this worker is %s, trying again: %s", state.value, error)
+
     async def renew(self) -> None:
         before = time.monotonic()
         held = await self._store.heartbeat(
@@ -55,6 +66,7 @@ class Lease:
             slots=self._runner.slots,
             running=self._engine.stats().requests,
             lease_s=self._settings.lease_s,
+            state=self._state,
         )
         ours = {(item.job_id, item.attempt) for item in held}
         for job_id, attempt in self._runner.runs_before(before):

@@ -17,7 +17,7 @@ from celery.worker import state as celery_state
 from redis.asyncio import Redis
 
 from shared.db import connect
-from shared.job import JobStatus
+from shared.job import JobStatus, WorkerState
 from shared.job_store import JobStore
 from shared.queue import HintSender
 from shared.registry import SimulatedModel, VllmModel
@@ -28,20 +28,27 @@ from shared.unowned import UnownedJobs
 from workers.control import ControlListener
 from workers.engines.factory import make_engine
 from workers.healing import Healer
+from workers.intake import Intake
+from workers.keeper import EngineKeeper
 from workers.lease import Lease
 from workers.runner import Runner, Stop
 from workers.settings import WorkerSettings
+from workers.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-EXIT_ENGINE_DEAD = 70
+EXIT_STUCK = 75  # EX_TEMPFAIL of sysexits.h
+FORCE_AFTER_S = 10.0
 
 
 class Lifecycle:
     """Starts and stops a worker's parts in order, and is the way in from Celery's threads."""
 
+    intake: Intake
     _runner: Runner
     _flusher: LogFlusher
+    _lease: Lease
+    _keeper: EngineKeeper
 
     def __init__(self, app: Celery, settings: WorkerSettings, model: VllmModel | SimulatedModel, worker: str) -> None:
         self._app = app
@@ -85,7 +92,12 @@ class Lifecycle:
     def drain(self) -> None:
         """Finish or hand back all jobs."""
         if hasattr(self, "_runner"):
-            self._submit(self._runner.drain(self._settings.drain_s)).result()
+            self._submit(self._drain()).result()
+
+    def hurry(self) -> None:
+        """End the grace of a drain: hand everything back now."""
+        if hasattr(self, "_runner"):
+            self._loop.call_soon_threadsafe(self._runner.hurry)
 
     def stop(self) -> None:
         """Stop everything and end the loop."""
@@ -123,11 +135,20 @@ class Lifecycle:
             logs=logs,
             flusher=self._flusher,
             log_ttl_s=settings.log_ttl_s,
-            on_engine_death=self._end_worker,
+            max_attempts=settings.max_attempts,
+            on_engine_death=lambda: self._keeper.look(),
         )
         self._store = store
         hints = HintSender(self._app)
-        lease = Lease(self._runner, engine, store, self._worker, model.name, settings)
+        lease = self._lease = Lease(self._runner, engine, store, self._worker, model.name, settings)
+        self._keeper = EngineKeeper(
+            engine,
+            self._runner,
+            self._flusher,
+            lease,
+            self.intake,
+            back_off_max_s=settings.engine_back_off_max_s,
+        )
         await lease.renew()
         self._stack.push_async_callback(store.forget_worker, self._worker)
         sweeper = Sweeper(
@@ -135,6 +156,7 @@ class Lifecycle:
             UnownedJobs(store, logs, settings.log_ttl_s),
             hints.put,
             interval_s=settings.heartbeat_s,
+            lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
         )
         for name, part in {
@@ -144,10 +166,17 @@ class Lifecycle:
             "control": ControlListener(redis, self._runner, self._worker).run(),
             "healer": Healer(self._runner, store, redis, hints, model.name).run(),
             "sweeper": sweeper.run(),
+            "keeper": self._keeper.run(),
+            "watchdog": Watchdog(self._runner, redis, model.name, self._end_worker).run(),
         }.items():
             task = asyncio.create_task(part, name=name)
             task.add_done_callback(self._part_ended)
             self._tasks.append(task)
+
+    async def _drain(self) -> None:
+        self._runner.close()
+        await self._lease.show(WorkerState.DRAINING)
+        await self._runner.drain(self._settings.drain_s)
 
     async def _stop(self) -> None:
         if hasattr(self, "_flusher"):
@@ -168,5 +197,17 @@ class Lifecycle:
             self._end_worker()
 
     def _end_worker(self) -> None:
-        """End this process in order: jobs are handed back, and whoever runs it starts another."""
-        celery_state.should_stop = EXIT_ENGINE_DEAD
+        """End this process: jobs are handed back, and whoever runs it starts another.
+
+        Celery is asked first; where its consumer is what is stuck, the process ends without it.
+        """
+        celery_state.should_stop = EXIT_STUCK
+        self._ending = self._loop.create_task(self._end_by_force(), name="end-by-force")
+
+    async def _end_by_force(self) -> None:
+        await self._drain()
+        await self._flusher.drain(5)
+        await self._store.forget_worker(self._worker)
+        await asyncio.sleep(FORCE_AFTER_S)
+        logger.critical("Celery does not stop; ending the process")
+        os._exit(EXIT_STUCK)

@@ -38,6 +38,7 @@ def main() -> int:
     from shared.registry import load_registry
     from shared.startup import settings_or_exit
     from workers.app import app
+    from workers.intake import Intake
     from workers.lifecycle import Lifecycle
     from workers.pool import EnginePool
     from workers.program import WorkerProgram
@@ -70,6 +71,7 @@ def main() -> int:
         quiet=True,
         loglevel=settings.log_level,
     )
+    app.lifecycle.intake = Intake(process, queue_name(arguments.model))
     process.start()
     return int(process.exitcode or 0)
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import signal
+from types import FrameType
 from typing import Any
 
 from celery.apps.worker import Worker
 
 
 class WorkerProgram(Worker):  # type: ignore[misc]
-    """SIGTERM, SIGINT and SIGQUIT all drain: Celery's cold shutdown knows only its own processes, not threads."""
+    """SIGTERM, SIGINT and SIGQUIT drain, and a second one ends the drain's grace.
+
+    Celery's cold shutdown knows only its own processes, not threads.
+    """
 
     def install_platform_tweaks(self, worker: Any) -> None:
         super().install_platform_tweaks(worker)
         drain = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGINT, drain)
-        signal.signal(signal.SIGQUIT, drain)
+        asked = False
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            nonlocal asked
+            if asked:
+                self.app.lifecycle.hurry()
+            elif callable(drain):
+                asked = True
+                drain(number, frame)
+
+        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(name, on_signal)

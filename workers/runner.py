@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from shared.ending import conclude
+from shared.ending import CANCELLED, LATE, conclude, exhausted
 from shared.errors import ErrorCode, InvalidRequest
 from shared.events import EventType, Transcript
 from shared.job import Failure, Job, JobStatus, Usage
@@ -34,6 +34,7 @@ class Stop(StrEnum):
     """Why a running job was stopped from outside."""
 
     CANCEL = "cancelled"
+    DEADLINE = "deadline_exceeded"
     HAND_BACK = "handed_back"
     LOST = "lost"
 
@@ -77,20 +78,26 @@ class Runner:
         logs: JobLogs,
         flusher: LogFlusher,
         log_ttl_s: int,
+        max_attempts: int,
         on_engine_death: Callable[[], None],
     ) -> None:
+        """`on_engine_death` is called from the loop, once for each job that finds the engine dead."""
         self.worker = worker
         self._engine = engine
         self._store = store
         self._logs = logs
         self._flusher = flusher
         self._log_ttl_s = log_ttl_s
+        self._max_attempts = max_attempts
         self._on_engine_death = on_engine_death
         self._runs: dict[str, Run] = {}
-        self._closing = False
+        self._closed = False
         self._empty = asyncio.Event()
         self._empty.set()
+        self._hurry = asyncio.Event()
+        self.in_hand = 0
         self.last_claimed: Job | None = None
+        self.last_message = time.monotonic()
 
     @property
     def running(self) -> int:
@@ -100,23 +107,34 @@ class Runner:
     def slots(self) -> int:
         return self._engine.slots
 
+    @property
+    def taking(self) -> bool:
+        """Whether it takes jobs now."""
+        return not self._closed
+
     async def run(self, job_id: str) -> JobStatus | None:
         """Run a job to its end. None: it was not ours to run, or it was handed back.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database is away; the job stays queued and is found later.
         """
-        if self._closing:
+        self.last_message = time.monotonic()
+        if self._closed:
             return None
-        job = await self._store.claim(job_id, self.worker)
-        if job is None:
-            return None
-        self.last_claimed = job
-        with self._tracked(job) as run:
-            if not await self._open_log(run):
+        self.in_hand += 1
+        try:
+            job = await self._store.claim(job_id, self.worker)
+            if job is None:
                 return None
-            await self._generate(run)
-            return await self._finish(run)
+            self.last_claimed = job
+            with self._tracked(job) as run:
+                if not await self._open_log(run):
+                    return None
+                await self._generate(run)
+                return await self._finish(run)
+        finally:
+            self.in_hand -= 1
+            self.last_message = time.monotonic()
 
     def stop(self, job_id: str, why: Stop, attempt: int | None = None) -> None:
         """Stop a running job: the engine aborts it, and what it made so far is kept."""
@@ -127,11 +145,29 @@ class Runner:
         if run.generating is not None:
             run.generating.cancel()
 
+    def close(self) -> None:
+        """Take nothing more."""
+        self._closed = True
+
+    def open(self) -> None:
+        """Take jobs again."""
+        self._closed = False
+
+    def hurry(self) -> None:
+        """End the grace of a drain now."""
+        self._hurry.set()
+
     async def drain(self, grace_s: float) -> None:
         """Take nothing more; let running jobs finish for so long, then hand the rest back."""
-        self._closing = True
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), grace_s)
+        self.close()
+        waits = [asyncio.create_task(event.wait()) for event in (self._empty, self._hurry)]
+        await asyncio.wait(waits, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await self.hand_back()
+
+    async def hand_back(self) -> None:
+        """Put all running jobs back into the queue; returns when that is done."""
         for job_id in list(self._runs):
             self.stop(job_id, Stop.HAND_BACK)
         await self._empty.wait()
@@ -190,7 +226,15 @@ class Runner:
         if run.stop is not None:
             return
         run.generating = asyncio.create_task(self._publish_outputs(run), name=f"generate-{run.job.id}")
+        deadline = None
+        if run.job.finish_before is not None:
+            left_s = (run.job.finish_before - run.now()).total_seconds()
+            deadline = asyncio.get_running_loop().call_later(
+                max(0.0, left_s), self.stop, run.job.id, Stop.DEADLINE, run.job.attempt
+            )
         await asyncio.wait([run.generating])
+        if deadline is not None:
+            deadline.cancel()
 
     async def _publish_outputs(self, run: Run) -> None:
         job = run.job
@@ -216,12 +260,14 @@ class Runner:
         if run.generating is not None and not run.generating.cancelled():
             error = run.generating.exception()
         if isinstance(error, EngineDead):
-            logger.error("job=%s the engine is dead; handing the job back", run.job.id)
+            logger.error("job=%s the engine died under it", run.job.id)
             self._on_engine_death()
-            return await self._hand_back(run, "engine_lost")
+            if run.job.deaths + 1 >= self._max_attempts:
+                return await self._end(run, JobStatus.FAILED, exhausted(self._max_attempts))
+            return await self._hand_back(run, "engine_lost", died=True)
         if run.stop is Stop.LOST:
             return None
-        if run.stop is Stop.HAND_BACK and error is None and run.generating is not None and run.generating.cancelled():
+        if run.stop is Stop.HAND_BACK and error is None and (run.generating is None or run.generating.cancelled()):
             return await self._hand_back(run, Stop.HAND_BACK.value)
 
         status, failure = self._outcome(run, error)
@@ -237,7 +283,7 @@ class Runner:
             return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, f"{type(error).__name__}: {error}")
         choices = run.transcript.choices()
         if not all(choice.finish_reason for choice in choices):
-            return JobStatus.CANCELLED, Failure(ErrorCode.CANCELLED, "The job was cancelled.")
+            return JobStatus.CANCELLED, LATE if run.stop is Stop.DEADLINE else CANCELLED
         if any(choice.finish_reason == "length" for choice in choices):
             return JobStatus.INCOMPLETE, None
         return JobStatus.COMPLETED, None
@@ -271,7 +317,7 @@ class Runner:
         )  # fmt: skip
         return status
 
-    async def _hand_back(self, run: Run, outcome: str) -> JobStatus | None:
+    async def _hand_back(self, run: Run, outcome: str, *, died: bool = False) -> JobStatus | None:
         """Back into the queue, with its text so far; a job that is being cancelled ends instead."""
         job = run.job
         run.log.seal()
@@ -283,6 +329,7 @@ class Runner:
                 self.worker,
                 tokens=run.tokens,
                 outcome=outcome,
+                died=died,
                 first_token_at=run.first_token_at,
             ),
             "hand-back",
@@ -290,7 +337,7 @@ class Runner:
         if given:
             logger.info("job=%s attempt=%d handed back after %d tokens", job.id, job.attempt, run.tokens)
             return None
-        return await self._end(run, JobStatus.CANCELLED, Failure(ErrorCode.CANCELLED, "The job was cancelled."))
+        return await self._end(run, JobStatus.CANCELLED, CANCELLED)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]], what: str) -> T:
         """Try until it works: while the database or Redis is away, the job's result waits here."""

@@ -11,4 +11,5 @@ class WorkerSettings(Settings):
     """What a worker reads beside the common settings."""
 
     drain_s: float = Field(30.0, ge=0, description="At SIGTERM: seconds that running jobs get to finish.")
+    engine_back_off_max_s: float = Field(60.0, gt=0, description="Longest wait before a dead engine is started.")
     look_ahead: int = Field(2, ge=1, description="Messages reserved beyond the jobs that run.")

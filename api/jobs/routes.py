@@ -15,8 +15,11 @@ from api.jobs.native_events import native_events
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
 from api.resources import CurrentResources, Jobs
 from api.sse import event_stream
+from api.submit_headers import Submission
 from shared.errors import InvalidRequest
 from shared.job import Job, JobStatus
+from shared.job_store import NewJob
+from shared.registry import MAX_NAME, NAME
 
 MAX_WAIT_S = 60
 POLL_AFTER_S = "1"
@@ -43,18 +46,31 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {
         **NOT_FOUND,
         200: {"model": JobView, "description": "`Prefer: wait=N`: the job ended in time."},
         413: {"model": ErrorResponse, "description": "The body is too large."},
+        422: {"model": ErrorResponse, "description": "The Idempotency-Key was used with another request."},
     },
 )
 async def submit(
     body: JobCreate,
     key_id: CurrentKey,
     jobs: Jobs,
+    submission: Submission,
     prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N (at most 60) seconds.")] = None,
 ) -> Response:
     """Submit a job. 202: it is committed and will run."""
     wait_s = _wait(prefer)
-    job = await jobs.submit(key_id, body.model, body.generate_request(), priority=body.priority, metadata=body.metadata)
+    new = NewJob(
+        key_id=key_id,
+        model=body.model,
+        priority=body.priority,
+        request=body.generate_request(),
+        metadata=body.metadata,
+        start_within_s=submission.start_within_s,
+        finish_within_s=submission.finish_within_s,
+    )
+    job, created = await jobs.submit(new, submission.idempotency("/v1/jobs", body))
     headers = {"x-headrace-job-id": job.id}
+    if not created:
+        headers["Idempotent-Replayed"] = "true"
     if wait_s:
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:
@@ -69,7 +85,7 @@ async def list_jobs(
     key_id: CurrentKey,
     jobs: Jobs,
     status: JobStatus | None = None,
-    model: str | None = None,
+    model: Annotated[str | None, Query(max_length=MAX_NAME, pattern=NAME)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
 ) -> JobList:
@@ -113,11 +129,10 @@ async def stream(
     last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
 ) -> Response:
     """Follow a job over SSE, from its start or after a cursor, for as long as its result is kept."""
-    after = _cursor("starting_after", starting_after) if starting_after is not None else 0
-    if last_event_id:
-        after = _cursor("Last-Event-ID", last_event_id)
+    param, cursor = ("Last-Event-ID", last_event_id) if last_event_id else ("starting_after", starting_after)
+    after = _cursor(param, cursor) if cursor is not None else 0
     job = await jobs.get(job_id, key_id)
-    if not await jobs.check_cursor(job, after):
+    if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
     return event_stream(native_events(jobs, job, after), held.settings)
 
@@ -153,13 +168,13 @@ def _wait(prefer: str | None) -> int:
         name, _, value = preference.strip().partition("=")
         if name.lower() != "wait":
             continue
-        if not re.fullmatch(r"\d{1,4}", value):
-            raise InvalidRequest(f"Prefer: wait must be a number of seconds, got {value!r}", param="Prefer")
+        if not re.fullmatch(r"[0-9]{1,9}", value):
+            raise InvalidRequest(f"Prefer: wait must be a number of seconds, got {value[:64]!r}", param="Prefer")
         return min(int(value), MAX_WAIT_S)
     return 0
 
 
 def _cursor(name: str, value: str) -> int:
-    if not re.fullmatch(r"\d{1,16}", value) or int(value) > MAX_CURSOR:
+    if not re.fullmatch(r"[0-9]{1,16}", value) or int(value) > MAX_CURSOR:
         raise InvalidRequest(f"{name}: must be an event's id (a number), got {value[:64]!r}", param=name)
     return int(value)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from shared.job import Job, JobStatus
-from shared.sampling import GenerateRequest, Message, Sampling
+from shared.sampling import GenerateRequest, Message, Sampling, contradiction
 
 DEFAULT_PRIORITY = 3
 MAX_METADATA = 16
@@ -43,7 +43,7 @@ class JobCreate(Sampling):
     @model_validator(mode="after")
     def _one_input(self) -> Self:
         if (self.messages is None) == (self.prompt is None):
-            raise ValueError("give exactly one of `messages` and `prompt`")
+            raise contradiction("messages", "give exactly one of `messages` and `prompt`")
         return self
 
     def generate_request(self) -> GenerateRequest:
@@ -114,6 +114,8 @@ class JobView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    start_before: datetime | None = Field(description="From `Start-Before`: expired, if not started by then.")
+    finish_before: datetime | None = Field(description="From `Cancel-After`: cancelled, if not finished by then.")
     queue_position: int | None = Field(None, description="Jobs served before this one, while it is queued.")
     eta_s: float | None = Field(None, description="Seconds until it starts, from the last minute's rate.")
     output_text: str | None = Field(description="The first choice's text.")
@@ -163,6 +165,8 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
+        start_before=job.start_before,
+        finish_before=job.finish_before,
         queue_position=position,
         eta_s=eta_s,
         output_text=job.output[0].text if job.output else None,

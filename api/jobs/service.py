@@ -12,13 +12,13 @@ from api.errors import Conflict, NotFound
 from api.streams import Streams
 from api.tokens import ContextCheck
 from shared import redis_keys
-from shared.errors import ErrorCode, InvalidRequest
+from shared.ending import CANCELLED
+from shared.errors import InvalidRequest
 from shared.events import Event
-from shared.job import Failure, Job, JobStatus, new_job_id
-from shared.job_store import JobStore
+from shared.job import Job, JobStatus, is_job_id
+from shared.job_store import Idempotency, JobStore, NewJob
 from shared.queue import Hint, HintSender
 from shared.registry import Registry
-from shared.sampling import GenerateRequest
 from shared.stream import JobLogs
 from shared.unowned import UnownedJobs
 
@@ -49,37 +49,26 @@ class JobService:
         self._context = context
         self._redis = redis
 
-    async def submit(
-        self,
-        key_id: int,
-        model: str,
-        request: GenerateRequest,
-        *,
-        priority: int,
-        metadata: dict[str, str] | None = None,
-    ) -> Job:
+    async def submit(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
         """Check a job, commit it, and hint a worker. When this returns, the job is safe.
+
+        False beside the job: it is the one that this idempotency key made before.
 
         Raises:
             NotFound: there is no such model.
             shared.errors.InvalidRequest: the prompt does not fit the model's context.
+            shared.job_store.KeyReused: the idempotency key was used with another request.
         """
-        if model not in self._registry:
+        if new.model not in self._registry:
             known = ", ".join(self._registry.models)
             raise NotFound(
-                f"The model `{model}` does not exist; there are: {known}.", param="model", code="model_not_found"
+                f"The model `{new.model}` does not exist; there are: {known}.", param="model", code="model_not_found"
             )
-        await self._context.check(model, request)
-        job = await self._store.insert(
-            job_id=new_job_id(),
-            key_id=key_id,
-            model=model,
-            priority=priority,
-            request=request,
-            metadata=metadata or {},
-        )
-        self._hints.put(Hint(job.id, model, priority))
-        return job
+        await self._context.check(new.model, new.request)
+        job, created = await self._store.insert(new, idempotency)
+        if created:
+            self._hints.put(Hint(job.id, job.model, job.priority))
+        return job, created
 
     async def get(self, job_id: str, key_id: int) -> Job:
         """A job of this key.
@@ -87,9 +76,9 @@ class JobService:
         Raises:
             NotFound: there is none, or it is another key's.
         """
-        job = await self._store.get(job_id, key_id)
+        job = await self._store.get(job_id, key_id) if is_job_id(job_id) else None
         if job is None:
-            raise NotFound(f"There is no job `{job_id}`.", param="job_id", code="job_not_found")
+            raise NotFound(f"There is no job `{job_id[:64]}`.", param="job_id", code="job_not_found")
         return job
 
     async def waiting(self, job: Job) -> tuple[int | None, float | None]:
@@ -103,22 +92,32 @@ class JobService:
     async def page(
         self, key_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
     ) -> list[Job]:
+        """A key's jobs, newest first.
+
+        Raises:
+            shared.errors.InvalidRequest: `after` is no job's id.
+        """
+        if after is not None and not is_job_id(after):
+            raise InvalidRequest(f"after: must be a job's id, got {after[:64]!r}", param="after")
         return await self._store.page(key_id, status=status, model=model, limit=limit, after=after)
 
     def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
         """A job's events after a cursor, up to and with its last."""
         return self._streams.follow(job_id, after)
 
-    async def check_cursor(self, job: Job, after: int) -> bool:
+    async def check_cursor(self, job: Job, after: int, param: str) -> bool:
         """Whether anything can follow a cursor: not after the last event of a job that has ended.
 
         Raises:
-            shared.errors.InvalidRequest: the cursor is beyond the last event.
+            shared.errors.InvalidRequest: the cursor, which was given as `param`, is beyond the last event.
         """
-        last = await self._streams.last_seq(job.id) if after else 0
-        if after and last and after > last:
-            raise InvalidRequest(f"the cursor {after} is beyond the job's last event, {last}", param="starting_after")
-        return not (job.status.terminal and after and after == last)
+        if not after:
+            return True
+        last = await self._streams.last_seq(job.id)
+        told = last > 0 or job.attempt == 0  # a started job without events: Redis has lost them for now
+        if told and after > last:
+            raise InvalidRequest(f"{param}: {after} is beyond the job's last event, {last}", param=param)
+        return not (job.status.terminal and after == last)
 
     async def finished(self, job_id: str, key_id: int) -> Job:
         """Wait for a job's end."""
@@ -131,8 +130,7 @@ class JobService:
         job = await self.get(job_id, key_id)
         while not job.status.terminal:
             if job.status is JobStatus.QUEUED:
-                failure = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
-                if await self._unowned.end(job, JobStatus.CANCELLED, failure):
+                if await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED):
                     return await self.get(job_id, key_id)
             elif (worker := await self._store.mark_cancelling(job_id)) is not None:
                 await self._tell_worker(worker, job_id)

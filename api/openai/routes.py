@@ -25,8 +25,10 @@ from api.openai.schemas import (
 )
 from api.resources import CurrentResources, Resources
 from api.sse import event_stream
+from api.submit_headers import Submission, SubmitHeaders
 from shared.errors import HeadraceError
 from shared.job import Job, JobStatus
+from shared.job_store import NewJob
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,10 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 STREAMED: dict[str, Any] = {"text/event-stream": {}}
 FAILED: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorResponse, "description": "The body is too large."},
+    422: {"model": ErrorResponse, "description": "The Idempotency-Key was used with another request."},
+    409: {"model": ErrorResponse, "description": "The job was cancelled by another call."},
     500: {"model": ErrorResponse, "description": "The job failed; `code` says why."},
+    504: {"model": ErrorResponse, "description": "Start-Before or Cancel-After has passed."},
 }
 
 
@@ -45,10 +50,14 @@ FAILED: dict[int | str, dict[str, Any]] = {
     responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": ChatCompletion, "content": STREAMED}},
 )
 async def chat_completions(
-    body: ChatCompletionRequest, key_id: CurrentKey, held: CurrentResources, request: Request
+    body: ChatCompletionRequest,
+    key_id: CurrentKey,
+    held: CurrentResources,
+    request: Request,
+    submission: Submission,
 ) -> Response:
     """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(CHAT, body, key_id, held, request)
+    return await _complete(CHAT, body, key_id, held, request, submission)
 
 
 @router.post(
@@ -57,10 +66,14 @@ async def chat_completions(
     responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": Completion, "content": STREAMED}},
 )
 async def completions(
-    body: CompletionRequest, key_id: CurrentKey, held: CurrentResources, request: Request
+    body: CompletionRequest,
+    key_id: CurrentKey,
+    held: CurrentResources,
+    request: Request,
+    submission: Submission,
 ) -> Response:
     """Continue a prompt, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(TEXT, body, key_id, held, request)
+    return await _complete(TEXT, body, key_id, held, request, submission)
 
 
 @router.get("/models", responses=ERRORS)
@@ -85,16 +98,30 @@ async def _complete(
     key_id: int,
     held: Resources,
     request: Request,
+    submission: SubmitHeaders,
 ) -> Response:
     jobs = held.jobs
-    job = await jobs.submit(key_id, body.model, body.generate_request(), priority=body.priority, metadata=body.metadata)
+    new = NewJob(
+        key_id=key_id,
+        model=body.model,
+        priority=body.priority,
+        request=body.generate_request(),
+        metadata=body.metadata or {},
+        start_within_s=submission.start_within_s,
+        finish_within_s=submission.finish_within_s,
+    )
+    job, created = await jobs.submit(new, submission.idempotency(request.url.path, body))
     headers = {"x-headrace-job-id": job.id}
+    if not created:
+        headers["Idempotent-Replayed"] = "true"
+    # A client that sends a key means to come back for the answer.
+    keeps = submission.idempotency_key is not None
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         events = frames(face, job, jobs.follow(job.id), include_usage=include_usage)
-        return event_stream(_owned(events, jobs, job), held.settings, headers)
+        return event_stream(events if keeps else _owned(events, jobs, job), held.settings, headers)
 
-    ended = await _while_connected(request, jobs, job)
+    ended = await _while_connected(request, jobs, job, keeps=keeps)
     if ended is None:
         return Response(status_code=499)  # nobody reads it
     if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
@@ -115,15 +142,16 @@ async def _owned(events: AsyncIterator[bytes], jobs: JobService, job: Job) -> As
             await asyncio.shield(_abandon(jobs, job))
 
 
-async def _while_connected(request: Request, jobs: JobService, job: Job) -> Job | None:
-    """The job once it has ended; None, and the job cancelled, where the client has left before."""
+async def _while_connected(request: Request, jobs: JobService, job: Job, *, keeps: bool) -> Job | None:
+    """The job once it has ended; None where the client has left before. Its job is cancelled then, unless kept."""
     end = asyncio.create_task(jobs.finished(job.id, job.key_id))
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((end, gone), return_when=asyncio.FIRST_COMPLETED)
         if end.done():
             return end.result()
-        await _abandon(jobs, job)
+        if not keeps:
+            await _abandon(jobs, job)
         return None
     finally:
         for task in (end, gone):

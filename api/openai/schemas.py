@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from api.jobs.schemas import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue, sampling_of
-from shared.sampling import GenerateRequest, Message, Sampling
+from shared.sampling import GenerateRequest, Message, Sampling, contradiction
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -15,7 +15,7 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 class StreamOptions(BaseModel):
     """What a streamed answer carries beside its text."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
 
@@ -55,9 +55,9 @@ class _OpenAIRequest(Sampling):
         return data
 
     @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> _OpenAIRequest:
+    def _stream_options_need_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only allowed with stream=true")
+            raise contradiction("stream_options", "stream_options is only allowed with stream=true")
         return self
 
 
@@ -80,12 +80,11 @@ class ChatCompletionRequest(_OpenAIRequest):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="The newer name of max_tokens.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_name_for_max_tokens(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("max_completion_tokens") is not None:
-            return {**data, "max_tokens": data["max_completion_tokens"]}
-        return data
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_completion_tokens is not None:
+            self.max_tokens = self.max_completion_tokens
+        return self.checked()
 
     def generate_request(self) -> GenerateRequest:
         messages = [Message.model_validate(message.model_dump()) for message in self.messages]

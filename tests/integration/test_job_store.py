@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.ending import Ending
-from shared.job import Choice, Job, JobStatus, Usage, new_job_id
-from shared.job_store import JobStore
+from shared.job import Choice, Job, JobStatus, Usage, WorkerState
+from shared.job_store import Idempotency, JobStore, KeyReused, NewJob
 from shared.sampling import GenerateRequest, Message, Sampling
 
 REQUEST = GenerateRequest(
@@ -31,10 +31,12 @@ def ending(status: JobStatus = JobStatus.COMPLETED) -> Ending:
     )
 
 
-async def submit(store: JobStore, key_id: int, *, model: str = "m", priority: int = 3) -> Job:
-    return await store.insert(
-        job_id=new_job_id(), key_id=key_id, model=model, priority=priority, request=REQUEST, metadata={"a": "b"}
+async def submit(store: JobStore, key_id: int, *, model: str = "m", priority: int = 3, **times: float) -> Job:
+    job, created = await store.insert(
+        NewJob(key_id=key_id, model=model, priority=priority, request=REQUEST, metadata={"a": "b"}, **times)
     )
+    assert created
+    return job
 
 
 async def beat(store: JobStore, worker: str, lease_s: float = 60) -> None:
@@ -139,6 +141,10 @@ async def test_heartbeat_tells_what_is_held(store: JobStore, key_id: int) -> Non
     (held,) = await store.heartbeat("w", "m", slots=4, running=1, lease_s=60)
     assert (held.job_id, held.attempt, held.status) == (job.id, 1, JobStatus.CANCELLING)
     assert await store.live_workers() == {"m": 1}
+    await store.heartbeat("w", "m", slots=4, running=0, lease_s=60, state=WorkerState.RESTARTING)
+    assert await store.live_workers() == {}, "alive, and not ready"
+    await store.heartbeat("w", "m", slots=4, running=0, lease_s=60)
+    assert await store.live_workers() == {"m": 1}
     await store.forget_worker("w")
     assert await store.live_workers() == {}
 
@@ -195,3 +201,78 @@ async def test_an_ended_job_never_changes(store: JobStore, key_id: int, status: 
     assert not await store.give_back(job.id, 1, "w", tokens=0, outcome="handed_back")
     assert await store.requeue_lost(3) == []
     assert await store.get(job.id) == before
+
+
+class TestIdempotency:
+    def new(self, key_id: int) -> NewJob:
+        return NewJob(key_id=key_id, model="m", priority=3, request=REQUEST)
+
+    async def test_one_key_makes_one_job(self, store: JobStore, key_id: int) -> None:
+        idempotency = Idempotency("k", "digest")
+        made = await asyncio.gather(*(store.insert(self.new(key_id), idempotency) for _ in range(8)))
+        assert len({job.id for job, _ in made}) == 1
+        assert [created for _, created in made].count(True) == 1
+        assert len(await store.page(key_id)) == 1
+
+    async def test_another_request_is_refused(self, store: JobStore, key_id: int) -> None:
+        await store.insert(self.new(key_id), Idempotency("k", "digest"))
+        with pytest.raises(KeyReused):
+            await store.insert(self.new(key_id), Idempotency("k", "other"))
+
+    async def test_a_deleted_job_is_not_made_again(self, store: JobStore, key_id: int) -> None:
+        job, _ = await store.insert(self.new(key_id), Idempotency("k", "digest"))
+        await store.claim(job.id, "w")
+        await store.finish(job.id, 1, "w", ending(), tokens=2)
+        await store.delete(job.id, key_id)
+        with pytest.raises(KeyReused, match="deleted"):
+            await store.insert(self.new(key_id), Idempotency("k", "digest"))
+
+    async def test_old_keys_are_forgotten(self, store: JobStore, key_id: int) -> None:
+        first, _ = await store.insert(self.new(key_id), Idempotency("k", "digest"))
+        await store.forget_idempotency_keys(60)
+        assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[0].id == first.id
+        await store.forget_idempotency_keys(-1)
+        assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[1]
+
+
+class TestDeadlines:
+    async def test_a_late_job_is_not_claimed(self, store: JobStore, key_id: int) -> None:
+        for times in ({"start_within_s": -1.0}, {"finish_within_s": -1.0}):
+            job = await submit(store, key_id, **times)
+            assert await store.claim(job.id, "w") is None
+            assert job.id in [item.id for item in await store.overdue()]
+
+    async def test_a_job_in_time_is_claimed(self, store: JobStore, key_id: int) -> None:
+        job = await submit(store, key_id, start_within_s=60.0, finish_within_s=90.0)
+        assert await store.overdue() == []
+        assert await store.claim(job.id, "w") is not None
+
+    async def test_once_started_only_the_end_counts(self, store: JobStore, key_id: int, database: AsyncEngine) -> None:
+        job = await submit(store, key_id, start_within_s=60.0)
+        await store.claim(job.id, "w")
+        await store.give_back(job.id, 1, "w", tokens=0, outcome="handed_back")
+        async with database.begin() as connection:
+            await connection.execute(text("UPDATE jobs SET start_before = now() - interval '1 minute'"))
+        assert await store.overdue() == []
+        assert await store.claim(job.id, "w") is not None
+
+    async def test_a_late_job_of_a_silent_worker_ends(
+        self, store: JobStore, key_id: int, database: AsyncEngine
+    ) -> None:
+        job = await submit(store, key_id, finish_within_s=60.0)
+        await store.claim(job.id, "dead")
+        async with database.begin() as connection:
+            await connection.execute(text("UPDATE jobs SET finish_before = now() - interval '1 minute'"))
+        assert await store.requeue_lost(3) == []
+        assert [item.id for item in await store.lost_to_end(3)] == [job.id]
+
+
+async def test_an_engines_death_counts_as_a_workers(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    for attempt in (1, 2):
+        await store.claim(job.id, "w")
+        await store.give_back(job.id, attempt, "w", tokens=0, outcome="engine_lost", died=True)
+    claimed = await store.claim(job.id, "dead")
+    assert claimed is not None
+    assert claimed.deaths == 2
+    assert [item.id for item in await store.lost_to_end(3)] == [job.id]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ class Stack:
         self.start("api", "api")
         eventually_sync(self._alive, f"the API answers; see {self.folder}/api.log", within_s=60)
 
+    @contextlib.contextmanager
+    def second_api(self) -> Iterator[str]:
+        """One more API process on the same servers; gives its address."""
+        port = free_port()
+        process = self.start(f"api-{port}", "api", HEADRACE_PORT=str(port))
+        url = f"http://127.0.0.1:{port}"
+        eventually_sync(lambda: _answers(url), "the second API answers", within_s=60)
+        yield url
+        del self.processes[f"api-{port}"]
+        process.terminate()
+        process.wait(20)
+
     def start_worker(self, model: str, *, within_s: float = 120, **settings: str) -> str:
         """Start a worker and wait until it serves. Returns its process's name."""
         self._count += 1
@@ -111,14 +124,19 @@ class Stack:
     def client(self, **options: Any) -> httpx.AsyncClient:
         """An HTTP client with the key."""
         headers = {"Authorization": f"Bearer {KEY}", **options.pop("headers", {})}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, **options)
+        options.setdefault("base_url", self.url)
+        return httpx.AsyncClient(headers=headers, timeout=60, **options)
 
     def _alive(self) -> bool:
         assert self.processes["api"].poll() is None, (self.folder / "api.log").read_text()[-3000:]
-        try:
-            return httpx.get(f"{self.url}/healthz", timeout=1).status_code == 200
-        except httpx.TransportError:
-            return False
+        return _answers(self.url)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=1).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def write_models(path: Path, models: Sequence[Mapping[str, Any]]) -> Path:

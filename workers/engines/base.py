@@ -45,7 +45,11 @@ class Engine(Protocol):
         """Load the model. Raises where that fails."""
 
     async def stop(self) -> None:
-        """Free everything."""
+        """Free everything. It may be started again afterwards."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended by itself. It can be stopped and started again."""
 
     def continues(self, request: GenerateRequest) -> bool:
         """Whether a request that was cut can go on after its last token, its text being as if uncut."""

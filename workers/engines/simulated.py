@@ -14,7 +14,7 @@ from shared.errors import InvalidRequest
 from shared.events import Delta
 from shared.registry import SimulatedModel
 from shared.sampling import GenerateRequest
-from workers.engines.base import EngineError, EngineStats, PromptInfo
+from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
 
 WORDS = (
     " water", " wheel", " mill", " stream", " river", " stone", " grain", " flour", " gate", " channel",
@@ -34,13 +34,18 @@ class SimulatedEngine:
         self._options = model.options
         self._slots = model.slots
         self._requests = 0
+        self._died = asyncio.Event()
 
     @property
     def slots(self) -> int:
         return self._slots
 
+    @property
+    def dead(self) -> bool:
+        return self._died.is_set()
+
     async def start(self) -> None:
-        pass
+        self._died.clear()
 
     async def stop(self) -> None:
         pass
@@ -70,6 +75,8 @@ class SimulatedEngine:
             await asyncio.sleep(options.ttft_ms / 1000)
             if options.fail_on and options.fail_on in prompt:
                 raise EngineError("the simulated engine was told to fail on this prompt")
+            if options.die_on and options.die_on in prompt:
+                self._died.set()
             yield PromptInfo(prompt_tokens)
             sampling = request.sampling
             seed = prompt if sampling.seed is None else f"{prompt}#{sampling.seed}"
@@ -81,6 +88,8 @@ class SimulatedEngine:
             for choice in choices:
                 choice.skip(made)
             while any(choice.open for choice in choices):
+                if self._died.is_set():
+                    raise EngineDead("the simulated engine was told to die")
                 for choice in choices:
                     if choice.open:
                         yield choice.step()

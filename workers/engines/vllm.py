@@ -77,6 +77,10 @@ class VllmEngine:
     async def stop(self) -> None:
         self._llm.shutdown()
 
+    @property
+    def dead(self) -> bool:
+        return bool(self._llm.errored)
+
     def continues(self, request: GenerateRequest) -> bool:
         """Prompt and tokens so far are prefilled as one prompt. Not exact where the engine's state is more than
         the tokens: penalties over the output, text held back for a stop string, several choices."""

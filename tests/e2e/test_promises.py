@@ -1,0 +1,268 @@
+"""Idempotency, deadlines, engine death, second SIGTERM, operators' replay: over real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+
+from tests.conftest import STACK_REDIS_DB, Servers
+from tests.e2e.conftest import make_stack
+from tests.e2e.test_jobs import ended, running, submit
+from tests.support.database import drop_database
+from tests.support.sse import follow, read_events, text_of
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+DIE = "<<die>>"
+
+
+@pytest.fixture(scope="module")
+def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Two APIs' worth of settings, one worker for `sim`; `orphan` has none."""
+    models: list[dict[str, object]] = [
+        {
+            "name": "sim",
+            "engine": "simulated",
+            "slots": 8,
+            "options": {"ttft_ms": 5, "itl_ms": 10, "die_on": DIE, "max_model_len": 5000},
+        },
+        {"name": "orphan", "engine": "simulated"},
+    ]
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "promises",
+        models,
+        redis_url=servers.redis(STACK_REDIS_DB - 2),
+        HEADRACE_LEASE_S=2,
+        HEADRACE_HEARTBEAT_S=0.5,
+        HEADRACE_ENGINE_BACK_OFF_MAX_S=1,
+    )
+    try:
+        stack.start_api()
+        stack.start_worker("sim")
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_promises")
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    async with stack.client() as client:
+        yield client
+
+
+class TestIdempotency:
+    async def test_one_key_makes_one_job_on_all_api_processes(self, stack: Stack, client: httpx.AsyncClient) -> None:
+        body = {"model": "sim", "prompt": "once", "max_tokens": 5}
+        headers = {"Idempotency-Key": "one"}
+        with stack.second_api() as url:
+            async with stack.client(base_url=url) as other:
+                answers = await asyncio.gather(
+                    *(api.post("/v1/jobs", json=body, headers=headers) for api in [client, other] * 6)
+                )
+        assert {answer.status_code for answer in answers} <= {200, 202}
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        assert [answer.headers.get("idempotent-replayed") for answer in answers].count(None) == 1
+
+    async def test_another_body_is_refused(self, client: httpx.AsyncClient) -> None:
+        headers = {"Idempotency-Key": "two"}
+        await client.post("/v1/jobs", json={"model": "sim", "prompt": "a"}, headers=headers)
+        for path, body in (
+            ("/v1/jobs", {"model": "sim", "prompt": "b"}),
+            ("/v1/completions", {"model": "sim", "prompt": "a"}),
+        ):
+            answer = await client.post(path, json=body, headers=headers)
+            assert answer.status_code == 422
+            assert answer.json()["error"]["code"] == "idempotency_key_reused"
+            assert answer.json()["error"]["param"] == "Idempotency-Key"
+
+    async def test_a_call_with_a_key_outlives_its_client(self, client: httpx.AsyncClient) -> None:
+        body = {"model": "sim", "messages": [{"role": "user", "content": "x"}], "max_tokens": 60}
+        headers = {"Idempotency-Key": "three"}
+        async with client.stream(
+            "POST", "/v1/chat/completions", json={**body, "stream": True}, headers=headers
+        ) as left:
+            job_id = left.headers["x-headrace-job-id"]
+            async for _ in left.aiter_lines():
+                break
+        done = await ended(client, job_id)
+        assert done["status"] == "incomplete"
+        again = await client.post("/v1/chat/completions", json={**body, "stream": True}, headers=headers)
+        assert again.headers["x-headrace-job-id"] == job_id
+        assert again.text.endswith("data: [DONE]\n\n")
+
+    @pytest.mark.parametrize("key", ["", "x" * 256, "tab\there"])
+    async def test_an_odd_key_is_refused(self, client: httpx.AsyncClient, key: str) -> None:
+        answer = await client.post("/v1/jobs", json={"model": "sim", "prompt": "a"}, headers={"Idempotency-Key": key})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
+
+
+class TestDeadlines:
+    async def test_not_started_in_time_is_expired_though_no_worker_lives(self, client: httpx.AsyncClient) -> None:
+        answer = await client.post(
+            "/v1/jobs", json={"model": "orphan", "prompt": "x"}, headers={"Start-Before": "200ms"}
+        )
+        job = answer.json()
+        assert job["start_before"] is not None
+        events = await follow(client, job["id"])
+        assert [item.event for item in events if item.event != "job.queued"] == ["job.expired"]
+        done = await ended(client, job["id"])
+        assert (done["status"], done["error"]["code"]) == ("expired", "deadline_exceeded")
+        assert done["attempts"] == []
+
+    async def test_not_finished_in_time_is_cancelled_with_its_text(self, client: httpx.AsyncClient) -> None:
+        answer = await client.post(
+            "/v1/jobs", json={"model": "sim", "prompt": "x", "max_tokens": 4000}, headers={"Cancel-After": "1s"}
+        )
+        events = await follow(client, answer.json()["id"])
+        done = await ended(client, answer.json()["id"])
+        assert (done["status"], done["error"]["code"]) == ("cancelled", "deadline_exceeded")
+        assert done["output_text"] == text_of(events) != ""
+        assert 0 < done["usage"]["completion_tokens"] < 4000
+
+    async def test_a_waiting_job_is_cancelled_in_time_too(self, client: httpx.AsyncClient) -> None:
+        answer = await client.post(
+            "/v1/jobs", json={"model": "orphan", "prompt": "x"}, headers={"Cancel-After": "0.2s"}
+        )
+        done = await ended(client, answer.json()["id"])
+        assert (done["status"], done["error"]["code"]) == ("cancelled", "deadline_exceeded")
+
+    async def test_a_job_in_time_is_left_alone(self, client: httpx.AsyncClient) -> None:
+        answer = await client.post(
+            "/v1/jobs",
+            json={"model": "sim", "prompt": "x", "max_tokens": 5},
+            headers={"Start-Before": "30s", "Cancel-After": "1m"},
+        )
+        assert (await ended(client, answer.json()["id"]))["status"] == "incomplete"
+
+    @pytest.mark.parametrize("value", ["soon", "-1s", "0", "1d", "", "٣s", "1e3s", "99999999h"])
+    @pytest.mark.parametrize("name", ["Start-Before", "Cancel-After"])
+    async def test_an_odd_duration_is_refused(self, client: httpx.AsyncClient, name: str, value: str) -> None:
+        answer = await client.post(
+            "/v1/jobs", json={"model": "sim", "prompt": "a"}, headers=[(name.encode(), value.encode())]
+        )
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+    async def test_a_chat_that_is_late_gets_504(self, client: httpx.AsyncClient) -> None:
+        body = {"model": "orphan", "messages": [{"role": "user", "content": "x"}]}
+        answer = await client.post("/v1/chat/completions", json=body, headers={"Start-Before": "100ms"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+class TestEngineDeath:
+    async def test_a_poison_job_ends_and_the_others_go_on(self, stack: Stack, client: httpx.AsyncClient) -> None:
+        """It kills the engine three times. A job beside it is handed back each time, goes on, and is not blamed
+        more than it must."""
+        poison = await submit(client, prompt=f"please {DIE}", max_tokens=5)
+
+        async def unready() -> bool:
+            checks = (await client.get("/readyz")).json()["checks"]
+            return checks["model sim"] == "no live worker"
+
+        await eventually(unready, "a worker without an engine is not ready")
+        dead = await ended(client, poison["id"])
+        assert (dead["status"], dead["error"]["code"]) == ("failed", "attempts_exhausted")
+        assert [attempt["outcome"] for attempt in dead["attempts"]] == ["engine_lost", "engine_lost", "failed"]
+        fine = await ended(client, (await submit(client, prompt="fine", max_tokens=5))["id"])
+        assert fine["status"] == "incomplete"
+
+    async def test_a_job_beside_it_goes_on_at_its_next_token(self, client: httpx.AsyncClient) -> None:
+        whole = await ended(client, (await submit(client, prompt="beside", max_tokens=300))["id"])
+        job = await submit(client, prompt="beside", max_tokens=300)
+        events = []
+        async with client.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
+            async for item in read_events(response):
+                events.append(item)
+                if len(events) == 10:
+                    poison = await submit(client, prompt=DIE, max_tokens=5)
+                    await client.post(f"/v1/jobs/{poison['id']}/cancel")
+        done = await ended(client, job["id"])
+        await ended(client, poison["id"])
+        assert text_of(events) == done["output_text"] == whole["output_text"]
+        assert "job.restarted" not in [item.event for item in events]
+        assert done["usage"]["completion_tokens"] == 300
+
+    async def test_operators_list_and_replay_what_was_given_up(self, stack: Stack, client: httpx.AsyncClient) -> None:
+        listed = stack.command("api.failed", "list").stdout
+        job_id = listed.split()[0]
+        assert job_id.startswith("job_")
+        assert listed.count("engine_lost") >= 2
+        printed = stack.command("api.failed", "replay", job_id).stdout
+        again = await ended(client, printed.split()[-1])
+        assert again["metadata"]["replay_of"] == job_id
+        assert again["error"]["code"] == "attempts_exhausted", "the same poison"
+        assert (await client.get(f"/v1/jobs/{job_id}")).json()["status"] == "failed", "the old job keeps its end"
+        unknown = stack.command("api.failed", "replay", "job_unknown", check=False)
+        assert (unknown.returncode, unknown.stderr.strip()) == (1, "there is no failed job job_unknown")
+
+
+class TestShutdown:
+    async def test_a_second_sigterm_hands_back_at_once(self, stack: Stack, client: httpx.AsyncClient) -> None:
+        (first,) = [name for name in stack.processes if name.startswith("worker")]
+        process = stack.processes.pop(first)
+        process.terminate()
+        await asyncio.to_thread(process.wait, 20)
+        slow = stack.start_worker("sim", HEADRACE_DRAIN_S="120")
+        job = await submit(client, prompt="long", max_tokens=1500)
+        await running(client, job["id"])
+        process = stack.processes.pop(slow)
+        process.send_signal(signal.SIGTERM)
+
+        async def draining() -> bool:
+            return (await client.get("/readyz")).json()["checks"]["model sim"] == "no live worker"
+
+        await eventually(draining, "a worker that drains is not ready")
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 15) == 0
+        waiting = (await client.get(f"/v1/jobs/{job['id']}")).json()
+        assert waiting["status"] == "queued"
+        assert [attempt["outcome"] for attempt in waiting["attempts"]] == ["handed_back"]
+        stack.start_worker("sim")
+        events = await follow(client, job["id"])
+        done = await ended(client, job["id"])
+        assert text_of(events) == done["output_text"]
+        assert done["usage"]["completion_tokens"] == 1500
+
+
+class TestCancel:
+    async def test_cancel_races_completion_with_one_end(self, client: httpx.AsyncClient) -> None:
+        jobs = [await submit(client, prompt=f"race {i}", max_tokens=3) for i in range(40)]
+
+        async def cancel(number: int, job_id: str) -> None:
+            await asyncio.sleep(number / 500)
+            await client.post(f"/v1/jobs/{job_id}/cancel")
+
+        streams = asyncio.gather(*(follow(client, job["id"]) for job in jobs))
+        await asyncio.gather(*(cancel(number, job["id"]) for number, job in enumerate(jobs)))
+        for job, events in zip(jobs, await streams, strict=True):
+            done = await ended(client, job["id"])
+            last = [item.event for item in events if item.event not in ("job.queued", "job.started", "job.delta")]
+            assert last == [f"job.{done['status']}"]
+            assert text_of(events) == (done["output_text"] or "")
+
+    async def test_a_job_left_by_its_dead_worker_in_cancelling_ends(
+        self, stack: Stack, client: httpx.AsyncClient
+    ) -> None:
+        (name,) = [name for name in stack.processes if name.startswith("worker")]
+        job = await submit(client, prompt="stuck", max_tokens=4000)
+        async with client.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
+            seen = []
+            async for item in read_events(response):
+                seen.append(item)
+                if len(seen) == 10:
+                    stack.processes[name].send_signal(signal.SIGSTOP)
+                    cancelled = await client.post(f"/v1/jobs/{job['id']}/cancel")
+                    assert cancelled.json()["status"] == "cancelling"
+                    stack.kill(name)
+        assert seen[-1].event == "job.cancelled"
+        done = await ended(client, job["id"])
+        assert done["output_text"] == text_of(seen) != ""
+        assert done["usage"]["completion_tokens"] > 0
+        stack.start_worker("sim")

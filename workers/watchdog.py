@@ -1,0 +1,63 @@
+"""Notices a worker that has room while messages wait on its queue: its consumer is stuck, and it must end.
+
+Celery's consumers have stopped after reconnects in several versions; nothing fails then, the queue just grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from redis.asyncio import Redis
+
+from shared import queue
+from shared.outage import redis_is_away
+from workers.runner import Runner
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+STUCK_S = 10.0
+
+
+class Watchdog:
+    """Calls `on_stuck` once messages have waited for 10 s, room being there, without one being taken."""
+
+    def __init__(self, runner: Runner, redis: Redis, model: str, on_stuck: Callable[[], None]) -> None:
+        self._runner = runner
+        self._redis = redis
+        self._model = model
+        self._on_stuck = on_stuck
+        self._waiting_since: float | None = None
+
+    async def run(self) -> None:
+        """Watch for ever; cancel to stop."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            try:
+                waiting = await queue.depth(self._redis, self._model) if self._has_room() else 0
+            except Exception as error:
+                if not redis_is_away(error):
+                    raise
+                waiting = 0
+            if self.stuck(waiting, time.monotonic()):
+                logger.critical(
+                    "model=%s %d messages wait and none is taken, though there is room: ending this worker",
+                    self._model,
+                    waiting,
+                )
+                self._waiting_since = None
+                self._on_stuck()
+
+    def stuck(self, waiting: int, now: float) -> bool:
+        """Whether messages wait for too long, as seen at a moment of the monotonic clock."""
+        if waiting == 0 or not self._has_room():
+            self._waiting_since = None
+        elif self._waiting_since is None or self._runner.last_message > self._waiting_since:
+            self._waiting_since = now
+        return self._waiting_since is not None and now - self._waiting_since > STUCK_S
+
+    def _has_room(self) -> bool:
+        return self._runner.taking and self._runner.in_hand < self._runner.slots
