@@ -1,0 +1,50 @@
+"""The docs page: every request has an example, and the examples run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from tests.e2e.test_jobs import ended
+
+
+def requests_of(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(method, path, body's schema) of every operation with a body."""
+    found = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if "requestBody" in operation:
+                reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+                found.append((method, path, document["components"]["schemas"][reference.rsplit("/", 1)[1]]))
+    return found
+
+
+async def test_every_example_runs(vllm: httpx.AsyncClient) -> None:
+    document = (await vllm.get("/openapi.json")).json()
+    ran = 0
+    for method, path, schema in requests_of(document):
+        assert schema["examples"], f"{method} {path} has no example"
+        for example in schema["examples"]:
+            response = await vllm.request(method, path, json=example)
+            assert response.status_code in (200, 202), f"{method} {path} {example}: {response.text}"
+            if response.status_code == 202:
+                assert (await ended(vllm, response.json()["id"]))["status"] in ("completed", "incomplete")
+            ran += 1
+    assert ran >= 4
+
+
+async def test_the_docs_page_is_there(vllm: httpx.AsyncClient) -> None:
+    page = await vllm.get("/docs")
+    assert page.status_code == 200
+    assert "Headrace" in page.text
+
+
+async def test_every_operation_documents_its_errors(vllm: httpx.AsyncClient) -> None:
+    document = (await vllm.get("/openapi.json")).json()
+    for path, operations in document["paths"].items():
+        if not path.startswith("/v1/"):
+            continue
+        for method, operation in operations.items():
+            assert {"400", "401", "503"} <= operation["responses"].keys(), f"{method} {path}"
+            assert operation["summary"], f"{method} {path}"
