@@ -12,7 +12,7 @@ from api.settings import ApiSettings
 from shared.errors import HeadraceError
 from shared.logging import configure_logging
 from shared.registry import load_registry
-from shared.startup import settings_or_exit
+from shared.startup import database_or_exit, settings_or_exit
 
 
 def main() -> int:
@@ -23,6 +23,7 @@ def main() -> int:
     except HeadraceError as error:
         print(error, file=sys.stderr)
         return 2
+    database_or_exit(settings.database_url)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),

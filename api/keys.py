@@ -7,6 +7,8 @@ import asyncio
 import os
 import sys
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from api.settings import ApiSettings
 from shared.api_keys import ApiKeyStore, generate_key
 from shared.db import connect
@@ -35,6 +37,9 @@ async def run(arguments: argparse.Namespace) -> int:
                     print("HEADRACE_API_KEY: must have at least 16 characters", file=sys.stderr)
                     return 2
                 await store.create(arguments.name, key)
+                if await store.find(key) is None:
+                    print("HEADRACE_API_KEY: this key was revoked; set another", file=sys.stderr)
+                    return 1
             case "list":
                 for item in await store.all():
                     state = f"revoked {item.revoked_at:%Y-%m-%d %H:%M}" if item.revoked_at else "valid"
@@ -55,7 +60,12 @@ def main() -> int:
     actions.add_parser("ensure", help="make sure that HEADRACE_API_KEY is a key").add_argument("name")
     actions.add_parser("list", help="list keys, by their public prefix")
     actions.add_parser("revoke", help="make a key invalid").add_argument("prefix")
-    return asyncio.run(run(parser.parse_args()))
+    arguments = parser.parse_args()
+    try:
+        return asyncio.run(run(arguments))
+    except (SQLAlchemyError, OSError) as error:
+        print(f"DATABASE_URL: the database cannot be used: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

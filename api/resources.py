@@ -23,7 +23,6 @@ from shared.db import connect
 from shared.job_store import JobStore
 from shared.queue import HintSender, celery_app
 from shared.registry import Registry, load_registry
-from shared.schema import check_schema
 from shared.stream import JobLogs
 from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
@@ -50,13 +49,11 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
 
     Raises:
         shared.registry.RegistryError: models.yaml is wrong.
-        shared.schema.SchemaMismatch: the database is behind its migrations.
     """
     async with AsyncExitStack() as stack:
         registry = load_registry(settings.models)
         database = connect(settings.database_url, pool_size=20)
         stack.push_async_callback(database.dispose)
-        await check_schema(database)
         redis = Redis.from_url(settings.redis_url)
         stack.push_async_callback(redis.aclose)
 

@@ -3,7 +3,8 @@
 One subscriber per API process gets the live events of every job that has a reader here (see
 `shared.stream`). Each reader first registers and reads the log after its cursor in one step, then follows
 live, dropping what it has seen. A reader that falls behind loses its live buffer, not its place: it reads on
-from the log. A reader whose job is silent for a while looks at the log and the row again, so neither a lost
+from the log. So does one whose next live event is not the next in number: a message was lost with a
+connection. A reader whose job is silent for a while looks at the log and the row again, so neither a lost
 message nor a lost Redis leaves it waiting for ever.
 """
 
@@ -21,13 +22,14 @@ from redis.exceptions import RedisError
 from shared import redis_keys
 from shared.events import Event, parse_archive, parse_line
 from shared.job_store import JobStore
-from shared.outage import redis_is_away
+from shared.outage import database_is_away, redis_is_away
 from shared.stream import JobLogs
 
 logger = logging.getLogger(__name__)
 
 # Live events that wait for a slow reader; beyond, it goes on from the log.
 BUFFER = 256
+RETRY_S = 0.5
 
 
 class _Reader:
@@ -44,6 +46,15 @@ class _Reader:
         elif not self.behind:
             self.live.extend(events)
         self.wake.set()
+
+    def take_live(self, after: int) -> list[Event]:
+        """The live events after a cursor; where they do not follow it without a gap, the log has to be read."""
+        events = [event for event in self.live if event.seq > after]
+        self.live.clear()
+        if all(event.seq == seq for seq, event in enumerate(events, after + 1)):
+            return events
+        self.lose_place()
+        return []
 
     def lose_place(self) -> None:
         """Forget what waits: the log has it."""
@@ -78,7 +89,7 @@ class Streams:
                 if not redis_is_away(error):
                     raise
                 logger.warning("the live channel is away, trying again: %s", error)
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(RETRY_S)
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
         """Yield a job's events after a cursor, up to and with its last one."""
@@ -89,12 +100,11 @@ class Streams:
             while True:
                 if reader.behind:
                     reader.behind = False
-                    events, ended = await self._catch_up(job_id, after)
+                    events, ended = await self._catch_up(reader, job_id, after)
                     if ended and not events:
                         return
                 else:
-                    events = list(reader.live)
-                    reader.live.clear()
+                    events = reader.take_live(after)
                 for event in events:
                     if event.seq > after:
                         after = event.seq
@@ -118,22 +128,30 @@ class Streams:
             return parse_archive(archived)[-1].seq
         return await self._logs.last_seq(job_id)
 
-    async def _catch_up(self, job_id: str, after: int) -> tuple[list[Event], bool]:
+    async def _catch_up(self, reader: _Reader, job_id: str, after: int) -> tuple[list[Event], bool]:
         """Events after a cursor: from the log, or, where the log has none and the job has ended, from the row.
 
         The second value says that the job has ended, so that nothing will follow these.
         """
+        away: Exception | None = None
         try:
-            events = await self._logs.follow(job_id, self._id, after)
+            if events := await self._logs.follow(job_id, self._id, after):
+                return events, False
         except (RedisError, OSError) as error:
-            logger.warning("job=%s the log cannot be read, trying the row: %s", job_id, error)
-            events = []
-        if events:
-            return events, False
-        archived = await self._store.archived_log(job_id)
-        if archived is None:
-            return [], False
-        return [event for event in parse_archive(archived) if event.seq > after], True
+            away = error
+        try:
+            archived = await self._store.archived_log(job_id)
+        except Exception as error:
+            if not database_is_away(error):
+                raise
+            archived, away = None, error
+        if archived is not None:
+            return [event for event in parse_archive(archived) if event.seq > after], True
+        if away is not None:
+            logger.warning("job=%s cannot be read, its readers wait: %s", job_id, away)
+            await asyncio.sleep(RETRY_S)
+            reader.lose_place()  # what comes live does not follow what it has
+        return [], False
 
     async def _leave(self, job_id: str, reader: _Reader) -> None:
         readers = self._readers[job_id]

@@ -151,7 +151,8 @@ def _ending_values(ending: Ending) -> dict[Any, Any]:
         JobRow.output: [asdict(choice) for choice in ending.output],
         JobRow.usage: asdict(ending.usage) if ending.usage else None,
         JobRow.error_code: ending.error.code if ending.error else None,
-        JobRow.error_message: ending.error.message if ending.error else None,
+        # A message may quote the prompt; `text` refuses U+0000.
+        JobRow.error_message: ending.error.message.replace("\0", "\ufffd") if ending.error else None,
         JobRow.log: ending.log,
     }
 
@@ -533,12 +534,14 @@ class JobStore:
             index_elements=[WorkerRow.id],
             set_={name: renew.excluded[name] for name in ("running", "state", "lease_expires_at")},
         )
-        held = select(JobRow.id, JobRow.attempt, JobRow.status).where(
-            JobRow.worker == worker, JobRow.status.in_(RUNNING)
-        )
         async with self._engine.begin() as connection:
             await connection.execute(renew)
-            return [Held(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(held)]
+            return await _held(connection, worker)
+
+    async def held(self, worker: str) -> list[Held]:
+        """The running jobs that a worker owns."""
+        async with self._engine.connect() as connection:
+            return await _held(connection, worker)
 
     async def forget_worker(self, worker: str) -> None:
         """End a worker's lease at once."""
@@ -563,6 +566,11 @@ class JobStore:
     async def _changes(self, statement: Any) -> bool:
         async with self._engine.begin() as connection:
             return bool((await connection.execute(statement)).rowcount)
+
+
+async def _held(connection: AsyncConnection, worker: str) -> list[Held]:
+    held = select(JobRow.id, JobRow.attempt, JobRow.status).where(JobRow.worker == worker, JobRow.status.in_(RUNNING))
+    return [Held(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(held)]
 
 
 def _live_workers() -> Select[Any]:

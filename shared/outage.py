@@ -6,6 +6,9 @@ import kombu.exceptions
 import redis.exceptions
 import sqlalchemy.exc
 
+# SQLSTATEs: the connection is lost (08...), the server is full (53...), or goes down, or comes up (57P0...).
+_AWAY = ("08", "53", "57P0")
+
 _REDIS = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
@@ -17,6 +20,9 @@ _REDIS = (
 def database_is_away(error: BaseException) -> bool:
     """The database cannot be used now; the statement may be fine."""
     if isinstance(error, sqlalchemy.exc.TimeoutError):
+        return True
+    state = getattr(getattr(error, "orig", error), "sqlstate", None)
+    if isinstance(state, str) and state.startswith(_AWAY):
         return True
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         return error.connection_invalidated or isinstance(

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
+import yaml.reader
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict
 
 from shared.bundled import BUNDLED_PREFIX, bundled_model_path
 from shared.errors import HeadraceError
 
 DEFAULT_SLOTS = 64
+ENGINES = ("vllm", "simulated")
 # What a model may be called.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
 MAX_NAME = 200
@@ -30,17 +34,26 @@ class _Spec(BaseModel):
     description: str = ""
 
 
+class VllmOptions(TypedDict, total=False):
+    """`AsyncEngineArgs` by name: those that are read here too; the others are vLLM's to check."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+
+    max_model_len: Annotated[int, Field(ge=1)] | None
+    max_num_seqs: Annotated[int, Field(ge=1)]
+
+
 class VllmModel(_Spec):
     """A model in a vLLM engine of our own. `options` are `AsyncEngineArgs` by name."""
 
     engine: Literal["vllm"]
     model: str = Field(min_length=1, description="A local folder, a hub id, or bundled:NAME.")
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: VllmOptions = Field(default_factory=VllmOptions)
 
     @property
     def slots(self) -> int:
         """Sequences that the engine runs at once (`max_num_seqs`)."""
-        return int(self.options.get("max_num_seqs", DEFAULT_SLOTS))
+        return self.options.get("max_num_seqs", DEFAULT_SLOTS)
 
     @property
     def source(self) -> str:
@@ -59,7 +72,7 @@ class VllmModel(_Spec):
     def max_model_len(self) -> int | None:
         """Context length in tokens, prompt and output together; None where only the engine can tell."""
         if (chosen := self.options.get("max_model_len")) is not None:
-            return int(chosen)
+            return chosen
         if self.folder is None or not (config := self.folder / "config.json").is_file():
             return None
         length = json.loads(config.read_text()).get("max_position_embeddings")
@@ -120,9 +133,14 @@ def load_registry(path: Path) -> Registry:
         RegistryError: the file is missing, is not YAML, or a field is wrong; the message names line and field.
     """
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except OSError as error:
         raise RegistryError(f"{path}: cannot be read ({error.strerror}); set HEADRACE_MODELS to a file") from error
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RegistryError(f"{path}, line {line}: not valid YAML: not UTF-8") from error
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
@@ -130,15 +148,13 @@ def load_registry(path: Path) -> Registry:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise RegistryError(f"{path}, line {line}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise RegistryError(f"{path}: not valid YAML: {error}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RegistryError(f"{path}, line {line}: not valid YAML: {error.reason}") from error
     try:
         parsed = TypeAdapter(_File).validate_python(data)
     except ValidationError as error:
-        problems = [
-            f"{path}, line {_line(tree, problem['loc'])}: {_field(problem['loc'])}: {problem['msg']}"
-            for problem in error.errors(include_url=False)
-        ]
+        problems = [_problem(path, tree, problem) for problem in error.errors(include_url=False)]
         raise RegistryError("\n".join(problems)) from error
 
     models: dict[str, VllmModel | SimulatedModel] = {}
@@ -150,9 +166,25 @@ def load_registry(path: Path) -> Registry:
     return Registry(models)
 
 
+def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
+    location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    match problem["type"]:
+        case "union_tag_invalid" | "union_tag_not_found":
+            location = (*location, "engine")
+            found = f", got {problem['ctx']['tag']!r}" if "ctx" in problem and "tag" in problem["ctx"] else ""
+            message = f"must be one of {', '.join(ENGINES)}{found}"
+        case "extra_forbidden":
+            message = "there is no such field"
+        case "missing":
+            message = "this field is required"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            message = "must have fields" if location else "this field is required"
+    return f"{path}, line {_line(tree, location)}: {_field(location)}: {message}"
+
+
 def _steps(location: tuple[int | str, ...]) -> list[int | str]:
     """A pydantic location without the tags that it adds for the union's members."""
-    return [step for position, step in enumerate(location) if not (position == 2 and step in ("vllm", "simulated"))]
+    return [step for position, step in enumerate(location) if not (position == 2 and step in ENGINES)]
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -28,13 +32,28 @@ class Settings(BaseSettings):
     @classmethod
     def _asyncpg(cls, url: str) -> str:
         scheme, separator, rest = url.partition("://")
+        address = f"postgresql+asyncpg://{rest}"
+        try:
+            make_url(address)
+        except (ArgumentError, ValueError):
+            separator = ""
         if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
             raise ValueError("must be a PostgreSQL address: postgresql://user:password@host:port/database")
-        return f"postgresql+asyncpg://{rest}"
+        return address
 
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, url: str) -> str:
-        if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must be a Redis address: redis://host:port/0")
+        try:
+            parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        except ValueError:
+            raise ValueError("must be a Redis address: redis://host:port/0") from None
         return url
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, level: str) -> str:
+        known = logging.getLevelNamesMapping()
+        if level.upper() not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return level

@@ -1,12 +1,17 @@
-"""Starting a process: settings from the environment, or a message that says which one is wrong."""
+"""Starting a process: settings and a database that are right, or a message that says what is wrong."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db import connect
+from shared.schema import SchemaMismatch, check_schema
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -20,5 +25,25 @@ def settings_or_exit(kind: type[S]) -> S:
         for problem in error.errors(include_url=False):
             field = str(problem["loc"][0])
             name = field if field.isupper() else f"{prefix}{field}".upper()
-            print(f"{name}: {problem['msg']}", file=sys.stderr)
+            print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        sys.exit(2)
+
+
+def database_or_exit(url: str) -> None:
+    """Make sure that the database has this version's schema; where not, say so and exit with 2."""
+
+    async def check() -> None:
+        engine = connect(url, pool_size=1)
+        try:
+            await check_schema(engine)
+        finally:
+            await engine.dispose()
+
+    try:
+        asyncio.run(check())
+    except SchemaMismatch as error:
+        print(f"DATABASE_URL: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (SQLAlchemyError, OSError) as error:
+        print(f"DATABASE_URL: the database cannot be used: {error}", file=sys.stderr)
         sys.exit(2)

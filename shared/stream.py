@@ -7,7 +7,8 @@ reads. Registering as a follower and reading the log is one transaction, so noth
 
 Every append carries its attempt's number and its first event's `seq`: events of an overtaken attempt are
 refused (fencing), events that are there already are skipped (a retry is harmless), and a gap is reported,
-which means that Redis has lost the log: the writer has all events in memory and writes them again.
+which means that Redis has lost the log, and the fence with it: the writer has all events in memory and writes
+them again, once the job's row has said that it is still the owner.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +25,15 @@ from redis.asyncio import Redis
 
 from shared import redis_keys
 from shared.events import Delta, Event, EventType, delta_event, event
-from shared.outage import redis_is_away
+from shared.job_store import Held
+from shared.outage import is_outage
 
 logger = logging.getLogger(__name__)
 
 RUNNING_TTL_S = 24 * 3600
 RETRY_S = (0.05, 2.0)
 FENCED = -1
+SEQ_PER_ATTEMPT = 1_000_000
 
 _APPEND = """
 local results, live = {}, {}
@@ -89,6 +93,11 @@ redis.call('HSET', KEYS[2], 'attempt', ARGV[1])
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 return redis.call('XRANGE', KEYS[1], '-', '+')
 """
+
+
+def seq_before(attempt: int) -> int:
+    """After which number an attempt begins where the log before it is lost: above all that a reader may have seen."""
+    return (attempt - 1) * SEQ_PER_ATTEMPT
 
 
 class Fenced(Exception):
@@ -185,6 +194,7 @@ class JobLog:
     written: int = 0
     fenced: bool = False
     ttl_s: int = RUNNING_TTL_S
+    opened: float = field(default_factory=time.monotonic)
     _pending: dict[int, Delta] = field(default_factory=dict)
 
     def delta(self, delta: Delta) -> None:
@@ -239,8 +249,11 @@ class LogFlusher:
     away, text gathers here and jobs go on.
     """
 
-    def __init__(self, logs: JobLogs) -> None:
+    def __init__(self, logs: JobLogs, held: Callable[[], Awaitable[Sequence[Held]]], *, late_s: float) -> None:
+        """`held` asks the rows what this worker owns. A log whose first event is later than `late_s` asks too."""
         self._logs = logs
+        self._held = held
+        self._late_s = late_s
         self._dirty: dict[JobLog, None] = {}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -265,9 +278,9 @@ class LogFlusher:
                 await self._flush(batch)
                 delay = RETRY_S[0]
             except Exception as error:
-                if not redis_is_away(error):
+                if not is_outage(error):
                     raise
-                logger.warning("Redis is away, %d logs wait: %s", len(batch), error)
+                logger.warning("cannot write logs, %d wait: %s", len(batch), error)
                 for log in batch:
                     self.touch(log)
                 await asyncio.sleep(delay)
@@ -283,25 +296,45 @@ class LogFlusher:
     async def _flush(self, batch: list[JobLog]) -> None:
         appends: list[Append] = []
         logs: list[JobLog] = []
+        unsure: list[JobLog] = []
         for log in batch:
             log.seal()
             if unwritten := log.unwritten:
-                logs.append(log)
-                appends.append(Append(log.job_id, log.attempt, unwritten, log.ttl_s))
-        if not appends:
-            return
-        refill: list[JobLog] = []
-        for log, sent, last in zip(logs, appends, await self._logs.append(appends), strict=True):
+                if log.written == 0 and time.monotonic() - log.opened > self._late_s:
+                    unsure.append(log)
+                else:
+                    logs.append(log)
+                    appends.append(Append(log.job_id, log.attempt, unwritten, log.ttl_s))
+        results = await self._logs.append(appends) if appends else []
+        for log, sent, last in zip(logs, appends, results, strict=True):
             if last == FENCED:
-                log.fenced = True
-                logger.warning("job=%s attempt=%d is fenced: a later attempt writes its log", log.job_id, log.attempt)
+                self._fence(log)
             elif last < sent.events[-1].seq:
-                refill.append(log)
+                unsure.append(log)
             else:
                 log.written = sent.events[-1].seq
-        if refill:
-            logger.warning("Redis has lost %d logs of running jobs; writing them again", len(refill))
-            whole = [Append(log.job_id, log.attempt, list(log.events), log.ttl_s, force=True) for log in refill]
-            for log, sent, last in zip(refill, whole, await self._logs.append(whole), strict=True):
-                log.fenced = last == FENCED
-                log.written = sent.events[-1].seq
+        if unsure:
+            await self._write_again(unsure)
+
+    async def _write_again(self, logs: list[JobLog]) -> None:
+        """Write whole logs where Redis has nothing of them, not even a fence: the rows say which are ours."""
+        held = {(item.job_id, item.attempt) for item in await self._held()}
+        ours: list[JobLog] = []
+        for log in logs:
+            if (log.job_id, log.attempt) in held:
+                ours.append(log)
+            else:
+                self._fence(log)
+        if not ours:
+            return
+        logger.warning("Redis has lost %d logs of running jobs; writing them again", len(ours))
+        whole = [Append(log.job_id, log.attempt, list(log.events), log.ttl_s, force=True) for log in ours]
+        for log, sent, last in zip(ours, whole, await self._logs.append(whole), strict=True):
+            if last == FENCED:
+                self._fence(log)
+            log.written = sent.events[-1].seq
+
+    @staticmethod
+    def _fence(log: JobLog) -> None:
+        log.fenced = True
+        logger.warning("job=%s attempt=%d writes no log any more: it is not its owner", log.job_id, log.attempt)

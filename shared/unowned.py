@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError
 
 from shared.ending import conclude
-from shared.events import Event, Transcript
+from shared.events import Event, EventType, Transcript, event
 from shared.job import Failure, Job, JobStatus, Usage
 from shared.job_store import JobStore
-from shared.stream import Append, Fenced, JobLogs
+from shared.stream import Append, Fenced, JobLogs, seq_before
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,11 @@ class UnownedJobs:
             events = await self._logs.take_over(job.id, attempt) if job.attempt else []
         except Fenced:
             return False
+        news: list[Event] = []
+        if job.attempt and not events:
+            # Redis has lost the log. Readers may have seen text of it, which is not kept.
+            news.append(event(seq_before(attempt) + 1, EventType.RESTARTED, {"attempt": job.attempt}))
+            events = list(news)
         transcript = Transcript.of(events, job.request.sampling.n)
         seq = events[-1].seq + 1 if events else 1
         ending, last = conclude(
@@ -54,12 +59,12 @@ class UnownedJobs:
             ended = await self._store.end_lost(job.id, job.attempt, ending, tokens=transcript.tokens)
         if ended:
             logger.info("job=%s model=%s attempt=%d %s", job.id, job.model, job.attempt, status.value)
-            await self._tell(job, attempt, last)
+            await self._tell(Append(job.id, attempt, [*news, last], self._log_ttl_s, force=bool(news)))
         return ended
 
-    async def _tell(self, job: Job, attempt: int, last: Event) -> None:
-        """Append the last event. Where Redis is away, readers learn it from the row."""
+    async def _tell(self, append: Append) -> None:
+        """Append the last events. Where Redis is away, readers learn it from the row."""
         try:
-            await self._logs.append([Append(job.id, attempt, [last], self._log_ttl_s)])
+            await self._logs.append([append])
         except (RedisError, OSError) as error:
-            logger.warning("job=%s Redis is away; readers will find the end in the row: %s", job.id, error)
+            logger.warning("job=%s Redis is away; readers will find the end in the row: %s", append.job_id, error)

@@ -21,7 +21,6 @@ from shared.job import JobStatus, WorkerState
 from shared.job_store import JobStore
 from shared.queue import HintSender
 from shared.registry import SimulatedModel, VllmModel
-from shared.schema import check_schema
 from shared.stream import JobLogs, LogFlusher
 from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
@@ -115,7 +114,6 @@ class Lifecycle:
         settings, model = self._settings, self._model
         database = connect(settings.database_url)
         self._stack.push_async_callback(database.dispose)
-        await check_schema(database)
         redis = Redis.from_url(settings.redis_url)
         self._stack.push_async_callback(redis.aclose)
 
@@ -127,7 +125,7 @@ class Lifecycle:
         logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)
 
         store, logs = JobStore(database), JobLogs(redis)
-        self._flusher = LogFlusher(logs)
+        self._flusher = LogFlusher(logs, lambda: store.held(self._worker), late_s=settings.heartbeat_s)
         self._runner = Runner(
             worker=self._worker,
             engine=engine,

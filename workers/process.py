@@ -36,8 +36,9 @@ def main() -> int:
     from shared.logging import configure_logging
     from shared.queue import queue_name
     from shared.registry import load_registry
-    from shared.startup import settings_or_exit
+    from shared.startup import database_or_exit, settings_or_exit
     from workers.app import app
+    from workers.broker import use_lasting_transport
     from workers.intake import Intake
     from workers.lifecycle import Lifecycle
     from workers.pool import EnginePool
@@ -55,9 +56,11 @@ def main() -> int:
         known = ", ".join(registry.models)
         print(f"{settings.models} declares no model {arguments.model!r}; it has: {known}", file=sys.stderr)
         return 2
+    database_or_exit(settings.database_url)
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     app.conf.broker_url = settings.redis_url
+    use_lasting_transport()
     app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker)
     process = WorkerProgram(
         app=app,

@@ -19,15 +19,13 @@ from shared.events import EventType, Transcript
 from shared.job import Failure, Job, JobStatus, Usage
 from shared.job_store import Held, JobStore
 from shared.outage import is_outage
-from shared.stream import Fenced, JobLog, JobLogs, LogFlusher
+from shared.stream import Fenced, JobLog, JobLogs, LogFlusher, seq_before
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RETRY_S = (0.1, 2.0)
-# Where an attempt's numbering starts when the log before it is lost: above all that a reader may have seen.
-SEQ_PER_ATTEMPT = 1_000_000
 
 
 class Stop(StrEnum):
@@ -134,7 +132,6 @@ class Runner:
                 return await self._finish(run)
         finally:
             self.in_hand -= 1
-            self.last_message = time.monotonic()
 
     def stop(self, job_id: str, why: Stop, attempt: int | None = None) -> None:
         """Stop a running job: the engine aborts it, and what it made so far is kept."""
@@ -188,6 +185,7 @@ class Runner:
     def _tracked(self, job: Job) -> Iterator[Run]:
         choices = job.request.sampling.n
         run = Run(job, JobLog(job.id, job.attempt), Transcript(choices))
+        self.stop(job.id, Stop.LOST)  # an earlier attempt still here: its lease ran out, and nobody has told it
         self._runs[job.id] = run
         self._empty.clear()
         try:
@@ -206,7 +204,7 @@ class Runner:
                 events = await self._patiently(lambda: self._logs.take_over(job.id, job.attempt), "log")
             except Fenced:
                 return False
-            log.adopt(events, events[-1].seq if events else (job.attempt - 1) * SEQ_PER_ATTEMPT)
+            log.adopt(events, events[-1].seq if events else seq_before(job.attempt))
             run.transcript = Transcript.of(events, job.request.sampling.n)
             run.made_before = run.transcript.tokens
             made_text = bool(run.transcript.deltas) or not events

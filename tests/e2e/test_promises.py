@@ -163,7 +163,7 @@ class TestEngineDeath:
 
         async def unready() -> bool:
             checks = (await client.get("/readyz")).json()["checks"]
-            return checks["model sim"] == "no live worker"
+            return bool(checks["model sim"] == "no live worker")
 
         await eventually(unready, "a worker without an engine is not ready")
         dead = await ended(client, poison["id"])
@@ -215,7 +215,7 @@ class TestShutdown:
         process.send_signal(signal.SIGTERM)
 
         async def draining() -> bool:
-            return (await client.get("/readyz")).json()["checks"]["model sim"] == "no live worker"
+            return bool((await client.get("/readyz")).json()["checks"]["model sim"] == "no live worker")
 
         await eventually(draining, "a worker that drains is not ready")
         assert process.poll() is None

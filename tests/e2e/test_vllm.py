@@ -196,10 +196,9 @@ class TestOpenAIClient:
 
     async def test_sampling_parameters_reach_the_engine(self, client: openai.AsyncOpenAI) -> None:
         async def tokens(**options: Any) -> Any:
-            answer = await client.chat.completions.create(
+            return await client.chat.completions.create(
                 model="smollm2", messages=[{"role": "user", "content": "Say something."}], **options
             )
-            return answer
 
         seeded = [
             (await tokens(seed=7, temperature=1, top_p=0.9, max_tokens=12)).choices[0].message.content for _ in range(2)

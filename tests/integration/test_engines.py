@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-MODELS = {
+MODELS: dict[str, SimulatedModel | VllmModel] = {
     "simulated": SimulatedModel(
         name="sim",
         engine="simulated",
@@ -140,10 +140,37 @@ async def test_a_cut_request_goes_on_as_if_uncut(engine: Engine) -> None:
     whole, logged = text(deltas), as_logged(deltas)
     for cut in (1, 2, 3, 5, 8, len(logged) - 1):
         so_far = logged[:cut]
-        prompt, rest = await outputs(engine, request, f"cut{cut}", so_far)
+        _, rest = await outputs(engine, request, f"cut{cut}", so_far)
         assert text(so_far) + text(rest) == whole, f"cut after {cut} events"
         made = sum(len(delta.token_ids) for delta in [*so_far, *rest])
         assert (made, rest[-1].finish_reason) == (40, "length")
+
+
+async def test_a_cut_request_with_a_stop_string_goes_on_as_if_uncut(engine: Engine) -> None:
+    _, plain = await outputs(engine, chat(max_tokens=40, ignore_eos=True))
+    stop = text(plain)[-12:-4]
+    request = chat(max_tokens=40, ignore_eos=True, stop=[stop, "never to be found"])
+    assert engine.continues(request)
+    _, deltas = await outputs(engine, request)
+    whole, logged = text(deltas), as_logged(deltas)
+    assert whole == text(plain)[: text(plain).index(stop)]
+    for cut in range(1, len(logged)):
+        so_far = logged[:cut]
+        _, rest = await outputs(engine, request, f"stop{cut}", so_far)
+        assert text(so_far) + text(rest) == whole, f"cut after {cut} events"
+        assert rest[-1].finish_reason == "stop"
+
+
+async def test_what_was_shown_is_always_the_text_of_whole_tokens(engine: Engine) -> None:
+    _, plain = await outputs(engine, chat(max_tokens=40, ignore_eos=True))
+    _, held = await outputs(engine, chat(max_tokens=40, ignore_eos=True, stop=["a stop string that never comes"]))
+    boundaries = [len(text(plain[: i + 1])) for i in range(len(plain))]
+    shown = 0
+    for delta in held[:-1]:
+        shown += len(delta.text)
+        assert shown == 0 or shown in boundaries
+    assert text(held) == text(plain)
+    assert [t for d in held for t in d.token_ids] == [t for d in plain for t in d.token_ids]
 
 
 async def test_stop_strings_end_the_text_and_are_not_in_it(engine: Engine) -> None:

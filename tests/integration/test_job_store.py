@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.ending import Ending
-from shared.job import Choice, Job, JobStatus, Usage, WorkerState
+from shared.errors import ErrorCode
+from shared.job import Choice, Failure, Job, JobStatus, Usage, WorkerState
 from shared.job_store import Idempotency, JobStore, KeyReused, NewJob
 from shared.sampling import GenerateRequest, Message, Sampling
 
@@ -76,6 +78,16 @@ async def test_finish_needs_attempt_and_worker(store: JobStore, key_id: int) -> 
     assert [(item.number, item.worker, item.tokens, item.outcome) for item in done.attempts] == [
         (1, "w", 2, "completed")
     ]
+
+
+async def test_an_error_may_quote_any_text(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    await store.claim(job.id, "w")
+    failed = replace(ending(JobStatus.FAILED), error=Failure(ErrorCode.ENGINE_ERROR, "cannot read 'a\x00b'"))
+    assert await store.finish(job.id, 1, "w", failed, tokens=2)
+    done = await store.get(job.id)
+    assert done is not None
+    assert done.error == Failure("engine_error", "cannot read 'a\ufffdb'")
 
 
 async def test_finish_races_cancel_with_one_end(store: JobStore, key_id: int) -> None:
@@ -237,8 +249,10 @@ class TestIdempotency:
 
 class TestDeadlines:
     async def test_a_late_job_is_not_claimed(self, store: JobStore, key_id: int) -> None:
-        for times in ({"start_within_s": -1.0}, {"finish_within_s": -1.0}):
-            job = await submit(store, key_id, **times)
+        for job in (
+            await submit(store, key_id, start_within_s=-1.0),
+            await submit(store, key_id, finish_within_s=-1.0),
+        ):
             assert await store.claim(job.id, "w") is None
             assert job.id in [item.id for item in await store.overdue()]
 

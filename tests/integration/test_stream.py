@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
 
 from shared import redis_keys
 from shared.events import Delta, Event, EventType, Transcript, delta_event, event, parse_line
+from shared.job import JobStatus
+from shared.job_store import Held
 from shared.stream import FENCED, Append, Fenced, JobLog, JobLogs, LogFlusher
 from tests.support.waiting import eventually
 
@@ -109,43 +112,83 @@ class TestJobLog:
 
 
 class TestFlusher:
-    async def test_a_lost_log_is_written_again(self, logs: JobLogs, redis: Redis) -> None:
-        flusher = LogFlusher(logs)
+    """`held` is what the rows say that this worker owns."""
+
+    @pytest.fixture
+    def held(self) -> list[Held]:
+        return [Held(JOB, 1, JobStatus.IN_PROGRESS)]
+
+    @pytest.fixture
+    async def flusher(self, logs: JobLogs, held: list[Held]) -> AsyncIterator[LogFlusher]:
+        async def ask() -> list[Held]:
+            return held
+
+        flusher = LogFlusher(logs, ask, late_s=60)
         task = asyncio.create_task(flusher.run())
+        yield flusher
+        task.cancel()
+
+    async def write(self, flusher: LogFlusher, log: JobLog, text: str) -> None:
+        log.delta(Delta(0, text, (1,)))
+        flusher.touch(log)
+        await flusher.drain(5)
+
+    async def text(self, logs: JobLogs) -> str:
+        return Transcript.of(await logs.read(JOB), 1).choices()[0].text
+
+    async def test_a_lost_log_is_written_again(self, flusher: LogFlusher, logs: JobLogs, redis: Redis) -> None:
         log = JobLog(JOB, 1)
         for text in "abc":
-            log.delta(Delta(0, text, (1,)))
-            flusher.touch(log)
-            await flusher.drain(5)
+            await self.write(flusher, log, text)
             if text == "b":
                 await redis.flushdb()
-        assert Transcript.of(await logs.read(JOB), 1).choices()[0].text == "abc"
+        assert await self.text(logs) == "abc"
         assert not log.fenced
-        task.cancel()
 
-    async def test_a_fenced_log_is_left_alone(self, logs: JobLogs) -> None:
-        flusher = LogFlusher(logs)
-        task = asyncio.create_task(flusher.run())
+    async def test_a_fenced_log_is_left_alone(self, flusher: LogFlusher, logs: JobLogs) -> None:
         log = JobLog(JOB, 1)
-        log.delta(Delta(0, "a", (1,)))
-        flusher.touch(log)
-        await flusher.drain(5)
+        await self.write(flusher, log, "a")
         await logs.take_over(JOB, 2)
-        log.delta(Delta(0, "zombie", (1,)))
-        flusher.touch(log)
-        await flusher.drain(5)
+        await self.write(flusher, log, "zombie")
         assert log.fenced
-        assert Transcript.of(await logs.read(JOB), 1).choices()[0].text == "a"
-        task.cancel()
+        assert await self.text(logs) == "a"
 
-    async def test_a_restarted_attempt_numbers_beyond_the_lost_log(self, logs: JobLogs) -> None:
+    async def test_a_lost_log_is_not_written_again_by_a_zombie(
+        self, flusher: LogFlusher, logs: JobLogs, redis: Redis, held: list[Held]
+    ) -> None:
+        """Its fence was lost too; the row is what is left to say no."""
+        log = JobLog(JOB, 1)
+        await self.write(flusher, log, "a")
+        await redis.flushdb()
+        held.clear()
+        await self.write(flusher, log, "zombie")
+        assert log.fenced
+        assert await logs.read(JOB) == []
+
+    async def test_a_zombie_that_never_wrote_asks_the_row_too(
+        self, flusher: LogFlusher, logs: JobLogs, held: list[Held]
+    ) -> None:
+        held.clear()
+        log = JobLog(JOB, 1)
+        log.opened -= 61
+        await self.write(flusher, log, "zombie")
+        assert log.fenced
+        assert await logs.read(JOB) == []
+
+    async def test_a_log_that_begins_late_is_written(self, flusher: LogFlusher, logs: JobLogs) -> None:
+        log = JobLog(JOB, 1)
+        log.opened -= 61
+        await self.write(flusher, log, "a")
+        assert await self.text(logs) == "a"
+
+    async def test_a_restarted_attempt_numbers_beyond_the_lost_log(
+        self, flusher: LogFlusher, logs: JobLogs, held: list[Held]
+    ) -> None:
+        held[:] = [Held(JOB, 2, JobStatus.IN_PROGRESS)]
         await logs.take_over(JOB, 2)
-        flusher = LogFlusher(logs)
-        task = asyncio.create_task(flusher.run())
         log = JobLog(JOB, 2)
         log.adopt([], 1_000_000)
         log.event(EventType.RESTARTED, {"attempt": 2})
         flusher.touch(log)
         await flusher.drain(5)
         assert [(item.seq, item.type) for item in await logs.read(JOB)] == [(1_000_001, EventType.RESTARTED)]
-        task.cancel()

@@ -76,13 +76,21 @@ class Stack:
     def second_api(self) -> Iterator[str]:
         """One more API process on the same servers; gives its address."""
         port = free_port()
-        process = self.start(f"api-{port}", "api", HEADRACE_PORT=str(port))
+        self.start(f"api-{port}", "api", HEADRACE_PORT=str(port))
         url = f"http://127.0.0.1:{port}"
         eventually_sync(lambda: _answers(url), "the second API answers", within_s=60)
         yield url
-        del self.processes[f"api-{port}"]
+        process = self.processes.pop(f"api-{port}")
         process.terminate()
         process.wait(20)
+
+    def replace_api(self, url: str) -> None:
+        """`kill -9` an API process, and start another at its address."""
+        port = url.rpartition(":")[2]
+        name = "api" if url == self.url else f"api-{port}"
+        self.kill(name)
+        self.start(name, "api", HEADRACE_PORT=port)
+        eventually_sync(lambda: _answers(url), f"{name} answers again", within_s=60)
 
     def start_worker(self, model: str, *, within_s: float = 120, **settings: str) -> str:
         """Start a worker and wait until it serves. Returns its process's name."""

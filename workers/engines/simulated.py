@@ -15,6 +15,7 @@ from shared.events import Delta
 from shared.registry import SimulatedModel
 from shared.sampling import GenerateRequest
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
+from workers.engines.whole_tokens import WholeTokens
 
 WORDS = (
     " water", " wheel", " mill", " stream", " river", " stone", " grain", " flour", " gate", " channel",
@@ -51,7 +52,7 @@ class SimulatedEngine:
         pass
 
     def continues(self, request: GenerateRequest) -> bool:
-        return request.sampling.n == 1 and not request.sampling.stop
+        return request.sampling.n == 1
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)
@@ -115,6 +116,7 @@ class _Choice:
         self._bytes = b""
         self._text = ""
         self._shown = 0
+        self._whole = WholeTokens()
 
     def skip(self, tokens: int) -> None:
         """Start after so many tokens, which earlier attempts have shown."""
@@ -124,20 +126,25 @@ class _Choice:
         token = self._token(self._made)
         self._made += 1
         self._bytes += VOCABULARY[token]
+        made = ""
         try:
-            self._text += self._bytes.decode()
+            made = self._bytes.decode()
             self._bytes = b""
         except UnicodeDecodeError:
             pass
+        self._text += made
+        self._whole.made(token, made)
         reason = "length" if self._made >= self._max_tokens else None
         end = len(self._text) - (0 if reason else self._hold)
         for stop in self._stop:
             if (at := self._text.find(stop, max(0, self._shown - len(stop) + 1))) >= 0:
                 end, reason = min(at, end if reason == "stop" else at), "stop"
         end = max(end, self._shown)
-        text, self._shown = self._text[self._shown : end], end
+        self._whole.may_show(self._text[self._shown : end])
+        self._shown = end
         self.open = reason is None
-        return Delta(self._index, text, (token,), reason)
+        text, tokens = self._whole.take(finished=reason is not None)
+        return Delta(self._index, text, tokens, reason)
 
     def _token(self, position: int) -> int:
         """Every 16 positions hold one emoji in its three parts, at 5, 6 and 7."""

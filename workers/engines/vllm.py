@@ -16,6 +16,8 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from pydantic import ValidationError
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -31,6 +33,7 @@ from shared.events import Delta
 from shared.registry import VllmModel
 from shared.sampling import GenerateRequest
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
+from workers.engines.whole_tokens import WholeTokens
 
 # vLLM's own validation error is a ValueError in some of these versions, and not in others.
 _REFUSED = (ValueError, VLLMValidationError)
@@ -73,6 +76,8 @@ class VllmEngine:
         )
         self._renderer.warmup()
         self._defaults = self._llm.model_config.get_diff_sampling_param()
+        # The `tokenizers` tokenizer inside of Hugging Face's fast ones.
+        self._decoder = cast("Tokenizer | None", getattr(self._llm.renderer.tokenizer, "_tokenizer", None))
 
     async def stop(self) -> None:
         self._llm.shutdown()
@@ -83,10 +88,14 @@ class VllmEngine:
 
     def continues(self, request: GenerateRequest) -> bool:
         """Prompt and tokens so far are prefilled as one prompt. Not exact where the engine's state is more than
-        the tokens: penalties over the output, text held back for a stop string, several choices."""
+        the tokens: penalties over the output, several choices, or stop strings over a tokenizer that cannot
+        decode token by token."""
         sampling = request.sampling
         return (
-            sampling.n == 1 and not sampling.stop and not sampling.presence_penalty and not sampling.frequency_penalty
+            sampling.n == 1
+            and not sampling.presence_penalty
+            and not sampling.frequency_penalty
+            and (not sampling.stop or self._decoder is not None)
         )
 
     def stats(self) -> EngineStats:
@@ -103,6 +112,10 @@ class VllmEngine:
             params.max_tokens = (params.max_tokens or 0) - len(made)
             params.min_tokens = max(0, params.min_tokens - len(made))
 
+        whole, decoder = None, self._decoder
+        if decoder is not None and request.sampling.n == 1 and request.sampling.stop:
+            whole = WholeTokens()
+            decoding = DecodeStream(ids=engine_input["prompt_token_ids"], skip_special_tokens=True)
         first = True
         outputs = self._llm.generate(engine_input, params, request_id, priority=request.priority)
         try:
@@ -111,7 +124,13 @@ class VllmEngine:
                     first = False
                     yield PromptInfo(prompt_tokens, min(output.num_cached_tokens or 0, prompt_tokens))
                 for choice in output.outputs:
-                    yield Delta(choice.index, choice.text, tuple(choice.token_ids), choice.finish_reason)
+                    text, tokens = choice.text, tuple(choice.token_ids)
+                    if whole is not None and decoder is not None:
+                        for token in tokens:
+                            whole.made(token, decoding.step(decoder, token) or "")
+                        whole.may_show(text)
+                        text, tokens = whole.take(finished=choice.finish_reason is not None)
+                    yield Delta(choice.index, text, tokens, choice.finish_reason)
         except EngineDeadError as error:
             raise EngineDead from error
         except EngineGenerateError as error:

@@ -1,0 +1,149 @@
+"""One run: load, faults, quiet, verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from chaos.cluster import Cluster, running
+from chaos.faults import FAULTS, Happened, endless, strike
+from chaos.load import Load
+from chaos.measure import rescues, throughput
+from chaos.plan import Plan
+from chaos.report import history
+from chaos.result import Result
+from chaos.verify import verify
+from chaos.work import make_work
+
+WARM_UP_S = 5.0
+# Fewer jobs end before two windows and the faults between them have passed.
+MEASURED_FROM = 4000
+HISTORIES = 5
+_OUTSTANDING = text("SELECT count(*) FROM jobs WHERE status IN ('queued', 'in_progress', 'cancelling')")
+
+
+async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
+    """Run a plan in a folder. Nothing is left running."""
+    works = await make_work(plan, random.Random(f"{plan.seed} work"))
+    async with running(plan, folder) as cluster:
+        began = time.monotonic()
+        load = Load(cluster, works, random.Random(f"{plan.seed} load"))
+        loading = asyncio.create_task(load.run())
+        happened: list[Happened] = []
+        before = after = None
+        rng = random.Random(f"{plan.seed} faults")
+        if plan.jobs is None:
+            await _each_once(cluster, rng, happened, say)
+            load.stop()
+        elif plan.jobs < MEASURED_FROM:
+            await _for_long(cluster, load, rng, 0, happened, say)
+        else:
+            await asyncio.sleep(WARM_UP_S)
+            before = await throughput(cluster, plan.window_s)
+            say(f"before the first fault: {before:.0f} tokens/s")
+            per_job = sum(work.tokens for work in works) / len(works)
+            reserve = round(1.5 * before / per_job * (plan.window_s + _settling_s(plan)))
+            await _for_long(cluster, load, rng, reserve, happened, say)
+            await asyncio.sleep(_settling_s(plan))
+            measured = await throughput(cluster, plan.window_s)
+            after = measured if load.left else None
+            say(f"after the last fault: {measured:.0f} tokens/s{'' if after else ', with too few jobs left'}")
+        await loading
+        quiet_after_s = await _quiet(cluster, load)
+        say(f"quiet after {quiet_after_s:.1f} s; checking {len(load.accepted)} jobs")
+        verdict = await verify(cluster, load)
+        readers = [item.reader for item in load.accepted if item.reader]
+        offending = dict.fromkeys(item.job_id for item in verdict.broken if item.job_id)
+        return Result(
+            plan=plan,
+            verdict=verdict,
+            happened=happened,
+            accepted=len(load.accepted),
+            refused=load.refused,
+            readers=len(readers),
+            resumes=sum(max(0, reader.resumes - 1) for reader in readers),
+            restarts=sum(event.event == "job.restarted" for reader in readers for event in reader.seen),
+            healed=cluster.processes.healed,
+            rescues=rescues(cluster.deaths, readers),
+            seconds=time.monotonic() - began,
+            before=before,
+            after=after,
+            quiet_after_s=quiet_after_s,
+            histories=[await history(cluster, load, job_id) for job_id in list(offending)[:HISTORIES]],
+        )
+
+
+def _settling_s(plan: Plan) -> float:
+    """After the last fault: what was lost with it is found, and all workers are full again."""
+    return 2 * plan.lease_s + 6
+
+
+async def _each_once(
+    cluster: Cluster, rng: random.Random, happened: list[Happened], say: Callable[[str], None]
+) -> None:
+    for name in cluster.plan.faults:
+        await asyncio.sleep(rng.uniform(*cluster.plan.pause_s))
+        happened.append(await _strike(cluster, name, rng, say))
+
+
+async def _for_long(
+    cluster: Cluster, load: Load, rng: random.Random, reserve: int, happened: list[Happened], say: Callable[[str], None]
+) -> None:
+    """Faults that overlap, until so many jobs are left. A server meets one at a time."""
+    busy: dict[str, asyncio.Task[Happened]] = {}
+    tasks: list[asyncio.Task[Happened]] = []
+    for name in endless(cluster.plan.faults, rng):
+        await asyncio.sleep(rng.uniform(*cluster.plan.pause_s))
+        if load.left <= reserve:
+            break
+        role = name.partition("-")[0]
+        if role in busy and role not in ("api", "worker"):
+            await busy[role]
+        busy[role] = asyncio.create_task(_strike(cluster, name, random.Random(rng.random()), say))
+        tasks.append(busy[role])
+    happened += await asyncio.gather(*tasks)
+
+
+async def _strike(cluster: Cluster, name: str, rng: random.Random, say: Callable[[str], None]) -> Happened:
+    happened = await strike(cluster, name, rng)
+    say(f"{happened.name:18} {happened.what}")
+    return happened
+
+
+async def _quiet(cluster: Cluster, load: Load) -> float:
+    """Wait until no job is open and each reader is done, or for as long as the plan allows."""
+    began = time.monotonic()
+    deadline = began + cluster.plan.quiet_s
+    while time.monotonic() < deadline:
+        if await _nothing_open(cluster) and await cluster.ready():
+            break
+        await asyncio.sleep(0.2)
+    try:
+        await asyncio.wait_for(load.readers_ended(), max(1.0, deadline - time.monotonic()))
+    except TimeoutError:
+        load.drop_readers()
+    return time.monotonic() - began
+
+
+async def _nothing_open(cluster: Cluster) -> bool:
+    try:
+        async with cluster.observer.connect() as connection:
+            return not (await connection.execute(_OUTSTANDING)).scalar_one()
+    except (SQLAlchemyError, OSError):
+        return False
+
+
+def names(chosen: str | None) -> tuple[str, ...]:
+    """Faults from a comma-separated list; all of them without one. Raises ValueError for an unknown name."""
+    if chosen is None:
+        return tuple(FAULTS)
+    wanted = tuple(name.strip() for name in chosen.split(","))
+    if unknown := [name for name in wanted if name not in FAULTS]:
+        raise ValueError(f"no fault is called {', '.join(unknown)}; there are: {', '.join(FAULTS)}")
+    return wanted

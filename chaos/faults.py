@@ -1,0 +1,188 @@
+"""The faults, by name, and the order that they come in."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from chaos.cluster import Cluster, Death
+from chaos.processes import Member, send
+from chaos.proxy import FaultProxy
+
+Fault = Callable[[Cluster, random.Random], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """A fault: from when to when (monotonic seconds), which, and to whom."""
+
+    began: float
+    ended: float
+    name: str
+    what: str
+
+
+def _victim(cluster: Cluster, role: str, rng: random.Random) -> Member | None:
+    """A running process of a role; the last worker that runs is spared, so that there is somebody to go on."""
+    running = cluster.processes.of(role)
+    return rng.choice(running) if len(running) > 1 else None
+
+
+def _kill(role: str) -> Fault:
+    async def fault(cluster: Cluster, rng: random.Random) -> str:
+        member = _victim(cluster, role, rng)
+        if member is None:
+            return "nobody to spare"
+        member.expected, member.down_s = True, rng.uniform(0.2, 2)
+        pid = send(member, signal.SIGKILL)
+        if pid is not None and role == "worker":
+            cluster.deaths.append(Death(time.monotonic(), pid, "kill -9"))
+        return f"{member.name} (pid {pid})"
+
+    return fault
+
+
+def _freeze(role: str) -> Fault:
+    async def fault(cluster: Cluster, rng: random.Random) -> str:
+        member = _victim(cluster, role, rng)
+        if member is None:
+            return "nobody to spare"
+        member.frozen = True
+        pid = send(member, signal.SIGSTOP)
+        if pid is not None and role == "worker":
+            cluster.deaths.append(Death(time.monotonic(), pid, "SIGSTOP"))
+        try:
+            await asyncio.sleep(cluster.plan.frozen_s)
+        finally:
+            send(member, signal.SIGCONT)
+            member.frozen = False
+        return f"{member.name} (pid {pid}) for {cluster.plan.frozen_s:.1f} s"
+
+    return fault
+
+
+def _restart(role: str) -> Fault:
+    async def fault(cluster: Cluster, rng: random.Random) -> str:
+        member = _victim(cluster, role, rng)
+        if member is None:
+            return "nobody to spare"
+        member.expected, member.down_s = True, 0.2
+        pid = send(member, signal.SIGTERM)
+        return f"{member.name} (pid {pid})"
+
+    return fault
+
+
+async def _flush_valkey(cluster: Cluster, rng: random.Random) -> str:
+    async with Redis.from_url(cluster.servers.valkey.url) as redis:
+        keys = await redis.dbsize()
+        await redis.flushall()
+    return f"{keys} keys"
+
+
+async def _kill_valkey(cluster: Cluster, rng: random.Random) -> str:
+    down_s = rng.uniform(0.2, cluster.plan.away_s[0])
+    await cluster.servers.kill_valkey(down_s)
+    return f"down for {down_s:.1f} s"
+
+
+async def _restart_postgres(cluster: Cluster, rng: random.Random) -> str:
+    await cluster.servers.restart_postgres()
+    return ""
+
+
+async def _crash_postgres(cluster: Cluster, rng: random.Random) -> str:
+    return f"its backend {cluster.servers.crash_postgres()}, killed -9"
+
+
+async def _end_backends(cluster: Cluster, rng: random.Random) -> str:
+    statement = text(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'headrace'"
+    )
+    try:
+        async with cluster.observer.connect() as connection:
+            return f"{(await connection.execute(statement)).scalar_one()} sessions"
+    except (SQLAlchemyError, OSError) as error:
+        return f"PostgreSQL is away: {error}"
+
+
+def _proxy(cluster: Cluster, server: str) -> FaultProxy:
+    return cluster.valkey if server == "valkey" else cluster.postgres
+
+
+def _cut(server: str) -> Fault:
+    async def fault(cluster: Cluster, rng: random.Random) -> str:
+        return f"{_proxy(cluster, server).cut() // 2} connections"
+
+    return fault
+
+
+def _away(server: str) -> Fault:
+    async def fault(cluster: Cluster, rng: random.Random) -> str:
+        seconds = rng.uniform(*cluster.plan.away_s)
+        proxy = _proxy(cluster, server)
+        proxy.refuse(True)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            proxy.refuse(False)
+        return f"for {seconds:.1f} s"
+
+    return fault
+
+
+def _stall(server: str) -> Fault:
+    async def fault(cluster: Cluster, rng: random.Random) -> str:
+        seconds = rng.uniform(*cluster.plan.away_s)
+        proxy = _proxy(cluster, server)
+        proxy.stall(True)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            proxy.stall(False)
+        return f"for {seconds:.1f} s"
+
+    return fault
+
+
+# In the order of a run that has each of them once: the roles take turns.
+FAULTS: dict[str, Fault] = {
+    "worker-kill": _kill("worker"),
+    "valkey-flush": _flush_valkey,
+    "api-kill": _kill("api"),
+    "postgres-restart": _restart_postgres,
+    "worker-freeze": _freeze("worker"),
+    "valkey-cut": _cut("valkey"),
+    "postgres-cut": _cut("postgres"),
+    "api-freeze": _freeze("api"),
+    "valkey-kill": _kill_valkey,
+    "worker-restart": _restart("worker"),
+    "postgres-away": _away("postgres"),
+    "valkey-stall": _stall("valkey"),
+    "api-restart": _restart("api"),
+    "postgres-backends": _end_backends,
+    "valkey-away": _away("valkey"),
+    "postgres-crash": _crash_postgres,
+    "postgres-stall": _stall("postgres"),
+}
+
+
+def endless(names: tuple[str, ...], rng: random.Random) -> Iterator[str]:
+    """Faults for ever: round after round of all of them, each in an order of its own."""
+    while True:
+        yield from rng.sample(names, len(names))
+
+
+async def strike(cluster: Cluster, name: str, rng: random.Random) -> Happened:
+    """Let a fault happen, to its end."""
+    began = time.monotonic()
+    what = await FAULTS[name](cluster, rng)
+    return Happened(began, time.monotonic(), name, what)

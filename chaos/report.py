@@ -1,0 +1,81 @@
+"""The figures of a run, and the whole history of a job that a promise was broken to."""
+
+from __future__ import annotations
+
+import orjson
+from sqlalchemy import text
+
+from chaos.cluster import Cluster
+from chaos.load import Load
+from chaos.measure import percentile
+from chaos.readers import Reader
+from chaos.result import Result
+from chaos.verify import Promise
+
+RESCUE_GOAL_S = 15.0
+THROUGHPUT_GOAL = 0.95
+LINE = 200
+_ROW = text("SELECT row_to_json(jobs) FROM jobs WHERE id = :id")
+
+
+def table(result: Result) -> str:
+    """The figures, one a line."""
+    verdict, plan = result.verdict, result.plan
+    lines = [
+        ("seed", str(plan.seed)),
+        ("took", f"{result.seconds:.0f} s, quiet {result.quiet_after_s:.1f} s after the last submit"),
+        ("faults", f"{len(result.happened)} of {len({item.name for item in result.happened})} kinds"),
+        ("jobs acknowledged", f"{result.accepted} ({result.refused} submits refused and tried again)"),
+        ("jobs by status", ", ".join(f"{count} {status}" for status, count in verdict.statuses().items())),
+        ("SSE readers", f"{result.readers}, resumed {result.resumes} times, {result.restarts} restarted texts"),
+    ]
+    lines += [(promise.value, str(verdict.count(promise))) for promise in Promise]
+    lines.append(("attempts exhausted", str(verdict.exhausted)))
+    lines.append(("workers that ended to heal", str(result.healed)))
+    if result.rescues:
+        p50, p99 = percentile(result.rescues, 0.5), percentile(result.rescues, 0.99)
+        goal = "" if plan.quick else f"; goal: p99 <= {RESCUE_GOAL_S:.0f} s, {_met(p99 <= RESCUE_GOAL_S)}"
+        lines.append(
+            ("kill to next token", f"p50 {p50:.1f} s, p99 {p99:.1f} s, of {len(result.rescues)} streams{goal}")
+        )
+    if result.before is not None and result.after is not None:
+        share = result.after / result.before
+        figures = f"{result.before:.0f} before, {result.after:.0f} after: {share:.1%}"
+        lines.append(("tokens/s", f"{figures}; goal: >= {THROUGHPUT_GOAL:.0%}, {_met(share >= THROUGHPUT_GOAL)}"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def failures(result: Result) -> str:
+    """Each broken promise, and the histories of the first jobs concerned."""
+    parts = [f"BROKEN: {item.promise.value}: {item.job_id or ''}\n{item.what}" for item in result.verdict.broken]
+    return "\n\n".join(parts + result.histories)
+
+
+async def history(cluster: Cluster, load: Load, job_id: str) -> str:
+    """A job's row with its attempts, what its reader saw, and each log line that names it."""
+    async with cluster.observer.connect() as connection:
+        row = (await connection.execute(_ROW, {"id": job_id})).scalar_one_or_none()
+    parts = [f"--- history of {job_id}", "row:"]
+    parts.append(orjson.dumps(row, option=orjson.OPT_INDENT_2).decode())
+    for item in load.accepted:
+        if item.job_id == job_id and item.reader is not None:
+            parts += ["its reader saw:", *_seen(item.reader)]
+    parts.append("log lines:")
+    found = []
+    for log in sorted(cluster.folder.glob("*.log*")):
+        with log.open(errors="replace") as lines:
+            found += [f"{line.rstrip()}  [{log.name}]" for line in lines if job_id in line]
+    return "\n".join(parts + sorted(found))
+
+
+def _seen(reader: Reader) -> list[str]:
+    first = reader.times[0] if reader.times else 0.0
+    return [
+        f"  {at - first:9.3f} {event.id or '':>8} {event.event} {orjson.dumps(event.data).decode()[:LINE]}"
+        for event, at in zip(reader.seen, reader.times, strict=True)
+    ]
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "MISSED"

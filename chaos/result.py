@@ -1,0 +1,30 @@
+"""What a run found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from chaos.faults import Happened
+from chaos.plan import Plan
+from chaos.verify import Verdict
+
+
+@dataclass(slots=True)
+class Result:
+    """Everything that a run found."""
+
+    plan: Plan
+    verdict: Verdict
+    happened: list[Happened]
+    accepted: int
+    refused: int
+    readers: int
+    resumes: int
+    restarts: int
+    healed: int
+    rescues: list[float]
+    seconds: float
+    before: float | None
+    after: float | None
+    quiet_after_s: float
+    histories: list[str] = field(default_factory=list)

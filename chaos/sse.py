@@ -1,0 +1,53 @@
+"""An SSE parser."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import orjson
+
+
+@dataclass(frozen=True)
+class Sse:
+    """One event of a stream."""
+
+    event: str
+    id: int | None
+    data: dict[str, Any]
+
+
+async def read_events(response: httpx.Response) -> AsyncGenerator[Sse, None]:
+    """Parse a `text/event-stream` (WHATWG HTML, 9.2.6); comments are dropped."""
+    event: str = "message"
+    event_id: int | None = None
+    data: list[str] = []
+    async for line in response.aiter_lines():
+        if not line:
+            if data:
+                yield Sse(event, event_id, orjson.loads("\n".join(data)))
+            event, event_id, data = "message", None, []
+        elif line.startswith(":"):
+            continue
+        else:
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                event = value
+            elif field == "id":
+                event_id = int(value)
+            elif field == "data":
+                data.append(value)
+
+
+def text_of(events: list[Sse], index: int = 0) -> str:
+    """The text that a stream's deltas make; what came before a restart is discarded."""
+    parts: list[str] = []
+    for item in events:
+        if item.event == "job.restarted":
+            parts = []
+        elif item.event == "job.delta" and item.data["index"] == index:
+            parts.append(item.data["text"])
+    return "".join(parts)

@@ -1,0 +1,56 @@
+"""The jobs that are asked for, and what each must answer: the simulated engine's text follows from the prompt."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from chaos.plan import MODEL, Plan
+from shared.events import Delta
+from shared.registry import SimulatedModel, SimulatedOptions
+from shared.sampling import GenerateRequest, Sampling
+from workers.engines.simulated import WORDS, SimulatedEngine
+
+PROMPTS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request, and the answer of a run that nothing disturbs."""
+
+    prompt: str
+    max_tokens: int
+    stop: str | None
+    text: str
+    tokens: int
+    finish_reason: str
+
+    def body(self, number: int) -> dict[str, Any]:
+        """What `POST /v1/jobs` is given."""
+        body: dict[str, Any] = {"model": MODEL, "prompt": self.prompt, "max_tokens": self.max_tokens}
+        if self.stop is not None:
+            body["stop"] = self.stop
+        return body | {"metadata": {"number": str(number)}}
+
+
+async def make_work(plan: Plan, rng: random.Random) -> list[Work]:
+    """Requests to choose from; a few have a stop string, and so restart where others continue."""
+    engine = SimulatedEngine(
+        SimulatedModel(name=MODEL, engine="simulated", options=SimulatedOptions(ttft_ms=0, itl_ms=0))
+    )
+    works = []
+    for number in range(PROMPTS):
+        prompt = f"The mill {number} of {rng.randrange(10**9)}"
+        stop = rng.choice(WORDS) if rng.random() < plan.stops else None
+        works.append(await _undisturbed(engine, prompt, rng.randint(*plan.tokens), stop))
+    return works
+
+
+async def _undisturbed(engine: SimulatedEngine, prompt: str, max_tokens: int, stop: str | None) -> Work:
+    sampling = Sampling(max_tokens=max_tokens, stop=[stop] if stop else [])
+    request = GenerateRequest(prompt=prompt, sampling=sampling)
+    deltas = [item async for item in engine.generate("undisturbed", request) if isinstance(item, Delta)]
+    text = "".join(delta.text for delta in deltas)
+    tokens = sum(len(delta.token_ids) for delta in deltas)
+    return Work(prompt, max_tokens, stop, text, tokens, deltas[-1].finish_reason or "")

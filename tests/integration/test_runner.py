@@ -1,0 +1,206 @@
+"""The runner on real servers, its engine steered token by token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.events import EventType, parse_archive
+from shared.job import Job, JobStatus
+from shared.job_store import JobStore, NewJob
+from shared.sampling import GenerateRequest
+from shared.stream import JobLogs, LogFlusher
+from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
+from tests.support.waiting import eventually
+from workers.runner import Runner, Stop
+
+Run = asyncio.Task[JobStatus | None]
+WITHIN_S = 20
+
+
+class Worker:
+    """A runner and what it needs."""
+
+    def __init__(self, name: str, store: JobStore, logs: JobLogs) -> None:
+        self.name = name
+        self.store = store
+        self.engine = SteeredEngine()
+        self.flusher = LogFlusher(logs, lambda: store.held(name), late_s=60)
+        self.runner = Runner(
+            worker=name,
+            engine=self.engine,
+            store=store,
+            logs=logs,
+            flusher=self.flusher,
+            log_ttl_s=60,
+            max_attempts=3,
+            on_engine_death=lambda: None,
+        )
+
+    async def start(self, job: Job) -> tuple[Run, Call]:
+        """Run a job; returns once it is in the engine."""
+        entered = self.engine.next_call(job.id)
+        run = asyncio.create_task(self.runner.run(job.id))
+        return run, await asyncio.wait_for(entered, WITHIN_S)
+
+
+@asynccontextmanager
+async def working(name: str, store: JobStore, logs: JobLogs) -> AsyncIterator[Worker]:
+    worker = Worker(name, store, logs)
+    flushing = asyncio.create_task(worker.flusher.run())
+    try:
+        yield worker
+    finally:
+        flushing.cancel()
+
+
+@pytest.fixture
+async def worker(store: JobStore, logs: JobLogs) -> AsyncIterator[Worker]:
+    async with working("w", store, logs) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def job(store: JobStore, key_id: int) -> Job:
+    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    return job
+
+
+async def read(store: JobStore, job: Job) -> Job:
+    found = await store.get(job.id)
+    assert found is not None
+    return found
+
+
+async def test_the_database_breaks_while_a_result_is_written(
+    worker: Worker, store: JobStore, logs: JobLogs, job: Job, database: AsyncEngine
+) -> None:
+    """The statement hangs on a lock, and its connection is cut: it is tried again, and written once."""
+    run, call = await worker.start(job)
+    await call.tokens(5)
+    async with database.connect() as locking:
+        await locking.execute(text("SELECT 1 FROM jobs FOR UPDATE"))
+        call.finish("stop")
+        for _ in range(2):
+            await _cut(database, await _blocked(database))
+        assert not run.done()
+        await locking.rollback()
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    done = await read(store, job)
+    assert done.output[0].text == text_of_tokens(6)
+    assert [(item.number, item.tokens, item.outcome) for item in done.attempts] == [(1, 6, "completed")]
+    await worker.flusher.drain(WITHIN_S)
+    archived = await store.archived_log(job.id)
+    assert archived is not None
+    assert [item.line() for item in await logs.read(job.id)] == [item.line() for item in parse_archive(archived)]
+
+
+async def _blocked(database: AsyncEngine) -> int:
+    """The server process that waits for a lock."""
+
+    async def probe() -> int | None:
+        async with database.connect() as connection:
+            found = await connection.execute(
+                text(
+                    "SELECT pid FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
+                )
+            )
+            pid: int | None = found.scalar_one_or_none()
+            return pid
+
+    return await eventually(probe, "the result's statement waits for the lock")
+
+
+async def _cut(database: AsyncEngine, pid: int) -> None:
+    """End a server process; returns when it has gone."""
+    async with database.connect() as connection:
+        gone = await connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        assert gone.scalar_one()
+
+
+async def test_an_unexpected_exception_fails_its_job_alone(
+    worker: Worker, store: JobStore, job: Job, key_id: int
+) -> None:
+    other, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="y")))
+    run, call = await worker.start(job)
+    fine, fine_call = await worker.start(other)
+    await call.tokens(3)
+    call.fail(ZeroDivisionError("as engines do"))
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
+    failed = await read(store, job)
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.message) == ("engine_error", "ZeroDivisionError: as engines do")
+    assert failed.output[0].text == text_of_tokens(3), "what it made is kept"
+    fine_call.finish("stop")
+    assert await asyncio.wait_for(fine, WITHIN_S) is JobStatus.COMPLETED
+
+
+async def test_a_lost_job_is_stopped_and_nothing_is_written(
+    worker: Worker, store: JobStore, logs: JobLogs, job: Job
+) -> None:
+    run, call = await worker.start(job)
+    await call.tokens(3)
+    await worker.flusher.drain(WITHIN_S)
+    assert [hint.job_id for hint in await store.requeue_lost(3)] == [job.id]
+    async with working("v", store, logs) as second:
+        rescue, rescuing = await second.start(job)
+        assert rescuing.so_far == text_of_tokens(3)
+        await rescuing.tokens(2)
+        await second.flusher.drain(WITHIN_S)
+        before, log_before = await read(store, job), await logs.read(job.id)
+
+        await call.tokens(4)
+        worker.runner.stop(job.id, Stop.LOST, 1)
+        assert await asyncio.wait_for(run, WITHIN_S) is None
+        await worker.flusher.drain(WITHIN_S)
+        assert (await read(store, job), await logs.read(job.id)) == (before, log_before)
+        assert worker.engine.calls == {}, "its slot is free"
+
+        rescuing.finish("stop")
+        assert await asyncio.wait_for(rescue, WITHIN_S) is JobStatus.COMPLETED
+    assert (await read(store, job)).output[0].text == text_of_tokens(6)
+
+
+async def test_a_later_attempt_here_stops_the_one_before(worker: Worker, store: JobStore, job: Job) -> None:
+    """Its lease ran out unnoticed, and the job came back to it: the first attempt holds a slot for nothing."""
+    run, call = await worker.start(job)
+    await call.tokens(1)
+    await store.requeue_lost(3)
+    later, later_call = await worker.start(job)
+    assert await asyncio.wait_for(run, WITHIN_S) is None
+    assert list(worker.engine.calls) == [(job.id, 2)]
+    later_call.finish("stop")
+    assert await asyncio.wait_for(later, WITHIN_S) is JobStatus.COMPLETED
+
+
+async def test_a_jobs_end_is_not_a_message(worker: Worker, job: Job) -> None:
+    """A worker whose consumer is stuck still ends jobs; the watchdog must not take that for life."""
+    run, call = await worker.start(job)
+    taken = worker.runner.last_message
+    call.finish("stop")
+    await asyncio.wait_for(run, WITHIN_S)
+    assert worker.runner.last_message == taken
+
+
+async def test_an_end_while_redis_is_wiped_is_in_the_row(
+    worker: Worker, store: JobStore, logs: JobLogs, job: Job
+) -> None:
+    run, call = await worker.start(job)
+    await call.tokens(3)
+    await worker.flusher.drain(WITHIN_S)
+    await logs.forget(job.id)
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    await worker.flusher.drain(WITHIN_S)
+    archived = await store.archived_log(job.id)
+    assert archived is not None
+    events = parse_archive(archived)
+    assert [item.type for item in events][-1] is EventType.COMPLETED
+    written = [item.line() for item in await logs.read(job.id)]
+    assert written == [item.line() for item in events][: len(written)], "nothing, or the whole"

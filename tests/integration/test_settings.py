@@ -1,0 +1,128 @@
+"""A process that is set up wrong does not start: it names the variable and exits with 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TEST_REDIS_DB, Servers
+from tests.support.stack import REPOSITORY, write_models
+
+API, WORKER, KEYS, MIGRATIONS = ("api",), ("workers", "sim"), ("api.keys", "list"), ("migrations", "current")
+BOTH = [API, WORKER]
+ALL = [*BOTH, KEYS, MIGRATIONS]
+UNSET = None
+
+
+def start(tmp_path: Path, command: tuple[str, ...], **settings: str | None) -> subprocess.CompletedProcess[str]:
+    """Run a command with settings that are right but for these."""
+    right: dict[str, str | None] = {
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+        "HEADRACE_MODELS": str(write_models(tmp_path / "models.yaml", [{"name": "sim", "engine": "simulated"}])),
+        "HEADRACE_PORT": "0",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        env={name: value for name, value in {**os.environ, **right, **settings}.items() if value is not None},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "url"),
+    [
+        *((command, UNSET) for command in ALL),
+        *((command, "mysql://user@host/name") for command in ALL),
+        (API, ""),
+        (API, "/var/lib/postgresql"),
+        (API, "postgresql:/name"),
+        (API, "postgresql://host:port/name"),
+    ],
+)
+def test_database_url(tmp_path: Path, command: tuple[str, ...], url: str | None) -> None:
+    ended = start(tmp_path, command, DATABASE_URL=url)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("DATABASE_URL: ")
+    assert "required" in line if url is UNSET else "postgresql://user:password@host:port/database" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "url"),
+    [
+        *((command, UNSET) for command in BOTH),
+        (API, ""),
+        (API, "http://host"),
+        (API, "host:6379"),
+        (API, "redis://host:port/0"),
+        (API, "redis://host:99999/0"),
+    ],
+)
+def test_redis_url(tmp_path: Path, command: tuple[str, ...], url: str | None) -> None:
+    ended = start(tmp_path, command, REDIS_URL=url)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("REDIS_URL: ")
+    assert "required" in line if url is UNSET else "redis://host:port/0" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value", "words"),
+    [
+        (API, "HEADRACE_PORT", "eighty", "valid integer"),
+        (API, "HEADRACE_PORT", "70000", "less than or equal to 65535"),
+        (API, "HEADRACE_MAX_BODY_BYTES", "0", "greater than or equal to 1024"),
+        (API, "HEADRACE_LOG_LEVEL", "loud", "must be one of"),
+        (WORKER, "HEADRACE_LOG_LEVEL", "loud", "must be one of"),
+        (WORKER, "HEADRACE_LEASE_S", "0", "greater than 0"),
+        (WORKER, "HEADRACE_DRAIN_S", "-1", "greater than or equal to 0"),
+        (WORKER, "HEADRACE_MAX_ATTEMPTS", "many", "valid integer"),
+    ],
+)
+def test_a_setting_is_named(tmp_path: Path, command: tuple[str, ...], name: str, value: str, words: str) -> None:
+    ended = start(tmp_path, command, **{name: value})
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"{name}: ")
+    assert words in line
+
+
+def test_each_missing_variable_is_named(tmp_path: Path) -> None:
+    ended = start(tmp_path, API, DATABASE_URL=UNSET, REDIS_URL=UNSET)
+    assert ended.returncode == 2
+    assert [line.partition(":")[0] for line in ended.stderr.splitlines()] == ["DATABASE_URL", "REDIS_URL"]
+
+
+@pytest.mark.parametrize("command", BOTH, ids=" ".join)
+def test_models_yaml(tmp_path: Path, command: tuple[str, ...]) -> None:
+    models = tmp_path / "wrong.yaml"
+    models.write_text("models:\n  - name: sim\n    engine: simulatd\n")
+    ended = start(tmp_path, command, HEADRACE_MODELS=str(models))
+    assert ended.returncode == 2
+    assert f"{models}, line 3: models[0].engine: must be one of" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
+def test_a_database_that_is_not_there(tmp_path: Path, command: tuple[str, ...]) -> None:
+    ended = start(tmp_path, command)
+    assert ended.returncode != 0
+    assert "DATABASE_URL: the database cannot be" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", BOTH, ids=" ".join)
+def test_a_database_without_its_tables(tmp_path: Path, servers: Servers, command: tuple[str, ...]) -> None:
+    ended = start(tmp_path, command, DATABASE_URL=servers.postgres_url, REDIS_URL=servers.redis(TEST_REDIS_DB))
+    assert ended.returncode == 2
+    assert "python -m migrations upgrade" in ended.stderr
+    assert "Traceback" not in ended.stderr

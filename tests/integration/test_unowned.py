@@ -1,0 +1,61 @@
+"""Jobs that end while nobody owns them: what earlier attempts made is kept, and readers learn it."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.ending import CANCELLED
+from shared.events import Delta, EventType, delta_event, event, parse_archive
+from shared.job import Job, JobStatus
+from shared.job_store import JobStore, NewJob
+from shared.sampling import GenerateRequest
+from shared.stream import Append, JobLogs
+from shared.unowned import UnownedJobs
+
+
+@pytest.fixture
+def unowned(store: JobStore, logs: JobLogs) -> UnownedJobs:
+    return UnownedJobs(store, logs, 60)
+
+
+@pytest.fixture
+async def handed_back(store: JobStore, logs: JobLogs, key_id: int) -> Job:
+    """A job that waits for its second attempt; the first one made some text."""
+    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    await store.claim(job.id, "w")
+    events = [event(1, EventType.STARTED, {"attempt": 1}), delta_event(2, Delta(0, "so far", (7, 8)))]
+    await logs.append([Append(job.id, 1, events)])
+    await store.give_back(job.id, 1, "w", tokens=2, outcome="handed_back")
+    found = await store.get(job.id)
+    assert found is not None
+    return found
+
+
+async def test_the_text_so_far_is_kept(unowned: UnownedJobs, store: JobStore, logs: JobLogs, handed_back: Job) -> None:
+    assert await unowned.end(handed_back, JobStatus.CANCELLED, CANCELLED)
+    done = await store.get(handed_back.id)
+    assert done is not None
+    assert done.usage is not None
+    assert (done.output[0].text, done.usage.completion_tokens) == ("so far", 2)
+    assert [(item.seq, item.type) for item in await logs.read(handed_back.id)][-1] == (3, EventType.CANCELLED)
+    assert not await unowned.end(handed_back, JobStatus.CANCELLED, CANCELLED), "it has moved on"
+
+
+async def test_a_lost_log_ends_above_all_that_a_reader_may_have_seen(
+    unowned: UnownedJobs, store: JobStore, logs: JobLogs, redis: Redis, handed_back: Job
+) -> None:
+    """A reader at any cursor of the lost log gets the end, and is told to discard what it has."""
+    await redis.flushdb()
+    assert await unowned.end(handed_back, JobStatus.CANCELLED, CANCELLED)
+    done = await store.get(handed_back.id)
+    archived = await store.archived_log(handed_back.id)
+    assert done is not None
+    assert archived is not None
+    assert done.output[0].text == ""
+    events = parse_archive(archived)
+    assert [(item.seq, item.type) for item in events] == [
+        (1_000_001, EventType.RESTARTED),
+        (1_000_002, EventType.CANCELLED),
+    ]
+    assert await logs.read(handed_back.id) == events

@@ -1,0 +1,126 @@
+"""An engine whose every token comes when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from shared.events import Delta
+from shared.sampling import GenerateRequest
+from workers.engines.base import EngineDead, EngineStats, PromptInfo
+
+DEADLINE_S = 20.0
+# Token ids say which attempt made them: `attempt * IDS_PER_ATTEMPT + position`.
+IDS_PER_ATTEMPT = 10_000
+
+
+def token_text(position: int) -> str:
+    """The text of the token at a position: of every four, the last makes none and the next makes up for it."""
+    if position % 4 == 3:
+        return ""
+    return f"{position - 1} {position} " if position % 4 == 0 and position else f"{position} "
+
+
+def text_of_tokens(count: int) -> str:
+    """The text that so many tokens make, whoever made them."""
+    return "".join(token_text(position) for position in range(count))
+
+
+class Call:
+    """One request inside the engine."""
+
+    def __init__(self, job_id: str, attempt: int, request: GenerateRequest, so_far: Sequence[Delta]) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.so_far = "".join(delta.text for delta in so_far if delta.index == 0)
+        self.made = sum(len(delta.token_ids) for delta in so_far if delta.index == 0)
+        self.ended = asyncio.Event()
+        self.task = asyncio.current_task()
+        self._choices = request.sampling.n
+        self._steps: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+
+    async def tokens(self, count: int) -> None:
+        """Make so many tokens of each choice; returns when the runner has them, or has gone."""
+        for _ in range(count):
+            self._steps.put_nowait(None)
+        taken = asyncio.ensure_future(self._steps.join())
+        ended = asyncio.ensure_future(self.ended.wait())
+        done, waiting = await asyncio.wait({taken, ended}, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        assert done, "the runner does not take its tokens"
+
+    def finish(self, reason: str) -> None:
+        """Make one more token of each choice, its last."""
+        self._steps.put_nowait(reason)
+
+    def fail(self, error: Exception) -> None:
+        """Raise this in the middle of the request."""
+        self._steps.put_nowait(error)
+
+    async def run(self) -> AsyncGenerator[Delta | PromptInfo, None]:
+        yield PromptInfo(3)
+        reason: str | None = None
+        while reason is None:
+            step = await self._steps.get()
+            if isinstance(step, Exception):
+                raise step
+            reason, position = step, self.made
+            self.made += 1
+            token_id = self.attempt * IDS_PER_ATTEMPT + position
+            for index in range(self._choices):
+                yield Delta(index, token_text(position), (token_id,), reason)
+            self._steps.task_done()
+
+
+class SteeredEngine:
+    """Continues what has one choice; anything else restarts."""
+
+    def __init__(self, slots: int = 64) -> None:
+        self.slots = slots
+        self.dead = False
+        self.calls: dict[tuple[str, int], Call] = {}
+        self._awaited: dict[str, asyncio.Future[Call]] = {}
+
+    async def start(self) -> None:
+        self.dead = False
+
+    async def stop(self) -> None:
+        pass
+
+    def next_call(self, job_id: str) -> asyncio.Future[Call]:
+        """The next request of a job, once it is inside."""
+        return self._awaited.setdefault(job_id, asyncio.get_running_loop().create_future())
+
+    def forget(self, job_id: str) -> None:
+        """Await a job's next request no more."""
+        self._awaited.pop(job_id, None)
+
+    def die(self) -> None:
+        """End with everything that is inside."""
+        self.dead = True
+        for call in self.calls.values():
+            call.fail(EngineDead("it was told to"))
+
+    def continues(self, request: GenerateRequest) -> bool:
+        return request.sampling.n == 1
+
+    def stats(self) -> EngineStats:
+        return EngineStats(len(self.calls))
+
+    async def generate(
+        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+    ) -> AsyncGenerator[Delta | PromptInfo, None]:
+        job_id, _, attempt = request_id.rpartition("-")
+        call = Call(job_id, int(attempt), request, so_far)
+        self.calls[job_id, call.attempt] = call
+        if (awaited := self._awaited.pop(job_id, None)) is not None and not awaited.done():
+            awaited.set_result(call)
+        try:
+            async with aclosing(call.run()) as items:
+                async for item in items:
+                    yield item
+        finally:
+            del self.calls[job_id, call.attempt]
+            call.ended.set()

@@ -1,0 +1,27 @@
+"""Job ids: UUIDv7 in hex, so that they sort as they were made."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from shared.job import is_job_id, new_job_id
+
+
+def test_ids_are_unique_and_sort_by_time() -> None:
+    first = new_job_id()
+    made = [new_job_id() for _ in range(1000)]
+    assert len(set(made)) == 1000
+    assert all(job_id[:16] >= first[:16] for job_id in made)
+    parsed = uuid.UUID(first.removeprefix("job_"))
+    assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
+    assert all(is_job_id(job_id) for job_id in made)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "job_", "job_" + "0" * 31, "job_" + "0" * 33, "JOB_" + "0" * 32, "job_" + "g" * 32, f"{new_job_id()}\n"],
+)
+def test_what_is_no_id(text: str) -> None:
+    assert not is_job_id(text)

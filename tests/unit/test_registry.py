@@ -1,0 +1,110 @@
+"""models.yaml: what is wrong in it is told with file, line, field and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.registry import RegistryError, load_registry
+
+GOOD = """\
+models:
+  - name: small
+    engine: simulated
+    slots: 4
+  - name: org/large:7b
+    engine: vllm
+    model: /models/large
+    options:
+      max_model_len: 4096
+      kv_cache_dtype: auto
+"""
+
+
+def write(folder: Path, content: str | bytes) -> Path:
+    file = folder / "models.yaml"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    registry = load_registry(write(tmp_path, GOOD))
+    assert list(registry.models) == ["small", "org/large:7b"]
+    assert (registry["small"].slots, registry["org/large:7b"].slots) == (4, 64)
+    assert registry["org/large:7b"].max_model_len == 4096
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "line", "words"),
+    [
+        ("engine: vllm", "engine: vlm", 6, "models[1].engine: must be one of vllm, simulated, got 'vlm'"),
+        ("    engine: simulated\n", "", 2, "models[0].engine: must be one of vllm, simulated"),
+        ("slots", "slotz", 4, "models[0].slotz: there is no such field"),
+        ("slots: 4", "slots: many", 4, "models[0].slots: Input should be a valid integer"),
+        ("slots: 4", "slots: 0", 4, "models[0].slots: Input should be greater than or equal to 1"),
+        ("slots: 4", "options: {ttft_ms: fast}", 4, "models[0].options.ttft_ms: Input should be a valid number"),
+        ("slots: 4", "options:\n      itl: 5", 5, "models[0].options.itl: there is no such field"),
+        ("slots: 4", "options: [1]", 4, "models[0].options: must have fields"),
+        ("    model: /models/large\n", "", 5, "models[1].model: this field is required"),
+        ("name: small", "nam: small", 2, "models[0].name: this field is required"),
+        ("name: small", "name: a b", 2, "models[0].name: "),
+        ("name: org/large:7b", "name: small", 5, "models[1].name: 'small' is declared twice"),
+        ("max_model_len: 4096", "max_model_len: 4k", 9, "models[1].options.max_model_len: Input should be a valid"),
+        ("max_model_len: 4096", "max_num_seqs: 0", 9, "models[1].options.max_num_seqs: Input should be greater"),
+        ("models:", "modells:", 1, "models: this field is required"),
+        ("    slots: 4", "   slots: 4", 4, "not valid YAML"),
+        ("    slots: 4", "\tslots: 4", 4, "not valid YAML"),
+        ("name: small", "name: *small", 2, "not valid YAML: found undefined alias"),
+        ("name: small", "name: sm\x00all", 2, "not valid YAML"),
+    ],
+)
+def test_a_typo_is_told_with_its_line(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+    assert right in GOOD
+    file = write(tmp_path, GOOD.replace(right, wrong, 1))
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert caught.value.message.startswith(f"{file}, line {line}: {words}")
+
+
+@pytest.mark.parametrize("content", ["", "# models:\n", "- name: small\n", "hello\n", "7\n"])
+def test_a_file_of_something_else(tmp_path: Path, content: str) -> None:
+    file = write(tmp_path, content)
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert caught.value.message == f"{file}, line 1: models: this field is required"
+
+
+@pytest.mark.parametrize("models", ["", " []", " small", " {name: small}"])
+def test_models_are_a_list_with_something_in_it(tmp_path: Path, models: str) -> None:
+    file = write(tmp_path, f"# ours\nmodels:{models}\n")
+    with pytest.raises(RegistryError, match=r"(?i)line 2: models: .*list"):
+        load_registry(file)
+
+
+def test_each_mistake_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD.replace("slots: 4", "slots: x").replace("model: /", "modell: /"))
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert [line.partition(": ")[0] for line in caught.value.message.splitlines()] == [
+        f"{file}, line 4",
+        f"{file}, line 5",
+        f"{file}, line 7",
+    ]
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD.encode() + "# Mühle\n".encode("latin-1"))
+    with pytest.raises(RegistryError, match="line 11: not valid YAML: not UTF-8"):
+        load_registry(file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"none\.yaml: cannot be read .*; set HEADRACE_MODELS"):
+        load_registry(tmp_path / "none.yaml")
+
+
+def test_no_python_is_made_of_yaml(tmp_path: Path) -> None:
+    file = write(tmp_path, "models: !!python/object/apply:os.getpid []\n")
+    with pytest.raises(RegistryError, match="line 1: not valid YAML"):
+        load_registry(file)

@@ -1,0 +1,106 @@
+"""Counting prompts at submit: as the engine counts, and never with the template's code let loose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as some
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from api.tokens import ContextCheck, TokenCounter, simulated_tokens
+from shared.errors import InvalidRequest
+from shared.registry import Registry, SimulatedModel, SimulatedOptions, VllmModel
+from shared.sampling import GenerateRequest, Message, Sampling
+from workers.engines.base import PromptInfo
+from workers.engines.simulated import SimulatedEngine
+
+TEMPLATE = """\
+{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}
+{% if add_generation_prompt %}<assistant>{% endif %}
+"""
+TEXTS = some.text(max_size=60)
+
+
+def model_folder(folder: Path, template: str | None) -> Path:
+    """A model's files as far as the API reads them: a token is a word."""
+    tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": {"content": "<s>"}} | ({"chat_template": template} if template else {})
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def chat(*contents: str, max_tokens: int | None = None) -> GenerateRequest:
+    messages = [Message(role="user", content=content) for content in contents]
+    return GenerateRequest(messages=messages, sampling=Sampling(max_tokens=max_tokens))
+
+
+@hypothesis.settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    request=some.builds(chat, TEXTS, TEXTS) | some.builds(lambda text: GenerateRequest(prompt=text), TEXTS)
+)
+async def test_the_simulated_engine_counts_the_same(request: GenerateRequest) -> None:
+    options = SimulatedOptions(ttft_ms=0, itl_ms=0, default_tokens=1)
+    engine = SimulatedEngine(SimulatedModel(name="sim", engine="simulated", options=options))
+    info = [item async for item in engine.generate("x", request) if isinstance(item, PromptInfo)]
+    assert [item.prompt_tokens for item in info] == [simulated_tokens(request)]
+
+
+def test_a_conversation_is_rendered_before_it_is_counted(tmp_path: Path) -> None:
+    counter = TokenCounter(model_folder(tmp_path, TEMPLATE))
+    assert counter.count(chat("one two")) == 4  # <user> one two <assistant>
+    assert counter.count(chat("one", "two")) == 5  # <user> one <user> two <assistant>
+    assert counter.count(GenerateRequest(prompt="one two three")) == 3
+
+
+def test_a_template_file_goes_before_the_configs(tmp_path: Path) -> None:
+    model_folder(tmp_path, TEMPLATE)
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }} fixed")
+    assert TokenCounter(tmp_path).count(chat("one two three")) == 2
+
+
+def test_without_a_template_a_conversation_is_not_counted(tmp_path: Path) -> None:
+    assert TokenCounter(model_folder(tmp_path, None)).count(chat("one")) is None
+
+
+def test_a_template_that_refuses_is_told(tmp_path: Path) -> None:
+    counter = TokenCounter(model_folder(tmp_path, "{{ raise_exception('roles must alternate') }}"))
+    with pytest.raises(InvalidRequest, match="chat template refuses this: roles must alternate") as caught:
+        counter.count(chat("one"))
+    assert caught.value.param == "messages"
+
+
+def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
+    counter = TokenCounter(model_folder(tmp_path, "{{ ''.__class__.__mro__[1].__subclasses__() }}"))
+    with pytest.raises(InvalidRequest, match="chat template refuses this"):
+        counter.count(chat("one"))
+
+
+@pytest.mark.parametrize(
+    ("words", "max_tokens", "param"),
+    [(290, 8, None), (290, 9, "messages"), (298, None, "messages"), (297, None, None), (1, 300, "max_tokens")],
+)
+async def test_prompt_and_answer_share_the_context(
+    tmp_path: Path, words: int, max_tokens: int | None, param: str | None
+) -> None:
+    model_folder(tmp_path, TEMPLATE)
+    model = VllmModel(name="m", engine="vllm", model=str(tmp_path), options={"max_model_len": 300})
+    check = ContextCheck(Registry({"m": model}))
+    request = chat("word " * words, max_tokens=max_tokens)
+    if param is None:
+        await check.check("m", request)
+        return
+    with pytest.raises(InvalidRequest, match="context is 300 tokens") as caught:
+        await check.check("m", request)
+    assert caught.value.param == param
+
+
+async def test_a_model_whose_files_are_elsewhere_is_not_counted() -> None:
+    model = VllmModel(name="m", engine="vllm", model="org/on-the-hub", options={"max_model_len": 10})
+    await ContextCheck(Registry({"m": model})).check("m", chat("word " * 1000))
