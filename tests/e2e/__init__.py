@@ -1,0 +1,1 @@
+"""Tests of running processes, from outside."""

@@ -1,0 +1,1 @@
+"""Tests of pieces on real servers."""
