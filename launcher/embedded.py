@@ -131,7 +131,7 @@ def _postgres_binaries() -> Path:
             "No embedded PostgreSQL for this platform (its wheel is made for Linux x86-64).\n"
             "Set DATABASE_URL to a PostgreSQL of your own: DATABASE_URL=postgresql://user:password@host/name"
         )
-    return binaries
+    return binaries.resolve()  # .venv may be a link
 
 
 def _valkey_binary() -> Path:
