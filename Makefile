@@ -3,7 +3,7 @@ ENGINE ?= cpu
 export ENGINE
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up worker test lint fmt lock clean dev
+.PHONY: help up worker test chaos lint fmt lock clean dev
 
 BOOTSTRAP := sh launcher/bootstrap.sh
 
@@ -24,6 +24,9 @@ dev:
 test: dev  ## run the whole test suite; ARGS go to pytest: make test ARGS="-k cancel"
 	@test "$(ENGINE)" = simulated || .venv/bin/python -m launcher.bundled_model SmolLM2-135M-Instruct
 	@exec .venv/bin/python -m pytest $(ARGS)
+
+chaos: dev  ## 10,000 jobs while everything is killed, frozen and cut off; make chaos ARGS="--quick --seed 7"
+	@exec .venv/bin/python -m chaos $(ARGS)
 
 lint: dev  ## style, types and layers
 	.venv/bin/ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -43,6 +44,28 @@ class RequestId:
         await self._app(scope, receive, with_id)
 
 
+class Stopping:
+    """ASGI middleware: a request that the end of this process cuts short is answered 503, to be tried again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if started or scope["type"] != "http":
+                raise
+            await errors.stopping()(scope, receive, send)
+
+
 def create_app(settings: ApiSettings) -> FastAPI:
     """The application for these settings. Its resources are made when it starts."""
 
@@ -55,6 +78,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(RequestId)
+    app.add_middleware(Stopping)
     errors.install(app)
     app.include_router(jobs.router)
     app.include_router(openai.router)

@@ -21,6 +21,8 @@ from shared.outage import database_is_away, redis_is_away
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = "2"
+# The job has ended; OpenAI's clients would submit it again, twice.
+ENDED = {"x-should-retry": "false"}
 # How pydantic calls it when something else stands where an object should.
 NOT_AN_OBJECT = ("model_attributes_type", "model_type", "dict_type")
 
@@ -99,6 +101,16 @@ def unavailable(what: str) -> JSONResponse:
     )
 
 
+def stopping() -> JSONResponse:
+    return error_response(
+        503,
+        "This server is stopping; try again.",
+        kind="server_error",
+        code="unavailable",
+        headers={"Retry-After": RETRY_AFTER_S},
+    )
+
+
 def render(error: Exception) -> JSONResponse:
     """The answer to an error that reached the top."""
     match error:
@@ -115,13 +127,13 @@ def render(error: Exception) -> JSONResponse:
         case TooLarge():
             return error_response(413, error.message)
         case UpstreamFailed(code="invalid_request"):
-            return error_response(400, error.message, code=error.code)
+            return error_response(400, error.message, code=error.code, headers=ENDED)
         case UpstreamFailed(code="deadline_exceeded"):
-            return error_response(504, error.message, kind="server_error", code=error.code)
+            return error_response(504, error.message, kind="server_error", code=error.code, headers=ENDED)
         case UpstreamFailed(code="cancelled"):
-            return error_response(409, error.message, kind="conflict_error", code=error.code)
+            return error_response(409, error.message, kind="conflict_error", code=error.code, headers=ENDED)
         case UpstreamFailed():
-            return error_response(500, error.message, kind="server_error", code=error.code)
+            return error_response(500, error.message, kind="server_error", code=error.code, headers=ENDED)
         case Unavailable():
             return error_response(
                 503, error.message, kind="server_error", code="unavailable", headers={"Retry-After": RETRY_AFTER_S}

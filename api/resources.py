@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -115,4 +116,5 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
-        logger.critical("%s ended unexpectedly; restart this process", task.get_name(), exc_info=task.exception())
+        logger.critical("%s ended unexpectedly; this process stops", task.get_name(), exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)

@@ -125,7 +125,7 @@ class Streams:
         """The number of a job's last event so far; 0 where there is none."""
         archived = await self._store.archived_log(job_id)
         if archived is not None:
-            return parse_archive(archived)[-1].seq
+            return max((event.seq for event in parse_archive(archived)), default=0)
         return await self._logs.last_seq(job_id)
 
     async def _catch_up(self, reader: _Reader, job_id: str, after: int) -> tuple[list[Event], bool]:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from chaos.cluster import Cluster, running
 from chaos.faults import FAULTS, Happened, endless, strike
 from chaos.load import Load
-from chaos.measure import rescues, throughput
+from chaos.measure import BACK_S, rescues, throughput
 from chaos.plan import Plan
 from chaos.report import history
 from chaos.result import Result
@@ -70,7 +70,9 @@ async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
             resumes=sum(max(0, reader.resumes - 1) for reader in readers),
             restarts=sum(event.event == "job.restarted" for reader in readers for event in reader.seen),
             healed=cluster.processes.healed,
-            rescues=rescues(cluster.deaths, readers),
+            failed_starts=cluster.processes.failed_starts,
+            rescues=rescues([death for death in cluster.deaths if not death.announced], readers),
+            hand_overs=rescues([death for death in cluster.deaths if death.announced], readers),
             seconds=time.monotonic() - began,
             before=before,
             after=after,
@@ -105,6 +107,7 @@ async def _for_long(
         role = name.partition("-")[0]
         if role in busy and role not in ("api", "worker"):
             await busy[role]
+            await asyncio.sleep(BACK_S)
         busy[role] = asyncio.create_task(_strike(cluster, name, random.Random(rng.random()), say))
         tasks.append(busy[role])
     happened += await asyncio.gather(*tasks)

@@ -32,11 +32,11 @@ SUBMIT_TIMEOUT = httpx.Timeout(15, connect=2, pool=None)
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A worker that stopped making tokens: when (monotonic seconds), which process, and by what."""
+    """A worker that was stopped: when (monotonic seconds), which process, and whether it could hand over."""
 
     at: float
     pid: int
-    fault: str
+    announced: bool = False
 
 
 @dataclass(slots=True)
@@ -126,14 +126,14 @@ async def running(plan: Plan, folder: Path) -> AsyncIterator[Cluster]:
 
 async def _until_ready(cluster: Cluster) -> None:
     deadline = time.monotonic() + START_S
-    while not await cluster.ready() or not _all_consume(cluster):
+    while not await cluster.ready() or not _all_serve(cluster):
         if time.monotonic() > deadline:
             raise TimeoutError(f"not ready within {START_S:.0f} s; see the logs in {cluster.folder}")
         await asyncio.sleep(0.1)
 
 
-def _all_consume(cluster: Cluster) -> bool:
-    return all(" ready." in member.child.last_lines(50) for member in cluster.processes.of("worker"))
+def _all_serve(cluster: Cluster) -> bool:
+    return all(member.served for member in cluster.processes.members)
 
 
 def _client(port: int, key: str) -> httpx.AsyncClient:

@@ -44,7 +44,7 @@ def _kill(role: str) -> Fault:
         member.expected, member.down_s = True, rng.uniform(0.2, 2)
         pid = send(member, signal.SIGKILL)
         if pid is not None and role == "worker":
-            cluster.deaths.append(Death(time.monotonic(), pid, "kill -9"))
+            cluster.deaths.append(Death(time.monotonic(), pid))
         return f"{member.name} (pid {pid})"
 
     return fault
@@ -58,7 +58,7 @@ def _freeze(role: str) -> Fault:
         member.frozen = True
         pid = send(member, signal.SIGSTOP)
         if pid is not None and role == "worker":
-            cluster.deaths.append(Death(time.monotonic(), pid, "SIGSTOP"))
+            cluster.deaths.append(Death(time.monotonic(), pid))
         try:
             await asyncio.sleep(cluster.plan.frozen_s)
         finally:
@@ -76,6 +76,8 @@ def _restart(role: str) -> Fault:
             return "nobody to spare"
         member.expected, member.down_s = True, 0.2
         pid = send(member, signal.SIGTERM)
+        if pid is not None and role == "worker":
+            cluster.deaths.append(Death(time.monotonic(), pid, announced=True))
         return f"{member.name} (pid {pid})"
 
     return fault

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import text
 
 from chaos.cluster import Cluster, Death
+from chaos.faults import Happened
 from chaos.readers import Reader
+
+# What was away is connected to again before it counts as left alone, and before the next fault meets it.
+BACK_S = 1.0
 
 _MADE = text(
     "SELECT coalesce(sum((usage->>'completion_tokens')::bigint), 0) FROM jobs"
@@ -34,9 +39,24 @@ async def _now(cluster: Cluster) -> datetime:
     return now
 
 
-def rescues(deaths: Iterable[Death], readers: Sequence[Reader]) -> list[float]:
-    """For each stream of a worker that died or froze: seconds until its next token, of another worker."""
-    return sorted(seconds for death in deaths for reader in readers if (seconds := _rescue(death, reader)) is not None)
+@dataclass(frozen=True, slots=True, order=True)
+class Rescue:
+    """A stream whose worker was stopped: seconds until its next token, of another worker."""
+
+    seconds: float
+    job_id: str
+    # When its worker was stopped, in monotonic seconds.
+    at: float
+
+
+def rescues(deaths: Iterable[Death], readers: Sequence[Reader]) -> list[Rescue]:
+    """The streams of workers that were stopped, the fastest rescue first."""
+    return sorted(
+        Rescue(seconds, reader.job_id, death.at)
+        for death in deaths
+        for reader in readers
+        if (seconds := _rescue(death, reader)) is not None
+    )
 
 
 def _rescue(death: Death, reader: Reader) -> float | None:
@@ -57,6 +77,16 @@ def _runs(worker: str, death: Death) -> bool:
     return f"-{death.pid}-" in worker
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile of sorted values."""
-    return values[max(0, math.ceil(share * len(values)) - 1)]
+def undisturbed(found: Iterable[Rescue], happened: Iterable[Happened]) -> list[Rescue]:
+    """Rescues during which Redis and PostgreSQL were left alone."""
+    outages = [item for item in happened if not item.name.startswith(("api-", "worker-"))]
+    return [
+        rescue
+        for rescue in found
+        if not any(item.began < rescue.at + rescue.seconds and rescue.at < item.ended + BACK_S for item in outages)
+    ]
+
+
+def percentile(rescues: Sequence[Rescue], share: float) -> float:
+    """The nearest-rank percentile of the seconds."""
+    return rescues[max(0, math.ceil(share * len(rescues)) - 1)].seconds

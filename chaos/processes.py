@@ -16,6 +16,8 @@ from launcher.settings import REPOSITORY
 
 POLL_S = 0.1
 STOP_S = 15.0
+# What a role logs once it serves.
+READY = {"api": "Application startup complete", "worker": " ready."}
 # A worker whose consumer is stuck says so and ends, to be started again.
 EXIT_STUCK = 75
 
@@ -33,19 +35,28 @@ class Member:
     frozen: bool = False
 
     @property
+    def served(self) -> bool:
+        """Whether it has served since its last start."""
+        return READY[self.role] in self.child.last_lines(10**6)
+
+    @property
     def up(self) -> bool:
         return self.child.pid is not None and not self.frozen and not self.expected
 
 
 @dataclass(slots=True)
 class Processes:
-    """All members. Ends that nobody asked for are kept in `surprises`; workers that ended to heal are `healed`."""
+    """All members. Ends that nobody asked for are kept in `surprises`.
+
+    But for workers that ended to heal, and starts that failed because what they need was away.
+    """
 
     folder: Path
     environment: Mapping[str, str]
     members: list[Member] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
     healed: int = 0
+    failed_starts: int = 0
     _starting: set[asyncio.Task[None]] = field(default_factory=set)
 
     def add(self, role: str, number: int, *arguments: str, **settings: str) -> Member:
@@ -73,6 +84,8 @@ class Processes:
                     continue
                 if code == EXIT_STUCK and not member.expected:
                     self.healed += 1
+                elif not member.expected and not member.served:
+                    self.failed_starts += 1
                 elif not member.expected:
                     self.surprises.append(f"{member.name}: {how_it_ended(code)}\n{member.child.last_lines(12)}")
                 member.expected, member.frozen = True, False

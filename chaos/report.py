@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import orjson
 from sqlalchemy import text
 
 from chaos.cluster import Cluster
 from chaos.load import Load
-from chaos.measure import percentile
+from chaos.measure import Rescue, percentile, undisturbed
 from chaos.readers import Reader
 from chaos.result import Result
 from chaos.verify import Promise
@@ -32,12 +34,14 @@ def table(result: Result) -> str:
     lines += [(promise.value, str(verdict.count(promise))) for promise in Promise]
     lines.append(("attempts exhausted", str(verdict.exhausted)))
     lines.append(("workers that ended to heal", str(result.healed)))
+    lines.append(("starts that failed in an outage", str(result.failed_starts)))
     if result.rescues:
-        p50, p99 = percentile(result.rescues, 0.5), percentile(result.rescues, 0.99)
-        goal = "" if plan.quick else f"; goal: p99 <= {RESCUE_GOAL_S:.0f} s, {_met(p99 <= RESCUE_GOAL_S)}"
-        lines.append(
-            ("kill to next token", f"p50 {p50:.1f} s, p99 {p99:.1f} s, of {len(result.rescues)} streams{goal}")
-        )
+        lines.append(("kill to next token", _quantiles(result.rescues)))
+    if alone := undisturbed(result.rescues, result.happened):
+        goal = f"; goal: p99 <= {RESCUE_GOAL_S:.0f} s, {_met(percentile(alone, 0.99) <= RESCUE_GOAL_S)}"
+        lines.append(("  with Redis and PostgreSQL there", _quantiles(alone) + ("" if plan.quick else goal)))
+    if result.hand_overs:
+        lines.append(("SIGTERM to next token", _quantiles(result.hand_overs)))
     if result.before is not None and result.after is not None:
         share = result.after / result.before
         figures = f"{result.before:.0f} before, {result.after:.0f} after: {share:.1%}"
@@ -75,6 +79,11 @@ def _seen(reader: Reader) -> list[str]:
         f"  {at - first:9.3f} {event.id or '':>8} {event.event} {orjson.dumps(event.data).decode()[:LINE]}"
         for event, at in zip(reader.seen, reader.times, strict=True)
     ]
+
+
+def _quantiles(rescues: Sequence[Rescue]) -> str:
+    p50, p99 = percentile(rescues, 0.5), percentile(rescues, 0.99)
+    return f"p50 {p50:.1f} s, p99 {p99:.1f} s, of {len(rescues)} streams; slowest: {rescues[-1].job_id}"
 
 
 def _met(met: bool) -> str:

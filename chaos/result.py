@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chaos.faults import Happened
+from chaos.measure import Rescue
 from chaos.plan import Plan
 from chaos.verify import Verdict
 
@@ -22,7 +23,9 @@ class Result:
     resumes: int
     restarts: int
     healed: int
-    rescues: list[float]
+    failed_starts: int
+    hand_overs: list[Rescue]
+    rescues: list[Rescue]
     seconds: float
     before: float | None
     after: float | None

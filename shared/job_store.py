@@ -235,7 +235,7 @@ class JobStore:
         """A finished job's events as lines; None while it is not finished."""
         statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
         row = await self._first(statement)
-        return None if row is None else row.log
+        return None if row is None else row.log or ""  # a deleted job's is forgotten
 
     async def page(
         self,

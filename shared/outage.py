@@ -6,14 +6,16 @@ import kombu.exceptions
 import redis.exceptions
 import sqlalchemy.exc
 
-# SQLSTATEs: the connection is lost (08...), the server is full (53...), or goes down, or comes up (57P0...).
-_AWAY = ("08", "53", "57P0")
+# SQLSTATEs: the connection is lost (08...), the server is full (53...), goes down, comes up or takes too long (57...),
+# has become a standby (25006), or has two transactions in each other's way (40...).
+_AWAY = ("08", "53", "57", "25006", "40")
 
 _REDIS = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.ClusterDownError,
+    redis.exceptions.OutOfMemoryError,
 )
 
 

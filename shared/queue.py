@@ -22,6 +22,8 @@ TASK = "headrace.generate"
 # kombu's Redis transport keeps one list for each of these steps; 0 is served first.
 PRIORITY_STEPS = (0, 3, 6, 9)
 _SEPARATOR = "\x06\x16"
+RETRY_S = 1.0
+KEPT = 10_000
 
 
 def queue_name(model: str) -> str:
@@ -69,6 +71,11 @@ class Hint:
     priority: int
 
 
+def resumed(job_id: str, model: str) -> Hint:
+    """A hint for a job that was running: it goes first, for its reader waits in mid-sentence."""
+    return Hint(job_id, model, PRIORITY_STEPS[0])
+
+
 def send(app: Celery, hints: Iterable[Hint]) -> None:
     """Put hints on their models' queues, over one connection. Blocks.
 
@@ -102,24 +109,25 @@ class HintSender:
         self._wake.set()
 
     async def run(self) -> None:
-        """Send for ever; cancel to stop. A hint that cannot be sent is dropped: workers with room ask the rows."""
+        """Send for ever; cancel to stop. While Redis is away hints wait, up to `KEPT`; workers find other rows."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            batch, self._waiting = self._waiting, []
-            await self._send(batch)
+            await self.flush()
+            if self._waiting:
+                await asyncio.sleep(RETRY_S)
+                self._wake.set()
 
     async def flush(self) -> None:
-        """Send what still waits."""
+        """Send what waits; what cannot be sent waits on."""
         batch, self._waiting = self._waiting, []
-        if batch:
-            await self._send(batch)
-
-    async def _send(self, batch: list[Hint]) -> None:
+        if not batch:
+            return
         try:
             await asyncio.to_thread(send, self._app, batch)
         except (OperationalError, RedisError, OSError) as error:
-            logger.warning("Redis is away, %d hints not sent; workers will find the rows: %s", len(batch), error)
+            logger.warning("Redis is away, %d hints wait: %s", len(batch), error)
+            self._waiting = (batch + self._waiting)[:KEPT]
 
 
 async def depth(redis: Redis, model: str) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable
 
 from shared.ending import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.job import JobStatus
 from shared.job_store import JobStore
 from shared.outage import is_outage
-from shared.queue import Hint
+from shared.queue import Hint, resumed
 from shared.unowned import UnownedJobs
 
 logger = logging.getLogger(__name__)
@@ -42,19 +43,41 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep for ever; cancel to stop. Many may sweep at once: every step is guarded by the rows."""
+        steady_since = time.monotonic()
         while True:
             await asyncio.sleep(self._interval_s * random.uniform(0.8, 1.2))
+            began = time.monotonic()
             try:
-                await self.sweep()
+                await self.sweep(take=began - steady_since >= self._lease_s)
             except Exception as error:
                 if not is_outage(error):
                     raise
                 logger.warning("cannot sweep, trying again: %s", error)
-                # Workers could not renew their leases either; let them, before anything is taken from them.
-                await asyncio.sleep(self._lease_s)
+                steady_since = time.monotonic()
+            if time.monotonic() - began > self._lease_s / 2:
+                steady_since = time.monotonic()
 
-    async def sweep(self) -> int:
-        """Rescue what is lost. Returns how many jobs were put back."""
+    async def sweep(self, *, take: bool = True) -> int:
+        """Rescue what is lost. Returns how many jobs were put back.
+
+        Without `take` nothing is taken from a worker. A sweeper that has just begun, or whose last sweep failed or
+        took long, cannot tell a silent worker from one that could not renew its lease either.
+        """
+        rescued = await self._store.requeue_lost(self._max_attempts) if take else []
+        for hint in rescued:
+            logger.warning("job=%s model=%s lost its worker; queued again", hint.job_id, hint.model)
+            self._send(resumed(hint.job_id, hint.model))
+        if take:
+            await self._end_lost()
+        for job in await self._store.overdue():
+            if job.missed_start:
+                await self._unowned.end(job, JobStatus.EXPIRED, NOT_STARTED)
+            else:
+                await self._unowned.end(job, JobStatus.CANCELLED, LATE)
+        await self._store.forget_idempotency_keys(IDEMPOTENCY_KEY_S)
+        return len(rescued)
+
+    async def _end_lost(self) -> None:
         for job in await self._store.lost_to_end(self._max_attempts):
             if job.status is JobStatus.CANCELLING:
                 await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED)
@@ -62,14 +85,3 @@ class Sweeper:
                 await self._unowned.end(job, JobStatus.CANCELLED, LATE)
             else:
                 await self._unowned.end(job, JobStatus.FAILED, exhausted(self._max_attempts))
-        for job in await self._store.overdue():
-            if job.missed_start:
-                await self._unowned.end(job, JobStatus.EXPIRED, NOT_STARTED)
-            else:
-                await self._unowned.end(job, JobStatus.CANCELLED, LATE)
-        await self._store.forget_idempotency_keys(IDEMPOTENCY_KEY_S)
-        rescued = await self._store.requeue_lost(self._max_attempts)
-        for hint in rescued:
-            logger.warning("job=%s model=%s lost its worker; queued again", hint.job_id, hint.model)
-            self._send(hint)
-        return len(rescued)

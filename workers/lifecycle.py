@@ -17,8 +17,10 @@ from celery.worker import state as celery_state
 from redis.asyncio import Redis
 
 from shared.db import connect
+from shared.ending import CANCELLED
 from shared.job import JobStatus, WorkerState
 from shared.job_store import JobStore
+from shared.outage import is_outage
 from shared.queue import HintSender
 from shared.registry import SimulatedModel, VllmModel
 from shared.stream import JobLogs, LogFlusher
@@ -85,7 +87,7 @@ class Lifecycle:
         return self._submit(self._runner.run(job_id)).result()
 
     def cancel(self, job_id: str) -> None:
-        """Cancel a running job, as its owner could."""
+        """Cancel a job, as its owner could."""
         self._submit(self._cancel(job_id))
 
     def drain(self) -> None:
@@ -125,6 +127,8 @@ class Lifecycle:
         logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)
 
         store, logs = JobStore(database), JobLogs(redis)
+        hints = HintSender(self._app)
+        self._stack.push_async_callback(hints.flush)
         self._flusher = LogFlusher(logs, lambda: store.held(self._worker), late_s=settings.heartbeat_s)
         self._runner = Runner(
             worker=self._worker,
@@ -134,10 +138,10 @@ class Lifecycle:
             flusher=self._flusher,
             log_ttl_s=settings.log_ttl_s,
             max_attempts=settings.max_attempts,
+            send=hints.put,
             on_engine_death=lambda: self._keeper.look(),
         )
         self._store = store
-        hints = HintSender(self._app)
         lease = self._lease = Lease(self._runner, engine, store, self._worker, model.name, settings)
         self._keeper = EngineKeeper(
             engine,
@@ -148,10 +152,11 @@ class Lifecycle:
             back_off_max_s=settings.engine_back_off_max_s,
         )
         await lease.renew()
-        self._stack.push_async_callback(store.forget_worker, self._worker)
+        self._stack.push_async_callback(self._forget)
+        self._unowned = UnownedJobs(store, logs, settings.log_ttl_s)
         sweeper = Sweeper(
             store,
-            UnownedJobs(store, logs, settings.log_ttl_s),
+            self._unowned,
             hints.put,
             interval_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
@@ -185,8 +190,21 @@ class Lifecycle:
         await self._stack.aclose()
 
     async def _cancel(self, job_id: str) -> None:
-        await self._store.mark_cancelling(job_id)
-        self._runner.stop(job_id, Stop.CANCEL)
+        job = await self._store.get(job_id)
+        if job is not None and job.status is JobStatus.QUEUED:
+            await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED)
+        else:
+            await self._store.mark_cancelling(job_id)
+            self._runner.stop(job_id, Stop.CANCEL)
+
+    async def _forget(self) -> None:
+        """End the lease at once. Where the database is away, the lease runs out."""
+        try:
+            await self._store.forget_worker(self._worker)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            logger.warning("cannot end the lease, it runs out by itself: %s", error)
 
     def _part_ended(self, task: asyncio.Task[None]) -> None:
         """A part runs as long as the worker; one that ends by itself is a fault that ends the worker."""
@@ -205,7 +223,7 @@ class Lifecycle:
     async def _end_by_force(self) -> None:
         await self._drain()
         await self._flusher.drain(5)
-        await self._store.forget_worker(self._worker)
+        await self._forget()
         await asyncio.sleep(FORCE_AFTER_S)
         logger.critical("Celery does not stop; ending the process")
         os._exit(EXIT_STUCK)

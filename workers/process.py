@@ -38,7 +38,7 @@ def main() -> int:
     from shared.registry import load_registry
     from shared.startup import database_or_exit, settings_or_exit
     from workers.app import app
-    from workers.broker import use_lasting_transport
+    from workers.broker import survive_lost_connections
     from workers.intake import Intake
     from workers.lifecycle import Lifecycle
     from workers.pool import EnginePool
@@ -60,7 +60,7 @@ def main() -> int:
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     app.conf.broker_url = settings.redis_url
-    use_lasting_transport()
+    survive_lost_connections(app)
     app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker)
     process = WorkerProgram(
         app=app,
@@ -82,4 +82,5 @@ def main() -> int:
 if __name__ == "__main__":
     sys.exit(main())
 elif __name__ == "__mp_main__":
+    os.setsid()  # a signal to the worker's group is the worker's to handle: vLLM's engine would end at once
     tie_to_parent()

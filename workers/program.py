@@ -7,6 +7,12 @@ from types import FrameType
 from typing import Any
 
 from celery.apps.worker import Worker
+from celery.signals import task_revoked
+
+
+def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
+    """Flower's Revoke of a task that has not begun: Celery drops its message, so its job must end too."""
+    sender.app.lifecycle.cancel(request.id)
 
 
 class WorkerProgram(Worker):  # type: ignore[misc]
@@ -17,6 +23,7 @@ class WorkerProgram(Worker):  # type: ignore[misc]
 
     def install_platform_tweaks(self, worker: Any) -> None:
         super().install_platform_tweaks(worker)
+        task_revoked.connect(cancel_revoked)
         drain = signal.getsignal(signal.SIGTERM)
         asked = False
 

@@ -19,6 +19,7 @@ from shared.events import EventType, Transcript
 from shared.job import Failure, Job, JobStatus, Usage
 from shared.job_store import Held, JobStore
 from shared.outage import is_outage
+from shared.queue import Hint, resumed
 from shared.stream import Fenced, JobLog, JobLogs, LogFlusher, seq_before
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo
 
@@ -77,6 +78,7 @@ class Runner:
         flusher: LogFlusher,
         log_ttl_s: int,
         max_attempts: int,
+        send: Callable[[Hint], None],
         on_engine_death: Callable[[], None],
     ) -> None:
         """`on_engine_death` is called from the loop, once for each job that finds the engine dead."""
@@ -87,6 +89,7 @@ class Runner:
         self._flusher = flusher
         self._log_ttl_s = log_ttl_s
         self._max_attempts = max_attempts
+        self._send = send
         self._on_engine_death = on_engine_death
         self._runs: dict[str, Run] = {}
         self._closed = False
@@ -111,17 +114,13 @@ class Runner:
         return not self._closed
 
     async def run(self, job_id: str) -> JobStatus | None:
-        """Run a job to its end. None: it was not ours to run, or it was handed back.
-
-        Raises:
-            sqlalchemy.exc.SQLAlchemyError: the database is away; the job stays queued and is found later.
-        """
+        """Run a job to its end. None: it was not ours to run, or it was handed back."""
         self.last_message = time.monotonic()
         if self._closed:
             return None
         self.in_hand += 1
         try:
-            job = await self._store.claim(job_id, self.worker)
+            job = await self._claim(job_id)
             if job is None:
                 return None
             self.last_claimed = job
@@ -195,6 +194,20 @@ class Runner:
                 del self._runs[job.id]
             if not self._runs:
                 self._empty.set()
+
+    async def _claim(self, job_id: str) -> Job | None:
+        """Claim a job. While the database is away the message waits here: else a worker would use up its queue."""
+        delay = RETRY_S[0]
+        while not self._closed:
+            try:
+                return await self._store.claim(job_id, self.worker)
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                logger.warning("job=%s cannot be claimed, trying again: %s", job_id, error)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_S[1])
+        return None
 
     async def _open_log(self, run: Run) -> bool:
         """Take the log over from earlier attempts, and go on after their last token where that is exact."""
@@ -281,6 +294,8 @@ class Runner:
             return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, f"{type(error).__name__}: {error}")
         choices = run.transcript.choices()
         if not all(choice.finish_reason for choice in choices):
+            if run.stop is None:
+                return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, "The engine ended the request too early.")
             return JobStatus.CANCELLED, LATE if run.stop is Stop.DEADLINE else CANCELLED
         if any(choice.finish_reason == "length" for choice in choices):
             return JobStatus.INCOMPLETE, None
@@ -334,6 +349,7 @@ class Runner:
         )
         if given:
             logger.info("job=%s attempt=%d handed back after %d tokens", job.id, job.attempt, run.tokens)
+            self._send(resumed(job.id, job.model))
             return None
         return await self._end(run, JobStatus.CANCELLED, CANCELLED)
 

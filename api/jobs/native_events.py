@@ -11,9 +11,19 @@ from shared.job import Job, JobStatus
 
 
 async def native_events(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
-    """`job.queued` while it waits (without an id: it is not in the log), then the log after the cursor."""
+    """`job.queued` while it waits (without an id: it is not in the log), then the log after the cursor.
+
+    Returns once the first frame is known, so that a database that is away is an answer, not a broken stream.
+    """
+    first = b""
     if job.status is JobStatus.QUEUED and after == 0:
         position, eta_s = await jobs.waiting(job)
-        yield b"event: job.queued\ndata: %s\n\n" % orjson.dumps({"position": position, "eta_s": eta_s})
-    async for event in jobs.follow(job.id, after):
-        yield b"id: %d\nevent: job.%s\ndata: %s\n\n" % (event.seq, event.type.value.encode(), event.data)
+        first = b"event: job.queued\ndata: %s\n\n" % orjson.dumps({"position": position, "eta_s": eta_s})
+
+    async def frames() -> AsyncIterator[bytes]:
+        if first:
+            yield first
+        async for event in jobs.follow(job.id, after):
+            yield b"id: %d\nevent: job.%s\ndata: %s\n\n" % (event.seq, event.type.value.encode(), event.data)
+
+    return frames()

@@ -134,7 +134,7 @@ async def stream(
     job = await jobs.get(job_id, key_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
-    return event_stream(native_events(jobs, job, after), held.settings)
+    return event_stream(await native_events(jobs, job, after), held.settings)
 
 
 @router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from sse_starlette.sse import AppStatus
 
 from api.auth import CurrentKey
 from api.errors import ErrorResponse, NotFound, UpstreamFailed
@@ -138,7 +139,7 @@ async def _owned(events: AsyncIterator[bytes], jobs: JobService, job: Job) -> As
             yield frame
         whole_stream = True
     finally:
-        if not whole_stream:
+        if not whole_stream and not AppStatus.should_exit:  # this process stops: its client has not left
             await asyncio.shield(_abandon(jobs, job))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from api.jobs.schemas import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue, sampling_of
-from shared.sampling import GenerateRequest, Message, Sampling, contradiction
+from shared.sampling import GenerateRequest, Message, Sampling, UnicodeText, contradiction
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -42,7 +42,7 @@ class _OpenAIRequest(Sampling):
     model: str = Field(min_length=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Accepted and not used.")
+    user: UnicodeText | None = Field(None, description="Accepted and not used.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
     priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower is served first, as in vLLM.")
 

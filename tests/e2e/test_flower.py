@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,6 +78,24 @@ async def test_workers_with_their_load(flower: str, sim: httpx.AsyncClient) -> N
         await eventually(busy, "Flower shows the running job at its worker")
     await sim.post(f"/v1/jobs/{job['id']}/cancel")
     await ended(sim, job["id"])
+
+
+async def test_revoking_a_waiting_task_cancels_its_job(flower: str, sim_stack: Stack, sim: httpx.AsyncClient) -> None:
+    blockers = [await submit(sim, model="small", max_tokens=4000) for _ in range(6)]  # two run, two are reserved
+    for blocker in blockers[:2]:
+        await running(sim, blocker["id"])
+    waiting = await submit(sim, model="small", max_tokens=3)
+    async with httpx.AsyncClient(timeout=10) as client:
+        await client.post(f"{flower}/api/task/revoke/{waiting['id']}")
+
+    async def known() -> bool:
+        listed = await asyncio.to_thread(sim_stack.command, "celery", "-A", "workers.app", "inspect", "revoked")
+        return listed.stdout.count(waiting["id"]) == 2
+
+    await eventually(known, "both workers know of the revoke")
+    for blocker in blockers:
+        await sim.post(f"/v1/jobs/{blocker['id']}/cancel")
+    assert (await ended(sim, waiting["id"]))["status"] == "cancelled"
 
 
 async def test_terminate_cancels_the_job(flower: str, sim: httpx.AsyncClient) -> None:

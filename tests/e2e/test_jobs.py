@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from tests.e2e.conftest import FAIL
 from tests.support.sse import follow, read_events, text_of
@@ -129,8 +130,6 @@ async def test_many_readers_see_the_same(sim: httpx.AsyncClient) -> None:
 
 
 async def test_a_stream_is_served_from_the_row_when_its_log_is_gone(sim_stack: Stack, sim: httpx.AsyncClient) -> None:
-    import redis
-
     job = await submit(sim, max_tokens=20)
     events = [item for item in await follow(sim, job["id"]) if item.id is not None]
     client = redis.Redis.from_url(sim_stack.environment["REDIS_URL"])
@@ -261,8 +260,6 @@ async def test_anothers_job_does_not_exist(sim_stack: Stack, sim: httpx.AsyncCli
 async def test_a_worker_takes_what_its_engine_holds_and_hoards_nothing(
     sim_stack: Stack, sim: httpx.AsyncClient
 ) -> None:
-    import redis
-
     jobs = [await submit(sim, model="small", max_tokens=150) for _ in range(10)]
     await running(sim, jobs[1]["id"])
     states = [(await sim.get(f"/v1/jobs/{job['id']}")).json()["status"] for job in jobs]
@@ -278,11 +275,20 @@ async def test_a_worker_takes_what_its_engine_holds_and_hoards_nothing(
         await ended(sim, job["id"])
 
 
-async def test_priority_is_served_first(sim: httpx.AsyncClient) -> None:
-    blockers = [await submit(sim, model="small", max_tokens=60) for _ in range(4)]
-    await running(sim, blockers[0]["id"])
+async def test_priority_is_served_first(sim_stack: Stack, sim: httpx.AsyncClient) -> None:
+    blockers = [await submit(sim, model="small", max_tokens=4000) for _ in range(4)]
+    for blocker in blockers[:2]:
+        await running(sim, blocker["id"])
     late = [await submit(sim, model="small", max_tokens=2, priority=9) for _ in range(3)]
     urgent = await submit(sim, model="small", max_tokens=2, priority=0)
+    client = redis.Redis.from_url(sim_stack.environment["REDIS_URL"])
+
+    async def all_on_the_queue() -> bool:
+        return (client.llen("headrace.small\x06\x169"), client.llen("headrace.small")) == (3, 1)
+
+    await eventually(all_on_the_queue, "three late messages and an urgent one wait")
+    for blocker in blockers:
+        await sim.post(f"/v1/jobs/{blocker['id']}/cancel")
     done = await ended(sim, urgent["id"])
     rest = [await ended(sim, job["id"]) for job in late]
     assert all(done["started_at"] < job["started_at"] for job in rest)

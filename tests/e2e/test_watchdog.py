@@ -64,7 +64,7 @@ async def test_a_stuck_worker_ends_and_its_jobs_go_on_elsewhere(stack: Stack, cl
     process, log = stack.processes[stuck], stack.folder / f"{stuck}.log"
     # A long one, and some that end one after another: each leaves more room, and is no sign of life.
     long = await submit(client, prompt="long", max_tokens=40 * SECOND)
-    others = [await submit(client, prompt="short", max_tokens=2 * SECOND * count) for count in range(1, 6)]
+    others = [await submit(client, prompt="short", max_tokens=(1 + 2 * count) * SECOND) for count in range(1, 6)]
     for job in (long, *others):
         await running(client, job["id"])
     await asyncio.to_thread(take_queue_away, stack)

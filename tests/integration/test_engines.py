@@ -146,6 +146,23 @@ async def test_a_cut_request_goes_on_as_if_uncut(engine: Engine) -> None:
         assert (made, rest[-1].finish_reason) == (40, "length")
 
 
+async def test_a_log_of_merged_deltas_can_be_cut_anywhere(engine: Engine) -> None:
+    """Several tokens in one flush: the log must still end where its text does."""
+    request = chat(max_tokens=40, ignore_eos=True)
+    _, deltas = await outputs(engine, request)
+    whole = text(deltas)
+    for size in (2, 3):
+        log = JobLog("job", 1)
+        for number, delta in enumerate(deltas, 1):
+            log.delta(delta)
+            if number % size == 0:
+                log.seal()
+        logged = [event.delta() for event in log.events]
+        for cut in range(1, len(logged) - 1, 3):
+            _, rest = await outputs(engine, request, f"merged{size}-{cut}", logged[:cut])
+            assert text(logged[:cut]) + text(rest) == whole, f"{size} tokens a flush, cut after {cut}"
+
+
 async def test_a_cut_request_with_a_stop_string_goes_on_as_if_uncut(engine: Engine) -> None:
     _, plain = await outputs(engine, chat(max_tokens=40, ignore_eos=True))
     stop = text(plain)[-12:-4]

@@ -39,6 +39,7 @@ class Worker:
             flusher=self.flusher,
             log_ttl_s=60,
             max_attempts=3,
+            send=lambda _: None,
             on_engine_death=lambda: None,
         )
 

@@ -64,7 +64,7 @@ DIED = ("worker_lost", "engine_lost")
 
 EXPLORE = int(os.environ.get("HEADRACE_STATE_MACHINE_EXAMPLES", "0"))
 SETTINGS = settings(
-    max_examples=EXPLORE or 40,
+    max_examples=EXPLORE or 60,
     stateful_step_count=40,
     derandomize=not EXPLORE,
     database=None,
@@ -75,6 +75,7 @@ SETTINGS = settings(
 a_job = st.integers(0, JOBS)
 a_worker = st.integers(0, WORKERS - 1)
 a_run = st.integers(0, JOBS * WORKERS - 1)
+a_zombie = st.sampled_from([0, 1, 3, 5])
 
 
 @dataclass(eq=False)
@@ -107,6 +108,7 @@ class Worker:
             flusher=self.flusher,
             log_ttl_s=LOG_TTL_S,
             max_attempts=MAX_ATTEMPTS,
+            send=lambda _: None,
             on_engine_death=lambda: None,
         )
         self.lease = Lease(self.runner, self.engine, store, self.name, MODEL, worker_settings)
@@ -190,6 +192,7 @@ class World:
         self.by_key: dict[str, str] = {}
         self.readers: dict[str, Reader] = {}
         self.ends: dict[str, Row[Any]] = {}
+        self.cancelling: set[str] = set()
         self.claimed_by: dict[tuple[str, int], str] = {}
         self.flushed = False
         self._live = asyncio.create_task(self.streams.run())
@@ -209,10 +212,16 @@ class World:
         jobs = [*self.open_jobs, *list(self.ends)[-1:]]
         return jobs[number % len(jobs)]
 
-    def run(self, number: int) -> tuple[Worker, Call] | None:
-        """Something that runs, whether it should or not."""
+    async def run(self, number: int) -> tuple[Worker, Call]:
+        """Something that runs, whether it should or not; where nothing does, a new job."""
         runs = [(worker, call) for worker in self.workers for call in worker.engine.calls.values()]
-        return runs[number % len(runs)] if runs else None
+        if runs:
+            return runs[number % len(runs)]
+        await self.submit(1, None, None)
+        worker = self.workers[number % WORKERS]
+        call = await self.deliver(worker, self.jobs[-1], 1 + number % 5)
+        assert call is not None, "a new job is claimed"
+        return worker, call
 
     async def row(self, job_id: str) -> Row[Any]:
         (row,) = await self._rows("SELECT * FROM jobs WHERE id = :id", id=job_id)
@@ -250,12 +259,12 @@ class World:
             self.readers[job_id] = Reader()
             self._follow(job_id)
 
-    async def deliver(self, worker: Worker, job_id: str, count: int = 0) -> None:
+    async def deliver(self, worker: Worker, job_id: str, count: int = 0) -> Call | None:
         """A message arrives; where it starts a run, that makes some tokens."""
         older = [call for call in worker.engine.calls.values() if call.job_id == job_id]
         call = await worker.deliver(job_id)
         if call is None:
-            return
+            return None
         holder = self.claimed_by.setdefault((job_id, call.attempt), worker.name)
         assert holder == worker.name, "an attempt has one worker"
         assert call.so_far == text_of_tokens(call.made), "an attempt goes on where the text ends"
@@ -263,14 +272,14 @@ class World:
             await worker.ended(overtaken, "the same worker runs a later attempt")
         if (job_id, call.attempt) in worker.engine.calls:
             await self.tokens(worker, call, count)
+        return call
 
     async def deliver_to_all(self, job_id: str) -> None:
-        before = await self.row(job_id)
         calls = await asyncio.gather(*(worker.deliver(job_id) for worker in self.workers))
         won = [(worker, call) for worker, call in zip(self.workers, calls, strict=True) if call is not None]
         assert len(won) <= 1, "one claim wins"
         for worker, call in won:
-            assert before.status == JobStatus.QUEUED
+            assert (job_id, call.attempt) not in self.claimed_by
             self.claimed_by[job_id, call.attempt] = worker.name
 
     async def tokens(self, worker: Worker, call: Call, count: int) -> None:
@@ -388,6 +397,11 @@ class World:
             deaths = sum(outcome in DIED for outcome in history)
             assert deaths <= MAX_ATTEMPTS
             assert running == (row.worker is not None)
+            assert row.id not in self.cancelling or row.status == "cancelling" or JobStatus(row.status).terminal, (
+                "what is being cancelled never runs again"
+            )
+            if row.status == JobStatus.CANCELLING:
+                self.cancelling.add(row.id)
             if JobStatus(row.status).terminal:
                 self._check_end(row, deaths)
             else:
@@ -435,6 +449,7 @@ class World:
             elif event.type is EventType.DELTA:
                 attempts = {token_id // IDS_PER_ATTEMPT for token_id in event.delta().token_ids}
                 assert attempts == {writer}, f"attempt {attempts} writes into the log of {writer}"
+                assert event.delta().text or event.delta().finish_reason, "a log ends where its text does"
         assert writer <= row.attempt
         if JobStatus(row.status).terminal:
             archived = [event.line() for event in parse_archive(row.log)]
@@ -540,10 +555,7 @@ class Jobs(RuleBasedStateMachine):
         self._do(happens(self.world.job(number)))
 
     def _to_run(self, number: int, happens: Callable[[Worker, Call], Coroutine[Any, Any, None]]) -> None:
-        """Let something happen to a run, if there is one."""
-        run = self.world.run(number)
-        if run is not None:
-            self._do(happens(*run))
+        self._do(happens(*self._do(self.world.run(number))))
 
     @initialize()
     def one_job(self) -> None:
@@ -560,7 +572,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(job=a_job, worker=a_worker, count=st.integers(0, 5))
     def a_message_arrives(self, job: int, worker: int, count: int) -> None:
-        self._to_job(job, lambda job_id: self.world.deliver(self.world.workers[worker], job_id, count))
+        self._do(self.world.deliver(self.world.workers[worker], self.world.job(job), count))
 
     @rule(job=a_job)
     def a_message_arrives_at_all_workers(self, job: int) -> None:
@@ -610,15 +622,42 @@ class Jobs(RuleBasedStateMachine):
         self._do(self.world.sweep())
         self._do(self.world.check_swept())
 
-    @rule(run=a_run, other=a_worker, count=st.integers(1, 5))
-    def failover(self, run: int, other: int, count: int) -> None:
-        """A worker falls silent, and another goes on; the first may still come back."""
-        self._to_run(run, lambda worker, call: self._fail_over(worker, call, self.world.workers[other], count))
+    # A worker falls silent, and another goes on. The first comes back, and has not noticed. Each way in which its
+    # fence could be missing has a rule of its own, so that it is drawn often.
 
-    async def _fail_over(self, worker: Worker, call: Call, other: Worker, count: int) -> None:
-        await self.world.lease_runs_out(worker)
-        await self.world.sweep()
-        await self.world.deliver(other, call.job_id, count)
+    @rule(run=a_run, other=a_worker, zombie=a_zombie)
+    def failover(self, run: int, other: int, zombie: int) -> None:
+        self._fail_over(run, other, zombie)
+
+    @rule(run=a_run, other=a_worker, zombie=a_zombie)
+    def failover_and_the_end(self, run: int, other: int, zombie: int) -> None:
+        self._fail_over(run, other, zombie, end=True)
+
+    @rule(run=a_run, other=a_worker, zombie=a_zombie)
+    def failover_and_a_wiped_redis(self, run: int, other: int, zombie: int) -> None:
+        self._fail_over(run, other, zombie, wipe=True)
+
+    @rule(run=a_run, other=a_worker, zombie=a_zombie)
+    def failover_and_the_end_and_a_wiped_redis(self, run: int, other: int, zombie: int) -> None:
+        self._fail_over(run, other, zombie, end=True, wipe=True)
+
+    def _fail_over(self, run: int, other: int, zombie: int, *, end: bool = False, wipe: bool = False) -> None:
+        world = self.world
+
+        async def happens(worker: Worker, call: Call) -> None:
+            await world.lease_runs_out(worker)
+            await world.sweep()
+            rescuer = world.workers[other]
+            rescue = await world.deliver(rescuer, call.job_id, 1)
+            if rescue is not None and end:
+                await world.finish(rescuer, rescue, "stop")
+            if wipe:
+                await world.redis_is_wiped()
+            for _ in range(zombie):
+                if not call.ended.is_set():
+                    await world.tokens(worker, call, 1)
+
+        self._to_run(run, happens)
 
     @rule(job=a_job)
     def cancel(self, job: int) -> None:
@@ -652,7 +691,7 @@ class Jobs(RuleBasedStateMachine):
 
     async def _race(self, worker: Worker, call: Call, other: Worker, what: set[str]) -> None:
         world = self.world
-        races: dict[str, Callable[[], Awaitable[None]]] = {
+        races: dict[str, Callable[[], Awaitable[object]]] = {
             "cancel": lambda: world.cancel(call.job_id),
             "finish": lambda: world.finish(worker, call, "stop"),
             "hand back": lambda: world.stop(worker, call, Stop.HAND_BACK),
@@ -663,6 +702,20 @@ class Jobs(RuleBasedStateMachine):
         await asyncio.gather(*(races[name]() for name in sorted(what)))
         if "heartbeat" in what:
             await world.heartbeat(worker)  # which waits for what the first one has stopped
+
+    @rule(job=a_job, what=st.sets(st.sampled_from(["cancel", "message", "late", "sweep"]), min_size=2))
+    def at_the_same_time_to_a_job(self, job: int, what: set[str]) -> None:
+        self._to_job(job, lambda job_id: self._race_to(job_id, what))
+
+    async def _race_to(self, job_id: str, what: set[str]) -> None:
+        world = self.world
+        races: dict[str, Callable[[], Awaitable[object]]] = {
+            "cancel": lambda: world.cancel(job_id),
+            "late": lambda: world.deadline_passes(job_id),
+            "message": lambda: world.deliver_to_all(job_id),
+            "sweep": world.sweep,
+        }
+        await asyncio.gather(*(races[name]() for name in sorted(what)))
 
     @invariant()
     def it_holds(self) -> None:

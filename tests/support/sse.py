@@ -2,44 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any
-
 import httpx
-import orjson
 
+from chaos.sse import Sse, read_events, text_of
 
-@dataclass(frozen=True)
-class Sse:
-    """One event of a stream."""
-
-    event: str
-    id: int | None
-    data: dict[str, Any]
-
-
-async def read_events(response: httpx.Response) -> AsyncIterator[Sse]:
-    """Parse a `text/event-stream` (WHATWG HTML, 9.2.6); comments are dropped."""
-    event: str = "message"
-    event_id: int | None = None
-    data: list[str] = []
-    async for line in response.aiter_lines():
-        if not line:
-            if data:
-                yield Sse(event, event_id, orjson.loads("\n".join(data)))
-            event, event_id, data = "message", None, []
-        elif line.startswith(":"):
-            continue
-        else:
-            field, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if field == "event":
-                event = value
-            elif field == "id":
-                event_id = int(value)
-            elif field == "data":
-                data.append(value)
+__all__ = ["Sse", "follow", "read_events", "text_of"]
 
 
 async def follow(client: httpx.AsyncClient, job_id: str, after: int | None = None) -> list[Sse]:
@@ -50,14 +17,3 @@ async def follow(client: httpx.AsyncClient, job_id: str, after: int | None = Non
             await response.aread()
             raise AssertionError(f"{response.status_code}: {response.text}")
         return [item async for item in read_events(response)]
-
-
-def text_of(events: list[Sse], index: int = 0) -> str:
-    """The text that a stream's deltas make; what came before a restart is discarded."""
-    parts: list[str] = []
-    for item in events:
-        if item.event == "job.restarted":
-            parts = []
-        elif item.event == "job.delta" and item.data["index"] == index:
-            parts.append(item.data["text"])
-    return "".join(parts)

@@ -30,6 +30,7 @@ def runner() -> Runner:
         flusher=LogFlusher(logs, lambda: store.held("w"), late_s=1),
         log_ttl_s=1,
         max_attempts=3,
+        send=lambda _: None,
         on_engine_death=lambda: None,
     )
     runner.last_message = 0.0

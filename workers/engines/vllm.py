@@ -7,6 +7,7 @@ the same request gives the same tokens. Works with vLLM 0.26 to 0.33.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
@@ -88,14 +89,13 @@ class VllmEngine:
 
     def continues(self, request: GenerateRequest) -> bool:
         """Prompt and tokens so far are prefilled as one prompt. Not exact where the engine's state is more than
-        the tokens: penalties over the output, several choices, or stop strings over a tokenizer that cannot
-        decode token by token."""
+        the tokens: penalties over the output, several choices, or a tokenizer that cannot decode token by token."""
         sampling = request.sampling
         return (
-            sampling.n == 1
+            self._decoder is not None
+            and sampling.n == 1
             and not sampling.presence_penalty
             and not sampling.frequency_penalty
-            and (not sampling.stop or self._decoder is not None)
         )
 
     def stats(self) -> EngineStats:
@@ -112,10 +112,10 @@ class VllmEngine:
             params.max_tokens = (params.max_tokens or 0) - len(made)
             params.min_tokens = max(0, params.min_tokens - len(made))
 
-        whole, decoder = None, self._decoder
-        if decoder is not None and request.sampling.n == 1 and request.sampling.stop:
+        whole = None
+        if self._decoder is not None and request.sampling.n == 1:
             whole = WholeTokens()
-            decoding = DecodeStream(ids=engine_input["prompt_token_ids"], skip_special_tokens=True)
+            decoding = _Decoding(self._decoder, engine_input["prompt_token_ids"])
         first = True
         outputs = self._llm.generate(engine_input, params, request_id, priority=request.priority)
         try:
@@ -124,22 +124,27 @@ class VllmEngine:
                     first = False
                     yield PromptInfo(prompt_tokens, min(output.num_cached_tokens or 0, prompt_tokens))
                 for choice in output.outputs:
+                    if choice.finish_reason not in (None, "stop", "length"):
+                        # "abort" is an engine that was told to end by somebody else; "error" is one request's.
+                        raise EngineDead if choice.finish_reason == "abort" else EngineError("the engine gave up")
                     text, tokens = choice.text, tuple(choice.token_ids)
-                    if whole is not None and decoder is not None:
+                    if whole is not None:
                         for token in tokens:
-                            whole.made(token, decoding.step(decoder, token) or "")
+                            whole.made(token, decoding.text_of(token))
                         whole.may_show(text)
                         text, tokens = whole.take(finished=choice.finish_reason is not None)
                     yield Delta(choice.index, text, tokens, choice.finish_reason)
         except EngineDeadError as error:
             raise EngineDead from error
         except EngineGenerateError as error:
+            if self._llm.errored:
+                raise EngineDead from error
             raise EngineError(f"the engine failed: {error.__cause__ or error}") from error
         except _REFUSED as error:
             raise InvalidRequest(str(error)) from error
         except (asyncio.CancelledError, GeneratorExit):
             await outputs.aclose()
-            if not self._llm.errored:
+            with contextlib.suppress(EngineDeadError):
                 # The engine handles its messages in order: when it answers this, the abort is done.
                 await self._llm.is_sleeping()
             raise
@@ -182,3 +187,22 @@ class VllmEngine:
             raise InvalidRequest(str(error), param=param) from error
         params.output_kind = RequestOutputKind.DELTA
         return engine_input, params
+
+
+class _Decoding:
+    """The text that each token adds, as vLLM's own detokenizer has it."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
+
+    def text_of(self, token: int) -> str:
+        """Empty where the token is a part of a character."""
+        try:
+            return self._stream.step(self._tokenizer, token) or ""
+        except Exception as error:
+            if not str(error).startswith("Invalid prefix encountered"):
+                raise
+            # Bytes that no text can go on from (vllm-project/vllm#17448): begin anew, as vLLM does.
+            self._stream = DecodeStream(skip_special_tokens=True)
+            return self._stream.step(self._tokenizer, token) or ""

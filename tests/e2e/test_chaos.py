@@ -1,0 +1,32 @@
+"""The short `make chaos`: each fault once, over real processes; the promises are asserted, times are not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chaos.campaign import names, run
+from chaos.faults import FAULTS
+from chaos.plan import Plan
+from chaos.report import failures, table
+
+
+@pytest.mark.timeout(240)
+async def test_each_fault_once(tmp_path: Path) -> None:
+    plan = Plan(seed=1, faults=tuple(FAULTS), jobs=None, quick=True)
+    result = await run(replace(plan, outstanding=60, slots=16), tmp_path, print)
+    print(table(result))
+    assert not result.verdict.broken, failures(result)
+    assert [item.name for item in result.happened] == list(FAULTS)
+    assert result.accepted > 100
+    assert result.readers > 10
+    assert not result.verdict.exhausted
+
+
+def test_faults_are_chosen_by_name() -> None:
+    assert names(None) == tuple(FAULTS)
+    assert names("valkey-flush, worker-kill") == ("valkey-flush", "worker-kill")
+    with pytest.raises(ValueError, match="no fault is called nonsense"):
+        names("worker-kill,nonsense")
