@@ -7,9 +7,11 @@ They come out of the wheels, or are given by DATABASE_URL (whose user may create
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -43,8 +45,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     stops = []
     postgres_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
     if postgres_url is None:
-        postgres = start_postgres(tmp_path_factory.mktemp("postgres") / "data")
-        stops.append(postgres.stop)
+        # Not under pytest's own folder: another run of root's closes that to all others, PostgreSQL's user too.
+        folder = tempfile.TemporaryDirectory(prefix="headrace-tests-")
+        postgres = start_postgres(Path(folder.name) / "data")
+        stops += [postgres.stop, folder.cleanup]
         postgres_url = postgres.url
     if redis_url is None:
         valkey = start_valkey(tmp_path_factory.mktemp("valkey"), persist=False)
