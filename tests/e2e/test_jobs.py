@@ -30,7 +30,7 @@ async def ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
         response = await client.get(f"/v1/jobs/{job_id}")
         return response.json() if response.status_code == 200 else None
 
-    return await eventually(probe, f"{job_id} ends")
+    return await eventually(probe, f"{job_id} ends", within_s=90)
 
 
 async def running(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:

@@ -368,12 +368,14 @@ class World:
     async def reconnect(self, job_id: str) -> None:
         """The reader's connection is cut; it resumes after the last event that it saw."""
         reader = self.readers[job_id]
-        assert reader.following is not None
-        if not reader.following.done():
-            await _cancelled([reader.following])
-            job = await self.service.get(job_id, self.key_id)
-            if await self.service.check_cursor(job, reader.cursor, "starting_after"):
-                self._follow(job_id)
+        if reader.following is None or reader.following.done():
+            return
+        await _cancelled([reader.following])
+        job = await self.service.get(job_id, self.key_id)
+        if await self.service.check_cursor(job, reader.cursor, "starting_after"):
+            self._follow(job_id)
+        else:
+            reader.following = None  # it was cut after the last event
 
     def _follow(self, job_id: str) -> None:
         reader = self.readers[job_id]
@@ -471,10 +473,10 @@ class World:
         for job_id in self.jobs:
             archived = [event.line() for event in parse_archive((await self.row(job_id)).log)]
             reader = self.readers[job_id]
-            assert reader.following is not None
-            done, _ = await asyncio.wait({reader.following}, timeout=WITHIN_S)
-            assert done, "a reader waits for the end of a job that has ended"
-            reader.following.result()
+            if reader.following is not None:
+                done, _ = await asyncio.wait({reader.following}, timeout=WITHIN_S)
+                assert done, "a reader waits for the end of a job that has ended"
+                reader.following.result()
             seen = [event.line() for event in reader.seen]
             if not self.flushed:
                 assert seen == archived
