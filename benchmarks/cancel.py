@@ -32,7 +32,6 @@ async def cancel_one(client: httpx.AsyncClient, model: str, number: int, tokens:
     submitted.raise_for_status()
     job_id = submitted.json()["id"]
     asked: float | None = None
-    asking: asyncio.Task[httpx.Response] | None = None
     deltas = 0
     kind = ""
     async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as response:
@@ -43,27 +42,32 @@ async def cancel_one(client: httpx.AsyncClient, model: str, number: int, tokens:
                 continue
             kind = value
             deltas += kind == "job.delta"
-            if deltas == 1 + number % DELTAS and asking is None:
+            if deltas == 1 + number % DELTAS and asked is None:
                 asked = time.perf_counter()
-                asking = asyncio.create_task(client.post(f"/v1/jobs/{job_id}/cancel"))
-    ended = time.perf_counter()
-    if asking is not None:
-        (await asking).raise_for_status()
-    return ended - asked if kind == "job.cancelled" and asked is not None else None
+                (await client.post(f"/v1/jobs/{job_id}/cancel")).raise_for_status()
+    return time.perf_counter() - asked if kind == "job.cancelled" and asked is not None else None
 
 
 async def run(arguments: argparse.Namespace) -> bool:
     headers = {"Authorization": f"Bearer {arguments.key}"}
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=arguments.url, headers=headers, timeout=600, limits=limits) as client:
+        refused: list[httpx.HTTPError] = []
 
         async def one(number: int) -> float | None:
             await asyncio.sleep(number / arguments.rate)
-            return await cancel_one(client, arguments.model, number, arguments.tokens)
+            try:
+                return await cancel_one(client, arguments.model, number, arguments.tokens)
+            except httpx.HTTPError as error:
+                refused.append(error)
+                return None
 
         taken = await asyncio.gather(*(one(number) for number in range(arguments.jobs)))
     seconds = sorted(one for one in taken if one is not None)
     print(f"{arguments.model}, {arguments.rate:g} cancels/s, {os.cpu_count()} cores, {platform.machine()}")
+    if refused:
+        print(f"{len(refused)} of {len(taken)} jobs could not be run, for example: {refused[0]!r}")
+        return False
     if len(seconds) < 2:
         print(f"{len(taken)} jobs, {len(seconds)} cancelled: too few; more --tokens make them last longer")
         return False
