@@ -23,8 +23,12 @@ DESCRIPTION = (
 )
 
 
-class RequestId:
-    """ASGI middleware: every answer carries `x-request-id`, the client's own where it sent one."""
+class Ids:
+    """ASGI middleware: every answer carries `x-request-id`, the client's own where it sent one.
+
+    From the moment that a request's job is committed (`request.state.job_id`), its answer carries the job's id too,
+    whatever it is: a client that gets an error then can still find the job.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -38,7 +42,10 @@ class RequestId:
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if job_id := scope.get("state", {}).get("job_id"):
+                    headers["x-headrace-job-id"] = job_id
             await send(message)
 
         await self._app(scope, receive, with_id)
@@ -77,8 +84,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
     app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(RequestId)
     app.add_middleware(Stopping)
+    app.add_middleware(Ids)
     errors.install(app)
     app.include_router(jobs.router)
     app.include_router(openai.router)

@@ -23,7 +23,9 @@ from shared.api_keys import ApiKeyStore
 from shared.db import connect
 from shared.job_store import JobStore
 from shared.queue import HintSender, celery_app
+from shared.redis_connection import connect_redis
 from shared.registry import Registry, load_registry
+from shared.rescue_store import RescueStore
 from shared.stream import JobLogs
 from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
@@ -55,16 +57,17 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
         registry = load_registry(settings.models)
         database = connect(settings.database_url, pool_size=20)
         stack.push_async_callback(database.dispose)
-        redis = Redis.from_url(settings.redis_url)
+        redis = connect_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose)
 
         store, logs = JobStore(database), JobLogs(redis)
-        unowned = UnownedJobs(store, logs, settings.log_ttl_s)
+        rescues = RescueStore(database)
+        unowned = UnownedJobs(rescues, logs, settings.log_ttl_s)
         hints = HintSender(celery_app(settings.redis_url))
         stack.push_async_callback(hints.flush)
         streams = Streams(redis, logs, store, resync_s=settings.resync_s)
         sweeper = Sweeper(
-            store,
+            rescues,
             unowned,
             hints.put,
             interval_s=settings.heartbeat_s,

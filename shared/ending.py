@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from shared.errors import ErrorCode
 from shared.events import Event, EventType, archive, event
-from shared.job import Choice, Failure, Job, JobStatus, Usage
+from shared.job import Attempt, Choice, Failure, Job, JobStatus, Usage
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
 LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
@@ -24,7 +24,7 @@ def exhausted(deaths: int) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What the row of a job is given when it ends. `log` is the archive of its events."""
+    """What the row of a job is given when it ends. `log` is the archive of its events, `attempts` all there were."""
 
     status: JobStatus
     finished_at: datetime
@@ -32,6 +32,7 @@ class Ending:
     usage: Usage
     error: Failure | None
     first_token_at: datetime | None
+    attempts: tuple[Attempt, ...]
     log: str
 
 
@@ -46,8 +47,13 @@ def conclude(
     failure: Failure | None,
     first_token_at: datetime | None,
     finished_at: datetime,
+    outcome: str,
+    tokens: Mapping[int, int],
 ) -> tuple[Ending, Event]:
-    """The row's ending and the log's last event, which has the number `seq` and follows `events`."""
+    """The row's ending and the log's last event, which has the number `seq` and follows `events`.
+
+    `outcome` is the word for how the running attempt ended, `tokens` what each attempt made.
+    """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
         "usage": {
@@ -67,6 +73,17 @@ def conclude(
         usage=usage,
         error=failure,
         first_token_at=first_token_at,
+        attempts=tuple(_ended(attempt, finished_at, outcome, tokens) for attempt in job.attempts),
         log=archive([*events, last]),
     )
     return ending, last
+
+
+def _ended(attempt: Attempt, now: datetime, outcome: str, tokens: Mapping[int, int]) -> Attempt:
+    """An attempt as the history keeps it. What one that was lost with its worker had made, only the log tells."""
+    return replace(
+        attempt,
+        ended_at=attempt.ended_at or now,
+        outcome=attempt.outcome or outcome,
+        tokens=tokens.get(attempt.number, attempt.tokens),
+    )

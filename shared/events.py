@@ -106,6 +106,18 @@ def event(seq: int, kind: EventType, payload: dict[str, Any]) -> Event:
     return Event(seq, kind, orjson.dumps(payload))
 
 
+def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
+    """How many tokens each attempt has made: a `STARTED` event says whose the deltas after it are."""
+    tokens: dict[int, int] = {}
+    attempt = 0
+    for item in events:
+        if item.type is EventType.STARTED:
+            attempt = item.payload()["attempt"]
+        elif item.type is EventType.DELTA:
+            tokens[attempt] = tokens.get(attempt, 0) + len(item.delta().token_ids)
+    return tokens
+
+
 class Transcript:
     """What the events so far amount to: each choice's text, token ids and finish reason."""
 

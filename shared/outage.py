@@ -17,6 +17,7 @@ _REDIS = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.OutOfMemoryError,
 )
+_BROKER = (kombu.exceptions.OperationalError, kombu.exceptions.BatchPublishError)
 
 
 def database_is_away(error: BaseException) -> bool:
@@ -35,7 +36,7 @@ def database_is_away(error: BaseException) -> bool:
 
 def redis_is_away(error: BaseException) -> bool:
     """Redis, or the broker on it, cannot be used now."""
-    return isinstance(error, (*_REDIS, kombu.exceptions.OperationalError, OSError))
+    return isinstance(error, (*_REDIS, *_BROKER, OSError))
 
 
 def is_outage(error: BaseException) -> bool:

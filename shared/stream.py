@@ -25,8 +25,8 @@ from redis.asyncio import Redis
 
 from shared import redis_keys
 from shared.events import Delta, Event, EventType, delta_event, event
-from shared.job_store import Held
 from shared.outage import is_outage
+from shared.worker_store import Held
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ RUNNING_TTL_S = 24 * 3600
 RETRY_S = (0.05, 2.0)
 FENCED = -1
 SEQ_PER_ATTEMPT = 1_000_000
+# Events in one append of a log that is written again.
+PIECE = 1000
 
 _APPEND = """
 local results, live = {}, {}
@@ -328,11 +330,19 @@ class LogFlusher:
         if not ours:
             return
         logger.warning("Redis has lost %d logs of running jobs; writing them again", len(ours))
-        whole = [Append(log.job_id, log.attempt, list(log.events), log.ttl_s, force=True) for log in ours]
-        for log, sent, last in zip(ours, whole, await self._logs.append(whole), strict=True):
+        for log in ours:
+            await self._write_whole(log)
+
+    async def _write_whole(self, log: JobLog) -> None:
+        """One log in pieces that do not keep Redis from its other work."""
+        events = list(log.events)
+        for start in range(0, len(events), PIECE):
+            piece = events[start : start + PIECE]
+            (last,) = await self._logs.append([Append(log.job_id, log.attempt, piece, log.ttl_s, force=start == 0)])
             if last == FENCED:
                 self._fence(log)
-            log.written = sent.events[-1].seq
+                return
+        log.written = events[-1].seq
 
     @staticmethod
     def _fence(log: JobLog) -> None:

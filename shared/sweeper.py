@@ -10,15 +10,17 @@ from collections.abc import Callable
 
 from shared.ending import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.job import JobStatus
-from shared.job_store import JobStore
 from shared.outage import is_outage
-from shared.queue import Hint, resumed
+from shared.queue import Hint, first
+from shared.rescue_store import RescueStore
 from shared.unowned import UnownedJobs
 
 logger = logging.getLogger(__name__)
 
 # A key is remembered for a day, as other services do.
 IDEMPOTENCY_KEY_S = 24 * 3600
+# A worker's row outlives it for so long: its jobs are rescued by then, and operators can still see it.
+DEAD_WORKER_S = 3600
 
 
 class Sweeper:
@@ -26,7 +28,7 @@ class Sweeper:
 
     def __init__(
         self,
-        store: JobStore,
+        store: RescueStore,
         unowned: UnownedJobs,
         send: Callable[[Hint], None],
         *,
@@ -66,7 +68,7 @@ class Sweeper:
         rescued = await self._store.requeue_lost(self._max_attempts) if take else []
         for hint in rescued:
             logger.warning("job=%s model=%s lost its worker; queued again", hint.job_id, hint.model)
-            self._send(resumed(hint.job_id, hint.model))
+            self._send(first(hint))
         if take:
             await self._end_lost()
         for job in await self._store.overdue():
@@ -75,6 +77,7 @@ class Sweeper:
             else:
                 await self._unowned.end(job, JobStatus.CANCELLED, LATE)
         await self._store.forget_idempotency_keys(IDEMPOTENCY_KEY_S)
+        await self._store.forget_workers(DEAD_WORKER_S)
         return len(rescued)
 
     async def _end_lost(self) -> None:

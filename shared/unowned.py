@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError
 
 from shared.ending import conclude
-from shared.events import Event, EventType, Transcript, event
+from shared.events import Event, EventType, Transcript, event, tokens_by_attempt
 from shared.job import Failure, Job, JobStatus, Usage
-from shared.job_store import JobStore
+from shared.rescue_store import RescueStore
 from shared.stream import Append, Fenced, JobLogs, seq_before
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class UnownedJobs:
     """Ends them, with what earlier attempts made as their output."""
 
-    def __init__(self, store: JobStore, logs: JobLogs, log_ttl_s: int) -> None:
+    def __init__(self, store: RescueStore, logs: JobLogs, log_ttl_s: int) -> None:
         self._store = store
         self._logs = logs
         self._log_ttl_s = log_ttl_s
@@ -31,6 +31,10 @@ class UnownedJobs:
             redis.exceptions.RedisError: its text so far cannot be read.
         """
         attempt = job.attempt + 1
+        running = job.status is not JobStatus.QUEUED
+        # The row first: a worker that turns out to live must find its log as it left it.
+        if running and not await self._store.condemn(job.id, job.attempt):
+            return False
         try:
             events = await self._logs.take_over(job.id, attempt) if job.attempt else []
         except Fenced:
@@ -52,11 +56,11 @@ class UnownedJobs:
             failure=failure,
             first_token_at=None,
             finished_at=datetime.now(UTC),
+            outcome="worker_lost",
+            tokens=tokens_by_attempt(events),
         )
-        if job.status is JobStatus.QUEUED:
-            ended = await self._store.end_queued(job.id, job.attempt, ending)
-        else:
-            ended = await self._store.end_lost(job.id, job.attempt, ending, tokens=transcript.tokens)
+        end = self._store.end_lost if running else self._store.end_queued
+        ended = await end(job.id, job.attempt, ending)
         if ended:
             logger.info("job=%s model=%s attempt=%d %s", job.id, job.model, job.attempt, status.value)
             await self._tell(Append(job.id, attempt, [*news, last], self._log_ttl_s, force=bool(news)))

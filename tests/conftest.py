@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,12 @@ from launcher.embedded import start_postgres, start_valkey
 from shared.api_keys import ApiKeyStore
 from shared.db import connect
 from shared.job_store import JobStore
+from shared.rescue_store import RescueStore
 from shared.stream import JobLogs
+from shared.worker_store import WorkerStore
 from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
+
+Workers = Callable[[str], WorkerStore]
 
 TEST_REDIS_DB = 15
 STACK_REDIS_DB = 14
@@ -80,6 +84,17 @@ async def database(database_url: str) -> AsyncIterator[AsyncEngine]:
 @pytest.fixture
 def store(database: AsyncEngine) -> JobStore:
     return JobStore(database)
+
+
+@pytest.fixture
+def workers(database: AsyncEngine) -> Workers:
+    """A worker's store, by the worker's name."""
+    return lambda name: WorkerStore(database, name)
+
+
+@pytest.fixture
+def rescues(database: AsyncEngine) -> RescueStore:
+    return RescueStore(database)
 
 
 @pytest.fixture

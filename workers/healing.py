@@ -1,21 +1,23 @@
-"""Finds jobs whose message was lost: a worker with room asks the rows.
+"""Finds jobs whose message was lost: each worker asks the rows.
 
-A message can be lost with Redis, or with a worker that died with it in hand. Two signs, and no threshold to
-guess: the queue is empty while rows wait, or a row waits that is older than one already served.
+A message can be lost with Redis, or with a worker that died with it in hand. The signs, with no threshold to
+guess: the queue is empty while rows wait; one of its priority's lists is, while rows of those priorities wait; or
+a row waits that is older than one already served.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from redis.asyncio import Redis
 
 from shared import queue
 from shared.job import JOB_ID_PREFIX
-from shared.job_store import JobStore
 from shared.outage import is_outage
-from shared.queue import HintSender
+from shared.queue import BANDS, Hint, HintSender, first
+from shared.rescue_store import RescueStore
 from workers.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -24,17 +26,21 @@ INTERVAL_S = 1.0
 # A hint travels in milliseconds; a row younger than this may still have its own on the way.
 ON_THE_WAY_S = 2.0
 OVERTAKEN_S = 10
+# What may be in some worker's hands already is sent again this rarely, and so many at a time.
+AGAIN_S = 30.0
+AT_ONCE = 50
 
 
 class Healer:
     """Sends hints again for jobs of this worker's model."""
 
-    def __init__(self, runner: Runner, store: JobStore, redis: Redis, hints: HintSender, model: str) -> None:
+    def __init__(self, runner: Runner, store: RescueStore, redis: Redis, hints: HintSender, model: str) -> None:
         self._runner = runner
         self._store = store
         self._redis = redis
         self._hints = hints
         self._model = model
+        self._sent: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look for ever; cancel to stop."""
@@ -49,15 +55,13 @@ class Healer:
 
     async def heal(self) -> int:
         """Send hints for jobs that have none. Returns how many."""
-        room = self._runner.slots - self._runner.in_hand
-        if room <= 0 or not self._runner.taking:
+        if not self._runner.taking:
             return 0
-        if await queue.depth(self._redis, self._model) == 0:
+        depths = await queue.depths(self._redis, self._model)
+        if any(depths.values()):
+            lost = self._not_lately(await self._passed_over(depths))
+        elif (room := self._runner.slots - self._runner.in_hand) > 0:
             lost = await self._store.waiting(self._model, limit=room, older_than_s=ON_THE_WAY_S)
-        elif (served := self._runner.last_claimed) is not None:
-            lost = await self._store.overtaken(
-                self._model, served.priority, earlier(served.id, OVERTAKEN_S), limit=room
-            )
         else:
             lost = []
         for hint in lost:
@@ -65,6 +69,26 @@ class Healer:
         if lost:
             logger.warning("model=%s %d waiting jobs had no message; sent again", self._model, len(lost))
         return len(lost)
+
+    async def _passed_over(self, depths: dict[int, int]) -> list[Hint]:
+        """Rows without a message in a queue that is not empty. Those that were overtaken go first."""
+        found: list[Hint] = []
+        for step, messages in depths.items():
+            if not messages:
+                found += await self._store.waiting(
+                    self._model, limit=AT_ONCE, older_than_s=ON_THE_WAY_S, priorities=BANDS[step]
+                )
+        for priority, served in list(self._runner.last_claimed.items()):
+            before = earlier(served, OVERTAKEN_S)
+            found += map(first, await self._store.overtaken(self._model, priority, before, limit=AT_ONCE))
+        return found
+
+    def _not_lately(self, hints: list[Hint]) -> list[Hint]:
+        now = time.monotonic()
+        self._sent = {job_id: sent for job_id, sent in self._sent.items() if now - sent < AGAIN_S}
+        fresh = {hint.job_id: hint for hint in hints if hint.job_id not in self._sent}
+        self._sent |= dict.fromkeys(fresh, now)
+        return list(fresh.values())
 
 
 def earlier(job_id: str, seconds: int) -> str:

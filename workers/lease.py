@@ -7,8 +7,8 @@ import logging
 import time
 
 from shared.job import JobStatus, WorkerState
-from shared.job_store import JobStore
 from shared.outage import is_outage
+from shared.worker_store import WorkerStore
 from workers.engines.base import Engine
 from workers.runner import Runner, Stop
 from workers.settings import WorkerSettings
@@ -23,15 +23,13 @@ class Lease:
         self,
         runner: Runner,
         engine: Engine,
-        store: JobStore,
-        worker: str,
+        store: WorkerStore,
         model: str,
         settings: WorkerSettings,
     ) -> None:
         self._runner = runner
         self._engine = engine
         self._store = store
-        self._worker = worker
         self._model = model
         self._settings = settings
         self._unowned: set[tuple[str, int]] = set()
@@ -61,7 +59,6 @@ class Lease:
     async def renew(self) -> None:
         before = time.monotonic()
         held = await self._store.heartbeat(
-            self._worker,
             self._model,
             slots=self._runner.slots,
             running=self._engine.stats().requests,
@@ -86,5 +83,5 @@ class Lease:
         """
         for job_id, attempt in unowned & self._unowned:
             logger.warning("job=%s attempt=%d is claimed but does not run; giving it up", job_id, attempt)
-            await self._store.disown(job_id, attempt, self._worker)
+            await self._store.disown(job_id, attempt)
         self._unowned = unowned

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from celery import Celery
 from celery.worker import state as celery_state
-from redis.asyncio import Redis
 
 from shared.db import connect
 from shared.ending import CANCELLED
@@ -22,10 +21,13 @@ from shared.job import JobStatus, WorkerState
 from shared.job_store import JobStore
 from shared.outage import is_outage
 from shared.queue import HintSender
+from shared.redis_connection import connect_redis
 from shared.registry import SimulatedModel, VllmModel
+from shared.rescue_store import RescueStore
 from shared.stream import JobLogs, LogFlusher
 from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
+from shared.worker_store import WorkerStore
 from workers.control import ControlListener
 from workers.engines.factory import make_engine
 from workers.healing import Healer
@@ -116,7 +118,7 @@ class Lifecycle:
         settings, model = self._settings, self._model
         database = connect(settings.database_url)
         self._stack.push_async_callback(database.dispose)
-        redis = Redis.from_url(settings.redis_url)
+        redis = connect_redis(settings.redis_url)
         self._stack.push_async_callback(redis.aclose)
 
         logger.info("model=%s engine=%s starting", model.name, model.engine)
@@ -126,10 +128,12 @@ class Lifecycle:
         self._stack.push_async_callback(engine.stop)
         logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)
 
-        store, logs = JobStore(database), JobLogs(redis)
+        self._jobs, logs = JobStore(database), JobLogs(redis)
+        store = self._store = WorkerStore(database, self._worker)
+        rescues = RescueStore(database)
         hints = HintSender(self._app)
         self._stack.push_async_callback(hints.flush)
-        self._flusher = LogFlusher(logs, lambda: store.held(self._worker), late_s=settings.heartbeat_s)
+        self._flusher = LogFlusher(logs, store.held, late_s=settings.heartbeat_s)
         self._runner = Runner(
             worker=self._worker,
             engine=engine,
@@ -141,8 +145,7 @@ class Lifecycle:
             send=hints.put,
             on_engine_death=lambda: self._keeper.look(),
         )
-        self._store = store
-        lease = self._lease = Lease(self._runner, engine, store, self._worker, model.name, settings)
+        lease = self._lease = Lease(self._runner, engine, store, model.name, settings)
         self._keeper = EngineKeeper(
             engine,
             self._runner,
@@ -153,9 +156,9 @@ class Lifecycle:
         )
         await lease.renew()
         self._stack.push_async_callback(self._forget)
-        self._unowned = UnownedJobs(store, logs, settings.log_ttl_s)
+        self._unowned = UnownedJobs(rescues, logs, settings.log_ttl_s)
         sweeper = Sweeper(
-            store,
+            rescues,
             self._unowned,
             hints.put,
             interval_s=settings.heartbeat_s,
@@ -167,7 +170,7 @@ class Lifecycle:
             "hints": hints.run(),
             "lease": lease.run(),
             "control": ControlListener(redis, self._runner, self._worker).run(),
-            "healer": Healer(self._runner, store, redis, hints, model.name).run(),
+            "healer": Healer(self._runner, rescues, redis, hints, model.name).run(),
             "sweeper": sweeper.run(),
             "keeper": self._keeper.run(),
             "watchdog": Watchdog(self._runner, redis, model.name, self._end_worker).run(),
@@ -190,17 +193,17 @@ class Lifecycle:
         await self._stack.aclose()
 
     async def _cancel(self, job_id: str) -> None:
-        job = await self._store.get(job_id)
+        job = await self._jobs.get(job_id)
         if job is not None and job.status is JobStatus.QUEUED:
             await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED)
         else:
-            await self._store.mark_cancelling(job_id)
+            await self._jobs.mark_cancelling(job_id)
             self._runner.stop(job_id, Stop.CANCEL)
 
     async def _forget(self) -> None:
         """End the lease at once. Where the database is away, the lease runs out."""
         try:
-            await self._store.forget_worker(self._worker)
+            await self._store.leave()
         except Exception as error:
             if not is_outage(error):
                 raise

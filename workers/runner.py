@@ -15,12 +15,12 @@ from typing import TypeVar
 
 from shared.ending import CANCELLED, LATE, conclude, exhausted
 from shared.errors import ErrorCode, InvalidRequest
-from shared.events import EventType, Transcript
+from shared.events import EventType, Transcript, tokens_by_attempt
 from shared.job import Failure, Job, JobStatus, Usage
-from shared.job_store import Held, JobStore
 from shared.outage import is_outage
-from shared.queue import Hint, resumed
+from shared.queue import Hint, first
 from shared.stream import Fenced, JobLog, JobLogs, LogFlusher, seq_before
+from shared.worker_store import Held, WorkerStore
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class Run:
     claimed: float = field(default_factory=time.monotonic)
     prompt: PromptInfo = field(default_factory=lambda: PromptInfo(0))
     made_before: int = 0
+    # What each attempt before this one had made, as the log tells it.
+    lost_tokens: dict[int, int] = field(default_factory=dict)
     first_token_at: datetime | None = None
     generating: asyncio.Task[None] | None = None
     stop: Stop | None = None
@@ -73,7 +75,7 @@ class Runner:
         *,
         worker: str,
         engine: Engine,
-        store: JobStore,
+        store: WorkerStore,
         logs: JobLogs,
         flusher: LogFlusher,
         log_ttl_s: int,
@@ -97,7 +99,8 @@ class Runner:
         self._empty.set()
         self._hurry = asyncio.Event()
         self.in_hand = 0
-        self.last_claimed: Job | None = None
+        # By priority: which job was claimed last.
+        self.last_claimed: dict[int, str] = {}
         self.last_message = time.monotonic()
 
     @property
@@ -119,18 +122,23 @@ class Runner:
         if self._closed:
             return None
         self.in_hand += 1
+        self._empty.clear()
         try:
             job = await self._claim(job_id)
             if job is None:
                 return None
-            self.last_claimed = job
+            self.last_claimed[job.priority] = job.id
             with self._tracked(job) as run:
+                if self._closed:
+                    self.stop(job.id, Stop.HAND_BACK)  # the drain began while it was being claimed
                 if not await self._open_log(run):
                     return None
                 await self._generate(run)
                 return await self._finish(run)
         finally:
             self.in_hand -= 1
+            if not self.in_hand:
+                self._empty.set()
 
     def stop(self, job_id: str, why: Stop, attempt: int | None = None) -> None:
         """Stop a running job: the engine aborts it, and what it made so far is kept."""
@@ -186,21 +194,18 @@ class Runner:
         run = Run(job, JobLog(job.id, job.attempt), Transcript(choices))
         self.stop(job.id, Stop.LOST)  # an earlier attempt still here: its lease ran out, and nobody has told it
         self._runs[job.id] = run
-        self._empty.clear()
         try:
             yield run
         finally:
             if self._runs.get(job.id) is run:
                 del self._runs[job.id]
-            if not self._runs:
-                self._empty.set()
 
     async def _claim(self, job_id: str) -> Job | None:
         """Claim a job. While the database is away the message waits here: else a worker would use up its queue."""
         delay = RETRY_S[0]
         while not self._closed:
             try:
-                return await self._store.claim(job_id, self.worker)
+                return await self._store.claim(job_id)
             except Exception as error:
                 if not is_outage(error):
                     raise
@@ -220,6 +225,7 @@ class Runner:
             log.adopt(events, events[-1].seq if events else seq_before(job.attempt))
             run.transcript = Transcript.of(events, job.request.sampling.n)
             run.made_before = run.transcript.tokens
+            run.lost_tokens = tokens_by_attempt(events)
             made_text = bool(run.transcript.deltas) or not events
             if made_text and not (events and self._engine.continues(job.request)):
                 run.transcript.clear()
@@ -314,10 +320,10 @@ class Runner:
             failure=failure,
             first_token_at=run.first_token_at,
             finished_at=run.now(),
+            outcome=status.value,
+            tokens={**run.lost_tokens, job.attempt: run.tokens},
         )
-        finish = self._patiently(
-            lambda: self._store.finish(job.id, job.attempt, self.worker, ending, tokens=run.tokens), "result"
-        )
+        finish = self._patiently(lambda: self._store.finish(job.id, job.attempt, ending), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
             logger.warning("job=%s attempt=%d is not ours any more; result dropped", job.id, job.attempt)
             return None
@@ -339,7 +345,6 @@ class Runner:
             lambda: self._store.give_back(
                 job.id,
                 job.attempt,
-                self.worker,
                 tokens=run.tokens,
                 outcome=outcome,
                 died=died,
@@ -349,7 +354,7 @@ class Runner:
         )
         if given:
             logger.info("job=%s attempt=%d handed back after %d tokens", job.id, job.attempt, run.tokens)
-            self._send(resumed(job.id, job.model))
+            self._send(first(Hint(job.id, job.model, job.priority)))
             return None
         return await self._end(run, JobStatus.CANCELLED, CANCELLED)
 

@@ -37,7 +37,7 @@ class Watchdog:
         while True:
             await asyncio.sleep(INTERVAL_S)
             try:
-                waiting = await queue.depth(self._redis, self._model) if self._has_room() else 0
+                waiting = sum((await queue.depths(self._redis, self._model)).values()) if self._has_room() else 0
             except Exception as error:
                 if not redis_is_away(error):
                     raise

@@ -6,7 +6,7 @@ import asyncio
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.auth import CurrentKey
@@ -54,6 +54,7 @@ async def submit(
     key_id: CurrentKey,
     jobs: Jobs,
     submission: Submission,
+    request: Request,
     prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N (at most 60) seconds.")] = None,
 ) -> Response:
     """Submit a job. 202: it is committed and will run."""
@@ -68,7 +69,8 @@ async def submit(
         finish_within_s=submission.finish_within_s,
     )
     job, created = await jobs.submit(new, submission.idempotency("/v1/jobs", body))
-    headers = {"x-headrace-job-id": job.id}
+    request.state.job_id = job.id
+    headers: dict[str, str] = {}
     if not created:
         headers["Idempotent-Replayed"] = "true"
     if wait_s:

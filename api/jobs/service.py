@@ -17,6 +17,7 @@ from shared.errors import InvalidRequest
 from shared.events import Event
 from shared.job import Job, JobStatus, is_job_id
 from shared.job_store import Idempotency, JobStore, NewJob
+from shared.outage import database_is_away
 from shared.queue import Hint, HintSender
 from shared.registry import Registry
 from shared.stream import JobLogs
@@ -85,8 +86,14 @@ class JobService:
         """A queued job's position and the seconds until it starts, as far as they can be told."""
         if job.status is not JobStatus.QUEUED:
             return None, None
-        position = await self._store.queue_position(job)
-        rate = await self._store.service_rate(job.model)
+        try:
+            position = await self._store.queue_position(job)
+            rate = await self._store.service_rate(job.model)
+        except Exception as error:
+            if not database_is_away(error):
+                raise
+            logger.warning("job=%s its place in the queue cannot be told: %s", job.id, error)
+            return None, None
         return position, round((position + 1) / rate, 1) if rate else None
 
     async def page(

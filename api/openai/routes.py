@@ -112,7 +112,8 @@ async def _complete(
         finish_within_s=submission.finish_within_s,
     )
     job, created = await jobs.submit(new, submission.idempotency(request.url.path, body))
-    headers = {"x-headrace-job-id": job.id}
+    request.state.job_id = job.id
+    headers: dict[str, str] = {}
     if not created:
         headers["Idempotent-Replayed"] = "true"
     # A client that sends a key means to come back for the answer.

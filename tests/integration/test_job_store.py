@@ -12,9 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.ending import Ending
 from shared.errors import ErrorCode
-from shared.job import Choice, Failure, Job, JobStatus, Usage, WorkerState
+from shared.job import Attempt, Choice, Failure, Job, JobStatus, Usage, WorkerState
 from shared.job_store import Idempotency, JobStore, KeyReused, NewJob
+from shared.rescue_store import RescueStore
 from shared.sampling import GenerateRequest, Message, Sampling
+from tests.conftest import Workers
 
 REQUEST = GenerateRequest(
     messages=[Message(role="user", content="a\x00b 🌊")], sampling=Sampling(max_tokens=4), priority=3
@@ -29,6 +31,7 @@ def ending(status: JobStatus = JobStatus.COMPLETED) -> Ending:
         usage=Usage(3, 0, 2),
         error=None,
         first_token_at=datetime.now(UTC),
+        attempts=(Attempt(1, "w", datetime.now(UTC), datetime.now(UTC), 2, status.value),),
         log='1 delta {"index":0,"text":"ok"}\n2 completed {}',
     )
 
@@ -41,8 +44,8 @@ async def submit(store: JobStore, key_id: int, *, model: str = "m", priority: in
     return job
 
 
-async def beat(store: JobStore, worker: str, lease_s: float = 60) -> None:
-    await store.heartbeat(worker, "m", slots=4, running=0, lease_s=lease_s)
+async def beat(workers: Workers, worker: str, lease_s: float = 60) -> None:
+    await workers(worker).heartbeat("m", slots=4, running=0, lease_s=lease_s)
 
 
 async def test_what_is_inserted_is_read_back(store: JobStore, key_id: int) -> None:
@@ -57,21 +60,21 @@ async def test_anothers_job_is_not_found(store: JobStore, key_id: int) -> None:
     assert await store.get("job_unknown", key_id) is None
 
 
-async def test_one_of_many_claims_wins(store: JobStore, key_id: int) -> None:
+async def test_one_of_many_claims_wins(store: JobStore, workers: Workers, key_id: int) -> None:
     job = await submit(store, key_id)
-    claims = await asyncio.gather(*(store.claim(job.id, f"w{i}") for i in range(8)))
+    claims = await asyncio.gather(*(workers(f"w{i}").claim(job.id) for i in range(8)))
     (won,) = [claim for claim in claims if claim is not None]
     assert (won.attempt, won.status) == (1, JobStatus.IN_PROGRESS)
     assert won.attempts[-1].worker == won.worker
 
 
-async def test_finish_needs_attempt_and_worker(store: JobStore, key_id: int) -> None:
+async def test_finish_needs_attempt_and_worker(store: JobStore, workers: Workers, key_id: int) -> None:
     job = await submit(store, key_id)
-    await store.claim(job.id, "w")
-    assert not await store.finish(job.id, 2, "w", ending(), tokens=2)
-    assert not await store.finish(job.id, 1, "other", ending(), tokens=2)
-    assert await store.finish(job.id, 1, "w", ending(), tokens=2)
-    assert not await store.finish(job.id, 1, "w", ending(JobStatus.FAILED), tokens=2)
+    await workers("w").claim(job.id)
+    assert not await workers("w").finish(job.id, 2, ending())
+    assert not await workers("other").finish(job.id, 1, ending())
+    assert await workers("w").finish(job.id, 1, ending())
+    assert not await workers("w").finish(job.id, 1, ending(JobStatus.FAILED))
     done = await store.get(job.id)
     assert done is not None
     assert (done.status, done.output, done.usage) == (JobStatus.COMPLETED, ending().output, Usage(3, 0, 2))
@@ -80,23 +83,21 @@ async def test_finish_needs_attempt_and_worker(store: JobStore, key_id: int) -> 
     ]
 
 
-async def test_an_error_may_quote_any_text(store: JobStore, key_id: int) -> None:
+async def test_an_error_may_quote_any_text(store: JobStore, workers: Workers, key_id: int) -> None:
     job = await submit(store, key_id)
-    await store.claim(job.id, "w")
+    await workers("w").claim(job.id)
     failed = replace(ending(JobStatus.FAILED), error=Failure(ErrorCode.ENGINE_ERROR, "cannot read 'a\x00b'"))
-    assert await store.finish(job.id, 1, "w", failed, tokens=2)
+    assert await workers("w").finish(job.id, 1, failed)
     done = await store.get(job.id)
     assert done is not None
     assert done.error == Failure("engine_error", "cannot read 'a\ufffdb'")
 
 
-async def test_finish_races_cancel_with_one_end(store: JobStore, key_id: int) -> None:
+async def test_finish_races_cancel_with_one_end(store: JobStore, workers: Workers, key_id: int) -> None:
     for _ in range(10):
         job = await submit(store, key_id)
-        await store.claim(job.id, "w")
-        finished, _ = await asyncio.gather(
-            store.finish(job.id, 1, "w", ending(), tokens=2), store.mark_cancelling(job.id)
-        )
+        await workers("w").claim(job.id)
+        finished, _ = await asyncio.gather(workers("w").finish(job.id, 1, ending()), store.mark_cancelling(job.id))
         after = await store.get(job.id)
         assert finished
         assert after is not None
@@ -104,60 +105,62 @@ async def test_finish_races_cancel_with_one_end(store: JobStore, key_id: int) ->
         assert await store.mark_cancelling(job.id) is None
 
 
-async def test_given_back_jobs_are_claimed_again(store: JobStore, key_id: int) -> None:
+async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Workers, key_id: int) -> None:
     job = await submit(store, key_id)
-    await store.claim(job.id, "w")
-    assert await store.give_back(job.id, 1, "w", tokens=5, outcome="handed_back")
-    again = await store.claim(job.id, "v")
+    await workers("w").claim(job.id)
+    assert await workers("w").give_back(job.id, 1, tokens=5, outcome="handed_back")
+    again = await workers("v").claim(job.id)
     assert again is not None
     assert again.attempt == 2
     assert [item.outcome for item in again.attempts] == ["handed_back", None]
-    assert not await store.finish(job.id, 1, "w", ending(), tokens=2), "the first attempt is fenced"
+    assert not await workers("w").finish(job.id, 1, ending()), "the first attempt is fenced"
 
 
-async def test_a_silent_workers_jobs_are_queued_again(store: JobStore, key_id: int) -> None:
-    await beat(store, "dead", lease_s=-1)
-    await beat(store, "alive")
+async def test_a_silent_workers_jobs_are_queued_again(
+    store: JobStore, workers: Workers, rescues: RescueStore, key_id: int
+) -> None:
+    await beat(workers, "dead", lease_s=-1)
+    await beat(workers, "alive")
     lost, kept = await submit(store, key_id), await submit(store, key_id)
-    await store.claim(lost.id, "dead")
-    await store.claim(kept.id, "alive")
-    assert [hint.job_id for hint in await store.requeue_lost(3)] == [lost.id]
-    assert await store.requeue_lost(3) == []
-    assert not await store.finish(lost.id, 1, "dead", ending(), tokens=1)
+    await workers("dead").claim(lost.id)
+    await workers("alive").claim(kept.id)
+    assert [hint.job_id for hint in await rescues.requeue_lost(3)] == [lost.id]
+    assert await rescues.requeue_lost(3) == []
+    assert not await workers("dead").finish(lost.id, 1, ending())
 
 
-async def test_deaths_are_capped(store: JobStore, key_id: int) -> None:
+async def test_deaths_are_capped(store: JobStore, workers: Workers, rescues: RescueStore, key_id: int) -> None:
     job = await submit(store, key_id)
     for attempt in (1, 2):
-        claimed = await store.claim(job.id, f"dead{attempt}")
+        claimed = await workers(f"dead{attempt}").claim(job.id)
         assert claimed is not None
-        assert len(await store.requeue_lost(3)) == 1
-    await store.claim(job.id, "dead3")
-    assert await store.requeue_lost(3) == []
-    assert [item.id for item in await store.lost_to_end(3)] == [job.id]
+        assert len(await rescues.requeue_lost(3)) == 1
+    await workers("dead3").claim(job.id)
+    assert await rescues.requeue_lost(3) == []
+    assert [item.id for item in await rescues.lost_to_end(3)] == [job.id]
 
 
-async def test_hand_backs_are_not_deaths(store: JobStore, key_id: int) -> None:
+async def test_hand_backs_are_not_deaths(store: JobStore, workers: Workers, rescues: RescueStore, key_id: int) -> None:
     job = await submit(store, key_id)
     for attempt in range(1, 6):
-        await store.claim(job.id, "w")
-        await store.give_back(job.id, attempt, "w", tokens=0, outcome="handed_back")
-    await store.claim(job.id, "dead")
-    assert [hint.job_id for hint in await store.requeue_lost(3)] == [job.id]
+        await workers("w").claim(job.id)
+        await workers("w").give_back(job.id, attempt, tokens=0, outcome="handed_back")
+    await workers("dead").claim(job.id)
+    assert [hint.job_id for hint in await rescues.requeue_lost(3)] == [job.id]
 
 
-async def test_heartbeat_tells_what_is_held(store: JobStore, key_id: int) -> None:
+async def test_heartbeat_tells_what_is_held(store: JobStore, workers: Workers, key_id: int) -> None:
     job = await submit(store, key_id)
-    await store.claim(job.id, "w")
+    await workers("w").claim(job.id)
     await store.mark_cancelling(job.id)
-    (held,) = await store.heartbeat("w", "m", slots=4, running=1, lease_s=60)
+    (held,) = await workers("w").heartbeat("m", slots=4, running=1, lease_s=60)
     assert (held.job_id, held.attempt, held.status) == (job.id, 1, JobStatus.CANCELLING)
     assert await store.live_workers() == {"m": 1}
-    await store.heartbeat("w", "m", slots=4, running=0, lease_s=60, state=WorkerState.RESTARTING)
+    await workers("w").heartbeat("m", slots=4, running=0, lease_s=60, state=WorkerState.RESTARTING)
     assert await store.live_workers() == {}, "alive, and not ready"
-    await store.heartbeat("w", "m", slots=4, running=0, lease_s=60)
+    await workers("w").heartbeat("m", slots=4, running=0, lease_s=60)
     assert await store.live_workers() == {"m": 1}
-    await store.forget_worker("w")
+    await workers("w").leave()
     assert await store.live_workers() == {}
 
 
@@ -179,11 +182,13 @@ async def test_queue_positions(store: JobStore, key_id: int) -> None:
     assert [await store.queue_position(job) for job in (urgent, first, second)] == [0, 1, 2]
 
 
-async def test_delete_forgets_only_what_has_ended(store: JobStore, key_id: int, database: AsyncEngine) -> None:
+async def test_delete_forgets_only_what_has_ended(
+    store: JobStore, workers: Workers, key_id: int, database: AsyncEngine
+) -> None:
     job = await submit(store, key_id)
     assert not await store.delete(job.id, key_id)
-    await store.claim(job.id, "w")
-    await store.finish(job.id, 1, "w", ending(), tokens=2)
+    await workers("w").claim(job.id)
+    await workers("w").finish(job.id, 1, ending())
     assert not await store.delete(job.id, key_id + 1)
     assert await store.delete(job.id, key_id)
     assert await store.get(job.id) is None
@@ -193,25 +198,27 @@ async def test_delete_forgets_only_what_has_ended(store: JobStore, key_id: int, 
     assert row.usage["completion_tokens"] == 2
 
 
-async def test_waiting_jobs_in_serving_order(store: JobStore, key_id: int) -> None:
+async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RescueStore, key_id: int) -> None:
     late, urgent = await submit(store, key_id), await submit(store, key_id, priority=0)
-    waiting = await store.waiting("m", limit=5, older_than_s=0)
+    waiting = await rescues.waiting("m", limit=5, older_than_s=0)
     assert [hint.job_id for hint in waiting] == [urgent.id, late.id]
-    assert await store.waiting("m", limit=5, older_than_s=60) == []
+    assert await rescues.waiting("m", limit=5, older_than_s=60) == []
 
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])
-async def test_an_ended_job_never_changes(store: JobStore, key_id: int, status: JobStatus) -> None:
+async def test_an_ended_job_never_changes(
+    store: JobStore, workers: Workers, rescues: RescueStore, key_id: int, status: JobStatus
+) -> None:
     job = await submit(store, key_id)
-    await store.claim(job.id, "w")
-    assert await store.finish(job.id, 1, "w", ending(status), tokens=2)
+    await workers("w").claim(job.id)
+    assert await workers("w").finish(job.id, 1, ending(status))
     before = await store.get(job.id)
-    assert await store.claim(job.id, "v") is None
+    assert await workers("v").claim(job.id) is None
     assert await store.mark_cancelling(job.id) is None
-    assert not await store.end_queued(job.id, 1, ending(JobStatus.CANCELLED))
-    assert not await store.end_lost(job.id, 1, ending(JobStatus.FAILED), tokens=0)
-    assert not await store.give_back(job.id, 1, "w", tokens=0, outcome="handed_back")
-    assert await store.requeue_lost(3) == []
+    assert not await rescues.end_queued(job.id, 1, ending(JobStatus.CANCELLED))
+    assert not await rescues.end_lost(job.id, 1, ending(JobStatus.FAILED))
+    assert not await workers("w").give_back(job.id, 1, tokens=0, outcome="handed_back")
+    assert await rescues.requeue_lost(3) == []
     assert await store.get(job.id) == before
 
 
@@ -231,62 +238,70 @@ class TestIdempotency:
         with pytest.raises(KeyReused):
             await store.insert(self.new(key_id), Idempotency("k", "other"))
 
-    async def test_a_deleted_job_is_not_made_again(self, store: JobStore, key_id: int) -> None:
+    async def test_a_deleted_job_is_not_made_again(self, store: JobStore, workers: Workers, key_id: int) -> None:
         job, _ = await store.insert(self.new(key_id), Idempotency("k", "digest"))
-        await store.claim(job.id, "w")
-        await store.finish(job.id, 1, "w", ending(), tokens=2)
+        await workers("w").claim(job.id)
+        await workers("w").finish(job.id, 1, ending())
         await store.delete(job.id, key_id)
         with pytest.raises(KeyReused, match="deleted"):
             await store.insert(self.new(key_id), Idempotency("k", "digest"))
 
-    async def test_old_keys_are_forgotten(self, store: JobStore, key_id: int) -> None:
+    async def test_old_keys_are_forgotten(self, store: JobStore, rescues: RescueStore, key_id: int) -> None:
         first, _ = await store.insert(self.new(key_id), Idempotency("k", "digest"))
-        await store.forget_idempotency_keys(60)
+        await rescues.forget_idempotency_keys(60)
         assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[0].id == first.id
-        await store.forget_idempotency_keys(-1)
+        await rescues.forget_idempotency_keys(-1)
         assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[1]
 
 
 class TestDeadlines:
-    async def test_a_late_job_is_not_claimed(self, store: JobStore, key_id: int) -> None:
+    async def test_a_late_job_is_not_claimed(
+        self, store: JobStore, workers: Workers, rescues: RescueStore, key_id: int
+    ) -> None:
         for job in (
             await submit(store, key_id, start_within_s=-1.0),
             await submit(store, key_id, finish_within_s=-1.0),
         ):
-            assert await store.claim(job.id, "w") is None
-            assert job.id in [item.id for item in await store.overdue()]
+            assert await workers("w").claim(job.id) is None
+            assert job.id in [item.id for item in await rescues.overdue()]
 
-    async def test_a_job_in_time_is_claimed(self, store: JobStore, key_id: int) -> None:
+    async def test_a_job_in_time_is_claimed(
+        self, store: JobStore, workers: Workers, rescues: RescueStore, key_id: int
+    ) -> None:
         job = await submit(store, key_id, start_within_s=60.0, finish_within_s=90.0)
-        assert await store.overdue() == []
-        assert await store.claim(job.id, "w") is not None
+        assert await rescues.overdue() == []
+        assert await workers("w").claim(job.id) is not None
 
-    async def test_once_started_only_the_end_counts(self, store: JobStore, key_id: int, database: AsyncEngine) -> None:
+    async def test_once_started_only_the_end_counts(
+        self, store: JobStore, workers: Workers, rescues: RescueStore, key_id: int, database: AsyncEngine
+    ) -> None:
         job = await submit(store, key_id, start_within_s=60.0)
-        await store.claim(job.id, "w")
-        await store.give_back(job.id, 1, "w", tokens=0, outcome="handed_back")
+        await workers("w").claim(job.id)
+        await workers("w").give_back(job.id, 1, tokens=0, outcome="handed_back")
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET start_before = now() - interval '1 minute'"))
-        assert await store.overdue() == []
-        assert await store.claim(job.id, "w") is not None
+        assert await rescues.overdue() == []
+        assert await workers("w").claim(job.id) is not None
 
     async def test_a_late_job_of_a_silent_worker_ends(
-        self, store: JobStore, key_id: int, database: AsyncEngine
+        self, store: JobStore, workers: Workers, rescues: RescueStore, key_id: int, database: AsyncEngine
     ) -> None:
         job = await submit(store, key_id, finish_within_s=60.0)
-        await store.claim(job.id, "dead")
+        await workers("dead").claim(job.id)
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET finish_before = now() - interval '1 minute'"))
-        assert await store.requeue_lost(3) == []
-        assert [item.id for item in await store.lost_to_end(3)] == [job.id]
+        assert await rescues.requeue_lost(3) == []
+        assert [item.id for item in await rescues.lost_to_end(3)] == [job.id]
 
 
-async def test_an_engines_death_counts_as_a_workers(store: JobStore, key_id: int) -> None:
+async def test_an_engines_death_counts_as_a_workers(
+    store: JobStore, workers: Workers, rescues: RescueStore, key_id: int
+) -> None:
     job = await submit(store, key_id)
     for attempt in (1, 2):
-        await store.claim(job.id, "w")
-        await store.give_back(job.id, attempt, "w", tokens=0, outcome="engine_lost", died=True)
-    claimed = await store.claim(job.id, "dead")
+        await workers("w").claim(job.id)
+        await workers("w").give_back(job.id, attempt, tokens=0, outcome="engine_lost", died=True)
+    claimed = await workers("dead").claim(job.id)
     assert claimed is not None
     assert claimed.deaths == 2
-    assert [item.id for item in await store.lost_to_end(3)] == [job.id]
+    assert [item.id for item in await rescues.lost_to_end(3)] == [job.id]

@@ -13,8 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.events import EventType, parse_archive
 from shared.job import Job, JobStatus
 from shared.job_store import JobStore, NewJob
+from shared.rescue_store import RescueStore
 from shared.sampling import GenerateRequest
 from shared.stream import JobLogs, LogFlusher
+from shared.worker_store import WorkerStore
+from tests.conftest import Workers
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
 from workers.runner import Runner, Stop
@@ -26,11 +29,11 @@ WITHIN_S = 20
 class Worker:
     """A runner and what it needs."""
 
-    def __init__(self, name: str, store: JobStore, logs: JobLogs) -> None:
+    def __init__(self, name: str, store: WorkerStore, logs: JobLogs) -> None:
         self.name = name
         self.store = store
         self.engine = SteeredEngine()
-        self.flusher = LogFlusher(logs, lambda: store.held(name), late_s=60)
+        self.flusher = LogFlusher(logs, store.held, late_s=60)
         self.runner = Runner(
             worker=name,
             engine=self.engine,
@@ -51,7 +54,7 @@ class Worker:
 
 
 @asynccontextmanager
-async def working(name: str, store: JobStore, logs: JobLogs) -> AsyncIterator[Worker]:
+async def working(name: str, store: WorkerStore, logs: JobLogs) -> AsyncIterator[Worker]:
     worker = Worker(name, store, logs)
     flushing = asyncio.create_task(worker.flusher.run())
     try:
@@ -61,8 +64,8 @@ async def working(name: str, store: JobStore, logs: JobLogs) -> AsyncIterator[Wo
 
 
 @pytest.fixture
-async def worker(store: JobStore, logs: JobLogs) -> AsyncIterator[Worker]:
-    async with working("w", store, logs) as worker:
+async def worker(workers: Workers, logs: JobLogs) -> AsyncIterator[Worker]:
+    async with working("w", workers("w"), logs) as worker:
         yield worker
 
 
@@ -143,13 +146,13 @@ async def test_an_unexpected_exception_fails_its_job_alone(
 
 
 async def test_a_lost_job_is_stopped_and_nothing_is_written(
-    worker: Worker, store: JobStore, logs: JobLogs, job: Job
+    worker: Worker, store: JobStore, workers: Workers, rescues: RescueStore, logs: JobLogs, job: Job
 ) -> None:
     run, call = await worker.start(job)
     await call.tokens(3)
     await worker.flusher.drain(WITHIN_S)
-    assert [hint.job_id for hint in await store.requeue_lost(3)] == [job.id]
-    async with working("v", store, logs) as second:
+    assert [hint.job_id for hint in await rescues.requeue_lost(3)] == [job.id]
+    async with working("v", workers("v"), logs) as second:
         rescue, rescuing = await second.start(job)
         assert rescuing.so_far == text_of_tokens(3)
         await rescuing.tokens(2)
@@ -168,11 +171,11 @@ async def test_a_lost_job_is_stopped_and_nothing_is_written(
     assert (await read(store, job)).output[0].text == text_of_tokens(6)
 
 
-async def test_a_later_attempt_here_stops_the_one_before(worker: Worker, store: JobStore, job: Job) -> None:
+async def test_a_later_attempt_here_stops_the_one_before(worker: Worker, rescues: RescueStore, job: Job) -> None:
     """Its lease ran out unnoticed, and the job came back to it: the first attempt holds a slot for nothing."""
     run, call = await worker.start(job)
     await call.tokens(1)
-    await store.requeue_lost(3)
+    await rescues.requeue_lost(3)
     later, later_call = await worker.start(job)
     assert await asyncio.wait_for(run, WITHIN_S) is None
     assert list(worker.engine.calls) == [(job.id, 2)]
@@ -205,3 +208,23 @@ async def test_an_end_while_redis_is_wiped_is_in_the_row(
     assert [item.type for item in events][-1] is EventType.COMPLETED
     written = [item.line() for item in await logs.read(job.id)]
     assert written == [item.line() for item in events][: len(written)], "nothing, or the whole"
+
+
+async def test_a_claim_on_its_way_when_the_drain_begins_is_handed_back(
+    worker: Worker, store: JobStore, job: Job, database: AsyncEngine
+) -> None:
+    """The drain waits for the claim, and the job does not run here to its end."""
+    async with database.connect() as locking:
+        await locking.execute(text("LOCK TABLE jobs IN SHARE MODE"))
+        run = asyncio.create_task(worker.runner.run(job.id))
+        await _blocked(database)
+        drain = asyncio.create_task(worker.runner.drain(60))
+        await asyncio.wait({drain}, timeout=0.1)
+        assert not drain.done()
+        await locking.rollback()
+    await asyncio.wait_for(drain, WITHIN_S)
+    assert await asyncio.wait_for(run, WITHIN_S) is None
+    after = await read(store, job)
+    assert (after.status, after.deaths) == (JobStatus.QUEUED, 0)
+    assert [item.outcome for item in after.attempts] == ["handed_back"]
+    assert worker.engine.calls == {}

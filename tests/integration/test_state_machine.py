@@ -38,10 +38,12 @@ from shared.job import RUNNING, JobStatus
 from shared.job_store import Idempotency, JobStore, NewJob
 from shared.queue import HintSender, celery_app
 from shared.registry import Registry, SimulatedModel
+from shared.rescue_store import RescueStore
 from shared.sampling import GenerateRequest, Sampling
 from shared.stream import JobLogs, LogFlusher
 from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
+from shared.worker_store import WorkerStore
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
@@ -93,13 +95,14 @@ class Reader:
 class Worker:
     """One worker process: runner, lease and flusher on an engine that is steered."""
 
-    def __init__(self, number: int, store: JobStore, redis: Redis, worker_settings: WorkerSettings) -> None:
+    def __init__(self, number: int, database: AsyncEngine, redis: Redis, worker_settings: WorkerSettings) -> None:
         self.name = f"worker-{number}"
+        self.store = store = WorkerStore(database, self.name)
         self.engine = SteeredEngine()
         self.flushes = True
         self.runs: dict[tuple[str, int], asyncio.Task[JobStatus | None]] = {}
         logs = JobLogs(redis)
-        self.flusher = LogFlusher(logs, lambda: store.held(self.name), late_s=0)
+        self.flusher = LogFlusher(logs, store.held, late_s=0)
         self.runner = Runner(
             worker=self.name,
             engine=self.engine,
@@ -111,7 +114,7 @@ class Worker:
             send=lambda _: None,
             on_engine_death=lambda: None,
         )
-        self.lease = Lease(self.runner, self.engine, store, self.name, MODEL, worker_settings)
+        self.lease = Lease(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.flusher.run())
 
     async def deliver(self, job_id: str) -> Call | None:
@@ -173,7 +176,8 @@ class World:
         self.store = JobStore(database)
         self.logs = JobLogs(redis)
         self.streams = Streams(redis, self.logs, self.store, resync_s=0.2)
-        unowned = UnownedJobs(self.store, self.logs, LOG_TTL_S)
+        rescues = RescueStore(database)
+        unowned = UnownedJobs(rescues, self.logs, LOG_TTL_S)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             registry=registry,
@@ -186,7 +190,7 @@ class World:
             redis=redis,
         )
         self.sweeper = Sweeper(
-            self.store, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
+            rescues, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
         )
         self.jobs: list[str] = []
         self.by_key: dict[str, str] = {}
@@ -201,7 +205,7 @@ class World:
 
     def _worker(self) -> Worker:
         self._started += 1
-        return Worker(self._started, self.store, self.redis, self.worker_settings)
+        return Worker(self._started, self.database, self.redis, self.worker_settings)
 
     @property
     def open_jobs(self) -> list[str]:
@@ -345,7 +349,7 @@ class World:
 
     async def claim_answer_is_lost(self, worker: Worker, job_id: str) -> None:
         """The claim is committed, and the worker never hears of it; its heartbeats do."""
-        claimed = await self.store.claim(job_id, worker.name)
+        claimed = await worker.store.claim(job_id)
         if claimed is None:
             return
         self.claimed_by[job_id, claimed.attempt] = worker.name

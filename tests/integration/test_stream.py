@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from shared import redis_keys
 from shared.events import Delta, Event, EventType, Transcript, delta_event, event, parse_line
 from shared.job import JobStatus
-from shared.job_store import Held
 from shared.stream import FENCED, Append, Fenced, JobLog, JobLogs, LogFlusher
+from shared.worker_store import Held
 from tests.support.waiting import eventually
 
 JOB = "job_1"

@@ -9,24 +9,26 @@ from shared.ending import CANCELLED
 from shared.events import Delta, EventType, delta_event, event, parse_archive
 from shared.job import Job, JobStatus
 from shared.job_store import JobStore, NewJob
+from shared.rescue_store import RescueStore
 from shared.sampling import GenerateRequest
 from shared.stream import Append, JobLogs
 from shared.unowned import UnownedJobs
+from tests.conftest import Workers
 
 
 @pytest.fixture
-def unowned(store: JobStore, logs: JobLogs) -> UnownedJobs:
-    return UnownedJobs(store, logs, 60)
+def unowned(rescues: RescueStore, logs: JobLogs) -> UnownedJobs:
+    return UnownedJobs(rescues, logs, 60)
 
 
 @pytest.fixture
-async def handed_back(store: JobStore, logs: JobLogs, key_id: int) -> Job:
+async def handed_back(store: JobStore, workers: Workers, logs: JobLogs, key_id: int) -> Job:
     """A job that waits for its second attempt; the first one made some text."""
     job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
-    await store.claim(job.id, "w")
+    await workers("w").claim(job.id)
     events = [event(1, EventType.STARTED, {"attempt": 1}), delta_event(2, Delta(0, "so far", (7, 8)))]
     await logs.append([Append(job.id, 1, events)])
-    await store.give_back(job.id, 1, "w", tokens=2, outcome="handed_back")
+    await workers("w").give_back(job.id, 1, tokens=2, outcome="handed_back")
     found = await store.get(job.id)
     assert found is not None
     return found
@@ -59,3 +61,35 @@ async def test_a_lost_log_ends_above_all_that_a_reader_may_have_seen(
         (1_000_002, EventType.CANCELLED),
     ]
     assert await logs.read(handed_back.id) == events
+
+
+async def test_a_worker_that_lives_after_all_keeps_its_log(
+    unowned: UnownedJobs, store: JobStore, workers: Workers, logs: JobLogs, key_id: int
+) -> None:
+    """Its lease was over when the job was read, and is renewed before the job is ended: nothing has changed."""
+    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    await workers("w").claim(job.id)
+    await logs.append([Append(job.id, 1, [event(1, EventType.STARTED, {"attempt": 1})])])
+    read = await store.get(job.id)
+    assert read is not None
+    await workers("w").heartbeat("m", slots=1, running=1, lease_s=60)
+    assert not await unowned.end(read, JobStatus.FAILED, CANCELLED)
+    assert await logs.append([Append(job.id, 1, [delta_event(2, Delta(0, "on", (7,)))])]) == [2], "it is not fenced"
+    (held,) = await workers("w").held()
+    assert held.status is JobStatus.IN_PROGRESS
+
+
+async def test_what_a_lost_attempt_made_is_counted(
+    unowned: UnownedJobs, store: JobStore, workers: Workers, logs: JobLogs, key_id: int
+) -> None:
+    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    await workers("dead").claim(job.id)
+    started = event(1, EventType.STARTED, {"attempt": 1})
+    await logs.append([Append(job.id, 1, [started, delta_event(2, Delta(0, "so far", (7, 8)))])])
+    read = await store.get(job.id)
+    assert read is not None
+    assert await unowned.end(read, JobStatus.FAILED, CANCELLED)
+    done = await store.get(job.id)
+    assert done is not None
+    assert [(item.worker, item.tokens, item.outcome) for item in done.attempts] == [("dead", 2, "worker_lost")]
+    assert done.attempts[0].ended_at is not None

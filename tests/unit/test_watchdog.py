@@ -6,9 +6,9 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from shared.job_store import JobStore
 from shared.registry import SimulatedModel
 from shared.stream import JobLogs, LogFlusher
+from shared.worker_store import WorkerStore
 from workers.engines.simulated import SimulatedEngine
 from workers.runner import Runner
 from workers.watchdog import STUCK_S, Watchdog
@@ -20,14 +20,14 @@ LONG = STUCK_S + 1
 @pytest.fixture
 def runner() -> Runner:
     """A runner that has taken nothing for long. Its servers are never asked."""
-    store = JobStore(create_async_engine("postgresql+asyncpg://nowhere"))
+    store = WorkerStore(create_async_engine("postgresql+asyncpg://nowhere"), "w")
     logs = JobLogs(Redis(host="nowhere"))
     runner = Runner(
         worker="w",
         engine=SimulatedEngine(SimulatedModel(name="m", engine="simulated", slots=SLOTS)),
         store=store,
         logs=logs,
-        flusher=LogFlusher(logs, lambda: store.held("w"), late_s=1),
+        flusher=LogFlusher(logs, store.held, late_s=1),
         log_ttl_s=1,
         max_attempts=3,
         send=lambda _: None,

@@ -1,0 +1,64 @@
+"""Many small writes as few transactions: what is asked for while one is on its way goes with the next.
+
+There is no timer: alone, a write goes at once, and under load a batch is what arrived during one round trip and
+one fsync. Each caller waits for the commit of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from shared.outage import database_is_away
+
+I = TypeVar("I")  # noqa: E741  # an item, beside O, its outcome
+O = TypeVar("O")  # noqa: E741
+
+LIMIT = 256
+
+
+class GroupCommit(Generic[I, O]):
+    """Gives items that arrive together to one call of `write`, which returns one outcome for each, in order."""
+
+    def __init__(self, write: Callable[[Sequence[I]], Awaitable[Sequence[O]]]) -> None:
+        self._write = write
+        self._waiting: list[tuple[I, asyncio.Future[O]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def __call__(self, item: I) -> O:
+        """The item's outcome, once it is committed. A caller that is cancelled meanwhile does not stop its write.
+
+        Raises what `write` raises.
+        """
+        outcome: asyncio.Future[O] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, outcome))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_all(), name="group-commit")
+        return await outcome
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:LIMIT], self._waiting[LIMIT:]
+            await self._commit(batch)
+
+    async def _commit(self, batch: list[tuple[I, asyncio.Future[O]]]) -> None:
+        try:
+            outcomes = await self._write([item for item, _ in batch])
+        except Exception as error:
+            if len(batch) > 1 and not database_is_away(error):
+                # One of them cannot be written; the others can.
+                for one in batch:
+                    await self._commit([one])
+                return
+            for _, outcome in batch:
+                if not outcome.done():
+                    outcome.set_exception(error)
+            return
+        except BaseException:
+            for _, outcome in batch:
+                outcome.cancel()
+            raise
+        for (_, outcome), result in zip(batch, outcomes, strict=True):
+            if not outcome.done():
+                outcome.set_result(result)

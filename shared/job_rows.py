@@ -1,0 +1,277 @@
+"""The jobs' rows as SQL: what is read of them, and the pieces that the stores' statements share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    ColumnElement,
+    Row,
+    Select,
+    SmallInteger,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    column,
+    func,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.types import TypeEngine
+
+from shared.ending import Ending
+from shared.job import RUNNING, Attempt, Choice, Failure, Job, JobStatus, Usage
+from shared.models import JobRow, Timestamp, WorkerRow
+from shared.sampling import GenerateRequest
+
+# What an attempt's worker is called in the row once it has lost the job.
+LOST = "/lost"
+
+COLUMNS = (
+    JobRow.id,
+    JobRow.key_id,
+    JobRow.model,
+    JobRow.status,
+    JobRow.priority,
+    JobRow.request,
+    JobRow.job_metadata,
+    JobRow.created_at,
+    JobRow.start_before,
+    JobRow.finish_before,
+    JobRow.attempt,
+    JobRow.deaths,
+    JobRow.worker,
+    JobRow.attempt_started_at,
+    JobRow.attempts,
+    JobRow.started_at,
+    JobRow.first_token_at,
+    JobRow.finished_at,
+    JobRow.output,
+    JobRow.usage,
+    JobRow.error_code,
+    JobRow.error_message,
+)
+
+
+def to_job(row: Row[Any]) -> Job:
+    """The job of a row of `COLUMNS`."""
+    attempts = [_attempt(item) for item in row.attempts]
+    if row.worker is not None and row.attempt_started_at is not None:
+        attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at))
+    return Job(
+        id=row.id,
+        key_id=row.key_id,
+        model=row.model,
+        status=JobStatus(row.status),
+        priority=row.priority,
+        request=GenerateRequest.model_validate(row.request),
+        metadata=row.metadata,
+        created_at=row.created_at,
+        start_before=row.start_before,
+        finish_before=row.finish_before,
+        attempt=row.attempt,
+        deaths=row.deaths,
+        worker=row.worker,
+        started_at=row.started_at,
+        first_token_at=row.first_token_at,
+        finished_at=row.finished_at,
+        output=tuple(Choice(**choice) for choice in row.output or ()),
+        usage=Usage(**row.usage) if row.usage is not None else None,
+        error=Failure(row.error_code, row.error_message) if row.error_code is not None else None,
+        attempts=tuple(attempts),
+    )
+
+
+def _attempt(item: dict[str, Any]) -> Attempt:
+    return Attempt(
+        number=item["number"],
+        worker=item["worker"],
+        started_at=datetime.fromisoformat(item["started_at"]),
+        ended_at=datetime.fromisoformat(item["ended_at"]),
+        tokens=item["tokens"],
+        outcome=item["outcome"],
+    )
+
+
+def ended_attempt(tokens: int, outcome: str) -> Any:
+    """The running attempt, appended to the row's history."""
+    entry = func.jsonb_build_object(
+        "number",
+        JobRow.attempt,
+        "worker",
+        func.regexp_replace(JobRow.worker, f"{LOST}$", ""),
+        "started_at",
+        JobRow.attempt_started_at,
+        "ended_at",
+        func.clock_timestamp(),
+        "tokens",
+        tokens,
+        "outcome",
+        outcome,
+    )
+    return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
+
+
+class Records:
+    """Rows as parameters, an array a column: so one statement writes any number of them.
+
+    JSON travels as text and is cast to `json` by the statement, which takes it as it is: U+0000 too.
+    """
+
+    def __init__(self, name: str, **types: type[TypeEngine[Any]] | TypeEngine[Any]) -> None:
+        self._name = name
+        self._types = types
+        arrays = [bindparam(f"{name}_{field}", type_=ARRAY(_sent(kind))) for field, kind in types.items()]
+        columns = [column(field, _sent(kind)) for field, kind in types.items()]
+        self._table = func.unnest(*arrays).table_valued(*columns).render_derived(name)
+
+    def __getattr__(self, field: str) -> Any:
+        """A column, in an expression."""
+        kind = self._types[field]
+        found = self._table.c[field]
+        return cast(found, kind) if _is_json(kind) else found
+
+    def parameters(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The statement's parameters for these rows."""
+        return {
+            f"{self._name}_{field}": [_dumped(row[field]) if _is_json(kind) else row[field] for row in rows]
+            for field, kind in self._types.items()
+        }
+
+
+def _is_json(kind: Any) -> bool:
+    return kind in (JSON, JSONB)
+
+
+def _sent(kind: Any) -> Any:
+    return Text if _is_json(kind) else kind
+
+
+def _dumped(value: Any) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
+
+
+_ENDINGS = Records(
+    "endings",
+    id=Text,
+    attempt=SmallInteger,
+    status=Text,
+    finished_at=Timestamp,
+    first_token_at=Timestamp,
+    output=JSON,
+    usage=JSONB,
+    error_code=Text,
+    error_message=Text,
+    attempts=JSONB,
+    log=Text,
+)
+
+
+def end_statement(*guards: ColumnElement[bool]) -> Any:
+    """Give endings (`ending_record`) to the jobs whose attempt they name and for which the guards hold.
+
+    Returns ids. The guards leave a job's history of attempts no way to have grown since it was read.
+    """
+    ending = _ENDINGS
+    return (
+        update(JobRow)
+        .where(JobRow.id == ending.id, JobRow.attempt == ending.attempt, *guards)
+        .values(
+            {
+                JobRow.status: ending.status,
+                JobRow.worker: None,
+                JobRow.finished_at: ending.finished_at,
+                JobRow.first_token_at: func.coalesce(JobRow.first_token_at, ending.first_token_at),
+                JobRow.output: ending.output,
+                JobRow.usage: ending.usage,
+                JobRow.error_code: ending.error_code,
+                JobRow.error_message: ending.error_message,
+                JobRow.attempts: ending.attempts,
+                JobRow.log: ending.log,
+            }
+        )
+        .returning(JobRow.id)
+    )
+
+
+def ending_record(job_id: str, attempt: int, ending: Ending) -> dict[str, Any]:
+    """An ending as `end_statement` takes it."""
+    error = ending.error
+    return {
+        "id": job_id,
+        "attempt": attempt,
+        "status": ending.status.value,
+        "finished_at": ending.finished_at,
+        "first_token_at": ending.first_token_at,
+        "output": [asdict(choice) for choice in ending.output],
+        "usage": asdict(ending.usage),
+        "error_code": error.code if error else None,
+        # A message may quote anything; `text` refuses U+0000.
+        "error_message": error.message.replace("\0", "\ufffd") if error else None,
+        "attempts": [asdict(attempt) for attempt in ending.attempts],
+        "log": ending.log,
+    }
+
+
+def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
+    """A job runs, and this is the attempt and the worker that own it."""
+    return and_(
+        JobRow.id == job_id,
+        JobRow.attempt == attempt,
+        JobRow.worker == worker,
+        JobRow.status.in_(RUNNING),
+    )
+
+
+def live_workers() -> Select[str]:
+    return select(WorkerRow.id).where(WorkerRow.lease_expires_at > func.clock_timestamp())
+
+
+def overdue() -> ColumnElement[bool]:
+    """A job's time is up. Once it has been started, only its finish counts."""
+    now = func.clock_timestamp()
+    return or_(
+        func.coalesce(and_(JobRow.start_before < now, JobRow.started_at.is_(None)), False),
+        func.coalesce(JobRow.finish_before < now, False),
+    )
+
+
+def seconds(count: float | ColumnElement[float]) -> Any:
+    """An interval."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, count)
+
+
+class Store:
+    """What the stores of rows have in common. Raises SQLAlchemy's errors where the database is away."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def _first(self, statement: Select[Any]) -> Row[Any] | None:
+        async with self._engine.connect() as connection:
+            row: Row[Any] | None = (await connection.execute(statement)).first()
+        return row
+
+    async def _jobs(self, statement: Select[Any]) -> list[Job]:
+        async with self._engine.connect() as connection:
+            return [to_job(row) for row in await connection.execute(statement)]
+
+    async def _changes(self, statement: Any) -> bool:
+        async with self._engine.begin() as connection:
+            return bool((await connection.execute(statement)).rowcount)
+
+    async def _end(self, statement: Any, endings: Sequence[dict[str, Any]], **values: object) -> list[bool]:
+        """Run an `end_statement`: which of the endings were written."""
+        async with self._engine.begin() as connection:
+            ended = set((await connection.execute(statement, {**_ENDINGS.parameters(endings), **values})).scalars())
+        return [item["id"] in ended for item in endings]
