@@ -4,17 +4,20 @@ One subscriber per API process gets the live events of every job that has a read
 `shared.stream`). Each reader first registers and reads the log after its cursor in one step, then follows
 live, dropping what it has seen. A reader that falls behind loses its live buffer, not its place: it reads on
 from the log. So does one whose next live event is not the next in number: a message was lost with a
-connection. A reader whose job is silent for a while looks at the log and the row again, so neither a lost
-message nor a lost Redis leaves it waiting for ever.
+connection. Readers whose jobs are silent for a while are checked against the log and the row, all together, so
+neither a lost message nor a lost Redis leaves one waiting for ever.
+
+Events come in batches: what has gathered while a reader was busy is given to it at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -30,29 +33,44 @@ logger = logging.getLogger(__name__)
 # Live events that wait for a slow reader; beyond, it goes on from the log.
 BUFFER = 256
 RETRY_S = 0.5
+# Silent readers are looked for so often within the time that makes them silent, and checked so many at a time.
+LOOKS = 5
+CHECKED = 500
 
 
 class _Reader:
-    """One reader's place in one job."""
+    """One reader's place in one job: `after` is the last event that it has been given."""
 
-    def __init__(self) -> None:
-        self.live: deque[Event] = deque()
-        self.behind = False
+    __slots__ = ("after", "behind", "heard", "live", "only_end", "wake")
+
+    def __init__(self, after: int, *, only_end: bool = False) -> None:
+        self.after = after
+        self.only_end = only_end
+        self.live: list[Event] = []
+        self.behind = True
         self.wake = asyncio.Event()
+        self.heard = time.monotonic()
 
-    def offer(self, events: list[Event]) -> None:
+    def offer(self, events: Sequence[Event]) -> None:
+        self.heard = time.monotonic()
+        if self.only_end:
+            events = [event for event in events if event.type.terminal]
+            if not events:
+                return
         if len(self.live) + len(events) > BUFFER:
             self.lose_place()
         elif not self.behind:
             self.live.extend(events)
         self.wake.set()
 
-    def take_live(self, after: int) -> list[Event]:
-        """The live events after a cursor; where they do not follow it without a gap, the log has to be read."""
-        events = [event for event in self.live if event.seq > after]
-        self.live.clear()
-        if all(event.seq == seq for seq, event in enumerate(events, after + 1)):
-            return events
+    def take_live(self) -> list[Event]:
+        """The live events after the cursor; where they do not follow it without a gap, the log has to be read."""
+        live, self.live = self.live, []
+        after = self.after
+        if live and live[0].seq <= after:
+            live = [event for event in live if event.seq > after]
+        if self.only_end or not live or (live[0].seq == after + 1 and live[-1].seq == after + len(live)):
+            return live
         self.lose_place()
         return []
 
@@ -76,48 +94,66 @@ class Streams:
 
     async def run(self) -> None:
         """Receive live events for ever; cancel to stop."""
-        while True:
-            try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.subscribe(redis_keys.api_channel(self._id))
-                    self._all_behind()  # what was published while nobody listened is in the logs
-                    while True:
-                        message = await pubsub.get_message(timeout=1)
-                        if message is not None:
-                            self._dispatch(message["data"])
-            except Exception as error:
-                if not redis_is_away(error):
-                    raise
-                logger.warning("the live channel is away, trying again: %s", error)
-                await asyncio.sleep(RETRY_S)
+        checking = asyncio.create_task(self._check_the_silent(), name="check-the-silent")
+        try:
+            while True:
+                try:
+                    async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                        await pubsub.subscribe(redis_keys.api_channel(self._id))
+                        self._all_behind()  # what was published while nobody listened is in the logs
+                        while not checking.done():
+                            message = await pubsub.get_message(timeout=1)
+                            if message is not None:
+                                self._dispatch(message["data"])
+                    checking.result()
+                except Exception as error:
+                    if not redis_is_away(error):
+                        raise
+                    logger.warning("the live channel is away, trying again: %s", error)
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            checking.cancel()
 
-    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
-        """Yield a job's events after a cursor, up to and with its last one."""
-        reader = _Reader()
+    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+        """Yield a job's events after a cursor, in batches, up to and with its last one."""
+        reader = _Reader(after)
         self._readers.setdefault(job_id, set()).add(reader)
         try:
-            reader.behind = True
             while True:
+                reader.wake.clear()
                 if reader.behind:
                     reader.behind = False
-                    events, ended = await self._catch_up(reader, job_id, after)
+                    events, ended = await self._catch_up(reader, job_id)
                     if ended and not events:
                         return
                 else:
-                    events = reader.take_live(after)
-                for event in events:
-                    if event.seq > after:
-                        after = event.seq
-                        yield event
-                        if event.type.terminal:
-                            return
-                if reader.live or reader.behind:
-                    continue
+                    events = reader.take_live()
+                if events:
+                    reader.after = events[-1].seq
+                    yield events
+                    if events[-1].type.terminal:
+                        return
+                if not (reader.live or reader.behind):
+                    await reader.wake.wait()
+        finally:
+            await self._leave(job_id, reader)
+
+    async def ended(self, job_id: str) -> None:
+        """Wait for a job's end, and nothing else of it."""
+        reader = _Reader(0, only_end=True)
+        self._readers.setdefault(job_id, set()).add(reader)
+        try:
+            while True:
                 reader.wake.clear()
-                try:
-                    await asyncio.wait_for(reader.wake.wait(), self._resync_s)
-                except TimeoutError:
-                    reader.behind = True
+                if reader.behind:
+                    reader.behind = False
+                    _, ended = await self._catch_up(reader, job_id)
+                    if ended:
+                        return
+                elif reader.take_live():
+                    return
+                if not (reader.live or reader.behind):
+                    await reader.wake.wait()
         finally:
             await self._leave(job_id, reader)
 
@@ -128,15 +164,15 @@ class Streams:
             return max((event.seq for event in parse_archive(archived)), default=0)
         return await self._logs.last_seq(job_id)
 
-    async def _catch_up(self, reader: _Reader, job_id: str, after: int) -> tuple[list[Event], bool]:
-        """Events after a cursor: from the log, or, where the log has none and the job has ended, from the row.
+    async def _catch_up(self, reader: _Reader, job_id: str) -> tuple[list[Event], bool]:
+        """Events after the cursor: from the log, or, where the log has none and the job has ended, from the row.
 
         The second value says that the job has ended, so that nothing will follow these.
         """
         away: Exception | None = None
         try:
-            if events := await self._logs.follow(job_id, self._id, after):
-                return events, False
+            if events := await self._logs.follow(job_id, self._id, reader.after):
+                return events, events[-1].type.terminal
         except (RedisError, OSError) as error:
             away = error
         try:
@@ -146,7 +182,7 @@ class Streams:
                 raise
             archived, away = None, error
         if archived is not None:
-            return [event for event in parse_archive(archived) if event.seq > after], True
+            return [event for event in parse_archive(archived) if event.seq > reader.after], True
         if away is not None:
             logger.warning("job=%s cannot be read, its readers wait: %s", job_id, away)
             await asyncio.sleep(RETRY_S)
@@ -166,15 +202,51 @@ class Streams:
 
     def _dispatch(self, message: bytes) -> None:
         """Give the lines `<job> <seq> <type> <json>` of a message to their readers."""
-        by_job: dict[bytes, list[Event]] = {}
-        for line in message.split(b"\n"):
-            job_id, _, rest = line.partition(b" ")
-            by_job.setdefault(job_id, []).append(parse_line(rest))
-        for job_id, events in by_job.items():
-            for reader in self._readers.get(job_id.decode(), ()):
-                reader.offer(events)
+        for job, lines in itertools.groupby(message.split(b"\n"), _job_of):
+            if readers := self._readers.get(job.decode()):
+                events = [parse_line(line[len(job) + 1 :]) for line in lines]
+                for reader in readers:
+                    reader.offer(events)
 
     def _all_behind(self) -> None:
         for readers in self._readers.values():
             for reader in readers:
                 reader.lose_place()
+
+    async def _check_the_silent(self) -> None:
+        """Look, for ever, whether there is news for readers that have heard nothing for long."""
+        while True:
+            await asyncio.sleep(self._resync_s / LOOKS)
+            now = time.monotonic()
+            silent = [
+                job_id
+                for job_id, readers in self._readers.items()
+                if any(now - reader.heard >= self._resync_s for reader in readers)
+            ]
+            for start in range(0, len(silent), CHECKED):
+                await self._check(silent[start : start + CHECKED])
+
+    async def _check(self, job_ids: Sequence[str]) -> None:
+        ended: set[str] = set()
+        last: dict[str, int] = {}
+        try:
+            last = dict(zip(job_ids, await self._logs.follow_all(job_ids, self._id), strict=True))
+        except (RedisError, OSError) as error:
+            logger.warning("%d silent streams cannot be checked against their logs: %s", len(job_ids), error)
+        try:
+            ended = await self._store.ended(job_ids)
+        except Exception as error:
+            if not database_is_away(error):
+                raise
+            logger.warning("%d silent streams cannot be checked against their rows: %s", len(job_ids), error)
+        now = time.monotonic()
+        for job_id in job_ids:
+            for reader in self._readers.get(job_id, ()):
+                if job_id in ended or (last.get(job_id, 0) > reader.after and not reader.only_end):
+                    reader.lose_place()
+                else:
+                    reader.heard = now
+
+
+def _job_of(line: bytes) -> bytes:
+    return line[: line.index(b" ")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -30,10 +30,13 @@ class EventType(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        return self.value in _TERMINAL_NAMES
+        return self in _TERMINAL
 
 
-_TERMINAL_NAMES = frozenset(status.value for status in JobStatus if status.terminal)
+_TERMINAL = frozenset(EventType(status.value) for status in JobStatus if status.terminal)
+# As bytes, for what is done for each event.
+_NAMES = {kind: kind.value.encode() for kind in EventType}
+_TYPES = {name: kind for kind, name in _NAMES.items()}
 
 
 @dataclass(slots=True)
@@ -55,8 +58,7 @@ class Delta:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event as it travels: `data` is JSON, `token_ids` (JSON too) is never shown to a client."""
 
     seq: int
@@ -64,9 +66,14 @@ class Event:
     data: bytes
     token_ids: bytes = b""
 
+    @property
+    def name(self) -> bytes:
+        """The type as it is written."""
+        return _NAMES[self.type]
+
     def line(self) -> bytes:
         """`<seq> <type> <json>`: a line of a live message and of the archive."""
-        return b"%d %s %s" % (self.seq, self.type.value.encode(), self.data)
+        return b"%d %b %b" % (self.seq, _NAMES[self.type], self.data)
 
     def payload(self) -> dict[str, Any]:
         result: dict[str, Any] = orjson.loads(self.data)
@@ -82,7 +89,7 @@ class Event:
 def parse_line(line: bytes) -> Event:
     """The event of a `<seq> <type> <json>` line."""
     seq, kind, data = line.split(b" ", 2)
-    return Event(int(seq), EventType(kind.decode()), data)
+    return Event(int(seq), _TYPES[kind], data)
 
 
 def archive(events: Iterable[Event]) -> str:

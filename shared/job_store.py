@@ -13,12 +13,14 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     BigInteger,
     Double,
     SmallInteger,
     Text,
     and_,
+    bindparam,
     func,
     insert,
     literal,
@@ -162,6 +164,14 @@ class JobStore(Store):
         statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
         row = await self._first(statement)
         return None if row is None else row.log or ""  # a deleted job's is forgotten
+
+    async def ended(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of the jobs that have ended."""
+        statement = select(JobRow.id).where(
+            JobRow.id == func.any(bindparam("ids", list(job_ids), type_=ARRAY(Text))), JobRow.status.in_(TERMINAL)
+        )
+        async with self._engine.connect() as connection:
+            return set((await connection.execute(statement)).scalars())
 
     async def page(
         self,

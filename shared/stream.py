@@ -96,6 +96,17 @@ redis.call('EXPIRE', KEYS[2], ARGV[2])
 return redis.call('XRANGE', KEYS[1], '-', '+')
 """
 
+_FOLLOW_ALL = """
+local last = {}
+for k = 1, #KEYS, 2 do
+  redis.call('SADD', KEYS[k + 1], ARGV[1])
+  redis.call('EXPIRE', KEYS[k + 1], ARGV[2])
+  local entry = redis.call('XREVRANGE', KEYS[k], '+', '-', 'COUNT', 1)[1]
+  last[#last + 1] = entry and tonumber(string.match(entry[1], '^%d+')) or 0
+end
+return last
+"""
+
 
 def seq_before(attempt: int) -> int:
     """After which number an attempt begins where the log before it is lost: above all that a reader may have seen."""
@@ -124,6 +135,7 @@ class JobLogs:
         self._redis = redis
         self._append = redis.register_script(_APPEND)
         self._take_over = redis.register_script(_TAKE_OVER)
+        self._follow_all = redis.register_script(_FOLLOW_ALL)
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
         """Append to many logs in one round trip, and publish to the jobs' followers.
@@ -137,7 +149,7 @@ class JobLogs:
             keys += (redis_keys.log(item.job_id), redis_keys.fence(item.job_id), redis_keys.followers(item.job_id))
             args += (item.job_id, item.attempt, int(item.force), item.ttl_s, len(item.events))
             for one in item.events:
-                args += (one.seq, one.type.value, one.data, one.token_ids)
+                args += (one.seq, one.name, one.data, one.token_ids)
         result: list[int] = await self._append(keys=keys, args=args)
         return result
 
@@ -172,6 +184,12 @@ class JobLogs:
             pipe.xrange(redis_keys.log(job_id), min=f"({after}-0")
             *_, entries = await pipe.execute()
         return [_entry(entry_id, fields) for entry_id, fields in entries]
+
+    async def follow_all(self, job_ids: Sequence[str], api_id: str) -> list[int]:
+        """Register an API process as a follower of many jobs. Returns the number of each log's last event, or 0."""
+        keys = [key for job_id in job_ids for key in (redis_keys.log(job_id), redis_keys.followers(job_id))]
+        last: list[int] = await self._follow_all(keys=keys, args=[api_id, RUNNING_TTL_S])
+        return last
 
     async def unfollow(self, job_id: str, api_id: str) -> None:
         await self._redis.srem(redis_keys.followers(job_id), api_id)

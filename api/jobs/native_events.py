@@ -17,13 +17,15 @@ async def native_events(jobs: JobService, job: Job, after: int) -> AsyncIterator
     """
     first = b""
     if job.status is JobStatus.QUEUED and after == 0:
-        position, eta_s = await jobs.waiting(job)
+        position, eta_s = await jobs.backlog.waiting(job)
         first = b"event: job.queued\ndata: %s\n\n" % orjson.dumps({"position": position, "eta_s": eta_s})
 
     async def frames() -> AsyncIterator[bytes]:
         if first:
             yield first
-        async for event in jobs.follow(job.id, after):
-            yield b"id: %d\nevent: job.%s\ndata: %s\n\n" % (event.seq, event.type.value.encode(), event.data)
+        async for events in jobs.follow(job.id, after):
+            yield b"".join(
+                [b"id: %d\nevent: job.%b\ndata: %b\n\n" % (event.seq, event.name, event.data) for event in events]
+            )
 
     return frames()

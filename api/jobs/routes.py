@@ -7,7 +7,6 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
 
 from api.auth import CurrentKey
 from api.errors import ErrorResponse
@@ -79,7 +78,9 @@ async def submit(
             job = await asyncio.wait_for(jobs.finished(job.id, key_id), wait_s)
         except TimeoutError:
             job = await jobs.get(job.id, key_id)
-    return await _answer(jobs, job, headers)
+    fresh = created and job.status is JobStatus.QUEUED
+    position, eta_s = await (jobs.backlog.submitted(job) if fresh else jobs.backlog.waiting(job))
+    return _answer(job, position, eta_s, headers)
 
 
 @router.get("", responses=ERRORS)
@@ -109,7 +110,8 @@ async def list_jobs(
 )
 async def get_job(job_id: str, key_id: CurrentKey, jobs: Jobs) -> Response:
     """A job: 200 once it has ended, 202 before."""
-    return await _answer(jobs, await jobs.get(job_id, key_id), {})
+    job = await jobs.get(job_id, key_id)
+    return _answer(job, *await jobs.backlog.waiting(job), {})
 
 
 @router.get(
@@ -155,13 +157,13 @@ async def delete(job_id: str, key_id: CurrentKey, jobs: Jobs) -> JobDeleted:
     return JobDeleted(id=job_id)
 
 
-async def _answer(jobs: Jobs, job: Job, headers: dict[str, str]) -> Response:
-    position, eta_s = await jobs.waiting(job)
+def _answer(job: Job, position: int | None, eta_s: float | None, headers: dict[str, str]) -> Response:
     view = job_view(job, position=position, eta_s=eta_s)
     headers |= {"Location": view.status_url}
-    if job.status.terminal:
-        return JSONResponse(view.model_dump(mode="json"), 200, headers)
-    return JSONResponse(view.model_dump(mode="json"), 202, headers | {"Retry-After": POLL_AFTER_S})
+    if not job.status.terminal:
+        headers |= {"Retry-After": POLL_AFTER_S}
+    status = 200 if job.status.terminal else 202
+    return Response(view.model_dump_json(), status, headers, media_type="application/json")
 
 
 def _wait(prefer: str | None) -> int:

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.errors import Conflict, NotFound
+from api.jobs.backlog import Backlog
 from api.streams import Streams
 from api.tokens import ContextCheck
 from shared import redis_keys
@@ -17,7 +18,6 @@ from shared.errors import InvalidRequest
 from shared.events import Event
 from shared.job import Job, JobStatus, is_job_id
 from shared.job_store import Idempotency, JobStore, NewJob
-from shared.outage import database_is_away
 from shared.queue import Hint, HintSender
 from shared.registry import Registry
 from shared.stream import JobLogs
@@ -49,6 +49,7 @@ class JobService:
         self._streams = streams
         self._context = context
         self._redis = redis
+        self.backlog = Backlog(store)
 
     async def submit(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
         """Check a job, commit it, and hint a worker. When this returns, the job is safe.
@@ -82,20 +83,6 @@ class JobService:
             raise NotFound(f"There is no job `{job_id[:64]}`.", param="job_id", code="job_not_found")
         return job
 
-    async def waiting(self, job: Job) -> tuple[int | None, float | None]:
-        """A queued job's position and the seconds until it starts, as far as they can be told."""
-        if job.status is not JobStatus.QUEUED:
-            return None, None
-        try:
-            position = await self._store.queue_position(job)
-            rate = await self._store.service_rate(job.model)
-        except Exception as error:
-            if not database_is_away(error):
-                raise
-            logger.warning("job=%s its place in the queue cannot be told: %s", job.id, error)
-            return None, None
-        return position, round((position + 1) / rate, 1) if rate else None
-
     async def page(
         self, key_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
     ) -> list[Job]:
@@ -108,8 +95,8 @@ class JobService:
             raise InvalidRequest(f"after: must be a job's id, got {after[:64]!r}", param="after")
         return await self._store.page(key_id, status=status, model=model, limit=limit, after=after)
 
-    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
-        """A job's events after a cursor, up to and with its last."""
+    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+        """A job's events after a cursor, in batches, up to and with its last."""
         return self._streams.follow(job_id, after)
 
     async def check_cursor(self, job: Job, after: int, param: str) -> bool:
@@ -128,8 +115,7 @@ class JobService:
 
     async def finished(self, job_id: str, key_id: int) -> Job:
         """Wait for a job's end."""
-        async for _ in self._streams.follow(job_id):
-            pass
+        await self._streams.ended(job_id)
         return await self.get(job_id, key_id)
 
     async def cancel(self, job_id: str, key_id: int) -> Job:

@@ -94,41 +94,62 @@ def whole(face: Face, job: Job) -> ChatCompletion | Completion:
     return Completion(choices=texts, **common)
 
 
-async def frames(face: Face, job: Job, events: AsyncIterator[Event], *, include_usage: bool) -> AsyncIterator[bytes]:
+async def frames(
+    face: Face, job: Job, events: AsyncIterator[list[Event]], *, include_usage: bool
+) -> AsyncIterator[bytes]:
     """A job's events as `data:` frames, ending with `[DONE]`, or with an error frame where the job failed."""
-    head: dict[str, Any] = {
-        "id": face.completion_id(job),
-        "object": face.chunk_object,
-        "created": int(job.created_at.timestamp()),
-        "model": job.model,
-    }
-    usage: dict[str, Any] = {"usage": None} if include_usage else {}
+    chunks = _Chunks(face, job, include_usage=include_usage)
+    async for batch in events:
+        if made := b"".join(map(chunks.of, batch)):
+            yield made
+        if chunks.broken:
+            return
 
-    def frame(choices: list[dict[str, Any]], **more: Any) -> bytes:
-        return b"data: %s\n\n" % orjson.dumps({**head, "choices": choices, **usage, **more})
 
-    sent_text = False
-    async for event in events:
+class _Chunks:
+    """One stream's chunks. `broken`: it has told its reader that it cannot go on."""
+
+    def __init__(self, face: Face, job: Job, *, include_usage: bool) -> None:
+        self._face = face
+        self._job = job
+        self._include_usage = include_usage
+        self._head: dict[str, Any] = {
+            "id": face.completion_id(job),
+            "object": face.chunk_object,
+            "created": int(job.created_at.timestamp()),
+            "model": job.model,
+        }
+        self._usage: dict[str, Any] = {"usage": None} if include_usage else {}
+        self._sent_text = False
+        self.broken = False
+
+    def of(self, event: Event) -> bytes:
+        """The frames of an event; none for some, nor after the stream is broken."""
         match event.type:
-            case EventType.STARTED:
-                if not sent_text and (choices := face.first_choices(job)):
-                    yield frame(choices)
+            case _ if self.broken:
+                return b""
             case EventType.DELTA:
-                sent_text = True
+                self._sent_text = True
                 payload = event.payload()
-                yield frame([face.choice(payload["index"], payload["text"], payload.get("finish_reason"))])
+                return self._frame([self._face.choice(payload["index"], payload["text"], payload.get("finish_reason"))])
+            case EventType.STARTED:
+                choices = self._face.first_choices(self._job)
+                return self._frame(choices) if choices and not self._sent_text else b""
+            case EventType.RESTARTED if self._sent_text:
+                self.broken = True
+                return _error(CannotRestart().message, "worker_lost")
             case EventType.RESTARTED:
-                if sent_text:
-                    yield _error(CannotRestart().message, "worker_lost")
-                    return
+                return b""
             case EventType.COMPLETED | EventType.INCOMPLETE:
-                if include_usage:
-                    counted = Usage(**event.payload()["usage"])
-                    yield frame([], usage=usage_view(counted).model_dump())
-                yield b"data: [DONE]\n\n"
+                counted = Usage(**event.payload()["usage"])
+                last = self._frame([], usage=usage_view(counted).model_dump()) if self._include_usage else b""
+                return last + b"data: [DONE]\n\n"
             case _:
                 error = event.payload()["error"]
-                yield _error(error["message"], error["code"])
+                return _error(error["message"], error["code"])
+
+    def _frame(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        return b"data: %b\n\n" % orjson.dumps({**self._head, "choices": choices, **self._usage, **more})
 
 
 def _error(message: str, code: str) -> bytes:

@@ -385,9 +385,9 @@ class World:
         reader = self.readers[job_id]
 
         async def follow() -> None:
-            async with contextlib.aclosing(self.service.follow(job_id, reader.cursor)) as events:  # type: ignore[type-var]
-                async for event in events:
-                    reader.seen.append(event)
+            async with contextlib.aclosing(self.service.follow(job_id, reader.cursor)) as batches:  # type: ignore[type-var]
+                async for events in batches:
+                    reader.seen += events
 
         reader.following = asyncio.create_task(follow())
 
@@ -486,7 +486,7 @@ class World:
                 assert seen == archived
             # Where Redis lost a log, a reader may have seen more than was kept: up to the restart.
             assert seen[-len(archived) :] == archived
-            replay = [event.line() async for event in self.service.follow(job_id)]
+            replay = [event.line() async for events in self.service.follow(job_id) for event in events]
             assert replay == archived
 
     async def close(self) -> None:
