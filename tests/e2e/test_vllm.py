@@ -250,6 +250,40 @@ class TestOpenAIClient:
 
 
 class TestFailover:
+    async def test_a_dead_engines_job_goes_on_in_the_same_stream(
+        self, vllm_stack: Stack, vllm: httpx.AsyncClient
+    ) -> None:
+        """`kill -9` of the engine's own process: its worker lives, is not ready, and starts the engine again."""
+        body: Any = {"max_tokens": 80, "ignore_eos": True}
+        whole = await ended(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
+        job = await submit(vllm, "Tell me about mills.", **body)
+        (worker,) = [process for name, process in vllm_stack.processes.items() if name.startswith("worker")]
+        killed = False
+        events = []
+        async with vllm.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
+            async for item in read_events(response):
+                events.append(item)
+                if not killed and [one.event for one in events].count("job.delta") == 20:
+                    killed = True
+                    children = psutil.Process(worker.pid).children(recursive=True)
+                    max(children, key=lambda child: child.memory_info().rss).kill()
+
+                    async def unready() -> bool:
+                        checks = (await vllm.get("/readyz")).json()["checks"]
+                        return bool(checks["model smollm2"] == "no live worker")
+
+                    await eventually(unready, "the worker says that it is not ready")
+        assert killed
+        done = await ended(vllm, job["id"])
+        assert worker.poll() is None, "the worker lives"
+        assert [one.event for one in events].count("job.started") == 2
+        assert "job.restarted" not in [one.event for one in events]
+        assert text_of(events) == done["output_text"] == whole["output_text"]
+        assert done["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+        assert [attempt["outcome"] for attempt in done["attempts"]] == ["engine_lost", "incomplete"]
+        assert sum(attempt["tokens"] for attempt in done["attempts"]) == 80
+        assert (await vllm.get("/readyz")).status_code == 200
+
     async def test_a_killed_workers_job_goes_on_in_the_same_stream(
         self, vllm_stack: Stack, vllm: httpx.AsyncClient
     ) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,22 @@ class Stack:
 
     def replace_api(self, url: str) -> None:
         """`kill -9` an API process, and start another at its address."""
+        self._again(url, self.kill)
+
+    def restart_api(self, url: str) -> None:
+        """SIGTERM to an API process, and start another at its address."""
+
+        def terminate(name: str) -> None:
+            process = self.processes.pop(name)
+            process.terminate()
+            process.wait(30)
+
+        self._again(url, terminate)
+
+    def _again(self, url: str, end: Callable[[str], None]) -> None:
         port = url.rpartition(":")[2]
         name = "api" if url == self.url else f"api-{port}"
-        self.kill(name)
+        end(name)
         self.start(name, "api", HEADRACE_PORT=port)
         eventually_sync(lambda: _answers(url), f"{name} answers again", within_s=60)
 
