@@ -41,12 +41,21 @@ _TYPES = {name: kind for kind, name in _NAMES.items()}
 
 @dataclass(slots=True)
 class Delta:
-    """Text that one choice gained. `token_ids` made it; they stay inside, for the next worker."""
+    """Text that one choice gained. `token_ids` made it; they stay inside, for the next worker.
+
+    An engine that is not told the ids counts the tokens alone, as `unnamed`.
+    """
 
     index: int
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
+    unnamed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens made it."""
+        return len(self.token_ids) + self.unnamed
 
     def merged(self, later: Delta) -> Delta:
         """This delta and the one after it, of the same choice, as one."""
@@ -55,11 +64,13 @@ class Delta:
             self.text + later.text,
             self.token_ids + later.token_ids,
             later.finish_reason or self.finish_reason,
+            self.unnamed + later.unnamed,
         )
 
 
 class Event(NamedTuple):
-    """One event as it travels: `data` is JSON, `token_ids` (JSON too) is never shown to a client."""
+    """One event as it travels: `data` is JSON; `token_ids` is JSON too, a list, or a number where the ids are not
+    known, and is never shown to a client."""
 
     seq: int
     type: EventType
@@ -82,8 +93,9 @@ class Event(NamedTuple):
     def delta(self) -> Delta:
         """The delta that a `DELTA` event carries."""
         payload = self.payload()
-        ids = tuple(orjson.loads(self.token_ids)) if self.token_ids else ()
-        return Delta(payload["index"], payload["text"], ids, payload.get("finish_reason"))
+        tokens = orjson.loads(self.token_ids) if self.token_ids else []
+        ids, unnamed = ((), tokens) if isinstance(tokens, int) else (tuple(tokens), 0)
+        return Delta(payload["index"], payload["text"], ids, payload.get("finish_reason"), unnamed)
 
 
 def parse_line(line: bytes) -> Event:
@@ -105,8 +117,8 @@ def delta_event(seq: int, delta: Delta) -> Event:
     payload: dict[str, Any] = {"index": delta.index, "text": delta.text}
     if delta.finish_reason is not None:
         payload["finish_reason"] = delta.finish_reason
-    ids = orjson.dumps(delta.token_ids) if delta.token_ids else b""
-    return Event(seq, EventType.DELTA, orjson.dumps(payload), ids)
+    tokens = orjson.dumps(delta.token_ids or delta.unnamed) if delta.tokens else b""
+    return Event(seq, EventType.DELTA, orjson.dumps(payload), tokens)
 
 
 def event(seq: int, kind: EventType, payload: dict[str, Any]) -> Event:
@@ -121,7 +133,7 @@ def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
         if item.type is EventType.STARTED:
             attempt = item.payload()["attempt"]
         elif item.type is EventType.DELTA:
-            tokens[attempt] = tokens.get(attempt, 0) + len(item.delta().token_ids)
+            tokens[attempt] = tokens.get(attempt, 0) + item.delta().tokens
     return tokens
 
 
@@ -151,7 +163,7 @@ class Transcript:
 
     @property
     def tokens(self) -> int:
-        return sum(len(delta.token_ids) for delta in self.deltas)
+        return sum(delta.tokens for delta in self.deltas)
 
     def choices(self) -> tuple[Choice, ...]:
         texts: list[list[str]] = [[] for _ in range(self._choices)]
