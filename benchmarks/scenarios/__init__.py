@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.bench import Bench
-from benchmarks.scenarios import followers, growth, relay, submits
+from benchmarks.scenarios import cancel, followers, growth, relay, submits, vllm
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
+    "vllm": vllm.run,
     "relay": relay.run,
     "submits": submits.run,
     "followers": followers.run,
     "growth": growth.run,
+    "cancel": cancel.run,
 }
