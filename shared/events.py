@@ -38,12 +38,21 @@ _TERMINAL_NAMES = frozenset(status.value for status in JobStatus if status.termi
 
 @dataclass(slots=True)
 class Delta:
-    """Text that one choice gained. `token_ids` made it; they stay inside, for the next worker."""
+    """Text that one choice gained. `token_ids` made it; they stay inside, for the next worker.
+
+    An engine that is not told the ids counts the tokens alone, as `unnamed`.
+    """
 
     index: int
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
+    unnamed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens made it."""
+        return len(self.token_ids) + self.unnamed
 
     def merged(self, later: Delta) -> Delta:
         """This delta and the one after it, of the same choice, as one."""
@@ -52,12 +61,14 @@ class Delta:
             self.text + later.text,
             self.token_ids + later.token_ids,
             later.finish_reason or self.finish_reason,
+            self.unnamed + later.unnamed,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event as it travels: `data` is JSON, `token_ids` (JSON too) is never shown to a client."""
+    """One event as it travels: `data` is JSON; `token_ids` is JSON too, a list, or a number where the ids are not
+    known, and is never shown to a client."""
 
     seq: int
     type: EventType
@@ -75,8 +86,9 @@ class Event:
     def delta(self) -> Delta:
         """The delta that a `DELTA` event carries."""
         payload = self.payload()
-        ids = tuple(orjson.loads(self.token_ids)) if self.token_ids else ()
-        return Delta(payload["index"], payload["text"], ids, payload.get("finish_reason"))
+        tokens = orjson.loads(self.token_ids) if self.token_ids else []
+        ids, unnamed = ((), tokens) if isinstance(tokens, int) else (tuple(tokens), 0)
+        return Delta(payload["index"], payload["text"], ids, payload.get("finish_reason"), unnamed)
 
 
 def parse_line(line: bytes) -> Event:
@@ -98,8 +110,8 @@ def delta_event(seq: int, delta: Delta) -> Event:
     payload: dict[str, Any] = {"index": delta.index, "text": delta.text}
     if delta.finish_reason is not None:
         payload["finish_reason"] = delta.finish_reason
-    ids = orjson.dumps(delta.token_ids) if delta.token_ids else b""
-    return Event(seq, EventType.DELTA, orjson.dumps(payload), ids)
+    tokens = orjson.dumps(delta.token_ids or delta.unnamed) if delta.tokens else b""
+    return Event(seq, EventType.DELTA, orjson.dumps(payload), tokens)
 
 
 def event(seq: int, kind: EventType, payload: dict[str, Any]) -> Event:
@@ -132,7 +144,7 @@ class Transcript:
 
     @property
     def tokens(self) -> int:
-        return sum(len(delta.token_ids) for delta in self.deltas)
+        return sum(delta.tokens for delta in self.deltas)
 
     def choices(self) -> tuple[Choice, ...]:
         texts: list[list[str]] = [[] for _ in range(self._choices)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import yaml
 import yaml.reader
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
@@ -17,7 +19,7 @@ from shared.bundled import BUNDLED_PREFIX, bundled_model_path
 from shared.errors import HeadraceError
 
 DEFAULT_SLOTS = 64
-ENGINES = ("vllm", "simulated")
+ENGINES = ("vllm", "openai", "simulated")
 # What a model may be called.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
 MAX_NAME = 200
@@ -104,7 +106,52 @@ class SimulatedModel(_Spec):
         return self.options.max_model_len
 
 
-ModelSpec = Annotated[VllmModel | SimulatedModel, Field(discriminator="engine")]
+def _address(text: str) -> str:
+    """An http(s) address without its last slash; a password in it would end up in logs."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError("must be an address such as https://api.openai.com/v1")
+    return text.rstrip("/")
+
+
+def _variable(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        raise ValueError("must be the name of an environment variable that holds the key, not the key")
+    return text
+
+
+class OpenAIOptions(BaseModel):
+    """Where the upstream is, and how long it is waited for. Times in seconds."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    base_url: Annotated[str, AfterValidator(_address)]
+    api_key_env: Annotated[str, AfterValidator(_variable)] | None = Field(
+        None, description="The environment variable that holds the upstream's key; none is sent without it."
+    )
+    connect_timeout_s: float = Field(5, gt=0)
+    read_timeout_s: float = Field(300, gt=0, description="To the first byte, and between any two.")
+    max_retries: int = Field(3, ge=0, le=20, description="After failures before the first token.")
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="How the upstream calls it; OpenAI's own newer models take the second alone."
+    )
+    max_model_len: int | None = Field(None, ge=2, description="Only shown, and max_tokens checked against it.")
+
+
+class OpenAIModel(_Spec):
+    """A model that an OpenAI-compatible server has; our worker relays."""
+
+    engine: Literal["openai"]
+    model: str = Field(min_length=1, description="What the upstream calls it.")
+    slots: int = Field(256, ge=1, le=4096)
+    options: OpenAIOptions
+
+    @property
+    def max_model_len(self) -> int | None:
+        return self.options.max_model_len
+
+
+ModelSpec = Annotated[VllmModel | OpenAIModel | SimulatedModel, Field(discriminator="engine")]
 
 
 class _File(BaseModel):
@@ -117,12 +164,12 @@ class _File(BaseModel):
 class Registry:
     """The models by name, in the file's order."""
 
-    models: dict[str, VllmModel | SimulatedModel]
+    models: dict[str, ModelSpec]
 
     def __contains__(self, name: object) -> bool:
         return name in self.models
 
-    def __getitem__(self, name: str) -> VllmModel | SimulatedModel:
+    def __getitem__(self, name: str) -> ModelSpec:
         return self.models[name]
 
 
@@ -157,7 +204,7 @@ def load_registry(path: Path) -> Registry:
         problems = [_problem(path, tree, problem) for problem in error.errors(include_url=False)]
         raise RegistryError("\n".join(problems)) from error
 
-    models: dict[str, VllmModel | SimulatedModel] = {}
+    models: dict[str, ModelSpec] = {}
     for index, spec in enumerate(parsed.models):
         if spec.name in models:
             line = _line(tree, ("models", index, "name"))

@@ -22,7 +22,7 @@ from shared.job import JobStatus, WorkerState
 from shared.job_store import JobStore
 from shared.outage import is_outage
 from shared.queue import HintSender
-from shared.registry import SimulatedModel, VllmModel
+from shared.registry import ModelSpec
 from shared.stream import JobLogs, LogFlusher
 from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
@@ -51,7 +51,7 @@ class Lifecycle:
     _lease: Lease
     _keeper: EngineKeeper
 
-    def __init__(self, app: Celery, settings: WorkerSettings, model: VllmModel | SimulatedModel, worker: str) -> None:
+    def __init__(self, app: Celery, settings: WorkerSettings, model: ModelSpec, worker: str) -> None:
         self._app = app
         self._settings = settings
         self._model = model

@@ -47,6 +47,7 @@ class Run:
     transcript: Transcript
     claimed: float = field(default_factory=time.monotonic)
     prompt: PromptInfo = field(default_factory=lambda: PromptInfo(0))
+    told: Usage | None = None
     made_before: int = 0
     first_token_at: datetime | None = None
     generating: asyncio.Task[None] | None = None
@@ -59,9 +60,12 @@ class Run:
     @property
     def tokens(self) -> int:
         """Tokens that this attempt made."""
-        return self.transcript.tokens - self.made_before
+        return self.usage().completion_tokens - self.made_before
 
     def usage(self) -> Usage:
+        """What the engine was told by its upstream, else what it made."""
+        if self.told is not None:
+            return self.told
         return Usage(self.prompt.prompt_tokens, self.prompt.cached_tokens, self.transcript.tokens)
 
 
@@ -258,6 +262,9 @@ class Runner:
                 if isinstance(item, PromptInfo):
                     run.prompt = item
                     continue
+                if isinstance(item, Usage):
+                    run.told = item
+                    continue
                 if run.first_token_at is None:
                     run.first_token_at = run.now()
                 run.transcript.add(item)
@@ -288,7 +295,7 @@ class Runner:
         if isinstance(error, InvalidRequest):
             return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message)
         if isinstance(error, EngineError):
-            return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, error.message)
+            return JobStatus.FAILED, Failure(error.code, error.message)
         if error is not None:
             logger.error("job=%s failed unexpectedly", run.job.id, exc_info=error)
             return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, f"{type(error).__name__}: {error}")

@@ -41,6 +41,7 @@ FAILED: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorResponse, "description": "The Idempotency-Key was used with another request."},
     409: {"model": ErrorResponse, "description": "The job was cancelled by another call."},
     500: {"model": ErrorResponse, "description": "The job failed; `code` says why."},
+    502: {"model": ErrorResponse, "description": "The server that this model is relayed to failed."},
     504: {"model": ErrorResponse, "description": "Start-Before or Cancel-After has passed."},
 }
 

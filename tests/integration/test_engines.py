@@ -1,19 +1,21 @@
-"""What every engine must do: one suite over the simulated and the real one."""
+"""What every engine must do: one suite over the simulated one, the real one, and one that relays."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from benchmarks.upstream import Pace, serve
 from shared.bundled import bundled_model_path
 from shared.errors import InvalidRequest
 from shared.events import Delta
-from shared.registry import SimulatedModel, SimulatedOptions, VllmModel
+from shared.job import Usage
+from shared.registry import ModelSpec, OpenAIModel, OpenAIOptions, SimulatedModel, SimulatedOptions, VllmModel
 from shared.sampling import GenerateRequest, Message, Sampling
 from shared.stream import JobLog
 from workers.engines.base import Engine, PromptInfo
@@ -25,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-MODELS: dict[str, SimulatedModel | VllmModel] = {
+MODELS: dict[str, ModelSpec] = {
     "simulated": SimulatedModel(
         name="sim",
         engine="simulated",
@@ -47,12 +49,27 @@ MODELS: dict[str, SimulatedModel | VllmModel] = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(MODELS))
+# An engine that relays cannot go on where it was cut: nobody but its upstream knows the tokens.
+that_continue = pytest.mark.parametrize("engine", list(MODELS), indirect=True)
+
+
+@asynccontextmanager
+async def relayed() -> AsyncIterator[OpenAIModel]:
+    """A model of a simulated upstream in this process."""
+    server, _ = await serve(Pace(ttft_ms=1, itl_ms=1, default_tokens=1000, max_model_len=256), "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    yield OpenAIModel(name="up", engine="openai", model="sim", slots=8, options=OpenAIOptions(base_url=url))
+    server.close()
+    await server.wait_closed()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[*MODELS, "openai"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    engine = make_engine(MODELS[request.param])
-    await engine.start()
-    yield engine
-    await engine.stop()
+    async with relayed() if request.param == "openai" else nullcontext(MODELS[request.param]) as model:
+        engine = make_engine(model)
+        await engine.start()
+        yield engine
+        await engine.stop()
 
 
 def chat(content: str = "Repeat exactly: 😀🐦🌊 Füße, naïve", **sampling: Any) -> GenerateRequest:
@@ -64,10 +81,17 @@ async def outputs(
     engine: Engine, request: GenerateRequest, name: str = "r", so_far: list[Delta] | None = None
 ) -> tuple[PromptInfo, list[Delta]]:
     async with aclosing(engine.generate(name, request, so_far or [])) as items:
-        first, *deltas = [item async for item in items]
-    assert isinstance(first, PromptInfo)
-    assert all(isinstance(delta, Delta) for delta in deltas)
-    return first, [delta for delta in deltas if isinstance(delta, Delta)]
+        made = [item async for item in items]
+    if isinstance(made[-1], Usage):
+        used = made.pop()
+        assert isinstance(used, Usage)
+        prompt: object = PromptInfo(used.prompt_tokens, used.cached_tokens)
+        assert used.completion_tokens == sum(delta.tokens for delta in made if isinstance(delta, Delta))
+    else:
+        prompt = made.pop(0)
+    assert isinstance(prompt, PromptInfo)
+    assert all(isinstance(delta, Delta) for delta in made)
+    return prompt, [delta for delta in made if isinstance(delta, Delta)]
 
 
 def text(deltas: list[Delta], index: int = 0) -> str:
@@ -86,7 +110,7 @@ def as_logged(deltas: list[Delta]) -> list[Delta]:
 async def test_prompt_first_then_text_to_its_end(engine: Engine) -> None:
     prompt, deltas = await outputs(engine, chat(ignore_eos=True))
     assert prompt.prompt_tokens > 4
-    assert len([token for delta in deltas for token in delta.token_ids]) == 24
+    assert sum(delta.tokens for delta in deltas) == 24
     assert [delta.finish_reason for delta in deltas if delta.finish_reason] == ["length"]
     assert deltas[-1].finish_reason == "length"
     assert "\ufffd" not in text(deltas)
@@ -133,6 +157,7 @@ async def test_cancelling_aborts(engine: Engine) -> None:
     assert engine.stats().requests == 0
 
 
+@that_continue
 async def test_a_cut_request_goes_on_as_if_uncut(engine: Engine) -> None:
     request = chat(max_tokens=40, ignore_eos=True)
     assert engine.continues(request)
@@ -142,10 +167,11 @@ async def test_a_cut_request_goes_on_as_if_uncut(engine: Engine) -> None:
         so_far = logged[:cut]
         _, rest = await outputs(engine, request, f"cut{cut}", so_far)
         assert text(so_far) + text(rest) == whole, f"cut after {cut} events"
-        made = sum(len(delta.token_ids) for delta in [*so_far, *rest])
+        made = sum(delta.tokens for delta in [*so_far, *rest])
         assert (made, rest[-1].finish_reason) == (40, "length")
 
 
+@that_continue
 async def test_a_log_of_merged_deltas_can_be_cut_anywhere(engine: Engine) -> None:
     """Several tokens in one flush: the log must still end where its text does."""
     request = chat(max_tokens=40, ignore_eos=True)
@@ -163,6 +189,7 @@ async def test_a_log_of_merged_deltas_can_be_cut_anywhere(engine: Engine) -> Non
             assert text(logged[:cut]) + text(rest) == whole, f"{size} tokens a flush, cut after {cut}"
 
 
+@that_continue
 async def test_a_cut_request_with_a_stop_string_goes_on_as_if_uncut(engine: Engine) -> None:
     _, plain = await outputs(engine, chat(max_tokens=40, ignore_eos=True))
     stop = text(plain)[-12:-4]
@@ -178,6 +205,7 @@ async def test_a_cut_request_with_a_stop_string_goes_on_as_if_uncut(engine: Engi
         assert rest[-1].finish_reason == "stop"
 
 
+@that_continue
 async def test_what_was_shown_is_always_the_text_of_whole_tokens(engine: Engine) -> None:
     _, plain = await outputs(engine, chat(max_tokens=40, ignore_eos=True))
     _, held = await outputs(engine, chat(max_tokens=40, ignore_eos=True, stop=["a stop string that never comes"]))
@@ -202,14 +230,14 @@ async def test_stop_strings_end_the_text_and_are_not_in_it(engine: Engine) -> No
 async def test_several_choices(engine: Engine) -> None:
     _, deltas = await outputs(engine, chat(n=3, temperature=1.0, max_tokens=8, seed=3, ignore_eos=True))
     for index in range(3):
-        assert len([t for delta in deltas if delta.index == index for t in delta.token_ids]) == 8
+        assert sum(delta.tokens for delta in deltas if delta.index == index) == 8
         assert [delta.finish_reason for delta in deltas if delta.index == index and delta.finish_reason] == ["length"]
 
 
 async def test_without_max_tokens_the_context_is_the_limit(engine: Engine) -> None:
     request = GenerateRequest(prompt="mill " * 250, sampling=Sampling(temperature=0, ignore_eos=True))
     prompt, deltas = await outputs(engine, request)
-    assert prompt.prompt_tokens + len([t for delta in deltas for t in delta.token_ids]) == 256
+    assert prompt.prompt_tokens + sum(delta.tokens for delta in deltas) == 256
 
 
 @pytest.mark.parametrize(("words", "max_tokens"), [(300, None), (10, 250)])

@@ -38,8 +38,8 @@ def test_a_good_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "line", "words"),
     [
-        ("engine: vllm", "engine: vlm", 6, "models[1].engine: must be one of vllm, simulated, got 'vlm'"),
-        ("    engine: simulated\n", "", 2, "models[0].engine: must be one of vllm, simulated"),
+        ("engine: vllm", "engine: vlm", 6, "models[1].engine: must be one of vllm, openai, simulated, got 'vlm'"),
+        ("    engine: simulated\n", "", 2, "models[0].engine: must be one of vllm, openai, simulated"),
         ("slots", "slotz", 4, "models[0].slotz: there is no such field"),
         ("slots: 4", "slots: many", 4, "models[0].slots: Input should be a valid integer"),
         ("slots: 4", "slots: 0", 4, "models[0].slots: Input should be greater than or equal to 1"),

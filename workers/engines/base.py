@@ -6,13 +6,22 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.errors import HeadraceError
+from shared.errors import ErrorCode, HeadraceError
 from shared.events import Delta
+from shared.job import Usage
 from shared.sampling import GenerateRequest
 
 
 class EngineError(HeadraceError):
-    """The engine could not run this request; it can run others."""
+    """The engine could not run this request; it can run others. `code` is the job's error code."""
+
+    code = ErrorCode.ENGINE_ERROR
+
+
+class UpstreamError(EngineError):
+    """The server that this engine relays to could not run this request."""
+
+    code = ErrorCode.UPSTREAM_ERROR
 
 
 class EngineDead(HeadraceError):
@@ -56,8 +65,11 @@ class Engine(Protocol):
 
     def generate(
         self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
-    ) -> AsyncGenerator[Delta | PromptInfo, None]:
+    ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
         """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
+
+        An engine that is told by somebody else what was used yields no `PromptInfo`, and that `Usage` last: it goes
+        before what the deltas add up to.
 
         `so_far` is what earlier attempts made, where `continues` is true. Closing the generator, or cancelling
         the task that iterates it, aborts the request and returns once the engine has freed it.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from shared.registry import SimulatedModel, VllmModel
+from shared.registry import ModelSpec, OpenAIModel, SimulatedModel, VllmModel
 from workers.engines.base import Engine
 
 
-def make_engine(model: VllmModel | SimulatedModel) -> Engine:
+def make_engine(model: ModelSpec) -> Engine:
     """The engine that a model's `engine:` names; not started yet."""
     match model:
         case VllmModel():
             from workers.engines.vllm import VllmEngine
 
             return VllmEngine(model)
+        case OpenAIModel():
+            from workers.engines.openai import OpenAIEngine
+
+            return OpenAIEngine(model)
         case SimulatedModel():
             from workers.engines.simulated import SimulatedEngine
 
