@@ -32,6 +32,8 @@ class Plan:
     requests: int | None = None
     seconds: float | None = None
     ids: list[str] = field(default_factory=list)
+    # The first request's number: with another one in each run, no prompt is in a prefix cache.
+    first_number: int = 0
     # `load`: answer with the jobs' ids.
     collect: bool = False
     # Requests that are sent before and not counted.

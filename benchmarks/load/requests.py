@@ -30,7 +30,7 @@ class Requests:
         paths = [plan.path.replace(ID, job_id) for job_id in plan.ids] or [plan.path]
         whole = [request(plan.port, plan.method, path, plan.headers, body) for path in paths]
         self._parts = [self._around_number(plan, one) for one in whole]
-        self._numbers = count()
+        self._numbers = count(plan.first_number)
 
     def next(self) -> bytes:
         number = next(self._numbers)

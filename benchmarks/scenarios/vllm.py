@@ -40,7 +40,7 @@ def run(bench: Bench) -> None:
 
 
 def _once(bench: Bench, system: System, streams: int) -> Summary:
-    tokens = bench.pick(64, 16)
+    tokens = bench.pick(64, 32)
     requests = bench.pick(8, 3) if streams == 1 else bench.pick(2, 1) * streams
     if not system.streams:
         requests = streams

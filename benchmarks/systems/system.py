@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from random import randrange
 from typing import Any
 
 from benchmarks.load.plan import NUMBER, Plan
@@ -24,15 +25,17 @@ class System:
     # Whether it can stream; the other kind answers in one piece.
     streams: bool = True
 
-    def chat(self, model: str, tokens: int, **plan: Any) -> Plan:
+    def chat(self, model: str, tokens: int, *, ignore_eos: bool = True, **plan: Any) -> Plan:
         """A plan of chat completions with a fixed number of tokens each."""
         body: dict[str, Any] = {
             "model": model,
             "messages": [{"role": "user", "content": PROMPT}],
             "max_tokens": tokens,
             "temperature": 0,
-            "ignore_eos": True,
         }
+        if ignore_eos:
+            body["ignore_eos"] = True
         if self.streams:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return Plan(port=self.port, path=CHAT, body=body, headers=self.headers, **plan)
+        first = randrange(10**7)
+        return Plan(port=self.port, path=CHAT, body=body, headers=self.headers, first_number=first, **plan)
