@@ -3,7 +3,7 @@ ENGINE ?= cpu
 export ENGINE
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up worker test chaos lint fmt lock clean dev
+.PHONY: help up worker test chaos bench lint fmt lock clean dev
 
 BOOTSTRAP := sh launcher/bootstrap.sh
 
@@ -27,6 +27,9 @@ test: dev  ## run the whole test suite; ARGS go to pytest: make test ARGS="-k ca
 
 chaos: dev  ## 10,000 jobs while everything is killed, frozen and cut off; make chaos ARGS="--quick --seed 7"
 	@exec .venv/bin/python -m chaos $(ARGS)
+
+bench: dev  ## measure this machine against the goals; make bench ARGS="--only relay --quick"
+	@exec .venv/bin/python -m benchmarks $(ARGS)
 
 lint: dev  ## style, types and layers
 	.venv/bin/ruff check

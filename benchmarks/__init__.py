@@ -1,1 +1,1 @@
-"""Benchmarks: they print figures, and are never tests."""
+"""Benchmarks: they print figures beside goals, and are never tests. `python -m benchmarks --help`."""

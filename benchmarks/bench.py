@@ -1,0 +1,115 @@
+"""What every scenario is given: the options, a folder, and a place for its figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import psutil
+
+from benchmarks import generator
+from benchmarks.load.plan import Plan, Summary
+from benchmarks.processes import Processes, machine_busy_seconds
+from benchmarks.statistics import Measured, number
+
+T = TypeVar("T")
+# The load generator's start is not counted as its work.
+GENERATOR_START_S = 0.4
+# The share of the machine that others may take before a run counts as disturbed.
+OTHERS_MAX = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line."""
+
+    repeats: int = 5
+    quick: bool = False
+    device: str = "cpu"
+    # A folder with a model; None: the one that comes in a wheel.
+    model: Path | None = None
+    load_format: str = "auto"
+
+
+class Key(NamedTuple):
+    """Which figure."""
+
+    scenario: str
+    system: str
+    name: str
+
+
+@dataclass(slots=True)
+class Figures:
+    """All that was measured, in the order in which it first came."""
+
+    values: dict[Key, list[float]] = field(default_factory=dict)
+    units: dict[Key, str] = field(default_factory=dict)
+
+    def add(self, key: Key, value: float, unit: str) -> None:
+        self.values.setdefault(key, []).append(value)
+        self.units[key] = unit
+
+    def get(self, key: Key) -> Measured | None:
+        values = self.values.get(key)
+        return Measured(tuple(values)) if values else None
+
+
+@dataclass(slots=True)
+class Bench:
+    """One scenario's view of the run."""
+
+    scenario: str
+    options: Options
+    folder: Path
+    figures: Figures
+    began: float = field(default_factory=time.monotonic)
+    # Runs beside which other processes of this machine were busy.
+    disturbed: int = 0
+
+    def say(self, line: str) -> None:
+        print(f"{time.monotonic() - self.began:7.1f}  {self.scenario}: {line}", flush=True)
+
+    def add(self, system: str, name: str, value: float, unit: str) -> None:
+        self.figures.add(Key(self.scenario, system, name), value, unit)
+        self.say(f"{system}: {name}: {number(value)} {unit}")
+
+    def pick(self, full: T, quick: T) -> T:
+        """A size: that of a whole run, or that of a quick one."""
+        return quick if self.options.quick else full
+
+    def repeats(self) -> Iterator[int]:
+        return iter(range(self.options.repeats))
+
+    def rotated(self, systems: Sequence[T], repeat: int) -> list[T]:
+        """The systems in another order at each repeat, so that none always comes first."""
+        first = repeat % len(systems)
+        return [*systems[first:], *systems[:first]]
+
+    def measure(self, system: str, processes: Processes, plan: Plan) -> tuple[Summary, dict[str, float]]:
+        """Run a plan. The second value: CPU seconds that each process took for it, `load` being the generator's."""
+        began, busy_before = time.monotonic(), machine_busy_seconds()
+        before = processes.cpu_seconds()
+        summary = generator.run(plan)
+        after = processes.cpu_seconds()
+        busy, seconds = machine_busy_seconds() - busy_before, time.monotonic() - began
+        used = {name: after[name] - before.get(name, 0.0) for name in after} | {"load": summary.cpu_s}
+        others = max(0.0, busy - sum(used.values()) - GENERATOR_START_S)
+        if others > OTHERS_MAX * seconds * (psutil.cpu_count() or 1):
+            self.disturbed += 1
+            self.say(f"{system}: other processes of this machine took {others:.1f} CPU seconds of {seconds:.1f} s")
+        return summary, used
+
+    def add_cpu(self, system: str, name: str, used: dict[str, float], count: int) -> None:
+        """CPU milliseconds for each job or token: all of the system's processes, then each, and the generator's."""
+        if not count:
+            return
+        total = sum(seconds for process, seconds in used.items() if process != "load")
+        self.figures.add(Key(self.scenario, system, name), 1000 * total / count, "ms")
+        for process, seconds in used.items():
+            self.figures.add(Key(self.scenario, system, f"{name}: {process}"), 1000 * seconds / count, "ms")
+        parts = ", ".join(f"{process} {1000 * seconds / count:.3f}" for process, seconds in used.items())
+        self.say(f"{system}: {name}: {1000 * total / count:.3f} ms ({parts})")

@@ -1,0 +1,120 @@
+"""The goals, and whether figures meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from benchmarks.bench import Figures, Key
+from benchmarks.statistics import number
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure's median, or its ratio to another's, and the limit that it keeps to."""
+
+    what: str
+    key: Key
+    limit: float
+    at_least: bool
+    unit: str = ""
+    over: Key | None = None
+
+    def judged(self, figures: Figures) -> Verdict | None:
+        """None: it was not measured."""
+        measured = figures.get(self.key)
+        if measured is None:
+            return None
+        value = measured.median
+        if self.over is not None:
+            base = figures.get(self.over)
+            if base is None or base.median == 0:
+                return None
+            value /= base.median
+        return Verdict(self, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A goal, and what came of it."""
+
+    goal: Goal
+    value: float
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.goal.limit if self.goal.at_least else self.value <= self.goal.limit
+
+    @property
+    def target(self) -> str:
+        return f"{'≥' if self.goal.at_least else '≤'} {number(self.goal.limit)} {self.goal.unit}".rstrip()
+
+
+def _calls(full: str) -> Iterator[Goal]:
+    for call in ("submit", "poll", "list", "claim", "submit to start"):
+        key, over = (Key("growth", system, f"{call} p99") for system in (full, "empty"))
+        yield Goal(f"{call} p99 with a full queue, to that with an empty one", key, 1.3, False, "x", over)
+    key, over = (Key("growth", system, "CPU a submit") for system in (full, "empty"))
+    yield Goal("CPU a submit with a full queue, to that with an empty one", key, 1.3, False, "x", over)
+
+
+def _vllm(streams: Iterable[int]) -> Iterator[Goal]:
+    for count in streams:
+        key, over = (Key("vllm", system, f"tokens/s at {count}") for system in ("headrace", "vllm"))
+        yield Goal(f"tokens/s at {count}, to those of vLLM's own server", key, 0.97, True, "x", over)
+
+
+GOALS = (
+    *_vllm((16, 64, 256)),
+    Goal(
+        "tokens/s at 16, to those of a naive Celery task",
+        Key("vllm", "headrace", "tokens/s at 16"),
+        4,
+        True,
+        "x",
+        Key("vllm", "celery-naive", "tokens/s at 16"),
+    ),
+    Goal(
+        "first token at 1, later than vLLM's own server",
+        Key("vllm", "headrace", "added to the first token at 1"),
+        15,
+        False,
+        "ms",
+    ),
+    Goal(
+        "first token later than the upstream's, at 16, p50",
+        Key("upstream", "headrace", "added to p50 at 16"),
+        13,
+        False,
+        "ms",
+    ),
+    Goal(
+        "first token later than the upstream's, at 16, p99",
+        Key("upstream", "headrace", "added to p99 at 16"),
+        40,
+        False,
+        "ms",
+    ),
+    Goal(
+        "relayed tokens/s at 64, to LiteLLM's",
+        Key("upstream", "headrace", "tokens/s at 64"),
+        5,
+        True,
+        "x",
+        Key("upstream", "litellm", "tokens/s at 64"),
+    ),
+    Goal("relay", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
+    Goal("durable submits", Key("submits", "headrace", "submits/s at 64"), 700, True, "/s"),
+    Goal("followers on one API process", Key("followers", "headrace", "followers held"), 2000, True),
+    Goal("memory a follower", Key("followers", "headrace", "memory a follower"), 60, False, "KB"),
+    Goal("GET job p99 beside followers", Key("followers", "headrace", "GET job p99 meanwhile"), 50, False, "ms"),
+    Goal("POST jobs p99 beside followers", Key("followers", "headrace", "POST jobs p99 meanwhile"), 50, False, "ms"),
+    *_calls("full"),
+    Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),
+    Goal("cancel p99, vLLM", Key("cancel", "vllm", "cancel p99"), 1000, False, "ms"),
+)
+
+
+def verdicts(figures: Figures) -> list[Verdict]:
+    """Of the goals that something was measured for."""
+    return [verdict for goal in GOALS if (verdict := goal.judged(figures)) is not None]

@@ -1,0 +1,107 @@
+"""Closed loop and open loop: when the next request goes out, and on which connection."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections import deque
+from time import perf_counter
+
+from benchmarks.load.connection import Connection, Exchange
+from benchmarks.load.plan import Plan
+from benchmarks.load.requests import Requests
+
+
+class Driver:
+    """Sends a plan's requests, and keeps what came of them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._requests = Requests(plan)
+        self._idle: deque[Connection] = deque()
+        self._out = 0
+        self._sent = 0
+        self._limit = plan.requests
+        self._deadline: float | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.gaps: array[float] = array("d")
+        self.exchanges: list[Exchange] = []
+        self.began = 0.0
+
+    async def run(self) -> None:
+        """Open the connections, warm up, and run to the end."""
+        plan = self._plan
+        wanted = plan.concurrency if plan.rate is None else max(plan.concurrency, 1)
+        for _ in range(wanted):
+            self._idle.append(await self._connect())
+        if plan.warm_up:
+            await self._closed(plan.warm_up, None)
+            self.exchanges.clear()
+            del self.gaps[:]
+        self.began = perf_counter()
+        if plan.rate is None:
+            await self._closed(plan.requests, plan.seconds)
+        else:
+            await self._open(plan.rate)
+        for connection in self._idle:
+            connection.close()
+
+    async def _closed(self, requests: int | None, seconds: float | None) -> None:
+        self._sent, self._limit = 0, requests
+        self._deadline = None if seconds is None else perf_counter() + seconds
+        self._over = asyncio.get_running_loop().create_future()
+        for connection in [self._idle.popleft() for _ in range(len(self._idle))]:
+            self._next(connection)
+        await self._over
+
+    def _next(self, connection: Connection) -> None:
+        """The next request, on a connection whose last one is over."""
+        spent = self._limit is not None and self._sent >= self._limit
+        if spent or (self._deadline is not None and perf_counter() >= self._deadline):
+            self._idle.append(connection)
+            if self._out == 0 and not self._over.done():
+                self._over.set_result(None)
+            return
+        self._sent += 1
+        self._out += 1
+        connection.send(self._requests.next())
+
+    async def _open(self, rate: float) -> None:
+        """Send at fixed times. What is late to be sent counts as late: its time began when it was due."""
+        plan = self._plan
+        total = plan.requests if plan.requests is not None else int(rate * (plan.seconds or 0))
+        self._limit = 0  # a connection whose request is over waits in `_idle`
+        began = perf_counter()
+        for number in range(total):
+            due = began + number / rate
+            if (wait := due - perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            connection = self._idle.popleft() if self._idle else await self._connect()
+            self._out += 1
+            connection.send(self._requests.next(), due)
+        if self._out:
+            self._over = asyncio.get_running_loop().create_future()
+            await self._over
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: Connection(self._done, self.gaps), "127.0.0.1", self._plan.port
+        )
+        return connection
+
+    def _done(self, connection: Connection, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+        self._out -= 1
+        if connection.open:
+            self._next(connection)
+        else:
+            task = asyncio.get_running_loop().create_task(self._replace())
+            task.add_done_callback(self._replaced)
+
+    async def _replace(self) -> None:
+        self._next(await self._connect())
+
+    def _replaced(self, task: asyncio.Task[None]) -> None:
+        if (error := task.exception()) is not None and not self._over.done():
+            self._over.set_exception(error)

@@ -1,0 +1,84 @@
+"""The figures as tables, on the terminal and between the markers of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.bench import Figures
+from benchmarks.goals import Verdict, verdicts
+from benchmarks.statistics import number
+
+BEGIN = "<!-- measured: begin; written by `python -m benchmarks --write` -->"
+END = "<!-- measured: end -->"
+Row = tuple[str, ...]
+
+
+def goal_rows(judged: Sequence[Verdict]) -> list[Row]:
+    rows: list[Row] = [("goal", "target", "measured", "")]
+    for verdict in judged:
+        measured = f"{number(verdict.value)} {verdict.goal.unit}".rstrip()
+        rows.append((verdict.goal.what, verdict.target, measured, "met" if verdict.met else "MISSED"))
+    return rows
+
+
+def figure_rows(figures: Figures, scenario: str) -> list[Row]:
+    rows: list[Row] = [("figure", "system", "median", "min", "max", "runs")]
+    for key in figures.values:
+        measured = figures.get(key)
+        if key.scenario != scenario or measured is None:
+            continue
+        unit = figures.units[key]
+        median = f"{_figure(measured.median)} {unit}".rstrip()
+        least, most = _figure(measured.least), _figure(measured.most)
+        rows.append((key.name, key.system, median, least, most, str(len(measured.values))))
+    return rows
+
+
+def scenarios(figures: Figures) -> list[str]:
+    return list(dict.fromkeys(key.scenario for key in figures.values))
+
+
+def plain(figures: Figures) -> str:
+    """All tables for a terminal."""
+    parts = [f"{scenario}\n{_aligned(figure_rows(figures, scenario))}" for scenario in scenarios(figures)]
+    if judged := verdicts(figures):
+        parts.append(f"goals\n{_aligned(goal_rows(judged))}")
+    return "\n\n".join(parts)
+
+
+def markdown(figures: Figures, machine: Mapping[str, str], command: str) -> str:
+    """All tables for a document, with the machine that they were measured on."""
+    parts = [f"`{command}`", _table([("machine", ""), *machine.items()])]
+    if judged := verdicts(figures):
+        parts += ["### Goals", _table(goal_rows(judged))]
+    for scenario in scenarios(figures):
+        parts += [f"### {scenario}", _table(figure_rows(figures, scenario))]
+    return "\n\n".join(parts)
+
+
+def write(document: Path, measured: str) -> None:
+    """Put the tables between a document's markers; what stands around them stays."""
+    text = document.read_text() if document.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{document} has no markers: {BEGIN} and {END}")
+    document.write_text(f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if 0 < abs(value) < 0.1 else number(value)
+
+
+def _aligned(rows: Sequence[Row]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head, *body = rows
+    lines = [head, tuple("---" for _ in head), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)

@@ -1,0 +1,18 @@
+"""The scenarios by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.bench import Bench
+from benchmarks.scenarios import cancel, followers, growth, relay, submits, upstream, vllm
+
+SCENARIOS: dict[str, Callable[[Bench], None]] = {
+    "vllm": vllm.run,
+    "upstream": upstream.run,
+    "relay": relay.run,
+    "submits": submits.run,
+    "followers": followers.run,
+    "growth": growth.run,
+    "cancel": cancel.run,
+}

@@ -1,0 +1,38 @@
+"""Durable submits: one API process, no worker, each 202 after a commit with fsync."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.bench import Bench
+from benchmarks.load.plan import NUMBER, Plan
+from benchmarks.systems.headrace import Headrace, headrace
+
+ORPHAN: dict[str, Any] = {"name": "orphan", "engine": "simulated"}
+JOBS = "/v1/jobs"
+BODY: dict[str, Any] = {
+    "model": "orphan",
+    "messages": [{"role": "user", "content": f"{NUMBER}: name three rivers."}],
+    "max_tokens": 64,
+}
+CONCURRENCIES = (16, 64)
+
+
+def submit(system: Headrace, **plan: Any) -> Plan:
+    """A plan that submits jobs which nobody runs."""
+    return Plan(port=system.port, path=JOBS, body=BODY, headers=system.headers, **plan)
+
+
+def run(bench: Bench) -> None:
+    seconds = bench.pick(6.0, 1.5)
+    with headrace(bench.folder, [ORPHAN]) as system:
+        bench.measure(system.name, system.processes, submit(system, concurrency=16, seconds=1.0))
+        for _ in bench.repeats():
+            for concurrency in CONCURRENCIES:
+                system.forget_jobs()
+                plan = submit(system, concurrency=concurrency, seconds=seconds, warm_up=concurrency)
+                summary, used = bench.measure(system.name, system.processes, plan)
+                bench.add(system.name, f"submits/s at {concurrency}", summary.per_second, "/s")
+                bench.add(system.name, f"submit p50 at {concurrency}", summary.whole.p50, "ms")
+                bench.add(system.name, f"submit p99 at {concurrency}", summary.whole.p99, "ms")
+                bench.add_cpu(system.name, f"CPU a submit at {concurrency}", used, summary.requests)

@@ -1,0 +1,1 @@
+"""What is measured, each as processes on this machine."""

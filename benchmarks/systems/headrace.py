@@ -1,0 +1,123 @@
+"""Headrace: PostgreSQL, Valkey, one API process and the workers that are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from sqlalchemy import text
+
+from benchmarks.processes import Processes, answers, free_port
+from benchmarks.systems.system import System
+from launcher.children import Child
+from launcher.embedded import start_postgres, start_valkey
+from shared import redis_keys
+from shared.db import connect
+
+# Its engine may take minutes to load.
+WORKER_START_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Headrace(System):
+    """A running Headrace."""
+
+    database_url: str = ""
+    redis_url: str = ""
+
+    def sql(self, *statements: str) -> None:
+        """Run statements, past the API."""
+        asyncio.run(self._sql(statements))
+
+    async def _sql(self, statements: Sequence[str]) -> None:
+        engine = connect(self.database_url, pool_size=1)
+        try:
+            for statement in statements:
+                async with engine.connect() as connection:
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                    await connection.execute(text(statement))
+        finally:
+            await engine.dispose()
+
+    def forget_jobs(self) -> None:
+        """Empty the queue and the table, so that a run finds what the one before it found."""
+        self.sql("TRUNCATE jobs, idempotency_keys", "CHECKPOINT")
+        with Redis.from_url(self.redis_url) as redis:
+            for pattern in ("headrace*", redis_keys.log("*"), redis_keys.fence("*")):
+                if keys := list(redis.scan_iter(pattern, count=1000)):
+                    redis.delete(*keys)
+
+
+@contextlib.contextmanager
+def headrace(
+    folder: Path,
+    models: Sequence[Mapping[str, Any]],
+    workers: Sequence[str] = (),
+    *,
+    name: str = "headrace",
+    **settings: object,
+) -> Iterator[Headrace]:
+    """Start Headrace with a worker for each name in `workers`; a model without one keeps its jobs queued."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        postgres = start_postgres(folder / "postgres")
+        stack.callback(postgres.stop)
+        valkey = start_valkey(folder / "valkey")
+        stack.callback(valkey.stop)
+        models_file = folder / "models.yaml"
+        models_file.write_text(json.dumps({"models": list(models)}))  # JSON is YAML
+        key = f"hr_bench_{secrets.token_hex(16)}"
+        port = free_port()
+        environment = {
+            "DATABASE_URL": postgres.url,
+            "REDIS_URL": valkey.url,
+            "HEADRACE_MODELS": str(models_file),
+            "HEADRACE_PORT": str(port),
+            "HEADRACE_DRAIN_S": "1",
+            "HEADRACE_STOP_GRACE_S": "1",
+            **{setting: str(value) for setting, value in settings.items()},
+        }
+        processes = stack.enter_context(Processes(folder))
+        processes.count("postgres", postgres.pid)
+        processes.count("valkey", valkey.pid)
+        _to_end(processes, "migrate", ["migrations", "upgrade"], environment)
+        _to_end(processes, "key", ["api.keys", "ensure", "bench"], environment | {"HEADRACE_API_KEY": key})
+        api = processes.start("api", [sys.executable, "-m", "api"], environment)
+        started = [
+            processes.start(f"worker-{model}", [sys.executable, "-m", "workers", model], environment)
+            for model in workers
+        ]
+        processes.wait(api, lambda: answers(f"http://127.0.0.1:{port}/healthz"))
+        for worker in started:
+            processes.wait(worker, partial(_serves, worker), WORKER_START_S)
+        yield Headrace(
+            name=name,
+            port=port,
+            processes=processes,
+            headers={"Authorization": f"Bearer {key}"},
+            database_url=postgres.url,
+            redis_url=valkey.url,
+        )
+
+
+def _serves(worker: Child) -> bool:
+    return " ready." in worker.last_lines(10**6)
+
+
+def _to_end(processes: Processes, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    """Run `python -m ...` to its end."""
+    child = processes.start(name, [sys.executable, "-m", *arguments], environment)
+    processes.wait(child, lambda: child.process is None or child.process.poll() is not None)
+    assert child.process is not None
+    if child.process.returncode != 0:
+        raise subprocess.CalledProcessError(child.process.returncode, [name], child.last_lines(30))

@@ -1,0 +1,68 @@
+"""The model and the engine options that all systems with a vLLM engine get alike."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench import Options
+from launcher.settings import REPOSITORY
+from shared.bundled import bundled_model_path
+
+BUNDLED = "SmolLM2-135M-Instruct"
+GIB = 2**30
+NAME = "bench"
+# Nothing is fetched, and nothing is reported to anybody.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class VllmModel:
+    """A model's folder, and vLLM's `AsyncEngineArgs` by name."""
+
+    folder: Path
+    options: dict[str, Any]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """For models.yaml."""
+        return {"name": NAME, "engine": "vllm", "model": str(self.folder), "options": self.options}
+
+    @property
+    def flags(self) -> list[str]:
+        """For the command line of vLLM's own server."""
+        words = []
+        for name, value in self.options.items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", str(value)]
+        return words
+
+
+def vllm_model(options: Options) -> VllmModel:
+    """What the command line asks for. On a GPU all engines share it, so each has a fixed part of its memory."""
+    cuda = options.device == "cuda"
+    return VllmModel(
+        folder=(options.model or _bundled()).resolve(),
+        options={
+            "dtype": "auto" if cuda else "float32",
+            "enforce_eager": not cuda,
+            "load_format": options.load_format,
+            "max_model_len": 2048,
+            "max_num_seqs": 256 if cuda else 64,
+            # Said aloud: vLLM's default depends on who asks.
+            "max_num_batched_tokens": 8192 if cuda else 2048,
+            "kv_cache_memory_bytes": (8 if cuda else 1) * GIB,
+            "enable_prefix_caching": True,
+        },
+    )
+
+
+def _bundled() -> Path:
+    subprocess.run([sys.executable, "-m", "launcher.bundled_model", BUNDLED], cwd=REPOSITORY, check=True)
+    return bundled_model_path(BUNDLED)

@@ -1,0 +1,16 @@
+"""The benchmarks run: one of them, shortly. What it measures is no test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.support.stack import REPOSITORY
+
+
+def test_a_quick_run_prints_its_figures_and_ends_what_it_started() -> None:
+    command = [sys.executable, "-m", "benchmarks", "--only", "submits", "--quick"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=200)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "submits/s at 64" in ended.stdout
+    assert "durable submits" in ended.stdout
