@@ -99,13 +99,17 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
         )
 
 
-def resources(request: Request) -> Resources:
+# Dependencies are coroutines: FastAPI gives plain functions to a thread, at each request.
+
+
+async def resources(request: Request) -> Resources:
     found: Resources = request.app.state.resources
     return found
 
 
-def job_service(request: Request) -> JobService:
-    return resources(request).jobs
+async def job_service(request: Request) -> JobService:
+    jobs: JobService = request.app.state.resources.jobs
+    return jobs
 
 
 CurrentResources = Annotated[Resources, Depends(resources)]

@@ -39,7 +39,7 @@ class SubmitHeaders:
         return Idempotency(self.idempotency_key, hashlib.sha256(text).hexdigest())
 
 
-def submit_headers(
+async def submit_headers(
     idempotency_key: Annotated[
         str | None, Header(description="The same key with the same request gives the same job, for a day.")
     ] = None,

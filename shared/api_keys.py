@@ -50,7 +50,7 @@ class ApiKeyStore:
     async def create(self, name: str, key: str) -> None:
         """Store a key; one that is there already stays as it is."""
         statement = insert(ApiKeyRow).values(name=name, prefix=public_prefix(key), sha256=digest(key))
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             await connection.execute(statement.on_conflict_do_nothing(index_elements=[ApiKeyRow.sha256]))
 
     async def find(self, key: str) -> int | None:
@@ -73,5 +73,5 @@ class ApiKeyStore:
             .where(ApiKeyRow.prefix == prefix, ApiKeyRow.revoked_at.is_(None))
             .values(revoked_at=func.now())
         )
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             return int((await connection.execute(statement)).rowcount)

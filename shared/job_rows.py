@@ -267,11 +267,11 @@ class Store:
             return [to_job(row) for row in await connection.execute(statement)]
 
     async def _changes(self, statement: Any) -> bool:
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             return bool((await connection.execute(statement)).rowcount)
 
     async def _end(self, statement: Any, endings: Sequence[dict[str, Any]], **values: object) -> list[bool]:
         """Run an `end_statement`: which of the endings were written."""
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             ended = set((await connection.execute(statement, {**_ENDINGS.parameters(endings), **values})).scalars())
         return [item["id"] in ended for item in endings]

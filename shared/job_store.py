@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from shared.db import transaction
 from shared.errors import ErrorCode, HeadraceError
 from shared.group_commit import GroupCommit
 from shared.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_id
@@ -136,7 +137,7 @@ class JobStore(Store):
         record = _record(job_id, new)
         if idempotency is None:
             return _job(job_id, new, await self._commit(record)), True
-        async with self._engine.begin() as connection:
+        async with transaction(self._engine) as connection:
             first = await _first_use(connection, new.key_id, idempotency, job_id)
             if first is None:
                 (inserted,) = await _insert(connection, [record])
@@ -148,7 +149,7 @@ class JobStore(Store):
         return to_job(row), False
 
     async def _insert(self, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             return await _insert(connection, new)
 
     async def get(self, job_id: str, key_id: int | None = None) -> Job | None:
@@ -246,7 +247,7 @@ class JobStore(Store):
             .values({JobRow.status: JobStatus.CANCELLING.value})
             .returning(JobRow.worker)
         )
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             return (await connection.execute(statement)).scalar_one_or_none()
 
     async def exhausted(self, limit: int = 1000) -> list[Job]:

@@ -79,7 +79,7 @@ class RescueStore(Store):
             )
             .returning(JobRow.id, JobRow.model, JobRow.priority)
         )
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             return [Hint(*row) for row in await connection.execute(statement)]
 
     async def lost_to_end(self, max_attempts: int, limit: int = 100) -> list[Job]:

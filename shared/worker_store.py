@@ -85,7 +85,7 @@ class WorkerStore(Store):
         return await self._results(ending_record(job_id, attempt, ending))
 
     async def _claim(self, job_ids: Sequence[str]) -> list[Job | None]:
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             rows = await connection.execute(_CLAIM, {"ids": list(job_ids), "claimant": self._worker})
             claimed = {row.id: row for row in rows}
         # A doubled message, both halves in one batch: one of them gets the job.
@@ -147,7 +147,7 @@ class WorkerStore(Store):
             index_elements=[WorkerRow.id],
             set_={name: renew.excluded[name] for name in ("running", "state", "lease_expires_at")},
         )
-        async with self._engine.begin() as connection:
+        async with self._engine.connect() as connection:
             await connection.execute(renew)
             return await self._held(connection)
 

@@ -16,7 +16,7 @@ from benchmarks.scenarios.submits import JOBS, ORPHAN, submit
 from benchmarks.statistics import percentile
 from benchmarks.systems.headrace import Headrace, headrace
 from shared.db import connect
-from shared.job_store import JobStore
+from shared.worker_store import WorkerStore
 
 IDLE: dict[str, Any] = {"name": "idle", "engine": "simulated", "options": {"ttft_ms": 0, "itl_ms": 0}}
 # Rows as submits write them; their ids are of the last hours, and sort by time.
@@ -83,14 +83,14 @@ def _once(bench: Bench, system: Headrace) -> None:
 async def _claim(system: Headrace, ids: list[str]) -> list[float]:
     """Seconds of each claim, as a worker does it."""
     engine = connect(system.database_url, pool_size=1)
-    store = JobStore(engine)
+    store = WorkerStore(engine, "bench")
     seconds = []
     try:
         # A lease, so that no sweeper takes the jobs back meanwhile.
-        await store.heartbeat("bench", "orphan", slots=1, running=0, lease_s=3600)
+        await store.heartbeat("orphan", slots=1, running=0, lease_s=3600)
         for job_id in ids:
             began = perf_counter()
-            assert await store.claim(job_id, "bench") is not None
+            assert await store.claim(job_id) is not None
             seconds.append(perf_counter() - began)
     finally:
         await engine.dispose()

@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,12 +40,14 @@ RESCUE_S = 40.0  # what anything may take here, on a busy machine
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServers]:
-    servers = OwnServers(tmp_path_factory.mktemp("own"))
-    create_database(servers.postgres_url, TEMPLATE)
-    migrate(switch_database(servers.postgres_url, TEMPLATE))
-    yield servers
-    servers.stop()
+def own() -> Iterator[OwnServers]:
+    # Not under pytest's own folder: another run of root's closes that to all others, PostgreSQL's user too.
+    with tempfile.TemporaryDirectory(prefix="headrace-tests-") as folder:
+        servers = OwnServers(Path(folder))
+        create_database(servers.postgres_url, TEMPLATE)
+        migrate(switch_database(servers.postgres_url, TEMPLATE))
+        yield servers
+        servers.stop()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.db import transaction
 from shared.events import EventType, parse_archive
 from shared.job import Job, JobStatus
 from shared.job_store import JobStore, NewJob
@@ -87,13 +88,12 @@ async def test_the_database_breaks_while_a_result_is_written(
     """The statement hangs on a lock, and its connection is cut: it is tried again, and written once."""
     run, call = await worker.start(job)
     await call.tokens(5)
-    async with database.connect() as locking:
+    async with transaction(database) as locking:
         await locking.execute(text("SELECT 1 FROM jobs FOR UPDATE"))
         call.finish("stop")
         for _ in range(2):
             await _cut(database, await _blocked(database))
         assert not run.done()
-        await locking.rollback()
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
     done = await read(store, job)
     assert done.output[0].text == text_of_tokens(6)
@@ -214,14 +214,13 @@ async def test_a_claim_on_its_way_when_the_drain_begins_is_handed_back(
     worker: Worker, store: JobStore, job: Job, database: AsyncEngine
 ) -> None:
     """The drain waits for the claim, and the job does not run here to its end."""
-    async with database.connect() as locking:
+    async with transaction(database) as locking:
         await locking.execute(text("LOCK TABLE jobs IN SHARE MODE"))
         run = asyncio.create_task(worker.runner.run(job.id))
         await _blocked(database)
         drain = asyncio.create_task(worker.runner.drain(60))
         await asyncio.wait({drain}, timeout=0.1)
         assert not drain.done()
-        await locking.rollback()
     await asyncio.wait_for(drain, WITHIN_S)
     assert await asyncio.wait_for(run, WITHIN_S) is None
     after = await read(store, job)
