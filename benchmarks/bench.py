@@ -89,15 +89,19 @@ class Bench:
         first = repeat % len(systems)
         return [*systems[first:], *systems[:first]]
 
-    def measure(self, system: str, processes: Processes, plan: Plan) -> tuple[Summary, dict[str, float]]:
+    def measure(
+        self, system: str, processes: Processes, plan: Plan, *, may_fail: bool = False
+    ) -> tuple[Summary, dict[str, float]]:
         """Run a plan. The second value: CPU seconds that each process took for it, `load` being the generator's."""
         began, busy_before = time.monotonic(), machine_busy_seconds()
         before = processes.cpu_seconds()
-        summary = generator.run(plan)
+        summary = generator.run(plan, may_fail=may_fail)
         after = processes.cpu_seconds()
         busy, seconds = machine_busy_seconds() - busy_before, time.monotonic() - began
         used = {name: after[name] - before.get(name, 0.0) for name in after} | {"load": summary.cpu_s}
         others = max(0.0, busy - sum(used.values()) - GENERATOR_START_S)
+        if summary.failed:
+            self.say(f"{system}: {summary.failed} requests failed, for example: {summary.first_failure}")
         if others > OTHERS_MAX * seconds * (psutil.cpu_count() or 1):
             self.disturbed += 1
             self.say(f"{system}: other processes of this machine took {others:.1f} CPU seconds of {seconds:.1f} s")

@@ -35,24 +35,32 @@ class Driver:
         for _ in range(wanted):
             self._idle.append(await self._connect())
         if plan.warm_up:
-            await self._closed(plan.warm_up, None)
+            await self._closed(plan.warm_up, None, 0.0)
             self.exchanges.clear()
             del self.gaps[:]
         self.began = perf_counter()
         if plan.rate is None:
-            await self._closed(plan.requests, plan.seconds)
+            await self._closed(plan.requests, plan.seconds, plan.spread_s)
         else:
             await self._open(plan.rate)
         for connection in self._idle:
             connection.close()
 
-    async def _closed(self, requests: int | None, seconds: float | None) -> None:
+    async def _closed(self, requests: int | None, seconds: float | None, spread_s: float) -> None:
         self._sent, self._limit = 0, requests
         self._deadline = None if seconds is None else perf_counter() + seconds
-        self._over = asyncio.get_running_loop().create_future()
-        for connection in [self._idle.popleft() for _ in range(len(self._idle))]:
-            self._next(connection)
+        loop = asyncio.get_running_loop()
+        self._over = loop.create_future()
+        connections = list(self._idle)
+        self._idle.clear()
+        self._out += len(connections)  # each counts as busy until its first request goes out
+        for number, connection in enumerate(connections):
+            loop.call_later(spread_s * number / len(connections), self._begin, connection)
         await self._over
+
+    def _begin(self, connection: Connection) -> None:
+        self._out -= 1
+        self._next(connection)
 
     def _next(self, connection: Connection) -> None:
         """The next request, on a connection whose last one is over."""

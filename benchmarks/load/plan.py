@@ -36,6 +36,9 @@ class Plan:
     first_number: int = 0
     # `load`: answer with the jobs' ids.
     collect: bool = False
+    # Closed loop: the connections' first requests are spread over so long. Streams of one length that begin together
+    # stay together, and would each meet all others' submits.
+    spread_s: float = 0.0
     # Requests that are sent before and not counted.
     warm_up: int = 0
     # `hold`: how often the server promised to send something.

@@ -74,7 +74,7 @@ def _once(bench: Bench, system: Headrace) -> None:
         summary, used = bench.measure(system.name, system.processes, plan)
         bench.add(system.name, f"{name} p50", summary.whole.p50, "ms")
         bench.add(system.name, f"{name} p99", summary.whole.p99, "ms")
-    _starts(bench, system, calls // 4)
+    _starts(bench, system, calls // 10)
     claims = sorted(asyncio.run(_claim(system, random.sample(submits.ids, min(300, calls)))))
     bench.add(system.name, "claim p50", 1000 * percentile(claims, 0.5), "ms")
     bench.add(system.name, "claim p99", 1000 * percentile(claims, 0.99), "ms")
@@ -100,7 +100,7 @@ async def _claim(system: Headrace, ids: list[str]) -> list[float]:
 def _starts(bench: Bench, system: Headrace, jobs: int) -> None:
     """From submit to start on an idle worker of another model, by the rows' own times."""
     body = {"model": "idle", "prompt": f"{NUMBER}", "max_tokens": 1}
-    plan = Plan(port=system.port, path=JOBS, body=body, headers=system.headers, rate=50, requests=jobs, concurrency=4)
+    plan = Plan(port=system.port, path=JOBS, body=body, headers=system.headers, rate=10, requests=jobs, concurrency=4)
     bench.measure(system.name, system.processes, plan)
     waits = sorted(asyncio.run(_waits(system, jobs)))
     bench.add(system.name, "submit to start p50", 1000 * percentile(waits, 0.5), "ms")

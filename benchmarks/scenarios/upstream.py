@@ -6,6 +6,7 @@ Headrace commits each request before it is sent on; LiteLLM keeps nothing.
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from benchmarks.bench import Bench
 from benchmarks.load.plan import Plan, Summary
@@ -17,11 +18,13 @@ from benchmarks.systems.upstream import Upstream, upstream
 # The models' names: an upstream at an engine's pace, and one as fast as it can be.
 STEADY, FAST = "steady", "fast"
 SLOTS = 256
+TTFT_MS, ITL_MS, TOKENS = 20, 5, 128
+STREAM_S = (TTFT_MS + ITL_MS * TOKENS) / 1000
 
 
 def run(bench: Bench) -> None:
     with contextlib.ExitStack() as stack:
-        steady = stack.enter_context(upstream(bench.folder / STEADY, ttft_ms=20, itl_ms=5))
+        steady = stack.enter_context(upstream(bench.folder / STEADY, ttft_ms=TTFT_MS, itl_ms=ITL_MS))
         fast = stack.enter_context(upstream(bench.folder / FAST, ttft_ms=0, itl_ms=0))
         upstreams = {STEADY: steady.url, FAST: fast.url}
         models = [
@@ -41,16 +44,18 @@ def run(bench: Bench) -> None:
 
 
 def _first_tokens(bench: Bench, repeat: int, systems: list[System], streams: int) -> None:
-    tokens, requests = 32, bench.pick(400, 48) if streams > 1 else bench.pick(100, 20)
+    requests = bench.pick(320, 48) if streams > 1 else bench.pick(60, 12)
     seen: dict[str, Summary] = {}
     for system in bench.rotated(systems, repeat):
-        plan = _plan(system, STEADY, tokens, concurrency=streams, requests=requests, warm_up=streams)
+        plan = _plan(
+            system, STEADY, TOKENS, concurrency=streams, requests=requests, spread_s=STREAM_S if streams > 1 else 0.0
+        )
         seen[system.name], used = bench.measure(system.name, system.processes, plan)
         first = seen[system.name].first
         bench.add(system.name, f"first token p50 at {streams}", first.p50, "ms")
         bench.add(system.name, f"first token p99 at {streams}", first.p99, "ms")
         if streams > 1:
-            bench.add_cpu(system.name, f"CPU a request of {tokens} tokens", used, requests + streams)
+            bench.add_cpu(system.name, f"CPU a request of {TOKENS} tokens", used, requests)
     alone = seen["upstream"].first
     for name in ("headrace", "litellm"):
         bench.add(name, f"added to p50 at {streams}", seen[name].first.p50 - alone.p50, "ms")
@@ -67,6 +72,6 @@ def _throughput(bench: Bench, system: System) -> None:
     bench.add_cpu(system.name, f"CPU a token at {streams}", used, summary.tokens)
 
 
-def _plan(system: System, model: str, tokens: int, **plan: int) -> Plan:
+def _plan(system: System, model: str, tokens: int, **plan: Any) -> Plan:
     """The upstream itself takes any name, and no gateway is asked for what only vLLM knows."""
     return system.chat("sim" if isinstance(system, Upstream) else model, tokens, ignore_eos=False, **plan)
