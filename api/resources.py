@@ -63,7 +63,7 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
         store, logs = JobStore(database), JobLogs(redis)
         rescues = RescueStore(database)
         unowned = UnownedJobs(rescues, logs, settings.log_ttl_s)
-        hints = HintSender(celery_app(settings.redis_url))
+        hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
         streams = Streams(redis, logs, store, resync_s=settings.resync_s)
         sweeper = Sweeper(

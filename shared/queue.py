@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from bisect import bisect
 from dataclasses import dataclass, replace
 
 from celery import Celery
-from kombu.exceptions import BatchPublishError, OperationalError
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+
+from shared.hint_message import HintMessages
+from shared.outage import redis_is_away
 
 logger = logging.getLogger(__name__)
 
@@ -77,37 +78,12 @@ def first(hint: Hint) -> Hint:
     return replace(hint, priority=PRIORITY_STEPS[0])
 
 
-def send(app: Celery, hints: Iterable[Hint]) -> None:
-    """Put hints on their models' queues, in one round trip. Blocks.
-
-    The messages are Celery's own, made and published without what `send_task` adds to each: routing, signals,
-    an event. That is four fifths of its time, and one queue a model needs no router.
-
-    Raises:
-        kombu.exceptions.OperationalError, kombu.exceptions.BatchPublishError, redis.exceptions.RedisError: Redis is
-            away; some hints may have been sent.
-    """
-    with app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch():
-        for hint in hints:
-            message = app.amqp.as_task_v2(
-                hint.job_id, TASK, args=(hint.job_id,), kwargs={"model": hint.model}, ignore_result=True
-            )
-            producer.publish(
-                message.body,
-                exchange="",
-                routing_key=queue_name(hint.model),
-                priority=hint.priority,
-                serializer="json",
-                headers=message.headers,
-                **message.properties,
-            )
-
-
 class HintSender:
-    """Sends hints from an event loop, after the answer and many together."""
+    """Puts hints on their models' queues: after the answer, and many together."""
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
+    def __init__(self, app: Celery, redis: Redis) -> None:
+        self._messages = HintMessages(app, TASK)
+        self._redis = redis
         self._waiting: list[Hint] = []
         self._wake = asyncio.Event()
 
@@ -130,17 +106,32 @@ class HintSender:
         batch, self._waiting = self._waiting, []
         if not batch:
             return
+        lists: dict[str, list[bytes]] = {}
+        for hint in batch:
+            name = queue_name(hint.model)
+            message = self._messages.message(hint.job_id, model=hint.model, queue=name, priority=hint.priority)
+            lists.setdefault(_list_name(name, hint.priority), []).append(message)
         try:
-            await asyncio.to_thread(send, self._app, batch)
-        except (OperationalError, BatchPublishError, RedisError, OSError) as error:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name, messages in lists.items():
+                    pipe.lpush(name, *messages)
+                await pipe.execute()
+        except Exception as error:
+            if not redis_is_away(error):
+                raise
             logger.warning("Redis is away, %d hints wait: %s", len(batch), error)
             self._waiting = (batch + self._waiting)[:KEPT]
 
 
 async def depths(redis: Redis, model: str) -> dict[int, int]:
     """Messages that wait on a model's queue, by the first priority of their list (`BANDS`)."""
-    name = queue_name(model)
     async with redis.pipeline(transaction=False) as pipe:
         for step in PRIORITY_STEPS:
-            pipe.llen(name if step == 0 else f"{name}{_SEPARATOR}{step}")
+            pipe.llen(_list_name(queue_name(model), step))
         return dict(zip(PRIORITY_STEPS, await pipe.execute(), strict=True))
+
+
+def _list_name(queue: str, priority: int) -> str:
+    """kombu's list for the messages of a priority."""
+    step = PRIORITY_STEPS[bisect(PRIORITY_STEPS, priority) - 1]
+    return queue if step == 0 else f"{queue}{_SEPARATOR}{step}"

@@ -131,7 +131,7 @@ class Lifecycle:
         self._jobs, logs = JobStore(database), JobLogs(redis)
         store = self._store = WorkerStore(database, self._worker)
         rescues = RescueStore(database)
-        hints = HintSender(self._app)
+        hints = HintSender(self._app, redis)
         self._stack.push_async_callback(hints.flush)
         self._flusher = LogFlusher(logs, store.held, late_s=settings.heartbeat_s)
         self._runner = Runner(

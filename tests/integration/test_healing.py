@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
@@ -11,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.job import Job
 from shared.job_store import JobStore, NewJob
-from shared.queue import Hint, HintSender, celery_app, depths, send
+from shared.queue import Hint, HintSender, celery_app, depths
 from shared.rescue_store import RescueStore
 from shared.sampling import GenerateRequest
 from tests.conftest import TEST_REDIS_DB, Servers, Workers
@@ -40,8 +38,8 @@ def broker(servers: Servers) -> str:
 
 
 @pytest.fixture
-async def sent(broker: str) -> Sent:
-    return Sent(celery_app(broker))
+async def sent(broker: str, redis: Redis) -> Sent:
+    return Sent(celery_app(broker), redis)
 
 
 @pytest.fixture
@@ -75,8 +73,10 @@ async def waiting(store: JobStore, database: AsyncEngine, key_id: int, *prioriti
     return jobs
 
 
-async def message(broker: str, job: Job) -> None:
-    await asyncio.to_thread(send, celery_app(broker), [Hint(job.id, job.model, job.priority)])
+async def message(broker: str, redis: Redis, job: Job) -> None:
+    sender = HintSender(celery_app(broker), redis)
+    sender.put(Hint(job.id, job.model, job.priority))
+    await sender.flush()
 
 
 async def test_an_empty_queue_while_rows_wait(
@@ -92,7 +92,7 @@ async def test_an_empty_list_of_a_queue_that_is_not(
 ) -> None:
     """The batch job's message is lost while interactive ones wait, and the worker has no room."""
     interactive, batch = await waiting(store, database, key_id, 3, 9)
-    await message(broker, interactive)
+    await message(broker, redis, interactive)
     assert await depths(redis, "m") == {0: 0, 3: 1, 6: 0, 9: 0}
     healer._runner.in_hand = healer._runner.slots
     assert await healer.heal() == 1
@@ -101,11 +101,11 @@ async def test_an_empty_list_of_a_queue_that_is_not(
 
 
 async def test_one_that_is_older_than_what_is_served(
-    healer: Healer, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int, broker: str
+    healer: Healer, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int, broker: str, redis: Redis
 ) -> None:
     """A full worker and a queue that never runs dry: it goes first."""
     lost, queued = await waiting(store, database, key_id, 3, 3)
-    await message(broker, queued)
+    await message(broker, redis, queued)
     healer._runner.in_hand = healer._runner.slots
     later = f"job_{int(lost.id[4:16], 16) + 60_000:012x}{lost.id[16:]}"
     healer._runner.last_claimed[3] = later

@@ -184,7 +184,7 @@ class World:
             store=self.store,
             logs=self.logs,
             unowned=unowned,
-            hints=HintSender(celery_app("redis://127.0.0.1:1/0")),
+            hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
             streams=self.streams,
             context=ContextCheck(registry),
             redis=redis,
