@@ -46,7 +46,6 @@ def celery_app(redis_url: str) -> Celery:
         task_store_errors_even_if_ignored=False,
         task_create_missing_queues=True,
         worker_prefetch_multiplier=1,
-        worker_send_task_events=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_enable_remote_control=True,
@@ -56,6 +55,8 @@ def celery_app(redis_url: str) -> Celery:
             "priority_steps": list(PRIORITY_STEPS),
             "sep": _SEPARATOR,
             "queue_order_strategy": "priority",
+            # What is lost with a worker is found by its row; Redis need not keep a copy of each message in hand.
+            "ack_emulation": False,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
             "health_check_interval": 10,

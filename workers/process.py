@@ -68,7 +68,7 @@ def main() -> int:
         pool_cls=EnginePool,
         concurrency=settings.look_ahead,
         queues=[queue_name(arguments.model)],
-        task_events=True,
+        task_events=False,  # Flower asks for them while it runs
         without_gossip=True,
         without_mingle=True,
         quiet=True,

@@ -32,11 +32,13 @@ def flower(sim_stack: Stack) -> Iterator[str]:
 
     def sees_workers() -> bool:
         try:
-            return len(httpx.get(f"{url}/api/workers?refresh=true", timeout=5).json()) >= 2
+            httpx.get(f"{url}/api/workers?refresh=true", timeout=5)
+            shown = httpx.get(f"{url}/workers?json=1", timeout=5).json()["data"]
         except (httpx.TransportError, ValueError):
             return False
+        return sum(bool(worker["status"]) for worker in shown) >= 2
 
-    eventually_sync(sees_workers, "Flower sees the workers", within_s=60)
+    eventually_sync(sees_workers, "the workers' events reach Flower, which has asked for them", within_s=60)
     yield url
     del sim_stack.processes["flower"]
     process.terminate()

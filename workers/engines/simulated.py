@@ -2,12 +2,16 @@
 
 A token is one word, or a piece of one; some tokens are a part of an emoji's UTF-8 and make no text until the
 last part comes, as real tokenizers do. The text follows from the prompt (and the seed and the choice) alone.
+
+Tokens are due at a rate, whatever the machine is doing: an engine that is late gives all that are due at once, as
+vLLM's does to a reader that is behind.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 from shared.errors import InvalidRequest
@@ -88,16 +92,16 @@ class SimulatedEngine:
             ]
             for choice in choices:
                 choice.skip(made)
+            began, given, itl_s = time.monotonic(), 0, options.itl_ms / 1000
             while any(choice.open for choice in choices):
                 if self._died.is_set():
                     raise EngineDead("the simulated engine was told to die")
+                due = 1 + int((time.monotonic() - began) / itl_s) if itl_s else given + 1
                 for choice in choices:
                     if choice.open:
-                        yield choice.step()
-                if options.itl_ms:
-                    await asyncio.sleep(options.itl_ms / 1000)
-                else:
-                    await asyncio.sleep(0)
+                        yield choice.steps(due - given)
+                given = due
+                await asyncio.sleep(began + due * itl_s - time.monotonic() if itl_s else 0)
         finally:
             self._requests -= 1
 
@@ -117,12 +121,34 @@ class _Choice:
         self._text = ""
         self._shown = 0
         self._whole = WholeTokens()
+        self._waiting: list[int] = []
 
     def skip(self, tokens: int) -> None:
         """Start after so many tokens, which earlier attempts have shown."""
         self._made = tokens
 
-    def step(self) -> Delta:
+    def steps(self, count: int) -> Delta:
+        """The next so many tokens, or as many as there are."""
+        if self._stop:
+            delta = self._step()
+            for _ in range(count - 1):
+                if not self.open:
+                    break
+                delta = delta.merged(self._step())
+            return delta
+        end = min(self._made + count, self._max_tokens)
+        finished = end == self._max_tokens
+        tokens = [*self._waiting, *(self._token(position) for position in range(self._made, end))]
+        # The first two parts of an emoji wait for the third.
+        parts = end % 16 - 5 if 5 < end % 16 < 8 and not finished else 0
+        waiting = min(parts, len(tokens))
+        self._waiting = tokens[len(tokens) - waiting :]
+        del tokens[len(tokens) - waiting :]
+        self._made, self.open = end, not finished
+        text = b"".join([VOCABULARY[token] for token in tokens]).decode(errors="ignore")
+        return Delta(self._index, text, tuple(tokens), "length" if finished else None)
+
+    def _step(self) -> Delta:
         token = self._token(self._made)
         self._made += 1
         self._bytes += VOCABULARY[token]
