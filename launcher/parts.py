@@ -13,7 +13,7 @@ from launcher.errors import SettingError
 from launcher.home import kept_secret
 from launcher.settings import REPOSITORY, Settings
 from shared.bundled import BUNDLED_PREFIX
-from shared.registry import Registry, RegistryError, VllmModel, load_registry
+from shared.registry import ModelSpec, OpenAIModel, Registry, RegistryError, VllmModel, load_registry
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Parts:
         """One process for each model; as many as HEADRACE_WORKERS says where the model has an engine of its own."""
         drain = {"HEADRACE_DRAIN_S": str(self.settings.drain_s)}
         return [
-            self._child(f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain)
+            self._child(f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain | upstream_key(model))
             for name, model in self.registry.models.items()
             for number in range(1, (self.settings.workers if model.engine == "vllm" else 1) + 1)
         ]
@@ -64,7 +64,8 @@ class Parts:
         return self._child("flower", ["-m", "celery", "-A", "workers.app", "flower", *address], login)
 
     def _child(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Child:
-        inherited = {key: value for key, value in os.environ.items() if key not in _SECRETS}
+        secrets = _SECRETS.union(*(upstream_key(model) for model in self.registry.models.values()))
+        inherited = {key: value for key, value in os.environ.items() if key not in secrets}
         merged = inherited | {"PYTHONUNBUFFERED": "1"} | self.environment | dict(environment or {})
         log = self.settings.logs / f"{name}.log"
         return Child(name, [sys.executable, *arguments], merged, log, REPOSITORY)
@@ -80,6 +81,12 @@ def load_models(file: Path) -> Registry:
         return load_registry(file)
     except RegistryError as error:
         raise SettingError(str(error)) from error
+
+
+def upstream_key(model: ModelSpec) -> dict[str, str]:
+    """The variable with the key of a model's upstream, where it has one and it is set."""
+    name = model.options.api_key_env if isinstance(model, OpenAIModel) else None
+    return {name: os.environ[name]} if name and os.environ.get(name) else {}
 
 
 def bundled_models(registry: Registry) -> list[str]:

@@ -15,7 +15,7 @@ from launcher.ports import check_free
 from launcher.progress import Phase, Progress
 from launcher.settings import Settings, load_settings
 from launcher.stopping import Stopping
-from shared.registry import Registry
+from shared.registry import OpenAIModel, Registry
 
 STOP_PATIENCE_S = 20.0
 # While starting there is no work to finish.
@@ -79,6 +79,9 @@ def check_engine(settings: Settings, registry: Registry) -> None:
             f"{settings.models} names models for vLLM ({', '.join(names)}), and ENGINE={settings.engine} has no vLLM.\n"
             "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
         )
+    for name, model in registry.models.items():
+        if isinstance(model, OpenAIModel) and model.options.api_key_env and not parts.upstream_key(model):
+            raise SettingError(f"{model.options.api_key_env} is not set; {settings.models} has {name}'s key there.")
 
 
 def clear_the_way(settings: Settings, progress: Progress) -> float:

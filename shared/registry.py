@@ -108,8 +108,12 @@ class SimulatedModel(_Spec):
 
 def _address(text: str) -> str:
     """An http(s) address without its last slash; a password in it would end up in logs."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("must be an address such as https://api.openai.com/v1")
     return text.rstrip("/")
 

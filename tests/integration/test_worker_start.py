@@ -52,3 +52,11 @@ def test_an_unknown_engine_option_is_named(servers: Servers, database_url: str, 
     ended = run(servers, database_url, write_models(tmp_path / "models.yaml", [model]), "workers", "m")
     assert ended.returncode != 0
     assert f"m.options: vLLM knows no {option}" in ended.stderr
+
+
+def test_an_upstream_key_that_is_not_set_is_named(servers: Servers, database_url: str, tmp_path: Path) -> None:
+    options = {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "HEADRACE_TEST_NO_SUCH_KEY"}
+    model = {"name": "m", "engine": "openai", "model": "x", "options": options}
+    ended = run(servers, database_url, write_models(tmp_path / "models.yaml", [model]), "workers", "m")
+    assert ended.returncode != 0
+    assert "m.options.api_key_env: HEADRACE_TEST_NO_SUCH_KEY is not set" in ended.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.registry import RegistryError, load_registry
+from shared.registry import OpenAIModel, RegistryError, load_registry
 
 GOOD = """\
 models:
@@ -65,6 +65,56 @@ def test_a_typo_is_told_with_its_line(tmp_path: Path, right: str, wrong: str, li
     with pytest.raises(RegistryError) as caught:
         load_registry(file)
     assert caught.value.message.startswith(f"{file}, line {line}: {words}")
+
+
+UPSTREAM = """\
+models:
+  - name: gpt
+    engine: openai
+    model: gpt-x
+    options:
+      base_url: https://api.example.com/v1/
+      api_key_env: UPSTREAM_API_KEY
+"""
+
+
+def test_a_model_of_an_upstream(tmp_path: Path) -> None:
+    model = load_registry(write(tmp_path, UPSTREAM))["gpt"]
+    assert isinstance(model, OpenAIModel)
+    assert (model.slots, model.max_model_len, model.options.max_retries) == (256, None, 3)
+    assert model.options.base_url == "https://api.example.com/v1"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "line", "words"),
+    [
+        ("    model: gpt-x\n", "", 2, "model: this field is required"),
+        ("      base_url: https://api.example.com/v1/\n", "", 5, "options.base_url: this field is required"),
+        ("https://api", "api", 6, "options.base_url: must be an address such as https://api.openai.com/v1"),
+        ("https://api", "file://api", 6, "options.base_url: must be an address"),
+        ("https://api", "https://user:pass@api", 6, "options.base_url: must be an address"),
+        ("/v1/", "/v1?key=7", 6, "options.base_url: must be an address"),
+        ("example.com", "example.com:port", 6, "options.base_url: must be an address"),
+        ("UPSTREAM_API_KEY", "sk-12345", 7, "options.api_key_env: must be the name of an environment variable"),
+        ("api_key_env: U", "api_key: U", 7, "options.api_key: there is no such field"),
+        ("api_key_env: UPSTREAM_API_KEY", "max_retries: -1", 7, "options.max_retries: Input should be greater"),
+        ("api_key_env: UPSTREAM_API_KEY", "read_timeout_s: 0", 7, "options.read_timeout_s: Input should be greater"),
+        (
+            "api_key_env: UPSTREAM_API_KEY",
+            "read_timeout_s: .inf",
+            7,
+            "options.read_timeout_s: Input should be a finite",
+        ),
+        ("gpt-x\n", "gpt-x\n    slots: 0\n", 5, "slots: Input should be greater"),
+    ],
+)
+def test_a_typo_in_an_upstream(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+    assert right in UPSTREAM
+    file = write(tmp_path, UPSTREAM.replace(right, wrong, 1))
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert caught.value.message.startswith(f"{file}, line {line}: models[0].{words}")
+    assert "sk-12345" not in caught.value.message
 
 
 @pytest.mark.parametrize("content", ["", "# models:\n", "- name: small\n", "hello\n", "7\n"])

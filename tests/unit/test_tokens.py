@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from api.tokens import ContextCheck, TokenCounter, simulated_tokens
 from shared.errors import InvalidRequest
-from shared.registry import Registry, SimulatedModel, SimulatedOptions, VllmModel
+from shared.registry import OpenAIModel, OpenAIOptions, Registry, SimulatedModel, SimulatedOptions, VllmModel
 from shared.sampling import GenerateRequest, Message, Sampling
 from workers.engines.base import PromptInfo
 from workers.engines.simulated import SimulatedEngine
@@ -104,3 +104,22 @@ async def test_prompt_and_answer_share_the_context(
 async def test_a_model_whose_files_are_elsewhere_is_not_counted() -> None:
     model = VllmModel(name="m", engine="vllm", model="org/on-the-hub", options={"max_model_len": 10})
     await ContextCheck(Registry({"m": model})).check("m", chat("word " * 1000))
+
+
+async def test_of_an_upstreams_model_max_tokens_alone_is_looked_at() -> None:
+    url = "http://127.0.0.1:1/v1"
+    models = {
+        "limited": OpenAIOptions(base_url=url, max_model_len=10),
+        "free": OpenAIOptions(base_url=url),
+    }
+    check = ContextCheck(
+        Registry(
+            {name: OpenAIModel(name=name, engine="openai", model="x", options=one) for name, one in models.items()}
+        )
+    )
+    await check.check("limited", chat("word " * 1000))
+    await check.check("limited", chat("word", max_tokens=9))
+    await check.check("free", chat("word", max_tokens=10))
+    with pytest.raises(InvalidRequest, match="context is 10 tokens") as caught:
+        await check.check("limited", chat("word", max_tokens=10))
+    assert caught.value.param == "max_tokens"

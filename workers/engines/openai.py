@@ -87,7 +87,7 @@ class OpenAIEngine:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=options.connect_timeout_s, sock_read=options.read_timeout_s
+                total=None, connect=options.connect_timeout_s, sock_read=options.read_timeout_s
             ),
             proxy=_proxy(options.base_url),
         )
@@ -157,7 +157,10 @@ class OpenAIEngine:
             variable = self._options.api_key_env
             logger.error("model=%s: HTTP %d; api_key_env is %s", self._model.name, status, variable or "not set")
             raise UpstreamError(f"The upstream refused the key (HTTP {status}).")
-        message = told(await response.content.read(MAX_ERROR_BYTES))
+        content = b""
+        while len(content) < MAX_ERROR_BYTES and (data := await response.content.readany()):
+            content += data
+        message = told(content)
         if self._key:
             message = message.replace(self._key, "***")
         if status in REFUSED:

@@ -1,0 +1,260 @@
+"""The engine that relays, against a server that misbehaves: what is tried again, and what a job is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from shared.errors import ErrorCode, InvalidRequest
+from shared.events import Delta
+from shared.job import Usage
+from shared.registry import OpenAIModel, OpenAIOptions
+from shared.sampling import GenerateRequest, Message, Sampling
+from tests.support.faulty_upstream import Answer, End, FaultyUpstream, faulty_upstream, refusal
+from tests.support.ports import free_port
+from workers.engines.base import UpstreamError
+from workers.engines.openai import OpenAIEngine
+
+KEY = "sk-a-secret"
+CHAT = GenerateRequest(messages=[Message(role="user", content="Hello")])
+AT_ONCE = {"retry_after": "0"}
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FaultyUpstream]:
+    async with faulty_upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def engine(upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OpenAIEngine]:
+    monkeypatch.setenv("UPSTREAM_API_KEY", f"{KEY}\n")
+    engine = make(upstream.url, api_key_env="UPSTREAM_API_KEY", max_retries=2)
+    await engine.start()
+    yield engine
+    assert engine.stats().requests == 0
+    assert not engine.dead
+    await engine.stop()
+
+
+def make(url: str, **options: Any) -> OpenAIEngine:
+    return OpenAIEngine(
+        OpenAIModel(name="up", engine="openai", model="theirs", options=OpenAIOptions(base_url=url, **options))
+    )
+
+
+async def run(
+    engine: OpenAIEngine, request: GenerateRequest = CHAT, deltas: list[Delta] | None = None
+) -> tuple[list[Delta], Usage | None]:
+    """What the engine makes of a request; `deltas` has it where the request fails, too."""
+    deltas = [] if deltas is None else deltas
+    async with aclosing(engine.generate("r", request)) as items:
+        async for item in items:
+            if isinstance(item, Usage):
+                return deltas, item
+            assert isinstance(item, Delta)
+            deltas.append(item)
+    return deltas, None
+
+
+def text(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+async def failure(engine: OpenAIEngine, made: str = "") -> UpstreamError:
+    """The error of a request that fails after so much text, or a part of it that came before the error."""
+    deltas: list[Delta] = []
+    with pytest.raises(UpstreamError) as caught:
+        await run(engine, deltas=deltas)
+    assert made.startswith(text(deltas))
+    assert caught.value.code == ErrorCode.UPSTREAM_ERROR
+    assert KEY not in caught.value.message
+    assert "127.0.0.1" not in caught.value.message
+    return caught.value
+
+
+async def test_usage_is_what_the_upstream_says(engine: OpenAIEngine) -> None:
+    deltas, usage = await run(engine)
+    assert text(deltas) == "0 1 2 "
+    assert usage == Usage(70, 50, 90)
+
+
+async def test_without_usage_chunks_are_counted(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [Answer(4, End.NO_USAGE)]
+    deltas, usage = await run(engine)
+    assert usage is None
+    assert sum(delta.tokens for delta in deltas) == 4
+
+
+async def test_what_the_upstream_is_sent(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    await run(engine)
+    await run(engine, GenerateRequest(prompt="Once", sampling=Sampling(max_tokens=5, stop=["x"], temperature=0)))
+    first, second = upstream.seen
+    stream = {"model": "theirs", "stream": True, "stream_options": {"include_usage": True}}
+    assert (first.path, first.headers["authorization"]) == ("/v1/chat/completions", f"Bearer {KEY}")
+    assert first.body == {**stream, "messages": [{"role": "user", "content": "Hello"}]}
+    assert second.path == "/v1/completions"
+    assert second.body == {**stream, "prompt": "Once", "max_tokens": 5, "stop": ["x"], "temperature": 0}
+
+
+async def test_max_tokens_under_the_newer_name(upstream: FaultyUpstream) -> None:
+    engine = make(upstream.url, max_tokens_field="max_completion_tokens")
+    await engine.start()
+    await run(engine, GenerateRequest(messages=CHAT.messages, sampling=Sampling(max_tokens=5)))
+    await engine.stop()
+    assert upstream.seen[0].body["max_completion_tokens"] == 5
+    assert "max_tokens" not in upstream.seen[0].body
+    assert "authorization" not in upstream.seen[0].headers
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("stop", "stop"), ("length", "length"), ("content_filter", "stop"), ("tool_calls", "stop")],
+)
+async def test_finish_reasons(engine: OpenAIEngine, upstream: FaultyUpstream, theirs: str, ours: str) -> None:
+    upstream.answers = [Answer(1, finish_reason=theirs)]
+    deltas, _ = await run(engine)
+    assert deltas[-1].finish_reason == ours
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        refusal(429, **AT_ONCE),
+        refusal(500, **AT_ONCE),
+        refusal(503, **AT_ONCE),
+        Answer(0, End.CUT),
+        Answer(0, End.SHORT),
+    ],
+    ids=["429", "500", "503", "cut", "short"],
+)
+async def test_what_passes_before_the_first_token_is_tried_again(
+    engine: OpenAIEngine, upstream: FaultyUpstream, passing: Answer
+) -> None:
+    upstream.answers = [passing]
+    deltas, usage = await run(engine)
+    assert text(deltas) == "0 1 2 "
+    assert usage == Usage(70, 50, 90)
+    assert len(upstream.seen) == 2
+
+
+async def test_it_waits_as_long_as_it_is_asked_to(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [refusal(429, retry_after="1")]
+    await run(engine)
+    assert upstream.seen[1].at - upstream.seen[0].at >= 1
+
+
+async def test_it_does_not_wait_for_ever(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [refusal(429, "come tomorrow", retry_after="86400")]
+    error = await failure(engine)
+    assert "HTTP 429: come tomorrow" in error.message
+    assert len(upstream.seen) == 1
+
+
+async def test_it_gives_up(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [refusal(500, f"key {KEY}", **AT_ONCE)] * 3
+    error = await failure(engine)
+    assert "HTTP 500: key ***" in error.message
+    assert len(upstream.seen) == 3
+
+
+async def test_an_upstream_that_is_away() -> None:
+    engine = make(f"http://127.0.0.1:{free_port()}/v1", max_retries=1)
+    await engine.start()
+    error = await failure(engine)
+    await engine.stop()
+    assert "cannot be reached" in error.message
+    assert not engine.dead
+
+
+@pytest.mark.parametrize(("tokens", "requests"), [(0, 2), (2, 1)])
+async def test_an_upstream_that_falls_silent(upstream: FaultyUpstream, tokens: int, requests: int) -> None:
+    upstream.answers = [Answer(tokens, End.SILENCE)] * 2
+    engine = make(upstream.url, read_timeout_s=0.2, max_retries=1)
+    await engine.start()
+    error = await failure(engine, "0 1 "[: 2 * tokens])
+    await engine.stop()
+    assert "did not answer in time" in error.message
+    assert len(upstream.seen) == requests
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (End.CUT, "connection to the upstream broke"),
+        (End.SHORT, "ended its answer too early"),
+        (End.ERROR, "The upstream failed: out of memory"),
+        (End.STRANGE, "not OpenAI's stream"),
+    ],
+    ids=lambda value: value.name if isinstance(value, End) else "",
+)
+async def test_a_stream_that_breaks_after_text_is_not_tried_again(
+    engine: OpenAIEngine, upstream: FaultyUpstream, end: End, words: str
+) -> None:
+    upstream.answers = [Answer(2, end)]
+    assert words in (await failure(engine, "0 1 ")).message
+    assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+async def test_a_request_that_is_refused(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
+    upstream.answers = [refusal(status, "the prompt is too long")]
+    with pytest.raises(InvalidRequest, match=r"^the prompt is too long$"):
+        await run(engine)
+    assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_is_refused(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
+    upstream.answers = [refusal(status, f"Incorrect API key provided: {KEY}")]
+    assert (await failure(engine)).message == f"The upstream refused the key (HTTP {status})."
+
+
+@pytest.mark.parametrize("status", [302, 402, 405])
+async def test_any_other_answer(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
+    upstream.answers = [refusal(status, "hm", location="http://127.0.0.1:1/")]
+    assert f"HTTP {status}: hm" in (await failure(engine)).message
+    assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("tokens", [0, 2], ids=["before the answer", "in mid-answer"])
+async def test_a_cancel_closes_the_connection(engine: OpenAIEngine, upstream: FaultyUpstream, tokens: int) -> None:
+    upstream.answers = [Answer(tokens, End.SILENCE)]
+    task = asyncio.create_task(run(engine))
+    async with asyncio.timeout(10):
+        await upstream.arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await upstream.left.wait()
+
+
+async def test_a_cancel_while_it_waits_to_try_again(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [refusal(503, retry_after="50")]
+    task = asyncio.create_task(run(engine))
+    async with asyncio.timeout(10):
+        await upstream.arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_connections_are_used_again(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    for _ in range(3):
+        await run(engine)
+    assert len(engine._session.connector._conns) == 1  # type: ignore[union-attr]
+
+
+async def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UPSTREAM_API_KEY", raising=False)
+    engine = make("http://127.0.0.1:1/v1", api_key_env="UPSTREAM_API_KEY")
+    with pytest.raises(InvalidRequest, match=r"up\.options\.api_key_env: UPSTREAM_API_KEY is not set"):
+        await engine.start()
+
+
+async def test_it_does_not_continue(engine: OpenAIEngine) -> None:
+    assert not engine.continues(CHAT)

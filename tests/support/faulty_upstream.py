@@ -1,0 +1,132 @@
+"""A real OpenAI-compatible server that misbehaves as it is told, one answer after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from aiohttp import web
+
+
+class End(Enum):
+    """What comes after an answer's tokens."""
+
+    WHOLE = "a finish reason, usage, [DONE]"
+    NO_USAGE = "a finish reason, [DONE]"
+    SHORT = "the end of the body"
+    CUT = "the connection's end"
+    ERROR = "a frame that says what failed"
+    STRANGE = "a line that is not JSON"
+    SILENCE = "nothing, until the client leaves"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer: an error's status and body, or a stream of tokens with an end."""
+
+    tokens: int = 0
+    end: End = End.WHOLE
+    finish_reason: str = "stop"
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+
+
+@dataclass(slots=True)
+class Seen:
+    """One request as it came, at a time of the loop's clock."""
+
+    at: float
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+USAGE = {"prompt_tokens": 70, "completion_tokens": 90, "prompt_tokens_details": {"cached_tokens": 50}}
+
+
+def refusal(status: int, message: str = "no", **headers: str) -> Answer:
+    """An error as OpenAI sends it. `retry_after="1"` is the header Retry-After."""
+    body = json.dumps({"error": {"message": message, "type": "error", "code": None}})
+    return Answer(status=status, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+class FaultyUpstream:
+    """Gives `answers` in order, then whole ones."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.seen: list[Seen] = []
+        self.url = ""
+        self.arrived = asyncio.Event()
+        self.left = asyncio.Event()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.seen.append(Seen(asyncio.get_running_loop().time(), request.path, headers, await request.json()))
+        self.arrived.set()
+        answer = self.answers.pop(0) if self.answers else Answer(3)
+        if answer.status != 200:
+            return web.Response(
+                status=answer.status, text=answer.body, content_type="application/json", headers=answer.headers
+            )
+        try:
+            return await self._stream(request, answer)
+        except (asyncio.CancelledError, ConnectionError):
+            self.left.set()
+            raise
+
+    async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        if answer.end is End.SILENCE and not answer.tokens:
+            await asyncio.Event().wait()
+        await response.prepare(request)
+
+        async def send(payload: dict[str, Any]) -> None:
+            await response.write(b"data: " + json.dumps(payload).encode() + b"\r\n\r\n")
+
+        await response.write(b": a comment\n\n")
+        await send({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+        for position in range(answer.tokens):
+            await send({"choices": [{"index": 0, "delta": {"content": f"{position} "}, "finish_reason": None}]})
+        match answer.end:
+            case End.WHOLE | End.NO_USAGE:
+                await send({"choices": [{"index": 0, "delta": {}, "finish_reason": answer.finish_reason}]})
+                if answer.end is End.WHOLE:
+                    await send({"choices": [], "usage": USAGE})
+                await response.write(b"data: [DONE]\n\n")
+            case End.CUT:
+                assert request.transport is not None
+                request.transport.close()
+            case End.ERROR:
+                await send({"error": {"message": "out of memory", "type": "server_error", "code": 500}})
+            case End.STRANGE:
+                await response.write(b"data: <html>\n\n")
+            case End.SILENCE:
+                await asyncio.Event().wait()
+            case End.SHORT:
+                pass
+        return response
+
+
+@asynccontextmanager
+async def faulty_upstream(port: int = 0) -> AsyncIterator[FaultyUpstream]:
+    """One that listens on 127.0.0.1, on a free port unless one is given."""
+    upstream = FaultyUpstream()
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", upstream.handle)
+    app.router.add_post("/v1/completions", upstream.handle)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    upstream.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    try:
+        yield upstream
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,46 @@
+"""Which processes a models.yaml makes, and what each of them is told."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import SettingError
+from launcher.parts import Parts, load_models
+from launcher.settings import load_settings
+from launcher.up import check_engine
+
+MODELS = """\
+models:
+  - {name: sim, engine: simulated}
+  - {name: up, engine: openai, model: x, options: {base_url: "http://127.0.0.1:1/v1", api_key_env: UP_KEY}}
+  - {name: big, engine: vllm, model: org/big}
+"""
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    models = tmp_path / "models.yaml"
+    models.write_text(MODELS)
+    settings = load_settings({"HEADRACE_MODELS": str(models), "HEADRACE_WORKERS": "2"})
+    return Parts(settings, load_models(models), "postgresql+asyncpg://db/x", "redis://cache/0")
+
+
+def test_a_worker_for_each_model_and_more_for_those_with_an_engine_of_their_own(parts: Parts) -> None:
+    assert [child.name for child in parts.workers()] == ["worker-sim-1", "worker-up-1", "worker-big-1", "worker-big-2"]
+
+
+def test_an_upstreams_key_goes_to_its_worker_alone(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UP_KEY", "sk-secret")
+    children = [parts.api(), parts.flower(None), *parts.workers()]
+    assert [child.name for child in children if "UP_KEY" in child.environment] == ["worker-up-1"]
+
+
+def test_an_upstreams_key_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text("".join(MODELS.splitlines(keepends=True)[:-1]))
+    settings = load_settings({"HEADRACE_MODELS": str(models)})
+    monkeypatch.delenv("UP_KEY", raising=False)
+    with pytest.raises(SettingError, match=r"^UP_KEY is not set; .* has up's key there"):
+        check_engine(settings, load_models(models))
+    monkeypatch.setenv("UP_KEY", "sk-secret")
+    check_engine(settings, load_models(models))
