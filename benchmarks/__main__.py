@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model=chosen.model,
         load_format=chosen.load_format,
     )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has started it with `&`
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, as Ctrl-C does
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
