@@ -17,6 +17,7 @@ from api.jobs import routes as jobs
 from api.openai import routes as openai
 from api.resources import open_resources
 from api.settings import ApiSettings
+from shared.startup import settle
 
 DESCRIPTION = (
     "Self-hosted, queue-based, asynchronous LLM inference. Every call is a job: committed, queued, run by vLLM."
@@ -80,6 +81,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_resources(settings) as held:
             app.state.resources = held
+            settle()
             yield
 
     app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)

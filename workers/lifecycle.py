@@ -26,6 +26,7 @@ from shared.queue import HintSender
 from shared.redis_connection import connect_redis
 from shared.registry import ModelSpec
 from shared.rescue_store import RescueStore
+from shared.startup import settle
 from shared.stream import JobLogs, LogFlusher
 from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
@@ -184,6 +185,7 @@ class Lifecycle:
             task = asyncio.create_task(part, name=name)
             task.add_done_callback(self._part_ended)
             self._tasks.append(task)
+        settle()
 
     async def _drain(self) -> None:
         self._runner.close()
