@@ -109,6 +109,7 @@ GOALS = (
     Goal("memory a follower", Key("followers", "headrace", "memory a follower"), 60, False, "KB"),
     Goal("GET job p99 beside followers", Key("followers", "headrace", "GET job p99 meanwhile"), 50, False, "ms"),
     Goal("POST jobs p99 beside followers", Key("followers", "headrace", "POST jobs p99 meanwhile"), 50, False, "ms"),
+    Goal("calls that fail beside followers", Key("followers", "headrace", "calls that failed"), 0, False),
     *_calls("full"),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),
     Goal("cancel p99, vLLM", Key("cancel", "vllm", "cancel p99"), 1000, False, "ms"),
