@@ -36,6 +36,9 @@ FENCED = -1
 SEQ_PER_ATTEMPT = 1_000_000
 # Events in one append of a log that is written again.
 PIECE = 1000
+# From one flush to the next, where nobody waits for a first token or an end: what 250 messages a second carry reads
+# as smoothly as what 3,000 do, and costs a tenth.
+GAP_S = 0.004
 
 _APPEND = """
 local results, live = {}, {}
@@ -214,6 +217,8 @@ class JobLog:
     written: int = 0
     fenced: bool = False
     ttl_s: int = RUNNING_TTL_S
+    # Somebody waits for what is new in it: a start, the first text, the end.
+    urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
     _pending: dict[int, Delta] = field(default_factory=dict)
 
@@ -259,14 +264,21 @@ class JobLog:
         self.seq = last.seq
         self.events.append(last)
         self.ttl_s = ttl_s
+        self.urgent = True
+
+    def wrote(self, events: Sequence[Event]) -> None:
+        """These are in Redis now."""
+        self.written = events[-1].seq
+        if self.urgent and any(item.type is EventType.DELTA for item in events):
+            self.urgent = False
 
 
 class LogFlusher:
     """Writes the logs of all running jobs, one round trip for all that have something new.
 
-    There is no timer: a flush starts at once, and what arrives while it is on its way goes with the next.
-    So a first token never waits, and under load many tokens and many jobs share a message. While Redis is
-    away, text gathers here and jobs go on.
+    A flush starts at once, but for one that follows another within 4 ms and carries nothing that somebody waits
+    for; what arrives meanwhile goes with it. So a first token never waits, a lone stream does not either, and
+    under load many tokens and many jobs share a message. While Redis is away, text gathers here and jobs go on.
     """
 
     def __init__(self, logs: JobLogs, held: Callable[[], Awaitable[Sequence[Held]]], *, late_s: float) -> None:
@@ -276,6 +288,7 @@ class LogFlusher:
         self._late_s = late_s
         self._dirty: dict[JobLog, None] = {}
         self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -285,13 +298,21 @@ class LogFlusher:
             self._dirty[log] = None
             self._idle.clear()
             self._wake.set()
+            if log.urgent:
+                self._urgent.set()
 
     async def run(self) -> None:
         """Flush for ever; cancel to stop."""
         delay = RETRY_S[0]
+        last = 0.0
         while True:
             await self._wake.wait()
+            if not self._urgent.is_set() and (early := last + GAP_S - time.monotonic()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._urgent.wait(), early)
+            last = time.monotonic()
             self._wake.clear()
+            self._urgent.clear()
             batch = list(self._dirty)
             self._dirty.clear()
             try:
@@ -332,7 +353,7 @@ class LogFlusher:
             elif last < sent.events[-1].seq:
                 unsure.append(log)
             else:
-                log.written = sent.events[-1].seq
+                log.wrote(sent.events)
         if unsure:
             await self._write_again(unsure)
 
@@ -360,7 +381,7 @@ class LogFlusher:
             if last == FENCED:
                 self._fence(log)
                 return
-        log.written = events[-1].seq
+        log.wrote(events)
 
     @staticmethod
     def _fence(log: JobLog) -> None:

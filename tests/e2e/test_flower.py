@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.test_jobs import ended, running, submit
 from tests.support.ports import free_port
-from tests.support.stack import Stack
+from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually, eventually_sync
 
 
@@ -30,19 +30,30 @@ def flower(sim_stack: Stack) -> Iterator[str]:
         FLOWER_UNAUTHENTICATED_API="true",
     )
 
-    def sees_workers() -> bool:
+    def sees_jobs() -> bool:
+        """Of both workers; it asks them for their events, some seconds after its start."""
         try:
-            httpx.get(f"{url}/api/workers?refresh=true", timeout=5)
-            shown = httpx.get(f"{url}/workers?json=1", timeout=5).json()["data"]
+            return all(_shown(url, _run(sim_stack, model)) for model in ("sim", "small"))
         except (httpx.TransportError, ValueError):
             return False
-        return sum(bool(worker["status"]) for worker in shown) >= 2
 
-    eventually_sync(sees_workers, "the workers' events reach Flower, which has asked for them", within_s=60)
+    eventually_sync(sees_jobs, "the workers' events reach Flower, which has asked for them", within_s=60)
     yield url
     del sim_stack.processes["flower"]
     process.terminate()
     process.wait(20)
+
+
+def _run(stack: Stack, model: str) -> str:
+    """Run a job of some hundred milliseconds. Returns its id."""
+    body = {"model": model, "prompt": "the mill", "max_tokens": 20}
+    headers = {"Authorization": f"Bearer {KEY}", "Prefer": "wait=10"}
+    job: dict[str, Any] = httpx.post(f"{stack.url}/v1/jobs", json=body, headers=headers, timeout=20).json()
+    return str(job["id"])
+
+
+def _shown(url: str, job_id: str) -> bool:
+    return httpx.get(f"{url}/api/task/info/{job_id}", timeout=5).status_code == 200
 
 
 async def task(client: httpx.AsyncClient, url: str, job_id: str, state: str) -> dict[str, Any]:
