@@ -97,16 +97,15 @@ class HintSender:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await self.flush()
-            if self._waiting:
+            if not await self.flush():
                 await asyncio.sleep(RETRY_S)
                 self._wake.set()
 
-    async def flush(self) -> None:
-        """Send what waits; what cannot be sent waits on."""
+    async def flush(self) -> bool:
+        """Send what waits now. False: Redis is away, and it waits on."""
         batch, self._waiting = self._waiting, []
         if not batch:
-            return
+            return True
         lists: dict[str, list[bytes]] = {}
         for hint in batch:
             name = queue_name(hint.model)
@@ -122,6 +121,8 @@ class HintSender:
                 raise
             logger.warning("Redis is away, %d hints wait: %s", len(batch), error)
             self._waiting = (batch + self._waiting)[:KEPT]
+            return False
+        return True
 
 
 async def depths(redis: Redis, model: str) -> dict[int, int]:

@@ -17,7 +17,19 @@ class Intake:
         consumer = self._worker.consumer
         consumer.call_soon(consumer.cancel_task_queue, self._queue)
 
+    def look(self) -> None:
+        """Look at the queue again now: there is room for another message.
+
+        The consumer sleeps with its hands full, and an acknowledgement by another thread does not wake it: it would
+        find out at its next timer, up to a second later.
+        """
+        self._worker.consumer.call_soon(_nothing)
+
     def resume(self) -> None:
         """Take from the queue again."""
         consumer = self._worker.consumer
         consumer.call_soon(consumer.add_task_queue, self._queue)
+
+
+def _nothing() -> None:
+    """Being called is enough."""

@@ -89,10 +89,20 @@ class EnginePool(BasePool):  # type: ignore[misc]
         with self._lock:
             self._jobs[pid] = args[1]
         try:
-            apply_target(target, args, kwargs, callback, accept_callback, getpid=lambda: pid)
+            apply_target(target, args, kwargs, callback, self._accepting(accept_callback), getpid=lambda: pid)
         finally:
             with self._lock:
                 del self._jobs[pid]
+
+    def _accepting(self, accept: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        """What Celery is told when a job begins: its message is acknowledged, and the next may be taken."""
+
+        def accepted(*args: Any) -> None:
+            if accept is not None:
+                accept(*args)
+            self._lifecycle.intake.look()
+
+        return accepted
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()

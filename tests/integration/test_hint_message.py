@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from shared.queue import PRIORITY_STEPS, TASK, Hint, HintSender, celery_app, depths, queue_name
+from shared.queue import PRIORITY_STEPS, RETRY_S, TASK, Hint, HintSender, celery_app, depths, queue_name
 from tests.conftest import TEST_REDIS_DB, Servers
+from tests.support.waiting import eventually
 
 JOB = "job_0123456789abcdef0123456789abcdef"
 
@@ -60,3 +62,32 @@ async def test_many_at_once_keep_their_order_and_have_tags_of_their_own(servers:
     assert [item["headers"]["id"] for item in reversed(queued[b"headrace.m"])] == ids[::2], "the oldest is taken first"
     tags = {item["properties"]["delivery_tag"] for messages in queued.values() for item in messages}
     assert len(tags) == 20
+
+
+async def test_what_is_put_while_others_are_sent_goes_next(servers: Servers, redis: Redis) -> None:
+    """It does not wait for the pause that is for a Redis that is away."""
+
+    class Pausing(HintSender):
+        """Lets a second hint come while the first is on its way."""
+
+        async def flush(self) -> bool:
+            sending = asyncio.create_task(super().flush())
+            await asyncio.sleep(0)
+            if not second_put.is_set():
+                second_put.set()
+                self.put(Hint(f"job_{2:032x}", "m", 0))
+            return await sending
+
+    second_put = asyncio.Event()
+    sender = Pausing(celery_app(servers.redis(TEST_REDIS_DB)), redis)
+    sending = asyncio.create_task(sender.run())
+    sender.put(Hint(f"job_{1:032x}", "m", 0))
+    await second_put.wait()
+    before = asyncio.get_running_loop().time()
+
+    async def both() -> bool:
+        return (await depths(redis, "m"))[0] == 2
+
+    await eventually(both, "both are sent")
+    assert asyncio.get_running_loop().time() - before < RETRY_S
+    sending.cancel()
