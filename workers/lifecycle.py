@@ -68,6 +68,7 @@ class Lifecycle:
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
+        self._of_thread = threading.local()
 
     @property
     def slots(self) -> int:
@@ -91,9 +92,18 @@ class Lifecycle:
             time.sleep(0.1)
         starting.result()
 
-    def run(self, job_id: str) -> JobStatus | None:
-        """Run a job; waits for its end."""
-        return self._submit(self._runner.run(job_id)).result()
+    def begin(self, job_id: str) -> Future[JobStatus | None]:
+        """Run a job; its end is the future's."""
+        return self._submit(self._runner.run(job_id))
+
+    def wait_for(self, job: Future[JobStatus | None]) -> None:
+        """Say which job it is that the task of this thread waits for."""
+        self._of_thread.job = job
+
+    def end(self) -> JobStatus | None:
+        """Wait for the end of this thread's job."""
+        job: Future[JobStatus | None] = self._of_thread.job
+        return job.result()
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job, as its owner could."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from celery.concurrency.base import BasePool, apply_target
 
+from shared.job import JobStatus
 from workers.lifecycle import Lifecycle
 
 
@@ -45,6 +46,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         # Celery's terminate speaks of process ids; ours are made up, one a job.
         self._pids = itertools.count(1)
         self._jobs: dict[int, str] = {}
+        self._given = 0
         self._lock = threading.Lock()
 
     def on_start(self) -> None:
@@ -67,7 +69,16 @@ class EnginePool(BasePool):  # type: ignore[misc]
         accept_callback: Callable[..., Any] | None = None,
         **_: Any,
     ) -> _Applied:
-        return _Applied(self._executor.submit(self._apply, target, args, kwargs, callback, accept_callback))
+        # Celery's own target: (task name, task id, ...).
+        job_id = args[1]
+        with self._lock:
+            self._given += 1
+            free = self._given <= self._lifecycle.slots
+        # Where a thread is free the job begins now: its claim need not wait for the thread to get going.
+        begun = self._lifecycle.begin(job_id) if free else None
+        return _Applied(
+            self._executor.submit(self._apply, job_id, begun, target, args, kwargs, callback, accept_callback)
+        )
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Cancel a job: Flower's Terminate button and `revoke(terminate=True)` end here."""
@@ -78,6 +89,8 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     def _apply(
         self,
+        job_id: str,
+        begun: Future[JobStatus | None] | None,
         target: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
@@ -85,14 +98,15 @@ class EnginePool(BasePool):  # type: ignore[misc]
         accept_callback: Callable[..., Any] | None,
     ) -> None:
         pid = next(self._pids)
-        # Celery's own target: (task name, task id, ...).
         with self._lock:
-            self._jobs[pid] = args[1]
+            self._jobs[pid] = job_id
+        self._lifecycle.wait_for(begun or self._lifecycle.begin(job_id))
         try:
             apply_target(target, args, kwargs, callback, self._accepting(accept_callback), getpid=lambda: pid)
         finally:
             with self._lock:
                 del self._jobs[pid]
+                self._given -= 1
 
     def _accepting(self, accept: Callable[..., Any] | None) -> Callable[..., Any] | None:
         """What Celery is told when a job begins: its message is acknowledged, and the next may be taken."""

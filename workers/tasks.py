@@ -1,4 +1,4 @@
-"""The Celery task: from a message to the runner."""
+"""The Celery task: waits for its job, which the pool has begun."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def register(app: Celery) -> Task:
 
     @app.task(name=TASK, throws=(JobFailed,))  # type: ignore[untyped-decorator]
     def generate(job_id: str, model: str) -> str:
-        status = app.lifecycle.run(job_id)
+        status = app.lifecycle.end()
         if status is None:
             raise Ignore  # a message too many, or the job was handed back
         if status is JobStatus.FAILED:

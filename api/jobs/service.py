@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 
@@ -70,6 +71,7 @@ class JobService:
         job, created = await self._store.insert(new, idempotency)
         if created:
             self._hints.put(Hint(job.id, job.model, job.priority))
+            await asyncio.sleep(0)  # the hint goes before the answer is made
         return job, created
 
     async def get(self, job_id: str, key_id: int) -> Job:
