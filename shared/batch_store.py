@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Integer, Text, bindparam, func, insert, literal, select, update
+from sqlalchemy import JSON, BigInteger, ColumnElement, Integer, Text, bindparam, func, insert, literal, select, update
 
 from shared.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from shared.batch_rows import COLUMNS, Tally, tally_query, to_batch
@@ -20,7 +20,7 @@ from shared.file_store import Purpose, insert_file
 from shared.job import Job, JobStatus, new_job_id
 from shared.job_rows import COLUMNS as JOB_COLUMNS
 from shared.job_rows import Records, Store, seconds, to_job
-from shared.models import BatchRow, FileRow, JobRow
+from shared.models import BatchRow, FileRow, JobRow, Timestamp
 from shared.queue import PRIORITY_STEPS, Hint
 from shared.sampling import GenerateRequest
 
@@ -65,16 +65,16 @@ _SUBMIT = (
         ],
         select(
             _NEW.id,
-            BatchRow.key_id,
+            bindparam("owner", type_=BigInteger),
             _NEW.model,
             literal(JobStatus.QUEUED.value),
             literal(BATCH_PRIORITY),
             _NEW.request,
             _NEW.metadata,
-            BatchRow.expires_at,
-            BatchRow.id,
+            bindparam("expires_at", type_=Timestamp),
+            bindparam("batch", type_=Text),
             _NEW.line,
-        ).where(BatchRow.id == bindparam("batch", type_=Text)),
+        ),
     )
     .returning(JobRow.id)
 )
@@ -221,7 +221,8 @@ class BatchStore(Store):
         async with transaction(self._engine) as connection:
             if not (await connection.execute(advance)).rowcount:
                 return None
-            await connection.execute(_SUBMIT, {**_NEW.parameters(records), "batch": batch.id})
+            common = {"owner": batch.key_id, "expires_at": batch.expires_at, "batch": batch.id}
+            await connection.execute(_SUBMIT, {**_NEW.parameters(records), **common})
         return [Hint(record["id"], record["model"], BATCH_PRIORITY) for record in records]
 
     async def tally(self, batch_id: str) -> Tally | None:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -42,8 +42,8 @@ class Blobs(Protocol):
     def writing(self, name: str) -> AbstractAsyncContextManager[BlobWriter]:
         """Write a blob. It is there, and on disk, once the block has ended; an error in the block leaves nothing."""
 
-    def read(self, name: str, offset: int = 0) -> AsyncIterator[bytes]:
-        """A blob's bytes in chunks, from an offset on. Raises `BlobMissing`."""
+    def read(self, name: str, offset: int = 0) -> AsyncGenerator[bytes]:
+        """A blob's bytes in chunks, from an offset on; close it. Raises `BlobMissing`."""
 
     async def delete(self, name: str) -> None:
         """Forget a blob; one that is not there is fine."""
@@ -61,7 +61,8 @@ class LocalBlobs:
     @asynccontextmanager
     async def writing(self, name: str) -> AsyncIterator[BlobWriter]:
         unfinished = self._folder / f"{_UNFINISHED}{secrets.token_hex(8)}"
-        file = await asyncio.to_thread(self._create, unfinished)
+        # Not in a thread, which could go on after a cancel, and leave a file that nobody knows.
+        file = self._create(unfinished)
         try:
             yield _LocalWriter(file)
             await asyncio.to_thread(self._publish, file, unfinished, self._folder / name)
@@ -70,8 +71,8 @@ class LocalBlobs:
             file.close()
             unfinished.unlink(missing_ok=True)
 
-    async def read(self, name: str, offset: int = 0) -> AsyncIterator[bytes]:
-        file = await asyncio.to_thread(self._open, name, offset)
+    async def read(self, name: str, offset: int = 0) -> AsyncGenerator[bytes]:
+        file = self._open(name, offset)
         try:
             while data := await asyncio.to_thread(_read, file):
                 yield data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -12,14 +13,14 @@ import orjson
 
 from api.batches.line_reader import Line
 from api.batches.lines import ENDPOINTS, LineRefused, custom_id, parse
-from api.errors import UpstreamFailed, render
+from api.errors import NotFound, UpstreamFailed, render
 from api.openai.chunks import whole
 from shared.batch import Batch, BatchStatus, BatchUsage
 from shared.batch_store import BatchStore, ResultFile
 from shared.blobs import CHUNK, Blobs, BlobWriter
 from shared.errors import ErrorCode, HeadraceError, InvalidRequest
 from shared.file_store import result_file_ids
-from shared.job import Job, JobStatus
+from shared.job import Job, JobStatus, Usage
 
 PAGE = 50
 EXPIRED = {
@@ -27,10 +28,6 @@ EXPIRED = {
     "message": "This request could not be executed before the completion window expired.",
 }
 CANCELLED = {"code": "batch_cancelled", "message": "This batch was cancelled before the request was executed."}
-
-
-class JobDeleted(HeadraceError):
-    """The request's job was deleted before the batch ended."""
 
 
 @dataclass(slots=True)
@@ -49,20 +46,16 @@ async def write_results(batch: Batch, lines: AsyncIterator[Line], store: BatchSt
     """Write a batch's results, all of whose jobs have ended. Written again they are the same."""
     results = Results()
     output_id, errors_id = result_file_ids(batch.id)
-    jobs = _jobs(batch, store)
+    jobs = _Jobs(batch, store)
     async with AsyncExitStack() as stack:
         output, errors = _Writer(stack, blobs, output_id), _Writer(stack, blobs, errors_id)
-        number, job = await anext(jobs, (0, None))
         async for line in lines:
             if line.blank:
                 continue
-            ran = None
-            if number == line.number:
-                ran = job
-                number, job = await anext(jobs, (0, None))
-            entry = _entry(batch, line, ran)
-            if ran is not None and ran.usage is not None:
-                results.usage = _sum(results.usage, ran)
+            job = await jobs.of(line.number)
+            entry = _entry(batch, line, job)
+            if job is not None and job.usage is not None:
+                results.usage = _sum(results.usage, job.usage)
             if entry.good:
                 results.completed += 1
                 await output.write(entry.content)
@@ -95,7 +88,7 @@ def _entry(batch: Batch, line: Line, job: Job | None) -> _Entry:
 
     content = {"id": f"batch_req_{job.id.removeprefix('job_')}", "custom_id": custom_id(line)}
     if job.request.messages is None and job.request.prompt is None:
-        return _Entry(False, {**content, "response": _failed(job.id, JobDeleted()), "error": None})
+        return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
         answer = whole(ENDPOINTS[batch.endpoint].face, job).model_dump(mode="json")
         response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": answer}
@@ -118,27 +111,44 @@ def _refusal(batch: Batch, line: Line) -> HeadraceError:
     return InvalidRequest("This request was refused when its turn came.")
 
 
+def _deleted() -> HeadraceError:
+    return NotFound("The request's job was deleted before the batch ended.", code="job_not_found")
+
+
 def _failed(request_id: str, error: HeadraceError) -> dict[str, Any]:
     """What a synchronous call would have answered."""
     answer = render(error)
     return {"status_code": answer.status_code, "request_id": request_id, "body": orjson.Fragment(bytes(answer.body))}
 
 
-def _sum(usage: BatchUsage, job: Job) -> BatchUsage:
-    assert job.usage is not None
+def _sum(usage: BatchUsage, more: Usage) -> BatchUsage:
     return BatchUsage(
-        usage.prompt_tokens + job.usage.prompt_tokens,
-        usage.cached_tokens + job.usage.cached_tokens,
-        usage.completion_tokens + job.usage.completion_tokens,
+        usage.prompt_tokens + more.prompt_tokens,
+        usage.cached_tokens + more.cached_tokens,
+        usage.completion_tokens + more.completion_tokens,
     )
 
 
-async def _jobs(batch: Batch, store: BatchStore) -> AsyncIterator[tuple[int, Job | None]]:
-    after = 0
-    while page := await store.jobs(batch.id, after, PAGE):
-        for number, job in page:
-            yield number, job
-        after = page[-1][0]
+class _Jobs:
+    """A batch's jobs, asked for in the order of their lines."""
+
+    def __init__(self, batch: Batch, store: BatchStore) -> None:
+        self._batch = batch
+        self._store = store
+        self._page: deque[tuple[int, Job]] = deque()
+        self._after = 0
+        self._more = True
+
+    async def of(self, line: int) -> Job | None:
+        """The job of a line; None where it has none."""
+        if not self._page and self._more:
+            self._page.extend(await self._store.jobs(self._batch.id, self._after, PAGE))
+            self._more = bool(self._page)
+            if self._page:
+                self._after = self._page[-1][0]
+        if self._page and self._page[0][0] == line:
+            return self._page.popleft()[1]
+        return None
 
 
 class _Writer:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from api.batches.line_reader import Line, read_lines
 from api.batches.lines import LineRefused, parse
-from api.batches.results import write_results
+from api.batches.results import Results, write_results
 from api.batches.validation import validate
 from api.jobs.service import JobService
 from shared.batch import Batch, BatchStatus, LineError, Position
@@ -80,7 +81,8 @@ class BatchSteps:
         return False
 
     async def _validate(self, batch: Batch) -> bool:
-        found = await validate(self._lines(batch, Position()), batch.endpoint, self._registry)
+        async with self._lines(batch, Position()) as lines:
+            found = await validate(lines, batch.endpoint, self._registry)
         if found.errors:
             logger.info("batch=%s failed: its input is not valid", batch.id)
             await self._store.fail(batch, found.errors)
@@ -114,24 +116,25 @@ class BatchSteps:
                 self._send(hint)
             return hints is not None
 
-        async for line in self._lines(batch, batch.next):
-            if room <= 0:
-                break
-            then = line.then
-            if line.blank:
-                continue
-            requests += 1
-            size += len(line.data or b"")
-            try:
-                jobs.append(parse(line, batch.endpoint).job)
-                room -= 1
-            except LineRefused as refused:  # it was valid: this version sees it otherwise
-                logger.warning("batch=%s line=%d is refused now: %s", batch.id, line.number, refused)
-            if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
-                if not await submit():
-                    return
-                batch = replace(batch, next=then, submitted=batch.submitted + requests)
-                jobs, requests, size = [], 0, 0
+        async with self._lines(batch, batch.next) as lines:
+            async for line in lines:
+                if room <= 0:
+                    break
+                then = line.then
+                if line.blank:
+                    continue
+                requests += 1
+                size += len(line.data or b"")
+                try:
+                    jobs.append(parse(line, batch.endpoint).job)
+                    room -= 1
+                except LineRefused as refused:  # it was valid: this version sees it otherwise
+                    logger.warning("batch=%s line=%d is refused now: %s", batch.id, line.number, refused)
+                if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
+                    if not await submit():
+                        return
+                    batch = replace(batch, next=then, submitted=batch.submitted + requests)
+                    jobs, requests, size = [], 0, 0
         if requests:
             await submit()
 
@@ -151,9 +154,10 @@ class BatchSteps:
         if tally is None or tally.open:
             return False
         assert batch.ending is not None
-        # A batch that was cancelled before its input was read has no requests.
-        lines = self._lines(batch, Position()) if batch.total else _none()
-        results = await write_results(batch, lines, self._store, self._blobs)
+        results = Results()
+        if batch.total:  # one that was cancelled before its input was read has no requests
+            async with self._lines(batch, Position()) as lines:
+                results = await write_results(batch, lines, self._store, self._blobs)
         ending = batch.ending
         if ending is BatchStatus.EXPIRED and not results.expired:
             ending = BatchStatus.COMPLETED
@@ -170,10 +174,8 @@ class BatchSteps:
             logger.info("batch=%s %s", batch.id, ending.value)
         return False
 
-    def _lines(self, batch: Batch, start: Position) -> AsyncIterator[Line]:
-        return read_lines(self._blobs.read(batch.input_file_id, start.offset), start, self._max_line_bytes)
-
-
-async def _none() -> AsyncIterator[Line]:
-    return
-    yield
+    @asynccontextmanager
+    async def _lines(self, batch: Batch, start: Position) -> AsyncIterator[AsyncIterator[Line]]:
+        """A batch's input from a line on."""
+        async with aclosing(self._blobs.read(batch.input_file_id, start.offset)) as chunks:
+            yield read_lines(chunks, start, self._max_line_bytes)

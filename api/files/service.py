@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from api.errors import NotFound
 from api.files.upload import Upload
@@ -66,9 +67,10 @@ class FileService:
             ) from None
 
         async def content() -> AsyncIterator[bytes]:
-            yield first
-            async for chunk in chunks:
-                yield chunk
+            async with aclosing(chunks):
+                yield first
+                async for chunk in chunks:
+                    yield chunk
 
         return content()
 
