@@ -18,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.batches.driver import BatchDriver
 from api.batches.steps import BatchSteps
 from api.jobs.service import JobService
 from api.streams import Streams
@@ -497,3 +498,30 @@ async def test_a_batch_says_where_it_goes_on(world: World) -> None:
     assert batch.next == Position(1, 0)
     batch = await world.step(await world.to(batch, BatchStatus.IN_PROGRESS))
     assert batch.next == Position(3, len(line("one") + line("two")))
+
+
+async def test_a_driver_waits_for_what_is_away(world: World) -> None:
+    batch = await world.batch("one")
+    blob = world.folder / batch.input_file_id
+    content = blob.read_bytes()
+    blob.unlink()
+    blob.mkdir()  # cannot be read, and is not missing
+    driver = BatchDriver(world.store, world.steps, world.blobs, poll_s=0.02, lease_s=6)
+    running = asyncio.create_task(driver.run())
+
+    async def tried() -> bool:
+        async with world.database.connect() as connection:
+            query = text("SELECT count(*) FROM batches WHERE driver IS NOT NULL AND due_at < now() + interval '3 s'")
+            return bool((await connection.execute(query)).scalar_one())
+
+    async def ended() -> bool:
+        await world.work()
+        return (await world.again(batch)).ended_at is not None
+
+    await eventually(tried, "the driver has put the batch off")
+    blob.rmdir()
+    blob.write_bytes(content)
+    await eventually(ended, "the batch ends")
+    running.cancel()
+    await asyncio.wait((running,))
+    assert (await world.again(batch)).status is BatchStatus.COMPLETED
