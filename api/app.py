@@ -12,7 +12,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors, health
+from api.batches import routes as batches
 from api.body_limit import BodyLimit
+from api.files import routes as files
 from api.jobs import routes as jobs
 from api.openai import routes as openai
 from api.resources import open_resources
@@ -85,11 +87,13 @@ def create_app(settings: ApiSettings) -> FastAPI:
             yield
 
     app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, streamed=(files.PATH,))
     app.add_middleware(Stopping)
     app.add_middleware(Ids)
     errors.install(app)
     app.include_router(jobs.router)
     app.include_router(openai.router)
+    app.include_router(files.router)
+    app.include_router(batches.router)
     app.include_router(health.router)
     return app

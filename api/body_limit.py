@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import TooLarge, render
 
 
 class BodyLimit:
-    """ASGI middleware: reads the body up to the limit, then hands it on whole; else answers 413."""
+    """ASGI middleware: reads the body up to the limit, then hands it on whole; else answers 413.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    What is sent to one of the `streamed` paths is handed on as it comes; its route has a limit of its own.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, streamed: Collection[str] = ()) -> None:
         self._app = app
         self._limit = limit
+        self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or (scope["method"] == "POST" and scope["path"] in self._streamed):
             await self._app(scope, receive, send)
             return
         length = dict(scope["headers"]).get(b"content-length", b"")

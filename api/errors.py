@@ -13,8 +13,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from shared.errors import HeadraceError, InvalidRequest, Unavailable
+from shared.file_store import FileInUse
 from shared.job_store import KeyReused
 from shared.outage import database_is_away, redis_is_away
 
@@ -122,7 +124,7 @@ def render(error: Exception) -> JSONResponse:
             return error_response(404, error.message, param=error.param, code=error.code)
         case KeyReused():
             return error_response(422, error.message, param="Idempotency-Key", code="idempotency_key_reused")
-        case Conflict():
+        case Conflict() | FileInUse():
             return error_response(409, error.message, kind="conflict_error")
         case TooLarge():
             return error_response(413, error.message)
@@ -136,6 +138,8 @@ def render(error: Exception) -> JSONResponse:
             return error_response(502, error.message, kind="server_error", code=error.code, headers=ENDED)
         case UpstreamFailed():
             return error_response(500, error.message, kind="server_error", code=error.code, headers=ENDED)
+        case ClientDisconnect():
+            return error_response(499, "The client has left.")  # nobody reads it
         case Unavailable():
             return error_response(
                 503, error.message, kind="server_error", code="unavailable", headers={"Retry-After": RETRY_AFTER_S}
@@ -158,7 +162,7 @@ def install(app: FastAPI) -> None:
 
     async def on_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        message, param = _describe(error.errors())
+        message, param = describe(error.errors())
         return error_response(400, message, param=param)
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
@@ -176,13 +180,13 @@ def install(app: FastAPI) -> None:
         kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
         return error_response(error.status_code, str(error.detail), kind=kind, headers=headers)
 
-    for kind in (HeadraceError, RedisError, sqlalchemy.exc.SQLAlchemyError, OSError, Exception):
+    for kind in (HeadraceError, ClientDisconnect, RedisError, sqlalchemy.exc.SQLAlchemyError, OSError, Exception):
         app.add_exception_handler(kind, on_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
 
 
-def _describe(problems: Sequence[Any]) -> tuple[str, str | None]:
+def describe(problems: Sequence[Any]) -> tuple[str, str | None]:
     """One sentence that names the first wrong field, and that field."""
     problem = problems[0]
     if tuple(problem["loc"]) == ("body",) and problem["type"] in ("missing", *NOT_AN_OBJECT):

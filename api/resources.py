@@ -15,12 +15,19 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.auth import Authenticator
+from api.batches.driver import BatchDriver
+from api.batches.service import BatchService
+from api.batches.steps import BatchSteps
+from api.files.service import FileService
 from api.jobs.service import JobService
 from api.settings import ApiSettings
 from api.streams import Streams
 from api.tokens import ContextCheck
 from shared.api_keys import ApiKeyStore
+from shared.batch_store import BatchStore
+from shared.blobs import LocalBlobs
 from shared.db import connect
+from shared.file_store import FileStore
 from shared.job_store import JobStore
 from shared.queue import HintSender, celery_app
 from shared.redis_connection import connect_redis
@@ -43,6 +50,8 @@ class Resources:
     redis: Redis
     store: JobStore
     jobs: JobService
+    files: FileService
+    batches: BatchService
     authenticator: Authenticator
 
 
@@ -74,7 +83,33 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
         )
-        for name, part in {"hints": hints.run(), "streams": streams.run(), "sweeper": sweeper.run()}.items():
+        jobs = JobService(
+            registry=registry,
+            store=store,
+            logs=logs,
+            unowned=unowned,
+            hints=hints,
+            streams=streams,
+            context=ContextCheck(registry),
+            redis=redis,
+        )
+        blobs, batches = LocalBlobs(settings.files), BatchStore(database)
+        files = FileService(
+            FileStore(database), blobs, max_bytes=settings.max_file_bytes, max_lines=settings.max_file_lines
+        )
+        steps = BatchSteps(
+            registry=registry,
+            store=batches,
+            blobs=blobs,
+            jobs=jobs,
+            unowned=unowned,
+            send=hints.put,
+            max_line_bytes=settings.max_body_bytes,
+            max_jobs=settings.batch_jobs,
+        )
+        driver = BatchDriver(batches, steps, blobs, poll_s=settings.batch_poll_s, lease_s=settings.lease_s)
+        parts = {"hints": hints.run(), "streams": streams.run(), "sweeper": sweeper.run(), "batches": driver.run()}
+        for name, part in parts.items():
             task = asyncio.create_task(part, name=name)
             task.add_done_callback(_report)
             stack.push_async_callback(_cancel, task)
@@ -85,16 +120,9 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             database=database,
             redis=redis,
             store=store,
-            jobs=JobService(
-                registry=registry,
-                store=store,
-                logs=logs,
-                unowned=unowned,
-                hints=hints,
-                streams=streams,
-                context=ContextCheck(registry),
-                redis=redis,
-            ),
+            jobs=jobs,
+            files=files,
+            batches=BatchService(batches, files, driver),
             authenticator=Authenticator(ApiKeyStore(database), settings.key_cache_s),
         )
 
@@ -112,8 +140,20 @@ async def job_service(request: Request) -> JobService:
     return jobs
 
 
+async def file_service(request: Request) -> FileService:
+    files: FileService = request.app.state.resources.files
+    return files
+
+
+async def batch_service(request: Request) -> BatchService:
+    batches: BatchService = request.app.state.resources.batches
+    return batches
+
+
 CurrentResources = Annotated[Resources, Depends(resources)]
 Jobs = Annotated[JobService, Depends(job_service)]
+Files = Annotated[FileService, Depends(file_service)]
+Batches = Annotated[BatchService, Depends(batch_service)]
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

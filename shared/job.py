@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from shared.ids import is_id, new_id
 from shared.sampling import GenerateRequest
 
 
@@ -41,21 +39,16 @@ TERMINAL = (
 
 
 JOB_ID_PREFIX = "job_"
-_JOB_ID = re.compile(rf"{JOB_ID_PREFIX}[0-9a-f]{{32}}")
 
 
 def new_job_id() -> str:
-    """`job_` and a UUIDv7 (RFC 9562) in hex: sorts by creation time, so it is the list's cursor too."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds << 80) | secrets.randbits(80)
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return f"{JOB_ID_PREFIX}{value:032x}"
+    """`job_` and a UUIDv7 in hex."""
+    return new_id(JOB_ID_PREFIX)
 
 
 def is_job_id(text: str) -> bool:
     """Whether a job could have this id."""
-    return _JOB_ID.fullmatch(text) is not None
+    return is_id(JOB_ID_PREFIX, text)
 
 
 @dataclass(frozen=True, slots=True)

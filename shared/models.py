@@ -76,8 +76,13 @@ class JobRow(Base):
     log: Mapped[str | None] = mapped_column(Text)
     deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
+    # The line of a batch's input file that this job runs. Unique: no line runs twice.
+    batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    batch_line: Mapped[int | None]
+
     __table_args__ = (
         Index("jobs_by_key", "key_id", "id"),
+        Index("jobs_batch_line", "batch_id", "batch_line", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
         Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
         Index("jobs_finished", "model", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
@@ -106,3 +111,68 @@ class IdempotencyKeyRow(Base):
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
     __table_args__ = (Index("idempotency_keys_by_age", "created_at"),)
+
+
+class FileRow(Base):
+    """A file; its bytes are a blob of the same name (`shared.blobs`)."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
+    purpose: Mapped[str] = mapped_column(Text)
+    filename: Mapped[str] = mapped_column(Text)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    __table_args__ = (Index("files_by_key", "key_id", "id"),)
+
+
+class BatchRow(Base):
+    """A batch, and how far it has come."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
+    endpoint: Mapped[str] = mapped_column(Text)
+    input_file_id: Mapped[str] = mapped_column(Text(collation="C"))
+    completion_window: Mapped[str] = mapped_column(Text)
+    batch_metadata: Mapped[dict[str, str] | None] = mapped_column("metadata", JSON(none_as_null=True))
+    status: Mapped[str] = mapped_column(Text)
+    # What it will be once it is `finalizing` or `cancelling` no more.
+    ending: Mapped[str | None] = mapped_column(Text)
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    output_file_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    error_file_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    usage: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    expires_at: Mapped[datetime] = mapped_column(Timestamp)
+    in_progress_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    finalizing_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    cancelling_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+    # Requests: all, those that are jobs by now, and those that ended well and badly.
+    total: Mapped[int] = mapped_column(server_default=text("0"))
+    submitted: Mapped[int] = mapped_column(server_default=text("0"))
+    completed: Mapped[int] = mapped_column(server_default=text("0"))
+    failed: Mapped[int] = mapped_column(server_default=text("0"))
+    # Where the next line to submit begins.
+    next_line: Mapped[int] = mapped_column(server_default=text("1"))
+    next_offset: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # Before this line all jobs have ended; how many of them well and badly.
+    settled_line: Mapped[int] = mapped_column(server_default=text("1"))
+    settled_completed: Mapped[int] = mapped_column(server_default=text("0"))
+    settled_failed: Mapped[int] = mapped_column(server_default=text("0"))
+
+    # Who takes the next step: the process that works on it, until `due_at`; from then on any.
+    driver: Mapped[str | None] = mapped_column(Text)
+    due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    __table_args__ = (
+        Index("batches_by_key", "key_id", "id"),
+        Index("batches_due", "due_at", postgresql_where=text("ended_at IS NULL")),
+        Index("batches_by_input", "input_file_id", postgresql_where=text("ended_at IS NULL")),
+    )

@@ -35,6 +35,7 @@ class Stack:
             "HEADRACE_MODELS": str(models),
             "HEADRACE_PORT": str(self.port),
             "HEADRACE_API_KEY": KEY,
+            "HEADRACE_FILES": str(folder / "files"),
             "HEADRACE_DRAIN_S": "1",
             "PYTHONUNBUFFERED": "1",
             **{name: str(value) for name, value in settings.items()},

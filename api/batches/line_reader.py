@@ -1,0 +1,39 @@
+"""A file's lines, one at a time, from any line on, with where the next one begins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from shared.batch import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line, without its end. `data` is None where it is longer than is allowed; `then` is the next one's place."""
+
+    number: int
+    data: bytes | None
+    then: Position
+
+    @property
+    def blank(self) -> bool:
+        return self.data is not None and not self.data.strip()
+
+
+async def read_lines(chunks: AsyncIterator[bytes], start: Position, max_bytes: int) -> AsyncIterator[Line]:
+    """The lines of a file whose bytes from `start` on are given; holds no more than `max_bytes` and a chunk."""
+    number, begin = start.line, start.offset
+    kept, size = b"", 0
+    async for chunk in chunks:
+        first = 0
+        while (end := chunk.find(b"\n", first)) >= 0:
+            size += end - first
+            begin += size + 1
+            yield Line(number, kept + chunk[first:end] if size <= max_bytes else None, Position(number + 1, begin))
+            number, first = number + 1, end + 1
+            kept, size = b"", 0
+        size += len(chunk) - first
+        kept = kept + chunk[first:] if size <= max_bytes else b""
+    if size:
+        yield Line(number, kept if size <= max_bytes else None, Position(number + 1, begin + size))

@@ -1,0 +1,115 @@
+"""What a line of a batch asks for, checked as the endpoint that it is meant for checks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from api.batches.line_reader import Line
+from api.errors import describe
+from api.openai.chunks import CHAT, TEXT, Face
+from api.openai.schemas import ChatCompletionRequest, CompletionRequest
+from shared.batch import LineError
+from shared.batch_store import BATCH_PRIORITY, BatchJob
+from shared.errors import HeadraceError
+from shared.registry import Registry
+
+MAX_CUSTOM_ID = 512
+FIELDS = ("custom_id", "method", "url", "body")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A call that a batch can make: the shape of its requests, and of its answers."""
+
+    face: Face
+    schema: type[ChatCompletionRequest | CompletionRequest]
+
+
+ENDPOINTS = {
+    "/v1/chat/completions": Endpoint(CHAT, ChatCompletionRequest),
+    "/v1/completions": Endpoint(TEXT, CompletionRequest),
+}
+
+
+class LineRefused(HeadraceError):
+    """A line asks for nothing that can be run."""
+
+    def __init__(self, error: LineError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """A line's request: the client's name for it, and the job that it becomes."""
+
+    custom_id: str
+    job: BatchJob
+
+
+def parse(line: Line, url: str, registry: Registry | None = None) -> BatchRequest:
+    """The request of a line of a batch for `url`. Without a registry its model is not looked for.
+
+    Raises:
+        LineRefused: says why, and of which parameter.
+    """
+    fields = _fields(line)
+    custom_id = fields["custom_id"]
+    if not (isinstance(custom_id, str) and 0 < len(custom_id) <= MAX_CUSTOM_ID):
+        raise _refused(
+            line, "invalid_custom_id", f"custom_id must be a text of 1 to {MAX_CUSTOM_ID} characters.", "custom_id"
+        )
+    if fields["method"] != "POST":
+        raise _refused(line, "invalid_method", "method must be POST.", "method")
+    if fields["url"] != url:
+        raise _refused(line, "invalid_url", f"url must be the batch's endpoint, {url}.", "url")
+    body = fields["body"]
+    if not isinstance(body, dict):
+        raise _refused(line, "invalid_request", "body must be an object.", "body")
+    try:
+        request = ENDPOINTS[url].schema.model_validate(body)
+    except ValidationError as error:
+        message, param = describe(error.errors(include_url=False))
+        raise _refused(line, "invalid_request", message, f"body.{param}" if param else "body") from None
+    if request.stream:
+        raise _refused(line, "invalid_request", "stream: a batch's answers are not streamed.", "body.stream")
+    if registry is not None and request.model not in registry:
+        raise _refused(line, "model_not_found", f"The model `{request.model}` does not exist.", "body.model")
+    generate = request.generate_request().model_copy(update={"priority": BATCH_PRIORITY})
+    return BatchRequest(custom_id, BatchJob(line.number, request.model, generate, request.metadata or {}))
+
+
+def custom_id(line: Line) -> str:
+    """The client's name for a line that was found valid before."""
+    assert line.data is not None
+    found: str = orjson.loads(line.data)["custom_id"]
+    return found
+
+
+def _fields(line: Line) -> dict[str, Any]:
+    if line.data is None:
+        raise _refused(line, "line_too_long", "This line is longer than a request may be.")
+    try:
+        found = orjson.loads(line.data)
+    except orjson.JSONDecodeError as error:
+        raise _refused(line, "invalid_json_line", f"This line is not valid JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise _refused(line, "invalid_json_line", "This line is not a JSON object.")
+    for name in FIELDS:
+        if name not in found:
+            raise _refused(line, "missing_required_parameter", f"{name}: this field is required", name)
+    for name in found:
+        if name not in FIELDS:
+            shown = name[:64]
+            raise _refused(line, "unknown_parameter", f"{shown}: this parameter is not known or not supported", shown)
+    return found
+
+
+def _refused(line: Line, code: str, message: str, param: str | None = None) -> LineRefused:
+    # Messages may quote the line, and are kept.
+    error = LineError(code, message[:1000], line.number, param)
+    return LineRefused(replace(error, message=error.message.encode("utf-8", "replace").decode()))

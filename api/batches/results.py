@@ -1,0 +1,181 @@
+"""Writes a batch's results: a line for each request, into the output file or into the error file."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+
+from api.batches.line_reader import Line
+from api.batches.lines import ENDPOINTS, LineRefused, custom_id, parse
+from api.errors import NotFound, UpstreamFailed, render
+from api.openai.chunks import whole
+from shared.batch import Batch, BatchStatus, BatchUsage
+from shared.batch_store import BatchStore, ResultFile
+from shared.blobs import CHUNK, Blobs, BlobWriter
+from shared.errors import ErrorCode, HeadraceError, InvalidRequest
+from shared.file_store import result_file_ids
+from shared.job import Job, JobStatus, Usage
+
+PAGE = 50
+EXPIRED = {
+    "code": "batch_expired",
+    "message": "This request could not be executed before the completion window expired.",
+}
+CANCELLED = {"code": "batch_cancelled", "message": "This batch was cancelled before the request was executed."}
+
+
+@dataclass(slots=True)
+class Results:
+    """What was written. A file is None where it would be empty."""
+
+    output: ResultFile | None = None
+    errors: ResultFile | None = None
+    completed: int = 0
+    failed: int = 0
+    expired: int = 0
+    usage: BatchUsage = field(default_factory=BatchUsage)
+
+
+async def write_results(batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs) -> Results:
+    """Write a batch's results, all of whose jobs have ended. Written again they are the same."""
+    results = Results()
+    output_id, errors_id = result_file_ids(batch.id)
+    jobs = _Jobs(batch, store)
+    async with AsyncExitStack() as stack:
+        output, errors = _Writer(stack, blobs, output_id), _Writer(stack, blobs, errors_id)
+        async for line in lines:
+            if line.blank:
+                continue
+            job = await jobs.of(line.number)
+            entry = _entry(batch, line, job)
+            if job is not None and job.usage is not None:
+                results.usage = _sum(results.usage, job.usage)
+            if entry.good:
+                results.completed += 1
+                await output.write(entry.content)
+            else:
+                results.failed += 1
+                results.expired += entry.content["error"] is EXPIRED
+                await errors.write(entry.content)
+        await output.flush()
+        await errors.flush()
+    results.output = output.file(f"{batch.id}_output.jsonl")
+    results.errors = errors.file(f"{batch.id}_error.jsonl")
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    good: bool
+    content: dict[str, Any]
+
+
+def _entry(batch: Batch, line: Line, job: Job | None) -> _Entry:
+    """The result of a line, which ran as this job, or not at all."""
+    if job is None:
+        content: dict[str, Any] = {"id": f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"}
+        content["custom_id"] = custom_id(line)
+        if line.number >= batch.next.line:
+            error = CANCELLED if batch.ending is BatchStatus.CANCELLED else EXPIRED
+            return _Entry(False, {**content, "response": None, "error": error})
+        return _Entry(False, {**content, "response": _failed(content["id"], _refusal(batch, line)), "error": None})
+
+    content = {"id": f"batch_req_{job.id.removeprefix('job_')}", "custom_id": custom_id(line)}
+    if job.request.messages is None and job.request.prompt is None:
+        return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
+    if job.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+        answer = whole(ENDPOINTS[batch.endpoint].face, job).model_dump(mode="json")
+        response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": answer}
+        return _Entry(True, {**content, "response": response, "error": None})
+    assert job.error is not None
+    if job.error.code == ErrorCode.DEADLINE_EXCEEDED:
+        return _Entry(False, {**content, "response": None, "error": EXPIRED})
+    if job.status is JobStatus.CANCELLED and batch.ending is BatchStatus.CANCELLED:
+        return _Entry(False, {**content, "response": None, "error": CANCELLED})
+    response = _failed(job.id, UpstreamFailed(job.error.message, code=job.error.code))
+    return _Entry(False, {**content, "response": response, "error": None})
+
+
+def _refusal(batch: Batch, line: Line) -> HeadraceError:
+    """Why a line that was valid once could not become a job: this version refuses it."""
+    try:
+        parse(line, batch.endpoint)
+    except LineRefused as refused:
+        return InvalidRequest(refused.message, param=refused.error.param)
+    return InvalidRequest("This request was refused when its turn came.")
+
+
+def _deleted() -> HeadraceError:
+    return NotFound("The request's job was deleted before the batch ended.", code="job_not_found")
+
+
+def _failed(request_id: str, error: HeadraceError) -> dict[str, Any]:
+    """What a synchronous call would have answered."""
+    answer = render(error)
+    return {"status_code": answer.status_code, "request_id": request_id, "body": orjson.Fragment(bytes(answer.body))}
+
+
+def _sum(usage: BatchUsage, more: Usage) -> BatchUsage:
+    return BatchUsage(
+        usage.prompt_tokens + more.prompt_tokens,
+        usage.cached_tokens + more.cached_tokens,
+        usage.completion_tokens + more.completion_tokens,
+    )
+
+
+class _Jobs:
+    """A batch's jobs, asked for in the order of their lines."""
+
+    def __init__(self, batch: Batch, store: BatchStore) -> None:
+        self._batch = batch
+        self._store = store
+        self._page: deque[tuple[int, Job]] = deque()
+        self._after = 0
+        self._more = True
+
+    async def of(self, line: int) -> Job | None:
+        """The job of a line; None where it has none."""
+        if not self._page and self._more:
+            self._page.extend(await self._store.jobs(self._batch.id, self._after, PAGE))
+            self._more = bool(self._page)
+            if self._page:
+                self._after = self._page[-1][0]
+        if self._page and self._page[0][0] == line:
+            return self._page.popleft()[1]
+        return None
+
+
+class _Writer:
+    """A file of results; begun with its first line, and whole when the stack is closed."""
+
+    def __init__(self, stack: AsyncExitStack, blobs: Blobs, file_id: str) -> None:
+        self._stack = stack
+        self._blobs = blobs
+        self._id = file_id
+        self._blob: BlobWriter | None = None
+        self._buffer = bytearray()
+        self._size = 0
+
+    async def write(self, content: dict[str, Any]) -> None:
+        self._buffer += orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
+        if len(self._buffer) >= CHUNK:
+            await self.flush()
+
+    async def flush(self) -> None:
+        if not self._buffer:
+            return
+        if self._blob is None:
+            self._blob = await self._stack.enter_async_context(self._blobs.writing(self._id))
+        await self._blob.write(bytes(self._buffer))
+        self._size += len(self._buffer)
+        self._buffer.clear()
+
+    def file(self, name: str) -> ResultFile | None:
+        """The file, once it is whole."""
+        return ResultFile(self._id, name, self._size) if self._blob is not None else None

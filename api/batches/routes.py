@@ -1,0 +1,58 @@
+"""`/v1/batches`: create, list, poll, cancel."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from api.auth import CurrentKey
+from api.batches.schemas import BatchCreate, BatchList, BatchView, batch_view
+from api.errors import ErrorResponse
+from api.jobs.routes import ERRORS
+from api.resources import Batches
+
+router = APIRouter(prefix="/v1/batches", tags=["batches"])
+
+NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorResponse, "description": "No such batch or file, or not yours."}
+}
+
+
+@router.post("", responses={**ERRORS, **NOT_FOUND})
+async def create(body: BatchCreate, key_id: CurrentKey, batches: Batches) -> BatchView:
+    """Run the requests of an uploaded file, when nothing more urgent waits."""
+    return batch_view(await batches.create(key_id, body))
+
+
+@router.get("", responses=ERRORS)
+async def list_batches(
+    key_id: CurrentKey,
+    batches: Batches,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+) -> BatchList:
+    """List batches, newest first."""
+    found = await batches.page(key_id, limit=limit + 1, after=after)
+    page = found[:limit]
+    return BatchList(
+        data=[batch_view(batch) for batch in page],
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+        has_more=len(found) > limit,
+    )
+
+
+@router.get("/{batch_id}", responses={**ERRORS, **NOT_FOUND})
+async def get_batch(batch_id: str, key_id: CurrentKey, batches: Batches) -> BatchView:
+    """A batch: how far it has come, and the files of its results once it has ended."""
+    return batch_view(await batches.get(batch_id, key_id))
+
+
+@router.post(
+    "/{batch_id}/cancel",
+    responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The batch has ended."}},
+)
+async def cancel(batch_id: str, key_id: CurrentKey, batches: Batches) -> BatchView:
+    """Cancel a batch: what waits ends now, what runs may finish for ten minutes; then it is `cancelled`."""
+    return batch_view(await batches.cancel(batch_id, key_id))

@@ -1,0 +1,160 @@
+"""OpenAI's shapes of batches."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.jobs.schemas import MAX_METADATA, MetadataKey, MetadataValue
+from shared.batch import Batch, BatchStatus
+
+
+class BatchCreate(BaseModel):
+    """A batch to run: an uploaded file of requests for one endpoint."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "input_file_id": "file-0199b1c2d3e47f5a8b6c7d8e9f0a1b2c",
+                    "endpoint": "/v1/chat/completions",
+                    "completion_window": "24h",
+                }
+            ]
+        },
+    )
+
+    input_file_id: str = Field(description="A file of purpose `batch`.")
+    endpoint: Literal["/v1/chat/completions", "/v1/completions"]
+    completion_window: str = Field(description="`24h`, `90m`: what has not ended by then expires. 30 days at most.")
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
+
+
+class RequestCounts(BaseModel):
+    """Requests of a batch, as they were counted last."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchErrorView(BaseModel):
+    """What is wrong with a line of the input."""
+
+    code: str
+    line: int | None
+    message: str
+    param: str | None
+
+
+class BatchErrors(BaseModel):
+    """What is wrong with the input; the first 100."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchErrorView]
+
+
+class InputDetails(BaseModel):
+    """Prompt tokens that the prefix cache held."""
+
+    cached_tokens: int
+
+
+class OutputDetails(BaseModel):
+    """Not counted apart."""
+
+    reasoning_tokens: Literal[0] = 0
+
+
+class BatchUsageView(BaseModel):
+    """Tokens of all requests together, once the batch has ended."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class BatchView(BaseModel):
+    """A batch."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    usage: BatchUsageView | None
+    metadata: dict[str, str] | None
+
+
+class BatchList(BaseModel):
+    """A page of batches, newest first. `after=last_id` gives the next."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchView]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def batch_view(batch: Batch) -> BatchView:
+    """A batch as the API shows it."""
+
+    def seconds(moment: datetime | None) -> int | None:
+        return None if moment is None else int(moment.timestamp())
+
+    def ended(status: BatchStatus) -> int | None:
+        return seconds(batch.ended_at) if batch.status is status else None
+
+    usage = batch.usage
+    return BatchView(
+        id=batch.id,
+        endpoint=batch.endpoint,
+        errors=BatchErrors(data=[BatchErrorView.model_validate(error, from_attributes=True) for error in batch.errors])
+        if batch.errors
+        else None,
+        input_file_id=batch.input_file_id,
+        completion_window=batch.completion_window,
+        status=batch.status,
+        output_file_id=batch.output_file_id,
+        error_file_id=batch.error_file_id,
+        created_at=int(batch.created_at.timestamp()),
+        in_progress_at=seconds(batch.in_progress_at),
+        expires_at=int(batch.expires_at.timestamp()),
+        finalizing_at=seconds(batch.finalizing_at),
+        completed_at=ended(BatchStatus.COMPLETED),
+        failed_at=ended(BatchStatus.FAILED),
+        expired_at=ended(BatchStatus.EXPIRED),
+        cancelling_at=seconds(batch.cancelling_at),
+        cancelled_at=ended(BatchStatus.CANCELLED),
+        request_counts=RequestCounts(total=batch.total, completed=batch.completed, failed=batch.failed),
+        usage=BatchUsageView(
+            input_tokens=usage.prompt_tokens,
+            input_tokens_details=InputDetails(cached_tokens=usage.cached_tokens),
+            output_tokens=usage.completion_tokens,
+            output_tokens_details=OutputDetails(),
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        )
+        if usage is not None
+        else None,
+        metadata=batch.metadata,
+    )

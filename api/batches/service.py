@@ -1,0 +1,94 @@
+"""What can be done with batches."""
+
+from __future__ import annotations
+
+import re
+
+from api.batches.driver import BatchDriver
+from api.batches.schemas import BatchCreate
+from api.errors import Conflict, NotFound
+from api.files.service import FileService
+from shared.batch import Batch, BatchStatus, is_batch_id
+from shared.batch_store import BatchStore
+from shared.errors import InvalidRequest
+from shared.file_store import Purpose
+
+_UNITS = {"m": 60, "h": 3600}
+MAX_WINDOW_S = 30 * 24 * 3600
+
+
+class BatchService:
+    """Makes, finds and cancels batches."""
+
+    def __init__(self, store: BatchStore, files: FileService, driver: BatchDriver) -> None:
+        self._store = store
+        self._files = files
+        self._driver = driver
+
+    async def create(self, key_id: int, body: BatchCreate) -> Batch:
+        """Commit a batch. When this returns, it is safe.
+
+        Raises:
+            NotFound: there is no such file, or it is another key's.
+            shared.errors.InvalidRequest: the window or the file's purpose is wrong.
+        """
+        window_s = _window_s(body.completion_window)
+        file = await self._files.get(body.input_file_id, key_id, "input_file_id")
+        if file.purpose is not Purpose.BATCH:
+            raise InvalidRequest(
+                f"input_file_id: must be a file of purpose `batch`, got `{file.purpose.value}`", param="input_file_id"
+            )
+        batch = await self._store.insert(
+            key_id, body.endpoint, file.id, body.completion_window, window_s, body.metadata
+        )
+        if batch is None:
+            raise NotFound(f"There is no file `{file.id}`.", param="input_file_id", code="file_not_found")
+        self._driver.wake()
+        return batch
+
+    async def get(self, batch_id: str, key_id: int) -> Batch:
+        """A batch of this key.
+
+        Raises:
+            NotFound: there is none, or it is another key's.
+        """
+        batch = await self._store.get(batch_id, key_id) if is_batch_id(batch_id) else None
+        if batch is None:
+            raise NotFound(f"There is no batch `{batch_id[:64]}`.", param="batch_id", code="batch_not_found")
+        return batch
+
+    async def page(self, key_id: int, *, limit: int, after: str | None) -> list[Batch]:
+        """A key's batches, newest first.
+
+        Raises:
+            shared.errors.InvalidRequest: `after` is no batch's id.
+        """
+        if after is not None and not is_batch_id(after):
+            raise InvalidRequest(f"after: must be a batch's id, got {after[:64]!r}", param="after")
+        return await self._store.page(key_id, limit=limit, after=after)
+
+    async def cancel(self, batch_id: str, key_id: int) -> Batch:
+        """Cancel a batch: what waits ends now, what runs may finish. Again: no change.
+
+        Raises:
+            NotFound: there is none, or it is another key's.
+            Conflict: it has ended, or is writing its results.
+        """
+        batch = await self.get(batch_id, key_id)
+        if await self._store.cancel(batch_id):
+            self._driver.wake()
+        batch = await self.get(batch_id, key_id)
+        if batch.status not in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
+            raise Conflict(f"Cannot cancel a batch with status `{batch.status.value}`.")
+        return batch
+
+
+def _window_s(window: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,6})([hm])", window)
+    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 0 < seconds <= MAX_WINDOW_S:
+        raise InvalidRequest(
+            f"completion_window: must be hours or minutes such as 24h or 90m (30 days at most), got {window[:64]!r}",
+            param="completion_window",
+        )
+    return seconds

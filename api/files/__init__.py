@@ -1,0 +1,1 @@
+"""Files: what batches read and what they leave."""

@@ -1,0 +1,105 @@
+"""`/v1/files`: upload, list, read, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from api.auth import CurrentKey
+from api.errors import ErrorResponse
+from api.files.schemas import FileDeleted, FileList, FileView, file_view
+from api.jobs.routes import ERRORS
+from api.resources import Files
+
+PATH = "/v1/files"
+
+router = APIRouter(prefix=PATH, tags=["files"])
+
+NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorResponse, "description": "No such file, or not yours."}
+}
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "JSON lines."},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    responses={**ERRORS, 413: {"model": ErrorResponse, "description": "The file is too large."}},
+    openapi_extra=FORM,
+)
+async def upload(key_id: CurrentKey, files: Files, request: Request) -> FileView:
+    """Upload a batch's input: JSON lines, one request each."""
+    headers = request.headers
+    file = await files.upload(
+        key_id, headers.get("content-type", ""), headers.get("content-length", ""), request.stream()
+    )
+    return file_view(file)
+
+
+@router.get("", responses=ERRORS)
+async def list_files(
+    key_id: CurrentKey,
+    files: Files,
+    purpose: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    order: Literal["asc", "desc"] = "desc",
+    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+) -> FileList:
+    """List files, newest first unless `order=asc`."""
+    found = await files.page(key_id, purpose=purpose, limit=limit + 1, after=after, ascending=order == "asc")
+    page = found[:limit]
+    return FileList(
+        data=[file_view(file) for file in page],
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+        has_more=len(found) > limit,
+    )
+
+
+@router.get("/{file_id}", responses={**ERRORS, **NOT_FOUND})
+async def get_file(file_id: str, key_id: CurrentKey, files: Files) -> FileView:
+    """A file, without its content."""
+    return file_view(await files.get(file_id, key_id))
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={**ERRORS, **NOT_FOUND, 200: {"content": {"application/jsonl": {}}, "description": "The file's bytes."}},
+)
+async def content(file_id: str, key_id: CurrentKey, files: Files) -> StreamingResponse:
+    """A file's content."""
+    file = await files.get(file_id, key_id)
+    headers = {
+        "Content-Length": str(file.bytes),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
+    }
+    return StreamingResponse(await files.content(file), headers=headers, media_type="application/jsonl")
+
+
+@router.delete(
+    "/{file_id}",
+    responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "An unfinished batch reads it."}},
+)
+async def delete(file_id: str, key_id: CurrentKey, files: Files) -> FileDeleted:
+    """Forget a file and its content."""
+    await files.delete(file_id, key_id)
+    return FileDeleted(id=file_id)

@@ -1,0 +1,90 @@
+"""What can be done with files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from api.errors import NotFound
+from api.files.upload import Upload
+from shared.blobs import BlobMissing, Blobs
+from shared.errors import HeadraceError, InvalidRequest
+from shared.file_store import FileStore, StoredFile, is_file_id
+
+logger = logging.getLogger(__name__)
+
+
+class FileService:
+    """Takes, finds, reads and forgets files."""
+
+    def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._max_bytes = max_bytes
+        self._max_lines = max_lines
+
+    async def upload(self, key_id: int, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
+        """Store the file of a form; see `Upload.take`."""
+        upload = Upload(self._store, self._blobs, max_bytes=self._max_bytes, max_lines=self._max_lines)
+        return await upload.take(key_id, content_type, length, body)
+
+    async def get(self, file_id: str, key_id: int, param: str = "file_id") -> StoredFile:
+        """A file of this key; `param` is where its id was given.
+
+        Raises:
+            NotFound: there is none, or it is another key's.
+        """
+        file = await self._store.get(file_id, key_id) if is_file_id(file_id) else None
+        if file is None:
+            raise NotFound(f"There is no file `{file_id[:64]}`.", param=param, code="file_not_found")
+        return file
+
+    async def page(
+        self, key_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool
+    ) -> list[StoredFile]:
+        """A key's files.
+
+        Raises:
+            shared.errors.InvalidRequest: `after` is no file's id.
+        """
+        if after is not None and not is_file_id(after):
+            raise InvalidRequest(f"after: must be a file's id, got {after[:64]!r}", param="after")
+        return await self._store.page(key_id, purpose=purpose, limit=limit, after=after, ascending=ascending)
+
+    async def content(self, file: StoredFile) -> AsyncIterator[bytes]:
+        """A file's bytes, once they are known to be there.
+
+        Raises:
+            NotFound: they are gone: the file was deleted just now, or its folder was.
+        """
+        chunks = self._blobs.read(file.id)
+        try:
+            first = await anext(chunks, b"")
+        except BlobMissing:
+            raise NotFound(
+                f"The content of file `{file.id}` is gone.", param="file_id", code="file_not_found"
+            ) from None
+
+        async def content() -> AsyncIterator[bytes]:
+            async with aclosing(chunks):
+                yield first
+                async for chunk in chunks:
+                    yield chunk
+
+        return content()
+
+    async def delete(self, file_id: str, key_id: int) -> None:
+        """Forget a file.
+
+        Raises:
+            NotFound: there is none, or it is another key's.
+            shared.file_store.FileInUse: a batch that has not ended reads it.
+        """
+        await self.get(file_id, key_id)
+        if not await self._store.delete(file_id, key_id):
+            return  # another call was faster
+        try:
+            await self._blobs.delete(file_id)
+        except HeadraceError as error:
+            logger.warning("file=%s its bytes stay until they are tidied away: %s", file_id, error)

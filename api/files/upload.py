@@ -1,0 +1,117 @@
+"""Takes an upload: a form with a file and its purpose, written to the blob store as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from api.errors import TooLarge
+from api.files.multipart import Part, read_form
+from shared.blobs import Blobs
+from shared.errors import InvalidRequest
+from shared.file_store import FileStore, Purpose, StoredFile, new_file_id
+
+# A form's boundaries, headers and other fields, beside the file.
+FORM_BYTES = 16 * 1024
+MAX_FIELD_BYTES = 1024
+MAX_FILENAME = 255
+
+
+class Upload:
+    """One upload, up to the file's bytes and lines that are allowed."""
+
+    def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._max_bytes = max_bytes
+        self._max_lines = max_lines
+        self._fields: dict[str, bytes] = {}
+        self._filename: str | None = None
+        self._size = 0
+        self._lines = 0
+        self._last = b""
+
+    async def take(self, key_id: int, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
+        """Store the file of a form. When this returns, the file is safe.
+
+        Raises:
+            api.errors.TooLarge: the file is larger than is allowed.
+            shared.errors.InvalidRequest: the form or its purpose is wrong, or the file has too many lines or none.
+        """
+        if length.isdigit() and int(length) > self._max_bytes + FORM_BYTES:
+            raise self._too_large()
+        file_id = new_file_id()
+        async with self._blobs.writing(file_id) as blob:
+            part = Part("", None)
+            async for item in read_form(content_type, self._limited(body)):
+                if isinstance(item, Part):
+                    part = item
+                    self._begin(part)
+                elif part.name != "file":
+                    self._field(part.name, item)
+                else:
+                    self._count(item)
+                    await blob.write(item)
+            self._check()
+        assert self._filename is not None
+        try:
+            return await self._store.insert(file_id, key_id, Purpose.BATCH, self._filename, self._size)
+        except Exception:
+            await self._blobs.delete(file_id)
+            raise
+
+    async def _limited(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        size = 0
+        async for data in body:
+            size += len(data)
+            if size > self._max_bytes + FORM_BYTES:
+                raise self._too_large()
+            yield data
+
+    def _begin(self, part: Part) -> None:
+        if part.name == "file":
+            if self._filename is not None:
+                raise InvalidRequest("file: send one file", param="file")
+            if part.filename is None:
+                raise InvalidRequest("file: must be a file, with a file name", param="file")
+            self._filename = (part.filename.replace("\0", "") or "upload")[-MAX_FILENAME:]
+        elif part.name not in ("purpose",):
+            raise InvalidRequest(
+                f"{part.name[:64]}: this parameter is not known or not supported", param=part.name[:64]
+            )
+        elif part.name in self._fields:
+            raise InvalidRequest(f"{part.name}: send it once", param=part.name)
+        else:
+            self._fields[part.name] = b""
+
+    def _field(self, name: str, data: bytes) -> None:
+        self._fields[name] += data
+        if len(self._fields[name]) > MAX_FIELD_BYTES:
+            raise InvalidRequest(f"{name}: is too long", param=name)
+
+    def _count(self, data: bytes) -> None:
+        self._size += len(data)
+        self._lines += data.count(b"\n")
+        self._last = data[-1:] or self._last
+        if self._size > self._max_bytes:
+            raise self._too_large()
+        self._check_lines()
+
+    def _check_lines(self) -> None:
+        lines = self._lines + (self._last not in (b"\n", b""))
+        if lines > self._max_lines:
+            raise InvalidRequest(f"file: has more than {self._max_lines} lines", param="file")
+
+    def _check(self) -> None:
+        if self._filename is None:
+            raise InvalidRequest("file: this field is required", param="file")
+        purpose = self._fields.get("purpose")
+        if purpose is None:
+            raise InvalidRequest("purpose: this field is required", param="purpose")
+        if purpose != Purpose.BATCH.value.encode():
+            shown = purpose.decode("utf-8", "replace")[:64]
+            raise InvalidRequest(f"purpose: must be `batch`, got {shown!r}", param="purpose")
+        if not self._size:
+            raise InvalidRequest("file: is empty", param="file")
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"The file is larger than {self._max_bytes} bytes.")

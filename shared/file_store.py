@@ -1,0 +1,130 @@
+"""SQL about files: what they are called and whose they are. Their bytes are blobs (`shared.blobs`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Row, Text, delete, exists, insert, literal, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from shared.db import transaction
+from shared.errors import HeadraceError
+from shared.ids import is_id, new_id
+from shared.job_rows import Store
+from shared.models import BatchRow, FileRow
+
+_PREFIX = "file-"
+
+
+class Purpose(StrEnum):
+    """What a file is for."""
+
+    BATCH = "batch"
+    BATCH_OUTPUT = "batch_output"
+
+
+class FileInUse(HeadraceError):
+    """A batch that has not ended reads this file; cancel it first."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file. `bytes` is its size."""
+
+    id: str
+    key_id: int
+    purpose: Purpose
+    filename: str
+    bytes: int
+    created_at: datetime
+
+
+_COLUMNS: tuple[Any, ...] = (
+    FileRow.id,
+    FileRow.key_id,
+    FileRow.purpose,
+    FileRow.filename,
+    FileRow.bytes,
+    FileRow.created_at,
+)
+
+
+def new_file_id() -> str:
+    return new_id(_PREFIX)
+
+
+def result_file_ids(batch_id: str) -> tuple[str, str]:
+    """The files of a batch's output and of its errors: the same whoever writes them, and however often."""
+    stem = batch_id.rpartition("_")[2][:-1]
+    return f"{_PREFIX}{stem}0", f"{_PREFIX}{stem}1"
+
+
+def is_file_id(text: str) -> bool:
+    """Whether a file could have this id."""
+    return is_id(_PREFIX, text)
+
+
+class FileStore(Store):
+    """Files in PostgreSQL."""
+
+    async def insert(self, file_id: str, key_id: int, purpose: Purpose, filename: str, size: int) -> StoredFile:
+        """Make a file of a blob that is whole."""
+        async with self._engine.connect() as connection:
+            return await insert_file(connection, file_id, key_id, purpose, filename, size)
+
+    async def get(self, file_id: str, key_id: int) -> StoredFile | None:
+        """A file of this key."""
+        row = await self._first(select(*_COLUMNS).where(FileRow.id == file_id, FileRow.key_id == key_id))
+        return _file(row) if row is not None else None
+
+    async def page(
+        self, key_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool = False
+    ) -> list[StoredFile]:
+        """A key's files, newest first unless `ascending`, from behind `after`."""
+        order = FileRow.id.asc() if ascending else FileRow.id.desc()
+        statement = select(*_COLUMNS).where(FileRow.key_id == key_id).order_by(order).limit(limit)
+        if purpose is not None:
+            statement = statement.where(FileRow.purpose == purpose)
+        if after is not None:
+            statement = statement.where(FileRow.id > after if ascending else FileRow.id < after)
+        async with self._engine.connect() as connection:
+            return [_file(row) for row in await connection.execute(statement)]
+
+    async def delete(self, file_id: str, key_id: int) -> bool:
+        """Forget a file of this key; its blob is the caller's to delete afterwards. False: there is none.
+
+        Raises:
+            FileInUse: a batch that has not ended reads it.
+        """
+        async with transaction(self._engine) as connection:
+            # Who makes a batch of this file waits for this lock, or this waits for it and then sees the batch.
+            found = select(FileRow.id).where(FileRow.id == file_id, FileRow.key_id == key_id).with_for_update()
+            if (await connection.execute(found)).first() is None:
+                return False
+            used = select(exists().where(BatchRow.input_file_id == file_id, BatchRow.ended_at.is_(None)))
+            if (await connection.execute(used)).scalar_one():
+                raise FileInUse
+            await connection.execute(delete(FileRow).where(FileRow.id == file_id))
+        return True
+
+
+async def insert_file(
+    connection: AsyncConnection, file_id: str, key_id: int, purpose: Purpose, filename: str, size: int
+) -> StoredFile:
+    """Make a file in a transaction of the caller's."""
+    values: dict[Any, Any] = {
+        FileRow.id: file_id,
+        FileRow.key_id: key_id,
+        FileRow.purpose: literal(purpose.value, Text),
+        FileRow.filename: filename,
+        FileRow.bytes: size,
+    }
+    row = (await connection.execute(insert(FileRow).values(values).returning(*_COLUMNS))).one()
+    return _file(row)
+
+
+def _file(row: Row[Any]) -> StoredFile:
+    return StoredFile(row.id, row.key_id, Purpose(row.purpose), row.filename, row.bytes, row.created_at)
