@@ -32,7 +32,8 @@ MODELS: dict[str, ModelSpec] = {
         name="sim",
         engine="simulated",
         slots=8,
-        options=SimulatedOptions(ttft_ms=1, itl_ms=1, max_model_len=256, fail_on="<<fail>>"),
+        # Without a rate a delta is one token, as far as its text goes.
+        options=SimulatedOptions(ttft_ms=1, itl_ms=0, max_model_len=256, fail_on="<<fail>>"),
     ),
     "vllm": VllmModel(
         name="smollm2",
@@ -246,3 +247,17 @@ async def test_what_does_not_fit_is_refused(engine: Engine, words: int, max_toke
     with pytest.raises(InvalidRequest, match="256 tokens"):
         await outputs(engine, request)
     assert engine.stats().requests == 0
+
+
+async def test_a_simulated_engine_that_is_late_gives_what_is_due_at_once() -> None:
+    """The text is that of one token at a time, cut at whole characters."""
+    one_by_one = SimulatedEngine(SimulatedModel(name="m", engine="simulated", options=SimulatedOptions(itl_ms=0)))
+    late = SimulatedEngine(SimulatedModel(name="m", engine="simulated", options=SimulatedOptions(itl_ms=0.01)))
+    for stop in ([], ["never in it"]):
+        request = chat(max_tokens=500, stop=stop)
+        _, expected = await outputs(one_by_one, request)
+        _, deltas = await outputs(late, request)
+        assert len(deltas) < len(expected)
+        assert text(deltas) == text(expected)
+        assert [t for d in deltas for t in d.token_ids] == [t for d in expected for t in d.token_ids]
+        assert not any("\ufffd" in delta.text for delta in deltas)
