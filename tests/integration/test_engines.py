@@ -20,6 +20,7 @@ from shared.sampling import GenerateRequest, Message, Sampling
 from shared.stream import JobLog
 from workers.engines.base import Engine, PromptInfo
 from workers.engines.factory import make_engine
+from workers.engines.simulated import SimulatedEngine
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
