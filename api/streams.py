@@ -147,8 +147,7 @@ class Streams:
                 reader.wake.clear()
                 if reader.behind:
                     reader.behind = False
-                    _, ended = await self._catch_up(reader, job_id)
-                    if ended:
+                    if await self._has_ended(reader, job_id):
                         return
                 elif reader.take_live():
                     return
@@ -188,6 +187,26 @@ class Streams:
             await asyncio.sleep(RETRY_S)
             reader.lose_place()  # what comes live does not follow what it has
         return [], False
+
+    async def _has_ended(self, reader: _Reader, job_id: str) -> bool:
+        """Whether the row says so. Its end is published after that, to those who follow it by then."""
+        away: Exception | None = None
+        try:
+            await self._logs.follow_all([job_id], self._id)
+        except (RedisError, OSError) as error:
+            away = error
+        try:
+            if job_id in await self._store.ended([job_id]):
+                return True
+        except Exception as error:
+            if not database_is_away(error):
+                raise
+            away = error
+        if away is not None:
+            logger.warning("job=%s its end cannot be looked for, trying again: %s", job_id, away)
+            await asyncio.sleep(RETRY_S)
+            reader.lose_place()
+        return False
 
     async def _leave(self, job_id: str, reader: _Reader) -> None:
         readers = self._readers[job_id]

@@ -1,28 +1,41 @@
 """Many small writes as few transactions: what is asked for while one is on its way goes with the next.
 
 There is no timer: alone, a write goes at once, and under load a batch is what arrived during one round trip and
-one fsync. Each caller waits for the commit of its own.
+one fsync, up to a number and a weight. Each caller waits for the commit of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from sqlalchemy.exc import DBAPIError
+
 from shared.outage import database_is_away
+
+logger = logging.getLogger(__name__)
 
 I = TypeVar("I")  # noqa: E741  # an item, beside O, its outcome
 O = TypeVar("O")  # noqa: E741
 
 LIMIT = 256
+# Of a batch that has more than one item; what `weigh` counts, bytes.
+MAX_WEIGHT = 8 * 1024 * 1024
 
 
 class GroupCommit(Generic[I, O]):
-    """Gives items that arrive together to one call of `write`, which returns one outcome for each, in order."""
+    """Gives items that arrive together to one call of `write`, which returns one outcome for each, in order.
 
-    def __init__(self, write: Callable[[Sequence[I]], Awaitable[Sequence[O]]]) -> None:
+    A `write` that raises has written nothing.
+    """
+
+    def __init__(
+        self, write: Callable[[Sequence[I]], Awaitable[Sequence[O]]], weigh: Callable[[I], int] = lambda _: 0
+    ) -> None:
         self._write = write
+        self._weigh = weigh
         self._waiting: list[tuple[I, asyncio.Future[O]]] = []
         self._writing: asyncio.Task[None] | None = None
 
@@ -39,15 +52,25 @@ class GroupCommit(Generic[I, O]):
 
     async def _write_all(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:LIMIT], self._waiting[LIMIT:]
+            count = self._batch()
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
             await self._commit(batch)
+
+    def _batch(self) -> int:
+        """How many of those that wait go together: at least one."""
+        weight = 0
+        for count, (item, _) in enumerate(self._waiting[:LIMIT]):
+            weight += self._weigh(item)
+            if count and weight > MAX_WEIGHT:
+                return count
+        return min(len(self._waiting), LIMIT)
 
     async def _commit(self, batch: list[tuple[I, asyncio.Future[O]]]) -> None:
         try:
             outcomes = await self._write([item for item, _ in batch])
         except Exception as error:
-            if len(batch) > 1 and not database_is_away(error):
-                # One of them cannot be written; the others can.
+            if len(batch) > 1 and isinstance(error, DBAPIError) and not database_is_away(error):
+                logger.warning("%d writes cannot be made together, trying each alone: %s", len(batch), error)
                 for one in batch:
                     await self._commit([one])
                 return

@@ -158,7 +158,8 @@ def _sent(kind: Any) -> Any:
 
 
 def _dumped(value: Any) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
+    """A JSON column's value: its text as it is, or what is to be written."""
+    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
 _ENDINGS = Records(

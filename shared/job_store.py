@@ -122,7 +122,7 @@ class JobStore(Store):
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
-        self._commit = GroupCommit(self._insert)
+        self._commit = GroupCommit(self._insert, weigh=_weight)
 
     async def insert(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
         """Commit a new job, `queued`. When this returns, the job is safe.
@@ -281,11 +281,15 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "key_id": new.key_id,
         "model": new.model,
         "priority": new.priority,
-        "request": new.request.model_dump(exclude_none=True, exclude_defaults=True),
+        "request": new.request.model_dump_json(exclude_none=True, exclude_defaults=True),
         "metadata": new.metadata,
         "start_within_s": new.start_within_s,
         "finish_within_s": new.finish_within_s,
     }
+
+
+def _weight(record: dict[str, Any]) -> int:
+    return len(record["request"])
 
 
 def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:

@@ -17,6 +17,8 @@ _REDIS = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.OutOfMemoryError,
 )
+# What a server answers that runs and cannot write now: its disk is full, its replicas are away, a script holds it.
+_REFUSES = ("MISCONF", "NOREPLICAS", "BUSY ", "LOADING", "MASTERDOWN")
 _BROKER = (kombu.exceptions.OperationalError, kombu.exceptions.BatchPublishError)
 
 
@@ -36,6 +38,8 @@ def database_is_away(error: BaseException) -> bool:
 
 def redis_is_away(error: BaseException) -> bool:
     """Redis, or the broker on it, cannot be used now."""
+    if isinstance(error, redis.exceptions.ResponseError) and any(word in str(error) for word in _REFUSES):
+        return True
     return isinstance(error, (*_REDIS, *_BROKER, OSError))
 
 

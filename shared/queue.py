@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from celery import Celery
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from shared.hint_message import HintMessages
-from shared.outage import redis_is_away
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +116,13 @@ class HintSender:
                 for name, messages in lists.items():
                     pipe.lpush(name, *messages)
                 await pipe.execute()
-        except Exception as error:
-            if not redis_is_away(error):
-                raise
-            logger.warning("Redis is away, %d hints wait: %s", len(batch), error)
+        except (RedisError, OSError) as error:  # whatever it is: the rows are there, and workers look for them
+            logger.warning("Redis takes no hints, %d wait: %s", len(batch), error)
             self._waiting = (batch + self._waiting)[:KEPT]
             return False
+        except asyncio.CancelledError:
+            self._waiting = batch + self._waiting  # sent twice at worst
+            raise
         return True
 
 

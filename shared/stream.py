@@ -384,6 +384,9 @@ class LogFlusher:
             if last == FENCED:
                 self._fence(log)
                 return
+            if last < piece[-1].seq:  # lost again in between
+                self.touch(log)
+                return
         log.wrote(events)
 
     @staticmethod

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
+from sqlalchemy import ARRAY, Row, Text, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -27,6 +28,8 @@ from shared.job_rows import (
     to_job,
 )
 from shared.models import JobRow, WorkerRow
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class WorkerStore(Store):
         super().__init__(engine)
         self._worker = worker
         self._claims = GroupCommit(self._claim)
-        self._results = GroupCommit(self._finish)
+        self._results = GroupCommit(self._finish, weigh=lambda ending: len(ending["log"]))
 
     async def claim(self, job_id: str) -> Job | None:
         """Take a queued job: attempt n+1, this worker's. None: it does not wait any more, or its time is up."""
@@ -87,9 +90,9 @@ class WorkerStore(Store):
     async def _claim(self, job_ids: Sequence[str]) -> list[Job | None]:
         async with self._engine.connect() as connection:
             rows = await connection.execute(_CLAIM, {"ids": list(job_ids), "claimant": self._worker})
-            claimed = {row.id: row for row in rows}
+            claimed = {row.id: _readable(row) for row in rows}
         # A doubled message, both halves in one batch: one of them gets the job.
-        return [to_job(claimed.pop(job_id)) if job_id in claimed else None for job_id in job_ids]
+        return [claimed.pop(job_id, None) for job_id in job_ids]
 
     async def _finish(self, endings: Sequence[dict[str, Any]]) -> list[bool]:
         return await self._end(_FINISH, endings, owner=self._worker)
@@ -165,3 +168,12 @@ class WorkerStore(Store):
             JobRow.worker == self._worker, JobRow.status.in_(RUNNING)
         )
         return [Held(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(held)]
+
+
+def _readable(row: Row[Any]) -> Job | None:
+    """A claimed job; None where its request cannot be read, as that of a newer version. Its claim is given up then."""
+    try:
+        return to_job(row)
+    except ValueError:
+        logger.exception("job=%s cannot be read", row.id)
+        return None

@@ -100,8 +100,8 @@ class EnginePool(BasePool):  # type: ignore[misc]
         pid = next(self._pids)
         with self._lock:
             self._jobs[pid] = job_id
-        self._lifecycle.wait_for(begun or self._lifecycle.begin(job_id))
         try:
+            self._lifecycle.wait_for(begun or self._lifecycle.begin(job_id))
             apply_target(target, args, kwargs, callback, self._accepting(accept_callback), getpid=lambda: pid)
         finally:
             with self._lock:

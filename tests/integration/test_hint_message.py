@@ -91,3 +91,14 @@ async def test_what_is_put_while_others_are_sent_goes_next(servers: Servers, red
     await eventually(both, "both are sent")
     assert asyncio.get_running_loop().time() - before < RETRY_S
     sending.cancel()
+
+
+async def test_a_redis_that_refuses_writes_costs_no_hint(servers: Servers, redis: Redis) -> None:
+    """Its disk is full, say: that is an answer, not an outage of the connection."""
+    sender = HintSender(celery_app(servers.redis(TEST_REDIS_DB)), redis)
+    await redis.set(queue_name("m"), "not a list")  # LPUSH is answered by an error
+    sender.put(Hint(JOB, "m", 0))
+    assert not await sender.flush()
+    await redis.delete(queue_name("m"))
+    assert await sender.flush()
+    assert (await depths(redis, "m"))[0] == 1

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
-from shared.group_commit import LIMIT, GroupCommit
+from shared.group_commit import LIMIT, MAX_WEIGHT, GroupCommit
 
 
 class Ledger:
@@ -23,7 +24,7 @@ class Ledger:
         self.began.set()
         await self.go.wait()
         if 13 in items:
-            raise ValueError("13 cannot be written")
+            raise DBAPIError("INSERT", {}, ValueError("13 cannot be written"))
         return [10 * item for item in items]
 
 
@@ -49,7 +50,7 @@ async def test_one_that_cannot_be_written_fails_alone(ledger: Ledger) -> None:
     tasks = [asyncio.create_task(commit(item)) for item in (1, 13, 2)]
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert (outcomes[0], outcomes[2]) == (10, 20)
-    assert isinstance(outcomes[1], ValueError)
+    assert isinstance(outcomes[1], DBAPIError)
 
 
 async def test_a_caller_that_leaves_does_not_stop_the_others(ledger: Ledger) -> None:
@@ -68,3 +69,11 @@ async def test_a_batch_is_bounded(ledger: Ledger) -> None:
     items = list(range(1000, 1000 + 2 * LIMIT + 1))
     assert await asyncio.gather(*(commit(item) for item in items)) == [10 * item for item in items]
     assert [len(batch) for batch in ledger.batches] == [LIMIT, LIMIT, 1]
+
+
+async def test_a_batch_is_bounded_by_its_weight_too(ledger: Ledger) -> None:
+    commit = GroupCommit(ledger.write, weigh=lambda item: item)
+    ledger.go.set()
+    items = [MAX_WEIGHT // 2, MAX_WEIGHT // 2, 1, 2 * MAX_WEIGHT, 3]
+    await asyncio.gather(*(commit(item) for item in items))
+    assert ledger.batches == [items[:2], [1], [2 * MAX_WEIGHT], [3]]

@@ -119,7 +119,7 @@ class OpenAIEngine:
                         while not reply.done and (data := await response.content.readany()):
                             for delta in reply.feed(data):
                                 yield delta
-                        if reply.failure is not None:
+                        if reply.failure is not None and not reply.finished:
                             raise reply.failure
                         if reply.done:
                             await _read_tail(response)

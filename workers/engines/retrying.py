@@ -14,12 +14,11 @@ LONGEST_S = 60.0
 
 def wait_s(failures: int, asked_s: float | None) -> float | None:
     """Seconds to wait after so many failures before this one; None: it is not worth it. Many clients do not meet."""
+    first, longest = BACK_OFF_S
+    back_off = min(longest, first * 2.0**failures) * random.uniform(0.5, 1)
     if asked_s is None:
-        first, longest = BACK_OFF_S
-        return min(longest, first * 2.0**failures) * random.uniform(0.5, 1)
-    if asked_s > LONGEST_S:
-        return None
-    return asked_s * random.uniform(1, 1.25)
+        return back_off
+    return max(back_off, asked_s * random.uniform(1, 1.25)) if asked_s <= LONGEST_S else None
 
 
 def asked_wait_s(headers: Mapping[str, str]) -> float | None:
