@@ -39,7 +39,7 @@ PIECE = 1000
 # From one flush to the next, where nobody waits for a first token or an end: so much for each log that was in the
 # last one, and no more than that. Nobody reads a text that comes in 50 pieces a second as less smooth than one that
 # comes in 200, and it costs a quarter.
-GAP_A_LOG_S = 0.0005
+GAP_A_LOG_S = 0.001
 MAX_GAP_S = 0.02
 
 _APPEND = """
@@ -279,7 +279,7 @@ class LogFlusher:
     """Writes the logs of all running jobs, one round trip for all that have something new.
 
     A flush starts at once where it carries what somebody waits for: a start, a first token, an end. Else it keeps a
-    distance to the one before, which grows with the number of logs: a lone stream waits for half a millisecond at
+    distance to the one before, which grows with the number of logs: a lone stream waits for a millisecond at
     most, and under load many tokens of many jobs share a message. While Redis is away, text gathers here and jobs
     go on.
     """
