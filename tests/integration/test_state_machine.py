@@ -514,7 +514,7 @@ async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
 async def _open_world(database_url: str, redis_url: str) -> World:
     database = connect(database_url)
     async with database.begin() as connection:
-        await connection.execute(text("TRUNCATE jobs, workers, idempotency_keys, api_keys"))
+        await connection.execute(text("TRUNCATE jobs, workers, idempotency_keys, api_keys CASCADE"))
     keys = ApiKeyStore(database)
     await keys.create("test", "hr_test_" + "k" * 43)
     key_id = await keys.find("hr_test_" + "k" * 43)
