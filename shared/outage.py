@@ -19,7 +19,6 @@ _REDIS = (
 )
 # What a server answers that runs and cannot write now: its disk is full, its replicas are away, a script holds it.
 _REFUSES = ("MISCONF", "NOREPLICAS", "BUSY ", "LOADING", "MASTERDOWN")
-_BROKER = (kombu.exceptions.OperationalError, kombu.exceptions.BatchPublishError)
 
 
 def database_is_away(error: BaseException) -> bool:
@@ -40,7 +39,7 @@ def redis_is_away(error: BaseException) -> bool:
     """Redis, or the broker on it, cannot be used now."""
     if isinstance(error, redis.exceptions.ResponseError) and any(word in str(error) for word in _REFUSES):
         return True
-    return isinstance(error, (*_REDIS, *_BROKER, OSError))
+    return isinstance(error, (*_REDIS, kombu.exceptions.OperationalError, OSError))
 
 
 def is_outage(error: BaseException) -> bool:
