@@ -202,7 +202,8 @@ def describe(problems: Sequence[Any]) -> tuple[str, str | None]:
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "contradiction":
-        return f"{message}{more}", problem["ctx"]["param"]
+        param = problem["ctx"]["param"]
+        return f"{message}{more}", f"{field}.{param}" if field else param
     if problem["type"] in NOT_AN_OBJECT:
         message = "must be an object"
     elif problem["type"] == "extra_forbidden":

@@ -47,6 +47,8 @@ class TokenCounter:
     def count(self, request: GenerateRequest) -> int | None:
         """Tokens of the prompt; None where there is no template to render a conversation with."""
         if request.messages is None:
+            if isinstance(request.prompt, list):
+                return len(request.prompt)
             return len(self._tokenizer.encode(request.prompt or "").ids)
         if self._template is None:
             return None
@@ -106,15 +108,19 @@ def _counter(model: ModelSpec) -> Callable[[GenerateRequest], int | None] | None
 
 def simulated_tokens(request: GenerateRequest) -> int:
     """The simulated engine's tokens are words; see `workers.engines.simulated`."""
+    if isinstance(request.prompt, list):
+        return len(request.prompt)
     if request.messages is None:
         return len((request.prompt or "").split()) + 1
-    return len("\n".join(f"{item.role}: {item.content}" for item in request.messages).split()) + 1
+    return len("\n".join(f"{item.role}: {item.content or ''}" for item in request.messages).split()) + 1
 
 
 def _bytes(request: GenerateRequest) -> int:
+    if isinstance(request.prompt, list):
+        return len(request.prompt)
     if request.messages is None:
         return len((request.prompt or "").encode("utf-8", "surrogatepass"))
-    return sum(len(item.content.encode("utf-8", "surrogatepass")) + 32 for item in request.messages)
+    return sum(len((item.content or "").encode("utf-8", "surrogatepass")) + 32 for item in request.messages)
 
 
 def _raise(message: str) -> Any:

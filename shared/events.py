@@ -7,13 +7,13 @@ row's archive. `seq` numbers a job's events upwards from 1; a reader's cursor is
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 import orjson
 
-from shared.job import Choice, JobStatus
+from shared.job import Choice, JobStatus, ToolCall
 
 
 class EventType(StrEnum):
@@ -39,11 +39,23 @@ _NAMES = {kind: kind.value.encode() for kind in EventType}
 _TYPES = {name: kind for kind, name in _NAMES.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """A fragment of a tool call: the first of a call has its id and name; arguments grow, as JSON text."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
 @dataclass(slots=True)
 class Delta:
-    """Text that one choice gained. `token_ids` made it; they stay inside, for the next worker.
+    """What one choice gained: text, reasoning, fragments of tool calls. `token_ids` made it; they stay inside, for
+    the next worker.
 
-    An engine that is not told the ids counts the tokens alone, as `unnamed`.
+    An engine that is not told the ids counts the tokens alone, as `unnamed`. `logprobs` has an entry for each token:
+    `{"token", "logprob", "bytes", "top": [{"token", "logprob", "bytes"}, ...]}`.
     """
 
     index: int
@@ -51,11 +63,20 @@ class Delta:
     token_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
     unnamed: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[CallDelta, ...] = ()
+    logprobs: tuple[dict[str, Any], ...] = ()
+    stop_reason: int | str | None = None
 
     @property
     def tokens(self) -> int:
         """How many tokens made it."""
         return len(self.token_ids) + self.unnamed
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is text and an end, and nothing else."""
+        return not (self.reasoning or self.tool_calls or self.logprobs) and self.stop_reason is None
 
     def merged(self, later: Delta) -> Delta:
         """This delta and the one after it, of the same choice, as one."""
@@ -65,7 +86,26 @@ class Delta:
             self.token_ids + later.token_ids,
             later.finish_reason or self.finish_reason,
             self.unnamed + later.unnamed,
+            self.reasoning + later.reasoning,
+            _joined(self.tool_calls + later.tool_calls) if self.tool_calls or later.tool_calls else (),
+            self.logprobs + later.logprobs,
+            self.stop_reason if later.stop_reason is None else later.stop_reason,
         )
+
+
+def _joined(calls: tuple[CallDelta, ...]) -> tuple[CallDelta, ...]:
+    """Fragments of the same call as one, in the calls' order."""
+    joined: dict[int, CallDelta] = {}
+    for call in calls:
+        so_far = joined.get(call.index)
+        joined[call.index] = (
+            call
+            if so_far is None
+            else CallDelta(
+                call.index, so_far.id or call.id, so_far.name or call.name, so_far.arguments + call.arguments
+            )
+        )
+    return tuple(joined.values())
 
 
 class Event(NamedTuple):
@@ -95,7 +135,17 @@ class Event(NamedTuple):
         payload = self.payload()
         tokens = orjson.loads(self.token_ids) if self.token_ids else []
         ids, unnamed = ((), tokens) if isinstance(tokens, int) else (tuple(tokens), 0)
-        return Delta(payload["index"], payload["text"], ids, payload.get("finish_reason"), unnamed)
+        return Delta(
+            payload["index"],
+            payload["text"],
+            ids,
+            payload.get("finish_reason"),
+            unnamed,
+            payload.get("reasoning", ""),
+            tuple(CallDelta(**call) for call in payload.get("tool_calls", ())),
+            tuple(payload.get("logprobs", ())),
+            payload.get("stop_reason"),
+        )
 
 
 def parse_line(line: bytes) -> Event:
@@ -117,8 +167,25 @@ def delta_event(seq: int, delta: Delta) -> Event:
     payload: dict[str, Any] = {"index": delta.index, "text": delta.text}
     if delta.finish_reason is not None:
         payload["finish_reason"] = delta.finish_reason
+    if not delta.plain:
+        payload |= _beside_text(delta)
     tokens = orjson.dumps(delta.token_ids or delta.unnamed) if delta.tokens else b""
     return Event(seq, EventType.DELTA, orjson.dumps(payload), tokens)
+
+
+def _beside_text(delta: Delta) -> dict[str, Any]:
+    payload: dict[str, Any] = {}
+    if delta.reasoning:
+        payload["reasoning"] = delta.reasoning
+    if delta.tool_calls:
+        payload["tool_calls"] = [
+            {name: value for name, value in asdict(call).items() if value is not None} for call in delta.tool_calls
+        ]
+    if delta.logprobs:
+        payload["logprobs"] = delta.logprobs
+    if delta.stop_reason is not None:
+        payload["stop_reason"] = delta.stop_reason
+    return payload
 
 
 def event(seq: int, kind: EventType, payload: dict[str, Any]) -> Event:
@@ -166,12 +233,21 @@ class Transcript:
         return sum(delta.tokens for delta in self.deltas)
 
     def choices(self) -> tuple[Choice, ...]:
-        texts: list[list[str]] = [[] for _ in range(self._choices)]
-        reasons: list[str | None] = [None] * self._choices
+        by_choice: list[list[Delta]] = [[] for _ in range(self._choices)]
         for delta in self.deltas:
-            texts[delta.index].append(delta.text)
-            reasons[delta.index] = delta.finish_reason or reasons[delta.index]
-        return tuple(
-            Choice(index, "".join(text), reason)
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        )
+            by_choice[delta.index].append(delta)
+        return tuple(_choice(index, deltas) for index, deltas in enumerate(by_choice))
+
+
+def _choice(index: int, deltas: list[Delta]) -> Choice:
+    calls = _joined(tuple(call for delta in deltas for call in delta.tool_calls))
+    logprobs = [entry for delta in deltas for entry in delta.logprobs]
+    return Choice(
+        index,
+        "".join(delta.text for delta in deltas),
+        next((delta.finish_reason for delta in reversed(deltas) if delta.finish_reason), None),
+        "".join(delta.reasoning for delta in deltas) or None,
+        tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in calls),
+        logprobs or None,
+        next((delta.stop_reason for delta in reversed(deltas) if delta.stop_reason is not None), None),
+    )

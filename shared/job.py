@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -52,12 +52,42 @@ def is_job_id(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model called; `arguments` is JSON, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """One generated text. `finish_reason`: "stop", "length", or None when it was cut."""
+    """One answer. `finish_reason`: "stop", "length", "tool_calls", or None when it was cut.
+
+    `stop_reason` is the stop string or the stop token that ended it. `logprobs` has an entry for each token, as
+    in `shared.events.Delta`.
+    """
 
     index: int
     text: str
     finish_reason: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: list[dict[str, Any]] | None = None
+    stop_reason: int | str | None = None
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Choice:
+        """A choice from its stored form, which leaves out what is empty."""
+        calls = tuple(ToolCall(**call) for call in stored.get("tool_calls", ()))
+        return cls(**{**stored, "tool_calls": calls})
+
+    def stored(self) -> dict[str, Any]:
+        """As the row keeps it."""
+        return {name: value for name, value in asdict(self).items() if name in _ALWAYS or value not in (None, ())}
+
+
+_ALWAYS = ("index", "text", "finish_reason")
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def to_job(row: Row[Any]) -> Job:
         started_at=row.started_at,
         first_token_at=row.first_token_at,
         finished_at=row.finished_at,
-        output=tuple(Choice(**choice) for choice in row.output or ()),
+        output=tuple(Choice.of(choice) for choice in row.output or ()),
         usage=Usage(**row.usage) if row.usage is not None else None,
         error=Failure(row.error_code, row.error_message) if row.error_code is not None else None,
         attempts=tuple(attempts),
@@ -214,7 +214,7 @@ def ending_record(job_id: str, attempt: int, ending: Ending) -> dict[str, Any]:
         "status": ending.status.value,
         "finished_at": ending.finished_at,
         "first_token_at": ending.first_token_at,
-        "output": [asdict(choice) for choice in ending.output],
+        "output": [choice.stored() for choice in ending.output],
         "usage": asdict(ending.usage),
         "error_code": error.code if error else None,
         # A message may quote anything; `text` refuses U+0000.

@@ -13,8 +13,10 @@ from pydantic_core import PydanticCustomError
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
+MAX_TOKEN_IDS = 1024
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _token_bias(bias: dict[str, float]) -> dict[str, float]:
@@ -67,6 +69,18 @@ class Sampling(BaseModel):
         None, max_length=1024, description="Token id to bias in [-100, 100]."
     )
     ignore_eos: bool = False
+    stop_token_ids: list[TokenId] = Field(
+        default_factory=list, max_length=MAX_TOKEN_IDS, description="Tokens that end the text."
+    )
+    allowed_token_ids: list[TokenId] | None = Field(
+        None, min_length=1, max_length=MAX_TOKEN_IDS, description="Only these tokens are drawn."
+    )
+    bad_words: list[NonEmpty] = Field(
+        default_factory=list, max_length=MAX_STOPS, description="Words that are never drawn."
+    )
+    include_stop_str_in_output: bool = Field(False, description="Keep the stop string at the end of the text.")
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
 
     @model_validator(mode="before")
     @classmethod
@@ -91,22 +105,113 @@ class Sampling(BaseModel):
         return self
 
 
+class FunctionCall(BaseModel):
+    """What a model called: a function's name and its arguments, JSON as the model wrote it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: UnicodeText
+    arguments: UnicodeText
+
+
+class MessageToolCall(BaseModel):
+    """One call in an assistant's turn."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: UnicodeText
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation. An assistant's may be calls without a content; a tool's answers one of them."""
 
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: UnicodeText
+    content: UnicodeText | None = None
     name: UnicodeText | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: UnicodeText | None = None
+    reasoning: UnicodeText | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise contradiction(
+                "content",
+                "content is required and must be a valid string; only an assistant's turn with tool_calls is without",
+            )
+        return self
+
+
+class Function(BaseModel):
+    """A function that the model may call; `parameters` is a JSON Schema."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: UnicodeText | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """A tool of the request. Functions alone are supported."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class StructuredOutputs(BaseModel):
+    """What the output must be, under vLLM's names; exactly one of these. `json_schema` is a JSON Schema."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_schema: dict[str, Any] | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = Field(None, min_length=1)
+    grammar: str | None = None
+    structural_tag: str | None = None
+
+
+class ChatOptions(BaseModel):
+    """How a conversation is rendered, and how the answer is parsed. Names and defaults are vLLM's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tools: list[Tool] | None = None
+    # "none", "auto", "required", or the name of a tool as {"name": ...}; None is vLLM's default for the tools.
+    tool_choice: Literal["none", "auto", "required"] | dict[Literal["name"], str] | None = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool = True
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, str]] | None = None
 
 
 class GenerateRequest(BaseModel):
-    """What an engine is asked for: a conversation (chat template) or a raw prompt (no template)."""
+    """What an engine is asked for: a conversation (chat template) or a raw prompt (no template).
+
+    `prompt` is a text or token ids. `logprobs` asks for the drawn tokens' log probabilities and for those of so
+    many likeliest beside them (0: the drawn ones alone); `echo` for the prompt before the output.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     messages: list[Message] | None = None
-    prompt: str | None = None
+    prompt: str | list[int] | None = None
     sampling: Sampling = Field(default_factory=Sampling)
     priority: int = 0
+    chat: ChatOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False

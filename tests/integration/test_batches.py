@@ -105,7 +105,7 @@ class World:
 
     async def finish(self, job: Job, status: JobStatus = JobStatus.COMPLETED, failure: Failure | None = None) -> None:
         assert job.request.messages is not None
-        output = (Choice(0, job.request.messages[0].content.upper(), "stop"),)
+        output = (Choice(0, (job.request.messages[0].content or "").upper(), "stop"),)
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome=status.value) for attempt in job.attempts)
         ending = Ending(status, now, output, Usage(3, 1, 2), failure, now, attempts, "")

@@ -186,6 +186,8 @@ def count_tokens(text: str) -> int:
 
 
 def _prompt_text(request: GenerateRequest) -> str:
+    if isinstance(request.prompt, list):
+        return " ".join(map(str, request.prompt))
     if request.messages is None:
         return request.prompt or ""
-    return "\n".join(f"{message.role}: {message.content}" for message in request.messages)
+    return "\n".join(f"{message.role}: {message.content or ''}" for message in request.messages)
