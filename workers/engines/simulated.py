@@ -2,6 +2,7 @@
 
 A token is one word, or a piece of one; some tokens are a part of an emoji's UTF-8 and make no text until the
 last part comes, as real tokenizers do. The text follows from the prompt (and the seed and the choice) alone.
+What a request asks for beside text (reasoning, tool calls, structured outputs) is in `simulated_answers.py`.
 
 Tokens are due at a rate, whatever the machine is doing: an engine that is late gives all that are due at once, as
 vLLM's does to a reader that is behind.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 
@@ -19,6 +21,7 @@ from shared.events import Delta
 from shared.registry import SimulatedModel
 from shared.sampling import GenerateRequest
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
+from workers.engines.simulated_answers import Script, logprob_entries, script_of
 from workers.engines.whole_tokens import WholeTokens
 
 WORDS = (
@@ -75,6 +78,13 @@ class SimulatedEngine:
                 f"{f' and max_tokens asks for {wanted}' if wanted else ''}.",
                 param="messages" if request.messages is not None else "prompt",
             )
+        sampling = request.sampling
+        seed = prompt if sampling.seed is None else f"{prompt}#{sampling.seed}"
+        choices = []
+        for index in range(sampling.n):
+            script = script_of(request, index, seed)
+            length = wanted or (min(options.default_tokens, room) if script.reason is None else room)
+            choices.append(_Choice(index, f"{seed}#{index}", length, request, script))
         self._requests += 1
         try:
             await asyncio.sleep(options.ttft_ms / 1000)
@@ -83,13 +93,11 @@ class SimulatedEngine:
             if options.die_on and options.die_on in prompt:
                 self._died.set()
             yield PromptInfo(prompt_tokens)
-            sampling = request.sampling
-            seed = prompt if sampling.seed is None else f"{prompt}#{sampling.seed}"
+            if request.echo and not so_far:
+                for choice in choices:
+                    if (echo := _echo(choice.index, prompt, request)).text:
+                        yield echo
             made = sum(len(delta.token_ids) for delta in so_far)
-            choices = [
-                _Choice(index, f"{seed}#{index}", wanted or min(options.default_tokens, room), sampling.stop)
-                for index in range(sampling.n)
-            ]
             for choice in choices:
                 choice.skip(made)
             began, given, itl_s = time.monotonic(), 0, options.itl_ms / 1000
@@ -107,15 +115,20 @@ class SimulatedEngine:
 
 
 class _Choice:
-    """One choice's text as it grows."""
+    """One choice's answer as it grows: its script, then free text where the script does not end it."""
 
-    def __init__(self, index: int, seed: str, max_tokens: int, stop: Sequence[str]) -> None:
+    def __init__(self, index: int, seed: str, max_tokens: int, request: GenerateRequest, script: Script) -> None:
         self.open = True
-        self._index = index
+        self.index = index
+        self._script = script
+        self._scripted = 0
+        self._given = 0
+        self._top = request.logprobs
         self._digest = hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()
-        self._max_tokens = max_tokens
-        self._stop = stop
-        self._hold = max((len(item) for item in stop), default=1) - 1
+        # Of the free text, as all that follows.
+        self._max_tokens = max_tokens - len(script.deltas)
+        self._stop = request.sampling.stop
+        self._hold = max((len(item) for item in self._stop), default=1) - 1
         self._made = 0
         self._bytes = b""
         self._text = ""
@@ -125,10 +138,44 @@ class _Choice:
 
     def skip(self, tokens: int) -> None:
         """Start after so many tokens, which earlier attempts have shown."""
-        self._made = tokens
+        self._given = tokens
+        self._scripted = min(tokens, len(self._script.deltas))
+        self._made = tokens - self._scripted
 
     def steps(self, count: int) -> Delta:
         """The next so many tokens, or as many as there are."""
+        left = len(self._script.deltas) - self._scripted
+        if left > 0:
+            delta = self._script_step()
+            for _ in range(min(count, left) - 1):
+                if not self.open:
+                    break
+                delta = delta.merged(self._script_step())
+            count -= left
+            if self.open and count > 0:
+                delta = delta.merged(self._free(count))
+        else:
+            delta = self._free(count)
+        if self._top is not None:
+            texts = [self._text_of(token) for token in delta.token_ids]
+            delta.logprobs = logprob_entries(texts, self._given, self._top)
+        self._given += len(delta.token_ids)
+        return delta
+
+    def _script_step(self) -> Delta:
+        delta = self._script.step(self._scripted)
+        self._scripted += 1
+        left = len(self._script.deltas) - self._scripted
+        if delta.finish_reason is None and self._max_tokens + left <= 0:
+            delta.finish_reason = "length"
+        self.open = delta.finish_reason is None
+        return delta
+
+    def _text_of(self, token: int) -> bytes:
+        return VOCABULARY[token] if token < len(VOCABULARY) else self._script.text_of(token)
+
+    def _free(self, count: int) -> Delta:
+        """Free text of so many tokens, or as many as there are."""
         if self._stop:
             delta = self._step()
             for _ in range(count - 1):
@@ -146,7 +193,7 @@ class _Choice:
         del tokens[len(tokens) - waiting :]
         self._made, self.open = end, not finished
         text = b"".join([VOCABULARY[token] for token in tokens]).decode(errors="ignore")
-        return Delta(self._index, text, tuple(tokens), "length" if finished else None)
+        return Delta(self.index, text, tuple(tokens), "length" if finished else None)
 
     def _step(self) -> Delta:
         token = self._token(self._made)
@@ -170,7 +217,7 @@ class _Choice:
         self._shown = end
         self.open = reason is None
         text, tokens = self._whole.take(finished=reason is not None)
-        return Delta(self._index, text, tokens, reason)
+        return Delta(self.index, text, tokens, reason)
 
     def _token(self, position: int) -> int:
         """Every 16 positions hold one emoji in its three parts, at 5, 6 and 7."""
@@ -178,6 +225,19 @@ class _Choice:
             return EMOJI_IDS[position % 16 - 5]
         digest = self._digest
         return (digest[position % 32] * 31 + digest[(position // 32) % 32] + position) % len(WORDS)
+
+
+def _echo(index: int, prompt: str, request: GenerateRequest) -> Delta:
+    """The prompt before the output; of a conversation the assistant's turn that is gone on with, as vLLM has it."""
+    if request.messages is not None:
+        last = request.messages[-1] if request.messages else None
+        return Delta(index, (last.content or "") if last is not None and last.role == "assistant" else "")
+    if request.logprobs is None:
+        return Delta(index, prompt)
+    words = [word.encode() for word in re.findall(r"\s*\S+|\s+$", prompt)]
+    entries = logprob_entries(words, 0, request.logprobs)
+    # Nothing comes before the first.
+    return Delta(index, prompt, logprobs=({**entries[0], "logprob": None, "top": []}, *entries[1:]) if entries else ())
 
 
 def count_tokens(text: str) -> int:
