@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from sse_starlette.sse import AppStatus
 
+from api.attended import owned, while_connected
 from api.auth import CurrentKey
 from api.errors import ErrorResponse, NotFound, UpstreamFailed
 from api.jobs.routes import ERRORS, NOT_FOUND
-from api.jobs.service import JobService
 from api.openai.chunks import CHAT, TEXT, Face, frames, whole
 from api.openai.schemas import (
     ChatCompletion,
@@ -27,11 +23,8 @@ from api.openai.schemas import (
 from api.resources import CurrentResources, Resources
 from api.sse import event_stream
 from api.submit_headers import Submission, SubmitHeaders
-from shared.errors import HeadraceError
-from shared.job import Job, JobStatus
+from shared.job import JobStatus
 from shared.job_store import NewJob
-
-logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -122,54 +115,12 @@ async def _complete(
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         events = frames(face, job, jobs.follow(job.id), include_usage=include_usage)
-        return event_stream(events if keeps else _owned(events, jobs, job), held.settings, headers)
+        return event_stream(events if keeps else owned(events, jobs, job), held.settings, headers)
 
-    ended = await _while_connected(request, jobs, job, keeps=keeps)
+    ended = await while_connected(request, jobs, job, keeps=keeps)
     if ended is None:
         return Response(status_code=499)  # nobody reads it
     if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
         return JSONResponse(whole(face, ended).model_dump(mode="json"), headers=headers)
     assert ended.error is not None
     raise UpstreamFailed(ended.error.message, code=ended.error.code)
-
-
-async def _owned(events: AsyncIterator[bytes], jobs: JobService, job: Job) -> AsyncIterator[bytes]:
-    """A stream that owns its job: a client that leaves cancels it."""
-    whole_stream = False
-    try:
-        async for frame in events:
-            yield frame
-        whole_stream = True
-    finally:
-        if not whole_stream and not AppStatus.should_exit:  # this process stops: its client has not left
-            await asyncio.shield(_abandon(jobs, job))
-
-
-async def _while_connected(request: Request, jobs: JobService, job: Job, *, keeps: bool) -> Job | None:
-    """The job once it has ended; None where the client has left before. Its job is cancelled then, unless kept."""
-    end = asyncio.create_task(jobs.finished(job.id, job.key_id))
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait((end, gone), return_when=asyncio.FIRST_COMPLETED)
-        if end.done():
-            return end.result()
-        if not keeps:
-            await _abandon(jobs, job)
-        return None
-    finally:
-        for task in (end, gone):
-            task.cancel()
-        await asyncio.gather(end, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _abandon(jobs: JobService, job: Job) -> None:
-    logger.info("job=%s its client has left; cancelling it", job.id)
-    try:
-        await jobs.cancel(job.id, job.key_id)
-    except (HeadraceError, OSError) as error:
-        logger.warning("job=%s cannot be cancelled, it runs to its end: %s", job.id, error)
