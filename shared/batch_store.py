@@ -21,11 +21,8 @@ from shared.job import Job, JobStatus, new_job_id
 from shared.job_rows import COLUMNS as JOB_COLUMNS
 from shared.job_rows import Records, Store, seconds, to_job
 from shared.models import BatchRow, FileRow, JobRow, Timestamp
-from shared.queue import PRIORITY_STEPS, Hint
+from shared.queue import BATCH_PRIORITY, Hint
 from shared.sampling import GenerateRequest
-
-# The last of the broker's lists: whatever is asked for one by one goes first.
-BATCH_PRIORITY = PRIORITY_STEPS[-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,12 @@ from shared.hint_message import HintMessages
 logger = logging.getLogger(__name__)
 
 TASK = "headrace.generate"
-ALL_PRIORITIES = range(10)
 # kombu's Redis transport keeps one list for each of these steps and the priorities after it; 0 is served first.
 PRIORITY_STEPS = (0, 3, 6, 9)
 BANDS = {step: range(step, end) for step, end in zip(PRIORITY_STEPS, (*PRIORITY_STEPS[1:], 10), strict=True)}
+# The last of these lists is the batches': whatever is asked for one by one goes first.
+BATCH_PRIORITY = PRIORITY_STEPS[-1]
+URGENT_PRIORITIES, BATCH_PRIORITIES = range(BATCH_PRIORITY), BANDS[BATCH_PRIORITY]
 _SEPARATOR = "\x06\x16"
 RETRY_S = 1.0
 KEPT = 10_000
@@ -67,16 +69,25 @@ def celery_app(redis_url: str) -> Celery:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What a message says: this job of this model may be waiting."""
+    """What a message says: this job of this model may be waiting. `front`: before its list's others."""
 
     job_id: str
     model: str
     priority: int
+    front: bool = False
+
+
+def is_batch(priority: int) -> bool:
+    """Whether a message or a job of this priority waits until nothing else does."""
+    return priority >= BATCH_PRIORITY
 
 
 def first(hint: Hint) -> Hint:
-    """The hint for a job that goes first: it was running, and its reader waits in mid-sentence; or passed over."""
-    return replace(hint, priority=PRIORITY_STEPS[0])
+    """The hint for a job that goes first: it was running, and its reader waits in mid-sentence; or passed over.
+
+    A batch's job goes before the other batches' only.
+    """
+    return replace(hint, priority=BATCH_PRIORITY if is_batch(hint.priority) else PRIORITY_STEPS[0], front=True)
 
 
 class HintSender:
@@ -106,15 +117,18 @@ class HintSender:
         batch, self._waiting = self._waiting, []
         if not batch:
             return True
-        lists: dict[str, list[bytes]] = {}
+        lists: dict[tuple[str, bool], list[bytes]] = {}
         for hint in batch:
             name = queue_name(hint.model)
             message = self._messages.message(hint.job_id, model=hint.model, queue=name, priority=hint.priority)
-            lists.setdefault(_list_name(name, hint.priority), []).append(message)
+            lists.setdefault((list_name(name, hint.priority), hint.front), []).append(message)
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
-                for name, messages in lists.items():
-                    pipe.lpush(name, *messages)
+                for (name, front), messages in lists.items():  # workers take from the right
+                    if front:
+                        pipe.rpush(name, *reversed(messages))
+                    else:
+                        pipe.lpush(name, *messages)
                 await pipe.execute()
         except (RedisError, OSError) as error:  # whatever it is: the rows are there, and workers look for them
             logger.warning("Redis takes no hints, %d wait: %s", len(batch), error)
@@ -130,11 +144,11 @@ async def depths(redis: Redis, model: str) -> dict[int, int]:
     """Messages that wait on a model's queue, by the first priority of their list (`BANDS`)."""
     async with redis.pipeline(transaction=False) as pipe:
         for step in PRIORITY_STEPS:
-            pipe.llen(_list_name(queue_name(model), step))
+            pipe.llen(list_name(queue_name(model), step))
         return dict(zip(PRIORITY_STEPS, await pipe.execute(), strict=True))
 
 
-def _list_name(queue: str, priority: int) -> str:
+def list_name(queue: str, priority: int) -> str:
     """kombu's list for the messages of a priority."""
     step = PRIORITY_STEPS[bisect(PRIORITY_STEPS, priority) - 1]
     return queue if step == 0 else f"{queue}{_SEPARATOR}{step}"

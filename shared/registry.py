@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -31,6 +31,9 @@ class RegistryError(HeadraceError):
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    # Whether a running job can be set aside for a more urgent one at no price: not where an upstream charges twice.
+    yields: ClassVar[bool] = True
 
     name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
     description: str = ""
@@ -144,6 +147,8 @@ class OpenAIOptions(BaseModel):
 
 class OpenAIModel(_Spec):
     """A model that an OpenAI-compatible server has; our worker relays."""
+
+    yields: ClassVar[bool] = False
 
     engine: Literal["openai"]
     model: str = Field(min_length=1, description="What the upstream calls it.")

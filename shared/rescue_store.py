@@ -18,7 +18,7 @@ from shared.job_rows import (
     seconds,
 )
 from shared.models import IdempotencyKeyRow, JobRow, WorkerRow
-from shared.queue import ALL_PRIORITIES, Hint
+from shared.queue import Hint
 
 _END_QUEUED = end_statement(JobRow.status == JobStatus.QUEUED.value)
 _END_LOST = end_statement(JobRow.status.in_(RUNNING), JobRow.worker.endswith(LOST))
@@ -113,9 +113,7 @@ class RescueStore(Store):
         """Delete the rows of workers that are long dead."""
         await self._changes(delete(WorkerRow).where(WorkerRow.lease_expires_at < func.now() - seconds(silent_for_s)))
 
-    async def waiting(
-        self, model: str, *, limit: int, older_than_s: float, priorities: range = ALL_PRIORITIES
-    ) -> list[Hint]:
+    async def waiting(self, model: str, *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
         """The next queued jobs of a model, in the order they are served."""
         statement = (
             select(JobRow.id, JobRow.model, JobRow.priority)

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from shared import queue
 from shared.job import JOB_ID_PREFIX
 from shared.outage import is_outage
-from shared.queue import BANDS, Hint, HintSender, first
+from shared.queue import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES, Hint, HintSender, first
 from shared.rescue_store import RescueStore
 from workers.runner import Runner
 
@@ -60,10 +60,13 @@ class Healer:
         depths = await queue.depths(self._redis, self._model)
         if any(depths.values()):
             lost = self._not_lately(await self._passed_over(depths))
-        elif (room := self._runner.slots - self._runner.in_hand) > 0:
-            lost = await self._store.waiting(self._model, limit=room, older_than_s=ON_THE_WAY_S)
         else:
-            lost = []
+            seats, lost = self._runner.seats, []
+            for room, priorities in ((seats.urgent_room, URGENT_PRIORITIES), (seats.batch_room, BATCH_PRIORITIES)):
+                if room > 0:
+                    lost += await self._store.waiting(
+                        self._model, limit=room, older_than_s=ON_THE_WAY_S, priorities=priorities
+                    )
         for hint in lost:
             self._hints.put(hint)
         if lost:

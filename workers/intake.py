@@ -21,9 +21,11 @@ class Intake:
         """Look at the queue again now: there is room for another message.
 
         The consumer sleeps with its hands full, and an acknowledgement by another thread does not wake it: it would
-        find out at its next timer, up to a second later.
+        find out at its next timer, up to a second later. Where it waits for urgent messages only, it would not
+        look for batches' before one comes.
         """
-        self._worker.consumer.call_soon(_nothing)
+        consumer = self._worker.consumer
+        consumer.call_soon(_look_for_batch, consumer)
 
     def resume(self) -> None:
         """Take from the queue again."""
@@ -31,5 +33,7 @@ class Intake:
         consumer.call_soon(consumer.add_task_queue, self._queue)
 
 
-def _nothing() -> None:
-    """Being called is enough."""
+def _look_for_batch(consumer: Any) -> None:
+    """On Celery's thread, which its being called has woken. Without a consumer the next one looks by itself."""
+    if consumer.task_consumer is not None:
+        consumer.task_consumer.channel.look_for_batch()

@@ -60,7 +60,7 @@ class Lease:
         before = time.monotonic()
         held = await self._store.heartbeat(
             self._model,
-            slots=self._runner.slots,
+            slots=self._runner.seats.slots,
             running=self._engine.stats().requests,
             lease_s=self._settings.lease_s,
             state=self._state,

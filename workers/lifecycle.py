@@ -38,6 +38,7 @@ from workers.intake import Intake
 from workers.keeper import EngineKeeper
 from workers.lease import Lease
 from workers.runner import Runner, Stop
+from workers.seats import Seats
 from workers.settings import WorkerSettings
 from workers.watchdog import Watchdog
 
@@ -64,15 +65,12 @@ class Lifecycle:
         self._settings = settings
         self._model = model
         self._worker = worker
+        self.seats = Seats(model.slots, yields=model.yields)
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._of_thread = threading.local()
-
-    @property
-    def slots(self) -> int:
-        return self._model.slots
 
     # From Celery's threads
 
@@ -154,6 +152,7 @@ class Lifecycle:
         self._runner = Runner(
             worker=self._worker,
             engine=engine,
+            seats=self.seats,
             store=store,
             logs=logs,
             flusher=self._flusher,

@@ -4,6 +4,9 @@ Celery fetches messages by its concurrency. Here that is a small look-ahead (`-c
 number of threads: so a worker runs as many jobs as its engine holds and reserves next to nothing beyond, and
 the backlog waits where another worker can take it. A thread only waits; the work is async, on one loop.
 
+Batches have threads of their own, as many again: urgent jobs begin though batch jobs fill the engine, and the runner
+sets batch jobs aside for them. Messages of batches come only while there is room (`workers.broker`).
+
 The pool is also where the engine lives: it starts before the consumer (a worker never takes a job that it
 cannot run yet; one that cannot start ends), and it stops after the last job.
 """
@@ -19,6 +22,7 @@ from typing import Any
 from celery.concurrency.base import BasePool, apply_target
 
 from shared.job import JobStatus
+from shared.queue import is_batch
 from workers.lifecycle import Lifecycle
 
 
@@ -33,12 +37,13 @@ class _Applied:
 
 
 class EnginePool(BasePool):  # type: ignore[misc]
-    """As many threads as the engine has slots."""
+    """As many threads as the engine has slots, for urgent jobs and for batches'."""
 
     body_can_be_buffer = True
     signal_safe = False
 
-    _executor: ThreadPoolExecutor
+    _urgent: ThreadPoolExecutor
+    _batch: ThreadPoolExecutor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,16 +51,18 @@ class EnginePool(BasePool):  # type: ignore[misc]
         # Celery's terminate speaks of process ids; ours are made up, one a job.
         self._pids = itertools.count(1)
         self._jobs: dict[int, str] = {}
-        self._given = 0
         self._lock = threading.Lock()
 
     def on_start(self) -> None:
         self._lifecycle.start()
-        self._executor = ThreadPoolExecutor(self._lifecycle.slots, thread_name_prefix="job")
+        slots = self._lifecycle.seats.slots
+        self._urgent = ThreadPoolExecutor(slots, thread_name_prefix="job")
+        self._batch = ThreadPoolExecutor(slots, thread_name_prefix="batch-job")
 
     def on_stop(self) -> None:
         self._lifecycle.drain()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        for executor in (self._urgent, self._batch):
+            executor.shutdown(wait=True, cancel_futures=True)
         self._lifecycle.stop()
 
     on_terminate = on_stop
@@ -69,15 +76,14 @@ class EnginePool(BasePool):  # type: ignore[misc]
         accept_callback: Callable[..., Any] | None = None,
         **_: Any,
     ) -> _Applied:
-        # Celery's own target: (task name, task id, ...).
-        job_id = args[1]
-        with self._lock:
-            self._given += 1
-            free = self._given <= self._lifecycle.slots
+        # Celery's own target: (task name, task id, request, ...).
+        job_id, request = args[1], args[2]
+        batch = is_batch(request["delivery_info"]["priority"] or 0)
         # Where a thread is free the job begins now: its claim need not wait for the thread to get going.
-        begun = self._lifecycle.begin(job_id) if free else None
+        begun = self._lifecycle.begin(job_id) if self._lifecycle.seats.take(batch=batch) else None
+        executor = self._batch if batch else self._urgent
         return _Applied(
-            self._executor.submit(self._apply, job_id, begun, target, args, kwargs, callback, accept_callback)
+            executor.submit(self._apply, job_id, batch, begun, target, args, kwargs, callback, accept_callback)
         )
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
@@ -90,6 +96,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
     def _apply(
         self,
         job_id: str,
+        batch: bool,
         begun: Future[JobStatus | None] | None,
         target: Callable[..., Any],
         args: tuple[Any, ...],
@@ -106,7 +113,8 @@ class EnginePool(BasePool):  # type: ignore[misc]
         finally:
             with self._lock:
                 del self._jobs[pid]
-                self._given -= 1
+            self._lifecycle.seats.leave(batch=batch)
+            self._lifecycle.intake.look()
 
     def _accepting(self, accept: Callable[..., Any] | None) -> Callable[..., Any] | None:
         """What Celery is told when a job begins: its message is acknowledged, and the next may be taken."""
@@ -120,7 +128,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()
-        info.update({"max-concurrency": self._lifecycle.slots, "processes": sorted(self._jobs)})
+        info.update({"max-concurrency": self._lifecycle.seats.slots, "processes": sorted(self._jobs)})
         return info
 
     @property

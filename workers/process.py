@@ -38,7 +38,7 @@ def main() -> int:
     from shared.registry import load_registry
     from shared.startup import database_or_exit, settings_or_exit
     from workers.app import app
-    from workers.broker import survive_lost_connections
+    from workers.broker import use_transport
     from workers.intake import Intake
     from workers.lifecycle import Lifecycle
     from workers.pool import EnginePool
@@ -60,8 +60,8 @@ def main() -> int:
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     app.conf.broker_url = settings.redis_url
-    survive_lost_connections(app)
     app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker)
+    use_transport(app, lambda: app.lifecycle.seats.batch_room)
     process = WorkerProgram(
         app=app,
         hostname=worker,

@@ -18,10 +18,11 @@ from shared.errors import ErrorCode, InvalidRequest
 from shared.events import EventType, Transcript, tokens_by_attempt
 from shared.job import Failure, Job, JobStatus, Usage
 from shared.outage import is_outage
-from shared.queue import Hint, first
+from shared.queue import Hint, first, is_batch
 from shared.stream import Fenced, JobLog, JobLogs, LogFlusher, seq_before
 from shared.worker_store import Held, WorkerStore
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo
+from workers.seats import Seats
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Stop(StrEnum):
     CANCEL = "cancelled"
     DEADLINE = "deadline_exceeded"
     HAND_BACK = "handed_back"
+    SET_ASIDE = "set_aside"
     LOST = "lost"
 
 
@@ -79,6 +81,7 @@ class Runner:
         *,
         worker: str,
         engine: Engine,
+        seats: Seats,
         store: WorkerStore,
         logs: JobLogs,
         flusher: LogFlusher,
@@ -89,6 +92,7 @@ class Runner:
     ) -> None:
         """`on_engine_death` is called from the loop, once for each job that finds the engine dead."""
         self.worker = worker
+        self.seats = seats
         self._engine = engine
         self._store = store
         self._logs = logs
@@ -112,10 +116,6 @@ class Runner:
         return len(self._runs)
 
     @property
-    def slots(self) -> int:
-        return self._engine.slots
-
-    @property
     def taking(self) -> bool:
         """Whether it takes jobs now."""
         return not self._closed
@@ -135,6 +135,7 @@ class Runner:
             with self._tracked(job) as run:
                 if self._closed:
                     self.stop(job.id, Stop.HAND_BACK)  # the drain began while it was being claimed
+                self._set_aside()
                 if not await self._open_log(run):
                     return None
                 await self._generate(run)
@@ -152,6 +153,26 @@ class Runner:
         run.stop = why
         if run.generating is not None:
             run.generating.cancel()
+
+    def _set_aside(self) -> None:
+        """Where more jobs run than the engine holds, hand batch jobs back, whose next token any worker can make.
+
+        The engine need not be waited for: what is new waits inside for what is aborted, for a step at most. Jobs
+        that cannot continue lose what they made, and are taken last; of the others that which has made least.
+        """
+        running = [
+            run
+            for run in self._runs.values()
+            if run.stop is None and not (run.generating is not None and run.generating.done())
+        ]
+        over = len(running) - self.seats.slots
+        if over <= 0 or not self.seats.yields:
+            return
+        batch = [run for run in running if is_batch(run.job.priority)]
+        batch.sort(key=lambda run: (not self._engine.continues(run.job.request), -run.claimed))
+        for run in batch[:over]:
+            logger.info("job=%s makes room for a more urgent one", run.job.id)
+            self.stop(run.job.id, Stop.SET_ASIDE)
 
     def close(self) -> None:
         """Take nothing more."""
@@ -291,8 +312,12 @@ class Runner:
             return await self._hand_back(run, "engine_lost", died=True)
         if run.stop is Stop.LOST:
             return None
-        if run.stop is Stop.HAND_BACK and error is None and (run.generating is None or run.generating.cancelled()):
-            return await self._hand_back(run, Stop.HAND_BACK.value)
+        if (
+            run.stop in (Stop.HAND_BACK, Stop.SET_ASIDE)
+            and error is None
+            and (run.generating is None or run.generating.cancelled())
+        ):
+            return await self._hand_back(run, run.stop.value)
 
         status, failure = self._outcome(run, error)
         return await self._end(run, status, failure)

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from shared import queue
 from shared.outage import redis_is_away
+from shared.queue import is_batch
 from workers.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Watchdog:
         while True:
             await asyncio.sleep(INTERVAL_S)
             try:
-                waiting = sum((await queue.depths(self._redis, self._model)).values()) if self._has_room() else 0
+                waiting = self.untaken(await queue.depths(self._redis, self._model)) if self._runner.taking else 0
             except Exception as error:
                 if not redis_is_away(error):
                     raise
@@ -51,13 +52,19 @@ class Watchdog:
                 self._waiting_since = None
                 self._on_stuck()
 
+    def untaken(self, depths: dict[int, int]) -> int:
+        """Messages that wait though there is room for their kind."""
+        seats = self._runner.seats
+        return sum(
+            messages
+            for priority, messages in depths.items()
+            if (seats.batch_room if is_batch(priority) else seats.urgent_room) > 0
+        )
+
     def stuck(self, waiting: int, now: float) -> bool:
-        """Whether messages wait for too long, as seen at a moment of the monotonic clock."""
-        if waiting == 0 or not self._has_room():
+        """Whether messages wait for too long, room being there, as seen at a moment of the monotonic clock."""
+        if waiting == 0 or not self._runner.taking:
             self._waiting_since = None
         elif self._waiting_since is None or self._runner.last_message > self._waiting_since:
             self._waiting_since = now
         return self._waiting_since is not None and now - self._waiting_since > STUCK_S
-
-    def _has_room(self) -> bool:
-        return self._runner.taking and self._runner.in_hand < self._runner.slots

@@ -13,8 +13,9 @@ from api.errors import describe
 from api.openai.chunks import CHAT, TEXT, Face
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from shared.batch import LineError
-from shared.batch_store import BATCH_PRIORITY, BatchJob
+from shared.batch_store import BatchJob
 from shared.errors import HeadraceError
+from shared.queue import BATCH_PRIORITY
 from shared.registry import Registry
 
 MAX_CUSTOM_ID = 512

@@ -16,8 +16,10 @@ from tests.conftest import TEST_REDIS_DB, Servers, Workers
 from tests.support.steered_engine import SteeredEngine
 from workers.healing import Healer
 from workers.runner import Runner
+from workers.seats import Seats
 
 pytestmark = pytest.mark.usefixtures("redis")
+SLOTS = 4
 
 
 class Sent(HintSender):
@@ -48,6 +50,7 @@ def runner(workers: Workers) -> Runner:
     return Runner(
         worker="w",
         engine=SteeredEngine(),
+        seats=Seats(SLOTS, yields=True),
         store=store,
         logs=None,  # type: ignore[arg-type]  # nothing runs here
         flusher=None,  # type: ignore[arg-type]
@@ -73,6 +76,12 @@ async def waiting(store: JobStore, database: AsyncEngine, key_id: int, *prioriti
     return jobs
 
 
+def fill(seats: Seats) -> None:
+    """Every slot has an urgent job."""
+    while seats.urgent_room:
+        seats.take(batch=False)
+
+
 async def message(broker: str, redis: Redis, job: Job) -> None:
     sender = HintSender(celery_app(broker), redis)
     sender.put(Hint(job.id, job.model, job.priority))
@@ -94,7 +103,7 @@ async def test_an_empty_list_of_a_queue_that_is_not(
     interactive, batch = await waiting(store, database, key_id, 3, 9)
     await message(broker, redis, interactive)
     assert await depths(redis, "m") == {0: 0, 3: 1, 6: 0, 9: 0}
-    healer._runner.in_hand = healer._runner.slots
+    fill(healer._runner.seats)
     assert await healer.heal() == 1
     assert (sent.job_ids, sent.priorities) == ([batch.id], [9])
     assert await healer.heal() == 0, "it has just been sent"
@@ -106,12 +115,23 @@ async def test_one_that_is_older_than_what_is_served(
     """A full worker and a queue that never runs dry: it goes first."""
     lost, queued = await waiting(store, database, key_id, 3, 3)
     await message(broker, redis, queued)
-    healer._runner.in_hand = healer._runner.slots
+    fill(healer._runner.seats)
     later = f"job_{int(lost.id[4:16], 16) + 60_000:012x}{lost.id[16:]}"
     healer._runner.last_claimed[3] = later
     await healer.heal()
     assert lost.id in sent.job_ids
     assert set(sent.priorities) == {0}
+
+
+async def test_rows_that_there_is_no_room_for_are_left(
+    healer: Healer, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int
+) -> None:
+    """Batch jobs fill the worker, which takes urgent jobs all the same."""
+    urgent, _ = await waiting(store, database, key_id, 3, 9)
+    for _ in range(SLOTS):
+        healer._runner.seats.take(batch=True)
+    await healer.heal()
+    assert sent.job_ids == [urgent.id]
 
 
 async def test_a_worker_that_takes_nothing_sends_nothing(

@@ -200,9 +200,9 @@ async def test_delete_forgets_only_what_has_ended(
 
 async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RescueStore, key_id: int) -> None:
     late, urgent = await submit(store, key_id), await submit(store, key_id, priority=0)
-    waiting = await rescues.waiting("m", limit=5, older_than_s=0)
+    waiting = await rescues.waiting("m", limit=5, older_than_s=0, priorities=range(10))
     assert [hint.job_id for hint in waiting] == [urgent.id, late.id]
-    assert await rescues.waiting("m", limit=5, older_than_s=60) == []
+    assert await rescues.waiting("m", limit=5, older_than_s=60, priorities=range(10)) == []
 
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])

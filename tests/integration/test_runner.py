@@ -14,14 +14,16 @@ from shared.db import transaction
 from shared.events import EventType, parse_archive
 from shared.job import Job, JobStatus
 from shared.job_store import JobStore, NewJob
+from shared.queue import BATCH_PRIORITY, Hint
 from shared.rescue_store import RescueStore
-from shared.sampling import GenerateRequest
+from shared.sampling import GenerateRequest, Sampling
 from shared.stream import JobLogs, LogFlusher
 from shared.worker_store import WorkerStore
 from tests.conftest import Workers
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
 from workers.runner import Runner, Stop
+from workers.seats import Seats
 
 Run = asyncio.Task[JobStatus | None]
 WITHIN_S = 20
@@ -30,20 +32,22 @@ WITHIN_S = 20
 class Worker:
     """A runner and what it needs."""
 
-    def __init__(self, name: str, store: WorkerStore, logs: JobLogs) -> None:
+    def __init__(self, name: str, store: WorkerStore, logs: JobLogs, slots: int) -> None:
         self.name = name
         self.store = store
-        self.engine = SteeredEngine()
+        self.engine = SteeredEngine(slots)
+        self.sent: list[Hint] = []
         self.flusher = LogFlusher(logs, store.held, late_s=60)
         self.runner = Runner(
             worker=name,
             engine=self.engine,
+            seats=Seats(slots, yields=True),
             store=store,
             logs=logs,
             flusher=self.flusher,
             log_ttl_s=60,
             max_attempts=3,
-            send=lambda _: None,
+            send=self.sent.append,
             on_engine_death=lambda: None,
         )
 
@@ -55,8 +59,8 @@ class Worker:
 
 
 @asynccontextmanager
-async def working(name: str, store: WorkerStore, logs: JobLogs) -> AsyncIterator[Worker]:
-    worker = Worker(name, store, logs)
+async def working(name: str, store: WorkerStore, logs: JobLogs, slots: int = 64) -> AsyncIterator[Worker]:
+    worker = Worker(name, store, logs, slots)
     flushing = asyncio.create_task(worker.flusher.run())
     try:
         yield worker
@@ -227,3 +231,49 @@ async def test_a_claim_on_its_way_when_the_drain_begins_is_handed_back(
     assert (after.status, after.deaths) == (JobStatus.QUEUED, 0)
     assert [item.outcome for item in after.attempts] == ["handed_back"]
     assert worker.engine.calls == {}
+
+
+async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
+    workers: Workers, store: JobStore, logs: JobLogs, key_id: int
+) -> None:
+    """The engine is full of batch jobs. An urgent one begins at once; the batch job goes on at its next token."""
+
+    async def submit(priority: int, choices: int = 1) -> Job:
+        request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
+        return (await store.insert(NewJob(key_id, "m", priority, request)))[0]
+
+    several, older, newer = await submit(BATCH_PRIORITY, 2), await submit(BATCH_PRIORITY), await submit(BATCH_PRIORITY)
+    async with working("w", workers("w"), logs, slots=3) as worker:
+        runs = {job.id: await worker.start(job) for job in (several, older, newer)}
+        await runs[newer.id][1].tokens(5)
+        assert worker.sent == []
+
+        urgent = await submit(3)
+        _, urgent_call = await worker.start(urgent)
+        await urgent_call.tokens(1)
+        assert await asyncio.wait_for(runs[newer.id][0], WITHIN_S) is None, "the one that has made least goes"
+        assert worker.sent == [Hint(newer.id, "m", BATCH_PRIORITY, front=True)], "before other batches, and no further"
+        assert {job_id for job_id, _ in worker.engine.calls} == {several.id, older.id, urgent.id}
+        row = await read(store, newer)
+        assert (row.status, row.deaths) == (JobStatus.QUEUED, 0)
+        assert [(item.tokens, item.outcome) for item in row.attempts] == [(5, "set_aside")]
+
+        await worker.start(await submit(0))
+        await asyncio.wait_for(runs[older.id][0], WITHIN_S)
+        await worker.start(await submit(6))
+        await asyncio.wait_for(runs[several.id][0], WITHIN_S)
+        assert len(worker.engine.calls) == 3, "what cannot continue was set aside last"
+
+        # Urgent jobs give way to nobody: a batch job that comes now finds no room, and goes back.
+        assert await asyncio.wait_for(worker.runner.run(older.id), WITHIN_S) is None
+        urgent_call.finish("stop")
+        await urgent_call.ended.wait()
+        again, call = await worker.start(newer)
+        assert call.so_far == text_of_tokens(5)
+        await call.tokens(2)
+        call.finish("stop")
+        assert await asyncio.wait_for(again, WITHIN_S) is JobStatus.COMPLETED
+        await worker.flusher.drain(WITHIN_S)
+    done = await read(store, newer)
+    assert done.output[0].text == text_of_tokens(8)
+    assert EventType.RESTARTED not in {item.type for item in await logs.read(newer.id)}

@@ -49,6 +49,7 @@ from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, t
 from workers.engines.base import EngineError
 from workers.lease import Lease
 from workers.runner import Runner, Stop
+from workers.seats import Seats
 from workers.settings import WorkerSettings
 
 T = TypeVar("T")
@@ -106,6 +107,7 @@ class Worker:
         self.runner = Runner(
             worker=self.name,
             engine=self.engine,
+            seats=Seats(self.engine.slots, yields=True),
             store=store,
             logs=logs,
             flusher=self.flusher,

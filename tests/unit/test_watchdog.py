@@ -11,6 +11,7 @@ from shared.stream import JobLogs, LogFlusher
 from shared.worker_store import WorkerStore
 from workers.engines.simulated import SimulatedEngine
 from workers.runner import Runner
+from workers.seats import Seats
 from workers.watchdog import STUCK_S, Watchdog
 
 SLOTS = 4
@@ -25,6 +26,7 @@ def runner() -> Runner:
     runner = Runner(
         worker="w",
         engine=SimulatedEngine(SimulatedModel(name="m", engine="simulated", slots=SLOTS)),
+        seats=Seats(SLOTS, yields=True),
         store=store,
         logs=logs,
         flusher=LogFlusher(logs, store.held, late_s=1),
@@ -60,11 +62,14 @@ def test_a_queue_that_was_empty_in_between_starts_anew(watchdog: Watchdog) -> No
 
 
 def test_a_full_worker_is_no_fault(watchdog: Watchdog, runner: Runner) -> None:
-    runner.in_hand = SLOTS
-    assert not any(watchdog.stuck(5, float(second)) for second in range(100, 200))
-    runner.in_hand = SLOTS - 1
-    assert not watchdog.stuck(5, 200.0), "room has come just now"
-    assert watchdog.stuck(5, 200.0 + LONG)
+    waiting = {0: 1, 3: 2, 9: 4}
+    for _ in range(SLOTS):
+        runner.seats.take(batch=False)
+    assert watchdog.untaken(waiting) == 0
+    runner.seats.leave(batch=False)
+    assert watchdog.untaken(waiting) == 7
+    runner.seats.take(batch=True)
+    assert watchdog.untaken(waiting) == 3, "a batch's job is in the way of other batches only"
 
 
 def test_a_worker_that_takes_nothing_on_purpose_is_no_fault(watchdog: Watchdog, runner: Runner) -> None:
