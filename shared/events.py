@@ -56,6 +56,10 @@ class Delta:
 
     An engine that is not told the ids counts the tokens alone, as `unnamed`. `logprobs` has an entry for each token:
     `{"token", "logprob", "bytes", "top": [{"token", "logprob", "bytes"}, ...]}`.
+
+    `prompt_tokens` is how long the prompt is, with a job's first delta, where it is known by then. `prompt_logprobs`
+    comes with the first choice's first: an entry for each token of the prompt, None or what is likely in its place,
+    `{token id as text: {"logprob", "rank", "decoded_token"}, ...}`.
     """
 
     index: int
@@ -67,6 +71,8 @@ class Delta:
     tool_calls: tuple[CallDelta, ...] = ()
     logprobs: tuple[dict[str, Any], ...] = ()
     stop_reason: int | str | None = None
+    prompt_tokens: int | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
 
     @property
     def tokens(self) -> int:
@@ -76,7 +82,17 @@ class Delta:
     @property
     def plain(self) -> bool:
         """Whether it is text and an end, and nothing else."""
-        return not (self.reasoning or self.tool_calls or self.logprobs) and self.stop_reason is None
+        return (
+            not (self.reasoning or self.tool_calls or self.logprobs)
+            and self.stop_reason is None
+            and self.prompt_tokens is None
+            and self.prompt_logprobs is None
+        )
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is something in it for a reader: tokens that made nothing yet wait for the rest."""
+        return bool(self.text or self.finish_reason or self.reasoning or self.tool_calls)
 
     def merged(self, later: Delta) -> Delta:
         """This delta and the one after it, of the same choice, as one."""
@@ -90,6 +106,8 @@ class Delta:
             _joined(self.tool_calls + later.tool_calls) if self.tool_calls or later.tool_calls else (),
             self.logprobs + later.logprobs,
             self.stop_reason if later.stop_reason is None else later.stop_reason,
+            later.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens,
+            later.prompt_logprobs if self.prompt_logprobs is None else self.prompt_logprobs,
         )
 
 
@@ -145,6 +163,8 @@ class Event(NamedTuple):
             tuple(CallDelta(**call) for call in payload.get("tool_calls", ())),
             tuple(payload.get("logprobs", ())),
             payload.get("stop_reason"),
+            payload.get("prompt_tokens"),
+            payload.get("prompt_logprobs"),
         )
 
 
@@ -163,12 +183,15 @@ def parse_archive(text: str) -> list[Event]:
     return [parse_line(line) for line in text.encode().split(b"\n") if line]
 
 
-def delta_event(seq: int, delta: Delta) -> Event:
+def delta_event(seq: int, delta: Delta, *, counted: bool = False) -> Event:
+    """A delta as an event; `counted` tells readers its number of tokens."""
     payload: dict[str, Any] = {"index": delta.index, "text": delta.text}
     if delta.finish_reason is not None:
         payload["finish_reason"] = delta.finish_reason
     if not delta.plain:
         payload |= _beside_text(delta)
+    if counted:
+        payload["tokens"] = delta.tokens
     tokens = orjson.dumps(delta.token_ids or delta.unnamed) if delta.tokens else b""
     return Event(seq, EventType.DELTA, orjson.dumps(payload), tokens)
 
@@ -185,6 +208,10 @@ def _beside_text(delta: Delta) -> dict[str, Any]:
         payload["logprobs"] = delta.logprobs
     if delta.stop_reason is not None:
         payload["stop_reason"] = delta.stop_reason
+    if delta.prompt_tokens is not None:
+        payload["prompt_tokens"] = delta.prompt_tokens
+    if delta.prompt_logprobs is not None:
+        payload["prompt_logprobs"] = delta.prompt_logprobs
     return payload
 
 
@@ -250,4 +277,5 @@ def _choice(index: int, deltas: list[Delta]) -> Choice:
         tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in calls),
         logprobs or None,
         next((delta.stop_reason for delta in reversed(deltas) if delta.stop_reason is not None), None),
+        next((delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None), None),
     )

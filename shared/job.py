@@ -65,7 +65,7 @@ class Choice:
     """One answer. `finish_reason`: "stop", "length", "tool_calls", or None when it was cut.
 
     `stop_reason` is the stop string or the stop token that ended it. `logprobs` has an entry for each token, as
-    in `shared.events.Delta`.
+    in `shared.events.Delta`; so has `prompt_logprobs`, of the first choice alone.
     """
 
     index: int
@@ -75,6 +75,7 @@ class Choice:
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: list[dict[str, Any]] | None = None
     stop_reason: int | str | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:

@@ -201,7 +201,13 @@ class GenerateRequest(BaseModel):
     """What an engine is asked for: a conversation (chat template) or a raw prompt (no template).
 
     `prompt` is a text or token ids. `logprobs` asks for the drawn tokens' log probabilities and for those of so
-    many likeliest beside them (0: the drawn ones alone); `echo` for the prompt before the output.
+    many likeliest beside them (0: the drawn ones alone).
+
+    `echo` asks for the prompt before the output: as each choice's first delta, with logprobs where they are asked for
+    (the first token's are None) and without token ids. `prompt_only` asks for nothing else; the engine may have to
+    draw a token, which is dropped, and the answer ends with "length".
+
+    `token_counts`: each delta of the log tells how many tokens made it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -215,3 +221,5 @@ class GenerateRequest(BaseModel):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     echo: bool = False
+    prompt_only: bool = False
+    token_counts: bool = False

@@ -219,6 +219,8 @@ class JobLog:
     written: int = 0
     fenced: bool = False
     ttl_s: int = RUNNING_TTL_S
+    # Each delta tells its number of tokens.
+    counted: bool = False
     # Somebody waits for what is new in it: a start, the first text, the end.
     urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
@@ -242,9 +244,9 @@ class JobLog:
         a next attempt can go on after its last token.
         """
         for index, delta in list(self._pending.items()):
-            if delta.text or delta.finish_reason:
+            if delta.shown:
                 self.seq += 1
-                self.events.append(delta_event(self.seq, delta))
+                self.events.append(delta_event(self.seq, delta, counted=self.counted))
                 del self._pending[index]
 
     def adopt(self, events: list[Event], seq: int) -> None:

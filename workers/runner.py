@@ -216,7 +216,7 @@ class Runner:
     @contextlib.contextmanager
     def _tracked(self, job: Job) -> Iterator[Run]:
         choices = job.request.sampling.n
-        run = Run(job, JobLog(job.id, job.attempt), Transcript(choices))
+        run = Run(job, JobLog(job.id, job.attempt, counted=job.request.token_counts), Transcript(choices))
         self.stop(job.id, Stop.LOST)  # an earlier attempt still here: its lease ran out, and nobody has told it
         self._runs[job.id] = run
         try:
@@ -294,6 +294,7 @@ class Runner:
                     continue
                 if run.first_token_at is None:
                     run.first_token_at = run.now()
+                    item.prompt_tokens = run.prompt.prompt_tokens or None
                 run.transcript.add(item)
                 run.log.delta(item)
                 self._flusher.touch(run.log)
