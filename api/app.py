@@ -17,6 +17,7 @@ from api.body_limit import BodyLimit
 from api.files import routes as files
 from api.jobs import routes as jobs
 from api.openai import routes as openai
+from api.regions import HomeRegion
 from api.resources import open_resources
 from api.settings import ApiSettings
 from shared.startup import settle
@@ -88,6 +89,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
     app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, streamed=(files.PATH,))
+    if settings.regions:
+        app.add_middleware(HomeRegion, own=settings.region, regions=settings.regions)
     app.add_middleware(Stopping)
     app.add_middleware(Ids)
     errors.install(app)

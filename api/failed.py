@@ -20,8 +20,9 @@ class DatabaseSettings(ApiSettings):
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    engine = connect(settings_or_exit(DatabaseSettings).database_url, pool_size=1)
-    store = JobStore(engine)
+    settings = settings_or_exit(DatabaseSettings)
+    engine = connect(settings.database_url, pool_size=1)
+    store = JobStore(engine, settings.region)
     try:
         if arguments.action == "list":
             for job in await store.exhausted():

@@ -69,7 +69,7 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
         redis = connect_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose)
 
-        store, logs = JobStore(database), JobLogs(redis)
+        store, logs = JobStore(database, settings.region), JobLogs(redis)
         rescues = RescueStore(database)
         unowned = UnownedJobs(rescues, logs, settings.log_ttl_s)
         hints = HintSender(celery_app(settings.redis_url), redis)
@@ -93,9 +93,12 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             context=ContextCheck(registry),
             redis=redis,
         )
-        blobs, batches = LocalBlobs(settings.files), BatchStore(database)
+        blobs, batches = LocalBlobs(settings.files), BatchStore(database, settings.region)
         files = FileService(
-            FileStore(database), blobs, max_bytes=settings.max_file_bytes, max_lines=settings.max_file_lines
+            FileStore(database, settings.region),
+            blobs,
+            max_bytes=settings.max_file_bytes,
+            max_lines=settings.max_file_lines,
         )
         steps = BatchSteps(
             registry=registry,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
 
+from shared.ids import REGION
 from shared.settings import REPOSITORY, Settings
 
 
@@ -28,4 +33,28 @@ class ApiSettings(Settings):
     max_file_lines: int = Field(50_000, ge=1, description="An upload with more lines is refused with 400.")
     batch_jobs: int = Field(500, ge=1, description="Jobs of one batch that are queued or run at a time.")
     batch_poll_s: float = Field(1.0, gt=0, description="Seconds between two looks at a batch.")
+    region: str = Field("", pattern=f"^({REGION})?$", description="This region's code; it ends the ids made here.")
+    regions: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict, description="All regions: eu=https://eu.example.com,us=https://us.example.com"
+    )
     stop_grace_s: float = Field(5.0, ge=0, description="At SIGTERM: seconds for requests to end.")
+
+    @field_validator("regions", mode="before")
+    @classmethod
+    def _by_code(cls, text: str | dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if isinstance(text, dict):
+            return text  # the default
+        if text and not info.data.get("region"):
+            raise ValueError("HEADRACE_REGION must say which of them this is")
+        regions = {}
+        for item in filter(None, text.split(",")):
+            code, _, url = item.strip().partition("=")
+            parts = urlsplit(url)
+            if not re.fullmatch(REGION, code):
+                raise ValueError(
+                    f"{code!r} must be a region's code, such as eu or us2; write eu=https://eu.example.com"
+                )
+            if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+                raise ValueError(f"{code}: must be an address such as https://eu.example.com")
+            regions[code] = url.rstrip("/")
+        return regions

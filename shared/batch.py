@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from shared.ids import is_id, new_id
 
-_PREFIX = "batch_"
+PREFIX = "batch_"
 
 
 class BatchStatus(StrEnum):
@@ -24,13 +24,13 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-def new_batch_id() -> str:
-    return new_id(_PREFIX)
+def new_batch_id(region: str = "") -> str:
+    return new_id(PREFIX, region)
 
 
 def is_batch_id(text: str) -> bool:
     """Whether a batch could have this id."""
-    return is_id(_PREFIX, text)
+    return is_id(PREFIX, text)
 
 
 @dataclass(frozen=True, slots=True)

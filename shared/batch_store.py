@@ -91,7 +91,7 @@ class BatchStore(Store):
     ) -> Batch | None:
         """Commit a new batch, `validating`. When this returns, it is safe. None: the file is gone."""
         values: dict[Any, Any] = {
-            BatchRow.id: new_batch_id(),
+            BatchRow.id: new_batch_id(self._region),
             BatchRow.key_id: key_id,
             BatchRow.endpoint: endpoint,
             BatchRow.input_file_id: input_file_id,
@@ -207,7 +207,7 @@ class BatchStore(Store):
         )
         records: list[dict[str, Any]] = [
             {
-                "id": new_job_id(),
+                "id": new_job_id(self._region),
                 "model": job.model,
                 "request": job.request.model_dump(exclude_none=True, exclude_defaults=True),
                 "metadata": job.metadata,

@@ -10,9 +10,10 @@ from typing import Any
 from sqlalchemy import Row, Text, delete, exists, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from shared import batch
 from shared.db import transaction
 from shared.errors import HeadraceError
-from shared.ids import is_id, new_id
+from shared.ids import is_id, new_id, sibling
 from shared.job_rows import Store
 from shared.models import BatchRow, FileRow
 
@@ -52,14 +53,10 @@ _COLUMNS: tuple[Any, ...] = (
 )
 
 
-def new_file_id() -> str:
-    return new_id(_PREFIX)
-
-
 def result_file_ids(batch_id: str) -> tuple[str, str]:
     """The files of a batch's output and of its errors: the same whoever writes them, and however often."""
-    stem = batch_id.rpartition("_")[2][:-1]
-    return f"{_PREFIX}{stem}0", f"{_PREFIX}{stem}1"
+    output, errors = (sibling(batch_id, batch.PREFIX, _PREFIX, digit) for digit in "01")
+    return output, errors
 
 
 def is_file_id(text: str) -> bool:
@@ -69,6 +66,10 @@ def is_file_id(text: str) -> bool:
 
 class FileStore(Store):
     """Files in PostgreSQL."""
+
+    def new_id(self) -> str:
+        """An id for a file that is to be stored."""
+        return new_id(_PREFIX, self._region)
 
     async def insert(self, file_id: str, key_id: int, purpose: Purpose, filename: str, size: int) -> StoredFile:
         """Make a file of a blob that is whole."""

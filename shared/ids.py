@@ -7,17 +7,32 @@ import secrets
 import time
 
 _HEX = "[0-9a-f]{32}"
+# A region's code: it ends the ids of what was made there.
+REGION = "[a-z][a-z0-9]{0,15}"
 
 
-def new_id(prefix: str) -> str:
-    """The prefix and a UUIDv7 (RFC 9562) in hex."""
+def new_id(prefix: str, region: str = "") -> str:
+    """The prefix, a UUIDv7 (RFC 9562) in hex, and the region's code where there is one: `job_<hex>_eu`.
+
+    The code comes last, so that ids of all regions, and those without one, sort by time together.
+    """
     milliseconds = time.time_ns() // 1_000_000
     value = (milliseconds << 80) | secrets.randbits(80)
     value = (value & ~(0xF << 76)) | (0x7 << 76)
     value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return f"{prefix}{value:032x}"
+    return f"{prefix}{value:032x}{_ending(region)}"
 
 
 def is_id(prefix: str, text: str) -> bool:
     """Whether a thing with ids of this prefix could have this one."""
-    return re.fullmatch(prefix + _HEX, text) is not None
+    return re.fullmatch(f"{prefix}{_HEX}(_{REGION})?", text) is not None
+
+
+def sibling(text: str, old: str, new: str, digit: str) -> str:
+    """An id that follows from another: of another kind (prefix), with another last digit, in the same region."""
+    body, _, region = text.removeprefix(old).partition("_")
+    return f"{new}{body[:-1]}{digit}{_ending(region)}"
+
+
+def _ending(region: str) -> str:
+    return f"_{region}" if region else ""

@@ -41,9 +41,9 @@ TERMINAL = (
 JOB_ID_PREFIX = "job_"
 
 
-def new_job_id() -> str:
-    """`job_` and a UUIDv7 in hex."""
-    return new_id(JOB_ID_PREFIX)
+def new_job_id(region: str = "") -> str:
+    """`job_`, a UUIDv7 in hex, and the region's code where there is one."""
+    return new_id(JOB_ID_PREFIX, region)
 
 
 def is_job_id(text: str) -> bool:

@@ -255,8 +255,10 @@ def seconds(count: float | ColumnElement[float]) -> Any:
 class Store:
     """What the stores of rows have in common. Raises SQLAlchemy's errors where the database is away."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, region: str = "") -> None:
+        """`region` ends the ids of what is made here; see `shared.ids`."""
         self._engine = engine
+        self._region = region
 
     async def _first(self, statement: Select[Any]) -> Row[Any] | None:
         async with self._engine.connect() as connection:

@@ -120,8 +120,8 @@ _INSERT = (
 class JobStore(Store):
     """Jobs in PostgreSQL."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: AsyncEngine, region: str = "") -> None:
+        super().__init__(engine, region)
         self._commit = GroupCommit(self._insert, weigh=_weight)
 
     async def insert(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
@@ -133,7 +133,7 @@ class JobStore(Store):
         Raises:
             KeyReused: the key was used with another request.
         """
-        job_id = new_job_id()
+        job_id = new_job_id(self._region)
         record = _record(job_id, new)
         if idempotency is None:
             return _job(job_id, new, await self._commit(record)), True

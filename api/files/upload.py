@@ -8,7 +8,7 @@ from api.errors import TooLarge
 from api.files.multipart import Part, read_form
 from shared.blobs import Blobs
 from shared.errors import InvalidRequest
-from shared.file_store import FileStore, Purpose, StoredFile, new_file_id
+from shared.file_store import FileStore, Purpose, StoredFile
 
 # A form's boundaries, headers and other fields, beside the file.
 FORM_BYTES = 16 * 1024
@@ -39,7 +39,7 @@ class Upload:
         """
         if length.isdigit() and int(length) > self._max_bytes + FORM_BYTES:
             raise self._too_large()
-        file_id = new_file_id()
+        file_id = self._store.new_id()
         async with self._blobs.writing(file_id) as blob:
             part = Part("", None)
             async for item in read_form(content_type, self._limited(body)):

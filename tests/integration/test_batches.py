@@ -28,7 +28,7 @@ from shared.batch_store import BatchStore
 from shared.blobs import LocalBlobs
 from shared.db import connect
 from shared.ending import Ending
-from shared.file_store import FileInUse, FileStore, Purpose, StoredFile, new_file_id
+from shared.file_store import FileInUse, FileStore, Purpose, StoredFile
 from shared.job import Choice, Failure, Job, JobStatus, Usage
 from shared.job_store import JobStore
 from shared.queue import Hint, HintSender, celery_app
@@ -65,7 +65,7 @@ class World:
     hints: list[Hint] = field(default_factory=list)
 
     async def upload(self, content: bytes, purpose: Purpose = Purpose.BATCH) -> StoredFile:
-        file_id = new_file_id()
+        file_id = self.files.new_id()
         async with self.blobs.writing(file_id) as blob:
             await blob.write(content)
         return await self.files.insert(file_id, self.key_id, purpose, "in.jsonl", len(content))

@@ -82,6 +82,8 @@ def test_redis_url(tmp_path: Path, command: tuple[str, ...], url: str | None) ->
         (API, "HEADRACE_PORT", "70000", "less than or equal to 65535"),
         (API, "HEADRACE_MAX_BODY_BYTES", "0", "greater than or equal to 1024"),
         (API, "HEADRACE_LOG_LEVEL", "loud", "must be one of"),
+        (API, "HEADRACE_REGION", "EU", "match pattern"),
+        (API, "HEADRACE_REGIONS", "us=https://us.example", "HEADRACE_REGION must say"),
         (WORKER, "HEADRACE_LOG_LEVEL", "loud", "must be one of"),
         (WORKER, "HEADRACE_LEASE_S", "0", "greater than 0"),
         (WORKER, "HEADRACE_DRAIN_S", "-1", "greater than or equal to 0"),
@@ -93,6 +95,22 @@ def test_a_setting_is_named(tmp_path: Path, command: tuple[str, ...], name: str,
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"{name}: ")
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("regions", "words"),
+    [
+        ("https://us.example", "'https://us.example'"),
+        ("US=https://us.example", "'US'"),
+        ("us=us.example", "us: must be"),
+    ],
+)
+def test_regions_are_codes_and_addresses(tmp_path: Path, regions: str, words: str) -> None:
+    ended = start(tmp_path, API, HEADRACE_REGION="eu", HEADRACE_REGIONS=regions)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("HEADRACE_REGIONS: ")
     assert words in line
 
 

@@ -1,0 +1,87 @@
+"""Two regions, each with a database, a Redis and a worker of its own: any of them finds any job's home."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import redis as sync_redis
+
+from tests.conftest import STACK_REDIS_DB, Servers
+from tests.e2e.conftest import make_stack
+from tests.e2e.test_jobs import ended, submit
+from tests.support.database import drop_database
+from tests.support.ports import free_port
+from tests.support.stack import KEY, Stack
+
+MODELS: list[dict[str, object]] = [{"name": "sim", "engine": "simulated", "options": {"ttft_ms": 5, "itl_ms": 20}}]
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture(scope="module")
+def regions(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stack]]:
+    ports = {code: free_port() for code in ("eu", "us")}
+    urls = ",".join(f"{code}=http://127.0.0.1:{port}" for code, port in ports.items())
+    stacks = {}
+    try:
+        for number, (code, port) in enumerate(ports.items(), start=4):
+            redis_url = servers.redis(STACK_REDIS_DB - number)
+            sync_redis.Redis.from_url(redis_url).flushdb()
+            settings = {"HEADRACE_REGION": code, "HEADRACE_REGIONS": urls, "HEADRACE_PORT": port}
+            stack = make_stack(servers, tmp_path_factory, code, MODELS, redis_url=redis_url, **settings)
+            stacks[code] = stack
+            stack.port, stack.url = port, f"http://127.0.0.1:{port}"
+            stack.start_api()
+            stack.start_worker("sim")
+        yield stacks
+    finally:
+        for code, stack in stacks.items():
+            stack.stop()
+            drop_database(servers.postgres_url, f"stack_{code}")
+
+
+async def test_any_region_leads_to_a_jobs_home(regions: dict[str, Stack]) -> None:
+    async with regions["eu"].client() as home, regions["us"].client() as away:
+        job = await submit(home, max_tokens=3)
+        assert job["id"].endswith("_eu")
+        done = await ended(home, job["id"])
+
+        url = f"/v1/jobs/{job['id']}/stream"
+        led = await away.get(url, params={"starting_after": 1})
+        assert led.status_code == 307
+        assert led.headers["location"] == f"{regions['eu'].url}{url}?starting_after=1"
+        followed = (await home.get(led.headers["location"])).text
+        assert followed.count("job.delta") > 0
+        assert followed == (await home.get(url, params={"starting_after": 1})).text
+
+        led = await away.get(f"/v1/jobs/{job['id']}")
+        assert led.next_request is not None
+        led.next_request.headers.update(HEADERS)  # which httpx does not carry to another origin by itself
+        assert (await away.send(led.next_request)).json() == done
+
+
+async def test_a_job_is_cancelled_through_another_region(regions: dict[str, Stack]) -> None:
+    async with regions["us"].client() as home, regions["eu"].client() as away:
+        job = await submit(home, max_tokens=4000)
+        led = await away.post(f"/v1/jobs/{job['id']}/cancel")
+        assert led.status_code == 307
+        assert (await home.post(led.headers["location"])).status_code == 200
+        assert (await ended(home, job["id"]))["status"] == "cancelled"
+
+
+async def test_files_have_a_home_too(regions: dict[str, Stack]) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "sim", "prompt": "x"}}
+    form = {"file": ("a.jsonl", json.dumps(line).encode()), "purpose": (None, b"batch")}
+    async with regions["eu"].client() as home, regions["us"].client() as away:
+        file = (await home.post("/v1/files", files=form)).json()["id"]
+        assert file.endswith("_eu")
+        assert (await away.get(f"/v1/files/{file}/content")).headers["location"].startswith(regions["eu"].url)
+
+
+@pytest.mark.parametrize("ending", ["", "_us", "_mars"])
+async def test_what_has_no_other_home_is_looked_for_here(regions: dict[str, Stack], ending: str) -> None:
+    async with regions["us"].client() as client:
+        answer = await client.get(f"/v1/jobs/job_{'0' * 32}{ending}")
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "job_not_found"
