@@ -9,6 +9,7 @@ import time
 from shared.job import JobStatus, WorkerState
 from shared.outage import is_outage
 from shared.worker_store import WorkerStore
+from workers.beacon import Beacon
 from workers.engines.base import Engine
 from workers.runner import Runner, Stop
 from workers.settings import WorkerSettings
@@ -34,6 +35,7 @@ class Lease:
         self._settings = settings
         self._unowned: set[tuple[str, int]] = set()
         self._state = WorkerState.READY
+        self._beacon = Beacon(settings.beacon)
 
     async def run(self) -> None:
         """Renew for ever; cancel to stop."""
@@ -57,6 +59,7 @@ class Lease:
             logger.warning("cannot show that this worker is %s, trying again: %s", state.value, error)
 
     async def renew(self) -> None:
+        self._beacon.show(self._state)
         before = time.monotonic()
         held = await self._store.heartbeat(
             self._model,

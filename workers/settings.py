@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from shared.settings import Settings
@@ -10,6 +12,7 @@ from shared.settings import Settings
 class WorkerSettings(Settings):
     """What a worker reads beside the common settings."""
 
+    beacon: Path | None = Field(None, description="The file in which this worker says how it is; see workers.probe.")
     drain_s: float = Field(30.0, ge=0, description="At SIGTERM: seconds that running jobs get to finish.")
     engine_back_off_max_s: float = Field(60.0, gt=0, description="Longest wait before a dead engine is started.")
     look_ahead: int = Field(2, ge=1, description="Messages reserved beyond the jobs that run.")
