@@ -16,6 +16,7 @@ from api.batches import routes as batches
 from api.body_limit import BodyLimit
 from api.files import routes as files
 from api.jobs import routes as jobs
+from api.metrics import HttpMetrics
 from api.openai import routes as openai
 from api.regions import HomeRegion
 from api.resources import open_resources
@@ -93,6 +94,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.add_middleware(HomeRegion, own=settings.region, regions=settings.regions)
     app.add_middleware(Stopping)
     app.add_middleware(Ids)
+    app.add_middleware(HttpMetrics)
     errors.install(app)
     app.include_router(jobs.router)
     app.include_router(openai.router)

@@ -1,10 +1,14 @@
-"""`/healthz`: this process is alive. `/readyz`: it can serve, with what it needs."""
+"""`/healthz`: this process is alive. `/readyz`: it can serve, with what it needs. `/metrics`: how it does.
+
+Open to whoever reaches them, as usual for Prometheus and for orchestrators.
+"""
 
 from __future__ import annotations
 
 import logging
 
 from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -60,3 +64,10 @@ async def readyz(held: CurrentResources, response: Response) -> Readiness:
     ready = all(check == "ok" for check in checks.values())
     response.status_code = 200 if ready else 503
     return Readiness(status="ok" if ready else "unready", checks=checks)
+
+
+@router.get("/metrics", include_in_schema=False)  # Prometheus asks it, and no client
+async def show_metrics(held: CurrentResources) -> Response:
+    """Metrics, in Prometheus's text format: this process's own, and the queue as the database has it."""
+    await held.fleet.refresh()
+    return Response(generate_latest(held.metrics), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,6 +21,7 @@ from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.files.service import FileService
 from api.jobs.service import JobService
+from api.metrics import FleetReadings
 from api.settings import ApiSettings
 from api.streams import Streams
 from api.tokens import ContextCheck
@@ -28,7 +30,12 @@ from shared.batch_store import BatchStore
 from shared.blobs import LocalBlobs
 from shared.db import connect
 from shared.file_store import FileStore
+from shared.fleet import FleetStore
 from shared.job_store import JobStore
+from shared.metric_kinds import Exporter
+from shared.metric_kinds import registry as metrics_of
+from shared.metric_targets import announced
+from shared.metrics import declare_models
 from shared.queue import HintSender, celery_app
 from shared.redis_connection import connect_redis
 from shared.registry import Registry, load_registry
@@ -53,6 +60,8 @@ class Resources:
     files: FileService
     batches: BatchService
     authenticator: Authenticator
+    fleet: FleetReadings
+    metrics: CollectorRegistry
 
 
 @asynccontextmanager
@@ -117,6 +126,9 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             task.add_done_callback(_report)
             stack.push_async_callback(_cancel, task)
 
+        declare_models(Exporter.API, registry.models)
+        fleet = FleetReadings(FleetStore(database), redis, registry)
+        stack.enter_context(announced(settings.metrics_targets, "api", settings.host, settings.port))
         yield Resources(
             settings=settings,
             registry=registry,
@@ -127,6 +139,8 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             files=files,
             batches=BatchService(batches, files, driver),
             authenticator=Authenticator(ApiKeyStore(database), settings.key_cache_s),
+            fleet=fleet,
+            metrics=metrics_of(Exporter.API, fleet),
         )
 
 

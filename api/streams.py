@@ -22,9 +22,11 @@ from collections.abc import AsyncIterator, Sequence
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from api.stream_meter import StreamMeter
 from shared import redis_keys
 from shared.events import Event, parse_archive, parse_line
 from shared.job_store import JobStore
+from shared.metrics import STREAM_CATCH_UPS, STREAM_READERS
 from shared.outage import database_is_away, redis_is_away
 from shared.stream import JobLogs
 
@@ -58,6 +60,8 @@ class _Reader:
             if not events:
                 return
         if len(self.live) + len(events) > BUFFER:
+            if not self.behind:
+                STREAM_CATCH_UPS.labels("slow").inc()
             self.lose_place()
         elif not self.behind:
             self.live.extend(events)
@@ -71,6 +75,7 @@ class _Reader:
             live = [event for event in live if event.seq > after]
         if self.only_end or not live or (live[0].seq == after + 1 and live[-1].seq == after + len(live)):
             return live
+        STREAM_CATCH_UPS.labels("gap").inc()
         self.lose_place()
         return []
 
@@ -118,6 +123,7 @@ class Streams:
         """Yield a job's events after a cursor, in batches, up to and with its last one."""
         reader = _Reader(after)
         self._readers.setdefault(job_id, set()).add(reader)
+        meter = StreamMeter(after)
         try:
             while True:
                 reader.wake.clear()
@@ -128,6 +134,8 @@ class Streams:
                         return
                 else:
                     events = reader.take_live()
+                if not meter.seen:
+                    meter.look(events)
                 if events:
                     reader.after = events[-1].seq
                     yield events
@@ -136,12 +144,14 @@ class Streams:
                 if not (reader.live or reader.behind):
                     await reader.wake.wait()
         finally:
+            meter.left()
             await self._leave(job_id, reader)
 
     async def ended(self, job_id: str) -> None:
         """Wait for a job's end, and nothing else of it."""
         reader = _Reader(0, only_end=True)
         self._readers.setdefault(job_id, set()).add(reader)
+        STREAM_READERS.labels("end").inc()
         try:
             while True:
                 reader.wake.clear()
@@ -154,6 +164,7 @@ class Streams:
                 if not (reader.live or reader.behind):
                     await reader.wake.wait()
         finally:
+            STREAM_READERS.labels("end").dec()
             await self._leave(job_id, reader)
 
     async def last_seq(self, job_id: str) -> int:

@@ -33,6 +33,9 @@ class Parts:
             "REDIS_URL": self.redis_url,
             "HEADRACE_MODELS": str(self.settings.models),
             "HEADRACE_HOME": str(self.settings.home),
+            # Workers take any free port; whoever scrapes them finds it in this folder.
+            "HEADRACE_METRICS_PORT": "0",
+            "HEADRACE_METRICS_TARGETS": str(self.settings.home / "metrics"),
         }
 
     def migrate(self) -> Child:

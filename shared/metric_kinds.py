@@ -59,7 +59,7 @@ class Definition:
     exporters: tuple[Exporter, ...]
     across: Across
     # None: read at each scrape, see `Reading`.
-    collector: Counter | Gauge | Histogram | WeightedHistogram | None
+    collector: Counter | Gauge | Histogram | WeightedHistogram | LoopCounter | None
 
 
 DEFINITIONS: list[Definition] = []
@@ -98,7 +98,10 @@ class WeightedHistogram(Collector):
 
     def labels(self, value: str) -> WeightedChild:
         """The histogram of one value of the label."""
-        return self._children.setdefault(value, WeightedChild(self.upper_bounds))
+        child = self._children.get(value)
+        if child is None:
+            child = self._children[value] = WeightedChild(self.upper_bounds)
+        return child
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(self.name, self._what, labels=[self._label])
@@ -125,10 +128,52 @@ class WeightedChild:
         self.sum += value * times
 
 
+class LoopCounter(Collector):
+    """A counter that is counted from one thread, at each flush: without a lock."""
+
+    def __init__(self, name: str, what: str, label: str) -> None:
+        self.name = name
+        self._what = what
+        self._label = label
+        self._children: dict[str, LoopChild] = {}
+
+    def labels(self, value: str) -> LoopChild:
+        """The counter of one value of the label."""
+        child = self._children.get(value)
+        if child is None:
+            child = self._children[value] = LoopChild()
+        return child
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self.name, self._what, labels=[self._label])
+        for value, child in list(self._children.items()):
+            family.add_metric([value], child.value)
+        return [family]
+
+
+class LoopChild:
+    """One labelled counter."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def inc(self, count: int) -> None:
+        self.value += count
+
+
 def counter(name: str, what: str, labels: Sequence[Label], *exporters: Exporter) -> Counter:
     """A counter; its name ends in `_total`."""
     made = Counter(name, what, [label.name for label in labels], registry=None)
     DEFINITIONS.append(Definition(name, "counter", tuple(labels), what, exporters, Across.SUM, made))
+    return made
+
+
+def loop_counter(name: str, what: str, label: Label, *exporters: Exporter) -> LoopCounter:
+    """A counter for what happens at each flush; its name ends in `_total`."""
+    made = LoopCounter(name, what, label.name)
+    DEFINITIONS.append(Definition(name, "counter", (label,), what, exporters, Across.SUM, made))
     return made
 
 
@@ -182,7 +227,7 @@ def start_at_zero(exporter: Exporter, model: Label, models: Iterable[str]) -> No
     """Make the series of all counters that can be known: of one that begins at 1, `rate` misses the 1."""
     known = tuple(models)
     for definition in DEFINITIONS:
-        if exporter in definition.exporters and isinstance(definition.collector, Counter):
+        if exporter in definition.exporters and isinstance(definition.collector, Counter | LoopCounter):
             values = [known if label is model else label.values for label in definition.labels]
             if values and all(value is not None for value in values):
                 for combination in itertools.product(*(value or () for value in values)):

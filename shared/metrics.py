@@ -19,6 +19,7 @@ from shared.metric_kinds import (
     counter,
     gauge,
     histogram,
+    loop_counter,
     reading,
     start_at_zero,
     weighted_histogram,
@@ -95,7 +96,8 @@ ATTEMPTS = counter(
     (
         MODEL,
         Label(
-            "outcome", (*(status.value for status in TERMINAL), "handed_back", "engine_lost", "worker_lost", "fenced")
+            "outcome",
+            (*(status.value for status in TERMINAL), "handed_back", "set_aside", "engine_lost", "worker_lost"),
         ),
     ),
     API,
@@ -105,7 +107,7 @@ RESCUES = counter("headrace_rescues_total", "Jobs taken from a silent worker and
 RESENT = counter(
     "headrace_hints_resent_total", "Waiting jobs whose message was lost, and sent again.", (MODEL,), WORKER
 )
-FENCED = counter(
+FENCED_WRITES = counter(
     "headrace_fenced_writes_total",
     "Writes refused because a later attempt owns the job.",
     (MODEL, Label("write", ("log", "result"))),
@@ -205,8 +207,8 @@ JOB_DURATION = histogram(
 
 # Tokens
 
-GENERATED_TOKENS = counter(
-    "headrace_generated_tokens_total", "Tokens that engines made, counted as they are written.", (MODEL,), WORKER
+GENERATED_TOKENS = loop_counter(
+    "headrace_generated_tokens_total", "Tokens that engines made, counted as they are written.", MODEL, WORKER
 )
 PROMPT_TOKENS = counter(
     "headrace_prompt_tokens_total", "Prompt tokens in the usage of ended jobs.", (MODEL,), API, WORKER
@@ -253,7 +255,7 @@ BATCH_LINES = counter(
 
 # Workers
 
-WORKER_JOBS = reading("headrace_worker_jobs", "Jobs in a worker's hands.", (MODEL,), WORKER)
+WORKER_JOBS = reading("headrace_worker_jobs", "Jobs that a worker has claimed and runs.", (MODEL,), WORKER)
 WORKER_READY = reading(
     "headrace_worker_ready", "1: the worker takes jobs; 0: it drains, or its engine restarts.", (MODEL,), WORKER
 )
@@ -295,8 +297,14 @@ ENGINE_RESTARTS = counter(
 )
 UPSTREAM_REQUESTS = counter(
     "headrace_upstream_requests_total",
-    "Requests to the server behind an `openai` model, by how it answered.",
-    (MODEL, Label("status", bound="HTTP status codes, and `timeout`, `unreachable`, `broken`")),
+    "Answers of the server behind an `openai` model, by their status.",
+    (MODEL, Label("status", bound="HTTP status codes")),
+    WORKER,
+)
+UPSTREAM_FAILURES = counter(
+    "headrace_upstream_failures_total",
+    "Requests to it whose connection failed: not answered in time, not reached, broken before or within the answer.",
+    (MODEL, Label("kind", ("timeout", "unreachable", "broken"))),
     WORKER,
 )
 UPSTREAM_RETRIES = counter(
@@ -321,6 +329,11 @@ def model_label(model: str) -> str:
 def priority_label(priority: int) -> str:
     """A priority as a label: the band of priorities that share a list in Redis."""
     return _BAND_NAMES[priority]
+
+
+def submitted(model: str, priority: int) -> None:
+    """Count a job whose row is committed."""
+    JOBS_SUBMITTED.labels(model_label(model), priority_label(priority)).inc()
 
 
 def job_ended(job: Job, ending: Ending) -> None:

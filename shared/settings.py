@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(2.0, gt=0)
     max_attempts: int = Field(3, ge=1, description="Worker deaths that a job survives.")
     log_ttl_s: int = Field(3600, ge=1, description="How long a finished job's log stays in Redis.")
+    metrics_targets: Path | None = Field(None, description="Where a process names its /metrics, for file_sd_configs.")
 
     @field_validator("database_url")
     @classmethod

@@ -25,7 +25,9 @@ from redis.asyncio import Redis
 
 from shared import redis_keys
 from shared.events import Delta, Event, EventType, delta_event, event
+from shared.metrics import FENCED_WRITES, model_label
 from shared.outage import is_outage
+from shared.token_meter import TokenMeter
 from shared.worker_store import Held
 
 logger = logging.getLogger(__name__)
@@ -214,6 +216,7 @@ class JobLog:
 
     job_id: str
     attempt: int
+    model: str = ""
     events: list[Event] = field(default_factory=list)
     seq: int = 0
     written: int = 0
@@ -225,6 +228,10 @@ class JobLog:
     urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
     _pending: dict[int, Delta] = field(default_factory=dict)
+    _meter: TokenMeter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._meter = TokenMeter(self.model)
 
     def delta(self, delta: Delta) -> None:
         """Add text; it joins what the same choice gained since the last flush."""
@@ -243,9 +250,11 @@ class JobLog:
         Tokens that made no text yet (half an emoji) wait on, so that the log always ends where the text does:
         a next attempt can go on after its last token.
         """
+        now = time.monotonic()
         for index, delta in list(self._pending.items()):
             if delta.shown:
                 self.seq += 1
+                self._meter.made(index, delta.tokens, now)
                 self.events.append(delta_event(self.seq, delta, counted=self.counted))
                 del self._pending[index]
 
@@ -394,4 +403,5 @@ class LogFlusher:
     @staticmethod
     def _fence(log: JobLog) -> None:
         log.fenced = True
+        FENCED_WRITES.labels(model_label(log.model), "log").inc()
         logger.warning("job=%s attempt=%d writes no log any more: it is not its owner", log.job_id, log.attempt)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from shared.ending import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.job import JobStatus
+from shared.metrics import ATTEMPTS, RESCUES, model_label
 from shared.outage import is_outage
 from shared.queue import Hint, first
 from shared.rescue_store import RescueStore
@@ -68,6 +69,9 @@ class Sweeper:
         rescued = await self._store.requeue_lost(self._max_attempts) if take else []
         for hint in rescued:
             logger.warning("job=%s model=%s lost its worker; queued again", hint.job_id, hint.model)
+            model = model_label(hint.model)
+            RESCUES.labels(model).inc()
+            ATTEMPTS.labels(model, "worker_lost").inc()
             self._send(first(hint))
         if take:
             await self._end_lost()

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from shared.ending import conclude
 from shared.events import Event, EventType, Transcript, event, tokens_by_attempt
 from shared.job import Failure, Job, JobStatus, Usage
+from shared.metrics import ATTEMPTS, job_ended, model_label
 from shared.rescue_store import RescueStore
 from shared.stream import Append, Fenced, JobLogs, seq_before
 
@@ -63,6 +64,9 @@ class UnownedJobs:
         ended = await end(job.id, job.attempt, ending)
         if ended:
             logger.info("job=%s model=%s attempt=%d %s", job.id, job.model, job.attempt, status.value)
+            job_ended(job, ending)
+            if running:
+                ATTEMPTS.labels(model_label(job.model), "worker_lost").inc()
             await self._tell(Append(job.id, attempt, [*news, last], self._log_ttl_s, force=bool(news)))
         return ended
 

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from shared import queue
 from shared.job import JOB_ID_PREFIX
+from shared.metrics import RESENT, model_label
 from shared.outage import is_outage
 from shared.queue import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES, Hint, HintSender, first
 from shared.rescue_store import RescueStore
@@ -70,6 +71,7 @@ class Healer:
         for hint in lost:
             self._hints.put(hint)
         if lost:
+            RESENT.labels(model_label(self._model)).inc(len(lost))
             logger.warning("model=%s %d waiting jobs had no message; sent again", self._model, len(lost))
         return len(lost)
 

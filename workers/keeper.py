@@ -8,6 +8,7 @@ import logging
 import time
 
 from shared.job import WorkerState
+from shared.metrics import ENGINE_RESTARTS, model_label
 from shared.stream import LogFlusher
 from workers.engines.base import Engine
 from workers.intake import Intake
@@ -32,9 +33,11 @@ class EngineKeeper:
         flusher: LogFlusher,
         lease: Lease,
         intake: Intake,
+        model: str,
         *,
         back_off_max_s: float,
     ) -> None:
+        self._model = model_label(model)
         self._engine = engine
         self._runner = runner
         self._flusher = flusher
@@ -62,6 +65,7 @@ class EngineKeeper:
                 started = time.monotonic()
 
     async def _replace(self) -> None:
+        ENGINE_RESTARTS.labels(self._model).inc()
         logger.error("the engine has died; %d jobs go back to the queue", self._runner.running)
         self._runner.close()
         self._intake.pause()

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import uvloop
 from celery import Celery
 from celery.worker import state as celery_state
+from prometheus_client import CollectorRegistry
 
 from shared.db import connect
 from shared.ending import CANCELLED
@@ -37,6 +38,7 @@ from workers.healing import Healer
 from workers.intake import Intake
 from workers.keeper import EngineKeeper
 from workers.lease import Lease
+from workers.metrics import WorkerReadings
 from workers.runner import Runner, Stop
 from workers.seats import Seats
 from workers.settings import WorkerSettings
@@ -60,12 +62,16 @@ class Lifecycle:
     _lease: Lease
     _keeper: EngineKeeper
 
-    def __init__(self, app: Celery, settings: WorkerSettings, model: ModelSpec, worker: str) -> None:
+    def __init__(
+        self, app: Celery, settings: WorkerSettings, model: ModelSpec, worker: str, registry: CollectorRegistry
+    ) -> None:
+        """`registry`: what this process shows at `/metrics`; the worker's and its engine's load join it."""
         self._app = app
         self._settings = settings
         self._model = model
         self._worker = worker
         self.seats = Seats(model.slots, yields=model.yields)
+        self._registry = registry
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
         self._stack = AsyncExitStack()
@@ -168,6 +174,7 @@ class Lifecycle:
             self._flusher,
             lease,
             self.intake,
+            model.name,
             back_off_max_s=settings.engine_back_off_max_s,
         )
         await lease.renew()
@@ -181,6 +188,8 @@ class Lifecycle:
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
         )
+        watchdog = Watchdog(self._runner, redis, model.name, self._end_worker)
+        self._registry.register(WorkerReadings(model.name, self._runner, engine, watchdog.stalled_s))
         for name, part in {
             "flusher": self._flusher.run(),
             "hints": hints.run(),
@@ -189,7 +198,7 @@ class Lifecycle:
             "healer": Healer(self._runner, rescues, redis, hints, model.name).run(),
             "sweeper": sweeper.run(),
             "keeper": self._keeper.run(),
-            "watchdog": Watchdog(self._runner, redis, model.name, self._end_worker).run(),
+            "watchdog": watchdog.run(),
         }.items():
             task = asyncio.create_task(part, name=name)
             task.add_done_callback(self._part_ended)

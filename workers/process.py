@@ -14,6 +14,7 @@ import secrets
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 
 PR_SET_PDEATHSIG = 1
 
@@ -34,6 +35,9 @@ def main() -> int:
 
     from shared.errors import HeadraceError
     from shared.logging import configure_logging
+    from shared.metric_kinds import Exporter
+    from shared.metric_kinds import registry as metrics_of
+    from shared.metrics import declare_models
     from shared.queue import queue_name
     from shared.registry import load_registry
     from shared.startup import database_or_exit, settings_or_exit
@@ -41,6 +45,7 @@ def main() -> int:
     from workers.broker import use_transport
     from workers.intake import Intake
     from workers.lifecycle import Lifecycle
+    from workers.metrics import served
     from workers.pool import EnginePool
     from workers.program import WorkerProgram
     from workers.settings import WorkerSettings
@@ -60,7 +65,9 @@ def main() -> int:
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     app.conf.broker_url = settings.redis_url
-    app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker)
+    declare_models(Exporter.WORKER, [arguments.model])
+    shown = metrics_of(Exporter.WORKER)
+    app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker, shown)
     use_transport(app, lambda: app.lifecycle.seats.batch_room)
     process = WorkerProgram(
         app=app,
@@ -75,7 +82,13 @@ def main() -> int:
         loglevel=settings.log_level,
     )
     app.lifecycle.intake = Intake(process, queue_name(arguments.model))
-    process.start()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(served(shown, settings))
+        except OSError as error:
+            print(f"HEADRACE_METRICS_PORT={settings.metrics_port}: /metrics cannot be served: {error}", file=sys.stderr)
+            return 2
+        process.start()
     return int(process.exitcode or 0)
 
 

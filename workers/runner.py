@@ -17,10 +17,12 @@ from shared.ending import CANCELLED, LATE, conclude, exhausted
 from shared.errors import ErrorCode, InvalidRequest
 from shared.events import EventType, Transcript, tokens_by_attempt
 from shared.job import Failure, Job, JobStatus, Usage
+from shared.metrics import job_ended
 from shared.outage import is_outage
 from shared.queue import Hint, first, is_batch
 from shared.stream import Fenced, JobLog, JobLogs, LogFlusher, seq_before
 from shared.worker_store import Held, WorkerStore
+from workers import counts
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo
 from workers.seats import Seats
 
@@ -51,6 +53,8 @@ class Run:
     prompt: PromptInfo = field(default_factory=lambda: PromptInfo(0))
     told: Usage | None = None
     made_before: int = 0
+    # When the engine was given it, on the monotonic clock.
+    given: float = 0.0
     # What each attempt before this one had made, as the log tells it.
     lost_tokens: dict[int, int] = field(default_factory=dict)
     first_token_at: datetime | None = None
@@ -133,6 +137,7 @@ class Runner:
                 return None
             self.last_claimed[job.priority] = job.id
             with self._tracked(job) as run:
+                counts.claimed(job)
                 if self._closed:
                     self.stop(job.id, Stop.HAND_BACK)  # the drain began while it was being claimed
                 self._set_aside()
@@ -216,7 +221,7 @@ class Runner:
     @contextlib.contextmanager
     def _tracked(self, job: Job) -> Iterator[Run]:
         choices = job.request.sampling.n
-        run = Run(job, JobLog(job.id, job.attempt, counted=job.request.token_counts), Transcript(choices))
+        run = Run(job, JobLog(job.id, job.attempt, job.model, counted=job.request.token_counts), Transcript(choices))
         self.stop(job.id, Stop.LOST)  # an earlier attempt still here: its lease ran out, and nobody has told it
         self._runs[job.id] = run
         try:
@@ -283,6 +288,8 @@ class Runner:
         so_far = list(run.transcript.deltas)
         if so_far and all(choice.finish_reason for choice in run.transcript.choices()):
             return  # the attempt before this one died between its last token and its row
+        run.given = time.monotonic()
+        counts.given(job, run.given - run.claimed)
         outputs = self._engine.generate(f"{job.id}-{job.attempt}", job.request, so_far)
         async with aclosing(outputs):
             async for item in outputs:
@@ -295,6 +302,8 @@ class Runner:
                 if run.first_token_at is None:
                     run.first_token_at = run.now()
                     item.prompt_tokens = run.prompt.prompt_tokens or None
+                    before = any(run.lost_tokens.values())
+                    counts.first_token(job, time.monotonic() - run.given, None if before else run.first_token_at)
                 run.transcript.add(item)
                 run.log.delta(item)
                 self._flusher.touch(run.log)
@@ -359,7 +368,10 @@ class Runner:
         finish = self._patiently(lambda: self._store.finish(job.id, job.attempt, ending), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
             logger.warning("job=%s attempt=%d is not ours any more; result dropped", job.id, job.attempt)
+            counts.result_refused(job)
             return None
+        job_ended(job, ending)
+        counts.attempt_ended(job, status.value)
         run.log.close(last, self._log_ttl_s)
         self._flusher.touch(run.log)
         logger.info(
@@ -387,6 +399,7 @@ class Runner:
         )
         if given:
             logger.info("job=%s attempt=%d handed back after %d tokens", job.id, job.attempt, run.tokens)
+            counts.attempt_ended(job, outcome)
             self._send(first(Hint(job.id, job.model, job.priority)))
             return None
         return await self._end(run, JobStatus.CANCELLED, CANCELLED)

@@ -68,3 +68,8 @@ class Watchdog:
         elif self._waiting_since is None or self._runner.last_message > self._waiting_since:
             self._waiting_since = now
         return self._waiting_since is not None and now - self._waiting_since > STUCK_S
+
+    def stalled_s(self) -> float:
+        """How long messages have waited by now, room being there."""
+        since = self._waiting_since
+        return 0.0 if since is None else time.monotonic() - since

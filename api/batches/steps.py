@@ -18,6 +18,7 @@ from shared.batch_store import BatchJob, BatchStore
 from shared.blobs import BlobMissing, Blobs
 from shared.ending import CANCELLED
 from shared.job import JobStatus
+from shared.metrics import BATCH_LINES, submitted
 from shared.queue import Hint
 from shared.registry import Registry
 from shared.unowned import UnownedJobs
@@ -113,7 +114,10 @@ class BatchSteps:
         async def submit() -> bool:
             hints = await self._store.submit(batch, jobs, requests, then)
             for hint in hints or ():
+                submitted(hint.model, hint.priority)
                 self._send(hint)
+            if hints is not None:
+                BATCH_LINES.labels("submitted").inc(requests)
             return hints is not None
 
         async with self._lines(batch, batch.next) as lines:
@@ -171,6 +175,8 @@ class BatchSteps:
             usage=results.usage,
         )
         if ended:
+            BATCH_LINES.labels("completed").inc(results.completed)
+            BATCH_LINES.labels("failed").inc(results.failed)
             logger.info("batch=%s %s", batch.id, ending.value)
         return False
 

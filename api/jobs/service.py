@@ -19,6 +19,7 @@ from shared.errors import InvalidRequest
 from shared.events import Event
 from shared.job import Job, JobStatus, is_job_id
 from shared.job_store import Idempotency, JobStore, NewJob
+from shared.metrics import submitted
 from shared.queue import Hint, HintSender
 from shared.registry import Registry
 from shared.stream import JobLogs
@@ -70,6 +71,7 @@ class JobService:
         await self._context.check(new.model, new.request)
         job, created = await self._store.insert(new, idempotency)
         if created:
+            submitted(job.model, job.priority)
             self._hints.put(Hint(job.id, job.model, job.priority))
             await asyncio.sleep(0)  # the hint goes before the answer is made
         return job, created

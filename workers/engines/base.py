@@ -37,10 +37,22 @@ class PromptInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheStats:
+    """A KV cache: the part in use (0 to 1), and counts since the engine's first start."""
+
+    usage: float
+    preemptions: int
+    queried_tokens: int
+    hit_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Requests in the engine, running or waiting inside it."""
+    """Requests in the engine, running or waiting inside it, those of them that wait, and its KV cache if it has one."""
 
     requests: int
+    waiting: int = 0
+    cache: CacheStats | None = None
 
 
 class Engine(Protocol):

@@ -21,6 +21,7 @@ import orjson
 from shared.errors import InvalidRequest
 from shared.events import Delta
 from shared.job import Usage
+from shared.metrics import UPSTREAM_FAILURES, UPSTREAM_REQUESTS, UPSTREAM_RETRIES, model_label
 from shared.registry import OpenAIModel
 from shared.sampling import GenerateRequest
 from workers.engines.base import EngineStats, PromptInfo, UpstreamError
@@ -52,6 +53,7 @@ class OpenAIEngine:
 
     def __init__(self, model: OpenAIModel) -> None:
         self._model = model
+        self._label = model_label(model.name)
         self._options = model.options
         self._key = ""
         self._requests = 0
@@ -114,6 +116,7 @@ class OpenAIEngine:
                 failure = _Passing("The upstream ended its answer too early.")
                 try:
                     async with self._session.post(url, data=body, allow_redirects=False) as response:
+                        UPSTREAM_REQUESTS.labels(self._label, str(response.status)).inc()
                         if response.status != 200:
                             await self._refuse(response, request)
                         while not reply.done and (data := await response.content.readany()):
@@ -125,6 +128,8 @@ class OpenAIEngine:
                             await _read_tail(response)
                 except (_Passing, aiohttp.ClientError, TimeoutError) as error:
                     failure = error if isinstance(error, _Passing) else _passing(error)
+                    if not isinstance(error, _Passing):
+                        UPSTREAM_FAILURES.labels(self._label, _kind(error)).inc()
                 if reply.finished:
                     break  # what broke then cost its usage at most
                 wait = wait_s(failures, failure.asked_s)
@@ -132,6 +137,7 @@ class OpenAIEngine:
                 if reply.begun or failures >= self._options.max_retries or wait is None:
                     raise UpstreamError(str(failure))
                 failures += 1
+                UPSTREAM_RETRIES.labels(self._label).inc()
                 await asyncio.sleep(wait)
         finally:
             self._requests -= 1
@@ -176,6 +182,17 @@ def _proxy(url: str) -> str | None:
     """The proxy that HTTPS_PROXY and its like name, asked once. aiohttp's `trust_env` reads ~/.netrc each time too."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+
+def _kind(error: Exception) -> str:
+    """A failure of the connection, as a label."""
+    match error:
+        case TimeoutError():
+            return "timeout"
+        case aiohttp.ClientConnectorError():
+            return "unreachable"
+        case _:
+            return "broken"
 
 
 def _passing(error: Exception) -> _Passing:

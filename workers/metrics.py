@@ -1,0 +1,62 @@
+"""Where a worker shows its metrics, a small HTTP server in a thread, and what is read there of its load and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from shared import metrics
+from shared.metric_targets import announced
+from shared.metrics import model_label
+from workers.engines.base import Engine
+from workers.runner import Runner
+from workers.settings import WorkerSettings
+
+
+class WorkerReadings(Collector):
+    """What is read when Prometheus asks: the worker's load and its engine's. Costs nothing in between."""
+
+    def __init__(self, model: str, runner: Runner, engine: Engine, stalled_s: Callable[[], float]) -> None:
+        """`stalled_s`: how long messages have waited while there was room."""
+        self._labels = (model_label(model),)
+        self._runner = runner
+        self._engine = engine
+        self._stalled_s = stalled_s
+
+    def collect(self) -> Iterable[Metric]:
+        runner, stats = self._runner, self._engine.stats()
+        yield metrics.WORKER_JOBS.family([(self._labels, runner.running)])
+        yield metrics.WORKER_SLOTS.family([(self._labels, runner.seats.slots)])
+        yield metrics.WORKER_READY.family([(self._labels, float(runner.taking))])
+        yield metrics.WORKER_STALLED.family([(self._labels, self._stalled_s())])
+        yield metrics.ENGINE_RUNNING.family([(self._labels, stats.requests - stats.waiting)])
+        yield metrics.ENGINE_WAITING.family([(self._labels, stats.waiting)])
+        if (cache := stats.cache) is not None:
+            yield metrics.ENGINE_KV_USAGE.family([(self._labels, cache.usage)])
+            yield metrics.ENGINE_PREEMPTIONS.family([(self._labels, cache.preemptions)])
+            yield metrics.ENGINE_CACHE_QUERIES.family([(self._labels, cache.queried_tokens)])
+            yield metrics.ENGINE_CACHE_HITS.family([(self._labels, cache.hit_tokens)])
+
+
+@contextmanager
+def served(registry: CollectorRegistry, settings: WorkerSettings) -> Iterator[None]:
+    """Serve a registry at `/metrics` where `HEADRACE_METRICS_PORT` asks for it.
+
+    Raises:
+        OSError: the port is taken, or the host is not one of this machine.
+    """
+    if settings.metrics_port is None:
+        yield
+        return
+    server, thread = start_http_server(settings.metrics_port, settings.metrics_host, registry)
+    with announced(settings.metrics_targets, "worker", settings.metrics_host, server.server_port):
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
