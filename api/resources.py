@@ -20,12 +20,15 @@ from api.batches.driver import BatchDriver
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.files.service import FileService
+from api.jobs.backlog import Backlog
+from api.jobs.places import Places
 from api.jobs.service import JobService
 from api.metrics import FleetReadings
 from api.settings import ApiSettings
 from api.streams import Streams
 from api.tokens import ContextCheck
 from shared.api_keys import ApiKeyStore
+from shared.backlog_store import BacklogStore
 from shared.batch_store import BatchStore
 from shared.blobs import LocalBlobs
 from shared.db import connect
@@ -92,6 +95,7 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
         )
+        backlog = Backlog(BacklogStore(database), registry)
         jobs = JobService(
             registry=registry,
             store=store,
@@ -101,6 +105,7 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             streams=streams,
             context=ContextCheck(registry),
             redis=redis,
+            backlog=backlog,
         )
         blobs, batches = LocalBlobs(settings.files), BatchStore(database, settings.region)
         files = FileService(
@@ -120,7 +125,13 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             max_jobs=settings.batch_jobs,
         )
         driver = BatchDriver(batches, steps, blobs, poll_s=settings.batch_poll_s, lease_s=settings.lease_s)
-        parts = {"hints": hints.run(), "streams": streams.run(), "sweeper": sweeper.run(), "batches": driver.run()}
+        parts = {
+            "hints": hints.run(),
+            "streams": streams.run(),
+            "places": Places(streams, backlog).run(),
+            "sweeper": sweeper.run(),
+            "batches": driver.run(),
+        }
         for name, part in parts.items():
             task = asyncio.create_task(part, name=name)
             task.add_done_callback(_report)

@@ -7,6 +7,9 @@ from the log. So does one whose next live event is not the next in number: a mes
 connection. Readers whose jobs are silent for a while are checked against the log and the row, all together, so
 neither a lost message nor a lost Redis leaves one waiting for ever.
 
+A reader of the native stream is also told its job's place while it waits (`api.jobs.places`), as an event without a
+number.
+
 Events come in batches: what has gathered while a reader was busy is given to it at once.
 """
 
@@ -18,6 +21,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -40,14 +44,29 @@ LOOKS = 5
 CHECKED = 500
 
 
+@dataclass(slots=True, eq=False)
+class Queued:
+    """A queue that a reader's job may wait in. `told` is the place it was told last; None: it ran, when last heard of.
+
+    `heard` is when that was, on the monotonic clock.
+    """
+
+    model: str
+    priority: int
+    told: int | None
+    heard: float = field(default_factory=time.monotonic)
+
+
 class _Reader:
     """One reader's place in one job: `after` is the last event that it has been given."""
 
-    __slots__ = ("after", "behind", "heard", "live", "only_end", "wake")
+    __slots__ = ("after", "behind", "heard", "live", "only_end", "place", "queued", "wake")
 
-    def __init__(self, after: int, *, only_end: bool = False) -> None:
+    def __init__(self, after: int, *, only_end: bool = False, queued: Queued | None = None) -> None:
         self.after = after
         self.only_end = only_end
+        self.queued = queued
+        self.place: Event | None = None
         self.live: list[Event] = []
         self.behind = True
         self.wake = asyncio.Event()
@@ -119,9 +138,12 @@ class Streams:
         finally:
             checking.cancel()
 
-    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[list[Event]]:
-        """Yield a job's events after a cursor, in batches, up to and with its last one."""
-        reader = _Reader(after)
+    async def follow(self, job_id: str, after: int = 0, queued: Queued | None = None) -> AsyncIterator[list[Event]]:
+        """Yield a job's events after a cursor, in batches, up to and with its last one.
+
+        With `queued` the reader is also told its place there: a batch of that alone, without a number.
+        """
+        reader = _Reader(after, queued=queued)
         self._readers.setdefault(job_id, set()).add(reader)
         meter = StreamMeter(after)
         try:
@@ -136,16 +158,37 @@ class Streams:
                     events = reader.take_live()
                 if not meter.seen:
                     meter.look(events)
+                place, reader.place = reader.place, None
                 if events:
+                    if queued is not None:
+                        queued.told, queued.heard = None, time.monotonic()
                     reader.after = events[-1].seq
                     yield events
                     if events[-1].type.terminal:
                         return
-                if not (reader.live or reader.behind):
+                elif place is not None:
+                    yield [place]
+                if not (reader.live or reader.behind or reader.place):
                     await reader.wake.wait()
         finally:
             meter.left()
             await self._leave(job_id, reader)
+
+    def queued_readers(self) -> list[tuple[str, Queued]]:
+        """Jobs that are followed by readers who want to know their places."""
+        return [
+            (job_id, reader.queued)
+            for job_id, readers in self._readers.items()
+            for reader in readers
+            if reader.queued is not None
+        ]
+
+    def tell(self, job_id: str, queued: Queued, place: Event) -> None:
+        """Tell a reader its place, if it is still there and hears nothing else first."""
+        for reader in self._readers.get(job_id, ()):
+            if reader.queued is queued:
+                reader.place = place
+                reader.wake.set()
 
     async def ended(self, job_id: str) -> None:
         """Wait for a job's end, and nothing else of it."""

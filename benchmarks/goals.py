@@ -112,6 +112,20 @@ GOALS = (
     Goal("calls that fail beside followers", Key("followers", "headrace", "calls that failed"), 0, False),
     *_calls("full"),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),
+    Goal(
+        "first token p95 before a batch, later than alone by more than a step, simulated engine",
+        Key("priority", "simulated", "p95 added over a step"),
+        20,
+        False,
+        "ms",
+    ),
+    Goal(
+        "first token p95 before a batch, later than alone by more than a step, vLLM",
+        Key("priority", "vllm", "p95 added over a step"),
+        20,
+        False,
+        "ms",
+    ),
     Goal("cancel p99, vLLM", Key("cancel", "vllm", "cancel p99"), 1000, False, "ms"),
 )
 

@@ -17,8 +17,12 @@ from shared.job import Choice, JobStatus, ToolCall
 
 
 class EventType(StrEnum):
-    """What happened. The last five end the log and are named after the job's terminal status."""
+    """What happened. The last five end the log and are named after the job's terminal status.
 
+    `QUEUED` is never in a log: readers are told it while a job waits, with its place.
+    """
+
+    QUEUED = "queued"
     STARTED = "started"
     DELTA = "delta"
     RESTARTED = "restarted"

@@ -19,12 +19,10 @@ from sqlalchemy import (
     Double,
     SmallInteger,
     Text,
-    and_,
     bindparam,
     func,
     insert,
     literal,
-    or_,
     select,
     update,
 )
@@ -38,8 +36,6 @@ from shared.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_i
 from shared.job_rows import COLUMNS, Records, Store, seconds, to_job
 from shared.models import IdempotencyKeyRow, JobRow, WorkerRow
 from shared.sampling import GenerateRequest
-
-POSITION_CAP = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,33 +207,6 @@ class JobStore(Store):
             .values(request={}, job_metadata={}, output=None, log=None, error_message=None, deleted_at=func.now())
         )
         return await self._changes(statement)
-
-    async def queue_position(self, job: Job) -> int:
-        """Jobs of the same model that are served before this one; counted up to `POSITION_CAP`."""
-        ahead = (
-            select(JobRow.id)
-            .where(
-                JobRow.status == JobStatus.QUEUED.value,
-                JobRow.model == job.model,
-                or_(
-                    JobRow.priority < job.priority,
-                    and_(JobRow.priority == job.priority, JobRow.id < job.id),
-                ),
-            )
-            .limit(POSITION_CAP)
-            .subquery()
-        )
-        row = await self._first(select(func.count().label("ahead")).select_from(ahead))
-        return int(row.ahead) if row is not None else 0
-
-    async def service_rate(self, model: str, window_s: int = 60) -> float:
-        """Jobs of a model finished per second, over the last minute."""
-        statement = select(func.count().label("done")).where(
-            JobRow.model == model,
-            JobRow.finished_at > func.now() - seconds(window_s),
-        )
-        row = await self._first(statement)
-        return float(row.done) / window_s if row is not None else 0.0
 
     async def mark_cancelling(self, job_id: str) -> str | None:
         """Ask for a running job's cancellation. Returns its worker, or None where it is not running."""

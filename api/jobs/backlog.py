@@ -1,7 +1,8 @@
 """What lies before a job: its place in the queue and the seconds until it starts, told without counting each time.
 
-Counts are at most a second old. A place is exact when it is asked for alone; under load, when many ask within that
-second, it is the place at the last count and what came through this process since.
+Counts are at most a second old, or, where the queue is so long that counting takes its time, as old as keeps the
+database free of it. A place is exact when it is asked for alone; under load, when many ask within that second, it is
+the place at the last count and what came through this process since. Places over a thousand are rounded down.
 """
 
 from __future__ import annotations
@@ -9,43 +10,51 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from shared.backlog_store import EXACT, BacklogStore, Order, Pace
 from shared.job import Job, JobStatus
-from shared.job_store import JobStore
 from shared.outage import database_is_away
+from shared.queue import is_batch
+from shared.registry import Registry
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 FRESH_S = 1.0
+# What took the database long is asked for that many times more rarely than it took.
+EASE = 20
 
 
 @dataclass(slots=True)
-class _Count:
-    value: float
-    at: float
+class _Answer(Generic[T]):
+    value: T
+    fresh_until: float
 
 
-class _Counts:
-    """Numbers that are asked for again when they are old; who asks meanwhile waits for the same answer."""
+class _Answers(Generic[T]):
+    """Answers that are asked for again when they are old; who asks meanwhile waits for the same one."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, _Count] = {}
-        self._asking: dict[Hashable, asyncio.Task[_Count]] = {}
+        self._known: dict[Hashable, _Answer[T]] = {}
+        self._asking: dict[Hashable, asyncio.Task[_Answer[T]]] = {}
 
-    async def get(self, name: Hashable, ask: Callable[[], Awaitable[float]]) -> _Count:
+    async def get(self, name: Hashable, ask: Callable[[], Awaitable[T]]) -> _Answer[T]:
         known = self._known.get(name)
-        if known is not None and time.monotonic() - known.at < FRESH_S:
+        if known is not None and time.monotonic() < known.fresh_until:
             return known
         if (asking := self._asking.get(name)) is None:
             asking = self._asking[name] = asyncio.create_task(self._ask(name, ask))
         return await asyncio.shield(asking)
 
-    async def _ask(self, name: Hashable, ask: Callable[[], Awaitable[float]]) -> _Count:
+    async def _ask(self, name: Hashable, ask: Callable[[], Awaitable[T]]) -> _Answer[T]:
         try:
-            at = time.monotonic()
-            self._known[name] = _Count(await ask(), at)
+            asked = time.monotonic()
+            value = await ask()
+            took = time.monotonic() - asked
+            self._known[name] = _Answer(value, asked + max(FRESH_S, EASE * took))
             return self._known[name]
         finally:
             del self._asking[name]
@@ -54,18 +63,20 @@ class _Counts:
 class Backlog:
     """Places and waits of queued jobs. Neither is worth an error: where the database is away, both are unknown."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: BacklogStore, registry: Registry) -> None:
         self._store = store
-        self._places = _Counts()
-        self._rates = _Counts()
+        self._registry = registry
+        self._places: _Answers[int] = _Answers()
+        self._orders: _Answers[dict[str, Order]] = _Answers()
+        self._paces: _Answers[Pace] = _Answers()
 
     async def submitted(self, job: Job) -> tuple[int | None, float | None]:
         """The place and the wait, in seconds, of a job that has just been submitted: it is its priority's last."""
         try:
-            place = await self._places.get((job.model, job.priority), lambda: self._store.queue_position(job))
-            position = int(place.value)
+            place = await self._places.get((job.model, job.priority), lambda: self._place(job))
+            position = place.value
             place.value += 1
-            return position, await self._wait(job, position)
+            return position, await self.wait_s(job.model, job.priority, position)
         except Exception as error:
             return self._unknown(job, error)
 
@@ -74,14 +85,28 @@ class Backlog:
         if job.status is not JobStatus.QUEUED:
             return None, None
         try:
-            position = await self._store.queue_position(job)
-            return position, await self._wait(job, position)
+            position = await self._place(job)
+            return position, await self.wait_s(job.model, job.priority, position)
         except Exception as error:
             return self._unknown(job, error)
 
-    async def _wait(self, job: Job, position: int) -> float | None:
-        rate = await self._rates.get(job.model, lambda: self._store.service_rate(job.model))
-        return round((position + 1) / rate.value, 1) if rate.value else None
+    async def orders(self, models: Sequence[str]) -> dict[str, Order]:
+        """Who waits for these models. Raises where the database is away."""
+        return (await self._orders.get(tuple(models), lambda: self._store.orders(models))).value
+
+    async def wait_s(self, model: str, priority: int, place: int) -> float | None:
+        """Seconds until the job at a place starts. Raises where the database is away."""
+        pace = (await self._paces.get(model, lambda: self._store.pace(model))).value
+        spec = self._registry.models.get(model)  # a job may wait for a model that is declared no more
+        makes_room = spec is not None and spec.yields and not is_batch(priority)
+        return pace.wait_s(place, pace.urgent if makes_room else pace.running)
+
+    async def _place(self, job: Job) -> int:
+        place = await self._store.place(job)
+        if place < EXACT:
+            return place
+        order = (await self.orders([job.model]))[job.model]
+        return order.place(job.priority, job.id, surely_waits=True) or place
 
     @staticmethod
     def _unknown(job: Job, error: Exception) -> tuple[None, None]:

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import orjson
-
+from api.jobs.places import place_data
 from api.jobs.service import JobService
+from api.streams import Queued
 from shared.job import Job, JobStatus
+
+_PLACE = b"event: job.queued\ndata: %b\n\n"
 
 
 async def native_events(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
-    """`job.queued` while it waits (without an id: it is not in the log), then the log after the cursor.
+    """`job.queued` while it waits, again when its place changes, and the log after the cursor.
 
+    Places have no id, because they are not in the log. A job that has lost its worker waits again, and says so.
     Returns once the first frame is known, so that a database that is away is an answer, not a broken stream.
     """
-    first = b""
+    first, position = b"", None
     if job.status is JobStatus.QUEUED and after == 0:
         position, eta_s = await jobs.backlog.waiting(job)
-        first = b"event: job.queued\ndata: %s\n\n" % orjson.dumps({"position": position, "eta_s": eta_s})
+        first = _PLACE % place_data(position, eta_s)
+    queued = Queued(job.model, job.priority, position)
 
     async def frames() -> AsyncIterator[bytes]:
         if first:
             yield first
-        async for events in jobs.follow(job.id, after):
+        async for events in jobs.follow(job.id, after, queued):
+            if not events[0].seq:
+                yield _PLACE % events[0].data
+                continue
             yield b"".join(
                 [b"id: %d\nevent: job.%b\ndata: %b\n\n" % (event.seq, event.name, event.data) for event in events]
             )

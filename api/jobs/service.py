@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from api.errors import Conflict, NotFound
 from api.jobs.backlog import Backlog
-from api.streams import Streams
+from api.streams import Queued, Streams
 from api.tokens import ContextCheck
 from shared import redis_keys
 from shared.ending import CANCELLED
@@ -42,6 +42,7 @@ class JobService:
         streams: Streams,
         context: ContextCheck,
         redis: Redis,
+        backlog: Backlog,
     ) -> None:
         self._registry = registry
         self._store = store
@@ -51,7 +52,7 @@ class JobService:
         self._streams = streams
         self._context = context
         self._redis = redis
-        self.backlog = Backlog(store)
+        self.backlog = backlog
 
     async def submit(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
         """Check a job, commit it, and hint a worker. When this returns, the job is safe.
@@ -99,9 +100,9 @@ class JobService:
             raise InvalidRequest(f"after: must be a job's id, got {after[:64]!r}", param="after")
         return await self._store.page(key_id, status=status, model=model, limit=limit, after=after)
 
-    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[list[Event]]:
-        """A job's events after a cursor, in batches, up to and with its last."""
-        return self._streams.follow(job_id, after)
+    def follow(self, job_id: str, after: int = 0, queued: Queued | None = None) -> AsyncIterator[list[Event]]:
+        """A job's events after a cursor, in batches, up to and with its last; see `Streams.follow`."""
+        return self._streams.follow(job_id, after, queued)
 
     async def check_cursor(self, job: Job, after: int, param: str) -> bool:
         """Whether anything can follow a cursor: not after the last event of a job that has ended.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.bench import Bench
-from benchmarks.scenarios import cancel, followers, growth, relay, submits, upstream, vllm
+from benchmarks.scenarios import cancel, followers, growth, priority, relay, submits, upstream, vllm
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "vllm": vllm.run,
@@ -15,4 +15,5 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "followers": followers.run,
     "growth": growth.run,
     "cancel": cancel.run,
+    "priority": priority.run,
 }

@@ -249,6 +249,28 @@ class TestOpenAIClient:
         assert unauthorized.value.code == "invalid_api_key"
 
 
+async def test_an_engine_full_of_batch_jobs_makes_room(vllm: httpx.AsyncClient) -> None:
+    """Urgent jobs begin though a batch fills the engine; what is set aside ends as if it never had been."""
+    slots, body = 32, {"max_tokens": 60, "ignore_eos": True}
+    whole = await ended(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
+    batch = [await submit(vllm, "Tell me about mills.", priority=9, **body) for _ in range(slots + 4)]
+
+    async def full() -> bool:
+        found = (await vllm.get("/v1/jobs", params={"status": "in_progress", "limit": 100})).json()["data"]
+        return len(found) == slots
+
+    await eventually(full, "batch jobs fill the engine")
+    urgent = [await submit(vllm, f"Count to {number}.", max_tokens=4) for number in range(3)]
+    for job in urgent:
+        assert (await ended(vllm, job["id"]))["output_text"]
+    states = {(await vllm.get(f"/v1/jobs/{job['id']}")).json()["status"] for job in batch}
+    assert states <= {"queued", "in_progress"}, "no batch job had to end first"
+    done = [await ended(vllm, job["id"]) for job in batch]
+    outcomes = [attempt["outcome"] for job in done for attempt in job["attempts"]]
+    assert outcomes.count("set_aside") >= 1
+    assert {job["output_text"] for job in done} == {whole["output_text"]}
+
+
 class TestFailover:
     async def test_a_dead_engines_job_goes_on_in_the_same_stream(
         self, vllm_stack: Stack, vllm: httpx.AsyncClient

@@ -20,9 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.driver import BatchDriver
 from api.batches.steps import BatchSteps
+from api.jobs.backlog import Backlog
 from api.jobs.service import JobService
 from api.streams import Streams
 from api.tokens import ContextCheck
+from shared.backlog_store import BacklogStore
 from shared.batch import Batch, BatchStatus, Position
 from shared.batch_store import BatchStore
 from shared.blobs import LocalBlobs
@@ -181,6 +183,7 @@ def make_world(
         streams=Streams(redis, logs, store, resync_s=60),
         context=ContextCheck(registry),
         redis=redis,
+        backlog=Backlog(BacklogStore(database), registry),
     )
     steps = BatchSteps(
         registry=registry,

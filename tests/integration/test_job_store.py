@@ -175,13 +175,6 @@ async def test_pages_are_newest_first(store: JobStore, key_id: int) -> None:
     assert await store.page(key_id + 1) == []
 
 
-async def test_queue_positions(store: JobStore, key_id: int) -> None:
-    first, second = await submit(store, key_id), await submit(store, key_id)
-    urgent = await submit(store, key_id, priority=0)
-    await submit(store, key_id, model="other")
-    assert [await store.queue_position(job) for job in (urgent, first, second)] == [0, 1, 2]
-
-
 async def test_delete_forgets_only_what_has_ended(
     store: JobStore, workers: Workers, key_id: int, database: AsyncEngine
 ) -> None:

@@ -27,10 +27,12 @@ from redis.asyncio import Redis
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.jobs.backlog import Backlog
 from api.jobs.service import JobService
 from api.streams import Streams
 from api.tokens import ContextCheck
 from shared.api_keys import ApiKeyStore
+from shared.backlog_store import BacklogStore
 from shared.db import connect
 from shared.errors import ErrorCode
 from shared.events import Event, EventType, Transcript, parse_archive
@@ -190,6 +192,7 @@ class World:
             streams=self.streams,
             context=ContextCheck(registry),
             redis=redis,
+            backlog=Backlog(BacklogStore(database), registry),
         )
         self.sweeper = Sweeper(
             rescues, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS

@@ -1,0 +1,98 @@
+"""Interactive first tokens with a batch of 5,000 requests behind them, and without: the engine full, or empty.
+
+A step is the distance between two tokens of an interactive stream beside the batch. `added over a step` is what the
+batch adds to the first token beyond one of those: an engine cannot take a request in mid-step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+import orjson
+
+from benchmarks.bench import Bench
+from benchmarks.load.plan import Summary
+from benchmarks.systems.headrace import Headrace, headrace
+from benchmarks.systems.system import CHAT
+from benchmarks.systems.vllm_model import NAME, vllm_model
+
+SLOTS = 32
+TOKENS = 8
+POLL_S = 0.1
+
+
+def run(bench: Bench) -> None:
+    options = {"ttft_ms": 20, "itl_ms": 20}
+    simulated = {"name": NAME, "engine": "simulated", "slots": SLOTS, "options": options}
+    _engine(bench, "simulated", simulated, rate=5.0, requests=bench.pick(100, 20))
+    model = vllm_model(bench.options)
+    _engine(bench, "vllm", model.entry, rate=bench.pick(0.4, 0.5), requests=bench.pick(40, 6))
+
+
+def _engine(bench: Bench, name: str, model: Mapping[str, Any], *, rate: float, requests: int) -> None:
+    with headrace(bench.folder / name, [model], [NAME], name=name) as system:
+        bench.measure(name, system.processes, system.chat(NAME, TOKENS, concurrency=4, requests=4))
+        for _ in bench.repeats():
+            plan = system.chat(NAME, TOKENS, rate=rate, requests=requests)
+            alone, _used = bench.measure(name, system.processes, plan)
+            with _batch(system, bench.pick(5000, 1000)) as completed:
+                before = completed()
+                plan = system.chat(NAME, TOKENS, rate=rate, requests=requests)
+                behind, _used = bench.measure(name, system.processes, plan)
+                ended = completed() - before
+            _add(bench, name, "alone", alone)
+            _add(bench, name, "before a batch", behind)
+            added = behind.first.p95 - alone.first.p95 - behind.gap.p50
+            bench.add(name, "p95 added over a step", added, "ms")
+            bench.add(name, "batch requests/s meanwhile", ended / behind.seconds, "/s")
+
+
+def _add(bench: Bench, name: str, when: str, summary: Summary) -> None:
+    bench.add(name, f"first token p50 {when}", summary.first.p50, "ms")
+    bench.add(name, f"first token p95 {when}", summary.first.p95, "ms")
+    bench.add(name, f"step {when}", summary.gap.p50, "ms")
+
+
+@contextlib.contextmanager
+def _batch(system: Headrace, lines: int) -> Iterator[Any]:
+    """A batch that fills the engine; gives a call for how many of its requests have ended. Cancelled at the end."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{system.port}", headers=system.headers, timeout=60) as client:
+        file = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", _lines(lines))})
+        body = {"input_file_id": file.raise_for_status().json()["id"], "endpoint": CHAT, "completion_window": "24h"}
+        created = client.post("/v1/batches", json=body).raise_for_status().json()
+
+        def batch() -> dict[str, Any]:
+            found: dict[str, Any] = client.get(f"/v1/batches/{created['id']}").raise_for_status().json()
+            return found
+
+        def completed() -> int:
+            return int(batch()["request_counts"]["completed"])
+
+        while not completed():  # the engine has been full for as long as one request takes
+            if batch()["status"] not in ("validating", "in_progress"):
+                raise ValueError(f"the batch did not run: {batch()}")
+            time.sleep(POLL_S)
+        yield completed
+        if batch()["status"] != "in_progress":
+            raise ValueError("the batch ended while it was measured; it was too short")
+        client.post(f"/v1/batches/{created['id']}/cancel").raise_for_status()
+        while batch()["status"] == "cancelling":
+            time.sleep(POLL_S)
+
+
+def _lines(count: int) -> bytes:
+    body = {"model": NAME, "max_tokens": 64, "ignore_eos": True}
+    lines = (
+        {
+            "custom_id": str(number),
+            "method": "POST",
+            "url": CHAT,
+            "body": {**body, "messages": [{"role": "user", "content": f"{number}: tell of a mill."}]},
+        }
+        for number in range(count)
+    )
+    return b"\n".join(map(orjson.dumps, lines))

@@ -1,0 +1,142 @@
+"""Streams of waiting jobs say where they are in the queue, and move: real processes, real servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import redis as sync_redis
+
+from tests.conftest import STACK_REDIS_DB, Servers
+from tests.e2e.conftest import make_stack
+from tests.e2e.test_jobs import ended, running
+from tests.support.database import drop_database
+from tests.support.sse import Sse, read_events
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One API process, and a worker with one slot, which dies quickly."""
+    models: list[dict[str, object]] = [
+        {"name": "one", "engine": "simulated", "slots": 1, "options": {"ttft_ms": 5, "itl_ms": 20}}
+    ]
+    redis_url = servers.redis(STACK_REDIS_DB - 3)
+    sync_redis.Redis.from_url(redis_url).flushdb()
+    stack = make_stack(
+        servers, tmp_path_factory, "places", models, redis_url=redis_url, HEADRACE_LEASE_S=2, HEADRACE_HEARTBEAT_S=0.5
+    )
+    try:
+        stack.start_api()
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_places")
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    async with stack.client() as client:
+        yield client
+
+
+class Reader:
+    """Follows a job to its end."""
+
+    def __init__(self, client: httpx.AsyncClient, job_id: str) -> None:
+        self.events: list[Sse] = []
+        self._task = asyncio.create_task(self._follow(client, job_id))
+
+    async def _follow(self, client: httpx.AsyncClient, job_id: str) -> None:
+        async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as response:
+            async for item in read_events(response):
+                self.events.append(item)
+
+    @property
+    def places(self) -> list[int]:
+        return [item.data["position"] for item in self.events if item.event == "job.queued"]
+
+    async def at(self, place: int) -> None:
+        async def probe() -> bool:
+            return bool(self.places) and self.places[-1] == place
+
+        await eventually(probe, f"the stream says that its job is at {place}; it said {self.places}")
+
+    async def end(self) -> list[Sse]:
+        await asyncio.wait_for(self._task, 60)
+        return self.events
+
+
+async def submit(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+    response = await client.post("/v1/jobs", json={"model": "one", "prompt": "the mill", "max_tokens": 5, **body})
+    job: dict[str, Any] = response.json()
+    assert response.status_code == 202, job
+    return job
+
+
+async def test_a_waiting_stream_moves(stack: Stack, client: httpx.AsyncClient) -> None:
+    first, batch, second = [await submit(client, priority=priority) for priority in (3, 9, 3)]
+    assert [job["queue_position"] for job in (first, batch, second)] == [0, 1, 1]
+    assert second["eta_s"] is None, "no worker lives, and nothing has been measured"
+    readers = {
+        name: Reader(client, job["id"]) for name, job in [("first", first), ("batch", batch), ("second", second)]
+    }
+    for name, place in (("first", 0), ("second", 1), ("batch", 2)):
+        await readers[name].at(place)
+
+    urgent = await submit(client, priority=0)
+    for name, place in (("first", 1), ("second", 2), ("batch", 3)):
+        await readers[name].at(place)
+    await client.post(f"/v1/jobs/{first['id']}/cancel")
+    await readers["second"].at(1)
+    await readers["batch"].at(2)
+    await client.post(f"/v1/jobs/{urgent['id']}/cancel")
+    await readers["second"].at(0)
+
+    worker = stack.start_worker("one")
+    for name in ("second", "batch"):
+        events = await readers[name].end()
+        kinds = [item.event for item in events]
+        assert kinds[-1] == "job.incomplete"
+        assert "job.queued" not in kinds[kinds.index("job.started") :], "no place after the start"
+        assert all(item.id is None for item in events if item.event == "job.queued")
+        assert all(one != other for one, other in zip(readers[name].places, readers[name].places[1:], strict=False))
+    assert [item.event for item in await readers["first"].end()][-1] == "job.cancelled"
+
+    # Now there is a measure, and a worker.
+    long = await submit(client, max_tokens=4000)
+    await running(client, long["id"])
+    waiting = [await submit(client) for _ in range(3)]
+    etas = [(await client.get(f"/v1/jobs/{job['id']}")).json()["eta_s"] for job in waiting]
+    assert all(etas)
+    assert etas == sorted(etas)
+    assert (await submit(client, priority=0))["eta_s"] is not None
+    await client.post(f"/v1/jobs/{long['id']}/cancel")
+    for job in waiting:
+        await ended(client, job["id"])
+    stack.processes.pop(worker).terminate()
+
+
+async def test_a_workers_death_moves_its_job_before_the_others(stack: Stack, client: httpx.AsyncClient) -> None:
+    worker = stack.start_worker("one")
+    lost = await submit(client, max_tokens=200)
+    await running(client, lost["id"])
+    waits = await submit(client)
+    reader, waiting = Reader(client, lost["id"]), Reader(client, waits["id"])
+    await waiting.at(0)
+    stack.kill(worker)
+    await waiting.at(1)
+    await reader.at(0)
+    again = stack.start_worker("one")
+    kinds = [item.event for item in await reader.end()]
+    assert kinds.count("job.started") == 2
+    assert kinds[-1] == "job.incomplete"
+    ids = [item.id for item in reader.events if item.id is not None]
+    assert ids == list(range(1, len(ids) + 1)), "a place has no number, and makes no gap"
+    await waiting.at(0)
+    assert [item.event for item in await waiting.end()][-1] == "job.incomplete"
+    stack.processes.pop(again).terminate()
