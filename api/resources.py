@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -19,6 +20,7 @@ from api.auth import Authenticator
 from api.batches.driver import BatchDriver
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
+from api.files.keeper import FileKeeper
 from api.files.service import FileService
 from api.jobs.backlog import Backlog
 from api.jobs.places import Places
@@ -30,7 +32,7 @@ from api.tokens import ContextCheck
 from shared.api_keys import ApiKeyStore
 from shared.backlog_store import BacklogStore
 from shared.batch_store import BatchStore
-from shared.blobs import LocalBlobs
+from shared.blobs import Blobs, LocalBlobs
 from shared.db import connect
 from shared.file_store import FileStore
 from shared.fleet import FleetStore
@@ -43,6 +45,7 @@ from shared.queue import HintSender, celery_app
 from shared.redis_connection import connect_redis
 from shared.registry import Registry, load_registry
 from shared.rescue_store import RescueStore
+from shared.s3_blobs import SCHEME, S3Blobs
 from shared.stream import JobLogs
 from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
@@ -107,12 +110,12 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             redis=redis,
             backlog=backlog,
         )
-        blobs, batches = LocalBlobs(settings.files), BatchStore(database, settings.region)
+        in_s3 = settings.files.startswith(SCHEME)
+        blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))
+        file_store, batches = FileStore(database, settings.region), BatchStore(database, settings.region)
+        keep_s = settings.file_retention_s or None
         files = FileService(
-            FileStore(database, settings.region),
-            blobs,
-            max_bytes=settings.max_file_bytes,
-            max_lines=settings.max_file_lines,
+            file_store, blobs, max_bytes=settings.max_file_bytes, max_lines=settings.max_file_lines, keep_s=keep_s
         )
         steps = BatchSteps(
             registry=registry,
@@ -123,14 +126,16 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             send=hints.put,
             max_line_bytes=settings.max_body_bytes,
             max_jobs=settings.batch_jobs,
+            keep_s=keep_s,
         )
-        driver = BatchDriver(batches, steps, blobs, poll_s=settings.batch_poll_s, lease_s=settings.lease_s)
+        driver = BatchDriver(batches, steps, poll_s=settings.batch_poll_s, lease_s=settings.lease_s)
         parts = {
             "hints": hints.run(),
             "streams": streams.run(),
             "places": Places(streams, backlog).run(),
             "sweeper": sweeper.run(),
             "batches": driver.run(),
+            "files": FileKeeper(file_store, blobs).run(),
         }
         for name, part in parts.items():
             task = asyncio.create_task(part, name=name)

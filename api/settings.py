@@ -25,9 +25,13 @@ class ApiSettings(Settings):
     send_timeout_s: float = Field(60.0, gt=0, description="A reader that takes nothing for so long is dropped.")
     resync_s: float = Field(5.0, gt=0, description="A stream silent for so long is checked against log and row.")
     key_cache_s: float = Field(5.0, ge=0, description="How long a key that was found valid is taken as valid.")
-    files: Path = Field(
-        default_factory=lambda: Path(os.environ.get("HEADRACE_HOME") or REPOSITORY / ".headrace") / "files",
-        description="The directory of files' bytes; all API processes must share it.",
+    files: str = Field(
+        default_factory=lambda: str(Path(os.environ.get("HEADRACE_HOME") or REPOSITORY / ".headrace") / "files"),
+        description="Where files' bytes are: a directory that all API processes share, or s3://bucket/prefix.",
+        pattern=r"^(s3://[a-z0-9.-]+(/.*)?|(?![a-z0-9+.-]+://).+)$",
+    )
+    file_retention_s: float = Field(
+        30 * 24 * 3600.0, ge=0, description="How long a file is kept that does not say; 0: until it is deleted."
     )
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1, description="A larger upload is refused with 413.")
     max_file_lines: int = Field(50_000, ge=1, description="An upload with more lines is refused with 400.")

@@ -76,6 +76,7 @@ class Batch:
     created_at: datetime
     expires_at: datetime
     metadata: dict[str, str] | None = None
+    output_expires_after_s: int | None = None
     ending: BatchStatus | None = None
     over: bool = False
     errors: tuple[LineError, ...] = ()

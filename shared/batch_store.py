@@ -16,7 +16,7 @@ from sqlalchemy import JSON, BigInteger, ColumnElement, Integer, Text, bindparam
 from shared.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from shared.batch_rows import COLUMNS, Tally, tally_query, to_batch
 from shared.db import transaction
-from shared.file_store import Purpose, insert_file
+from shared.file_store import Purpose, insert_file, kept
 from shared.job import Job, JobStatus, new_job_id
 from shared.job_rows import COLUMNS as JOB_COLUMNS
 from shared.job_rows import Records, Store, seconds, to_job
@@ -88,6 +88,7 @@ class BatchStore(Store):
         completion_window: str,
         window_s: float,
         metadata: dict[str, str] | None,
+        output_expires_after_s: int | None = None,
     ) -> Batch | None:
         """Commit a new batch, `validating`. When this returns, it is safe. None: the file is gone."""
         values: dict[Any, Any] = {
@@ -97,12 +98,13 @@ class BatchStore(Store):
             BatchRow.input_file_id: input_file_id,
             BatchRow.completion_window: completion_window,
             BatchRow.batch_metadata: metadata,
+            BatchRow.output_expires_after_s: output_expires_after_s,
             BatchRow.status: BatchStatus.VALIDATING.value,
             BatchRow.expires_at: func.now() + seconds(window_s),
         }
         async with transaction(self._engine) as connection:
             # Held until the batch is committed, so that who deletes the file sees the batch.
-            file = select(FileRow.id).where(FileRow.id == input_file_id, FileRow.key_id == key_id)
+            file = select(FileRow.id).where(FileRow.id == input_file_id, FileRow.key_id == key_id, kept())
             if (await connection.execute(file.with_for_update(read=True))).first() is None:
                 return None
             return to_batch((await connection.execute(insert(BatchRow).values(values).returning(*COLUMNS))).one())
@@ -269,8 +271,12 @@ class BatchStore(Store):
         completed: int,
         failed: int,
         usage: BatchUsage,
+        keep_s: float | None = None,
     ) -> bool:
-        """End a batch, and make files of its results. False: another driver was faster; nothing was written."""
+        """End a batch, and make files of its results, to be kept for so long.
+
+        False: another driver was faster; nothing was written.
+        """
         values = {
             BatchRow.status: ending.value,
             BatchRow.output_file_id: output.id if output else None,
@@ -292,7 +298,9 @@ class BatchStore(Store):
             if not (await connection.execute(statement)).rowcount:
                 return False
             for file in filter(None, (output, errors)):
-                await insert_file(connection, file.id, batch.key_id, Purpose.BATCH_OUTPUT, file.filename, file.bytes)
+                await insert_file(
+                    connection, file.id, batch.key_id, Purpose.BATCH_OUTPUT, file.filename, file.bytes, keep_s
+                )
         return True
 
     # Jobs of a batch

@@ -1,7 +1,6 @@
-"""Where files' bytes are kept. Written once, under a name, then only read: a directory now, an object store as well.
+"""Where files' bytes are kept. Written once, under a name, then only read: in a directory, or in S3.
 
-What begins to be written exists only once it is whole. An implementation for S3 would be a multipart upload that is
-completed at the end, and ranged reads.
+What begins to be written exists only once it is whole.
 """
 
 from __future__ import annotations
@@ -48,6 +47,9 @@ class Blobs(Protocol):
     async def delete(self, name: str) -> None:
         """Forget a blob; one that is not there is fine."""
 
+    def names(self, older_than_s: float) -> AsyncIterator[list[str]]:
+        """All whole blobs that were written so long ago, some at a time."""
+
     async def tidy(self, older_than_s: float) -> None:
         """Forget what nobody has written to for so long and was never finished: its writer has died."""
 
@@ -86,6 +88,9 @@ class LocalBlobs:
 
         await asyncio.to_thread(delete)
 
+    async def names(self, older_than_s: float) -> AsyncIterator[list[str]]:
+        yield await asyncio.to_thread(self._names, time.time() - older_than_s)
+
     async def tidy(self, older_than_s: float) -> None:
         await asyncio.to_thread(self._tidy, time.time() - older_than_s)
 
@@ -114,6 +119,14 @@ class LocalBlobs:
             raise BlobsUnavailable from error
         file.seek(offset)
         return file
+
+    def _names(self, before: float) -> list[str]:
+        with _told(), os.scandir(self._folder) as entries:
+            return [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(_UNFINISHED) and entry.stat().st_mtime < before
+            ]
 
     def _tidy(self, before: float) -> None:
         with _told():

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, Text, delete, exists, insert, literal, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Row,
+    Text,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared import batch
 from shared.db import transaction
 from shared.errors import HeadraceError
 from shared.ids import is_id, new_id, sibling
-from shared.job_rows import Store
+from shared.job_rows import Store, seconds
 from shared.models import BatchRow, FileRow
 
 _PREFIX = "file-"
@@ -41,6 +55,7 @@ class StoredFile:
     filename: str
     bytes: int
     created_at: datetime
+    expires_at: datetime | None
 
 
 _COLUMNS: tuple[Any, ...] = (
@@ -50,7 +65,10 @@ _COLUMNS: tuple[Any, ...] = (
     FileRow.filename,
     FileRow.bytes,
     FileRow.created_at,
+    FileRow.expires_at,
 )
+# Some files are forgotten at a time.
+EXPIRED_AT_ONCE = 100
 
 
 def result_file_ids(batch_id: str) -> tuple[str, str]:
@@ -71,14 +89,16 @@ class FileStore(Store):
         """An id for a file that is to be stored."""
         return new_id(_PREFIX, self._region)
 
-    async def insert(self, file_id: str, key_id: int, purpose: Purpose, filename: str, size: int) -> StoredFile:
-        """Make a file of a blob that is whole."""
+    async def insert(
+        self, file_id: str, key_id: int, purpose: Purpose, filename: str, size: int, keep_s: float | None = None
+    ) -> StoredFile:
+        """Make a file of a blob that is whole, and keep it for so long, or for ever."""
         async with self._engine.connect() as connection:
-            return await insert_file(connection, file_id, key_id, purpose, filename, size)
+            return await insert_file(connection, file_id, key_id, purpose, filename, size, keep_s)
 
     async def get(self, file_id: str, key_id: int) -> StoredFile | None:
         """A file of this key."""
-        row = await self._first(select(*_COLUMNS).where(FileRow.id == file_id, FileRow.key_id == key_id))
+        row = await self._first(select(*_COLUMNS).where(FileRow.id == file_id, FileRow.key_id == key_id, kept()))
         return _file(row) if row is not None else None
 
     async def page(
@@ -86,7 +106,7 @@ class FileStore(Store):
     ) -> list[StoredFile]:
         """A key's files, newest first unless `ascending`, from behind `after`."""
         order = FileRow.id.asc() if ascending else FileRow.id.desc()
-        statement = select(*_COLUMNS).where(FileRow.key_id == key_id).order_by(order).limit(limit)
+        statement = select(*_COLUMNS).where(FileRow.key_id == key_id, kept()).order_by(order).limit(limit)
         if purpose is not None:
             statement = statement.where(FileRow.purpose == purpose)
         if after is not None:
@@ -105,15 +125,54 @@ class FileStore(Store):
             found = select(FileRow.id).where(FileRow.id == file_id, FileRow.key_id == key_id).with_for_update()
             if (await connection.execute(found)).first() is None:
                 return False
-            used = select(exists().where(BatchRow.input_file_id == file_id, BatchRow.ended_at.is_(None)))
-            if (await connection.execute(used)).scalar_one():
+            if (await connection.execute(select(_in_use(file_id)))).scalar_one():
                 raise FileInUse
             await connection.execute(delete(FileRow).where(FileRow.id == file_id))
         return True
 
+    async def expire(self) -> list[str]:
+        """Forget some files whose time is up, but for those that an unfinished batch reads; returns their ids.
+
+        Their blobs are the caller's to delete afterwards. No batch can be made of them meanwhile: they are `kept` no
+        more.
+        """
+        due = (
+            select(FileRow.id)
+            .where(FileRow.expires_at <= func.clock_timestamp(), ~_in_use(FileRow.id))
+            .limit(EXPIRED_AT_ONCE)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+        async with self._engine.connect() as connection:
+            found = await connection.execute(delete(FileRow).where(FileRow.id.in_(due)).returning(FileRow.id))
+            return list(found.scalars())
+
+    async def unknown(self, names: Sequence[str]) -> list[str]:
+        """Those of these ids that are no file's."""
+        statement = select(FileRow.id).where(FileRow.id == func.any(bindparam("names", list(names), type_=ARRAY(Text))))
+        async with self._engine.connect() as connection:
+            known = set((await connection.execute(statement)).scalars())
+        return [name for name in names if name not in known]
+
+
+def kept() -> ColumnElement[bool]:
+    """A file's time is not up."""
+    return or_(FileRow.expires_at.is_(None), FileRow.expires_at > func.clock_timestamp())
+
+
+def _in_use(file_id: Any) -> ColumnElement[bool]:
+    """An unfinished batch reads a file."""
+    return exists().where(BatchRow.input_file_id == file_id, BatchRow.ended_at.is_(None))
+
 
 async def insert_file(
-    connection: AsyncConnection, file_id: str, key_id: int, purpose: Purpose, filename: str, size: int
+    connection: AsyncConnection,
+    file_id: str,
+    key_id: int,
+    purpose: Purpose,
+    filename: str,
+    size: int,
+    keep_s: float | None,
 ) -> StoredFile:
     """Make a file in a transaction of the caller's."""
     values: dict[Any, Any] = {
@@ -123,9 +182,11 @@ async def insert_file(
         FileRow.filename: filename,
         FileRow.bytes: size,
     }
+    if keep_s is not None:
+        values[FileRow.expires_at] = func.now() + seconds(keep_s)
     row = (await connection.execute(insert(FileRow).values(values).returning(*_COLUMNS))).one()
     return _file(row)
 
 
 def _file(row: Row[Any]) -> StoredFile:
-    return StoredFile(row.id, row.key_id, Purpose(row.purpose), row.filename, row.bytes, row.created_at)
+    return StoredFile(row.id, row.key_id, Purpose(row.purpose), row.filename, row.bytes, row.created_at, row.expires_at)

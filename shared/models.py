@@ -124,8 +124,12 @@ class FileRow(Base):
     filename: Mapped[str] = mapped_column(Text)
     bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
-    __table_args__ = (Index("files_by_key", "key_id", "id"),)
+    __table_args__ = (
+        Index("files_by_key", "key_id", "id"),
+        Index("files_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    )
 
 
 class BatchRow(Base):
@@ -145,6 +149,7 @@ class BatchRow(Base):
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     output_file_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     error_file_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    output_expires_after_s: Mapped[int | None]
     usage: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
 
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())

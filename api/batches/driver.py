@@ -9,14 +9,12 @@ import os
 import random
 import secrets
 import socket
-import time
 from collections.abc import Coroutine
 from typing import Any
 
 from api.batches.steps import BatchSteps
 from shared.batch import Batch
 from shared.batch_store import BatchStore
-from shared.blobs import Blobs
 from shared.errors import Unavailable
 from shared.outage import is_outage
 
@@ -26,17 +24,14 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 4
 # After an outage, or a fault, which should not be.
 AGAIN_S, FAULT_S = 2.0, 30.0
-TIDY_S = 3600.0
-UNFINISHED_S = 24 * 3600.0
 
 
 class BatchDriver:
     """Takes steps of batches for as long as its process lives."""
 
-    def __init__(self, store: BatchStore, steps: BatchSteps, blobs: Blobs, *, poll_s: float, lease_s: float) -> None:
+    def __init__(self, store: BatchStore, steps: BatchSteps, *, poll_s: float, lease_s: float) -> None:
         self._store = store
         self._steps = steps
-        self._blobs = blobs
         self._poll_s = poll_s
         self._lease_s = lease_s
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -49,15 +44,11 @@ class BatchDriver:
 
     async def run(self) -> None:
         """Drive for ever; cancel to stop. A step that is cut off by that is another process's to take."""
-        tidied = -TIDY_S
         try:
             while True:
                 self._wake.clear()
                 try:
                     await self._take_due()
-                    if time.monotonic() - tidied >= TIDY_S:
-                        tidied = time.monotonic()
-                        await self._blobs.tidy(UNFINISHED_S)
                 except Exception as error:
                     if not (is_outage(error) or isinstance(error, Unavailable)):
                         raise

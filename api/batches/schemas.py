@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.files.schemas import ExpiresAfter
 from api.jobs.schemas import MAX_METADATA, MetadataKey, MetadataValue
 from shared.batch import Batch, BatchStatus
 
@@ -32,6 +33,7 @@ class BatchCreate(BaseModel):
     endpoint: Literal["/v1/chat/completions", "/v1/completions"]
     completion_window: str = Field(description="`24h`, `90m`: what has not ended by then expires. 30 days at most.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
+    output_expires_after: ExpiresAfter | None = Field(None, description="When the files of results are forgotten.")
 
 
 class RequestCounts(BaseModel):

@@ -39,7 +39,13 @@ class BatchService:
                 f"input_file_id: must be a file of purpose `batch`, got `{file.purpose.value}`", param="input_file_id"
             )
         batch = await self._store.insert(
-            key_id, body.endpoint, file.id, body.completion_window, window_s, body.metadata
+            key_id,
+            body.endpoint,
+            file.id,
+            body.completion_window,
+            window_s,
+            body.metadata,
+            body.output_expires_after.seconds if body.output_expires_after else None,
         )
         if batch is None:
             raise NotFound(f"There is no file `{file.id}`.", param="input_file_id", code="file_not_found")

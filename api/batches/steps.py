@@ -48,7 +48,9 @@ class BatchSteps:
         send: Callable[[Hint], None],
         max_line_bytes: int,
         max_jobs: int,
+        keep_s: float | None,
     ) -> None:
+        """Results are kept for `keep_s` seconds, or for ever, where their batch does not say."""
         self._registry = registry
         self._store = store
         self._blobs = blobs
@@ -57,6 +59,7 @@ class BatchSteps:
         self._send = send
         self._max_line_bytes = max_line_bytes
         self._max_jobs = max_jobs
+        self._keep_s = keep_s
 
     async def take(self, batch: Batch) -> bool:
         """Take the next step. True: another can follow at once; False: jobs must come further first.
@@ -173,6 +176,7 @@ class BatchSteps:
             completed=results.completed,
             failed=results.failed,
             usage=results.usage,
+            keep_s=batch.output_expires_after_s or self._keep_s,
         )
         if ended:
             BATCH_LINES.labels("completed").inc(results.completed)

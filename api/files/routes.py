@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from api.auth import CurrentKey
 from api.errors import ErrorResponse
-from api.files.schemas import FileDeleted, FileList, FileView, file_view
+from api.files.schemas import MAX_KEEP_S, MIN_KEEP_S, FileDeleted, FileList, FileView, file_view
 from api.jobs.routes import ERRORS
 from api.resources import Files
 
@@ -32,6 +32,13 @@ FORM = {
                     "properties": {
                         "file": {"type": "string", "format": "binary", "description": "JSON lines."},
                         "purpose": {"type": "string", "enum": ["batch"]},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": MIN_KEEP_S,
+                            "maximum": MAX_KEEP_S,
+                            "description": "Forget the file then.",
+                        },
                     },
                 }
             }

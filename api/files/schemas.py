@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.file_store import Purpose, StoredFile
+
+# OpenAI's bounds: an hour, and thirty days.
+MIN_KEEP_S, MAX_KEEP_S = 3600, 30 * 24 * 3600
+
+
+class ExpiresAfter(BaseModel):
+    """How long a file is kept from when it is made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=MIN_KEEP_S, le=MAX_KEEP_S)
 
 
 class FileView(BaseModel):
@@ -16,7 +28,7 @@ class FileView(BaseModel):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    expires_at: None = None
+    expires_at: int | None
     filename: str
     purpose: Purpose
     status: Literal["processed"] = "processed"
@@ -47,6 +59,7 @@ def file_view(file: StoredFile) -> FileView:
         id=file.id,
         bytes=file.bytes,
         created_at=int(file.created_at.timestamp()),
+        expires_at=int(file.expires_at.timestamp()) if file.expires_at else None,
         filename=file.filename,
         purpose=file.purpose,
     )

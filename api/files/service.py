@@ -18,15 +18,19 @@ logger = logging.getLogger(__name__)
 class FileService:
     """Takes, finds, reads and forgets files."""
 
-    def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int) -> None:
+    def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, keep_s: float | None) -> None:
+        """Files are kept for `keep_s` seconds, or for ever, where their upload does not say."""
         self._store = store
         self._blobs = blobs
         self._max_bytes = max_bytes
         self._max_lines = max_lines
+        self._keep_s = keep_s
 
     async def upload(self, key_id: int, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
         """Store the file of a form; see `Upload.take`."""
-        upload = Upload(self._store, self._blobs, max_bytes=self._max_bytes, max_lines=self._max_lines)
+        upload = Upload(
+            self._store, self._blobs, max_bytes=self._max_bytes, max_lines=self._max_lines, keep_s=self._keep_s
+        )
         return await upload.take(key_id, content_type, length, body)
 
     async def get(self, file_id: str, key_id: int, param: str = "file_id") -> StoredFile:

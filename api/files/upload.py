@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 from api.errors import TooLarge
 from api.files.multipart import Part, read_form
+from api.files.schemas import MAX_KEEP_S, MIN_KEEP_S
 from shared.blobs import Blobs
 from shared.errors import InvalidRequest
 from shared.file_store import FileStore, Purpose, StoredFile
@@ -14,16 +16,19 @@ from shared.file_store import FileStore, Purpose, StoredFile
 FORM_BYTES = 16 * 1024
 MAX_FIELD_BYTES = 1024
 MAX_FILENAME = 255
+ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+FIELDS = ("purpose", ANCHOR, SECONDS)
 
 
 class Upload:
     """One upload, up to the file's bytes and lines that are allowed."""
 
-    def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int) -> None:
+    def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, keep_s: float | None) -> None:
         self._store = store
         self._blobs = blobs
         self._max_bytes = max_bytes
         self._max_lines = max_lines
+        self._keep_s = keep_s
         self._fields: dict[str, bytes] = {}
         self._filename: str | None = None
         self._size = 0
@@ -54,7 +59,7 @@ class Upload:
             self._check()
         assert self._filename is not None
         try:
-            return await self._store.insert(file_id, key_id, Purpose.BATCH, self._filename, self._size)
+            return await self._store.insert(file_id, key_id, Purpose.BATCH, self._filename, self._size, self._keep_s)
         except Exception:
             await self._blobs.delete(file_id)
             raise
@@ -74,7 +79,7 @@ class Upload:
             if part.filename is None:
                 raise InvalidRequest("file: must be a file, with a file name", param="file")
             self._filename = (part.filename.replace("\0", "") or "upload")[-MAX_FILENAME:]
-        elif part.name not in ("purpose",):
+        elif part.name not in FIELDS:
             raise InvalidRequest(
                 f"{part.name[:64]}: this parameter is not known or not supported", param=part.name[:64]
             )
@@ -110,8 +115,21 @@ class Upload:
         if purpose != Purpose.BATCH.value.encode():
             shown = purpose.decode("utf-8", "replace")[:64]
             raise InvalidRequest(f"purpose: must be `batch`, got {shown!r}", param="purpose")
+        if ANCHOR in self._fields or SECONDS in self._fields:
+            self._keep_s = self._expires_after()
         if not self._size:
             raise InvalidRequest("file: is empty", param="file")
+
+    def _expires_after(self) -> int:
+        """Seconds, as OpenAI's clients send them."""
+        anchor, seconds = (self._fields.get(name, b"").decode("utf-8", "replace")[:64] for name in (ANCHOR, SECONDS))
+        if anchor != "created_at":
+            raise InvalidRequest(f"{ANCHOR}: must be `created_at`, got {anchor!r}", param=ANCHOR)
+        if not (re.fullmatch("[0-9]{1,9}", seconds) and MIN_KEEP_S <= int(seconds) <= MAX_KEEP_S):
+            raise InvalidRequest(
+                f"{SECONDS}: must be a number from {MIN_KEEP_S} to {MAX_KEEP_S}, got {seconds!r}", param=SECONDS
+            )
+        return int(seconds)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"The file is larger than {self._max_bytes} bytes.")

@@ -131,7 +131,13 @@ async def test_files_are_listed_by_page_order_and_purpose(stack: Stack) -> None:
         ({"purpose": "fine-tune"}, {"file": ("a", b"x")}, 400, "purpose"),
         ({}, {"file": ("a", b"x")}, 400, "purpose"),
         ({"purpose": "batch"}, {"other": ("a", b"x")}, 400, "other"),
-        ({"purpose": "batch", "expires_after[seconds]": "3600"}, {"file": ("a", b"x")}, 400, "expires_after[seconds]"),
+        ({"purpose": "batch", "expires_after[seconds]": "3600"}, {"file": ("a", b"x")}, 400, "expires_after[anchor]"),
+        (
+            {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"},
+            {"file": ("a", b"x")},
+            400,
+            "expires_after[seconds]",
+        ),
         ({"purpose": "batch"}, {"file": ("a", b"")}, 400, "file"),
         ({"purpose": "batch"}, {"file": ("a", b"x\n" * 60_000)}, 400, "file"),
         ({"purpose": "batch", "file": "a field"}, {"a": ("b", b"")}, 400, "file"),
@@ -295,7 +301,11 @@ async def test_anothers_files_and_batches_do_not_exist(stack: Stack, sdk: openai
         ({"completion_window": "721h"}, "completion_window"),
         ({"endpoint": "/v1/embeddings"}, "endpoint"),
         ({"input_file_id": None}, "input_file_id"),
-        ({"output_expires_after": {}}, "output_expires_after"),
+        ({"output_expires_after": {}}, "output_expires_after.anchor"),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 2_592_001}},
+            "output_expires_after.seconds",
+        ),
     ],
     ids=str,
 )
@@ -314,12 +324,47 @@ async def test_an_output_is_no_input(sdk: openai.AsyncOpenAI) -> None:
         await sdk.batches.create(input_file_id=done.output_file_id, endpoint=CHAT, completion_window="24h")
 
 
+async def test_files_expire_when_they_were_told_to(sdk: openai.AsyncOpenAI) -> None:
+    file = await sdk.files.create(
+        file=("in.jsonl", jsonl(line("a"), line("b", FAIL))),
+        purpose="batch",
+        expires_after={"anchor": "created_at", "seconds": 7200},
+    )
+    assert file.expires_at == file.created_at + 7200
+    batch = await sdk.batches.create(
+        input_file_id=file.id,
+        endpoint=CHAT,
+        completion_window="24h",
+        output_expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    done = await reaches(sdk, batch, "completed")
+    for file_id in (done.output_file_id, done.error_file_id):
+        assert file_id is not None
+        result = await sdk.files.retrieve(file_id)
+        assert result.expires_at == result.created_at + 3600
+    plain = await sdk.files.create(file=("in.jsonl", b"x"), purpose="batch")
+    assert plain.expires_at == plain.created_at + 30 * 24 * 3600, "the default"
+
+
+async def test_blank_lines_are_no_requests_and_count_as_lines(sdk: openai.AsyncOpenAI) -> None:
+    good = b"\n" + jsonl(line("a")) + b" \t\r\n\n" + jsonl(line("b")) + b"\n\n"
+    done = await reaches(sdk, await start(sdk, good), "completed")
+    assert done.request_counts is not None
+    assert (done.request_counts.total, done.request_counts.completed) == (2, 2)
+    assert set(await results(sdk, done.output_file_id)) == {"a", "b"}
+    failed = await reaches(sdk, await start(sdk, b"\n\n" + jsonl(line("a")) + b"\noops\n"), "failed")
+    assert failed.errors is not None
+    assert failed.errors.data is not None
+    assert [error.line for error in failed.errors.data] == [5], "as an editor numbers them"
+
+
 async def test_memory_stays_flat_over_a_long_file(stack: Stack, sdk: openai.AsyncOpenAI, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     with path.open("wb") as file:
         for number in range(MAX_LINES - 1):
-            file.write(jsonl(line(f"request-{number}", "the mill " * 50)))
+            file.write(jsonl(line(f"request-{number}", "the mill " * 440)))
         file.write(b"oops\n")
+    assert path.stat().st_size > 195_000_000, "as long and as large as is allowed"
     process = psutil.Process(stack.processes["api"].pid)
     await reaches(sdk, await start(sdk, b"oops"), "failed")  # what is loaded with the first is there
     before = process.memory_info().rss

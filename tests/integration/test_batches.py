@@ -194,6 +194,7 @@ def make_world(
         send=hints.append,
         max_line_bytes=10_000,
         max_jobs=MAX_JOBS,
+        keep_s=None,
     )
     worker = WorkerStore(database, "w")
     return World(
@@ -509,7 +510,7 @@ async def test_a_driver_waits_for_what_is_away(world: World) -> None:
     content = blob.read_bytes()
     blob.unlink()
     blob.mkdir()  # cannot be read, and is not missing
-    driver = BatchDriver(world.store, world.steps, world.blobs, poll_s=0.02, lease_s=6)
+    driver = BatchDriver(world.store, world.steps, poll_s=0.02, lease_s=6)
     running = asyncio.create_task(driver.run())
 
     async def tried() -> bool:

@@ -27,7 +27,7 @@ END = b"\r\n--b--\r\n"
 
 @pytest.fixture
 def files(database: AsyncEngine, tmp_path: Path) -> FileService:
-    return FileService(FileStore(database), LocalBlobs(tmp_path), max_bytes=MAX_BYTES, max_lines=MAX_LINES)
+    return FileService(FileStore(database), LocalBlobs(tmp_path), max_bytes=MAX_BYTES, max_lines=MAX_LINES, keep_s=None)
 
 
 async def chunks(*pieces: bytes | Exception) -> AsyncIterator[bytes]:

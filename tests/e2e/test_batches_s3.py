@@ -1,0 +1,114 @@
+"""Files and batches in S3, through the official SDK: real processes, and an API process that dies in mid-upload."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import openai
+import pytest
+import redis as sync_redis
+
+from tests.conftest import STACK_REDIS_DB, Servers
+from tests.e2e.conftest import make_stack
+from tests.e2e.test_batches import jsonl, line, reaches, results, start
+from tests.support.database import drop_database
+from tests.support.s3 import BUCKET, S3, running_s3
+from tests.support.stack import KEY, Stack
+from tests.support.waiting import eventually
+
+PREFIX = "some/prefix"
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with running_s3() as s3:
+        yield s3
+
+
+@pytest.fixture(scope="module")
+def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory, s3: S3) -> Iterator[Stack]:
+    models: list[dict[str, object]] = [
+        {"name": "sim", "engine": "simulated", "slots": 8, "options": {"ttft_ms": 5, "itl_ms": 5}}
+    ]
+    redis_url = servers.redis(STACK_REDIS_DB - 4)
+    sync_redis.Redis.from_url(redis_url).flushdb()
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "batches_s3",
+        models,
+        redis_url=redis_url,
+        HEADRACE_BATCH_POLL_S=0.2,
+        **s3.environment,
+    )
+    stack.environment["HEADRACE_FILES"] = f"s3://{BUCKET}/{PREFIX}"
+    try:
+        stack.start_api()
+        stack.start_worker("sim")
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_batches_s3")
+
+
+@pytest.fixture
+async def sdk(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+async def test_a_batch_from_s3_to_s3(stack: Stack, sdk: openai.AsyncOpenAI, s3: S3) -> None:
+    lines = [line(f"request-{number}", "the mill " * 20) for number in range(300)]
+    batch = await start(sdk, jsonl(*lines))
+    done = await reaches(sdk, batch, "completed")
+    assert set(await results(sdk, done.output_file_id)) == {f"request-{number}" for number in range(300)}
+    assert set(s3.keys()) == {f"{PREFIX}/{name}" for name in (batch.input_file_id, done.output_file_id)}
+    assert not (stack.folder / "files").exists()
+    for name in (batch.input_file_id, done.output_file_id):
+        assert name is not None
+        await sdk.files.delete(name)
+    assert s3.keys() == []
+
+
+async def test_no_half_file_is_seen_whoever_dies(stack: Stack, sdk: openai.AsyncOpenAI, s3: S3) -> None:
+    """The client leaves; then the API process is killed while it uploads."""
+
+    async def endless(sent: asyncio.Event) -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(16):
+            yield b"x" * MIB
+        sent.set()
+        await asyncio.Event().wait()
+
+    async def uploading(sent: asyncio.Event) -> None:
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "multipart/form-data; boundary=b"}
+        async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
+            await client.post("/v1/files", content=endless(sent), headers=headers)
+
+    async def parts_are_there() -> bool:
+        return s3.unfinished() != []
+
+    async def parts_are_gone() -> bool:
+        return s3.unfinished() == []
+
+    sent = asyncio.Event()
+    upload = asyncio.create_task(uploading(sent))
+    await asyncio.wait_for(sent.wait(), 30)
+    await eventually(parts_are_there, "parts have arrived in S3")
+    upload.cancel()
+    await eventually(parts_are_gone, "what the client left is taken back")
+    assert s3.keys() == []
+
+    sent = asyncio.Event()
+    upload = asyncio.create_task(uploading(sent))
+    await asyncio.wait_for(sent.wait(), 30)
+    await eventually(parts_are_there, "parts have arrived in S3")
+    stack.kill("api")
+    await asyncio.wait([upload])
+    stack.start_api()
+    assert s3.keys() == [], "S3 shows nothing of it"
+    assert [file.id async for file in sdk.files.list()] == []
+    assert (await sdk.files.create(file=("in.jsonl", b"x"), purpose="batch")).bytes == 1
