@@ -35,16 +35,8 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory, s3: S3) ->
     ]
     redis_url = servers.redis(STACK_REDIS_DB - 4)
     sync_redis.Redis.from_url(redis_url).flushdb()
-    stack = make_stack(
-        servers,
-        tmp_path_factory,
-        "batches_s3",
-        models,
-        redis_url=redis_url,
-        HEADRACE_BATCH_POLL_S=0.2,
-        **s3.environment,
-    )
-    stack.environment["HEADRACE_FILES"] = f"s3://{BUCKET}/{PREFIX}"
+    settings = {**s3.environment, "HEADRACE_FILES": f"s3://{BUCKET}/{PREFIX}", "HEADRACE_BATCH_POLL_S": 0.2}
+    stack = make_stack(servers, tmp_path_factory, "batches_s3", models, redis_url=redis_url, **settings)
     try:
         stack.start_api()
         stack.start_worker("sim")
