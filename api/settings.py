@@ -28,7 +28,6 @@ class ApiSettings(Settings):
     files: str = Field(
         default_factory=lambda: str(Path(os.environ.get("HEADRACE_HOME") or REPOSITORY / ".headrace") / "files"),
         description="Where files' bytes are: a directory that all API processes share, or s3://bucket/prefix.",
-        pattern=r"^(s3://[a-z0-9.-]+(/.*)?|(?![a-z0-9+.-]+://).+)$",
     )
     file_retention_s: float = Field(
         30 * 24 * 3600.0, ge=0, description="How long a file is kept that does not say; 0: until it is deleted."
@@ -62,3 +61,10 @@ class ApiSettings(Settings):
                 raise ValueError(f"{code}: must be an address such as https://eu.example.com")
             regions[code] = url.rstrip("/")
         return regions
+
+    @field_validator("files")
+    @classmethod
+    def _a_place(cls, files: str) -> str:
+        if not re.fullmatch("s3://[a-z0-9.-]{3,63}(/.*)?", files) and (not files or "://" in files):
+            raise ValueError("must be a directory, or a bucket as s3://bucket/prefix")
+        return files

@@ -17,9 +17,9 @@ from shared.batch import Batch, BatchStatus, BatchUsage, LineError, Position, ne
 from shared.batch_rows import COLUMNS, Tally, tally_query, to_batch
 from shared.db import transaction
 from shared.file_store import Purpose, insert_file, kept
-from shared.job import Job, JobStatus, new_job_id
+from shared.job import Job, new_job_id
 from shared.job_rows import COLUMNS as JOB_COLUMNS
-from shared.job_rows import Records, Store, seconds, to_job
+from shared.job_rows import Records, Store, insert_queued, seconds, to_job
 from shared.models import BatchRow, FileRow, JobRow, Timestamp
 from shared.queue import BATCH_PRIORITY, Hint
 from shared.sampling import GenerateRequest
@@ -45,36 +45,16 @@ class ResultFile:
 
 
 _NEW = Records("new", id=Text, model=Text, request=JSON, metadata=JSON, line=Integer)
-_SUBMIT = (
-    insert(JobRow)
-    .from_select(
-        [
-            JobRow.id,
-            JobRow.key_id,
-            JobRow.model,
-            JobRow.status,
-            JobRow.priority,
-            JobRow.request,
-            JobRow.job_metadata,
-            JobRow.finish_before,
-            JobRow.batch_id,
-            JobRow.batch_line,
-        ],
-        select(
-            _NEW.id,
-            bindparam("owner", type_=BigInteger),
-            _NEW.model,
-            literal(JobStatus.QUEUED.value),
-            literal(BATCH_PRIORITY),
-            _NEW.request,
-            _NEW.metadata,
-            bindparam("expires_at", type_=Timestamp),
-            bindparam("batch", type_=Text),
-            _NEW.line,
-        ),
-    )
-    .returning(JobRow.id)
-)
+_SUBMIT = insert_queued(
+    _NEW,
+    {
+        JobRow.key_id: bindparam("owner", type_=BigInteger),
+        JobRow.priority: literal(BATCH_PRIORITY),
+        JobRow.finish_before: bindparam("expires_at", type_=Timestamp),
+        JobRow.batch_id: bindparam("batch", type_=Text),
+        JobRow.batch_line: _NEW.line,
+    },
+).returning(JobRow.id)
 
 
 class BatchStore(Store):

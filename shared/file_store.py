@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from shared import batch
 from shared.db import transaction
 from shared.errors import HeadraceError
-from shared.ids import is_id, new_id, sibling
+from shared.ids import is_id, new_id, region_of, sibling
 from shared.job_rows import Store, seconds
 from shared.models import BatchRow, FileRow
 
@@ -148,7 +148,8 @@ class FileStore(Store):
             return list(found.scalars())
 
     async def unknown(self, names: Sequence[str]) -> list[str]:
-        """Those of these ids that are no file's."""
+        """Those of these ids that are no file's, and were made here: another region, on the same bucket, knows its own."""
+        names = [name for name in names if is_file_id(name) and region_of(_PREFIX, name) == self._region]
         statement = select(FileRow.id).where(FileRow.id == func.any(bindparam("names", list(names), type_=ARRAY(Text))))
         async with self._engine.connect() as connection:
             known = set((await connection.execute(statement)).scalars())

@@ -28,10 +28,15 @@ def is_id(prefix: str, text: str) -> bool:
     return re.fullmatch(f"{prefix}{_HEX}(_{REGION})?", text) is not None
 
 
+def region_of(prefix: str, text: str) -> str:
+    """The code of the region that made an id; empty where it has none."""
+    return text.removeprefix(prefix).partition("_")[2]
+
+
 def sibling(text: str, old: str, new: str, digit: str) -> str:
     """An id that follows from another: of another kind (prefix), with another last digit, in the same region."""
-    body, _, region = text.removeprefix(old).partition("_")
-    return f"{new}{body[:-1]}{digit}{_ending(region)}"
+    body = text.removeprefix(old).partition("_")[0]
+    return f"{new}{body[:-1]}{digit}{_ending(region_of(old, text))}"
 
 
 def _ending(region: str) -> str:

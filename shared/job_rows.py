@@ -21,6 +21,8 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    insert,
+    literal,
     or_,
     select,
     update,
@@ -122,6 +124,16 @@ def ended_attempt(tokens: int, outcome: str) -> Any:
     return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
 
 
+def requeued(tokens: int, outcome: str, *, deaths: int) -> dict[Any, Any]:
+    """A running job's attempt is over, and it waits again. `deaths`: 1 where its worker's or its engine's ended it."""
+    return {
+        JobRow.status: JobStatus.QUEUED.value,
+        JobRow.worker: None,
+        JobRow.deaths: JobRow.deaths + deaths,
+        JobRow.attempts: ended_attempt(tokens, outcome),
+    }
+
+
 class Records:
     """Rows as parameters, an array a column: so one statement writes any number of them.
 
@@ -176,6 +188,19 @@ _ENDINGS = Records(
     attempts=JSONB,
     log=Text,
 )
+
+
+def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
+    """Insert a `queued` job for each record, which has at least an id, a model, a request and metadata."""
+    columns = {
+        JobRow.id: new.id,
+        JobRow.model: new.model,
+        JobRow.status: literal(JobStatus.QUEUED.value),
+        JobRow.request: new.request,
+        JobRow.job_metadata: new.metadata,
+        **values,
+    }
+    return insert(JobRow).from_select(list(columns), select(*columns.values()))
 
 
 def end_statement(*guards: ColumnElement[bool]) -> Any:

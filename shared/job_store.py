@@ -21,8 +21,6 @@ from sqlalchemy import (
     Text,
     bindparam,
     func,
-    insert,
-    literal,
     select,
     update,
 )
@@ -33,7 +31,7 @@ from shared.db import transaction
 from shared.errors import ErrorCode, HeadraceError
 from shared.group_commit import GroupCommit
 from shared.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_id
-from shared.job_rows import COLUMNS, Records, Store, seconds, to_job
+from shared.job_rows import COLUMNS, Records, Store, insert_queued, seconds, to_job
 from shared.models import IdempotencyKeyRow, JobRow, WorkerRow
 from shared.sampling import GenerateRequest
 
@@ -83,34 +81,15 @@ _NEW = Records(
     start_within_s=Double,
     finish_within_s=Double,
 )
-_INSERT = (
-    insert(JobRow)
-    .from_select(
-        [
-            JobRow.id,
-            JobRow.key_id,
-            JobRow.model,
-            JobRow.status,
-            JobRow.priority,
-            JobRow.request,
-            JobRow.job_metadata,
-            JobRow.start_before,
-            JobRow.finish_before,
-        ],
-        select(
-            _NEW.id,
-            _NEW.key_id,
-            _NEW.model,
-            literal(JobStatus.QUEUED.value),
-            _NEW.priority,
-            _NEW.request,
-            _NEW.metadata,
-            func.now() + seconds(_NEW.start_within_s),
-            func.now() + seconds(_NEW.finish_within_s),
-        ),
-    )
-    .returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before)
-)
+_INSERT = insert_queued(
+    _NEW,
+    {
+        JobRow.key_id: _NEW.key_id,
+        JobRow.priority: _NEW.priority,
+        JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
+        JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
+    },
+).returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before)
 
 
 class JobStore(Store):

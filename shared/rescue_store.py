@@ -11,10 +11,10 @@ from shared.job_rows import (
     LOST,
     Store,
     end_statement,
-    ended_attempt,
     ending_record,
     live_workers,
     overdue,
+    requeued,
     seconds,
 )
 from shared.models import IdempotencyKeyRow, JobRow, WorkerRow
@@ -69,14 +69,7 @@ class RescueStore(Store):
         statement = (
             update(JobRow)
             .where(JobRow.id.in_(lost))
-            .values(
-                {
-                    JobRow.status: JobStatus.QUEUED.value,
-                    JobRow.deaths: JobRow.deaths + 1,
-                    JobRow.attempts: ended_attempt(0, "worker_lost"),
-                    JobRow.worker: None,
-                }
-            )
+            .values(requeued(0, "worker_lost", deaths=1))
             .returning(JobRow.id, JobRow.model, JobRow.priority)
         )
         async with self._engine.connect() as connection:

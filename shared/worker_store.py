@@ -20,10 +20,10 @@ from shared.job_rows import (
     LOST,
     Store,
     end_statement,
-    ended_attempt,
     ending_record,
     overdue,
     owned,
+    requeued,
     seconds,
     to_job,
 )
@@ -116,11 +116,8 @@ class WorkerStore(Store):
             .where(owned(job_id, attempt, self._worker), JobRow.status == JobStatus.IN_PROGRESS.value)
             .values(
                 {
-                    JobRow.status: JobStatus.QUEUED.value,
-                    JobRow.worker: None,
-                    JobRow.deaths: JobRow.deaths + int(died),
+                    **requeued(tokens, outcome, deaths=int(died)),
                     JobRow.first_token_at: func.coalesce(JobRow.first_token_at, first_token_at),
-                    JobRow.attempts: ended_attempt(tokens, outcome),
                 }
             )
         )

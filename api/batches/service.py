@@ -8,6 +8,7 @@ from api.batches.driver import BatchDriver
 from api.batches.schemas import BatchCreate
 from api.errors import Conflict, NotFound
 from api.files.service import FileService
+from api.finding import found
 from shared.batch import Batch, BatchStatus, is_batch_id
 from shared.batch_store import BatchStore
 from shared.errors import InvalidRequest
@@ -58,10 +59,7 @@ class BatchService:
         Raises:
             NotFound: there is none, or it is another key's.
         """
-        batch = await self._store.get(batch_id, key_id) if is_batch_id(batch_id) else None
-        if batch is None:
-            raise NotFound(f"There is no batch `{batch_id[:64]}`.", param="batch_id", code="batch_not_found")
-        return batch
+        return await found("batch", batch_id, key_id, is_batch_id, self._store.get)
 
     async def page(self, key_id: int, *, limit: int, after: str | None) -> list[Batch]:
         """A key's batches, newest first.

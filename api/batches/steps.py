@@ -146,11 +146,11 @@ class BatchSteps:
             await submit()
 
     async def _cancel_jobs(self, batch: Batch) -> None:
-        """End what waits; what runs is let finish for a while."""
+        """End what waits; what runs, or was set aside while it ran, is let finish for a while."""
         assert batch.cancelling_at is not None
         patient = datetime.now(UTC) < batch.cancelling_at + CANCEL_GRACE
         for job in await self._store.open_jobs(batch.id):
-            if job.status is JobStatus.QUEUED:
+            if job.status is JobStatus.QUEUED and not (patient and job.started_at):
                 await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED)
             elif not patient and job.status is JobStatus.IN_PROGRESS:
                 await self._jobs.cancel(job.id, job.key_id)

@@ -9,7 +9,7 @@ import time
 
 from shared.blobs import Blobs
 from shared.errors import Unavailable
-from shared.file_store import FileStore, is_file_id
+from shared.file_store import FileStore
 from shared.outage import is_outage
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class FileKeeper:
         await self._blobs.tidy(older_than_s)
         count = 0
         async for names in self._blobs.names(older_than_s):
-            for name in await self._store.unknown([name for name in names if is_file_id(name)]):
+            for name in await self._store.unknown(names):
                 logger.info("file=%s its bytes are nobody's; deleted", name)
                 await self._blobs.delete(name)
                 count += 1

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from api.errors import NotFound
 from api.files.upload import Upload
+from api.finding import found
 from shared.blobs import BlobMissing, Blobs
 from shared.errors import HeadraceError, InvalidRequest
 from shared.file_store import FileStore, StoredFile, is_file_id
@@ -39,10 +40,7 @@ class FileService:
         Raises:
             NotFound: there is none, or it is another key's.
         """
-        file = await self._store.get(file_id, key_id) if is_file_id(file_id) else None
-        if file is None:
-            raise NotFound(f"There is no file `{file_id[:64]}`.", param=param, code="file_not_found")
-        return file
+        return await found("file", file_id, key_id, is_file_id, self._store.get, param)
 
     async def page(
         self, key_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.errors import Conflict, NotFound
+from api.finding import found
 from api.jobs.backlog import Backlog
 from api.streams import Queued, Streams
 from api.tokens import ContextCheck
@@ -83,10 +84,7 @@ class JobService:
         Raises:
             NotFound: there is none, or it is another key's.
         """
-        job = await self._store.get(job_id, key_id) if is_job_id(job_id) else None
-        if job is None:
-            raise NotFound(f"There is no job `{job_id[:64]}`.", param="job_id", code="job_not_found")
-        return job
+        return await found("job", job_id, key_id, is_job_id, self._store.get)
 
     async def page(
         self, key_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.files.keeper import ORPHAN_S, FileKeeper
 from shared.batch_store import BatchStore
 from shared.blobs import LocalBlobs
-from shared.file_store import FileInUse, FileStore, Purpose, StoredFile, new_file_id
+from shared.file_store import FileInUse, FileStore, Purpose, StoredFile
 from tests.support.dying import dies
 
 CHAT = "/v1/chat/completions"
@@ -35,7 +35,7 @@ def keeper(files: FileStore, blobs: LocalBlobs) -> FileKeeper:
 
 
 async def upload(files: FileStore, blobs: LocalBlobs, key_id: int, keep_s: float | None = None) -> StoredFile:
-    file_id = new_file_id()
+    file_id = files.new_id()
     async with blobs.writing(file_id) as blob:
         await blob.write(b"x")
     return await files.insert(file_id, key_id, Purpose.BATCH, "a", 1, keep_s)
@@ -79,16 +79,18 @@ async def test_what_an_unfinished_batch_reads_stays_until_its_end(
 
 
 async def test_orphans_are_found_and_what_is_young_is_left(
-    files: FileStore, blobs: LocalBlobs, keeper: FileKeeper, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, keeper: FileKeeper, database: AsyncEngine, key_id: int, tmp_path: Path
 ) -> None:
-    """An upload died between its bytes and its row, or a deletion between the row and the bytes."""
-    file, orphan, young = await upload(files, blobs, key_id), new_file_id(), new_file_id()
-    for name in (orphan, young, "not-ours"):
+    """An upload died between its bytes and its row, or a deletion between the row and the bytes. What another region
+    made is its to sweep: buckets may be shared."""
+    file, orphan, young = await upload(files, blobs, key_id), files.new_id(), files.new_id()
+    elsewhere = FileStore(database, "eu").new_id()
+    for name in (orphan, young, "not-ours", elsewhere):
         (tmp_path / name).write_bytes(b"x")
-    for name in (orphan, file.id, "not-ours"):
+    for name in (orphan, file.id, "not-ours", elsewhere):
         os.utime(tmp_path / name, (0, 0))
     assert await keeper.tidy(ORPHAN_S) == 1
-    assert set(os.listdir(tmp_path)) == {file.id, young, "not-ours"}
+    assert set(os.listdir(tmp_path)) == {file.id, young, "not-ours", elsewhere}
 
 
 async def test_a_keeper_may_die_anywhere(
