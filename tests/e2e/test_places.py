@@ -118,7 +118,7 @@ async def test_a_waiting_stream_moves(stack: Stack, client: httpx.AsyncClient) -
     await client.post(f"/v1/jobs/{long['id']}/cancel")
     for job in waiting:
         await ended(client, job["id"])
-    stack.processes.pop(worker).terminate()
+    stack.kill(worker)
 
 
 async def test_a_workers_death_moves_its_job_before_the_others(stack: Stack, client: httpx.AsyncClient) -> None:
@@ -139,4 +139,4 @@ async def test_a_workers_death_moves_its_job_before_the_others(stack: Stack, cli
     assert ids == list(range(1, len(ids) + 1)), "a place has no number, and makes no gap"
     await waiting.at(0)
     assert [item.event for item in await waiting.end()][-1] == "job.incomplete"
-    stack.processes.pop(again).terminate()
+    stack.kill(again)
