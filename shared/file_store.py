@@ -148,7 +148,7 @@ class FileStore(Store):
             return list(found.scalars())
 
     async def unknown(self, names: Sequence[str]) -> list[str]:
-        """Those of these ids that are no file's, and were made here: another region, on the same bucket, knows its own."""
+        """Those of these ids that were made here and are no file's. A bucket may be shared with other regions."""
         names = [name for name in names if is_file_id(name) and region_of(_PREFIX, name) == self._region]
         statement = select(FileRow.id).where(FileRow.id == func.any(bindparam("names", list(names), type_=ARRAY(Text))))
         async with self._engine.connect() as connection:
