@@ -107,7 +107,7 @@ class Delta:
             later.finish_reason or self.finish_reason,
             self.unnamed + later.unnamed,
             self.reasoning + later.reasoning,
-            _joined(self.tool_calls + later.tool_calls) if self.tool_calls or later.tool_calls else (),
+            joined_calls(self.tool_calls + later.tool_calls) if self.tool_calls or later.tool_calls else (),
             self.logprobs + later.logprobs,
             self.stop_reason if later.stop_reason is None else later.stop_reason,
             later.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens,
@@ -115,7 +115,7 @@ class Delta:
         )
 
 
-def _joined(calls: tuple[CallDelta, ...]) -> tuple[CallDelta, ...]:
+def joined_calls(calls: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
     """Fragments of the same call as one, in the calls' order."""
     joined: dict[int, CallDelta] = {}
     for call in calls:
@@ -271,7 +271,7 @@ class Transcript:
 
 
 def _choice(index: int, deltas: list[Delta]) -> Choice:
-    calls = _joined(tuple(call for delta in deltas for call in delta.tool_calls))
+    calls = joined_calls(tuple(call for delta in deltas for call in delta.tool_calls))
     logprobs = [entry for delta in deltas for entry in delta.logprobs]
     return Choice(
         index,

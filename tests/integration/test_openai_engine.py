@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from shared.errors import ErrorCode, InvalidRequest
-from shared.events import Delta
-from shared.job import Usage
+from shared.events import Delta, Transcript
+from shared.job import Choice, ToolCall, Usage
 from shared.registry import OpenAIModel, OpenAIOptions
-from shared.sampling import GenerateRequest, Message, Sampling
+from shared.sampling import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from tests.support.faulty_upstream import Answer, End, FaultyUpstream, faulty_upstream, refusal
 from tests.support.ports import free_port
 from workers.engines.base import UpstreamError
@@ -65,6 +65,13 @@ def text(deltas: list[Delta]) -> str:
     return "".join(delta.text for delta in deltas)
 
 
+def whole(deltas: list[Delta]) -> Choice:
+    transcript = Transcript(1)
+    for delta in deltas:
+        transcript.add(delta)
+    return transcript.choices()[0]
+
+
 async def failure(engine: OpenAIEngine, made: str = "") -> UpstreamError:
     """The error of a request that fails after so much text, or a part of it that came before the error."""
     deltas: list[Delta] = []
@@ -90,6 +97,18 @@ async def test_without_usage_chunks_are_counted(engine: OpenAIEngine, upstream: 
     assert sum(delta.tokens for delta in deltas) == 4
 
 
+@pytest.mark.parametrize("tokens", [0, 4])
+async def test_usage_that_is_none_costs_no_answer(engine: OpenAIEngine, upstream: FaultyUpstream, tokens: int) -> None:
+    """It comes after the finish reason: the answer is whole, and its chunks are counted."""
+    upstream.answers = [Answer(tokens, End.BROKEN_USAGE)]
+    deltas, usage = await run(engine)
+    assert usage is None
+    assert text(deltas) == "0 1 2 3 "[: 2 * tokens]
+    assert sum(delta.tokens for delta in deltas) == tokens
+    assert deltas[-1].finish_reason == "stop"
+    assert len(upstream.seen) == 1
+
+
 async def test_what_the_upstream_is_sent(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     await run(engine)
     await run(engine, GenerateRequest(prompt="Once", sampling=Sampling(max_tokens=5, stop=["x"], temperature=0)))
@@ -113,7 +132,7 @@ async def test_max_tokens_under_the_newer_name(upstream: FaultyUpstream) -> None
 
 @pytest.mark.parametrize(
     ("theirs", "ours"),
-    [("stop", "stop"), ("length", "length"), ("content_filter", "stop"), ("tool_calls", "stop")],
+    [("stop", "stop"), ("length", "length"), ("content_filter", "stop"), ("tool_calls", "tool_calls")],
 )
 async def test_finish_reasons(engine: OpenAIEngine, upstream: FaultyUpstream, theirs: str, ours: str) -> None:
     upstream.answers = [Answer(1, finish_reason=theirs)]
@@ -258,3 +277,197 @@ async def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_it_does_not_continue(engine: OpenAIEngine) -> None:
     assert not engine.continues(CHAT)
+
+
+TOOL = Tool(function=Function(name="weather", parameters={"type": "object"}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        (
+            {"chat": ChatOptions(tools=[TOOL], tool_choice={"name": "weather"}, parallel_tool_calls=False)},
+            {
+                "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
+                "tool_choice": {"type": "function", "function": {"name": "weather"}},
+                "parallel_tool_calls": False,
+            },
+        ),
+        (
+            {"chat": ChatOptions(tool_choice="required", reasoning_effort="low")},
+            {"tool_choice": "required", "reasoning_effort": "low"},
+        ),
+        ({"chat": ChatOptions(include_reasoning=False)}, {"include_reasoning": False}),
+        ({"chat": ChatOptions(chat_template_kwargs={"a": 1})}, {"chat_template_kwargs": {"a": 1}}),
+        ({"chat": ChatOptions()}, {}),
+        ({"logprobs": 0}, {"logprobs": True}),
+        ({"logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+        ({"echo": True}, {"echo": True}),
+        (
+            {"structured_outputs": StructuredOutputs(json_schema={"type": "object"})},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "answer", "schema": {"type": "object"}},
+                }
+            },
+        ),
+        ({"structured_outputs": StructuredOutputs(json_object=True)}, {"response_format": {"type": "json_object"}}),
+        ({"structured_outputs": StructuredOutputs(regex="a+")}, {"structured_outputs": {"regex": "a+"}}),
+        ({"structured_outputs": StructuredOutputs(choice=["a"])}, {"structured_outputs": {"choice": ["a"]}}),
+        (
+            {"sampling": Sampling(stop_token_ids=[1], bad_words=["x"], skip_special_tokens=False, min_tokens=2)},
+            {"stop_token_ids": [1], "bad_words": ["x"], "skip_special_tokens": False, "min_tokens": 2},
+        ),
+    ],
+    ids=str,
+)
+async def test_what_a_conversation_asks_for_is_sent_and_nothing_else(
+    engine: OpenAIEngine, upstream: FaultyUpstream, fields: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    await run(engine, CHAT.model_copy(update=fields))
+    always = {"model", "stream", "stream_options", "messages"}
+    assert {name: value for name, value in upstream.seen[0].body.items() if name not in always} == sent
+
+
+async def test_what_a_completion_asks_for_is_sent(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    schema = StructuredOutputs(json_schema={"type": "object"})
+    await run(
+        engine, GenerateRequest(prompt=[1, 2], echo=True, prompt_only=True, logprobs=2, structured_outputs=schema)
+    )
+    body = upstream.seen[0].body
+    assert (body["prompt"], body["echo"], body["max_tokens"], body["logprobs"]) == ([1, 2], True, 0, 2)
+    assert body["structured_outputs"] == {"json": {"type": "object"}}
+
+
+async def test_a_conversation_with_calls_is_sent_as_it_was(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "call_1"},
+    ]
+    await run(engine, GenerateRequest.model_validate({"messages": messages}))
+    assert upstream.seen[0].body["messages"] == messages
+
+
+async def test_prompt_logprobs_cannot_be_relayed(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    with pytest.raises(InvalidRequest, match="prompt_logprobs") as caught:
+        await run(engine, CHAT.model_copy(update={"prompt_logprobs": 1}))
+    assert caught.value.param == "prompt_logprobs"
+    assert not upstream.seen
+
+
+async def test_a_refusal_names_the_field_that_the_upstream_names(
+    engine: OpenAIEngine, upstream: FaultyUpstream
+) -> None:
+    upstream.answers = [Answer(status=400, body='{"error": {"message": "no", "param": "tools"}}')]
+    with pytest.raises(InvalidRequest) as caught:
+        await run(engine)
+    assert caught.value.param == "tools"
+
+
+def fragment(
+    number: int | None, call_id: str | None = None, name: str | None = None, arguments: str = ""
+) -> dict[str, Any]:
+    call: dict[str, Any] = {"function": {"arguments": arguments}}
+    if number is not None:
+        call["index"] = number
+    if call_id is not None:
+        call |= {"id": call_id, "type": "function"}
+    if name is not None:
+        call["function"]["name"] = name
+    return {"delta": {"tool_calls": [call]}}
+
+
+@pytest.mark.parametrize(
+    "fragments",
+    [
+        [
+            fragment(0, "a", "weather"),
+            fragment(0, arguments='{"x"'),
+            fragment(0, arguments=":1}"),
+            fragment(1, "b", "tide", "{}"),
+        ],
+        # An id and a name in each fragment.
+        [fragment(0, "a", "weather", '{"x"'), fragment(0, "a", "weather", ":1}"), fragment(1, "b", "tide", "{}")],
+        # No numbers.
+        [fragment(None, "a", "weather", '{"x"'), fragment(None, None, None, ":1}"), fragment(None, "b", "tide", "{}")],
+    ],
+    ids=["as OpenAI", "named each time", "not numbered"],
+)
+async def test_tool_calls_are_read(
+    engine: OpenAIEngine, upstream: FaultyUpstream, fragments: list[dict[str, Any]]
+) -> None:
+    upstream.answers = [Answer(choices=tuple(fragments), finish_reason="tool_calls")]
+    deltas, _ = await run(engine)
+    choice = whole(deltas)
+    assert choice.tool_calls == (ToolCall("a", "weather", '{"x":1}'), ToolCall("b", "tide", "{}"))
+    assert choice.finish_reason == "tool_calls"
+    told = [call for delta in deltas for call in delta.tool_calls]
+    assert [call.id for call in told if call.id] == ["a", "b"]
+    assert [call.name for call in told if call.name] == ["weather", "tide"]
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+async def test_reasoning_is_read(engine: OpenAIEngine, upstream: FaultyUpstream, field: str) -> None:
+    upstream.answers = [
+        Answer(choices=({"delta": {field: "Hm, "}}, {"delta": {field: "rain"}}, {"delta": {"content": "Rain."}}))
+    ]
+    deltas, _ = await run(engine)
+    choice = whole(deltas)
+    assert (choice.reasoning, choice.text) == ("Hm, rain", "Rain.")
+    assert sum(delta.tokens for delta in deltas) == 3
+
+
+async def test_logprobs_of_a_conversation_are_read(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    entry = {
+        "token": "ü",
+        "logprob": -0.5,
+        "bytes": [195, 188],
+        "top_logprobs": [{"token": "u", "logprob": -1, "bytes": None}],
+    }
+    content = [entry, {"token": "!", "logprob": -2}]
+    upstream.answers = [Answer(choices=({"delta": {"content": "ü!"}, "logprobs": {"content": content}},))]
+    deltas, _ = await run(engine)
+    assert whole(deltas).logprobs == [
+        {"token": "ü", "logprob": -0.5, "bytes": [195, 188], "top": [{"token": "u", "logprob": -1.0, "bytes": [117]}]},
+        {"token": "!", "logprob": -2.0, "bytes": [33], "top": []},
+    ]
+    assert sum(delta.tokens for delta in deltas) == 2
+
+
+async def test_logprobs_of_a_completion_are_read(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    lists = {
+        "tokens": ["a", "b"],
+        "token_logprobs": [None, -1],
+        "top_logprobs": [None, {"b": -1}],
+        "text_offset": [0, 1],
+    }
+    upstream.answers = [Answer(choices=({"text": "ab", "logprobs": lists, "finish_reason": "stop", "stop_reason": 7},))]
+    deltas, _ = await run(engine, GenerateRequest(prompt="x", logprobs=1))
+    choice = whole(deltas)
+    assert choice.logprobs == [
+        {"token": "a", "logprob": None, "bytes": [97], "top": []},
+        {"token": "b", "logprob": -1.0, "bytes": [98], "top": [{"token": "b", "logprob": -1.0, "bytes": [98]}]},
+    ]
+    assert choice.stop_reason == 7
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"delta": {"tool_calls": [{"index": 5, "function": {}}]}},
+        {"delta": {"tool_calls": [{"index": 0, "function": 7}]}},
+        {"delta": {"tool_calls": 7}},
+        {"delta": {"reasoning": 7}},
+        {"delta": {"content": "x"}, "logprobs": {"content": [{}]}},
+        {"text": "x", "logprobs": {"tokens": ["a"], "token_logprobs": []}},
+    ],
+    ids=str,
+)
+async def test_what_is_not_openais_stream_fails_the_job(
+    engine: OpenAIEngine, upstream: FaultyUpstream, choice: dict[str, Any]
+) -> None:
+    upstream.answers = [Answer(1, choices=(choice,))] * 3
+    assert "not OpenAI's stream" in (await failure(engine, "0 x")).message

@@ -18,6 +18,7 @@ class End(Enum):
 
     WHOLE = "a finish reason, usage, [DONE]"
     NO_USAGE = "a finish reason, [DONE]"
+    BROKEN_USAGE = "a finish reason, usage that is none, [DONE]"
     SHORT = "the end of the body"
     CUT = "the connection's end"
     ERROR = "a frame that says what failed"
@@ -27,10 +28,11 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: an error's status and body, or a stream of tokens with an end."""
+    """One answer: an error's status and body, or a stream of tokens, then of `choices`, with an end."""
 
     tokens: int = 0
     end: End = End.WHOLE
+    choices: tuple[dict[str, Any], ...] = ()
     finish_reason: str = "stop"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -94,11 +96,15 @@ class FaultyUpstream:
         await send({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
         for position in range(answer.tokens):
             await send({"choices": [{"index": 0, "delta": {"content": f"{position} "}, "finish_reason": None}]})
+        for choice in answer.choices:
+            await send({"choices": [{"index": 0, **choice}]})
         match answer.end:
-            case End.WHOLE | End.NO_USAGE:
+            case End.WHOLE | End.NO_USAGE | End.BROKEN_USAGE:
                 await send({"choices": [{"index": 0, "delta": {}, "finish_reason": answer.finish_reason}]})
                 if answer.end is End.WHOLE:
                     await send({"choices": [], "usage": USAGE})
+                elif answer.end is End.BROKEN_USAGE:
+                    await send({"choices": [], "usage": {"prompt_tokens": "many", "completion_tokens": None}})
                 await response.write(b"data: [DONE]\n\n")
             case End.CUT:
                 assert request.transport is not None

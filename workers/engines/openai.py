@@ -25,7 +25,8 @@ from shared.metrics import UPSTREAM_FAILURES, UPSTREAM_REQUESTS, UPSTREAM_RETRIE
 from shared.registry import OpenAIModel
 from shared.sampling import GenerateRequest
 from workers.engines.base import EngineStats, PromptInfo, UpstreamError
-from workers.engines.openai_stream import Reply, told
+from workers.engines.openai_request import asked
+from workers.engines.openai_stream import Reply, told, told_param
 from workers.engines.retrying import asked_wait_s, wait_s
 
 logger = logging.getLogger(__name__)
@@ -145,16 +146,9 @@ class OpenAIEngine:
             yield reply.usage
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:
-        """What the upstream is sent: only what was asked for, since many refuse a parameter that they do not know."""
-        body = request.sampling.model_dump(exclude_defaults=True, exclude={"max_tokens"})
-        body |= {"model": self._model.model, "stream": True, "stream_options": {"include_usage": True}}
-        if request.sampling.max_tokens is not None:
-            body[self._options.max_tokens_field] = request.sampling.max_tokens
-        if request.messages is None:
-            body["prompt"] = request.prompt or ""
-        else:
-            body["messages"] = [message.model_dump(exclude_none=True) for message in request.messages]
-        return body
+        """What the upstream is sent."""
+        body = asked(request, max_tokens_field=self._options.max_tokens_field)
+        return body | {"model": self._model.model, "stream": True, "stream_options": {"include_usage": True}}
 
     async def _refuse(self, response: aiohttp.ClientResponse, request: GenerateRequest) -> None:
         """Raise what an answer other than 200 means."""
@@ -170,7 +164,7 @@ class OpenAIEngine:
         if self._key:
             message = message.replace(self._key, "***")
         if status in REFUSED:
-            param = "messages" if request.messages is not None else "prompt"
+            param = told_param(content) or ("messages" if request.messages is not None else "prompt")
             raise InvalidRequest(message or f"The upstream refused the request (HTTP {status}).", param=param)
         text = f"The upstream answered HTTP {status}{f': {message}' if message else ''}."
         if status in (408, 429) or status >= 500:
