@@ -35,11 +35,13 @@ class WorkerReadings(Collector):
         yield metrics.WORKER_STALLED.family([(self._labels, self._stalled_s())])
         yield metrics.ENGINE_RUNNING.family([(self._labels, stats.requests - stats.waiting)])
         yield metrics.ENGINE_WAITING.family([(self._labels, stats.waiting)])
-        if (cache := stats.cache) is not None:
-            yield metrics.ENGINE_KV_USAGE.family([(self._labels, cache.usage)])
-            yield metrics.ENGINE_PREEMPTIONS.family([(self._labels, cache.preemptions)])
-            yield metrics.ENGINE_CACHE_QUERIES.family([(self._labels, cache.queried_tokens)])
-            yield metrics.ENGINE_CACHE_HITS.family([(self._labels, cache.hit_tokens)])
+        for reading, value in (
+            (metrics.ENGINE_KV_USAGE, "usage"),
+            (metrics.ENGINE_PREEMPTIONS, "preemptions"),
+            (metrics.ENGINE_CACHE_QUERIES, "queried_tokens"),
+            (metrics.ENGINE_CACHE_HITS, "hit_tokens"),
+        ):
+            yield reading.family([(self._labels, getattr(stats.cache, value))] if stats.cache is not None else ())
 
 
 @contextmanager
