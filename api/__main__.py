@@ -13,12 +13,14 @@ from shared.errors import HeadraceError
 from shared.logging import configure_logging
 from shared.registry import load_registry
 from shared.startup import database_or_exit, settings_or_exit
+from shared.tracing import wanted
 
 
 def main() -> int:
     settings = settings_or_exit(ApiSettings)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     try:
+        wanted()
         load_registry(settings.models)
     except HeadraceError as error:
         print(error, file=sys.stderr)

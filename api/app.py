@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,7 +23,11 @@ from api.openai import routes as openai
 from api.regions import HomeRegion
 from api.resources import open_resources
 from api.settings import ApiSettings
+from api.traced import Traced
+from shared.logging import requests_come
+from shared.origin import ORIGIN, Origin
 from shared.startup import settle
+from shared.tracing import open_traces
 
 DESCRIPTION = (
     "Self-hosted, queue-based, asynchronous LLM inference. Every call is a job: committed, queued, run by vLLM."
@@ -44,6 +50,8 @@ class Ids:
             return
         sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = sent if 0 < len(sent) <= 128 and sent.isprintable() else f"req_{secrets.token_hex(12)}"
+
+        ORIGIN.set(Origin(request_id))
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -81,11 +89,14 @@ class Stopping:
 def create_app(settings: ApiSettings) -> FastAPI:
     """The application for these settings. Its resources are made when it starts."""
 
+    traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(settings) as held:
+        async with open_resources(settings, traces) as held:
             app.state.resources = held
             settle()
+            requests_come()
             yield
 
     app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
@@ -93,6 +104,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
     if settings.regions:
         app.add_middleware(HomeRegion, own=settings.region, regions=settings.regions)
     app.add_middleware(Stopping)
+    if traces.on:
+        app.add_middleware(Traced, traces=traces)
     app.add_middleware(Ids)
     app.add_middleware(HttpMetrics)
     errors.install(app)

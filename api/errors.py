@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from shared.errors import HeadraceError, InvalidRequest, Unavailable
 from shared.file_store import FileInUse
 from shared.job_store import KeyReused
+from shared.origin import ORIGIN
 from shared.outage import database_is_away, redis_is_away
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ def render(error: Exception) -> JSONResponse:
     if database_is_away(error):
         logger.warning("the database is away: %s", error)
         return unavailable("The database")
-    logger.error("unexpected error", exc_info=error)
+    logger.error("request=%s unexpected error", ORIGIN.get().request_id, exc_info=error)
     return error_response(500, "The server had an error.", kind="server_error", code="internal_error")
 
 

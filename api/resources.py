@@ -48,6 +48,7 @@ from shared.rescue_store import RescueStore
 from shared.s3_blobs import SCHEME, S3Blobs
 from shared.stream import JobLogs
 from shared.sweeper import Sweeper
+from shared.tracing import NO_TRACES, Traces
 from shared.unowned import UnownedJobs
 
 logger = logging.getLogger(__name__)
@@ -71,13 +72,14 @@ class Resources:
 
 
 @asynccontextmanager
-async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
+async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> AsyncIterator[Resources]:
     """Make and, at the end, close everything.
 
     Raises:
         shared.registry.RegistryError: models.yaml is wrong.
     """
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, traces.close)
         registry = load_registry(settings.models)
         database = connect(settings.database_url, pool_size=20)
         stack.push_async_callback(database.dispose)
@@ -86,7 +88,7 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
 
         store, logs = JobStore(database, settings.region), JobLogs(redis)
         rescues = RescueStore(database)
-        unowned = UnownedJobs(rescues, logs, settings.log_ttl_s)
+        unowned = UnownedJobs(rescues, logs, settings.log_ttl_s, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
         streams = Streams(redis, logs, store, resync_s=settings.resync_s)
@@ -109,6 +111,7 @@ async def open_resources(settings: ApiSettings) -> AsyncIterator[Resources]:
             context=ContextCheck(registry),
             redis=redis,
             backlog=backlog,
+            traces=traces,
         )
         in_s3 = settings.files.startswith(SCHEME)
         blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from shared.ids import is_id, new_id
+from shared.origin import NO_ORIGIN, Origin
 from shared.sampling import GenerateRequest
 
 
@@ -152,6 +153,7 @@ class Job:
     usage: Usage | None = None
     error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
+    origin: Origin = NO_ORIGIN
 
     @property
     def missed_start(self) -> bool:

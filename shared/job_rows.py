@@ -34,6 +34,7 @@ from sqlalchemy.types import TypeEngine
 from shared.ending import Ending
 from shared.job import RUNNING, Attempt, Choice, Failure, Job, JobStatus, Usage
 from shared.models import JobRow, Timestamp, WorkerRow
+from shared.origin import Origin
 from shared.sampling import GenerateRequest
 
 # What an attempt's worker is called in the row once it has lost the job.
@@ -62,6 +63,8 @@ COLUMNS = (
     JobRow.usage,
     JobRow.error_code,
     JobRow.error_message,
+    JobRow.request_id,
+    JobRow.traceparent,
 )
 
 
@@ -91,6 +94,7 @@ def to_job(row: Row[Any]) -> Job:
         usage=Usage(**row.usage) if row.usage is not None else None,
         error=Failure(row.error_code, row.error_message) if row.error_code is not None else None,
         attempts=tuple(attempts),
+        origin=Origin(row.request_id, row.traceparent),
     )
 
 

@@ -33,6 +33,7 @@ from shared.group_commit import GroupCommit
 from shared.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_id
 from shared.job_rows import COLUMNS, Records, Store, insert_queued, seconds, to_job
 from shared.models import IdempotencyKeyRow, JobRow, WorkerRow
+from shared.origin import ORIGIN, Origin
 from shared.sampling import GenerateRequest
 
 
@@ -47,6 +48,7 @@ class NewJob:
     metadata: dict[str, str] = field(default_factory=dict)
     start_within_s: float | None = None
     finish_within_s: float | None = None
+    origin: Origin = field(default_factory=ORIGIN.get)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ _NEW = Records(
     metadata=JSON,
     start_within_s=Double,
     finish_within_s=Double,
+    request_id=Text,
+    traceparent=Text,
 )
 _INSERT = insert_queued(
     _NEW,
@@ -88,6 +92,8 @@ _INSERT = insert_queued(
         JobRow.priority: _NEW.priority,
         JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
         JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
+        JobRow.request_id: _NEW.request_id,
+        JobRow.traceparent: _NEW.traceparent,
     },
 ).returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before)
 
@@ -233,6 +239,8 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "metadata": new.metadata,
         "start_within_s": new.start_within_s,
         "finish_within_s": new.finish_within_s,
+        "request_id": new.origin.request_id,
+        "traceparent": new.origin.traceparent,
     }
 
 
@@ -252,6 +260,7 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
         created_at=inserted.created_at,
         start_before=inserted.start_before,
         finish_before=inserted.finish_before,
+        origin=new.origin,
     )
 
 

@@ -76,6 +76,10 @@ class JobRow(Base):
     log: Mapped[str | None] = mapped_column(Text)
     deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
+    # Where it comes from (`shared.origin`).
+    request_id: Mapped[str | None] = mapped_column(Text)
+    traceparent: Mapped[str | None] = mapped_column(Text)
+
     # The line of a batch's input file that this job runs. Unique: no line runs twice.
     batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     batch_line: Mapped[int | None]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, func, or_, select, update
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, or_, select, type_coerce, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.ending import Ending
 from shared.job import RUNNING, Job, JobStatus
@@ -19,6 +22,16 @@ from shared.job_rows import (
 )
 from shared.models import IdempotencyKeyRow, JobRow, WorkerRow
 from shared.queue import Hint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescued(Hint):
+    """The hint for a job that was put back, and which attempt it was that `worker` lost."""
+
+    attempt: int
+    worker: str
+    request_id: str | None
+
 
 _END_QUEUED = end_statement(JobRow.status == JobStatus.QUEUED.value)
 _END_LOST = end_statement(JobRow.status.in_(RUNNING), JobRow.worker.endswith(LOST))
@@ -52,7 +65,7 @@ class RescueStore(Store):
         """End a job that was condemned. False: it was ended in between."""
         return (await self._end(_END_LOST, [ending_record(job_id, attempt, ending)]))[0]
 
-    async def requeue_lost(self, max_attempts: int, limit: int = 500) -> list[Hint]:
+    async def requeue_lost(self, max_attempts: int, limit: int = 500) -> list[Rescued]:
         """Put the jobs of silent workers back into the queue, but for those that must end (`lost_to_end`)."""
         lost = (
             select(JobRow.id)
@@ -70,10 +83,27 @@ class RescueStore(Store):
             update(JobRow)
             .where(JobRow.id.in_(lost))
             .values(requeued(0, "worker_lost", deaths=1))
-            .returning(JobRow.id, JobRow.model, JobRow.priority)
+            .returning(
+                JobRow.id,
+                JobRow.model,
+                JobRow.priority,
+                JobRow.attempt,
+                type_coerce(JobRow.attempts, JSONB)[-1]["worker"].astext.label("lost_by"),
+                JobRow.request_id,
+            )
         )
         async with self._engine.connect() as connection:
-            return [Hint(*row) for row in await connection.execute(statement)]
+            return [
+                Rescued(
+                    job_id=row.id,
+                    model=row.model,
+                    priority=row.priority,
+                    attempt=row.attempt,
+                    worker=row.lost_by,
+                    request_id=row.request_id,
+                )
+                for row in await connection.execute(statement)
+            ]
 
     async def lost_to_end(self, max_attempts: int, limit: int = 100) -> list[Job]:
         """Jobs of silent workers that are not tried again: being cancelled, out of attempts, or out of time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,6 +24,7 @@ class Settings(BaseSettings):
     redis_url: str = Field(validation_alias="REDIS_URL")
     models: Path = REPOSITORY / "models.yaml"
     log_level: str = "INFO"
+    log_format: Literal["text", "json"] = "text"
     lease_s: float = Field(6.0, gt=0, description="A worker silent for this long has lost its jobs.")
     heartbeat_s: float = Field(2.0, gt=0)
     max_attempts: int = Field(3, ge=1, description="Worker deaths that a job survives.")

@@ -68,10 +68,13 @@ class Sweeper:
         """
         rescued = await self._store.requeue_lost(self._max_attempts) if take else []
         for hint in rescued:
-            logger.warning("job=%s model=%s lost its worker; queued again", hint.job_id, hint.model)
             model = model_label(hint.model)
             RESCUES.labels(model).inc()
             ATTEMPTS.labels(model, "worker_lost").inc()
+            logger.warning(
+                "job=%s model=%s attempt=%d worker=%s request=%s lost its worker; queued again",
+                hint.job_id, hint.model, hint.attempt, hint.worker, hint.request_id,
+            )  # fmt: skip
             self._send(first(hint))
         if take:
             await self._end_lost()

@@ -13,6 +13,7 @@ from shared.job import Failure, Job, JobStatus, Usage
 from shared.metrics import ATTEMPTS, job_ended, model_label
 from shared.rescue_store import RescueStore
 from shared.stream import Append, Fenced, JobLogs, seq_before
+from shared.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +21,11 @@ logger = logging.getLogger(__name__)
 class UnownedJobs:
     """Ends them, with what earlier attempts made as their output."""
 
-    def __init__(self, store: RescueStore, logs: JobLogs, log_ttl_s: int) -> None:
+    def __init__(self, store: RescueStore, logs: JobLogs, log_ttl_s: int, traces: Traces = NO_TRACES) -> None:
         self._store = store
         self._logs = logs
         self._log_ttl_s = log_ttl_s
+        self._traces = traces
 
     async def end(self, job: Job, status: JobStatus, failure: Failure) -> bool:
         """End a job as it was read. False: it has moved on since, and nothing was written.
@@ -63,10 +65,14 @@ class UnownedJobs:
         end = self._store.end_lost if running else self._store.end_queued
         ended = await end(job.id, job.attempt, ending)
         if ended:
-            logger.info("job=%s model=%s attempt=%d %s", job.id, job.model, job.attempt, status.value)
             job_ended(job, ending)
             if running:
                 ATTEMPTS.labels(model_label(job.model), "worker_lost").inc()
+            logger.info(
+                "job=%s model=%s attempt=%d worker=%s request=%s %s: %s",
+                job.id, job.model, job.attempt, job.worker, job.origin.request_id, status.value, failure.code,
+            )  # fmt: skip
+            self._traces.ended_unowned(job, status, ending.finished_at)
             await self._tell(Append(job.id, attempt, [*news, last], self._log_ttl_s, force=bool(news)))
         return ended
 

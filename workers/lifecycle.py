@@ -22,6 +22,7 @@ from shared.db import connect
 from shared.ending import CANCELLED
 from shared.job import JobStatus, WorkerState
 from shared.job_store import JobStore
+from shared.logging import requests_come
 from shared.outage import is_outage
 from shared.queue import HintSender
 from shared.redis_connection import connect_redis
@@ -30,6 +31,7 @@ from shared.rescue_store import RescueStore
 from shared.startup import settle
 from shared.stream import JobLogs, LogFlusher
 from shared.sweeper import Sweeper
+from shared.tracing import open_traces
 from shared.unowned import UnownedJobs
 from shared.worker_store import WorkerStore
 from workers.control import ControlListener
@@ -142,6 +144,9 @@ class Lifecycle:
         redis = connect_redis(settings.redis_url)
         self._stack.push_async_callback(redis.aclose)
 
+        traces = open_traces("headrace-worker", self._worker)
+        self._stack.push_async_callback(asyncio.to_thread, traces.close)
+
         logger.info("model=%s engine=%s starting", model.name, model.engine)
         began = time.monotonic()
         engine = make_engine(model)
@@ -166,6 +171,7 @@ class Lifecycle:
             max_attempts=settings.max_attempts,
             send=hints.put,
             on_engine_death=lambda: self._keeper.look(),
+            traces=traces,
         )
         lease = self._lease = Lease(self._runner, engine, store, model.name, settings)
         self._keeper = EngineKeeper(
@@ -179,7 +185,7 @@ class Lifecycle:
         )
         await lease.renew()
         self._stack.push_async_callback(self._forget)
-        self._unowned = UnownedJobs(rescues, logs, settings.log_ttl_s)
+        self._unowned = UnownedJobs(rescues, logs, settings.log_ttl_s, traces)
         sweeper = Sweeper(
             rescues,
             self._unowned,
@@ -204,6 +210,7 @@ class Lifecycle:
             task.add_done_callback(self._part_ended)
             self._tasks.append(task)
         settle()
+        requests_come()
 
     async def _drain(self) -> None:
         self._runner.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import logging
 import multiprocessing
 import os
 import secrets
@@ -28,6 +29,18 @@ def tie_to_parent() -> None:
             os._exit(1)  # it has died before it was asked
 
 
+def log_as_the_worker() -> None:
+    """Give vLLM's processes the worker's log, and keep from it what a crashing engine was given.
+
+    vLLM logs the scheduler's output then, with stop strings, schemas and what else came with the requests.
+    """
+    from shared.logging import configure_logging
+
+    configure_logging(os.environ.get("HEADRACE_LOG_LEVEL", "INFO"), os.environ.get("HEADRACE_LOG_FORMAT", "text"))
+    # A filter, since a configuration of vLLM's own (VLLM_CONFIGURE_LOGGING=1) sets levels back.
+    logging.getLogger("vllm.logging_utils.dump_input").addFilter(lambda _: False)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m workers", description="Run jobs of one model.")
     parser.add_argument("model", help="a name from models.yaml")
@@ -41,6 +54,7 @@ def main() -> int:
     from shared.queue import queue_name
     from shared.registry import load_registry
     from shared.startup import database_or_exit, settings_or_exit
+    from shared.tracing import wanted
     from workers.app import app
     from workers.broker import use_transport
     from workers.intake import Intake
@@ -51,8 +65,9 @@ def main() -> int:
     from workers.settings import WorkerSettings
 
     settings = settings_or_exit(WorkerSettings)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     try:
+        wanted()
         registry = load_registry(settings.models)
     except HeadraceError as error:
         print(error, file=sys.stderr)
@@ -97,3 +112,4 @@ if __name__ == "__main__":
 elif __name__ == "__mp_main__":
     os.setsid()  # a signal to the worker's group is the worker's to handle: vLLM's engine would end at once
     tie_to_parent()
+    log_as_the_worker()

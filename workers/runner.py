@@ -21,6 +21,7 @@ from shared.metrics import job_ended
 from shared.outage import is_outage
 from shared.queue import Hint, first, is_batch
 from shared.stream import Fenced, JobLog, JobLogs, LogFlusher, seq_before
+from shared.tracing import NO_TRACES, AttemptTrace, Traces
 from shared.worker_store import Held, WorkerStore
 from workers import counts
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo
@@ -60,6 +61,7 @@ class Run:
     first_token_at: datetime | None = None
     generating: asyncio.Task[None] | None = None
     stop: Stop | None = None
+    trace: AttemptTrace = field(default_factory=AttemptTrace)
 
     def now(self) -> datetime:
         """The database's clock, as far as this attempt knows it."""
@@ -93,6 +95,7 @@ class Runner:
         max_attempts: int,
         send: Callable[[Hint], None],
         on_engine_death: Callable[[], None],
+        traces: Traces = NO_TRACES,
     ) -> None:
         """`on_engine_death` is called from the loop, once for each job that finds the engine dead."""
         self.worker = worker
@@ -105,6 +108,7 @@ class Runner:
         self._max_attempts = max_attempts
         self._send = send
         self._on_engine_death = on_engine_death
+        self._traces = traces
         self._runs: dict[str, Run] = {}
         self._closed = False
         self._empty = asyncio.Event()
@@ -138,6 +142,7 @@ class Runner:
             self.last_claimed[job.priority] = job.id
             with self._tracked(job) as run:
                 counts.claimed(job)
+                run.trace = self._traces.claimed(job)
                 if self._closed:
                     self.stop(job.id, Stop.HAND_BACK)  # the drain began while it was being claimed
                 self._set_aside()
@@ -264,8 +269,9 @@ class Runner:
         log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self.worker})
         self._flusher.touch(log)
         logger.info(
-            "job=%s model=%s attempt=%d started, after %d tokens", job.id, job.model, job.attempt, run.made_before
-        )
+            "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens",
+            job.id, job.model, job.attempt, self.worker, job.origin.request_id, run.made_before,
+        )  # fmt: skip
         return True
 
     async def _generate(self, run: Run) -> None:
@@ -290,6 +296,7 @@ class Runner:
             return  # the attempt before this one died between its last token and its row
         run.given = time.monotonic()
         counts.given(job, run.given - run.claimed)
+        run.trace.generates(run.now(), run.made_before)
         outputs = self._engine.generate(f"{job.id}-{job.attempt}", job.request, so_far)
         async with aclosing(outputs):
             async for item in outputs:
@@ -304,6 +311,7 @@ class Runner:
                     item.prompt_tokens = run.prompt.prompt_tokens or None
                     before = any(run.lost_tokens.values())
                     counts.first_token(job, time.monotonic() - run.given, None if before else run.first_token_at)
+                    run.trace.first_token(run.first_token_at, run.prompt.prompt_tokens, run.prompt.cached_tokens)
                 run.transcript.add(item)
                 run.log.delta(item)
                 self._flusher.touch(run.log)
@@ -372,11 +380,13 @@ class Runner:
             return None
         job_ended(job, ending)
         counts.attempt_ended(job, status.value)
+        run.trace.ended(ending.finished_at, status.value, usage.prompt_tokens, run.tokens)
         run.log.close(last, self._log_ttl_s)
         self._flusher.touch(run.log)
         logger.info(
-            "job=%s model=%s attempt=%d %s prompt=%d output=%d ms=%d",
-            job.id, job.model, job.attempt, status.value, usage.prompt_tokens, usage.completion_tokens,
+            "job=%s model=%s attempt=%d worker=%s request=%s %s prompt=%d output=%d ms=%d",
+            job.id, job.model, job.attempt, self.worker, job.origin.request_id, status.value,
+            usage.prompt_tokens, usage.completion_tokens,
             round((ending.finished_at - job.created_at).total_seconds() * 1000),
         )  # fmt: skip
         return status
@@ -398,8 +408,12 @@ class Runner:
             "hand-back",
         )
         if given:
-            logger.info("job=%s attempt=%d handed back after %d tokens", job.id, job.attempt, run.tokens)
             counts.attempt_ended(job, outcome)
+            run.trace.ended(run.now(), outcome, run.prompt.prompt_tokens, run.tokens)
+            logger.info(
+                "job=%s model=%s attempt=%d worker=%s request=%s handed back after %d tokens (%s)",
+                job.id, job.model, job.attempt, self.worker, job.origin.request_id, run.tokens, outcome,
+            )  # fmt: skip
             self._send(first(Hint(job.id, job.model, job.priority)))
             return None
         return await self._end(run, JobStatus.CANCELLED, CANCELLED)

@@ -118,6 +118,7 @@ class BatchSteps:
             hints = await self._store.submit(batch, jobs, requests, then)
             for hint in hints or ():
                 submitted(hint.model, hint.priority)
+                logger.info("job=%s model=%s attempt=%d batch=%s queued", hint.job_id, hint.model, 0, batch.id)
                 self._send(hint)
             if hints is not None:
                 BATCH_LINES.labels("submitted").inc(requests)

@@ -27,12 +27,14 @@ async def native_events(jobs: JobService, job: Job, after: int) -> AsyncIterator
     async def frames() -> AsyncIterator[bytes]:
         if first:
             yield first
-        async for events in jobs.follow(job.id, after, queued):
-            if not events[0].seq:
-                yield _PLACE % events[0].data
-                continue
-            yield b"".join(
-                [b"id: %d\nevent: job.%b\ndata: %b\n\n" % (event.seq, event.name, event.data) for event in events]
-            )
+        with jobs.traces.reading(job, after) as reading:
+            async for events in jobs.follow(job.id, after, queued):
+                if not events[0].seq:
+                    yield _PLACE % events[0].data
+                    continue
+                reading.got(len(events))
+                yield b"".join(
+                    [b"id: %d\nevent: job.%b\ndata: %b\n\n" % (event.seq, event.name, event.data) for event in events]
+                )
 
     return frames()

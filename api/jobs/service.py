@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -24,6 +25,7 @@ from shared.metrics import submitted
 from shared.queue import Hint, HintSender
 from shared.registry import Registry
 from shared.stream import JobLogs
+from shared.tracing import NO_TRACES, Traces
 from shared.unowned import UnownedJobs
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class JobService:
         context: ContextCheck,
         redis: Redis,
         backlog: Backlog,
+        traces: Traces = NO_TRACES,
     ) -> None:
         self._registry = registry
         self._store = store
@@ -54,6 +57,7 @@ class JobService:
         self._context = context
         self._redis = redis
         self.backlog = backlog
+        self.traces = traces
 
     async def submit(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
         """Check a job, commit it, and hint a worker. When this returns, the job is safe.
@@ -71,9 +75,14 @@ class JobService:
                 f"The model `{new.model}` does not exist; there are: {known}.", param="model", code="model_not_found"
             )
         await self._context.check(new.model, new.request)
-        job, created = await self._store.insert(new, idempotency)
+        with self.traces.submitting(new.model) as origin:
+            job, created = await self._store.insert(replace(new, origin=origin), idempotency)
         if created:
             submitted(job.model, job.priority)
+            logger.info(
+                "job=%s model=%s attempt=%d request=%s queued",
+                job.id, job.model, job.attempt, job.origin.request_id,
+            )  # fmt: skip
             self._hints.put(Hint(job.id, job.model, job.priority))
             await asyncio.sleep(0)  # the hint goes before the answer is made
         return job, created
@@ -129,6 +138,10 @@ class JobService:
                 if await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED):
                     return await self.get(job_id, key_id)
             elif (worker := await self._store.mark_cancelling(job_id)) is not None:
+                logger.info(
+                    "job=%s model=%s attempt=%d worker=%s request=%s cancelling",
+                    job.id, job.model, job.attempt, worker, job.origin.request_id,
+                )  # fmt: skip
                 await self._tell_worker(worker, job_id)
                 return await self.get(job_id, key_id)
             job = await self.get(job_id, key_id)

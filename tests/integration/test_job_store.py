@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -36,9 +37,9 @@ def ending(status: JobStatus = JobStatus.COMPLETED) -> Ending:
     )
 
 
-async def submit(store: JobStore, key_id: int, *, model: str = "m", priority: int = 3, **times: float) -> Job:
+async def submit(store: JobStore, key_id: int, *, model: str = "m", priority: int = 3, **others: Any) -> Job:
     job, created = await store.insert(
-        NewJob(key_id=key_id, model=model, priority=priority, request=REQUEST, metadata={"a": "b"}, **times)
+        NewJob(key_id=key_id, model=model, priority=priority, request=REQUEST, metadata={"a": "b"}, **others)
     )
     assert created
     return job

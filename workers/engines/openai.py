@@ -39,9 +39,9 @@ TAIL_S = 1.0
 
 
 class _Passing(Exception):
-    """A failure that may pass. The message is for the client, `details` are for the log."""
+    """A failure that may pass. The message is for the client, `details`, which quote nothing, for the log."""
 
-    def __init__(self, message: str, details: object = "", asked_s: float | None = None) -> None:
+    def __init__(self, message: str, details: str, asked_s: float | None = None) -> None:
         super().__init__(message)
         self.details = details
         self.asked_s = asked_s
@@ -114,7 +114,7 @@ class OpenAIEngine:
         try:
             while True:
                 reply = Reply(request.sampling.n)
-                failure = _Passing("The upstream ended its answer too early.")
+                failure = _Passing("The upstream ended its answer too early.", "the answer has no end")
                 try:
                     async with self._session.post(url, data=body, allow_redirects=False) as response:
                         UPSTREAM_REQUESTS.labels(self._label, str(response.status)).inc()
@@ -134,7 +134,7 @@ class OpenAIEngine:
                 if reply.finished:
                     break  # what broke then cost its usage at most
                 wait = wait_s(failures, failure.asked_s)
-                logger.warning("request=%s failure %d: %s %s", request_id, failures + 1, failure, failure.details)
+                logger.warning("call=%s the upstream failed, failure %d: %s", request_id, failures + 1, failure.details)
                 if reply.begun or failures >= self._options.max_retries or wait is None:
                     raise UpstreamError(str(failure))
                 failures += 1
@@ -168,7 +168,7 @@ class OpenAIEngine:
             raise InvalidRequest(message or f"The upstream refused the request (HTTP {status}).", param=param)
         text = f"The upstream answered HTTP {status}{f': {message}' if message else ''}."
         if status in (408, 429) or status >= 500:
-            raise _Passing(text, asked_s=asked_wait_s(response.headers))
+            raise _Passing(text, f"HTTP {status}", asked_wait_s(response.headers))
         raise UpstreamError(text)
 
 
@@ -190,12 +190,12 @@ def _kind(error: Exception) -> str:
 
 
 def _passing(error: Exception) -> _Passing:
-    details = f"({type(error).__name__}: {error})"
+    details = type(error).__name__  # its words may quote the answer
     match error:
         case TimeoutError():
             return _Passing("The upstream did not answer in time.", details)
         case aiohttp.ClientConnectorError():
-            return _Passing("The upstream cannot be reached.", details)
+            return _Passing("The upstream cannot be reached.", f"{details}: {error}")
         case _:
             return _Passing("The connection to the upstream broke.", details)
 

@@ -12,9 +12,10 @@ import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
-# A forked engine process would inherit a threaded parent; and nothing is reported to anybody.
+# A forked engine process would inherit a threaded parent; nothing is reported to anybody; and its loggers use ours.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
 
 from pydantic import ValidationError
 from tokenizers import Tokenizer

@@ -1,0 +1,255 @@
+"""Logs of real processes: a line for each transition of a job, and never a prompt, an output or a key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from sqlalchemy import update
+
+from shared.bundled import bundled_model_path
+from shared.db import connect
+from shared.models import JobRow
+from tests.conftest import STACK_REDIS_DB, Servers
+from tests.e2e.conftest import make_stack
+from tests.e2e.test_jobs import ended, running
+from tests.support.database import drop_database
+from tests.support.faulty_upstream import faulty_upstream, refusal
+from tests.support.ports import free_port
+from tests.support.stack import KEY, Stack
+from tests.support.waiting import eventually
+
+MARKER = "xylophone-7391"
+UPSTREAM_KEY = "sk-of-the-upstream"
+FAIL, DIE = "<<fail>>", "<<die>>"
+PORT = free_port()
+
+
+@pytest.fixture(scope="module", params=["json", "text"])
+def stack(
+    request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    name = f"logs_{request.param}"
+    models: list[dict[str, object]] = [
+        {
+            "name": "sim",
+            "engine": "simulated",
+            "slots": 4,
+            "options": {"ttft_ms": 5, "itl_ms": 10, "fail_on": FAIL, "die_on": DIE, "max_model_len": 5000},
+        },
+        {
+            "name": "up",
+            "engine": "openai",
+            "model": "theirs",
+            "options": {
+                "base_url": f"http://127.0.0.1:{PORT}/v1",
+                "api_key_env": "UPSTREAM_API_KEY",
+                "max_retries": 1,
+            },
+        },
+        {"name": "orphan", "engine": "simulated"},
+    ]
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        name,
+        models,
+        redis_url=servers.redis(STACK_REDIS_DB - 7),
+        HEADRACE_LOG_FORMAT=request.param,
+        HEADRACE_LOG_LEVEL="DEBUG",
+        HEADRACE_LEASE_S=2,
+        HEADRACE_HEARTBEAT_S=0.5,
+        HEADRACE_ENGINE_BACK_OFF_MAX_S=1,
+        UPSTREAM_API_KEY=UPSTREAM_KEY,
+    )
+    try:
+        stack.start_api()
+        stack.start_worker("sim")
+        stack.start_worker("up")
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, f"stack_{name}")
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    async with stack.client() as client:
+        yield client
+
+
+async def submit(client: httpx.AsyncClient, **body: Any) -> str:
+    response = await client.post("/v1/jobs", json={"model": "sim", "max_tokens": 5, **body})
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def logged(folder: Path) -> str:
+    text = "".join(path.read_text() for path in sorted(folder.glob("*.log")))
+    assert text
+    return text
+
+
+async def transitions(stack: Stack, job_id: str, count: int) -> list[dict[str, Any]]:
+    """A job's transitions, as the processes told them, in order, once there are so many."""
+
+    async def probe() -> list[dict[str, Any]] | None:
+        lines = [json.loads(line) for line in logged(stack.folder).splitlines() if f'"{job_id}"' in line]
+        told = sorted((line for line in lines if "attempt" in line), key=lambda line: str(line["time"]))
+        return told if len(told) >= count else None
+
+    told = await eventually(probe, f"{count} transitions of {job_id}")
+    assert len(told) == count
+    return told
+
+
+async def test_each_transition_is_a_line(stack: Stack, client: httpx.AsyncClient) -> None:
+    if stack.environment["HEADRACE_LOG_FORMAT"] != "json":
+        pytest.skip("the text's fields are the same, and a unit test's")
+    client.headers["x-request-id"] = "mine-1"
+    job_id = await submit(client, prompt=MARKER)
+    await ended(client, job_id)
+    queued, started, incomplete = await transitions(stack, job_id, 3)
+    assert [line["message"] for line in (queued, started, incomplete)] == [
+        "queued",
+        "started, after 0 tokens",
+        "incomplete",
+    ]
+    for line in (queued, started, incomplete):
+        assert (line["job"], line["model"], line["request"]) == (job_id, "sim", "mine-1")
+    assert (queued["attempt"], started["attempt"], incomplete["attempt"]) == (0, 1, 1)
+    assert started["worker"] == incomplete["worker"]
+    assert started["worker"].startswith("sim-")
+    assert incomplete["output"] == 5
+
+    # Another worker goes on after a death; a cancel ends it: the request's id goes along.
+    job_id = await submit(client, prompt=MARKER, max_tokens=4000)
+    await running(client, job_id)
+    (first,) = [name for name, process in stack.processes.items() if "sim" in cast("list[str]", process.args)]
+    stack.kill(first)
+    stack.start_worker("sim")
+
+    async def second() -> bool:
+        return len((await client.get(f"/v1/jobs/{job_id}")).json()["attempts"]) == 2
+
+    await eventually(second, "a second attempt")
+    await client.post(f"/v1/jobs/{job_id}/cancel")
+    await ended(client, job_id)
+    told = await transitions(stack, job_id, 6)
+    assert [(line["attempt"], line["message"].partition(",")[0]) for line in told] == [
+        (0, "queued"),
+        (1, "started"),
+        (1, "lost its worker; queued again"),
+        (2, "started"),
+        (2, "cancelling"),
+        (2, "cancelled"),
+    ]
+    assert {line["request"] for line in told} == {"mine-1"}
+    assert told[2]["worker"] == told[1]["worker"] != told[3]["worker"]
+
+
+async def test_no_prompt_no_output_and_no_key_is_in_any_log(stack: Stack, client: httpx.AsyncClient) -> None:
+    """Success, failures, cancels and an engine's death, through every face; with all that logs at DEBUG."""
+    chat = [{"role": "user", "content": MARKER}]
+    done = await ended(client, await submit(client, messages=chat, metadata={"note": MARKER}, stop=[MARKER]))
+    assert done["status"] == "incomplete"
+    output = done["output_text"].strip()
+    assert (await ended(client, await submit(client, prompt=f"{MARKER} {FAIL}")))["status"] == "failed"
+    cancelled = await submit(client, prompt=MARKER, max_tokens=4000)
+    await running(client, cancelled)
+    await client.post(f"/v1/jobs/{cancelled}/cancel")
+    assert (await ended(client, cancelled))["status"] == "cancelled"
+    waiting = await submit(client, model="orphan", prompt=MARKER)
+    await client.post(f"/v1/jobs/{waiting}/cancel")
+    dead = await ended(client, await submit(client, prompt=f"{MARKER} {DIE}"))
+    assert dead["error"]["code"] == "attempts_exhausted"
+    # What is refused is quoted to its client, and to nobody else.
+    for path, body in (
+        ("/v1/jobs", {"model": "sim", "prompt": MARKER, MARKER: 1}),
+        ("/v1/jobs", {"model": MARKER, "prompt": MARKER}),
+        ("/v1/chat/completions", {"model": "sim", "messages": [{"role": MARKER, "content": MARKER}]}),
+        ("/v1/jobs", {"model": "sim", "prompt": f"{MARKER}\ud800"}),
+        (f"/v1/{MARKER}", {}),
+    ):
+        refused = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+        assert refused.status_code in (400, 404), refused.text
+    async with client.stream("POST", "/v1/chat/completions", json={"model": "sim", "messages": chat, "stream": True}):
+        pass  # leaves
+    async with faulty_upstream(PORT) as upstream:
+        upstream.answers = [refusal(500, f"cannot: {MARKER}"), refusal(500, f"cannot: {MARKER}")]
+        failed = await ended(client, await submit(client, model="up", prompt=MARKER))
+        assert MARKER in failed["error"]["message"]
+        upstream.answers = [refusal(400, f"no: {MARKER}"), refusal(401, f"no: {MARKER} for {UPSTREAM_KEY}")]
+        for _ in range(2):
+            assert (await ended(client, await submit(client, model="up", messages=chat)))["status"] == "failed"
+    # A row that cannot be read: pydantic quotes it.
+    job_id = await submit(client, model="orphan", prompt="x")
+    await spoil(stack, job_id)
+    assert (await client.get(f"/v1/jobs/{job_id}")).status_code == 500
+    text = logged(stack.folder)
+    assert "unexpected error" in text
+    assert "ValidationError" in text
+    for hidden in (MARKER, output, KEY, UPSTREAM_KEY):
+        assert hidden not in text
+
+
+async def spoil(stack: Stack, job_id: str) -> None:
+    """Make a job's row one that this version cannot read."""
+    database = connect(stack.environment["DATABASE_URL"])
+    async with database.connect() as connection:
+        await connection.execute(update(JobRow).where(JobRow.id == job_id).values(request={"sampling": MARKER}))
+    await database.dispose()
+
+
+@pytest.fixture
+def crashing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A vLLM engine that fails in a step when it is asked to."""
+    model: dict[str, object] = {
+        "name": "smollm2",
+        "engine": "vllm",
+        "model": str(bundled_model_path("SmolLM2-135M-Instruct")),
+        "options": {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 512,
+            "max_num_seqs": 4,
+            "kv_cache_memory_bytes": 1 << 28,
+            "logits_processors": ["tests.support.crashing:Crash"],
+        },
+    }
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "crash",
+        [model],
+        redis_url=servers.redis(STACK_REDIS_DB - 8),
+        HEADRACE_LOG_FORMAT="json",
+        HEADRACE_MAX_ATTEMPTS=1,
+    )
+    try:
+        stack.start_api()
+        stack.start_worker("smollm2", within_s=240)
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_crash")
+
+
+async def test_a_crashing_vllm_does_not_log_what_it_was_given(crashing: Stack) -> None:
+    """vLLM logs the scheduler's output when a step fails, with each request's stop strings and schemas."""
+    async with crashing.client() as client:
+        job_id = await submit(
+            client, model="smollm2", messages=[{"role": "user", "content": MARKER}], stop=[MARKER, "<<crash>>"]
+        )
+        dead = await ended(client, job_id)
+    assert dead["error"]["code"] == "attempts_exhausted"
+    text = logged(crashing.folder)
+    assert "EngineCore encountered a fatal error" in text, "the engine's own log is ours"
+    assert "told to crash" in text, "and says why"
+    assert MARKER not in text
+    for line in (crashing.folder / "worker-1.log").read_text().splitlines():
+        assert json.loads(line)["message"] is not None
