@@ -1,0 +1,256 @@
+"""The containers, for real: builds them, starts docker-compose.yml with two workers, kills one, and starts all again.
+
+    python tests/containers/check.py [--cpu] [--keep]
+
+Needs root, podman, docker-compose (any version from 1.29) and, where no image registry is reached, debootstrap. On
+this machine alone: CHECK_BUILD_FLAGS are more flags of `podman build`, such as mounts of pip's configuration.
+It is no part of `make test`: it takes some minutes, and a gigabyte of disk (with --cpu, which runs vLLM too, ten).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+PROJECT = "headrace-check"
+PORT, FLOWER_PORT = 18000, 15555
+URL = f"http://127.0.0.1:{PORT}"
+READY_S = 240.0
+# Where crun or the kernel refuses Docker's defaults; harmless elsewhere.
+CONTAINERS_CONF = """\
+[containers]
+default_ulimits = ["nofile=1024:4096", "nproc=1000:2000"]
+[engine]
+runtime = "runc"
+"""
+
+
+class Failed(Exception):
+    """Something is not as it should be."""
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def run(*command: str, **environment: str) -> str:
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, **environment}, check=False, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise Failed(f"{shlex.join(command)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def build(*, cpu: bool) -> None:
+    """The images under the names that docker-compose.yml has."""
+    flags = shlex.split(os.environ.get("CHECK_BUILD_FLAGS", ""))
+    images = [("headrace-api", "api/Dockerfile", []), ("headrace-worker-light", "workers/Dockerfile", ["light"])]
+    if cpu:
+        images.append(("headrace-worker-cpu", "workers/Dockerfile", ["cpu"]))
+    for name, file, target in images:
+        began = time.monotonic()
+        target = ["--target", *target] if target else []
+        run("podman", "build", "--format", "docker", *flags, *target, "-f", file, "-t", f"{name}:{VERSION}", ".")
+        size = int(run("podman", "image", "inspect", "--format", "{{.Size}}", f"{name}:{VERSION}")) / 1e6
+        say(f"built {name}: {size:.0f} MB, {time.monotonic() - began:.0f} s")
+
+
+class Compose:
+    """docker-compose against podman's socket, with this project's file and an .env of its own."""
+
+    def __init__(self, folder: Path, *, cpu: bool) -> None:
+        self.worker = "worker" if cpu else "worker-light"
+        self.model = "smollm2" if cpu else "sim"
+        self.key = f"hr_check_{secrets.token_hex(24)}"
+        self._environment = {
+            "DOCKER_HOST": f"unix://{folder}/podman.sock",
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "COMPOSE_PROFILES": "cpu" if cpu else "light",
+            "HEADRACE_MODELS_FILE": "./models.yaml" if cpu else "./models.simulated.yaml",
+            "HEADRACE_MODEL": self.model,
+            "HEADRACE_PORT": str(PORT),
+            "HEADRACE_FLOWER_PORT": str(FLOWER_PORT),
+            "HEADRACE_API_KEY": self.key,
+            **{name: secrets.token_hex(16) for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "FLOWER_PASSWORD")},
+            "GRAFANA_PASSWORD": "not-used",
+        }
+        self.flower_password = self._environment["FLOWER_PASSWORD"]
+
+    def __call__(self, *arguments: str) -> str:
+        return run("docker-compose", "--env-file", os.devnull, *arguments, **self._environment)
+
+    def up(self) -> None:
+        began = time.monotonic()
+        self("up", "-d", "--no-build", "--scale", f"{self.worker}=2")
+        workers: dict[str, str] = {}
+        while len(workers) < 2 or not _ready():
+            if time.monotonic() - began > READY_S:
+                raise Failed(f"not ready after {READY_S:g} s\n{self('ps')}\n{self('logs', '--tail=20')}")
+            time.sleep(0.5)
+            workers = self.healthy_workers()
+        say(f"up, with {len(workers)} healthy workers, after {time.monotonic() - began:.0f} s")
+
+    def healthy_workers(self) -> dict[str, str]:
+        """Containers of workers whose own health check says so: ids by hostname."""
+        found = {}
+        for container in self("ps", "-q", self.worker).split():
+            (state,) = json.loads(run("podman", "inspect", container))
+            if state["State"].get("Health", state["State"].get("Healthcheck", {})).get("Status") == "healthy":
+                found[state["Config"]["Hostname"]] = container
+        return found
+
+
+def _ready() -> bool:
+    try:
+        return httpx.get(f"{URL}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@contextlib.contextmanager
+def docker_api(folder: Path) -> Iterator[None]:
+    """podman's Docker-compatible socket, and what systemd does for podman elsewhere: run the health checks."""
+    server = subprocess.Popen(["podman", "system", "service", "--time=0", f"unix://{folder}/podman.sock"])
+    over = threading.Event()
+
+    def check_health() -> None:
+        while not over.wait(2):
+            listed = run("podman", "ps", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}")
+            for container in listed.split():
+                subprocess.run(["podman", "healthcheck", "run", container], capture_output=True, check=False)
+
+    thread = threading.Thread(target=check_health)
+    try:
+        while not (folder / "podman.sock").exists():
+            time.sleep(0.1)
+        thread.start()
+        yield
+    finally:
+        over.set()
+        thread.join()
+        server.terminate()
+        server.wait()
+
+
+def events(text: str) -> list[tuple[int, str, dict[str, Any]]]:
+    """A finished SSE body: number, kind and data of each event."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.partition(": ")[::2] for line in block.splitlines() if not line.startswith(":"))
+        if "event" in fields:
+            found.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def streamed(client: httpx.Client, job_id: str) -> str:
+    return client.get(f"/v1/jobs/{job_id}/stream", timeout=300).text
+
+
+def kill_a_worker_in_mid_stream(compose: Compose, client: httpx.Client) -> dict[str, Any]:
+    """Returns the job, which ended on the other worker."""
+    body = {"model": compose.model, "prompt": "Once upon a time", "max_tokens": 600, "temperature": 0}
+    job = client.post("/v1/jobs", json=body).raise_for_status().json()
+    text, killed = "", ""
+    with client.stream("GET", f"/v1/jobs/{job['id']}/stream", timeout=300) as response:
+        for part in response.iter_text():
+            text += part
+            if not killed and text.count("job.delta") >= 10:
+                worker = client.get(f"/v1/jobs/{job['id']}").json()["attempts"][-1]["worker"]
+                killed = compose.healthy_workers()[worker.partition("@")[2]]
+                run("podman", "kill", "--signal", "KILL", killed)
+                at = time.monotonic()
+                say(f"killed {worker} in mid-stream")
+                seen = len(text)
+            elif killed and at and "job.delta" in text[seen:]:
+                say(f"the stream goes on after {time.monotonic() - at:.1f} s")
+                at = 0.0
+    if not killed:
+        raise Failed("the job was over before its worker could be killed")
+    done: dict[str, Any] = client.get(f"/v1/jobs/{job['id']}").raise_for_status().json()
+    seen_events = events(text)
+    numbers = [number for number, _, _ in seen_events if number]
+    shown = "".join(data["text"] for _, kind, data in seen_events if kind == "job.delta")
+    if len(done["attempts"]) < 2 or any(kind == "job.restarted" for _, kind, _ in seen_events):
+        raise Failed(f"the job did not continue on another worker: {done['attempts']}")
+    if numbers != sorted(set(numbers)) or shown != done["output_text"]:
+        raise Failed("the stream has a gap or a repeat")
+    say(f"{done['id']} is {done['status']} after {len(done['attempts'])} attempts, its stream whole")
+    return done
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpu", action="store_true", help="with vLLM on the CPU, rather than the simulated engine")
+    parser.add_argument("--keep", action="store_true", help="leave the stack up")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="headrace-check-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        (folder / "containers.conf").write_text(CONTAINERS_CONF)
+        os.environ["CONTAINERS_CONF"] = str(folder / "containers.conf")
+        try:
+            run("sh", "tests/containers/stand_ins.sh")
+            build(cpu=chosen.cpu)
+            stack.enter_context(docker_api(folder))
+            compose = Compose(folder, cpu=chosen.cpu)
+            if not chosen.keep:
+                stack.callback(compose, "down", "--volumes")
+            check(compose)
+        except Failed as error:
+            say(f"FAILED: {error}")
+            return 1
+    say("all is well")
+    return 0
+
+
+def check(compose: Compose) -> None:
+    compose.up()
+    client = httpx.Client(base_url=URL, headers={"Authorization": f"Bearer {compose.key}"}, timeout=60)
+    flower = f"http://127.0.0.1:{FLOWER_PORT}/workers"
+    if httpx.get(flower).status_code != 401:
+        raise Failed("Flower asks for no password")
+    if httpx.get(flower, auth=("admin", compose.flower_password)).status_code != 200:
+        raise Failed("Flower refuses its password")
+    done = kill_a_worker_in_mid_stream(compose, client)
+    before = streamed(client, done["id"])
+    form = {"file": ("a.jsonl", b'{"custom_id": "a"}\n'), "purpose": (None, b"batch")}
+    file = client.post("/v1/files", files=form).raise_for_status().json()["id"]
+
+    compose("down")
+    say("down")
+    compose.up()
+    if client.get(f"/v1/jobs/{done['id']}").json() != done:
+        raise Failed("the job is not what it was")
+    if streamed(client, done["id"]) != before:
+        raise Failed("the job's stream is not what it was")
+    if client.get(f"/v1/files/{file}/content").content != b'{"custom_id": "a"}\n':
+        raise Failed("the file is not what it was")
+    answer = client.post(
+        "/v1/jobs",
+        json={"model": compose.model, "prompt": "Once upon a time", "max_tokens": 8},
+        headers={"Prefer": "wait=60"},
+    )
+    if answer.status_code != 200 or answer.json()["usage"]["completion_tokens"] != 8:
+        raise Failed(f"a new job does not run: {answer.text}")
+    say("after down and up: the same key, job, stream and file, and a new job runs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

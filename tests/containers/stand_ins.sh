@@ -1,0 +1,45 @@
+#!/bin/sh
+# Base images from Debian's archive, under the names that the Dockerfiles and docker-compose.yml use: for a machine
+# that has podman and debootstrap and reaches Debian's archive, but no image registry. Images that are there stay.
+set -eu
+
+python=docker.io/library/python:3.11.14-slim-bookworm
+postgres=docker.io/library/postgres:17.6-bookworm
+valkey=docker.io/valkey/valkey:8.1.4-alpine
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+if ! podman image exists "$python"; then
+    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$work/root"
+    tar -C "$work/root" -c . | podman import - "$python"
+fi
+
+# Debian's own PostgreSQL, started as the official image starts it: the folder is made at the first start.
+podman image exists "$postgres" || podman build --network host --format docker -t "$postgres" -f - "$work" <<'IMAGE'
+FROM docker.io/library/python:3.11.14-slim-bookworm
+RUN apt-get update && apt-get install -y --no-install-recommends postgresql && rm -rf /var/lib/apt/lists/*
+ENV PGDATA=/var/lib/postgresql/data PATH=/usr/lib/postgresql/15/bin:$PATH
+RUN mkdir -p /docker "$PGDATA" && chown postgres:postgres "$PGDATA" && printf '%s\n' '#!/bin/sh' 'set -e' \
+    'chown postgres:postgres "$PGDATA"; chmod 700 "$PGDATA"' \
+    'as() { setpriv --reuid=postgres --regid=postgres --init-groups "$@"; }' \
+    'if [ ! -s "$PGDATA/PG_VERSION" ]; then' \
+    '  echo "$POSTGRES_PASSWORD" > /docker/pw; chown -R postgres /docker' \
+    '  as initdb -U "$POSTGRES_USER" --pwfile=/docker/pw --auth-host=scram-sha-256 --auth-local=trust; rm /docker/pw' \
+    '  echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"' \
+    '  as pg_ctl -w start -o "-c listen_addresses= -c unix_socket_directories=/tmp"' \
+    '  as createdb -h /tmp -U "$POSTGRES_USER" "$POSTGRES_DB"; as pg_ctl -w stop' \
+    'fi' \
+    'exec setpriv --reuid=postgres --regid=postgres --init-groups postgres -c listen_addresses="*" -c unix_socket_directories=/tmp' \
+    > /docker/start && chmod 755 /docker/start
+STOPSIGNAL SIGINT
+VOLUME /var/lib/postgresql/data
+CMD ["/docker/start"]
+IMAGE
+
+podman image exists "$valkey" || podman build --network host --format docker -t "$valkey" -f - "$work" <<'IMAGE'
+FROM docker.io/library/python:3.11.14-slim-bookworm
+RUN apt-get update && apt-get install -y --no-install-recommends redis-server && rm -rf /var/lib/apt/lists/* \
+    && ln -s redis-server /usr/bin/valkey-server && ln -s redis-cli /usr/bin/valkey-cli && mkdir -p /data
+WORKDIR /data
+VOLUME /data
+IMAGE
