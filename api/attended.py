@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from fastapi import Request
 from sse_starlette.sse import AppStatus
@@ -16,8 +16,8 @@ from shared.job import Job
 logger = logging.getLogger(__name__)
 
 
-async def owned(events: AsyncIterator[bytes], jobs: JobService, job: Job) -> AsyncIterator[bytes]:
-    """A stream that owns its job: a client that leaves cancels it."""
+async def owned(events: AsyncIterator[bytes], jobs: JobService, *submitted: Job) -> AsyncIterator[bytes]:
+    """A stream that owns its jobs: a client that leaves cancels them."""
     whole_stream = False
     try:
         async for frame in events:
@@ -25,19 +25,28 @@ async def owned(events: AsyncIterator[bytes], jobs: JobService, job: Job) -> Asy
         whole_stream = True
     finally:
         if not whole_stream and not AppStatus.should_exit:  # this process stops: its client has not left
-            await asyncio.shield(_abandon(jobs, job))
+            await asyncio.shield(abandon(jobs, submitted))
 
 
 async def while_connected(request: Request, jobs: JobService, job: Job, *, keeps: bool) -> Job | None:
     """The job once it has ended; None where the client has left before. Its job is cancelled then, unless kept."""
-    end = asyncio.create_task(jobs.finished(job.id, job.key_id))
+    ended = await all_while_connected(request, jobs, [job], keeps=keeps)
+    return None if ended is None else ended[0]
+
+
+async def all_while_connected(
+    request: Request, jobs: JobService, submitted: Sequence[Job], *, keeps: bool
+) -> list[Job] | None:
+    """Jobs of one call once all have ended; None where the client has left before. Then they are cancelled, unless
+    kept."""
+    end = asyncio.gather(*(jobs.finished(job.id, job.key_id) for job in submitted))
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((end, gone), return_when=asyncio.FIRST_COMPLETED)
         if end.done():
             return end.result()
         if not keeps:
-            await _abandon(jobs, job)
+            await abandon(jobs, submitted)
         return None
     finally:
         for task in (end, gone):
@@ -50,9 +59,11 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _abandon(jobs: JobService, job: Job) -> None:
-    logger.info("job=%s its client has left; cancelling it", job.id)
-    try:
-        await jobs.cancel(job.id, job.key_id)
-    except (HeadraceError, OSError) as error:
-        logger.warning("job=%s cannot be cancelled, it runs to its end: %s", job.id, error)
+async def abandon(jobs: JobService, submitted: Iterable[Job]) -> None:
+    """Cancel jobs that nobody waits for any more."""
+    for job in submitted:
+        logger.info("job=%s its client has left; cancelling it", job.id)
+        try:
+            await jobs.cancel(job.id, job.key_id)
+        except (HeadraceError, OSError) as error:
+            logger.warning("job=%s cannot be cancelled, it runs to its end: %s", job.id, error)

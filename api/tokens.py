@@ -1,29 +1,36 @@
 """Counts a prompt's tokens without torch: the model's tokenizer, and its chat template in Jinja's sandbox.
 
-Used to refuse at submit what cannot fit. Where a model's files are not on this machine only max_tokens is looked
-at, and the worker, whose own rendering is the authority, refuses instead.
+Used to refuse at submit what cannot fit. Where a model's files are not on this machine, or a conversation has more
+than turns of text (tools, documents, a last message to go on with), only max_tokens is looked at, and the worker,
+whose own rendering is the authority, refuses instead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidRequest
 from shared.registry import ModelSpec, OpenAIModel, Registry, SimulatedModel
-from shared.sampling import GenerateRequest
+from shared.sampling import ChatOptions, GenerateRequest
 
 # A token of a byte-level tokenizer is at least one byte, so shorter prompts need no counting. A chat
 # template adds a few dozen tokens to each conversation, and some to each message.
 TEMPLATE_TOKENS = 256
+# What changes a prompt beside its messages.
+_RENDERED = ChatOptions.model_fields.keys() - {"tool_choice", "parallel_tool_calls", "include_reasoning"}
+
+logger = logging.getLogger(__name__)
 
 
 class TokenCounter:
@@ -45,18 +52,21 @@ class TokenCounter:
         self._template = environment.from_string(template) if isinstance(template, str) else None
 
     def count(self, request: GenerateRequest) -> int | None:
-        """Tokens of the prompt; None where there is no template to render a conversation with."""
+        """Tokens of the prompt; None where a conversation cannot be rendered as the worker will."""
         if request.messages is None:
             if isinstance(request.prompt, list):
                 return len(request.prompt)
             return len(self._tokenizer.encode(request.prompt or "").ids)
-        if self._template is None:
+        if self._template is None or not _is_plain(request):
             return None
         messages = [message.model_dump(exclude_none=True) for message in request.messages]
         try:
             text = self._template.render(messages=messages, add_generation_prompt=True, **self._special)
-        except TemplateError as error:
+        except (_Refused, SecurityError) as error:
             raise InvalidRequest(f"The model's chat template refuses this: {error}", param="messages") from error
+        except Exception as error:  # it counts on something that is not here
+            logger.warning("a chat template cannot be rendered without its engine: %s", error)
+            return None
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
@@ -68,27 +78,29 @@ class ContextCheck:
         self._counters = {name: _counter(model) for name, model in registry.models.items()}
 
     async def check(self, model: str, request: GenerateRequest) -> None:
-        """Raise `InvalidRequest` where prompt and max_tokens together do not fit."""
+        """Raise `InvalidRequest` where the prompt leaves no room, or max_tokens is more than there ever is.
+
+        As in vLLM, an answer whose max_tokens is more than the prompt leaves may fill the context, and no more.
+        """
         limit, count = self._limits[model], self._counters[model]
         if limit is None:
             return
         wanted = request.sampling.max_tokens
         param = "messages" if request.messages is not None else "prompt"
-        if wanted is not None and wanted >= limit:
+        if wanted is not None and wanted > limit:
             raise InvalidRequest(
-                f"max_tokens: this model's context is {limit} tokens, prompt included; got {wanted}",
+                f"max_tokens: this model's context is {limit} tokens, prompt and answer together; got {wanted}",
                 param="max_tokens",
             )
         if count is None:
             return
         size = _bytes(request)
-        if size + TEMPLATE_TOKENS + (wanted or 1) <= limit:
+        if size + TEMPLATE_TOKENS < limit:
             return
         tokens = await asyncio.to_thread(count, request) if size > 20_000 else count(request)
-        if tokens is not None and tokens + (wanted or 1) > limit:
+        if tokens is not None and tokens >= limit:
             raise InvalidRequest(
-                f"{param}: this model's context is {limit} tokens; the prompt has {tokens}"
-                f"{f' and max_tokens asks for {wanted}' if wanted else ''}",
+                f"{param}: this model's context is {limit} tokens, prompt and answer together; the prompt has {tokens}",
                 param=param,
             )
 
@@ -123,5 +135,18 @@ def _bytes(request: GenerateRequest) -> int:
     return sum(len((item.content or "").encode("utf-8", "surrogatepass")) + 32 for item in request.messages)
 
 
+class _Refused(TemplateError):
+    """The template itself said no."""
+
+
 def _raise(message: str) -> Any:
-    raise TemplateError(message)
+    raise _Refused(message)
+
+
+def _is_plain(request: GenerateRequest) -> bool:
+    """Whether the prompt is turns of text and nothing else."""
+    beside = request.chat is not None and _RENDERED & request.chat.model_fields_set
+    return not beside and all(
+        item.content is not None and not (item.tool_calls or item.tool_call_id or item.reasoning)
+        for item in request.messages or ()
+    )

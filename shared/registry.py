@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -37,6 +39,11 @@ class _Spec(BaseModel):
 
     name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
     description: str = ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names how the model is run: another where models.yaml says something else of it."""
+        return "fp_" + hashlib.sha256(self.model_dump_json(exclude={"description"}).encode()).hexdigest()[:12]
 
 
 class VllmOptions(TypedDict, total=False):

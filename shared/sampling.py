@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
+import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -32,7 +33,7 @@ def contradiction(param: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("contradiction", "{message}", {"param": param, "message": message})
 
 
-def _unicode(text: str) -> str:
+def unicode_text(text: str) -> str:
     """JSON can spell half a surrogate pair, which no tokenizer and no database takes."""
     try:
         text.encode()
@@ -41,7 +42,19 @@ def _unicode(text: str) -> str:
     return text
 
 
-UnicodeText = Annotated[str, AfterValidator(_unicode)]
+UnicodeText = Annotated[str, AfterValidator(unicode_text)]
+
+
+def _encodable(value: dict[str, Any]) -> dict[str, Any]:
+    """Whatever a client may put into an object, it has to be stored and sent on."""
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"must be JSON that can be sent on: {error}") from None
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_encodable)]
 
 
 class Sampling(BaseModel):
@@ -153,7 +166,7 @@ class Function(BaseModel):
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: UnicodeText | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -171,12 +184,12 @@ class StructuredOutputs(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonObject | None = None
     json_object: bool | None = None
-    regex: str | None = None
-    choice: list[str] | None = Field(None, min_length=1)
-    grammar: str | None = None
-    structural_tag: str | None = None
+    regex: UnicodeText | None = None
+    choice: list[UnicodeText] | None = Field(None, min_length=1)
+    grammar: UnicodeText | None = None
+    structural_tag: UnicodeText | None = None
 
 
 class ChatOptions(BaseModel):
@@ -193,8 +206,8 @@ class ChatOptions(BaseModel):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, str]] | None = None
+    chat_template_kwargs: JsonObject | None = None
+    documents: list[dict[UnicodeText, UnicodeText]] | None = None
 
 
 class GenerateRequest(BaseModel):

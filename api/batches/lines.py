@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from api.batches.line_reader import Line
 from api.errors import describe
-from api.openai.chunks import CHAT, TEXT, Face
+from api.openai.answers import CHAT, TEXT, Face
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from shared.batch import LineError
 from shared.batch_store import BatchJob
@@ -80,7 +80,10 @@ def parse(line: Line, url: str, registry: Registry | None = None) -> BatchReques
         raise _refused(line, "invalid_request", "stream: a batch's answers are not streamed.", "body.stream")
     if registry is not None and request.model not in registry:
         raise _refused(line, "model_not_found", f"The model `{request.model}` does not exist.", "body.model")
-    generate = request.generate_request().model_copy(update={"priority": BATCH_PRIORITY})
+    generate, *more = request.generate_requests()
+    if more:
+        raise _refused(line, "invalid_request", "prompt: a line has one prompt; give each a line.", "body.prompt")
+    generate = generate.model_copy(update={"priority": BATCH_PRIORITY})
     return BatchRequest(custom_id, BatchJob(line.number, request.model, generate, request.metadata or {}))
 
 

@@ -14,13 +14,14 @@ import orjson
 from api.batches.line_reader import Line
 from api.batches.lines import ENDPOINTS, LineRefused, custom_id, parse
 from api.errors import NotFound, UpstreamFailed, render
-from api.openai.chunks import whole
+from api.openai.answers import whole
 from shared.batch import Batch, BatchStatus, BatchUsage
 from shared.batch_store import BatchStore, ResultFile
 from shared.blobs import CHUNK, Blobs, BlobWriter
 from shared.errors import ErrorCode, HeadraceError, InvalidRequest
 from shared.file_store import result_file_ids
 from shared.job import Job, JobStatus, Usage
+from shared.registry import Registry
 
 PAGE = 50
 EXPIRED = {
@@ -42,7 +43,9 @@ class Results:
     usage: BatchUsage = field(default_factory=BatchUsage)
 
 
-async def write_results(batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs) -> Results:
+async def write_results(
+    batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs, registry: Registry
+) -> Results:
     """Write a batch's results, all of whose jobs have ended. Written again they are the same."""
     results = Results()
     output_id, errors_id = result_file_ids(batch.id)
@@ -53,7 +56,7 @@ async def write_results(batch: Batch, lines: AsyncIterator[Line], store: BatchSt
             if line.blank:
                 continue
             job = await jobs.of(line.number)
-            entry = _entry(batch, line, job)
+            entry = _entry(batch, line, job, registry)
             if job is not None and job.usage is not None:
                 results.usage = _sum(results.usage, job.usage)
             if entry.good:
@@ -76,7 +79,7 @@ class _Entry:
     content: dict[str, Any]
 
 
-def _entry(batch: Batch, line: Line, job: Job | None) -> _Entry:
+def _entry(batch: Batch, line: Line, job: Job | None, registry: Registry) -> _Entry:
     """The result of a line, which ran as this job, or not at all."""
     if job is None:
         content: dict[str, Any] = {"id": f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"}
@@ -90,7 +93,8 @@ def _entry(batch: Batch, line: Line, job: Job | None) -> _Entry:
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-        answer = whole(ENDPOINTS[batch.endpoint].face, job).model_dump(mode="json")
+        fingerprint = registry[job.model].fingerprint if job.model in registry else None
+        answer = whole(ENDPOINTS[batch.endpoint].face, [job], fingerprint)
         response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": answer}
         return _Entry(True, {**content, "response": response, "error": None})
     assert job.error is not None

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from api.generation import DEFAULT_PRIORITY as DEFAULT_PRIORITY
+from api.generation import AskedChat, ChatMessage, Logprobs, check_prompts, sampling_of
 from shared.job import Job, JobStatus
-from shared.sampling import GenerateRequest, Message, Sampling, contradiction
+from shared.sampling import ChatOptions, GenerateRequest, Message, TokenId, contradiction
 
-DEFAULT_PRIORITY = 3
 MAX_METADATA = 16
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
 
-class JobCreate(Sampling):
+class JobCreate(AskedChat):
     """A job to submit: `messages` (rendered by the model's chat template) or a raw `prompt`, and sampling."""
 
     model_config = ConfigDict(
@@ -34,38 +36,70 @@ class JobCreate(Sampling):
         }
     )
 
-    model: str = Field(min_length=1, description="A name from `GET /v1/models`.")
-    messages: list[Message] | None = Field(None, min_length=1)
-    prompt: str | None = Field(None, min_length=1)
-    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower is served first, as in vLLM.")
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    prompt: str | list[TokenId] | None = Field(None, description="A text, or token ids.")
+    logprobs: Logprobs | None = Field(
+        None, description="Log probabilities of the output's tokens, and of so many likeliest in their places."
+    )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, prompt: Any) -> Any:
+        if prompt is not None:
+            check_prompts([prompt])
+        return prompt
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
         if (self.messages is None) == (self.prompt is None):
             raise contradiction("messages", "give exactly one of `messages` and `prompt`")
+        if self.messages is None and (options := self.model_fields_set & ChatOptions.model_fields.keys()):
+            raise contradiction(min(options), "this needs `messages`; a raw `prompt` has no chat template")
         return self
 
     def generate_request(self) -> GenerateRequest:
         """What the engine is asked for."""
+        messages = None
+        if self.messages is not None:
+            messages = [Message.model_validate(message.model_dump()) for message in self.messages]
         return GenerateRequest(
-            messages=self.messages, prompt=self.prompt, sampling=sampling_of(self), priority=self.priority
+            messages=messages,
+            prompt=self.prompt,
+            sampling=sampling_of(self),
+            priority=self.priority,
+            chat=self.chat_options(),
+            structured_outputs=self.structure(),
+            logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 
-def sampling_of(request: Sampling) -> Sampling:
-    """The sampling parameters of a larger request, and nothing else of it."""
-    return Sampling.model_validate(
-        request.model_dump(include=set(Sampling.model_fields), exclude_unset=True, exclude_none=True)
-    )
+class ToolCallView(BaseModel):
+    """A function that the model called; `arguments` is JSON, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 class ChoiceView(BaseModel):
-    """One generated text."""
+    """One answer."""
 
     index: int
     text: str
-    finish_reason: Literal["stop", "length"] | None = Field(description="None: it was cut, by a cancel or a failure.")
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = Field(
+        description="None: it was cut, by a cancel or a failure."
+    )
+    stop_reason: int | str | None = Field(None, description="The stop string or stop token that ended it.")
+    reasoning: str | None = Field(None, description="What the model thought before its text.")
+    tool_calls: list[ToolCallView] = Field(default_factory=list)
+    logprobs: list[dict[str, Any]] | None = Field(
+        None, description="For each token `token`, `logprob`, `bytes`, and in `top` the likeliest in its place."
+    )
+    prompt_logprobs: list[dict[str, Any] | None] | None = Field(
+        None, description="For each token of the prompt what is likely in its place, by token id; the first choice's."
+    )
 
 
 class UsageView(BaseModel):
@@ -129,11 +163,6 @@ class JobView(BaseModel):
     stream_url: str
     cancel_url: str
 
-    @field_validator("output", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        return list(value)
-
 
 class JobList(BaseModel):
     """A page of jobs, newest first. `after=last_id` gives the next."""
@@ -170,7 +199,7 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         queue_position=position,
         eta_s=eta_s,
         output_text=job.output[0].text if job.output else None,
-        output=[ChoiceView.model_validate(choice, from_attributes=True) for choice in job.output],
+        output=[ChoiceView.model_validate(asdict(choice)) for choice in job.output],
         usage=UsageView(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

@@ -7,11 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.attended import owned, while_connected
+from api.attended import all_while_connected, owned
 from api.auth import CurrentKey
 from api.errors import ErrorResponse, NotFound, UpstreamFailed
 from api.jobs.routes import ERRORS, NOT_FOUND
-from api.openai.chunks import CHAT, TEXT, Face, frames, whole
+from api.openai.answers import CHAT, TEXT, Face, whole
+from api.openai.chunks import frames
+from api.openai.prompts import submit_all
 from api.openai.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -96,31 +98,42 @@ async def _complete(
     submission: SubmitHeaders,
 ) -> Response:
     jobs = held.jobs
-    new = NewJob(
-        key_id=key_id,
-        model=body.model,
-        priority=body.priority,
-        request=body.generate_request(),
-        metadata=body.metadata or {},
-        start_within_s=submission.start_within_s,
-        finish_within_s=submission.finish_within_s,
-    )
-    job, created = await jobs.submit(new, submission.idempotency(request.url.path, body))
-    request.state.job_id = job.id
+    requests = [
+        NewJob(
+            key_id=key_id,
+            model=body.model,
+            priority=body.priority,
+            request=generate,
+            metadata=body.metadata or {},
+            start_within_s=submission.start_within_s,
+            finish_within_s=submission.finish_within_s,
+        )
+        for generate in body.generate_requests()
+    ]
+    submitted, created = await submit_all(jobs, requests, submission.idempotency(request.url.path, body))
+    request.state.job_id = submitted[0].id
     headers: dict[str, str] = {}
     if not created:
         headers["Idempotent-Replayed"] = "true"
     # A client that sends a key means to come back for the answer.
     keeps = submission.idempotency_key is not None
+    fingerprint = held.registry[body.model].fingerprint
     if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        events = frames(face, job, jobs.follow(job.id), include_usage=include_usage)
-        return event_stream(events if keeps else owned(events, jobs, job), held.settings, headers)
+        events = frames(
+            face,
+            submitted,
+            [jobs.follow(job.id) for job in submitted],
+            usage_in_the_end=body.usage_in_the_end,
+            usage_always=body.usage_always,
+            fingerprint=fingerprint,
+        )
+        return event_stream(events if keeps else owned(events, jobs, *submitted), held.settings, headers)
 
-    ended = await while_connected(request, jobs, job, keeps=keeps)
+    ended = await all_while_connected(request, jobs, submitted, keeps=keeps)
     if ended is None:
         return Response(status_code=499)  # nobody reads it
-    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-        return JSONResponse(whole(face, ended).model_dump(mode="json"), headers=headers)
-    assert ended.error is not None
-    raise UpstreamFailed(ended.error.message, code=ended.error.code)
+    for job in ended:
+        if job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+            assert job.error is not None
+            raise UpstreamFailed(job.error.message, code=job.error.code)
+    return JSONResponse(whole(face, ended, fingerprint), headers=headers)

@@ -14,6 +14,14 @@ from tests.support.database import TEMPLATE, create_database, drop_database, swi
 from tests.support.stack import Stack, write_models
 
 FAIL = "<<fail>>"
+# Of the real engine, as vLLM's own server has them too where the two are compared.
+VLLM_OPTIONS: dict[str, object] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 1024,
+    "max_num_seqs": 32,
+    "kv_cache_memory_bytes": 1 << 30,
+}
 
 
 def make_stack(
@@ -78,13 +86,7 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
             "name": "smollm2",
             "engine": "vllm",
             "model": str(bundled_model_path("SmolLM2-135M-Instruct")),
-            "options": {
-                "dtype": "float32",
-                "enforce_eager": True,
-                "max_model_len": 1024,
-                "max_num_seqs": 32,
-                "kv_cache_memory_bytes": 1 << 30,
-            },
+            "options": VLLM_OPTIONS,
         }
     ]
     sync_redis.Redis.from_url(servers.redis(STACK_REDIS_DB - 1)).flushdb()

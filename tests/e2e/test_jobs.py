@@ -52,7 +52,9 @@ async def test_submit_and_poll(sim: httpx.AsyncClient) -> None:
     assert job["status"] == "queued"
     done = await ended(sim, job["id"])
     assert done["status"] == "incomplete"  # max_tokens was reached
-    assert done["output"] == [{"index": 0, "text": done["output_text"], "finish_reason": "length"}]
+    (choice,) = done["output"]
+    said = {"index": 0, "text": done["output_text"], "finish_reason": "length", "tool_calls": []}
+    assert {name: value for name, value in choice.items() if value is not None} == said
     assert done["usage"] == {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12, "cached_tokens": 0}
     assert 0 <= done["timings"]["queued_ms"] <= done["timings"]["ttft_ms"] <= done["timings"]["total_ms"]
     assert done["metadata"] == {"a": "b"}

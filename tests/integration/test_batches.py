@@ -230,7 +230,8 @@ async def test_a_batch_from_its_file_to_its_results(world: World) -> None:
     response = output[0]["response"]
     assert (response["status_code"], response["request_id"]) == (200, second)
     assert response["body"]["object"] == "chat.completion"
-    assert response["body"]["choices"][0]["message"] == {"role": "assistant", "content": "TWO"}
+    message = response["body"]["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "TWO", "refusal": None, "reasoning": None}
     (error,) = errors
     assert (error["custom_id"], error["error"], error["response"]["status_code"]) == ("one", None, 500)
     assert error["response"]["body"]["error"]["code"] == "engine_error"

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from api.tokens import ContextCheck, TokenCounter, simulated_tokens
 from shared.errors import InvalidRequest
 from shared.registry import OpenAIModel, OpenAIOptions, Registry, SimulatedModel, SimulatedOptions, VllmModel
-from shared.sampling import GenerateRequest, Message, Sampling
+from shared.sampling import ChatOptions, Function, GenerateRequest, Message, Sampling, Tool
 from workers.engines.base import PromptInfo
 from workers.engines.simulated import SimulatedEngine
 
@@ -69,6 +69,26 @@ def test_without_a_template_a_conversation_is_not_counted(tmp_path: Path) -> Non
     assert TokenCounter(model_folder(tmp_path, None)).count(chat("one")) is None
 
 
+@pytest.mark.parametrize(
+    ("messages", "chat_options"),
+    [
+        ([Message(role="user", content="one")], ChatOptions(tools=[Tool(function=Function(name="f"))])),
+        ([Message(role="user", content="one")], ChatOptions(continue_final_message=True)),
+        ([Message(role="user", content="one")], ChatOptions(documents=[{"text": "long"}])),
+        ([Message(role="tool", content="one", tool_call_id="a")], None),
+    ],
+)
+def test_more_than_turns_of_text_is_the_workers_to_count(
+    tmp_path: Path, messages: list[Message], chat_options: ChatOptions | None
+) -> None:
+    request = GenerateRequest(messages=messages, chat=chat_options)
+    assert TokenCounter(model_folder(tmp_path, TEMPLATE)).count(request) is None
+
+
+def test_so_is_what_a_template_needs_and_does_not_find_here(tmp_path: Path) -> None:
+    assert TokenCounter(model_folder(tmp_path, "{{ strftime_now('%d') }}")).count(chat("one")) is None
+
+
 def test_a_template_that_refuses_is_told(tmp_path: Path) -> None:
     counter = TokenCounter(model_folder(tmp_path, "{{ raise_exception('roles must alternate') }}"))
     with pytest.raises(InvalidRequest, match="chat template refuses this: roles must alternate") as caught:
@@ -84,7 +104,7 @@ def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "max_tokens", "param"),
-    [(290, 8, None), (290, 9, "messages"), (298, None, "messages"), (297, None, None), (1, 300, "max_tokens")],
+    [(297, 300, None), (298, 1, "messages"), (298, None, "messages"), (297, None, None), (1, 301, "max_tokens")],
 )
 async def test_prompt_and_answer_share_the_context(
     tmp_path: Path, words: int, max_tokens: int | None, param: str | None
@@ -118,8 +138,8 @@ async def test_of_an_upstreams_model_max_tokens_alone_is_looked_at() -> None:
         )
     )
     await check.check("limited", chat("word " * 1000))
-    await check.check("limited", chat("word", max_tokens=9))
-    await check.check("free", chat("word", max_tokens=10))
+    await check.check("limited", chat("word", max_tokens=10))
+    await check.check("free", chat("word", max_tokens=11))
     with pytest.raises(InvalidRequest, match="context is 10 tokens") as caught:
-        await check.check("limited", chat("word", max_tokens=10))
+        await check.check("limited", chat("word", max_tokens=11))
     assert caught.value.param == "max_tokens"

@@ -72,10 +72,9 @@ class SimulatedEngine:
         prompt_tokens = count_tokens(prompt)
         room = options.max_model_len - prompt_tokens
         wanted = request.sampling.max_tokens
-        if room < 1 or (wanted is not None and wanted > room):
+        if room < 1:
             raise InvalidRequest(
-                f"This model's context is {options.max_model_len} tokens; the prompt has {prompt_tokens}"
-                f"{f' and max_tokens asks for {wanted}' if wanted else ''}.",
+                f"This model's context is {options.max_model_len} tokens; the prompt has {prompt_tokens}.",
                 param="messages" if request.messages is not None else "prompt",
             )
         sampling = request.sampling
