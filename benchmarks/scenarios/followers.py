@@ -1,14 +1,19 @@
-"""Followers that wait: what one more open stream costs an API process, and what it does to other calls."""
+"""Followers that wait: what one more open stream costs an API process, and what it does to other calls.
+
+First their jobs stand still; then urgent jobs come before all of them, and each follower is told its place each second.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import psutil
 
 from benchmarks import generator
 from benchmarks.bench import Bench
 from benchmarks.generator import Running
-from benchmarks.load.plan import ID, Plan
-from benchmarks.scenarios.submits import JOBS, ORPHAN, submit
+from benchmarks.load.plan import ID, Plan, Summary
+from benchmarks.scenarios.submits import BODY, JOBS, ORPHAN, submit
 from benchmarks.systems.headrace import Headrace, headrace
 
 CALLS_PER_SECOND = 20.0
@@ -29,23 +34,25 @@ def _once(bench: Bench, system: Headrace, count: int, heartbeat_s: float) -> Non
     generator.run(_get(system, ids, rate=100, requests=200))
     before = _resident(system)
     seconds = 2 * heartbeat_s + 1
+    moving_s = bench.pick(20.0, 4.0)
     hold = Plan(
         port=system.port,
         path=f"{JOBS}/{ID}/stream",
         kind="hold",
         headers=system.headers,
         ids=ids,
-        seconds=seconds,
+        seconds=seconds + moving_s,
         heartbeat_s=heartbeat_s,
     )
     with Running(hold) as holding:
         holding.until_ready()
         each = (_resident(system) - before) / count
-        with (
-            Running(_get(system, ids, rate=CALLS_PER_SECOND, seconds=seconds - 1)) as gets,
-            Running(submit(system, concurrency=4, rate=CALLS_PER_SECOND, seconds=seconds - 1)) as posts,
-        ):
-            got, posted = gets.summary(), posts.summary()
+        got, posted = _calls(system, ids, submit(system, concurrency=4, rate=CALLS_PER_SECOND, seconds=seconds - 1))
+        urgent = submit(system, concurrency=4, rate=CALLS_PER_SECOND, seconds=moving_s - 1)
+        urgent = replace(urgent, body={**BODY, "priority": 0})
+        cpu = _cpu_seconds(system)
+        got_moving, posted_moving = _calls(system, ids, urgent)
+        cpu = _cpu_seconds(system) - cpu
         held = holding.summary()
     bench.add(system.name, "followers held", held.held, "")
     bench.add(system.name, "memory a follower", each / 1024, "KB")
@@ -53,7 +60,18 @@ def _once(bench: Bench, system: Headrace, count: int, heartbeat_s: float) -> Non
     bench.add(system.name, "latest heartbeat", held.late.worst, "ms late")
     bench.add(system.name, "GET job p99 meanwhile", got.whole.p99, "ms")
     bench.add(system.name, "POST jobs p99 meanwhile", posted.whole.p99, "ms")
-    bench.add(system.name, "calls that failed", got.failed + posted.failed + held.failed, "")
+    bench.add(system.name, "GET job p99 while all move", got_moving.whole.p99, "ms")
+    bench.add(system.name, "POST jobs p99 while all move", posted_moving.whole.p99, "ms")
+    bench.add(system.name, "API's CPU while all move", 100 * cpu / got_moving.seconds, "%")
+    failed = sum(summary.failed for summary in (got, posted, got_moving, posted_moving, held))
+    bench.add(system.name, "calls that failed", failed, "")
+
+
+def _calls(system: Headrace, ids: list[str], posting: Plan) -> tuple[Summary, Summary]:
+    """Polls and submits beside each other, for as long as the submits' plan says."""
+    getting = _get(system, ids, rate=CALLS_PER_SECOND, seconds=posting.seconds)
+    with Running(getting) as gets, Running(posting) as posts:
+        return gets.summary(), posts.summary()
 
 
 def _get(
@@ -70,6 +88,10 @@ def _get(
         seconds=seconds,
         requests=requests,
     )
+
+
+def _cpu_seconds(system: Headrace) -> float:
+    return system.processes.cpu_seconds()["api"]
 
 
 def _resident(system: Headrace) -> int:
