@@ -165,7 +165,7 @@ async def test_an_upstream_that_is_down(stack: Stack, client: httpx.AsyncClient,
 
 
 async def test_more_than_the_context_is_refused_at_submit(client: httpx.AsyncClient) -> None:
-    body = {"model": "up", "messages": MESSAGES, "max_tokens": 1000}
+    body = {"model": "up", "messages": MESSAGES, "max_tokens": 1001}
     refused = await client.post("/v1/jobs", json=body)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "max_tokens"
