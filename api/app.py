@@ -22,6 +22,7 @@ from api.metrics import HttpMetrics
 from api.openai import routes as openai
 from api.regions import HomeRegion
 from api.resources import open_resources
+from api.responses import routes as responses
 from api.settings import ApiSettings
 from api.traced import Traced
 from shared.logging import requests_come
@@ -111,6 +112,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     errors.install(app)
     app.include_router(jobs.router)
     app.include_router(openai.router)
+    app.include_router(responses.router)
     app.include_router(files.router)
     app.include_router(batches.router)
     app.include_router(health.router)

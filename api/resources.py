@@ -26,6 +26,8 @@ from api.jobs.backlog import Backlog
 from api.jobs.places import Places
 from api.jobs.service import JobService
 from api.metrics import FleetReadings
+from api.responses.service import ResponseService
+from api.retention import Retention
 from api.settings import ApiSettings
 from api.streams import Streams
 from api.tokens import ContextCheck
@@ -45,6 +47,8 @@ from shared.queue import HintSender, celery_app
 from shared.redis_connection import connect_redis
 from shared.registry import Registry, load_registry
 from shared.rescue_store import RescueStore
+from shared.response_store import ResponseStore
+from shared.retention_store import RetentionStore
 from shared.s3_blobs import SCHEME, S3Blobs
 from shared.stream import JobLogs
 from shared.sweeper import Sweeper
@@ -64,6 +68,7 @@ class Resources:
     redis: Redis
     store: JobStore
     jobs: JobService
+    responses: ResponseService
     files: FileService
     batches: BatchService
     authenticator: Authenticator
@@ -132,6 +137,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
             keep_s=keep_s,
         )
         driver = BatchDriver(batches, steps, poll_s=settings.batch_poll_s, lease_s=settings.lease_s)
+        retention = Retention(RetentionStore(database), keep_s=settings.retention_s)
         parts = {
             "hints": hints.run(),
             "streams": streams.run(),
@@ -139,6 +145,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
             "sweeper": sweeper.run(),
             "batches": driver.run(),
             "files": FileKeeper(file_store, blobs).run(),
+            "retention": retention.run(),
         }
         for name, part in parts.items():
             task = asyncio.create_task(part, name=name)
@@ -155,6 +162,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
             redis=redis,
             store=store,
             jobs=jobs,
+            responses=ResponseService(jobs, ResponseStore(database), store),
             files=files,
             batches=BatchService(batches, files, driver),
             authenticator=Authenticator(ApiKeyStore(database), settings.key_cache_s),
@@ -176,6 +184,11 @@ async def job_service(request: Request) -> JobService:
     return jobs
 
 
+async def response_service(request: Request) -> ResponseService:
+    responses: ResponseService = request.app.state.resources.responses
+    return responses
+
+
 async def file_service(request: Request) -> FileService:
     files: FileService = request.app.state.resources.files
     return files
@@ -188,6 +201,7 @@ async def batch_service(request: Request) -> BatchService:
 
 CurrentResources = Annotated[Resources, Depends(resources)]
 Jobs = Annotated[JobService, Depends(job_service)]
+Responses = Annotated[ResponseService, Depends(response_service)]
 Files = Annotated[FileService, Depends(file_service)]
 Batches = Annotated[BatchService, Depends(batch_service)]
 

@@ -36,6 +36,9 @@ class ApiSettings(Settings):
     max_file_lines: int = Field(50_000, ge=1, description="An upload with more lines is refused with 400.")
     batch_jobs: int = Field(500, ge=1, description="Jobs of one batch that are queued or run at a time.")
     batch_poll_s: float = Field(1.0, gt=0, description="Seconds between two looks at a batch.")
+    retention_s: int = Field(
+        30 * 24 * 3600, ge=0, description="How long an ended job, and the response that it is, is kept; 0: for ever."
+    )
     region: str = Field("", pattern=f"^({REGION})?$", description="This region's code; it ends the ids made here.")
     regions: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="All regions: eu=https://eu.example.com,us=https://us.example.com"

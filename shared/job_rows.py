@@ -20,6 +20,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     column,
+    delete,
     func,
     insert,
     literal,
@@ -32,8 +33,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.types import TypeEngine
 
 from shared.ending import Ending
-from shared.job import RUNNING, Attempt, Choice, Failure, Job, JobStatus, Usage
-from shared.models import JobRow, Timestamp, WorkerRow
+from shared.job import RUNNING, TERMINAL, Attempt, Choice, Failure, Job, JobStatus, Usage
+from shared.models import JobRow, ResponseRow, Timestamp, WorkerRow
 from shared.origin import Origin
 from shared.sampling import GenerateRequest
 
@@ -251,6 +252,22 @@ def ending_record(job_id: str, attempt: int, ending: Ending) -> dict[str, Any]:
         "attempts": [asdict(attempt) for attempt in ending.attempts],
         "log": ending.log,
     }
+
+
+def forget_statement(*guards: ColumnElement[bool]) -> Any:
+    """Forget the input and output of ended jobs for which the guards hold, and of the responses that they are.
+
+    Returns ids. The bare row of the job stays, for accounting.
+    """
+    forgotten = (
+        update(JobRow)
+        .where(*guards, JobRow.deleted_at.is_(None), JobRow.status.in_(TERMINAL))
+        .values(request={}, job_metadata={}, output=None, log=None, error_message=None, deleted_at=func.now())
+        .returning(JobRow.id)
+        .cte("forgotten")
+    )
+    response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(forgotten.c.id)))
+    return select(forgotten.c.id).add_cte(response.cte("response"))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:

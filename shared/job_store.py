@@ -8,7 +8,7 @@ the job, so that a duplicate, a late or a fenced writer changes nothing and is t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -16,11 +16,13 @@ from sqlalchemy import (
     ARRAY,
     JSON,
     BigInteger,
+    Boolean,
     Double,
     SmallInteger,
     Text,
     bindparam,
     func,
+    insert,
     select,
     update,
 )
@@ -31,9 +33,10 @@ from shared.db import transaction
 from shared.errors import ErrorCode, HeadraceError
 from shared.group_commit import GroupCommit
 from shared.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_id
-from shared.job_rows import COLUMNS, Records, Store, insert_queued, seconds, to_job
-from shared.models import IdempotencyKeyRow, JobRow, WorkerRow
+from shared.job_rows import COLUMNS, Records, Store, forget_statement, insert_queued, seconds, to_job
+from shared.models import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 from shared.origin import ORIGIN, Origin
+from shared.response import ResponseFacts
 from shared.sampling import GenerateRequest
 
 
@@ -49,6 +52,7 @@ class NewJob:
     start_within_s: float | None = None
     finish_within_s: float | None = None
     origin: Origin = field(default_factory=ORIGIN.get)
+    response: ResponseFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,25 @@ _INSERT = insert_queued(
         JobRow.traceparent: _NEW.traceparent,
     },
 ).returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before)
+
+# The same, with the rows of those that are responses: one statement is one commit.
+_RESPONSES = Records(
+    "response", job_id=Text, asked=JSON, input=JSON, previous_id=Text, background=Boolean, stored=Boolean
+)
+_RESPONSE_COLUMNS = {
+    ResponseRow.job_id: _RESPONSES.job_id,
+    ResponseRow.asked: _RESPONSES.asked,
+    ResponseRow.input: _RESPONSES.input,
+    ResponseRow.previous_id: _RESPONSES.previous_id,
+    ResponseRow.background: _RESPONSES.background,
+    ResponseRow.stored: _RESPONSES.stored,
+}
+_INSERTED = _INSERT.cte("inserted")
+_INSERT_WITH_RESPONSES = select(*_INSERTED.c).add_cte(
+    insert(ResponseRow)
+    .from_select(list(_RESPONSE_COLUMNS), select(*_RESPONSE_COLUMNS.values()))
+    .cte("responses_inserted")
+)
 
 
 class JobStore(Store):
@@ -181,17 +204,9 @@ class JobStore(Store):
 
     async def delete(self, job_id: str, key_id: int) -> bool:
         """Forget a finished job's input and output; the bare row stays for accounting."""
-        statement = (
-            update(JobRow)
-            .where(
-                JobRow.id == job_id,
-                JobRow.key_id == key_id,
-                JobRow.deleted_at.is_(None),
-                JobRow.status.in_(TERMINAL),
-            )
-            .values(request={}, job_metadata={}, output=None, log=None, error_message=None, deleted_at=func.now())
-        )
-        return await self._changes(statement)
+        statement = forget_statement(JobRow.id == job_id, JobRow.key_id == key_id)
+        async with self._engine.connect() as connection:
+            return (await connection.execute(statement)).first() is not None
 
     async def mark_cancelling(self, job_id: str) -> str | None:
         """Ask for a running job's cancellation. Returns its worker, or None where it is not running."""
@@ -241,11 +256,13 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "finish_within_s": new.finish_within_s,
         "request_id": new.origin.request_id,
         "traceparent": new.origin.traceparent,
+        "response": None if new.response is None else {"job_id": job_id, **asdict(new.response)},
     }
 
 
 def _weight(record: dict[str, Any]) -> int:
-    return len(record["request"])
+    response = record["response"]
+    return len(record["request"]) * (1 if response is None else 2)  # its input is in both rows
 
 
 def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
@@ -265,7 +282,10 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
 
 
 async def _insert(connection: AsyncConnection, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
-    rows = {row.id: _Inserted(*row[1:]) for row in await connection.execute(_INSERT, _NEW.parameters(new))}
+    responses = [item["response"] for item in new if item["response"] is not None]
+    statement: Any = _INSERT_WITH_RESPONSES if responses else _INSERT
+    parameters = _NEW.parameters(new) | (_RESPONSES.parameters(responses) if responses else {})
+    rows = {row.id: _Inserted(*row[1:]) for row in await connection.execute(statement, parameters)}
     return [rows[item["id"]] for item in new]
 
 

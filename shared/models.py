@@ -90,6 +90,7 @@ class JobRow(Base):
         Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
         Index("jobs_finished", "model", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index(
             "jobs_start_before",
             "start_before",
@@ -101,6 +102,23 @@ class JobRow(Base):
             postgresql_where=text("finish_before IS NOT NULL AND finished_at IS NULL"),
         ),
     )
+
+
+class ResponseRow(Base):
+    """What a job that is a response (`shared.response`) has beside its own row; committed and deleted with it."""
+
+    __tablename__ = "responses"
+
+    job_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    asked: Mapped[dict[str, Any]] = mapped_column(JSON)
+    input: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    previous_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    background: Mapped[bool]
+    stored: Mapped[bool]
+
+    __table_args__ = (Index("responses_unstored", "job_id", postgresql_where=text("NOT stored")),)
 
 
 class IdempotencyKeyRow(Base):

@@ -1,0 +1,152 @@
+"""The items of a response's output as they grow, and what each has to say in a stream.
+
+Each method gives events as `(type, fields)`, in the order of OpenAI's streams; their numbers and the item's place are
+added by `api.responses.events`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from shared.events import CallDelta
+
+Fields = tuple[str, dict[str, Any]]
+
+
+class OutputItem(Protocol):
+    """One item. It is opened, grows, and is closed."""
+
+    id: str
+
+    def opened(self) -> list[Fields]:
+        """What follows `response.output_item.added`."""
+
+    def closed(self) -> list[Fields]:
+        """What goes before `response.output_item.done`."""
+
+    def view(self, status: str) -> dict[str, Any]:
+        """The item as it is now."""
+
+    def added(self) -> dict[str, Any]:
+        """The item as it is announced: with nothing in it."""
+
+
+class MessageOutput:
+    """The text of the answer."""
+
+    def __init__(self, digits: str, index: int) -> None:
+        self.id = f"msg_{digits}_{index}"
+        self._texts: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
+
+    def grown(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Fields:
+        entries = [_logprob(entry) for entry in logprobs]
+        self._texts.append(text)
+        self._logprobs += entries
+        return "response.output_text.delta", {"content_index": 0, "delta": text, "logprobs": entries}
+
+    def opened(self) -> list[Fields]:
+        return [("response.content_part.added", {"content_index": 0, "part": _output_text("", [])})]
+
+    def closed(self) -> list[Fields]:
+        text = "".join(self._texts)
+        return [
+            ("response.output_text.done", {"content_index": 0, "text": text, "logprobs": self._logprobs}),
+            ("response.content_part.done", {"content_index": 0, "part": _output_text(text, self._logprobs)}),
+        ]
+
+    def view(self, status: str) -> dict[str, Any]:
+        return self._with([_output_text("".join(self._texts), self._logprobs)], status)
+
+    def added(self) -> dict[str, Any]:
+        return self._with([], "in_progress")
+
+    def _with(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
+        return {"id": self.id, "type": "message", "role": "assistant", "status": status, "content": content}
+
+
+class ReasoningOutput:
+    """What the model thinks, as it is: nothing summarizes it."""
+
+    def __init__(self, digits: str, index: int) -> None:
+        self.id = f"rs_{digits}_{index}"
+        self._texts: list[str] = []
+
+    def grown(self, text: str) -> Fields:
+        self._texts.append(text)
+        return "response.reasoning_text.delta", {"content_index": 0, "delta": text}
+
+    def opened(self) -> list[Fields]:
+        return [("response.content_part.added", {"content_index": 0, "part": _reasoning_text("")})]
+
+    def closed(self) -> list[Fields]:
+        text = "".join(self._texts)
+        return [
+            ("response.reasoning_text.done", {"content_index": 0, "text": text}),
+            ("response.content_part.done", {"content_index": 0, "part": _reasoning_text(text)}),
+        ]
+
+    def view(self, status: str) -> dict[str, Any]:
+        return self._with([_reasoning_text("".join(self._texts))], status)
+
+    def added(self) -> dict[str, Any]:
+        return self._with([], "in_progress")
+
+    def _with(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
+        return {"id": self.id, "type": "reasoning", "status": status, "summary": [], "content": content}
+
+
+class CallOutput:
+    """A call of a function, of which the first fragment is known. `number` is its place among the answer's calls."""
+
+    def __init__(self, digits: str, index: int, first: CallDelta) -> None:
+        self.id = f"fc_{digits}_{index}"
+        self.number = first.index
+        self._call_id = first.id or f"call_{digits}_{first.index}"
+        self._name = first.name or ""
+        self._arguments: list[str] = []
+
+    def grown(self, arguments: str) -> Fields:
+        self._arguments.append(arguments)
+        return "response.function_call_arguments.delta", {"delta": arguments}
+
+    def opened(self) -> list[Fields]:
+        return []
+
+    def closed(self) -> list[Fields]:
+        return [("response.function_call_arguments.done", {"arguments": "".join(self._arguments)})]
+
+    def view(self, status: str) -> dict[str, Any]:
+        return self._with("".join(self._arguments), status)
+
+    def added(self) -> dict[str, Any]:
+        return self._with("", "in_progress")
+
+    def _with(self, arguments: str, status: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": "function_call",
+            "status": status,
+            "call_id": self._call_id,
+            "name": self._name,
+            "arguments": arguments,
+        }
+
+
+def _output_text(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def _reasoning_text(text: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": text}
+
+
+def _logprob(entry: dict[str, Any]) -> dict[str, Any]:
+    """A log's entry under OpenAI's names."""
+    return {
+        "token": entry["token"],
+        "logprob": entry["logprob"],
+        "bytes": entry["bytes"],
+        "top_logprobs": entry["top"],
+    }

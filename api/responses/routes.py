@@ -1,0 +1,131 @@
+"""`/v1/responses`: create, retrieve, resume, cancel, delete, list input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from api.attended import owned, while_connected
+from api.auth import CurrentKey
+from api.errors import ErrorResponse, UpstreamFailed
+from api.jobs.routes import ERRORS
+from api.openai.routes import FAILED, STREAMED
+from api.resources import CurrentResources, Responses
+from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
+from api.sse import event_stream
+from api.submit_headers import Submission
+from shared.errors import InvalidRequest
+from shared.job import JobStatus
+
+MAX_NUMBER = 2**53
+
+router = APIRouter(prefix="/v1/responses", tags=["responses"])
+
+NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorResponse, "description": "No such response or model, or not yours, or not stored."}
+}
+
+
+@router.post(
+    "",
+    response_model=ResponseView,
+    responses={**ERRORS, **NOT_FOUND, **FAILED, 200: {"model": ResponseView, "content": STREAMED}},
+)
+async def create(
+    body: ResponseCreate,
+    key_id: CurrentKey,
+    held: CurrentResources,
+    responses: Responses,
+    request: Request,
+    submission: Submission,
+) -> Response:
+    """Answer an input: whole, as a stream, or in the background. What is not in the background ends with its client."""
+    response, created = await responses.create(body, key_id, submission)
+    job = response.job
+    request.state.job_id = job.id
+    headers = {} if created else {"Idempotent-Replayed": "true"}
+    # A client that sends an idempotency key means to come back for the answer.
+    keeps = response.facts.background or submission.idempotency_key is not None
+    if body.stream:
+        events = responses.stream(response)
+        return event_stream(events if keeps else owned(events, held.jobs, job), held.settings, headers)
+    if response.facts.background:
+        return JSONResponse(await responses.shown(response), headers=headers)
+
+    ended = await while_connected(request, held.jobs, job, keeps=keeps)
+    if ended is None:
+        return Response(status_code=499)  # nobody reads it
+    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+        return JSONResponse(await responses.shown(replace(response, job=ended)), headers=headers)
+    assert ended.error is not None
+    raise UpstreamFailed(ended.error.message, code=ended.error.code)
+
+
+@router.get(
+    "/{response_id}",
+    response_model=ResponseView,
+    responses={**ERRORS, **NOT_FOUND, 200: {"model": ResponseView, "content": STREAMED}},
+)
+async def retrieve(
+    response_id: str,
+    key_id: CurrentKey,
+    held: CurrentResources,
+    responses: Responses,
+    stream: Annotated[bool, Query(description="Its events, from the first or after a cursor.")] = False,
+    starting_after: Annotated[
+        int | None, Query(ge=0, le=MAX_NUMBER, description="Events after this `sequence_number`, with stream=true.")
+    ] = None,
+) -> Response:
+    """A response as it is now, or its stream, for as long as it is kept."""
+    if starting_after is not None and not stream:
+        raise InvalidRequest("starting_after: is only allowed with stream=true", param="starting_after")
+    response = await responses.get(response_id, key_id)
+    if stream:
+        return event_stream(responses.stream(response, starting_after), held.settings)
+    return JSONResponse(await responses.shown(response))
+
+
+@router.post("/{response_id}/cancel", response_model=ResponseView, responses={**ERRORS, **NOT_FOUND})
+async def cancel(response_id: str, key_id: CurrentKey, responses: Responses) -> Response:
+    """Cancel a response in the background; its text so far is kept."""
+    return JSONResponse(await responses.shown(await responses.cancel(response_id, key_id)))
+
+
+@router.delete(
+    "/{response_id}",
+    responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The response has not ended."}},
+)
+async def delete(response_id: str, key_id: CurrentKey, responses: Responses) -> ResponseDeleted:
+    """Forget an ended response's input and output."""
+    await responses.delete(response_id, key_id)
+    return ResponseDeleted(id=response_id)
+
+
+@router.get("/{response_id}/input_items", responses={**ERRORS, **NOT_FOUND})
+async def input_items(
+    response_id: str,
+    key_id: CurrentKey,
+    responses: Responses,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Annotated[Literal["asc", "desc"], Query(description="The last item first, or the first.")] = "desc",
+    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+) -> InputItemList:
+    """A response's own input items; those before them are its `previous_response_id`'s."""
+    items = await responses.input_items(response_id, key_id)
+    if order == "desc":
+        items.reverse()
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise InvalidRequest(f"after: there is no input item {after[:64]!r} in this response", param="after")
+        items = items[ids.index(after) + 1 :]
+    page = items[:limit]
+    return InputItemList(
+        data=page,
+        first_id=page[0]["id"] if page else None,
+        last_id=page[-1]["id"] if page else None,
+        has_more=len(items) > limit,
+    )

@@ -1,0 +1,372 @@
+"""OpenAI's shapes of responses, as far as they are supported. A parameter that is not is refused, never ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from api.jobs.schemas import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue
+from api.responses.input_items import InputItem, read_items
+from shared.sampling import (
+    ChatOptions,
+    Function,
+    GenerateRequest,
+    Message,
+    NonEmpty,
+    Sampling,
+    StructuredOutputs,
+    Tool,
+    UnicodeText,
+    contradiction,
+)
+
+LOGPROBS = "message.output_text.logprobs"
+MAX_TOP_LOGPROBS = 20
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _writable(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON can spell what no database takes: half a surrogate pair, a number of a thousand digits."""
+    try:
+        orjson.dumps(value)
+    except TypeError as error:
+        raise ValueError(f"cannot be kept: {error}") from None
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_writable)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class FunctionTool(BaseModel):
+    """A function that the model may call; `parameters` is a JSON Schema."""
+
+    model_config = _STRICT
+
+    type: Literal["function"]
+    name: Name
+    description: UnicodeText | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+class FunctionChoice(BaseModel):
+    """The one function that must be called."""
+
+    model_config = _STRICT
+
+    type: Literal["function"]
+    name: Name
+
+
+def _choice(given: Any) -> Any:
+    if given in ("none", "auto", "required"):
+        return given
+    if isinstance(given, dict) and given.keys() == {"type", "name"} and given["type"] == "function":
+        return given
+    raise ValueError('must be "none", "auto", "required" or {"type": "function", "name": ...}')
+
+
+ToolChoice = Annotated[Literal["none", "auto", "required"] | FunctionChoice, BeforeValidator(_choice)]
+
+
+class TextFormat(BaseModel):
+    """What the text must be: anything, any JSON object, or an instance of a JSON Schema."""
+
+    model_config = _STRICT
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name | None = None
+    schema_: JsonObject | None = Field(None, alias="schema")
+    description: UnicodeText | None = None
+    strict: bool | None = Field(None, description="A schema always holds here; false changes nothing.")
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> Self:
+        for name, value in (("name", self.name), ("schema", self.schema_)):
+            if value is None and self.type == "json_schema":
+                raise contradiction(name, f"text.format.{name}: this field is required with type json_schema")
+            if value is not None and self.type != "json_schema":
+                raise contradiction(name, f"text.format.{name}: belongs to type json_schema, not {self.type}")
+        return self
+
+
+class TextConfig(BaseModel):
+    """How the text is written."""
+
+    model_config = _STRICT
+
+    format: TextFormat = TextFormat(type="text")
+
+
+class ReasoningConfig(BaseModel):
+    """How much the model thinks before it answers, where it can."""
+
+    model_config = _STRICT
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class StreamOptions(BaseModel):
+    """Streams are not padded."""
+
+    model_config = _STRICT
+
+    include_obfuscation: Literal[False] = False
+
+
+class ResponseCreate(BaseModel):
+    """`POST /v1/responses`."""
+
+    model_config = ConfigDict(
+        **_STRICT,
+        json_schema_extra={
+            "examples": [
+                {"model": "smollm2", "input": "Name three rivers.", "max_output_tokens": 64},
+                {
+                    "model": "smollm2",
+                    "instructions": "Answer in one word.",
+                    "input": [{"role": "user", "content": "What is the capital of France?"}],
+                    "max_output_tokens": 16,
+                    "temperature": 0,
+                    "stream": True,
+                },
+                {
+                    "model": "smollm2",
+                    "input": "Tell me a story about a mill.",
+                    "max_output_tokens": 32,
+                    "background": True,
+                },
+            ]
+        },
+    )
+
+    model: str = Field(min_length=1, description="A name from `GET /v1/models`.")
+    input: list[InputItem] = Field(min_length=1, description="A text, or items: what the model is asked.")
+    instructions: UnicodeText | None = Field(None, description="Before all else; not carried over to a next response.")
+    previous_response_id: str | None = Field(None, description="The response that this one goes on from.")
+    tools: list[FunctionTool] = Field(default_factory=list, max_length=128)
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    text: TextConfig = TextConfig()
+    reasoning: ReasoningConfig = ReasoningConfig()
+    max_output_tokens: int | None = Field(None, ge=1, lt=2**31, description="Reasoning included.")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description=f"With `include: [{LOGPROBS}]`.")
+    include: list[Literal["message.output_text.logprobs"]] = Field(default_factory=list)
+    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
+    store: bool = Field(True, description="False: it cannot be asked for again, and is soon forgotten.")
+    background: bool = Field(False, description="Answer at once; the response goes on when its client leaves.")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    truncation: Literal["disabled"] = "disabled"
+    service_tier: Literal["auto", "default"] = "auto"
+    user: UnicodeText | None = Field(None, description="Shown again, and not used.")
+    safety_identifier: UnicodeText | None = Field(None, description="Shown again, and not used.")
+    prompt_cache_key: UnicodeText | None = Field(None, description="Shown again, and not used.")
+
+    # Beyond OpenAI's, as vLLM's server takes them.
+    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower is served first, as in vLLM.")
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=1e6)
+    stop: list[NonEmpty] = Field(default_factory=list, max_length=16)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_openai_sends_it(cls, data: Any) -> Any:
+        """Null is what is not given; the input may be a text; another tool than a function is named."""
+        if not isinstance(data, dict):
+            return data
+        data = {name: value for name, value in data.items() if value is not None}
+        if "input" in data:
+            data["input"] = read_items(data["input"])
+        for position, tool in enumerate(data["tools"] if isinstance(data.get("tools"), list) else ()):
+            kind = tool.get("type") if isinstance(tool, dict) else None
+            if isinstance(kind, str) and kind != "function":
+                place = f"tools[{position}].type"
+                raise contradiction(place, f"{place}: {kind[:64]!r} is not supported; function tools alone are")
+        if isinstance(data.get("stop"), str):
+            data["stop"] = [data["stop"]]
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise contradiction("stream_options", "stream_options is only allowed with stream=true")
+        if self.background and not self.store:
+            raise contradiction("store", "store must be true with background=true: it is asked for again by its id")
+        if self.top_logprobs is not None and LOGPROBS not in self.include:
+            raise contradiction("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
+        names = [tool.name for tool in self.tools]
+        if isinstance(self.tool_choice, FunctionChoice) and self.tool_choice.name not in names:
+            raise contradiction("tool_choice", f"tool_choice: there is no tool `{self.tool_choice.name}` in tools")
+        if self.tool_choice == "required" and not names:
+            raise contradiction("tool_choice", "tool_choice: `required` needs tools")
+        if len(set(names)) < len(names):
+            raise contradiction("tools", "tools: two have the same name")
+        return self
+
+    def generate_request(self, messages: list[Message]) -> GenerateRequest:
+        """What the engine is asked for, with the conversation that the input belongs to."""
+        return GenerateRequest(
+            messages=messages,
+            sampling=self._sampling(),
+            priority=self.priority,
+            chat=self._chat(),
+            structured_outputs=self._structured_outputs(),
+            logprobs=(self.top_logprobs or 0) if LOGPROBS in self.include else None,
+            token_counts=True,  # of which reasoning's are told
+        )
+
+    def asked(self) -> dict[str, Any]:
+        """What the response shows of its request."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, include=_SHOWN)
+
+    def _sampling(self) -> Sampling:
+        given = self.model_dump(include=set(Sampling.model_fields), exclude_unset=True)
+        return Sampling(**given, max_tokens=self.max_output_tokens)
+
+    def _chat(self) -> ChatOptions | None:
+        if not self.tools and self.reasoning.effort is None:
+            return None
+        tools = [
+            Tool(
+                function=Function(
+                    name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
+                )
+            )
+            for tool in self.tools
+        ]
+        choice = self.tool_choice
+        return ChatOptions(
+            tools=tools or None,
+            tool_choice=({"name": choice.name} if isinstance(choice, FunctionChoice) else choice) if tools else None,
+            parallel_tool_calls=self.parallel_tool_calls,
+            reasoning_effort=self.reasoning.effort,
+        )
+
+    def _structured_outputs(self) -> StructuredOutputs | None:
+        match self.text.format.type:
+            case "json_object":
+                return StructuredOutputs(json_object=True)
+            case "json_schema":
+                return StructuredOutputs(json_schema=self.text.format.schema_)
+            case _:
+                return None
+
+
+_SHOWN = {
+    "instructions",
+    "previous_response_id",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "text",
+    "reasoning",
+    "max_output_tokens",
+    "temperature",
+    "top_p",
+    "top_logprobs",
+    "truncation",
+    "service_tier",
+    "user",
+    "safety_identifier",
+    "prompt_cache_key",
+    "background",
+    "store",
+}
+
+
+class ResponseError(BaseModel):
+    """Why the response failed. `code` is OpenAI's, `type` is the job's own code."""
+
+    code: Literal["server_error", "invalid_prompt"]
+    message: str
+    type: str
+
+
+class IncompleteDetails(BaseModel):
+    """Why it is not whole."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class InputTokensDetails(BaseModel):
+    """Prompt tokens that the prefix cache held."""
+
+    cached_tokens: int
+    cache_write_tokens: Literal[0] = 0
+
+
+class OutputTokensDetails(BaseModel):
+    """Output tokens that were reasoning."""
+
+    reasoning_tokens: int
+
+
+class ResponseUsage(BaseModel):
+    """Tokens, under this API's names."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseView(BaseModel):
+    """A response."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    model: str
+    error: ResponseError | None
+    incomplete_details: IncompleteDetails | None
+    output: list[dict[str, Any]] = Field(description="Items: `reasoning`, `message`, `function_call`.")
+    usage: ResponseUsage | None
+    metadata: dict[str, str]
+    instructions: str | None
+    previous_response_id: str | None
+    tools: list[FunctionTool]
+    tool_choice: ToolChoice
+    parallel_tool_calls: bool
+    text: TextConfig
+    reasoning: dict[str, str | None]
+    max_output_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_logprobs: int | None
+    truncation: Literal["disabled"]
+    service_tier: str
+    user: str | None
+    safety_identifier: str | None
+    prompt_cache_key: str | None
+    background: bool
+    store: bool
+
+
+class ResponseDeleted(BaseModel):
+    """A response whose input and output are forgotten."""
+
+    id: str
+    object: Literal["response.deleted"] = "response.deleted"
+    deleted: Literal[True] = True
+
+
+class InputItemList(BaseModel):
+    """A page of input items."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

@@ -1,0 +1,74 @@
+"""A response as the API shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.errors import ErrorCode
+from shared.job import JobStatus
+from shared.response import StoredResponse
+
+# A job's status, as a response has it.
+STATUS = {
+    JobStatus.QUEUED: "queued",
+    JobStatus.IN_PROGRESS: "in_progress",
+    JobStatus.CANCELLING: "in_progress",
+    JobStatus.COMPLETED: "completed",
+    JobStatus.INCOMPLETE: "incomplete",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "cancelled",
+    JobStatus.EXPIRED: "failed",
+}
+
+# What is shown of a request that did not say it.
+_NOT_ASKED: dict[str, Any] = {
+    "instructions": None,
+    "previous_response_id": None,
+    "max_output_tokens": None,
+    "temperature": None,
+    "top_p": None,
+    "top_logprobs": None,
+    "user": None,
+    "safety_identifier": None,
+    "prompt_cache_key": None,
+}
+
+
+def view(response: StoredResponse, status: JobStatus) -> dict[str, Any]:
+    """A response that has this status, without what only its end brings."""
+    job, asked = response.job, response.facts.asked
+    return {
+        "id": response.id,
+        "object": "response",
+        "created_at": int(job.created_at.timestamp()),
+        "status": STATUS[status],
+        "model": job.model,
+        "error": None,
+        "incomplete_details": None,
+        "output": [],
+        "usage": None,
+        "metadata": job.metadata,
+        **_NOT_ASKED,
+        **asked,
+        "reasoning": {"effort": None, "summary": None, **asked["reasoning"]},
+    }
+
+
+def usage(counted: dict[str, int], reasoning_tokens: int) -> dict[str, Any]:
+    """The usage that a log's last event tells."""
+    prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": counted["cached_tokens"], "cache_write_tokens": 0},
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "total_tokens": prompt + completion,
+    }
+
+
+def error(failure: dict[str, str] | None) -> dict[str, str] | None:
+    """The error that a log's last event tells; a client that cancelled its response knows."""
+    if failure is None or failure["code"] == ErrorCode.CANCELLED:
+        return None
+    code = "invalid_prompt" if failure["code"] == ErrorCode.INVALID_REQUEST else "server_error"
+    return {"code": code, "message": failure["message"], "type": failure["code"]}
