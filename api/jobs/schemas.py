@@ -151,7 +151,9 @@ class JobView(BaseModel):
     start_before: datetime | None = Field(description="From `Start-Before`: expired, if not started by then.")
     finish_before: datetime | None = Field(description="From `Cancel-After`: cancelled, if not finished by then.")
     queue_position: int | None = Field(None, description="Jobs served before this one, while it is queued.")
-    eta_s: float | None = Field(None, description="Seconds until it starts, from what the model's last jobs took; null where that is unknown.")
+    eta_s: float | None = Field(
+        None, description="Seconds until it starts, from what the model's last jobs took; null where that is unknown."
+    )
     output_text: str | None = Field(description="The first choice's text.")
     output: list[ChoiceView]
     usage: UsageView | None
