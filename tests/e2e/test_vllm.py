@@ -66,6 +66,30 @@ async def test_raw_prompt_has_no_chat_template(vllm: httpx.AsyncClient) -> None:
     assert "Paris" in done["output_text"]
 
 
+async def test_a_response_is_resumed_and_gone_on_from(client: openai.AsyncOpenAI) -> None:
+    stream = await client.responses.create(
+        model="smollm2",
+        instructions="Answer in one word.",
+        input="What is the capital of France?",
+        max_output_tokens=16,
+        temperature=0,
+        background=True,
+        stream=True,
+    )
+    events = [event.to_dict() async for event in stream]
+    last: Any = events[-1]["response"]
+    assert last["status"] == "completed"
+    assert "Paris" in last["output"][0]["content"][0]["text"]
+    resumed = await client.responses.retrieve(last["id"], stream=True, starting_after=5)
+    assert [event.to_dict() async for event in resumed] == events[6:]
+    second = await client.responses.create(
+        model="smollm2", input="And of Italy?", previous_response_id=last["id"], max_output_tokens=16, temperature=0
+    )
+    assert second.output_text
+    assert second.usage is not None
+    assert second.usage.input_tokens > last["usage"]["input_tokens"]
+
+
 async def test_stream_resumed_in_the_middle(vllm: httpx.AsyncClient) -> None:
     job = await submit(vllm, "Tell me a long story about a mill.", max_tokens=60)
     seen = []
