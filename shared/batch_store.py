@@ -11,7 +11,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, Integer, Text, bindparam, func, insert, literal, select, update
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Text,
+    bindparam,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
 
 from shared.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from shared.batch_rows import COLUMNS, Tally, tally_query, to_batch
@@ -33,6 +46,15 @@ class BatchJob:
     model: str
     request: GenerateRequest
     metadata: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    """The job that a line has become. `log` is its events as lines, where they were asked for."""
+
+    line: int
+    job: Job
+    log: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,16 +307,16 @@ class BatchStore(Store):
 
     # Jobs of a batch
 
-    async def jobs(self, batch_id: str, after_line: int, limit: int) -> list[tuple[int, Job]]:
+    async def jobs(self, batch_id: str, after_line: int, limit: int, *, log: bool = False) -> list[LineResult]:
         """Jobs by their lines, in order, behind a line."""
         statement = (
-            select(*JOB_COLUMNS, JobRow.batch_line)
+            select(*JOB_COLUMNS, JobRow.batch_line, JobRow.log if log else null().label("log"))
             .where(JobRow.batch_id == batch_id, JobRow.batch_line > after_line)
             .order_by(JobRow.batch_line)
             .limit(limit)
         )
         async with self._engine.connect() as connection:
-            return [(row.batch_line, to_job(row)) for row in await connection.execute(statement)]
+            return [LineResult(row.batch_line, to_job(row), row.log) for row in await connection.execute(statement)]
 
     async def open_jobs(self, batch_id: str) -> list[Job]:
         """Jobs that have not ended."""

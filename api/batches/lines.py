@@ -8,32 +8,17 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from api.batches.endpoints import ENDPOINTS
 from api.batches.line_reader import Line
 from api.errors import describe
-from api.openai.answers import CHAT, TEXT, Face
-from api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from shared.batch import LineError
 from shared.batch_store import BatchJob
-from shared.errors import HeadraceError
+from shared.errors import HeadraceError, InvalidRequest
 from shared.queue import BATCH_PRIORITY
 from shared.registry import Registry
 
 MAX_CUSTOM_ID = 512
 FIELDS = ("custom_id", "method", "url", "body")
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A call that a batch can make: the shape of its requests, and of its answers."""
-
-    face: Face
-    schema: type[ChatCompletionRequest | CompletionRequest]
-
-
-ENDPOINTS = {
-    "/v1/chat/completions": Endpoint(CHAT, ChatCompletionRequest),
-    "/v1/completions": Endpoint(TEXT, CompletionRequest),
-}
 
 
 class LineRefused(HeadraceError):
@@ -72,26 +57,24 @@ def parse(line: Line, url: str, registry: Registry | None = None) -> BatchReques
     if not isinstance(body, dict):
         raise _refused(line, "invalid_request", "body must be an object.", "body")
     try:
-        request = ENDPOINTS[url].schema.model_validate(body)
+        job = ENDPOINTS[url].job(body)
     except ValidationError as error:
         message, param = describe(error.errors(include_url=False))
         raise _refused(line, "invalid_request", message, f"body.{param}" if param else "body") from None
-    if request.stream:
-        raise _refused(line, "invalid_request", "stream: a batch's answers are not streamed.", "body.stream")
-    if registry is not None and request.model not in registry:
-        raise _refused(line, "model_not_found", f"The model `{request.model}` does not exist.", "body.model")
-    generate, *more = request.generate_requests()
-    if more:
-        raise _refused(line, "invalid_request", "prompt: a line has one prompt; give each a line.", "body.prompt")
-    generate = generate.model_copy(update={"priority": BATCH_PRIORITY})
-    return BatchRequest(custom_id, BatchJob(line.number, request.model, generate, request.metadata or {}))
+    except InvalidRequest as error:
+        param = error.param
+        raise _refused(line, "invalid_request", error.message, f"body.{param}" if param else "body") from None
+    if registry is not None and job.model not in registry:
+        raise _refused(line, "model_not_found", f"The model `{job.model}` does not exist.", "body.model")
+    generate = job.request.model_copy(update={"priority": BATCH_PRIORITY})
+    return BatchRequest(custom_id, BatchJob(line.number, job.model, generate, job.metadata))
 
 
-def custom_id(line: Line) -> str:
-    """The client's name for a line that was found valid before."""
+def said(line: Line) -> tuple[str, dict[str, Any]]:
+    """The client's name for a line that was found valid before, and its body."""
     assert line.data is not None
-    found: str = orjson.loads(line.data)["custom_id"]
-    return found
+    found = orjson.loads(line.data)
+    return found["custom_id"], found["body"]
 
 
 def _fields(line: Line) -> dict[str, Any]:

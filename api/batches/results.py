@@ -10,17 +10,19 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
+from api.batches.endpoints import ENDPOINTS
 from api.batches.line_reader import Line
-from api.batches.lines import ENDPOINTS, LineRefused, custom_id, parse
+from api.batches.lines import LineRefused, parse, said
 from api.errors import NotFound, UpstreamFailed, render
-from api.openai.answers import whole
 from shared.batch import Batch, BatchStatus, BatchUsage
-from shared.batch_store import BatchStore, ResultFile
+from shared.batch_store import BatchStore, LineResult, ResultFile
 from shared.blobs import CHUNK, Blobs, BlobWriter
 from shared.errors import ErrorCode, HeadraceError, InvalidRequest
+from shared.events import parse_archive
 from shared.file_store import result_file_ids
-from shared.job import Job, JobStatus, Usage
+from shared.job import JobStatus, Usage
 from shared.registry import Registry
 
 PAGE = 50
@@ -55,10 +57,10 @@ async def write_results(
         async for line in lines:
             if line.blank:
                 continue
-            job = await jobs.of(line.number)
-            entry = _entry(batch, line, job, registry)
-            if job is not None and job.usage is not None:
-                results.usage = _sum(results.usage, job.usage)
+            ran = await jobs.of(line.number)
+            entry = _entry(batch, line, ran, registry)
+            if ran is not None and ran.job.usage is not None:
+                results.usage = _sum(results.usage, ran.job.usage)
             if entry.good:
                 results.completed += 1
                 await output.write(entry.content)
@@ -79,22 +81,28 @@ class _Entry:
     content: dict[str, Any]
 
 
-def _entry(batch: Batch, line: Line, job: Job | None, registry: Registry) -> _Entry:
+def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Registry) -> _Entry:
     """The result of a line, which ran as this job, or not at all."""
-    if job is None:
+    custom_id, body = said(line)
+    if ran is None:
         content: dict[str, Any] = {"id": f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"}
-        content["custom_id"] = custom_id(line)
+        content["custom_id"] = custom_id
         if line.number >= batch.next.line:
             error = CANCELLED if batch.ending is BatchStatus.CANCELLED else EXPIRED
             return _Entry(False, {**content, "response": None, "error": error})
         return _Entry(False, {**content, "response": _failed(content["id"], _refusal(batch, line)), "error": None})
 
-    content = {"id": f"batch_req_{job.id.removeprefix('job_')}", "custom_id": custom_id(line)}
+    job = ran.job
+    content = {"id": f"batch_req_{job.id.removeprefix('job_')}", "custom_id": custom_id}
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
         fingerprint = registry[job.model].fingerprint if job.model in registry else None
-        answer = whole(ENDPOINTS[batch.endpoint].face, [job], fingerprint)
+        log = parse_archive(ran.log) if ran.log is not None else ()
+        try:
+            answer = ENDPOINTS[batch.endpoint].answer(body, job, log, fingerprint)
+        except (ValidationError, InvalidRequest):
+            return _Entry(False, {**content, "response": _failed(job.id, _refusal(batch, line)), "error": None})
         response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": answer}
         return _Entry(True, {**content, "response": response, "error": None})
     assert job.error is not None
@@ -107,7 +115,7 @@ def _entry(batch: Batch, line: Line, job: Job | None, registry: Registry) -> _En
 
 
 def _refusal(batch: Batch, line: Line) -> HeadraceError:
-    """Why a line that was valid once could not become a job: this version refuses it."""
+    """Why a line that was valid once could not become a job, or cannot be shown as one: this version refuses it."""
     try:
         parse(line, batch.endpoint)
     except LineRefused as refused:
@@ -139,19 +147,20 @@ class _Jobs:
     def __init__(self, batch: Batch, store: BatchStore) -> None:
         self._batch = batch
         self._store = store
-        self._page: deque[tuple[int, Job]] = deque()
+        self._log = ENDPOINTS[batch.endpoint].reads_log
+        self._page: deque[LineResult] = deque()
         self._after = 0
         self._more = True
 
-    async def of(self, line: int) -> Job | None:
+    async def of(self, line: int) -> LineResult | None:
         """The job of a line; None where it has none."""
         if not self._page and self._more:
-            self._page.extend(await self._store.jobs(self._batch.id, self._after, PAGE))
+            self._page.extend(await self._store.jobs(self._batch.id, self._after, PAGE, log=self._log))
             self._more = bool(self._page)
             if self._page:
-                self._after = self._page[-1][0]
-        if self._page and self._page[0][0] == line:
-            return self._page.popleft()[1]
+                self._after = self._page[-1].line
+        if self._page and self._page[0].line == line:
+            return self._page.popleft()
         return None
 
 

@@ -30,7 +30,7 @@ class BatchCreate(BaseModel):
     )
 
     input_file_id: str = Field(description="A file of purpose `batch`.")
-    endpoint: Literal["/v1/chat/completions", "/v1/completions"]
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     completion_window: str = Field(description="`24h`, `90m`: what has not ended by then expires. 30 days at most.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
     output_expires_after: ExpiresAfter | None = Field(None, description="When the files of results are forgotten.")

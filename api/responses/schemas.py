@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from api.jobs.schemas import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue
 from api.responses.input_items import InputItem, read_items
+from shared.response import ResponseFacts
 from shared.sampling import (
     ChatOptions,
     Function,
@@ -228,6 +229,16 @@ class ResponseCreate(BaseModel):
     def asked(self) -> dict[str, Any]:
         """What the response shows of its request."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, include=_SHOWN)
+
+    def facts(self) -> ResponseFacts:
+        """What its job need not know."""
+        return ResponseFacts(
+            asked=self.asked(),
+            input=[item.model_dump(mode="json", exclude_none=True) for item in self.input],
+            previous_id=self.previous_response_id,
+            background=self.background,
+            stored=self.store,
+        )
 
     def _sampling(self) -> Sampling:
         given = self.model_dump(include=set(Sampling.model_fields), exclude_unset=True)

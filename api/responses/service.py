@@ -19,7 +19,7 @@ from shared.errors import InvalidRequest
 from shared.events import parse_archive
 from shared.job import JobStatus
 from shared.job_store import JobStore, NewJob
-from shared.response import ResponseFacts, StoredResponse, job_id_of
+from shared.response import StoredResponse, job_id_of
 from shared.response_store import ResponseStore
 
 # How long a cancel waits for the engine to let go, so that its answer says `cancelled`.
@@ -49,13 +49,7 @@ class ResponseService:
         previous = None
         if body.previous_response_id is not None:
             previous = await self._previous(body.previous_response_id, key_id)
-        facts = ResponseFacts(
-            asked=body.asked(),
-            input=[item.model_dump(mode="json", exclude_none=True) for item in body.input],
-            previous_id=body.previous_response_id,
-            background=body.background,
-            stored=body.store,
-        )
+        facts = body.facts()
         new = NewJob(
             key_id=key_id,
             model=body.model,

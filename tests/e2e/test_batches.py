@@ -266,6 +266,30 @@ async def test_plain_completions(sdk: openai.AsyncOpenAI) -> None:
         await sdk.batches.cancel(batch.id)
 
 
+async def test_responses(sdk: openai.AsyncOpenAI) -> None:
+    """Lines of the Responses API are answered as the call answers, but for what names the job."""
+    asked: dict[str, Any] = {"model": "sim", "input": "the mill", "max_output_tokens": 3, "instructions": "Be brief."}
+    tool = {"type": "function", "name": "turn", "parameters": {"type": "object", "properties": {}}, "strict": False}
+    bodies = {"a": asked, "b": {**asked, "tools": [tool], "max_output_tokens": 40}, "c": {**asked, "input": FAIL}}
+    lines = [
+        {"custom_id": name, "method": "POST", "url": "/v1/responses", "body": body} for name, body in bodies.items()
+    ]
+    file = await sdk.files.create(file=("in.jsonl", jsonl(*lines)), purpose="batch")
+    batch = await sdk.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
+    done = await reaches(sdk, batch, "completed")
+    output = await results(sdk, done.output_file_id)
+    assert set(output) == {"a", "b"}
+    assert set(await results(sdk, done.error_file_id)) == {"c"}
+    answer = output["a"]["response"]["body"]
+    alone = (await sdk.responses.create(**asked, store=False)).model_dump(mode="json")
+    assert answer["output"][0]["content"][0]["text"] == alone["output"][0]["content"][0]["text"]
+    assert (answer["object"], answer["status"]) == ("response", "incomplete")
+    assert answer["usage"]["output_tokens"] == 3
+    assert [item["type"] for item in output["b"]["response"]["body"]["output"]] == ["function_call"]
+    with pytest.raises(openai.NotFoundError):
+        await sdk.responses.retrieve(answer["id"])
+
+
 async def test_batches_are_listed_by_page(stack: Stack) -> None:
     key = stack.command("api.keys", "create", "batcher").stdout.strip()
     async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=key) as sdk:

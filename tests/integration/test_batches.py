@@ -29,14 +29,15 @@ from shared.batch import Batch, BatchStatus, Position
 from shared.batch_store import BatchStore
 from shared.blobs import LocalBlobs
 from shared.db import connect
-from shared.ending import Ending
+from shared.ending import Ending, conclude
+from shared.events import Delta, EventType
 from shared.file_store import FileInUse, FileStore, Purpose, StoredFile
 from shared.job import Choice, Failure, Job, JobStatus, Usage
 from shared.job_store import JobStore
 from shared.queue import Hint, HintSender, celery_app
 from shared.registry import load_registry
 from shared.rescue_store import RescueStore
-from shared.stream import JobLogs
+from shared.stream import JobLog, JobLogs
 from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
 from shared.worker_store import WorkerStore
@@ -45,7 +46,7 @@ from tests.support.dying import dies
 from tests.support.stack import write_models
 from tests.support.waiting import eventually
 
-CHAT = "/v1/chat/completions"
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 MAX_JOBS = 8
 CANCELLED_BY_HAND = Failure("cancelled", "The job was cancelled.")
 
@@ -530,3 +531,39 @@ async def test_a_driver_waits_for_what_is_away(world: World) -> None:
     running.cancel()
     await asyncio.wait((running,))
     assert (await world.again(batch)).status is BatchStatus.COMPLETED
+
+
+async def test_a_response_is_told_from_its_log(world: World) -> None:
+    body = {"model": "sim", "input": "the mill", "max_output_tokens": 9}
+    content = json.dumps({"custom_id": "a", "method": "POST", "url": RESPONSES, "body": body}).encode()
+    file = await world.upload(content)
+    batch = await world.store.insert(world.key_id, RESPONSES, file.id, "24h", 86400, None)
+    assert batch is not None
+    batch = await world.step(await world.to(batch, BatchStatus.IN_PROGRESS))
+    (job_id,) = await world.queued()
+    job = await world.start(job_id)
+    delta = Delta(0, "It turns.", (1, 2), "stop")
+    log = JobLog(job.id, job.attempt)
+    log.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
+    log.delta(delta)
+    log.seal()
+    ending, _ = conclude(
+        job,
+        log.events,
+        log.seq + 1,
+        status=JobStatus.COMPLETED,
+        output=(Choice(0, delta.text, "stop"),),
+        usage=Usage(3, 1, 2),
+        failure=None,
+        first_token_at=datetime.now(UTC),
+        finished_at=datetime.now(UTC),
+        outcome="completed",
+        tokens={1: 2},
+    )
+    assert await world.worker.finish(job.id, job.attempt, ending)
+    (output,), errors = await world.results(await world.to(batch, BatchStatus.COMPLETED))
+    assert errors == []
+    response = output["response"]["body"]
+    assert (response["id"], response["status"]) == (f"resp_{job_id.removeprefix('job_')}", "completed")
+    assert [item["content"][0]["text"] for item in response["output"]] == ["It turns."]
+    assert response["usage"]["total_tokens"] == 5

@@ -18,7 +18,7 @@ from shared.batch import Position
 from shared.registry import Registry, load_registry
 from tests.support.stack import write_models
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 LIMIT = 10_000
 
 
@@ -162,3 +162,43 @@ async def test_a_file_without_requests_is_refused(registry: Registry, data: byte
 async def test_the_first_errors_are_told(registry: Registry) -> None:
     _, errors = await check(registry, b"oops\n" * 1000)
     assert errors == [("invalid_json_line", line) for line in range(1, MAX_ERRORS + 1)]
+
+
+# Responses
+
+
+def response(**body: Any) -> dict[str, Any]:
+    whole = {"model": "sim", "input": "the mill", **body}
+    return {"custom_id": "a", "method": "POST", "url": RESPONSES, "body": whole}
+
+
+async def test_a_response_becomes_the_job_that_it_would_alone(registry: Registry) -> None:
+    (line,) = await all_lines([jsonl(response(instructions="Be brief.", max_output_tokens=5, metadata={"a": "b"}))])
+    job = parse(line, RESPONSES, registry).job
+    assert job.request.messages is not None
+    assert [(item.role, item.content) for item in job.request.messages] == [
+        ("system", "Be brief."),
+        ("user", "the mill"),
+    ]
+    assert (job.request.sampling.max_tokens, job.request.priority, job.metadata) == (5, 9, {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"stream": True}, "body.stream"),
+        ({"background": True}, "body.background"),
+        ({"previous_response_id": "resp_a"}, "body.previous_response_id"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "1"}]}, "body.input"),
+        ({"model": "gpt"}, "body.model"),
+        ({"max_output_tokens": 0}, "body.max_output_tokens"),
+    ],
+    ids=str,
+)
+async def test_a_response_that_a_batch_cannot_make_is_refused(
+    registry: Registry, body: dict[str, Any], param: str
+) -> None:
+    (line,) = await all_lines([jsonl(response(**body))])
+    with pytest.raises(LineRefused) as refused:
+        parse(line, RESPONSES, registry)
+    assert (refused.value.error.line, refused.value.error.param) == (1, param)
