@@ -33,7 +33,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         tmp_path_factory,
         "responses",
         models,
-        redis_url=servers.redis(STACK_REDIS_DB - 4),
+        redis_url=servers.redis(STACK_REDIS_DB - 6),
         HEADRACE_LEASE_S=2,
         HEADRACE_HEARTBEAT_S=0.5,
         HEADRACE_RESYNC_S=1,
