@@ -1,7 +1,7 @@
-"""Many small writes as few transactions: what is asked for while one is on its way goes with the next.
+"""Many small writes as few transactions: what is asked for while two are on their way goes with the next.
 
-There is no timer: alone, a write goes at once, and under load a batch is what arrived during one round trip and
-one fsync, up to a number and a weight. Each caller waits for the commit of its own.
+There is no timer: a write goes at once while fewer than `WRITERS` are on their way, and under load a batch is what
+arrived during one round trip and one fsync, up to a number and a weight. Each caller waits for the commit of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ I = TypeVar("I")  # noqa: E741  # an item, beside O, its outcome
 O = TypeVar("O")  # noqa: E741
 
 LIMIT = 256
+# Batches on their way at once. One alone would let each write wait for half of another's commit before its own.
+WRITERS = 2
 # Of a batch that has more than one item; what `weigh` counts, bytes.
 MAX_WEIGHT = 8 * 1024 * 1024
 
@@ -37,7 +39,7 @@ class GroupCommit(Generic[I, O]):
         self._write = write
         self._weigh = weigh
         self._waiting: list[tuple[I, asyncio.Future[O]]] = []
-        self._writing: asyncio.Task[None] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
 
     async def __call__(self, item: I) -> O:
         """The item's outcome, once it is committed. A caller that is cancelled meanwhile does not stop its write.
@@ -46,8 +48,10 @@ class GroupCommit(Generic[I, O]):
         """
         outcome: asyncio.Future[O] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, outcome))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_all(), name="group-commit")
+        if len(self._writing) < WRITERS:
+            task = asyncio.create_task(self._write_all(), name="group-commit")
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
         return await outcome
 
     async def _write_all(self) -> None:
