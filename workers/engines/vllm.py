@@ -36,6 +36,7 @@ from shared.events import Delta
 from shared.registry import VllmModel
 from shared.sampling import GenerateRequest
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
+from workers.engines.vllm_executor import cpu_options
 from workers.engines.vllm_stats import VllmStats, stat_logger
 from workers.engines.whole_tokens import WholeTokens
 
@@ -62,6 +63,7 @@ class VllmEngine:
             "max_num_seqs": self._model.slots,
             "scheduling_policy": "priority",
             "disable_log_stats": True,
+            **cpu_options(self._model.options),
             **self._model.options,
         }
         unknown = options.keys() - AsyncEngineArgs.__dataclass_fields__.keys()
