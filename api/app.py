@@ -14,6 +14,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors, health
+from api.anthropic import routes as anthropic
+from api.anthropic.errors import is_asked
 from api.batches import routes as batches
 from api.body_limit import BodyLimit
 from api.files import routes as files
@@ -58,6 +60,8 @@ class Ids:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if is_asked(scope["path"]):
+                    headers["request-id"] = request_id
                 if job_id := scope.get("state", {}).get("job_id"):
                     headers["x-headrace-job-id"] = job_id
             await send(message)
@@ -113,6 +117,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(openai.router)
     app.include_router(responses.router)
+    app.include_router(anthropic.router)
     app.include_router(files.router)
     app.include_router(batches.router)
     app.include_router(health.router)

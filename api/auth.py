@@ -6,13 +6,16 @@ import time
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from api.errors import Unauthorized
 from shared.api_keys import ApiKeyStore, digest
 
 CACHE_SIZE = 10_000
 bearer = HTTPBearer(auto_error=False, description="An API key: `python -m api.keys create NAME`.")
+api_key_header = APIKeyHeader(
+    name="x-api-key", scheme_name="AnthropicKey", auto_error=False, description="The same key, as Anthropic's clients."
+)
 
 
 class Authenticator:
@@ -46,10 +49,24 @@ async def current_key(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> int:
     """The asking key's id."""
-    if credentials is None:
+    return await _key_id(request, credentials.credentials if credentials is not None else None)
+
+
+async def anthropic_key(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    api_key: Annotated[str | None, Depends(api_key_header)],
+) -> int:
+    """The asking key's id, where a client of Anthropic's may ask too."""
+    return await _key_id(request, api_key or (credentials.credentials if credentials is not None else None))
+
+
+async def _key_id(request: Request, key: str | None) -> int:
+    if key is None:
         raise Unauthorized
     authenticator: Authenticator = request.app.state.resources.authenticator
-    return await authenticator.key_id(credentials.credentials)
+    return await authenticator.key_id(key)
 
 
 CurrentKey = Annotated[int, Depends(current_key)]
+AnthropicKey = Annotated[int, Depends(anthropic_key)]

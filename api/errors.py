@@ -1,4 +1,7 @@
-"""Every error as OpenAI's JSON: `{"error": {message, type, param, code}}`. Status codes are decided here."""
+"""Every error as OpenAI's JSON: `{"error": {message, type, param, code}}`. Status codes are decided here.
+
+Where Anthropic's face was asked, the same error has Anthropic's shape.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
+from api.anthropic.errors import anthropic_error, is_asked
 from shared.errors import HeadraceError, InvalidRequest, Unavailable
 from shared.file_store import FileInUse
 from shared.job_store import KeyReused
@@ -76,6 +81,25 @@ class UpstreamFailed(HeadraceError):
         self.code = code
 
 
+class ErrorAnswer(JSONResponse):
+    """An error; it takes the shape of the face that was asked when it is sent."""
+
+    def __init__(self, status: int, body: ErrorResponse, headers: Mapping[str, str]) -> None:
+        super().__init__(body.model_dump(), status, headers)
+        self._message = body.error.message
+        self._extra = headers
+
+    def anthropic(self) -> dict[str, Any]:
+        """The body as Anthropic has it."""
+        return anthropic_error(self.status_code, self._message)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_asked(scope["path"]):
+            await JSONResponse(self.anthropic(), self.status_code, self._extra)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def error_response(
     status: int,
     message: str,
@@ -84,9 +108,9 @@ def error_response(
     param: str | None = None,
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
+) -> ErrorAnswer:
     body = ErrorResponse(error=ErrorBody(message=_encodable(message), type=kind, param=_encodable(param), code=code))
-    return JSONResponse(body.model_dump(), status_code=status, headers=dict(headers or {}))
+    return ErrorAnswer(status, body, headers or {})
 
 
 def _encodable(text: T) -> T:
@@ -94,7 +118,7 @@ def _encodable(text: T) -> T:
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
-def unavailable(what: str) -> JSONResponse:
+def unavailable(what: str) -> ErrorAnswer:
     return error_response(
         503,
         f"{what} cannot be reached right now; try again.",
@@ -104,7 +128,7 @@ def unavailable(what: str) -> JSONResponse:
     )
 
 
-def stopping() -> JSONResponse:
+def stopping() -> ErrorAnswer:
     return error_response(
         503,
         "This server is stopping; try again.",
@@ -114,7 +138,7 @@ def stopping() -> JSONResponse:
     )
 
 
-def render(error: Exception) -> JSONResponse:
+def render(error: Exception) -> ErrorAnswer:
     """The answer to an error that reached the top."""
     match error:
         case InvalidRequest():
@@ -158,15 +182,15 @@ def render(error: Exception) -> JSONResponse:
 def install(app: FastAPI) -> None:
     """Make the application answer every error in this shape."""
 
-    async def on_error(_: Request, error: Exception) -> JSONResponse:
+    async def on_error(_: Request, error: Exception) -> ErrorAnswer:
         return render(error)
 
-    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+    async def on_invalid(_: Request, error: Exception) -> ErrorAnswer:
         assert isinstance(error, RequestValidationError)
         message, param = describe(error.errors())
         return error_response(400, message, param=param)
 
-    async def on_http(request: Request, error: Exception) -> JSONResponse:
+    async def on_http(request: Request, error: Exception) -> ErrorAnswer:
         assert isinstance(error, HTTPException)
         method, path, headers = request.method, request.scope["path"], error.headers or {}
         match error.status_code:
@@ -176,6 +200,8 @@ def install(app: FastAPI) -> None:
                 return error_response(
                     405, f"{path} does not take {method}.", code="method_not_allowed", headers=headers
                 )
+            case 400 if isinstance(error.__cause__, HeadraceError):
+                return render(error.__cause__)
             case 400 if error.__cause__ is not None:
                 return error_response(400, f"The body is not valid JSON: {_unreadable(error.__cause__)}.")
         kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
@@ -196,7 +222,7 @@ def describe(problems: Sequence[Any]) -> tuple[str, str | None]:
         return "A parameter's name is not Unicode text; it has an unpaired surrogate.", None
     if problem["type"] == "json_invalid":
         return f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}.", None
-    path = [step for step in problem["loc"] if step not in ("body", "query", "path", "header")]
+    path = [step for step in problem["loc"] if step not in ("body", "query", "path", "header") and not _is_tag(step)]
     field = ""
     for step in path:
         field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else str(step) or "''"
@@ -212,6 +238,11 @@ def describe(problems: Sequence[Any]) -> tuple[str, str | None]:
     elif problem["type"] == "missing":
         message = "this field is required"
     return (f"{field}: {message}{more}" if field else f"{message}{more}"), field or None
+
+
+def _is_tag(step: int | str) -> bool:
+    """Whether a step is no field but the kind of a union's member; our schemas write it `<text>`."""
+    return isinstance(step, str) and step.startswith("<") and step.endswith(">")
 
 
 def _unreadable(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from shared.sampling import (
+    MAX_TOOLS,
     ChatOptions,
     JsonObject,
     Message,
@@ -81,8 +82,12 @@ class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
     format: JsonObject | None = Field(None, description="Of a structural_tag.")
-    structures: list[JsonObject] | None = Field(None, description="Of a structural_tag, in its older form.")
-    triggers: list[UnicodeText] | None = Field(None, description="Of a structural_tag, in its older form.")
+    structures: list[JsonObject] | None = Field(
+        None, fail_fast=True, description="Of a structural_tag, in its older form."
+    )
+    triggers: list[UnicodeText] | None = Field(
+        None, fail_fast=True, description="Of a structural_tag, in its older form."
+    )
 
     @model_validator(mode="after")
     def _has_what_its_type_needs(self) -> Self:
@@ -114,7 +119,7 @@ class Structure(BaseModel):
 
     json_schema: JsonObject | None = Field(None, alias="json", description="A JSON Schema, or its text.")
     regex: UnicodeText | None = None
-    choice: list[UnicodeText] | None = Field(None, min_length=1)
+    choice: list[UnicodeText] | None = Field(None, min_length=1, fail_fast=True)
     grammar: UnicodeText | None = None
     json_object: bool | None = None
     structural_tag: UnicodeText | None = None
@@ -195,7 +200,7 @@ class Asked(Sampling):
 class AskedChat(Asked):
     """What a request with a conversation may have."""
 
-    tools: list[Tool] | None = Field(None, min_length=1)
+    tools: list[Tool] | None = Field(None, min_length=1, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
         None, description="By default `auto` where there are tools."
     )
@@ -208,7 +213,7 @@ class AskedChat(Asked):
     )
     add_special_tokens: bool = False
     chat_template_kwargs: Annotated[JsonObject, AfterValidator(_without_template)] | None = None
-    documents: list[dict[UnicodeText, UnicodeText]] | None = None
+    documents: list[dict[UnicodeText, UnicodeText]] | None = Field(None, fail_fast=True)
 
     @field_validator("tool_choice", mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -15,7 +15,11 @@ def heartbeat() -> ServerSentEvent:
 
 
 def event_stream(
-    frames: AsyncIterator[bytes], settings: ApiSettings, headers: Mapping[str, str] | None = None
+    frames: AsyncIterator[bytes],
+    settings: ApiSettings,
+    headers: Mapping[str, str] | None = None,
+    *,
+    heartbeat: Callable[[], ServerSentEvent] = heartbeat,
 ) -> EventSourceResponse:
     """Stream encoded frames, with heartbeats; a reader that takes nothing for long is dropped."""
     return EventSourceResponse(

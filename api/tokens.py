@@ -104,6 +104,21 @@ class ContextCheck:
                 param=param,
             )
 
+    async def count(self, model: str, request: GenerateRequest) -> int:
+        """Tokens of a prompt.
+
+        Raises:
+            InvalidRequest: they cannot be counted here, or the model's template refuses the prompt.
+        """
+        count = self._counters[model]
+        tokens = await asyncio.to_thread(count, request) if count is not None else None
+        if tokens is None:
+            raise InvalidRequest(
+                f"The tokens of `{model}` cannot be counted here: this machine lacks its tokenizer or chat template.",
+                param="model",
+            )
+        return tokens
+
 
 def _counter(model: ModelSpec) -> Callable[[GenerateRequest], int | None] | None:
     if isinstance(model, SimulatedModel):

@@ -6,6 +6,7 @@ Names, bounds and messages follow `vllm.SamplingParams`; a value that is left ou
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -15,6 +16,8 @@ from pydantic_core import PydanticCustomError
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_TOKEN_IDS = 1024
+MAX_MESSAGES = 10_000
+MAX_TOOLS = 1000
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -46,10 +49,11 @@ UnicodeText = Annotated[str, AfterValidator(unicode_text)]
 
 
 def _encodable(value: dict[str, Any]) -> dict[str, Any]:
-    """Whatever a client may put into an object, it has to be stored and sent on."""
+    """Whatever a client may put into an object, it has to be stored and sent on. Python reads NaN too."""
     try:
+        json.dumps(value, allow_nan=False)
         orjson.dumps(value)
-    except orjson.JSONEncodeError as error:
+    except ValueError as error:  # orjson's own is one
         raise ValueError(f"must be JSON that can be sent on: {error}") from None
     return value
 
@@ -72,7 +76,10 @@ class Sampling(BaseModel):
     )
     min_tokens: int = Field(0, ge=0, lt=2**31)
     stop: list[NonEmpty] = Field(
-        default_factory=list, max_length=MAX_STOPS, description="Strings that end the text; never part of it."
+        default_factory=list,
+        max_length=MAX_STOPS,
+        fail_fast=True,
+        description="Strings that end the text; never part of it.",
     )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -81,15 +88,21 @@ class Sampling(BaseModel):
     logit_bias: Annotated[dict[str, float], AfterValidator(_token_bias)] | None = Field(
         None, max_length=1024, description="Token id to bias in [-100, 100]."
     )
+    thinking_token_budget: int | None = Field(
+        None,
+        ge=0,
+        lt=2**31,
+        description="Tokens of reasoning at most; the model's options must name a reasoning parser.",
+    )
     ignore_eos: bool = False
     stop_token_ids: list[TokenId] = Field(
-        default_factory=list, max_length=MAX_TOKEN_IDS, description="Tokens that end the text."
+        default_factory=list, max_length=MAX_TOKEN_IDS, fail_fast=True, description="Tokens that end the text."
     )
     allowed_token_ids: list[TokenId] | None = Field(
-        None, min_length=1, max_length=MAX_TOKEN_IDS, description="Only these tokens are drawn."
+        None, min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True, description="Only these tokens are drawn."
     )
     bad_words: list[NonEmpty] = Field(
-        default_factory=list, max_length=MAX_STOPS, description="Words that are never drawn."
+        default_factory=list, max_length=MAX_STOPS, fail_fast=True, description="Words that are never drawn."
     )
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string at the end of the text.")
     skip_special_tokens: bool = True
@@ -145,7 +158,7 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: UnicodeText | None = None
     name: UnicodeText | None = None
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: list[MessageToolCall] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     tool_call_id: UnicodeText | None = None
     reasoning: UnicodeText | None = None
 
@@ -187,7 +200,7 @@ class StructuredOutputs(BaseModel):
     json_schema: JsonObject | None = None
     json_object: bool | None = None
     regex: UnicodeText | None = None
-    choice: list[UnicodeText] | None = Field(None, min_length=1)
+    choice: list[UnicodeText] | None = Field(None, min_length=1, fail_fast=True)
     grammar: UnicodeText | None = None
     structural_tag: UnicodeText | None = None
 
@@ -197,7 +210,7 @@ class ChatOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     # "none", "auto", "required", or the name of a tool as {"name": ...}; None is vLLM's default for the tools.
     tool_choice: Literal["none", "auto", "required"] | dict[Literal["name"], str] | None = None
     parallel_tool_calls: bool = True
@@ -207,7 +220,7 @@ class ChatOptions(BaseModel):
     continue_final_message: bool = False
     add_special_tokens: bool = False
     chat_template_kwargs: JsonObject | None = None
-    documents: list[dict[UnicodeText, UnicodeText]] | None = None
+    documents: list[dict[UnicodeText, UnicodeText]] | None = Field(None, fail_fast=True)
 
 
 class GenerateRequest(BaseModel):

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from api.batches.endpoints import ENDPOINTS
 from api.batches.line_reader import Line
 from api.errors import describe
+from api.json_body import check_shape
 from shared.batch import LineError
 from shared.batch_store import BatchJob
 from shared.errors import HeadraceError, InvalidRequest
@@ -84,6 +85,10 @@ def _fields(line: Line) -> dict[str, Any]:
         found = orjson.loads(line.data)
     except orjson.JSONDecodeError as error:
         raise _refused(line, "invalid_json_line", f"This line is not valid JSON: {error}.") from None
+    try:
+        check_shape(line.data, found)
+    except InvalidRequest as error:
+        raise _refused(line, "invalid_json_line", error.message) from None
     if not isinstance(found, dict):
         raise _refused(line, "invalid_json_line", "This line is not a JSON object.")
     for name in FIELDS:

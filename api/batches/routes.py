@@ -10,9 +10,10 @@ from api.auth import CurrentKey
 from api.batches.schemas import BatchCreate, BatchList, BatchView, batch_view
 from api.errors import ErrorResponse
 from api.jobs.routes import ERRORS
+from api.json_body import JsonRoute
 from api.resources import Batches
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"])
+router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=JsonRoute)
 
 NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorResponse, "description": "No such batch or file, or not yours."}

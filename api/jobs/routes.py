@@ -12,6 +12,7 @@ from api.auth import CurrentKey
 from api.errors import ErrorResponse
 from api.jobs.native_events import native_events
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
+from api.json_body import JsonRoute
 from api.resources import CurrentResources, Jobs
 from api.sse import event_stream
 from api.submit_headers import Submission
@@ -24,7 +25,7 @@ MAX_WAIT_S = 60
 POLL_AFTER_S = "1"
 MAX_CURSOR = 2**53
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request is not valid; `param` names the field."},

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from api.generation import DEFAULT_PRIORITY as DEFAULT_PRIORITY
 from api.generation import AskedChat, ChatMessage, Logprobs, check_prompts, sampling_of
 from shared.job import Job, JobStatus
-from shared.sampling import ChatOptions, GenerateRequest, Message, TokenId, contradiction
+from shared.sampling import MAX_MESSAGES, ChatOptions, GenerateRequest, Message, TokenId, contradiction
 
 MAX_METADATA = 16
 
@@ -36,8 +36,10 @@ class JobCreate(AskedChat):
         }
     )
 
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
-    prompt: str | list[TokenId] | None = Field(None, description="A text, or token ids.")
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    prompt: str | Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(
+        None, description="A text, or token ids."
+    )
     logprobs: Logprobs | None = Field(
         None, description="Log probabilities of the output's tokens, and of so many likeliest in their places."
     )

@@ -24,6 +24,7 @@ from shared.job_store import Idempotency, JobStore, NewJob
 from shared.metrics import submitted
 from shared.queue import Hint, HintSender
 from shared.registry import Registry
+from shared.sampling import GenerateRequest
 from shared.stream import JobLogs
 from shared.tracing import NO_TRACES, Traces
 from shared.unowned import UnownedJobs
@@ -69,11 +70,7 @@ class JobService:
             shared.errors.InvalidRequest: the prompt does not fit the model's context.
             shared.job_store.KeyReused: the idempotency key was used with another request.
         """
-        if new.model not in self._registry:
-            known = ", ".join(self._registry.models)
-            raise NotFound(
-                f"The model `{new.model}` does not exist; there are: {known}.", param="model", code="model_not_found"
-            )
+        self._check_model(new.model)
         await self._context.check(new.model, new.request)
         with self.traces.submitting(new.model) as origin:
             job, created = await self._store.insert(replace(new, origin=origin), idempotency)
@@ -86,6 +83,16 @@ class JobService:
             self._hints.put(Hint(job.id, job.model, job.priority))
             await asyncio.sleep(0)  # the hint goes before the answer is made
         return job, created
+
+    async def count_tokens(self, model: str, request: GenerateRequest) -> int:
+        """Tokens of a prompt.
+
+        Raises:
+            NotFound: there is no such model.
+            shared.errors.InvalidRequest: this process cannot count for the model, or its template refuses the prompt.
+        """
+        self._check_model(model)
+        return await self._context.count(model, request)
 
     async def get(self, job_id: str, key_id: int) -> Job:
         """A job of this key.
@@ -160,6 +167,13 @@ class JobService:
             await self._logs.forget(job_id)
         except (RedisError, OSError) as error:
             logger.warning("job=%s its log stays in Redis until it expires: %s", job_id, error)
+
+    def _check_model(self, model: str) -> None:
+        if model not in self._registry:
+            known = ", ".join(self._registry.models)
+            raise NotFound(
+                f"The model `{model}` does not exist; there are: {known}.", param="model", code="model_not_found"
+            )
 
     async def _tell_worker(self, worker: str, job_id: str) -> None:
         try:

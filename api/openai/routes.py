@@ -11,6 +11,7 @@ from api.attended import all_while_connected, owned
 from api.auth import CurrentKey
 from api.errors import ErrorResponse, NotFound, UpstreamFailed
 from api.jobs.routes import ERRORS, NOT_FOUND
+from api.json_body import JsonRoute
 from api.openai.answers import CHAT, TEXT, Face, whole
 from api.openai.chunks import frames
 from api.openai.prompts import submit_all
@@ -28,7 +29,7 @@ from api.submit_headers import Submission, SubmitHeaders
 from shared.job import JobStatus
 from shared.job_store import NewJob
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 STREAMED: dict[str, Any] = {"text/event-stream": {}}
 FAILED: dict[int | str, dict[str, Any]] = {

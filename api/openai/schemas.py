@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from api.generation import Asked, AskedChat, ChatMessage, Logprobs, check_prompts, is_token_ids, sampling_of
 from api.jobs.schemas import MAX_METADATA, MetadataKey, MetadataValue
-from shared.sampling import GenerateRequest, Message, TokenId, UnicodeText, contradiction
+from shared.sampling import MAX_MESSAGES, GenerateRequest, Message, TokenId, UnicodeText, contradiction
 
 # vLLM's own limit, unless a server raises it.
 MAX_PROMPTS = 1024
 
 Prompt = str | list[int]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class StreamOptions(BaseModel):
@@ -76,7 +78,7 @@ class ChatCompletionRequest(_OpenAIRequest, AskedChat):
         }
     )
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="The newer name of max_tokens.")
     logprobs: bool = Field(False, description="Whether the answer tells its tokens' log probabilities.")
     top_logprobs: Logprobs = Field(0, description="With logprobs: those of so many likeliest in each place too.")
@@ -119,7 +121,7 @@ class CompletionRequest(_OpenAIRequest):
         }
     )
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
+    prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)] = Field(
         description="A text or token ids, or a list of either."
     )
     max_tokens: int | None = Field(16, ge=0, lt=2**31, description="0 with `echo`: the prompt alone.")

@@ -37,7 +37,7 @@ class MessageItem(_Item):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: list[TextPart]
+    content: list[TextPart] = Field(fail_fast=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -100,8 +100,8 @@ class ReasoningItem(_Item):
     """What the model thought before it answered."""
 
     type: Literal["reasoning"]
-    summary: list[SummaryPart] = Field(default_factory=list)
-    content: list[ReasoningPart] = Field(default_factory=list)
+    summary: list[SummaryPart] = Field(default_factory=list, fail_fast=True)
+    content: list[ReasoningPart] = Field(default_factory=list, fail_fast=True)
 
     @model_validator(mode="before")
     @classmethod

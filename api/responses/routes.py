@@ -12,6 +12,7 @@ from api.attended import owned, while_connected
 from api.auth import CurrentKey
 from api.errors import ErrorResponse, UpstreamFailed
 from api.jobs.routes import ERRORS
+from api.json_body import JsonRoute
 from api.openai.routes import FAILED, STREAMED
 from api.resources import CurrentResources, Responses
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
@@ -22,7 +23,7 @@ from shared.job import JobStatus
 
 MAX_NUMBER = 2**53
 
-router = APIRouter(prefix="/v1/responses", tags=["responses"])
+router = APIRouter(prefix="/v1/responses", tags=["responses"], route_class=JsonRoute)
 
 NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorResponse, "description": "No such response or model, or not yours, or not stored."}

@@ -11,6 +11,7 @@ from api.jobs.schemas import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, Metada
 from api.responses.input_items import InputItem, read_items
 from shared.response import ResponseFacts
 from shared.sampling import (
+    MAX_MESSAGES,
     ChatOptions,
     Function,
     GenerateRequest,
@@ -145,10 +146,12 @@ class ResponseCreate(BaseModel):
     )
 
     model: str = Field(min_length=1, description="A name from `GET /v1/models`.")
-    input: list[InputItem] = Field(min_length=1, description="A text, or items: what the model is asked.")
+    input: list[InputItem] = Field(
+        min_length=1, max_length=MAX_MESSAGES, fail_fast=True, description="A text, or items: what the model is asked."
+    )
     instructions: UnicodeText | None = Field(None, description="Before all else; not carried over to a next response.")
     previous_response_id: str | None = Field(None, description="The response that this one goes on from.")
-    tools: list[FunctionTool] = Field(default_factory=list, max_length=128)
+    tools: list[FunctionTool] = Field(default_factory=list, max_length=128, fail_fast=True)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     text: TextConfig = TextConfig()
@@ -157,7 +160,7 @@ class ResponseCreate(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description=f"With `include: [{LOGPROBS}]`.")
-    include: list[Literal["message.output_text.logprobs"]] = Field(default_factory=list)
+    include: list[Literal["message.output_text.logprobs"]] = Field(default_factory=list, fail_fast=True)
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
     store: bool = Field(True, description="False: it cannot be asked for again, and is soon forgotten.")
     background: bool = Field(False, description="Answer at once; the response goes on when its client leaves.")
@@ -177,7 +180,7 @@ class ResponseCreate(BaseModel):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=1e6)
-    stop: list[NonEmpty] = Field(default_factory=list, max_length=16)
+    stop: list[NonEmpty] = Field(default_factory=list, max_length=16, fail_fast=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from tests.support.stack import KEY, REPOSITORY, Stack
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-POLL, STREAM, SDK = range(3)
+POLL, STREAM, OPENAI, ANTHROPIC = range(4)
 
 
 async def run_block(stack: Stack, folder: Path, number: int) -> str:
@@ -34,7 +34,7 @@ async def run_block(stack: Stack, folder: Path, number: int) -> str:
 
 
 def test_every_block_is_run() -> None:
-    assert [language for language, _ in BLOCKS] == ["bash", "bash", "python"]
+    assert [language for language, _ in BLOCKS] == ["bash", "bash", "python", "python"]
 
 
 async def test_submit_and_poll(vllm_stack: Stack, tmp_path: Path) -> None:
@@ -49,8 +49,9 @@ async def test_stream_and_resume(vllm_stack: Stack, tmp_path: Path) -> None:
     assert printed.count("event: job.incomplete") + printed.count("event: job.completed") == 2
 
 
-async def test_openai_sdk(vllm_stack: Stack, tmp_path: Path) -> None:
-    assert len((await run_block(vllm_stack, tmp_path, SDK)).split()) > 5
+@pytest.mark.parametrize("block", [OPENAI, ANTHROPIC])
+async def test_an_sdk(vllm_stack: Stack, tmp_path: Path, block: int) -> None:
+    assert len((await run_block(vllm_stack, tmp_path, block)).split()) > 5
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:api|workers|shared|docs)/[\w/]+\.(?:py|md)", README))))

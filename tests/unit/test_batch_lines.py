@@ -103,6 +103,8 @@ def without(name: str) -> dict[str, Any]:
         (b'{"custom_id": NaN}', "invalid_json_line", None),
         (b"\xff\xfe", "invalid_json_line", None),
         (b"[" * 5000, "invalid_json_line", None),
+        (b'{"a": ' * 200 + b"1" + b"}" * 200, "invalid_json_line", None),
+        (b"{" + b",".join(b'"%d": 1' % number for number in range(5000)) + b"}", "invalid_json_line", None),
         (b"[]", "invalid_json_line", None),
         (b"null", "invalid_json_line", None),
         (without("custom_id"), "missing_required_parameter", "custom_id"),

@@ -207,16 +207,18 @@ class _Choice:
         self._text += made
         self._whole.made(token, made)
         reason = "length" if self._made >= self._max_tokens else None
+        stopped_by = None
         end = len(self._text) - (0 if reason else self._hold)
         for stop in self._stop:
-            if (at := self._text.find(stop, max(0, self._shown - len(stop) + 1))) >= 0:
-                end, reason = min(at, end if reason == "stop" else at), "stop"
+            at = self._text.find(stop, max(0, self._shown - len(stop) + 1))
+            if at >= 0 and (stopped_by is None or at < end):
+                end, reason, stopped_by = at, "stop", stop
         end = max(end, self._shown)
         self._whole.may_show(self._text[self._shown : end])
         self._shown = end
         self.open = reason is None
         text, tokens = self._whole.take(finished=reason is not None)
-        return Delta(self.index, text, tokens, reason)
+        return Delta(self.index, text, tokens, reason, stop_reason=stopped_by)
 
     def _token(self, position: int) -> int:
         """Every 16 positions hold one emoji in its three parts, at 5, 6 and 7."""

@@ -59,8 +59,9 @@ def script_of(request: GenerateRequest, index: int, seed: str) -> Script:
     """
     chat = request.chat or ChatOptions()
     deltas: list[Delta] = []
-    if chat.reasoning_effort not in (None, "none") and chat.include_reasoning:
-        deltas += [Delta(index, reasoning=word) for word in THOUGHTS]
+    budget = request.sampling.thinking_token_budget
+    if (chat.reasoning_effort not in (None, "none") or budget) and chat.include_reasoning:
+        deltas += [Delta(index, reasoning=word) for word in THOUGHTS[:budget]]
     if called := _called(request, chat):
         for number, tool in enumerate(called):
             deltas += _call(index, number, tool, seed)

@@ -1,0 +1,244 @@
+"""A job's events as Anthropic's, streamed and whole.
+
+https://docs.anthropic.com/en/api/messages-streaming. A message is a list of blocks; a stream opens and closes them one
+after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from sse_starlette import ServerSentEvent
+
+from api.anthropic.schemas import (
+    AssistantMessage,
+    MessageUsage,
+    StopReason,
+    TextContent,
+    ThinkingContent,
+    ToolUseContent,
+)
+from api.errors import UpstreamFailed, render
+from api.openai.chunks import CannotRestart
+from shared.errors import ErrorCode
+from shared.events import Event, EventType
+from shared.job import Job, Usage
+
+
+def ping() -> ServerSentEvent:
+    """What keeps proxies from closing an idle stream; clients ignore it."""
+    return ServerSentEvent(event="ping", data='{"type": "ping"}')
+
+
+def whole(job: Job, *, hides_thinking: bool) -> AssistantMessage:
+    """A finished job as one message."""
+    assert job.usage is not None
+    (choice,) = job.output
+    content: list[TextContent | ThinkingContent | ToolUseContent] = []
+    if choice.reasoning:
+        content.append(
+            ThinkingContent(thinking="" if hides_thinking else choice.reasoning, signature=_signature(job.id))
+        )
+    if choice.text:
+        content.append(TextContent(text=choice.text))
+    content += [ToolUseContent(id=call.id, name=call.name, input=_input(call.arguments)) for call in choice.tool_calls]
+    last_call = choice.tool_calls[-1].arguments if choice.tool_calls else None
+    reason, sequence = _stop(choice.finish_reason, choice.stop_reason, last_call)
+    return AssistantMessage(
+        id=_message_id(job.id),
+        model=job.model,
+        content=content or [TextContent(text="")],
+        stop_reason=reason,
+        stop_sequence=sequence,
+        usage=_usage(job.usage),
+    )
+
+
+async def frames(job: Job, events: AsyncIterator[list[Event]], *, hides_thinking: bool) -> AsyncIterator[bytes]:
+    """A job's events as SSE frames, from `message_start` to `message_stop`, or to `error` where the job failed."""
+    stream = _Stream(job, hides_thinking=hides_thinking)
+    async for batch in events:
+        if made := b"".join(frame for event in batch for frame in stream.of(event)):
+            yield made
+        if stream.broken:
+            return
+
+
+class _Stream:
+    """One stream's state: the block that is open. `broken`: it has told its reader that it cannot go on."""
+
+    def __init__(self, job: Job, *, hides_thinking: bool) -> None:
+        self._job = job
+        self._hides_thinking = hides_thinking
+        self._started = False
+        self._blocks = 0
+        self._open: str | None = None
+        self._call = -1
+        self._arguments: str | None = None
+        self._held = ""
+        self._finish: str | None = None
+        self._stop_reason: int | str | None = None
+        self.broken = False
+
+    def of(self, event: Event) -> list[bytes]:
+        """The frames of an event; none for some, nor after the stream is broken."""
+        match event.type:
+            case _ if self.broken:
+                return []
+            case EventType.STARTED:
+                return []
+            case EventType.DELTA:
+                payload = event.payload()
+                return [*self._start(payload.get("prompt_tokens", 0)), *self._delta(payload)]
+            case EventType.RESTARTED if self._blocks:
+                return self._break(CannotRestart().message, ErrorCode.WORKER_LOST)
+            case EventType.RESTARTED:
+                return []
+            case EventType.COMPLETED | EventType.INCOMPLETE:
+                usage = Usage(**event.payload()["usage"])
+                return [*self._start(usage.prompt_tokens), *self._end(usage)]
+            case _:
+                error = event.payload()["error"]
+                return self._break(error["message"], error["code"])
+
+    def _start(self, prompt_tokens: int) -> list[bytes]:
+        """`message_start`, once. How many of the prompt's tokens were cached is told at the end."""
+        if self._started:
+            return []
+        self._started = True
+        message = AssistantMessage(
+            id=_message_id(self._job.id),
+            model=self._job.model,
+            content=[],
+            stop_reason=None,
+            stop_sequence=None,
+            usage=_usage(Usage(prompt_tokens)),
+        )
+        return [_frame("message_start", message=message.model_dump()), _frame("ping")]
+
+    def _delta(self, payload: dict[str, Any]) -> list[bytes]:
+        made: list[bytes] = []
+        if reasoning := payload.get("reasoning"):
+            if self._open != "thinking":
+                made += self._begin("thinking", thinking="", signature="")
+            if not self._hides_thinking:
+                made.append(self._grow("thinking_delta", thinking=reasoning))
+        if text := payload["text"]:
+            if self._open == "tool_use":  # a call may be open still; its arguments stay together
+                self._held += text
+            else:
+                made += self._text(text)
+        for call in payload.get("tool_calls", ()):
+            made += self._call_fragment(call)
+        self._finish = payload.get("finish_reason") or self._finish
+        self._stop_reason = payload.get("stop_reason", self._stop_reason)
+        return made
+
+    def _text(self, text: str) -> list[bytes]:
+        opened = self._begin("text", text="") if self._open != "text" else []
+        return [*opened, self._grow("text_delta", text=text)]
+
+    def _call_fragment(self, call: dict[str, Any]) -> list[bytes]:
+        made: list[bytes] = []
+        if call["index"] != self._call or self._open != "tool_use":
+            if call.get("id") is None:
+                return self._break("the engine went back to a tool call that had ended", ErrorCode.ENGINE_ERROR)
+            self._call, self._arguments = call["index"], ""
+            made += self._begin("tool_use", id=call["id"], name=call["name"], input={})
+        if arguments := call["arguments"]:
+            self._arguments = (self._arguments or "") + arguments
+            made.append(self._grow("input_json_delta", partial_json=arguments))
+        return made
+
+    def _begin(self, kind: str, **block: Any) -> list[bytes]:
+        closed = self._close()
+        self._open = kind
+        self._blocks += 1
+        content = {"type": kind, **block}
+        return [*closed, _frame("content_block_start", index=self._blocks - 1, content_block=content)]
+
+    def _grow(self, kind: str, **delta: str) -> bytes:
+        return _frame("content_block_delta", index=self._blocks - 1, delta={"type": kind, **delta})
+
+    def _close(self) -> list[bytes]:
+        """Close the open block, and then give the text that came while it was a call's."""
+        if self._open is None:
+            return []
+        signed = [self._grow("signature_delta", signature=_signature(self._job.id))] if self._open == "thinking" else []
+        closed = [*signed, _frame("content_block_stop", index=self._blocks - 1)]
+        self._open = None
+        if self._held:
+            text, self._held = self._held, ""
+            return [*closed, *self._text(text), *self._close()]
+        return closed
+
+    def _end(self, usage: Usage) -> list[bytes]:
+        empty = self._begin("text", text="") if not self._blocks else []
+        reason, sequence = _stop(self._finish, self._stop_reason, self._arguments)
+        return [
+            *empty,
+            *self._close(),
+            _frame(
+                "message_delta",
+                delta={"stop_reason": reason, "stop_sequence": sequence},
+                usage=_usage(usage).model_dump(),
+            ),
+            _frame("message_stop"),
+        ]
+
+    def _break(self, message: str, code: str) -> list[bytes]:
+        self.broken = True
+        return [_frame("error", error=render(UpstreamFailed(message, code=code)).anthropic()["error"])]
+
+
+def _frame(kind: str, **fields: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))
+
+
+def _message_id(job_id: str) -> str:
+    return "msg_" + job_id.removeprefix("job_")
+
+
+def _signature(job_id: str) -> str:
+    return job_id.removeprefix("job_")
+
+
+def _usage(usage: Usage) -> MessageUsage:
+    return MessageUsage(
+        input_tokens=usage.prompt_tokens - usage.cached_tokens,
+        cache_read_input_tokens=usage.cached_tokens,
+        output_tokens=usage.completion_tokens,
+    )
+
+
+def _stop(
+    finish_reason: str | None, stop_reason: int | str | None, last_call: str | None
+) -> tuple[StopReason, str | None]:
+    """`stop_reason` and `stop_sequence`, as vLLM's endpoint has them.
+
+    Only a text is a stop sequence; a token's id ends a turn. A last call that a stop sequence cut short must not run.
+    """
+    if finish_reason == "length":
+        return "max_tokens", None
+    cut = isinstance(stop_reason, str) and last_call is not None and _object(last_call) is None
+    if last_call is not None and not cut:
+        return "tool_use", None
+    if isinstance(stop_reason, str):
+        return "stop_sequence", stop_reason
+    return "end_turn", None
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """A call's arguments; what is no JSON object is wrapped as Anthropic's page on tool streaming wraps it."""
+    parsed = _object(arguments or "{}")
+    return {"INVALID_JSON": arguments} if parsed is None else parsed
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        parsed = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return parsed if isinstance(parsed, dict) else None

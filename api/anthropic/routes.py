@@ -1,0 +1,102 @@
+"""`/v1/messages`: jobs, asked for synchronously as Anthropic's API is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+
+from api.anthropic.convert import conversation, generate_request
+from api.anthropic.errors import PREFIX, AnthropicErrorResponse
+from api.anthropic.events import frames, ping, whole
+from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
+from api.attended import owned, while_connected
+from api.auth import AnthropicKey
+from api.errors import UpstreamFailed
+from api.json_body import JsonRoute
+from api.resources import CurrentResources
+from api.sse import event_stream
+from api.submit_headers import Submission
+from shared.job import JobStatus
+from shared.job_store import NewJob
+
+router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
+
+
+def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        int(status.removeprefix("on_")): {"model": AnthropicErrorResponse, "description": description}
+        for status, description in descriptions.items()
+    }
+
+
+ERRORS = _errors(
+    on_400="The request is not valid; the message names the field.",
+    on_401="No valid API key.",
+    on_404="No such model.",
+    on_413="The body is too large.",
+    on_503="A service is away; `Retry-After` says when to try again.",
+)
+FAILED = _errors(
+    on_409="The job was cancelled by another call.",
+    on_422="The Idempotency-Key was used with another request.",
+    on_500="The job failed; the message says why.",
+    on_502="The server that this model is relayed to failed.",
+    on_504="Start-Before or Cancel-After has passed.",
+)
+Version = Annotated[
+    str | None, Header(description="Accepted: the shapes are those of 2023-06-01, the only version there is.")
+]
+
+
+@router.post(
+    "",
+    response_model=AssistantMessage,
+    responses={**ERRORS, **FAILED, 200: {"model": AssistantMessage, "content": {"text/event-stream": {}}}},
+)
+async def messages(
+    body: MessagesRequest,
+    key_id: AnthropicKey,
+    held: CurrentResources,
+    request: Request,
+    submission: Submission,
+    anthropic_version: Version = None,
+) -> Response:
+    """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
+    jobs = held.jobs
+    user_id = body.metadata.user_id if body.metadata is not None else None
+    new = NewJob(
+        key_id=key_id,
+        model=body.model,
+        priority=body.priority,
+        request=generate_request(body),
+        metadata={} if user_id is None else {"user_id": user_id},
+        start_within_s=submission.start_within_s,
+        finish_within_s=submission.finish_within_s,
+    )
+    job, created = await jobs.submit(new, submission.idempotency(request.url.path, body))
+    request.state.job_id = job.id
+    headers: dict[str, str] = {} if created else {"Idempotent-Replayed": "true"}
+    # A client that sends a key means to come back for the answer.
+    keeps = submission.idempotency_key is not None
+    if body.stream:
+        events = frames(job, jobs.follow(job.id), hides_thinking=body.hides_thinking)
+        return event_stream(events if keeps else owned(events, jobs, job), held.settings, headers, heartbeat=ping)
+
+    ended = await while_connected(request, jobs, job, keeps=keeps)
+    if ended is None:
+        return Response(status_code=499)  # nobody reads it
+    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+        message = whole(ended, hides_thinking=body.hides_thinking)
+        return JSONResponse(message.model_dump(mode="json"), headers=headers)
+    assert ended.error is not None
+    raise UpstreamFailed(ended.error.message, code=ended.error.code)
+
+
+@router.post("/count_tokens", responses=ERRORS)
+async def count_tokens(
+    body: CountTokensRequest, _: AnthropicKey, held: CurrentResources, anthropic_version: Version = None
+) -> TokensCount:
+    """Count a conversation's tokens, without running it."""
+    return TokensCount(input_tokens=await held.jobs.count_tokens(body.model, conversation(body)))

@@ -1,0 +1,379 @@
+"""`/v1/messages` with the official `anthropic` SDK, over real processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anthropic
+import httpx
+import pytest
+
+from tests.conftest import STACK_REDIS_DB, Servers
+from tests.e2e.conftest import FAIL, make_stack
+from tests.e2e.test_jobs import ended
+from tests.support.database import drop_database
+from tests.support.stack import KEY, Stack
+
+CONTEXT = 4096
+HELLO: Any = [{"role": "user", "content": "How high is the water?"}]
+TOOL: Any = {
+    "name": "level",
+    "description": "The level of a river.",
+    "input_schema": {"type": "object", "properties": {"river": {"type": "string"}}, "required": ["river"]},
+}
+GATE: Any = {"name": "gate", "input_schema": {"type": "object", "properties": {}}}
+
+
+@pytest.fixture(scope="module")
+def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The API and one worker for `sim`; `up` is somebody else's, whose tokens nobody here can count."""
+    models: list[dict[str, object]] = [
+        {
+            "name": "sim",
+            "engine": "simulated",
+            "slots": 32,
+            "options": {"ttft_ms": 5, "itl_ms": 5, "fail_on": FAIL, "max_model_len": CONTEXT},
+        },
+        {
+            "name": "up",
+            "engine": "openai",
+            "model": "theirs",
+            "slots": 2,
+            "options": {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "UPSTREAM_API_KEY"},
+        },
+    ]
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "anthropic",
+        models,
+        redis_url=servers.redis(STACK_REDIS_DB - 10),
+        HEADRACE_LEASE_S=2,
+        HEADRACE_HEARTBEAT_S=0.5,
+        HEADRACE_RESYNC_S=1,
+    )
+    try:
+        stack.start_api()
+        stack.start_worker("sim")
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_anthropic")
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=stack.url, api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    async with stack.client() as client:
+        yield client
+
+
+def contents(message: anthropic.types.Message) -> list[dict[str, object]]:
+    """Its blocks, without signatures, which are the job's, and without what the SDK adds to those of a stream."""
+    return [
+        {name: value for name, value in block.to_dict().items() if value is not None and name != "signature"}
+        for block in message.content
+    ]
+
+
+def text_in(message: anthropic.types.Message) -> str:
+    """Its one block's text."""
+    (block,) = message.content
+    assert block.type == "text"
+    return block.text
+
+
+async def test_a_message(client: anthropic.AsyncAnthropic) -> None:
+    message = await client.messages.create(model="sim", max_tokens=12, messages=HELLO)
+    assert message.id.startswith("msg_")
+    assert (message.type, message.role, message.model) == ("message", "assistant", "sim")
+    (block,) = message.content
+    assert block.type == "text"
+    assert block.text
+    assert (message.stop_reason, message.stop_sequence) == ("max_tokens", None)
+    assert message.usage.output_tokens == 12
+    assert message.usage.input_tokens == 7
+    assert message._request_id
+
+
+def test_a_message_to_a_synchronous_client(stack: Stack) -> None:
+    with anthropic.Anthropic(base_url=stack.url, auth_token=KEY, max_retries=0) as client:
+        message = client.messages.create(model="sim", max_tokens=12, messages=HELLO)
+        assert message.usage.output_tokens == 12
+        with client.messages.stream(model="sim", max_tokens=12, messages=HELLO) as stream:
+            text = "".join(stream.text_stream)
+            assert contents(stream.get_final_message()) == contents(message)
+        assert message.content[0].type == "text"
+        assert text == message.content[0].text
+
+
+async def test_the_system_prompt_reaches_the_model(client: anthropic.AsyncAnthropic) -> None:
+    async def text(**options: Any) -> tuple[str, int]:
+        message = await client.messages.create(model="sim", max_tokens=12, messages=HELLO, **options)
+        assert message.content[0].type == "text"
+        return message.content[0].text, message.usage.input_tokens
+
+    as_text = await text(system="You are a miller.")
+    as_blocks = await text(
+        system=[
+            {"type": "text", "text": "You are "},
+            {"type": "text", "text": "a miller.", "cache_control": {"type": "ephemeral"}},
+        ]
+    )
+    assert as_text == as_blocks
+    assert as_text[0] != (await text())[0]
+    assert as_text[1] == 12
+
+
+async def test_a_stream_says_what_the_whole_says(client: anthropic.AsyncAnthropic) -> None:
+    asked: Any = {"model": "sim", "max_tokens": 40, "messages": HELLO}
+    whole = await client.messages.create(**asked)
+    raw = [event async for event in await client.messages.create(**asked, stream=True)]
+    kinds = [event.type for event in raw]
+    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    assert set(kinds[2:-3]) == {"content_block_delta"}
+    assert raw[0].type == "message_start"
+    assert raw[0].message.id.startswith("msg_")
+    assert raw[0].message.stop_reason is None
+    async with client.messages.stream(**asked) as stream:
+        text = "".join([piece async for piece in stream.text_stream])
+        final = await stream.get_final_message()
+    assert contents(final) == contents(whole)
+    assert whole.content[0].type == "text"
+    assert text == whole.content[0].text
+    assert (final.stop_reason, final.usage.output_tokens, final.usage.input_tokens) == ("max_tokens", 40, 7)
+
+
+async def test_a_stream_has_the_documented_frames(http: httpx.AsyncClient) -> None:
+    body = {"model": "sim", "max_tokens": 3, "messages": HELLO, "stream": True}
+    response = await http.post("/v1/messages", json=body, headers={"anthropic-version": "2023-06-01"})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    frames = [frame.split("\n") for frame in response.text.split("\n\n") if frame and not frame.startswith(":")]
+    for event, data in frames:
+        assert data.startswith(f'data: {{"type":"{event.removeprefix("event: ")}"'), (event, data)
+    assert [event for event, _ in frames[:3]] == ["event: message_start", "event: ping", "event: content_block_start"]
+
+
+async def test_a_stop_sequence_is_named(client: anthropic.AsyncAnthropic) -> None:
+    whole = await client.messages.create(model="sim", max_tokens=40, messages=HELLO)
+    assert whole.content[0].type == "text"
+    stop = whole.content[0].text[20:26]
+    asked: Any = {"model": "sim", "max_tokens": 40, "messages": HELLO, "stop_sequences": ["never there", stop]}
+    cut = await client.messages.create(**asked)
+    async with client.messages.stream(**asked) as stream:
+        streamed = await stream.get_final_message()
+    for message in (cut, streamed):
+        assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", stop)
+        assert text_in(message) == whole.content[0].text.partition(stop)[0]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_round_trip_of_tools(client: anthropic.AsyncAnthropic, streamed: bool) -> None:
+    """A call, whose answer goes back with what the model said, just as the SDK has it."""
+
+    async def ask(messages: Any, **options: Any) -> anthropic.types.Message:
+        asked: Any = {"model": "sim", "max_tokens": 400, "messages": messages, "tools": [TOOL, GATE], **options}
+        if not streamed:
+            message: anthropic.types.Message = await client.messages.create(**asked)
+            return message
+        async with client.messages.stream(**asked) as stream:
+            return await stream.get_final_message()
+
+    called = await ask(HELLO, tool_choice={"type": "any"})
+    assert called.stop_reason == "tool_use"
+    calls = [block for block in called.content if block.type == "tool_use"]
+    assert [call.name for call in calls] == ["level", "gate"]
+    assert isinstance(calls[0].input["river"], str)
+    assert calls[1].input == {}
+    results = [{"type": "tool_result", "tool_use_id": call.id, "content": "two metres"} for call in calls]
+    answer = await ask([*HELLO, called.to_param(), {"role": "user", "content": results}])
+    assert answer.stop_reason == "max_tokens"
+    assert answer.content[0].type == "text"
+
+    one = await ask(HELLO, tool_choice={"type": "any", "disable_parallel_tool_use": True})
+    assert [block.type for block in one.content] == ["tool_use"]
+    named = await ask(HELLO, tool_choice={"type": "tool", "name": "gate"})
+    assert [block.name for block in named.content if block.type == "tool_use"] == ["gate"]
+    none = await ask(HELLO, tool_choice={"type": "none"})
+    assert [block.type for block in none.content] == ["text"]
+
+
+async def test_a_call_that_max_tokens_cuts_is_told_as_it_is(client: anthropic.AsyncAnthropic) -> None:
+    cut = await client.messages.create(
+        model="sim", max_tokens=2, messages=HELLO, tools=[TOOL], tool_choice={"type": "tool", "name": "level"}
+    )
+    assert cut.stop_reason == "max_tokens"
+    (block,) = cut.content
+    assert block.type == "tool_use"
+    assert list(block.input) == ["INVALID_JSON"]
+
+
+async def test_thinking(client: anthropic.AsyncAnthropic) -> None:
+    asked: Any = {
+        "model": "sim",
+        "max_tokens": 2000,
+        "messages": HELLO,
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+    }
+    whole = await client.messages.create(**asked)
+    async with client.messages.stream(**asked) as stream:
+        streamed = await stream.get_final_message()
+    assert contents(streamed) == contents(whole)
+    thinking, text = whole.content
+    assert (thinking.type, text.type) == ("thinking", "text")
+    assert thinking.thinking
+    assert thinking.signature
+
+    hidden = await client.messages.create(**{**asked, "thinking": {**asked["thinking"], "display": "omitted"}})
+    assert [block.type for block in hidden.content] == ["thinking", "text"]
+    assert hidden.content[0].type == "thinking"
+    assert hidden.content[0].thinking == ""
+    off = await client.messages.create(**{**asked, "thinking": {"type": "disabled"}})
+    assert [block.type for block in off.content] == ["text"]
+    again = await client.messages.create(
+        model="sim", max_tokens=5, messages=[*HELLO, whole.to_param(), {"role": "user", "content": "And now?"}]
+    )
+    assert again.usage.output_tokens == 5
+
+
+async def test_structured_outputs(client: anthropic.AsyncAnthropic) -> None:
+    message = await client.messages.create(
+        model="sim",
+        max_tokens=200,
+        messages=HELLO,
+        output_config={"format": {"type": "json_schema", "schema": TOOL["input_schema"]}},
+    )
+    assert message.stop_reason == "end_turn"
+    assert message.content[0].type == "text"
+    assert "river" in message.content[0].text
+
+
+async def test_tokens_are_counted(client: anthropic.AsyncAnthropic) -> None:
+    counted = await client.messages.count_tokens(model="sim", system="You are a miller.", messages=HELLO)
+    message = await client.messages.create(model="sim", max_tokens=1, system="You are a miller.", messages=HELLO)
+    assert counted.input_tokens == message.usage.input_tokens
+    with pytest.raises(anthropic.BadRequestError, match="cannot be counted here"):
+        await client.messages.count_tokens(model="up", messages=HELLO)
+
+
+async def test_a_message_is_a_job(client: anthropic.AsyncAnthropic, http: httpx.AsyncClient) -> None:
+    response = await client.messages.with_raw_response.create(
+        model="sim", max_tokens=5, messages=HELLO, metadata={"user_id": "miller"}
+    )
+    job = (await http.get(f"/v1/jobs/{response.headers['x-headrace-job-id']}")).json()
+    assert job["status"] == "incomplete"
+    assert job["metadata"] == {"user_id": "miller"}
+    assert response.headers["request-id"] == response.headers["x-request-id"]
+
+
+async def test_errors_are_the_sdks_exceptions(client: anthropic.AsyncAnthropic, stack: Stack) -> None:
+    async def kind(expected: type[anthropic.APIStatusError], words: str, **changes: Any) -> str:
+        asked: Any = {"model": "sim", "max_tokens": 5, "messages": HELLO, **changes}
+        with pytest.raises(expected, match=words) as raised:
+            await client.messages.create(**asked)
+        body: Any = raised.value.body
+        assert body["type"] == "error"
+        assert set(body["error"]) == {"type", "message"}
+        return str(body["error"]["type"])
+
+    bad, failed = anthropic.BadRequestError, anthropic.InternalServerError
+    assert await kind(anthropic.NotFoundError, "gpt-4", model="gpt-4") == "not_found_error"
+    assert await kind(bad, "max_tokens", max_tokens=0) == "invalid_request_error"
+    assert await kind(bad, r"messages\[0\]\.content\[1\]\.text: ", messages=[
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text"}]}
+    ]) == "invalid_request_error"  # fmt: skip
+    assert await kind(bad, "takes text only", messages=[
+        {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "https://x"}}]}
+    ]) == "invalid_request_error"  # fmt: skip
+    assert await kind(bad, "context is 4096", max_tokens=CONTEXT) == "invalid_request_error"
+    assert await kind(failed, "told to fail", messages=[{"role": "user", "content": FAIL}]) == "api_error"
+    too_long: Any = [{"role": "user", "content": "x" * (5 << 20)}]
+    assert await kind(anthropic.ContentTooLargeError, "larger", messages=too_long) == "request_too_large"
+    async with anthropic.AsyncAnthropic(base_url=stack.url, api_key="hr_wrong", max_retries=0) as stranger:
+        with pytest.raises(anthropic.AuthenticationError) as unauthorized:
+            await stranger.messages.create(model="sim", max_tokens=5, messages=HELLO)
+    body: Any = unauthorized.value.body
+    assert body["error"]["type"] == "authentication_error"
+
+
+async def test_a_failure_ends_a_stream_with_an_error(client: anthropic.AsyncAnthropic) -> None:
+    with pytest.raises(anthropic.APIStatusError, match="told to fail"):
+        async with client.messages.stream(
+            model="sim", max_tokens=5, messages=[{"role": "user", "content": FAIL}]
+        ) as stream:
+            await stream.get_final_message()
+
+
+async def test_a_client_that_leaves_cancels_its_job(client: anthropic.AsyncAnthropic, http: httpx.AsyncClient) -> None:
+    stream = await client.messages.create(model="sim", max_tokens=3000, messages=HELLO, stream=True)
+    job_id = stream.response.headers["x-headrace-job-id"]
+    async for event in stream:
+        if event.type == "content_block_delta":
+            break
+    await stream.close()
+    assert (await ended(http, job_id))["status"] == "cancelled"
+
+
+async def test_a_stream_goes_on_when_its_worker_is_killed(
+    client: anthropic.AsyncAnthropic, http: httpx.AsyncClient, stack: Stack
+) -> None:
+    asked: Any = {"model": "sim", "max_tokens": 600, "messages": HELLO}
+    whole = await client.messages.create(**asked)
+    (worker,) = [name for name in stack.processes if name.startswith("worker")]
+    kinds = []
+    async with client.messages.stream(**asked) as stream:
+        job_id = stream.response.headers["x-headrace-job-id"]
+        async for event in stream:
+            kinds.append(event.type)
+            if kinds.count("content_block_delta") == 5 and worker in stack.processes:
+                stack.kill(worker)
+                await asyncio.to_thread(stack.start_worker, "sim")
+        final = await stream.get_final_message()
+    assert contents(final) == contents(whole)
+    assert final.usage.output_tokens == 600
+    assert (kinds.count("message_start"), kinds.count("content_block_start")) == (1, 1)
+    done = await ended(http, job_id)
+    assert [attempt["outcome"] for attempt in done["attempts"]] == ["worker_lost", "incomplete"]
+
+
+async def test_a_message_of_a_real_engine(vllm_stack: Stack) -> None:
+    async with anthropic.AsyncAnthropic(base_url=vllm_stack.url, api_key=KEY, max_retries=0) as client:
+        asked: Any = {
+            "model": "smollm2",
+            "max_tokens": 24,
+            "extra_body": {"temperature": 0},
+            "system": "Answer in one word.",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        }
+        whole = await client.messages.create(**asked)
+        async with client.messages.stream(**asked) as stream:
+            streamed = await stream.get_final_message()
+        assert whole.content[0].type == "text"
+        assert "Paris" in whole.content[0].text
+        assert contents(streamed) == contents(whole)
+        assert streamed.stop_reason == whole.stop_reason
+        counted = await client.messages.count_tokens(
+            model="smollm2", system=asked["system"], messages=asked["messages"]
+        )
+        used = whole.usage
+        assert counted.input_tokens == used.input_tokens + (used.cache_read_input_tokens or 0)
+
+        stopped = await client.messages.create(
+            model="smollm2",
+            max_tokens=60,
+            extra_body={"temperature": 0},
+            messages=[
+                {"role": "user", "content": "Count from one to ten."},
+                {"role": "assistant", "content": "one, two, three,"},
+            ],
+            stop_sequences=["six"],
+        )
+        assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "six"), stopped
