@@ -74,10 +74,10 @@ class Stack:
         eventually_sync(self._alive, f"the API answers; see {self.folder}/api.log", within_s=60)
 
     @contextlib.contextmanager
-    def second_api(self) -> Iterator[str]:
+    def second_api(self, **settings: str) -> Iterator[str]:
         """One more API process on the same servers; gives its address."""
         port = free_port()
-        self.start(f"api-{port}", "api", HEADRACE_PORT=str(port))
+        self.start(f"api-{port}", "api", HEADRACE_PORT=str(port), **settings)
         url = f"http://127.0.0.1:{port}"
         eventually_sync(lambda: _answers(url), "the second API answers", within_s=60)
         yield url

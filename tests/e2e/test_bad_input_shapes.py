@@ -1,0 +1,124 @@
+"""Bodies that are hostile by their shape: very wide, very deep, very many, or JSON that is none.
+
+Each is refused with its field's name where it has one, on every face that would take it; nothing inside goes wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.test_bad_input import CHAT, COMPLETIONS, CONTEXT, JOBS, MESSAGES, SURROGATE, send
+from tests.support.stack import Stack
+
+ANTHROPIC = "/v1/messages"
+POSTS = (JOBS, CHAT, COMPLETIONS, ANTHROPIC)
+WIDE = {f"k{number}": 1 for number in range(5000)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_unexpected_error(sim_stack: Stack) -> Iterator[None]:
+    log = sim_stack.folder / "api.log"
+    before = len(log.read_bytes())
+    yield
+    assert b"Traceback" not in log.read_bytes()[before:]
+
+
+def deep(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+def body_for(path: str, **changes: Any) -> dict[str, Any]:
+    given = {"prompt": "the mill"} if path == COMPLETIONS else {"messages": MESSAGES}
+    return {"model": "sim", "max_tokens": 4, **given, **changes}
+
+
+def error_of(response: httpx.Response, status: int) -> str:
+    """The message of an error in the face's own shape."""
+    assert response.status_code == status, response.text
+    message: str = response.json()["error"]["message"]
+    return message
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (WIDE, "An object has 500"),
+        ({"messages": [WIDE]}, "An object has 5000 members; 4096 are allowed"),
+        ({"metadata": WIDE}, "An object has 5000 members"),
+        ({"tools": [{"x": [{"y": WIDE}]}]}, "An object has 5000 members"),
+        ({"metadata": deep(150)}, "more than 100 levels deep"),
+        ({"messages": [[[[deep(150)]]]]}, "more than 100 levels deep"),
+    ],
+    ids=["wide", "wide message", "wide metadata", "wide inside", "deep", "deep inside"],
+)
+async def test_wide_and_deep_bodies_are_refused(
+    sim: httpx.AsyncClient, path: str, changes: dict[str, Any], words: str
+) -> None:
+    assert words in error_of(await send(sim, path, body_for(path, **changes)), 400)
+
+
+@pytest.mark.parametrize("path", [JOBS, CHAT, ANTHROPIC])
+@pytest.mark.parametrize("item", [b"{}", b"1", b"null", b"[]"])
+async def test_many_faulty_messages_are_refused_for_the_first(sim: httpx.AsyncClient, path: str, item: bytes) -> None:
+    content = b'{"model": "sim", "max_tokens": 4, "messages": [' + b",".join([item] * 15_000) + b"]}"
+    assert error_of(await send(sim, path, content), 400).startswith("messages[0]")
+
+
+@pytest.mark.parametrize("path", [JOBS, CHAT, ANTHROPIC])
+async def test_there_is_an_end_to_the_messages(sim_stack: Stack, path: str) -> None:
+    body = {**body_for(path), "messages": [{"role": "user", "content": ""}] * 10_001}
+    text = json.dumps(body, separators=(",", ":")).encode()
+    with sim_stack.second_api(HEADRACE_MAX_BODY_BYTES=str(4 << 20)) as url:
+        async with sim_stack.client(base_url=url) as client:
+            assert "10000" in error_of(await send(client, path, text), 400)
+            ten_megabytes = body_for(path, messages=[{"role": "user", "content": "x" * (10 << 20)}])
+            assert "larger" in error_of(await send(client, path, ten_megabytes), 413)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": SURROGATE},
+        {"properties": {SURROGATE: {}}},
+        {"properties": {"a": {"enum": ["fine", [SURROGATE]]}}},
+        {"maximum": float("nan")},
+        {"maximum": float("-inf")},
+    ],
+    ids=["a surrogate", "in a name", "inside", "NaN", "infinity"],
+)
+async def test_a_schema_is_json(sim: httpx.AsyncClient, schema: dict[str, Any]) -> None:
+    """What Python reads and neither a database nor an engine takes."""
+    tool = {"name": "level", "input_schema": schema}
+    response = await send(sim, ANTHROPIC, body_for(ANTHROPIC, tools=[tool]))
+    assert error_of(response, 400).startswith("tools[0].input_schema: must be JSON that can be sent on")
+    response = await send(
+        sim, ANTHROPIC, body_for(ANTHROPIC, output_config={"format": {"type": "json_schema", "schema": schema}})
+    )
+    assert error_of(response, 400).startswith("output_config.format.schema: must be JSON that can be sent on")
+
+
+async def test_a_schema_may_hold_nulls_and_huge_numbers(sim: httpx.AsyncClient) -> None:
+    schema = {"type": "object", "properties": {"a": {"default": None, "minimum": -(10**400), "maximum": 10**400}}}
+    body = body_for(ANTHROPIC, max_tokens=60, tools=[{"name": "level", "input_schema": schema}])
+    response = await send(sim, ANTHROPIC, body)
+    assert response.status_code == 200, response.text
+    assert response.json()["content"][0]["type"] == "tool_use"
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_one_token_more_than_the_context_is_refused(sim: httpx.AsyncClient, path: str) -> None:
+    """The simulated engine's tokens are words, and one more; a role is a word."""
+    words = CONTEXT - 1 - (1 if path == COMPLETIONS else 2)
+    for content, status in ((" mill" * words, 200), (" mill" * (words + 1), 400)):
+        given = {"prompt": content} if path == COMPLETIONS else {"messages": [{"role": "user", "content": content}]}
+        response = await send(sim, path, body_for(path, max_tokens=1, **given))
+        assert response.status_code == (202 if (status, path) == (200, JOBS) else status), response.text

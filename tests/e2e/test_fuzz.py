@@ -1,0 +1,206 @@
+"""Every route, fuzzed from its OpenAPI document: no 5xx, documented statuses alone, answers of the documented shape.
+
+Requests that fit the document and requests that do not, the same at each run. Half of those that name a job, a file or
+a batch name one that is there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from schemathesis.checks import not_a_server_error
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from api.app import create_app
+from api.settings import ApiSettings
+from tests.conftest import STACK_REDIS_DB, Servers
+from tests.e2e.conftest import make_stack
+from tests.support.database import drop_database
+from tests.support.stack import KEY, Stack
+from tests.support.waiting import eventually_sync
+
+SEED = 20260
+EXAMPLES = 40
+CHECKS: list[Any] = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+AUTHORIZATION = {"Authorization": f"Bearer {KEY}"}
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document, with the name of a model that is there wherever a request names one."""
+    settings = ApiSettings(database_url="postgresql://unused", redis_url="redis://unused")
+    described: dict[str, Any] = create_app(settings).openapi()
+    schemas = described["components"]["schemas"]
+    for operations in described["paths"].values():
+        for operation in operations.values():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+            asked = schemas.get(body.get("$ref", "").rpartition("/")[2], {})
+            if "model" in asked.get("properties", {}):
+                asked["properties"]["model"] = {"enum": ["sim", "no-such-model"]}
+    return described
+
+
+def configuration() -> SchemathesisConfig:
+    config = SchemathesisConfig()
+    project = config.projects.default
+    project.seed = SEED
+    # The tests' own key is sent.
+    project.generation.with_security_parameters = False
+    # Which method a path does not take is no operation's own.
+    project.phases.coverage.unexpected_methods = set()
+    return config
+
+
+schema: Any = schemathesis.openapi.from_dict(document(), config=configuration())
+
+
+@pytest.fixture(scope="module")
+def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The API and a worker that answers at once, with a context that long inputs do not fit."""
+    models: list[dict[str, object]] = [
+        {
+            "name": "sim",
+            "engine": "simulated",
+            "slots": 32,
+            "options": {"ttft_ms": 0, "itl_ms": 0, "max_model_len": 128, "default_tokens": 8},
+        }
+    ]
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "fuzz",
+        models,
+        redis_url=servers.redis(STACK_REDIS_DB - 11),
+        HEADRACE_MAX_BODY_BYTES=100_000,
+    )
+    try:
+        stack.start_api()
+        stack.start_worker("sim")
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_fuzz")
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=stack.url, headers=AUTHORIZATION, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def made(client: httpx.Client) -> Callable[[str], str]:
+    """The id of a thing that is there, by the name of the parameter that would name it."""
+
+    def job() -> str:
+        body = {"model": "sim", "prompt": "the mill", "max_tokens": 4}
+        job_id: str = client.post("/v1/jobs", json=body, headers={"Prefer": "wait=30"}).json()["id"]
+        return job_id
+
+    def file() -> str:
+        line = (
+            b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "sim", "prompt": "x"}}'
+        )
+        answer = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", line)})
+        file_id: str = answer.json()["id"]
+        return file_id
+
+    def batch() -> str:
+        body = {"input_file_id": file(), "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch_id: str = client.post("/v1/batches", json=body).json()["id"]
+
+        def ended() -> bool:
+            return bool(client.get(f"/v1/batches/{batch_id}").json()["status"] == "completed")
+
+        eventually_sync(ended, "the batch completes")
+        return batch_id
+
+    def response() -> str:
+        body = {"model": "sim", "input": "the mill", "max_output_tokens": 4}
+        response_id: str = client.post("/v1/responses", json=body).json()["id"]
+        return response_id
+
+    makers: dict[str, Callable[[], str]] = {
+        "job_id": job,
+        "file_id": file,
+        "batch_id": batch,
+        "response_id": response,
+        "name": lambda: "sim",
+    }
+    kept: dict[str, str] = {}
+
+    def make(parameter: str) -> str:
+        if parameter not in kept:
+            kept[parameter] = makers[parameter]()
+        return kept[parameter]
+
+    return make
+
+
+turns = itertools.count()
+statuses: defaultdict[str, Counter[int]] = defaultdict(Counter)
+
+
+@schema.parametrize()  # type: ignore[untyped-decorator]  # it ships no types
+@hypothesis.settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
+def test_every_answer_is_a_documented_one(
+    case: Any, stack: Stack, session: requests.Session, made: Callable[[str], str]
+) -> None:
+    if next(turns) % 2:
+        for parameter in set(case.path_parameters or {}) & {"job_id", "file_id", "batch_id", "response_id", "name"}:
+            case.path_parameters[parameter] = made(parameter)
+    response = case.call(base_url=stack.url, session=session, headers=AUTHORIZATION, timeout=60)
+    statuses[case.operation.label][response.status_code] += 1
+    case.validate_response(response, checks=CHECKS)
+
+
+# What takes no parameter and no body refuses nothing.
+NEVER_REFUSED = {"GET /healthz", "GET /readyz", "GET /v1/models"}
+
+
+@pytest.mark.parametrize("label", [operation.ok().label for operation in schema.get_all_operations()])
+def test_there_was_something_to_answer_and_something_to_refuse(label: str) -> None:
+    """After the test above: it asked for what is there, and for what is not."""
+    seen = statuses[label]
+    assert any(status < 300 for status in seen), seen
+    assert label in NEVER_REFUSED or any(400 <= status < 500 for status in seen), seen
+
+
+def test_the_document_is_the_one_that_is_served(stack: Stack) -> None:
+    served = httpx.get(f"{stack.url}/openapi.json").json()
+    assert served["paths"].keys() == document()["paths"].keys()
+
+
+def test_nothing_went_wrong_inside(stack: Stack) -> None:
+    log = (stack.folder / "api.log").read_text()
+    assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]
