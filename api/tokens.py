@@ -114,8 +114,8 @@ class ContextCheck:
         tokens = await asyncio.to_thread(count, request) if count is not None else None
         if tokens is None:
             raise InvalidRequest(
-                f"The tokens of `{model}` cannot be counted here: this process lacks its tokenizer or chat template, or tools,"
-                " calls or a turn to go on with make the prompt what the engine alone can render.",
+                f"The tokens of `{model}` cannot be counted here: this process lacks its tokenizer or chat template,"
+                " or tools, calls or a turn to go on with make the prompt what the engine alone can render.",
                 param="model",
             )
         return tokens
