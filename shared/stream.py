@@ -258,6 +258,10 @@ class JobLog:
                 self.events.append(delta_event(self.seq, delta, counted=self.counted))
                 del self._pending[index]
 
+    def discard(self) -> None:
+        """Forget what waits."""
+        self._pending.clear()
+
     def adopt(self, events: list[Event], seq: int) -> None:
         """Go on after the events of earlier attempts."""
         self.events, self.seq, self.written = events, seq, seq

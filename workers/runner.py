@@ -24,7 +24,7 @@ from shared.stream import Fenced, JobLog, JobLogs, LogFlusher, seq_before
 from shared.tracing import NO_TRACES, AttemptTrace, Traces
 from shared.worker_store import Held, WorkerStore
 from workers import counts
-from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo
+from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted
 from workers.seats import Seats
 
 logger = logging.getLogger(__name__)
@@ -263,9 +263,7 @@ class Runner:
             run.lost_tokens = tokens_by_attempt(events)
             made_text = bool(run.transcript.deltas) or not events
             if made_text and not (events and self._engine.continues(job.request)):
-                run.transcript.clear()
-                run.made_before = 0
-                log.event(EventType.RESTARTED, {"attempt": job.attempt})
+                self._restart(run)
         log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self.worker})
         self._flusher.touch(log)
         logger.info(
@@ -273,6 +271,13 @@ class Runner:
             job.id, job.model, job.attempt, self.worker, job.origin.request_id, run.made_before,
         )  # fmt: skip
         return True
+
+    def _restart(self, run: Run) -> None:
+        """Tell readers to discard what they have."""
+        run.transcript.clear()
+        run.made_before = 0
+        run.log.discard()
+        run.log.event(EventType.RESTARTED, {"attempt": run.job.attempt})
 
     async def _generate(self, run: Run) -> None:
         """Generate in a task of its own, so that a stop cancels this and nothing else."""
@@ -305,6 +310,9 @@ class Runner:
                     continue
                 if isinstance(item, Usage):
                     run.told = item
+                    continue
+                if isinstance(item, Restarted):
+                    self._restart(run)
                     continue
                 if run.first_token_at is None:
                     run.first_token_at = run.now()

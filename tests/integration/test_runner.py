@@ -277,3 +277,30 @@ async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
     done = await read(store, newer)
     assert done.output[0].text == text_of_tokens(8)
     assert EventType.RESTARTED not in {item.type for item in await logs.read(newer.id)}
+
+
+async def test_an_answer_that_is_told_anew_counts_once(worker: Worker, store: JobStore, job: Job) -> None:
+    """Also what waited for its text when the engine noticed is discarded."""
+    run, call = await worker.start(job)
+    await call.tokens(4)  # the fourth makes no text yet
+    call.restart()
+    await call.tokens(5)
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    done = await read(store, job)
+    assert done.output[0].text == text_of_tokens(6)
+    assert done.usage is not None
+    assert done.usage.completion_tokens == 6
+    archived = await store.archived_log(job.id)
+    assert archived is not None
+    events = parse_archive(archived)
+    restarted = [item.type for item in events].index(EventType.RESTARTED)
+    after = "".join(item.delta().text for item in events[restarted:] if item.type is EventType.DELTA)
+    assert after == text_of_tokens(6)
+
+
+async def test_a_tool_call_completes_a_job(worker: Worker, store: JobStore, job: Job) -> None:
+    run, call = await worker.start(job)
+    call.finish("tool_calls")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert (await read(store, job)).output[0].finish_reason == "tool_calls"

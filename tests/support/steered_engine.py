@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from shared.events import Delta
 from shared.sampling import GenerateRequest
-from workers.engines.base import EngineDead, EngineStats, PromptInfo
+from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted
 
 DEADLINE_S = 20.0
 # Token ids say which attempt made them: `attempt * IDS_PER_ATTEMPT + position`.
@@ -38,7 +38,7 @@ class Call:
         self.ended = asyncio.Event()
         self.task = asyncio.current_task()
         self._choices = request.sampling.n
-        self._steps: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        self._steps: asyncio.Queue[str | Exception | Restarted | None] = asyncio.Queue()
 
     async def tokens(self, count: int) -> None:
         """Make so many tokens of each choice; returns when the runner has them, or has gone."""
@@ -55,17 +55,26 @@ class Call:
         """Make one more token of each choice, its last."""
         self._steps.put_nowait(reason)
 
+    def restart(self) -> None:
+        """Make all of it again, from its first token."""
+        self._steps.put_nowait(Restarted())
+
     def fail(self, error: Exception) -> None:
         """Raise this in the middle of the request."""
         self._steps.put_nowait(error)
 
-    async def run(self) -> AsyncGenerator[Delta | PromptInfo, None]:
+    async def run(self) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
         yield PromptInfo(3)
         reason: str | None = None
         while reason is None:
             step = await self._steps.get()
             if isinstance(step, Exception):
                 raise step
+            if isinstance(step, Restarted):
+                self.made = 0
+                yield step
+                self._steps.task_done()
+                continue
             reason, position = step, self.made
             self.made += 1
             token_id = self.attempt * IDS_PER_ATTEMPT + position
@@ -111,7 +120,7 @@ class SteeredEngine:
 
     async def generate(
         self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
-    ) -> AsyncGenerator[Delta | PromptInfo, None]:
+    ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
         job_id, _, attempt = request_id.rpartition("-")
         call = Call(job_id, int(attempt), request, so_far)
         self.calls[job_id, call.attempt] = call

@@ -47,6 +47,11 @@ class CacheStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted:
+    """What was told so far does not hold: the answer comes again, from its beginning."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Requests in the engine, running or waiting inside it, those of them that wait, and its KV cache if it has one."""
 
@@ -73,12 +78,17 @@ class Engine(Protocol):
         """Whether it has ended by itself. It can be stopped and started again."""
 
     def continues(self, request: GenerateRequest) -> bool:
-        """Whether a request that was cut can go on after its last token, its text being as if uncut."""
+        """Whether a request that was cut can go on after its last token, its text being as if uncut.
+
+        Where that turns out not to be so, `generate` yields `Restarted`, and then all of it.
+        """
 
     def generate(
         self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
-    ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
+    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | Usage, None]:
         """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
+
+        `request_id` is the job's id, a dash, and the number of the attempt.
 
         An engine that is told by somebody else what was used yields no `PromptInfo`, and that `Usage` last: it goes
         before what the deltas add up to.
