@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 class TokenCounter:
     """One model's tokenizer and template."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, as_it_is: bool = True) -> None:
+        """`as_it_is`: whether the model's own template renders conversations, without variables of ours."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "tokenizer_config.json").read_text())
         template_file = folder / "chat_template.jinja"
@@ -49,7 +50,7 @@ class TokenCounter:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _raise
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        self._template = environment.from_string(template) if isinstance(template, str) else None
+        self._template = environment.from_string(template) if isinstance(template, str) and as_it_is else None
 
     def count(self, request: GenerateRequest) -> int | None:
         """Tokens of the prompt; None where a conversation cannot be rendered as the worker will."""
@@ -131,7 +132,8 @@ def _counter(model: ModelSpec) -> Callable[[GenerateRequest], int | None] | None
         return None
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    return TokenCounter(folder).count
+    as_it_is = model.chat.chat_template is None and not model.chat.default_chat_template_kwargs
+    return TokenCounter(folder, as_it_is=as_it_is).count
 
 
 def simulated_tokens(request: GenerateRequest) -> int:

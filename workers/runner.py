@@ -168,7 +168,7 @@ class Runner:
         """Where more jobs run than the engine holds, hand batch jobs back, whose next token any worker can make.
 
         The engine need not be waited for: what is new waits inside for what is aborted, for a step at most. Jobs
-        that cannot continue lose what they made, and are taken last; of the others that which has made least.
+        that cannot go on at their next token are taken last; of the others that which has made least.
         """
         running = [
             run
@@ -179,7 +179,7 @@ class Runner:
         if over <= 0 or not self.seats.yields:
             return
         batch = [run for run in running if is_batch(run.job.priority)]
-        batch.sort(key=lambda run: (not self._engine.continues(run.job.request), -run.claimed))
+        batch.sort(key=lambda run: (-self._engine.goes_on(run.job.request), -run.claimed))
         for run in batch[:over]:
             logger.info("job=%s makes room for a more urgent one", run.job.id)
             self.stop(run.job.id, Stop.SET_ASIDE)
@@ -262,7 +262,7 @@ class Runner:
             run.made_before = run.transcript.tokens
             run.lost_tokens = tokens_by_attempt(events)
             made_text = bool(run.transcript.deltas) or not events
-            if made_text and not (events and self._engine.continues(job.request)):
+            if made_text and not (events and self._engine.goes_on(job.request)):
                 self._restart(run)
         log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self.worker})
         self._flusher.touch(log)

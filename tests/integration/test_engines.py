@@ -162,7 +162,7 @@ async def test_cancelling_aborts(engine: Engine) -> None:
 @that_continue
 async def test_a_cut_request_goes_on_as_if_uncut(engine: Engine) -> None:
     request = chat(max_tokens=40, ignore_eos=True)
-    assert engine.continues(request)
+    assert engine.goes_on(request)
     _, deltas = await outputs(engine, request)
     whole, logged = text(deltas), as_logged(deltas)
     for cut in (1, 2, 3, 5, 8, len(logged) - 1):
@@ -196,7 +196,7 @@ async def test_a_cut_request_with_a_stop_string_goes_on_as_if_uncut(engine: Engi
     _, plain = await outputs(engine, chat(max_tokens=40, ignore_eos=True))
     stop = text(plain)[-12:-4]
     request = chat(max_tokens=40, ignore_eos=True, stop=[stop, "never to be found"])
-    assert engine.continues(request)
+    assert engine.goes_on(request)
     _, deltas = await outputs(engine, request)
     whole, logged = text(deltas), as_logged(deltas)
     assert whole == text(plain)[: text(plain).index(stop)]

@@ -276,7 +276,7 @@ async def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_it_does_not_continue(engine: OpenAIEngine) -> None:
-    assert not engine.continues(CHAT)
+    assert not engine.goes_on(CHAT)
 
 
 TOOL = Tool(function=Function(name="weather", parameters={"type": "object"}))

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from shared.events import Delta
 from shared.sampling import GenerateRequest
-from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted
+from workers.engines.base import EngineDead, EngineStats, GoesOn, PromptInfo, Restarted
 
 DEADLINE_S = 20.0
 # Token ids say which attempt made them: `attempt * IDS_PER_ATTEMPT + position`.
@@ -112,8 +112,8 @@ class SteeredEngine:
         for call in self.calls.values():
             call.fail(EngineDead("it was told to"))
 
-    def continues(self, request: GenerateRequest) -> bool:
-        return request.sampling.n == 1
+    def goes_on(self, request: GenerateRequest) -> GoesOn:
+        return GoesOn.AT_ITS_NEXT_TOKEN if request.sampling.n == 1 else GoesOn.NOT
 
     def stats(self) -> EngineStats:
         return EngineStats(len(self.calls))

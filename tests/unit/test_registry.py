@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.registry import OpenAIModel, RegistryError, load_registry
+from shared.registry import ChatSettings, OpenAIModel, RegistryError, VllmModel, load_registry
 
 GOOD = """\
 models:
@@ -19,6 +19,9 @@ models:
     options:
       max_model_len: 4096
       kv_cache_dtype: auto
+    chat:
+      tool_call_parser: hermes
+      default_chat_template_kwargs: {enable_thinking: false}
 """
 
 
@@ -32,7 +35,11 @@ def test_a_good_file(tmp_path: Path) -> None:
     registry = load_registry(write(tmp_path, GOOD))
     assert list(registry.models) == ["small", "org/large:7b"]
     assert (registry["small"].slots, registry["org/large:7b"].slots) == (4, 64)
-    assert registry["org/large:7b"].max_model_len == 4096
+    large = registry["org/large:7b"]
+    assert isinstance(large, VllmModel)
+    assert large.max_model_len == 4096
+    assert large.chat.tool_call_parser == "hermes"
+    assert large.chat.default_chat_template_kwargs == {"enable_thinking": False}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +59,22 @@ def test_a_good_file(tmp_path: Path) -> None:
         ("name: org/large:7b", "name: small", 5, "models[1].name: 'small' is declared twice"),
         ("max_model_len: 4096", "max_model_len: 4k", 9, "models[1].options.max_model_len: Input should be a valid"),
         ("max_model_len: 4096", "max_num_seqs: 0", 9, "models[1].options.max_num_seqs: Input should be greater"),
+        (
+            "kv_cache_dtype: auto",
+            "reasoning_parser: qwen3",
+            8,
+            "models[1].options: reasoning_parser is not an engine's",
+        ),
+        (
+            "kv_cache_dtype: auto",
+            "enable_auto_tool_choice: true",
+            8,
+            "models[1].options: enable_auto_tool_choice is not",
+        ),
+        ("tool_call_parser: hermes", "tool_parser: hermes", 12, "models[1].chat.tool_parser: there is no such field"),
+        ("tool_call_parser: hermes", "tool_call_parser: ''", 12, "models[1].chat.tool_call_parser: String should have"),
+        ("tool_call_parser: hermes", "chat_template_content_format: xml", 12, "models[1].chat.chat_template_content_"),
+        ("{enable_thinking: false}", "fast", 13, "models[1].chat.default_chat_template_kwargs: must have fields"),
         ("models:", "modells:", 1, "models: this field is required"),
         ("    slots: 4", "   slots: 4", 4, "not valid YAML"),
         ("    slots: 4", "\tslots: 4", 4, "not valid YAML"),
@@ -145,7 +168,7 @@ def test_each_mistake_is_told(tmp_path: Path) -> None:
 
 def test_a_file_in_another_encoding(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD.encode() + "# Mühle\n".encode("latin-1"))
-    with pytest.raises(RegistryError, match="line 11: not valid YAML: not UTF-8"):
+    with pytest.raises(RegistryError, match="line 14: not valid YAML: not UTF-8"):
         load_registry(file)
 
 
@@ -158,3 +181,17 @@ def test_no_python_is_made_of_yaml(tmp_path: Path) -> None:
     file = write(tmp_path, "models: !!python/object/apply:os.getpid []\n")
     with pytest.raises(RegistryError, match="line 1: not valid YAML"):
         load_registry(file)
+
+
+def test_a_chat_template_is_read_from_its_file(tmp_path: Path) -> None:
+    def model(**chat: str) -> VllmModel:
+        return VllmModel(name="m", engine="vllm", model="x", chat=ChatSettings.model_validate(chat))
+
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ messages }}")
+    assert model().chat_template_text is None
+    assert model(chat_template=str(file)).chat_template_text == "{{ messages }}"
+    with pytest.raises(
+        RegistryError, match=r"m\.chat\.chat_template: .*lost\.jinja cannot be read .*name a Jinja file"
+    ):
+        _ = model(chat_template=str(tmp_path / "lost.jinja")).chat_template_text

@@ -14,7 +14,15 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from api.tokens import ContextCheck, TokenCounter, simulated_tokens
 from shared.errors import InvalidRequest
-from shared.registry import OpenAIModel, OpenAIOptions, Registry, SimulatedModel, SimulatedOptions, VllmModel
+from shared.registry import (
+    ChatSettings,
+    OpenAIModel,
+    OpenAIOptions,
+    Registry,
+    SimulatedModel,
+    SimulatedOptions,
+    VllmModel,
+)
 from shared.sampling import ChatOptions, Function, GenerateRequest, Message, Sampling, Tool
 from workers.engines.base import PromptInfo
 from workers.engines.simulated import SimulatedEngine
@@ -119,6 +127,25 @@ async def test_prompt_and_answer_share_the_context(
     with pytest.raises(InvalidRequest, match="context is 300 tokens") as caught:
         await check.check("m", request)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [ChatSettings(chat_template="other.jinja"), ChatSettings(default_chat_template_kwargs={"a": 1})],
+    ids=str,
+)
+async def test_a_conversation_that_is_rendered_otherwise_is_not_counted(tmp_path: Path, settings: ChatSettings) -> None:
+    model = VllmModel(
+        name="m",
+        engine="vllm",
+        model=str(model_folder(tmp_path, TEMPLATE)),
+        options={"max_model_len": 300},
+        chat=settings,
+    )
+    check = ContextCheck(Registry({"m": model}))
+    await check.check("m", chat("word " * 1000))
+    with pytest.raises(InvalidRequest, match="the prompt has 1000"):
+        await check.check("m", GenerateRequest(prompt="word " * 1000))
 
 
 async def test_a_model_whose_files_are_elsewhere_is_not_counted() -> None:

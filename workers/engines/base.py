@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from shared.errors import ErrorCode, HeadraceError
@@ -26,6 +27,14 @@ class UpstreamError(EngineError):
 
 class EngineDead(HeadraceError):
     """The engine has ended and runs nothing any more."""
+
+
+class GoesOn(IntEnum):
+    """What becomes of a request that was cut: what is more goes on at a lower price."""
+
+    NOT = 0
+    BY_REPEATING = 1
+    AT_ITS_NEXT_TOKEN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +86,8 @@ class Engine(Protocol):
     def dead(self) -> bool:
         """Whether it has ended by itself. It can be stopped and started again."""
 
-    def continues(self, request: GenerateRequest) -> bool:
-        """Whether a request that was cut can go on after its last token, its text being as if uncut.
+    def goes_on(self, request: GenerateRequest) -> GoesOn:
+        """How a request that was cut can go on after its last token, its text being as if uncut.
 
         Where that turns out not to be so, `generate` yields `Restarted`, and then all of it.
         """
@@ -93,7 +102,7 @@ class Engine(Protocol):
         An engine that is told by somebody else what was used yields no `PromptInfo`, and that `Usage` last: it goes
         before what the deltas add up to.
 
-        `so_far` is what earlier attempts made, where `continues` is true. Closing the generator, or cancelling
+        `so_far` is what earlier attempts made, where it goes on. Closing the generator, or cancelling
         the task that iterates it, aborts the request and returns once the engine has freed it.
 
         Raises:

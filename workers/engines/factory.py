@@ -10,7 +10,7 @@ def make_engine(model: ModelSpec) -> Engine:
     """The engine that a model's `engine:` names; not started yet."""
     match model:
         case VllmModel():
-            from workers.engines.vllm import VllmEngine
+            from workers.engines.vllm.engine import VllmEngine
 
             return VllmEngine(model)
         case OpenAIModel():

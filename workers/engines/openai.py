@@ -24,7 +24,7 @@ from shared.job import Usage
 from shared.metrics import UPSTREAM_FAILURES, UPSTREAM_REQUESTS, UPSTREAM_RETRIES, model_label
 from shared.registry import OpenAIModel
 from shared.sampling import GenerateRequest
-from workers.engines.base import EngineStats, PromptInfo, UpstreamError
+from workers.engines.base import EngineStats, GoesOn, PromptInfo, UpstreamError
 from workers.engines.openai_request import asked
 from workers.engines.openai_stream import Reply, told, told_param
 from workers.engines.retrying import asked_wait_s, wait_s
@@ -98,8 +98,8 @@ class OpenAIEngine:
     async def stop(self) -> None:
         await self._session.close()
 
-    def continues(self, request: GenerateRequest) -> bool:
-        return False
+    def goes_on(self, request: GenerateRequest) -> GoesOn:
+        return GoesOn.NOT
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)

@@ -20,7 +20,7 @@ from shared.errors import InvalidRequest
 from shared.events import Delta
 from shared.registry import SimulatedModel
 from shared.sampling import GenerateRequest
-from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
+from workers.engines.base import EngineDead, EngineError, EngineStats, GoesOn, PromptInfo
 from workers.engines.simulated_answers import Script, logprob_entries, script_of
 from workers.engines.whole_tokens import WholeTokens
 
@@ -58,8 +58,8 @@ class SimulatedEngine:
     async def stop(self) -> None:
         pass
 
-    def continues(self, request: GenerateRequest) -> bool:
-        return request.sampling.n == 1
+    def goes_on(self, request: GenerateRequest) -> GoesOn:
+        return GoesOn.AT_ITS_NEXT_TOKEN if request.sampling.n == 1 else GoesOn.NOT
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)
@@ -217,7 +217,8 @@ class _Choice:
         self._whole.may_show(self._text[self._shown : end])
         self._shown = end
         self.open = reason is None
-        text, tokens = self._whole.take(finished=reason is not None)
+        taken = self._whole.take(finished=reason is not None)
+        text, tokens = "".join(text for _, text in taken), tuple(token for token, _ in taken)
         return Delta(self.index, text, tokens, reason, stop_reason=stopped_by)
 
     def _token(self, position: int) -> int:

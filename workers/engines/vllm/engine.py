@@ -1,0 +1,143 @@
+"""The `vllm` engine: requests in, deltas out, on one `AsyncLLM`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.envs import enable_envs_cache
+from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from shared.errors import InvalidRequest
+from shared.events import Delta
+from shared.registry import VllmModel
+from shared.sampling import GenerateRequest
+from workers.engines.base import EngineDead, EngineError, EngineStats, GoesOn, PromptInfo, Restarted
+from workers.engines.vllm.answer import Answer
+from workers.engines.vllm.executor import cpu_options
+from workers.engines.vllm.rendering import REFUSED, Rendered, Rendering, check_parsers, may_prefill, refusal
+from workers.engines.vllm.stats import VllmStats, stat_logger
+
+
+class VllmEngine:
+    """Continuous batching of up to `slots` sequences."""
+
+    _llm: AsyncLLM
+    _rendering: Rendering
+
+    def __init__(self, model: VllmModel) -> None:
+        self._model = model
+        self._stats = VllmStats(model.name)
+
+    @property
+    def slots(self) -> int:
+        return self._model.slots
+
+    async def start(self) -> None:
+        options = {
+            "max_num_seqs": self._model.slots,
+            "scheduling_policy": "priority",
+            "disable_log_stats": True,
+            **cpu_options(self._model.options),
+            **self._model.options,
+        }
+        unknown = options.keys() - AsyncEngineArgs.__dataclass_fields__.keys()
+        if unknown:
+            raise InvalidRequest(
+                f"models.yaml: {self._model.name}.options: vLLM knows no {', '.join(sorted(unknown))};"
+                " options are AsyncEngineArgs by name"
+            )
+        if self._model.chat.reasoning_parser is not None:
+            # A grammar holds from the end of the reasoning on, which the engine has to see.
+            options["reasoning_parser"] = self._model.chat.reasoning_parser
+        check_parsers(self._model)
+        template = self._model.chat_template_text
+        arguments = AsyncEngineArgs(model=self._model.source, **options)
+        logger = stat_logger(self._stats, beside_own=not arguments.disable_log_stats)
+        self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[logger])
+        # vLLM asks for a variable at each token that it counts, which costs 6 µs where it is not cached.
+        enable_envs_cache()
+        try:
+            self._rendering = Rendering(self._model, template, self._llm)
+        except InvalidRequest:
+            self._llm.shutdown()
+            raise
+
+    async def stop(self) -> None:
+        self._llm.shutdown()
+
+    @property
+    def dead(self) -> bool:
+        return bool(self._llm.errored)
+
+    def goes_on(self, request: GenerateRequest) -> GoesOn:
+        """Whatever was asked for: what cannot be prefilled and gone on with is made again (`repeat.py`)."""
+        return GoesOn.AT_ITS_NEXT_TOKEN if may_prefill(request) else GoesOn.BY_REPEATING
+
+    def stats(self) -> EngineStats:
+        requests = int(self._llm.output_processor.get_num_unfinished_requests())
+        return EngineStats(requests, min(self._stats.waiting, requests), self._stats.cache)
+
+    async def generate(
+        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+    ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
+        rendered = await self._rendering.render(request_id.rpartition("-")[0], request)
+        answer = Answer(request, rendered, self._rendering, so_far)
+        outputs = self._outputs(request_id, request, rendered, answer.made)
+        first = True
+        try:
+            async for output in outputs:
+                if first:
+                    first = False
+                    cached = min(output.num_cached_tokens or 0, len(rendered.token_ids))
+                    yield PromptInfo(len(rendered.token_ids), cached)
+                _check(output, request)
+                for item in answer.take(output):
+                    yield item
+        except EngineDeadError as error:
+            raise EngineDead from error
+        except EngineGenerateError as error:
+            if self._llm.errored:
+                raise EngineDead from error
+            raise EngineError(f"the engine failed: {error.__cause__ or error}") from error
+        except EngineDead:
+            raise
+        except BaseException as error:
+            if first and isinstance(error, REFUSED):
+                raise refusal(error, request) from error
+            await outputs.aclose()
+            with contextlib.suppress(EngineDeadError):
+                # The engine handles its messages in order: when it answers this, the abort is done.
+                await self._llm.is_sleeping()
+            raise
+
+    def _outputs(
+        self, request_id: str, request: GenerateRequest, rendered: Rendered, made: list[int]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """vLLM's outputs for a prompt, and for what was made after it by earlier attempts."""
+        prompt, params = rendered.prompt, rendered.params
+        if made:
+            prompt = tokens_input([*rendered.token_ids, *made])
+            params.max_tokens = (params.max_tokens or 0) - len(made)
+            params.min_tokens = max(0, params.min_tokens - len(made))
+            params.prompt_logprobs = None
+        outputs: AsyncGenerator[RequestOutput, None] = self._llm.generate(
+            prompt, params, request_id, priority=request.priority, **rendered.reasoning
+        )
+        return outputs
+
+
+def _check(output: RequestOutput, request: GenerateRequest) -> None:
+    """Raise what it means that a choice has ended otherwise than by its text."""
+    for choice in output.outputs:
+        if choice.finish_reason == "abort":
+            raise EngineDead  # told to end by somebody else
+        if choice.finish_reason == "error":
+            if request.structured_outputs is not None:
+                # A request fails alone where its grammar cannot be compiled, which some show only then.
+                raise InvalidRequest("What the output must be could not be compiled.", param="structured_outputs")
+            raise EngineError("the engine gave up")

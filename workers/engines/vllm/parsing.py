@@ -1,0 +1,66 @@
+"""One choice's text, parsed by vLLM's own parser into text, reasoning and tool calls.
+
+The parser is fed one token at a time, however many come at once. So its state follows from the tokens alone, and
+the next worker rebuilds it by feeding it the log's.
+"""
+
+from __future__ import annotations
+
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionNamedToolChoiceParam,
+    ChatCompletionRequest,
+)
+from vllm.parser.abstract_parser import Parser
+
+from shared.events import CallDelta, Delta
+from workers.engines.base import EngineError
+
+
+class Parsing:
+    """A live parser and the request that it parses for."""
+
+    def __init__(self, parser: Parser, request: ChatCompletionRequest, prompt: list[int]) -> None:
+        self._parser = parser
+        self._request = request
+        self._prompt = prompt
+        self._called = False
+
+    @property
+    def calls(self) -> bool:
+        """Whether an answer that ends here by itself ends in tool calls. vLLM, as OpenAI, says "stop" after the
+        call of a named tool."""
+        return self._called and not isinstance(self._request.tool_choice, ChatCompletionNamedToolChoiceParam)
+
+    @property
+    def hides(self) -> bool:
+        """Whether tokens must not be told: they would give away the reasoning that was not asked for."""
+        return not self._request.include_reasoning
+
+    def feed(self, delta: Delta, *, finished: bool) -> Delta:
+        """What a token, and the text that it adds, turn out to be. (An end may come without a token.)
+
+        Raises:
+            EngineError: the parser failed.
+        """
+        try:
+            message = self._parser.parse_delta(
+                delta.text, list(delta.token_ids), self._request, self._prompt, finished=finished
+            )
+        except Exception as error:
+            raise EngineError(f"the model's output could not be parsed: {type(error).__name__}: {error}") from error
+        if message is None:
+            return Delta(delta.index, token_ids=delta.token_ids)
+        self._called = self._called or bool(message.tool_calls)
+        calls = tuple(
+            CallDelta(
+                call.index,
+                call.id,
+                call.function.name if call.function else None,
+                (call.function.arguments if call.function else None) or "",
+            )
+            for call in message.tool_calls or ()
+            if self._request.parallel_tool_calls is not False or call.index == 0
+        )
+        return Delta(
+            delta.index, message.content or "", delta.token_ids, reasoning=message.reasoning or "", tool_calls=calls
+        )
