@@ -84,6 +84,8 @@ class Driver:
             due = began + number / rate
             if (wait := due - perf_counter()) > 0:
                 await asyncio.sleep(wait)
+            while self._idle and not self._idle[0].open:  # a server closes what was idle for some seconds
+                self._idle.popleft()
             connection = self._idle.popleft() if self._idle else await self._connect()
             self._out += 1
             connection.send(self._requests.next(), due)
