@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.e2e.test_jobs import ended
+from tests.support.metrics import Samples, samples
 from tests.support.sse import follow, read_events, text_of
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually
@@ -172,6 +173,34 @@ async def test_the_api_counts_tokens_as_the_engine_does(vllm: httpx.AsyncClient)
     fits = await vllm.post("/v1/jobs", json=body(1023), headers={"Prefer": "wait=60"})
     assert fits.json()["usage"]["prompt_tokens"] == 1023
     assert (await vllm.post("/v1/jobs", json=body(1024))).status_code == 400
+
+
+async def test_the_engine_tells_of_its_cache_and_stages(vllm: httpx.AsyncClient, vllm_stack: Stack) -> None:
+    """vLLM's numbers come through, and none of its own metrics, which cost more."""
+    before = await samples(vllm_stack, "worker")
+    prompt = "The same beginning, long enough for a block of the cache. " * 12
+    during: list[Samples] = []
+    for _ in range(2):
+        job = await submit(vllm, prompt, max_tokens=24, ignore_eos=True)
+        async with vllm.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
+            async for item in read_events(response):
+                if item.event == "job.delta" and len(during) < 2:
+                    during.append(await samples(vllm_stack, "worker"))
+    assert max(shown["headrace_engine_kv_cache_usage_ratio", "smollm2"] for shown in during) > 0
+    assert max(shown["headrace_engine_requests_running", "smollm2"] for shown in during) >= 1
+
+    after = await samples(vllm_stack, "worker")
+    for stage in ("headrace_engine_queue_seconds", "headrace_engine_prefill_seconds"):
+        assert after[f"{stage}_count", "smollm2"] - before.get((f"{stage}_count", "smollm2"), 0) == 2
+    grown = {
+        name: after[f"headrace_engine_prefix_cache_{name}_total", "smollm2"]
+        - before[f"headrace_engine_prefix_cache_{name}_total", "smollm2"]
+        for name in ("queried_tokens", "hit_tokens")
+    }
+    assert grown["queried_tokens"] > grown["hit_tokens"] > 0
+    assert after["headrace_cached_tokens_total", "smollm2"] > before["headrace_cached_tokens_total", "smollm2"]
+    assert ("headrace_engine_preemptions_total", "smollm2") in after
+    assert not [key for key in after if key[0].startswith("vllm:")]
 
 
 class TestOpenAIClient:

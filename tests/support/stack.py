@@ -37,6 +37,8 @@ class Stack:
             "HEADRACE_API_KEY": KEY,
             "HEADRACE_FILES": str(folder / "files"),
             "HEADRACE_DRAIN_S": "1",
+            "HEADRACE_METRICS_PORT": "0",
+            "HEADRACE_METRICS_TARGETS": str(folder / "metrics"),
             "PYTHONUNBUFFERED": "1",
             **{name: str(value) for name, value in settings.items()},
         }

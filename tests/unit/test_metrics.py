@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
 from api.metrics import HttpMetrics
@@ -19,6 +24,7 @@ from shared import metrics
 from shared.ending import Ending
 from shared.job import Failure, Job, JobStatus, Usage, new_job_id
 from shared.metric_kinds import DEFINITIONS, Across, Exporter, WeightedHistogram, registry
+from shared.metric_targets import announced
 from shared.sampling import GenerateRequest
 from shared.token_meter import TokenMeter
 
@@ -235,3 +241,46 @@ async def test_http_is_counted_by_route_template_never_by_path() -> None:
         ("GET", "/v1/jobs/{job_id}", "500"): 1,
         ("(other)", "(none)", "404"): 5,
     }
+
+
+class Stuck:
+    """A stream whose reader takes nothing: what sse-starlette raises, as it does, in a group or alone."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [SendTimeoutError(), ExceptionGroup("tasks", [SendTimeoutError()])])
+async def test_a_reader_that_takes_nothing_is_counted_when_it_is_dropped(error: Exception) -> None:
+    before = samples(Exporter.API)
+
+    async def never(*_: object) -> Message:
+        return await asyncio.Future()
+
+    async def send(_: Message) -> None:
+        pass
+
+    with pytest.raises(type(error)):
+        await HttpMetrics(Stuck(error))({"type": "http", "method": "GET", "path": "/"}, never, send)
+    after = samples(Exporter.API)
+    dropped = ("headrace_stream_drops_total", ())
+    assert after[dropped] - before[dropped] == 1
+
+
+def test_processes_name_themselves_and_forget_the_dead(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f"worker-{dead.pid}.json"
+    left.write_text("[]")
+    other = tmp_path / f"api-{os.getppid()}.json"
+    other.write_text("[]")
+    with announced(tmp_path, "worker", "0.0.0.0", 1234):
+        mine = tmp_path / f"worker-{os.getpid()}.json"
+        assert json.loads(mine.read_text()) == [{"targets": ["127.0.0.1:1234"]}]
+        assert not left.exists()
+        assert other.exists()
+    assert not mine.exists()

@@ -185,3 +185,36 @@ def test_prometheus_finds_api_and_workers_in_each_configuration() -> None:
         assert [job["job_name"] for job in config["scrape_configs"]] == ["headrace-api", "headrace-worker"]
         (pattern,) = config["rule_files"]
         assert [path.name for path in OBSERVE.glob(pattern)] == ["headrace.rules.yml"]
+
+
+def test_kubernetes_pods_are_what_prometheus_looks_for() -> None:
+    config = yaml.safe_load((OBSERVE / "prometheus.kubernetes.yml").read_text())
+    manifests = {"api": "k8s/base/api.yaml", "worker": "k8s/worker/worker.yaml"}
+    for job in config["scrape_configs"]:
+        kept = {rule["source_labels"][0]: rule["regex"] for rule in job["relabel_configs"] if "regex" in rule}
+        component = kept["__meta_kubernetes_pod_label_app_kubernetes_io_component"]
+        documents = yaml.safe_load_all((REPOSITORY / manifests[component]).read_text())
+        (pod,) = [one["spec"]["template"] for one in documents if one["kind"] == "Deployment"]
+        assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == component
+        ports = [port["name"] for container in pod["spec"]["containers"] for port in container.get("ports", ())]
+        assert kept["__meta_kubernetes_pod_container_port_name"] in ports
+        folder = (REPOSITORY / manifests[component]).parent
+        labels = yaml.safe_load((folder / "kustomization.yaml").read_text())["labels"]
+        assert (
+            labels[0]["pairs"]["app.kubernetes.io/part-of"]
+            == (kept["__meta_kubernetes_pod_label_app_kubernetes_io_part_of"])
+        )
+
+
+def test_composes_services_are_what_prometheus_looks_for() -> None:
+    config = yaml.safe_load((OBSERVE / "prometheus.compose.yml").read_text())
+    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+    asked: dict[str, int] = {}
+    for job in config["scrape_configs"]:
+        for discovery in job["dns_sd_configs"]:
+            asked |= dict.fromkeys(discovery["names"], discovery["port"])
+    workers = {name for name, service in services.items() if "HEADRACE_METRICS_PORT" in service.get("environment", {})}
+    assert set(asked) == {"api", *workers}
+    for name in workers:
+        assert services[name]["environment"]["HEADRACE_METRICS_PORT"] == asked[name]
+        assert services[name]["environment"]["HEADRACE_METRICS_HOST"] == "0.0.0.0"

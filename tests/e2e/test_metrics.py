@@ -1,0 +1,226 @@
+"""Metrics of a running stack: what happened is what they say, and a real Prometheus finds and understands them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.metric_kinds import DEFINITIONS
+from tests.conftest import STACK_REDIS_DB, Servers
+from tests.e2e.conftest import FAIL, make_stack
+from tests.support.database import drop_database
+from tests.support.metrics import Samples, samples, targets_of
+from tests.support.prometheus import Prometheus, needs_prometheus, prometheus_of
+from tests.support.stack import Stack
+from tests.support.waiting import eventually, eventually_sync
+from tests.unit.test_observe import EXPRESSIONS, FOREIGN, RECORDED, names
+
+WORKER_SLOTS = 8
+VARIABLES = {"$model": ".*", "$instance": ".*", "$__rate_interval": "1m"}
+
+
+@pytest.fixture(scope="module")
+def watched(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The API and one worker for `sim`; `orphan` has no worker."""
+    models: list[dict[str, object]] = [
+        {"name": "sim", "engine": "simulated", "slots": WORKER_SLOTS, "options": {"itl_ms": 1, "fail_on": FAIL}},
+        {"name": "orphan", "engine": "simulated", "slots": 4},
+    ]
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "metrics",
+        models,
+        redis_url=servers.redis(STACK_REDIS_DB - 12),
+    )
+    try:
+        stack.start_api()
+        stack.start_worker("sim")
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_metrics")
+
+
+@pytest.fixture
+async def client(watched: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    async with watched.client() as client:
+        yield client
+
+
+async def difference(stack: Stack, role: str, before: Samples) -> Samples:
+    after = await samples(stack, role)
+    return {key: value - before.get(key, 0.0) for key, value in after.items() if value != before.get(key, 0.0)}
+
+
+async def test_counters_say_what_happened(watched: Stack, client: httpx.AsyncClient) -> None:
+    """Eleven jobs of four kinds, two of them streamed, one resumed: each is counted, once, with its tokens."""
+    api, worker = await samples(watched, "api"), await samples(watched, "worker")
+
+    async def chat(text: str, tokens: int, **fields: Any) -> httpx.Response:
+        message = {"role": "user", "content": text}
+        return await client.post(
+            "/v1/chat/completions",
+            json={"model": "sim", "messages": [message], "max_tokens": tokens, **fields},
+        )
+
+    answers = await asyncio.gather(*(chat(f"Number {number}", 10 + number) for number in range(6)))
+    usage = [answer.json()["usage"] for answer in answers]
+    for tokens in (30, 40):
+        assert (await chat("Stream", tokens, stream=True)).status_code == 200
+    assert (await chat(FAIL, 10)).status_code == 500
+    batch = await client.post("/v1/jobs", json={"model": "sim", "prompt": "x", "max_tokens": 5, "priority": 9})
+    job = batch.json()["id"]
+    assert (await client.get(f"/v1/jobs/{job}/stream")).status_code == 200
+    assert (await client.get(f"/v1/jobs/{job}/stream?starting_after=1")).status_code == 200
+    waiting = (await client.post("/v1/jobs", json={"model": "orphan", "prompt": "x"})).json()["id"]
+    await client.post(f"/v1/jobs/{waiting}/cancel")
+    assert (await client.post("/v1/jobs", json={"model": "invented", "prompt": "x"})).status_code == 404
+    assert (await client.get("/invented/path")).status_code == 404
+
+    api, worker = await difference(watched, "api", api), await difference(watched, "worker", worker)
+    assert api["headrace_jobs_submitted_total", "sim", "3-5"] == 9
+    assert api["headrace_jobs_submitted_total", "sim", "9"] == 1
+    assert api["headrace_jobs_submitted_total", "orphan", "3-5"] == 1
+    assert api["headrace_jobs_finished_total", "orphan", "3-5", "cancelled"] == 1  # the API ended it: nobody ran it
+    assert api["headrace_job_errors_total", "cancelled", "orphan"] == 1
+    ended = {key[2:]: value for key, value in worker.items() if key[0] == "headrace_jobs_finished_total"}
+    assert sum(ended.values()) == 10
+    assert ended["3-5", "failed"] == 1
+    assert sum(value for key, value in ended.items() if key[0] == "9") == 1
+    assert worker["headrace_job_errors_total", "engine_error", "sim"] == 1
+    assert sum(value for key, value in worker.items() if key[0] == "headrace_attempts_total") == 10
+
+    made = sum(item["completion_tokens"] for item in usage) + 30 + 40 + 5
+    assert made == sum(10 + number for number in range(6)) + 75
+    assert worker["headrace_completion_tokens_total", "sim"] == made
+    assert worker["headrace_generated_tokens_total", "sim"] == made
+    assert worker["headrace_inter_token_latency_seconds_count", "sim"] <= made - 9
+    assert worker["headrace_time_to_first_token_seconds_count", "sim", "3-5"] == 8
+    assert worker["headrace_time_to_first_token_seconds_count", "sim", "9"] == 1
+    assert worker["headrace_queue_wait_seconds_count", "sim", "3-5"] == 9
+    assert worker["headrace_dispatch_seconds_count", "sim"] == 10
+    assert worker["headrace_engine_first_token_seconds_count", "sim"] == 9
+    assert worker["headrace_job_duration_seconds_count", "sim", "3-5"] == 9
+
+    assert api["headrace_http_requests_total", "POST", "/v1/chat/completions", "200"] == 8
+    assert api["headrace_http_requests_total", "POST", "/v1/chat/completions", "500"] == 1
+    assert api["headrace_http_requests_total", "POST", "/v1/jobs", "202"] == 2
+    assert api["headrace_http_requests_total", "POST", "/v1/jobs", "404"] == 1
+    assert api["headrace_http_requests_total", "GET", "/v1/jobs/{job_id}/stream", "200"] == 2
+    assert api["headrace_http_requests_total", "GET", "(none)", "404"] == 1
+    assert api["headrace_stream_opens_total", "cursor"] == 1
+    assert api["headrace_stream_opens_total", "start"] == 3
+    assert not [key for key in (*api, *worker) if any("invented" in part or job in part for part in key)]
+
+
+async def test_stages_add_up_to_the_first_token(watched: Stack, client: httpx.AsyncClient) -> None:
+    before = await samples(watched, "worker")
+    for _ in range(5):
+        await client.post("/v1/completions", json={"model": "sim", "prompt": "x", "max_tokens": 2})
+    grown = await difference(watched, "worker", before)
+    stages = (
+        grown["headrace_queue_wait_seconds_sum", "sim", "3-5"]
+        + grown["headrace_dispatch_seconds_sum", "sim"]
+        + grown["headrace_engine_first_token_seconds_sum", "sim"]
+    )
+    whole = grown["headrace_time_to_first_token_seconds_sum", "sim", "3-5"]
+    assert stages == pytest.approx(whole, abs=0.1)  # nothing is between them, and nothing is in two of them
+
+
+async def test_the_queue_is_there_at_zero_and_without_a_worker(watched: Stack, client: httpx.AsyncClient) -> None:
+    jobs = [
+        (await client.post("/v1/jobs", json={"model": "orphan", "prompt": "x", "priority": priority})).json()["id"]
+        for priority in (0, 4, 4)
+    ]
+
+    async def counted() -> Samples | None:
+        shown = await samples(watched, "api")
+        return shown if shown["headrace_jobs_waiting", "orphan", "3-5"] == 2 else None
+
+    shown = await eventually(counted, "the queue is read again")
+    assert shown["headrace_jobs_waiting", "orphan", "0-2"] == 1
+    assert shown["headrace_jobs_waiting", "orphan", "9"] == 0
+    assert shown["headrace_jobs_waiting", "sim", "3-5"] == 0
+    assert shown["headrace_queue_oldest_age_seconds", "orphan", "0-2"] > 0
+    assert shown["headrace_queue_oldest_age_seconds", "sim", "0-2"] == 0
+    assert shown["headrace_worker_slots", "orphan"] == 4
+    assert shown["headrace_workers", "orphan", "ready"] == 0
+    assert shown["headrace_workers", "sim", "ready"] == 1
+    assert shown["headrace_database_up",] == shown["headrace_redis_up",] == 1
+    for job in jobs:
+        await client.post(f"/v1/jobs/{job}/cancel")
+
+
+@needs_prometheus
+async def test_a_real_prometheus_finds_and_understands_all_of_it(
+    watched: Stack, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    """Two API processes and a worker: the queue counts once, what each counted adds up, and every expression of the
+    dashboards and rules is answered, from metrics that are there."""
+    with watched.second_api() as second, prometheus_of(targets_of(watched), tmp_path) as prometheus:
+        eventually_sync(
+            lambda: prometheus.value('sum(up{job=~"headrace-.*"})') == 3, "Prometheus has found all three", within_s=60
+        )
+        jobs = [(await client.post("/v1/jobs", json={"model": "orphan", "prompt": "x"})).json()["id"] for _ in range(6)]
+        before = prometheus.value('sum(headrace_jobs_finished_total{model="sim"})')
+        submitted = prometheus.value('sum(headrace_jobs_submitted_total{model="sim"})')
+        assert before is not None
+        assert submitted is not None
+        async with watched.client(base_url=second) as other:
+            for one in (client, other):
+                body = {"model": "sim", "prompt": "x", "max_tokens": 3}
+                assert (await one.post("/v1/completions", json=body)).status_code == 200
+
+        eventually_sync(
+            lambda: prometheus.value('sum(headrace_jobs_finished_total{model="sim"})') == before + 2,
+            "what the worker ended is counted",
+            within_s=60,
+        )
+        eventually_sync(
+            lambda: prometheus.value('sum(headrace_jobs_submitted_total{model="sim"})') == submitted + 2,
+            "what the two API processes took adds up",
+            within_s=60,
+        )
+        eventually_sync(
+            lambda: prometheus.value('sum(headrace_jobs_waiting{model="orphan"})') == 12,
+            "both API processes show the same six jobs",
+            within_s=60,
+        )
+        assert prometheus.value('sum(max by (priority) (headrace_jobs_waiting{model="orphan"}))') == 6
+        wanted = """(
+          sum(max by (priority) (headrace_jobs_waiting{model="orphan"}))
+          + sum(max by (priority) (headrace_jobs_running{model="orphan"}))
+        ) / max(headrace_worker_slots{model="orphan"})"""
+        assert prometheus.value(wanted) == 1.5
+        eventually_sync(
+            lambda: prometheus.value('headrace:workers_wanted{model="orphan"}') == 1.5, "the rule says so", within_s=60
+        )
+        _understands(prometheus)
+        for job in jobs:
+            await client.post(f"/v1/jobs/{job}/cancel")
+        alerts = {rule["name"] for group in prometheus.get("/rules", type="alert")["groups"] for rule in group["rules"]}
+        assert {"HeadraceFirstTokensSlow", "HeadraceNoWorker"} <= alerts
+
+
+def _understands(prometheus: Prometheus) -> None:
+    """Each expression is answered, and each metric that is named, or defined, is there."""
+    there = set(prometheus.get("/metadata"))
+    for definition in DEFINITIONS:
+        assert definition.name in there or definition.name.removesuffix("_total") in there, definition.name
+    series = set(prometheus.get("/label/__name__/values"))
+    answered = 0
+    for where, expression in EXPRESSIONS:
+        for variable, value in VARIABLES.items():
+            expression = expression.replace(variable, value)
+        answered += bool(prometheus.query(expression))
+        for name in names(expression) & (RECORDED | FOREIGN):
+            assert name in series or name in RECORDED, f"{where}: {name} is not there"
+    assert answered > len(EXPRESSIONS) / 3
+    for rule in (rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]):
+        assert rule["health"] == "ok", rule

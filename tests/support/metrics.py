@@ -1,0 +1,38 @@
+"""What the processes of a running stack show at /metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.stack import Stack
+
+Samples = dict[tuple[str, ...], float]
+
+
+def targets_of(stack: Stack) -> Path:
+    return Path(stack.environment["HEADRACE_METRICS_TARGETS"])
+
+
+def addresses(stack: Stack, role: str) -> list[str]:
+    """Where the processes of a role show their metrics."""
+    files = sorted(targets_of(stack).glob(f"{role}-*.json"))
+    return [target for file in files for group in json.loads(file.read_text()) for target in group["targets"]]
+
+
+async def samples(stack: Stack, role: str) -> Samples:
+    """All that the processes of a role show: name, and the labels' values in the order of their names; summed."""
+    found: Samples = {}
+    async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
+        for address in addresses(stack, role):
+            answer = await client.get(f"http://{address}/metrics")
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith("text/plain; version=")
+            for family in text_string_to_metric_families(answer.text):
+                for sample in family.samples:
+                    key = (sample.name, *(value for _, value in sorted(sample.labels.items())))
+                    found[key] = found.get(key, 0.0) + sample.value
+    return found
