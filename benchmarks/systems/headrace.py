@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ class Headrace(System):
 
     database_url: str = ""
     redis_url: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, str]:
+        """What one more of its processes is given."""
+        return {**os.environ, **self.settings}
 
     def sql(self, *statements: str) -> None:
         """Run statements, past the API."""
@@ -107,6 +113,7 @@ def headrace(
             headers={"Authorization": f"Bearer {key}"},
             database_url=postgres.url,
             redis_url=valkey.url,
+            settings=environment,
         )
 
 

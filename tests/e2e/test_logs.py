@@ -248,8 +248,10 @@ async def test_a_crashing_vllm_does_not_log_what_it_was_given(crashing: Stack) -
         dead = await ended(client, job_id)
     assert dead["error"]["code"] == "attempts_exhausted"
     text = logged(crashing.folder)
-    assert "EngineCore encountered a fatal error" in text, "the engine's own log is ours"
-    assert "told to crash" in text, "and says why"
     assert MARKER not in text
-    for line in (crashing.folder / "worker-1.log").read_text().splitlines():
-        assert json.loads(line)["message"] is not None
+    # Beside what torch prints for itself, each line is one of ours.
+    worker = (crashing.folder / "worker-1.log").read_text()
+    lines = [json.loads(line) for line in worker.splitlines() if line.startswith("{")]
+    (fatal,) = [line for line in lines if line["message"] == "EngineCore encountered a fatal error."]
+    assert (fatal["level"], fatal["logger"]) == ("error", "vllm.v1.engine.core")
+    assert "told to crash" in fatal["error"]

@@ -181,6 +181,7 @@ def test_the_format_is_a_setting(form: str, begins: str, capsys: pytest.CaptureF
         root.handlers[0].setStream(sys.stderr)  # type: ignore[attr-defined]
         logging.getLogger("x").warning("words")
     finally:
+        logging.captureWarnings(False)
         root.handlers[:] = handlers
         root.setLevel(level)
     assert capsys.readouterr().err.startswith(begins)

@@ -1,0 +1,155 @@
+"""What was found, as tables in docs/autoscaling.md and as a chart beside it. Figures are kept in a JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.autoscale.chart import Line, Panel, svg
+from benchmarks.autoscale.course import Course
+from benchmarks.autoscale.sweep import WAIT_P95_S, Score
+
+WINDOW_S = 900.0
+
+
+def chart(scaled: Course, fixed: Course, name: str, hours: float) -> str:
+    """The day as the autoscaler had it, beside a fixed fleet."""
+    panels = [
+        Panel("jobs that wait", [Line("autoscaled", scaled.waiting), Line(name, fixed.waiting)]),
+        Panel(
+            "workers (all that cost; those that serve)",
+            [
+                Line("autoscaled", scaled.replicas, step=True),
+                Line(name, fixed.replicas, step=True),
+                Line("of them ready", scaled.ready, step=True),
+            ],
+        ),
+        Panel(
+            "wait, p95 in each quarter of an hour, seconds",
+            [
+                Line("autoscaled", scaled.waits_by_window(WINDOW_S, 0.95), step=True),
+                Line(name, fixed.waits_by_window(WINDOW_S, 0.95), step=True),
+            ],
+        ),
+        Panel(
+            "GPU-hours so far",
+            [
+                Line("autoscaled", cumulated(scaled)),
+                Line(name, cumulated(fixed)),
+            ],
+        ),
+    ]
+    return svg("A day of jobs: autoscaled, and with a fixed number of workers", panels, hours)
+
+
+def cumulated(course: Course) -> list[float]:
+    """GPU-hours up to each look."""
+    total, values = 0.0, []
+    for replicas in course.replicas:
+        total += replicas * course.look_s / 3600
+        values.append(total)
+    return values
+
+
+def figures(course: Course) -> dict[str, float]:
+    """A course in numbers."""
+    return {
+        "gpu_hours": course.gpu_hours,
+        "p50": course.wait(0.5),
+        "p95": course.wait(0.95),
+        "p99": course.wait(0.99),
+        "waiting": max(course.waiting, default=0),
+        "workers": max(course.replicas, default=0),
+        "jobs": len(course.waits),
+        "handed_back": course.handed_back,
+    }
+
+
+def day_table(rows: dict[str, dict[str, float]]) -> str:
+    """Fleets side by side."""
+    head = ("fleet", "GPU-hours", "wait p50", "p95", "p99", "longest queue", "most workers")
+    lines = [
+        (
+            name,
+            f"{row['gpu_hours']:.1f}",
+            *(f"{row[share]:.1f} s" for share in ("p50", "p95", "p99")),
+            f"{row['waiting']:.0f}",
+            f"{row['workers']:.0f}",
+        )
+        for name, row in rows.items()
+    ]
+    return table(head, lines)
+
+
+def sweep_table(scores: Sequence[Score]) -> str:
+    """Settings, the cheapest first of those that keep the wait, then the others by their wait."""
+    ordered = sorted(scores, key=lambda score: (not score.good, score.gpu_hours if score.good else score.p95))
+    head = (
+        *("threshold", "down window", "cooldown", "polling", "scale-up", "least"),
+        *("GPU-hours", "wait p95", "p99", "over a minute", "handed back"),
+    )
+    lines = [
+        (
+            f"{score.setting.threshold:g}",
+            f"{score.setting.down_s} s",
+            f"{score.setting.cooldown_s} s",
+            f"{score.setting.polling_s} s",
+            score.setting.up,
+            str(score.setting.least),
+            f"{score.gpu_hours:.1f}",
+            f"{score.p95:.1f} s" + ("" if score.good else f" (over {WAIT_P95_S:.0f})"),
+            f"{score.p99:.0f} s",
+            f"{100 * score.late:.2f} %",
+            f"{score.handed_back:.0f}",
+        )
+        for score in ordered
+    ]
+    return table(head, lines)
+
+
+def real_table(model: dict[str, float], real: dict[str, float]) -> str:
+    """The model beside the real thing."""
+    names = {
+        "jobs": "jobs",
+        "gpu_hours": "GPU-hours",
+        "p50": "wait p50, s",
+        "p95": "wait p95, s",
+        "p99": "wait p99, s",
+        "waiting": "longest queue",
+        "workers": "most workers",
+        "handed_back": "handed back",
+    }
+    lines = [(names[key], _number(model[key]), _number(real[key]), _deviation(model[key], real[key])) for key in names]
+    return table(("figure", "model", "real", "real to model"), lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value == int(value) else f"{value:.2f}"
+
+
+def _deviation(model: float, real: float) -> str:
+    return f"{100 * (real / model - 1):+.0f} %" if model else "—"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def block(name: str, text: str, document: str) -> str:
+    """The document with this between the markers of that name.
+
+    Raises:
+        ValueError: it has no such markers.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, opened, rest = document.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise ValueError(f"the document has no markers {begin} and {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def plain(rows: dict[str, Any]) -> str:
+    """For the terminal."""
+    return "\n".join(f"{name:>24}: {value}" for name, value in rows.items())

@@ -1,0 +1,116 @@
+"""Which settings are best: all of a grid, each on several days."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from benchmarks.autoscale.load import DAY, Service, day
+from benchmarks.autoscale.model import play
+from benchmarks.autoscale.policy import Policy, Rate
+
+# The settings that keep this are compared by what they cost.
+WAIT_P95_S = 30.0
+LATE_S = 60.0
+THRESHOLDS = (0.7, 0.8, 0.9, 1.0)
+DOWN_S = (60, 120, 300, 600)
+COOLDOWNS_S = (120, 300, 900, 1800)
+POLLING_S = (5, 15, 30)
+LEAST = (0, 1, 2)
+UP_RATES = {
+    "doubling or 4 in 15 s": (Rate("Percent", 100, 15), Rate("Pods", 4, 15)),
+    "1 in 60 s": (Rate("Pods", 1, 60),),
+    "2 in 60 s": (Rate("Pods", 2, 60),),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is tried."""
+
+    threshold: float
+    down_s: int
+    cooldown_s: int
+    polling_s: int = 15
+    up: str = "doubling or 4 in 15 s"
+    least: int = 0
+
+    def apply(self, base: Policy) -> Policy:
+        return replace(
+            base,
+            threshold=self.threshold,
+            min_replicas=self.least,
+            cooldown_s=self.cooldown_s,
+            polling_s=self.polling_s,
+            down=replace(base.down, stabilization_s=self.down_s),
+            up=replace(base.up, rates=UP_RATES[self.up]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A setting's days, on average. Waits are seconds; `late` is the share of jobs that waited for over a minute."""
+
+    setting: Setting
+    gpu_hours: float
+    p50: float
+    p95: float
+    p99: float
+    late: float
+    handed_back: float
+
+    @property
+    def good(self) -> bool:
+        return self.p95 <= WAIT_P95_S
+
+
+def grid(quick: bool = False) -> list[Setting]:
+    """Thresholds, windows and cooldowns all with each other."""
+    if quick:
+        return [Setting(1.0, 300, 300), Setting(0.8, 60, 120)]
+    return [Setting(*values) for values in itertools.product(THRESHOLDS, DOWN_S, COOLDOWNS_S)]
+
+
+def around(best: Setting) -> list[Setting]:
+    """The rest of the settings, one by one beside the best."""
+    polled = [replace(best, polling_s=value) for value in POLLING_S]
+    rated = [replace(best, up=name) for name in UP_RATES]
+    kept = [replace(best, least=count) for count in LEAST]
+    return [setting for setting in dict.fromkeys((*kept, *polled, *rated)) if setting != best]
+
+
+def scores(settings: Sequence[Setting], base: Policy, service: Service, seeds: Sequence[int]) -> Iterator[Score]:
+    """Each setting's score, on a day for each seed."""
+    work = [(setting, base, service, seed) for setting in settings for seed in seeds]
+    with ProcessPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1)) as pool:
+        results = list(pool.map(_one, work, chunksize=len(seeds)))
+    for number, setting in enumerate(settings):
+        yield _score(setting, results[number * len(seeds) : (number + 1) * len(seeds)])
+
+
+def best(found: Iterable[Score]) -> Score:
+    """The cheapest that keeps the wait; where none does, the one with the shortest."""
+    found = list(found)
+    good = [score for score in found if score.good]
+    return min(good, key=lambda score: score.gpu_hours) if good else min(found, key=lambda score: score.p95)
+
+
+def _one(work: tuple[Setting, Policy, Service, int]) -> tuple[float, ...]:
+    setting, base, service, seed = work
+    course = play(day(seed, service), service, setting.apply(base), DAY)
+    return (
+        course.gpu_hours,
+        course.wait(0.5),
+        course.wait(0.95),
+        course.wait(0.99),
+        course.late(LATE_S),
+        float(course.handed_back),
+    )
+
+
+def _score(setting: Setting, days: Sequence[tuple[float, ...]]) -> Score:
+    return Score(setting, *(fmean(values) for values in zip(*days, strict=True)))
