@@ -87,6 +87,7 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
             "engine": "vllm",
             "model": str(bundled_model_path("SmolLM2-135M-Instruct")),
             "options": VLLM_OPTIONS,
+            "chat": {"tool_call_parser": "hermes"},
         }
     ]
     sync_redis.Redis.from_url(servers.redis(STACK_REDIS_DB - 1)).flushdb()

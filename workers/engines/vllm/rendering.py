@@ -153,17 +153,15 @@ class Rendering:
         return chat, rendered[1] if isinstance(rendered, tuple) else rendered
 
     def _room(self, request: GenerateRequest, prompt_tokens: int) -> int:
-        """How many tokens may be made."""
-        limit = self._llm.model_config.max_model_len
-        wanted = request.sampling.max_tokens
+        """How many tokens may be made: as many as are asked for, where the context has room for them."""
+        limit = int(self._llm.model_config.max_model_len)
         room = limit - prompt_tokens
-        if room < 1 or (wanted is not None and wanted > room):
+        if room < 1:
             raise InvalidRequest(
-                f"This model's context is {limit} tokens; the prompt has {prompt_tokens}"
-                f"{f' and max_tokens asks for {wanted}' if wanted else ''}.",
+                f"This model's context is {limit} tokens, prompt and answer together; the prompt has {prompt_tokens}.",
                 param=_prompt_param(request),
             )
-        return wanted or room
+        return min(request.sampling.max_tokens or room, room)
 
     @property
     def tokenizer(self) -> Any:
