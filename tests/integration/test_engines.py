@@ -242,9 +242,9 @@ async def test_without_max_tokens_the_context_is_the_limit(engine: Engine) -> No
     assert prompt.prompt_tokens + sum(delta.tokens for delta in deltas) == 256
 
 
-@pytest.mark.parametrize(("words", "max_tokens"), [(300, None), (10, 250)])
-async def test_what_does_not_fit_is_refused(engine: Engine, words: int, max_tokens: int | None) -> None:
-    request = GenerateRequest(prompt="mill " * words, sampling=Sampling(max_tokens=max_tokens))
+@pytest.mark.parametrize("max_tokens", [None, 1])
+async def test_what_does_not_fit_is_refused(engine: Engine, max_tokens: int | None) -> None:
+    request = GenerateRequest(prompt="mill " * 300, sampling=Sampling(max_tokens=max_tokens))
     with pytest.raises(InvalidRequest, match="256 tokens"):
         await outputs(engine, request)
     assert engine.stats().requests == 0

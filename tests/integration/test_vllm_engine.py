@@ -245,12 +245,11 @@ async def test_what_can_never_run_is_refused_and_the_engine_lives_on(
     assert (await answer(engine, asked(sampling={"max_tokens": 2}))).text
 
 
-async def test_one_token_too_many_is_refused(engine: Any) -> None:
+async def test_a_prompt_of_one_token_too_many_is_refused(engine: Any) -> None:
+    """While a max_tokens of one too many is answered as far as there is room."""
     prompt, _ = await outputs(engine, asked(sampling={"max_tokens": 1}))
     room = 256 - prompt.prompt_tokens
-    with pytest.raises(InvalidRequest, match="256 tokens"):
-        await outputs(engine, asked(sampling={"max_tokens": room + 1}))
-    made = await deltas(engine, asked(sampling={"max_tokens": room, "ignore_eos": True}))
+    made = await deltas(engine, asked(sampling={"max_tokens": room + 1, "ignore_eos": True}))
     assert sum(delta.tokens for delta in made) == room
     await deltas(engine, asked(prompt=[5] * 255, sampling={"max_tokens": 1}))
     with pytest.raises(InvalidRequest, match="256"):
