@@ -53,7 +53,7 @@ def _encodable(value: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(value, allow_nan=False)
         orjson.dumps(value)
-    except ValueError as error:  # orjson's own is one
+    except (ValueError, TypeError) as error:  # orjson's own is a TypeError
         raise ValueError(f"must be JSON that can be sent on: {error}") from None
     return value
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from api.jobs.schemas import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue
 from api.responses.input_items import InputItem, read_items
@@ -15,6 +14,7 @@ from shared.sampling import (
     ChatOptions,
     Function,
     GenerateRequest,
+    JsonObject,
     Message,
     NonEmpty,
     Sampling,
@@ -29,16 +29,6 @@ MAX_TOP_LOGPROBS = 20
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _writable(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON can spell what no database takes: half a surrogate pair, a number of a thousand digits."""
-    try:
-        orjson.dumps(value)
-    except TypeError as error:
-        raise ValueError(f"cannot be kept: {error}") from None
-    return value
-
-
-JsonObject = Annotated[dict[str, Any], AfterValidator(_writable)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 

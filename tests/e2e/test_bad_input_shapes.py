@@ -106,12 +106,15 @@ async def test_a_schema_is_json(sim: httpx.AsyncClient, schema: dict[str, Any]) 
     assert error_of(response, 400).startswith("output_config.format.schema: must be JSON that can be sent on")
 
 
-async def test_a_schema_may_hold_nulls_and_huge_numbers(sim: httpx.AsyncClient) -> None:
-    schema = {"type": "object", "properties": {"a": {"default": None, "minimum": -(10**400), "maximum": 10**400}}}
-    body = body_for(ANTHROPIC, max_tokens=60, tools=[{"name": "level", "input_schema": schema}])
-    response = await send(sim, ANTHROPIC, body)
+async def test_a_schema_may_hold_nulls_and_large_numbers(sim: httpx.AsyncClient) -> None:
+    def asking(limit: int) -> dict[str, Any]:
+        schema = {"type": "object", "properties": {"a": {"default": None, "minimum": -limit, "maximum": limit}}}
+        return body_for(ANTHROPIC, max_tokens=60, tools=[{"name": "level", "input_schema": schema}])
+
+    response = await send(sim, ANTHROPIC, asking(2**53))
     assert response.status_code == 200, response.text
     assert response.json()["content"][0]["type"] == "tool_use"
+    assert "64-bit" in error_of(await send(sim, ANTHROPIC, asking(10**400)), 400)
 
 
 @pytest.mark.parametrize("path", POSTS)

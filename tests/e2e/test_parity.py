@@ -25,7 +25,7 @@ import pytest
 
 from shared.bundled import bundled_model_path
 from tests.e2e.conftest import VLLM_OPTIONS
-from tests.e2e.parity_cases import CASES, CHAT, IN_STREAM, REFUSED, TAKEN, Case
+from tests.e2e.parity_cases import CASES, CHAT, IN_STREAM, OTHERWISE, REFUSED, SOONER, TAKEN, Case
 from tests.support.ports import free_port
 from tests.support.stack import Stack
 from tests.support.waiting import eventually_sync
@@ -139,12 +139,19 @@ def test_the_same_answer(
     theirs: dict[tuple[str, bool], Answer], ours: dict[tuple[str, bool], Answer], case: Case, stream: bool
 ) -> None:
     expected, got = theirs[case.name, stream], ours[case.name, stream]
-    differs = case.differs if case.differs != IN_STREAM or stream else ""
+    differs = case.differs if case.only in ("", "streamed" if stream else "whole") else ""
     if differs == REFUSED:
         assert (expected.status, got.status) == (200, 400)
         return
     if differs == TAKEN:
         assert (expected.status, got.status) == (400, 200)
+        assert not got.error
+        return
+    if differs == SOONER:
+        assert (got.status, got.error, expected.error) == (400, True, True)
+        return
+    if differs == OTHERWISE:
+        assert (got.status, got.error) == (expected.status, expected.error) == (200, False)
         return
     if differs == IN_STREAM:
         assert (expected.status, got.status) == (400, 200)

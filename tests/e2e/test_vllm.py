@@ -324,6 +324,42 @@ async def test_an_engine_full_of_batch_jobs_makes_room(vllm: httpx.AsyncClient) 
     assert {job["output_text"] for job in done} == {whole["output_text"]}
 
 
+NOTE: Any = {
+    "type": "function",
+    "function": {
+        "name": "note",
+        "parameters": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+    },
+}
+
+
+async def call_of(client: openai.AsyncOpenAI, half_made: asyncio.Event) -> tuple[set[str | None], str, str, str | None]:
+    """Ids, name, arguments and finish reason of one streamed call; `half_made` is set when some of it is there."""
+    stream = await client.chat.completions.create(
+        model="smollm2",
+        messages=[{"role": "user", "content": "Note a long story about a river, the mill at it and its miller."}],
+        tools=[NOTE],
+        tool_choice={"type": "function", "function": {"name": "note"}},
+        temperature=0,
+        max_tokens=120,
+        stream=True,
+    )
+    ids: set[str | None] = set()
+    name, arguments, reason = "", "", None
+    async for chunk in stream:
+        for choice in chunk.choices:
+            reason = choice.finish_reason or reason
+            for call in choice.delta.tool_calls or ():
+                if call.id is not None:
+                    ids.add(call.id)
+                assert call.function is not None
+                name += call.function.name or ""
+                arguments += call.function.arguments or ""
+                if len(arguments) > 60:
+                    half_made.set()
+    return ids, name, arguments, reason
+
+
 class TestFailover:
     async def test_a_dead_engines_job_goes_on_in_the_same_stream(
         self, vllm_stack: Stack, vllm: httpx.AsyncClient
@@ -360,9 +396,14 @@ class TestFailover:
         assert (await vllm.get("/readyz")).status_code == 200
 
     async def test_a_killed_workers_job_goes_on_in_the_same_stream(
-        self, vllm_stack: Stack, vllm: httpx.AsyncClient
+        self, vllm_stack: Stack, vllm: httpx.AsyncClient, client: openai.AsyncOpenAI
     ) -> None:
-        """`kill -9` in mid-stream: one unbroken SSE connection, and the text of an uninterrupted run."""
+        """`kill -9` in mid-stream: one unbroken SSE connection, and the text of an uninterrupted run. A tool call whose
+        arguments are half made, under a grammar that no engine can begin in the middle, goes on too."""
+        whole_call = await call_of(client, asyncio.Event())
+        half_made = asyncio.Event()
+        calling = asyncio.create_task(call_of(client, half_made))
+        await half_made.wait()
         body: Any = {"max_tokens": 80, "ignore_eos": True}
         whole = await ended(vllm, (await submit(vllm, "Tell me about rivers and 🌊.", **body))["id"])
         job = await submit(vllm, "Tell me about rivers and 🌊.", **body)
@@ -381,5 +422,8 @@ class TestFailover:
         assert text_of(events) == done["output_text"] == whole["output_text"]
         assert done["usage"] == {**whole["usage"], "cached_tokens": done["usage"]["cached_tokens"]}
         assert [attempt["outcome"] for attempt in done["attempts"]] == ["worker_lost", "incomplete"]
+        (call_id,), *call = await calling
+        assert call_id
+        assert call == list(whole_call[1:])
         assert len(engine) >= 2
         assert not any(process.is_running() for process in engine), "the killed worker's engine died with it"
