@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -33,6 +33,7 @@ from shared.models import JobRow, WorkerRow
 
 MODEL = "sim"
 START_S = 60.0
+CONNECTIONS = 32
 
 
 @dataclass(slots=True, eq=False)
@@ -223,23 +224,23 @@ class _Run:
         return self.course
 
     async def _submit_all(self, arrivals: Sequence[Arrival]) -> None:
+        # A connection for each: a POST on one that the server is just closing is lost, and is not sent again.
+        connections = aiohttp.TCPConnector(limit=CONNECTIONS, force_close=True)
         async with (
-            httpx.AsyncClient(
-                base_url=f"http://127.0.0.1:{self._system.port}",
-                headers=self._system.headers,
-                timeout=30,
-                trust_env=False,
-            ) as client,
+            aiohttp.ClientSession(
+                f"http://127.0.0.1:{self._system.port}", headers=self._system.headers, connector=connections
+            ) as session,
             asyncio.TaskGroup() as group,
         ):
             for number, arrival in enumerate(arrivals):
                 if (early := arrival.at - self.now) > 0:
                     await asyncio.sleep(early / self._speed)
-                group.create_task(self._submit(client, number, arrival))
+                group.create_task(self._submit(session, number, arrival))
 
-    async def _submit(self, client: httpx.AsyncClient, number: int, arrival: Arrival) -> None:
+    async def _submit(self, session: aiohttp.ClientSession, number: int, arrival: Arrival) -> None:
         body = {"model": MODEL, "prompt": f"job {number}", "max_tokens": arrival.tokens}
-        (await client.post("/v1/jobs", json=body)).raise_for_status()
+        async with session.post("/v1/jobs", json=body) as answer:
+            answer.raise_for_status()
 
     def _scale(self, held: list[_Pod], wanted: int) -> None:
         for _ in range(wanted - len(held)):

@@ -57,7 +57,7 @@ class Headrace(System):
 
     def forget_jobs(self) -> None:
         """Empty the queue and the table, so that a run finds what the one before it found."""
-        self.sql("TRUNCATE jobs, idempotency_keys", "CHECKPOINT")
+        self.sql("TRUNCATE jobs, responses, idempotency_keys", "CHECKPOINT")
         with Redis.from_url(self.redis_url) as redis:
             for pattern in ("headrace*", redis_keys.log("*"), redis_keys.fence("*")):
                 if keys := list(redis.scan_iter(pattern, count=1000)):

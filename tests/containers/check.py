@@ -1,4 +1,5 @@
-"""The containers, for real: builds them, starts docker-compose.yml with two workers, kills one, and starts all again.
+"""The containers, for real: builds them, starts docker-compose.yml with two workers, stops one and kills one in
+mid-stream, and starts all again.
 
     python tests/containers/check.py [--cpu] [--keep]
 
@@ -95,6 +96,7 @@ class Compose:
             "COMPOSE_PROFILES": "cpu" if cpu else "light",
             "HEADRACE_MODELS_FILE": "./models.yaml" if cpu else "./models.simulated.yaml",
             "HEADRACE_MODEL": self.model,
+            "HEADRACE_DRAIN_S": "1",  # less than a job takes: it is handed back
             "HEADRACE_PORT": str(PORT),
             "HEADRACE_FLOWER_PORT": str(FLOWER_PORT),
             "HEADRACE_API_KEY": self.key,
@@ -176,25 +178,25 @@ def streamed(client: httpx.Client, job_id: str) -> str:
     return client.get(f"/v1/jobs/{job_id}/stream", timeout=300).text
 
 
-def kill_a_worker_in_mid_stream(compose: Compose, client: httpx.Client) -> dict[str, Any]:
-    """Returns the job, which ended on the other worker."""
+def end_a_worker_in_mid_stream(compose: Compose, client: httpx.Client, *how: str) -> dict[str, Any]:
+    """End it by a command of podman's. Returns the job, which ended on the other worker."""
     containers = compose.healthy_workers()
     body = {"model": compose.model, "prompt": "Once upon a time", "max_tokens": compose.long, "temperature": 0}
     job = client.post("/v1/jobs", json=body).raise_for_status().json()
-    text, killed, last, silence_s = "", "", time.monotonic(), 0.0
+    text, ending, last, silence_s = "", None, time.monotonic(), 0.0
     with client.stream("GET", f"/v1/jobs/{job['id']}/stream", timeout=300) as response:
         for part in response.iter_text():
             text += part
             now = time.monotonic()
             silence_s, last = max(silence_s, now - last), now
-            if not killed and text.count("job.delta") >= 10:
+            if ending is None and text.count("job.delta") >= 10:
                 worker = client.get(f"/v1/jobs/{job['id']}").json()["attempts"][-1]["worker"]
-                killed = containers[worker.partition("@")[2]]
-                run("podman", "kill", "--signal", "KILL", killed)
-                say(f"killed {worker} in mid-stream")
+                container = containers[worker.partition("@")[2]]
+                say(f"podman {how[0]} of {worker} in mid-stream")
+                ending = subprocess.Popen(["podman", *how, container], stdout=subprocess.DEVNULL)
                 last, silence_s = time.monotonic(), 0.0
-    if not killed:
-        raise Failed("the job was over before its worker could be killed")
+    if ending is None or ending.wait() != 0:
+        raise Failed("the job was over before its worker could be ended, or podman failed to")
     done: dict[str, Any] = client.get(f"/v1/jobs/{job['id']}").raise_for_status().json()
     seen_events = events(text)
     numbers = [number for number, _, _ in seen_events if number]
@@ -204,7 +206,10 @@ def kill_a_worker_in_mid_stream(compose: Compose, client: httpx.Client) -> dict[
     if numbers != sorted(set(numbers)) or shown != done["output_text"]:
         raise Failed("the stream has a gap or a repeat")
     say(f"{done['id']} is {done['status']} after {len(done['attempts'])} attempts, its stream whole")
-    say(f"longest silence of the stream: {silence_s:.1f} s")
+    code = run("podman", "inspect", "--format", "{{.State.ExitCode}}", container).strip()
+    say(f"longest silence of the stream: {silence_s:.1f} s; the worker's exit code: {code}")
+    if how[0] == "stop" and code != "0":
+        raise Failed("the worker did not end by itself within its grace")
     return done
 
 
@@ -240,7 +245,9 @@ def check(compose: Compose) -> None:
         raise Failed("Flower asks for no password")
     if httpx.get(flower, auth=("admin", compose.flower_password)).status_code != 200:
         raise Failed("Flower refuses its password")
-    done = kill_a_worker_in_mid_stream(compose, client)
+    end_a_worker_in_mid_stream(compose, client, "stop", "--time", "60")
+    compose.up()
+    done = end_a_worker_in_mid_stream(compose, client, "kill", "--signal", "KILL")
     before = streamed(client, done["id"])
     form = {"file": ("a.jsonl", b'{"custom_id": "a"}\n'), "purpose": (None, b"batch")}
     file = client.post("/v1/files", files=form).raise_for_status().json()["id"]

