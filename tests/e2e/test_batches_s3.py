@@ -99,6 +99,7 @@ async def test_no_half_file_is_seen_whoever_dies(stack: Stack, sdk: openai.Async
     await asyncio.wait_for(sent.wait(), 30)
     await eventually(parts_are_there, "parts have arrived in S3")
     stack.kill("api")
+    upload.cancel()  # it has nothing to send, so it sees nothing of it
     await asyncio.wait([upload])
     stack.start_api()
     assert s3.keys() == [], "S3 shows nothing of it"
