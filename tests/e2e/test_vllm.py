@@ -328,7 +328,13 @@ NOTE: Any = {
     "type": "function",
     "function": {
         "name": "note",
-        "parameters": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"text": {"type": "string", "minLength": 200}},
+            "required": ["text"],
+            "additionalProperties": False,
+        },
     },
 }
 
@@ -355,8 +361,9 @@ async def call_of(client: openai.AsyncOpenAI, half_made: asyncio.Event) -> tuple
                 assert call.function is not None
                 name += call.function.name or ""
                 arguments += call.function.arguments or ""
-                if len(arguments) > 60:
+                if len(arguments) > 30:
                     half_made.set()
+    assert half_made.is_set(), arguments
     return ids, name, arguments, reason
 
 
@@ -403,7 +410,8 @@ class TestFailover:
         whole_call = await call_of(client, asyncio.Event())
         half_made = asyncio.Event()
         calling = asyncio.create_task(call_of(client, half_made))
-        await half_made.wait()
+        await asyncio.wait((calling, asyncio.create_task(half_made.wait())), return_when=asyncio.FIRST_COMPLETED)
+        assert not calling.done(), "it is in the middle of the call"
         body: Any = {"max_tokens": 80, "ignore_eos": True}
         whole = await ended(vllm, (await submit(vllm, "Tell me about rivers and 🌊.", **body))["id"])
         job = await submit(vllm, "Tell me about rivers and 🌊.", **body)
