@@ -1,0 +1,104 @@
+"""Bad input that only a real engine can judge: it is refused, or cut at its deadline, and the engine lives."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.test_vllm import requests_in_engines
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+CONTEXT = 1024
+HELLO = [{"role": "user", "content": "Say something."}]
+# Each object must hold another one, so no instance of it ends.
+ENDLESS: dict[str, Any] = {
+    "$defs": {
+        "a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]},
+    },
+    "$ref": "#/$defs/a",
+}
+
+
+def structured(schema: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "model": "smollm2",
+        "max_tokens": 900,
+        "messages": HELLO,
+        "output_config": {"format": {"type": "json_schema", "schema": schema}},
+        **changes,
+    }
+
+
+@pytest.fixture(autouse=True)
+async def _the_engine_lives(vllm_stack: Stack, vllm: httpx.AsyncClient) -> AsyncIterator[None]:
+    """After each: the same worker answers, and holds nothing else."""
+    (worker,) = [process for name, process in vllm_stack.processes.items() if name.startswith("worker")]
+    engine = (await vllm.get("/readyz")).json()
+    yield
+
+    async def idle() -> bool:
+        return await requests_in_engines(vllm_stack) == 0
+
+    await eventually(idle, "the engine holds nothing")
+    answer = await vllm.post("/v1/messages", json={"model": "smollm2", "max_tokens": 3, "messages": HELLO})
+    assert answer.status_code == 200, answer.text
+    assert worker.poll() is None
+    assert (await vllm.get("/readyz")).json() == engine
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        {"$ref": "#/$defs/missing"},
+        {"type": "string", "pattern": "(unclosed"},
+        {"type": "object", "properties": 7},
+    ],
+    ids=["an unknown type", "a reference to nothing", "a broken pattern", "properties that are none"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_schema_that_cannot_be_compiled_is_refused(
+    vllm: httpx.AsyncClient, schema: dict[str, Any], stream: bool
+) -> None:
+    response = await vllm.post("/v1/messages", json=structured(schema, stream=stream))
+    if stream:
+        assert response.status_code == 200
+        assert "event: error" in response.text
+        assert "invalid_request_error" in response.text
+    else:
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_an_answer_that_cannot_end_is_cut_at_its_deadline(vllm: httpx.AsyncClient) -> None:
+    response = await vllm.post("/v1/messages", json=structured(ENDLESS), headers={"Cancel-After": "3s"})
+    assert response.status_code == 504, response.text
+    assert response.json()["error"]["type"] == "timeout_error"
+    job = (await vllm.get(f"/v1/jobs/{response.headers['x-headrace-job-id']}")).json()
+    assert job["status"] == "cancelled"
+    assert job["output_text"].lstrip().startswith("{")
+    assert '"a"' in job["output_text"]
+
+
+async def test_one_token_more_than_the_context_is_refused(vllm: httpx.AsyncClient) -> None:
+    async def counted(words: int) -> tuple[int, dict[str, Any]]:
+        asked = {"model": "smollm2", "messages": [{"role": "user", "content": "a" + " mill" * words}]}
+        answer = await vllm.post("/v1/messages/count_tokens", json=asked)
+        return answer.json()["input_tokens"], asked
+
+    template, _ = await counted(0)
+    tokens, fits = await counted(CONTEXT - 1 - template)
+    assert tokens == CONTEXT - 1
+    answer = await vllm.post("/v1/messages", json={**fits, "max_tokens": 1})
+    assert answer.status_code == 200, answer.text
+    usage = answer.json()["usage"]
+    assert usage["input_tokens"] + usage["cache_read_input_tokens"] == CONTEXT - 1
+    tokens, too_long = await counted(CONTEXT - template)
+    assert tokens == CONTEXT
+    refused = await vllm.post("/v1/messages", json={**too_long, "max_tokens": 1})
+    assert refused.status_code == 400, refused.text
+    assert f"context is {CONTEXT} tokens" in refused.json()["error"]["message"]
