@@ -1,11 +1,12 @@
 """Real servers for every test: one PostgreSQL and one Valkey a run, a fresh database and an empty Redis a test.
 
 They come out of the wheels, or are given by DATABASE_URL (whose user may create databases) and REDIS_URL
-(whose databases 14 and 15 are flushed). Where neither is to be had, these tests fail: they never skip.
+(whose databases 0 to 15 are flushed). Where neither is to be had, these tests fail: they never skip.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import uuid
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis as sync_redis
 from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -30,7 +32,9 @@ from tests.support.database import TEMPLATE, create_database, drop_database, mig
 Workers = Callable[[str], WorkerStore]
 
 TEST_REDIS_DB = 15
-STACK_REDIS_DB = 14
+SIM_REDIS_DB = 14
+VLLM_REDIS_DB = 13
+_others = itertools.cycle(range(VLLM_REDIS_DB))
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,13 @@ class Servers:
 
     def redis(self, database: int) -> str:
         return make_url(self.redis_url).set(database=str(database)).render_as_string(hide_password=False)
+
+    def empty_redis(self, database: int | None = None) -> str:
+        """The address of an emptied database; unless named, of the next in turn, of which few are in use at once."""
+        url = self.redis(next(_others) if database is None else database)
+        with sync_redis.Redis.from_url(url) as client:
+            client.flushdb()
+        return url
 
 
 @pytest.fixture(scope="session")

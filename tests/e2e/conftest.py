@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
-import redis as sync_redis
 
 from shared.bundled import bundled_model_path
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import SIM_REDIS_DB, VLLM_REDIS_DB, Servers
 from tests.support.database import TEMPLATE, create_database, drop_database, switch_database
 from tests.support.stack import Stack, write_models
 
@@ -39,7 +38,7 @@ def make_stack(
     create_database(servers.postgres_url, database, template=TEMPLATE)
     return Stack(
         switch_database(servers.postgres_url, database),
-        redis_url or servers.redis(STACK_REDIS_DB),
+        redis_url or servers.empty_redis(),
         write_models(folder / "models.yaml", models),
         folder,
         **settings,
@@ -59,8 +58,8 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
         {"name": "orphan", "engine": "simulated", "slots": 2},
     ]
-    sync_redis.Redis.from_url(servers.redis(STACK_REDIS_DB)).flushdb()
-    stack = make_stack(servers, tmp_path_factory, "sim", models, HEADRACE_MAX_BODY_BYTES=100_000)
+    redis_url = servers.empty_redis(SIM_REDIS_DB)
+    stack = make_stack(servers, tmp_path_factory, "sim", models, redis_url=redis_url, HEADRACE_MAX_BODY_BYTES=100_000)
     try:
         stack.start_api()
         stack.start_worker("sim")
@@ -90,8 +89,7 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
             "chat": {"tool_call_parser": "hermes"},
         }
     ]
-    sync_redis.Redis.from_url(servers.redis(STACK_REDIS_DB - 1)).flushdb()
-    stack = make_stack(servers, tmp_path_factory, "vllm", models, redis_url=servers.redis(STACK_REDIS_DB - 1))
+    stack = make_stack(servers, tmp_path_factory, "vllm", models, redis_url=servers.empty_redis(VLLM_REDIS_DB))
     try:
         stack.start_api()
         stack.start_worker("smollm2", within_s=240)

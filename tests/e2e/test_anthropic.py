@@ -10,7 +10,7 @@ import anthropic
 import httpx
 import pytest
 
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import FAIL, make_stack
 from tests.e2e.test_jobs import ended
 from tests.support.database import drop_database
@@ -49,7 +49,6 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         tmp_path_factory,
         "anthropic",
         models,
-        redis_url=servers.redis(STACK_REDIS_DB - 10),
         HEADRACE_LEASE_S=2,
         HEADRACE_HEARTBEAT_S=0.5,
         HEADRACE_RESYNC_S=1,

@@ -12,12 +12,11 @@ import httpx
 import openai
 import psutil
 import pytest
-import redis as sync_redis
 from openai.types import Batch
 from sqlalchemy import text
 
 from shared.db import connect
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import FAIL, make_stack
 from tests.support.database import drop_database
 from tests.support.stack import KEY, Stack
@@ -41,14 +40,11 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         },
         {"name": "orphan", "engine": "simulated"},
     ]
-    redis_url = servers.redis(STACK_REDIS_DB - 2)
-    sync_redis.Redis.from_url(redis_url).flushdb()
     stack = make_stack(
         servers,
         tmp_path_factory,
         "batches",
         models,
-        redis_url=redis_url,
         HEADRACE_BATCH_JOBS=20,
         HEADRACE_BATCH_POLL_S=0.2,
         HEADRACE_LEASE_S=3,

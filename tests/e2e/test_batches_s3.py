@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import openai
 import pytest
-import redis as sync_redis
 
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_batches import jsonl, line, reaches, results, start
 from tests.support.database import drop_database
@@ -33,10 +33,9 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory, s3: S3) ->
     models: list[dict[str, object]] = [
         {"name": "sim", "engine": "simulated", "slots": 8, "options": {"ttft_ms": 5, "itl_ms": 5}}
     ]
-    redis_url = servers.redis(STACK_REDIS_DB - 4)
-    sync_redis.Redis.from_url(redis_url).flushdb()
-    settings = {**s3.environment, "HEADRACE_FILES": f"s3://{BUCKET}/{PREFIX}", "HEADRACE_BATCH_POLL_S": 0.2}
-    stack = make_stack(servers, tmp_path_factory, "batches_s3", models, redis_url=redis_url, **settings)
+    files = f"s3://{BUCKET}/{PREFIX}"
+    settings: dict[str, Any] = {**s3.environment, "HEADRACE_FILES": files, "HEADRACE_BATCH_POLL_S": 0.2}
+    stack = make_stack(servers, tmp_path_factory, "batches_s3", models, **settings)
     try:
         stack.start_api()
         stack.start_worker("sim")

@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
 
 from api.app import create_app
 from api.settings import ApiSettings
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.support.database import drop_database
 from tests.support.stack import KEY, Stack
@@ -87,7 +87,6 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         tmp_path_factory,
         "fuzz",
         models,
-        redis_url=servers.redis(STACK_REDIS_DB - 11),
         HEADRACE_MAX_BODY_BYTES=100_000,
     )
     try:

@@ -134,8 +134,8 @@ async def test_many_readers_see_the_same(sim: httpx.AsyncClient) -> None:
 async def test_a_stream_is_served_from_the_row_when_its_log_is_gone(sim_stack: Stack, sim: httpx.AsyncClient) -> None:
     job = await submit(sim, max_tokens=20)
     events = [item for item in await follow(sim, job["id"]) if item.id is not None]
-    client = redis.Redis.from_url(sim_stack.environment["REDIS_URL"])
-    assert client.delete(f"hr:log:{job['id']}") == 1
+    with redis.Redis.from_url(sim_stack.environment["REDIS_URL"]) as client:
+        assert client.delete(f"hr:log:{job['id']}") == 1
     assert await follow(sim, job["id"]) == events
     assert await follow(sim, job["id"], after=4) == events[4:]
 
@@ -266,8 +266,8 @@ async def test_a_worker_takes_what_its_engine_holds_and_hoards_nothing(
     await running(sim, jobs[1]["id"])
     states = [(await sim.get(f"/v1/jobs/{job['id']}")).json()["status"] for job in jobs]
     assert states.count("in_progress") == 2
-    client = redis.Redis.from_url(sim_stack.environment["REDIS_URL"])
-    on_queue = client.llen("headrace.small\x06\x163")
+    with redis.Redis.from_url(sim_stack.environment["REDIS_URL"]) as client:
+        on_queue = client.llen("headrace.small\x06\x163")
     assert on_queue >= 6, "two run, two are reserved, the rest is where another worker can take it"
     positions = [(await sim.get(f"/v1/jobs/{job['id']}")).json()["queue_position"] for job in jobs[2:]]
     assert positions == sorted(positions)
@@ -283,12 +283,12 @@ async def test_priority_is_served_first(sim_stack: Stack, sim: httpx.AsyncClient
         await running(sim, blocker["id"])
     late = [await submit(sim, model="small", max_tokens=2, priority=9) for _ in range(3)]
     urgent = await submit(sim, model="small", max_tokens=2, priority=0)
-    client = redis.Redis.from_url(sim_stack.environment["REDIS_URL"])
+    with redis.Redis.from_url(sim_stack.environment["REDIS_URL"]) as client:
 
-    async def all_on_the_queue() -> bool:
-        return (client.llen("headrace.small\x06\x169"), client.llen("headrace.small")) == (3, 1)
+        async def all_on_the_queue() -> bool:
+            return (client.llen("headrace.small\x06\x169"), client.llen("headrace.small")) == (3, 1)
 
-    await eventually(all_on_the_queue, "three late messages and an urgent one wait")
+        await eventually(all_on_the_queue, "three late messages and an urgent one wait")
     for blocker in blockers:
         await sim.post(f"/v1/jobs/{blocker['id']}/cancel")
     done = await ended(sim, urgent["id"])

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from shared.bundled import bundled_model_path
 from shared.db import connect
 from shared.models import JobRow
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended, running
 from tests.support.database import drop_database
@@ -58,7 +58,6 @@ def stack(
         tmp_path_factory,
         name,
         models,
-        redis_url=servers.redis(STACK_REDIS_DB - 7),
         HEADRACE_LOG_FORMAT=request.param,
         HEADRACE_LOG_LEVEL="DEBUG",
         HEADRACE_LEASE_S=2,
@@ -226,7 +225,6 @@ def crashing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iter
         tmp_path_factory,
         "crash",
         [model],
-        redis_url=servers.redis(STACK_REDIS_DB - 8),
         HEADRACE_LOG_FORMAT="json",
         HEADRACE_MAX_ATTEMPTS=1,
     )

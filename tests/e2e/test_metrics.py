@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from shared.metric_kinds import DEFINITIONS
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import FAIL, make_stack
 from tests.support.database import drop_database
 from tests.support.metrics import Samples, samples, targets_of
@@ -36,7 +36,6 @@ def watched(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
         tmp_path_factory,
         "metrics",
         models,
-        redis_url=servers.redis(STACK_REDIS_DB - 12),
     )
     try:
         stack.start_api()

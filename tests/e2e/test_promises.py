@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended, running, submit
 from tests.support.database import drop_database
@@ -37,7 +37,6 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         tmp_path_factory,
         "promises",
         models,
-        redis_url=servers.redis(STACK_REDIS_DB - 2),
         HEADRACE_LEASE_S=2,
         HEADRACE_HEARTBEAT_S=0.5,
         HEADRACE_ENGINE_BACK_OFF_MAX_S=1,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import redis as sync_redis
 
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended, submit
 from tests.support.database import drop_database
@@ -25,11 +25,9 @@ def regions(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
     urls = ",".join(f"{code}=http://127.0.0.1:{port}" for code, port in ports.items())
     stacks = {}
     try:
-        for number, (code, port) in enumerate(ports.items(), start=4):
-            redis_url = servers.redis(STACK_REDIS_DB - number)
-            sync_redis.Redis.from_url(redis_url).flushdb()
-            settings = {"HEADRACE_REGION": code, "HEADRACE_REGIONS": urls, "HEADRACE_PORT": port}
-            stack = make_stack(servers, tmp_path_factory, code, MODELS, redis_url=redis_url, **settings)
+        for code, port in ports.items():
+            settings: dict[str, Any] = {"HEADRACE_REGION": code, "HEADRACE_REGIONS": urls, "HEADRACE_PORT": port}
+            stack = make_stack(servers, tmp_path_factory, code, MODELS, **settings)
             stacks[code] = stack
             stack.port, stack.url = port, f"http://127.0.0.1:{port}"
             stack.start_api()

@@ -12,7 +12,7 @@ import openai
 import pytest
 import redis
 
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_outages import owner
 from tests.e2e.test_responses import ended, events_of
@@ -33,7 +33,6 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         tmp_path_factory,
         "responses",
         models,
-        redis_url=servers.redis(STACK_REDIS_DB - 6),
         HEADRACE_LEASE_S=2,
         HEADRACE_HEARTBEAT_S=0.5,
         HEADRACE_RESYNC_S=1,
@@ -135,8 +134,8 @@ async def test_a_worker_dies_and_the_log_is_lost(
 ) -> None:
     undisturbed = await sdk.responses.create(**ASKED)
     seen, rest = await started(sdk)
-    valkey = redis.Redis.from_url(stack.environment["REDIS_URL"])
-    await lose_worker(stack, client, job_id(seen), functools.partial(valkey.delete, f"hr:log:{job_id(seen)}"))
+    with redis.Redis.from_url(stack.environment["REDIS_URL"]) as valkey:
+        await lose_worker(stack, client, job_id(seen), functools.partial(valkey.delete, f"hr:log:{job_id(seen)}"))
     before = seen[-1]["sequence_number"]
     tail = [event.to_dict() async for event in rest]
     assert numbers(seen + tail) == sorted(set(numbers(seen + tail)))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import submit
 from tests.support.database import drop_database
@@ -39,9 +39,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     models: list[dict[str, object]] = [
         {"name": "sim", "engine": "simulated", "slots": READERS, "options": {"ttft_ms": 5, "itl_ms": 30}}
     ]
-    stack = make_stack(
-        servers, tmp_path_factory, "resume", models, redis_url=servers.redis(STACK_REDIS_DB - 3), HEADRACE_RESYNC_S=1
-    )
+    stack = make_stack(servers, tmp_path_factory, "resume", models, HEADRACE_RESYNC_S=1)
     try:
         stack.start_api()
         stack.start_worker("sim")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.support.database import drop_database
 from tests.support.sse import Sse, read_events, text_of
@@ -28,9 +28,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     models: list[dict[str, object]] = [
         {"name": "sim", "engine": "simulated", "slots": 16, "options": {"ttft_ms": 5, "itl_ms": 10}}
     ]
-    stack = make_stack(
-        servers, tmp_path_factory, "rolling", models, redis_url=servers.redis(STACK_REDIS_DB - 4), HEADRACE_DRAIN_S=0.3
-    )
+    stack = make_stack(servers, tmp_path_factory, "rolling", models, HEADRACE_DRAIN_S=0.3)
     try:
         stack.start_api()
         for _ in range(WORKERS):

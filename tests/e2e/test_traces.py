@@ -10,7 +10,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended
 from tests.support.database import drop_database
@@ -46,7 +46,6 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory, collected:
         tmp_path_factory,
         "traces",
         models,
-        redis_url=servers.redis(STACK_REDIS_DB - 9),
         HEADRACE_LEASE_S=2,
         HEADRACE_HEARTBEAT_S=0.5,
         OTEL_EXPORTER_OTLP_ENDPOINT=collected.url,

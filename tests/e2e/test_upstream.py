@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended
 from tests.support.database import drop_database
@@ -39,10 +39,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "max_model_len": 1000,
         },
     }
-    redis_url = servers.redis(STACK_REDIS_DB - 5)
-    stack = make_stack(
-        servers, tmp_path_factory, "upstream", [model], redis_url=redis_url, UPSTREAM_API_KEY=UPSTREAM_KEY
-    )
+    stack = make_stack(servers, tmp_path_factory, "upstream", [model], UPSTREAM_API_KEY=UPSTREAM_KEY)
     try:
         stack.start_api()
         stack.start_worker("up")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from shared.queue import celery_app, queue_name
-from tests.conftest import STACK_REDIS_DB, Servers
+from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended, running, submit
 from tests.support.database import drop_database
@@ -35,7 +35,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     models: list[dict[str, object]] = [
         {"name": MODEL, "engine": "simulated", "slots": 8, "options": {"ttft_ms": 5, "itl_ms": ITL_MS}}
     ]
-    stack = make_stack(servers, tmp_path_factory, "watchdog", models, redis_url=servers.redis(STACK_REDIS_DB - 4))
+    stack = make_stack(servers, tmp_path_factory, "watchdog", models)
     try:
         stack.start_api()
         yield stack
