@@ -121,7 +121,12 @@ class LocalBlobs:
         return file
 
     def _names(self, before: float) -> list[str]:
-        with _told(), os.scandir(self._folder) as entries:
+        with _told():
+            try:
+                entries = os.scandir(self._folder)
+            except FileNotFoundError:
+                return []  # nothing was ever written
+        with _told(), entries:
             return [
                 entry.name
                 for entry in entries

@@ -115,6 +115,10 @@ class TestBoth:
         with pytest.raises(BlobMissing):
             await content(blobs, "a")
 
+    async def test_there_are_no_names_before_the_first_blob(self, blobs: Blobs) -> None:
+        await blobs.tidy(3600)
+        assert await names(blobs) == set()
+
     async def test_names_are_those_of_old_and_whole_blobs(self, blobs: Blobs) -> None:
         for name in ("a", "b"):
             await write(blobs, name, b"x")
