@@ -62,7 +62,7 @@ async def _disconnected(request: Request) -> None:
 async def abandon(jobs: JobService, submitted: Iterable[Job]) -> None:
     """Cancel jobs that nobody waits for any more."""
     for job in submitted:
-        logger.info("job=%s its client has left; cancelling it", job.id)
+        logger.info("job=%s nobody waits for it any more; cancelling it", job.id)
         try:
             await jobs.cancel(job.id, job.key_id)
         except (HeadraceError, OSError) as error:

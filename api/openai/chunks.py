@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -30,8 +30,12 @@ async def frames(
     usage_in_the_end: bool = False,
     usage_always: bool = False,
     fingerprint: str | None = None,
+    when_broken: Callable[[list[Job]], Awaitable[None]] | None = None,
 ) -> AsyncIterator[bytes]:
-    """Jobs' events as `data:` frames, ending with `[DONE]`, or with an error frame where one failed."""
+    """Jobs' events as `data:` frames, ending with `[DONE]`, or with an error frame where one failed.
+
+    After an error frame `when_broken` is told which jobs have not ended: they run on for nobody.
+    """
     head = _Head(face, jobs[0], usage_in_the_end=usage_in_the_end, fingerprint=fingerprint)
     chunks = [
         Chunks(head, face, job, first_index=position * job.request.sampling.n, usage_always=usage_always)
@@ -48,6 +52,8 @@ async def frames(
                     made += head.end([one.usage for one in chunks if one.usage is not None])
             if made:
                 yield made
+            if mine.broken and when_broken is not None:
+                await when_broken([job for job, one in zip(jobs, chunks, strict=True) if not one.ended])
             if mine.broken or not open_streams:
                 return
 
@@ -127,7 +133,7 @@ class _Head:
 
 
 class Chunks:
-    """One job's chunks. `usage` is there once it has ended well; `broken`: it has told its reader that it cannot
+    """One job's chunks. `usage` is there once it has `ended` well; `broken`: it has told its reader that it cannot
     go on."""
 
     def __init__(self, head: _Head, face: Face, job: Job, *, first_index: int = 0, usage_always: bool = False) -> None:
@@ -146,7 +152,7 @@ class Chunks:
         self._opened = False
         self._sent_text = False
         self.usage: Usage | None = None
-        self.broken = False
+        self.ended = self.broken = False
 
     def of(self, event: Event) -> bytes:
         """The frames of an event; none for some, nor after the stream is broken."""
@@ -170,10 +176,11 @@ class Chunks:
             case EventType.RESTARTED:
                 return b""
             case EventType.COMPLETED | EventType.INCOMPLETE:
+                self.ended = True
                 self.usage = Usage(**event.payload()["usage"])
                 return b""
             case _:
-                self.broken = True
+                self.ended = self.broken = True
                 error = event.payload()["error"]
                 return _error(error["message"], error["code"])
 

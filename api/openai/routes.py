@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.attended import all_while_connected, owned
+from api.attended import abandon, all_while_connected, owned
 from api.auth import CurrentKey
 from api.errors import ErrorResponse, NotFound, UpstreamFailed
 from api.jobs.routes import ERRORS, NOT_FOUND
@@ -127,6 +128,7 @@ async def _complete(
             usage_in_the_end=body.usage_in_the_end,
             usage_always=body.usage_always,
             fingerprint=fingerprint,
+            when_broken=None if keeps else functools.partial(abandon, jobs),
         )
         return event_stream(events if keeps else owned(events, jobs, *submitted), held.settings, headers)
 

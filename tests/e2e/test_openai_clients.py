@@ -245,6 +245,17 @@ class TestCompletions:
         page = (await sim.get("/v1/jobs", params={"model": "small", "limit": 1})).json()
         assert (await ended(sim, page["data"][0]["id"]))["status"] == "cancelled"
 
+    async def test_a_streamed_prompt_that_fails_ends_the_others(
+        self, client: openai.AsyncOpenAI, sim: httpx.AsyncClient
+    ) -> None:
+        stream = await client.completions.create(model="sim", prompt=["the mill", FAIL], max_tokens=3000, stream=True)
+        with pytest.raises(openai.APIError):
+            async for _ in stream:
+                pass
+        page = (await sim.get("/v1/jobs", params={"model": "sim", "limit": 2})).json()
+        ends = [(await ended(sim, job["id"]))["status"] for job in page["data"]]
+        assert sorted(ends) == ["cancelled", "failed"]
+
     async def test_token_ids(self, client: openai.AsyncOpenAI) -> None:
         answer = await client.completions.create(model="sim", prompt=[[1, 2, 3], [4, 5]], max_tokens=4)
         assert len(answer.choices) == 2

@@ -18,12 +18,18 @@ STARTED = event(1, EventType.STARTED, {"attempt": 1, "worker": "w"})
 DONE = event(9, EventType.COMPLETED, {"usage": {"prompt_tokens": 7, "cached_tokens": 3, "completion_tokens": 5}})
 
 
-async def told(*events: Event) -> list[dict[str, Any]]:
+async def told(*events: Event, left: list[Job] | None = None) -> list[dict[str, Any]]:
+    """What was sent; `left` gets the jobs that the stream left running."""
+
     async def batches() -> AsyncIterator[list[Event]]:
         for item in events:
             yield [item]
 
-    sent = b"".join([chunk async for chunk in frames(JOB, batches(), hides_thinking=False)])
+    async def leave(jobs: list[Job]) -> None:
+        if left is not None:
+            left.extend(jobs)
+
+    sent = b"".join([chunk async for chunk in frames(JOB, batches(), hides_thinking=False, when_broken=leave)])
     return [orjson.loads(frame.partition(b"data: ")[2]) for frame in sent.split(b"\n\n") if frame]
 
 
@@ -97,13 +103,16 @@ async def test_an_empty_answer_is_an_empty_text() -> None:
 
 
 async def test_a_job_that_starts_again_after_text_ends_its_stream_with_an_error() -> None:
+    left: list[Job] = []
     made = await told(
         STARTED,
         delta_event(2, Delta(0, "a", (1,))),
         event(1_000_001, EventType.RESTARTED, {"attempt": 2}),
         event(1_000_002, EventType.STARTED, {"attempt": 2, "worker": "v"}),
         delta_event(1_000_003, Delta(0, "b", (1,), "stop")),
+        left=left,
     )
+    assert left == [JOB]
     assert [frame["type"] for frame in made][-2:] == ["content_block_delta", "error"]
     assert made[-1]["error"]["type"] == "api_error"
     assert "started again" in made[-1]["error"]["message"]

@@ -149,8 +149,15 @@ async def test_a_stream_that_breaks_is_told_of() -> None:
 async def test_a_restart_after_text_cannot_be_taken_back() -> None:
     started = log(Delta(0, "a", (1,)))[:2]
     events = [*started, event(3, EventType.RESTARTED, {"attempt": 2}), *log(Delta(0, "b", (1,), "stop"))]
-    told = await chunks_of(CHAT, [job()], [events])
+    left: list[Job] = []
+
+    async def leave(jobs: list[Job]) -> None:
+        left.extend(jobs)
+
+    asked = job()
+    told = await chunks_of(CHAT, [asked], [events], when_broken=leave)
     assert told[-1]["error"]["code"] == "worker_lost"
+    assert left == [asked], "it runs on for nobody"
 
 
 async def test_a_restart_before_text_opens_once() -> None:
