@@ -15,6 +15,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from api.openai.schemas import ChatCompletion, Completion
+from tests.e2e.conftest import FAIL
 from tests.e2e.test_jobs import ended
 from tests.support.sse import follow
 from tests.support.stack import KEY, Stack
