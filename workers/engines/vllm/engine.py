@@ -20,6 +20,7 @@ from workers.engines.base import EngineDead, EngineError, EngineStats, GoesOn, P
 from workers.engines.vllm.answer import Answer
 from workers.engines.vllm.executor import cpu_options
 from workers.engines.vllm.rendering import REFUSED, Rendered, Rendering, check_parsers, may_prefill, refusal
+from workers.engines.vllm.scheduler import scheduler_options
 from workers.engines.vllm.stats import VllmStats, stat_logger
 
 
@@ -43,6 +44,7 @@ class VllmEngine:
             "scheduling_policy": "priority",
             "disable_log_stats": True,
             **cpu_options(self._model.options),
+            **scheduler_options(),
             **self._model.options,
         }
         unknown = options.keys() - AsyncEngineArgs.__dataclass_fields__.keys()

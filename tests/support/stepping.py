@@ -1,0 +1,64 @@
+"""A vLLM engine in this process, step by step: prints, as JSON, whose tokens each step gave.
+
+python -m tests.support.stepping MODEL_FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from vllm import EngineArgs, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from shared.queue import BATCH_PRIORITY
+from workers.engines.vllm.executor import cpu_options
+from workers.engines.vllm.scheduler import scheduler_options
+
+URGENT, LATER = ("urgent", 0), ("later", BATCH_PRIORITY)
+BATCH = [(f"batch-{number}", BATCH_PRIORITY) for number in range(3)]
+
+
+def main(model: str) -> None:
+    # A budget that takes the long prompt three steps.
+    options: dict[str, Any] = {
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "kv_cache_memory_bytes": 1 << 28,
+        "scheduling_policy": "priority",
+    }
+    arguments = EngineArgs(model=model, dtype="float32", **options, **cpu_options({}), **scheduler_options())
+    engine = LLMEngine.from_engine_args(arguments, enable_multiprocessing=False)
+
+    def add(request_id: str, priority: int, words: int = 3) -> None:
+        params = SamplingParams(
+            max_tokens=12, ignore_eos=True, temperature=0.0, output_kind=RequestOutputKind.DELTA, detokenize=False
+        )
+        engine.add_request(request_id, {"prompt_token_ids": [7] * words}, params, priority=priority)
+
+    steps: list[list[str]] = []
+
+    def step(count: int = 1) -> None:
+        for _ in range(count):
+            steps.append(sorted(output.request_id for output in engine.step() if output.outputs[0].token_ids))
+
+    for name in BATCH:
+        add(*name)
+    step(3)
+    add(*URGENT)
+    step(3)
+    add(*LATER)
+    step(2)
+    add("long", 0, words=150)
+    step(6)
+    while engine.has_unfinished_requests():
+        step()
+    print("STEPS", json.dumps(steps))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
