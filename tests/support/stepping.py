@@ -43,8 +43,9 @@ def main(model: str) -> None:
     steps: list[list[str]] = []
 
     def step(count: int = 1) -> None:
-        for _ in range(count):
-            steps.append(sorted(output.request_id for output in engine.step() if output.outputs[0].token_ids))
+        steps.extend(
+            sorted(output.request_id for output in engine.step() if output.outputs[0].token_ids) for _ in range(count)
+        )
 
     for name in BATCH:
         add(*name)
