@@ -136,6 +136,25 @@ class TestFlusher:
     async def text(self, logs: JobLogs) -> str:
         return Transcript.of(await logs.read(JOB), 1).choices()[0].text
 
+    async def test_what_somebody_waits_for_goes_before_the_rest(
+        self, flusher: LogFlusher, logs: JobLogs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("GAP_A_LOG_S", "MAX_GAP_S"):
+            monkeypatch.setattr(f"shared.stream.{name}", 60)
+        log, other = JobLog(JOB, 1), JobLog("job_2", 1)
+        await self.write(flusher, log, "a")
+        log.delta(Delta(0, "b", (1,)))
+        other.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
+        for each in (log, other):
+            flusher.touch(each)
+        await eventually(lambda: logs.read("job_2"), "the start is written")
+        assert await self.text(logs) == "a", "its next text waits for the next time"
+        log.seal()
+        log.close(event(log.seq + 1, EventType.COMPLETED, {"usage": {}}), 60)
+        flusher.touch(log)
+        await flusher.drain(5)
+        assert [item.type for item in await logs.read(JOB)] == [EventType.DELTA, EventType.DELTA, EventType.COMPLETED]
+
     async def test_a_lost_log_is_written_again(self, flusher: LogFlusher, logs: JobLogs, redis: Redis) -> None:
         log = JobLog(JOB, 1)
         for text in "abc":
