@@ -27,8 +27,8 @@ needs_prometheus = pytest.mark.skipif(
 class Prometheus:
     """Its HTTP API."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=f"{url}/api/v1", timeout=20, trust_env=False)
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
 
     def get(self, path: str, **parameters: str) -> Any:
         """An answer's `data`. Fails where Prometheus refuses the request, with its words."""
@@ -74,7 +74,8 @@ def prometheus_of(targets: Path, folder: Path) -> Iterator[Prometheus]:
         )
     try:
         eventually_sync(lambda: _ready(url), f"Prometheus is ready; see {folder}/prometheus.log", within_s=60)
-        yield Prometheus(url)
+        with httpx.Client(base_url=f"{url}/api/v1", timeout=20, trust_env=False) as client:
+            yield Prometheus(client)
     finally:
         process.terminate()
         process.wait(30)
