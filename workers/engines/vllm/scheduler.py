@@ -1,11 +1,9 @@
 """On a CPU: requests of batches give way, for a step, to a prompt that somebody waits for.
 
-A CPU computes a step's tokens one after the other, more or less: a prompt that shares its step with the next tokens of
-64 batch requests is done three times as late as alone. vLLM takes a scheduler by its import path (`scheduler_cls`),
-so here is its own, which leaves batch requests out of such a step, by the means with which vLLM itself leaves requests
-out of steps. They keep their places and their KV blocks. `docs/benchmarks.md` says what it brings.
-
-On a GPU, where the tokens of running requests ride along with a prompt for almost nothing, vLLM's own is used.
+On a CPU a step takes as long as all its tokens together: a prompt that shares it with the next tokens of 64 batch
+requests waits for those too. vLLM takes a scheduler by its import path (`scheduler_cls`), so here is its own, which
+leaves batch requests out of such a step, by the means with which vLLM itself leaves requests out of steps. They keep
+their places and their KV blocks. `docs/benchmarks.md` says what it brings. Elsewhere vLLM's own is used.
 """
 
 from __future__ import annotations
