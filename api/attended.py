@@ -16,16 +16,28 @@ from shared.job import Job
 logger = logging.getLogger(__name__)
 
 
-async def owned(events: AsyncIterator[bytes], jobs: JobService, *submitted: Job) -> AsyncIterator[bytes]:
-    """A stream that owns its jobs: a client that leaves cancels them."""
-    whole_stream = False
+class CutShort(HeadraceError):
+    """A stream has told its reader that it cannot go on, and some of its jobs have not ended: those that are `left`."""
+
+    def __init__(self, left: Sequence[Job]) -> None:
+        super().__init__()
+        self.left = left
+
+
+async def attended(
+    events: AsyncIterator[bytes], jobs: JobService, submitted: Sequence[Job], *, keeps: bool
+) -> AsyncIterator[bytes]:
+    """A stream whose jobs end with it, unless kept: where its client leaves, or where it is `CutShort`."""
+    left = submitted
     try:
         async for frame in events:
             yield frame
-        whole_stream = True
+        left = ()
+    except CutShort as cut:
+        left = cut.left
     finally:
-        if not whole_stream and not AppStatus.should_exit:  # this process stops: its client has not left
-            await asyncio.shield(abandon(jobs, submitted))
+        if left and not keeps and not AppStatus.should_exit:  # this process stops: its client has not left
+            await asyncio.shield(abandon(jobs, left))
 
 
 async def while_connected(request: Request, jobs: JobService, job: Job, *, keeps: bool) -> Job | None:

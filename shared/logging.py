@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import orjson
 from redis.exceptions import RedisError
 
+from shared.errors import Unavailable
+
 FORMATS = ("text", "json")
 # Errors that are logged in their own words while requests are in hand.
 TOLD = (OSError, RedisError)
@@ -140,6 +142,8 @@ def _told(error: BaseException) -> Any:
     """An error as a line may have it."""
     if not _requests_come or isinstance(error, TOLD):
         return error
+    if isinstance(error, Unavailable) and error.__cause__ is not None:
+        return f"{type(error).__name__}({_told(error.__cause__)})"
     # SQLAlchemy's errors say little by their type; the database's own code says it all.
     cause = getattr(error, "orig", None)
     state = getattr(cause, "sqlstate", None)

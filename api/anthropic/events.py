@@ -6,7 +6,7 @@ after the other.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -20,6 +20,7 @@ from api.anthropic.schemas import (
     ThinkingContent,
     ToolUseContent,
 )
+from api.attended import CutShort
 from api.errors import UpstreamFailed, render
 from api.openai.chunks import CannotRestart
 from shared.errors import ErrorCode
@@ -56,30 +57,25 @@ def whole(job: Job, *, hides_thinking: bool) -> AssistantMessage:
     )
 
 
-async def frames(
-    job: Job,
-    events: AsyncIterator[list[Event]],
-    *,
-    hides_thinking: bool,
-    when_broken: Callable[[list[Job]], Awaitable[None]] | None = None,
-) -> AsyncIterator[bytes]:
+async def frames(job: Job, events: AsyncIterator[list[Event]], *, hides_thinking: bool) -> AsyncIterator[bytes]:
     """A job's events as SSE frames, from `message_start` to `message_stop`, or to `error` where the job failed.
 
-    Where the stream ends before its job, `when_broken` is told: the job runs on for nobody.
+    Raises:
+        CutShort: after an `error`, where the job has not ended.
     """
     stream = _Stream(job, hides_thinking=hides_thinking)
     async for batch in events:
         if made := b"".join(frame for event in batch for frame in stream.of(event)):
             yield made
         if stream.broken:
-            if when_broken is not None and not stream.ended:
-                await when_broken([job])
+            if not stream.failed:
+                raise CutShort([job])
             return
 
 
 class _Stream:
-    """One stream's state: the block that is open. `broken`: it has told its reader that it cannot go on; `ended`: so
-    has its job."""
+    """One stream's state: the block that is open. `broken`: it has told its reader that it cannot go on; `failed`:
+    because its job did."""
 
     def __init__(self, job: Job, *, hides_thinking: bool) -> None:
         self._job = job
@@ -92,7 +88,7 @@ class _Stream:
         self._held = ""
         self._finish: str | None = None
         self._stop_reason: int | str | None = None
-        self.broken = self.ended = False
+        self.broken = self.failed = False
 
     def of(self, event: Event) -> list[bytes]:
         """The frames of an event; none for some, nor after the stream is broken."""
@@ -109,11 +105,10 @@ class _Stream:
             case EventType.RESTARTED:
                 return []
             case EventType.COMPLETED | EventType.INCOMPLETE:
-                self.ended = True
                 usage = Usage(**event.payload()["usage"])
                 return [*self._start(usage.prompt_tokens), *self._end(usage)]
             case _:
-                self.ended = True
+                self.failed = True
                 error = event.payload()["error"]
                 return self._break(error["message"], error["code"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -12,7 +11,7 @@ from api.anthropic.convert import conversation, generate_request
 from api.anthropic.errors import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, ping, whole
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
-from api.attended import abandon, owned, while_connected
+from api.attended import attended, while_connected
 from api.auth import AnthropicKey
 from api.errors import UpstreamFailed
 from api.json_body import JsonRoute
@@ -82,9 +81,8 @@ async def messages(
     # A client that sends a key means to come back for the answer.
     keeps = submission.idempotency_key is not None
     if body.stream:
-        when_broken = None if keeps else functools.partial(abandon, jobs)
-        events = frames(job, jobs.follow(job.id), hides_thinking=body.hides_thinking, when_broken=when_broken)
-        return event_stream(events if keeps else owned(events, jobs, job), held.settings, headers, heartbeat=ping)
+        events = frames(job, jobs.follow(job.id), hides_thinking=body.hides_thinking)
+        return event_stream(attended(events, jobs, [job], keeps=keeps), held.settings, headers, heartbeat=ping)
 
     ended = await while_connected(request, jobs, job, keeps=keeps)
     if ended is None:

@@ -39,7 +39,7 @@ class FileKeeper:
             except Exception as error:
                 if not (is_outage(error) or isinstance(error, Unavailable)):
                     raise
-                logger.warning("cannot sweep files, trying again: %s", error.__cause__ or error)
+                logger.warning("cannot sweep files, trying again: %s", error)
             await asyncio.sleep(EXPIRE_S * random.uniform(0.8, 1.2))
 
     async def expire(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import orjson
 
+from api.attended import CutShort
 from api.openai.answers import Face, role_of, total, usage_view
 from api.openai.logprobs import CompletionLogprobsOf, chat_logprobs
 from shared.errors import HeadraceError
@@ -30,11 +31,11 @@ async def frames(
     usage_in_the_end: bool = False,
     usage_always: bool = False,
     fingerprint: str | None = None,
-    when_broken: Callable[[list[Job]], Awaitable[None]] | None = None,
 ) -> AsyncIterator[bytes]:
     """Jobs' events as `data:` frames, ending with `[DONE]`, or with an error frame where one failed.
 
-    After an error frame `when_broken` is told which jobs have not ended: they run on for nobody.
+    Raises:
+        CutShort: after an error frame, where jobs have not ended.
     """
     head = _Head(face, jobs[0], usage_in_the_end=usage_in_the_end, fingerprint=fingerprint)
     chunks = [
@@ -52,8 +53,8 @@ async def frames(
                     made += head.end([one.usage for one in chunks if one.usage is not None])
             if made:
                 yield made
-            if mine.broken and when_broken is not None:
-                await when_broken([job for job, one in zip(jobs, chunks, strict=True) if not one.ended])
+            if mine.broken and (left := [job for job, one in zip(jobs, chunks, strict=True) if not one.ended]):
+                raise CutShort(left)
             if mine.broken or not open_streams:
                 return
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.attended import abandon, all_while_connected, owned
+from api.attended import all_while_connected, attended
 from api.auth import CurrentKey
 from api.errors import ErrorResponse, NotFound, UpstreamFailed
 from api.jobs.routes import ERRORS, NOT_FOUND
@@ -128,9 +127,8 @@ async def _complete(
             usage_in_the_end=body.usage_in_the_end,
             usage_always=body.usage_always,
             fingerprint=fingerprint,
-            when_broken=None if keeps else functools.partial(abandon, jobs),
         )
-        return event_stream(events if keeps else owned(events, jobs, *submitted), held.settings, headers)
+        return event_stream(attended(events, jobs, submitted, keeps=keeps), held.settings, headers)
 
     ended = await all_while_connected(request, jobs, submitted, keeps=keeps)
     if ended is None:

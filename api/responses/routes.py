@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.attended import owned, while_connected
+from api.attended import attended, while_connected
 from api.auth import CurrentKey
 from api.errors import ErrorResponse, UpstreamFailed
 from api.jobs.routes import ERRORS
@@ -52,7 +52,7 @@ async def create(
     keeps = response.facts.background or submission.idempotency_key is not None
     if body.stream:
         events = responses.stream(response)
-        return event_stream(events if keeps else owned(events, held.jobs, job), held.settings, headers)
+        return event_stream(attended(events, held.jobs, [job], keeps=keeps), held.settings, headers)
     if response.facts.background:
         return JSONResponse(await responses.shown(response), headers=headers)
 

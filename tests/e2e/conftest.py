@@ -29,7 +29,7 @@ def make_stack(
     name: str,
     models: list[dict[str, object]],
     *,
-    redis_url: str | None = None,
+    redis_db: int | None = None,
     **settings: object,
 ) -> Stack:
     """A stack on a database and a Redis database of its own; nothing started yet."""
@@ -38,7 +38,7 @@ def make_stack(
     create_database(servers.postgres_url, database, template=TEMPLATE)
     return Stack(
         switch_database(servers.postgres_url, database),
-        redis_url or servers.empty_redis(),
+        servers.empty_redis(redis_db),
         write_models(folder / "models.yaml", models),
         folder,
         **settings,
@@ -58,8 +58,7 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
         {"name": "orphan", "engine": "simulated", "slots": 2},
     ]
-    redis_url = servers.empty_redis(SIM_REDIS_DB)
-    stack = make_stack(servers, tmp_path_factory, "sim", models, redis_url=redis_url, HEADRACE_MAX_BODY_BYTES=100_000)
+    stack = make_stack(servers, tmp_path_factory, "sim", models, redis_db=SIM_REDIS_DB, HEADRACE_MAX_BODY_BYTES=100_000)
     try:
         stack.start_api()
         stack.start_worker("sim")
@@ -89,7 +88,7 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
             "chat": {"tool_call_parser": "hermes"},
         }
     ]
-    stack = make_stack(servers, tmp_path_factory, "vllm", models, redis_url=servers.empty_redis(VLLM_REDIS_DB))
+    stack = make_stack(servers, tmp_path_factory, "vllm", models, redis_db=VLLM_REDIS_DB)
     try:
         stack.start_api()
         stack.start_worker("smollm2", within_s=240)

@@ -257,6 +257,21 @@ class TestCompletions:
         ends = [(await ended(sim, job["id"]))["status"] for job in page["data"]]
         assert sorted(ends) == ["cancelled", "failed"]
 
+    async def test_with_a_key_the_others_run_on(self, client: openai.AsyncOpenAI, sim: httpx.AsyncClient) -> None:
+        stream = await client.completions.create(
+            model="sim",
+            prompt=["the mill", FAIL],
+            max_tokens=300,
+            stream=True,
+            extra_headers={"Idempotency-Key": "one-of-two-fails"},
+        )
+        with pytest.raises(openai.APIError):
+            async for _ in stream:
+                pass
+        page = (await sim.get("/v1/jobs", params={"model": "sim", "limit": 2})).json()
+        ends = [(await ended(sim, job["id"]))["status"] for job in page["data"]]
+        assert sorted(ends) == ["failed", "incomplete"]
+
     async def test_token_ids(self, client: openai.AsyncOpenAI) -> None:
         answer = await client.completions.create(model="sim", prompt=[[1, 2, 3], [4, 5]], max_tokens=4)
         assert len(answer.choices) == 2

@@ -17,9 +17,6 @@ from shared.queue import BATCH_PRIORITY
 from workers.engines.vllm.executor import cpu_options
 from workers.engines.vllm.scheduler import scheduler_options
 
-URGENT, LATER = ("urgent", 0), ("later", BATCH_PRIORITY)
-BATCH = [(f"batch-{number}", BATCH_PRIORITY) for number in range(3)]
-
 
 def main(model: str) -> None:
     # A budget that takes the long prompt three steps.
@@ -47,12 +44,12 @@ def main(model: str) -> None:
             sorted(output.request_id for output in engine.step() if output.outputs[0].token_ids) for _ in range(count)
         )
 
-    for name in BATCH:
-        add(*name)
+    for number in range(3):
+        add(f"batch-{number}", BATCH_PRIORITY)
     step(3)
-    add(*URGENT)
+    add("urgent", 0)
     step(3)
-    add(*LATER)
+    add("later", BATCH_PRIORITY)
     step(2)
     add("long", 0, words=150)
     step(6)

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from api.anthropic.events import frames
+from api.attended import CutShort
 from shared.events import CallDelta, Delta, Event, EventType, delta_event, event
 from shared.job import Job, JobStatus
 from shared.sampling import GenerateRequest
@@ -25,11 +26,14 @@ async def told(*events: Event, left: list[Job] | None = None) -> list[dict[str, 
         for item in events:
             yield [item]
 
-    async def leave(jobs: list[Job]) -> None:
-        if left is not None:
-            left.extend(jobs)
-
-    sent = b"".join([chunk async for chunk in frames(JOB, batches(), hides_thinking=False, when_broken=leave)])
+    sent = b""
+    try:
+        async for chunk in frames(JOB, batches(), hides_thinking=False):
+            sent += chunk
+    except CutShort as cut:
+        if left is None:
+            raise
+        left.extend(cut.left)
     return [orjson.loads(frame.partition(b"data: ")[2]) for frame in sent.split(b"\n\n") if frame]
 
 

@@ -15,7 +15,7 @@ import redis.exceptions
 import sqlalchemy.exc
 
 import shared.logging
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, Unavailable
 from shared.logging import JsonLines, TextLines, requests_come
 
 MARKER = "the prompt"
@@ -150,6 +150,14 @@ class TestErrors:
         for error in (ConnectionRefusedError(111, "refused"), redis.exceptions.ConnectionError("refused")):
             assert "refused" in as_json("Redis is away: %s", error)["message"]
             assert "refused" in as_json("away", error=raised(error))["error"]
+
+    def test_why_a_service_is_away_is_told(self) -> None:
+        error = Unavailable(MARKER)
+        assert as_json("away: %s", error)["message"] == "away: Unavailable"
+        error.__cause__ = ValueError(MARKER)
+        assert as_json("away: %s", error)["message"] == "away: Unavailable(ValueError)"
+        error.__cause__ = OSError(28, "No space left on device")
+        assert as_json("away: %s", error)["message"] == "away: Unavailable([Errno 28] No space left on device)"
 
     def test_the_databases_code_is_told(self) -> None:
         cause = asyncpg.exceptions.UniqueViolationError(MARKER)

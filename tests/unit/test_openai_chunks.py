@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from api.attended import CutShort
 from api.openai.answers import CHAT, TEXT, Face
 from api.openai.chunks import DONE, frames
 from shared.events import CallDelta, Delta, Event, EventType, delta_event, event
@@ -40,9 +41,18 @@ async def batches(events: Sequence[Event], gate: asyncio.Event | None = None) ->
         yield [item]
 
 
-async def chunks_of(face: Face, jobs: list[Job], logs: list[list[Event]], **options: Any) -> list[Any]:
-    """What was sent: chunks, and `[DONE]` as a text."""
-    sent = b"".join([frame async for frame in frames(face, jobs, [batches(events) for events in logs], **options)])
+async def chunks_of(
+    face: Face, jobs: list[Job], logs: list[list[Event]], *, left: list[Job] | None = None, **options: Any
+) -> list[Any]:
+    """What was sent: chunks, and `[DONE]` as a text; `left` gets the jobs that the stream left running."""
+    sent = b""
+    try:
+        async for frame in frames(face, jobs, [batches(events) for events in logs], **options):
+            sent += frame
+    except CutShort as cut:
+        if left is None:
+            raise
+        left.extend(cut.left)
     return [
         "[DONE]" if frame + b"\n\n" == DONE else orjson.loads(frame.removeprefix(b"data: "))
         for frame in sent.split(b"\n\n")[:-1]
@@ -88,8 +98,7 @@ async def test_what_is_more_than_text() -> None:
 async def test_a_chunk_has_one_fragment_of_a_call() -> None:
     calls = (CallDelta(0, arguments="}"), CallDelta(1, "d", "g", "{}"))
     delta = Delta(0, "and", (1, 2), "tool_calls", tool_calls=calls, prompt_tokens=3)
-    asked = {"usage_in_the_end": True, "usage_always": True}
-    chunks = await chunks_of(CHAT, [job()], [log(delta, counted=True)], **asked)
+    chunks = await chunks_of(CHAT, [job()], [log(delta, counted=True)], usage_in_the_end=True, usage_always=True)
     assert [chunk["choices"][0]["delta"] for chunk in chunks[1:-2]] == [
         {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}], "content": "and"},
         {"tool_calls": [{"index": 1, "id": "d", "type": "function", "function": {"name": "g", "arguments": "{}"}}]},
@@ -136,6 +145,15 @@ async def test_one_that_fails_ends_the_call() -> None:
     assert "[DONE]" not in told
 
 
+async def test_one_that_fails_leaves_those_that_run() -> None:
+    jobs = [job(1), job(2)]
+    streams = [batches(log(), asyncio.Event()), batches(log(end=EventType.FAILED))]
+    with pytest.raises(CutShort) as cut:
+        async for _ in frames(TEXT, jobs, streams):
+            pass
+    assert cut.value.left == jobs[:1]
+
+
 async def test_a_stream_that_breaks_is_told_of() -> None:
     async def breaks() -> AsyncIterator[list[Event]]:
         yield log()[:1]
@@ -150,12 +168,8 @@ async def test_a_restart_after_text_cannot_be_taken_back() -> None:
     started = log(Delta(0, "a", (1,)))[:2]
     events = [*started, event(3, EventType.RESTARTED, {"attempt": 2}), *log(Delta(0, "b", (1,), "stop"))]
     left: list[Job] = []
-
-    async def leave(jobs: list[Job]) -> None:
-        left.extend(jobs)
-
     asked = job()
-    told = await chunks_of(CHAT, [asked], [events], when_broken=leave)
+    told = await chunks_of(CHAT, [asked], [events], left=left)
     assert told[-1]["error"]["code"] == "worker_lost"
     assert left == [asked], "it runs on for nobody"
 
