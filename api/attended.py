@@ -12,6 +12,7 @@ from sse_starlette.sse import AppStatus
 from api.jobs.service import JobService
 from shared.errors import HeadraceError
 from shared.job import Job
+from shared.tasks import end
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +52,17 @@ async def all_while_connected(
 ) -> list[Job] | None:
     """Jobs of one call once all have ended; None where the client has left before. Then they are cancelled, unless
     kept."""
-    end = asyncio.gather(*(jobs.finished(job.id, job.key_id) for job in submitted))
+    ended = asyncio.gather(*(jobs.finished(job.id, job.key_id) for job in submitted))
     gone = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait((end, gone), return_when=asyncio.FIRST_COMPLETED)
-        if end.done():
-            return end.result()
+        await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            return ended.result()
         if not keeps:
             await abandon(jobs, submitted)
         return None
     finally:
-        for task in (end, gone):
-            task.cancel()
-        await asyncio.gather(end, gone, return_exceptions=True)
+        await end(ended, gone)
 
 
 async def _disconnected(request: Request) -> None:

@@ -99,7 +99,8 @@ class FleetReadings(Collector):
 
     async def _read_fleet(self) -> Fleet | None:
         try:
-            return await asyncio.wait_for(self._store.read(), PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._store.read()
         except Exception as error:
             if not (database_is_away(error) or isinstance(error, TimeoutError)):
                 raise
@@ -108,7 +109,8 @@ class FleetReadings(Collector):
 
     async def _ping(self) -> bool:
         try:
-            await asyncio.wait_for(self._redis.ping(), PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                await self._redis.ping()
         except Exception as error:
             if not (redis_is_away(error) or isinstance(error, TimeoutError)):
                 raise

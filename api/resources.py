@@ -52,6 +52,7 @@ from shared.retention_store import RetentionStore
 from shared.s3_blobs import SCHEME, S3Blobs
 from shared.stream import JobLogs
 from shared.sweeper import Sweeper
+from shared.tasks import end
 from shared.tracing import NO_TRACES, Traces
 from shared.unowned import UnownedJobs
 
@@ -150,7 +151,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         for name, part in parts.items():
             task = asyncio.create_task(part, name=name)
             task.add_done_callback(_report)
-            stack.push_async_callback(_cancel, task)
+            stack.push_async_callback(end, task)
 
         declare_models(Exporter.API, registry.models)
         fleet = FleetReadings(FleetStore(database), redis, registry)
@@ -204,11 +205,6 @@ Jobs = Annotated[JobService, Depends(job_service)]
 Responses = Annotated[ResponseService, Depends(response_service)]
 Files = Annotated[FileService, Depends(file_service)]
 Batches = Annotated[BatchService, Depends(batch_service)]
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _report(task: asyncio.Task[None]) -> None:

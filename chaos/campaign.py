@@ -128,7 +128,8 @@ async def _quiet(cluster: Cluster, load: Load) -> float:
             break
         await asyncio.sleep(0.2)
     try:
-        await asyncio.wait_for(load.readers_ended(), max(1.0, deadline - time.monotonic()))
+        async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
+            await load.readers_ended()
     except TimeoutError:
         load.drop_readers()
     return time.monotonic() - began

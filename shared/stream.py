@@ -14,7 +14,6 @@ them again, once the job's row has said that it is still the owner.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,6 +26,7 @@ from shared import redis_keys
 from shared.events import Delta, Event, EventType, delta_event, event
 from shared.metrics import FENCED_WRITES, model_label
 from shared.outage import is_outage
+from shared.tasks import happens
 from shared.token_meter import TokenMeter
 from shared.worker_store import Held
 
@@ -325,8 +325,7 @@ class LogFlusher:
         while True:
             await self._wake.wait()
             if not self._urgent.is_set() and (early := next_at - time.monotonic()) > 0:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._urgent.wait(), early)
+                await happens(self._urgent, early)
             self._wake.clear()
             self._urgent.clear()
             everything = time.monotonic() >= next_at
@@ -353,8 +352,7 @@ class LogFlusher:
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until everything is written, for so long at most."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        await happens(self._idle, timeout_s)
 
     async def _flush(self, batch: list[JobLog]) -> None:
         appends: list[Append] = []

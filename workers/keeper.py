@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
 from shared.job import WorkerState
 from shared.metrics import ENGINE_RESTARTS, model_label
 from shared.stream import LogFlusher
+from shared.tasks import happens
 from workers.engines.base import Engine
 from workers.intake import Intake
 from workers.lease import Lease
@@ -55,8 +55,7 @@ class EngineKeeper:
         """Watch for ever; cancel to stop."""
         started = time.monotonic()
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), POLL_S)
+            await happens(self._look, POLL_S)
             self._look.clear()
             if self._engine.dead:
                 if time.monotonic() - started > RECOVERED_S:

@@ -31,6 +31,7 @@ from shared.rescue_store import RescueStore
 from shared.startup import settle
 from shared.stream import JobLogs, LogFlusher
 from shared.sweeper import Sweeper
+from shared.tasks import end
 from shared.tracing import open_traces
 from shared.unowned import UnownedJobs
 from shared.worker_store import WorkerStore
@@ -220,9 +221,7 @@ class Lifecycle:
     async def _stop(self) -> None:
         if hasattr(self, "_flusher"):
             await self._flusher.drain(5)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         await self._stack.aclose()
 
     async def _cancel(self, job_id: str) -> None:

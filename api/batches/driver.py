@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
@@ -17,6 +16,7 @@ from shared.batch import Batch
 from shared.batch_store import BatchStore
 from shared.errors import Unavailable
 from shared.outage import is_outage
+from shared.tasks import end, happens
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,9 @@ class BatchDriver:
                     if not (is_outage(error) or isinstance(error, Unavailable)):
                         raise
                     logger.warning("cannot look for batches, trying again: %s", error)
-                await self._nap()
+                await happens(self._wake, self._poll_s * random.uniform(0.8, 1.2))
         finally:
-            for task in self._steps_taken:
-                task.cancel()
-            await asyncio.gather(*self._steps_taken, return_exceptions=True)
+            await end(*self._steps_taken)
 
     async def _take_due(self) -> None:
         while len(self._steps_taken) < AT_ONCE:
@@ -100,9 +98,7 @@ class BatchDriver:
             keeping.result()
             return False
         finally:
-            for task in (taking, keeping):
-                task.cancel()
-            await asyncio.gather(taking, keeping, return_exceptions=True)
+            await end(taking, keeping)
 
     async def _keep(self, batch: Batch) -> None:
         """Renew the lease until it is lost."""
@@ -111,7 +107,3 @@ class BatchDriver:
             if not await self._store.due_in(batch.id, self._name, self._lease_s):
                 logger.warning("batch=%s another driver has taken it over", batch.id)
                 return
-
-    async def _nap(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), self._poll_s * random.uniform(0.8, 1.2))

@@ -76,7 +76,8 @@ async def submit(
     if wait_s:
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:
-            job = await asyncio.wait_for(jobs.finished(job.id, key_id), wait_s)
+            async with asyncio.timeout(wait_s):
+                job = await jobs.finished(job.id, key_id)
         except TimeoutError:
             job = await jobs.get(job.id, key_id)
     fresh = created and job.status is JobStatus.QUEUED

@@ -15,6 +15,7 @@ from api.openai.logprobs import CompletionLogprobsOf, chat_logprobs
 from shared.errors import HeadraceError
 from shared.events import Event, EventType
 from shared.job import Job, Usage
+from shared.tasks import end
 
 DONE = b"data: [DONE]\n\n"
 
@@ -82,8 +83,7 @@ async def _merged(streams: Sequence[AsyncIterator[list[Event]]]) -> AsyncGenerat
                 getting.cancel()
         await reading
     finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        await end(reading)
 
 
 class _Head:

@@ -108,7 +108,8 @@ class ResponseService:
         job = await self._jobs.cancel(response.job.id, key_id)
         if not job.status.terminal:
             try:
-                job = await asyncio.wait_for(self._jobs.finished(job.id, key_id), CANCEL_WAIT_S)
+                async with asyncio.timeout(CANCEL_WAIT_S):
+                    job = await self._jobs.finished(job.id, key_id)
             except TimeoutError:
                 job = await self._jobs.get(job.id, key_id)
         return replace(response, job=job)

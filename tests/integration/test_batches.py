@@ -533,6 +533,29 @@ async def test_a_driver_waits_for_what_is_away(world: World) -> None:
     assert (await world.again(batch)).status is BatchStatus.COMPLETED
 
 
+async def test_a_driver_stops_in_the_turn_in_which_it_is_woken(world: World) -> None:
+    # With asyncio.wait_for it went on, on Python 3.11, and its process could not end.
+    driver = BatchDriver(world.store, world.steps, poll_s=60, lease_s=60)
+    looked = asyncio.Event()
+    claim = world.store.claim
+
+    async def claiming(name: str, lease_s: float) -> Batch | None:
+        found = await claim(name, lease_s)
+        looked.set()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.store, "claim", claiming)
+        running = asyncio.create_task(driver.run())
+        await asyncio.wait_for(looked.wait(), 20)
+        await asyncio.sleep(0)
+        driver.wake()
+        running.cancel()
+        done, _ = await asyncio.wait((running,), timeout=20)
+    assert done
+    assert running.cancelled()
+
+
 async def test_a_response_is_told_from_its_log(world: World) -> None:
     body = {"model": "sim", "input": "the mill", "max_output_tokens": 9}
     content = json.dumps({"custom_id": "a", "method": "POST", "url": RESPONSES, "body": body}).encode()

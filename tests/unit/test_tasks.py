@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shared.tasks import end, happens
+
+WITHIN_S = 20
+
+
+async def test_an_event_that_comes_is_told_from_one_that_does_not() -> None:
+    event = asyncio.Event()
+    assert not await happens(event, 0.001)
+    waiting = asyncio.create_task(happens(event, WITHIN_S))
+    await asyncio.sleep(0)
+    event.set()
+    assert await waiting
+    assert await happens(event, 0)
+
+
+async def test_a_cancel_in_the_turn_of_the_event_is_heard() -> None:
+    event = asyncio.Event()
+    waiting = asyncio.create_task(happens(event, WITHIN_S))
+    await asyncio.sleep(0)
+    event.set()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_task_that_loses_its_first_cancel_is_ended_all_the_same() -> None:
+    heard = 0
+
+    async def deaf() -> None:
+        nonlocal heard
+        while heard < 2:
+            try:
+                await asyncio.sleep(WITHIN_S)
+            except asyncio.CancelledError:
+                heard += 1
+
+    task = asyncio.create_task(deaf())
+    await asyncio.sleep(0)
+    await end(task, again_s=0.01)
+    assert task.done()
+    assert heard == 2
+
+
+async def test_what_ended_tasks_raise_is_not_told() -> None:
+    async def fails() -> None:
+        try:
+            await asyncio.sleep(WITHIN_S)
+        finally:
+            raise ValueError("on its way out")
+
+    async def returns() -> int:
+        return 1
+
+    failing, done, gathered = asyncio.create_task(fails()), asyncio.create_task(returns()), asyncio.gather(fails())
+    await asyncio.sleep(0)
+    await end(failing, done, gathered)
+    assert isinstance(failing.exception(), ValueError)
+    assert done.result() == 1
+    await end()
+
+
+async def test_who_ends_tasks_can_be_cancelled() -> None:
+    async def stays() -> None:
+        while not leave.is_set():
+            try:
+                await leave.wait()
+            except asyncio.CancelledError:
+                continue
+
+    leave = asyncio.Event()
+    task = asyncio.create_task(stays())
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(end(task))
+    await asyncio.sleep(0)
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    leave.set()
+    await task
