@@ -138,24 +138,30 @@ class Streams:
         finally:
             checking.cancel()
 
-    async def follow(self, job_id: str, after: int = 0, queued: Queued | None = None) -> AsyncIterator[list[Event]]:
+    async def follow(
+        self, job_id: str, after: int = 0, queued: Queued | None = None, *, new: bool = False
+    ) -> AsyncIterator[list[Event]]:
         """Yield a job's events after a cursor, in batches, up to and with its last one.
 
-        With `queued` the reader is also told its place there: a batch of that alone, without a number.
+        With `queued` the reader is also told its place there: a batch of that alone, without a number. `new`: the job
+        was made a moment ago, and its row need not be asked whether it has ended.
         """
         reader = _Reader(after, queued=queued)
         self._readers.setdefault(job_id, set()).add(reader)
         meter = StreamMeter(after)
+        told_end = False
         try:
             while True:
                 reader.wake.clear()
                 if reader.behind:
                     reader.behind = False
-                    events, ended = await self._catch_up(reader, job_id)
+                    events, ended = await self._catch_up(reader, job_id, new=new)
+                    new = False
                     if ended and not events:
                         return
                 else:
                     events = reader.take_live()
+                    told_end = bool(events) and events[-1].type.terminal
                 if not meter.seen:
                     meter.look(events)
                 place, reader.place = reader.place, None
@@ -172,7 +178,7 @@ class Streams:
                     await reader.wake.wait()
         finally:
             meter.left()
-            await self._leave(job_id, reader)
+            await self._leave(job_id, reader, told_end=told_end)
 
     def queued_readers(self) -> list[tuple[str, Queued]]:
         """Jobs that are followed by readers who want to know their places."""
@@ -195,6 +201,7 @@ class Streams:
         reader = _Reader(0, only_end=True)
         self._readers.setdefault(job_id, set()).add(reader)
         STREAM_READERS.labels("end").inc()
+        told_end = False
         try:
             while True:
                 reader.wake.clear()
@@ -203,12 +210,13 @@ class Streams:
                     if await self._has_ended(reader, job_id):
                         return
                 elif reader.take_live():
+                    told_end = True
                     return
                 if not (reader.live or reader.behind):
                     await reader.wake.wait()
         finally:
             STREAM_READERS.labels("end").dec()
-            await self._leave(job_id, reader)
+            await self._leave(job_id, reader, told_end=told_end)
 
     async def last_seq(self, job_id: str) -> int:
         """The number of a job's last event so far; 0 where there is none."""
@@ -217,7 +225,7 @@ class Streams:
             return max((event.seq for event in parse_archive(archived)), default=0)
         return await self._logs.last_seq(job_id)
 
-    async def _catch_up(self, reader: _Reader, job_id: str) -> tuple[list[Event], bool]:
+    async def _catch_up(self, reader: _Reader, job_id: str, *, new: bool) -> tuple[list[Event], bool]:
         """Events after the cursor: from the log, or, where the log has none and the job has ended, from the row.
 
         The second value says that the job has ended, so that nothing will follow these.
@@ -226,6 +234,8 @@ class Streams:
         try:
             if events := await self._logs.follow(job_id, self._id, reader.after):
                 return events, events[-1].type.terminal
+            if new:
+                return [], False
         except (RedisError, OSError) as error:
             away = error
         try:
@@ -262,12 +272,15 @@ class Streams:
             reader.lose_place()
         return False
 
-    async def _leave(self, job_id: str, reader: _Reader) -> None:
+    async def _leave(self, job_id: str, reader: _Reader, *, told_end: bool) -> None:
+        """`told_end`: it was told the end live, and with that the job has no followers any more."""
         readers = self._readers[job_id]
         readers.discard(reader)
         if readers:
             return
         del self._readers[job_id]
+        if told_end:
+            return
         try:
             await self._logs.unfollow(job_id, self._id)
         except (RedisError, OSError) as error:

@@ -36,6 +36,7 @@ from shared.ending import Ending
 from shared.job import RUNNING, TERMINAL, Attempt, Choice, Failure, Job, JobStatus, Usage
 from shared.models import JobRow, ResponseRow, Timestamp, WorkerRow
 from shared.origin import Origin
+from shared.prepared import Prepared
 from shared.sampling import GenerateRequest
 
 # What an attempt's worker is called in the row once it has lost the job.
@@ -319,8 +320,7 @@ class Store:
         async with self._engine.connect() as connection:
             return bool((await connection.execute(statement)).rowcount)
 
-    async def _end(self, statement: Any, endings: Sequence[dict[str, Any]], **values: object) -> list[bool]:
+    async def _end(self, statement: Prepared, endings: Sequence[dict[str, Any]], **values: object) -> list[bool]:
         """Run an `end_statement`: which of the endings were written."""
-        async with self._engine.connect() as connection:
-            ended = set((await connection.execute(statement, {**_ENDINGS.parameters(endings), **values})).scalars())
+        ended = {row.id for row in await statement.run(self._engine, {**_ENDINGS.parameters(endings), **values})}
         return [item["id"] in ended for item in endings]

@@ -7,7 +7,7 @@ the job, so that a duplicate, a late or a fenced writer changes nothing and is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -36,6 +36,7 @@ from shared.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_i
 from shared.job_rows import COLUMNS, Records, Store, forget_statement, insert_queued, seconds, to_job
 from shared.models import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 from shared.origin import ORIGIN, Origin
+from shared.prepared import Prepared
 from shared.response import ResponseFacts
 from shared.sampling import GenerateRequest
 
@@ -119,6 +120,7 @@ _INSERT_WITH_RESPONSES = select(*_INSERTED.c).add_cte(
     .from_select(list(_RESPONSE_COLUMNS), select(*_RESPONSE_COLUMNS.values()))
     .cte("responses_inserted")
 )
+_PREPARED = {statement: Prepared(statement) for statement in (_INSERT, _INSERT_WITH_RESPONSES)}
 
 
 class JobStore(Store):
@@ -144,7 +146,8 @@ class JobStore(Store):
         async with transaction(self._engine) as connection:
             first = await _first_use(connection, new.key_id, idempotency, job_id)
             if first is None:
-                (inserted,) = await _insert(connection, [record])
+                statement, parameters = _to_insert([record])
+                (inserted,) = _in_order(await connection.execute(statement, parameters), [record])
                 return _job(job_id, new, inserted), True
             existing = select(*COLUMNS).where(JobRow.id == first, JobRow.deleted_at.is_(None))
             row = (await connection.execute(existing)).first()
@@ -153,8 +156,8 @@ class JobStore(Store):
         return to_job(row), False
 
     async def _insert(self, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
-        async with self._engine.connect() as connection:
-            return await _insert(connection, new)
+        statement, parameters = _to_insert(new)
+        return _in_order(await _PREPARED[statement].run(self._engine, parameters), new)
 
     async def get(self, job_id: str, key_id: int | None = None) -> Job | None:
         """A job; with `key_id`, only if it is that key's."""
@@ -281,12 +284,18 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
     )
 
 
-async def _insert(connection: AsyncConnection, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
+def _to_insert(new: Sequence[dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+    """The statement for these records, and its parameters."""
     responses = [item["response"] for item in new if item["response"] is not None]
-    statement: Any = _INSERT_WITH_RESPONSES if responses else _INSERT
-    parameters = _NEW.parameters(new) | (_RESPONSES.parameters(responses) if responses else {})
-    rows = {row.id: _Inserted(*row[1:]) for row in await connection.execute(statement, parameters)}
-    return [rows[item["id"]] for item in new]
+    if not responses:
+        return _INSERT, _NEW.parameters(new)
+    return _INSERT_WITH_RESPONSES, _NEW.parameters(new) | _RESPONSES.parameters(responses)
+
+
+def _in_order(rows: Iterable[Any], new: Sequence[dict[str, Any]]) -> list[_Inserted]:
+    """What was inserted, in the order of the records."""
+    inserted = {row.id: _Inserted(row.created_at, row.start_before, row.finish_before) for row in rows}
+    return [inserted[item["id"]] for item in new]
 
 
 async def _first_use(connection: AsyncConnection, key_id: int, idempotency: Idempotency, job_id: str) -> str | None:

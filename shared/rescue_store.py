@@ -21,6 +21,7 @@ from shared.job_rows import (
     seconds,
 )
 from shared.models import IdempotencyKeyRow, JobRow, WorkerRow
+from shared.prepared import Prepared
 from shared.queue import Hint
 
 
@@ -33,8 +34,8 @@ class Rescued(Hint):
     request_id: str | None
 
 
-_END_QUEUED = end_statement(JobRow.status == JobStatus.QUEUED.value)
-_END_LOST = end_statement(JobRow.status.in_(RUNNING), JobRow.worker.endswith(LOST))
+_END_QUEUED = Prepared(end_statement(JobRow.status == JobStatus.QUEUED.value))
+_END_LOST = Prepared(end_statement(JobRow.status.in_(RUNNING), JobRow.worker.endswith(LOST)))
 
 
 class RescueStore(Store):

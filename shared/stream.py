@@ -3,7 +3,8 @@
 Each job has a Redis Stream with all its events. The API processes that have a reader on a job stand in
 the job's set of followers; appending to the log publishes the same events, in the same step, on the channel
 of each of them: one channel an API process, however many jobs it follows, and nothing for a job that nobody
-reads. Registering as a follower and reading the log is one transaction, so nothing falls in between.
+reads. Registering as a follower and reading the log is one transaction, so nothing falls in between. The last
+event ends the set.
 
 Every append carries its attempt's number and its first event's `seq`: events of an overtaken attempt are
 refused (fencing), events that are there already are skipped (a retry is harmless), and a gap is reported,
@@ -48,8 +49,9 @@ local results, live = {}, {}
 local k, a = 1, 1
 while k <= #KEYS do
   local log, fence, followers = KEYS[k], KEYS[k + 1], KEYS[k + 2]
-  local job, attempt, force, ttl, n = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3], tonumber(ARGV[a + 4])
-  k, a = k + 3, a + 5
+  local job, attempt, force, ttl, ends = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  local n = tonumber(ARGV[a + 5])
+  k, a = k + 3, a + 6
   local held = redis.call('HMGET', fence, 'attempt', 'seq')
   local holder, last = tonumber(held[1] or '0'), tonumber(held[2] or '0')
   local first = tonumber(ARGV[a])
@@ -85,6 +87,7 @@ while k <= #KEYS do
       for _, api in ipairs(redis.call('SMEMBERS', followers)) do
         live[api] = live[api] and (live[api] .. '\\n' .. text) or text
       end
+      if ends == '1' then redis.call('DEL', followers) end
     end
     results[#results + 1] = last
   end
@@ -112,6 +115,11 @@ for k = 1, #KEYS, 2 do
 end
 return last
 """
+
+
+def distance_s(logs: int) -> float:
+    """Seconds from one flush to the next while so many logs grow: text that is there sooner waits."""
+    return min(GAP_A_LOG_S * logs, MAX_GAP_S)
 
 
 def seq_before(attempt: int) -> int:
@@ -153,7 +161,8 @@ class JobLogs:
         args: list[Any] = []
         for item in appends:
             keys += (redis_keys.log(item.job_id), redis_keys.fence(item.job_id), redis_keys.followers(item.job_id))
-            args += (item.job_id, item.attempt, int(item.force), item.ttl_s, len(item.events))
+            ends = item.events[-1].type.terminal
+            args += (item.job_id, item.attempt, int(item.force), item.ttl_s, int(ends), len(item.events))
             for one in item.events:
                 args += (one.seq, one.name, one.data, one.token_ids)
         result: list[int] = await self._append(keys=keys, args=args)
@@ -333,7 +342,7 @@ class LogFlusher:
             for log in batch:
                 del self._dirty[log]
             if everything:
-                next_at = time.monotonic() + min(GAP_A_LOG_S * len(batch), MAX_GAP_S)
+                next_at = time.monotonic() + distance_s(len(batch))
             if self._dirty:
                 self._wake.set()
             try:

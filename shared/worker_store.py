@@ -28,6 +28,7 @@ from shared.job_rows import (
     to_job,
 )
 from shared.models import JobRow, WorkerRow
+from shared.prepared import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ _WAITING = (
     .with_for_update(skip_locked=True)
     .scalar_subquery()
 )
-_CLAIM = (
+_CLAIM = Prepared(
     update(JobRow)
     .where(JobRow.id.in_(_WAITING))
     .values(
@@ -67,7 +68,7 @@ _CLAIM = (
     )
     .returning(*COLUMNS)
 )
-_FINISH = end_statement(JobRow.worker == bindparam("owner", type_=Text), JobRow.status.in_(RUNNING))
+_FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text), JobRow.status.in_(RUNNING)))
 
 
 class WorkerStore(Store):
@@ -88,9 +89,8 @@ class WorkerStore(Store):
         return await self._results(ending_record(job_id, attempt, ending))
 
     async def _claim(self, job_ids: Sequence[str]) -> list[Job | None]:
-        async with self._engine.connect() as connection:
-            rows = await connection.execute(_CLAIM, {"ids": list(job_ids), "claimant": self._worker})
-            claimed = {row.id: _readable(row) for row in rows}
+        rows = await _CLAIM.run(self._engine, {"ids": list(job_ids), "claimant": self._worker})
+        claimed = {row.id: _readable(row) for row in rows}
         # A doubled message, both halves in one batch: one of them gets the job.
         return [claimed.pop(job_id, None) for job_id in job_ids]
 

@@ -265,7 +265,6 @@ class Runner:
             if made_text and not (events and self._engine.goes_on(job.request)):
                 self._restart(run)
         log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self.worker})
-        self._flusher.touch(log)
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens",
             job.id, job.model, job.attempt, self.worker, job.origin.request_id, run.made_before,
@@ -281,9 +280,11 @@ class Runner:
 
     async def _generate(self, run: Run) -> None:
         """Generate in a task of its own, so that a stop cancels this and nothing else."""
-        if run.stop is not None:
+        if run.stop is None:
+            run.generating = asyncio.create_task(self._publish_outputs(run), name=f"generate-{run.job.id}")
+        self._flusher.touch(run.log)  # that it started is told once the engine was asked, which takes longer
+        if run.generating is None:
             return
-        run.generating = asyncio.create_task(self._publish_outputs(run), name=f"generate-{run.job.id}")
         deadline = None
         if run.job.finish_before is not None:
             left_s = (run.job.finish_before - run.now()).total_seconds()

@@ -81,7 +81,7 @@ async def messages(
     # A client that sends a key means to come back for the answer.
     keeps = submission.idempotency_key is not None
     if body.stream:
-        events = frames(job, jobs.follow(job.id), hides_thinking=body.hides_thinking)
+        events = frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
         return event_stream(attended(events, jobs, [job], keeps=keeps), held.settings, headers, heartbeat=ping)
 
     ended = await while_connected(request, jobs, job, keeps=keeps)

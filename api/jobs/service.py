@@ -75,13 +75,13 @@ class JobService:
         with self.traces.submitting(new.model) as origin:
             job, created = await self._store.insert(replace(new, origin=origin), idempotency)
         if created:
+            self._hints.put(Hint(job.id, job.model, job.priority))
+            await asyncio.sleep(0)  # the hint goes before anything else is done
             submitted(job.model, job.priority)
             logger.info(
                 "job=%s model=%s attempt=%d request=%s queued",
                 job.id, job.model, job.attempt, job.origin.request_id,
             )  # fmt: skip
-            self._hints.put(Hint(job.id, job.model, job.priority))
-            await asyncio.sleep(0)  # the hint goes before the answer is made
         return job, created
 
     async def count_tokens(self, model: str, request: GenerateRequest) -> int:
@@ -114,9 +114,11 @@ class JobService:
             raise InvalidRequest(f"after: must be a job's id, got {after[:64]!r}", param="after")
         return await self._store.page(key_id, status=status, model=model, limit=limit, after=after)
 
-    def follow(self, job_id: str, after: int = 0, queued: Queued | None = None) -> AsyncIterator[list[Event]]:
+    def follow(
+        self, job_id: str, after: int = 0, queued: Queued | None = None, *, new: bool = False
+    ) -> AsyncIterator[list[Event]]:
         """A job's events after a cursor, in batches, up to and with its last; see `Streams.follow`."""
-        return self._streams.follow(job_id, after, queued)
+        return self._streams.follow(job_id, after, queued, new=new)
 
     async def check_cursor(self, job: Job, after: int, param: str) -> bool:
         """Whether anything can follow a cursor: not after the last event of a job that has ended.

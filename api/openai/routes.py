@@ -123,7 +123,7 @@ async def _complete(
         events = frames(
             face,
             submitted,
-            [jobs.follow(job.id) for job in submitted],
+            [jobs.follow(job.id, new=created) for job in submitted],
             usage_in_the_end=body.usage_in_the_end,
             usage_always=body.usage_always,
             fingerprint=fingerprint,

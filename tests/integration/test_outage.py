@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import sqlalchemy.exc
@@ -14,15 +14,31 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.db import connect
 from shared.outage import database_is_away, is_outage, redis_is_away
+from shared.prepared import Prepared
 from tests.support.ports import free_port
 
+ErrorOf = Callable[[AsyncEngine, str], Awaitable[BaseException]]
 
-async def database_error(engine: AsyncEngine, statement: str) -> BaseException:
+
+async def by_sqlalchemy(engine: AsyncEngine, statement: str) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text(statement))
+
+
+async def by_the_driver(engine: AsyncEngine, statement: str) -> None:
+    await Prepared(text(statement)).run(engine, {})
+
+
+@pytest.fixture(params=[by_sqlalchemy, by_the_driver])
+def database_error(request: pytest.FixtureRequest) -> ErrorOf:
     """The error of a statement that fails."""
-    with pytest.raises((sqlalchemy.exc.SQLAlchemyError, OSError)) as caught:
-        async with engine.begin() as connection:
-            await connection.execute(text(statement))
-    return caught.value
+
+    async def error_of(engine: AsyncEngine, statement: str) -> BaseException:
+        with pytest.raises((sqlalchemy.exc.SQLAlchemyError, OSError)) as caught:
+            await request.param(engine, statement)
+        return caught.value
+
+    return error_of
 
 
 @pytest.fixture
@@ -57,7 +73,7 @@ async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[AsyncEngine]
     ],
     indirect=True,
 )
-async def test_a_server_that_takes_nobody_now(refusing: AsyncEngine) -> None:
+async def test_a_server_that_takes_nobody_now(refusing: AsyncEngine, database_error: ErrorOf) -> None:
     assert database_is_away(await database_error(refusing, "SELECT 1"))
 
 
@@ -66,21 +82,21 @@ async def test_a_server_that_takes_nobody_now(refusing: AsyncEngine) -> None:
     [("28P01", "password authentication failed"), ("3D000", 'database "none" does not exist')],
     indirect=True,
 )
-async def test_a_server_that_never_takes_us(refusing: AsyncEngine) -> None:
+async def test_a_server_that_never_takes_us(refusing: AsyncEngine, database_error: ErrorOf) -> None:
     assert not is_outage(await database_error(refusing, "SELECT 1"))
 
 
-async def test_a_server_that_is_not_there() -> None:
+async def test_a_server_that_is_not_there(database_error: ErrorOf) -> None:
     engine = connect(f"postgresql+asyncpg://nobody@127.0.0.1:{free_port()}/none")
     assert database_is_away(await database_error(engine, "SELECT 1"))
     await engine.dispose()
 
 
-async def test_a_backend_that_is_ended(database: AsyncEngine) -> None:
+async def test_a_backend_that_is_ended(database: AsyncEngine, database_error: ErrorOf) -> None:
     assert database_is_away(await database_error(database, "SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
-async def test_a_pool_that_is_used_up(database_url: str) -> None:
+async def test_a_pool_that_is_used_up(database_url: str, database_error: ErrorOf) -> None:
     engine = connect(database_url, pool_size=1)
     async with engine.connect():
         error = await database_error(engine, "SELECT 1")
@@ -99,7 +115,7 @@ async def test_a_pool_that_is_used_up(database_url: str) -> None:
         "INSERT INTO jobs (id) VALUES ('job_x')",
     ],
 )
-async def test_a_fault_is_no_outage(database: AsyncEngine, statement: str) -> None:
+async def test_a_fault_is_no_outage(database: AsyncEngine, database_error: ErrorOf, statement: str) -> None:
     assert not is_outage(await database_error(database, statement))
 
 

@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.streams import Streams
+from shared import redis_keys
 from shared.ending import Ending
 from shared.events import Delta, EventType, delta_event, event
 from shared.job import Attempt, Choice, Job, JobStatus, Usage
@@ -17,6 +18,7 @@ from shared.job_store import JobStore, NewJob
 from shared.sampling import GenerateRequest
 from shared.stream import Append, JobLogs
 from tests.conftest import Workers
+from tests.support.waiting import eventually
 
 WITHIN_S = 20
 STARTED = event(1, EventType.STARTED, {"attempt": 1})
@@ -88,3 +90,46 @@ async def test_an_end_that_is_published_wakes_who_waits(
     await asyncio.wait_for(waiting, WITHIN_S)
     receiving.cancel()
     await asyncio.gather(receiving, return_exceptions=True)
+
+
+async def test_of_a_new_job_the_row_is_not_asked(
+    redis: Redis, streams: Streams, logs: JobLogs, store: JobStore, running: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def archived_log(job_id: str) -> str | None:
+        asked.append(job_id)
+        return None
+
+    job, _ = await store.insert(NewJob(running.key_id, "m", 3, GenerateRequest(prompt="x")))
+    monkeypatch.setattr(store, "archived_log", archived_log)
+    batches = streams.follow(job.id, new=True)
+    first = asyncio.ensure_future(anext(batches))
+    await eventually(lambda: is_followed(redis, job), "the reader follows the job")
+    await logs.append([Append(job.id, 1, [STARTED, TEXT])])
+    assert [item.seq for item in await asyncio.wait_for(first, WITHIN_S)] == [1, 2]
+    assert not asked
+    await logs.append([Append(job.id, 1, [LAST])])
+    assert [item.seq async for batch in batches for item in batch] == [3]
+
+
+async def test_the_last_event_ends_the_set_of_followers(
+    redis: Redis, streams: Streams, logs: JobLogs, running: Job
+) -> None:
+    readers = [asyncio.create_task(read(streams, running)) for _ in range(2)]
+    waiting = asyncio.create_task(streams.ended(running.id))
+    await eventually(lambda: is_followed(redis, running), "the readers follow the job")
+    await logs.append([Append(running.id, 1, [LAST])])
+    assert [await asyncio.wait_for(reader, WITHIN_S) for reader in readers] == [[1, 2, 3], [1, 2, 3]]
+    await asyncio.wait_for(waiting, WITHIN_S)
+    assert not await redis.exists(redis_keys.followers(running.id))
+    assert await read(streams, running) == [1, 2, 3]
+    assert not await redis.exists(redis_keys.followers(running.id)), "a late reader takes itself off"
+
+
+async def read(streams: Streams, job: Job) -> list[int]:
+    return [item.seq async for batch in streams.follow(job.id) for item in batch]
+
+
+async def is_followed(redis: Redis, job: Job) -> bool:
+    return bool(await redis.exists(redis_keys.followers(job.id)))

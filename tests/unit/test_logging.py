@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import asyncpg  # type: ignore[import-untyped]  # it has no types
+import asyncpg
 import pydantic
 import pytest
 import redis.exceptions

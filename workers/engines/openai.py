@@ -24,7 +24,9 @@ from shared.job import Usage
 from shared.metrics import UPSTREAM_FAILURES, UPSTREAM_REQUESTS, UPSTREAM_RETRIES, model_label
 from shared.registry import OpenAIModel
 from shared.sampling import GenerateRequest
+from shared.stream import distance_s
 from workers.engines.base import EngineStats, GoesOn, PromptInfo, UpstreamError
+from workers.engines.beat import Beat
 from workers.engines.openai_request import asked
 from workers.engines.openai_stream import Reply, told, told_param
 from workers.engines.retrying import asked_wait_s, wait_s
@@ -58,6 +60,7 @@ class OpenAIEngine:
         self._options = model.options
         self._key = ""
         self._requests = 0
+        self._beat = Beat()
 
     @property
     def slots(self) -> int:
@@ -123,6 +126,8 @@ class OpenAIEngine:
                         while not reply.done and (data := await response.content.readany()):
                             for delta in reply.feed(data):
                                 yield delta
+                            if reply.begun and not reply.done:
+                                await self._let_gather(response)
                         if reply.failure is not None and not reply.finished:
                             raise reply.failure
                         if reply.done:
@@ -144,6 +149,14 @@ class OpenAIEngine:
             self._requests -= 1
         if reply.usage is not None:
             yield reply.usage
+
+    async def _let_gather(self, response: aiohttp.ClientResponse) -> None:
+        """Leave what comes in the socket for as long as it would wait for its flush: one read costs less than many."""
+        transport = response.connection and response.connection.transport
+        if transport:
+            transport.pause_reading()
+            await self._beat.wait(distance_s(self._requests))
+            transport.resume_reading()
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:
         """What the upstream is sent."""
