@@ -29,7 +29,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what vLLM runs on (default: cpu)")
     parser.add_argument("--model", type=Path, help="vllm: a model's folder (default: the bundled SmolLM2)")
     parser.add_argument("--load-format", default="auto", help="vllm: `dummy` for a model without its weights")
-    parser.add_argument("--write", action="store_true", help=f"write tables into {DOCUMENT.relative_to(REPOSITORY)}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write what was measured into {DOCUMENT.relative_to(REPOSITORY)}"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the processes' logs")
     return parser.parse_args(arguments)
 
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.write and not failed:
         words = ["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
         machine = description(options.device) | {"disturbed by other processes": ", ".join(disturbed) or "no run"}
-        report.write(DOCUMENT, report.markdown(figures, machine, shlex.join(words)))
+        report.write(DOCUMENT, report.sections(figures, machine, shlex.join(words)), list(SCENARIOS))
         print(f"\nwritten: {DOCUMENT}")
     return int(bool(failed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from benchmarks.statistics import number
 BEGIN = "<!-- measured: begin; written by `python -m benchmarks --write` -->"
 END = "<!-- measured: end -->"
 Row = tuple[str, ...]
+
+
+Sections = Mapping[str, str]
 
 
 def goal_rows(judged: Sequence[Verdict]) -> list[Row]:
@@ -47,24 +51,40 @@ def plain(figures: Figures) -> str:
     return "\n\n".join(parts)
 
 
-def markdown(figures: Figures, machine: Mapping[str, str], command: str) -> str:
-    """All tables for a document, with the machine that they were measured on."""
-    parts = [f"`{command}`", _table([("machine", ""), *machine.items()])]
-    if judged := verdicts(figures):
-        parts += ["### Goals", _table(goal_rows(judged))]
+def sections(figures: Figures, machine: Mapping[str, str], command: str) -> Sections:
+    """A document's section for each scenario: what it was measured with and on, what of it are goals, its figures."""
+    measured_on = f"`{command}`: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "."
+    judged = verdicts(figures)
+    made = {}
     for scenario in scenarios(figures):
-        parts += [f"### {scenario}", _table(figure_rows(figures, scenario))]
-    return "\n\n".join(parts)
+        parts = [measured_on]
+        if own := [verdict for verdict in judged if verdict.goal.key.scenario == scenario]:
+            parts.append(_table(goal_rows(own)))
+        parts.append(_table(figure_rows(figures, scenario)))
+        made[scenario] = "\n\n".join(parts)
+    return made
 
 
-def write(document: Path, measured: str) -> None:
-    """Put the tables between a document's markers; what stands around them stays."""
+def write(document: Path, made: Sections, order: Sequence[str]) -> None:
+    """Put sections between a document's markers, in this order. Those of other scenarios stay, as what stands around.
+
+    Raises:
+        ValueError: there are no markers.
+    """
     text = document.read_text() if document.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    measured, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{document} has no markers: {BEGIN} and {END}")
-    document.write_text(f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}")
+    all_of_them = {**_sections_of(measured), **made}
+    lines = "".join(f"\n### {name}\n\n{all_of_them[name]}\n" for name in order if name in all_of_them)
+    document.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
+
+
+def _sections_of(measured: str) -> Sections:
+    """The sections that stand between the markers."""
+    _, *parts = re.split(r"^### (.+)$", measured, flags=re.MULTILINE)
+    return {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _figure(value: float) -> str:

@@ -76,7 +76,7 @@ class TestReport:
     def test_what_stands_around_the_markers_stays(self, tmp_path: Path) -> None:
         document = tmp_path / "benchmarks.md"
         document.write_text(f"# Before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-        report.write(document, report.markdown(figures(700), {"cores": "2"}, "python -m benchmarks"))
+        report.write(document, report.sections(figures(700), {"cores": "2"}, "python -m benchmarks"), ["submits"])
         text = document.read_text()
         assert text.startswith(f"# Before\n{report.BEGIN}\n")
         assert text.endswith(f"{report.END}\nafter\n")
@@ -88,8 +88,15 @@ class TestReport:
         document = tmp_path / "benchmarks.md"
         document.write_text("mine")
         with pytest.raises(ValueError, match="no markers"):
-            report.write(document, "new")
+            report.write(document, {"relay": "new"}, ["relay"])
         assert document.read_text() == "mine"
+
+    def test_sections_of_other_scenarios_stay_and_all_are_in_order(self, tmp_path: Path) -> None:
+        document = tmp_path / "benchmarks.md"
+        for made in ({"c": "one"}, {"a": "two\n\nthree"}, {"b": "four"}, {"c": "five"}):
+            report.write(document, made, ["a", "b", "c"])
+        measured = document.read_text().partition(report.BEGIN)[2].partition(report.END)[0]
+        assert measured == "\n\n### a\n\ntwo\n\nthree\n\n### b\n\nfour\n\n### c\n\nfive\n\n"
 
 
 class TestCommandLine:
