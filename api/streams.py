@@ -115,6 +115,8 @@ class Streams:
         self._resync_s = resync_s
         self._id = secrets.token_hex(8)
         self._readers: dict[str, set[_Reader]] = {}
+        # Jobs whose end not all of their readers here were told live: one may have followed the job after its end.
+        self._to_unfollow: set[str] = set()
 
     async def run(self) -> None:
         """Receive live events for ever; cancel to stop."""
@@ -274,13 +276,16 @@ class Streams:
 
     async def _leave(self, job_id: str, reader: _Reader, *, told_end: bool) -> None:
         """`told_end`: it was told the end live, and with that the job has no followers any more."""
+        if not told_end:
+            self._to_unfollow.add(job_id)
         readers = self._readers[job_id]
         readers.discard(reader)
         if readers:
             return
         del self._readers[job_id]
-        if told_end:
+        if job_id not in self._to_unfollow:
             return
+        self._to_unfollow.discard(job_id)
         try:
             await self._logs.unfollow(job_id, self._id)
         except (RedisError, OSError) as error:

@@ -77,7 +77,8 @@ def write(document: Path, made: Sections, order: Sequence[str]) -> None:
     if not begin or not end:
         raise ValueError(f"{document} has no markers: {BEGIN} and {END}")
     all_of_them = {**_sections_of(measured), **made}
-    lines = "".join(f"\n### {name}\n\n{all_of_them[name]}\n" for name in order if name in all_of_them)
+    names = sorted(all_of_them, key=lambda name: order.index(name) if name in order else len(order))
+    lines = "".join(f"\n### {name}\n\n{all_of_them[name]}\n" for name in names)
     document.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
 
 

@@ -70,7 +70,7 @@ COLUMNS = (
 )
 
 
-def to_job(row: Row[Any]) -> Job:
+def to_job(row: Any) -> Job:
     """The job of a row of `COLUMNS`."""
     attempts = [_attempt(item) for item in row.attempts]
     if row.worker is not None and row.attempt_started_at is not None:

@@ -26,11 +26,22 @@ async def happens(event: asyncio.Event, within_s: float) -> bool:
 async def end(*tasks: asyncio.Future[Any], again_s: float = AGAIN_S) -> None:
     """Cancel tasks until they have ended, and wait for that; what they return or raise is not told.
 
-    One that has not ended after `again_s` seconds is cancelled again.
+    One that has not ended after `again_s` seconds is cancelled again. Who is cancelled while it waits here waits on,
+    and hears of it afterwards: tasks are never left behind.
     """
-    running = {task for task in tasks if not task.done()}
-    while running:
+    clock = asyncio.get_running_loop().time
+    cancelled: asyncio.CancelledError | None = None
+    while running := [task for task in tasks if not task.done()]:
         for task in running:
             task.cancel()
-        _, running = await asyncio.wait(running, timeout=again_s)
-    await asyncio.gather(*tasks, return_exceptions=True)
+        again_at = clock() + again_s
+        while (running := [task for task in running if not task.done()]) and (left_s := again_at - clock()) > 0:
+            try:
+                await asyncio.wait(running, timeout=left_s)
+            except asyncio.CancelledError as error:
+                cancelled = error
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # otherwise the loop reports that nobody has seen it
+    if cancelled is not None:
+        raise cancelled

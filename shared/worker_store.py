@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Row, Text, bindparam, delete, func, select, update
+from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -167,7 +167,7 @@ class WorkerStore(Store):
         return [Held(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(held)]
 
 
-def _readable(row: Row[Any]) -> Job | None:
+def _readable(row: Any) -> Job | None:
     """A claimed job; None where its request cannot be read, as that of a newer version. Its claim is given up then."""
     try:
         return to_job(row)

@@ -75,13 +75,13 @@ class JobService:
         with self.traces.submitting(new.model) as origin:
             job, created = await self._store.insert(replace(new, origin=origin), idempotency)
         if created:
-            self._hints.put(Hint(job.id, job.model, job.priority))
-            await asyncio.sleep(0)  # the hint goes before anything else is done
             submitted(job.model, job.priority)
             logger.info(
                 "job=%s model=%s attempt=%d request=%s queued",
                 job.id, job.model, job.attempt, job.origin.request_id,
             )  # fmt: skip
+            self._hints.put(Hint(job.id, job.model, job.priority))
+            await asyncio.sleep(0)  # the hint goes before the answer is made
         return job, created
 
     async def count_tokens(self, model: str, request: GenerateRequest) -> int:

@@ -44,6 +44,21 @@ async def test_an_error_says_its_state_and_not_its_parameters(database: AsyncEng
     assert (await NUMBER.run(database, {"number": 4}))[0].number == 4
 
 
+async def test_an_error_quotes_no_row(database: AsyncEngine) -> None:
+    """PostgreSQL's details do, and rows have prompts."""
+    twice = "INSERT INTO api_keys (name, prefix, sha256) SELECT 'k', 'p', 'secret' FROM generate_series(1, 2)"
+    with pytest.raises(DBAPIError, match="duplicate key") as caught:
+        await Prepared(text(twice)).run(database, {})
+    assert "secret" in str(caught.value.__cause__)
+    assert "secret" not in f"{caught.value} {caught.value.orig}"
+
+
+@pytest.mark.parametrize("given", [{}, {"number": 1, "other": 2}, {"other": 2}])
+async def test_its_parameters_are_all_that_it_takes(database: AsyncEngine, given: dict[str, int]) -> None:
+    with pytest.raises(TypeError, match=r"the parameters are \['number'\], not"):
+        await NUMBER.run(database, given)
+
+
 async def test_a_run_that_is_cut_off_leaves_the_connection_fit_for_the_next(database_url: str) -> None:
     engine = connect(database_url, pool_size=1)
     for _ in range(3):

@@ -127,6 +127,19 @@ async def test_the_last_event_ends_the_set_of_followers(
     assert not await redis.exists(redis_keys.followers(running.id)), "a late reader takes itself off"
 
 
+async def test_who_follows_after_the_end_is_taken_off_though_another_has_still_to_leave(
+    redis: Redis, streams: Streams, logs: JobLogs, running: Job
+) -> None:
+    slow = streams.follow(running.id)
+    assert [item.seq for item in await anext(slow)] == [1, 2]
+    await logs.append([Append(running.id, 1, [LAST])])
+    assert [item.seq for item in await anext(slow)] == [3]
+    assert await read(streams, running) == [1, 2, 3]
+    assert await is_followed(redis, running)
+    assert [batch async for batch in slow] == []
+    assert not await is_followed(redis, running)
+
+
 async def read(streams: Streams, job: Job) -> list[int]:
     return [item.seq async for batch in streams.follow(job.id) for item in batch]
 

@@ -28,7 +28,10 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: an error's status and body, or a stream of tokens, then of `choices`, with an end."""
+    """One answer: an error's status and body, or a stream of tokens, then of `choices`, with an end.
+
+    `pause_s`: after each token.
+    """
 
     tokens: int = 0
     end: End = End.WHOLE
@@ -37,6 +40,7 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
+    pause_s: float = 0
 
 
 @dataclass(slots=True)
@@ -96,6 +100,7 @@ class FaultyUpstream:
         await send({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
         for position in range(answer.tokens):
             await send({"choices": [{"index": 0, "delta": {"content": f"{position} "}, "finish_reason": None}]})
+            await asyncio.sleep(answer.pause_s)
         for choice in answer.choices:
             await send({"choices": [{"index": 0, **choice}]})
         match answer.end:

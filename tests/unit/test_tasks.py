@@ -65,21 +65,51 @@ async def test_what_ended_tasks_raise_is_not_told() -> None:
     await end()
 
 
-async def test_who_ends_tasks_can_be_cancelled() -> None:
-    async def stays() -> None:
-        while not leave.is_set():
-            try:
-                await leave.wait()
-            except asyncio.CancelledError:
-                continue
+async def test_who_ends_tasks_leaves_none_behind_when_it_is_cancelled() -> None:
+    heard = asyncio.Event()
+
+    async def takes_its_time() -> None:
+        try:
+            await asyncio.sleep(WITHIN_S)
+        finally:
+            heard.set()
+            await leave.wait()
 
     leave = asyncio.Event()
-    task = asyncio.create_task(stays())
+    task = asyncio.create_task(takes_its_time())
     await asyncio.sleep(0)
     ending = asyncio.create_task(end(task))
-    await asyncio.sleep(0)
-    ending.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await ending
+    await heard.wait()
+    for _ in range(3):
+        ending.cancel()
+        await asyncio.wait((ending,), timeout=0.01)
+    assert not ending.done()
+    assert not task.done(), "it is not cut short on its way out"
     leave.set()
-    await task
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(ending, WITHIN_S)
+    assert task.cancelled()
+
+
+async def test_what_ends_tasks_within_what_is_ended_ends_them_too() -> None:
+    heard = 0
+
+    async def deaf() -> None:
+        nonlocal heard
+        while heard < 2:
+            try:
+                await asyncio.sleep(WITHIN_S)
+            except asyncio.CancelledError:
+                heard += 1
+
+    async def holds() -> None:
+        try:
+            await asyncio.sleep(WITHIN_S)
+        finally:
+            await end(inner, again_s=0.05)
+
+    inner = asyncio.create_task(deaf())
+    outer = asyncio.create_task(holds())
+    await asyncio.sleep(0)
+    await end(outer, again_s=0.02)
+    assert inner.done()

@@ -151,9 +151,13 @@ class OpenAIEngine:
             yield reply.usage
 
     async def _let_gather(self, response: aiohttp.ClientResponse) -> None:
-        """Leave what comes in the socket for as long as it would wait for its flush: one read costs less than many."""
+        """Leave what comes in the socket for as long as it would wait for its flush: one read costs less than many.
+
+        Not with TLS: uvloop's transport reads on while it is paused, and where the server then closes the connection,
+        loses what it has not decrypted.
+        """
         transport = response.connection and response.connection.transport
-        if transport:
+        if transport and transport.get_extra_info("ssl_object") is None:
             transport.pause_reading()
             await self._beat.wait(distance_s(self._requests))
             transport.resume_reading()
