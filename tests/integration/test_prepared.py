@@ -69,6 +69,8 @@ async def test_a_run_that_is_cut_off_leaves_the_connection_fit_for_the_next(data
             await sleeping
         assert [(await NUMBER.run(engine, {"number": number}))[0].number for number in range(3)] == [0, 1, 2]
     await engine.dispose()
+    if cancelling := asyncio.all_tasks() - {asyncio.current_task()}:  # asyncpg's connections that asked for it
+        await asyncio.wait(cancelling, timeout=20)
 
 
 async def test_a_connection_that_the_server_has_closed_is_replaced(database_url: str) -> None:
