@@ -6,6 +6,7 @@ way of every first token. These are compiled once, and take connections of the s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -46,9 +47,14 @@ class Prepared:
             driver: Any = connection.driver_connection
             try:
                 records = await driver.fetch(self._sql, *(values[name] for name in self._names))
-            finally:
+            except asyncio.CancelledError:
+                connection.invalidate()  # as where SQLAlchemy is cut off: what the server still does is not waited for
+                raise
+            except BaseException:
                 closed = driver.is_closed()
-                connection.close()  # back into the pool
+                connection.close()
+                raise
+            connection.close()  # back into the pool
         except _DRIVER_ERRORS as error:
             # Its first argument is the message alone; PostgreSQL's details quote rows.
             message = error.args[0] if error.args else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 from sqlalchemy import ARRAY, Integer, Text, bindparam, func, literal, select, text, type_coerce
@@ -59,7 +60,7 @@ async def test_its_parameters_are_all_that_it_takes(database: AsyncEngine, given
         await NUMBER.run(database, given)
 
 
-async def test_a_run_that_is_cut_off_leaves_the_connection_fit_for_the_next(database_url: str) -> None:
+async def test_a_run_that_is_cut_off_costs_the_next_nothing(database_url: str) -> None:
     engine = connect(database_url, pool_size=1)
     for _ in range(3):
         sleeping = asyncio.create_task(SLEEP.run(engine, {}))
@@ -69,8 +70,6 @@ async def test_a_run_that_is_cut_off_leaves_the_connection_fit_for_the_next(data
             await sleeping
         assert [(await NUMBER.run(engine, {"number": number}))[0].number for number in range(3)] == [0, 1, 2]
     await engine.dispose()
-    if cancelling := asyncio.all_tasks() - {asyncio.current_task()}:  # asyncpg's connections that asked for it
-        await asyncio.wait(cancelling, timeout=20)
 
 
 async def test_a_connection_that_the_server_has_closed_is_replaced(database_url: str) -> None:
@@ -96,3 +95,14 @@ async def test_a_changed_table_is_seen(database: AsyncEngine) -> None:
     finally:
         async with database.connect() as connection:
             await connection.execute(text("DROP TABLE changing"))
+
+
+def test_a_loop_that_ends_in_mid_run_leaves_nothing_open(database_url: str) -> None:
+    """What is left shows as a warning, which is an error here, once it is collected."""
+
+    async def leave_in_mid_run() -> None:
+        engine = connect(database_url, pool_size=1)
+        await asyncio.wait((asyncio.create_task(SLEEP.run(engine, {})),), timeout=0.2)
+
+    asyncio.run(leave_in_mid_run())
+    gc.collect()
