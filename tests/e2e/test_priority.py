@@ -29,7 +29,7 @@ async def test_an_engine_full_of_batch_jobs_makes_room(sim: httpx.AsyncClient) -
     done_batch = [await ended(sim, job["id"]) for job in batch]
     assert {job["output_text"] for job in done_batch} == {whole["output_text"]}
     first_end = min(job["finished_at"] for job in done_batch)
-    assert max(job["started_at"] for job in done_urgent) < first_end, "no batch job had to end first"
+    assert max(job["finished_at"] for job in done_urgent) < first_end, "no batch job had to end first"
     assert sum(map(set_aside, done_batch)) >= SLOTS
     for job in done_batch:
         events = await follow(sim, job["id"])

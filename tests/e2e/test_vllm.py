@@ -318,7 +318,7 @@ async def test_an_engine_full_of_batch_jobs_makes_room(vllm: httpx.AsyncClient) 
     assert all(job["output_text"] for job in done_urgent)
     done = [await ended(vllm, job["id"]) for job in batch]
     first_end = min(job["finished_at"] for job in done)
-    assert max(job["started_at"] for job in done_urgent) < first_end, "no batch job had to end first"
+    assert max(job["finished_at"] for job in done_urgent) < first_end, "no batch job had to end first"
     outcomes = [attempt["outcome"] for job in done for attempt in job["attempts"]]
     assert outcomes.count("set_aside") >= 1
     assert {job["output_text"] for job in done} == {whole["output_text"]}

@@ -9,6 +9,19 @@ from shared.tasks import end, happens
 WITHIN_S = 20
 
 
+class Deaf:
+    """Loses the first cancel that it gets."""
+
+    heard = 0
+
+    async def run(self) -> None:
+        while self.heard < 2:
+            try:
+                await asyncio.sleep(WITHIN_S)
+            except asyncio.CancelledError:
+                self.heard += 1
+
+
 async def test_an_event_that_comes_is_told_from_one_that_does_not() -> None:
     event = asyncio.Event()
     assert not await happens(event, 0.001)
@@ -30,21 +43,12 @@ async def test_a_cancel_in_the_turn_of_the_event_is_heard() -> None:
 
 
 async def test_a_task_that_loses_its_first_cancel_is_ended_all_the_same() -> None:
-    heard = 0
-
-    async def deaf() -> None:
-        nonlocal heard
-        while heard < 2:
-            try:
-                await asyncio.sleep(WITHIN_S)
-            except asyncio.CancelledError:
-                heard += 1
-
-    task = asyncio.create_task(deaf())
+    deaf = Deaf()
+    task = asyncio.create_task(deaf.run())
     await asyncio.sleep(0)
     await end(task, again_s=0.01)
     assert task.done()
-    assert heard == 2
+    assert deaf.heard == 2
 
 
 async def test_what_ended_tasks_raise_is_not_told() -> None:
@@ -92,23 +96,13 @@ async def test_who_ends_tasks_leaves_none_behind_when_it_is_cancelled() -> None:
 
 
 async def test_what_ends_tasks_within_what_is_ended_ends_them_too() -> None:
-    heard = 0
-
-    async def deaf() -> None:
-        nonlocal heard
-        while heard < 2:
-            try:
-                await asyncio.sleep(WITHIN_S)
-            except asyncio.CancelledError:
-                heard += 1
-
     async def holds() -> None:
         try:
             await asyncio.sleep(WITHIN_S)
         finally:
             await end(inner, again_s=0.05)
 
-    inner = asyncio.create_task(deaf())
+    inner = asyncio.create_task(Deaf().run())
     outer = asyncio.create_task(holds())
     await asyncio.sleep(0)
     await end(outer, again_s=0.02)
