@@ -1,43 +1,78 @@
-"""Ids that sort by the time they were made at, so that an id is a list's cursor too."""
+"""Ids that sort in the order in which they were made, so that an id also serves as a list's cursor."""
 
 from __future__ import annotations
 
 import re
 import secrets
+import threading
 import time
 
 _HEX = "[0-9a-f]{32}"
-# A region's code: it ends the ids of what was made there.
+# A region's code: it ends the ids that were made in that region.
 REGION = "[a-z][a-z0-9]{0,15}"
+
+_COUNTER_BITS = 12
+_RANDOM_BITS = 62
+
+
+class _Clock:
+    """A timestamp in milliseconds and a counter, together never the same twice and never smaller than before.
+
+    RFC 9562, section 6.2, method 1 (fixed bit-length dedicated counter): the counter fills `rand_a` and starts at a
+    random value with its highest bit clear in each new millisecond. If it overflows, or if the system clock steps
+    back, the timestamp runs ahead of the system clock until the clock catches up.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._milliseconds = 0
+        self._counter = 0
+
+    def tick(self) -> tuple[int, int]:
+        """The next timestamp (48 bits) and counter (12 bits)."""
+        now = time.time_ns() // 1_000_000
+        with self._lock:
+            if now > self._milliseconds:
+                self._milliseconds, self._counter = now, secrets.randbits(_COUNTER_BITS - 1)
+            elif self._counter + 1 < 1 << _COUNTER_BITS:
+                self._counter += 1
+            else:
+                self._milliseconds, self._counter = self._milliseconds + 1, secrets.randbits(_COUNTER_BITS - 1)
+            return self._milliseconds, self._counter
+
+
+_clock = _Clock()
 
 
 def new_id(prefix: str, region: str = "") -> str:
-    """The prefix, a UUIDv7 (RFC 9562) in hex, and the region's code where there is one: `job_<hex>_eu`.
+    """Return the prefix, a UUIDv7 (RFC 9562) in hex, and the region's code if there is one: `job_<hex>_eu`.
 
-    The code comes last, so that ids of all regions, and those without one, sort by time together.
+    Ids made by one process sort in the order in which they were made; ids of different processes sort by millisecond.
+    The region's code comes last, so that ids of all regions, and those without one, sort by time together.
     """
-    milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds << 80) | secrets.randbits(80)
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return f"{prefix}{value:032x}{_ending(region)}"
+    milliseconds, counter = _clock.tick()
+    value = (milliseconds << 80) | (0x7 << 76) | (counter << 64) | (0x2 << 62) | secrets.randbits(_RANDOM_BITS)
+    return f"{prefix}{value:032x}{_suffix(region)}"
 
 
 def is_id(prefix: str, text: str) -> bool:
-    """Whether a thing with ids of this prefix could have this one."""
+    """Whether `text` has the form of an id with this prefix."""
     return re.fullmatch(f"{prefix}{_HEX}(_{REGION})?", text) is not None
 
 
 def region_of(prefix: str, text: str) -> str:
-    """The code of the region that made an id; empty where it has none."""
+    """The code of the region in which an id was made; empty if it has none."""
     return text.removeprefix(prefix).partition("_")[2]
 
 
 def sibling(text: str, old: str, new: str, digit: str) -> str:
-    """An id that follows from another: of another kind (prefix), with another last digit, in the same region."""
+    """Derive an id from another: with another prefix, another last digit, and the same region.
+
+    The 62 random bits are at the end of an id, so that ids made in the same millisecond have different siblings.
+    """
     body = text.removeprefix(old).partition("_")[0]
-    return f"{new}{body[:-1]}{digit}{_ending(region_of(old, text))}"
+    return f"{new}{body[:-1]}{digit}{_suffix(region_of(old, text))}"
 
 
-def _ending(region: str) -> str:
+def _suffix(region: str) -> str:
     return f"_{region}" if region else ""
