@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
     if chosen.write and not failed:
         words = ["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
-        machine = description(options.device) | {"disturbed by other processes": ", ".join(disturbed) or "no run"}
+        machine = description(options.device) | {"disturbed by other processes:": ", ".join(disturbed) or "none"}
         report.write(DOCUMENT, report.sections(figures, machine, shlex.join(words)), list(SCENARIOS))
         print(f"\nwritten: {DOCUMENT}")
     return int(bool(failed))

@@ -48,7 +48,7 @@ def _cpu_model() -> str:
 def _commit() -> str:
     commit = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD")
     changed = _output("git", "-C", str(REPOSITORY), "status", "--porcelain", "--untracked-files=no")
-    return f"{commit} and changes" if changed else commit
+    return f"{commit} with local changes" if changed else commit
 
 
 def _version(binary: Path) -> str:

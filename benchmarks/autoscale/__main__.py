@@ -88,9 +88,9 @@ def of_sweep(policy: Policy, service: Service, chosen: argparse.Namespace) -> st
     shown = sorted(found, key=lambda score: (not score.good, score.gpu_hours if score.good else score.p95))[:12]
     return "\n\n".join(
         (
-            f"Best of {len(found)}: {best.setting}",
+            f"Best of {len(found)}: {best.setting}.",
             page.sweep_table(shown),
-            *(["The rest, one by one beside the best:", page.sweep_table([best, *near])] if near else []),
+            *(["Other settings, changed one at a time:", page.sweep_table([best, *near])] if near else []),
         )
     )
 
@@ -112,7 +112,7 @@ def of_real(policy: Policy, service: Service, chosen: argparse.Namespace) -> str
 def machine(command: str) -> str:
     """What it was measured on, in a line."""
     lines = description("cpu")
-    return f"Measured {lines['date']} at {lines['commit']}, {lines['cores']} cores: `{command}`"
+    return f"Measured on {lines['date']} at commit {lines['commit']}, CPU cores: {lines['cores']}. Command: `{command}`"
 
 
 if __name__ == "__main__":

@@ -15,31 +15,31 @@ WINDOW_S = 900.0
 def chart(scaled: Course, fixed: Course, name: str, hours: float) -> str:
     """The day as the autoscaler had it, beside a fixed fleet."""
     panels = [
-        Panel("jobs that wait", [Line("autoscaled", scaled.waiting), Line(name, fixed.waiting)]),
+        Panel("waiting jobs", [Line("autoscaled", scaled.waiting), Line(name, fixed.waiting)]),
         Panel(
-            "workers (all that cost; those that serve)",
+            "workers (all running; ready)",
             [
                 Line("autoscaled", scaled.replicas, step=True),
                 Line(name, fixed.replicas, step=True),
-                Line("of them ready", scaled.ready, step=True),
+                Line("ready", scaled.ready, step=True),
             ],
         ),
         Panel(
-            "wait, p95 in each quarter of an hour, seconds",
+            "p95 wait per 15 minutes, seconds",
             [
                 Line("autoscaled", scaled.waits_by_window(WINDOW_S, 0.95), step=True),
                 Line(name, fixed.waits_by_window(WINDOW_S, 0.95), step=True),
             ],
         ),
         Panel(
-            "GPU-hours so far",
+            "cumulative GPU-hours",
             [
                 Line("autoscaled", cumulated(scaled)),
                 Line(name, cumulated(fixed)),
             ],
         ),
     ]
-    return svg("A day of jobs: autoscaled, and with a fixed number of workers", panels, hours)
+    return svg("One day of jobs: autoscaled, and with a fixed number of workers", panels, hours)
 
 
 def cumulated(course: Course) -> list[float]:
@@ -67,7 +67,7 @@ def figures(course: Course) -> dict[str, float]:
 
 def day_table(rows: dict[str, dict[str, float]]) -> str:
     """Fleets side by side."""
-    head = ("fleet", "GPU-hours", "wait p50", "p95", "p99", "longest queue", "most workers")
+    head = ("fleet", "GPU-hours", "wait p50", "p95", "p99", "longest queue", "max workers")
     lines = [
         (
             name,
@@ -85,8 +85,8 @@ def sweep_table(scores: Sequence[Score]) -> str:
     """Settings, the cheapest first of those that keep the wait, then the others by their wait."""
     ordered = sorted(scores, key=lambda score: (not score.good, score.gpu_hours if score.good else score.p95))
     head = (
-        *("threshold", "down window", "cooldown", "polling", "scale-up", "least"),
-        *("GPU-hours", "wait p95", "p99", "over a minute", "handed back"),
+        *("threshold", "scale-down window", "cooldown", "polling", "scale-up", "min workers"),
+        *("GPU-hours", "wait p95", "p99", "waits over 1 min", "requeued"),
     )
     lines = [
         (
@@ -116,11 +116,11 @@ def real_table(model: dict[str, float], real: dict[str, float]) -> str:
         "p95": "wait p95, s",
         "p99": "wait p99, s",
         "waiting": "longest queue",
-        "workers": "most workers",
-        "handed_back": "handed back",
+        "workers": "max workers",
+        "handed_back": "requeued",
     }
     lines = [(names[key], _number(model[key]), _number(real[key]), _deviation(model[key], real[key])) for key in names]
-    return table(("figure", "model", "real", "real to model"), lines)
+    return table(("figure", "model", "real", "deviation"), lines)
 
 
 def _number(value: float) -> str:

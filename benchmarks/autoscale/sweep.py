@@ -22,9 +22,9 @@ COOLDOWNS_S = (120, 300, 900, 1800)
 POLLING_S = (5, 15, 30)
 LEAST = (0, 1, 2)
 UP_RATES = {
-    "doubling or 4 in 15 s": (Rate("Percent", 100, 15), Rate("Pods", 4, 15)),
-    "1 in 60 s": (Rate("Pods", 1, 60),),
-    "2 in 60 s": (Rate("Pods", 2, 60),),
+    "double or +4 per 15 s": (Rate("Percent", 100, 15), Rate("Pods", 4, 15)),
+    "+1 per 60 s": (Rate("Pods", 1, 60),),
+    "+2 per 60 s": (Rate("Pods", 2, 60),),
 }
 
 
@@ -36,8 +36,11 @@ class Setting:
     down_s: int
     cooldown_s: int
     polling_s: int = 15
-    up: str = "doubling or 4 in 15 s"
+    up: str = "double or +4 per 15 s"
     least: int = 0
+
+    def __str__(self) -> str:
+        return f"threshold {self.threshold:g}, scale-down window {self.down_s} s, cooldown {self.cooldown_s} s"
 
     def apply(self, base: Policy) -> Policy:
         return replace(

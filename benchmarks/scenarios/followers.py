@@ -55,16 +55,16 @@ def _once(bench: Bench, system: Headrace, count: int, heartbeat_s: float) -> Non
         cpu = _cpu_seconds(system) - cpu
         held = holding.summary()
     bench.add(system.name, "followers held", held.held, "")
-    bench.add(system.name, "memory a follower", each / 1024, "KB")
+    bench.add(system.name, "memory per follower", each / 1024, "KB")
     bench.add(system.name, "heartbeats", held.late.count, "")
     bench.add(system.name, "latest heartbeat", held.late.worst, "ms late")
-    bench.add(system.name, "GET job p99 meanwhile", got.whole.p99, "ms")
-    bench.add(system.name, "POST jobs p99 meanwhile", posted.whole.p99, "ms")
-    bench.add(system.name, "GET job p99 while all move", got_moving.whole.p99, "ms")
-    bench.add(system.name, "POST jobs p99 while all move", posted_moving.whole.p99, "ms")
-    bench.add(system.name, "API's CPU while all move", 100 * cpu / got_moving.seconds, "%")
+    bench.add(system.name, "GET job p99 with followers", got.whole.p99, "ms")
+    bench.add(system.name, "POST jobs p99 with followers", posted.whole.p99, "ms")
+    bench.add(system.name, "GET job p99 while all positions change", got_moving.whole.p99, "ms")
+    bench.add(system.name, "POST jobs p99 while all positions change", posted_moving.whole.p99, "ms")
+    bench.add(system.name, "API CPU while all positions change", 100 * cpu / got_moving.seconds, "%")
     failed = sum(summary.failed for summary in (got, posted, got_moving, posted_moving, held))
-    bench.add(system.name, "calls that failed", failed, "")
+    bench.add(system.name, "failed calls", failed, "")
 
 
 def _calls(system: Headrace, ids: list[str], posting: Plan) -> tuple[Summary, Summary]:

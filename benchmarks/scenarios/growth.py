@@ -60,7 +60,7 @@ def _once(bench: Bench, system: Headrace) -> None:
     )
     bench.add(system.name, "submit p50", submits.whole.p50, "ms")
     bench.add(system.name, "submit p99", submits.whole.p99, "ms")
-    bench.add_cpu(system.name, "CPU a submit", used, submits.requests)
+    bench.add_cpu(system.name, "CPU per submit", used, submits.requests)
     for name, path in (("poll", f"{JOBS}/{ID}"), ("list", JOBS)):
         plan = Plan(
             port=system.port,

@@ -1,6 +1,6 @@
 """Interactive first tokens with a batch of 5,000 requests behind them, and without: the engine full, or empty.
 
-A step is the distance between two tokens of an interactive stream. `added over a step` is what the batch adds to the
+A step is the distance between two tokens of an interactive stream. `added beyond a step` is what the batch adds to the
 first token's p95 beyond the p95 of the steps beside it: an engine cannot take a request in mid-step, and one in which
 batch jobs are prefilled takes longer than the others.
 """
@@ -49,10 +49,10 @@ def _engine(bench: Bench, name: str, model: Mapping[str, Any], *, rate: float, r
                 behind, _used = bench.measure(name, system.processes, plan)
                 ended = completed() - before
             _add(bench, name, "alone", alone)
-            _add(bench, name, "before a batch", behind)
+            _add(bench, name, "with a batch", behind)
             added = behind.first.p95 - alone.first.p95 - behind.gap.p95
-            bench.add(name, "p95 added over a step", added, "ms")
-            bench.add(name, "batch requests/s meanwhile", ended / behind.seconds, "/s")
+            bench.add(name, "p95 added beyond a step", added, "ms")
+            bench.add(name, "batch requests/s", ended / behind.seconds, "/s")
 
 
 def _add(bench: Bench, name: str, when: str, summary: Summary) -> None:

@@ -35,4 +35,4 @@ def run(bench: Bench) -> None:
                 bench.add(system.name, f"submits/s at {concurrency}", summary.per_second, "/s")
                 bench.add(system.name, f"submit p50 at {concurrency}", summary.whole.p50, "ms")
                 bench.add(system.name, f"submit p99 at {concurrency}", summary.whole.p99, "ms")
-                bench.add_cpu(system.name, f"CPU a submit at {concurrency}", used, summary.requests)
+                bench.add_cpu(system.name, f"CPU per submit at {concurrency}", used, summary.requests)

@@ -55,7 +55,7 @@ def _first_tokens(bench: Bench, repeat: int, systems: list[System], streams: int
         bench.add(system.name, f"first token p50 at {streams}", first.p50, "ms")
         bench.add(system.name, f"first token p99 at {streams}", first.p99, "ms")
         if streams > 1:
-            bench.add_cpu(system.name, f"CPU a request of {TOKENS} tokens", used, requests)
+            bench.add_cpu(system.name, f"CPU per request of {TOKENS} tokens", used, requests)
     alone = seen["upstream"].first
     for name in ("headrace", "litellm"):
         bench.add(name, f"added to p50 at {streams}", seen[name].first.p50 - alone.p50, "ms")
@@ -69,7 +69,7 @@ def _throughput(bench: Bench, system: System) -> None:
     if summary.tokens != streams * tokens:
         raise ValueError(f"{system.name} relayed {summary.tokens} tokens, not {streams * tokens}")
     bench.add(system.name, f"tokens/s at {streams}", summary.tokens_per_second, "/s")
-    bench.add_cpu(system.name, f"CPU a token at {streams}", used, summary.tokens)
+    bench.add_cpu(system.name, f"CPU per token at {streams}", used, summary.tokens)
 
 
 def _plan(system: System, model: str, tokens: int, **plan: Any) -> Plan:

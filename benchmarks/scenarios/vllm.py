@@ -52,5 +52,5 @@ def _once(bench: Bench, system: System, streams: int) -> Summary:
     if system.streams:
         bench.add(system.name, f"first token p50 at {streams}", summary.first.p50, "ms")
         bench.add(system.name, f"first token p95 at {streams}", summary.first.p95, "ms")
-    bench.add_cpu(system.name, f"CPU a token at {streams}", used, summary.tokens)
+    bench.add_cpu(system.name, f"CPU per token at {streams}", used, summary.tokens)
     return summary

@@ -64,7 +64,7 @@ class TestGoals:
         assert (verdict.value, verdict.met) == (0.97, True)
 
     def test_a_limit_from_above(self) -> None:
-        (verdict,) = verdicts(figures(61, key=Key("followers", "headrace", "memory a follower")))
+        (verdict,) = verdicts(figures(61, key=Key("followers", "headrace", "memory per follower")))
         assert not verdict.met
         assert verdict.target == "≤ 60.0 KB"
 
