@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shared import ids
 from shared.batch import new_batch_id
 from shared.file_store import is_file_id, result_file_ids
 from shared.job import is_job_id, new_job_id
@@ -33,7 +32,7 @@ def test_ids_of_one_process_sort_in_the_order_they_were_made() -> None:
 def test_ids_made_in_one_millisecond_are_ordered_and_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     """More ids than the counter holds: the timestamp runs ahead of the system clock."""
     now = time.time_ns()
-    monkeypatch.setattr(ids.time, "time_ns", lambda: now)
+    monkeypatch.setattr(time, "time_ns", lambda: now)
     made = [new_job_id() for _ in range(10_000)]
     assert made == sorted(made)
     parsed = [uuid.UUID(job_id.removeprefix("job_")) for job_id in made]
@@ -44,7 +43,7 @@ def test_ids_made_in_one_millisecond_are_ordered_and_valid(monkeypatch: pytest.M
 def test_a_clock_that_steps_back_does_not_change_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     before = new_job_id()
     earlier = time.time_ns() - 3600 * 10**9
-    monkeypatch.setattr(ids.time, "time_ns", lambda: earlier)
+    monkeypatch.setattr(time, "time_ns", lambda: earlier)
     assert new_job_id() > before
 
 
@@ -57,7 +56,7 @@ def test_threads_never_make_the_same_timestamp_and_counter() -> None:
 
 def test_batches_made_in_one_millisecond_have_different_files(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time_ns()
-    monkeypatch.setattr(ids.time, "time_ns", lambda: now)
+    monkeypatch.setattr(time, "time_ns", lambda: now)
     files = [file for _ in range(1000) for file in result_file_ids(new_batch_id())]
     assert len(set(files)) == 2000
     assert all(is_file_id(file) for file in files)
