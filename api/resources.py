@@ -16,45 +16,45 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.auth import Authenticator
 from api.batches.driver import BatchDriver
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
-from api.files.keeper import FileKeeper
+from api.batches.store import BatchStore
+from api.files.blobs import Blobs, LocalBlobs
+from api.files.cleanup import FileKeeper
+from api.files.s3_blobs import SCHEME, S3Blobs
 from api.files.service import FileService
-from api.jobs.backlog import Backlog
-from api.jobs.places import Places
+from api.files.store import FileStore
+from api.jobs.context_window import ContextCheck
+from api.jobs.queue_estimates import Backlog
+from api.jobs.queue_positions import Places
+from api.jobs.queue_store import BacklogStore
+from api.jobs.retention import Retention
+from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService
-from api.metrics import FleetReadings
+from api.keys.auth import Authenticator
+from api.keys.store import ApiKeyStore
+from api.monitoring.queue_metrics import FleetReadings
+from api.monitoring.queue_stats import FleetStore
 from api.responses.service import ResponseService
-from api.retention import Retention
+from api.responses.store import ResponseStore
 from api.settings import ApiSettings
-from api.streams import Streams
-from api.tokens import ContextCheck
-from shared.api_keys import ApiKeyStore
-from shared.backlog_store import BacklogStore
-from shared.batch_store import BatchStore
-from shared.blobs import Blobs, LocalBlobs
-from shared.db import connect
-from shared.file_store import FileStore
-from shared.fleet import FleetStore
-from shared.job_store import JobStore
-from shared.metric_kinds import Exporter
-from shared.metric_kinds import registry as metrics_of
-from shared.metric_targets import announced
-from shared.metrics import declare_models
-from shared.queue import HintSender, celery_app
-from shared.redis_connection import connect_redis
-from shared.registry import Registry, load_registry
-from shared.rescue_store import RescueStore
-from shared.response_store import ResponseStore
-from shared.retention_store import RetentionStore
-from shared.s3_blobs import SCHEME, S3Blobs
-from shared.stream import JobLogs
-from shared.sweeper import Sweeper
-from shared.tasks import end
-from shared.tracing import NO_TRACES, Traces
-from shared.unowned import UnownedJobs
+from api.streaming.hub import Streams
+from shared.config.models.loader import Registry, load_registry
+from shared.postgres.engine import connect
+from shared.postgres.job_store import JobStore
+from shared.postgres.recovery_store import RescueStore
+from shared.recovery.sweeper import Sweeper
+from shared.recovery.terminator import UnownedJobs
+from shared.redis.connection import connect_redis
+from shared.redis.event_log import JobLogs
+from shared.redis.job_queue import HintSender, celery_app
+from shared.runtime.aio import end
+from shared.telemetry.instruments import Exporter
+from shared.telemetry.instruments import registry as metrics_of
+from shared.telemetry.metrics import declare_models
+from shared.telemetry.scrape_targets import announced
+from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
     """Make and, at the end, close everything.
 
     Raises:
-        shared.registry.RegistryError: models.yaml is wrong.
+        shared.config.models.base.RegistryError: models.yaml is wrong.
     """
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, traces.close)
@@ -180,31 +180,7 @@ async def resources(request: Request) -> Resources:
     return found
 
 
-async def job_service(request: Request) -> JobService:
-    jobs: JobService = request.app.state.resources.jobs
-    return jobs
-
-
-async def response_service(request: Request) -> ResponseService:
-    responses: ResponseService = request.app.state.resources.responses
-    return responses
-
-
-async def file_service(request: Request) -> FileService:
-    files: FileService = request.app.state.resources.files
-    return files
-
-
-async def batch_service(request: Request) -> BatchService:
-    batches: BatchService = request.app.state.resources.batches
-    return batches
-
-
 CurrentResources = Annotated[Resources, Depends(resources)]
-Jobs = Annotated[JobService, Depends(job_service)]
-Responses = Annotated[ResponseService, Depends(response_service)]
-Files = Annotated[FileService, Depends(file_service)]
-Batches = Annotated[BatchService, Depends(batch_service)]
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -20,13 +20,13 @@ from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.keys.store import ApiKeyStore
 from launcher.embedded import start_postgres, start_valkey
-from shared.api_keys import ApiKeyStore
-from shared.db import connect
-from shared.job_store import JobStore
-from shared.rescue_store import RescueStore
-from shared.stream import JobLogs
-from shared.worker_store import WorkerStore
+from shared.postgres.claim_store import WorkerStore
+from shared.postgres.engine import connect
+from shared.postgres.job_store import JobStore
+from shared.postgres.recovery_store import RescueStore
+from shared.redis.event_log import JobLogs
 from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
 
 Workers = Callable[[str], WorkerStore]

@@ -20,12 +20,11 @@ from api.anthropic.schemas import (
     ThinkingContent,
     ToolUseContent,
 )
-from api.attended import CutShort
-from api.errors import UpstreamFailed, render
-from api.openai.chunks import CannotRestart
-from shared.errors import ErrorCode
-from shared.events import Event, EventType
-from shared.job import Job, Usage
+from api.http.errors import render
+from api.streaming.errors import CannotRestart, CutShort
+from shared.domain.errors import ErrorCode, UpstreamFailed
+from shared.domain.events import Event, EventType
+from shared.domain.job import Job, Usage
 
 
 def ping() -> ServerSentEvent:

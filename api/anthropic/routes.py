@@ -7,19 +7,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.anthropic.convert import conversation, generate_request
-from api.anthropic.errors import PREFIX, AnthropicErrorResponse
+from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, ping, whole
+from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
-from api.attended import attended, while_connected
-from api.auth import AnthropicKey
-from api.errors import UpstreamFailed
-from api.json_body import JsonRoute
+from api.http.json_body import JsonRoute
+from api.http.sse import event_stream
+from api.http.submit_headers import Submission
+from api.jobs.disconnect import attended, while_connected
+from api.keys.auth import AnthropicKey
 from api.resources import CurrentResources
-from api.sse import event_stream
-from api.submit_headers import Submission
-from shared.job import JobStatus
-from shared.job_store import NewJob
+from shared.domain.errors import UpstreamFailed
+from shared.domain.job import JobStatus
+from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
 

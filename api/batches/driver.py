@@ -11,12 +11,12 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
+from api.batches.batch import Batch
 from api.batches.steps import BatchSteps
-from shared.batch import Batch
-from shared.batch_store import BatchStore
-from shared.errors import Unavailable
-from shared.outage import is_outage
-from shared.tasks import end, happens
+from api.batches.store import BatchStore
+from shared.domain.errors import Unavailable
+from shared.runtime.aio import end, happens
+from shared.runtime.outages import is_outage
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The steps of a batch. Each can be cut off anywhere and taken again, by any process; see `shared.batch_store`."""
+"""The steps of a batch. Each can be cut off anywhere and taken again, by any process; see `api.batches.store`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from api.batches.line_reader import Line, read_lines
-from api.batches.lines import LineRefused, parse
+from api.batches.batch import Batch, BatchStatus, LineError, Position
+from api.batches.jsonl_reader import Line, read_lines
+from api.batches.request_line import LineRefused, parse
 from api.batches.results import Results, write_results
+from api.batches.store import BatchJob, BatchStore
 from api.batches.validation import validate
+from api.files.blobs import BlobMissing, Blobs
 from api.jobs.service import JobService
-from shared.batch import Batch, BatchStatus, LineError, Position
-from shared.batch_store import BatchJob, BatchStore
-from shared.blobs import BlobMissing, Blobs
-from shared.ending import CANCELLED
-from shared.job import JobStatus
-from shared.metrics import BATCH_LINES, submitted
-from shared.queue import Hint
-from shared.registry import Registry
-from shared.unowned import UnownedJobs
+from shared.config.models.loader import Registry
+from shared.domain.job import JobStatus
+from shared.domain.priorities import Hint
+from shared.domain.result import CANCELLED
+from shared.recovery.terminator import UnownedJobs
+from shared.telemetry.metrics import BATCH_LINES, submitted
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class BatchSteps:
         """Take the next step. True: another can follow at once; False: jobs must come further first.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError, redis.exceptions.RedisError, shared.blobs.BlobsUnavailable:
+            sqlalchemy.exc.SQLAlchemyError, redis.exceptions.RedisError, api.files.blobs.BlobsUnavailable:
                 a service is away; take the step again.
         """
         try:

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from api.batches.line_reader import Line
-from api.batches.lines import LineRefused, parse
-from shared.batch import LineError
-from shared.registry import Registry
+from api.batches.batch import LineError
+from api.batches.jsonl_reader import Line
+from api.batches.request_line import LineRefused, parse
+from shared.config.models.loader import Registry
 
 # More errors than this are not told of.
 MAX_ERRORS = 100

@@ -10,24 +10,25 @@ from dataclasses import replace
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api.errors import Conflict, NotFound
-from api.finding import found
-from api.jobs.backlog import Backlog
-from api.streams import Queued, Streams
-from api.tokens import ContextCheck
-from shared import redis_keys
-from shared.ending import CANCELLED
-from shared.errors import InvalidRequest
-from shared.events import Event
-from shared.job import Job, JobStatus, is_job_id
-from shared.job_store import Idempotency, JobStore, NewJob
-from shared.metrics import submitted
-from shared.queue import Hint, HintSender
-from shared.registry import Registry
-from shared.sampling import GenerateRequest
-from shared.stream import JobLogs
-from shared.tracing import NO_TRACES, Traces
-from shared.unowned import UnownedJobs
+from api.http.lookup import found
+from api.jobs.context_window import ContextCheck
+from api.jobs.queue_estimates import Backlog
+from api.streaming.hub import Streams
+from api.streaming.reader import Queued
+from shared.config.models.loader import Registry
+from shared.domain.errors import Conflict, InvalidRequest, NotFound
+from shared.domain.events import Event
+from shared.domain.job import Job, JobStatus, is_job_id
+from shared.domain.priorities import Hint
+from shared.domain.request import GenerateRequest
+from shared.domain.result import CANCELLED
+from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.recovery.terminator import UnownedJobs
+from shared.redis import keys as redis_keys
+from shared.redis.event_log import JobLogs
+from shared.redis.job_queue import HintSender
+from shared.telemetry.metrics import submitted
+from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class JobService:
 
         Raises:
             NotFound: there is no such model.
-            shared.errors.InvalidRequest: the prompt does not fit the model's context.
-            shared.job_store.KeyReused: the idempotency key was used with another request.
+            InvalidRequest: the prompt does not fit the model's context.
+            shared.postgres.job_store.KeyReused: the idempotency key was used with another request.
         """
         self._check_model(new.model)
         await self._context.check(new.model, new.request)
@@ -89,7 +90,7 @@ class JobService:
 
         Raises:
             NotFound: there is no such model.
-            shared.errors.InvalidRequest: this process cannot count for the model, or its template refuses the prompt.
+            InvalidRequest: this process cannot count for the model, or its template refuses the prompt.
         """
         self._check_model(model)
         return await self._context.count(model, request)
@@ -108,7 +109,7 @@ class JobService:
         """A key's jobs, newest first.
 
         Raises:
-            shared.errors.InvalidRequest: `after` is no job's id.
+            InvalidRequest: `after` is no job's id.
         """
         if after is not None and not is_job_id(after):
             raise InvalidRequest(f"after: must be a job's id, got {after[:64]!r}", param="after")
@@ -124,7 +125,7 @@ class JobService:
         """Whether anything can follow a cursor: not after the last event of a job that has ended.
 
         Raises:
-            shared.errors.InvalidRequest: the cursor, which was given as `param`, is beyond the last event.
+            InvalidRequest: the cursor, which was given as `param`, is beyond the last event.
         """
         if not after:
             return True

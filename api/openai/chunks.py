@@ -9,19 +9,14 @@ from typing import Any
 
 import orjson
 
-from api.attended import CutShort
-from api.openai.answers import Face, role_of, total, usage_view
+from api.openai.completions import Face, role_of, total, usage_view
 from api.openai.logprobs import CompletionLogprobsOf, chat_logprobs
-from shared.errors import HeadraceError
-from shared.events import Event, EventType
-from shared.job import Job, Usage
-from shared.tasks import end
+from api.streaming.errors import CannotRestart, CutShort
+from shared.domain.events import Event, EventType
+from shared.domain.job import Job, Usage
+from shared.runtime.aio import end
 
 DONE = b"data: [DONE]\n\n"
-
-
-class CannotRestart(HeadraceError):
-    """The job was started again after text had been sent; this kind of stream cannot take text back."""
 
 
 async def frames(

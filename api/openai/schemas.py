@@ -6,9 +6,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from api.generation import Asked, AskedChat, ChatMessage, Logprobs, check_prompts, is_token_ids, sampling_of
-from api.jobs.schemas import MAX_METADATA, MetadataKey, MetadataValue
-from shared.sampling import MAX_MESSAGES, GenerateRequest, Message, TokenId, UnicodeText, contradiction
+from api.jobs.parameters import (
+    MAX_METADATA,
+    Asked,
+    AskedChat,
+    ChatMessage,
+    Logprobs,
+    MetadataKey,
+    MetadataValue,
+    check_prompts,
+    is_token_ids,
+    sampling_of,
+)
+from shared.domain.request import MAX_MESSAGES, GenerateRequest, Message, TokenId, UnicodeText, contradiction
 
 # vLLM's own limit, unless a server raises it.
 MAX_PROMPTS = 1024

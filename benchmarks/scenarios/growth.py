@@ -15,8 +15,8 @@ from benchmarks.load.plan import ID, NUMBER, Plan
 from benchmarks.scenarios.submits import JOBS, ORPHAN, submit
 from benchmarks.statistics import percentile
 from benchmarks.systems.headrace import Headrace, headrace
-from shared.db import connect
-from shared.worker_store import WorkerStore
+from shared.postgres.claim_store import WorkerStore
+from shared.postgres.engine import connect
 
 IDLE: dict[str, Any] = {"name": "idle", "engine": "simulated", "options": {"ttft_ms": 0, "itl_ms": 0}}
 # Rows as submits write them; their ids are of the last hours, and sort by time.

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from shared.events import Delta
-from shared.sampling import GenerateRequest
+from shared.domain.events import Delta
+from shared.domain.request import GenerateRequest
 from workers.engines.base import EngineDead, EngineStats, GoesOn, PromptInfo, Restarted
 
 DEADLINE_S = 20.0

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from shared.errors import ErrorCode, HeadraceError
-from shared.events import Delta
-from shared.job import Usage
-from shared.sampling import GenerateRequest
+from shared.domain.errors import ErrorCode, HeadraceError
+from shared.domain.events import Delta
+from shared.domain.job import Usage
+from shared.domain.request import GenerateRequest
 
 
 class EngineError(HeadraceError):
@@ -106,7 +106,7 @@ class Engine(Protocol):
         the task that iterates it, aborts the request and returns once the engine has freed it.
 
         Raises:
-            shared.errors.InvalidRequest: the request can never run.
+            InvalidRequest: the request can never run.
             EngineError: this request failed.
             EngineDead: the engine has ended.
         """

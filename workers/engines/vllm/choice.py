@@ -11,11 +11,11 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-from shared.events import Delta
+from shared.domain.events import Delta
+from workers.engines.token_boundaries import WholeTokens
 from workers.engines.vllm.logprobs import entry
 from workers.engines.vllm.parsing import Parsing
-from workers.engines.vllm.repeat import Repeat
-from workers.engines.whole_tokens import WholeTokens
+from workers.engines.vllm.regenerate import Repeat
 
 
 class Choice:

@@ -12,14 +12,14 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from shared.errors import InvalidRequest
-from shared.events import Delta
-from shared.registry import VllmModel
-from shared.sampling import GenerateRequest
+from shared.config.models.vllm import VllmModel
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Delta
+from shared.domain.request import GenerateRequest
 from workers.engines.base import EngineDead, EngineError, EngineStats, GoesOn, PromptInfo, Restarted
-from workers.engines.vllm.answer import Answer
 from workers.engines.vllm.executor import cpu_options
-from workers.engines.vllm.rendering import REFUSED, Rendered, Rendering, check_parsers, may_prefill, refusal
+from workers.engines.vllm.output import Answer
+from workers.engines.vllm.request import REFUSED, Rendered, Rendering, check_parsers, may_prefill, refusal
 from workers.engines.vllm.scheduler import scheduler_options
 from workers.engines.vllm.stats import VllmStats, stat_logger
 

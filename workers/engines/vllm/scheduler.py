@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from shared.queue import is_batch
+from shared.domain.priorities import is_batch
 
 
 class GivingWay(Scheduler):  # type: ignore[misc]
