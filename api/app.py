@@ -13,19 +13,19 @@ from api.anthropic import routes as anthropic
 from api.batches import routes as batches
 from api.files import routes as files
 from api.http import errors
-from api.http.middleware.body_limit import BodyLimit
-from api.http.middleware.metrics import HttpMetrics
-from api.http.middleware.region_redirect import HomeRegion
-from api.http.middleware.request_id import Ids
-from api.http.middleware.shutdown import Stopping
-from api.http.middleware.tracing import Traced
+from api.http.middleware.body_limit import BodyLimitMiddleware
+from api.http.middleware.metrics import MetricsMiddleware
+from api.http.middleware.region_redirect import RegionRedirectMiddleware
+from api.http.middleware.request_id import RequestIdMiddleware
+from api.http.middleware.shutdown import ShutdownMiddleware
+from api.http.middleware.tracing import TracingMiddleware
 from api.jobs import routes as jobs
 from api.monitoring import health
 from api.openai import routes as openai
 from api.resources import open_resources
 from api.responses import routes as responses
 from api.settings import ApiSettings
-from shared.runtime.gc_tuning import settle
+from shared.runtime.gc_tuning import freeze_gc
 from shared.telemetry.logs import requests_come
 from shared.telemetry.tracing_setup import open_traces
 
@@ -43,19 +43,19 @@ def create_app(settings: ApiSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_resources(settings, traces) as held:
             app.state.resources = held
-            settle()
+            freeze_gc()
             requests_come()
             yield
 
     app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, streamed=(files.PATH,))
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH,))
     if settings.regions:
-        app.add_middleware(HomeRegion, own=settings.region, regions=settings.regions)
-    app.add_middleware(Stopping)
+        app.add_middleware(RegionRedirectMiddleware, own=settings.region, regions=settings.regions)
+    app.add_middleware(ShutdownMiddleware)
     if traces.on:
-        app.add_middleware(Traced, traces=traces)
-    app.add_middleware(Ids)
-    app.add_middleware(HttpMetrics)
+        app.add_middleware(TracingMiddleware, traces=traces)
+    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(MetricsMiddleware)
     errors.install(app)
     app.include_router(jobs.router)
     app.include_router(openai.router)

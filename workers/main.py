@@ -58,12 +58,12 @@ def main() -> int:
     from shared.telemetry.tracing_setup import wanted
     from workers.app import app
     from workers.consumer.pool import EnginePool
-    from workers.consumer.signals import WorkerProgram
+    from workers.consumer.signals import HeadraceWorker
     from workers.consumer.transport import use_transport
-    from workers.metrics_server import served
+    from workers.metrics_server import serve_metrics
     from workers.runtime import Lifecycle
     from workers.settings import WorkerSettings
-    from workers.supervision.consumer_control import Intake
+    from workers.supervision.consumer_control import ConsumerControl
 
     settings = settings_or_exit(WorkerSettings)
     configure_logging(settings.log_level, settings.log_format)
@@ -84,8 +84,8 @@ def main() -> int:
     declare_models(Exporter.WORKER, [arguments.model])
     shown = metrics_of(Exporter.WORKER)
     app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker, shown)
-    use_transport(app, lambda: app.lifecycle.seats.batch_room)
-    process = WorkerProgram(
+    use_transport(app, lambda: app.lifecycle.slot_pool.batch_room)
+    process = HeadraceWorker(
         app=app,
         hostname=worker,
         pool_cls=EnginePool,
@@ -97,10 +97,10 @@ def main() -> int:
         quiet=True,
         loglevel=settings.log_level,
     )
-    app.lifecycle.intake = Intake(process, queue_name(arguments.model))
+    app.lifecycle.intake = ConsumerControl(process, queue_name(arguments.model))
     with ExitStack() as stack:
         try:
-            stack.enter_context(served(shown, settings))
+            stack.enter_context(serve_metrics(shown, settings))
         except OSError as error:
             print(f"HEADRACE_METRICS_PORT={settings.metrics_port}: /metrics cannot be served: {error}", file=sys.stderr)
             return 2

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from shared.telemetry.scrape_targets import announced
+from shared.telemetry.scrape_targets import scrape_target
 from workers.settings import WorkerSettings
 
 
 @contextmanager
-def served(registry: CollectorRegistry, settings: WorkerSettings) -> Iterator[None]:
+def serve_metrics(registry: CollectorRegistry, settings: WorkerSettings) -> Iterator[None]:
     """Serve a registry at `/metrics` where `HEADRACE_METRICS_PORT` asks for it.
 
     Raises:
@@ -22,7 +22,7 @@ def served(registry: CollectorRegistry, settings: WorkerSettings) -> Iterator[No
         yield
         return
     server, thread = start_http_server(settings.metrics_port, settings.metrics_host, registry)
-    with announced(settings.metrics_targets, "worker", settings.metrics_host, server.server_port):
+    with scrape_target(settings.metrics_targets, "worker", settings.metrics_host, server.server_port):
         try:
             yield
         finally:

@@ -21,32 +21,32 @@ from prometheus_client import CollectorRegistry
 from shared.config.models.loader import ModelSpec
 from shared.domain.job import JobStatus, WorkerState
 from shared.domain.result import CANCELLED
-from shared.postgres.claim_store import WorkerStore
+from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
-from shared.postgres.recovery_store import RescueStore
+from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
-from shared.recovery.terminator import UnownedJobs
+from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
-from shared.redis.event_log import JobLogs
+from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
-from shared.runtime.aio import end
-from shared.runtime.gc_tuning import settle
+from shared.runtime.aio import cancel_and_wait
+from shared.runtime.gc_tuning import freeze_gc
 from shared.runtime.outages import is_outage
 from shared.telemetry.logs import requests_come
 from shared.telemetry.tracing_setup import open_traces
 from workers.engines.factory import make_engine
-from workers.execution.attempt import Stop
-from workers.execution.log_writer import LogFlusher
+from workers.execution.attempt import StopReason
+from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
-from workers.execution.slots import Seats
-from workers.execution.worker_metrics import WorkerReadings
+from workers.execution.slots import SlotPool
+from workers.execution.worker_metrics import WorkerMetrics
 from workers.settings import WorkerSettings
-from workers.supervision.cancel_listener import ControlListener
-from workers.supervision.consumer_control import Intake
-from workers.supervision.engine_supervisor import EngineKeeper
-from workers.supervision.heartbeat import Lease
-from workers.supervision.redelivery import Healer
+from workers.supervision.cancel_listener import CancelListener
+from workers.supervision.consumer_control import ConsumerControl
+from workers.supervision.engine_supervisor import EngineSupervisor
+from workers.supervision.heartbeat import Heartbeat
+from workers.supervision.redelivery import Redelivery
 from workers.supervision.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -61,11 +61,11 @@ SWITCH_S = 0.0005
 class Lifecycle:
     """Starts and stops a worker's parts in order, and is the way in from Celery's threads."""
 
-    intake: Intake
+    intake: ConsumerControl
     _runner: Runner
-    _flusher: LogFlusher
-    _lease: Lease
-    _keeper: EngineKeeper
+    _log_writer: LogWriter
+    _lease: Heartbeat
+    _keeper: EngineSupervisor
 
     def __init__(
         self, app: Celery, settings: WorkerSettings, model: ModelSpec, worker: str, registry: CollectorRegistry
@@ -75,7 +75,7 @@ class Lifecycle:
         self._settings = settings
         self._model = model
         self._worker = worker
-        self.seats = Seats(model.slots, yields=model.yields)
+        self.slot_pool = SlotPool(model.slots, yields=model.yields)
         self._registry = registry
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
@@ -157,30 +157,30 @@ class Lifecycle:
         self._stack.push_async_callback(engine.stop)
         logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)
 
-        self._jobs, logs = JobStore(database), JobLogs(redis)
-        store = self._store = WorkerStore(database, self._worker)
-        rescues = RescueStore(database)
+        self._jobs, logs = JobStore(database), EventLog(redis)
+        store = self._store = ClaimStore(database, self._worker)
+        rescues = RecoveryStore(database)
         hints = HintSender(self._app, redis)
         self._stack.push_async_callback(hints.flush)
-        self._flusher = LogFlusher(logs, store.held, late_s=settings.heartbeat_s)
+        self._log_writer = LogWriter(logs, store.held, late_s=settings.heartbeat_s)
         self._runner = Runner(
             worker=self._worker,
             engine=engine,
-            seats=self.seats,
+            slot_pool=self.slot_pool,
             store=store,
             logs=logs,
-            flusher=self._flusher,
+            log_writer=self._log_writer,
             log_ttl_s=settings.log_ttl_s,
             max_attempts=settings.max_attempts,
             send=hints.put,
             on_engine_death=lambda: self._keeper.look(),
             traces=traces,
         )
-        lease = self._lease = Lease(self._runner, engine, store, model.name, settings)
-        self._keeper = EngineKeeper(
+        lease = self._lease = Heartbeat(self._runner, engine, store, model.name, settings)
+        self._keeper = EngineSupervisor(
             engine,
             self._runner,
-            self._flusher,
+            self._log_writer,
             lease,
             self.intake,
             model.name,
@@ -188,23 +188,23 @@ class Lifecycle:
         )
         await lease.renew()
         self._stack.push_async_callback(self._forget)
-        self._unowned = UnownedJobs(rescues, logs, settings.log_ttl_s, traces)
+        self._terminator = JobTerminator(rescues, logs, settings.log_ttl_s, traces)
         sweeper = Sweeper(
             rescues,
-            self._unowned,
+            self._terminator,
             hints.put,
             interval_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
         )
         watchdog = Watchdog(self._runner, redis, model.name, self._end_worker)
-        self._registry.register(WorkerReadings(model.name, self._runner, engine, watchdog.stalled_s))
+        self._registry.register(WorkerMetrics(model.name, self._runner, engine, watchdog.stalled_s))
         for name, part in {
-            "flusher": self._flusher.run(),
+            "log_writer": self._log_writer.run(),
             "hints": hints.run(),
             "lease": lease.run(),
-            "control": ControlListener(redis, self._runner, self._worker).run(),
-            "healer": Healer(self._runner, rescues, redis, hints, model.name).run(),
+            "control": CancelListener(redis, self._runner, self._worker).run(),
+            "healer": Redelivery(self._runner, rescues, redis, hints, model.name).run(),
             "sweeper": sweeper.run(),
             "keeper": self._keeper.run(),
             "watchdog": watchdog.run(),
@@ -212,7 +212,7 @@ class Lifecycle:
             task = asyncio.create_task(part, name=name)
             task.add_done_callback(self._part_ended)
             self._tasks.append(task)
-        settle()
+        freeze_gc()
         requests_come()
 
     async def _drain(self) -> None:
@@ -221,23 +221,23 @@ class Lifecycle:
         await self._runner.drain(self._settings.drain_s)
 
     async def _stop(self) -> None:
-        if hasattr(self, "_flusher"):
-            await self._flusher.drain(5)
-        await end(*self._tasks)
+        if hasattr(self, "_log_writer"):
+            await self._log_writer.drain(5)
+        await cancel_and_wait(*self._tasks)
         await self._stack.aclose()
 
     async def _cancel(self, job_id: str) -> None:
         job = await self._jobs.get(job_id)
         if job is not None and job.status is JobStatus.QUEUED:
-            await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED)
+            await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
         else:
             await self._jobs.mark_cancelling(job_id)
-            self._runner.stop(job_id, Stop.CANCEL)
+            self._runner.stop(job_id, StopReason.CANCEL)
 
     async def _forget(self) -> None:
         """End the lease at once. Where the database is away, the lease runs out."""
         try:
-            await self._store.leave()
+            await self._store.end_lease()
         except Exception as error:
             if not is_outage(error):
                 raise
@@ -259,7 +259,7 @@ class Lifecycle:
 
     async def _end_by_force(self) -> None:
         await self._drain()
-        await self._flusher.drain(5)
+        await self._log_writer.drain(5)
         await self._forget()
         await asyncio.sleep(FORCE_AFTER_S)
         logger.critical("Celery does not stop; ending the process")

@@ -36,7 +36,7 @@ class AnthropicErrorResponse(BaseModel):
     error: AnthropicErrorBody
 
 
-def is_asked(path: str) -> bool:
+def is_anthropic_path(path: str) -> bool:
     """Whether a path is of this face."""
     return path == PREFIX or path.startswith(f"{PREFIX}/")
 

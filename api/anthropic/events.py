@@ -32,7 +32,7 @@ def ping() -> ServerSentEvent:
     return ServerSentEvent(event="ping", data='{"type": "ping"}')
 
 
-def whole(job: Job, *, hides_thinking: bool) -> AssistantMessage:
+def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
     """A finished job as one message."""
     assert job.usage is not None
     (choice,) = job.output

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from api.openai.completions import CHAT, TEXT, Face, whole
+from api.openai.completions import CHAT, TEXT, Dialect, completion_body
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from api.responses.events import replayed
 from api.responses.messages import conversation
@@ -49,7 +49,7 @@ class Endpoint(Protocol):
 class Completions:
     """Chat and plain completions."""
 
-    face: Face
+    face: Dialect
     schema: type[ChatCompletionRequest | CompletionRequest]
     reads_log: bool = False
 
@@ -63,7 +63,7 @@ class Completions:
         return LineJob(request.model, generate, request.metadata or {})
 
     def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
-        return whole(self.face, [job], fingerprint)
+        return completion_body(self.face, [job], fingerprint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ MAX_CUSTOM_ID = 512
 FIELDS = ("custom_id", "method", "url", "body")
 
 
-class LineRefused(HeadraceError):
+class LineRejected(HeadraceError):
     """A line asks for nothing that can be run."""
 
     def __init__(self, error: LineError) -> None:
@@ -42,7 +42,7 @@ def parse(line: Line, url: str, registry: Registry | None = None) -> BatchReques
     """The request of a line of a batch for `url`. Without a registry its model is not looked for.
 
     Raises:
-        LineRefused: says why, and of which parameter.
+        LineRejected: says why, and of which parameter.
     """
     fields = _fields(line)
     custom_id = fields["custom_id"]
@@ -101,7 +101,7 @@ def _fields(line: Line) -> dict[str, Any]:
     return found
 
 
-def _refused(line: Line, code: str, message: str, param: str | None = None) -> LineRefused:
+def _refused(line: Line, code: str, message: str, param: str | None = None) -> LineRejected:
     # Messages may quote the line, and are kept.
     error = LineError(code, message[:1000], line.number, param)
-    return LineRefused(replace(error, message=error.message.encode("utf-8", "replace").decode()))
+    return LineRejected(replace(error, message=error.message.encode("utf-8", "replace").decode()))

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from api.batches.batch import Batch, BatchStatus, BatchUsage, result_file_ids
 from api.batches.endpoints import ENDPOINTS
 from api.batches.jsonl_reader import Line
-from api.batches.request_line import LineRefused, parse, said
+from api.batches.request_line import LineRejected, parse, said
 from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import render
@@ -117,7 +117,7 @@ def _refusal(batch: Batch, line: Line) -> HeadraceError:
     """Why a line that was valid once could not become a job, or cannot be shown as one: this version refuses it."""
     try:
         parse(line, batch.endpoint)
-    except LineRefused as refused:
+    except LineRejected as refused:
         return InvalidRequest(refused.message, param=refused.error.param)
     return InvalidRequest("This request was refused when its turn came.")
 

@@ -10,7 +10,7 @@ from api.batches.schemas import BatchCreate
 from api.batches.store import BatchStore
 from api.files.service import FileService
 from api.files.store import Purpose
-from api.http.lookup import found
+from api.http.lookup import own_or_404
 from shared.domain.errors import Conflict, InvalidRequest, NotFound
 
 _UNITS = {"m": 60, "h": 3600}
@@ -58,7 +58,7 @@ class BatchService:
         Raises:
             NotFound: there is none, or it is another key's.
         """
-        return await found("batch", batch_id, key_id, is_batch_id, self._store.get)
+        return await own_or_404("batch", batch_id, key_id, is_batch_id, self._store.get)
 
     async def page(self, key_id: int, *, limit: int, after: str | None) -> list[Batch]:
         """A key's batches, newest first.

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from api.batches.batch import Batch, BatchStatus, LineError, Position
 from api.batches.jsonl_reader import Line, read_lines
-from api.batches.request_line import LineRefused, parse
+from api.batches.request_line import LineRejected, parse
 from api.batches.results import Results, write_results
 from api.batches.store import BatchJob, BatchStore
 from api.batches.validation import validate
@@ -20,7 +20,7 @@ from shared.config.models.loader import Registry
 from shared.domain.job import JobStatus
 from shared.domain.priorities import Hint
 from shared.domain.result import CANCELLED
-from shared.recovery.terminator import UnownedJobs
+from shared.recovery.terminator import JobTerminator
 from shared.telemetry.metrics import BATCH_LINES, submitted
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class BatchSteps:
         store: BatchStore,
         blobs: Blobs,
         jobs: JobService,
-        unowned: UnownedJobs,
+        terminator: JobTerminator,
         send: Callable[[Hint], None],
         max_line_bytes: int,
         max_jobs: int,
@@ -55,7 +55,7 @@ class BatchSteps:
         self._store = store
         self._blobs = blobs
         self._jobs = jobs
-        self._unowned = unowned
+        self._terminator = terminator
         self._send = send
         self._max_line_bytes = max_line_bytes
         self._max_jobs = max_jobs
@@ -136,7 +136,7 @@ class BatchSteps:
                 try:
                     jobs.append(parse(line, batch.endpoint).job)
                     room -= 1
-                except LineRefused as refused:  # it was valid: this version sees it otherwise
+                except LineRejected as refused:  # it was valid: this version sees it otherwise
                     logger.warning("batch=%s line=%d is refused now: %s", batch.id, line.number, refused)
                 if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
                     if not await submit():
@@ -152,7 +152,7 @@ class BatchSteps:
         patient = datetime.now(UTC) < batch.cancelling_at + CANCEL_GRACE
         for job in await self._store.open_jobs(batch.id):
             if job.status is JobStatus.QUEUED and not (patient and job.started_at):
-                await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED)
+                await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
             elif not patient and job.status is JobStatus.IN_PROGRESS:
                 await self._jobs.cancel(job.id, job.key_id)
 

@@ -20,7 +20,7 @@ TIDY_S = 3600.0
 ORPHAN_S = 24 * 3600.0
 
 
-class FileKeeper:
+class FileCleanup:
     """Sweeps files and their bytes for as long as its process lives."""
 
     def __init__(self, store: FileStore, blobs: Blobs) -> None:

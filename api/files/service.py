@@ -9,7 +9,7 @@ from contextlib import aclosing
 from api.files.blobs import BlobMissing, Blobs
 from api.files.store import FileStore, StoredFile, is_file_id
 from api.files.upload import Upload
-from api.http.lookup import found
+from api.http.lookup import own_or_404
 from shared.domain.errors import HeadraceError, InvalidRequest, NotFound
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class FileService:
         Raises:
             NotFound: there is none, or it is another key's.
         """
-        return await found("file", file_id, key_id, is_file_id, self._store.get, param)
+        return await own_or_404("file", file_id, key_id, is_file_id, self._store.get, param)
 
     async def page(
         self, key_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool

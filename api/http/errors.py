@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from api.anthropic.error_shape import anthropic_error, is_asked
+from api.anthropic.error_shape import anthropic_error, is_anthropic_path
 from api.files.store import FileInUse
 from api.http.validation import describe
 from shared.domain.errors import (
@@ -32,9 +32,9 @@ from shared.domain.errors import (
     Unavailable,
     UpstreamFailed,
 )
-from shared.domain.request_context import ORIGIN
+from shared.domain.request_context import REQUEST_CONTEXT
 from shared.postgres.job_store import KeyReused
-from shared.runtime.outages import database_is_away, redis_is_away
+from shared.runtime.outages import is_database_outage, is_redis_outage
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class ErrorAnswer(JSONResponse):
         return anthropic_error(self.status_code, self._message)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if is_asked(scope["path"]):
+        if is_anthropic_path(scope["path"]):
             await JSONResponse(self.anthropic(), self.status_code, self._extra)(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -148,13 +148,13 @@ def render(error: Exception) -> ErrorAnswer:
             return error_response(
                 503, error.message, kind="server_error", code="unavailable", headers={"Retry-After": RETRY_AFTER_S}
             )
-    if isinstance(error, RedisError) and redis_is_away(error):
+    if isinstance(error, RedisError) and is_redis_outage(error):
         logger.warning("Redis is away: %s", error)
         return unavailable("Redis")
-    if database_is_away(error):
+    if is_database_outage(error):
         logger.warning("the database is away: %s", error)
         return unavailable("The database")
-    logger.error("request=%s unexpected error", ORIGIN.get().request_id, exc_info=error)
+    logger.error("request=%s unexpected error", REQUEST_CONTEXT.get().request_id, exc_info=error)
     return error_response(500, "The server had an error.", kind="server_error", code="internal_error")
 
 

@@ -10,7 +10,7 @@ from shared.domain.errors import NotFound
 T = TypeVar("T")
 
 
-async def found(
+async def own_or_404(
     what: str,
     item_id: str,
     key_id: int,

@@ -25,7 +25,7 @@ TEMPLATE_TOKENS = 256
 logger = logging.getLogger(__name__)
 
 
-class ContextCheck:
+class ContextWindow:
     """Refuses prompts that leave no room in their model's context."""
 
     def __init__(self, registry: Registry) -> None:

@@ -13,12 +13,12 @@ from api.jobs.service import JobService
 from api.streaming.errors import CutShort
 from shared.domain.errors import HeadraceError
 from shared.domain.job import Job
-from shared.runtime.aio import end
+from shared.runtime.aio import cancel_and_wait
 
 logger = logging.getLogger(__name__)
 
 
-async def attended(
+async def cancel_on_disconnect(
     events: AsyncIterator[bytes], jobs: JobService, submitted: Sequence[Job], *, keeps: bool
 ) -> AsyncIterator[bytes]:
     """A stream whose jobs end with it, unless kept: where its client leaves, or where it is `CutShort`."""
@@ -55,7 +55,7 @@ async def all_while_connected(
             await abandon(jobs, submitted)
         return None
     finally:
-        await end(ended, gone)
+        await cancel_and_wait(ended, gone)
 
 
 async def _disconnected(request: Request) -> None:

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 from api.jobs.queue_positions import place_data
 from api.jobs.service import JobService
-from api.streaming.reader import Queued
+from api.streaming.reader import QueuedReader
 from shared.domain.job import Job, JobStatus
 
 _PLACE = b"event: job.queued\ndata: %b\n\n"
 
 
-async def native_events(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
+async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
     """`job.queued` while it waits, again when its place changes, and the log after the cursor.
 
     Places have no id, because they are not in the log. A job that has lost its worker waits again, and says so.
@@ -20,9 +20,9 @@ async def native_events(jobs: JobService, job: Job, after: int) -> AsyncIterator
     """
     first, position = b"", None
     if job.status is JobStatus.QUEUED and after == 0:
-        position, eta_s = await jobs.backlog.waiting(job)
+        position, eta_s = await jobs.queue_estimates.waiting(job)
         first = _PLACE % place_data(position, eta_s)
-    queued = Queued(job.model, job.priority, position)
+    queued = QueuedReader(job.model, job.priority, position)
 
     async def frames() -> AsyncIterator[bytes]:
         if first:

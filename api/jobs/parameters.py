@@ -171,7 +171,7 @@ def _without_template(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-class Asked(Sampling):
+class CommonParameters(Sampling):
     """What every kind of request may have."""
 
     model: str = Field(min_length=1, description="A name from `GET /v1/models`.")
@@ -197,7 +197,7 @@ class Asked(Sampling):
         return self.response_format.structure() if self.response_format is not None else None
 
 
-class AskedChat(Asked):
+class ChatParameters(CommonParameters):
     """What a request with a conversation may have."""
 
     tools: list[Tool] | None = Field(None, min_length=1, max_length=MAX_TOOLS, fail_fast=True)

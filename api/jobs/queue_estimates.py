@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from api.jobs.queue_store import EXACT, BacklogStore, Order, Pace
+from api.jobs.queue_store import EXACT, Order, Pace, QueueStore
 from shared.config.models.loader import Registry
 from shared.domain.job import Job, JobStatus
 from shared.domain.priorities import is_batch
-from shared.runtime.outages import database_is_away
+from shared.runtime.outages import is_database_outage
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ class _Answers(Generic[T]):
             del self._asking[name]
 
 
-class Backlog:
+class QueueEstimates:
     """Places and waits of queued jobs. Neither is worth an error: where the database is away, both are unknown."""
 
-    def __init__(self, store: BacklogStore, registry: Registry) -> None:
+    def __init__(self, store: QueueStore, registry: Registry) -> None:
         self._store = store
         self._registry = registry
         self._places: _Answers[int] = _Answers()
@@ -110,7 +110,7 @@ class Backlog:
 
     @staticmethod
     def _unknown(job: Job, error: Exception) -> tuple[None, None]:
-        if not database_is_away(error):
+        if not is_database_outage(error):
             raise error
         logger.warning("job=%s its place in the queue cannot be told: %s", job.id, error)
         return None, None

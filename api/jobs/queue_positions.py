@@ -12,10 +12,10 @@ import time
 
 import orjson
 
-from api.jobs.queue_estimates import FRESH_S, Backlog
-from api.streaming.hub import Streams
+from api.jobs.queue_estimates import FRESH_S, QueueEstimates
+from api.streaming.hub import StreamHub
 from shared.domain.events import Event, EventType
-from shared.runtime.outages import database_is_away
+from shared.runtime.outages import is_database_outage
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,12 @@ def place_data(position: int | None, eta_s: float | None) -> bytes:
     return orjson.dumps({"position": position, "eta_s": eta_s})
 
 
-class Places:
+class QueuePositions:
     """Watches the queues that readers of this process wait in."""
 
-    def __init__(self, streams: Streams, backlog: Backlog) -> None:
+    def __init__(self, streams: StreamHub, backlog: QueueEstimates) -> None:
         self._streams = streams
-        self._backlog = backlog
+        self._queue_estimates = backlog
 
     async def run(self) -> None:
         """Tell for ever; cancel to stop."""
@@ -42,7 +42,7 @@ class Places:
             try:
                 await self.tell()
             except Exception as error:
-                if not database_is_away(error):
+                if not is_database_outage(error):
                     raise
                 logger.warning("places in the queue cannot be told, trying again: %s", error)
 
@@ -52,13 +52,13 @@ class Places:
         if not readers:
             return 0
         asked = time.monotonic()
-        orders = await self._backlog.orders(sorted({queued.model for _, queued in readers}))
+        orders = await self._queue_estimates.orders(sorted({queued.model for _, queued in readers}))
         told = 0
         for job_id, queued in readers:
             place = orders[queued.model].place(queued.priority, job_id, surely_waits=queued.told is not None)
             if place is None or place == queued.told or queued.heard > asked:
                 continue
-            eta_s = await self._backlog.wait_s(queued.model, queued.priority, place)
+            eta_s = await self._queue_estimates.wait_s(queued.model, queued.priority, place)
             queued.told = place
             self._streams.tell(job_id, queued, Event(0, EventType.QUEUED, place_data(place, eta_s)))
             told += 1

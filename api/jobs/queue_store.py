@@ -72,7 +72,7 @@ class Pace:
         return round(turns * self.service_s / self.slots, 1) if self.service_s is not None else None
 
 
-class BacklogStore(Store):
+class QueueStore(Store):
     """Queues in PostgreSQL."""
 
     async def place(self, job: Job) -> int:

@@ -14,7 +14,7 @@ from api.http.openapi import ERRORS, NOT_FOUND
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import Jobs
-from api.jobs.native_stream import native_events
+from api.jobs.native_stream import native_stream
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
 from api.keys.auth import CurrentKey
 from api.resources import CurrentResources
@@ -74,7 +74,7 @@ async def submit(
         except TimeoutError:
             job = await jobs.get(job.id, key_id)
     fresh = created and job.status is JobStatus.QUEUED
-    position, eta_s = await (jobs.backlog.submitted(job) if fresh else jobs.backlog.waiting(job))
+    position, eta_s = await (jobs.queue_estimates.submitted(job) if fresh else jobs.queue_estimates.waiting(job))
     return _answer(job, position, eta_s, headers)
 
 
@@ -106,7 +106,7 @@ async def list_jobs(
 async def get_job(job_id: str, key_id: CurrentKey, jobs: Jobs) -> Response:
     """A job: 200 once it has ended, 202 before."""
     job = await jobs.get(job_id, key_id)
-    return _answer(job, *await jobs.backlog.waiting(job), {})
+    return _answer(job, *await jobs.queue_estimates.waiting(job), {})
 
 
 @router.get(
@@ -133,7 +133,7 @@ async def stream(
     job = await jobs.get(job_id, key_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
-    return event_stream(await native_events(jobs, job, after), held.settings)
+    return event_stream(await native_stream(jobs, job, after), held.settings)
 
 
 @router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})

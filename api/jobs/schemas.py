@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from api.jobs.parameters import DEFAULT_PRIORITY as DEFAULT_PRIORITY
 from api.jobs.parameters import (
     MAX_METADATA,
-    AskedChat,
     ChatMessage,
+    ChatParameters,
     Logprobs,
     MetadataKey,
     MetadataValue,
@@ -23,7 +23,7 @@ from shared.domain.job import Job, JobStatus
 from shared.domain.request import MAX_MESSAGES, ChatOptions, GenerateRequest, Message, TokenId, contradiction
 
 
-class JobCreate(AskedChat):
+class JobCreate(ChatParameters):
     """A job to submit: `messages` (rendered by the model's chat template) or a raw `prompt`, and sampling."""
 
     model_config = ConfigDict(

@@ -11,10 +11,10 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from redis.asyncio import Redis
 
-from api.monitoring.queue_stats import Fleet, FleetStore
+from api.monitoring.queue_stats import QueueStats, QueueStatsStore
 from shared.config.models.loader import Registry
 from shared.domain.job import WorkerState
-from shared.runtime.outages import database_is_away, redis_is_away
+from shared.runtime.outages import is_database_outage, is_redis_outage
 from shared.telemetry import metrics
 
 logger = logging.getLogger(__name__)
@@ -25,18 +25,18 @@ FRESH_S = 1.0
 PATIENCE_S = 4.0
 
 
-class FleetReadings(Collector):
+class QueueMetrics(Collector):
     """Jobs and workers as the rows have them, and whether database and Redis answer.
 
     Every API process shows the same, so Prometheus takes the max. Where the database is away there are no numbers
     rather than old ones.
     """
 
-    def __init__(self, store: FleetStore, redis: Redis, registry: Registry) -> None:
+    def __init__(self, store: QueueStatsStore, redis: Redis, registry: Registry) -> None:
         self._store = store
         self._redis = redis
         self._registry = registry
-        self._fleet: Fleet | None = None
+        self._fleet: QueueStats | None = None
         self._redis_up = False
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
@@ -49,12 +49,12 @@ class FleetReadings(Collector):
             self._fleet, self._redis_up = await asyncio.gather(self._read_fleet(), self._ping())
             self._read_at = time.monotonic()
 
-    async def _read_fleet(self) -> Fleet | None:
+    async def _read_fleet(self) -> QueueStats | None:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await self._store.read()
         except Exception as error:
-            if not (database_is_away(error) or isinstance(error, TimeoutError)):
+            if not (is_database_outage(error) or isinstance(error, TimeoutError)):
                 raise
             logger.warning("the queue cannot be read for /metrics: %s", error or "the database is too slow")
             return None
@@ -64,7 +64,7 @@ class FleetReadings(Collector):
             async with asyncio.timeout(PATIENCE_S):
                 await self._redis.ping()
         except Exception as error:
-            if not (redis_is_away(error) or isinstance(error, TimeoutError)):
+            if not (is_redis_outage(error) or isinstance(error, TimeoutError)):
                 raise
             return False
         return True

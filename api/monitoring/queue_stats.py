@@ -16,7 +16,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class QueueStats:
     """Jobs by model and priority, as labels, and workers by model and state. `oldest` is in seconds since submit."""
 
     waiting: Counter[Key] = field(default_factory=Counter)
@@ -25,10 +25,10 @@ class Fleet:
     workers: Counter[Key] = field(default_factory=Counter)
 
 
-class FleetStore(Store):
+class QueueStatsStore(Store):
     """Reads the fleet. Each statement walks a partial index: of what is queued, of what runs, of workers."""
 
-    async def read(self) -> Fleet:
+    async def read(self) -> QueueStats:
         """The fleet now."""
         age = func.extract("epoch", func.clock_timestamp() - func.min(JobRow.created_at))
         queued = (
@@ -46,7 +46,7 @@ class FleetStore(Store):
             .where(WorkerRow.lease_expires_at > func.clock_timestamp())
             .group_by(WorkerRow.model, WorkerRow.state)
         )
-        fleet = Fleet()
+        fleet = QueueStats()
         async with self._engine.connect() as connection:
             for model, priority, count, oldest_s in await connection.execute(queued):
                 key = model_label(model), priority_label(priority)

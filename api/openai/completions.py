@@ -12,7 +12,7 @@ from shared.domain.job import Choice, Job, Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class Dialect:
     """What tells a chat completion from a plain one."""
 
     prefix: str
@@ -24,8 +24,8 @@ class Face:
         return self.prefix + job.id.removeprefix("job_")
 
 
-CHAT = Face("chatcmpl-", "chat.completion", "chat.completion.chunk", chat=True)
-TEXT = Face("cmpl-", "text_completion", "text_completion", chat=False)
+CHAT = Dialect("chatcmpl-", "chat.completion", "chat.completion.chunk", chat=True)
+TEXT = Dialect("cmpl-", "text_completion", "text_completion", chat=False)
 
 
 def usage_view(usage: Usage) -> CompletionUsage:
@@ -54,7 +54,7 @@ def role_of(job: Job) -> str:
     return request.messages[-1].role
 
 
-def whole(face: Face, jobs: Sequence[Job], fingerprint: str | None = None) -> dict[str, Any]:
+def completion_body(face: Dialect, jobs: Sequence[Job], fingerprint: str | None = None) -> dict[str, Any]:
     """Finished jobs, one for each prompt, as one answer: `ChatCompletion` or `Completion` in `api.openai.schemas`."""
     first = jobs[0]
     choice_of = _chat_choice if face.chat else _text_choice

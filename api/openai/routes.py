@@ -9,10 +9,10 @@ from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, SubmitHeaders
-from api.jobs.disconnect import all_while_connected, attended
+from api.jobs.disconnect import all_while_connected, cancel_on_disconnect
 from api.keys.auth import CurrentKey
 from api.openai.chunks import frames
-from api.openai.completions import CHAT, TEXT, Face, whole
+from api.openai.completions import CHAT, TEXT, Dialect, completion_body
 from api.openai.multi_prompt import submit_all
 from api.openai.schemas import (
     ChatCompletion,
@@ -79,7 +79,7 @@ async def model(name: str, _: CurrentKey, held: CurrentResources) -> ModelView:
 
 
 async def _complete(
-    face: Face,
+    face: Dialect,
     body: ChatCompletionRequest | CompletionRequest,
     key_id: int,
     held: Resources,
@@ -116,7 +116,7 @@ async def _complete(
             usage_always=body.usage_always,
             fingerprint=fingerprint,
         )
-        return event_stream(attended(events, jobs, submitted, keeps=keeps), held.settings, headers)
+        return event_stream(cancel_on_disconnect(events, jobs, submitted, keeps=keeps), held.settings, headers)
 
     ended = await all_while_connected(request, jobs, submitted, keeps=keeps)
     if ended is None:
@@ -125,4 +125,4 @@ async def _complete(
         if job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
             assert job.error is not None
             raise UpstreamFailed(job.error.message, code=job.error.code)
-    return JSONResponse(whole(face, ended, fingerprint), headers=headers)
+    return JSONResponse(completion_body(face, ended, fingerprint), headers=headers)

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from api.jobs.parameters import (
     MAX_METADATA,
-    Asked,
-    AskedChat,
     ChatMessage,
+    ChatParameters,
+    CommonParameters,
     Logprobs,
     MetadataKey,
     MetadataValue,
@@ -39,7 +39,7 @@ class StreamOptions(BaseModel):
     )
 
 
-class _OpenAIRequest(Asked):
+class _OpenAIRequest(CommonParameters):
     """What chat and plain completions have in common."""
 
     stream: bool = False
@@ -72,7 +72,7 @@ class _OpenAIRequest(Asked):
         return self.usage_in_the_end and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
-class ChatCompletionRequest(_OpenAIRequest, AskedChat):
+class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
     """`POST /v1/chat/completions`."""
 
     model_config = ConfigDict(

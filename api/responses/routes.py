@@ -13,7 +13,7 @@ from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, STREAMED
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
-from api.jobs.disconnect import attended, while_connected
+from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.keys.auth import CurrentKey
 from api.resources import CurrentResources
 from api.responses.dependencies import Responses
@@ -52,7 +52,7 @@ async def create(
     keeps = response.facts.background or submission.idempotency_key is not None
     if body.stream:
         events = responses.stream(response)
-        return event_stream(attended(events, held.jobs, [job], keeps=keeps), held.settings, headers)
+        return event_stream(cancel_on_disconnect(events, held.jobs, [job], keeps=keeps), held.settings, headers)
     if response.facts.background:
         return JSONResponse(await responses.shown(response), headers=headers)
 

@@ -25,13 +25,13 @@ from collections.abc import AsyncIterator, Sequence
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api.streaming.reader import Queued, Reader
-from api.streaming.reader_metrics import StreamMeter
+from api.streaming.reader import QueuedReader, Reader
+from api.streaming.reader_metrics import ReaderMetrics
 from shared.domain.events import Event, parse_archive, parse_line
 from shared.postgres.job_store import JobStore
 from shared.redis import keys as redis_keys
-from shared.redis.event_log import JobLogs
-from shared.runtime.outages import database_is_away, redis_is_away
+from shared.redis.event_log import EventLog
+from shared.runtime.outages import is_database_outage, is_redis_outage
 from shared.telemetry.metrics import STREAM_READERS
 
 logger = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ LOOKS = 5
 CHECKED = 500
 
 
-class Streams:
+class StreamHub:
     """All readers of this API process."""
 
-    def __init__(self, redis: Redis, logs: JobLogs, store: JobStore, *, resync_s: float) -> None:
+    def __init__(self, redis: Redis, logs: EventLog, store: JobStore, *, resync_s: float) -> None:
         self._redis = redis
         self._logs = logs
         self._store = store
@@ -70,7 +70,7 @@ class Streams:
                                 self._dispatch(message["data"])
                     checking.result()
                 except Exception as error:
-                    if not redis_is_away(error):
+                    if not is_redis_outage(error):
                         raise
                     logger.warning("the live channel is away, trying again: %s", error)
                     await asyncio.sleep(RETRY_S)
@@ -78,7 +78,7 @@ class Streams:
             checking.cancel()
 
     async def follow(
-        self, job_id: str, after: int = 0, queued: Queued | None = None, *, new: bool = False
+        self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
     ) -> AsyncIterator[list[Event]]:
         """Yield a job's events after a cursor, in batches, up to and with its last one.
 
@@ -87,7 +87,7 @@ class Streams:
         """
         reader = Reader(after, queued=queued)
         self._readers.setdefault(job_id, set()).add(reader)
-        meter = StreamMeter(after)
+        meter = ReaderMetrics(after)
         told_end = False
         try:
             while True:
@@ -119,7 +119,7 @@ class Streams:
             meter.left()
             await self._leave(job_id, reader, told_end=told_end)
 
-    def queued_readers(self) -> list[tuple[str, Queued]]:
+    def queued_readers(self) -> list[tuple[str, QueuedReader]]:
         """Jobs that are followed by readers who want to know their places."""
         return [
             (job_id, reader.queued)
@@ -128,7 +128,7 @@ class Streams:
             if reader.queued is not None
         ]
 
-    def tell(self, job_id: str, queued: Queued, place: Event) -> None:
+    def tell(self, job_id: str, queued: QueuedReader, place: Event) -> None:
         """Tell a reader its place, if it is still there and hears nothing else first."""
         for reader in self._readers.get(job_id, ()):
             if reader.queued is queued:
@@ -180,7 +180,7 @@ class Streams:
         try:
             archived = await self._store.archived_log(job_id)
         except Exception as error:
-            if not database_is_away(error):
+            if not is_database_outage(error):
                 raise
             archived, away = None, error
         if archived is not None:
@@ -202,7 +202,7 @@ class Streams:
             if job_id in await self._store.ended([job_id]):
                 return True
         except Exception as error:
-            if not database_is_away(error):
+            if not is_database_outage(error):
                 raise
             away = error
         if away is not None:
@@ -264,7 +264,7 @@ class Streams:
         try:
             ended = await self._store.ended(job_ids)
         except Exception as error:
-            if not database_is_away(error):
+            if not is_database_outage(error):
                 raise
             logger.warning("%d silent streams cannot be checked against their rows: %s", len(job_ids), error)
         now = time.monotonic()

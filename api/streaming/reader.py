@@ -15,7 +15,7 @@ BUFFER = 256
 
 
 @dataclass(slots=True, eq=False)
-class Queued:
+class QueuedReader:
     """A queue that a reader's job may wait in. `told` is the place it was told last; None: it ran, when last heard of.
 
     `heard` is when that was, on the monotonic clock.
@@ -32,7 +32,7 @@ class Reader:
 
     __slots__ = ("after", "behind", "heard", "live", "only_end", "place", "queued", "wake")
 
-    def __init__(self, after: int, *, only_end: bool = False, queued: Queued | None = None) -> None:
+    def __init__(self, after: int, *, only_end: bool = False, queued: QueuedReader | None = None) -> None:
         self.after = after
         self.only_end = only_end
         self.queued = queued

@@ -9,7 +9,7 @@ from shared.domain.events import Event, EventType
 from shared.telemetry.metrics import STREAM_FIRST_TOKEN, STREAM_OPENS, STREAM_READERS
 
 
-class StreamMeter:
+class ReaderMetrics:
     """`seen`: there is nothing more to look for in the events that the reader is given."""
 
     __slots__ = ("_began", "_waited", "seen")

@@ -119,13 +119,11 @@ def joined_calls(calls: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
     """Fragments of the same call as one, in the calls' order."""
     joined: dict[int, CallDelta] = {}
     for call in calls:
-        so_far = joined.get(call.index)
+        prior = joined.get(call.index)
         joined[call.index] = (
             call
-            if so_far is None
-            else CallDelta(
-                call.index, so_far.id or call.id, so_far.name or call.name, so_far.arguments + call.arguments
-            )
+            if prior is None
+            else CallDelta(call.index, prior.id or call.id, prior.name or call.name, prior.arguments + call.arguments)
         )
     return tuple(joined.values())
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.domain.ids import is_id, new_id
 from shared.domain.request import GenerateRequest
-from shared.domain.request_context import NO_ORIGIN, Origin
+from shared.domain.request_context import NO_CONTEXT, RequestContext
 
 
 class JobStatus(StrEnum):
@@ -153,7 +153,7 @@ class Job:
     usage: Usage | None = None
     error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
-    origin: Origin = NO_ORIGIN
+    request_context: RequestContext = NO_CONTEXT
 
     @property
     def missed_start(self) -> bool:

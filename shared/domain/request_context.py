@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class RequestContext:
     """`request_id` is the answer's `x-request-id`; `traceparent` is as W3C's Trace Context writes it."""
 
     request_id: str | None = None
     traceparent: str | None = None
 
 
-NO_ORIGIN = Origin()
+NO_CONTEXT = RequestContext()
 # Of what the running task works for; the API sets it for each request.
-ORIGIN: ContextVar[Origin] = ContextVar("origin", default=NO_ORIGIN)
+REQUEST_CONTEXT: ContextVar[RequestContext] = ContextVar("origin", default=NO_CONTEXT)

@@ -23,7 +23,7 @@ def exhausted(deaths: int) -> Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class JobResult:
     """What the row of a job is given when it ends. `log` is the archive of its events, `attempts` all there were."""
 
     status: JobStatus
@@ -36,7 +36,7 @@ class Ending:
     log: str
 
 
-def conclude(
+def build_result(
     job: Job,
     events: Sequence[Event],
     seq: int,
@@ -49,7 +49,7 @@ def conclude(
     finished_at: datetime,
     outcome: str,
     tokens: Mapping[int, int],
-) -> tuple[Ending, Event]:
+) -> tuple[JobResult, Event]:
     """The row's ending and the log's last event, which has the number `seq` and follows `events`.
 
     `outcome` is the word for how the running attempt ended, `tokens` what each attempt made.
@@ -66,7 +66,7 @@ def conclude(
     if failure is not None:
         payload["error"] = {"code": str(failure.code), "message": failure.message}
     last = event(seq, EventType(status.value), payload)
-    ending = Ending(
+    ending = JobResult(
         status=status,
         finished_at=finished_at,
         output=output,

@@ -13,17 +13,17 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.job import RUNNING, Job, JobStatus, WorkerState
-from shared.domain.result import Ending
+from shared.domain.result import JobResult
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_rows import (
     COLUMNS,
     LOST,
     JobRowStore,
     end_statement,
-    ending_record,
     overdue,
     owned,
     requeued,
+    result_record,
     to_job,
 )
 from shared.postgres.prepared import Prepared
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Claim:
     """A running job and the attempt that holds it."""
 
     job_id: str
@@ -71,7 +71,7 @@ _CLAIM = Prepared(
 _FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text), JobRow.status.in_(RUNNING)))
 
 
-class WorkerStore(JobRowStore):
+class ClaimStore(JobRowStore):
     """One worker's side of jobs, and its row. Claims and results that come together are committed together."""
 
     def __init__(self, engine: AsyncEngine, worker: str) -> None:
@@ -84,9 +84,9 @@ class WorkerStore(JobRowStore):
         """Take a queued job: attempt n+1, this worker's. None: it does not wait any more, or its time is up."""
         return await self._claims(job_id)
 
-    async def finish(self, job_id: str, attempt: int, ending: Ending) -> bool:
+    async def finish(self, job_id: str, attempt: int, ending: JobResult) -> bool:
         """End a job that this attempt owns. False: it does not own it any more; nothing was written."""
-        return await self._results(ending_record(job_id, attempt, ending))
+        return await self._results(result_record(job_id, attempt, ending))
 
     async def _claim(self, job_ids: Sequence[str]) -> list[Job | None]:
         rows = await _CLAIM.run(self._engine, {"ids": list(job_ids), "claimant": self._worker})
@@ -97,7 +97,7 @@ class WorkerStore(JobRowStore):
     async def _finish(self, endings: Sequence[dict[str, Any]]) -> list[bool]:
         return await self._end(_FINISH, endings, owner=self._worker)
 
-    async def give_back(
+    async def requeue(
         self,
         job_id: str,
         attempt: int,
@@ -123,7 +123,7 @@ class WorkerStore(JobRowStore):
         )
         return await self._changes(statement)
 
-    async def disown(self, job_id: str, attempt: int) -> None:
+    async def release_claim(self, job_id: str, attempt: int) -> None:
         """Let a running job count as lost with its worker, though that worker lives."""
         ours = owned(job_id, attempt, self._worker)
         statement = update(JobRow).where(ours).values({JobRow.worker: self._worker + LOST})
@@ -137,7 +137,7 @@ class WorkerStore(JobRowStore):
         running: int,
         lease_s: float,
         state: WorkerState = WorkerState.READY,
-    ) -> list[Held]:
+    ) -> list[Claim]:
         """Renew the lease; returns what this worker holds, and what of that is being cancelled."""
         expires = func.clock_timestamp() + seconds(lease_s)
         renew = upsert(WorkerRow).values(
@@ -151,20 +151,20 @@ class WorkerStore(JobRowStore):
             await connection.execute(renew)
             return await self._held(connection)
 
-    async def held(self) -> list[Held]:
+    async def held(self) -> list[Claim]:
         """The running jobs that this worker owns."""
         async with self._engine.connect() as connection:
             return await self._held(connection)
 
-    async def leave(self) -> None:
+    async def end_lease(self) -> None:
         """End the lease at once."""
         await self._changes(delete(WorkerRow).where(WorkerRow.id == self._worker))
 
-    async def _held(self, connection: AsyncConnection) -> list[Held]:
+    async def _held(self, connection: AsyncConnection) -> list[Claim]:
         held = select(JobRow.id, JobRow.attempt, JobRow.status).where(
             JobRow.worker == self._worker, JobRow.status.in_(RUNNING)
         )
-        return [Held(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(held)]
+        return [Claim(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(held)]
 
 
 def _readable(row: Any) -> Job | None:

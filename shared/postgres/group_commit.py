@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from shared.runtime.outages import database_is_away
+from shared.runtime.outages import is_database_outage
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class GroupCommit(Generic[I, O]):
         try:
             outcomes = await self._write([item for item, _ in batch])
         except Exception as error:
-            if len(batch) > 1 and isinstance(error, DBAPIError) and not database_is_away(error):
+            if len(batch) > 1 and isinstance(error, DBAPIError) and not is_database_outage(error):
                 logger.warning("%d writes cannot be made together, trying each alone: %s", len(batch), error)
                 for one in batch:
                     await self._commit([one])

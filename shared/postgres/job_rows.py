@@ -26,8 +26,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.domain.job import RUNNING, TERMINAL, Attempt, Choice, Failure, Job, JobStatus, Usage
 from shared.domain.request import GenerateRequest
-from shared.domain.request_context import Origin
-from shared.domain.result import Ending
+from shared.domain.request_context import RequestContext
+from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
@@ -89,7 +89,7 @@ def to_job(row: Any) -> Job:
         usage=Usage(**row.usage) if row.usage is not None else None,
         error=Failure(row.error_code, row.error_message) if row.error_code is not None else None,
         attempts=tuple(attempts),
-        origin=Origin(row.request_id, row.traceparent),
+        request_context=RequestContext(row.request_id, row.traceparent),
     )
 
 
@@ -133,7 +133,7 @@ def requeued(tokens: int, outcome: str, *, deaths: int) -> dict[Any, Any]:
     }
 
 
-_ENDINGS = Records(
+_RESULTS = Records(
     "endings",
     id=Text,
     attempt=SmallInteger,
@@ -163,11 +163,11 @@ def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
 
 
 def end_statement(*guards: ColumnElement[bool]) -> Any:
-    """Give endings (`ending_record`) to the jobs whose attempt they name and for which the guards hold.
+    """Give endings (`result_record`) to the jobs whose attempt they name and for which the guards hold.
 
     Returns ids. The guards leave a job's history of attempts no way to have grown since it was read.
     """
-    ending = _ENDINGS
+    ending = _RESULTS
     return (
         update(JobRow)
         .where(JobRow.id == ending.id, JobRow.attempt == ending.attempt, *guards)
@@ -189,7 +189,7 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
     )
 
 
-def ending_record(job_id: str, attempt: int, ending: Ending) -> dict[str, Any]:
+def result_record(job_id: str, attempt: int, ending: JobResult) -> dict[str, Any]:
     """An ending as `end_statement` takes it."""
     error = ending.error
     return {
@@ -256,5 +256,5 @@ class JobRowStore(Store):
 
     async def _end(self, statement: Prepared, endings: Sequence[dict[str, Any]], **values: object) -> list[bool]:
         """Run an `end_statement`: which of the endings were written."""
-        ended = {row.id for row in await statement.run(self._engine, {**_ENDINGS.parameters(endings), **values})}
+        ended = {row.id for row in await statement.run(self._engine, {**_RESULTS.parameters(endings), **values})}
         return [item["id"] in ended for item in endings]

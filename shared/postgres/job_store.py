@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from shared.domain.errors import ErrorCode, HeadraceError
 from shared.domain.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_id
 from shared.domain.request import GenerateRequest
-from shared.domain.request_context import ORIGIN, Origin
+from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
@@ -53,7 +53,7 @@ class NewJob:
     metadata: dict[str, str] = field(default_factory=dict)
     start_within_s: float | None = None
     finish_within_s: float | None = None
-    origin: Origin = field(default_factory=ORIGIN.get)
+    request_context: RequestContext = field(default_factory=REQUEST_CONTEXT.get)
     response: ResponseFacts | None = None
 
 
@@ -258,8 +258,8 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "metadata": new.metadata,
         "start_within_s": new.start_within_s,
         "finish_within_s": new.finish_within_s,
-        "request_id": new.origin.request_id,
-        "traceparent": new.origin.traceparent,
+        "request_id": new.request_context.request_id,
+        "traceparent": new.request_context.traceparent,
         "response": None if new.response is None else {"job_id": job_id, **asdict(new.response)},
     }
 
@@ -281,7 +281,7 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
         created_at=inserted.created_at,
         start_before=inserted.start_before,
         finish_before=inserted.finish_before,
-        origin=new.origin,
+        request_context=new.request_context,
     )
 
 

@@ -9,16 +9,16 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.domain.job import RUNNING, Job, JobStatus
 from shared.domain.priorities import Hint
-from shared.domain.result import Ending
+from shared.domain.result import JobResult
 from shared.postgres.job_rows import (
     COLUMNS,
     LOST,
     JobRowStore,
     end_statement,
-    ending_record,
     live_workers,
     overdue,
     requeued,
+    result_record,
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import seconds
@@ -26,7 +26,7 @@ from shared.postgres.tables import IdempotencyKeyRow, JobRow, WorkerRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rescued(Hint):
+class RequeuedJob(Hint):
     """The hint for a job that was put back, and which attempt it was that `worker` lost."""
 
     attempt: int
@@ -38,14 +38,14 @@ _END_QUEUED = Prepared(end_statement(JobRow.status == JobStatus.QUEUED.value))
 _END_LOST = Prepared(end_statement(JobRow.status.in_(RUNNING), JobRow.worker.endswith(LOST)))
 
 
-class RescueStore(JobRowStore):
+class RecoveryStore(JobRowStore):
     """Jobs that no live worker owns."""
 
-    async def end_queued(self, job_id: str, attempt: int, ending: Ending) -> bool:
+    async def end_queued(self, job_id: str, attempt: int, ending: JobResult) -> bool:
         """End a job that waits. False: it does not wait any more, or was tried in between."""
-        return (await self._end(_END_QUEUED, [ending_record(job_id, attempt, ending)]))[0]
+        return (await self._end(_END_QUEUED, [result_record(job_id, attempt, ending)]))[0]
 
-    async def condemn(self, job_id: str, attempt: int) -> bool:
+    async def revoke_claim(self, job_id: str, attempt: int) -> bool:
         """Take a running job from its worker, for good, so that it can be ended. False: its worker lives.
 
         Who condemns a job and dies leaves it as it was: lost.
@@ -62,12 +62,12 @@ class RescueStore(JobRowStore):
         )
         return await self._changes(statement)
 
-    async def end_lost(self, job_id: str, attempt: int, ending: Ending) -> bool:
+    async def end_lost(self, job_id: str, attempt: int, ending: JobResult) -> bool:
         """End a job that was condemned. False: it was ended in between."""
-        return (await self._end(_END_LOST, [ending_record(job_id, attempt, ending)]))[0]
+        return (await self._end(_END_LOST, [result_record(job_id, attempt, ending)]))[0]
 
-    async def requeue_lost(self, max_attempts: int, limit: int = 500) -> list[Rescued]:
-        """Put the jobs of silent workers back into the queue, but for those that must end (`lost_to_end`)."""
+    async def requeue_stalled(self, max_attempts: int, limit: int = 500) -> list[RequeuedJob]:
+        """Put the jobs of silent workers back into the queue, but for those that must end (`stalled_to_end`)."""
         lost = (
             select(JobRow.id)
             .where(
@@ -95,7 +95,7 @@ class RescueStore(JobRowStore):
         )
         async with self._engine.connect() as connection:
             return [
-                Rescued(
+                RequeuedJob(
                     job_id=row.id,
                     model=row.model,
                     priority=row.priority,
@@ -106,7 +106,7 @@ class RescueStore(JobRowStore):
                 for row in await connection.execute(statement)
             ]
 
-    async def lost_to_end(self, max_attempts: int, limit: int = 100) -> list[Job]:
+    async def stalled_to_end(self, max_attempts: int, limit: int = 100) -> list[Job]:
         """Jobs of silent workers that are not tried again: being cancelled, out of attempts, or out of time."""
         statement = (
             select(*COLUMNS)
@@ -128,12 +128,12 @@ class RescueStore(JobRowStore):
         statement = select(*COLUMNS).where(JobRow.status == JobStatus.QUEUED.value, overdue()).limit(limit)
         return await self._jobs(statement)
 
-    async def forget_idempotency_keys(self, older_than_s: int) -> None:
+    async def delete_idempotency_keys(self, older_than_s: int) -> None:
         """Free keys for another use."""
         statement = delete(IdempotencyKeyRow).where(IdempotencyKeyRow.created_at < func.now() - seconds(older_than_s))
         await self._changes(statement)
 
-    async def forget_workers(self, silent_for_s: int) -> None:
+    async def delete_dead_workers(self, silent_for_s: int) -> None:
         """Delete the rows of workers that are long dead."""
         await self._changes(delete(WorkerRow).where(WorkerRow.lease_expires_at < func.now() - seconds(silent_for_s)))
 
@@ -153,7 +153,7 @@ class RescueStore(JobRowStore):
         async with self._engine.connect() as connection:
             return [Hint(*row) for row in await connection.execute(statement)]
 
-    async def overtaken(self, model: str, priority: int, before: str, *, limit: int) -> list[Hint]:
+    async def queued_before(self, model: str, priority: int, before: str, *, limit: int) -> list[Hint]:
         """Queued jobs of a priority that are older than one already served: their message is lost."""
         statement = (
             select(JobRow.id, JobRow.model, JobRow.priority)

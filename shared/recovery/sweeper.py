@@ -11,8 +11,8 @@ from collections.abc import Callable
 from shared.domain.job import JobStatus
 from shared.domain.priorities import Hint, first
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
-from shared.postgres.recovery_store import RescueStore
-from shared.recovery.terminator import UnownedJobs
+from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.terminator import JobTerminator
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import ATTEMPTS, RESCUES, model_label
 
@@ -29,8 +29,8 @@ class Sweeper:
 
     def __init__(
         self,
-        store: RescueStore,
-        unowned: UnownedJobs,
+        store: RecoveryStore,
+        unowned: JobTerminator,
         send: Callable[[Hint], None],
         *,
         interval_s: float,
@@ -38,7 +38,7 @@ class Sweeper:
         max_attempts: int,
     ) -> None:
         self._store = store
-        self._unowned = unowned
+        self._terminator = unowned
         self._send = send
         self._interval_s = interval_s
         self._lease_s = lease_s
@@ -66,7 +66,7 @@ class Sweeper:
         Without `take` nothing is taken from a worker. A sweeper that has just begun, or whose last sweep failed or
         took long, cannot tell a silent worker from one that could not renew its lease either.
         """
-        rescued = await self._store.requeue_lost(self._max_attempts) if take else []
+        rescued = await self._store.requeue_stalled(self._max_attempts) if take else []
         for hint in rescued:
             model = model_label(hint.model)
             RESCUES.labels(model).inc()
@@ -80,18 +80,18 @@ class Sweeper:
             await self._end_lost()
         for job in await self._store.overdue():
             if job.missed_start:
-                await self._unowned.end(job, JobStatus.EXPIRED, NOT_STARTED)
+                await self._terminator.end(job, JobStatus.EXPIRED, NOT_STARTED)
             else:
-                await self._unowned.end(job, JobStatus.CANCELLED, LATE)
-        await self._store.forget_idempotency_keys(IDEMPOTENCY_KEY_S)
-        await self._store.forget_workers(DEAD_WORKER_S)
+                await self._terminator.end(job, JobStatus.CANCELLED, LATE)
+        await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
+        await self._store.delete_dead_workers(DEAD_WORKER_S)
         return len(rescued)
 
     async def _end_lost(self) -> None:
-        for job in await self._store.lost_to_end(self._max_attempts):
+        for job in await self._store.stalled_to_end(self._max_attempts):
             if job.status is JobStatus.CANCELLING:
-                await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED)
+                await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
             elif job.deaths < self._max_attempts - 1:
-                await self._unowned.end(job, JobStatus.CANCELLED, LATE)
+                await self._terminator.end(job, JobStatus.CANCELLED, LATE)
             else:
-                await self._unowned.end(job, JobStatus.FAILED, exhausted(self._max_attempts))
+                await self._terminator.end(job, JobStatus.FAILED, exhausted(self._max_attempts))

@@ -9,20 +9,20 @@ from redis.exceptions import RedisError
 
 from shared.domain.events import Event, EventType, event, seq_before
 from shared.domain.job import Failure, Job, JobStatus, Usage
-from shared.domain.result import conclude
+from shared.domain.result import build_result
 from shared.domain.transcript import Transcript, tokens_by_attempt
-from shared.postgres.recovery_store import RescueStore
-from shared.redis.event_log import Append, Fenced, JobLogs
+from shared.postgres.recovery_store import RecoveryStore
+from shared.redis.event_log import Append, EventLog, Fenced
 from shared.telemetry.metrics import ATTEMPTS, job_ended, model_label
 from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
 
 
-class UnownedJobs:
+class JobTerminator:
     """Ends them, with what earlier attempts made as their output."""
 
-    def __init__(self, store: RescueStore, logs: JobLogs, log_ttl_s: int, traces: Traces = NO_TRACES) -> None:
+    def __init__(self, store: RecoveryStore, logs: EventLog, log_ttl_s: int, traces: Traces = NO_TRACES) -> None:
         self._store = store
         self._logs = logs
         self._log_ttl_s = log_ttl_s
@@ -37,7 +37,7 @@ class UnownedJobs:
         attempt = job.attempt + 1
         running = job.status is not JobStatus.QUEUED
         # The row first: a worker that turns out to live must find its log as it left it.
-        if running and not await self._store.condemn(job.id, job.attempt):
+        if running and not await self._store.revoke_claim(job.id, job.attempt):
             return False
         try:
             events = await self._logs.take_over(job.id, attempt) if job.attempt else []
@@ -50,7 +50,7 @@ class UnownedJobs:
             events = list(news)
         transcript = Transcript.of(events, job.request.sampling.n)
         seq = events[-1].seq + 1 if events else 1
-        ending, last = conclude(
+        ending, last = build_result(
             job,
             events,
             seq,
@@ -71,9 +71,9 @@ class UnownedJobs:
                 ATTEMPTS.labels(model_label(job.model), "worker_lost").inc()
             logger.info(
                 "job=%s model=%s attempt=%d worker=%s request=%s %s: %s",
-                job.id, job.model, job.attempt, job.worker, job.origin.request_id, status.value, failure.code,
+                job.id, job.model, job.attempt, job.worker, job.request_context.request_id, status.value, failure.code,
             )  # fmt: skip
-            self._traces.ended_unowned(job, status, ending.finished_at)
+            self._traces.ended_without_worker(job, status, ending.finished_at)
             await self._tell(Append(job.id, attempt, [*news, last], self._log_ttl_s, force=bool(news)))
         return ended
 

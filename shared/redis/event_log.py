@@ -117,7 +117,7 @@ class Append:
     force: bool = False
 
 
-class JobLogs:
+class EventLog:
     """The logs of all jobs, in one Redis. Raises `redis.exceptions.RedisError` where Redis is away."""
 
     def __init__(self, redis: Redis) -> None:

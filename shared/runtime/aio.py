@@ -15,7 +15,7 @@ from typing import Any
 AGAIN_S = 5.0
 
 
-async def happens(event: asyncio.Event, within_s: float) -> bool:
+async def wait_for_event(event: asyncio.Event, within_s: float) -> bool:
     """Wait for an event, for so long at most; whether it is set."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within_s):
@@ -23,7 +23,7 @@ async def happens(event: asyncio.Event, within_s: float) -> bool:
     return event.is_set()
 
 
-async def end(*tasks: asyncio.Future[Any], again_s: float = AGAIN_S) -> None:
+async def cancel_and_wait(*tasks: asyncio.Future[Any], again_s: float = AGAIN_S) -> None:
     """Cancel tasks until they have ended, and wait for that; what they return or raise is not told.
 
     One that has not ended after `again_s` seconds is cancelled again. Who is cancelled while it waits here waits on,

@@ -8,7 +8,7 @@ import gc
 COLLECT = (20_000, 20, 50)
 
 
-def settle() -> None:
+def freeze_gc() -> None:
     """Call when everything is loaded: what is there now stays, and the collector need not walk it ever again.
 
     Its walks over the modules of a large program stop the event loop for tens of milliseconds.

@@ -21,7 +21,7 @@ _REDIS = (
 _REFUSES = ("MISCONF", "NOREPLICAS", "BUSY ", "LOADING", "MASTERDOWN")
 
 
-def database_is_away(error: BaseException) -> bool:
+def is_database_outage(error: BaseException) -> bool:
     """The database cannot be used now; the statement may be fine."""
     if isinstance(error, sqlalchemy.exc.TimeoutError):
         return True
@@ -35,7 +35,7 @@ def database_is_away(error: BaseException) -> bool:
     return isinstance(error, OSError)
 
 
-def redis_is_away(error: BaseException) -> bool:
+def is_redis_outage(error: BaseException) -> bool:
     """Redis, or the broker on it, cannot be used now."""
     if isinstance(error, redis.exceptions.ResponseError) and any(word in str(error) for word in _REFUSES):
         return True
@@ -44,4 +44,4 @@ def redis_is_away(error: BaseException) -> bool:
 
 def is_outage(error: BaseException) -> bool:
     """One of the two is away. Anything else must not be waited out: raise it again."""
-    return database_is_away(error) or redis_is_away(error)
+    return is_database_outage(error) or is_redis_outage(error)

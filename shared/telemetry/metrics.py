@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from shared.domain.errors import ErrorCode
 from shared.domain.job import TERMINAL, Job, WorkerState
 from shared.domain.priorities import BANDS
-from shared.domain.result import Ending
+from shared.domain.result import JobResult
 from shared.telemetry.instruments import (
     Across,
     Exporter,
@@ -336,7 +336,7 @@ def submitted(model: str, priority: int) -> None:
     JOBS_SUBMITTED.labels(model_label(model), priority_label(priority)).inc()
 
 
-def job_ended(job: Job, ending: Ending) -> None:
+def job_ended(job: Job, ending: JobResult) -> None:
     """Count a job's end. For the one process that has written it into the row."""
     model, priority = model_label(job.model), priority_label(job.priority)
     JOBS_FINISHED.labels(model, priority, ending.status.value).inc()

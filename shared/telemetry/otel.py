@@ -22,7 +22,7 @@ from opentelemetry.trace.propagation import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from shared.domain.job import JOB_ID_PREFIX, Attempt, Job, JobStatus
-from shared.domain.request_context import ORIGIN, Origin
+from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.telemetry.tracing import AttemptTrace, Reading, RequestTrace, Traces
 
 LOST = "worker_lost"
@@ -69,14 +69,20 @@ class OtelTraces(Traces):
             method,
             _parent(traceparent),
             SpanKind.SERVER,
-            _known({"http.request.method": method, "url.path": path, "headrace.request.id": ORIGIN.get().request_id}),
+            _known(
+                {
+                    "http.request.method": method,
+                    "url.path": path,
+                    "headrace.request.id": REQUEST_CONTEXT.get().request_id,
+                }
+            ),
         )
-        ORIGIN.set(replace(ORIGIN.get(), traceparent=_written(span)))
+        REQUEST_CONTEXT.set(replace(REQUEST_CONTEXT.get(), traceparent=_written(span)))
         return _Request(span, method)
 
     @contextmanager
-    def submitting(self, model: str) -> Iterator[Origin]:
-        origin = ORIGIN.get()
+    def submitting(self, model: str) -> Iterator[RequestContext]:
+        origin = REQUEST_CONTEXT.get()
         span = self._tracer.start_span(
             f"submit {model}", _parent(origin.traceparent), SpanKind.PRODUCER, {"gen_ai.request.model": model}
         )
@@ -95,7 +101,7 @@ class OtelTraces(Traces):
         self._waited(job, before, current.started_at)
         return _Attempt(self, job, current)
 
-    def ended_unowned(self, job: Job, status: JobStatus, now: datetime) -> None:
+    def ended_without_worker(self, job: Job, status: JobStatus, now: datetime) -> None:
         if job.status is JobStatus.QUEUED:
             self._waited(job, list(job.attempts), now, status.value)
         elif job.attempts:
@@ -103,7 +109,7 @@ class OtelTraces(Traces):
 
     @contextmanager
     def reading(self, job: Job, after: int) -> Iterator[Reading]:
-        links = [_context(ORIGIN.get().traceparent)]
+        links = [_context(REQUEST_CONTEXT.get().traceparent)]
         span = self.of_job(
             job, "stream", None, {"headrace.after": after}, links=[Link(link) for link in links if link.is_valid]
         )
@@ -129,7 +135,7 @@ class OtelTraces(Traces):
         links: list[Link] | None = None,
     ) -> Span:
         """A span of the job's trace, below its submit. A job that came without one has a trace named after it."""
-        parent = _parent(job.origin.traceparent)
+        parent = _parent(job.request_context.traceparent)
         self._ids.span_id, self._ids.trace_id = span_id, _uuid(job)
         try:
             return self._tracer.start_span(
@@ -139,7 +145,7 @@ class OtelTraces(Traces):
                 _known(
                     {
                         "headrace.job.id": job.id,
-                        "headrace.request.id": job.origin.request_id,
+                        "headrace.request.id": job.request_context.request_id,
                         "gen_ai.request.model": job.model,
                         **attributes,
                     }
@@ -270,5 +276,5 @@ def _uuid(job: Job) -> int:
 
 
 def _attempt_span_id(job: Job, number: int) -> int:
-    digest = hashlib.sha256(f"{job.id} {job.origin.traceparent} {number}".encode()).digest()
+    digest = hashlib.sha256(f"{job.id} {job.request_context.traceparent} {number}".encode()).digest()
     return int.from_bytes(digest[:8]) or 1

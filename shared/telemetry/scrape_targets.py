@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 @contextmanager
-def announced(folder: Path | None, role: str, host: str, port: int) -> Iterator[None]:
+def scrape_target(folder: Path | None, role: str, host: str, port: int) -> Iterator[None]:
     """Name this process's address in the folder for as long as it lives. None: nobody looks there."""
     if folder is None:
         yield

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from shared.domain.job import Job, JobStatus
-from shared.domain.request_context import ORIGIN, Origin
+from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 
 
 class RequestTrace:
@@ -63,19 +63,19 @@ class Traces:
     on = False
 
     def request(self, method: str, path: str, traceparent: str | None) -> RequestTrace:
-        """A request has come, with the `traceparent` that it had. Sets `ORIGIN` for what is done for it."""
+        """A request has come, with the `traceparent` that it had. Sets `REQUEST_CONTEXT` for what is done for it."""
         return RequestTrace()
 
     @contextmanager
-    def submitting(self, model: str) -> Iterator[Origin]:
+    def submitting(self, model: str) -> Iterator[RequestContext]:
         """A job is committed meanwhile; yields where it comes from."""
-        yield ORIGIN.get()
+        yield REQUEST_CONTEXT.get()
 
     def claimed(self, job: Job) -> AttemptTrace:
         """A worker has claimed a job. Tells how long it waited, and of the attempt before, if it was lost."""
         return AttemptTrace()
 
-    def ended_unowned(self, job: Job, status: JobStatus, now: datetime) -> None:
+    def ended_without_worker(self, job: Job, status: JobStatus, now: datetime) -> None:
         """A job has ended without a worker, as it was read before."""
 
     @contextmanager

@@ -55,7 +55,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     def on_start(self) -> None:
         self._lifecycle.start()
-        slots = self._lifecycle.seats.slots
+        slots = self._lifecycle.slot_pool.slots
         self._urgent = ThreadPoolExecutor(slots, thread_name_prefix="job")
         self._batch = ThreadPoolExecutor(slots, thread_name_prefix="batch-job")
 
@@ -80,7 +80,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         job_id, request = args[1], args[2]
         batch = is_batch(request["delivery_info"]["priority"] or 0)
         # Where a thread is free the job begins now: its claim need not wait for the thread to get going.
-        begun = self._lifecycle.begin(job_id) if self._lifecycle.seats.take(batch=batch) else None
+        begun = self._lifecycle.begin(job_id) if self._lifecycle.slot_pool.take(batch=batch) else None
         executor = self._batch if batch else self._urgent
         return _Applied(
             executor.submit(self._apply, job_id, batch, begun, target, args, kwargs, callback, accept_callback)
@@ -113,7 +113,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         finally:
             with self._lock:
                 del self._jobs[pid]
-            self._lifecycle.seats.leave(batch=batch)
+            self._lifecycle.slot_pool.leave(batch=batch)
             self._lifecycle.intake.look()
 
     def _accepting(self, accept: Callable[..., Any] | None) -> Callable[..., Any] | None:
@@ -128,7 +128,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()
-        info.update({"max-concurrency": self._lifecycle.seats.slots, "processes": sorted(self._jobs)})
+        info.update({"max-concurrency": self._lifecycle.slot_pool.slots, "processes": sorted(self._jobs)})
         return info
 
     @property

@@ -15,7 +15,7 @@ def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
     sender.app.lifecycle.cancel(request.id)
 
 
-class WorkerProgram(Worker):  # type: ignore[misc]
+class HeadraceWorker(Worker):  # type: ignore[misc]
     """SIGTERM, SIGINT and SIGQUIT drain, and a second one ends the drain's grace.
 
     Celery's cold shutdown knows only its own processes, not threads.

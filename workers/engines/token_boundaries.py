@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 
-class WholeTokens:
+class TokenBoundaries:
     """One choice's tokens, with their text as decoded, and the text that may be shown."""
 
     def __init__(self) -> None:

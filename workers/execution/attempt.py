@@ -12,10 +12,10 @@ from shared.domain.job import Job, Usage
 from shared.domain.transcript import Transcript
 from shared.telemetry.tracing import AttemptTrace
 from workers.engines.base import PromptInfo
-from workers.execution.log_writer import JobLog
+from workers.execution.log_writer import LogBuffer
 
 
-class Stop(StrEnum):
+class StopReason(StrEnum):
     """Why a running job was stopped from outside."""
 
     CANCEL = "cancelled"
@@ -26,11 +26,11 @@ class Stop(StrEnum):
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class RunningAttempt:
     """One attempt of a job while it runs here."""
 
     job: Job
-    log: JobLog
+    log: LogBuffer
     transcript: Transcript
     claimed: float = field(default_factory=time.monotonic)
     prompt: PromptInfo = field(default_factory=lambda: PromptInfo(0))
@@ -42,7 +42,7 @@ class Run:
     lost_tokens: dict[int, int] = field(default_factory=dict)
     first_token_at: datetime | None = None
     generating: asyncio.Task[None] | None = None
-    stop: Stop | None = None
+    stop: StopReason | None = None
     trace: AttemptTrace = field(default_factory=AttemptTrace)
 
     def now(self) -> datetime:

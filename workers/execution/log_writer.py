@@ -10,23 +10,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.domain.events import Delta, Event, EventType, delta_event, event
-from shared.postgres.claim_store import Held
-from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, JobLogs
-from shared.runtime.aio import happens
+from shared.postgres.claim_store import Claim
+from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
+from shared.runtime.aio import wait_for_event
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import FENCED_WRITES, model_label
-from workers.engines.pacing import distance_s
-from workers.execution.token_metrics import TokenMeter
+from workers.engines.pacing import flush_interval_s
+from workers.execution.token_metrics import TokenMetrics
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = (0.05, 2.0)
 # Events in one append of a log that is written again.
-PIECE = 1000
+CHUNK_EVENTS = 1000
 
 
 @dataclass(slots=True, eq=False)
-class JobLog:
+class LogBuffer:
     """One running job's log, as its worker writes it: everything is kept here until the job ends."""
 
     job_id: str
@@ -43,10 +43,10 @@ class JobLog:
     urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
     _pending: dict[int, Delta] = field(default_factory=dict)
-    _meter: TokenMeter = field(init=False)
+    _meter: TokenMetrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self._meter = TokenMeter(self.model)
+        self._meter = TokenMetrics(self.model)
 
     def delta(self, delta: Delta) -> None:
         """Add text; it joins what the same choice gained since the last flush."""
@@ -105,7 +105,7 @@ class JobLog:
             self.urgent = False
 
 
-class LogFlusher:
+class LogWriter:
     """Writes the logs of all running jobs, one round trip for all that have something new.
 
     A log in which somebody waits for what is new (a start, a first token, an end) is written at once, and it alone. All
@@ -114,18 +114,18 @@ class LogFlusher:
     on.
     """
 
-    def __init__(self, logs: JobLogs, held: Callable[[], Awaitable[Sequence[Held]]], *, late_s: float) -> None:
+    def __init__(self, logs: EventLog, held: Callable[[], Awaitable[Sequence[Claim]]], *, late_s: float) -> None:
         """`held` asks the rows what this worker owns. A log whose first event is later than `late_s` asks too."""
         self._logs = logs
         self._held = held
         self._late_s = late_s
-        self._dirty: dict[JobLog, None] = {}
+        self._dirty: dict[LogBuffer, None] = {}
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def touch(self, log: JobLog) -> None:
+    def touch(self, log: LogBuffer) -> None:
         """Say that a log has something new."""
         if not log.fenced:
             self._dirty[log] = None
@@ -141,7 +141,7 @@ class LogFlusher:
         while True:
             await self._wake.wait()
             if not self._urgent.is_set() and (early := next_at - time.monotonic()) > 0:
-                await happens(self._urgent, early)
+                await wait_for_event(self._urgent, early)
             self._wake.clear()
             self._urgent.clear()
             everything = time.monotonic() >= next_at
@@ -149,7 +149,7 @@ class LogFlusher:
             for log in batch:
                 del self._dirty[log]
             if everything:
-                next_at = time.monotonic() + distance_s(len(batch))
+                next_at = time.monotonic() + flush_interval_s(len(batch))
             if self._dirty:
                 self._wake.set()
             try:
@@ -168,12 +168,12 @@ class LogFlusher:
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until everything is written, for so long at most."""
-        await happens(self._idle, timeout_s)
+        await wait_for_event(self._idle, timeout_s)
 
-    async def _flush(self, batch: list[JobLog]) -> None:
+    async def _flush(self, batch: list[LogBuffer]) -> None:
         appends: list[Append] = []
-        logs: list[JobLog] = []
-        unsure: list[JobLog] = []
+        logs: list[LogBuffer] = []
+        unsure: list[LogBuffer] = []
         for log in batch:
             log.seal()
             if unwritten := log.unwritten:
@@ -193,10 +193,10 @@ class LogFlusher:
         if unsure:
             await self._write_again(unsure)
 
-    async def _write_again(self, logs: list[JobLog]) -> None:
+    async def _write_again(self, logs: list[LogBuffer]) -> None:
         """Write whole logs where Redis has nothing of them, not even a fence: the rows say which are ours."""
         held = {(item.job_id, item.attempt) for item in await self._held()}
-        ours: list[JobLog] = []
+        ours: list[LogBuffer] = []
         for log in logs:
             if (log.job_id, log.attempt) in held:
                 ours.append(log)
@@ -208,11 +208,11 @@ class LogFlusher:
         for log in ours:
             await self._write_whole(log)
 
-    async def _write_whole(self, log: JobLog) -> None:
+    async def _write_whole(self, log: LogBuffer) -> None:
         """One log in pieces that do not keep Redis from its other work."""
         events = list(log.events)
-        for start in range(0, len(events), PIECE):
-            piece = events[start : start + PIECE]
+        for start in range(0, len(events), CHUNK_EVENTS):
+            piece = events[start : start + CHUNK_EVENTS]
             (last,) = await self._logs.append([Append(log.job_id, log.attempt, piece, log.ttl_s, force=start == 0)])
             if last == FENCED:
                 self._fence(log)
@@ -223,7 +223,7 @@ class LogFlusher:
         log.wrote(events)
 
     @staticmethod
-    def _fence(log: JobLog) -> None:
+    def _fence(log: LogBuffer) -> None:
         log.fenced = True
         FENCED_WRITES.labels(model_label(log.model), "log").inc()
         logger.warning("job=%s attempt=%d writes no log any more: it is not its owner", log.job_id, log.attempt)

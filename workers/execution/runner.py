@@ -14,18 +14,18 @@ from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import EventType, seq_before
 from shared.domain.job import Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, first, is_batch
-from shared.domain.result import CANCELLED, LATE, conclude, exhausted
+from shared.domain.result import CANCELLED, LATE, build_result, exhausted
 from shared.domain.transcript import Transcript, tokens_by_attempt
-from shared.postgres.claim_store import Held, WorkerStore
-from shared.redis.event_log import Fenced, JobLogs
+from shared.postgres.claim_store import Claim, ClaimStore
+from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import job_ended
 from shared.telemetry.tracing import NO_TRACES, Traces
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted
 from workers.execution import job_metrics as counts
-from workers.execution.attempt import Run, Stop
-from workers.execution.log_writer import JobLog, LogFlusher
-from workers.execution.slots import Seats
+from workers.execution.attempt import RunningAttempt, StopReason
+from workers.execution.log_writer import LogBuffer, LogWriter
+from workers.execution.slots import SlotPool
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ class Runner:
         *,
         worker: str,
         engine: Engine,
-        seats: Seats,
-        store: WorkerStore,
-        logs: JobLogs,
-        flusher: LogFlusher,
+        slot_pool: SlotPool,
+        store: ClaimStore,
+        logs: EventLog,
+        log_writer: LogWriter,
         log_ttl_s: int,
         max_attempts: int,
         send: Callable[[Hint], None],
@@ -53,17 +53,17 @@ class Runner:
     ) -> None:
         """`on_engine_death` is called from the loop, once for each job that finds the engine dead."""
         self.worker = worker
-        self.seats = seats
+        self.slot_pool = slot_pool
         self._engine = engine
         self._store = store
         self._logs = logs
-        self._flusher = flusher
+        self._log_writer = log_writer
         self._log_ttl_s = log_ttl_s
         self._max_attempts = max_attempts
         self._send = send
         self._on_engine_death = on_engine_death
         self._traces = traces
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, RunningAttempt] = {}
         self._closed = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -98,7 +98,7 @@ class Runner:
                 counts.claimed(job)
                 run.trace = self._traces.claimed(job)
                 if self._closed:
-                    self.stop(job.id, Stop.HAND_BACK)  # the drain began while it was being claimed
+                    self.stop(job.id, StopReason.HAND_BACK)  # the drain began while it was being claimed
                 self._set_aside()
                 if not await self._open_log(run):
                     return None
@@ -109,7 +109,7 @@ class Runner:
             if not self.in_hand:
                 self._empty.set()
 
-    def stop(self, job_id: str, why: Stop, attempt: int | None = None) -> None:
+    def stop(self, job_id: str, why: StopReason, attempt: int | None = None) -> None:
         """Stop a running job: the engine aborts it, and what it made so far is kept."""
         run = self._runs.get(job_id)
         if run is None or run.stop is not None or (attempt is not None and run.job.attempt != attempt):
@@ -129,14 +129,14 @@ class Runner:
             for run in self._runs.values()
             if run.stop is None and not (run.generating is not None and run.generating.done())
         ]
-        over = len(running) - self.seats.slots
-        if over <= 0 or not self.seats.yields:
+        over = len(running) - self.slot_pool.slots
+        if over <= 0 or not self.slot_pool.yields:
             return
         batch = [run for run in running if is_batch(run.job.priority)]
-        batch.sort(key=lambda run: (-self._engine.goes_on(run.job.request), -run.claimed))
+        batch.sort(key=lambda run: (-self._engine.resume_mode(run.job.request), -run.claimed))
         for run in batch[:over]:
             logger.info("job=%s makes room for a more urgent one", run.job.id)
-            self.stop(run.job.id, Stop.SET_ASIDE)
+            self.stop(run.job.id, StopReason.SET_ASIDE)
 
     def close(self) -> None:
         """Take nothing more."""
@@ -162,10 +162,10 @@ class Runner:
     async def hand_back(self) -> None:
         """Put all running jobs back into the queue; returns when that is done."""
         for job_id in list(self._runs):
-            self.stop(job_id, Stop.HAND_BACK)
+            self.stop(job_id, StopReason.HAND_BACK)
         await self._empty.wait()
 
-    def unowned(self, held: list[Held]) -> list[Held]:
+    def unowned(self, held: list[Claim]) -> list[Claim]:
         """What the database says that this worker holds and that does not run here."""
         return [
             item
@@ -178,10 +178,12 @@ class Runner:
         return [(job_id, run.job.attempt) for job_id, run in self._runs.items() if run.claimed < moment]
 
     @contextlib.contextmanager
-    def _tracked(self, job: Job) -> Iterator[Run]:
+    def _tracked(self, job: Job) -> Iterator[RunningAttempt]:
         choices = job.request.sampling.n
-        run = Run(job, JobLog(job.id, job.attempt, job.model, counted=job.request.token_counts), Transcript(choices))
-        self.stop(job.id, Stop.LOST)  # an earlier attempt still here: its lease ran out, and nobody has told it
+        run = RunningAttempt(
+            job, LogBuffer(job.id, job.attempt, job.model, counted=job.request.token_counts), Transcript(choices)
+        )
+        self.stop(job.id, StopReason.LOST)  # an earlier attempt still here: its lease ran out, and nobody has told it
         self._runs[job.id] = run
         try:
             yield run
@@ -203,7 +205,7 @@ class Runner:
                 delay = min(2 * delay, RETRY_S[1])
         return None
 
-    async def _open_log(self, run: Run) -> bool:
+    async def _open_log(self, run: RunningAttempt) -> bool:
         """Take the log over from earlier attempts, and go on after their last token where that is exact."""
         job, log = run.job, run.log
         if job.attempt > 1:
@@ -216,48 +218,48 @@ class Runner:
             run.made_before = run.transcript.tokens
             run.lost_tokens = tokens_by_attempt(events)
             made_text = bool(run.transcript.deltas) or not events
-            if made_text and not (events and self._engine.goes_on(job.request)):
+            if made_text and not (events and self._engine.resume_mode(job.request)):
                 self._restart(run)
         log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self.worker})
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens",
-            job.id, job.model, job.attempt, self.worker, job.origin.request_id, run.made_before,
+            job.id, job.model, job.attempt, self.worker, job.request_context.request_id, run.made_before,
         )  # fmt: skip
         return True
 
-    def _restart(self, run: Run) -> None:
+    def _restart(self, run: RunningAttempt) -> None:
         """Tell readers to discard what they have."""
         run.transcript.clear()
         run.made_before = 0
         run.log.discard()
         run.log.event(EventType.RESTARTED, {"attempt": run.job.attempt})
 
-    async def _generate(self, run: Run) -> None:
+    async def _generate(self, run: RunningAttempt) -> None:
         """Generate in a task of its own, so that a stop cancels this and nothing else."""
         if run.stop is None:
             run.generating = asyncio.create_task(self._publish_outputs(run), name=f"generate-{run.job.id}")
-        self._flusher.touch(run.log)  # that it started is told once the engine was asked, which takes longer
+        self._log_writer.touch(run.log)  # that it started is told once the engine was asked, which takes longer
         if run.generating is None:
             return
         deadline = None
         if run.job.finish_before is not None:
             left_s = (run.job.finish_before - run.now()).total_seconds()
             deadline = asyncio.get_running_loop().call_later(
-                max(0.0, left_s), self.stop, run.job.id, Stop.DEADLINE, run.job.attempt
+                max(0.0, left_s), self.stop, run.job.id, StopReason.DEADLINE, run.job.attempt
             )
         await asyncio.wait([run.generating])
         if deadline is not None:
             deadline.cancel()
 
-    async def _publish_outputs(self, run: Run) -> None:
+    async def _publish_outputs(self, run: RunningAttempt) -> None:
         job = run.job
-        so_far = list(run.transcript.deltas)
-        if so_far and all(choice.finish_reason for choice in run.transcript.choices()):
+        prior = list(run.transcript.deltas)
+        if prior and all(choice.finish_reason for choice in run.transcript.choices()):
             return  # the attempt before this one died between its last token and its row
         run.given = time.monotonic()
         counts.given(job, run.given - run.claimed)
         run.trace.generates(run.now(), run.made_before)
-        outputs = self._engine.generate(f"{job.id}-{job.attempt}", job.request, so_far)
+        outputs = self._engine.generate(f"{job.id}-{job.attempt}", job.request, prior)
         async with aclosing(outputs):
             async for item in outputs:
                 if isinstance(item, PromptInfo):
@@ -277,9 +279,9 @@ class Runner:
                     run.trace.first_token(run.first_token_at, run.prompt.prompt_tokens, run.prompt.cached_tokens)
                 run.transcript.add(item)
                 run.log.delta(item)
-                self._flusher.touch(run.log)
+                self._log_writer.touch(run.log)
 
-    async def _finish(self, run: Run) -> JobStatus | None:
+    async def _finish(self, run: RunningAttempt) -> JobStatus | None:
         """Write how the attempt ended: first the row, then the event that tells readers."""
         assert run.generating is None or run.generating.done()
         error = None
@@ -291,10 +293,10 @@ class Runner:
             if run.job.deaths + 1 >= self._max_attempts:
                 return await self._end(run, JobStatus.FAILED, exhausted(self._max_attempts))
             return await self._hand_back(run, "engine_lost", died=True)
-        if run.stop is Stop.LOST:
+        if run.stop is StopReason.LOST:
             return None
         if (
-            run.stop in (Stop.HAND_BACK, Stop.SET_ASIDE)
+            run.stop in (StopReason.HAND_BACK, StopReason.SET_ASIDE)
             and error is None
             and (run.generating is None or run.generating.cancelled())
         ):
@@ -303,7 +305,7 @@ class Runner:
         status, failure = self._outcome(run, error)
         return await self._end(run, status, failure)
 
-    def _outcome(self, run: Run, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
+    def _outcome(self, run: RunningAttempt, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
         if isinstance(error, InvalidRequest):
             return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message)
         if isinstance(error, EngineError):
@@ -315,15 +317,15 @@ class Runner:
         if not all(choice.finish_reason for choice in choices):
             if run.stop is None:
                 return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, "The engine ended the request too early.")
-            return JobStatus.CANCELLED, LATE if run.stop is Stop.DEADLINE else CANCELLED
+            return JobStatus.CANCELLED, LATE if run.stop is StopReason.DEADLINE else CANCELLED
         if any(choice.finish_reason == "length" for choice in choices):
             return JobStatus.INCOMPLETE, None
         return JobStatus.COMPLETED, None
 
-    async def _end(self, run: Run, status: JobStatus, failure: Failure | None) -> JobStatus | None:
+    async def _end(self, run: RunningAttempt, status: JobStatus, failure: Failure | None) -> JobStatus | None:
         job, usage = run.job, run.usage()
         run.log.seal()
-        ending, last = conclude(
+        ending, last = build_result(
             job,
             run.log.events,
             run.log.seq + 1,
@@ -345,22 +347,22 @@ class Runner:
         counts.attempt_ended(job, status.value)
         run.trace.ended(ending.finished_at, status.value, usage.prompt_tokens, run.tokens)
         run.log.close(last, self._log_ttl_s)
-        self._flusher.touch(run.log)
+        self._log_writer.touch(run.log)
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s %s prompt=%d output=%d ms=%d",
-            job.id, job.model, job.attempt, self.worker, job.origin.request_id, status.value,
+            job.id, job.model, job.attempt, self.worker, job.request_context.request_id, status.value,
             usage.prompt_tokens, usage.completion_tokens,
             round((ending.finished_at - job.created_at).total_seconds() * 1000),
         )  # fmt: skip
         return status
 
-    async def _hand_back(self, run: Run, outcome: str, *, died: bool = False) -> JobStatus | None:
+    async def _hand_back(self, run: RunningAttempt, outcome: str, *, died: bool = False) -> JobStatus | None:
         """Back into the queue, with its text so far; a job that is being cancelled ends instead."""
         job = run.job
         run.log.seal()
-        self._flusher.touch(run.log)
+        self._log_writer.touch(run.log)
         given = await self._patiently(
-            lambda: self._store.give_back(
+            lambda: self._store.requeue(
                 job.id,
                 job.attempt,
                 tokens=run.tokens,
@@ -375,7 +377,7 @@ class Runner:
             run.trace.ended(run.now(), outcome, run.prompt.prompt_tokens, run.tokens)
             logger.info(
                 "job=%s model=%s attempt=%d worker=%s request=%s handed back after %d tokens (%s)",
-                job.id, job.model, job.attempt, self.worker, job.origin.request_id, run.tokens, outcome,
+                job.id, job.model, job.attempt, self.worker, job.request_context.request_id, run.tokens, outcome,
             )  # fmt: skip
             self._send(first(Hint(job.id, job.model, job.priority)))
             return None

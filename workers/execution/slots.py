@@ -8,7 +8,7 @@ import threading
 KEPT_SHARE = 8
 
 
-class Seats:
+class SlotPool:
     """The slots of one engine, as its worker gives them to messages. Safe to use from any thread.
 
     Where batch jobs are set aside for urgent ones (`yields`; the runner does it), urgent jobs may take all slots,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.telemetry.metrics import GENERATED_TOKENS, INTER_TOKEN_LATENCY, model_label
 
 
-class TokenMeter:
+class TokenMetrics:
     """The gaps between a job's tokens. What is written together shares the time since what was written before it."""
 
     __slots__ = ("_gaps", "_last", "_made")

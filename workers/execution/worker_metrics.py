@@ -13,7 +13,7 @@ from workers.engines.base import Engine
 from workers.execution.runner import Runner
 
 
-class WorkerReadings(Collector):
+class WorkerMetrics(Collector):
     """What is read when Prometheus asks: the worker's load and its engine's. Costs nothing in between."""
 
     def __init__(self, model: str, runner: Runner, engine: Engine, stalled_s: Callable[[], float]) -> None:
@@ -26,7 +26,7 @@ class WorkerReadings(Collector):
     def collect(self) -> Iterable[Metric]:
         runner, stats = self._runner, self._engine.stats()
         yield metrics.WORKER_JOBS.family([(self._labels, runner.running)])
-        yield metrics.WORKER_SLOTS.family([(self._labels, runner.seats.slots)])
+        yield metrics.WORKER_SLOTS.family([(self._labels, runner.slot_pool.slots)])
         yield metrics.WORKER_READY.family([(self._labels, float(runner.taking))])
         yield metrics.WORKER_STALLED.family([(self._labels, self._stalled_s())])
         yield metrics.ENGINE_RUNNING.family([(self._labels, stats.requests - stats.waiting)])

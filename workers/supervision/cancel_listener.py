@@ -8,14 +8,14 @@ import logging
 from redis.asyncio import Redis
 
 from shared.redis import keys as redis_keys
-from shared.runtime.outages import redis_is_away
-from workers.execution.attempt import Stop
+from shared.runtime.outages import is_redis_outage
+from workers.execution.attempt import StopReason
 from workers.execution.runner import Runner
 
 logger = logging.getLogger(__name__)
 
 
-class ControlListener:
+class CancelListener:
     """Stops a job as soon as its cancel is asked for. What is missed here, the next heartbeat finds."""
 
     def __init__(self, redis: Redis, runner: Runner, worker: str) -> None:
@@ -32,9 +32,9 @@ class ControlListener:
                     while True:
                         message = await pubsub.get_message(timeout=1)
                         if message is not None:
-                            self._runner.stop(message["data"].decode(), Stop.CANCEL)
+                            self._runner.stop(message["data"].decode(), StopReason.CANCEL)
             except Exception as error:
-                if not redis_is_away(error):
+                if not is_redis_outage(error):
                     raise
                 logger.warning("the control channel is away, trying again: %s", error)
                 await asyncio.sleep(1)

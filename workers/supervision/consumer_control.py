@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Intake:
+class ConsumerControl:
     """One queue of one Celery worker. Safe to call from any thread: Celery does it on its own."""
 
     def __init__(self, worker: Any, queue: str) -> None:

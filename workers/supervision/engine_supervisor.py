@@ -7,13 +7,13 @@ import logging
 import time
 
 from shared.domain.job import WorkerState
-from shared.runtime.aio import happens
+from shared.runtime.aio import wait_for_event
 from shared.telemetry.metrics import ENGINE_RESTARTS, model_label
 from workers.engines.base import Engine
-from workers.execution.log_writer import LogFlusher
+from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
-from workers.supervision.consumer_control import Intake
-from workers.supervision.heartbeat import Lease
+from workers.supervision.consumer_control import ConsumerControl
+from workers.supervision.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -23,16 +23,16 @@ BACK_OFF_S = 1.0
 RECOVERED_S = 60.0
 
 
-class EngineKeeper:
+class EngineSupervisor:
     """Watches one engine. While it is down the worker takes no messages and is not ready."""
 
     def __init__(
         self,
         engine: Engine,
         runner: Runner,
-        flusher: LogFlusher,
-        lease: Lease,
-        intake: Intake,
+        log_writer: LogWriter,
+        lease: Heartbeat,
+        intake: ConsumerControl,
         model: str,
         *,
         back_off_max_s: float,
@@ -40,7 +40,7 @@ class EngineKeeper:
         self._model = model_label(model)
         self._engine = engine
         self._runner = runner
-        self._flusher = flusher
+        self._log_writer = log_writer
         self._lease = lease
         self._intake = intake
         self._back_off_max_s = back_off_max_s
@@ -55,7 +55,7 @@ class EngineKeeper:
         """Watch for ever; cancel to stop."""
         started = time.monotonic()
         while True:
-            await happens(self._look, POLL_S)
+            await wait_for_event(self._look, POLL_S)
             self._look.clear()
             if self._engine.dead:
                 if time.monotonic() - started > RECOVERED_S:
@@ -70,7 +70,7 @@ class EngineKeeper:
         self._intake.pause()
         await self._lease.show(WorkerState.RESTARTING)
         await self._runner.hand_back()
-        await self._flusher.drain(5)
+        await self._log_writer.drain(5)
         while True:
             await self._engine.stop()
             logger.warning("starting the engine again in %.0f s", self._delay_s)

@@ -8,7 +8,7 @@ from pathlib import Path
 from shared.domain.job import WorkerState
 
 
-class Beacon:
+class HeartbeatFile:
     """A file that holds the worker's state and is written again at each heartbeat; none where `path` is None."""
 
     def __init__(self, path: Path | None) -> None:

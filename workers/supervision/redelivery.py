@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from shared.domain.job import JOB_ID_PREFIX
 from shared.domain.priorities import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES, Hint, first
-from shared.postgres.recovery_store import RescueStore
+from shared.postgres.recovery_store import RecoveryStore
 from shared.redis import job_queue as queue
 from shared.redis.job_queue import HintSender
 from shared.runtime.outages import is_outage
@@ -33,10 +33,10 @@ AGAIN_S = 30.0
 AT_ONCE = 50
 
 
-class Healer:
+class Redelivery:
     """Sends hints again for jobs of this worker's model."""
 
-    def __init__(self, runner: Runner, store: RescueStore, redis: Redis, hints: HintSender, model: str) -> None:
+    def __init__(self, runner: Runner, store: RecoveryStore, redis: Redis, hints: HintSender, model: str) -> None:
         self._runner = runner
         self._store = store
         self._redis = redis
@@ -63,8 +63,11 @@ class Healer:
         if any(depths.values()):
             lost = self._not_lately(await self._passed_over(depths))
         else:
-            seats, lost = self._runner.seats, []
-            for room, priorities in ((seats.urgent_room, URGENT_PRIORITIES), (seats.batch_room, BATCH_PRIORITIES)):
+            slot_pool, lost = self._runner.slot_pool, []
+            for room, priorities in (
+                (slot_pool.urgent_room, URGENT_PRIORITIES),
+                (slot_pool.batch_room, BATCH_PRIORITIES),
+            ):
                 if room > 0:
                     lost += await self._store.waiting(
                         self._model, limit=room, older_than_s=ON_THE_WAY_S, priorities=priorities
@@ -86,7 +89,7 @@ class Healer:
                 )
         for priority, served in list(self._runner.last_claimed.items()):
             before = earlier(served, OVERTAKEN_S)
-            found += map(first, await self._store.overtaken(self._model, priority, before, limit=AT_ONCE))
+            found += map(first, await self._store.queued_before(self._model, priority, before, limit=AT_ONCE))
         return found
 
     def _not_lately(self, hints: list[Hint]) -> list[Hint]:

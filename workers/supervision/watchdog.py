@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from shared.domain.priorities import is_batch
 from shared.redis import job_queue as queue
-from shared.runtime.outages import redis_is_away
+from shared.runtime.outages import is_redis_outage
 from workers.execution.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Watchdog:
             try:
                 waiting = self.untaken(await queue.depths(self._redis, self._model)) if self._runner.taking else 0
             except Exception as error:
-                if not redis_is_away(error):
+                if not is_redis_outage(error):
                     raise
                 waiting = 0
             if self.stuck(waiting, time.monotonic()):
@@ -54,11 +54,11 @@ class Watchdog:
 
     def untaken(self, depths: dict[int, int]) -> int:
         """Messages that wait though there is room for their kind."""
-        seats = self._runner.seats
+        slot_pool = self._runner.slot_pool
         return sum(
             messages
             for priority, messages in depths.items()
-            if (seats.batch_room if is_batch(priority) else seats.urgent_room) > 0
+            if (slot_pool.batch_room if is_batch(priority) else slot_pool.urgent_room) > 0
         )
 
     def stuck(self, waiting: int, now: float) -> bool:

@@ -10,7 +10,7 @@ from api.http.errors import render
 from shared.domain.errors import TooLarge
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """ASGI middleware: reads the body up to the limit, then hands it on whole; else answers 413.
 
     What is sent to one of the `streamed` paths is handed on as it comes; its route has a limit of its own.

@@ -17,7 +17,7 @@ OTHER_METHOD = "(other)"
 NO_ROUTE = "(none)"
 
 
-class HttpMetrics:
+class MetricsMiddleware:
     """ASGI middleware, outside of all others: counts answers when their head is sent."""
 
     def __init__(self, app: ASGIApp) -> None:

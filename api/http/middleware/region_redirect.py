@@ -14,7 +14,7 @@ from shared.domain.ids import REGION
 _HOME = re.compile(rf"/v1/(?:[a-z_]+/)+[a-z]+[-_][0-9a-f]{{32}}_({REGION})(?:/|$)")
 
 
-class HomeRegion:
+class RegionRedirectMiddleware:
     """ASGI middleware: what is asked of a job, file or batch of another region is answered 307 to that region.
 
     307 keeps method and body (RFC 9110, 15.4.8). An id without a region, or of one that is not known, is served here.

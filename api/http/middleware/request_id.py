@@ -7,11 +7,11 @@ import secrets
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.anthropic.error_shape import is_asked
-from shared.domain.request_context import ORIGIN, Origin
+from api.anthropic.error_shape import is_anthropic_path
+from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 
 
-class Ids:
+class RequestIdMiddleware:
     """ASGI middleware: every answer carries `x-request-id`, the client's own where it sent one.
 
     From the moment that a request's job is committed (`request.state.job_id`), its answer carries the job's id too,
@@ -28,13 +28,13 @@ class Ids:
         sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = sent if 0 < len(sent) <= 128 and sent.isprintable() else f"req_{secrets.token_hex(12)}"
 
-        ORIGIN.set(Origin(request_id))
+        REQUEST_CONTEXT.set(RequestContext(request_id))
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                if is_asked(scope["path"]):
+                if is_anthropic_path(scope["path"]):
                     headers["request-id"] = request_id
                 if job_id := scope.get("state", {}).get("job_id"):
                     headers["x-headrace-job-id"] = job_id

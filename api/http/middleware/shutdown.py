@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.http import errors
 
 
-class Stopping:
+class ShutdownMiddleware:
     """ASGI middleware: a request that the end of this process cuts short is answered 503, to be tried again."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -10,7 +10,7 @@ from shared.telemetry.tracing import Traces
 PREFIX = "/v1/"
 
 
-class Traced:
+class TracingMiddleware:
     """ASGI middleware: a request's span lasts until its answer, which may be a stream, is whole or has no reader."""
 
     def __init__(self, app: ASGIApp, traces: Traces) -> None:

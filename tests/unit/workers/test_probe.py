@@ -10,7 +10,7 @@ import pytest
 
 from shared.domain.job import WorkerState
 from workers.probe import STALE_S, main, verdict
-from workers.supervision.heartbeat_file import Beacon
+from workers.supervision.heartbeat_file import HeartbeatFile
 
 NOW = 1_000_000.0
 
@@ -28,7 +28,7 @@ NOW = 1_000_000.0
 )
 def test_verdict(tmp_path: Path, state: WorkerState | None, age_s: float, alive: bool, ready: bool) -> None:
     file = tmp_path / "worker"
-    beacon = Beacon(file)
+    beacon = HeartbeatFile(file)
     if state is not None:
         beacon.show(state)
         os.utime(file, (NOW - age_s, NOW - age_s))
@@ -39,9 +39,9 @@ def test_verdict(tmp_path: Path, state: WorkerState | None, age_s: float, alive:
 def test_a_new_worker_takes_the_old_ones_word_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "worker"
     monkeypatch.setenv("HEADRACE_BEACON", str(file))
-    Beacon(file).show(WorkerState.READY)
+    HeartbeatFile(file).show(WorkerState.READY)
     assert main(["ready"]) == 0
-    Beacon(file)
+    HeartbeatFile(file)
     assert main(["alive"]) == 1
 
 

@@ -24,12 +24,12 @@ from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import UPSTREAM_FAILURES, UPSTREAM_REQUESTS, UPSTREAM_RETRIES, model_label
-from workers.engines.base import EngineStats, GoesOn, PromptInfo, UpstreamError
+from workers.engines.base import EngineStats, PromptInfo, Resume, UpstreamError
 from workers.engines.openai.request import asked
 from workers.engines.openai.stream import Reply, told, told_param
-from workers.engines.pacing import distance_s
+from workers.engines.pacing import flush_interval_s
 from workers.engines.upstream.backoff import asked_wait_s, wait_s
-from workers.engines.upstream.read_coalescing import Beat
+from workers.engines.upstream.read_coalescing import ReadCoalescer
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class OpenAIEngine:
         self._options = model.options
         self._key = ""
         self._requests = 0
-        self._beat = Beat()
+        self._beat = ReadCoalescer()
 
     @property
     def slots(self) -> int:
@@ -101,14 +101,14 @@ class OpenAIEngine:
     async def stop(self) -> None:
         await self._session.close()
 
-    def goes_on(self, request: GenerateRequest) -> GoesOn:
-        return GoesOn.NOT
+    def resume_mode(self, request: GenerateRequest) -> Resume:
+        return Resume.NOT
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
     ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
         url = f"{self._options.base_url}/{'completions' if request.messages is None else 'chat/completions'}"
         body = orjson.dumps(self._body(request))
@@ -159,7 +159,7 @@ class OpenAIEngine:
         transport = response.connection and response.connection.transport
         if transport and transport.get_extra_info("ssl_object") is None:
             transport.pause_reading()
-            await self._beat.wait(distance_s(self._requests))
+            await self._beat.wait(flush_interval_s(self._requests))
             transport.resume_reading()
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
-from workers.engines.base import EngineDead, EngineError, EngineStats, GoesOn, PromptInfo
+from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Resume
 from workers.engines.simulated.script import Script, logprob_entries, script_of
-from workers.engines.token_boundaries import WholeTokens
+from workers.engines.token_boundaries import TokenBoundaries
 
 WORDS = (
     " water", " wheel", " mill", " stream", " river", " stone", " grain", " flour", " gate", " channel",
@@ -58,14 +58,14 @@ class SimulatedEngine:
     async def stop(self) -> None:
         pass
 
-    def goes_on(self, request: GenerateRequest) -> GoesOn:
-        return GoesOn.AT_ITS_NEXT_TOKEN if request.sampling.n == 1 else GoesOn.NOT
+    def resume_mode(self, request: GenerateRequest) -> Resume:
+        return Resume.EXACT if request.sampling.n == 1 else Resume.NOT
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
     ) -> AsyncGenerator[Delta | PromptInfo, None]:
         options = self._options
         prompt = _prompt_text(request)
@@ -92,11 +92,11 @@ class SimulatedEngine:
             if options.die_on and options.die_on in prompt:
                 self._died.set()
             yield PromptInfo(prompt_tokens)
-            if request.echo and not so_far:
+            if request.echo and not prior:
                 for choice in choices:
                     if (echo := _echo(choice.index, prompt, request)).text:
                         yield echo
-            made = sum(len(delta.token_ids) for delta in so_far)
+            made = sum(len(delta.token_ids) for delta in prior)
             for choice in choices:
                 choice.skip(made)
             began, given, itl_s = time.monotonic(), 0, options.itl_ms / 1000
@@ -132,7 +132,7 @@ class _Choice:
         self._bytes = b""
         self._text = ""
         self._shown = 0
-        self._whole = WholeTokens()
+        self._whole = TokenBoundaries()
         self._waiting: list[int] = []
 
     def skip(self, tokens: int) -> None:

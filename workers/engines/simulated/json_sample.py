@@ -21,7 +21,7 @@ FORMATS = {
 MAX_DEPTH = 64
 
 
-def minimal_json(schema: Any, root: dict[str, Any] | None = None, depth: int = 0) -> Any:
+def json_sample(schema: Any, root: dict[str, Any] | None = None, depth: int = 0) -> Any:
     """A value for a schema; what is not required is left out.
 
     Raises:
@@ -35,29 +35,29 @@ def minimal_json(schema: Any, root: dict[str, Any] | None = None, depth: int = 0
         return {}
     root = schema if root is None else root
     if "$ref" in schema:
-        return minimal_json(_pointed(root, schema["$ref"]), root, depth + 1)
+        return json_sample(_pointed(root, schema["$ref"]), root, depth + 1)
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
         return schema["enum"][0]
     for either in ("anyOf", "oneOf"):
         if schema.get(either):
-            return minimal_json(_merged(schema, schema[either][0], either), root, depth + 1)
+            return json_sample(_merged(schema, schema[either][0], either), root, depth + 1)
     if schema.get("allOf"):
         first, *rest = schema["allOf"]
         left = {**schema, "allOf": rest}
-        return minimal_json(_merged(left, first, "" if rest else "allOf"), root, depth + 1)
+        return json_sample(_merged(left, first, "" if rest else "allOf"), root, depth + 1)
     match _type(schema):
         case "object":
             properties = schema.get("properties", {})
             return {
-                name: minimal_json(properties.get(name, {"type": "string"}), root, depth + 1)
+                name: json_sample(properties.get(name, {"type": "string"}), root, depth + 1)
                 for name in schema.get("required", ())
             }
         case "array":
             items = [*schema.get("prefixItems", ())]
             items += [schema.get("items", {"type": "string"})] * (schema.get("minItems", 0) - len(items))
-            return [minimal_json(item, root, depth + 1) for item in items]
+            return [json_sample(item, root, depth + 1) for item in items]
         case "string":
             return _text(schema)
         case "integer" | "number" as kind:

@@ -16,7 +16,7 @@ import orjson
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import CallDelta, Delta
 from shared.domain.request import ChatOptions, GenerateRequest, StructuredOutputs, Tool
-from workers.engines.simulated.json_sample import minimal_json
+from workers.engines.simulated.json_sample import json_sample
 
 THOUGHTS = ("The", " wheel", " asks", " for", " water", ".")
 FRAGMENT = 6
@@ -97,7 +97,7 @@ def _call(index: int, number: int, tool: Tool, seed: str) -> Iterator[Delta]:
     digest = hashlib.sha256(f"{seed}/{number}/{name}".encode("utf-8", "surrogatepass")).hexdigest()
     yield Delta(index, tool_calls=(CallDelta(number, f"call_{digest[:24]}", name),))
     try:
-        arguments = _json(minimal_json(tool.function.parameters or {}))
+        arguments = _json(json_sample(tool.function.parameters or {}))
     except ValueError as error:
         raise InvalidRequest(f"The parameters of the function {name!r}: {error}.", param="tools") from error
     for piece in _pieces(arguments):
@@ -109,7 +109,7 @@ def _instance(wanted: StructuredOutputs) -> str:
         return wanted.choice[0]
     if wanted.json_schema is not None:
         try:
-            return _json(minimal_json(wanted.json_schema))
+            return _json(json_sample(wanted.json_schema))
         except ValueError as error:
             raise InvalidRequest(f"The schema: {error}.", param="structured_outputs") from error
     if wanted.json_object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Beat:
+class ReadCoalescer:
     """Who waits for it goes on together with all others that do: one timer, and their work in one turn of the loop."""
 
     def __init__(self) -> None:

@@ -14,11 +14,11 @@ from workers.engines.vllm.logprobs import entry, of_prompt
 from workers.engines.vllm.request import Rendered, Rendering
 
 
-class Answer:
-    """Goes on after what was told `so_far`: at the next token, or by making all of it again."""
+class OutputBuilder:
+    """Goes on after what was told `prior`: at the next token, or by making all of it again."""
 
     def __init__(
-        self, request: GenerateRequest, rendered: Rendered, rendering: Rendering, so_far: Sequence[Delta]
+        self, request: GenerateRequest, rendered: Rendered, rendering: Rendering, prior: Sequence[Delta]
     ) -> None:
         self._request = request
         self._rendered = rendered
@@ -34,18 +34,18 @@ class Answer:
             )
             for index in range(rendered.params.n)
         ]
-        self._opened = bool(so_far)
+        self._opened = bool(prior)
         self._opening: list[Delta] = []
-        self._repeats = bool(so_far) and not rendered.prefills
+        self._repeats = bool(prior) and not rendered.prefills
         # What is a part of the prompt now.
         self.made: list[int] = []
         if self._repeats:
             for index, choice in enumerate(self._choices):
-                told = [delta for delta in so_far if delta.index == index]
+                told = [delta for delta in prior if delta.index == index]
                 finished = any(delta.finish_reason for delta in told)
                 choice.repeat([token for delta in told for token in delta.token_ids], finished=finished)
-        elif so_far:
-            self.made = [token for delta in so_far for token in delta.token_ids]
+        elif prior:
+            self.made = [token for delta in prior for token in delta.token_ids]
             self._choices[0].go_on(self.made)
 
     def _top(self) -> int | None:

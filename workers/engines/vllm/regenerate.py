@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from shared.domain.events import Delta
 
 
-class Repeat:
+class Regeneration:
     """One choice's: what was told of it, and what is made again."""
 
     def __init__(self, index: int, told: Iterable[int], *, finished: bool) -> None:

@@ -24,29 +24,29 @@ from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.files.blobs import LocalBlobs
 from api.files.store import FileInUse, FileStore, Purpose, StoredFile
-from api.jobs.context_window import ContextCheck
-from api.jobs.queue_estimates import Backlog
-from api.jobs.queue_store import BacklogStore
+from api.jobs.context_window import ContextWindow
+from api.jobs.queue_estimates import QueueEstimates
+from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
-from api.streaming.hub import Streams
+from api.streaming.hub import StreamHub
 from shared.config.models.loader import load_registry
 from shared.domain.events import Delta, EventType
 from shared.domain.job import Choice, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint
-from shared.domain.result import Ending, conclude
-from shared.postgres.claim_store import WorkerStore
+from shared.domain.result import JobResult, build_result
+from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
-from shared.postgres.recovery_store import RescueStore
+from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
-from shared.recovery.terminator import UnownedJobs
-from shared.redis.event_log import JobLogs
+from shared.recovery.terminator import JobTerminator
+from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import Servers
 from tests.support.dying import dies
 from tests.support.stack import write_models
 from tests.support.waiting import eventually
-from workers.execution.log_writer import JobLog
+from workers.execution.log_writer import LogBuffer
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 MAX_JOBS = 8
@@ -64,9 +64,9 @@ class World:
     store: BatchStore
     blobs: LocalBlobs
     steps: BatchSteps
-    worker: WorkerStore
-    rescues: RescueStore
-    unowned: UnownedJobs
+    worker: ClaimStore
+    rescues: RecoveryStore
+    unowned: JobTerminator
     hints: list[Hint] = field(default_factory=list)
 
     async def upload(self, content: bytes, purpose: Purpose = Purpose.BATCH) -> StoredFile:
@@ -113,7 +113,7 @@ class World:
         output = (Choice(0, (job.request.messages[0].content or "").upper(), "stop"),)
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome=status.value) for attempt in job.attempts)
-        ending = Ending(status, now, output, Usage(3, 1, 2), failure, now, attempts, "")
+        ending = JobResult(status, now, output, Usage(3, 1, 2), failure, now, attempts, "")
         assert await self.worker.finish(job.id, job.attempt, ending)
 
     async def work(self) -> int:
@@ -165,41 +165,41 @@ def line(prompt: str, **body: Any) -> bytes:
 
 @pytest.fixture
 async def world(
-    database: AsyncEngine, redis: Redis, logs: JobLogs, store: JobStore, key_id: int, tmp_path: Path, servers: Servers
+    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, key_id: int, tmp_path: Path, servers: Servers
 ) -> World:
     return make_world(database, redis, logs, store, key_id, tmp_path, servers)
 
 
 def make_world(
-    database: AsyncEngine, redis: Redis, logs: JobLogs, store: JobStore, key_id: int, folder: Path, servers: Servers
+    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, key_id: int, folder: Path, servers: Servers
 ) -> World:
     registry = load_registry(write_models(folder / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
-    batches, blobs, rescues = BatchStore(database), LocalBlobs(folder / "files"), RescueStore(database)
+    batches, blobs, rescues = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
     hints: list[Hint] = []
-    unowned = UnownedJobs(rescues, logs, 60)
+    unowned = JobTerminator(rescues, logs, 60)
     jobs = JobService(
         registry=registry,
         store=store,
         logs=logs,
-        unowned=unowned,
+        terminator=unowned,
         hints=HintSender(celery_app(servers.redis(15)), redis),
-        streams=Streams(redis, logs, store, resync_s=60),
-        context=ContextCheck(registry),
+        streams=StreamHub(redis, logs, store, resync_s=60),
+        context=ContextWindow(registry),
         redis=redis,
-        backlog=Backlog(BacklogStore(database), registry),
+        queue_estimates=QueueEstimates(QueueStore(database), registry),
     )
     steps = BatchSteps(
         registry=registry,
         store=batches,
         blobs=blobs,
         jobs=jobs,
-        unowned=unowned,
+        terminator=unowned,
         send=hints.append,
         max_line_bytes=10_000,
         max_jobs=MAX_JOBS,
         keep_s=None,
     )
-    worker = WorkerStore(database, "w")
+    worker = ClaimStore(database, "w")
     return World(
         database, folder / "files", key_id, FileStore(database), batches, blobs, steps, worker, rescues, unowned, hints
     )
@@ -298,7 +298,7 @@ async def test_many_drivers_at_once(
     world: World,
     database_url: str,
     redis: Redis,
-    logs: JobLogs,
+    logs: EventLog,
     store: JobStore,
     servers: Servers,
     tmp_path: Path,
@@ -568,11 +568,11 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
     (job_id,) = await world.queued()
     job = await world.start(job_id)
     delta = Delta(0, "It turns.", (1, 2), "stop")
-    log = JobLog(job.id, job.attempt)
+    log = LogBuffer(job.id, job.attempt)
     log.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
     log.delta(delta)
     log.seal()
-    ending, _ = conclude(
+    ending, _ = build_result(
         job,
         log.events,
         log.seq + 1,

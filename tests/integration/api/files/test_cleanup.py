@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.store import BatchStore
 from api.files.blobs import LocalBlobs
-from api.files.cleanup import ORPHAN_S, FileKeeper
+from api.files.cleanup import ORPHAN_S, FileCleanup
 from api.files.store import FileInUse, FileStore, Purpose, StoredFile
 from tests.support.dying import dies
 
@@ -30,8 +30,8 @@ def blobs(tmp_path: Path) -> LocalBlobs:
 
 
 @pytest.fixture
-def keeper(files: FileStore, blobs: LocalBlobs) -> FileKeeper:
-    return FileKeeper(files, blobs)
+def keeper(files: FileStore, blobs: LocalBlobs) -> FileCleanup:
+    return FileCleanup(files, blobs)
 
 
 async def upload(files: FileStore, blobs: LocalBlobs, key_id: int, keep_s: float | None = None) -> StoredFile:
@@ -47,7 +47,7 @@ async def time_is_up(database: AsyncEngine, file: StoredFile) -> None:
 
 
 async def test_a_file_is_gone_from_the_moment_its_time_is_up(
-    files: FileStore, blobs: LocalBlobs, keeper: FileKeeper, database: AsyncEngine, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, key_id: int, tmp_path: Path
 ) -> None:
     kept, expiring = await upload(files, blobs, key_id), await upload(files, blobs, key_id, 3600)
     assert expiring.expires_at is not None
@@ -62,7 +62,7 @@ async def test_a_file_is_gone_from_the_moment_its_time_is_up(
 
 
 async def test_what_an_unfinished_batch_reads_stays_until_its_end(
-    files: FileStore, blobs: LocalBlobs, keeper: FileKeeper, database: AsyncEngine, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, key_id: int, tmp_path: Path
 ) -> None:
     file = await upload(files, blobs, key_id, 3600)
     batches = BatchStore(database)
@@ -79,7 +79,7 @@ async def test_what_an_unfinished_batch_reads_stays_until_its_end(
 
 
 async def test_orphans_are_found_and_what_is_young_is_left(
-    files: FileStore, blobs: LocalBlobs, keeper: FileKeeper, database: AsyncEngine, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, key_id: int, tmp_path: Path
 ) -> None:
     """An upload died between its bytes and its row, or a deletion between the row and the bytes. What another region
     made is its to sweep: buckets may be shared."""
@@ -94,7 +94,7 @@ async def test_orphans_are_found_and_what_is_young_is_left(
 
 
 async def test_a_keeper_may_die_anywhere(
-    files: FileStore, blobs: LocalBlobs, keeper: FileKeeper, database: AsyncEngine, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, key_id: int, tmp_path: Path
 ) -> None:
     at = 0
     while True:
@@ -117,6 +117,6 @@ async def test_many_keepers_at_once(
 ) -> None:
     for _ in range(20):
         await time_is_up(database, await upload(files, blobs, key_id))
-    counts = await asyncio.gather(*[FileKeeper(files, blobs).expire() for _ in range(4)])
+    counts = await asyncio.gather(*[FileCleanup(files, blobs).expire() for _ in range(4)])
     assert sum(counts) == 20
     assert os.listdir(tmp_path) == []

@@ -11,19 +11,19 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.jobs.queue_estimates import Backlog
-from api.jobs.queue_positions import Places
-from api.jobs.queue_store import EXACT, STEP, BacklogStore, Pace
-from api.streaming.hub import Streams
-from api.streaming.reader import Queued
+from api.jobs.queue_estimates import QueueEstimates
+from api.jobs.queue_positions import QueuePositions
+from api.jobs.queue_store import EXACT, STEP, Pace, QueueStore
+from api.streaming.hub import StreamHub
+from api.streaming.reader import QueuedReader
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.job import Choice, Job, JobStatus, Usage
 from shared.domain.request import GenerateRequest
-from shared.domain.result import Ending
+from shared.domain.result import JobResult
 from shared.postgres.job_store import JobStore, NewJob
-from shared.redis.event_log import JobLogs
+from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 
 UPSTREAM = OpenAIOptions(base_url="http://127.0.0.1:1/v1")
@@ -37,20 +37,20 @@ LEASE_S = 60
 
 
 @pytest.fixture
-def backlogs(database: AsyncEngine) -> BacklogStore:
-    return BacklogStore(database)
+def backlogs(database: AsyncEngine) -> QueueStore:
+    return QueueStore(database)
 
 
 @pytest.fixture
-def backlog(backlogs: BacklogStore) -> Backlog:
-    return Backlog(backlogs, REGISTRY)
+def backlog(backlogs: QueueStore) -> QueueEstimates:
+    return QueueEstimates(backlogs, REGISTRY)
 
 
 async def submit(store: JobStore, key_id: int, priority: int = 3, model: str = "m") -> Job:
     return (await store.insert(NewJob(key_id, model, priority, GenerateRequest(prompt="x"))))[0]
 
 
-async def test_places_follow_priority_then_order(store: JobStore, backlogs: BacklogStore, key_id: int) -> None:
+async def test_places_follow_priority_then_order(store: JobStore, backlogs: QueueStore, key_id: int) -> None:
     late, first, second, urgent = [await submit(store, key_id, priority) for priority in (9, 3, 3, 0)]
     await submit(store, key_id, model="other")
     jobs = [urgent, first, second, late]
@@ -62,7 +62,7 @@ async def test_places_follow_priority_then_order(store: JobStore, backlogs: Back
 
 
 async def test_places_far_back_are_told_by_the_hundred(
-    store: JobStore, backlogs: BacklogStore, backlog: Backlog, key_id: int, database: AsyncEngine
+    store: JobStore, backlogs: QueueStore, backlog: QueueEstimates, key_id: int, database: AsyncEngine
 ) -> None:
     job = await submit(store, key_id, 9)
     async with database.connect() as connection:
@@ -100,7 +100,7 @@ def test_waits(pace: Pace, place: int, in_the_way: int, wait_s: float | None) ->
 
 
 async def test_the_pace_is_what_live_workers_were_measured_at(
-    store: JobStore, backlogs: BacklogStore, backlog: Backlog, workers: Workers, key_id: int, database: AsyncEngine
+    store: JobStore, backlogs: QueueStore, backlog: QueueEstimates, workers: Workers, key_id: int, database: AsyncEngine
 ) -> None:
     async def heartbeat(model: str, slots: int) -> None:
         await workers(f"w-{model}").heartbeat(model, slots=slots, running=0, lease_s=LEASE_S)
@@ -115,7 +115,7 @@ async def test_the_pace_is_what_live_workers_were_measured_at(
         assert claimed is not None
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome="completed") for attempt in claimed.attempts)
-        ending = Ending(JobStatus.COMPLETED, now, (Choice(0, "a", "stop"),), Usage(), None, now, attempts, "")
+        ending = JobResult(JobStatus.COMPLETED, now, (Choice(0, "a", "stop"),), Usage(), None, now, attempts, "")
         assert await workers(f"w-{model}").finish(job.id, 1, ending)
     async with database.connect() as connection:
         taken = "UPDATE jobs SET attempt_started_at = finished_at - interval '3 s' WHERE finished_at IS NOT NULL"
@@ -129,19 +129,19 @@ async def test_the_pace_is_what_live_workers_were_measured_at(
 
 
 async def test_readers_are_told_when_they_move_and_only_then(
-    store: JobStore, backlogs: BacklogStore, logs: JobLogs, redis: Redis, workers: Workers, key_id: int
+    store: JobStore, backlogs: QueueStore, logs: EventLog, redis: Redis, workers: Workers, key_id: int
 ) -> None:
-    streams = Streams(redis, logs, store, resync_s=60)
+    streams = StreamHub(redis, logs, store, resync_s=60)
     jobs = [await submit(store, key_id) for _ in range(3)]
     running = await workers("w").claim(jobs[0].id)
     assert running is not None
-    followed = {job.id: Queued("m", 3, place) for job, place in zip(jobs, (None, 0, 1), strict=True)}
+    followed = {job.id: QueuedReader("m", 3, place) for job, place in zip(jobs, (None, 0, 1), strict=True)}
     follows = {job_id: streams.follow(job_id, 0, queued) for job_id, queued in followed.items()}
     news = {job_id: asyncio.ensure_future(anext(follow)) for job_id, follow in follows.items()}
 
     async def told() -> dict[int, bytes]:
         """Who was told what, with counts that are fresh."""
-        count = await Places(streams, Backlog(backlogs, REGISTRY)).tell()
+        count = await QueuePositions(streams, QueueEstimates(backlogs, REGISTRY)).tell()
         found = {}
         for number, job in enumerate(jobs):
             if news[job.id] in (await asyncio.wait([news[job.id]], timeout=0.05))[0]:
@@ -157,7 +157,7 @@ async def test_readers_are_told_when_they_move_and_only_then(
     assert await told() == {1: b'{"position":1,"eta_s":null}', 2: b'{"position":2,"eta_s":null}'}
     assert await told() == {}
     assert await workers("w").claim(urgent.id) is not None
-    assert await workers("w").give_back(jobs[0].id, 1, tokens=0, outcome="handed_back")
+    assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome="handed_back")
     assert await told() == {0: b'{"position":0,"eta_s":null}'}, "it ran, and waits again"
     assert await workers("w").claim(jobs[0].id) is not None
     assert await told() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
@@ -166,4 +166,4 @@ async def test_readers_are_told_when_they_move_and_only_then(
     await asyncio.gather(*news.values(), return_exceptions=True)
     for follow in follows.values():
         await follow.aclose()  # type: ignore[attr-defined]
-    assert await Places(streams, Backlog(backlogs, REGISTRY)).tell() == 0
+    assert await QueuePositions(streams, QueueEstimates(backlogs, REGISTRY)).tell() == 0

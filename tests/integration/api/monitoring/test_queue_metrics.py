@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.monitoring.queue_metrics import FleetReadings
-from api.monitoring.queue_stats import Fleet, FleetStore
+from api.monitoring.queue_metrics import QueueMetrics
+from api.monitoring.queue_stats import QueueStats, QueueStatsStore
 from shared.config.models.loader import Registry, load_registry
 from shared.domain.job import WorkerState
 from shared.domain.request import GenerateRequest
@@ -51,7 +51,7 @@ async def test_the_rows_are_counted_by_model_and_band(
     async with database.begin() as connection:
         await connection.execute(text("UPDATE jobs SET created_at = now() - interval '90 s' WHERE priority = 1"))
 
-    fleet = await FleetStore(database).read()
+    fleet = await QueueStatsStore(database).read()
     assert fleet.waiting == {("busy", "0-2"): 2, ("busy", "9"): 2, (metrics.OTHER, "3-5"): 1}
     assert fleet.running == {("busy", "3-5"): 1}
     assert 90 <= fleet.oldest["busy", "0-2"] < 150
@@ -59,7 +59,7 @@ async def test_the_rows_are_counted_by_model_and_band(
     assert fleet.workers == {("busy", "ready"): 1, ("busy", "draining"): 1}
 
 
-def shown(readings: FleetReadings) -> dict[tuple[str, ...], float]:
+def shown(readings: QueueMetrics) -> dict[tuple[str, ...], float]:
     return {
         (sample.name, *sample.labels.values()): sample.value
         for family in readings.collect()
@@ -71,7 +71,7 @@ async def test_zero_is_shown_for_every_model(
     database: AsyncEngine, store: JobStore, key_id: int, redis: Redis, registry: Registry
 ) -> None:
     await submit(store, key_id, "gone", 4)
-    readings = FleetReadings(FleetStore(database), redis, registry)
+    readings = QueueMetrics(QueueStatsStore(database), redis, registry)
     await readings.refresh()
     found = shown(readings)
     for model in registry.models:
@@ -89,7 +89,7 @@ async def test_what_cannot_be_read_is_not_shown(
 ) -> None:
     nobody = connect("postgresql+asyncpg://nobody@127.0.0.1:1/none")
     async with Redis(port=1) as silent:
-        readings = FleetReadings(FleetStore(nobody), silent, registry)
+        readings = QueueMetrics(QueueStatsStore(nobody), silent, registry)
         await readings.refresh()
     await nobody.dispose()
     found = shown(readings)
@@ -101,13 +101,13 @@ async def test_what_cannot_be_read_is_not_shown(
 async def test_scrapes_at_once_read_once(database: AsyncEngine, redis: Redis, registry: Registry) -> None:
     reads = 0
 
-    class Counting(FleetStore):
-        async def read(self) -> Fleet:
+    class Counting(QueueStatsStore):
+        async def read(self) -> QueueStats:
             nonlocal reads
             reads += 1
             return await super().read()
 
-    readings = FleetReadings(Counting(database), redis, registry)
+    readings = QueueMetrics(Counting(database), redis, registry)
     for _ in range(5):
         await readings.refresh()
     assert reads == 1

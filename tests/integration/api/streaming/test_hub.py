@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 import pytest
 from redis.asyncio import Redis
 
-from api.streaming.hub import Streams
+from api.streaming.hub import StreamHub
 from shared.domain.events import Delta, EventType, delta_event, event
 from shared.domain.job import Attempt, Choice, Job, JobStatus, Usage
 from shared.domain.request import GenerateRequest
-from shared.domain.result import Ending
+from shared.domain.result import JobResult
 from shared.postgres.job_store import JobStore, NewJob
 from shared.redis import keys as redis_keys
-from shared.redis.event_log import Append, JobLogs
+from shared.redis.event_log import Append, EventLog
 from tests.conftest import Workers
 from tests.support.waiting import eventually
 
@@ -27,8 +27,8 @@ LAST = event(3, EventType.COMPLETED, {"usage": {}})
 
 
 @pytest.fixture
-async def streams(redis: Redis, logs: JobLogs, store: JobStore) -> AsyncIterator[Streams]:
-    streams = Streams(redis, logs, store, resync_s=0.2)
+async def streams(redis: Redis, logs: EventLog, store: JobStore) -> AsyncIterator[StreamHub]:
+    streams = StreamHub(redis, logs, store, resync_s=0.2)
     running = asyncio.create_task(streams.run())
     yield streams
     running.cancel()
@@ -36,7 +36,7 @@ async def streams(redis: Redis, logs: JobLogs, store: JobStore) -> AsyncIterator
 
 
 @pytest.fixture
-async def running(store: JobStore, workers: Workers, logs: JobLogs, key_id: int) -> Job:
+async def running(store: JobStore, workers: Workers, logs: EventLog, key_id: int) -> Job:
     """A job that has made some text."""
     job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
     await workers("w").claim(job.id)
@@ -47,7 +47,7 @@ async def running(store: JobStore, workers: Workers, logs: JobLogs, key_id: int)
 async def finish(workers: Workers, job: Job) -> None:
     """The row alone: as where the worker dies before the log has its last event."""
     now = datetime.now(UTC)
-    ending = Ending(
+    ending = JobResult(
         status=JobStatus.COMPLETED,
         finished_at=now,
         output=(Choice(0, "ok", "stop"),),
@@ -60,14 +60,14 @@ async def finish(workers: Workers, job: Job) -> None:
     assert await workers("w").finish(job.id, 1, ending)
 
 
-async def test_an_end_that_is_in_the_row_alone_is_found(streams: Streams, workers: Workers, running: Job) -> None:
+async def test_an_end_that_is_in_the_row_alone_is_found(streams: StreamHub, workers: Workers, running: Job) -> None:
     await finish(workers, running)
     await asyncio.wait_for(streams.ended(running.id), WITHIN_S)
     followed = [item async for batch in streams.follow(running.id) for item in batch]
     assert [item.line() for item in followed] == [item.line() for item in (STARTED, TEXT, LAST)]
 
 
-async def test_it_is_found_by_those_who_wait_already(streams: Streams, workers: Workers, running: Job) -> None:
+async def test_it_is_found_by_those_who_wait_already(streams: StreamHub, workers: Workers, running: Job) -> None:
     waiting = asyncio.create_task(streams.ended(running.id))
     batches = streams.follow(running.id)
     assert [item.seq for item in await anext(batches)] == [1, 2]
@@ -77,10 +77,10 @@ async def test_it_is_found_by_those_who_wait_already(streams: Streams, workers: 
 
 
 async def test_an_end_that_is_published_wakes_who_waits(
-    redis: Redis, logs: JobLogs, store: JobStore, workers: Workers, running: Job
+    redis: Redis, logs: EventLog, store: JobStore, workers: Workers, running: Job
 ) -> None:
     """Without any looking again."""
-    streams = Streams(redis, logs, store, resync_s=3600)
+    streams = StreamHub(redis, logs, store, resync_s=3600)
     receiving = asyncio.create_task(streams.run())
     waiting = asyncio.create_task(streams.ended(running.id))
     await asyncio.wait({waiting}, timeout=0.2)
@@ -93,7 +93,7 @@ async def test_an_end_that_is_published_wakes_who_waits(
 
 
 async def test_of_a_new_job_the_row_is_not_asked(
-    redis: Redis, streams: Streams, logs: JobLogs, store: JobStore, running: Job, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, streams: StreamHub, logs: EventLog, store: JobStore, running: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
@@ -114,7 +114,7 @@ async def test_of_a_new_job_the_row_is_not_asked(
 
 
 async def test_the_last_event_ends_the_set_of_followers(
-    redis: Redis, streams: Streams, logs: JobLogs, running: Job
+    redis: Redis, streams: StreamHub, logs: EventLog, running: Job
 ) -> None:
     readers = [asyncio.create_task(read(streams, running)) for _ in range(2)]
     waiting = asyncio.create_task(streams.ended(running.id))
@@ -128,7 +128,7 @@ async def test_the_last_event_ends_the_set_of_followers(
 
 
 async def test_who_follows_after_the_end_is_taken_off_though_another_has_still_to_leave(
-    redis: Redis, streams: Streams, logs: JobLogs, running: Job
+    redis: Redis, streams: StreamHub, logs: EventLog, running: Job
 ) -> None:
     slow = streams.follow(running.id)
     assert [item.seq for item in await anext(slow)] == [1, 2]
@@ -140,7 +140,7 @@ async def test_who_follows_after_the_end_is_taken_off_though_another_has_still_t
     assert not await is_followed(redis, running)
 
 
-async def read(streams: Streams, job: Job) -> list[int]:
+async def read(streams: StreamHub, job: Job) -> list[int]:
     return [item.seq async for batch in streams.follow(job.id) for item in batch]
 
 

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.domain.errors import ErrorCode
 from shared.domain.job import Attempt, Choice, Failure, Job, JobStatus, Usage, WorkerState
 from shared.domain.request import GenerateRequest, Message, Sampling
-from shared.domain.result import Ending
+from shared.domain.result import JobResult
 from shared.postgres.job_store import Idempotency, JobStore, KeyReused, NewJob
-from shared.postgres.recovery_store import RescueStore
+from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
 
 REQUEST = GenerateRequest(
@@ -24,8 +24,8 @@ REQUEST = GenerateRequest(
 )
 
 
-def ending(status: JobStatus = JobStatus.COMPLETED) -> Ending:
-    return Ending(
+def ending(status: JobStatus = JobStatus.COMPLETED) -> JobResult:
+    return JobResult(
         status=status,
         finished_at=datetime.now(UTC),
         output=(Choice(0, "ok\x00🌊", "stop"),),
@@ -109,7 +109,7 @@ async def test_finish_races_cancel_with_one_end(store: JobStore, workers: Worker
 async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Workers, key_id: int) -> None:
     job = await submit(store, key_id)
     await workers("w").claim(job.id)
-    assert await workers("w").give_back(job.id, 1, tokens=5, outcome="handed_back")
+    assert await workers("w").requeue(job.id, 1, tokens=5, outcome="handed_back")
     again = await workers("v").claim(job.id)
     assert again is not None
     assert again.attempt == 2
@@ -118,36 +118,38 @@ async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Worke
 
 
 async def test_a_silent_workers_jobs_are_queued_again(
-    store: JobStore, workers: Workers, rescues: RescueStore, key_id: int
+    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
 ) -> None:
     await beat(workers, "dead", lease_s=-1)
     await beat(workers, "alive")
     lost, kept = await submit(store, key_id), await submit(store, key_id)
     await workers("dead").claim(lost.id)
     await workers("alive").claim(kept.id)
-    assert [hint.job_id for hint in await rescues.requeue_lost(3)] == [lost.id]
-    assert await rescues.requeue_lost(3) == []
+    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [lost.id]
+    assert await rescues.requeue_stalled(3) == []
     assert not await workers("dead").finish(lost.id, 1, ending())
 
 
-async def test_deaths_are_capped(store: JobStore, workers: Workers, rescues: RescueStore, key_id: int) -> None:
+async def test_deaths_are_capped(store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int) -> None:
     job = await submit(store, key_id)
     for attempt in (1, 2):
         claimed = await workers(f"dead{attempt}").claim(job.id)
         assert claimed is not None
-        assert len(await rescues.requeue_lost(3)) == 1
+        assert len(await rescues.requeue_stalled(3)) == 1
     await workers("dead3").claim(job.id)
-    assert await rescues.requeue_lost(3) == []
-    assert [item.id for item in await rescues.lost_to_end(3)] == [job.id]
+    assert await rescues.requeue_stalled(3) == []
+    assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
 
 
-async def test_hand_backs_are_not_deaths(store: JobStore, workers: Workers, rescues: RescueStore, key_id: int) -> None:
+async def test_hand_backs_are_not_deaths(
+    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+) -> None:
     job = await submit(store, key_id)
     for attempt in range(1, 6):
         await workers("w").claim(job.id)
-        await workers("w").give_back(job.id, attempt, tokens=0, outcome="handed_back")
+        await workers("w").requeue(job.id, attempt, tokens=0, outcome="handed_back")
     await workers("dead").claim(job.id)
-    assert [hint.job_id for hint in await rescues.requeue_lost(3)] == [job.id]
+    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
 
 
 async def test_heartbeat_tells_what_is_held(store: JobStore, workers: Workers, key_id: int) -> None:
@@ -161,7 +163,7 @@ async def test_heartbeat_tells_what_is_held(store: JobStore, workers: Workers, k
     assert await store.live_workers() == {}, "alive, and not ready"
     await workers("w").heartbeat("m", slots=4, running=0, lease_s=60)
     assert await store.live_workers() == {"m": 1}
-    await workers("w").leave()
+    await workers("w").end_lease()
     assert await store.live_workers() == {}
 
 
@@ -192,7 +194,7 @@ async def test_delete_forgets_only_what_has_ended(
     assert row.usage["completion_tokens"] == 2
 
 
-async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RescueStore, key_id: int) -> None:
+async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RecoveryStore, key_id: int) -> None:
     late, urgent = await submit(store, key_id), await submit(store, key_id, priority=0)
     waiting = await rescues.waiting("m", limit=5, older_than_s=0, priorities=range(10))
     assert [hint.job_id for hint in waiting] == [urgent.id, late.id]
@@ -201,7 +203,7 @@ async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RescueSto
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])
 async def test_an_ended_job_never_changes(
-    store: JobStore, workers: Workers, rescues: RescueStore, key_id: int, status: JobStatus
+    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int, status: JobStatus
 ) -> None:
     job = await submit(store, key_id)
     await workers("w").claim(job.id)
@@ -211,8 +213,8 @@ async def test_an_ended_job_never_changes(
     assert await store.mark_cancelling(job.id) is None
     assert not await rescues.end_queued(job.id, 1, ending(JobStatus.CANCELLED))
     assert not await rescues.end_lost(job.id, 1, ending(JobStatus.FAILED))
-    assert not await workers("w").give_back(job.id, 1, tokens=0, outcome="handed_back")
-    assert await rescues.requeue_lost(3) == []
+    assert not await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
+    assert await rescues.requeue_stalled(3) == []
     assert await store.get(job.id) == before
 
 
@@ -240,17 +242,17 @@ class TestIdempotency:
         with pytest.raises(KeyReused, match="deleted"):
             await store.insert(self.new(key_id), Idempotency("k", "digest"))
 
-    async def test_old_keys_are_forgotten(self, store: JobStore, rescues: RescueStore, key_id: int) -> None:
+    async def test_old_keys_are_forgotten(self, store: JobStore, rescues: RecoveryStore, key_id: int) -> None:
         first, _ = await store.insert(self.new(key_id), Idempotency("k", "digest"))
-        await rescues.forget_idempotency_keys(60)
+        await rescues.delete_idempotency_keys(60)
         assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[0].id == first.id
-        await rescues.forget_idempotency_keys(-1)
+        await rescues.delete_idempotency_keys(-1)
         assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[1]
 
 
 class TestDeadlines:
     async def test_a_late_job_is_not_claimed(
-        self, store: JobStore, workers: Workers, rescues: RescueStore, key_id: int
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
     ) -> None:
         for job in (
             await submit(store, key_id, start_within_s=-1.0),
@@ -260,42 +262,42 @@ class TestDeadlines:
             assert job.id in [item.id for item in await rescues.overdue()]
 
     async def test_a_job_in_time_is_claimed(
-        self, store: JobStore, workers: Workers, rescues: RescueStore, key_id: int
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
     ) -> None:
         job = await submit(store, key_id, start_within_s=60.0, finish_within_s=90.0)
         assert await rescues.overdue() == []
         assert await workers("w").claim(job.id) is not None
 
     async def test_once_started_only_the_end_counts(
-        self, store: JobStore, workers: Workers, rescues: RescueStore, key_id: int, database: AsyncEngine
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int, database: AsyncEngine
     ) -> None:
         job = await submit(store, key_id, start_within_s=60.0)
         await workers("w").claim(job.id)
-        await workers("w").give_back(job.id, 1, tokens=0, outcome="handed_back")
+        await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET start_before = now() - interval '1 minute'"))
         assert await rescues.overdue() == []
         assert await workers("w").claim(job.id) is not None
 
     async def test_a_late_job_of_a_silent_worker_ends(
-        self, store: JobStore, workers: Workers, rescues: RescueStore, key_id: int, database: AsyncEngine
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int, database: AsyncEngine
     ) -> None:
         job = await submit(store, key_id, finish_within_s=60.0)
         await workers("dead").claim(job.id)
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET finish_before = now() - interval '1 minute'"))
-        assert await rescues.requeue_lost(3) == []
-        assert [item.id for item in await rescues.lost_to_end(3)] == [job.id]
+        assert await rescues.requeue_stalled(3) == []
+        assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
 
 
 async def test_an_engines_death_counts_as_a_workers(
-    store: JobStore, workers: Workers, rescues: RescueStore, key_id: int
+    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
 ) -> None:
     job = await submit(store, key_id)
     for attempt in (1, 2):
         await workers("w").claim(job.id)
-        await workers("w").give_back(job.id, attempt, tokens=0, outcome="engine_lost", died=True)
+        await workers("w").requeue(job.id, attempt, tokens=0, outcome="engine_lost", died=True)
     claimed = await workers("dead").claim(job.id)
     assert claimed is not None
     assert claimed.deaths == 2
-    assert [item.id for item in await rescues.lost_to_end(3)] == [job.id]
+    assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]

@@ -27,12 +27,12 @@ from redis.asyncio import Redis
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.jobs.context_window import ContextCheck
-from api.jobs.queue_estimates import Backlog
-from api.jobs.queue_store import BacklogStore
+from api.jobs.context_window import ContextWindow
+from api.jobs.queue_estimates import QueueEstimates
+from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
 from api.keys.store import ApiKeyStore
-from api.streaming.hub import Streams
+from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import ErrorCode
@@ -40,23 +40,23 @@ from shared.domain.events import Event, EventType, parse_archive
 from shared.domain.job import RUNNING, JobStatus
 from shared.domain.request import GenerateRequest, Sampling
 from shared.domain.transcript import Transcript
-from shared.postgres.claim_store import WorkerStore
+from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
-from shared.postgres.recovery_store import RescueStore
+from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
-from shared.recovery.terminator import UnownedJobs
-from shared.redis.event_log import JobLogs
+from shared.recovery.terminator import JobTerminator
+from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
-from workers.execution.attempt import Stop
-from workers.execution.log_writer import LogFlusher
+from workers.execution.attempt import StopReason
+from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
-from workers.execution.slots import Seats
+from workers.execution.slots import SlotPool
 from workers.settings import WorkerSettings
-from workers.supervision.heartbeat import Lease
+from workers.supervision.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
@@ -100,30 +100,30 @@ class Reader:
 
 
 class Worker:
-    """One worker process: runner, lease and flusher on an engine that is steered."""
+    """One worker process: runner, lease and log_writer on an engine that is steered."""
 
     def __init__(self, number: int, database: AsyncEngine, redis: Redis, worker_settings: WorkerSettings) -> None:
         self.name = f"worker-{number}"
-        self.store = store = WorkerStore(database, self.name)
+        self.store = store = ClaimStore(database, self.name)
         self.engine = SteeredEngine()
         self.flushes = True
         self.runs: dict[tuple[str, int], asyncio.Task[JobStatus | None]] = {}
-        logs = JobLogs(redis)
-        self.flusher = LogFlusher(logs, store.held, late_s=0)
+        logs = EventLog(redis)
+        self.log_writer = LogWriter(logs, store.held, late_s=0)
         self.runner = Runner(
             worker=self.name,
             engine=self.engine,
-            seats=Seats(self.engine.slots, yields=True),
+            slot_pool=SlotPool(self.engine.slots, yields=True),
             store=store,
             logs=logs,
-            flusher=self.flusher,
+            log_writer=self.log_writer,
             log_ttl_s=LOG_TTL_S,
             max_attempts=MAX_ATTEMPTS,
             send=lambda _: None,
             on_engine_death=lambda: None,
         )
-        self.lease = Lease(self.runner, self.engine, store, MODEL, worker_settings)
-        self._flushing = asyncio.create_task(self.flusher.run())
+        self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
+        self._flushing = asyncio.create_task(self.log_writer.run())
 
     async def deliver(self, job_id: str) -> Call | None:
         """A message for a job arrives. Its call, if it is run; returns once it waits for tokens, or has ended."""
@@ -152,7 +152,7 @@ class Worker:
 
     async def flush(self) -> None:
         if self.flushes:
-            await self.flusher.drain(WITHIN_S)
+            await self.log_writer.drain(WITHIN_S)
 
     async def hold_flushes(self) -> None:
         """Write nothing to Redis for now."""
@@ -163,7 +163,7 @@ class Worker:
 
     async def go_on_flushing(self) -> None:
         if not self.flushes:
-            self._flushing = asyncio.create_task(self.flusher.run())
+            self._flushing = asyncio.create_task(self.log_writer.run())
             self.flushes = True
             await self.flush()
 
@@ -182,21 +182,21 @@ class World:
         self.key_id = key_id
         self.worker_settings = worker_settings
         self.store = JobStore(database)
-        self.logs = JobLogs(redis)
-        self.streams = Streams(redis, self.logs, self.store, resync_s=0.2)
-        rescues = RescueStore(database)
-        unowned = UnownedJobs(rescues, self.logs, LOG_TTL_S)
+        self.logs = EventLog(redis)
+        self.streams = StreamHub(redis, self.logs, self.store, resync_s=0.2)
+        rescues = RecoveryStore(database)
+        unowned = JobTerminator(rescues, self.logs, LOG_TTL_S)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             registry=registry,
             store=self.store,
             logs=self.logs,
-            unowned=unowned,
+            terminator=unowned,
             hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
             streams=self.streams,
-            context=ContextCheck(registry),
+            context=ContextWindow(registry),
             redis=redis,
-            backlog=Backlog(BacklogStore(database), registry),
+            queue_estimates=QueueEstimates(QueueStore(database), registry),
         )
         self.sweeper = Sweeper(
             rescues, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
@@ -280,7 +280,7 @@ class World:
             return None
         holder = self.claimed_by.setdefault((job_id, call.attempt), worker.name)
         assert holder == worker.name, "an attempt has one worker"
-        assert call.so_far == text_of_tokens(call.made), "an attempt goes on where the text ends"
+        assert call.prior == text_of_tokens(call.made), "an attempt goes on where the text ends"
         for overtaken in older:
             await worker.ended(overtaken, "the same worker runs a later attempt")
         if (job_id, call.attempt) in worker.engine.calls:
@@ -307,7 +307,7 @@ class World:
         call.fail(EngineError("it failed"))
         await worker.ended(call, "its engine failed")
 
-    async def stop(self, worker: Worker, call: Call, why: Stop) -> None:
+    async def stop(self, worker: Worker, call: Call, why: StopReason) -> None:
         worker.runner.stop(call.job_id, why, call.attempt)
         await worker.ended(call, f"{why} was asked for")
 
@@ -604,8 +604,8 @@ class Jobs(RuleBasedStateMachine):
         else:
             self._to_run(run, lambda worker, call: self.world.finish(worker, call, how))
 
-    @rule(run=a_run, why=st.sampled_from([Stop.HAND_BACK, Stop.DEADLINE]))
-    def stop(self, run: int, why: Stop) -> None:
+    @rule(run=a_run, why=st.sampled_from([StopReason.HAND_BACK, StopReason.DEADLINE]))
+    def stop(self, run: int, why: StopReason) -> None:
         self._to_run(run, lambda worker, call: self.world.stop(worker, call, why))
 
     @rule(worker=a_worker)
@@ -709,7 +709,7 @@ class Jobs(RuleBasedStateMachine):
         races: dict[str, Callable[[], Awaitable[object]]] = {
             "cancel": lambda: world.cancel(call.job_id),
             "finish": lambda: world.finish(worker, call, "stop"),
-            "hand back": lambda: world.stop(worker, call, Stop.HAND_BACK),
+            "hand back": lambda: world.stop(worker, call, StopReason.HAND_BACK),
             "sweep": world.sweep,
             "heartbeat": worker.lease.renew,
             "message": lambda: world.deliver(other, call.job_id),

@@ -10,31 +10,33 @@ from shared.domain.job import Job, JobStatus
 from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import JobStore, NewJob
-from shared.postgres.recovery_store import RescueStore
-from shared.recovery.terminator import UnownedJobs
-from shared.redis.event_log import Append, JobLogs
+from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.terminator import JobTerminator
+from shared.redis.event_log import Append, EventLog
 from tests.conftest import Workers
 
 
 @pytest.fixture
-def unowned(rescues: RescueStore, logs: JobLogs) -> UnownedJobs:
-    return UnownedJobs(rescues, logs, 60)
+def unowned(rescues: RecoveryStore, logs: EventLog) -> JobTerminator:
+    return JobTerminator(rescues, logs, 60)
 
 
 @pytest.fixture
-async def handed_back(store: JobStore, workers: Workers, logs: JobLogs, key_id: int) -> Job:
+async def handed_back(store: JobStore, workers: Workers, logs: EventLog, key_id: int) -> Job:
     """A job that waits for its second attempt; the first one made some text."""
     job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
     await workers("w").claim(job.id)
     events = [event(1, EventType.STARTED, {"attempt": 1}), delta_event(2, Delta(0, "so far", (7, 8)))]
     await logs.append([Append(job.id, 1, events)])
-    await workers("w").give_back(job.id, 1, tokens=2, outcome="handed_back")
+    await workers("w").requeue(job.id, 1, tokens=2, outcome="handed_back")
     found = await store.get(job.id)
     assert found is not None
     return found
 
 
-async def test_the_text_so_far_is_kept(unowned: UnownedJobs, store: JobStore, logs: JobLogs, handed_back: Job) -> None:
+async def test_the_text_so_far_is_kept(
+    unowned: JobTerminator, store: JobStore, logs: EventLog, handed_back: Job
+) -> None:
     assert await unowned.end(handed_back, JobStatus.CANCELLED, CANCELLED)
     done = await store.get(handed_back.id)
     assert done is not None
@@ -45,7 +47,7 @@ async def test_the_text_so_far_is_kept(unowned: UnownedJobs, store: JobStore, lo
 
 
 async def test_a_lost_log_ends_above_all_that_a_reader_may_have_seen(
-    unowned: UnownedJobs, store: JobStore, logs: JobLogs, redis: Redis, handed_back: Job
+    unowned: JobTerminator, store: JobStore, logs: EventLog, redis: Redis, handed_back: Job
 ) -> None:
     """A reader at any cursor of the lost log gets the end, and is told to discard what it has."""
     await redis.flushdb()
@@ -64,7 +66,7 @@ async def test_a_lost_log_ends_above_all_that_a_reader_may_have_seen(
 
 
 async def test_a_worker_that_lives_after_all_keeps_its_log(
-    unowned: UnownedJobs, store: JobStore, workers: Workers, logs: JobLogs, key_id: int
+    unowned: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, key_id: int
 ) -> None:
     """Its lease was over when the job was read, and is renewed before the job is ended: nothing has changed."""
     job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
@@ -80,7 +82,7 @@ async def test_a_worker_that_lives_after_all_keeps_its_log(
 
 
 async def test_what_a_lost_attempt_made_is_counted(
-    unowned: UnownedJobs, store: JobStore, workers: Workers, logs: JobLogs, key_id: int
+    unowned: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, key_id: int
 ) -> None:
     job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
     await workers("dead").claim(job.id)

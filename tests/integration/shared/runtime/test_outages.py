@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.postgres.engine import connect
 from shared.postgres.prepared import Prepared
-from shared.runtime.outages import database_is_away, is_outage, redis_is_away
+from shared.runtime.outages import is_database_outage, is_outage, is_redis_outage
 from tests.support.ports import free_port
 
 ErrorOf = Callable[[AsyncEngine, str], Awaitable[BaseException]]
@@ -74,7 +74,7 @@ async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[AsyncEngine]
     indirect=True,
 )
 async def test_a_server_that_takes_nobody_now(refusing: AsyncEngine, database_error: ErrorOf) -> None:
-    assert database_is_away(await database_error(refusing, "SELECT 1"))
+    assert is_database_outage(await database_error(refusing, "SELECT 1"))
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ async def test_a_server_that_never_takes_us(refusing: AsyncEngine, database_erro
 
 async def test_a_server_that_is_not_there(database_error: ErrorOf) -> None:
     engine = connect(f"postgresql+asyncpg://nobody@127.0.0.1:{free_port()}/none")
-    assert database_is_away(await database_error(engine, "SELECT 1"))
+    assert is_database_outage(await database_error(engine, "SELECT 1"))
     await engine.dispose()
 
 
 async def test_a_backend_that_is_ended(database: AsyncEngine, database_error: ErrorOf) -> None:
-    assert database_is_away(await database_error(database, "SELECT pg_terminate_backend(pg_backend_pid())"))
+    assert is_database_outage(await database_error(database, "SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
 async def test_a_pool_that_is_used_up(database_url: str, database_error: ErrorOf) -> None:
@@ -102,7 +102,7 @@ async def test_a_pool_that_is_used_up(database_url: str, database_error: ErrorOf
         error = await database_error(engine, "SELECT 1")
     await engine.dispose()
     assert isinstance(error, sqlalchemy.exc.TimeoutError)
-    assert database_is_away(error)
+    assert is_database_outage(error)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ async def test_redis_that_is_not_there() -> None:
     async with Redis.from_url(f"redis://127.0.0.1:{free_port()}/0") as away:
         with pytest.raises((RedisError, OSError)) as caught:
             await away.ping()
-    assert redis_is_away(caught.value)
+    assert is_redis_outage(caught.value)
 
 
 async def test_a_fault_of_redis_is_no_outage(redis: Redis) -> None:

@@ -23,7 +23,7 @@ from shared.domain.request import GenerateRequest, Message, Sampling
 from workers.engines.base import Engine, PromptInfo
 from workers.engines.factory import make_engine
 from workers.engines.simulated.engine import SimulatedEngine
-from workers.execution.log_writer import JobLog
+from workers.execution.log_writer import LogBuffer
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -83,9 +83,9 @@ def chat(content: str = "Repeat exactly: 😀🐦🌊 Füße, naïve", **samplin
 
 
 async def outputs(
-    engine: Engine, request: GenerateRequest, name: str = "r", so_far: list[Delta] | None = None
+    engine: Engine, request: GenerateRequest, name: str = "r", prior: list[Delta] | None = None
 ) -> tuple[PromptInfo, list[Delta]]:
-    async with aclosing(engine.generate(name, request, so_far or [])) as items:
+    async with aclosing(engine.generate(name, request, prior or [])) as items:
         made = [item async for item in items]
     if isinstance(made[-1], Usage):
         used = made.pop()
@@ -105,7 +105,7 @@ def text(deltas: list[Delta], index: int = 0) -> str:
 
 def as_logged(deltas: list[Delta]) -> list[Delta]:
     """As a log keeps them, flushed after each token."""
-    log = JobLog("job", 1)
+    log = LogBuffer("job", 1)
     for delta in deltas:
         log.delta(delta)
         log.seal()
@@ -165,14 +165,14 @@ async def test_cancelling_aborts(engine: Engine) -> None:
 @that_continue
 async def test_a_cut_request_goes_on_as_if_uncut(engine: Engine) -> None:
     request = chat(max_tokens=40, ignore_eos=True)
-    assert engine.goes_on(request)
+    assert engine.resume_mode(request)
     _, deltas = await outputs(engine, request)
     whole, logged = text(deltas), as_logged(deltas)
     for cut in (1, 2, 3, 5, 8, len(logged) - 1):
-        so_far = logged[:cut]
-        _, rest = await outputs(engine, request, f"cut{cut}", so_far)
-        assert text(so_far) + text(rest) == whole, f"cut after {cut} events"
-        made = sum(delta.tokens for delta in [*so_far, *rest])
+        prior = logged[:cut]
+        _, rest = await outputs(engine, request, f"cut{cut}", prior)
+        assert text(prior) + text(rest) == whole, f"cut after {cut} events"
+        made = sum(delta.tokens for delta in [*prior, *rest])
         assert (made, rest[-1].finish_reason) == (40, "length")
 
 
@@ -183,7 +183,7 @@ async def test_a_log_of_merged_deltas_can_be_cut_anywhere(engine: Engine) -> Non
     _, deltas = await outputs(engine, request)
     whole = text(deltas)
     for size in (2, 3):
-        log = JobLog("job", 1)
+        log = LogBuffer("job", 1)
         for number, delta in enumerate(deltas, 1):
             log.delta(delta)
             if number % size == 0:
@@ -199,14 +199,14 @@ async def test_a_cut_request_with_a_stop_string_goes_on_as_if_uncut(engine: Engi
     _, plain = await outputs(engine, chat(max_tokens=40, ignore_eos=True))
     stop = text(plain)[-12:-4]
     request = chat(max_tokens=40, ignore_eos=True, stop=[stop, "never to be found"])
-    assert engine.goes_on(request)
+    assert engine.resume_mode(request)
     _, deltas = await outputs(engine, request)
     whole, logged = text(deltas), as_logged(deltas)
     assert whole == text(plain)[: text(plain).index(stop)]
     for cut in range(1, len(logged)):
-        so_far = logged[:cut]
-        _, rest = await outputs(engine, request, f"stop{cut}", so_far)
-        assert text(so_far) + text(rest) == whole, f"cut after {cut} events"
+        prior = logged[:cut]
+        _, rest = await outputs(engine, request, f"stop{cut}", prior)
+        assert text(prior) + text(rest) == whole, f"cut after {cut} events"
         assert rest[-1].finish_reason == "stop"
 
 

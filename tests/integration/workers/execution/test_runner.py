@@ -14,18 +14,18 @@ from shared.domain.events import EventType, parse_archive
 from shared.domain.job import Job, JobStatus
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest, Sampling
-from shared.postgres.claim_store import WorkerStore
+from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore, NewJob
-from shared.postgres.recovery_store import RescueStore
-from shared.redis.event_log import JobLogs
+from shared.postgres.recovery_store import RecoveryStore
+from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
-from workers.execution.attempt import Stop
-from workers.execution.log_writer import LogFlusher
+from workers.execution.attempt import StopReason
+from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
-from workers.execution.slots import Seats
+from workers.execution.slots import SlotPool
 
 Run = asyncio.Task[JobStatus | None]
 WITHIN_S = 20
@@ -34,19 +34,19 @@ WITHIN_S = 20
 class Worker:
     """A runner and what it needs."""
 
-    def __init__(self, name: str, store: WorkerStore, logs: JobLogs, slots: int) -> None:
+    def __init__(self, name: str, store: ClaimStore, logs: EventLog, slots: int) -> None:
         self.name = name
         self.store = store
         self.engine = SteeredEngine(slots)
         self.sent: list[Hint] = []
-        self.flusher = LogFlusher(logs, store.held, late_s=60)
+        self.log_writer = LogWriter(logs, store.held, late_s=60)
         self.runner = Runner(
             worker=name,
             engine=self.engine,
-            seats=Seats(slots, yields=True),
+            slot_pool=SlotPool(slots, yields=True),
             store=store,
             logs=logs,
-            flusher=self.flusher,
+            log_writer=self.log_writer,
             log_ttl_s=60,
             max_attempts=3,
             send=self.sent.append,
@@ -61,9 +61,9 @@ class Worker:
 
 
 @asynccontextmanager
-async def working(name: str, store: WorkerStore, logs: JobLogs, slots: int = 64) -> AsyncIterator[Worker]:
+async def working(name: str, store: ClaimStore, logs: EventLog, slots: int = 64) -> AsyncIterator[Worker]:
     worker = Worker(name, store, logs, slots)
-    flushing = asyncio.create_task(worker.flusher.run())
+    flushing = asyncio.create_task(worker.log_writer.run())
     try:
         yield worker
     finally:
@@ -71,7 +71,7 @@ async def working(name: str, store: WorkerStore, logs: JobLogs, slots: int = 64)
 
 
 @pytest.fixture
-async def worker(workers: Workers, logs: JobLogs) -> AsyncIterator[Worker]:
+async def worker(workers: Workers, logs: EventLog) -> AsyncIterator[Worker]:
     async with working("w", workers("w"), logs) as worker:
         yield worker
 
@@ -89,7 +89,7 @@ async def read(store: JobStore, job: Job) -> Job:
 
 
 async def test_the_database_breaks_while_a_result_is_written(
-    worker: Worker, store: JobStore, logs: JobLogs, job: Job, database: AsyncEngine
+    worker: Worker, store: JobStore, logs: EventLog, job: Job, database: AsyncEngine
 ) -> None:
     """The statement hangs on a lock, and its connection is cut: it is tried again, and written once."""
     run, call = await worker.start(job)
@@ -104,7 +104,7 @@ async def test_the_database_breaks_while_a_result_is_written(
     done = await read(store, job)
     assert done.output[0].text == text_of_tokens(6)
     assert [(item.number, item.tokens, item.outcome) for item in done.attempts] == [(1, 6, "completed")]
-    await worker.flusher.drain(WITHIN_S)
+    await worker.log_writer.drain(WITHIN_S)
     archived = await store.archived_log(job.id)
     assert archived is not None
     assert [item.line() for item in await logs.read(job.id)] == [item.line() for item in parse_archive(archived)]
@@ -152,23 +152,23 @@ async def test_an_unexpected_exception_fails_its_job_alone(
 
 
 async def test_a_lost_job_is_stopped_and_nothing_is_written(
-    worker: Worker, store: JobStore, workers: Workers, rescues: RescueStore, logs: JobLogs, job: Job
+    worker: Worker, store: JobStore, workers: Workers, rescues: RecoveryStore, logs: EventLog, job: Job
 ) -> None:
     run, call = await worker.start(job)
     await call.tokens(3)
-    await worker.flusher.drain(WITHIN_S)
-    assert [hint.job_id for hint in await rescues.requeue_lost(3)] == [job.id]
+    await worker.log_writer.drain(WITHIN_S)
+    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
     async with working("v", workers("v"), logs) as second:
         rescue, rescuing = await second.start(job)
-        assert rescuing.so_far == text_of_tokens(3)
+        assert rescuing.prior == text_of_tokens(3)
         await rescuing.tokens(2)
-        await second.flusher.drain(WITHIN_S)
+        await second.log_writer.drain(WITHIN_S)
         before, log_before = await read(store, job), await logs.read(job.id)
 
         await call.tokens(4)
-        worker.runner.stop(job.id, Stop.LOST, 1)
+        worker.runner.stop(job.id, StopReason.LOST, 1)
         assert await asyncio.wait_for(run, WITHIN_S) is None
-        await worker.flusher.drain(WITHIN_S)
+        await worker.log_writer.drain(WITHIN_S)
         assert (await read(store, job), await logs.read(job.id)) == (before, log_before)
         assert worker.engine.calls == {}, "its slot is free"
 
@@ -177,11 +177,11 @@ async def test_a_lost_job_is_stopped_and_nothing_is_written(
     assert (await read(store, job)).output[0].text == text_of_tokens(6)
 
 
-async def test_a_later_attempt_here_stops_the_one_before(worker: Worker, rescues: RescueStore, job: Job) -> None:
+async def test_a_later_attempt_here_stops_the_one_before(worker: Worker, rescues: RecoveryStore, job: Job) -> None:
     """Its lease ran out unnoticed, and the job came back to it: the first attempt holds a slot for nothing."""
     run, call = await worker.start(job)
     await call.tokens(1)
-    await rescues.requeue_lost(3)
+    await rescues.requeue_stalled(3)
     later, later_call = await worker.start(job)
     assert await asyncio.wait_for(run, WITHIN_S) is None
     assert list(worker.engine.calls) == [(job.id, 2)]
@@ -199,15 +199,15 @@ async def test_a_jobs_end_is_not_a_message(worker: Worker, job: Job) -> None:
 
 
 async def test_an_end_while_redis_is_wiped_is_in_the_row(
-    worker: Worker, store: JobStore, logs: JobLogs, job: Job
+    worker: Worker, store: JobStore, logs: EventLog, job: Job
 ) -> None:
     run, call = await worker.start(job)
     await call.tokens(3)
-    await worker.flusher.drain(WITHIN_S)
+    await worker.log_writer.drain(WITHIN_S)
     await logs.forget(job.id)
     call.finish("stop")
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
-    await worker.flusher.drain(WITHIN_S)
+    await worker.log_writer.drain(WITHIN_S)
     archived = await store.archived_log(job.id)
     assert archived is not None
     events = parse_archive(archived)
@@ -236,7 +236,7 @@ async def test_a_claim_on_its_way_when_the_drain_begins_is_handed_back(
 
 
 async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
-    workers: Workers, store: JobStore, logs: JobLogs, key_id: int
+    workers: Workers, store: JobStore, logs: EventLog, key_id: int
 ) -> None:
     """The engine is full of batch jobs. An urgent one begins at once; the batch job goes on at its next token."""
 
@@ -271,11 +271,11 @@ async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
         urgent_call.finish("stop")
         await urgent_call.ended.wait()
         again, call = await worker.start(newer)
-        assert call.so_far == text_of_tokens(5)
+        assert call.prior == text_of_tokens(5)
         await call.tokens(2)
         call.finish("stop")
         assert await asyncio.wait_for(again, WITHIN_S) is JobStatus.COMPLETED
-        await worker.flusher.drain(WITHIN_S)
+        await worker.log_writer.drain(WITHIN_S)
     done = await read(store, newer)
     assert done.output[0].text == text_of_tokens(8)
     assert EventType.RESTARTED not in {item.type for item in await logs.read(newer.id)}

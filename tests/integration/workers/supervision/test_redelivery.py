@@ -11,13 +11,13 @@ from shared.domain.job import Job
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import JobStore, NewJob
-from shared.postgres.recovery_store import RescueStore
+from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.job_queue import HintSender, celery_app, depths
 from tests.conftest import TEST_REDIS_DB, Servers, Workers
 from tests.support.steered_engine import SteeredEngine
 from workers.execution.runner import Runner
-from workers.execution.slots import Seats
-from workers.supervision.redelivery import Healer
+from workers.execution.slots import SlotPool
+from workers.supervision.redelivery import Redelivery
 
 pytestmark = pytest.mark.usefixtures("redis")
 SLOTS = 4
@@ -51,10 +51,10 @@ def runner(workers: Workers) -> Runner:
     return Runner(
         worker="w",
         engine=SteeredEngine(),
-        seats=Seats(SLOTS, yields=True),
+        slot_pool=SlotPool(SLOTS, yields=True),
         store=store,
         logs=None,  # type: ignore[arg-type]  # nothing runs here
-        flusher=None,  # type: ignore[arg-type]
+        log_writer=None,  # type: ignore[arg-type]
         log_ttl_s=1,
         max_attempts=3,
         send=lambda _: None,
@@ -63,8 +63,8 @@ def runner(workers: Workers) -> Runner:
 
 
 @pytest.fixture
-def healer(runner: Runner, rescues: RescueStore, redis: Redis, sent: Sent) -> Healer:
-    return Healer(runner, rescues, redis, sent, "m")
+def healer(runner: Runner, rescues: RecoveryStore, redis: Redis, sent: Sent) -> Redelivery:
+    return Redelivery(runner, rescues, redis, sent, "m")
 
 
 async def waiting(store: JobStore, database: AsyncEngine, key_id: int, *priorities: int) -> list[Job]:
@@ -77,10 +77,10 @@ async def waiting(store: JobStore, database: AsyncEngine, key_id: int, *prioriti
     return jobs
 
 
-def fill(seats: Seats) -> None:
+def fill(slot_pool: SlotPool) -> None:
     """Every slot has an urgent job."""
-    while seats.urgent_room:
-        seats.take(batch=False)
+    while slot_pool.urgent_room:
+        slot_pool.take(batch=False)
 
 
 async def message(broker: str, redis: Redis, job: Job) -> None:
@@ -90,7 +90,7 @@ async def message(broker: str, redis: Redis, job: Job) -> None:
 
 
 async def test_an_empty_queue_while_rows_wait(
-    healer: Healer, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int
+    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int
 ) -> None:
     jobs = await waiting(store, database, key_id, 3, 0)
     assert await healer.heal() == 2
@@ -98,25 +98,25 @@ async def test_an_empty_queue_while_rows_wait(
 
 
 async def test_an_empty_list_of_a_queue_that_is_not(
-    healer: Healer, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int, broker: str, redis: Redis
+    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int, broker: str, redis: Redis
 ) -> None:
     """The batch job's message is lost while interactive ones wait, and the worker has no room."""
     interactive, batch = await waiting(store, database, key_id, 3, 9)
     await message(broker, redis, interactive)
     assert await depths(redis, "m") == {0: 0, 3: 1, 6: 0, 9: 0}
-    fill(healer._runner.seats)
+    fill(healer._runner.slot_pool)
     assert await healer.heal() == 1
     assert (sent.job_ids, sent.priorities) == ([batch.id], [9])
     assert await healer.heal() == 0, "it has just been sent"
 
 
 async def test_one_that_is_older_than_what_is_served(
-    healer: Healer, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int, broker: str, redis: Redis
+    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int, broker: str, redis: Redis
 ) -> None:
     """A full worker and a queue that never runs dry: it goes first."""
     lost, queued = await waiting(store, database, key_id, 3, 3)
     await message(broker, redis, queued)
-    fill(healer._runner.seats)
+    fill(healer._runner.slot_pool)
     later = f"job_{int(lost.id[4:16], 16) + 60_000:012x}{lost.id[16:]}"
     healer._runner.last_claimed[3] = later
     await healer.heal()
@@ -125,18 +125,18 @@ async def test_one_that_is_older_than_what_is_served(
 
 
 async def test_rows_that_there_is_no_room_for_are_left(
-    healer: Healer, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int
+    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int
 ) -> None:
     """Batch jobs fill the worker, which takes urgent jobs all the same."""
     urgent, _ = await waiting(store, database, key_id, 3, 9)
     for _ in range(SLOTS):
-        healer._runner.seats.take(batch=True)
+        healer._runner.slot_pool.take(batch=True)
     await healer.heal()
     assert sent.job_ids == [urgent.id]
 
 
 async def test_a_worker_that_takes_nothing_sends_nothing(
-    healer: Healer, store: JobStore, database: AsyncEngine, key_id: int
+    healer: Redelivery, store: JobStore, database: AsyncEngine, key_id: int
 ) -> None:
     await waiting(store, database, key_id, 3)
     healer._runner.close()

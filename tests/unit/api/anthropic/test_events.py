@@ -52,8 +52,8 @@ def blocks(frames_told: list[dict[str, Any]]) -> list[tuple[str, str]]:
             assert frame["index"] == len(made) - 1
             delta = frame["delta"]
             if delta["type"] != "signature_delta":
-                kind, so_far = made[-1]
-                made[-1] = (kind, so_far + next(value for name, value in delta.items() if name != "type"))
+                kind, prior = made[-1]
+                made[-1] = (kind, prior + next(value for name, value in delta.items() if name != "type"))
         elif frame["type"] == "content_block_stop":
             assert is_open
             assert frame["index"] == len(made) - 1

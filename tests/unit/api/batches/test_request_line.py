@@ -13,7 +13,7 @@ from hypothesis import given
 
 from api.batches.batch import Position
 from api.batches.jsonl_reader import Line, read_lines
-from api.batches.request_line import LineRefused, parse
+from api.batches.request_line import LineRejected, parse
 from api.batches.validation import MAX_ERRORS, validate
 from shared.config.models.loader import Registry, load_registry
 from tests.support.stack import write_models
@@ -130,7 +130,7 @@ def without(name: str) -> dict[str, Any]:
 )
 def test_what_cannot_run_is_refused(registry: Registry, line: Any, code: str, param: str | None) -> None:
     data = line if isinstance(line, bytes) else json.dumps(line).encode()
-    with pytest.raises(LineRefused) as refused:
+    with pytest.raises(LineRejected) as refused:
         parse(Line(12, data, Position(13)), CHAT, registry)
     error = refused.value.error
     assert (error.code, error.line, error.param) == (code, 12, param)
@@ -138,7 +138,7 @@ def test_what_cannot_run_is_refused(registry: Registry, line: Any, code: str, pa
 
 
 def test_a_line_that_was_too_long_is_refused() -> None:
-    with pytest.raises(LineRefused, match="longer"):
+    with pytest.raises(LineRejected, match="longer"):
         parse(Line(1, None, Position(2)), CHAT)
 
 
@@ -201,6 +201,6 @@ async def test_a_response_that_a_batch_cannot_make_is_refused(
     registry: Registry, body: dict[str, Any], param: str
 ) -> None:
     (line,) = await all_lines([jsonl(response(**body))])
-    with pytest.raises(LineRefused) as refused:
+    with pytest.raises(LineRejected) as refused:
         parse(line, RESPONSES, registry)
     assert (refused.value.error.line, refused.value.error.param) == (1, param)

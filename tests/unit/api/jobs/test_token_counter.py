@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from api.jobs.context_window import ContextCheck
+from api.jobs.context_window import ContextWindow
 from api.jobs.token_counter import TokenCounter, simulated_tokens
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
@@ -115,7 +115,7 @@ async def test_prompt_and_answer_share_the_context(
 ) -> None:
     model_folder(tmp_path, TEMPLATE)
     model = VllmModel(name="m", engine="vllm", model=str(tmp_path), options={"max_model_len": 300})
-    check = ContextCheck(Registry({"m": model}))
+    check = ContextWindow(Registry({"m": model}))
     request = chat("word " * words, max_tokens=max_tokens)
     if param is None:
         await check.check("m", request)
@@ -138,7 +138,7 @@ async def test_a_conversation_that_is_rendered_otherwise_is_not_counted(tmp_path
         options={"max_model_len": 300},
         chat=settings,
     )
-    check = ContextCheck(Registry({"m": model}))
+    check = ContextWindow(Registry({"m": model}))
     await check.check("m", chat("word " * 1000))
     with pytest.raises(InvalidRequest, match="the prompt has 1000"):
         await check.check("m", GenerateRequest(prompt="word " * 1000))
@@ -146,7 +146,7 @@ async def test_a_conversation_that_is_rendered_otherwise_is_not_counted(tmp_path
 
 async def test_a_model_whose_files_are_elsewhere_is_not_counted() -> None:
     model = VllmModel(name="m", engine="vllm", model="org/on-the-hub", options={"max_model_len": 10})
-    await ContextCheck(Registry({"m": model})).check("m", chat("word " * 1000))
+    await ContextWindow(Registry({"m": model})).check("m", chat("word " * 1000))
 
 
 async def test_of_an_upstreams_model_max_tokens_alone_is_looked_at() -> None:
@@ -155,7 +155,7 @@ async def test_of_an_upstreams_model_max_tokens_alone_is_looked_at() -> None:
         "limited": OpenAIOptions(base_url=url, max_model_len=10),
         "free": OpenAIOptions(base_url=url),
     }
-    check = ContextCheck(
+    check = ContextWindow(
         Registry(
             {name: OpenAIModel(name=name, engine="openai", model="x", options=one) for name, one in models.items()}
         )

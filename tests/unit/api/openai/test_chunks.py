@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from api.openai.chunks import DONE, frames
-from api.openai.completions import CHAT, TEXT, Face
+from api.openai.completions import CHAT, TEXT, Dialect
 from api.streaming.errors import CutShort
 from shared.domain.events import CallDelta, Delta, Event, EventType, delta_event, event
 from shared.domain.job import Job, JobStatus
@@ -42,7 +42,7 @@ async def batches(events: Sequence[Event], gate: asyncio.Event | None = None) ->
 
 
 async def chunks_of(
-    face: Face, jobs: list[Job], logs: list[list[Event]], *, left: list[Job] | None = None, **options: Any
+    face: Dialect, jobs: list[Job], logs: list[list[Event]], *, left: list[Job] | None = None, **options: Any
 ) -> list[Any]:
     """What was sent: chunks, and `[DONE]` as a text; `left` gets the jobs that the stream left running."""
     sent = b""

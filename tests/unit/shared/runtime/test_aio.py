@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from shared.runtime.aio import end, happens
+from shared.runtime.aio import cancel_and_wait, wait_for_event
 
 WITHIN_S = 20
 
@@ -24,17 +24,17 @@ class Deaf:
 
 async def test_an_event_that_comes_is_told_from_one_that_does_not() -> None:
     event = asyncio.Event()
-    assert not await happens(event, 0.001)
-    waiting = asyncio.create_task(happens(event, WITHIN_S))
+    assert not await wait_for_event(event, 0.001)
+    waiting = asyncio.create_task(wait_for_event(event, WITHIN_S))
     await asyncio.sleep(0)
     event.set()
     assert await waiting
-    assert await happens(event, 0)
+    assert await wait_for_event(event, 0)
 
 
 async def test_a_cancel_in_the_turn_of_the_event_is_heard() -> None:
     event = asyncio.Event()
-    waiting = asyncio.create_task(happens(event, WITHIN_S))
+    waiting = asyncio.create_task(wait_for_event(event, WITHIN_S))
     await asyncio.sleep(0)
     event.set()
     waiting.cancel()
@@ -46,7 +46,7 @@ async def test_a_task_that_loses_its_first_cancel_is_ended_all_the_same() -> Non
     deaf = Deaf()
     task = asyncio.create_task(deaf.run())
     await asyncio.sleep(0)
-    await end(task, again_s=0.01)
+    await cancel_and_wait(task, again_s=0.01)
     assert task.done()
     assert deaf.heard == 2
 
@@ -63,10 +63,10 @@ async def test_what_ended_tasks_raise_is_not_told() -> None:
 
     failing, done, gathered = asyncio.create_task(fails()), asyncio.create_task(returns()), asyncio.gather(fails())
     await asyncio.sleep(0)
-    await end(failing, done, gathered)
+    await cancel_and_wait(failing, done, gathered)
     assert isinstance(failing.exception(), ValueError)
     assert done.result() == 1
-    await end()
+    await cancel_and_wait()
 
 
 async def test_who_ends_tasks_leaves_none_behind_when_it_is_cancelled() -> None:
@@ -82,7 +82,7 @@ async def test_who_ends_tasks_leaves_none_behind_when_it_is_cancelled() -> None:
     leave = asyncio.Event()
     task = asyncio.create_task(takes_its_time())
     await asyncio.sleep(0)
-    ending = asyncio.create_task(end(task))
+    ending = asyncio.create_task(cancel_and_wait(task))
     await heard.wait()
     for _ in range(3):
         ending.cancel()
@@ -100,10 +100,10 @@ async def test_what_ends_tasks_within_what_is_ended_ends_them_too() -> None:
         try:
             await asyncio.sleep(WITHIN_S)
         finally:
-            await end(inner, again_s=0.05)
+            await cancel_and_wait(inner, again_s=0.05)
 
     inner = asyncio.create_task(Deaf().run())
     outer = asyncio.create_task(holds())
     await asyncio.sleep(0)
-    await end(outer, again_s=0.02)
+    await cancel_and_wait(outer, again_s=0.02)
     assert inner.done()

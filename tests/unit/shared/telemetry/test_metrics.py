@@ -19,14 +19,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Message, Receive, Scope, Send
 
-from api.http.middleware.metrics import HttpMetrics
+from api.http.middleware.metrics import MetricsMiddleware
 from shared.domain.job import Failure, Job, JobStatus, Usage, new_job_id
 from shared.domain.request import GenerateRequest
-from shared.domain.result import Ending
+from shared.domain.result import JobResult
 from shared.telemetry import metrics
 from shared.telemetry.instruments import DEFINITIONS, Across, Exporter, WeightedHistogram, registry
-from shared.telemetry.scrape_targets import announced
-from workers.execution.token_metrics import TokenMeter
+from shared.telemetry.scrape_targets import scrape_target
+from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
     "code", "at", "kind", "method", "model", "outcome", "priority", "reason", "route", "state", "status", "write",
@@ -76,7 +76,7 @@ def test_a_model_that_is_not_declared_is_no_label(model: str) -> None:
     assert metrics.model_label(model) == model
     assert metrics.model_label(NOBODY) == metrics.OTHER
     metrics.submitted(NOBODY, 4)
-    TokenMeter(NOBODY).made(0, 3, 1.0)
+    TokenMetrics(NOBODY).made(0, 3, 1.0)
     shown = {**samples(Exporter.API), **samples(Exporter.WORKER)}
     assert not [key for key in shown if NOBODY in dict(key[1]).values()]
 
@@ -128,7 +128,7 @@ def test_the_weighted_histogram_shows_what_prometheus_clients_would(values: list
 
 def test_tokens_that_go_together_share_their_gap(model: str) -> None:
     before = samples(Exporter.WORKER)
-    meter = TokenMeter(model)
+    meter = TokenMetrics(model)
     meter.made(0, 1, 100.0)
     meter.made(1, 1, 100.1)  # another choice has gaps of its own
     meter.made(0, 4, 100.08)  # 20 ms each
@@ -173,7 +173,7 @@ def test_what_all_read_alike_is_a_max() -> None:
 def test_a_job_that_ended_is_counted_once_with_its_tokens(model: str) -> None:
     began = datetime(2026, 1, 1, tzinfo=UTC)
     job = Job(new_job_id(), 1, model, JobStatus.IN_PROGRESS, 9, GenerateRequest(prompt="x"), began)
-    ending = Ending(
+    ending = JobResult(
         JobStatus.FAILED,
         began + timedelta(seconds=2),
         (),
@@ -220,7 +220,7 @@ async def _call(method: str, path: str) -> None:
     async def send(_: Message) -> None:
         pass
 
-    await HttpMetrics(_app)({"type": "http", "method": method, "path": path}, receive, send)
+    await MetricsMiddleware(_app)({"type": "http", "method": method, "path": path}, receive, send)
 
 
 async def test_http_is_counted_by_route_template_never_by_path() -> None:
@@ -265,7 +265,7 @@ async def test_a_reader_that_takes_nothing_is_counted_when_it_is_dropped(error: 
         pass
 
     with pytest.raises(type(error)):
-        await HttpMetrics(Stuck(error))({"type": "http", "method": "GET", "path": "/"}, never, send)
+        await MetricsMiddleware(Stuck(error))({"type": "http", "method": "GET", "path": "/"}, never, send)
     after = samples(Exporter.API)
     dropped = ("headrace_stream_drops_total", ())
     assert after[dropped] - before[dropped] == 1
@@ -278,7 +278,7 @@ def test_processes_name_themselves_and_forget_the_dead(tmp_path: Path) -> None:
     left.write_text("[]")
     other = tmp_path / f"api-{os.getppid()}.json"
     other.write_text("[]")
-    with announced(tmp_path, "worker", "0.0.0.0", 1234):
+    with scrape_target(tmp_path, "worker", "0.0.0.0", 1234):
         mine = tmp_path / f"worker-{os.getpid()}.json"
         assert json.loads(mine.read_text()) == [{"targets": ["127.0.0.1:1234"]}]
         assert not left.exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engines.token_boundaries import WholeTokens
+from workers.engines.token_boundaries import TokenBoundaries
 
 TEXTS = st.lists(st.text("ab🌊", max_size=3), min_size=1, max_size=12)
 
@@ -13,7 +13,7 @@ TEXTS = st.lists(st.text("ab🌊", max_size=3), min_size=1, max_size=12)
 @given(texts=TEXTS, held=st.lists(st.integers(0, 40), min_size=12, max_size=12), cut=st.integers(0, 40))
 def test_tokens_come_with_their_text(texts: list[str], held: list[int], cut: int) -> None:
     """Each step shows all but so many characters; the end cuts the text, as a stop string does."""
-    whole = WholeTokens()
+    whole = TokenBoundaries()
     made, shown, given = "", 0, ""
     taken: list[tuple[int, str]] = []
     for token, text in enumerate(texts):
@@ -34,7 +34,7 @@ def test_tokens_come_with_their_text(texts: list[str], held: list[int], cut: int
 
 
 def test_parts_of_a_character_wait_for_the_last() -> None:
-    whole = WholeTokens()
+    whole = TokenBoundaries()
     whole.made(1, "")
     whole.made(2, "")
     assert whole.take(finished=False) == []

@@ -7,12 +7,12 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from shared.config.models.simulated import SimulatedModel
-from shared.postgres.claim_store import WorkerStore
-from shared.redis.event_log import JobLogs
+from shared.postgres.claim_store import ClaimStore
+from shared.redis.event_log import EventLog
 from workers.engines.simulated.engine import SimulatedEngine
-from workers.execution.log_writer import LogFlusher
+from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
-from workers.execution.slots import Seats
+from workers.execution.slots import SlotPool
 from workers.supervision.watchdog import STUCK_S, Watchdog
 
 SLOTS = 4
@@ -22,15 +22,15 @@ LONG = STUCK_S + 1
 @pytest.fixture
 def runner() -> Runner:
     """A runner that has taken nothing for long. Its servers are never asked."""
-    store = WorkerStore(create_async_engine("postgresql+asyncpg://nowhere"), "w")
-    logs = JobLogs(Redis(host="nowhere"))
+    store = ClaimStore(create_async_engine("postgresql+asyncpg://nowhere"), "w")
+    logs = EventLog(Redis(host="nowhere"))
     runner = Runner(
         worker="w",
         engine=SimulatedEngine(SimulatedModel(name="m", engine="simulated", slots=SLOTS)),
-        seats=Seats(SLOTS, yields=True),
+        slot_pool=SlotPool(SLOTS, yields=True),
         store=store,
         logs=logs,
-        flusher=LogFlusher(logs, store.held, late_s=1),
+        log_writer=LogWriter(logs, store.held, late_s=1),
         log_ttl_s=1,
         max_attempts=3,
         send=lambda _: None,
@@ -65,11 +65,11 @@ def test_a_queue_that_was_empty_in_between_starts_anew(watchdog: Watchdog) -> No
 def test_a_full_worker_is_no_fault(watchdog: Watchdog, runner: Runner) -> None:
     waiting = {0: 1, 3: 2, 9: 4}
     for _ in range(SLOTS):
-        runner.seats.take(batch=False)
+        runner.slot_pool.take(batch=False)
     assert watchdog.untaken(waiting) == 0
-    runner.seats.leave(batch=False)
+    runner.slot_pool.leave(batch=False)
     assert watchdog.untaken(waiting) == 7
-    runner.seats.take(batch=True)
+    runner.slot_pool.take(batch=True)
     assert watchdog.untaken(waiting) == 3, "a batch's job is in the way of other batches only"
 
 

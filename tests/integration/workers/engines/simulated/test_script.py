@@ -36,8 +36,8 @@ def request(chat: dict[str, Any] | None = None, messages: list[Message] = ASKED,
     return GenerateRequest(messages=messages, chat=options, sampling=sampling, **fields)
 
 
-async def deltas(of: GenerateRequest, so_far: list[Delta] | None = None) -> list[Delta]:
-    async with aclosing(engine().generate("r", of, so_far or [])) as items:
+async def deltas(of: GenerateRequest, prior: list[Delta] | None = None) -> list[Delta]:
+    async with aclosing(engine().generate("r", of, prior or [])) as items:
         first, *rest = [item async for item in items]
     assert isinstance(first, PromptInfo)
     return [item for item in rest if isinstance(item, Delta)]

@@ -20,8 +20,8 @@ from shared.domain.events import Delta
 from shared.domain.job import Choice
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from shared.domain.transcript import Transcript
-from workers.engines.base import EngineError, GoesOn, PromptInfo, Restarted
-from workers.execution.log_writer import JobLog
+from workers.engines.base import EngineError, PromptInfo, Restarted, Resume
+from workers.execution.log_writer import LogBuffer
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -88,9 +88,9 @@ def must_be(sampling: dict[str, Any] | None = None, **wanted: Any) -> GenerateRe
     return asked(structured_outputs=StructuredOutputs(**wanted), sampling=sampling)
 
 
-async def outputs(engine: Any, request: GenerateRequest, so_far: list[Delta] | None = None, attempt: int = 1) -> Any:
+async def outputs(engine: Any, request: GenerateRequest, prior: list[Delta] | None = None, attempt: int = 1) -> Any:
     """The prompt's info, and the deltas; `Restarted` among them."""
-    async with aclosing(engine.generate(f"job_7-{attempt}", request, so_far or [])) as items:
+    async with aclosing(engine.generate(f"job_7-{attempt}", request, prior or [])) as items:
         prompt, *made = [item async for item in items]
     assert isinstance(prompt, PromptInfo)
     return prompt, made
@@ -344,7 +344,7 @@ MADE_AGAIN = {
 
 def as_logged(made: list[Delta]) -> list[Delta]:
     """As a log keeps them, flushed after each delta."""
-    log = JobLog("job", 1)
+    log = LogBuffer("job", 1)
     for delta in made:
         log.delta(delta)
         log.seal()
@@ -370,7 +370,7 @@ async def test_what_was_cut_goes_on_as_if_uncut(engine: Any, name: str) -> None:
     """Wherever it is cut: the same call ids, no fragment twice, each token counted once."""
     request = {**PREFILLED, **MADE_AGAIN}[name]
     prefilled = name in PREFILLED
-    assert engine.goes_on(request) is (GoesOn.AT_ITS_NEXT_TOKEN if prefilled else GoesOn.BY_REPEATING)
+    assert engine.resume_mode(request) is (Resume.EXACT if prefilled else Resume.BY_REPEATING)
     assert (await engine._rendering.render("job_7", request)).prefills == prefilled
     choices = request.sampling.n
     logged = as_logged(await deltas(engine, request))
@@ -378,10 +378,10 @@ async def test_what_was_cut_goes_on_as_if_uncut(engine: Any, name: str) -> None:
     rests = await asyncio.gather(*(outputs(engine, request, logged[:cut], attempt=1 + cut) for cut in cuts))
     assert engine.stats().requests == 0
     for cut, (_, rest) in zip(cuts, rests, strict=True):
-        so_far = logged[:cut]
+        prior = logged[:cut]
         assert not any(isinstance(item, Restarted) for item in rest), f"cut after {cut}"
-        assert comparable([*so_far, *rest], choices) == comparable(logged, choices), f"cut after {cut}"
-        made = sum(delta.tokens for delta in [*so_far, *rest])
+        assert comparable([*prior, *rest], choices) == comparable(logged, choices), f"cut after {cut}"
+        made = sum(delta.tokens for delta in [*prior, *rest])
         assert made == sum(delta.tokens for delta in logged)
 
 
@@ -390,10 +390,10 @@ async def test_what_comes_out_otherwise_is_told_anew(engine: Any, name: str) -> 
     """A worker whose numbers differ: the reader is told to discard what it has, and gets all of it."""
     request = MADE_AGAIN[name]
     logged = as_logged(await deltas(engine, request))
-    so_far = logged[: len(logged) // 2]
-    last = so_far[-1]
+    prior = logged[: len(logged) // 2]
+    last = prior[-1]
     last.token_ids = (*last.token_ids[:-1], 7)
-    _, rest = await outputs(engine, request, so_far, attempt=2)
+    _, rest = await outputs(engine, request, prior, attempt=2)
     at = next(number for number, item in enumerate(rest) if isinstance(item, Restarted))
     anew = rest[at + 1 :]
     assert not any(isinstance(item, Restarted) for item in anew)

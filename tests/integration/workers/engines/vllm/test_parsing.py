@@ -127,13 +127,13 @@ def test_the_next_worker_goes_on_where_it_was_cut(tokenizer: Any, name: str) -> 
     made = model.write(model.choice())
     expected = whole(made)
     for cut in range(1, len(made)):
-        so_far = made[:cut]
-        tokens = [token for delta in so_far for token in delta.token_ids]
+        prior = made[:cut]
+        tokens = [token for delta in prior for token in delta.token_ids]
         choice = model.choice()
         choice.go_on(tokens)
-        answer = whole([*so_far, *model.write(choice, after=len(tokens))])
+        answer = whole([*prior, *model.write(choice, after=len(tokens))])
         assert told(answer) == told(expected), f"cut after {cut}"
-        shown = [call.id for call in whole(so_far).tool_calls if call.id]
+        shown = [call.id for call in whole(prior).tool_calls if call.id]
         assert [call.id for call in answer.tool_calls][: len(shown)] == shown
 
 
@@ -142,12 +142,12 @@ def test_what_is_made_again_is_told_once(tokenizer: Any, name: str) -> None:
     model = Model(tokenizer, WRITTEN[name])
     made = model.write(model.choice())
     for cut in range(1, len(made)):
-        so_far = made[:cut]
+        prior = made[:cut]
         choice = model.choice()
-        choice.repeat([token for delta in so_far for token in delta.token_ids], finished=False)
+        choice.repeat([token for delta in prior for token in delta.token_ids], finished=False)
         rest = model.write(choice, at_once=3)
         assert (choice.repeated, choice.diverged) == (True, False)
-        assert told(whole([*so_far, *rest])) == told(whole(made)), f"cut after {cut}"
+        assert told(whole([*prior, *rest])) == told(whole(made)), f"cut after {cut}"
 
 
 def test_what_is_made_otherwise_is_noticed(tokenizer: Any) -> None:

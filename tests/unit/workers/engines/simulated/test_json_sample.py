@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from workers.engines.simulated.json_sample import minimal_json
+from workers.engines.simulated.json_sample import json_sample
 
 SCHEMAS: list[dict[str, Any]] = [
     {},
@@ -49,7 +49,7 @@ SCHEMAS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=str)
 def test_it_is_an_instance(schema: dict[str, Any]) -> None:
-    jsonschema.Draft202012Validator(schema).validate(minimal_json(schema))
+    jsonschema.Draft202012Validator(schema).validate(json_sample(schema))
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_it_is_an_instance(schema: dict[str, Any]) -> None:
 )
 def test_a_schema_without_an_instance_says_so(schema: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        minimal_json(schema)
+        json_sample(schema)
