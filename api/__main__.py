@@ -9,11 +9,12 @@ import uvicorn
 
 from api.app import create_app
 from api.settings import ApiSettings
-from shared.errors import HeadraceError
-from shared.logging import configure_logging
-from shared.registry import load_registry
-from shared.startup import database_or_exit, settings_or_exit
-from shared.tracing import wanted
+from shared.config.models.loader import load_registry
+from shared.config.settings import settings_or_exit
+from shared.domain.errors import HeadraceError
+from shared.postgres.schema_version import database_or_exit
+from shared.telemetry.logs import configure_logging
+from shared.telemetry.tracing_setup import wanted
 
 
 def main() -> int:

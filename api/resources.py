@@ -16,45 +16,45 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.auth import Authenticator
 from api.batches.driver import BatchDriver
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
-from api.files.keeper import FileKeeper
+from api.batches.store import BatchStore
+from api.files.blobs import Blobs, LocalBlobs
+from api.files.cleanup import FileCleanup
+from api.files.s3_blobs import SCHEME, S3Blobs
 from api.files.service import FileService
-from api.jobs.backlog import Backlog
-from api.jobs.places import Places
+from api.files.store import FileStore
+from api.jobs.context_window import ContextWindow
+from api.jobs.queue_estimates import QueueEstimates
+from api.jobs.queue_positions import QueuePositions
+from api.jobs.queue_store import QueueStore
+from api.jobs.retention import Retention
+from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService
-from api.metrics import FleetReadings
+from api.keys.auth import Authenticator
+from api.keys.store import ApiKeyStore
+from api.monitoring.queue_metrics import QueueMetrics
+from api.monitoring.queue_stats import QueueStatsStore
 from api.responses.service import ResponseService
-from api.retention import Retention
+from api.responses.store import ResponseStore
 from api.settings import ApiSettings
-from api.streams import Streams
-from api.tokens import ContextCheck
-from shared.api_keys import ApiKeyStore
-from shared.backlog_store import BacklogStore
-from shared.batch_store import BatchStore
-from shared.blobs import Blobs, LocalBlobs
-from shared.db import connect
-from shared.file_store import FileStore
-from shared.fleet import FleetStore
-from shared.job_store import JobStore
-from shared.metric_kinds import Exporter
-from shared.metric_kinds import registry as metrics_of
-from shared.metric_targets import announced
-from shared.metrics import declare_models
-from shared.queue import HintSender, celery_app
-from shared.redis_connection import connect_redis
-from shared.registry import Registry, load_registry
-from shared.rescue_store import RescueStore
-from shared.response_store import ResponseStore
-from shared.retention_store import RetentionStore
-from shared.s3_blobs import SCHEME, S3Blobs
-from shared.stream import JobLogs
-from shared.sweeper import Sweeper
-from shared.tasks import end
-from shared.tracing import NO_TRACES, Traces
-from shared.unowned import UnownedJobs
+from api.streaming.hub import StreamHub
+from shared.config.models.loader import Registry, load_registry
+from shared.postgres.engine import connect
+from shared.postgres.job_store import JobStore
+from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.sweeper import Sweeper
+from shared.recovery.terminator import JobTerminator
+from shared.redis.connection import connect_redis
+from shared.redis.event_log import EventLog
+from shared.redis.job_queue import HintSender, celery_app
+from shared.runtime.aio import cancel_and_wait
+from shared.telemetry.instruments import Exporter
+from shared.telemetry.instruments import registry as metrics_of
+from shared.telemetry.metrics import declare_models
+from shared.telemetry.scrape_targets import scrape_target
+from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Resources:
     files: FileService
     batches: BatchService
     authenticator: Authenticator
-    fleet: FleetReadings
+    fleet: QueueMetrics
     metrics: CollectorRegistry
 
 
@@ -82,7 +82,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
     """Make and, at the end, close everything.
 
     Raises:
-        shared.registry.RegistryError: models.yaml is wrong.
+        shared.config.models.base.RegistryError: models.yaml is wrong.
     """
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, traces.close)
@@ -92,31 +92,31 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         redis = connect_redis(settings.redis_url)
         stack.push_async_callback(redis.aclose)
 
-        store, logs = JobStore(database, settings.region), JobLogs(redis)
-        rescues = RescueStore(database)
-        unowned = UnownedJobs(rescues, logs, settings.log_ttl_s, traces)
+        store, logs = JobStore(database, settings.region), EventLog(redis)
+        rescues = RecoveryStore(database)
+        terminator = JobTerminator(rescues, logs, settings.log_ttl_s, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
-        streams = Streams(redis, logs, store, resync_s=settings.resync_s)
+        streams = StreamHub(redis, logs, store, resync_s=settings.resync_s)
         sweeper = Sweeper(
             rescues,
-            unowned,
+            terminator,
             hints.put,
             interval_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
         )
-        backlog = Backlog(BacklogStore(database), registry)
+        queue_estimates = QueueEstimates(QueueStore(database), registry)
         jobs = JobService(
             registry=registry,
             store=store,
             logs=logs,
-            unowned=unowned,
+            terminator=terminator,
             hints=hints,
             streams=streams,
-            context=ContextCheck(registry),
+            context=ContextWindow(registry),
             redis=redis,
-            backlog=backlog,
+            queue_estimates=queue_estimates,
             traces=traces,
         )
         in_s3 = settings.files.startswith(SCHEME)
@@ -131,7 +131,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
             store=batches,
             blobs=blobs,
             jobs=jobs,
-            unowned=unowned,
+            terminator=terminator,
             send=hints.put,
             max_line_bytes=settings.max_body_bytes,
             max_jobs=settings.batch_jobs,
@@ -142,20 +142,20 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         parts = {
             "hints": hints.run(),
             "streams": streams.run(),
-            "places": Places(streams, backlog).run(),
+            "places": QueuePositions(streams, queue_estimates).run(),
             "sweeper": sweeper.run(),
             "batches": driver.run(),
-            "files": FileKeeper(file_store, blobs).run(),
+            "files": FileCleanup(file_store, blobs).run(),
             "retention": retention.run(),
         }
         for name, part in parts.items():
             task = asyncio.create_task(part, name=name)
             task.add_done_callback(_report)
-            stack.push_async_callback(end, task)
+            stack.push_async_callback(cancel_and_wait, task)
 
         declare_models(Exporter.API, registry.models)
-        fleet = FleetReadings(FleetStore(database), redis, registry)
-        stack.enter_context(announced(settings.metrics_targets, "api", settings.host, settings.port))
+        fleet = QueueMetrics(QueueStatsStore(database), redis, registry)
+        stack.enter_context(scrape_target(settings.metrics_targets, "api", settings.host, settings.port))
         yield Resources(
             settings=settings,
             registry=registry,
@@ -180,31 +180,7 @@ async def resources(request: Request) -> Resources:
     return found
 
 
-async def job_service(request: Request) -> JobService:
-    jobs: JobService = request.app.state.resources.jobs
-    return jobs
-
-
-async def response_service(request: Request) -> ResponseService:
-    responses: ResponseService = request.app.state.resources.responses
-    return responses
-
-
-async def file_service(request: Request) -> FileService:
-    files: FileService = request.app.state.resources.files
-    return files
-
-
-async def batch_service(request: Request) -> BatchService:
-    batches: BatchService = request.app.state.resources.batches
-    return batches
-
-
 CurrentResources = Annotated[Resources, Depends(resources)]
-Jobs = Annotated[JobService, Depends(job_service)]
-Responses = Annotated[ResponseService, Depends(response_service)]
-Files = Annotated[FileService, Depends(file_service)]
-Batches = Annotated[BatchService, Depends(batch_service)]
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from shared.ids import REGION
-from shared.settings import REPOSITORY, Settings
+from shared.config.settings import REPOSITORY, Settings
+from shared.domain.ids import REGION
 
 
 class ApiSettings(Settings):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from chaos.plan import MODEL, Plan
-from shared.events import Delta
-from shared.registry import SimulatedModel, SimulatedOptions
-from shared.sampling import GenerateRequest, Sampling
-from workers.engines.simulated import WORDS, SimulatedEngine
+from shared.config.models.simulated import SimulatedModel, SimulatedOptions
+from shared.domain.events import Delta
+from shared.domain.request import GenerateRequest, Sampling
+from workers.engines.simulated.engine import WORDS, SimulatedEngine
 
 PROMPTS = 500
 

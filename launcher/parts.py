@@ -12,8 +12,11 @@ from launcher.children import Child
 from launcher.errors import SettingError
 from launcher.home import kept_secret
 from launcher.settings import REPOSITORY, Settings
-from shared.bundled import BUNDLED_PREFIX
-from shared.registry import ModelSpec, OpenAIModel, Registry, RegistryError, VllmModel, load_registry
+from shared.config.bundled_model import BUNDLED_PREFIX
+from shared.config.models.base import RegistryError
+from shared.config.models.loader import ModelSpec, Registry, load_registry
+from shared.config.models.openai import OpenAIModel
+from shared.config.models.vllm import VllmModel
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from launcher.ports import check_free
 from launcher.progress import Phase, Progress
 from launcher.settings import Settings, load_settings
 from launcher.stopping import Stopping
-from shared.registry import OpenAIModel, Registry
+from shared.config.models.loader import Registry
+from shared.config.models.openai import OpenAIModel
 
 STOP_PATIENCE_S = 20.0
 # While starting there is no work to finish.

@@ -8,9 +8,8 @@ import sys
 from alembic import command
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.schema import alembic_config
-from shared.settings import Settings
-from shared.startup import settings_or_exit
+from shared.config.settings import Settings, settings_or_exit
+from shared.postgres.schema_version import alembic_config
 
 
 class DatabaseSettings(Settings):

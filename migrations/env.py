@@ -8,7 +8,7 @@ from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from shared.models import Base
+from shared.postgres.tables import Base
 
 # Two processes that start at once must not migrate at once.
 ADVISORY_LOCK = 7_431_987_102

@@ -20,16 +20,16 @@ from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.keys.store import ApiKeyStore
 from launcher.embedded import start_postgres, start_valkey
-from shared.api_keys import ApiKeyStore
-from shared.db import connect
-from shared.job_store import JobStore
-from shared.rescue_store import RescueStore
-from shared.stream import JobLogs
-from shared.worker_store import WorkerStore
+from shared.postgres.claim_store import ClaimStore
+from shared.postgres.engine import connect
+from shared.postgres.job_store import JobStore
+from shared.postgres.recovery_store import RecoveryStore
+from shared.redis.event_log import EventLog
 from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
 
-Workers = Callable[[str], WorkerStore]
+Workers = Callable[[str], ClaimStore]
 
 TEST_REDIS_DB = 15
 SIM_REDIS_DB = 14
@@ -100,12 +100,12 @@ def store(database: AsyncEngine) -> JobStore:
 @pytest.fixture
 def workers(database: AsyncEngine) -> Workers:
     """A worker's store, by the worker's name."""
-    return lambda name: WorkerStore(database, name)
+    return lambda name: ClaimStore(database, name)
 
 
 @pytest.fixture
-def rescues(database: AsyncEngine) -> RescueStore:
-    return RescueStore(database)
+def rescues(database: AsyncEngine) -> RecoveryStore:
+    return RecoveryStore(database)
 
 
 @pytest.fixture
@@ -128,5 +128,5 @@ async def redis(servers: Servers) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def logs(redis: Redis) -> JobLogs:
-    return JobLogs(redis)
+def logs(redis: Redis) -> EventLog:
+    return EventLog(redis)

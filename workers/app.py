@@ -8,8 +8,8 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.exceptions import ImproperlyConfigured
 
-from shared.queue import celery_app
-from workers.tasks import register
+from shared.redis.job_queue import celery_app
+from workers.consumer.tasks import register
 
 
 class OnlyWithAnEngine(bootsteps.Step):  # type: ignore[misc]

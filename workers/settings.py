@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from shared.settings import Settings
+from shared.config.settings import Settings
 
 
 class WorkerSettings(Settings):

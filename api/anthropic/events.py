@@ -20,12 +20,11 @@ from api.anthropic.schemas import (
     ThinkingContent,
     ToolUseContent,
 )
-from api.attended import CutShort
-from api.errors import UpstreamFailed, render
-from api.openai.chunks import CannotRestart
-from shared.errors import ErrorCode
-from shared.events import Event, EventType
-from shared.job import Job, Usage
+from api.http.errors import render
+from api.streaming.errors import CannotRestart, CutShort
+from shared.domain.errors import ErrorCode, UpstreamFailed
+from shared.domain.events import Event, EventType
+from shared.domain.job import Job, Usage
 
 
 def ping() -> ServerSentEvent:
@@ -33,7 +32,7 @@ def ping() -> ServerSentEvent:
     return ServerSentEvent(event="ping", data='{"type": "ping"}')
 
 
-def whole(job: Job, *, hides_thinking: bool) -> AssistantMessage:
+def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
     """A finished job as one message."""
     assert job.usage is not None
     (choice,) = job.output

@@ -7,19 +7,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.anthropic.convert import conversation, generate_request
-from api.anthropic.errors import PREFIX, AnthropicErrorResponse
-from api.anthropic.events import frames, ping, whole
+from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
+from api.anthropic.events import frames, message_body, ping
+from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
-from api.attended import attended, while_connected
-from api.auth import AnthropicKey
-from api.errors import UpstreamFailed
-from api.json_body import JsonRoute
+from api.http.json_body import JsonRoute
+from api.http.sse import event_stream
+from api.http.submit_headers import Submission
+from api.jobs.disconnect import cancel_on_disconnect, while_connected
+from api.keys.auth import AnthropicKey
 from api.resources import CurrentResources
-from api.sse import event_stream
-from api.submit_headers import Submission
-from shared.job import JobStatus
-from shared.job_store import NewJob
+from shared.domain.errors import UpstreamFailed
+from shared.domain.job import JobStatus
+from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
 
@@ -82,13 +82,15 @@ async def messages(
     keeps = submission.idempotency_key is not None
     if body.stream:
         events = frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
-        return event_stream(attended(events, jobs, [job], keeps=keeps), held.settings, headers, heartbeat=ping)
+        return event_stream(
+            cancel_on_disconnect(events, jobs, [job], keeps=keeps), held.settings, headers, heartbeat=ping
+        )
 
     ended = await while_connected(request, jobs, job, keeps=keeps)
     if ended is None:
         return Response(status_code=499)  # nobody reads it
     if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-        message = whole(ended, hides_thinking=body.hides_thinking)
+        message = message_body(ended, hides_thinking=body.hides_thinking)
         return JSONResponse(message.model_dump(mode="json"), headers=headers)
     assert ended.error is not None
     raise UpstreamFailed(ended.error.message, code=ended.error.code)

@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from api.jobs.schemas import DEFAULT_PRIORITY
-from shared.sampling import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, JsonObject, UnicodeText, contradiction
+from api.jobs.parameters import DEFAULT_PRIORITY
+from shared.domain.request import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, JsonObject, UnicodeText, contradiction
 
 MAX_BLOCKS = 10_000
 

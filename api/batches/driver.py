@@ -11,12 +11,12 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
+from api.batches.batch import Batch
 from api.batches.steps import BatchSteps
-from shared.batch import Batch
-from shared.batch_store import BatchStore
-from shared.errors import Unavailable
-from shared.outage import is_outage
-from shared.tasks import end, happens
+from api.batches.store import BatchStore
+from shared.domain.errors import Unavailable
+from shared.runtime.aio import cancel_and_wait, wait_for_event
+from shared.runtime.outages import is_outage
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ class BatchDriver:
                     if not (is_outage(error) or isinstance(error, Unavailable)):
                         raise
                     logger.warning("cannot look for batches, trying again: %s", error)
-                await happens(self._wake, self._poll_s * random.uniform(0.8, 1.2))
+                await wait_for_event(self._wake, self._poll_s * random.uniform(0.8, 1.2))
         finally:
-            await end(*self._steps_taken)
+            await cancel_and_wait(*self._steps_taken)
 
     async def _take_due(self) -> None:
         while len(self._steps_taken) < AT_ONCE:
@@ -98,7 +98,7 @@ class BatchDriver:
             keeping.result()
             return False
         finally:
-            await end(taking, keeping)
+            await cancel_and_wait(taking, keeping)
 
     async def _keep(self, batch: Batch) -> None:
         """Renew the lease until it is lost."""

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from api.openai.answers import CHAT, TEXT, Face, whole
+from api.openai.completions import CHAT, TEXT, Dialect, completion_body
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
-from api.responses.conversation import conversation
 from api.responses.events import replayed
+from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
-from shared.errors import InvalidRequest
-from shared.events import Event
-from shared.job import Job
-from shared.response import StoredResponse
-from shared.sampling import GenerateRequest
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Event
+from shared.domain.job import Job
+from shared.domain.request import GenerateRequest
+from shared.domain.response import StoredResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Endpoint(Protocol):
         """Check a body as the call does.
 
         Raises:
-            pydantic.ValidationError, shared.errors.InvalidRequest: it is refused; `param` names the field.
+            pydantic.ValidationError, shared.domain.errors.InvalidRequest: it is refused; `param` names the field.
         """
 
     def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Endpoint(Protocol):
 class Completions:
     """Chat and plain completions."""
 
-    face: Face
+    face: Dialect
     schema: type[ChatCompletionRequest | CompletionRequest]
     reads_log: bool = False
 
@@ -63,7 +63,7 @@ class Completions:
         return LineJob(request.model, generate, request.metadata or {})
 
     def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
-        return whole(self.face, [job], fingerprint)
+        return completion_body(self.face, [job], fingerprint)
 
 
 @dataclass(frozen=True, slots=True)

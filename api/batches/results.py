@@ -12,18 +12,17 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from api.batches.batch import Batch, BatchStatus, BatchUsage, result_file_ids
 from api.batches.endpoints import ENDPOINTS
-from api.batches.line_reader import Line
-from api.batches.lines import LineRefused, parse, said
-from api.errors import NotFound, UpstreamFailed, render
-from shared.batch import Batch, BatchStatus, BatchUsage
-from shared.batch_store import BatchStore, LineResult, ResultFile
-from shared.blobs import CHUNK, Blobs, BlobWriter
-from shared.errors import ErrorCode, HeadraceError, InvalidRequest
-from shared.events import parse_archive
-from shared.file_store import result_file_ids
-from shared.job import JobStatus, Usage
-from shared.registry import Registry
+from api.batches.jsonl_reader import Line
+from api.batches.request_line import LineRejected, parse, said
+from api.batches.store import BatchStore, LineResult, ResultFile
+from api.files.blobs import CHUNK, Blobs, BlobWriter
+from api.http.errors import render
+from shared.config.models.loader import Registry
+from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound, UpstreamFailed
+from shared.domain.events import parse_archive
+from shared.domain.job import JobStatus, Usage
 
 PAGE = 50
 EXPIRED = {
@@ -118,7 +117,7 @@ def _refusal(batch: Batch, line: Line) -> HeadraceError:
     """Why a line that was valid once could not become a job, or cannot be shown as one: this version refuses it."""
     try:
         parse(line, batch.endpoint)
-    except LineRefused as refused:
+    except LineRejected as refused:
         return InvalidRequest(refused.message, param=refused.error.param)
     return InvalidRequest("This request was refused when its turn came.")
 

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from api.auth import CurrentKey
+from api.batches.dependencies import Batches
 from api.batches.schemas import BatchCreate, BatchList, BatchView, batch_view
-from api.errors import ErrorResponse
-from api.jobs.routes import ERRORS
-from api.json_body import JsonRoute
-from api.resources import Batches
+from api.http.errors import ErrorResponse
+from api.http.json_body import JsonRoute
+from api.http.openapi import ERRORS
+from api.keys.auth import CurrentKey
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=JsonRoute)
 

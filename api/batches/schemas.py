@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.batches.batch import Batch, BatchStatus
 from api.files.schemas import ExpiresAfter
-from api.jobs.schemas import MAX_METADATA, MetadataKey, MetadataValue
-from shared.batch import Batch, BatchStatus
+from api.jobs.parameters import MAX_METADATA, MetadataKey, MetadataValue
 
 
 class BatchCreate(BaseModel):

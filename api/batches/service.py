@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 
+from api.batches.batch import Batch, BatchStatus, is_batch_id
 from api.batches.driver import BatchDriver
 from api.batches.schemas import BatchCreate
-from api.errors import Conflict, NotFound
+from api.batches.store import BatchStore
 from api.files.service import FileService
-from api.finding import found
-from shared.batch import Batch, BatchStatus, is_batch_id
-from shared.batch_store import BatchStore
-from shared.errors import InvalidRequest
-from shared.file_store import Purpose
+from api.files.store import Purpose
+from api.http.lookup import own_or_404
+from shared.domain.errors import Conflict, InvalidRequest, NotFound
 
 _UNITS = {"m": 60, "h": 3600}
 MAX_WINDOW_S = 30 * 24 * 3600
@@ -31,7 +30,7 @@ class BatchService:
 
         Raises:
             NotFound: there is no such file, or it is another key's.
-            shared.errors.InvalidRequest: the window or the file's purpose is wrong.
+            InvalidRequest: the window or the file's purpose is wrong.
         """
         window_s = _window_s(body.completion_window)
         file = await self._files.get(body.input_file_id, key_id, "input_file_id")
@@ -59,13 +58,13 @@ class BatchService:
         Raises:
             NotFound: there is none, or it is another key's.
         """
-        return await found("batch", batch_id, key_id, is_batch_id, self._store.get)
+        return await own_or_404("batch", batch_id, key_id, is_batch_id, self._store.get)
 
     async def page(self, key_id: int, *, limit: int, after: str | None) -> list[Batch]:
         """A key's batches, newest first.
 
         Raises:
-            shared.errors.InvalidRequest: `after` is no batch's id.
+            InvalidRequest: `after` is no batch's id.
         """
         if after is not None and not is_batch_id(after):
             raise InvalidRequest(f"after: must be a batch's id, got {after[:64]!r}", param="after")

@@ -1,4 +1,4 @@
-"""The steps of a batch. Each can be cut off anywhere and taken again, by any process; see `shared.batch_store`."""
+"""The steps of a batch. Each can be cut off anywhere and taken again, by any process; see `api.batches.store`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from api.batches.line_reader import Line, read_lines
-from api.batches.lines import LineRefused, parse
+from api.batches.batch import Batch, BatchStatus, LineError, Position
+from api.batches.jsonl_reader import Line, read_lines
+from api.batches.request_line import LineRejected, parse
 from api.batches.results import Results, write_results
+from api.batches.store import BatchJob, BatchStore
 from api.batches.validation import validate
+from api.files.blobs import BlobMissing, Blobs
 from api.jobs.service import JobService
-from shared.batch import Batch, BatchStatus, LineError, Position
-from shared.batch_store import BatchJob, BatchStore
-from shared.blobs import BlobMissing, Blobs
-from shared.ending import CANCELLED
-from shared.job import JobStatus
-from shared.metrics import BATCH_LINES, submitted
-from shared.queue import Hint
-from shared.registry import Registry
-from shared.unowned import UnownedJobs
+from shared.config.models.loader import Registry
+from shared.domain.job import JobStatus
+from shared.domain.priorities import Hint
+from shared.domain.result import CANCELLED
+from shared.recovery.terminator import JobTerminator
+from shared.telemetry.metrics import BATCH_LINES, submitted
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class BatchSteps:
         store: BatchStore,
         blobs: Blobs,
         jobs: JobService,
-        unowned: UnownedJobs,
+        terminator: JobTerminator,
         send: Callable[[Hint], None],
         max_line_bytes: int,
         max_jobs: int,
@@ -55,7 +55,7 @@ class BatchSteps:
         self._store = store
         self._blobs = blobs
         self._jobs = jobs
-        self._unowned = unowned
+        self._terminator = terminator
         self._send = send
         self._max_line_bytes = max_line_bytes
         self._max_jobs = max_jobs
@@ -65,7 +65,7 @@ class BatchSteps:
         """Take the next step. True: another can follow at once; False: jobs must come further first.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError, redis.exceptions.RedisError, shared.blobs.BlobsUnavailable:
+            sqlalchemy.exc.SQLAlchemyError, redis.exceptions.RedisError, api.files.blobs.BlobsUnavailable:
                 a service is away; take the step again.
         """
         try:
@@ -136,7 +136,7 @@ class BatchSteps:
                 try:
                     jobs.append(parse(line, batch.endpoint).job)
                     room -= 1
-                except LineRefused as refused:  # it was valid: this version sees it otherwise
+                except LineRejected as refused:  # it was valid: this version sees it otherwise
                     logger.warning("batch=%s line=%d is refused now: %s", batch.id, line.number, refused)
                 if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
                     if not await submit():
@@ -152,7 +152,7 @@ class BatchSteps:
         patient = datetime.now(UTC) < batch.cancelling_at + CANCEL_GRACE
         for job in await self._store.open_jobs(batch.id):
             if job.status is JobStatus.QUEUED and not (patient and job.started_at):
-                await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED)
+                await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
             elif not patient and job.status is JobStatus.IN_PROGRESS:
                 await self._jobs.cancel(job.id, job.key_id)
 

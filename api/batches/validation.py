@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from api.batches.line_reader import Line
-from api.batches.lines import LineRefused, parse
-from shared.batch import LineError
-from shared.registry import Registry
+from api.batches.batch import LineError
+from api.batches.jsonl_reader import Line
+from api.batches.request_line import LineRejected, parse
+from shared.config.models.loader import Registry
 
 # More errors than this are not told of.
 MAX_ERRORS = 100
@@ -34,7 +34,7 @@ async def validate(lines: AsyncIterator[Line], endpoint: str, registry: Registry
         requests += 1
         try:
             found = parse(line, endpoint, registry)
-        except LineRefused as refused:
+        except LineRejected as refused:
             errors.append(refused.error)
         else:
             digest = hashlib.blake2b(found.custom_id.encode(), digest_size=16).digest()

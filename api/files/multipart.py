@@ -9,7 +9,7 @@ from email.message import Message
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ async def read_form(content_type: str, body: AsyncIterator[bytes]) -> AsyncItera
     """Each part, followed by its bytes in chunks.
 
     Raises:
-        shared.errors.InvalidRequest: it is no form, or not a whole one.
+        InvalidRequest: it is no form, or not a whole one.
     """
     header = Message()
     header["Content-Type"] = content_type

@@ -8,11 +8,11 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
-from api.auth import CurrentKey
-from api.errors import ErrorResponse
+from api.files.dependencies import Files
 from api.files.schemas import MAX_KEEP_S, MIN_KEEP_S, FileDeleted, FileList, FileView, file_view
-from api.jobs.routes import ERRORS
-from api.resources import Files
+from api.http.errors import ErrorResponse
+from api.http.openapi import ERRORS
+from api.keys.auth import CurrentKey
 
 PATH = "/v1/files"
 

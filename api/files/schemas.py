@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.file_store import Purpose, StoredFile
+from api.files.store import Purpose, StoredFile
 
 # OpenAI's bounds: an hour, and thirty days.
 MIN_KEEP_S, MAX_KEEP_S = 3600, 30 * 24 * 3600

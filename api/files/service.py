@@ -6,12 +6,11 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from api.errors import NotFound
+from api.files.blobs import BlobMissing, Blobs
+from api.files.store import FileStore, StoredFile, is_file_id
 from api.files.upload import Upload
-from api.finding import found
-from shared.blobs import BlobMissing, Blobs
-from shared.errors import HeadraceError, InvalidRequest
-from shared.file_store import FileStore, StoredFile, is_file_id
+from api.http.lookup import own_or_404
+from shared.domain.errors import HeadraceError, InvalidRequest, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class FileService:
         Raises:
             NotFound: there is none, or it is another key's.
         """
-        return await found("file", file_id, key_id, is_file_id, self._store.get, param)
+        return await own_or_404("file", file_id, key_id, is_file_id, self._store.get, param)
 
     async def page(
         self, key_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool
@@ -48,7 +47,7 @@ class FileService:
         """A key's files.
 
         Raises:
-            shared.errors.InvalidRequest: `after` is no file's id.
+            InvalidRequest: `after` is no file's id.
         """
         if after is not None and not is_file_id(after):
             raise InvalidRequest(f"after: must be a file's id, got {after[:64]!r}", param="after")
@@ -81,7 +80,7 @@ class FileService:
 
         Raises:
             NotFound: there is none, or it is another key's.
-            shared.file_store.FileInUse: a batch that has not ended reads it.
+            api.files.store.FileInUse: a batch that has not ended reads it.
         """
         await self.get(file_id, key_id)
         if not await self._store.delete(file_id, key_id):

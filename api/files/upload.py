@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 
-from api.errors import TooLarge
+from api.files.blobs import Blobs
 from api.files.multipart import Part, read_form
 from api.files.schemas import MAX_KEEP_S, MIN_KEEP_S
-from shared.blobs import Blobs
-from shared.errors import InvalidRequest
-from shared.file_store import FileStore, Purpose, StoredFile
+from api.files.store import FileStore, Purpose, StoredFile
+from shared.domain.errors import InvalidRequest, TooLarge
 
 # A form's boundaries, headers and other fields, beside the file.
 FORM_BYTES = 16 * 1024
@@ -39,8 +38,8 @@ class Upload:
         """Store the file of a form. When this returns, the file is safe.
 
         Raises:
-            api.errors.TooLarge: the file is larger than is allowed.
-            shared.errors.InvalidRequest: the form or its purpose is wrong, or the file has too many lines or none.
+            TooLarge: the file is larger than is allowed.
+            InvalidRequest: the form or its purpose is wrong, or the file has too many lines or none.
         """
         if length.isdigit() and int(length) > self._max_bytes + FORM_BYTES:
             raise self._too_large()

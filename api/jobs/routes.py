@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from api.auth import CurrentKey
-from api.errors import ErrorResponse
-from api.jobs.native_events import native_events
+from api.http.errors import ErrorResponse
+from api.http.json_body import JsonRoute
+from api.http.openapi import ERRORS, NOT_FOUND
+from api.http.sse import event_stream
+from api.http.submit_headers import Submission
+from api.jobs.dependencies import Jobs
+from api.jobs.native_stream import native_stream
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
-from api.json_body import JsonRoute
-from api.resources import CurrentResources, Jobs
-from api.sse import event_stream
-from api.submit_headers import Submission
-from shared.errors import InvalidRequest
-from shared.job import Job, JobStatus
-from shared.job_store import NewJob
-from shared.registry import MAX_NAME, NAME
+from api.keys.auth import CurrentKey
+from api.resources import CurrentResources
+from shared.config.models.base import MAX_NAME, NAME
+from shared.domain.errors import InvalidRequest
+from shared.domain.job import Job, JobStatus
+from shared.postgres.job_store import NewJob
 
 MAX_WAIT_S = 60
 POLL_AFTER_S = "1"
 MAX_CURSOR = 2**53
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "The request is not valid; `param` names the field."},
-    401: {"model": ErrorResponse, "description": "No valid API key."},
-    503: {"model": ErrorResponse, "description": "A service is away; `Retry-After` says when to try again."},
-}
-NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorResponse, "description": "No such job or model, or not yours."}
-}
 
 
 @router.post(
@@ -81,7 +74,7 @@ async def submit(
         except TimeoutError:
             job = await jobs.get(job.id, key_id)
     fresh = created and job.status is JobStatus.QUEUED
-    position, eta_s = await (jobs.backlog.submitted(job) if fresh else jobs.backlog.waiting(job))
+    position, eta_s = await (jobs.queue_estimates.submitted(job) if fresh else jobs.queue_estimates.waiting(job))
     return _answer(job, position, eta_s, headers)
 
 
@@ -113,7 +106,7 @@ async def list_jobs(
 async def get_job(job_id: str, key_id: CurrentKey, jobs: Jobs) -> Response:
     """A job: 200 once it has ended, 202 before."""
     job = await jobs.get(job_id, key_id)
-    return _answer(job, *await jobs.backlog.waiting(job), {})
+    return _answer(job, *await jobs.queue_estimates.waiting(job), {})
 
 
 @router.get(
@@ -140,7 +133,7 @@ async def stream(
     job = await jobs.get(job_id, key_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
-    return event_stream(await native_events(jobs, job, after), held.settings)
+    return event_stream(await native_stream(jobs, job, after), held.settings)
 
 
 @router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})

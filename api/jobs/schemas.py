@@ -6,20 +6,24 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from api.generation import DEFAULT_PRIORITY as DEFAULT_PRIORITY
-from api.generation import AskedChat, ChatMessage, Logprobs, check_prompts, sampling_of
-from shared.job import Job, JobStatus
-from shared.sampling import MAX_MESSAGES, ChatOptions, GenerateRequest, Message, TokenId, contradiction
+from api.jobs.parameters import DEFAULT_PRIORITY as DEFAULT_PRIORITY
+from api.jobs.parameters import (
+    MAX_METADATA,
+    ChatMessage,
+    ChatParameters,
+    Logprobs,
+    MetadataKey,
+    MetadataValue,
+    check_prompts,
+    sampling_of,
+)
+from shared.domain.job import Job, JobStatus
+from shared.domain.request import MAX_MESSAGES, ChatOptions, GenerateRequest, Message, TokenId, contradiction
 
-MAX_METADATA = 16
 
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-
-
-class JobCreate(AskedChat):
+class JobCreate(ChatParameters):
     """A job to submit: `messages` (rendered by the model's chat template) or a raw `prompt`, and sampling."""
 
     model_config = ConfigDict(

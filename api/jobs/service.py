@@ -10,24 +10,25 @@ from dataclasses import replace
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api.errors import Conflict, NotFound
-from api.finding import found
-from api.jobs.backlog import Backlog
-from api.streams import Queued, Streams
-from api.tokens import ContextCheck
-from shared import redis_keys
-from shared.ending import CANCELLED
-from shared.errors import InvalidRequest
-from shared.events import Event
-from shared.job import Job, JobStatus, is_job_id
-from shared.job_store import Idempotency, JobStore, NewJob
-from shared.metrics import submitted
-from shared.queue import Hint, HintSender
-from shared.registry import Registry
-from shared.sampling import GenerateRequest
-from shared.stream import JobLogs
-from shared.tracing import NO_TRACES, Traces
-from shared.unowned import UnownedJobs
+from api.http.lookup import own_or_404
+from api.jobs.context_window import ContextWindow
+from api.jobs.queue_estimates import QueueEstimates
+from api.streaming.hub import StreamHub
+from api.streaming.reader import QueuedReader
+from shared.config.models.loader import Registry
+from shared.domain.errors import Conflict, InvalidRequest, NotFound
+from shared.domain.events import Event
+from shared.domain.job import Job, JobStatus, is_job_id
+from shared.domain.priorities import Hint
+from shared.domain.request import GenerateRequest
+from shared.domain.result import CANCELLED
+from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.recovery.terminator import JobTerminator
+from shared.redis import keys as redis_keys
+from shared.redis.event_log import EventLog
+from shared.redis.job_queue import HintSender
+from shared.telemetry.metrics import submitted
+from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
 
@@ -40,24 +41,24 @@ class JobService:
         *,
         registry: Registry,
         store: JobStore,
-        logs: JobLogs,
-        unowned: UnownedJobs,
+        logs: EventLog,
+        terminator: JobTerminator,
         hints: HintSender,
-        streams: Streams,
-        context: ContextCheck,
+        streams: StreamHub,
+        context: ContextWindow,
         redis: Redis,
-        backlog: Backlog,
+        queue_estimates: QueueEstimates,
         traces: Traces = NO_TRACES,
     ) -> None:
         self._registry = registry
         self._store = store
         self._logs = logs
-        self._unowned = unowned
+        self._terminator = terminator
         self._hints = hints
         self._streams = streams
         self._context = context
         self._redis = redis
-        self.backlog = backlog
+        self.queue_estimates = queue_estimates
         self.traces = traces
 
     async def submit(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
@@ -67,18 +68,18 @@ class JobService:
 
         Raises:
             NotFound: there is no such model.
-            shared.errors.InvalidRequest: the prompt does not fit the model's context.
-            shared.job_store.KeyReused: the idempotency key was used with another request.
+            InvalidRequest: the prompt does not fit the model's context.
+            shared.postgres.job_store.KeyReused: the idempotency key was used with another request.
         """
         self._check_model(new.model)
         await self._context.check(new.model, new.request)
         with self.traces.submitting(new.model) as origin:
-            job, created = await self._store.insert(replace(new, origin=origin), idempotency)
+            job, created = await self._store.insert(replace(new, request_context=origin), idempotency)
         if created:
             submitted(job.model, job.priority)
             logger.info(
                 "job=%s model=%s attempt=%d request=%s queued",
-                job.id, job.model, job.attempt, job.origin.request_id,
+                job.id, job.model, job.attempt, job.request_context.request_id,
             )  # fmt: skip
             self._hints.put(Hint(job.id, job.model, job.priority))
             await asyncio.sleep(0)  # the hint goes before the answer is made
@@ -89,7 +90,7 @@ class JobService:
 
         Raises:
             NotFound: there is no such model.
-            shared.errors.InvalidRequest: this process cannot count for the model, or its template refuses the prompt.
+            InvalidRequest: this process cannot count for the model, or its template refuses the prompt.
         """
         self._check_model(model)
         return await self._context.count(model, request)
@@ -100,7 +101,7 @@ class JobService:
         Raises:
             NotFound: there is none, or it is another key's.
         """
-        return await found("job", job_id, key_id, is_job_id, self._store.get)
+        return await own_or_404("job", job_id, key_id, is_job_id, self._store.get)
 
     async def page(
         self, key_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
@@ -108,14 +109,14 @@ class JobService:
         """A key's jobs, newest first.
 
         Raises:
-            shared.errors.InvalidRequest: `after` is no job's id.
+            InvalidRequest: `after` is no job's id.
         """
         if after is not None and not is_job_id(after):
             raise InvalidRequest(f"after: must be a job's id, got {after[:64]!r}", param="after")
         return await self._store.page(key_id, status=status, model=model, limit=limit, after=after)
 
     def follow(
-        self, job_id: str, after: int = 0, queued: Queued | None = None, *, new: bool = False
+        self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
     ) -> AsyncIterator[list[Event]]:
         """A job's events after a cursor, in batches, up to and with its last; see `Streams.follow`."""
         return self._streams.follow(job_id, after, queued, new=new)
@@ -124,7 +125,7 @@ class JobService:
         """Whether anything can follow a cursor: not after the last event of a job that has ended.
 
         Raises:
-            shared.errors.InvalidRequest: the cursor, which was given as `param`, is beyond the last event.
+            InvalidRequest: the cursor, which was given as `param`, is beyond the last event.
         """
         if not after:
             return True
@@ -144,12 +145,12 @@ class JobService:
         job = await self.get(job_id, key_id)
         while not job.status.terminal:
             if job.status is JobStatus.QUEUED:
-                if await self._unowned.end(job, JobStatus.CANCELLED, CANCELLED):
+                if await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED):
                     return await self.get(job_id, key_id)
             elif (worker := await self._store.mark_cancelling(job_id)) is not None:
                 logger.info(
                     "job=%s model=%s attempt=%d worker=%s request=%s cancelling",
-                    job.id, job.model, job.attempt, worker, job.origin.request_id,
+                    job.id, job.model, job.attempt, worker, job.request_context.request_id,
                 )  # fmt: skip
                 await self._tell_worker(worker, job_id)
                 return await self.get(job_id, key_id)

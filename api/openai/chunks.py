@@ -9,23 +9,18 @@ from typing import Any
 
 import orjson
 
-from api.attended import CutShort
-from api.openai.answers import Face, role_of, total, usage_view
+from api.openai.completions import Dialect, role_of, total, usage_view
 from api.openai.logprobs import CompletionLogprobsOf, chat_logprobs
-from shared.errors import HeadraceError
-from shared.events import Event, EventType
-from shared.job import Job, Usage
-from shared.tasks import end
+from api.streaming.errors import CannotRestart, CutShort
+from shared.domain.events import Event, EventType
+from shared.domain.job import Job, Usage
+from shared.runtime.aio import cancel_and_wait
 
 DONE = b"data: [DONE]\n\n"
 
 
-class CannotRestart(HeadraceError):
-    """The job was started again after text had been sent; this kind of stream cannot take text back."""
-
-
 async def frames(
-    face: Face,
+    face: Dialect,
     jobs: Sequence[Job],
     events: Sequence[AsyncIterator[list[Event]]],
     *,
@@ -83,13 +78,13 @@ async def _merged(streams: Sequence[AsyncIterator[list[Event]]]) -> AsyncGenerat
                 getting.cancel()
         await reading
     finally:
-        await end(reading)
+        await cancel_and_wait(reading)
 
 
 class _Head:
     """What all chunks of a stream have in common, encoded once."""
 
-    def __init__(self, face: Face, job: Job, *, usage_in_the_end: bool, fingerprint: str | None) -> None:
+    def __init__(self, face: Dialect, job: Job, *, usage_in_the_end: bool, fingerprint: str | None) -> None:
         common: dict[str, Any] = {
             "id": face.completion_id(job),
             "object": face.chunk_object,
@@ -107,8 +102,8 @@ class _Head:
     def around_text(self, indices: range, *, chat: bool) -> tuple[list[bytes], bytes]:
         """What stands before and after the text of a chunk that has nothing else: before, for each choice."""
         opening = b'"delta":{"content":' if chat else b'"text":'
-        end = b'%b,"logprobs":null,"finish_reason":null}%b' % (b"}" if chat else b"", self._after)
-        return [b'%b{"index":%d,%b' % (self._before, index, opening) for index in indices], end
+        cancel_and_wait = b'%b,"logprobs":null,"finish_reason":null}%b' % (b"}" if chat else b"", self._after)
+        return [b'%b{"index":%d,%b' % (self._before, index, opening) for index in indices], cancel_and_wait
 
     def told(self, choice: dict[str, Any], usage: dict[str, Any]) -> bytes:
         """A chunk with the usage so far."""
@@ -137,7 +132,9 @@ class Chunks:
     """One job's chunks. `usage` is there once it has `ended` well; `broken`: it has told its reader that it cannot
     go on."""
 
-    def __init__(self, head: _Head, face: Face, job: Job, *, first_index: int = 0, usage_always: bool = False) -> None:
+    def __init__(
+        self, head: _Head, face: Dialect, job: Job, *, first_index: int = 0, usage_always: bool = False
+    ) -> None:
         self._head = head
         self._job = job
         self._plain, self._plain_end = head.around_text(
@@ -252,10 +249,12 @@ def _one_call_each(payload: dict[str, Any]) -> list[dict[str, Any]]:
     OpenAI's own stream helpers miss the end of a call that comes in one chunk with another, or with the finish.
     """
     calls = payload.pop("tool_calls")
-    end: dict[str, Any] = {name: payload.pop(name) for name in ("finish_reason", "stop_reason") if name in payload}
+    cancel_and_wait: dict[str, Any] = {
+        name: payload.pop(name) for name in ("finish_reason", "stop_reason") if name in payload
+    }
     silent: dict[str, Any] = {"index": payload["index"], "text": ""}
     parts = [{**(payload if place == 0 else silent), "tool_calls": [call]} for place, call in enumerate(calls)]
-    return [*parts, {**silent, **end}] if end else parts
+    return [*parts, {**silent, **cancel_and_wait}] if cancel_and_wait else parts
 
 
 def _gained(payload: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Log probabilities in the two shapes that OpenAI has for them: a list for chat, four lists for plain completions.
 
 An entry of the log has the token that was drawn, and in `top` what was likely in its place, the drawn one first, as
-vLLM has them (`shared.events.Delta`).
+vLLM has them (`shared.domain.events.Delta`).
 """
 
 from __future__ import annotations

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.attended import all_while_connected, attended
-from api.auth import CurrentKey
-from api.errors import ErrorResponse, NotFound, UpstreamFailed
-from api.jobs.routes import ERRORS, NOT_FOUND
-from api.json_body import JsonRoute
-from api.openai.answers import CHAT, TEXT, Face, whole
+from api.http.json_body import JsonRoute
+from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
+from api.http.sse import event_stream
+from api.http.submit_headers import Submission, SubmitHeaders
+from api.jobs.disconnect import all_while_connected, cancel_on_disconnect
+from api.keys.auth import CurrentKey
 from api.openai.chunks import frames
-from api.openai.prompts import submit_all
+from api.openai.completions import CHAT, TEXT, Dialect, completion_body
+from api.openai.multi_prompt import submit_all
 from api.openai.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -24,22 +23,11 @@ from api.openai.schemas import (
     ModelView,
 )
 from api.resources import CurrentResources, Resources
-from api.sse import event_stream
-from api.submit_headers import Submission, SubmitHeaders
-from shared.job import JobStatus
-from shared.job_store import NewJob
+from shared.domain.errors import NotFound, UpstreamFailed
+from shared.domain.job import JobStatus
+from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
-
-STREAMED: dict[str, Any] = {"text/event-stream": {}}
-FAILED: dict[int | str, dict[str, Any]] = {
-    413: {"model": ErrorResponse, "description": "The body is too large."},
-    422: {"model": ErrorResponse, "description": "The Idempotency-Key was used with another request."},
-    409: {"model": ErrorResponse, "description": "The job was cancelled by another call."},
-    500: {"model": ErrorResponse, "description": "The job failed; `code` says why."},
-    502: {"model": ErrorResponse, "description": "The server that this model is relayed to failed."},
-    504: {"model": ErrorResponse, "description": "Start-Before or Cancel-After has passed."},
-}
 
 
 @router.post(
@@ -91,7 +79,7 @@ async def model(name: str, _: CurrentKey, held: CurrentResources) -> ModelView:
 
 
 async def _complete(
-    face: Face,
+    face: Dialect,
     body: ChatCompletionRequest | CompletionRequest,
     key_id: int,
     held: Resources,
@@ -128,7 +116,7 @@ async def _complete(
             usage_always=body.usage_always,
             fingerprint=fingerprint,
         )
-        return event_stream(attended(events, jobs, submitted, keeps=keeps), held.settings, headers)
+        return event_stream(cancel_on_disconnect(events, jobs, submitted, keeps=keeps), held.settings, headers)
 
     ended = await all_while_connected(request, jobs, submitted, keeps=keeps)
     if ended is None:
@@ -137,4 +125,4 @@ async def _complete(
         if job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
             assert job.error is not None
             raise UpstreamFailed(job.error.message, code=job.error.code)
-    return JSONResponse(whole(face, ended, fingerprint), headers=headers)
+    return JSONResponse(completion_body(face, ended, fingerprint), headers=headers)

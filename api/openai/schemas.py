@@ -6,9 +6,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from api.generation import Asked, AskedChat, ChatMessage, Logprobs, check_prompts, is_token_ids, sampling_of
-from api.jobs.schemas import MAX_METADATA, MetadataKey, MetadataValue
-from shared.sampling import MAX_MESSAGES, GenerateRequest, Message, TokenId, UnicodeText, contradiction
+from api.jobs.parameters import (
+    MAX_METADATA,
+    ChatMessage,
+    ChatParameters,
+    CommonParameters,
+    Logprobs,
+    MetadataKey,
+    MetadataValue,
+    check_prompts,
+    is_token_ids,
+    sampling_of,
+)
+from shared.domain.request import MAX_MESSAGES, GenerateRequest, Message, TokenId, UnicodeText, contradiction
 
 # vLLM's own limit, unless a server raises it.
 MAX_PROMPTS = 1024
@@ -29,7 +39,7 @@ class StreamOptions(BaseModel):
     )
 
 
-class _OpenAIRequest(Asked):
+class _OpenAIRequest(CommonParameters):
     """What chat and plain completions have in common."""
 
     stream: bool = False
@@ -62,7 +72,7 @@ class _OpenAIRequest(Asked):
         return self.usage_in_the_end and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
-class ChatCompletionRequest(_OpenAIRequest, AskedChat):
+class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
     """`POST /v1/chat/completions`."""
 
     model_config = ConfigDict(

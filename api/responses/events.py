@@ -13,13 +13,12 @@ import orjson
 
 from api.responses.output_items import CallOutput, Fields, MessageOutput, OutputItem, ReasoningOutput
 from api.responses.view import error, usage, view
-from shared.events import Event, EventType
-from shared.job import JobStatus
-from shared.response import StoredResponse
-from shared.stream import SEQ_PER_ATTEMPT
+from shared.domain.events import SEQ_PER_ATTEMPT, Event, EventType
+from shared.domain.job import JobStatus
+from shared.domain.response import StoredResponse
 
-# A log that was lost with Redis begins again far above all that it had (`shared.stream.seq_before`); so do the numbers
-# of events, of which one of the log makes several, and the places of items.
+# A log that was lost with Redis restarts far above every number it had (`shared.domain.events.seq_before`). So do the
+# numbers of response events, several of which follow from one event of the log, and the positions of items.
 NUMBERS_PER_SEQ = 10
 ITEMS_PER_ATTEMPT = 1000
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from api.errors import describe
-from shared.sampling import UnicodeText, contradiction
+from api.http.validation import describe
+from shared.domain.request import UnicodeText, contradiction
 
 TEXT_PARTS = ("input_text", "output_text", "text")
 ItemStatus = Literal["in_progress", "completed", "incomplete"]

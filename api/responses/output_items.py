@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from shared.events import CallDelta
+from shared.domain.events import CallDelta
 
 Fields = tuple[str, dict[str, Any]]
 

@@ -8,18 +8,18 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.attended import attended, while_connected
-from api.auth import CurrentKey
-from api.errors import ErrorResponse, UpstreamFailed
-from api.jobs.routes import ERRORS
-from api.json_body import JsonRoute
-from api.openai.routes import FAILED, STREAMED
-from api.resources import CurrentResources, Responses
+from api.http.errors import ErrorResponse
+from api.http.json_body import JsonRoute
+from api.http.openapi import ERRORS, FAILED, STREAMED
+from api.http.sse import event_stream
+from api.http.submit_headers import Submission
+from api.jobs.disconnect import cancel_on_disconnect, while_connected
+from api.keys.auth import CurrentKey
+from api.resources import CurrentResources
+from api.responses.dependencies import Responses
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
-from api.sse import event_stream
-from api.submit_headers import Submission
-from shared.errors import InvalidRequest
-from shared.job import JobStatus
+from shared.domain.errors import InvalidRequest, UpstreamFailed
+from shared.domain.job import JobStatus
 
 MAX_NUMBER = 2**53
 
@@ -52,7 +52,7 @@ async def create(
     keeps = response.facts.background or submission.idempotency_key is not None
     if body.stream:
         events = responses.stream(response)
-        return event_stream(attended(events, held.jobs, [job], keeps=keeps), held.settings, headers)
+        return event_stream(cancel_on_disconnect(events, held.jobs, [job], keeps=keeps), held.settings, headers)
     if response.facts.background:
         return JSONResponse(await responses.shown(response), headers=headers)
 

@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from api.jobs.schemas import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue
+from api.jobs.parameters import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue
 from api.responses.input_items import InputItem, read_items
-from shared.response import ResponseFacts
-from shared.sampling import (
+from shared.domain.request import (
     MAX_MESSAGES,
     ChatOptions,
     Function,
@@ -23,6 +22,7 @@ from shared.sampling import (
     UnicodeText,
     contradiction,
 )
+from shared.domain.response import ResponseFacts
 
 LOGPROBS = "message.output_text.logprobs"
 MAX_TOP_LOGPROBS = 20

@@ -7,20 +7,19 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from api.errors import NotFound
+from api.http.submit_headers import SubmitHeaders
 from api.jobs.service import JobService
-from api.responses.conversation import conversation
 from api.responses.events import frames, replayed
 from api.responses.input_items import listed
+from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
+from api.responses.store import ResponseStore
 from api.responses.view import STATUS, view
-from api.submit_headers import SubmitHeaders
-from shared.errors import InvalidRequest
-from shared.events import parse_archive
-from shared.job import JobStatus
-from shared.job_store import JobStore, NewJob
-from shared.response import StoredResponse, job_id_of
-from shared.response_store import ResponseStore
+from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.events import parse_archive
+from shared.domain.job import JobStatus
+from shared.domain.response import StoredResponse, job_id_of
+from shared.postgres.job_store import JobStore, NewJob
 
 # How long a cancel waits for the engine to let go, so that its answer says `cancelled`.
 CANCEL_WAIT_S = 10.0
@@ -43,8 +42,8 @@ class ResponseService:
 
         Raises:
             NotFound: there is no such model.
-            shared.errors.InvalidRequest: the input does not fit, or there is nothing to go on from.
-            shared.job_store.KeyReused: the idempotency key was used with another request.
+            InvalidRequest: the input does not fit, or there is nothing to go on from.
+            shared.postgres.job_store.KeyReused: the idempotency key was used with another request.
         """
         previous = None
         if body.previous_response_id is not None:
@@ -100,7 +99,7 @@ class ResponseService:
 
         Raises:
             NotFound: as `get`.
-            shared.errors.InvalidRequest: somebody waits for it; who leaves cancels it.
+            InvalidRequest: somebody waits for it; who leaves cancels it.
         """
         response = await self.get(response_id, key_id)
         if not response.facts.background:
@@ -119,7 +118,7 @@ class ResponseService:
 
         Raises:
             NotFound: as `get`.
-            api.errors.Conflict: it has not ended.
+            Conflict: it has not ended.
         """
         response = await self.get(response_id, key_id)
         await self._jobs.delete(response.job.id, key_id)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.errors import ErrorCode
-from shared.job import JobStatus
-from shared.response import StoredResponse
+from shared.domain.errors import ErrorCode
+from shared.domain.job import JobStatus
+from shared.domain.response import StoredResponse
 
 # A job's status, as a response has it.
 STATUS = {

@@ -19,7 +19,7 @@ from benchmarks.autoscale.model import fixed, play
 from benchmarks.autoscale.policy import Policy
 from benchmarks.machine import description
 from launcher.settings import REPOSITORY
-from shared.errors import HeadraceError
+from shared.domain.errors import HeadraceError
 
 PARTS = ("day", "sweep", "real")
 MANIFESTS = REPOSITORY / "k8s"

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from benchmarks.autoscale.policy import DOWN, UP, Direction, Policy, Rate
-from shared.errors import HeadraceError
+from shared.domain.errors import HeadraceError
 
 KINDS = ("ScaledObject", "HorizontalPodAutoscaler")
 

@@ -27,9 +27,9 @@ from benchmarks.autoscale.model import LOOK_S, SCRAPE_S
 from benchmarks.systems.headrace import Headrace, headrace
 from launcher.linux import die_with_parent
 from launcher.settings import REPOSITORY
-from shared.db import connect
-from shared.job import RUNNING, JobStatus
-from shared.models import JobRow, WorkerRow
+from shared.domain.job import RUNNING, JobStatus
+from shared.postgres.engine import connect
+from shared.postgres.tables import JobRow, WorkerRow
 
 MODEL = "sim"
 START_S = 60.0

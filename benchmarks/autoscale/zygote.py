@@ -1,7 +1,7 @@
 """Starts workers fast: everything is imported once, and each worker is a fork of this. Ends with its input.
 
 Reads lines: `start NAME` forks a worker that logs to NAME.log and says `started PID`; `term PID` sends SIGTERM. Says
-`ready PID` when it is, and `gone PID` when a worker has ended. A worker is `workers.process` as ever; only its start is
+`ready PID` when it is, and `gone PID` when a worker has ended. A worker is `workers.main` as ever; only its start is
 cheaper.
 """
 
@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import workers.app
-import workers.lifecycle
-import workers.pool
-import workers.program
+import workers.consumer.pool
+import workers.consumer.signals
+import workers.runtime
 from launcher.linux import die_with_parent
-from workers import process
+from workers import main as process
 
 # What a worker imports once it runs.
-_ = (workers.app, workers.lifecycle, workers.pool, workers.program)
+_ = (workers.app, workers.runtime, workers.consumer.pool, workers.consumer.signals)
 
 
 def main(model: str, folder: Path) -> None:

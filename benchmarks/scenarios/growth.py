@@ -15,8 +15,8 @@ from benchmarks.load.plan import ID, NUMBER, Plan
 from benchmarks.scenarios.submits import JOBS, ORPHAN, submit
 from benchmarks.statistics import percentile
 from benchmarks.systems.headrace import Headrace, headrace
-from shared.db import connect
-from shared.worker_store import WorkerStore
+from shared.postgres.claim_store import ClaimStore
+from shared.postgres.engine import connect
 
 IDLE: dict[str, Any] = {"name": "idle", "engine": "simulated", "options": {"ttft_ms": 0, "itl_ms": 0}}
 # Rows as submits write them; their ids are of the last hours, and sort by time.
@@ -83,7 +83,7 @@ def _once(bench: Bench, system: Headrace) -> None:
 async def _claim(system: Headrace, ids: list[str]) -> list[float]:
     """Seconds of each claim, as a worker does it."""
     engine = connect(system.database_url, pool_size=1)
-    store = WorkerStore(engine, "bench")
+    store = ClaimStore(engine, "bench")
     seconds = []
     try:
         # A lease, so that no sweeper takes the jobs back meanwhile.

@@ -22,8 +22,8 @@ from benchmarks.processes import Processes, answers, free_port
 from benchmarks.systems.system import System
 from launcher.children import Child
 from launcher.embedded import start_postgres, start_valkey
-from shared import redis_keys
-from shared.db import connect
+from shared.postgres.engine import connect
+from shared.redis import keys as redis_keys
 
 # Its engine may take minutes to load.
 WORKER_START_S = 900.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.processes import Processes, answers, free_port
 from benchmarks.systems.system import System
-from shared.bundled import cache_folder
+from shared.config.bundled_model import cache_folder
 
 VERSION = "1.100.5"
 START_S = 120.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.bench import Options
 from launcher.settings import REPOSITORY
-from shared.bundled import bundled_model_path
+from shared.config.bundled_model import bundled_model_path
 
 BUNDLED = "SmolLM2-135M-Instruct"
 GIB = 2**30

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from shared.bundled import bundled_model_path
+from shared.config.bundled_model import bundled_model_path
 from tests.conftest import SIM_REDIS_DB, VLLM_REDIS_DB, Servers
 from tests.support.database import TEMPLATE, create_database, drop_database, switch_database
 from tests.support.stack import Stack, write_models

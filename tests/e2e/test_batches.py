@@ -15,7 +15,7 @@ import pytest
 from openai.types import Batch
 from sqlalchemy import text
 
-from shared.db import connect
+from shared.postgres.engine import connect
 from tests.conftest import Servers
 from tests.e2e.conftest import FAIL, make_stack
 from tests.support.database import drop_database

@@ -9,8 +9,9 @@ import httpx
 import pytest
 import redis
 
+from chaos.sse import read_events
 from tests.e2e.conftest import FAIL
-from tests.support.sse import follow, read_events, text_of
+from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually
 

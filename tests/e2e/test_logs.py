@@ -11,9 +11,9 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from shared.bundled import bundled_model_path
-from shared.db import connect
-from shared.models import JobRow
+from shared.config.bundled_model import bundled_model_path
+from shared.postgres.engine import connect
+from shared.postgres.tables import JobRow
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended, running

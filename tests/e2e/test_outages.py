@@ -18,16 +18,17 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.events import Delta
-from shared.registry import SimulatedModel, SimulatedOptions
-from shared.sampling import GenerateRequest, Sampling
+from chaos.sse import Sse, read_events
+from shared.config.models.simulated import SimulatedModel, SimulatedOptions
+from shared.domain.events import Delta
+from shared.domain.request import GenerateRequest, Sampling
 from tests.e2e.test_jobs import ended, running, submit
 from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
 from tests.support.servers import OwnServers
-from tests.support.sse import Sse, read_events, text_of
+from tests.support.sse import text_of
 from tests.support.stack import Stack, write_models
 from tests.support.waiting import eventually, eventually_sync
-from workers.engines.simulated import SimulatedEngine
+from workers.engines.simulated.engine import SimulatedEngine
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -23,7 +23,7 @@ import httpx
 import psutil
 import pytest
 
-from shared.bundled import bundled_model_path
+from shared.config.bundled_model import bundled_model_path
 from tests.e2e.conftest import VLLM_OPTIONS
 from tests.e2e.parity_cases import CASES, CHAT, IN_STREAM, OTHERWISE, REFUSED, SOONER, TAKEN, Case
 from tests.support.ports import free_port

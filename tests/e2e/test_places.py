@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from chaos.sse import Sse, read_events
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended, running
 from tests.support.database import drop_database
-from tests.support.sse import Sse, read_events
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
+from chaos.sse import read_events
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended, running, submit
 from tests.support.database import drop_database
-from tests.support.sse import follow, read_events, text_of
+from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 

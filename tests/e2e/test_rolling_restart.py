@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
+from chaos.sse import Sse, read_events
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.support.database import drop_database
-from tests.support.sse import Sse, read_events, text_of
+from tests.support.sse import text_of
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 

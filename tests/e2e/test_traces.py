@@ -10,12 +10,13 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from chaos.sse import read_events
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended
 from tests.support.database import drop_database
 from tests.support.otlp import Collector, Seen, collector
-from tests.support.sse import follow, read_events
+from tests.support.sse import follow
 from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import eventually
 
@@ -277,10 +278,11 @@ async def test_a_collector_that_is_away_stops_nobody(stack: Stack) -> None:
 def test_it_is_not_loaded_where_it_is_off() -> None:
     """redis-py loads OpenTelemetry's metrics, which it finds; nothing loads its traces."""
     script = (
-        "import sys, api.__main__, workers.lifecycle, workers.engines.simulated\n"
-        "from shared.tracing import NO_TRACES, open_traces\n"
+        "import sys, api.__main__, workers.runtime, workers.engines.simulated.engine\n"
+        "from shared.telemetry.tracing import NO_TRACES, open_traces\n"
         "assert open_traces('s', 'i') is NO_TRACES\n"
-        "print([name for name in ('shared.otel', 'opentelemetry.sdk.trace', 'google.protobuf') if name in sys.modules])"
+        "names = ('shared.telemetry.otel', 'opentelemetry.sdk.trace', 'google.protobuf')\n"
+        "print([name for name in names if name in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"

@@ -10,13 +10,14 @@ import httpx
 import openai
 import pytest
 
+from chaos.sse import read_events
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended
 from tests.support.database import drop_database
 from tests.support.faulty_upstream import Answer, End, FaultyUpstream, faulty_upstream, refusal
 from tests.support.ports import free_port
-from tests.support.sse import follow, read_events, text_of
+from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
 
 UPSTREAM_KEY = "sk-of-the-upstream"

@@ -11,9 +11,10 @@ import openai
 import psutil
 import pytest
 
+from chaos.sse import read_events
 from tests.e2e.test_jobs import ended
 from tests.support.metrics import Samples, samples
-from tests.support.sse import follow, read_events, text_of
+from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually
 
@@ -40,7 +41,7 @@ async def requests_in_engines(stack: Stack) -> int:
     from sqlalchemy import func, select
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    from shared.models import WorkerRow
+    from shared.postgres.tables import WorkerRow
 
     engine = create_async_engine(stack.environment["DATABASE_URL"])
     async with engine.connect() as connection:

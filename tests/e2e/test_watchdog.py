@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from shared.queue import celery_app, queue_name
+from shared.redis.job_queue import celery_app, queue_name
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended, running, submit
@@ -22,7 +22,7 @@ from tests.support.database import drop_database
 from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
-from workers.lifecycle import EXIT_STUCK
+from workers.runtime import EXIT_STUCK
 
 NOTICED_WITHIN_S = 15.0
 MODEL = "sim"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared.bundled import cache_folder
+from shared.config.bundled_model import cache_folder
 
 LOCK = Path(__file__).resolve().parents[2] / "requirements" / "manifests.txt"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.bundled import cache_folder
+from shared.config.bundled_model import cache_folder
 
 VERSION = "6.30.1"
 INSTALL_S = 240

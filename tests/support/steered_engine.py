@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from shared.events import Delta
-from shared.sampling import GenerateRequest
-from workers.engines.base import EngineDead, EngineStats, GoesOn, PromptInfo, Restarted
+from shared.domain.events import Delta
+from shared.domain.request import GenerateRequest
+from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted, Resume
 
 DEADLINE_S = 20.0
 # Token ids say which attempt made them: `attempt * IDS_PER_ATTEMPT + position`.
@@ -30,11 +30,11 @@ def text_of_tokens(count: int) -> str:
 class Call:
     """One request inside the engine."""
 
-    def __init__(self, job_id: str, attempt: int, request: GenerateRequest, so_far: Sequence[Delta]) -> None:
+    def __init__(self, job_id: str, attempt: int, request: GenerateRequest, prior: Sequence[Delta]) -> None:
         self.job_id = job_id
         self.attempt = attempt
-        self.so_far = "".join(delta.text for delta in so_far if delta.index == 0)
-        self.made = sum(len(delta.token_ids) for delta in so_far if delta.index == 0)
+        self.prior = "".join(delta.text for delta in prior if delta.index == 0)
+        self.made = sum(len(delta.token_ids) for delta in prior if delta.index == 0)
         self.ended = asyncio.Event()
         self.task = asyncio.current_task()
         self._choices = request.sampling.n
@@ -112,17 +112,17 @@ class SteeredEngine:
         for call in self.calls.values():
             call.fail(EngineDead("it was told to"))
 
-    def goes_on(self, request: GenerateRequest) -> GoesOn:
-        return GoesOn.AT_ITS_NEXT_TOKEN if request.sampling.n == 1 else GoesOn.NOT
+    def resume_mode(self, request: GenerateRequest) -> Resume:
+        return Resume.EXACT if request.sampling.n == 1 else Resume.NOT
 
     def stats(self) -> EngineStats:
         return EngineStats(len(self.calls))
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
         job_id, _, attempt = request_id.rpartition("-")
-        call = Call(job_id, int(attempt), request, so_far)
+        call = Call(job_id, int(attempt), request, prior)
         self.calls[job_id, call.attempt] = call
         if (awaited := self._awaited.pop(job_id, None)) is not None and not awaited.done():
             awaited.set_result(call)

@@ -13,7 +13,7 @@ from vllm import EngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from shared.queue import BATCH_PRIORITY
+from shared.domain.priorities import BATCH_PRIORITY
 from workers.engines.vllm.executor import cpu_options
 from workers.engines.vllm.scheduler import scheduler_options
 

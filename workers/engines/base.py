@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from shared.errors import ErrorCode, HeadraceError
-from shared.events import Delta
-from shared.job import Usage
-from shared.sampling import GenerateRequest
+from shared.domain.errors import ErrorCode, HeadraceError
+from shared.domain.events import Delta
+from shared.domain.job import Usage
+from shared.domain.request import GenerateRequest
 
 
 class EngineError(HeadraceError):
@@ -29,12 +29,12 @@ class EngineDead(HeadraceError):
     """The engine has ended and runs nothing any more."""
 
 
-class GoesOn(IntEnum):
+class Resume(IntEnum):
     """What becomes of a request that was cut: what is more goes on at a lower price."""
 
     NOT = 0
     BY_REPEATING = 1
-    AT_ITS_NEXT_TOKEN = 2
+    EXACT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +86,14 @@ class Engine(Protocol):
     def dead(self) -> bool:
         """Whether it has ended by itself. It can be stopped and started again."""
 
-    def goes_on(self, request: GenerateRequest) -> GoesOn:
+    def resume_mode(self, request: GenerateRequest) -> Resume:
         """How a request that was cut can go on after its last token, its text being as if uncut.
 
         Where that turns out not to be so, `generate` yields `Restarted`, and then all of it.
         """
 
     def generate(
-        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted | Usage, None]:
         """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
 
@@ -102,11 +102,11 @@ class Engine(Protocol):
         An engine that is told by somebody else what was used yields no `PromptInfo`, and that `Usage` last: it goes
         before what the deltas add up to.
 
-        `so_far` is what earlier attempts made, where it goes on. Closing the generator, or cancelling
+        `prior` is what earlier attempts made, where it goes on. Closing the generator, or cancelling
         the task that iterates it, aborts the request and returns once the engine has freed it.
 
         Raises:
-            shared.errors.InvalidRequest: the request can never run.
+            InvalidRequest: the request can never run.
             EngineError: this request failed.
             EngineDead: the engine has ended.
         """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from shared.registry import ModelSpec, OpenAIModel, SimulatedModel, VllmModel
+from shared.config.models.loader import ModelSpec
+from shared.config.models.openai import OpenAIModel
+from shared.config.models.simulated import SimulatedModel
+from shared.config.models.vllm import VllmModel
 from workers.engines.base import Engine
 
 
@@ -14,10 +17,10 @@ def make_engine(model: ModelSpec) -> Engine:
 
             return VllmEngine(model)
         case OpenAIModel():
-            from workers.engines.openai import OpenAIEngine
+            from workers.engines.openai.engine import OpenAIEngine
 
             return OpenAIEngine(model)
         case SimulatedModel():
-            from workers.engines.simulated import SimulatedEngine
+            from workers.engines.simulated.engine import SimulatedEngine
 
             return SimulatedEngine(model)

@@ -6,7 +6,7 @@ that the same request gives the same tokens, and the same tokens the same answer
 
 import os
 
-from shared.sampling import MAX_STOPS
+from shared.domain.request import MAX_STOPS
 
 # A forked engine process would inherit a threaded parent; nothing is reported to anybody; and its loggers use ours.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

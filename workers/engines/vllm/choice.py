@@ -11,11 +11,11 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-from shared.events import Delta
+from shared.domain.events import Delta
+from workers.engines.token_boundaries import TokenBoundaries
 from workers.engines.vllm.logprobs import entry
 from workers.engines.vllm.parsing import Parsing
-from workers.engines.vllm.repeat import Repeat
-from workers.engines.whole_tokens import WholeTokens
+from workers.engines.vllm.regenerate import Regeneration
 
 
 class Choice:
@@ -38,10 +38,10 @@ class Choice:
         self._prompt = list(prompt)
         self._parsing = parsing
         self._top = top
-        self._whole = WholeTokens()
+        self._whole = TokenBoundaries()
         self._decoding = _Decoding(tokenizer, self._prompt, params)
         self._logprobs: deque[dict[str, Any]] = deque()
-        self._repeat: Repeat | None = None
+        self._repeat: Regeneration | None = None
 
     def go_on(self, made: Sequence[int]) -> None:
         """Begin after these tokens, which are a part of the prompt now: nothing of them is told again."""
@@ -52,7 +52,7 @@ class Choice:
 
     def repeat(self, made: Sequence[int], *, finished: bool) -> None:
         """Begin anew, and tell nothing that was told before: these tokens, and the end where it was `finished`."""
-        self._repeat = Repeat(self._index, made, finished=finished)
+        self._repeat = Regeneration(self._index, made, finished=finished)
 
     @property
     def repeated(self) -> bool:

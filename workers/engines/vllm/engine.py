@@ -12,14 +12,14 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from shared.errors import InvalidRequest
-from shared.events import Delta
-from shared.registry import VllmModel
-from shared.sampling import GenerateRequest
-from workers.engines.base import EngineDead, EngineError, EngineStats, GoesOn, PromptInfo, Restarted
-from workers.engines.vllm.answer import Answer
+from shared.config.models.vllm import VllmModel
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Delta
+from shared.domain.request import GenerateRequest
+from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted, Resume
 from workers.engines.vllm.executor import cpu_options
-from workers.engines.vllm.rendering import REFUSED, Rendered, Rendering, check_parsers, may_prefill, refusal
+from workers.engines.vllm.output import OutputBuilder
+from workers.engines.vllm.request import REFUSED, Rendered, Rendering, check_parsers, may_prefill, refusal
 from workers.engines.vllm.scheduler import scheduler_options
 from workers.engines.vllm.stats import VllmStats, stat_logger
 
@@ -76,19 +76,19 @@ class VllmEngine:
     def dead(self) -> bool:
         return bool(self._llm.errored)
 
-    def goes_on(self, request: GenerateRequest) -> GoesOn:
+    def resume_mode(self, request: GenerateRequest) -> Resume:
         """Whatever was asked for: what cannot be prefilled and gone on with is made again (`repeat.py`)."""
-        return GoesOn.AT_ITS_NEXT_TOKEN if may_prefill(request) else GoesOn.BY_REPEATING
+        return Resume.EXACT if may_prefill(request) else Resume.BY_REPEATING
 
     def stats(self) -> EngineStats:
         requests = int(self._llm.output_processor.get_num_unfinished_requests())
         return EngineStats(requests, min(self._stats.waiting, requests), self._stats.cache)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, so_far: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
         rendered = await self._rendering.render(request_id.rpartition("-")[0], request)
-        answer = Answer(request, rendered, self._rendering, so_far)
+        answer = OutputBuilder(request, rendered, self._rendering, prior)
         outputs = self._outputs(request_id, request, rendered, answer.made)
         first = True
         try:

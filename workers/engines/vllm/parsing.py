@@ -12,7 +12,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 )
 from vllm.parser.abstract_parser import Parser
 
-from shared.events import CallDelta, Delta
+from shared.domain.events import CallDelta, Delta
 from workers.engines.base import EngineError
 
 

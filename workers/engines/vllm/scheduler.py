@@ -14,10 +14,10 @@ from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from shared.queue import is_batch
+from shared.domain.priorities import is_batch
 
 
-class GivingWay(Scheduler):  # type: ignore[misc]
+class YieldingScheduler(Scheduler):  # type: ignore[misc]
     """vLLM's scheduler. Batches give way in no two steps in a row: they are slowed down, never stopped."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -44,4 +44,4 @@ def scheduler_options() -> dict[str, Any]:
     """What to add to a model's engine options; nothing where vLLM's own scheduler serves as well."""
     if not current_platform.is_cpu():
         return {}
-    return {"scheduler_cls": f"{GivingWay.__module__}.{GivingWay.__qualname__}"}
+    return {"scheduler_cls": f"{YieldingScheduler.__module__}.{YieldingScheduler.__qualname__}"}

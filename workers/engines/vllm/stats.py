@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-from shared.metrics import ENGINE_PREFILL, ENGINE_QUEUE, model_label
+from shared.telemetry.metrics import ENGINE_PREFILL, ENGINE_QUEUE, model_label
 from workers.engines.base import CacheStats
 
 

@@ -1,0 +1,47 @@
+"""Anthropic's error shape: `{"type": "error", "error": {type, message}}`, with the type that goes with a status.
+
+https://docs.anthropic.com/en/api/errors
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+PREFIX = "/v1/messages"
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class AnthropicErrorBody(BaseModel):
+    """What went wrong; the message names the field."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorResponse(BaseModel):
+    """Anthropic's error shape."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorBody
+
+
+def is_anthropic_path(path: str) -> bool:
+    """Whether a path is of this face."""
+    return path == PREFIX or path.startswith(f"{PREFIX}/")
+
+
+def anthropic_error(status: int, message: str) -> dict[str, Any]:
+    """The body of an error with this HTTP status."""
+    kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return AnthropicErrorResponse(error=AnthropicErrorBody(type=kind, message=message)).model_dump()

@@ -1,0 +1,137 @@
+"""A Messages request as what an engine is asked for.
+
+Held equal, by a test, to what vLLM's own Anthropic endpoint makes of the same request (vllm.entrypoints.anthropic),
+but for an assistant's turn at the end: it is gone on with here, as Anthropic's API does.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from api.anthropic.schemas import (
+    CountTokensRequest,
+    InputMessage,
+    MessagesRequest,
+    TextBlock,
+    ThinkingBlock,
+    ToolChoice,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from shared.domain.errors import InvalidRequest
+from shared.domain.request import (
+    ChatOptions,
+    Function,
+    FunctionCall,
+    GenerateRequest,
+    Message,
+    MessageToolCall,
+    Sampling,
+    StructuredOutputs,
+    Tool,
+)
+
+# Claude Code puts a text with a hash of the request before its system prompt, which no prefix cache could stand.
+BILLING = "x-anthropic-billing-header"
+_TOOL_CHOICES: dict[str, Literal["auto", "required", "none"]] = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def generate_request(body: MessagesRequest) -> GenerateRequest:
+    """What the engine is asked for.
+
+    Raises:
+        InvalidRequest: no message says anything.
+    """
+    given: dict[str, Any] = {
+        "max_tokens": body.max_tokens,
+        "stop": body.stop_sequences,
+        "temperature": body.temperature,
+        "top_k": body.top_k,
+        "top_p": body.top_p,
+        "thinking_token_budget": body.thinking.budget_tokens if body.thinking is not None else None,
+    }
+    sampling = Sampling.model_validate({name: value for name, value in given.items() if value is not None})
+    return conversation(body).model_copy(update={"sampling": sampling, "priority": body.priority})
+
+
+def conversation(body: CountTokensRequest) -> GenerateRequest:
+    """The prompt's part of it.
+
+    Raises:
+        InvalidRequest: no message says anything.
+    """
+    messages = [message for turn in body.messages for message in _messages(turn)]
+    if not messages:
+        raise InvalidRequest("messages: none of them says anything", param="messages")
+    if system := _system_text(body.system):
+        messages.insert(0, Message(role="system", content=system))
+    structured = None
+    if body.output_config is not None and body.output_config.format is not None:
+        structured = StructuredOutputs(json_schema=body.output_config.format.json_schema)
+    return GenerateRequest(messages=messages, chat=_chat_options(body), structured_outputs=structured)
+
+
+def _chat_options(body: CountTokensRequest) -> ChatOptions:
+    options = ChatOptions()
+    if body.tools is not None:
+        options.tools = [
+            Tool(
+                function=Function(
+                    name=tool.name,
+                    description=tool.description,
+                    parameters={"type": "object"} | tool.input_schema,
+                    strict=tool.strict,
+                )
+            )
+            for tool in body.tools
+        ]
+        options.tool_choice = "auto"
+    if body.tool_choice is not None:
+        options.tool_choice = _tool_choice(body.tool_choice)
+        options.parallel_tool_calls = not body.tool_choice.disable_parallel_tool_use
+    if body.output_config is not None:
+        options.reasoning_effort = body.output_config.effort
+    if body.thinking is not None and body.thinking.type == "disabled":
+        options.reasoning_effort = "none"
+    if body.messages[-1].role == "assistant":
+        options.add_generation_prompt = False
+        options.continue_final_message = True
+    return options
+
+
+def _tool_choice(choice: ToolChoice) -> Literal["none", "auto", "required"] | dict[Literal["name"], str]:
+    return {"name": choice.name} if choice.name is not None else _TOOL_CHOICES[choice.type]
+
+
+def _system_text(blocks: list[TextBlock]) -> str:
+    return "".join(block.text for block in blocks if not block.text.startswith(BILLING))
+
+
+def _messages(turn: InputMessage) -> list[Message]:
+    """A turn as messages: results of tools come first, each as one of its own."""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[MessageToolCall] = []
+    results: list[Message] = []
+    for block in turn.content:
+        match block:
+            case TextBlock() if block.text and not (turn.role == "system" and block.text.startswith(BILLING)):
+                texts.append(block.text)
+            case ThinkingBlock():
+                thoughts.append(block.thinking)
+            case ToolUseBlock():
+                arguments = json.dumps(block.input, ensure_ascii=False)
+                calls.append(MessageToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=arguments)))
+            case ToolResultBlock():
+                content = "\n".join(item.text for item in block.content)
+                results.append(Message(role="tool", tool_call_id=block.tool_use_id, content=content))
+            case _:  # an empty text, a billing text, and thinking that nobody can read
+                pass
+    if not texts and turn.role != "assistant":
+        return results
+    said = ("" if turn.role == "system" else "\n").join(texts) if texts else None if calls else ""
+    return [
+        *results,
+        Message(role=turn.role, content=said, reasoning="".join(thoughts) or None, tool_calls=calls or None),
+    ]

@@ -1,0 +1,105 @@
+"""The batches' rows as values, and how far the jobs of a batch have come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, func, select
+
+from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position
+from shared.domain.job import JobStatus
+from shared.postgres.tables import BatchRow, JobRow
+
+WELL = (JobStatus.COMPLETED.value, JobStatus.INCOMPLETE.value)
+
+COLUMNS = (
+    BatchRow.id,
+    BatchRow.key_id,
+    BatchRow.endpoint,
+    BatchRow.input_file_id,
+    BatchRow.completion_window,
+    BatchRow.batch_metadata,
+    BatchRow.output_expires_after_s,
+    BatchRow.status,
+    BatchRow.ending,
+    BatchRow.errors,
+    BatchRow.output_file_id,
+    BatchRow.error_file_id,
+    BatchRow.usage,
+    BatchRow.created_at,
+    BatchRow.expires_at,
+    BatchRow.in_progress_at,
+    BatchRow.finalizing_at,
+    BatchRow.cancelling_at,
+    BatchRow.ended_at,
+    BatchRow.total,
+    BatchRow.submitted,
+    BatchRow.completed,
+    BatchRow.failed,
+    BatchRow.next_line,
+    BatchRow.next_offset,
+    (BatchRow.expires_at <= func.clock_timestamp()).label("over"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Jobs of a batch: those that have not ended, and those that ended well and badly."""
+
+    open: int
+    completed: int
+    failed: int
+
+
+def to_batch(row: Row[Any]) -> Batch:
+    """The batch of a row of `COLUMNS`."""
+    return Batch(
+        id=row.id,
+        key_id=row.key_id,
+        endpoint=row.endpoint,
+        input_file_id=row.input_file_id,
+        completion_window=row.completion_window,
+        status=BatchStatus(row.status),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        metadata=row.metadata,
+        output_expires_after_s=row.output_expires_after_s,
+        ending=BatchStatus(row.ending) if row.ending is not None else None,
+        over=row.over,
+        errors=tuple(LineError(**error) for error in row.errors or ()),
+        output_file_id=row.output_file_id,
+        error_file_id=row.error_file_id,
+        usage=BatchUsage(**row.usage) if row.usage is not None else None,
+        in_progress_at=row.in_progress_at,
+        finalizing_at=row.finalizing_at,
+        cancelling_at=row.cancelling_at,
+        ended_at=row.ended_at,
+        total=row.total,
+        submitted=row.submitted,
+        completed=row.completed,
+        failed=row.failed,
+        next=Position(row.next_line, row.next_offset),
+    )
+
+
+def tally_query(batch_id: str) -> Any:
+    """Counts of a batch's jobs from its `settled_line` on, and of those before the first that has not ended."""
+    settled_line = select(BatchRow.settled_line).where(BatchRow.id == batch_id).scalar_subquery()
+    recent = (
+        select(JobRow.batch_line, JobRow.status, JobRow.finished_at)
+        .where(JobRow.batch_id == batch_id, JobRow.batch_line >= settled_line)
+        .cte("recent")
+    )
+    first_open = select(func.min(recent.c.batch_line)).where(recent.c.finished_at.is_(None)).scalar_subquery()
+    ended, well = recent.c.finished_at.is_not(None), recent.c.status.in_(WELL)
+    settled = func.coalesce(recent.c.batch_line < first_open, True)
+    return select(
+        func.count().filter(~ended).label("open"),
+        func.count().filter(ended, well).label("completed"),
+        func.count().filter(ended, ~well).label("failed"),
+        func.count().filter(settled, well).label("settled_completed"),
+        func.count().filter(settled, ~well).label("settled_failed"),
+        func.coalesce(first_open, func.max(recent.c.batch_line) + 1).label("first_open"),
+        settled_line.label("since"),
+    ).select_from(recent)

@@ -1,0 +1,333 @@
+"""SQL about batches. As with jobs, every change of state is one guarded transaction: the row decides.
+
+A batch's next step may be taken by any process. `claim` gives it to one of them for a while, which saves work; that
+two of them take the same step all the same, because the first was slow, changes nothing: the second finds the row
+moved on. No line runs twice, because the line to go on at and the jobs of the lines before it are committed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Text,
+    bindparam,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
+
+from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
+from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
+from api.files.store import Purpose, insert_file, kept
+from shared.domain.job import Job, new_job_id
+from shared.domain.priorities import BATCH_PRIORITY, Hint
+from shared.domain.request import GenerateRequest
+from shared.postgres.engine import transaction
+from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
+from shared.postgres.job_rows import JobRowStore, insert_queued, to_job
+from shared.postgres.store import Records, seconds
+from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class BatchJob:
+    """What the job of a line is made from."""
+
+    line: int
+    model: str
+    request: GenerateRequest
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    """The job that a line has become. `log` is its events as lines, where they were asked for."""
+
+    line: int
+    job: Job
+    log: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """A file of results whose blob is whole."""
+
+    id: str
+    filename: str
+    bytes: int
+
+
+_NEW = Records("new", id=Text, model=Text, request=JSON, metadata=JSON, line=Integer)
+_SUBMIT = insert_queued(
+    _NEW,
+    {
+        JobRow.key_id: bindparam("owner", type_=BigInteger),
+        JobRow.priority: literal(BATCH_PRIORITY),
+        JobRow.finish_before: bindparam("expires_at", type_=Timestamp),
+        JobRow.batch_id: bindparam("batch", type_=Text),
+        JobRow.batch_line: _NEW.line,
+    },
+).returning(JobRow.id)
+
+
+class BatchStore(JobRowStore):
+    """Batches in PostgreSQL."""
+
+    async def insert(
+        self,
+        key_id: int,
+        endpoint: str,
+        input_file_id: str,
+        completion_window: str,
+        window_s: float,
+        metadata: dict[str, str] | None,
+        output_expires_after_s: int | None = None,
+    ) -> Batch | None:
+        """Commit a new batch, `validating`. When this returns, it is safe. None: the file is gone."""
+        values: dict[Any, Any] = {
+            BatchRow.id: new_batch_id(self._region),
+            BatchRow.key_id: key_id,
+            BatchRow.endpoint: endpoint,
+            BatchRow.input_file_id: input_file_id,
+            BatchRow.completion_window: completion_window,
+            BatchRow.batch_metadata: metadata,
+            BatchRow.output_expires_after_s: output_expires_after_s,
+            BatchRow.status: BatchStatus.VALIDATING.value,
+            BatchRow.expires_at: func.now() + seconds(window_s),
+        }
+        async with transaction(self._engine) as connection:
+            # Held until the batch is committed, so that who deletes the file sees the batch.
+            file = select(FileRow.id).where(FileRow.id == input_file_id, FileRow.key_id == key_id, kept())
+            if (await connection.execute(file.with_for_update(read=True))).first() is None:
+                return None
+            return to_batch((await connection.execute(insert(BatchRow).values(values).returning(*COLUMNS))).one())
+
+    async def get(self, batch_id: str, key_id: int) -> Batch | None:
+        """A batch of this key."""
+        row = await self._first(select(*COLUMNS).where(BatchRow.id == batch_id, BatchRow.key_id == key_id))
+        return to_batch(row) if row is not None else None
+
+    async def page(self, key_id: int, *, limit: int, after: str | None) -> list[Batch]:
+        """A key's batches, newest first, older than `after`."""
+        statement = select(*COLUMNS).where(BatchRow.key_id == key_id).order_by(BatchRow.id.desc()).limit(limit)
+        if after is not None:
+            statement = statement.where(BatchRow.id < after)
+        async with self._engine.connect() as connection:
+            return [to_batch(row) for row in await connection.execute(statement)]
+
+    async def cancel(self, batch_id: str) -> bool:
+        """Ask for a batch's cancellation: no line becomes a job from now on. False: it is too late, or done."""
+        return await self._move(
+            batch_id,
+            (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS),
+            BatchStatus.CANCELLING,
+            {
+                BatchRow.ending: BatchStatus.CANCELLED.value,
+                BatchRow.cancelling_at: func.clock_timestamp(),
+                BatchRow.due_at: func.clock_timestamp(),
+            },
+        )
+
+    # Who takes the next step
+
+    async def claim(self, driver: str, lease_s: float) -> Batch | None:
+        """A batch that needs a step, for this driver alone until the lease is over. None: none needs one now."""
+        due = (
+            select(BatchRow.id)
+            .where(BatchRow.ended_at.is_(None), BatchRow.due_at <= func.clock_timestamp())
+            .order_by(BatchRow.due_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+        statement = (
+            update(BatchRow)
+            .where(BatchRow.id == due)
+            .values({BatchRow.driver: driver, BatchRow.due_at: func.clock_timestamp() + seconds(lease_s)})
+            .returning(*COLUMNS)
+        )
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(statement)).first()
+        return to_batch(row) if row is not None else None
+
+    async def due_in(self, batch_id: str, driver: str, wait_s: float) -> bool:
+        """Let a claimed batch be due in so many seconds. False: it is another driver's by now."""
+        statement = (
+            update(BatchRow)
+            .where(BatchRow.id == batch_id, BatchRow.driver == driver)
+            .values({BatchRow.due_at: func.clock_timestamp() + seconds(wait_s)})
+        )
+        return await self._changes(statement)
+
+    # The steps
+
+    async def begin(self, batch_id: str, total: int) -> bool:
+        """The input is valid, and has so many requests. False: the batch has moved on."""
+        return await self._move(
+            batch_id,
+            (BatchStatus.VALIDATING,),
+            BatchStatus.IN_PROGRESS,
+            {BatchRow.total: total, BatchRow.in_progress_at: func.clock_timestamp()},
+        )
+
+    async def fail(self, batch: Batch, errors: Sequence[LineError]) -> bool:
+        """The input is not valid, or gone. False: the batch has moved on."""
+        return await self._move(
+            batch.id,
+            (batch.status,),
+            BatchStatus.FAILED,
+            {BatchRow.errors: [asdict(error) for error in errors], BatchRow.ended_at: func.clock_timestamp()},
+        )
+
+    async def submit(self, batch: Batch, jobs: Sequence[BatchJob], requests: int, then: Position) -> list[Hint] | None:
+        """Commit the jobs of the next lines, which had so many requests, and where to go on.
+
+        None: another driver was faster, or no line may become a job any more; nothing was written.
+        """
+        advance = (
+            update(BatchRow)
+            .where(
+                BatchRow.id == batch.id,
+                BatchRow.status == BatchStatus.IN_PROGRESS.value,
+                BatchRow.next_line == batch.next.line,
+                BatchRow.expires_at > func.clock_timestamp(),
+            )
+            .values(
+                {
+                    BatchRow.next_line: then.line,
+                    BatchRow.next_offset: then.offset,
+                    BatchRow.submitted: BatchRow.submitted + requests,
+                }
+            )
+        )
+        records: list[dict[str, Any]] = [
+            {
+                "id": new_job_id(self._region),
+                "model": job.model,
+                "request": job.request.model_dump(exclude_none=True, exclude_defaults=True),
+                "metadata": job.metadata,
+                "line": job.line,
+            }
+            for job in jobs
+        ]
+        async with transaction(self._engine) as connection:
+            if not (await connection.execute(advance)).rowcount:
+                return None
+            common = {"owner": batch.key_id, "expires_at": batch.expires_at, "batch": batch.id}
+            await connection.execute(_SUBMIT, {**_NEW.parameters(records), **common})
+        return [Hint(record["id"], record["model"], BATCH_PRIORITY) for record in records]
+
+    async def tally(self, batch_id: str) -> Tally | None:
+        """Count a batch's jobs, and keep the counts in its row. None: it has ended, or another driver counts now."""
+        query = tally_query(batch_id).cte("tally")
+        completed = BatchRow.settled_completed + query.c.completed
+        failed = BatchRow.settled_failed + query.c.failed
+        statement = (
+            update(BatchRow)
+            .where(
+                BatchRow.id == batch_id,
+                BatchRow.ended_at.is_(None),
+                # What another driver has settled meanwhile must not be counted twice.
+                BatchRow.settled_line == query.c.since,
+            )
+            .values(
+                {
+                    BatchRow.completed: completed,
+                    BatchRow.failed: failed,
+                    BatchRow.settled_completed: BatchRow.settled_completed + query.c.settled_completed,
+                    BatchRow.settled_failed: BatchRow.settled_failed + query.c.settled_failed,
+                    BatchRow.settled_line: func.coalesce(query.c.first_open, BatchRow.settled_line),
+                }
+            )
+            .returning(query.c.open, BatchRow.completed, BatchRow.failed)
+        )
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(statement)).first()
+        return Tally(row.open, row.completed, row.failed) if row is not None else None
+
+    async def finalize(self, batch_id: str, ending: BatchStatus) -> bool:
+        """No line becomes a job from now on; results are written once all jobs have ended. False: it moved on."""
+        return await self._move(
+            batch_id,
+            (BatchStatus.IN_PROGRESS,),
+            BatchStatus.FINALIZING,
+            {BatchRow.ending: ending.value, BatchRow.finalizing_at: func.clock_timestamp()},
+        )
+
+    async def end(
+        self,
+        batch: Batch,
+        ending: BatchStatus,
+        *,
+        output: ResultFile | None,
+        errors: ResultFile | None,
+        completed: int,
+        failed: int,
+        usage: BatchUsage,
+        keep_s: float | None = None,
+    ) -> bool:
+        """End a batch, and make files of its results, to be kept for so long.
+
+        False: another driver was faster; nothing was written.
+        """
+        values = {
+            BatchRow.status: ending.value,
+            BatchRow.output_file_id: output.id if output else None,
+            BatchRow.error_file_id: errors.id if errors else None,
+            BatchRow.completed: completed,
+            BatchRow.failed: failed,
+            BatchRow.usage: asdict(usage),
+            BatchRow.ended_at: func.clock_timestamp(),
+        }
+        statement = (
+            update(BatchRow)
+            .where(
+                BatchRow.id == batch.id,
+                BatchRow.status.in_((BatchStatus.FINALIZING.value, BatchStatus.CANCELLING.value)),
+            )
+            .values(values)
+        )
+        async with transaction(self._engine) as connection:
+            if not (await connection.execute(statement)).rowcount:
+                return False
+            for file in filter(None, (output, errors)):
+                await insert_file(
+                    connection, file.id, batch.key_id, Purpose.BATCH_OUTPUT, file.filename, file.bytes, keep_s
+                )
+        return True
+
+    # Jobs of a batch
+
+    async def jobs(self, batch_id: str, after_line: int, limit: int, *, log: bool = False) -> list[LineResult]:
+        """Jobs by their lines, in order, behind a line."""
+        statement = (
+            select(*JOB_COLUMNS, JobRow.batch_line, JobRow.log if log else null().label("log"))
+            .where(JobRow.batch_id == batch_id, JobRow.batch_line > after_line)
+            .order_by(JobRow.batch_line)
+            .limit(limit)
+        )
+        async with self._engine.connect() as connection:
+            return [LineResult(row.batch_line, to_job(row), row.log) for row in await connection.execute(statement)]
+
+    async def open_jobs(self, batch_id: str) -> list[Job]:
+        """Jobs that have not ended."""
+        return await self._jobs(select(*JOB_COLUMNS).where(JobRow.batch_id == batch_id, JobRow.finished_at.is_(None)))
+
+    async def _move(
+        self, batch_id: str, sources: Sequence[BatchStatus], target: BatchStatus, values: dict[Any, Any]
+    ) -> bool:
+        guard: ColumnElement[bool] = BatchRow.status.in_([status.value for status in sources])
+        statement = (
+            update(BatchRow).where(BatchRow.id == batch_id, guard).values({BatchRow.status: target.value, **values})
+        )
+        return await self._changes(statement)

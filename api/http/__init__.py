@@ -1,0 +1,1 @@
+"""HTTP without any dialect: errors, JSON bodies, SSE, headers, middleware."""

@@ -1,0 +1,205 @@
+"""Every error as OpenAI's JSON: `{"error": {message, type, param, code}}`. Status codes are decided here.
+
+Where Anthropic's face was asked, the same error has Anthropic's shape.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import sqlalchemy.exc
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from api.anthropic.error_shape import anthropic_error, is_anthropic_path
+from api.files.store import FileInUse
+from api.http.validation import describe
+from shared.domain.errors import (
+    Conflict,
+    HeadraceError,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UpstreamFailed,
+)
+from shared.domain.request_context import REQUEST_CONTEXT
+from shared.postgres.job_store import KeyReused
+from shared.runtime.outages import is_database_outage, is_redis_outage
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = "2"
+# The job has ended; OpenAI's clients would submit it again, twice.
+ENDED = {"x-should-retry": "false"}
+
+T = TypeVar("T", str, str | None)
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, and with which field."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error shape."""
+
+    error: ErrorBody
+
+
+class ErrorAnswer(JSONResponse):
+    """An error; it takes the shape of the face that was asked when it is sent."""
+
+    def __init__(self, status: int, body: ErrorResponse, headers: Mapping[str, str]) -> None:
+        super().__init__(body.model_dump(), status, headers)
+        self._message = body.error.message
+        self._extra = headers
+
+    def anthropic(self) -> dict[str, Any]:
+        """The body as Anthropic has it."""
+        return anthropic_error(self.status_code, self._message)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_anthropic_path(scope["path"]):
+            await JSONResponse(self.anthropic(), self.status_code, self._extra)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> ErrorAnswer:
+    body = ErrorResponse(error=ErrorBody(message=_encodable(message), type=kind, param=_encodable(param), code=code))
+    return ErrorAnswer(status, body, headers or {})
+
+
+def _encodable(text: T) -> T:
+    """A text that may quote the client's own, which may hold unpaired surrogates."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
+
+
+def unavailable(what: str) -> ErrorAnswer:
+    return error_response(
+        503,
+        f"{what} cannot be reached right now; try again.",
+        kind="server_error",
+        code="unavailable",
+        headers={"Retry-After": RETRY_AFTER_S},
+    )
+
+
+def stopping() -> ErrorAnswer:
+    return error_response(
+        503,
+        "This server is stopping; try again.",
+        kind="server_error",
+        code="unavailable",
+        headers={"Retry-After": RETRY_AFTER_S},
+    )
+
+
+def render(error: Exception) -> ErrorAnswer:
+    """The answer to an error that reached the top."""
+    match error:
+        case InvalidRequest():
+            return error_response(400, error.message, param=error.param)
+        case Unauthorized():
+            return error_response(401, error.message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        case NotFound():
+            return error_response(404, error.message, param=error.param, code=error.code)
+        case KeyReused():
+            return error_response(422, error.message, param="Idempotency-Key", code="idempotency_key_reused")
+        case Conflict() | FileInUse():
+            return error_response(409, error.message, kind="conflict_error")
+        case TooLarge():
+            return error_response(413, error.message)
+        case UpstreamFailed(code="invalid_request"):
+            return error_response(400, error.message, code=error.code, headers=ENDED)
+        case UpstreamFailed(code="deadline_exceeded"):
+            return error_response(504, error.message, kind="server_error", code=error.code, headers=ENDED)
+        case UpstreamFailed(code="cancelled"):
+            return error_response(409, error.message, kind="conflict_error", code=error.code, headers=ENDED)
+        case UpstreamFailed(code="upstream_error"):
+            return error_response(502, error.message, kind="server_error", code=error.code, headers=ENDED)
+        case UpstreamFailed():
+            return error_response(500, error.message, kind="server_error", code=error.code, headers=ENDED)
+        case ClientDisconnect():
+            return error_response(499, "The client has left.")  # nobody reads it
+        case Unavailable():
+            return error_response(
+                503, error.message, kind="server_error", code="unavailable", headers={"Retry-After": RETRY_AFTER_S}
+            )
+    if isinstance(error, RedisError) and is_redis_outage(error):
+        logger.warning("Redis is away: %s", error)
+        return unavailable("Redis")
+    if is_database_outage(error):
+        logger.warning("the database is away: %s", error)
+        return unavailable("The database")
+    logger.error("request=%s unexpected error", REQUEST_CONTEXT.get().request_id, exc_info=error)
+    return error_response(500, "The server had an error.", kind="server_error", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Make the application answer every error in this shape."""
+
+    async def on_error(_: Request, error: Exception) -> ErrorAnswer:
+        return render(error)
+
+    async def on_invalid(_: Request, error: Exception) -> ErrorAnswer:
+        assert isinstance(error, RequestValidationError)
+        message, param = describe(error.errors())
+        return error_response(400, message, param=param)
+
+    async def on_http(request: Request, error: Exception) -> ErrorAnswer:
+        assert isinstance(error, HTTPException)
+        method, path, headers = request.method, request.scope["path"], error.headers or {}
+        match error.status_code:
+            case 404:
+                return error_response(404, f"There is no {method} {path}.", code="not_found")
+            case 405:
+                return error_response(
+                    405, f"{path} does not take {method}.", code="method_not_allowed", headers=headers
+                )
+            case 400 if isinstance(error.__cause__, HeadraceError):
+                return render(error.__cause__)
+            case 400 if error.__cause__ is not None:
+                return error_response(400, f"The body is not valid JSON: {_unreadable(error.__cause__)}.")
+        kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+        return error_response(error.status_code, str(error.detail), kind=kind, headers=headers)
+
+    for kind in (HeadraceError, ClientDisconnect, RedisError, sqlalchemy.exc.SQLAlchemyError, OSError, Exception):
+        app.add_exception_handler(kind, on_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+
+
+def _unreadable(error: BaseException) -> str:
+    """Why a body that may be JSON by its grammar was not read."""
+    match error:
+        case RecursionError():
+            return "it is nested too deeply"
+        case UnicodeError():
+            return "it is not UTF-8"
+        case ValueError():
+            return "a number has too many digits"
+        case _:
+            return "it cannot be read"

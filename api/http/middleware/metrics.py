@@ -1,0 +1,60 @@
+"""What an API process counts of HTTP, and the queue as the rows have it, which it reads when Prometheus asks."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from sse_starlette.sse import SendTimeoutError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.telemetry import metrics
+
+logger = logging.getLogger(__name__)
+
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+OTHER_METHOD = "(other)"
+NO_ROUTE = "(none)"
+
+
+class MetricsMiddleware:
+    """ASGI middleware, outside of all others: counts answers when their head is sent."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        started = False
+
+        def answered(status: int) -> None:
+            nonlocal started
+            started = True
+            method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
+            # The route that the router has found; its path is the template.
+            route = getattr(scope.get("route"), "path", NO_ROUTE)
+            metrics.HTTP_REQUESTS.labels(method, route, str(status)).inc()
+            metrics.HTTP_RESPONSE.labels(method, route).observe(time.monotonic() - began)
+
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start" and not started:
+                answered(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counting)
+        except Exception as error:
+            if not started:
+                answered(500)  # what the server makes of it, outside of all middleware
+            if _reader_is_stuck(error):
+                metrics.STREAM_DROPS.inc()
+            raise
+
+
+def _reader_is_stuck(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_reader_is_stuck(one) for one in error.exceptions)
+    return isinstance(error, SendTimeoutError)

@@ -1,0 +1,41 @@
+"""Validation errors as one sentence that names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# How pydantic calls it when something else stands where an object should.
+NOT_AN_OBJECT = ("model_attributes_type", "model_type", "dict_type")
+
+
+def describe(problems: Sequence[Any]) -> tuple[str, str | None]:
+    """One sentence that names the first wrong field, and that field."""
+    problem = problems[0]
+    if tuple(problem["loc"]) == ("body",) and problem["type"] in ("missing", *NOT_AN_OBJECT):
+        return "The body must be a JSON object, sent with `Content-Type: application/json`.", None
+    if problem["type"] == "string_unicode" and len(problem["loc"]) == 1:
+        return "A parameter's name is not Unicode text; it has an unpaired surrogate.", None
+    if problem["type"] == "json_invalid":
+        return f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}.", None
+    path = [step for step in problem["loc"] if step not in ("body", "query", "path", "header") and not _is_tag(step)]
+    field = ""
+    for step in path:
+        field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else str(step) or "''"
+    message = problem["msg"].removeprefix("Value error, ")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "contradiction":
+        param = problem["ctx"]["param"]
+        return f"{message}{more}", f"{field}.{param}" if field else param
+    if problem["type"] in NOT_AN_OBJECT:
+        message = "must be an object"
+    elif problem["type"] == "extra_forbidden":
+        message = "this parameter is not known or not supported"
+    elif problem["type"] == "missing":
+        message = "this field is required"
+    return (f"{field}: {message}{more}" if field else f"{message}{more}"), field or None
+
+
+def _is_tag(step: int | str) -> bool:
+    """Whether a step is no field but the kind of a union's member; our schemas write it `<text>`."""
+    return isinstance(step, str) and step.startswith("<") and step.endswith(">")

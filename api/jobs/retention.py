@@ -1,0 +1,56 @@
+"""Forgets what is kept no longer. Every API process does it, in small batches, so that none is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from api.jobs.retention_store import RetentionStore
+from shared.runtime.outages import is_outage
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 30.0
+# Rows a statement, and what other writers get between two.
+BATCH = 200
+PAUSE_S = 0.1
+# What readers of an answer that is not stored get after its end, to read it to the end.
+UNSTORED_S = 60.0
+
+
+class Retention:
+    """Deletes ended jobs `keep_s` after their end (0: never), and what was not to be stored at all soon after it."""
+
+    def __init__(self, store: RetentionStore, *, keep_s: float) -> None:
+        self._store = store
+        self._keep_s = keep_s
+
+    async def run(self) -> None:
+        """Sweep for ever; cancel to stop."""
+        while True:
+            await asyncio.sleep(INTERVAL_S * random.uniform(0.8, 1.2))
+            try:
+                await self.sweep()
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                logger.warning("cannot delete what is old, trying again: %s", error)
+
+    async def sweep(self, *, unstored_s: float = UNSTORED_S) -> int:
+        """Forget all that is due. Returns how many jobs that was."""
+        forgotten = await self._all(lambda: self._store.forget_unstored(unstored_s, BATCH))
+        deleted = await self._all(lambda: self._store.delete_ended(self._keep_s, BATCH)) if self._keep_s else 0
+        if deleted:
+            logger.info("deleted %d jobs that ended more than %d s ago", deleted, self._keep_s)
+        return forgotten + deleted
+
+    @staticmethod
+    async def _all(step: Callable[[], Awaitable[int]]) -> int:
+        count = done = await step()
+        while done == BATCH:
+            await asyncio.sleep(PAUSE_S)
+            done = await step()
+            count += done
+        return count

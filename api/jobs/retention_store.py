@@ -1,0 +1,48 @@
+"""SQL that forgets: jobs whose time is over, and answers that were not to be kept. In small batches, by any process."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, exists, func, select
+
+from shared.domain.job import TERMINAL
+from shared.postgres.job_rows import forget_statement
+from shared.postgres.store import Store, seconds
+from shared.postgres.tables import BatchRow, JobRow, ResponseRow
+
+
+class RetentionStore(Store):
+    """Ended jobs that are kept no longer."""
+
+    async def delete_ended(self, older_than_s: float, limit: int) -> int:
+        """Delete jobs, and the responses that they are, whose end is longer ago. Returns how many.
+
+        A batch's jobs stay until it has ended: its results are written from them.
+        """
+        unfinished = exists().where(BatchRow.id == JobRow.batch_id, BatchRow.ended_at.is_(None))
+        old = (
+            select(JobRow.id)
+            .where(JobRow.finished_at < func.now() - seconds(older_than_s), ~unfinished)
+            .order_by(JobRow.finished_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True, of=JobRow)
+            .scalar_subquery()
+        )
+        async with self._engine.connect() as connection:
+            return (await connection.execute(delete(JobRow).where(JobRow.id.in_(old)))).rowcount
+
+    async def forget_unstored(self, older_than_s: float, limit: int) -> int:
+        """Forget input and output of responses with `store` false whose end is longer ago. Returns how many."""
+        old = (
+            select(ResponseRow.job_id)
+            .join(JobRow, JobRow.id == ResponseRow.job_id)
+            .where(
+                ~ResponseRow.stored,
+                JobRow.status.in_(TERMINAL),
+                JobRow.finished_at < func.now() - seconds(older_than_s),
+            )
+            .limit(limit)
+            .with_for_update(skip_locked=True, of=JobRow)
+            .scalar_subquery()
+        )
+        async with self._engine.connect() as connection:
+            return len((await connection.execute(forget_statement(JobRow.id.in_(old)))).all())

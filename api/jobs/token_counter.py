@@ -1,0 +1,86 @@
+"""Counts a prompt's tokens without torch: the model's tokenizer, and its chat template in Jinja's sandbox."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from shared.domain.errors import InvalidRequest
+from shared.domain.request import ChatOptions, GenerateRequest
+
+logger = logging.getLogger(__name__)
+
+# What changes a prompt beside its messages.
+_RENDERED = ChatOptions.model_fields.keys() - {"tool_choice", "parallel_tool_calls", "include_reasoning"}
+
+
+class TokenCounter:
+    """One model's tokenizer and template."""
+
+    def __init__(self, folder: Path, *, as_it_is: bool = True) -> None:
+        """`as_it_is`: whether the model's own template renders conversations, without variables of ours."""
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        template_file = folder / "chat_template.jinja"
+        template = template_file.read_text() if template_file.is_file() else config.get("chat_template")
+        self._special = {
+            name: value["content"] if isinstance(value, dict) else value
+            for name, value in config.items()
+            if name.endswith("_token") and value
+        }
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.globals["raise_exception"] = _raise
+        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+        self._template = environment.from_string(template) if isinstance(template, str) and as_it_is else None
+
+    def count(self, request: GenerateRequest) -> int | None:
+        """Tokens of the prompt; None where a conversation cannot be rendered as the worker will."""
+        if request.messages is None:
+            if isinstance(request.prompt, list):
+                return len(request.prompt)
+            return len(self._tokenizer.encode(request.prompt or "").ids)
+        if self._template is None or not _is_plain(request):
+            return None
+        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        try:
+            text = self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+        except (_Refused, SecurityError) as error:
+            raise InvalidRequest(f"The model's chat template refuses this: {error}", param="messages") from error
+        except Exception as error:  # it counts on something that is not here
+            logger.warning("a chat template cannot be rendered without its engine: %s", error)
+            return None
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def simulated_tokens(request: GenerateRequest) -> int:
+    """The simulated engine's tokens are words; see `workers.engines.simulated.engine`."""
+    if isinstance(request.prompt, list):
+        return len(request.prompt)
+    if request.messages is None:
+        return len((request.prompt or "").split()) + 1
+    return len("\n".join(f"{item.role}: {item.content or ''}" for item in request.messages).split()) + 1
+
+
+class _Refused(TemplateError):
+    """The template itself said no."""
+
+
+def _raise(message: str) -> Any:
+    raise _Refused(message)
+
+
+def _is_plain(request: GenerateRequest) -> bool:
+    """Whether the prompt is turns of text and nothing else."""
+    beside = request.chat is not None and _RENDERED & request.chat.model_fields_set
+    return not beside and all(
+        item.content is not None and not (item.tool_calls or item.tool_call_id or item.reasoning)
+        for item in request.messages or ()
+    )

@@ -1,0 +1,87 @@
+"""The queue as Prometheus metrics, read from rows at each scrape."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+from redis.asyncio import Redis
+
+from api.monitoring.queue_stats import QueueStats, QueueStatsStore
+from shared.config.models.loader import Registry
+from shared.domain.job import WorkerState
+from shared.runtime.outages import is_database_outage, is_redis_outage
+from shared.telemetry import metrics
+
+logger = logging.getLogger(__name__)
+
+# What several Prometheus servers ask for at once is read once.
+FRESH_S = 1.0
+# Prometheus waits for 10 s by default; what takes longer than this is away.
+PATIENCE_S = 4.0
+
+
+class QueueMetrics(Collector):
+    """Jobs and workers as the rows have them, and whether database and Redis answer.
+
+    Every API process shows the same, so Prometheus takes the max. Where the database is away there are no numbers
+    rather than old ones.
+    """
+
+    def __init__(self, store: QueueStatsStore, redis: Redis, registry: Registry) -> None:
+        self._store = store
+        self._redis = redis
+        self._registry = registry
+        self._fleet: QueueStats | None = None
+        self._redis_up = False
+        self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
+
+    async def refresh(self) -> None:
+        """Read everything, unless that was done a moment ago. Call before `collect`."""
+        async with self._reading:
+            if time.monotonic() - self._read_at < FRESH_S:
+                return
+            self._fleet, self._redis_up = await asyncio.gather(self._read_fleet(), self._ping())
+            self._read_at = time.monotonic()
+
+    async def _read_fleet(self) -> QueueStats | None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._store.read()
+        except Exception as error:
+            if not (is_database_outage(error) or isinstance(error, TimeoutError)):
+                raise
+            logger.warning("the queue cannot be read for /metrics: %s", error or "the database is too slow")
+            return None
+
+    async def _ping(self) -> bool:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._redis.ping()
+        except Exception as error:
+            if not (is_redis_outage(error) or isinstance(error, TimeoutError)):
+                raise
+            return False
+        return True
+
+    def collect(self) -> Iterable[Metric]:
+        fleet, models = self._fleet, self._registry.models
+        yield metrics.DATABASE_UP.family([((), float(fleet is not None))])
+        yield metrics.REDIS_UP.family([((), float(self._redis_up))])
+        yield metrics.WORKER_SLOTS.family([((name,), model.slots) for name, model in models.items()])
+        if fleet is None:
+            return
+        # Zero is shown too: a series that ends tells nothing.
+        assert metrics.PRIORITY.values is not None
+        jobs = [(model, priority) for model in models for priority in metrics.PRIORITY.values]
+        jobs += [key for key in {*fleet.waiting, *fleet.running} if key[0] == metrics.OTHER]
+        workers = [(model, state.value) for model in models for state in WorkerState]
+        yield metrics.JOBS_WAITING.family([(key, fleet.waiting[key]) for key in jobs])
+        yield metrics.JOBS_RUNNING.family([(key, fleet.running[key]) for key in jobs])
+        yield metrics.QUEUE_OLDEST_AGE.family([(key, fleet.oldest.get(key, 0.0)) for key in jobs])
+        yield metrics.WORKERS.family([(key, fleet.workers[key]) for key in workers])

@@ -1,0 +1,59 @@
+"""What the rows say of all jobs and workers together, by model: the queue as one number for each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from sqlalchemy import func, select
+
+from shared.domain.job import RUNNING, JobStatus
+from shared.postgres.store import Store
+from shared.postgres.tables import JobRow, WorkerRow
+from shared.telemetry.metrics import model_label, priority_label
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """Jobs by model and priority, as labels, and workers by model and state. `oldest` is in seconds since submit."""
+
+    waiting: Counter[Key] = field(default_factory=Counter)
+    running: Counter[Key] = field(default_factory=Counter)
+    oldest: dict[Key, float] = field(default_factory=dict)
+    workers: Counter[Key] = field(default_factory=Counter)
+
+
+class QueueStatsStore(Store):
+    """Reads the fleet. Each statement walks a partial index: of what is queued, of what runs, of workers."""
+
+    async def read(self) -> QueueStats:
+        """The fleet now."""
+        age = func.extract("epoch", func.clock_timestamp() - func.min(JobRow.created_at))
+        queued = (
+            select(JobRow.model, JobRow.priority, func.count(), age)
+            .where(JobRow.status == JobStatus.QUEUED.value)
+            .group_by(JobRow.model, JobRow.priority)
+        )
+        running = (
+            select(JobRow.model, JobRow.priority, func.count())
+            .where(JobRow.status.in_(RUNNING))
+            .group_by(JobRow.model, JobRow.priority)
+        )
+        alive = (
+            select(WorkerRow.model, WorkerRow.state, func.count())
+            .where(WorkerRow.lease_expires_at > func.clock_timestamp())
+            .group_by(WorkerRow.model, WorkerRow.state)
+        )
+        fleet = QueueStats()
+        async with self._engine.connect() as connection:
+            for model, priority, count, oldest_s in await connection.execute(queued):
+                key = model_label(model), priority_label(priority)
+                fleet.waiting[key] += count
+                fleet.oldest[key] = max(fleet.oldest.get(key, 0.0), float(oldest_s))
+            for model, priority, count in await connection.execute(running):
+                fleet.running[model_label(model), priority_label(priority)] += count
+            for model, state, count in await connection.execute(alive):
+                fleet.workers[model_label(model), state] += count
+        return fleet

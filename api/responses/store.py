@@ -1,0 +1,36 @@
+"""SQL about responses. Their rows are written with their jobs', by `shared.postgres.job_store`."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from shared.domain.response import ResponseFacts, StoredResponse
+from shared.postgres.job_rows import COLUMNS, to_job
+from shared.postgres.store import Store
+from shared.postgres.tables import JobRow, ResponseRow
+
+
+class ResponseStore(Store):
+    """Responses in PostgreSQL."""
+
+    async def get(self, job_id: str, key_id: int, *, unstored: bool = False) -> StoredResponse | None:
+        """The response that a job of this key is; one that is not to be shown again only where `unstored` asks so."""
+        statement = (
+            select(
+                *COLUMNS,
+                ResponseRow.asked,
+                ResponseRow.input,
+                ResponseRow.previous_id,
+                ResponseRow.background,
+                ResponseRow.stored,
+            )
+            .join(ResponseRow, ResponseRow.job_id == JobRow.id)
+            .where(JobRow.id == job_id, JobRow.key_id == key_id, JobRow.deleted_at.is_(None))
+        )
+        if not unstored:
+            statement = statement.where(ResponseRow.stored)
+        row = await self._first(statement)
+        if row is None:
+            return None
+        facts = ResponseFacts(row.asked, row.input, row.previous_id, row.background, row.stored)
+        return StoredResponse(to_job(row), facts)

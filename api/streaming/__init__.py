@@ -1,0 +1,1 @@
+"""Event streams of jobs for readers of this API process."""

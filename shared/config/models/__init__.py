@@ -1,0 +1,1 @@
+"""The models of `models.yaml`: one file for each engine."""

@@ -1,0 +1,128 @@
+"""The models that this installation serves, as declared in `models.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+import yaml.reader
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from shared.config.models.base import RegistryError
+from shared.config.models.openai import OpenAIModel
+from shared.config.models.simulated import SimulatedModel
+from shared.config.models.vllm import VllmModel
+
+ENGINES = ("vllm", "openai", "simulated")
+
+
+ModelSpec = Annotated[VllmModel | OpenAIModel | SimulatedModel, Field(discriminator="engine")]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    models: list[ModelSpec] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The models by name, in the file's order."""
+
+    models: dict[str, ModelSpec]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.models
+
+    def __getitem__(self, name: str) -> ModelSpec:
+        return self.models[name]
+
+
+def load_registry(path: Path) -> Registry:
+    """Read and check `models.yaml`.
+
+    Raises:
+        RegistryError: the file is missing, is not YAML, or a field is wrong; the message names line and field.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RegistryError(f"{path}: cannot be read ({error.strerror}); set HEADRACE_MODELS to a file") from error
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RegistryError(f"{path}, line {line}: not valid YAML: not UTF-8") from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise RegistryError(f"{path}, line {line}: not valid YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RegistryError(f"{path}, line {line}: not valid YAML: {error.reason}") from error
+    try:
+        parsed = TypeAdapter(_File).validate_python(data)
+    except ValidationError as error:
+        problems = [_problem(path, tree, problem) for problem in error.errors(include_url=False)]
+        raise RegistryError("\n".join(problems)) from error
+
+    models: dict[str, ModelSpec] = {}
+    for index, spec in enumerate(parsed.models):
+        if spec.name in models:
+            line = _line(tree, ("models", index, "name"))
+            raise RegistryError(f"{path}, line {line}: models[{index}].name: {spec.name!r} is declared twice")
+        models[spec.name] = spec
+    return Registry(models)
+
+
+def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
+    location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    match problem["type"]:
+        case "union_tag_invalid" | "union_tag_not_found":
+            location = (*location, "engine")
+            found = f", got {problem['ctx']['tag']!r}" if "ctx" in problem and "tag" in problem["ctx"] else ""
+            message = f"must be one of {', '.join(ENGINES)}{found}"
+        case "extra_forbidden":
+            message = "there is no such field"
+        case "missing":
+            message = "this field is required"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            message = "must have fields" if location else "this field is required"
+    return f"{path}, line {_line(tree, location)}: {_field(location)}: {message}"
+
+
+def _steps(location: tuple[int | str, ...]) -> list[int | str]:
+    """A pydantic location without the tags that it adds for the union's members."""
+    return [step for position, step in enumerate(location) if not (position == 2 and step in ENGINES)]
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    name = ""
+    for step in _steps(location):
+        name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else str(step)
+    return name or "models"
+
+
+def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """The line (from 1) where a location stands in the file; where it is missing, its parent's."""
+    line = node.start_mark.line + 1 if node else 1
+    for step in _steps(location):
+        if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == step:
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                break
+        else:
+            break
+    return line

@@ -1,0 +1,79 @@
+"""Settings that every process reads from the environment."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Settings(BaseSettings):
+    """Where the database, Redis and the models are. `DATABASE_URL` and `REDIS_URL` carry no prefix."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore")
+
+    database_url: str = Field(validation_alias="DATABASE_URL")
+    redis_url: str = Field(validation_alias="REDIS_URL")
+    models: Path = REPOSITORY / "models.yaml"
+    log_level: str = "INFO"
+    log_format: Literal["text", "json"] = "text"
+    lease_s: float = Field(6.0, gt=0, description="A worker silent for this long has lost its jobs.")
+    heartbeat_s: float = Field(2.0, gt=0)
+    max_attempts: int = Field(3, ge=1, description="Worker deaths that a job survives.")
+    log_ttl_s: int = Field(3600, ge=1, description="How long a finished job's log stays in Redis.")
+    metrics_targets: Path | None = Field(None, description="Where a process names its /metrics, for file_sd_configs.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _asyncpg(cls, url: str) -> str:
+        scheme, separator, rest = url.partition("://")
+        address = f"postgresql+asyncpg://{rest}"
+        try:
+            make_url(address)
+        except (ArgumentError, ValueError):
+            separator = ""
+        if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
+            raise ValueError("must be a PostgreSQL address: postgresql://user:password@host:port/database")
+        return address
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: str) -> str:
+        try:
+            parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        except ValueError:
+            raise ValueError("must be a Redis address: redis://host:port/0") from None
+        return url
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, level: str) -> str:
+        known = logging.getLevelNamesMapping()
+        if level.upper() not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return level
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def settings_or_exit(kind: type[S]) -> S:
+    """Read settings; where one is missing or wrong, say so by its variable's name and exit with 2."""
+    try:
+        return kind()
+    except ValidationError as error:
+        prefix = str(kind.model_config.get("env_prefix", ""))
+        for problem in error.errors(include_url=False):
+            field = str(problem["loc"][0])
+            name = field if field.isupper() else f"{prefix}{field}".upper()
+            print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        sys.exit(2)

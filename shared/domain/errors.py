@@ -1,0 +1,69 @@
+"""The root of every error that Headrace raises on purpose, and the machine codes of failed jobs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class HeadraceError(Exception):
+    """Something went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidRequest(HeadraceError):
+    """The request is not valid."""
+
+    def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Unavailable(HeadraceError):
+    """A service that this needs cannot be reached."""
+
+
+class ErrorCode(StrEnum):
+    """Why a job did not complete; `error.code` of the job."""
+
+    CANCELLED = "cancelled"
+    INVALID_REQUEST = "invalid_request"
+    ENGINE_ERROR = "engine_error"
+    UPSTREAM_ERROR = "upstream_error"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    WORKER_LOST = "worker_lost"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+
+
+class Unauthorized(HeadraceError):
+    """A key is needed: send `Authorization: Bearer <key>`."""
+
+
+class NotFound(HeadraceError):
+    """There is no such thing, or it is not yours."""
+
+    def __init__(self, message: str | None = None, *, param: str | None = None, code: str = "not_found") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class Conflict(HeadraceError):
+    """The thing is not in a state that allows this."""
+
+
+class TooLarge(HeadraceError):
+    """The request's body is too large."""
+
+
+class UpstreamFailed(HeadraceError):
+    """The job behind a synchronous request failed."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,175 @@
+"""A job: its value, its states, and which state may follow which."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from shared.domain.ids import is_id, new_id
+from shared.domain.request import GenerateRequest
+from shared.domain.request_context import NO_CONTEXT, RequestContext
+
+
+class JobStatus(StrEnum):
+    """The states of a job. The last five are terminal: exactly one of them is reached, once."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        return self in TERMINAL
+
+
+RUNNING = (JobStatus.IN_PROGRESS, JobStatus.CANCELLING)
+TERMINAL = (
+    JobStatus.COMPLETED,
+    JobStatus.INCOMPLETE,
+    JobStatus.FAILED,
+    JobStatus.CANCELLED,
+    JobStatus.EXPIRED,
+)
+
+
+JOB_ID_PREFIX = "job_"
+
+
+def new_job_id(region: str = "") -> str:
+    """`job_`, a UUIDv7 in hex, and the region's code where there is one."""
+    return new_id(JOB_ID_PREFIX, region)
+
+
+def is_job_id(text: str) -> bool:
+    """Whether a job could have this id."""
+    return is_id(JOB_ID_PREFIX, text)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model called; `arguments` is JSON, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer. `finish_reason`: "stop", "length", "tool_calls", or None when it was cut.
+
+    `stop_reason` is the stop string or the stop token that ended it. `logprobs` has an entry for each token, as
+    in `shared.domain.events.Delta`; so has `prompt_logprobs`, of the first choice alone.
+    """
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: list[dict[str, Any]] | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Choice:
+        """A choice from its stored form, which leaves out what is empty."""
+        calls = tuple(ToolCall(**call) for call in stored.get("tool_calls", ()))
+        return cls(**{**stored, "tool_calls": calls})
+
+    def stored(self) -> dict[str, Any]:
+        """As the row keeps it."""
+        return {name: value for name, value in asdict(self).items() if name in _ALWAYS or value not in (None, ())}
+
+
+_ALWAYS = ("index", "text", "finish_reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens: of the prompt, of those the prefix cache held, and of all choices together."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job failed: a machine code (`shared.domain.errors.ErrorCode`) and a sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One worker's try at a job. `outcome` is None while it runs."""
+
+    number: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    tokens: int = 0
+    outcome: str | None = None
+
+
+class WorkerState(StrEnum):
+    """What a worker can do now; only a `ready` one counts for readiness."""
+
+    READY = "ready"
+    RESTARTING = "restarting"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as its row tells it. Times are UTC."""
+
+    id: str
+    key_id: int
+    model: str
+    status: JobStatus
+    priority: int
+    request: GenerateRequest
+    created_at: datetime
+    metadata: dict[str, str] = field(default_factory=dict)
+    start_before: datetime | None = None
+    finish_before: datetime | None = None
+    attempt: int = 0
+    deaths: int = 0
+    worker: str | None = None
+    started_at: datetime | None = None
+    first_token_at: datetime | None = None
+    finished_at: datetime | None = None
+    output: tuple[Choice, ...] = ()
+    usage: Usage | None = None
+    error: Failure | None = None
+    attempts: tuple[Attempt, ...] = ()
+    request_context: RequestContext = NO_CONTEXT
+
+    @property
+    def missed_start(self) -> bool:
+        """For a job whose time is up: it is its start that came too late, rather than its end."""
+        if self.started_at is not None or self.start_before is None:
+            return False
+        return self.finish_before is None or self.start_before <= self.finish_before
+
+    def timings(self) -> dict[str, Any]:
+        """Milliseconds: waiting, to the first token (from submit), and in all; None where not reached."""
+
+        def since_submit(moment: datetime | None) -> int | None:
+            return None if moment is None else round((moment - self.created_at).total_seconds() * 1000)
+
+        return {
+            "queued_ms": since_submit(self.started_at),
+            "ttft_ms": since_submit(self.first_token_at),
+            "total_ms": since_submit(self.finished_at),
+        }

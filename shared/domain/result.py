@@ -1,0 +1,89 @@
+"""How a job ends: what its row is given and what its log's last event says, made together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from shared.domain.errors import ErrorCode
+from shared.domain.events import Event, EventType, archive, event
+from shared.domain.job import Attempt, Choice, Failure, Job, JobStatus, Usage
+
+CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
+LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
+NOT_STARTED = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not started in time (Start-Before).")
+
+
+def exhausted(deaths: int) -> Failure:
+    return Failure(
+        ErrorCode.ATTEMPTS_EXHAUSTED, f"The job's worker or engine died {deaths} times under it; it is not tried again."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What the row of a job is given when it ends. `log` is the archive of its events, `attempts` all there were."""
+
+    status: JobStatus
+    finished_at: datetime
+    output: tuple[Choice, ...]
+    usage: Usage
+    error: Failure | None
+    first_token_at: datetime | None
+    attempts: tuple[Attempt, ...]
+    log: str
+
+
+def build_result(
+    job: Job,
+    events: Sequence[Event],
+    seq: int,
+    *,
+    status: JobStatus,
+    output: tuple[Choice, ...],
+    usage: Usage,
+    failure: Failure | None,
+    first_token_at: datetime | None,
+    finished_at: datetime,
+    outcome: str,
+    tokens: Mapping[int, int],
+) -> tuple[JobResult, Event]:
+    """The row's ending and the log's last event, which has the number `seq` and follows `events`.
+
+    `outcome` is the word for how the running attempt ended, `tokens` what each attempt made.
+    """
+    ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
+    payload: dict[str, Any] = {
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "cached_tokens": usage.cached_tokens,
+        },
+        "timings": ended.timings(),
+    }
+    if failure is not None:
+        payload["error"] = {"code": str(failure.code), "message": failure.message}
+    last = event(seq, EventType(status.value), payload)
+    ending = JobResult(
+        status=status,
+        finished_at=finished_at,
+        output=output,
+        usage=usage,
+        error=failure,
+        first_token_at=first_token_at,
+        attempts=tuple(_ended(attempt, finished_at, outcome, tokens) for attempt in job.attempts),
+        log=archive([*events, last]),
+    )
+    return ending, last
+
+
+def _ended(attempt: Attempt, now: datetime, outcome: str, tokens: Mapping[int, int]) -> Attempt:
+    """An attempt as the history keeps it. What one that was lost with its worker had made, only the log tells."""
+    return replace(
+        attempt,
+        ended_at=attempt.ended_at or now,
+        outcome=attempt.outcome or outcome,
+        tokens=tokens.get(attempt.number, attempt.tokens),
+    )

@@ -1,0 +1,70 @@
+"""The transcript of a job: the choices that its deltas add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shared.domain.events import Delta, Event, EventType, joined_calls
+from shared.domain.job import Choice, ToolCall
+
+
+def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
+    """How many tokens each attempt has made: a `STARTED` event says whose the deltas after it are."""
+    tokens: dict[int, int] = {}
+    attempt = 0
+    for item in events:
+        if item.type is EventType.STARTED:
+            attempt = item.payload()["attempt"]
+        elif item.type is EventType.DELTA:
+            tokens[attempt] = tokens.get(attempt, 0) + item.delta().tokens
+    return tokens
+
+
+class Transcript:
+    """What the events so far amount to: each choice's text, token ids and finish reason."""
+
+    def __init__(self, choices: int) -> None:
+        self._choices = choices
+        self.deltas: list[Delta] = []
+        self.clear()
+
+    @classmethod
+    def of(cls, events: Iterable[Event], choices: int) -> Transcript:
+        transcript = cls(choices)
+        for item in events:
+            if item.type is EventType.DELTA:
+                transcript.add(item.delta())
+            elif item.type is EventType.RESTARTED:
+                transcript.clear()
+        return transcript
+
+    def clear(self) -> None:
+        self.deltas = []
+
+    def add(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+
+    @property
+    def tokens(self) -> int:
+        return sum(delta.tokens for delta in self.deltas)
+
+    def choices(self) -> tuple[Choice, ...]:
+        by_choice: list[list[Delta]] = [[] for _ in range(self._choices)]
+        for delta in self.deltas:
+            by_choice[delta.index].append(delta)
+        return tuple(_choice(index, deltas) for index, deltas in enumerate(by_choice))
+
+
+def _choice(index: int, deltas: list[Delta]) -> Choice:
+    calls = joined_calls(tuple(call for delta in deltas for call in delta.tool_calls))
+    logprobs = [entry for delta in deltas for entry in delta.logprobs]
+    return Choice(
+        index,
+        "".join(delta.text for delta in deltas),
+        next((delta.finish_reason for delta in reversed(deltas) if delta.finish_reason), None),
+        "".join(delta.reasoning for delta in deltas) or None,
+        tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in calls),
+        logprobs or None,
+        next((delta.stop_reason for delta in reversed(deltas) if delta.stop_reason is not None), None),
+        next((delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None), None),
+    )

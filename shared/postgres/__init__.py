@@ -1,0 +1,1 @@
+"""SQL. Every statement that changes the status of a job is in this package."""

@@ -1,0 +1,176 @@
+"""SQL of a worker: its claims, what becomes of them, and its lease."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from shared.domain.job import RUNNING, Job, JobStatus, WorkerState
+from shared.domain.result import JobResult
+from shared.postgres.group_commit import GroupCommit
+from shared.postgres.job_rows import (
+    COLUMNS,
+    LOST,
+    JobRowStore,
+    end_statement,
+    overdue,
+    owned,
+    requeued,
+    result_record,
+    to_job,
+)
+from shared.postgres.prepared import Prepared
+from shared.postgres.store import seconds
+from shared.postgres.tables import JobRow, WorkerRow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A running job and the attempt that holds it."""
+
+    job_id: str
+    attempt: int
+    status: JobStatus
+
+
+# Rows that another transaction holds are skipped: who holds them decides about them.
+_WAITING = (
+    select(JobRow.id)
+    .where(
+        JobRow.id == func.any(bindparam("ids", type_=ARRAY(Text))),
+        JobRow.status == JobStatus.QUEUED.value,
+        ~overdue(),
+    )
+    .order_by(JobRow.id)
+    .with_for_update(skip_locked=True)
+    .scalar_subquery()
+)
+_CLAIM = Prepared(
+    update(JobRow)
+    .where(JobRow.id.in_(_WAITING))
+    .values(
+        {
+            JobRow.status: JobStatus.IN_PROGRESS.value,
+            JobRow.attempt: JobRow.attempt + 1,
+            JobRow.worker: bindparam("claimant", type_=Text),
+            JobRow.attempt_started_at: func.clock_timestamp(),
+            JobRow.started_at: func.coalesce(JobRow.started_at, func.clock_timestamp()),
+        }
+    )
+    .returning(*COLUMNS)
+)
+_FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text), JobRow.status.in_(RUNNING)))
+
+
+class ClaimStore(JobRowStore):
+    """One worker's side of jobs, and its row. Claims and results that come together are committed together."""
+
+    def __init__(self, engine: AsyncEngine, worker: str) -> None:
+        super().__init__(engine)
+        self._worker = worker
+        self._claims = GroupCommit(self._claim)
+        self._results = GroupCommit(self._finish, weigh=lambda ending: len(ending["log"]))
+
+    async def claim(self, job_id: str) -> Job | None:
+        """Take a queued job: attempt n+1, this worker's. None: it does not wait any more, or its time is up."""
+        return await self._claims(job_id)
+
+    async def finish(self, job_id: str, attempt: int, ending: JobResult) -> bool:
+        """End a job that this attempt owns. False: it does not own it any more; nothing was written."""
+        return await self._results(result_record(job_id, attempt, ending))
+
+    async def _claim(self, job_ids: Sequence[str]) -> list[Job | None]:
+        rows = await _CLAIM.run(self._engine, {"ids": list(job_ids), "claimant": self._worker})
+        claimed = {row.id: _readable(row) for row in rows}
+        # A doubled message, both halves in one batch: one of them gets the job.
+        return [claimed.pop(job_id, None) for job_id in job_ids]
+
+    async def _finish(self, endings: Sequence[dict[str, Any]]) -> list[bool]:
+        return await self._end(_FINISH, endings, owner=self._worker)
+
+    async def requeue(
+        self,
+        job_id: str,
+        attempt: int,
+        *,
+        tokens: int,
+        outcome: str,
+        died: bool = False,
+        first_token_at: datetime | None = None,
+    ) -> bool:
+        """Put a job that this attempt owns back into the queue. False: it is not owned, or is being cancelled.
+
+        `died`: the engine died under it, which counts as its worker's death.
+        """
+        statement = (
+            update(JobRow)
+            .where(owned(job_id, attempt, self._worker), JobRow.status == JobStatus.IN_PROGRESS.value)
+            .values(
+                {
+                    **requeued(tokens, outcome, deaths=int(died)),
+                    JobRow.first_token_at: func.coalesce(JobRow.first_token_at, first_token_at),
+                }
+            )
+        )
+        return await self._changes(statement)
+
+    async def release_claim(self, job_id: str, attempt: int) -> None:
+        """Let a running job count as lost with its worker, though that worker lives."""
+        ours = owned(job_id, attempt, self._worker)
+        statement = update(JobRow).where(ours).values({JobRow.worker: self._worker + LOST})
+        await self._changes(statement)
+
+    async def heartbeat(
+        self,
+        model: str,
+        *,
+        slots: int,
+        running: int,
+        lease_s: float,
+        state: WorkerState = WorkerState.READY,
+    ) -> list[Claim]:
+        """Renew the lease; returns what this worker holds, and what of that is being cancelled."""
+        expires = func.clock_timestamp() + seconds(lease_s)
+        renew = upsert(WorkerRow).values(
+            id=self._worker, model=model, slots=slots, running=running, state=state.value, lease_expires_at=expires
+        )
+        renew = renew.on_conflict_do_update(
+            index_elements=[WorkerRow.id],
+            set_={name: renew.excluded[name] for name in ("running", "state", "lease_expires_at")},
+        )
+        async with self._engine.connect() as connection:
+            await connection.execute(renew)
+            return await self._held(connection)
+
+    async def held(self) -> list[Claim]:
+        """The running jobs that this worker owns."""
+        async with self._engine.connect() as connection:
+            return await self._held(connection)
+
+    async def end_lease(self) -> None:
+        """End the lease at once."""
+        await self._changes(delete(WorkerRow).where(WorkerRow.id == self._worker))
+
+    async def _held(self, connection: AsyncConnection) -> list[Claim]:
+        held = select(JobRow.id, JobRow.attempt, JobRow.status).where(
+            JobRow.worker == self._worker, JobRow.status.in_(RUNNING)
+        )
+        return [Claim(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(held)]
+
+
+def _readable(row: Any) -> Job | None:
+    """A claimed job; None where its request cannot be read, as that of a newer version. Its claim is given up then."""
+    try:
+        return to_job(row)
+    except ValueError:
+        logger.exception("job=%s cannot be read", row.id)
+        return None

@@ -1,0 +1,205 @@
+"""The tables. Alembic's migrations are held equal to these by a test."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Identity, Index, SmallInteger, Text, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Timestamp = DateTime(timezone=True)
+
+
+class Base(DeclarativeBase):
+    """The schema."""
+
+
+class ApiKeyRow(Base):
+    """A bearer key: its SHA-256, never itself."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    prefix: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(Text, unique=True)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+
+class WorkerRow(Base):
+    """A worker process and its lease: one lease holds all of its jobs."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    model: Mapped[str] = mapped_column(Text)
+    slots: Mapped[int]
+    running: Mapped[int] = mapped_column(server_default=text("0"))
+    state: Mapped[str] = mapped_column(Text, server_default="ready")
+    started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    lease_expires_at: Mapped[datetime] = mapped_column(Timestamp)
+
+
+class JobRow(Base):
+    """A job: the truth about it. `JSON`, not `JSONB`, where text may hold U+0000, which JSONB refuses."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
+    model: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    priority: Mapped[int] = mapped_column(SmallInteger)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    # `metadata` is SQLAlchemy's own name on a declarative class.
+    job_metadata: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    worker: Mapped[str | None] = mapped_column(Text)
+    attempt_started_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    deaths: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+
+    start_before: Mapped[datetime | None] = mapped_column(Timestamp)
+    finish_before: Mapped[datetime | None] = mapped_column(Timestamp)
+    started_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    first_token_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    output: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    usage: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+    error_code: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)
+    log: Mapped[str | None] = mapped_column(Text)
+    deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+    # Where it comes from (`shared.domain.request_context`).
+    request_id: Mapped[str | None] = mapped_column(Text)
+    traceparent: Mapped[str | None] = mapped_column(Text)
+
+    # The line of a batch's input file that this job runs. Unique: no line runs twice.
+    batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    batch_line: Mapped[int | None]
+
+    __table_args__ = (
+        Index("jobs_by_key", "key_id", "id"),
+        Index("jobs_batch_line", "batch_id", "batch_line", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
+        Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
+        Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
+        Index("jobs_finished", "model", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index(
+            "jobs_start_before",
+            "start_before",
+            postgresql_where=text("start_before IS NOT NULL AND status = 'queued'"),
+        ),
+        Index(
+            "jobs_finish_before",
+            "finish_before",
+            postgresql_where=text("finish_before IS NOT NULL AND finished_at IS NULL"),
+        ),
+    )
+
+
+class ResponseRow(Base):
+    """The part of a response (`shared.domain.response`) that its job's row lacks; committed and deleted with it."""
+
+    __tablename__ = "responses"
+
+    job_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    asked: Mapped[dict[str, Any]] = mapped_column(JSON)
+    input: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    previous_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    background: Mapped[bool]
+    stored: Mapped[bool]
+
+    __table_args__ = (Index("responses_unstored", "job_id", postgresql_where=text("NOT stored")),)
+
+
+class IdempotencyKeyRow(Base):
+    """A client's `Idempotency-Key`, and the job that its first use made."""
+
+    __tablename__ = "idempotency_keys"
+
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(Text)
+    job_id: Mapped[str] = mapped_column(Text(collation="C"))
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    __table_args__ = (Index("idempotency_keys_by_age", "created_at"),)
+
+
+class FileRow(Base):
+    """A file; its bytes are a blob of the same name (`api.files.blobs`)."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
+    purpose: Mapped[str] = mapped_column(Text)
+    filename: Mapped[str] = mapped_column(Text)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+    __table_args__ = (
+        Index("files_by_key", "key_id", "id"),
+        Index("files_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    )
+
+
+class BatchRow(Base):
+    """A batch, and how far it has come."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
+    endpoint: Mapped[str] = mapped_column(Text)
+    input_file_id: Mapped[str] = mapped_column(Text(collation="C"))
+    completion_window: Mapped[str] = mapped_column(Text)
+    batch_metadata: Mapped[dict[str, str] | None] = mapped_column("metadata", JSON(none_as_null=True))
+    status: Mapped[str] = mapped_column(Text)
+    # What it will be once it is `finalizing` or `cancelling` no more.
+    ending: Mapped[str | None] = mapped_column(Text)
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    output_file_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    error_file_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    output_expires_after_s: Mapped[int | None]
+    usage: Mapped[dict[str, int] | None] = mapped_column(JSONB(none_as_null=True))
+
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    expires_at: Mapped[datetime] = mapped_column(Timestamp)
+    in_progress_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    finalizing_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    cancelling_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+    # Requests: all, those that are jobs by now, and those that ended well and badly.
+    total: Mapped[int] = mapped_column(server_default=text("0"))
+    submitted: Mapped[int] = mapped_column(server_default=text("0"))
+    completed: Mapped[int] = mapped_column(server_default=text("0"))
+    failed: Mapped[int] = mapped_column(server_default=text("0"))
+    # Where the next line to submit begins.
+    next_line: Mapped[int] = mapped_column(server_default=text("1"))
+    next_offset: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    # Before this line all jobs have ended; how many of them well and badly.
+    settled_line: Mapped[int] = mapped_column(server_default=text("1"))
+    settled_completed: Mapped[int] = mapped_column(server_default=text("0"))
+    settled_failed: Mapped[int] = mapped_column(server_default=text("0"))
+
+    # Who takes the next step: the process that works on it, until `due_at`; from then on any.
+    driver: Mapped[str | None] = mapped_column(Text)
+    due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    __table_args__ = (
+        Index("batches_by_key", "key_id", "id"),
+        Index("batches_due", "due_at", postgresql_where=text("ended_at IS NULL")),
+        Index("batches_by_input", "input_file_id", postgresql_where=text("ended_at IS NULL")),
+    )

@@ -1,0 +1,1 @@
+"""Recovery of jobs that no live worker owns."""

@@ -1,0 +1,97 @@
+"""Rescues the jobs of silent workers. Every API and worker process runs one, so no single death stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from shared.domain.job import JobStatus
+from shared.domain.priorities import Hint, first
+from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
+from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.terminator import JobTerminator
+from shared.runtime.outages import is_outage
+from shared.telemetry.metrics import ATTEMPTS, RESCUES, model_label
+
+logger = logging.getLogger(__name__)
+
+# A key is remembered for a day, as other services do.
+IDEMPOTENCY_KEY_S = 24 * 3600
+# A worker's row outlives it for so long: its jobs are rescued by then, and operators can still see it.
+DEAD_WORKER_S = 3600
+
+
+class Sweeper:
+    """Puts jobs back into the queue whose worker's lease is over, or ends them."""
+
+    def __init__(
+        self,
+        store: RecoveryStore,
+        unowned: JobTerminator,
+        send: Callable[[Hint], None],
+        *,
+        interval_s: float,
+        lease_s: float,
+        max_attempts: int,
+    ) -> None:
+        self._store = store
+        self._terminator = unowned
+        self._send = send
+        self._interval_s = interval_s
+        self._lease_s = lease_s
+        self._max_attempts = max_attempts
+
+    async def run(self) -> None:
+        """Sweep for ever; cancel to stop. Many may sweep at once: every step is guarded by the rows."""
+        steady_since = time.monotonic()
+        while True:
+            await asyncio.sleep(self._interval_s * random.uniform(0.8, 1.2))
+            began = time.monotonic()
+            try:
+                await self.sweep(take=began - steady_since >= self._lease_s)
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                logger.warning("cannot sweep, trying again: %s", error)
+                steady_since = time.monotonic()
+            if time.monotonic() - began > self._lease_s / 2:
+                steady_since = time.monotonic()
+
+    async def sweep(self, *, take: bool = True) -> int:
+        """Rescue what is lost. Returns how many jobs were put back.
+
+        Without `take` nothing is taken from a worker. A sweeper that has just begun, or whose last sweep failed or
+        took long, cannot tell a silent worker from one that could not renew its lease either.
+        """
+        rescued = await self._store.requeue_stalled(self._max_attempts) if take else []
+        for hint in rescued:
+            model = model_label(hint.model)
+            RESCUES.labels(model).inc()
+            ATTEMPTS.labels(model, "worker_lost").inc()
+            logger.warning(
+                "job=%s model=%s attempt=%d worker=%s request=%s lost its worker; queued again",
+                hint.job_id, hint.model, hint.attempt, hint.worker, hint.request_id,
+            )  # fmt: skip
+            self._send(first(hint))
+        if take:
+            await self._end_lost()
+        for job in await self._store.overdue():
+            if job.missed_start:
+                await self._terminator.end(job, JobStatus.EXPIRED, NOT_STARTED)
+            else:
+                await self._terminator.end(job, JobStatus.CANCELLED, LATE)
+        await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
+        await self._store.delete_dead_workers(DEAD_WORKER_S)
+        return len(rescued)
+
+    async def _end_lost(self) -> None:
+        for job in await self._store.stalled_to_end(self._max_attempts):
+            if job.status is JobStatus.CANCELLING:
+                await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
+            elif job.deaths < self._max_attempts - 1:
+                await self._terminator.end(job, JobStatus.CANCELLED, LATE)
+            else:
+                await self._terminator.end(job, JobStatus.FAILED, exhausted(self._max_attempts))

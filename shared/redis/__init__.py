@@ -1,0 +1,1 @@
+"""Redis: the event logs of jobs, and the queue."""

@@ -1,0 +1,280 @@
+"""Traces by OpenTelemetry's SDK. Configured by its own variables: endpoint, headers, sampler, resource attributes.
+
+Parents are always told by a `traceparent`: of the request, of the row. There is no current span.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation import get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from shared.domain.job import JOB_ID_PREFIX, Attempt, Job, JobStatus
+from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
+from shared.telemetry.tracing import AttemptTrace, Reading, RequestTrace, Traces
+
+LOST = "worker_lost"
+# Outcomes of an attempt that are no error of its own.
+FINE = ("completed", "incomplete", "cancelled", "handed_back", "set_aside")
+Value = str | int
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+class Ids(RandomIdGenerator):
+    """Random ids, but for those that follow from a job: whoever tells of an attempt gives its span the same id."""
+
+    def __init__(self) -> None:
+        self.span_id: int | None = None
+        self.trace_id: int | None = None
+
+    def generate_span_id(self) -> int:
+        span_id, self.span_id = self.span_id, None
+        return span_id or super().generate_span_id()
+
+    def generate_trace_id(self) -> int:
+        trace_id, self.trace_id = self.trace_id, None
+        return trace_id or super().generate_trace_id()
+
+
+class OtelTraces(Traces):
+    """Makes spans, and sends them from a thread of its own. To be used from one thread."""
+
+    on = True
+
+    def __init__(self, exporter: str, service: str, instance: str) -> None:
+        self._ids = Ids()
+        resource = Resource.create({SERVICE_INSTANCE_ID: instance})
+        if SERVICE_NAME not in OTELResourceDetector().detect().attributes:
+            resource = resource.merge(Resource({SERVICE_NAME: service}))
+        self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
+        sending: SpanExporter = ConsoleSpanExporter() if exporter == "console" else OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(sending))
+        self._tracer = self._provider.get_tracer("headrace")
+
+    def request(self, method: str, path: str, traceparent: str | None) -> RequestTrace:
+        span = self._tracer.start_span(
+            method,
+            _parent(traceparent),
+            SpanKind.SERVER,
+            _known(
+                {
+                    "http.request.method": method,
+                    "url.path": path,
+                    "headrace.request.id": REQUEST_CONTEXT.get().request_id,
+                }
+            ),
+        )
+        REQUEST_CONTEXT.set(replace(REQUEST_CONTEXT.get(), traceparent=_written(span)))
+        return _Request(span, method)
+
+    @contextmanager
+    def submitting(self, model: str) -> Iterator[RequestContext]:
+        origin = REQUEST_CONTEXT.get()
+        span = self._tracer.start_span(
+            f"submit {model}", _parent(origin.traceparent), SpanKind.PRODUCER, {"gen_ai.request.model": model}
+        )
+        try:
+            yield replace(origin, traceparent=_written(span))
+        except BaseException as error:
+            span.set_status(Status(StatusCode.ERROR, type(error).__name__))  # its words may quote the prompt
+            raise
+        finally:
+            span.end()
+
+    def claimed(self, job: Job) -> AttemptTrace:
+        *before, current = job.attempts
+        if before and before[-1].outcome == LOST:
+            self._lost(job, before[-1], before[-1].ended_at or current.started_at)
+        self._waited(job, before, current.started_at)
+        return _Attempt(self, job, current)
+
+    def ended_without_worker(self, job: Job, status: JobStatus, now: datetime) -> None:
+        if job.status is JobStatus.QUEUED:
+            self._waited(job, list(job.attempts), now, status.value)
+        elif job.attempts:
+            self._lost(job, job.attempts[-1], now)
+
+    @contextmanager
+    def reading(self, job: Job, after: int) -> Iterator[Reading]:
+        links = [_context(REQUEST_CONTEXT.get().traceparent)]
+        span = self.of_job(
+            job, "stream", None, {"headrace.after": after}, links=[Link(link) for link in links if link.is_valid]
+        )
+        reading = _Reading()
+        try:
+            yield reading
+        finally:
+            span.set_attribute("headrace.events", reading.events)
+            span.end()
+
+    def close(self) -> None:
+        self._provider.shutdown()
+
+    def of_job(
+        self,
+        job: Job,
+        name: str,
+        start: datetime | None,
+        attributes: Mapping[str, Value | None],
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        span_id: int | None = None,
+        links: list[Link] | None = None,
+    ) -> Span:
+        """A span of the job's trace, below its submit. A job that came without one has a trace named after it."""
+        parent = _parent(job.request_context.traceparent)
+        self._ids.span_id, self._ids.trace_id = span_id, _uuid(job)
+        try:
+            return self._tracer.start_span(
+                name,
+                parent,
+                kind,
+                _known(
+                    {
+                        "headrace.job.id": job.id,
+                        "headrace.request.id": job.request_context.request_id,
+                        "gen_ai.request.model": job.model,
+                        **attributes,
+                    }
+                ),
+                links,
+                start_time=_ns(start),
+            )
+        finally:
+            self._ids.span_id = self._ids.trace_id = None
+
+    def of_attempt(self, job: Job, attempt: Attempt) -> Span:
+        """The span of an attempt, which is the same one, whoever tells of it."""
+        return self.of_job(
+            job,
+            f"attempt {attempt.number}",
+            attempt.started_at,
+            {"headrace.attempt": attempt.number, "headrace.worker": attempt.worker},
+            kind=SpanKind.CONSUMER,
+            span_id=_attempt_span_id(job, attempt.number),
+        )
+
+    def phase(self, parent: Span, name: str, start: datetime, attributes: Mapping[str, Value]) -> Span:
+        """A span below an attempt's."""
+        return self._tracer.start_span(
+            name, set_span_in_context(parent, Context()), attributes=dict(attributes), start_time=_ns(start)
+        )
+
+    def _lost(self, job: Job, attempt: Attempt, ended_at: datetime) -> None:
+        span = self.of_attempt(job, attempt)
+        _end(span, ended_at, LOST)
+
+    def _waited(self, job: Job, before: list[Attempt], until: datetime, outcome: str | None = None) -> None:
+        """How long a job waited for a worker, and what became of it where none came."""
+        since = before[-1].ended_at if before else job.created_at
+        span = self.of_job(job, f"queue {job.model}", since, {"headrace.outcome": outcome})
+        span.end(_ns(until))
+
+
+class _Request(RequestTrace):
+    def __init__(self, span: Span, method: str) -> None:
+        self._span = span
+        self._method = method
+
+    def answered(self, status: int) -> None:
+        self._span.set_attribute("http.response.status_code", status)
+        self._span.add_event("answer")
+        if status >= 500:
+            self._span.set_status(Status(StatusCode.ERROR))
+
+    def ended(self, route: str, job_id: str | None) -> None:
+        self._span.update_name(f"{self._method} {route}")
+        self._span.set_attribute("http.route", route)
+        if job_id is not None:
+            self._span.set_attribute("headrace.job.id", job_id)
+        self._span.end()
+
+
+class _Attempt(AttemptTrace):
+    def __init__(self, traces: OtelTraces, job: Job, attempt: Attempt) -> None:
+        self._traces = traces
+        self._span = traces.of_attempt(job, attempt)
+        self._phase: Span | None = None
+
+    def generates(self, now: datetime, tokens_before: int) -> None:
+        self._span.set_attribute("headrace.tokens_before", tokens_before)
+        self._phase = self._traces.phase(self._span, "prefill", now, {})
+
+    def first_token(self, now: datetime, prompt_tokens: int, cached_tokens: int) -> None:
+        if self._phase is not None:
+            self._phase.set_attribute("gen_ai.usage.input_tokens", prompt_tokens)
+            self._phase.set_attribute("headrace.cached_tokens", cached_tokens)
+            self._phase.end(_ns(now))
+            self._phase = self._traces.phase(self._span, "decode", now, {})
+
+    def ended(self, now: datetime, outcome: str, prompt_tokens: int, tokens: int) -> None:
+        if self._phase is not None:
+            _end(self._phase, now, outcome)
+        self._span.set_attribute("gen_ai.usage.input_tokens", prompt_tokens)
+        self._span.set_attribute("gen_ai.usage.output_tokens", tokens)
+        _end(self._span, now, outcome)
+
+
+class _Reading(Reading):
+    def __init__(self) -> None:
+        self.events = 0
+
+    def got(self, events: int) -> None:
+        self.events += events
+
+
+def _end(span: Span, now: datetime, outcome: str) -> None:
+    span.set_attribute("headrace.outcome", outcome)
+    if outcome not in FINE:
+        span.set_status(Status(StatusCode.ERROR, outcome))
+    span.end(_ns(now))
+
+
+def _known(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _parent(traceparent: str | None) -> Context:
+    """A context with that parent; without one where there is none, or it is not well formed."""
+    carrier = {"traceparent": traceparent} if traceparent else {}
+    return _PROPAGATOR.extract(carrier, Context())
+
+
+def _context(traceparent: str | None) -> SpanContext:
+    return get_current_span(_parent(traceparent)).get_span_context()
+
+
+def _written(span: Span) -> str:
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+
+
+def _ns(moment: datetime | None) -> int | None:
+    """Nanoseconds since 1970."""
+    if moment is None:
+        return None
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return ((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
+
+
+def _uuid(job: Job) -> int:
+    """The UUID in its id, which may end with a region."""
+    return int(job.id.removeprefix(JOB_ID_PREFIX)[:32], 16)
+
+
+def _attempt_span_id(job: Job, number: int) -> int:
+    digest = hashlib.sha256(f"{job.id} {job.request_context.traceparent} {number}".encode()).digest()
+    return int.from_bytes(digest[:8]) or 1

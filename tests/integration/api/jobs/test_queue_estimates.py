@@ -1,0 +1,169 @@
+"""Places in the queue and what they promise: in the order of service, however long the queue and however it moves."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.jobs.queue_estimates import QueueEstimates
+from api.jobs.queue_positions import QueuePositions
+from api.jobs.queue_store import EXACT, STEP, Pace, QueueStore
+from api.streaming.hub import StreamHub
+from api.streaming.reader import QueuedReader
+from shared.config.models.loader import Registry
+from shared.config.models.openai import OpenAIModel, OpenAIOptions
+from shared.config.models.simulated import SimulatedModel
+from shared.domain.job import Choice, Job, JobStatus, Usage
+from shared.domain.request import GenerateRequest
+from shared.domain.result import JobResult
+from shared.postgres.job_store import JobStore, NewJob
+from shared.redis.event_log import EventLog
+from tests.conftest import Workers
+
+UPSTREAM = OpenAIOptions(base_url="http://127.0.0.1:1/v1")
+REGISTRY = Registry(
+    {
+        "m": SimulatedModel(name="m", engine="simulated"),
+        "up": OpenAIModel(name="up", engine="openai", model="x", options=UPSTREAM),
+    }
+)
+LEASE_S = 60
+
+
+@pytest.fixture
+def backlogs(database: AsyncEngine) -> QueueStore:
+    return QueueStore(database)
+
+
+@pytest.fixture
+def backlog(backlogs: QueueStore) -> QueueEstimates:
+    return QueueEstimates(backlogs, REGISTRY)
+
+
+async def submit(store: JobStore, key_id: int, priority: int = 3, model: str = "m") -> Job:
+    return (await store.insert(NewJob(key_id, model, priority, GenerateRequest(prompt="x"))))[0]
+
+
+async def test_places_follow_priority_then_order(store: JobStore, backlogs: QueueStore, key_id: int) -> None:
+    late, first, second, urgent = [await submit(store, key_id, priority) for priority in (9, 3, 3, 0)]
+    await submit(store, key_id, model="other")
+    jobs = [urgent, first, second, late]
+    assert [await backlogs.place(job) for job in jobs] == [0, 1, 2, 3]
+    orders = await backlogs.orders(["m", "none"])
+    assert [orders["m"].place(job.priority, job.id, surely_waits=False) for job in jobs] == [0, 1, 2, 3]
+    assert orders["m"].place(3, "job_f", surely_waits=True) is None
+    assert orders["none"].keys == []
+
+
+async def test_places_far_back_are_told_by_the_hundred(
+    store: JobStore, backlogs: QueueStore, backlog: QueueEstimates, key_id: int, database: AsyncEngine
+) -> None:
+    job = await submit(store, key_id, 9)
+    async with database.connect() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO jobs (id, key_id, model, status, priority, request, metadata)"
+                " SELECT 'job_' || lpad(n::text, 32, '0'), key_id, model, status, 3, request, metadata"
+                " FROM jobs, generate_series(1, 5250) n"
+            )
+        )
+    order = (await backlogs.orders(["m"]))["m"]
+    assert len(order.keys) == EXACT + 43, "what is kept does not grow with the queue"
+    places = [order.place(3, f"job_{n:032}", surely_waits=True) for n in (1, 1000, 1001, 1099, 1100, 1101, 5250)]
+    assert places == [0, 999, 1000, 1000, 1000, 1100, 5200]
+    assert order.place(3, f"job_{1050:032}", surely_waits=False) is None
+    assert await backlog.waiting(job) == (5200, None)
+    assert STEP > 5250 - 5200
+
+
+@pytest.mark.parametrize(
+    ("pace", "place", "in_the_way", "wait_s"),
+    [
+        (Pace(0, 0, 0, 2.0), 0, 0, None),
+        (Pace(4, 0, 0, None), 3, 0, 0.0),
+        (Pace(4, 0, 0, None), 4, 0, None),
+        (Pace(4, 4, 1, 2.0), 0, 4, 0.5),
+        (Pace(4, 4, 1, 2.0), 0, 1, 0.0),
+        (Pace(4, 4, 1, 2.0), 7, 4, 4.0),
+        (Pace(4, 9, 9, 2.0), 7, 9, 4.0),
+    ],
+    ids=str,
+)
+def test_waits(pace: Pace, place: int, in_the_way: int, wait_s: float | None) -> None:
+    assert pace.wait_s(place, in_the_way) == wait_s
+
+
+async def test_the_pace_is_what_live_workers_were_measured_at(
+    store: JobStore, backlogs: QueueStore, backlog: QueueEstimates, workers: Workers, key_id: int, database: AsyncEngine
+) -> None:
+    async def heartbeat(model: str, slots: int) -> None:
+        await workers(f"w-{model}").heartbeat(model, slots=slots, running=0, lease_s=LEASE_S)
+
+    assert await backlogs.pace("m") == Pace(0, 0, 0, None)
+    for model in ("m", "up"):
+        await heartbeat(model, 2)
+        for priority in (3, 9, 9, 3):
+            job = await submit(store, key_id, priority, model)
+            claimed = await workers(f"w-{model}").claim(job.id)
+        assert await backlogs.pace(model) == Pace(2, 4, 2, None), "none has ended yet"
+        assert claimed is not None
+        now = datetime.now(UTC)
+        attempts = tuple(replace(attempt, ended_at=now, outcome="completed") for attempt in claimed.attempts)
+        ending = JobResult(JobStatus.COMPLETED, now, (Choice(0, "a", "stop"),), Usage(), None, now, attempts, "")
+        assert await workers(f"w-{model}").finish(job.id, 1, ending)
+    async with database.connect() as connection:
+        taken = "UPDATE jobs SET attempt_started_at = finished_at - interval '3 s' WHERE finished_at IS NOT NULL"
+        await connection.execute(text(taken))
+    assert await backlogs.pace("m") == Pace(2, 3, 1, 3.0)
+
+    # Three run, two of them a batch's: a slot would be made free for an urgent job, but not at an upstream.
+    assert await backlog.waiting(await submit(store, key_id, 3, "m")) == (0, 0.0)
+    assert await backlog.waiting(await submit(store, key_id, 9, "m")) == (1, 3.0)
+    assert await backlog.waiting(await submit(store, key_id, 3, "up")) == (0, 1.5)
+
+
+async def test_readers_are_told_when_they_move_and_only_then(
+    store: JobStore, backlogs: QueueStore, logs: EventLog, redis: Redis, workers: Workers, key_id: int
+) -> None:
+    streams = StreamHub(redis, logs, store, resync_s=60)
+    jobs = [await submit(store, key_id) for _ in range(3)]
+    running = await workers("w").claim(jobs[0].id)
+    assert running is not None
+    followed = {job.id: QueuedReader("m", 3, place) for job, place in zip(jobs, (None, 0, 1), strict=True)}
+    follows = {job_id: streams.follow(job_id, 0, queued) for job_id, queued in followed.items()}
+    news = {job_id: asyncio.ensure_future(anext(follow)) for job_id, follow in follows.items()}
+
+    async def told() -> dict[int, bytes]:
+        """Who was told what, with counts that are fresh."""
+        count = await QueuePositions(streams, QueueEstimates(backlogs, REGISTRY)).tell()
+        found = {}
+        for number, job in enumerate(jobs):
+            if news[job.id] in (await asyncio.wait([news[job.id]], timeout=0.05))[0]:
+                (event,) = news[job.id].result()
+                assert (event.seq, event.type.value) == (0, "queued")
+                found[number] = event.data
+                news[job.id] = asyncio.ensure_future(anext(follows[job.id]))
+        assert len(found) == count
+        return found
+
+    assert await told() == {}
+    urgent = await submit(store, key_id, 0)
+    assert await told() == {1: b'{"position":1,"eta_s":null}', 2: b'{"position":2,"eta_s":null}'}
+    assert await told() == {}
+    assert await workers("w").claim(urgent.id) is not None
+    assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome="handed_back")
+    assert await told() == {0: b'{"position":0,"eta_s":null}'}, "it ran, and waits again"
+    assert await workers("w").claim(jobs[0].id) is not None
+    assert await told() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
+    for waiting in news.values():
+        waiting.cancel()
+    await asyncio.gather(*news.values(), return_exceptions=True)
+    for follow in follows.values():
+        await follow.aclose()  # type: ignore[attr-defined]
+    assert await QueuePositions(streams, QueueEstimates(backlogs, REGISTRY)).tell() == 0

@@ -1,0 +1,113 @@
+"""The queue as /metrics shows it, read from rows; and what is shown while the servers are away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.monitoring.queue_metrics import QueueMetrics
+from api.monitoring.queue_stats import QueueStats, QueueStatsStore
+from shared.config.models.loader import Registry, load_registry
+from shared.domain.job import WorkerState
+from shared.domain.request import GenerateRequest
+from shared.postgres.engine import connect
+from shared.postgres.job_store import JobStore, NewJob
+from shared.telemetry import metrics
+from shared.telemetry.instruments import Exporter
+from tests.conftest import Workers
+from tests.support.stack import write_models
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    names = ["busy", "idle"]
+    metrics.declare_models(Exporter.API, names)
+    models = [{"name": name, "engine": "simulated", "slots": 3} for name in names]
+    yield load_registry(write_models(tmp_path / "models.yaml", models))
+    metrics._declared.difference_update(names)
+
+
+async def submit(store: JobStore, key_id: int, model: str, priority: int) -> str:
+    request = GenerateRequest(prompt="x", priority=priority)
+    job, _ = await store.insert(NewJob(key_id=key_id, model=model, priority=priority, request=request))
+    return job.id
+
+
+async def test_the_rows_are_counted_by_model_and_band(
+    database: AsyncEngine, store: JobStore, key_id: int, workers: Workers, registry: Registry
+) -> None:
+    jobs = [await submit(store, key_id, "busy", priority) for priority in (0, 1, 4, 9, 9)]
+    await submit(store, key_id, "gone", 4)
+    worker = workers("w1")
+    await worker.heartbeat("busy", slots=3, running=1, lease_s=60)
+    await workers("w2").heartbeat("busy", slots=3, running=0, lease_s=60, state=WorkerState.DRAINING)
+    await workers("dead").heartbeat("busy", slots=3, running=0, lease_s=-1)
+    assert await worker.claim(jobs[2]) is not None
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE jobs SET created_at = now() - interval '90 s' WHERE priority = 1"))
+
+    fleet = await QueueStatsStore(database).read()
+    assert fleet.waiting == {("busy", "0-2"): 2, ("busy", "9"): 2, (metrics.OTHER, "3-5"): 1}
+    assert fleet.running == {("busy", "3-5"): 1}
+    assert 90 <= fleet.oldest["busy", "0-2"] < 150
+    assert fleet.oldest["busy", "9"] < 60
+    assert fleet.workers == {("busy", "ready"): 1, ("busy", "draining"): 1}
+
+
+def shown(readings: QueueMetrics) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in readings.collect()
+        for sample in family.samples
+    }
+
+
+async def test_zero_is_shown_for_every_model(
+    database: AsyncEngine, store: JobStore, key_id: int, redis: Redis, registry: Registry
+) -> None:
+    await submit(store, key_id, "gone", 4)
+    readings = QueueMetrics(QueueStatsStore(database), redis, registry)
+    await readings.refresh()
+    found = shown(readings)
+    for model in registry.models:
+        assert found["headrace_worker_slots", model] == 3
+        assert found["headrace_workers", model, "ready"] == 0
+        for priority in ("0-2", "3-5", "6-8", "9"):
+            assert found["headrace_jobs_waiting", model, priority] == 0
+            assert found["headrace_queue_oldest_age_seconds", model, priority] == 0
+    assert found["headrace_jobs_waiting", metrics.OTHER, "3-5"] == 1
+    assert found["headrace_database_up",] == found["headrace_redis_up",] == 1
+
+
+async def test_what_cannot_be_read_is_not_shown(
+    registry: Registry,
+) -> None:
+    nobody = connect("postgresql+asyncpg://nobody@127.0.0.1:1/none")
+    async with Redis(port=1) as silent:
+        readings = QueueMetrics(QueueStatsStore(nobody), silent, registry)
+        await readings.refresh()
+    await nobody.dispose()
+    found = shown(readings)
+    assert found["headrace_database_up",] == found["headrace_redis_up",] == 0
+    assert not [key for key in found if key[0] in ("headrace_jobs_waiting", "headrace_workers")]
+    assert found["headrace_worker_slots", "idle"] == 3
+
+
+async def test_scrapes_at_once_read_once(database: AsyncEngine, redis: Redis, registry: Registry) -> None:
+    reads = 0
+
+    class Counting(QueueStatsStore):
+        async def read(self) -> QueueStats:
+            nonlocal reads
+            reads += 1
+            return await super().read()
+
+    readings = QueueMetrics(Counting(database), redis, registry)
+    for _ in range(5):
+        await readings.refresh()
+    assert reads == 1

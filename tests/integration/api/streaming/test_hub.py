@@ -1,0 +1,148 @@
+"""Waiting for a job's end, and following it, where the log and the row do not agree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from redis.asyncio import Redis
+
+from api.streaming.hub import StreamHub
+from shared.domain.events import Delta, EventType, delta_event, event
+from shared.domain.job import Attempt, Choice, Job, JobStatus, Usage
+from shared.domain.request import GenerateRequest
+from shared.domain.result import JobResult
+from shared.postgres.job_store import JobStore, NewJob
+from shared.redis import keys as redis_keys
+from shared.redis.event_log import Append, EventLog
+from tests.conftest import Workers
+from tests.support.waiting import eventually
+
+WITHIN_S = 20
+STARTED = event(1, EventType.STARTED, {"attempt": 1})
+TEXT = delta_event(2, Delta(0, "ok", (7,)))
+LAST = event(3, EventType.COMPLETED, {"usage": {}})
+
+
+@pytest.fixture
+async def streams(redis: Redis, logs: EventLog, store: JobStore) -> AsyncIterator[StreamHub]:
+    streams = StreamHub(redis, logs, store, resync_s=0.2)
+    running = asyncio.create_task(streams.run())
+    yield streams
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+async def running(store: JobStore, workers: Workers, logs: EventLog, key_id: int) -> Job:
+    """A job that has made some text."""
+    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    await workers("w").claim(job.id)
+    await logs.append([Append(job.id, 1, [STARTED, TEXT])])
+    return job
+
+
+async def finish(workers: Workers, job: Job) -> None:
+    """The row alone: as where the worker dies before the log has its last event."""
+    now = datetime.now(UTC)
+    ending = JobResult(
+        status=JobStatus.COMPLETED,
+        finished_at=now,
+        output=(Choice(0, "ok", "stop"),),
+        usage=Usage(1, 0, 1),
+        error=None,
+        first_token_at=now,
+        attempts=(Attempt(1, "w", now, now, 1, "completed"),),
+        log="\n".join(item.line().decode() for item in (STARTED, TEXT, LAST)),
+    )
+    assert await workers("w").finish(job.id, 1, ending)
+
+
+async def test_an_end_that_is_in_the_row_alone_is_found(streams: StreamHub, workers: Workers, running: Job) -> None:
+    await finish(workers, running)
+    await asyncio.wait_for(streams.ended(running.id), WITHIN_S)
+    followed = [item async for batch in streams.follow(running.id) for item in batch]
+    assert [item.line() for item in followed] == [item.line() for item in (STARTED, TEXT, LAST)]
+
+
+async def test_it_is_found_by_those_who_wait_already(streams: StreamHub, workers: Workers, running: Job) -> None:
+    waiting = asyncio.create_task(streams.ended(running.id))
+    batches = streams.follow(running.id)
+    assert [item.seq for item in await anext(batches)] == [1, 2]
+    await finish(workers, running)
+    await asyncio.wait_for(waiting, WITHIN_S)
+    assert [item.seq for item in await asyncio.wait_for(anext(batches), WITHIN_S)] == [3]
+
+
+async def test_an_end_that_is_published_wakes_who_waits(
+    redis: Redis, logs: EventLog, store: JobStore, workers: Workers, running: Job
+) -> None:
+    """Without any looking again."""
+    streams = StreamHub(redis, logs, store, resync_s=3600)
+    receiving = asyncio.create_task(streams.run())
+    waiting = asyncio.create_task(streams.ended(running.id))
+    await asyncio.wait({waiting}, timeout=0.2)
+    assert not waiting.done()
+    await finish(workers, running)
+    await logs.append([Append(running.id, 1, [LAST])])
+    await asyncio.wait_for(waiting, WITHIN_S)
+    receiving.cancel()
+    await asyncio.gather(receiving, return_exceptions=True)
+
+
+async def test_of_a_new_job_the_row_is_not_asked(
+    redis: Redis, streams: StreamHub, logs: EventLog, store: JobStore, running: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def archived_log(job_id: str) -> str | None:
+        asked.append(job_id)
+        return None
+
+    job, _ = await store.insert(NewJob(running.key_id, "m", 3, GenerateRequest(prompt="x")))
+    monkeypatch.setattr(store, "archived_log", archived_log)
+    batches = streams.follow(job.id, new=True)
+    first = asyncio.ensure_future(anext(batches))
+    await eventually(lambda: is_followed(redis, job), "the reader follows the job")
+    await logs.append([Append(job.id, 1, [STARTED, TEXT])])
+    assert [item.seq for item in await asyncio.wait_for(first, WITHIN_S)] == [1, 2]
+    assert not asked
+    await logs.append([Append(job.id, 1, [LAST])])
+    assert [item.seq async for batch in batches for item in batch] == [3]
+
+
+async def test_the_last_event_ends_the_set_of_followers(
+    redis: Redis, streams: StreamHub, logs: EventLog, running: Job
+) -> None:
+    readers = [asyncio.create_task(read(streams, running)) for _ in range(2)]
+    waiting = asyncio.create_task(streams.ended(running.id))
+    await eventually(lambda: is_followed(redis, running), "the readers follow the job")
+    await logs.append([Append(running.id, 1, [LAST])])
+    assert [await asyncio.wait_for(reader, WITHIN_S) for reader in readers] == [[1, 2, 3], [1, 2, 3]]
+    await asyncio.wait_for(waiting, WITHIN_S)
+    assert not await redis.exists(redis_keys.followers(running.id))
+    assert await read(streams, running) == [1, 2, 3]
+    assert not await redis.exists(redis_keys.followers(running.id)), "a late reader takes itself off"
+
+
+async def test_who_follows_after_the_end_is_taken_off_though_another_has_still_to_leave(
+    redis: Redis, streams: StreamHub, logs: EventLog, running: Job
+) -> None:
+    slow = streams.follow(running.id)
+    assert [item.seq for item in await anext(slow)] == [1, 2]
+    await logs.append([Append(running.id, 1, [LAST])])
+    assert [item.seq for item in await anext(slow)] == [3]
+    assert await read(streams, running) == [1, 2, 3]
+    assert await is_followed(redis, running)
+    assert [batch async for batch in slow] == []
+    assert not await is_followed(redis, running)
+
+
+async def read(streams: StreamHub, job: Job) -> list[int]:
+    return [item.seq async for batch in streams.follow(job.id) for item in batch]
+
+
+async def is_followed(redis: Redis, job: Job) -> bool:
+    return bool(await redis.exists(redis_keys.followers(job.id)))

@@ -1,0 +1,303 @@
+"""The guarded transitions of a job's row."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.domain.errors import ErrorCode
+from shared.domain.job import Attempt, Choice, Failure, Job, JobStatus, Usage, WorkerState
+from shared.domain.request import GenerateRequest, Message, Sampling
+from shared.domain.result import JobResult
+from shared.postgres.job_store import Idempotency, JobStore, KeyReused, NewJob
+from shared.postgres.recovery_store import RecoveryStore
+from tests.conftest import Workers
+
+REQUEST = GenerateRequest(
+    messages=[Message(role="user", content="a\x00b 🌊")], sampling=Sampling(max_tokens=4), priority=3
+)
+
+
+def ending(status: JobStatus = JobStatus.COMPLETED) -> JobResult:
+    return JobResult(
+        status=status,
+        finished_at=datetime.now(UTC),
+        output=(Choice(0, "ok\x00🌊", "stop"),),
+        usage=Usage(3, 0, 2),
+        error=None,
+        first_token_at=datetime.now(UTC),
+        attempts=(Attempt(1, "w", datetime.now(UTC), datetime.now(UTC), 2, status.value),),
+        log='1 delta {"index":0,"text":"ok"}\n2 completed {}',
+    )
+
+
+async def submit(store: JobStore, key_id: int, *, model: str = "m", priority: int = 3, **others: Any) -> Job:
+    job, created = await store.insert(
+        NewJob(key_id=key_id, model=model, priority=priority, request=REQUEST, metadata={"a": "b"}, **others)
+    )
+    assert created
+    return job
+
+
+async def beat(workers: Workers, worker: str, lease_s: float = 60) -> None:
+    await workers(worker).heartbeat("m", slots=4, running=0, lease_s=lease_s)
+
+
+async def test_what_is_inserted_is_read_back(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    assert await store.get(job.id) == job
+    assert job.request == REQUEST
+
+
+async def test_anothers_job_is_not_found(store: JobStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    assert await store.get(job.id, key_id + 1) is None
+    assert await store.get("job_unknown", key_id) is None
+
+
+async def test_one_of_many_claims_wins(store: JobStore, workers: Workers, key_id: int) -> None:
+    job = await submit(store, key_id)
+    claims = await asyncio.gather(*(workers(f"w{i}").claim(job.id) for i in range(8)))
+    (won,) = [claim for claim in claims if claim is not None]
+    assert (won.attempt, won.status) == (1, JobStatus.IN_PROGRESS)
+    assert won.attempts[-1].worker == won.worker
+
+
+async def test_finish_needs_attempt_and_worker(store: JobStore, workers: Workers, key_id: int) -> None:
+    job = await submit(store, key_id)
+    await workers("w").claim(job.id)
+    assert not await workers("w").finish(job.id, 2, ending())
+    assert not await workers("other").finish(job.id, 1, ending())
+    assert await workers("w").finish(job.id, 1, ending())
+    assert not await workers("w").finish(job.id, 1, ending(JobStatus.FAILED))
+    done = await store.get(job.id)
+    assert done is not None
+    assert (done.status, done.output, done.usage) == (JobStatus.COMPLETED, ending().output, Usage(3, 0, 2))
+    assert [(item.number, item.worker, item.tokens, item.outcome) for item in done.attempts] == [
+        (1, "w", 2, "completed")
+    ]
+
+
+async def test_an_error_may_quote_any_text(store: JobStore, workers: Workers, key_id: int) -> None:
+    job = await submit(store, key_id)
+    await workers("w").claim(job.id)
+    failed = replace(ending(JobStatus.FAILED), error=Failure(ErrorCode.ENGINE_ERROR, "cannot read 'a\x00b'"))
+    assert await workers("w").finish(job.id, 1, failed)
+    done = await store.get(job.id)
+    assert done is not None
+    assert done.error == Failure("engine_error", "cannot read 'a\ufffdb'")
+
+
+async def test_finish_races_cancel_with_one_end(store: JobStore, workers: Workers, key_id: int) -> None:
+    for _ in range(10):
+        job = await submit(store, key_id)
+        await workers("w").claim(job.id)
+        finished, _ = await asyncio.gather(workers("w").finish(job.id, 1, ending()), store.mark_cancelling(job.id))
+        after = await store.get(job.id)
+        assert finished
+        assert after is not None
+        assert after.status is JobStatus.COMPLETED
+        assert await store.mark_cancelling(job.id) is None
+
+
+async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Workers, key_id: int) -> None:
+    job = await submit(store, key_id)
+    await workers("w").claim(job.id)
+    assert await workers("w").requeue(job.id, 1, tokens=5, outcome="handed_back")
+    again = await workers("v").claim(job.id)
+    assert again is not None
+    assert again.attempt == 2
+    assert [item.outcome for item in again.attempts] == ["handed_back", None]
+    assert not await workers("w").finish(job.id, 1, ending()), "the first attempt is fenced"
+
+
+async def test_a_silent_workers_jobs_are_queued_again(
+    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+) -> None:
+    await beat(workers, "dead", lease_s=-1)
+    await beat(workers, "alive")
+    lost, kept = await submit(store, key_id), await submit(store, key_id)
+    await workers("dead").claim(lost.id)
+    await workers("alive").claim(kept.id)
+    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [lost.id]
+    assert await rescues.requeue_stalled(3) == []
+    assert not await workers("dead").finish(lost.id, 1, ending())
+
+
+async def test_deaths_are_capped(store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int) -> None:
+    job = await submit(store, key_id)
+    for attempt in (1, 2):
+        claimed = await workers(f"dead{attempt}").claim(job.id)
+        assert claimed is not None
+        assert len(await rescues.requeue_stalled(3)) == 1
+    await workers("dead3").claim(job.id)
+    assert await rescues.requeue_stalled(3) == []
+    assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
+
+
+async def test_hand_backs_are_not_deaths(
+    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+) -> None:
+    job = await submit(store, key_id)
+    for attempt in range(1, 6):
+        await workers("w").claim(job.id)
+        await workers("w").requeue(job.id, attempt, tokens=0, outcome="handed_back")
+    await workers("dead").claim(job.id)
+    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
+
+
+async def test_heartbeat_tells_what_is_held(store: JobStore, workers: Workers, key_id: int) -> None:
+    job = await submit(store, key_id)
+    await workers("w").claim(job.id)
+    await store.mark_cancelling(job.id)
+    (held,) = await workers("w").heartbeat("m", slots=4, running=1, lease_s=60)
+    assert (held.job_id, held.attempt, held.status) == (job.id, 1, JobStatus.CANCELLING)
+    assert await store.live_workers() == {"m": 1}
+    await workers("w").heartbeat("m", slots=4, running=0, lease_s=60, state=WorkerState.RESTARTING)
+    assert await store.live_workers() == {}, "alive, and not ready"
+    await workers("w").heartbeat("m", slots=4, running=0, lease_s=60)
+    assert await store.live_workers() == {"m": 1}
+    await workers("w").end_lease()
+    assert await store.live_workers() == {}
+
+
+async def test_pages_are_newest_first(store: JobStore, key_id: int) -> None:
+    jobs = [await submit(store, key_id, model=f"m{i % 2}") for i in range(5)]
+    newest = [job.id for job in reversed(jobs)]
+    first = await store.page(key_id, limit=2)
+    assert [job.id for job in first] == newest[:2]
+    assert [job.id for job in await store.page(key_id, limit=9, after=first[-1].id)] == newest[2:]
+    assert [job.model for job in await store.page(key_id, model="m1")] == ["m1", "m1"]
+    assert await store.page(key_id, status=JobStatus.FAILED) == []
+    assert await store.page(key_id + 1) == []
+
+
+async def test_delete_forgets_only_what_has_ended(
+    store: JobStore, workers: Workers, key_id: int, database: AsyncEngine
+) -> None:
+    job = await submit(store, key_id)
+    assert not await store.delete(job.id, key_id)
+    await workers("w").claim(job.id)
+    await workers("w").finish(job.id, 1, ending())
+    assert not await store.delete(job.id, key_id + 1)
+    assert await store.delete(job.id, key_id)
+    assert await store.get(job.id) is None
+    async with database.connect() as connection:
+        row = (await connection.execute(text("SELECT request::text, output, log, usage FROM jobs"))).one()
+    assert (row.request, row.output, row.log) == ("{}", None, None)
+    assert row.usage["completion_tokens"] == 2
+
+
+async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RecoveryStore, key_id: int) -> None:
+    late, urgent = await submit(store, key_id), await submit(store, key_id, priority=0)
+    waiting = await rescues.waiting("m", limit=5, older_than_s=0, priorities=range(10))
+    assert [hint.job_id for hint in waiting] == [urgent.id, late.id]
+    assert await rescues.waiting("m", limit=5, older_than_s=60, priorities=range(10)) == []
+
+
+@pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])
+async def test_an_ended_job_never_changes(
+    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int, status: JobStatus
+) -> None:
+    job = await submit(store, key_id)
+    await workers("w").claim(job.id)
+    assert await workers("w").finish(job.id, 1, ending(status))
+    before = await store.get(job.id)
+    assert await workers("v").claim(job.id) is None
+    assert await store.mark_cancelling(job.id) is None
+    assert not await rescues.end_queued(job.id, 1, ending(JobStatus.CANCELLED))
+    assert not await rescues.end_lost(job.id, 1, ending(JobStatus.FAILED))
+    assert not await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
+    assert await rescues.requeue_stalled(3) == []
+    assert await store.get(job.id) == before
+
+
+class TestIdempotency:
+    def new(self, key_id: int) -> NewJob:
+        return NewJob(key_id=key_id, model="m", priority=3, request=REQUEST)
+
+    async def test_one_key_makes_one_job(self, store: JobStore, key_id: int) -> None:
+        idempotency = Idempotency("k", "digest")
+        made = await asyncio.gather(*(store.insert(self.new(key_id), idempotency) for _ in range(8)))
+        assert len({job.id for job, _ in made}) == 1
+        assert [created for _, created in made].count(True) == 1
+        assert len(await store.page(key_id)) == 1
+
+    async def test_another_request_is_refused(self, store: JobStore, key_id: int) -> None:
+        await store.insert(self.new(key_id), Idempotency("k", "digest"))
+        with pytest.raises(KeyReused):
+            await store.insert(self.new(key_id), Idempotency("k", "other"))
+
+    async def test_a_deleted_job_is_not_made_again(self, store: JobStore, workers: Workers, key_id: int) -> None:
+        job, _ = await store.insert(self.new(key_id), Idempotency("k", "digest"))
+        await workers("w").claim(job.id)
+        await workers("w").finish(job.id, 1, ending())
+        await store.delete(job.id, key_id)
+        with pytest.raises(KeyReused, match="deleted"):
+            await store.insert(self.new(key_id), Idempotency("k", "digest"))
+
+    async def test_old_keys_are_forgotten(self, store: JobStore, rescues: RecoveryStore, key_id: int) -> None:
+        first, _ = await store.insert(self.new(key_id), Idempotency("k", "digest"))
+        await rescues.delete_idempotency_keys(60)
+        assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[0].id == first.id
+        await rescues.delete_idempotency_keys(-1)
+        assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[1]
+
+
+class TestDeadlines:
+    async def test_a_late_job_is_not_claimed(
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+    ) -> None:
+        for job in (
+            await submit(store, key_id, start_within_s=-1.0),
+            await submit(store, key_id, finish_within_s=-1.0),
+        ):
+            assert await workers("w").claim(job.id) is None
+            assert job.id in [item.id for item in await rescues.overdue()]
+
+    async def test_a_job_in_time_is_claimed(
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+    ) -> None:
+        job = await submit(store, key_id, start_within_s=60.0, finish_within_s=90.0)
+        assert await rescues.overdue() == []
+        assert await workers("w").claim(job.id) is not None
+
+    async def test_once_started_only_the_end_counts(
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int, database: AsyncEngine
+    ) -> None:
+        job = await submit(store, key_id, start_within_s=60.0)
+        await workers("w").claim(job.id)
+        await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
+        async with database.begin() as connection:
+            await connection.execute(text("UPDATE jobs SET start_before = now() - interval '1 minute'"))
+        assert await rescues.overdue() == []
+        assert await workers("w").claim(job.id) is not None
+
+    async def test_a_late_job_of_a_silent_worker_ends(
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int, database: AsyncEngine
+    ) -> None:
+        job = await submit(store, key_id, finish_within_s=60.0)
+        await workers("dead").claim(job.id)
+        async with database.begin() as connection:
+            await connection.execute(text("UPDATE jobs SET finish_before = now() - interval '1 minute'"))
+        assert await rescues.requeue_stalled(3) == []
+        assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
+
+
+async def test_an_engines_death_counts_as_a_workers(
+    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+) -> None:
+    job = await submit(store, key_id)
+    for attempt in (1, 2):
+        await workers("w").claim(job.id)
+        await workers("w").requeue(job.id, attempt, tokens=0, outcome="engine_lost", died=True)
+    claimed = await workers("dead").claim(job.id)
+    assert claimed is not None
+    assert claimed.deaths == 2
+    assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]

@@ -1,0 +1,748 @@
+"""No interleaving of what workers, sweepers, clients and outages do breaks a job's invariants.
+
+Hypothesis draws the interleavings and runs them on the real PostgreSQL and Redis with the real runner, lease,
+sweeper, cancel and streams; only the engine is steered, token by token. A worker that is told nothing stands
+still, as a stopped process does, and whatever it does later, it does as a zombie.
+
+CI runs the same examples each time. To look for new ones:
+
+    HEADRACE_STATE_MACHINE_EXAMPLES=2000 pytest tests/integration/shared/postgres/test_state_machine.py --timeout 0
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from redis.asyncio import Redis
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.jobs.context_window import ContextWindow
+from api.jobs.queue_estimates import QueueEstimates
+from api.jobs.queue_store import QueueStore
+from api.jobs.service import JobService
+from api.keys.store import ApiKeyStore
+from api.streaming.hub import StreamHub
+from shared.config.models.loader import Registry
+from shared.config.models.simulated import SimulatedModel
+from shared.domain.errors import ErrorCode
+from shared.domain.events import Event, EventType, parse_archive
+from shared.domain.job import RUNNING, JobStatus
+from shared.domain.request import GenerateRequest, Sampling
+from shared.domain.transcript import Transcript
+from shared.postgres.claim_store import ClaimStore
+from shared.postgres.engine import connect
+from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.sweeper import Sweeper
+from shared.recovery.terminator import JobTerminator
+from shared.redis.event_log import EventLog
+from shared.redis.job_queue import HintSender, celery_app
+from tests.conftest import TEST_REDIS_DB, Servers
+from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
+from workers.engines.base import EngineError
+from workers.execution.attempt import StopReason
+from workers.execution.log_writer import LogWriter
+from workers.execution.runner import Runner
+from workers.execution.slots import SlotPool
+from workers.settings import WorkerSettings
+from workers.supervision.heartbeat import Heartbeat
+
+T = TypeVar("T")
+
+MODEL = "m"
+WORKERS = 3
+# Jobs that have not ended, at any time.
+JOBS = 3
+MAX_ATTEMPTS = 3
+LOG_TTL_S = 3600
+# Leases are let run out, by SQL; they do not run out by themselves.
+LEASE_S = 600
+WITHIN_S = 10.0
+DIED = ("worker_lost", "engine_lost")
+
+EXPLORE = int(os.environ.get("HEADRACE_STATE_MACHINE_EXAMPLES", "0"))
+SETTINGS = settings(
+    max_examples=EXPLORE or 60,
+    stateful_step_count=40,
+    derandomize=not EXPLORE,
+    database=None,
+    deadline=None,  # a step is some round trips to real servers
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+a_job = st.integers(0, JOBS)
+a_worker = st.integers(0, WORKERS - 1)
+a_run = st.integers(0, JOBS * WORKERS - 1)
+a_zombie = st.sampled_from([0, 1, 3, 5])
+
+
+@dataclass(eq=False)
+class Reader:
+    """A client of the native stream, and what it has seen over all its connections."""
+
+    seen: list[Event] = field(default_factory=list)
+    following: asyncio.Task[None] | None = None
+
+    @property
+    def cursor(self) -> int:
+        return self.seen[-1].seq if self.seen else 0
+
+
+class Worker:
+    """One worker process: runner, lease and log_writer on an engine that is steered."""
+
+    def __init__(self, number: int, database: AsyncEngine, redis: Redis, worker_settings: WorkerSettings) -> None:
+        self.name = f"worker-{number}"
+        self.store = store = ClaimStore(database, self.name)
+        self.engine = SteeredEngine()
+        self.flushes = True
+        self.runs: dict[tuple[str, int], asyncio.Task[JobStatus | None]] = {}
+        logs = EventLog(redis)
+        self.log_writer = LogWriter(logs, store.held, late_s=0)
+        self.runner = Runner(
+            worker=self.name,
+            engine=self.engine,
+            slot_pool=SlotPool(self.engine.slots, yields=True),
+            store=store,
+            logs=logs,
+            log_writer=self.log_writer,
+            log_ttl_s=LOG_TTL_S,
+            max_attempts=MAX_ATTEMPTS,
+            send=lambda _: None,
+            on_engine_death=lambda: None,
+        )
+        self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
+        self._flushing = asyncio.create_task(self.log_writer.run())
+
+    async def deliver(self, job_id: str) -> Call | None:
+        """A message for a job arrives. Its call, if it is run; returns once it waits for tokens, or has ended."""
+        entered = self.engine.next_call(job_id)
+        run = asyncio.create_task(self.runner.run(job_id))
+        either: set[asyncio.Future[Any]] = {entered, run}
+        await asyncio.wait(either, timeout=WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        if entered.done():
+            call = entered.result()
+            self.runs[job_id, call.attempt] = run
+            await self.flush()
+            return call
+        assert run.done(), "a message is neither run nor dropped"
+        self.engine.forget(job_id)
+        run.result()
+        await self.flush()
+        return None
+
+    async def ended(self, call: Call, why: str) -> None:
+        """Wait for the end of a run that has every reason to end."""
+        run = self.runs[call.job_id, call.attempt]
+        done, _ = await asyncio.wait({run}, timeout=WITHIN_S)
+        assert done, f"{self.name}: a run does not end: {why}"
+        run.result()
+        await self.flush()
+
+    async def flush(self) -> None:
+        if self.flushes:
+            await self.log_writer.drain(WITHIN_S)
+
+    async def hold_flushes(self) -> None:
+        """Write nothing to Redis for now."""
+        if self.flushes:
+            await self.flush()
+            await _cancelled([self._flushing])
+            self.flushes = False
+
+    async def go_on_flushing(self) -> None:
+        if not self.flushes:
+            self._flushing = asyncio.create_task(self.log_writer.run())
+            self.flushes = True
+            await self.flush()
+
+    async def kill(self) -> None:
+        """`kill -9`: nothing of it runs any more."""
+        inside = [call.task for call in self.engine.calls.values() if call.task is not None]
+        await _cancelled([*self.runs.values(), *inside, self._flushing])
+
+
+class World:
+    """API, workers and servers, and what must be true of them. Lives on one event loop."""
+
+    def __init__(self, database: AsyncEngine, redis: Redis, key_id: int, worker_settings: WorkerSettings) -> None:
+        self.database = database
+        self.redis = redis
+        self.key_id = key_id
+        self.worker_settings = worker_settings
+        self.store = JobStore(database)
+        self.logs = EventLog(redis)
+        self.streams = StreamHub(redis, self.logs, self.store, resync_s=0.2)
+        rescues = RecoveryStore(database)
+        unowned = JobTerminator(rescues, self.logs, LOG_TTL_S)
+        registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
+        self.service = JobService(
+            registry=registry,
+            store=self.store,
+            logs=self.logs,
+            terminator=unowned,
+            hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
+            streams=self.streams,
+            context=ContextWindow(registry),
+            redis=redis,
+            queue_estimates=QueueEstimates(QueueStore(database), registry),
+        )
+        self.sweeper = Sweeper(
+            rescues, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
+        )
+        self.jobs: list[str] = []
+        self.by_key: dict[str, str] = {}
+        self.readers: dict[str, Reader] = {}
+        self.ends: dict[str, Row[Any]] = {}
+        self.cancelling: set[str] = set()
+        self.claimed_by: dict[tuple[str, int], str] = {}
+        self.flushed = False
+        self._live = asyncio.create_task(self.streams.run())
+        self._started = 0
+        self.workers = [self._worker() for _ in range(WORKERS)]
+
+    def _worker(self) -> Worker:
+        self._started += 1
+        return Worker(self._started, self.database, self.redis, self.worker_settings)
+
+    @property
+    def open_jobs(self) -> list[str]:
+        return [job_id for job_id in self.jobs if job_id not in self.ends]
+
+    def job(self, number: int) -> str:
+        """A job that has not ended, or the last one that has."""
+        jobs = [*self.open_jobs, *list(self.ends)[-1:]]
+        return jobs[number % len(jobs)]
+
+    async def run(self, number: int) -> tuple[Worker, Call]:
+        """Something that runs, whether it should or not; where nothing does, a new job."""
+        runs = [(worker, call) for worker in self.workers for call in worker.engine.calls.values()]
+        if runs:
+            return runs[number % len(runs)]
+        await self.submit(1, None, None)
+        worker = self.workers[number % WORKERS]
+        call = await self.deliver(worker, self.jobs[-1], 1 + number % 5)
+        assert call is not None, "a new job is claimed"
+        return worker, call
+
+    async def row(self, job_id: str) -> Row[Any]:
+        (row,) = await self._rows("SELECT * FROM jobs WHERE id = :id", id=job_id)
+        return row
+
+    async def _rows(self, sql: str, **values: object) -> list[Row[Any]]:
+        async with self.database.connect() as connection:
+            return list(await connection.execute(text(sql), values))
+
+    async def _change(self, sql: str, **values: object) -> None:
+        async with self.database.begin() as connection:
+            await connection.execute(text(sql), values)
+
+    # What happens
+
+    async def submit(self, choices: int, key: str | None, late: str | None) -> None:
+        request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
+        new = NewJob(
+            key_id=self.key_id,
+            model=MODEL,
+            priority=3,
+            request=request,
+            start_within_s=LEASE_S if late == "start" else None,
+            finish_within_s=LEASE_S if late == "finish" else None,
+        )
+        # As two API processes would at once.
+        made = [self.service.submit(new, Idempotency(key, "digest") if key else None) for _ in range(2 if key else 1)]
+        ids = {job.id for job, _ in await asyncio.gather(*made)}
+        assert len(ids) == 1, "one idempotency key, one job"
+        (job_id,) = ids
+        if key is not None:
+            assert self.by_key.setdefault(key, job_id) == job_id
+        if job_id not in self.jobs:
+            self.jobs.append(job_id)
+            self.readers[job_id] = Reader()
+            self._follow(job_id)
+
+    async def deliver(self, worker: Worker, job_id: str, count: int = 0) -> Call | None:
+        """A message arrives; where it starts a run, that makes some tokens."""
+        older = [call for call in worker.engine.calls.values() if call.job_id == job_id]
+        call = await worker.deliver(job_id)
+        if call is None:
+            return None
+        holder = self.claimed_by.setdefault((job_id, call.attempt), worker.name)
+        assert holder == worker.name, "an attempt has one worker"
+        assert call.prior == text_of_tokens(call.made), "an attempt goes on where the text ends"
+        for overtaken in older:
+            await worker.ended(overtaken, "the same worker runs a later attempt")
+        if (job_id, call.attempt) in worker.engine.calls:
+            await self.tokens(worker, call, count)
+        return call
+
+    async def deliver_to_all(self, job_id: str) -> None:
+        calls = await asyncio.gather(*(worker.deliver(job_id) for worker in self.workers))
+        won = [(worker, call) for worker, call in zip(self.workers, calls, strict=True) if call is not None]
+        assert len(won) <= 1, "one claim wins"
+        for worker, call in won:
+            assert (job_id, call.attempt) not in self.claimed_by
+            self.claimed_by[job_id, call.attempt] = worker.name
+
+    async def tokens(self, worker: Worker, call: Call, count: int) -> None:
+        await call.tokens(count)
+        await worker.flush()
+
+    async def finish(self, worker: Worker, call: Call, reason: str) -> None:
+        call.finish(reason)
+        await worker.ended(call, "its engine has finished")
+
+    async def fail(self, worker: Worker, call: Call) -> None:
+        call.fail(EngineError("it failed"))
+        await worker.ended(call, "its engine failed")
+
+    async def stop(self, worker: Worker, call: Call, why: StopReason) -> None:
+        worker.runner.stop(call.job_id, why, call.attempt)
+        await worker.ended(call, f"{why} was asked for")
+
+    async def engine_dies(self, worker: Worker) -> None:
+        inside = list(worker.engine.calls.values())
+        worker.engine.die()
+        for call in inside:
+            await worker.ended(call, "its engine died")
+        await worker.engine.start()
+
+    async def heartbeat(self, worker: Worker) -> None:
+        held = {
+            (row.id, row.attempt): row.status
+            for row in await self._rows("SELECT id, attempt, status FROM jobs WHERE worker = :w", w=worker.name)
+        }
+        stopped = [call for key, call in worker.engine.calls.items() if held.get(key) != JobStatus.IN_PROGRESS]
+        await worker.lease.renew()
+        for call in stopped:
+            await worker.ended(call, "the row says that it is not its, or cancelled")
+
+    async def lease_runs_out(self, worker: Worker) -> None:
+        await self._change(
+            "UPDATE workers SET lease_expires_at = now() - interval '1 second' WHERE id = :id", id=worker.name
+        )
+
+    async def kill(self, number: int) -> None:
+        worker = self.workers[number]
+        await worker.kill()
+        await self.lease_runs_out(worker)
+        self.workers[number] = self._worker()
+        await self.workers[number].lease.renew()
+
+    async def sweep(self) -> None:
+        await self.sweeper.sweep()
+
+    async def check_swept(self) -> None:
+        """Nothing is left for a second sweep."""
+        left = await self._rows(
+            "SELECT id, status, deaths FROM jobs WHERE status IN ('in_progress', 'cancelling')"
+            " AND worker NOT IN (SELECT id FROM workers WHERE lease_expires_at > now())"
+            " OR status = 'queued' AND (finish_before < now() OR start_before < now() AND started_at IS NULL)"
+        )
+        assert left == []
+
+    async def cancel(self, job_id: str) -> None:
+        job = await self.service.cancel(job_id, self.key_id)
+        assert job.status.terminal or job.status is JobStatus.CANCELLING
+
+    async def claim_answer_is_lost(self, worker: Worker, job_id: str) -> None:
+        """The claim is committed, and the worker never hears of it; its heartbeats do."""
+        claimed = await worker.store.claim(job_id)
+        if claimed is None:
+            return
+        self.claimed_by[job_id, claimed.attempt] = worker.name
+        await self.heartbeat(worker)
+        await self.heartbeat(worker)
+        assert (await self.row(job_id)).worker != worker.name, "it is given up"
+
+    async def deadline_passes(self, job_id: str) -> None:
+        await self._change(
+            "UPDATE jobs SET start_before = CASE WHEN start_before IS NULL THEN NULL ELSE now() - interval '1 s' END,"
+            " finish_before = CASE WHEN finish_before IS NULL THEN NULL ELSE now() - interval '1 s' END"
+            " WHERE id = :id AND finished_at IS NULL",
+            id=job_id,
+        )
+
+    async def redis_is_wiped(self) -> None:
+        await self.redis.flushdb()
+        self.flushed = True
+
+    async def reconnect(self, job_id: str) -> None:
+        """The reader's connection is cut; it resumes after the last event that it saw."""
+        reader = self.readers[job_id]
+        if reader.following is None or reader.following.done():
+            return
+        await _cancelled([reader.following])
+        job = await self.service.get(job_id, self.key_id)
+        if await self.service.check_cursor(job, reader.cursor, "starting_after"):
+            self._follow(job_id)
+        else:
+            reader.following = None  # it was cut after the last event
+
+    def _follow(self, job_id: str) -> None:
+        reader = self.readers[job_id]
+
+        async def follow() -> None:
+            async with contextlib.aclosing(self.service.follow(job_id, reader.cursor)) as batches:  # type: ignore[type-var]
+                async for events in batches:
+                    reader.seen += events
+
+        reader.following = asyncio.create_task(follow())
+
+    # What must be true
+
+    async def check(self) -> None:
+        """The invariants, after each step."""
+        for row in await self._rows("SELECT * FROM jobs ORDER BY id"):
+            history = [item["outcome"] for item in row.attempts]
+            numbers = [item["number"] for item in row.attempts]
+            running = JobStatus(row.status) in RUNNING
+            assert numbers == list(range(1, row.attempt + (0 if running else 1))), "attempts are numbered"
+            deaths = sum(outcome in DIED for outcome in history)
+            assert deaths <= MAX_ATTEMPTS
+            assert running == (row.worker is not None)
+            assert row.id not in self.cancelling or row.status == "cancelling" or JobStatus(row.status).terminal, (
+                "what is being cancelled never runs again"
+            )
+            if row.status == JobStatus.CANCELLING:
+                self.cancelling.add(row.id)
+            if JobStatus(row.status).terminal:
+                self._check_end(row, deaths)
+            else:
+                assert deaths == row.deaths < MAX_ATTEMPTS
+                assert (row.finished_at, row.output, row.log, row.error_code) == (None,) * 4
+            await self._check_log(row)
+        for job_id, reader in self.readers.items():
+            _check_ascending(reader.seen)
+            assert not any(event.type.terminal for event in reader.seen[:-1])
+            assert job_id in self.jobs
+
+    def _check_end(self, row: Row[Any], deaths: int) -> None:
+        """An end never changes, and its archive and output are the same thing."""
+        first = self.ends.setdefault(row.id, row)
+        if first is not row:
+            assert first == row, "exactly one end"
+            return
+        events = parse_archive(row.log)
+        _check_ascending(events)
+        assert events[-1].type.value == row.status
+        assert not any(event.type.terminal for event in events[:-1])
+        choices = row.request.get("sampling", {}).get("n", 1)
+        output = Transcript.of(events, choices).choices()
+        assert [choice["text"] for choice in row.output] == [choice.text for choice in output]
+        assert [choice["finish_reason"] for choice in row.output] == [choice.finish_reason for choice in output]
+        made = row.usage["completion_tokens"]
+        assert made % choices == 0
+        assert {choice.text for choice in output} == {text_of_tokens(made // choices)}, "each token once"
+        if row.error_code == ErrorCode.ATTEMPTS_EXHAUSTED:
+            engine_died = row.attempts[-1]["outcome"] == "failed"
+            assert (row.status, deaths + engine_died) == ("failed", MAX_ATTEMPTS)
+        else:
+            assert deaths < MAX_ATTEMPTS or row.status == "cancelled"
+
+    async def _check_log(self, row: Row[Any]) -> None:
+        """What Redis holds is what the owner has written, and nothing of those before it."""
+        events = await self.logs.read(row.id)
+        _check_ascending(events)
+        writer = 0
+        for event in events:
+            if event.type in (EventType.STARTED, EventType.RESTARTED):
+                attempt = event.payload()["attempt"]
+                assert attempt >= writer, "attempts follow each other"
+                writer = attempt
+            elif event.type is EventType.DELTA:
+                attempts = {token_id // IDS_PER_ATTEMPT for token_id in event.delta().token_ids}
+                assert attempts == {writer}, f"attempt {attempts} writes into the log of {writer}"
+                assert event.delta().text or event.delta().finish_reason, "a log ends where its text does"
+        assert writer <= row.attempt
+        if JobStatus(row.status).terminal:
+            archived = [event.line() for event in parse_archive(row.log)]
+            assert [event.line() for event in events] == archived[: len(events)], "Redis holds what the row does"
+
+    async def finish_all(self) -> None:
+        """Every job can still be brought to an end, and every reader sees it."""
+        for number in range(WORKERS):
+            await self.kill(number)
+        for _ in range(MAX_ATTEMPTS + 1):
+            await self.sweep()
+            for job_id in self.jobs:
+                if (await self.row(job_id)).status == JobStatus.QUEUED:
+                    await self.deliver(self.workers[0], job_id)
+                for call in list(self.workers[0].engine.calls.values()):
+                    await self.tokens(self.workers[0], call, 2)
+                    await self.finish(self.workers[0], call, "stop")
+        await self.check()
+        for job_id in self.jobs:
+            archived = [event.line() for event in parse_archive((await self.row(job_id)).log)]
+            reader = self.readers[job_id]
+            if reader.following is not None:
+                done, _ = await asyncio.wait({reader.following}, timeout=WITHIN_S)
+                assert done, "a reader waits for the end of a job that has ended"
+                reader.following.result()
+            seen = [event.line() for event in reader.seen]
+            if not self.flushed:
+                assert seen == archived
+            # Where Redis lost a log, a reader may have seen more than was kept: up to the restart.
+            assert seen[-len(archived) :] == archived
+            replay = [event.line() async for events in self.service.follow(job_id) for event in events]
+            assert replay == archived
+
+    async def close(self) -> None:
+        for worker in self.workers:
+            await worker.kill()
+        followers = [reader.following for reader in self.readers.values() if reader.following is not None]
+        await _cancelled([*followers, self._live])
+        await self.redis.aclose()
+        await self.database.dispose()
+
+
+def _check_ascending(events: list[Event]) -> None:
+    """Numbers rise; by one, but where an attempt begins anew after a lost log."""
+    for before, after in itertools.pairwise(events):
+        assert after.seq == before.seq + 1 or (after.seq > before.seq and after.type is EventType.RESTARTED)
+
+
+async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _open_world(database_url: str, redis_url: str) -> World:
+    database = connect(database_url)
+    async with database.begin() as connection:
+        await connection.execute(text("TRUNCATE jobs, workers, idempotency_keys, api_keys CASCADE"))
+    keys = ApiKeyStore(database)
+    await keys.create("test", "hr_test_" + "k" * 43)
+    key_id = await keys.find("hr_test_" + "k" * 43)
+    assert key_id is not None
+    redis = Redis.from_url(redis_url)
+    await redis.flushdb()
+    worker_settings = WorkerSettings.model_validate(
+        {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "lease_s": LEASE_S}
+    )
+    world = World(database, redis, key_id, worker_settings)
+    for worker in world.workers:
+        await worker.lease.renew()
+    return world
+
+
+class Jobs(RuleBasedStateMachine):
+    """What can happen, in any order."""
+
+    database_url: str
+    redis_url: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.Runner()
+        self._holds = True
+        self.world = self._do(_open_world(self.database_url, self.redis_url))
+
+    def teardown(self) -> None:
+        try:
+            if self._holds:
+                self._do(self.world.finish_all())
+        finally:
+            self._loop.run(self.world.close())
+            self._loop.close()
+
+    def _do(self, happens: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._loop.run(happens)
+        except BaseException:
+            self._holds = False
+            raise
+
+    def _to_job(self, number: int, happens: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+        self._do(happens(self.world.job(number)))
+
+    def _to_run(self, number: int, happens: Callable[[Worker, Call], Coroutine[Any, Any, None]]) -> None:
+        self._do(happens(*self._do(self.world.run(number))))
+
+    @initialize()
+    def one_job(self) -> None:
+        self._do(self.world.submit(1, None, None))
+
+    @rule(
+        choices=st.sampled_from([1, 1, 1, 2]),
+        key=st.sampled_from([None, None, "a", "b"]),
+        late=st.sampled_from([None, None, "start", "finish"]),
+    )
+    def submit(self, choices: int, key: str | None, late: str | None) -> None:
+        if len(self.world.open_jobs) < JOBS or key in self.world.by_key:
+            self._do(self.world.submit(choices, key, late))
+
+    @rule(job=a_job, worker=a_worker, count=st.integers(0, 5))
+    def a_message_arrives(self, job: int, worker: int, count: int) -> None:
+        self._do(self.world.deliver(self.world.workers[worker], self.world.job(job), count))
+
+    @rule(job=a_job)
+    def a_message_arrives_at_all_workers(self, job: int) -> None:
+        self._to_job(job, self.world.deliver_to_all)
+
+    @rule(run=a_run, count=st.integers(1, 9))
+    def tokens(self, run: int, count: int) -> None:
+        self._to_run(run, lambda worker, call: self.world.tokens(worker, call, count))
+
+    @rule(run=a_run, how=st.sampled_from(["stop", "stop", "length", "error"]))
+    def finish(self, run: int, how: str) -> None:
+        if how == "error":
+            self._to_run(run, self.world.fail)
+        else:
+            self._to_run(run, lambda worker, call: self.world.finish(worker, call, how))
+
+    @rule(run=a_run, why=st.sampled_from([StopReason.HAND_BACK, StopReason.DEADLINE]))
+    def stop(self, run: int, why: StopReason) -> None:
+        self._to_run(run, lambda worker, call: self.world.stop(worker, call, why))
+
+    @rule(worker=a_worker)
+    def the_engine_dies(self, worker: int) -> None:
+        self._do(self.world.engine_dies(self.world.workers[worker]))
+
+    @rule(worker=a_worker)
+    def heartbeat(self, worker: int) -> None:
+        self._do(self.world.heartbeat(self.world.workers[worker]))
+
+    @rule(worker=a_worker)
+    def the_lease_runs_out(self, worker: int) -> None:
+        self._do(self.world.lease_runs_out(self.world.workers[worker]))
+
+    @rule(worker=a_worker)
+    def kill(self, worker: int) -> None:
+        self._do(self.world.kill(worker))
+
+    @rule(worker=a_worker)
+    def a_worker_writes_no_log(self, worker: int) -> None:
+        self._do(self.world.workers[worker].hold_flushes())
+
+    @rule(worker=a_worker)
+    def it_writes_its_log_again(self, worker: int) -> None:
+        self._do(self.world.workers[worker].go_on_flushing())
+
+    @rule()
+    def sweep(self) -> None:
+        self._do(self.world.sweep())
+        self._do(self.world.check_swept())
+
+    # A worker falls silent, and another goes on. The first comes back, and has not noticed. Each way in which its
+    # fence could be missing has a rule of its own, so that it is drawn often.
+
+    @rule(run=a_run, other=a_worker, zombie=a_zombie)
+    def failover(self, run: int, other: int, zombie: int) -> None:
+        self._fail_over(run, other, zombie)
+
+    @rule(run=a_run, other=a_worker, zombie=a_zombie)
+    def failover_and_the_end(self, run: int, other: int, zombie: int) -> None:
+        self._fail_over(run, other, zombie, end=True)
+
+    @rule(run=a_run, other=a_worker, zombie=a_zombie)
+    def failover_and_a_wiped_redis(self, run: int, other: int, zombie: int) -> None:
+        self._fail_over(run, other, zombie, wipe=True)
+
+    @rule(run=a_run, other=a_worker, zombie=a_zombie)
+    def failover_and_the_end_and_a_wiped_redis(self, run: int, other: int, zombie: int) -> None:
+        self._fail_over(run, other, zombie, end=True, wipe=True)
+
+    def _fail_over(self, run: int, other: int, zombie: int, *, end: bool = False, wipe: bool = False) -> None:
+        world = self.world
+
+        async def happens(worker: Worker, call: Call) -> None:
+            await world.lease_runs_out(worker)
+            await world.sweep()
+            rescuer = world.workers[other]
+            rescue = await world.deliver(rescuer, call.job_id, 1)
+            if rescue is not None and end:
+                await world.finish(rescuer, rescue, "stop")
+            if wipe:
+                await world.redis_is_wiped()
+            for _ in range(zombie):
+                if not call.ended.is_set():
+                    await world.tokens(worker, call, 1)
+
+        self._to_run(run, happens)
+
+    @rule(job=a_job)
+    def cancel(self, job: int) -> None:
+        self._to_job(job, self.world.cancel)
+
+    @rule(job=a_job, worker=a_worker)
+    def a_claims_answer_is_lost(self, job: int, worker: int) -> None:
+        self._to_job(job, lambda job_id: self.world.claim_answer_is_lost(self.world.workers[worker], job_id))
+
+    @rule(job=a_job)
+    def its_deadline_passes(self, job: int) -> None:
+        self._to_job(job, self.world.deadline_passes)
+
+    @rule()
+    def redis_is_wiped(self) -> None:
+        self._do(self.world.redis_is_wiped())
+
+    @rule(job=a_job)
+    def the_reader_reconnects(self, job: int) -> None:
+        self._to_job(job, self.world.reconnect)
+
+    @rule(
+        run=a_run,
+        other=a_worker,
+        what=st.sets(
+            st.sampled_from(["cancel", "finish", "hand back", "sweep", "heartbeat", "message"]), min_size=2, max_size=3
+        ),
+    )
+    def at_the_same_time(self, run: int, other: int, what: set[str]) -> None:
+        self._to_run(run, lambda worker, call: self._race(worker, call, self.world.workers[other], what))
+
+    async def _race(self, worker: Worker, call: Call, other: Worker, what: set[str]) -> None:
+        world = self.world
+        races: dict[str, Callable[[], Awaitable[object]]] = {
+            "cancel": lambda: world.cancel(call.job_id),
+            "finish": lambda: world.finish(worker, call, "stop"),
+            "hand back": lambda: world.stop(worker, call, StopReason.HAND_BACK),
+            "sweep": world.sweep,
+            "heartbeat": worker.lease.renew,
+            "message": lambda: world.deliver(other, call.job_id),
+        }
+        await asyncio.gather(*(races[name]() for name in sorted(what)))
+        if "heartbeat" in what:
+            await world.heartbeat(worker)  # which waits for what the first one has stopped
+
+    @rule(job=a_job, what=st.sets(st.sampled_from(["cancel", "message", "late", "sweep"]), min_size=2))
+    def at_the_same_time_to_a_job(self, job: int, what: set[str]) -> None:
+        self._to_job(job, lambda job_id: self._race_to(job_id, what))
+
+    async def _race_to(self, job_id: str, what: set[str]) -> None:
+        world = self.world
+        races: dict[str, Callable[[], Awaitable[object]]] = {
+            "cancel": lambda: world.cancel(job_id),
+            "late": lambda: world.deadline_passes(job_id),
+            "message": lambda: world.deliver_to_all(job_id),
+            "sweep": world.sweep,
+        }
+        await asyncio.gather(*(races[name]() for name in sorted(what)))
+
+    @invariant()
+    def it_holds(self) -> None:
+        self._do(self.world.check())
+
+
+# A failure is made small first, which takes a while.
+@pytest.mark.timeout(900)
+def test_no_interleaving_breaks_a_job(servers: Servers, database_url: str) -> None:
+    class Here(Jobs):
+        pass
+
+    Here.database_url = database_url
+    Here.redis_url = servers.redis(TEST_REDIS_DB)
+    run_state_machine_as_test(Here, settings=SETTINGS)

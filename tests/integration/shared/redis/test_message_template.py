@@ -1,0 +1,105 @@
+"""The messages that hints become are Celery's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.domain.priorities import PRIORITY_STEPS, Hint
+from shared.redis.job_queue import RETRY_S, TASK, HintSender, celery_app, depths, queue_name
+from tests.conftest import TEST_REDIS_DB, Servers
+from tests.support.waiting import eventually
+
+JOB = "job_0123456789abcdef0123456789abcdef"
+
+
+async def lists(redis: Redis) -> dict[Any, list[dict[str, Any]]]:
+    found = {}
+    for key in await redis.keys("headrace*"):
+        found[key] = [json.loads(item) for item in await redis.lrange(key, 0, -1)]
+    return found
+
+
+@pytest.mark.parametrize("priority", range(10))
+async def test_equal_to_what_send_task_puts_there(servers: Servers, redis: Redis, priority: int) -> None:
+    app = celery_app(servers.redis(TEST_REDIS_DB))
+    sender = HintSender(app, redis)
+    sender.put(Hint(JOB, "a/model:1", priority))
+    await sender.flush()
+    ours = await lists(redis)
+    await redis.flushdb()
+    app.send_task(
+        TASK,
+        args=(JOB,),
+        kwargs={"model": "a/model:1"},
+        task_id=JOB,
+        queue=queue_name("a/model:1"),
+        priority=priority,
+        ignore_result=True,
+    )
+    theirs = await lists(redis)
+    app.close()
+    for messages in (*ours.values(), *theirs.values()):
+        for message in messages:
+            assert message["properties"].pop("delivery_tag")
+            # No result backend: nobody replies, and nobody reads who sent it.
+            message["properties"].pop("reply_to")
+            message["headers"].pop("origin")
+    assert ours == theirs
+
+
+async def test_many_at_once_keep_their_order_and_have_tags_of_their_own(servers: Servers, redis: Redis) -> None:
+    sender = HintSender(celery_app(servers.redis(TEST_REDIS_DB)), redis)
+    ids = [f"job_{number:032x}" for number in range(20)]
+    for number, job_id in enumerate(ids):
+        sender.put(Hint(job_id, "m", PRIORITY_STEPS[number % 2]))
+    await sender.flush()
+    assert await depths(redis, "m") == {0: 10, 3: 10, 6: 0, 9: 0}
+    queued = await lists(redis)
+    assert [item["headers"]["id"] for item in reversed(queued[b"headrace.m"])] == ids[::2], "the oldest is taken first"
+    tags = {item["properties"]["delivery_tag"] for messages in queued.values() for item in messages}
+    assert len(tags) == 20
+
+
+async def test_what_is_put_while_others_are_sent_goes_next(servers: Servers, redis: Redis) -> None:
+    """It does not wait for the pause that is for a Redis that is away."""
+
+    class Pausing(HintSender):
+        """Lets a second hint come while the first is on its way."""
+
+        async def flush(self) -> bool:
+            sending = asyncio.create_task(super().flush())
+            await asyncio.sleep(0)
+            if not second_put.is_set():
+                second_put.set()
+                self.put(Hint(f"job_{2:032x}", "m", 0))
+            return await sending
+
+    second_put = asyncio.Event()
+    sender = Pausing(celery_app(servers.redis(TEST_REDIS_DB)), redis)
+    sending = asyncio.create_task(sender.run())
+    sender.put(Hint(f"job_{1:032x}", "m", 0))
+    await second_put.wait()
+    before = asyncio.get_running_loop().time()
+
+    async def both() -> bool:
+        return (await depths(redis, "m"))[0] == 2
+
+    await eventually(both, "both are sent")
+    assert asyncio.get_running_loop().time() - before < RETRY_S
+    sending.cancel()
+
+
+async def test_a_redis_that_refuses_writes_costs_no_hint(servers: Servers, redis: Redis) -> None:
+    """Its disk is full, say: that is an answer, not an outage of the connection."""
+    sender = HintSender(celery_app(servers.redis(TEST_REDIS_DB)), redis)
+    await redis.set(queue_name("m"), "not a list")  # LPUSH is answered by an error
+    sender.put(Hint(JOB, "m", 0))
+    assert not await sender.flush()
+    await redis.delete(queue_name("m"))
+    assert await sender.flush()
+    assert (await depths(redis, "m"))[0] == 1

@@ -1,0 +1,138 @@
+"""What counts as an outage, told from real servers' own errors: it is waited out; a fault is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import sqlalchemy.exc
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.postgres.engine import connect
+from shared.postgres.prepared import Prepared
+from shared.runtime.outages import is_database_outage, is_outage, is_redis_outage
+from tests.support.ports import free_port
+
+ErrorOf = Callable[[AsyncEngine, str], Awaitable[BaseException]]
+
+
+async def by_sqlalchemy(engine: AsyncEngine, statement: str) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text(statement))
+
+
+async def by_the_driver(engine: AsyncEngine, statement: str) -> None:
+    await Prepared(text(statement)).run(engine, {})
+
+
+@pytest.fixture(params=[by_sqlalchemy, by_the_driver])
+def database_error(request: pytest.FixtureRequest) -> ErrorOf:
+    """The error of a statement that fails."""
+
+    async def error_of(engine: AsyncEngine, statement: str) -> BaseException:
+        with pytest.raises((sqlalchemy.exc.SQLAlchemyError, OSError)) as caught:
+            await request.param(engine, statement)
+        return caught.value
+
+    return error_of
+
+
+@pytest.fixture
+async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[AsyncEngine]:
+    """An engine on a server that answers each connection with one error: PostgreSQL's protocol, `ErrorResponse`."""
+    state, message = request.param
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(8)  # SSLRequest
+        writer.write(b"N")
+        await reader.read(1024)
+        fields = f"SFATAL\0VFATAL\0C{state}\0M{message}\0\0".encode()
+        writer.write(b"E" + (4 + len(fields)).to_bytes(4) + fields)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        engine = connect(f"postgresql+asyncpg://nobody@127.0.0.1:{port}/none")
+        yield engine
+        await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "refusing",
+    [
+        ("57P03", "the database system is starting up"),
+        ("57P03", "the database system is shutting down"),
+        ("53300", "sorry, too many clients already"),
+        ("08006", "connection failure"),
+    ],
+    indirect=True,
+)
+async def test_a_server_that_takes_nobody_now(refusing: AsyncEngine, database_error: ErrorOf) -> None:
+    assert is_database_outage(await database_error(refusing, "SELECT 1"))
+
+
+@pytest.mark.parametrize(
+    "refusing",
+    [("28P01", "password authentication failed"), ("3D000", 'database "none" does not exist')],
+    indirect=True,
+)
+async def test_a_server_that_never_takes_us(refusing: AsyncEngine, database_error: ErrorOf) -> None:
+    assert not is_outage(await database_error(refusing, "SELECT 1"))
+
+
+async def test_a_server_that_is_not_there(database_error: ErrorOf) -> None:
+    engine = connect(f"postgresql+asyncpg://nobody@127.0.0.1:{free_port()}/none")
+    assert is_database_outage(await database_error(engine, "SELECT 1"))
+    await engine.dispose()
+
+
+async def test_a_backend_that_is_ended(database: AsyncEngine, database_error: ErrorOf) -> None:
+    assert is_database_outage(await database_error(database, "SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+async def test_a_pool_that_is_used_up(database_url: str, database_error: ErrorOf) -> None:
+    engine = connect(database_url, pool_size=1)
+    async with engine.connect():
+        error = await database_error(engine, "SELECT 1")
+    await engine.dispose()
+    assert isinstance(error, sqlalchemy.exc.TimeoutError)
+    assert is_database_outage(error)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELEKT 1",
+        "SELECT * FROM no_such_table",
+        "SELECT 1 / 0",
+        "SELECT 'x'::int",
+        "INSERT INTO jobs (id) VALUES ('job_x')",
+    ],
+)
+async def test_a_fault_is_no_outage(database: AsyncEngine, database_error: ErrorOf, statement: str) -> None:
+    assert not is_outage(await database_error(database, statement))
+
+
+async def test_redis_that_is_not_there() -> None:
+    async with Redis.from_url(f"redis://127.0.0.1:{free_port()}/0") as away:
+        with pytest.raises((RedisError, OSError)) as caught:
+            await away.ping()
+    assert is_redis_outage(caught.value)
+
+
+async def test_a_fault_of_redis_is_no_outage(redis: Redis) -> None:
+    await redis.set("text", "x")
+    with pytest.raises(RedisError) as caught:
+        await redis.sadd("text", "y")
+    assert not is_outage(caught.value)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), AssertionError(), RuntimeError("x")])
+def test_our_own_faults_are_no_outage(error: Exception) -> None:
+    assert not is_outage(error)

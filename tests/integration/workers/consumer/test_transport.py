@@ -1,0 +1,81 @@
+"""The workers' Redis transport, where its connection is lost with messages in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import kombu
+import pytest
+from redis.asyncio import Redis
+
+from shared.domain.priorities import BATCH_PRIORITY
+from shared.redis.job_queue import celery_app
+from tests.conftest import TEST_REDIS_DB, Servers
+from workers.consumer.transport import Transport
+
+KOMBU: Any = kombu  # it exports no types
+
+
+@pytest.fixture
+def connection(servers: Servers, redis: Redis) -> Iterator[Any]:
+    with KOMBU.Connection(servers.redis(TEST_REDIS_DB), transport=Transport) as opened:
+        yield opened
+
+
+def test_batches_wait_for_room_and_hold_nothing_up(servers: Servers, redis: Redis) -> None:
+    """Without room for batches others are taken all the same; when room comes, a look takes as many as fit."""
+    room = 1
+    taken: list[str] = []
+    app = celery_app(servers.redis(TEST_REDIS_DB))
+    options = {**app.conf.broker_transport_options, "batch_room": lambda: room}
+    with KOMBU.Connection(servers.redis(TEST_REDIS_DB), transport=Transport, transport_options=options) as connection:
+        channel = connection.channel()
+        queue = KOMBU.Queue("jobs")
+        producer = connection.Producer(channel)
+
+        def publish(body: str, priority: int) -> None:
+            producer.publish(body, routing_key="jobs", declare=[queue], priority=priority)
+
+        def take(body: str, message: Any) -> None:
+            nonlocal room
+            taken.append(body)
+            room -= body.startswith("batch")
+            message.ack()
+
+        for number in range(4):
+            publish(f"batch {number}", BATCH_PRIORITY)
+        with connection.Consumer(queue, callbacks=[take], channel=channel):
+            connection.drain_events(timeout=5)
+            assert taken == ["batch 0"]
+            publish("urgent", 3)
+            connection.drain_events(timeout=5)
+            assert taken == ["batch 0", "urgent"]
+
+            channel._brpop_start()
+            room = 2
+            channel.look_for_batch()
+            assert taken == ["batch 0", "urgent", "batch 1", "batch 2"]
+            channel.look_for_batch()
+            assert len(taken) == 4, "there is no room"
+            publish("another", 0)
+            connection.drain_events(timeout=5)
+
+            room = 1
+            channel._brpop_start()
+            channel.look_for_batch()
+            assert taken[4:] == ["another"], "what is waited for comes by itself, and not twice"
+            connection.drain_events(timeout=5)
+            assert taken[5:] == ["batch 3"]
+
+
+def test_a_closed_channel_says_so(connection: Any) -> None:
+    """Celery waits out connection errors; kombu's own AttributeError here ended the worker."""
+    channel = connection.channel()
+    KOMBU.Queue("jobs", channel=channel).declare()
+    connection.Producer(channel).publish("a hint", routing_key="jobs")
+    message = channel.basic_get("jobs")
+    channel.close()
+    channel._disconnect_pools()  # as where the connection broke
+    with pytest.raises(connection.connection_errors, match="closed"):
+        message.ack()

@@ -1,0 +1,485 @@
+"""The engine that relays, against a server that misbehaves: what is tried again, and what a job is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from shared.config.models.openai import OpenAIModel, OpenAIOptions
+from shared.domain.errors import ErrorCode, InvalidRequest
+from shared.domain.events import Delta
+from shared.domain.job import Choice, ToolCall, Usage
+from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
+from shared.domain.transcript import Transcript
+from tests.support.faulty_upstream import Answer, End, FaultyUpstream, faulty_upstream, refusal
+from tests.support.ports import free_port
+from workers.engines.base import UpstreamError
+from workers.engines.openai.engine import OpenAIEngine
+
+KEY = "sk-a-secret"
+CHAT = GenerateRequest(messages=[Message(role="user", content="Hello")])
+AT_ONCE = {"retry_after": "0"}
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FaultyUpstream]:
+    async with faulty_upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def engine(upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OpenAIEngine]:
+    monkeypatch.setenv("UPSTREAM_API_KEY", f"{KEY}\n")
+    engine = make(upstream.url, api_key_env="UPSTREAM_API_KEY", max_retries=2)
+    await engine.start()
+    yield engine
+    assert engine.stats().requests == 0
+    assert not engine.dead
+    await engine.stop()
+
+
+def make(url: str, **options: Any) -> OpenAIEngine:
+    return OpenAIEngine(
+        OpenAIModel(name="up", engine="openai", model="theirs", options=OpenAIOptions(base_url=url, **options))
+    )
+
+
+async def run(
+    engine: OpenAIEngine, request: GenerateRequest = CHAT, deltas: list[Delta] | None = None
+) -> tuple[list[Delta], Usage | None]:
+    """What the engine makes of a request; `deltas` has it where the request fails, too."""
+    deltas = [] if deltas is None else deltas
+    async with aclosing(engine.generate("r", request)) as items:
+        async for item in items:
+            if isinstance(item, Usage):
+                return deltas, item
+            assert isinstance(item, Delta)
+            deltas.append(item)
+    return deltas, None
+
+
+def text(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+def whole(deltas: list[Delta]) -> Choice:
+    transcript = Transcript(1)
+    for delta in deltas:
+        transcript.add(delta)
+    return transcript.choices()[0]
+
+
+async def failure(engine: OpenAIEngine, made: str = "") -> UpstreamError:
+    """The error of a request that fails after so much text, or a part of it that came before the error."""
+    deltas: list[Delta] = []
+    with pytest.raises(UpstreamError) as caught:
+        await run(engine, deltas=deltas)
+    assert made.startswith(text(deltas))
+    assert caught.value.code == ErrorCode.UPSTREAM_ERROR
+    assert KEY not in caught.value.message
+    assert "127.0.0.1" not in caught.value.message
+    return caught.value
+
+
+async def test_usage_is_what_the_upstream_says(engine: OpenAIEngine) -> None:
+    deltas, usage = await run(engine)
+    assert text(deltas) == "0 1 2 "
+    assert usage == Usage(70, 50, 90)
+
+
+async def test_without_usage_chunks_are_counted(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [Answer(4, End.NO_USAGE)]
+    deltas, usage = await run(engine)
+    assert usage is None
+    assert sum(delta.tokens for delta in deltas) == 4
+
+
+@pytest.mark.parametrize("tokens", [0, 4])
+async def test_usage_that_is_none_costs_no_answer(engine: OpenAIEngine, upstream: FaultyUpstream, tokens: int) -> None:
+    """It comes after the finish reason: the answer is whole, and its chunks are counted."""
+    upstream.answers = [Answer(tokens, End.BROKEN_USAGE)]
+    deltas, usage = await run(engine)
+    assert usage is None
+    assert text(deltas) == "0 1 2 3 "[: 2 * tokens]
+    assert sum(delta.tokens for delta in deltas) == tokens
+    assert deltas[-1].finish_reason == "stop"
+    assert len(upstream.seen) == 1
+
+
+async def test_what_the_upstream_is_sent(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    await run(engine)
+    await run(engine, GenerateRequest(prompt="Once", sampling=Sampling(max_tokens=5, stop=["x"], temperature=0)))
+    first, second = upstream.seen
+    stream = {"model": "theirs", "stream": True, "stream_options": {"include_usage": True}}
+    assert (first.path, first.headers["authorization"]) == ("/v1/chat/completions", f"Bearer {KEY}")
+    assert first.body == {**stream, "messages": [{"role": "user", "content": "Hello"}]}
+    assert second.path == "/v1/completions"
+    assert second.body == {**stream, "prompt": "Once", "max_tokens": 5, "stop": ["x"], "temperature": 0}
+
+
+async def test_max_tokens_under_the_newer_name(upstream: FaultyUpstream) -> None:
+    engine = make(upstream.url, max_tokens_field="max_completion_tokens")
+    await engine.start()
+    await run(engine, GenerateRequest(messages=CHAT.messages, sampling=Sampling(max_tokens=5)))
+    await engine.stop()
+    assert upstream.seen[0].body["max_completion_tokens"] == 5
+    assert "max_tokens" not in upstream.seen[0].body
+    assert "authorization" not in upstream.seen[0].headers
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("stop", "stop"), ("length", "length"), ("content_filter", "stop"), ("tool_calls", "tool_calls")],
+)
+async def test_finish_reasons(engine: OpenAIEngine, upstream: FaultyUpstream, theirs: str, ours: str) -> None:
+    upstream.answers = [Answer(1, finish_reason=theirs)]
+    deltas, _ = await run(engine)
+    assert deltas[-1].finish_reason == ours
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        refusal(429, **AT_ONCE),
+        refusal(500, **AT_ONCE),
+        refusal(503, **AT_ONCE),
+        Answer(0, End.CUT),
+        Answer(0, End.SHORT),
+    ],
+    ids=["429", "500", "503", "cut", "short"],
+)
+async def test_what_passes_before_the_first_token_is_tried_again(
+    engine: OpenAIEngine, upstream: FaultyUpstream, passing: Answer
+) -> None:
+    upstream.answers = [passing]
+    deltas, usage = await run(engine)
+    assert text(deltas) == "0 1 2 "
+    assert usage == Usage(70, 50, 90)
+    assert len(upstream.seen) == 2
+
+
+async def test_it_waits_as_long_as_it_is_asked_to(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [refusal(429, retry_after="1")]
+    await run(engine)
+    assert upstream.seen[1].at - upstream.seen[0].at >= 1
+
+
+async def test_it_does_not_wait_for_ever(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [refusal(429, "come tomorrow", retry_after="86400")]
+    error = await failure(engine)
+    assert "HTTP 429: come tomorrow" in error.message
+    assert len(upstream.seen) == 1
+
+
+async def test_it_gives_up(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [refusal(500, f"key {KEY}", **AT_ONCE)] * 3
+    error = await failure(engine)
+    assert "HTTP 500: key ***" in error.message
+    assert len(upstream.seen) == 3
+
+
+async def test_an_upstream_that_is_away() -> None:
+    engine = make(f"http://127.0.0.1:{free_port()}/v1", max_retries=1)
+    await engine.start()
+    error = await failure(engine)
+    await engine.stop()
+    assert "cannot be reached" in error.message
+    assert not engine.dead
+
+
+@pytest.mark.parametrize(("tokens", "requests"), [(0, 2), (2, 1)])
+async def test_an_upstream_that_falls_silent(upstream: FaultyUpstream, tokens: int, requests: int) -> None:
+    upstream.answers = [Answer(tokens, End.SILENCE)] * 2
+    engine = make(upstream.url, read_timeout_s=0.2, max_retries=1)
+    await engine.start()
+    error = await failure(engine, "0 1 "[: 2 * tokens])
+    await engine.stop()
+    assert "did not answer in time" in error.message
+    assert len(upstream.seen) == requests
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (End.CUT, "connection to the upstream broke"),
+        (End.SHORT, "ended its answer too early"),
+        (End.ERROR, "The upstream failed: out of memory"),
+        (End.STRANGE, "not OpenAI's stream"),
+    ],
+    ids=lambda value: value.name if isinstance(value, End) else "",
+)
+async def test_a_stream_that_breaks_after_text_is_not_tried_again(
+    engine: OpenAIEngine, upstream: FaultyUpstream, end: End, words: str
+) -> None:
+    upstream.answers = [Answer(2, end)]
+    assert words in (await failure(engine, "0 1 ")).message
+    assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+async def test_a_request_that_is_refused(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
+    upstream.answers = [refusal(status, "the prompt is too long")]
+    with pytest.raises(InvalidRequest, match=r"^the prompt is too long$"):
+        await run(engine)
+    assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_is_refused(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
+    upstream.answers = [refusal(status, f"Incorrect API key provided: {KEY}")]
+    assert (await failure(engine)).message == f"The upstream refused the key (HTTP {status})."
+
+
+@pytest.mark.parametrize("status", [302, 402, 405])
+async def test_any_other_answer(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
+    upstream.answers = [refusal(status, "hm", location="http://127.0.0.1:1/")]
+    assert f"HTTP {status}: hm" in (await failure(engine)).message
+    assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("tokens", [0, 2], ids=["before the answer", "in mid-answer"])
+async def test_a_cancel_closes_the_connection(engine: OpenAIEngine, upstream: FaultyUpstream, tokens: int) -> None:
+    upstream.answers = [Answer(tokens, End.SILENCE)]
+    task = asyncio.create_task(run(engine))
+    async with asyncio.timeout(10):
+        await upstream.arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await upstream.left.wait()
+
+
+async def test_a_cancel_while_it_waits_to_try_again(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [refusal(503, retry_after="50")]
+    task = asyncio.create_task(run(engine))
+    async with asyncio.timeout(10):
+        await upstream.arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_connections_are_used_again(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    for _ in range(3):
+        await run(engine)
+    assert len(engine._session.connector._conns) == 1  # type: ignore[union-attr]
+
+
+async def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UPSTREAM_API_KEY", raising=False)
+    engine = make("http://127.0.0.1:1/v1", api_key_env="UPSTREAM_API_KEY")
+    with pytest.raises(InvalidRequest, match=r"up\.options\.api_key_env: UPSTREAM_API_KEY is not set"):
+        await engine.start()
+
+
+async def test_it_does_not_continue(engine: OpenAIEngine) -> None:
+    assert not engine.resume_mode(CHAT)
+
+
+TOOL = Tool(function=Function(name="weather", parameters={"type": "object"}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        (
+            {"chat": ChatOptions(tools=[TOOL], tool_choice={"name": "weather"}, parallel_tool_calls=False)},
+            {
+                "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
+                "tool_choice": {"type": "function", "function": {"name": "weather"}},
+                "parallel_tool_calls": False,
+            },
+        ),
+        (
+            {"chat": ChatOptions(tool_choice="required", reasoning_effort="low")},
+            {"tool_choice": "required", "reasoning_effort": "low"},
+        ),
+        ({"chat": ChatOptions(include_reasoning=False)}, {"include_reasoning": False}),
+        ({"chat": ChatOptions(chat_template_kwargs={"a": 1})}, {"chat_template_kwargs": {"a": 1}}),
+        ({"chat": ChatOptions()}, {}),
+        ({"logprobs": 0}, {"logprobs": True}),
+        ({"logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+        ({"echo": True}, {"echo": True}),
+        (
+            {"structured_outputs": StructuredOutputs(json_schema={"type": "object"})},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "answer", "schema": {"type": "object"}},
+                }
+            },
+        ),
+        ({"structured_outputs": StructuredOutputs(json_object=True)}, {"response_format": {"type": "json_object"}}),
+        ({"structured_outputs": StructuredOutputs(regex="a+")}, {"structured_outputs": {"regex": "a+"}}),
+        ({"structured_outputs": StructuredOutputs(choice=["a"])}, {"structured_outputs": {"choice": ["a"]}}),
+        (
+            {"sampling": Sampling(stop_token_ids=[1], bad_words=["x"], skip_special_tokens=False, min_tokens=2)},
+            {"stop_token_ids": [1], "bad_words": ["x"], "skip_special_tokens": False, "min_tokens": 2},
+        ),
+    ],
+    ids=str,
+)
+async def test_what_a_conversation_asks_for_is_sent_and_nothing_else(
+    engine: OpenAIEngine, upstream: FaultyUpstream, fields: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    await run(engine, CHAT.model_copy(update=fields))
+    always = {"model", "stream", "stream_options", "messages"}
+    assert {name: value for name, value in upstream.seen[0].body.items() if name not in always} == sent
+
+
+async def test_what_a_completion_asks_for_is_sent(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    schema = StructuredOutputs(json_schema={"type": "object"})
+    await run(
+        engine, GenerateRequest(prompt=[1, 2], echo=True, prompt_only=True, logprobs=2, structured_outputs=schema)
+    )
+    body = upstream.seen[0].body
+    assert (body["prompt"], body["echo"], body["max_tokens"], body["logprobs"]) == ([1, 2], True, 0, 2)
+    assert body["structured_outputs"] == {"json": {"type": "object"}}
+
+
+async def test_a_conversation_with_calls_is_sent_as_it_was(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "call_1"},
+    ]
+    await run(engine, GenerateRequest.model_validate({"messages": messages}))
+    assert upstream.seen[0].body["messages"] == messages
+
+
+async def test_prompt_logprobs_cannot_be_relayed(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    with pytest.raises(InvalidRequest, match="prompt_logprobs") as caught:
+        await run(engine, CHAT.model_copy(update={"prompt_logprobs": 1}))
+    assert caught.value.param == "prompt_logprobs"
+    assert not upstream.seen
+
+
+async def test_a_refusal_names_the_field_that_the_upstream_names(
+    engine: OpenAIEngine, upstream: FaultyUpstream
+) -> None:
+    upstream.answers = [Answer(status=400, body='{"error": {"message": "no", "param": "tools"}}')]
+    with pytest.raises(InvalidRequest) as caught:
+        await run(engine)
+    assert caught.value.param == "tools"
+
+
+def fragment(
+    number: int | None, call_id: str | None = None, name: str | None = None, arguments: str = ""
+) -> dict[str, Any]:
+    call: dict[str, Any] = {"function": {"arguments": arguments}}
+    if number is not None:
+        call["index"] = number
+    if call_id is not None:
+        call |= {"id": call_id, "type": "function"}
+    if name is not None:
+        call["function"]["name"] = name
+    return {"delta": {"tool_calls": [call]}}
+
+
+@pytest.mark.parametrize(
+    "fragments",
+    [
+        [
+            fragment(0, "a", "weather"),
+            fragment(0, arguments='{"x"'),
+            fragment(0, arguments=":1}"),
+            fragment(1, "b", "tide", "{}"),
+        ],
+        # An id and a name in each fragment.
+        [fragment(0, "a", "weather", '{"x"'), fragment(0, "a", "weather", ":1}"), fragment(1, "b", "tide", "{}")],
+        # No numbers.
+        [fragment(None, "a", "weather", '{"x"'), fragment(None, None, None, ":1}"), fragment(None, "b", "tide", "{}")],
+    ],
+    ids=["as OpenAI", "named each time", "not numbered"],
+)
+async def test_tool_calls_are_read(
+    engine: OpenAIEngine, upstream: FaultyUpstream, fragments: list[dict[str, Any]]
+) -> None:
+    upstream.answers = [Answer(choices=tuple(fragments), finish_reason="tool_calls")]
+    deltas, _ = await run(engine)
+    choice = whole(deltas)
+    assert choice.tool_calls == (ToolCall("a", "weather", '{"x":1}'), ToolCall("b", "tide", "{}"))
+    assert choice.finish_reason == "tool_calls"
+    told = [call for delta in deltas for call in delta.tool_calls]
+    assert [call.id for call in told if call.id] == ["a", "b"]
+    assert [call.name for call in told if call.name] == ["weather", "tide"]
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+async def test_reasoning_is_read(engine: OpenAIEngine, upstream: FaultyUpstream, field: str) -> None:
+    upstream.answers = [
+        Answer(choices=({"delta": {field: "Hm, "}}, {"delta": {field: "rain"}}, {"delta": {"content": "Rain."}}))
+    ]
+    deltas, _ = await run(engine)
+    choice = whole(deltas)
+    assert (choice.reasoning, choice.text) == ("Hm, rain", "Rain.")
+    assert sum(delta.tokens for delta in deltas) == 3
+
+
+async def test_logprobs_of_a_conversation_are_read(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    entry = {
+        "token": "ü",
+        "logprob": -0.5,
+        "bytes": [195, 188],
+        "top_logprobs": [{"token": "u", "logprob": -1, "bytes": None}],
+    }
+    content = [entry, {"token": "!", "logprob": -2}]
+    upstream.answers = [Answer(choices=({"delta": {"content": "ü!"}, "logprobs": {"content": content}},))]
+    deltas, _ = await run(engine)
+    assert whole(deltas).logprobs == [
+        {"token": "ü", "logprob": -0.5, "bytes": [195, 188], "top": [{"token": "u", "logprob": -1.0, "bytes": [117]}]},
+        {"token": "!", "logprob": -2.0, "bytes": [33], "top": []},
+    ]
+    assert sum(delta.tokens for delta in deltas) == 2
+
+
+async def test_logprobs_of_a_completion_are_read(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    lists = {
+        "tokens": ["a", "b"],
+        "token_logprobs": [None, -1],
+        "top_logprobs": [None, {"b": -1}],
+        "text_offset": [0, 1],
+    }
+    upstream.answers = [Answer(choices=({"text": "ab", "logprobs": lists, "finish_reason": "stop", "stop_reason": 7},))]
+    deltas, _ = await run(engine, GenerateRequest(prompt="x", logprobs=1))
+    choice = whole(deltas)
+    assert choice.logprobs == [
+        {"token": "a", "logprob": None, "bytes": [97], "top": []},
+        {"token": "b", "logprob": -1.0, "bytes": [98], "top": [{"token": "b", "logprob": -1.0, "bytes": [98]}]},
+    ]
+    assert choice.stop_reason == 7
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"delta": {"tool_calls": [{"index": 5, "function": {}}]}},
+        {"delta": {"tool_calls": [{"index": 0, "function": 7}]}},
+        {"delta": {"tool_calls": 7}},
+        {"delta": {"reasoning": 7}},
+        {"delta": {"content": "x"}, "logprobs": {"content": [{}]}},
+        {"text": "x", "logprobs": {"tokens": ["a"], "token_logprobs": []}},
+    ],
+    ids=str,
+)
+async def test_what_is_not_openais_stream_fails_the_job(
+    engine: OpenAIEngine, upstream: FaultyUpstream, choice: dict[str, Any]
+) -> None:
+    upstream.answers = [Answer(1, choices=(choice,))] * 3
+    assert "not OpenAI's stream" in (await failure(engine, "0 x")).message
+
+
+async def test_after_the_first_text_many_events_come_with_one_read(
+    engine: OpenAIEngine, upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engines.openai.engine.flush_interval_s", lambda _: 0.3)
+    upstream.answers = [Answer(100, pause_s=0.001), Answer(100, pause_s=0.001)]
+    for deltas, usage in await asyncio.gather(run(engine), run(engine)):
+        assert text(deltas) == "".join(f"{position} " for position in range(100))
+        assert usage is not None
+        assert len(deltas) < 50, "the server sends them one by one"

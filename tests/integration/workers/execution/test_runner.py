@@ -1,0 +1,308 @@
+"""The runner on real servers, its engine steered token by token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.domain.events import EventType, parse_archive
+from shared.domain.job import Job, JobStatus
+from shared.domain.priorities import BATCH_PRIORITY, Hint
+from shared.domain.request import GenerateRequest, Sampling
+from shared.postgres.claim_store import ClaimStore
+from shared.postgres.engine import transaction
+from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.recovery_store import RecoveryStore
+from shared.redis.event_log import EventLog
+from tests.conftest import Workers
+from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
+from tests.support.waiting import eventually
+from workers.execution.attempt import StopReason
+from workers.execution.log_writer import LogWriter
+from workers.execution.runner import Runner
+from workers.execution.slots import SlotPool
+
+Run = asyncio.Task[JobStatus | None]
+WITHIN_S = 20
+
+
+class Worker:
+    """A runner and what it needs."""
+
+    def __init__(self, name: str, store: ClaimStore, logs: EventLog, slots: int) -> None:
+        self.name = name
+        self.store = store
+        self.engine = SteeredEngine(slots)
+        self.sent: list[Hint] = []
+        self.log_writer = LogWriter(logs, store.held, late_s=60)
+        self.runner = Runner(
+            worker=name,
+            engine=self.engine,
+            slot_pool=SlotPool(slots, yields=True),
+            store=store,
+            logs=logs,
+            log_writer=self.log_writer,
+            log_ttl_s=60,
+            max_attempts=3,
+            send=self.sent.append,
+            on_engine_death=lambda: None,
+        )
+
+    async def start(self, job: Job) -> tuple[Run, Call]:
+        """Run a job; returns once it is in the engine."""
+        entered = self.engine.next_call(job.id)
+        run = asyncio.create_task(self.runner.run(job.id))
+        return run, await asyncio.wait_for(entered, WITHIN_S)
+
+
+@asynccontextmanager
+async def working(name: str, store: ClaimStore, logs: EventLog, slots: int = 64) -> AsyncIterator[Worker]:
+    worker = Worker(name, store, logs, slots)
+    flushing = asyncio.create_task(worker.log_writer.run())
+    try:
+        yield worker
+    finally:
+        flushing.cancel()
+
+
+@pytest.fixture
+async def worker(workers: Workers, logs: EventLog) -> AsyncIterator[Worker]:
+    async with working("w", workers("w"), logs) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def job(store: JobStore, key_id: int) -> Job:
+    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    return job
+
+
+async def read(store: JobStore, job: Job) -> Job:
+    found = await store.get(job.id)
+    assert found is not None
+    return found
+
+
+async def test_the_database_breaks_while_a_result_is_written(
+    worker: Worker, store: JobStore, logs: EventLog, job: Job, database: AsyncEngine
+) -> None:
+    """The statement hangs on a lock, and its connection is cut: it is tried again, and written once."""
+    run, call = await worker.start(job)
+    await call.tokens(5)
+    async with transaction(database) as locking:
+        await locking.execute(text("SELECT 1 FROM jobs FOR UPDATE"))
+        call.finish("stop")
+        for _ in range(2):
+            await _cut(database, await _blocked(database))
+        assert not run.done()
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    done = await read(store, job)
+    assert done.output[0].text == text_of_tokens(6)
+    assert [(item.number, item.tokens, item.outcome) for item in done.attempts] == [(1, 6, "completed")]
+    await worker.log_writer.drain(WITHIN_S)
+    archived = await store.archived_log(job.id)
+    assert archived is not None
+    assert [item.line() for item in await logs.read(job.id)] == [item.line() for item in parse_archive(archived)]
+
+
+async def _blocked(database: AsyncEngine) -> int:
+    """The server process that waits for a lock."""
+
+    async def probe() -> int | None:
+        async with database.connect() as connection:
+            found = await connection.execute(
+                text(
+                    "SELECT pid FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
+                )
+            )
+            pid: int | None = found.scalar_one_or_none()
+            return pid
+
+    return await eventually(probe, "the result's statement waits for the lock")
+
+
+async def _cut(database: AsyncEngine, pid: int) -> None:
+    """End a server process; returns when it has gone."""
+    async with database.connect() as connection:
+        gone = await connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        assert gone.scalar_one()
+
+
+async def test_an_unexpected_exception_fails_its_job_alone(
+    worker: Worker, store: JobStore, job: Job, key_id: int
+) -> None:
+    other, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="y")))
+    run, call = await worker.start(job)
+    fine, fine_call = await worker.start(other)
+    await call.tokens(3)
+    call.fail(ZeroDivisionError("as engines do"))
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
+    failed = await read(store, job)
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.message) == ("engine_error", "ZeroDivisionError: as engines do")
+    assert failed.output[0].text == text_of_tokens(3), "what it made is kept"
+    fine_call.finish("stop")
+    assert await asyncio.wait_for(fine, WITHIN_S) is JobStatus.COMPLETED
+
+
+async def test_a_lost_job_is_stopped_and_nothing_is_written(
+    worker: Worker, store: JobStore, workers: Workers, rescues: RecoveryStore, logs: EventLog, job: Job
+) -> None:
+    run, call = await worker.start(job)
+    await call.tokens(3)
+    await worker.log_writer.drain(WITHIN_S)
+    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
+    async with working("v", workers("v"), logs) as second:
+        rescue, rescuing = await second.start(job)
+        assert rescuing.prior == text_of_tokens(3)
+        await rescuing.tokens(2)
+        await second.log_writer.drain(WITHIN_S)
+        before, log_before = await read(store, job), await logs.read(job.id)
+
+        await call.tokens(4)
+        worker.runner.stop(job.id, StopReason.LOST, 1)
+        assert await asyncio.wait_for(run, WITHIN_S) is None
+        await worker.log_writer.drain(WITHIN_S)
+        assert (await read(store, job), await logs.read(job.id)) == (before, log_before)
+        assert worker.engine.calls == {}, "its slot is free"
+
+        rescuing.finish("stop")
+        assert await asyncio.wait_for(rescue, WITHIN_S) is JobStatus.COMPLETED
+    assert (await read(store, job)).output[0].text == text_of_tokens(6)
+
+
+async def test_a_later_attempt_here_stops_the_one_before(worker: Worker, rescues: RecoveryStore, job: Job) -> None:
+    """Its lease ran out unnoticed, and the job came back to it: the first attempt holds a slot for nothing."""
+    run, call = await worker.start(job)
+    await call.tokens(1)
+    await rescues.requeue_stalled(3)
+    later, later_call = await worker.start(job)
+    assert await asyncio.wait_for(run, WITHIN_S) is None
+    assert list(worker.engine.calls) == [(job.id, 2)]
+    later_call.finish("stop")
+    assert await asyncio.wait_for(later, WITHIN_S) is JobStatus.COMPLETED
+
+
+async def test_a_jobs_end_is_not_a_message(worker: Worker, job: Job) -> None:
+    """A worker whose consumer is stuck still ends jobs; the watchdog must not take that for life."""
+    run, call = await worker.start(job)
+    taken = worker.runner.last_message
+    call.finish("stop")
+    await asyncio.wait_for(run, WITHIN_S)
+    assert worker.runner.last_message == taken
+
+
+async def test_an_end_while_redis_is_wiped_is_in_the_row(
+    worker: Worker, store: JobStore, logs: EventLog, job: Job
+) -> None:
+    run, call = await worker.start(job)
+    await call.tokens(3)
+    await worker.log_writer.drain(WITHIN_S)
+    await logs.forget(job.id)
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    await worker.log_writer.drain(WITHIN_S)
+    archived = await store.archived_log(job.id)
+    assert archived is not None
+    events = parse_archive(archived)
+    assert [item.type for item in events][-1] is EventType.COMPLETED
+    written = [item.line() for item in await logs.read(job.id)]
+    assert written == [item.line() for item in events][: len(written)], "nothing, or the whole"
+
+
+async def test_a_claim_on_its_way_when_the_drain_begins_is_handed_back(
+    worker: Worker, store: JobStore, job: Job, database: AsyncEngine
+) -> None:
+    """The drain waits for the claim, and the job does not run here to its end."""
+    async with transaction(database) as locking:
+        await locking.execute(text("LOCK TABLE jobs IN SHARE MODE"))
+        run = asyncio.create_task(worker.runner.run(job.id))
+        await _blocked(database)
+        drain = asyncio.create_task(worker.runner.drain(60))
+        await asyncio.wait({drain}, timeout=0.1)
+        assert not drain.done()
+    await asyncio.wait_for(drain, WITHIN_S)
+    assert await asyncio.wait_for(run, WITHIN_S) is None
+    after = await read(store, job)
+    assert (after.status, after.deaths) == (JobStatus.QUEUED, 0)
+    assert [item.outcome for item in after.attempts] == ["handed_back"]
+    assert worker.engine.calls == {}
+
+
+async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
+    workers: Workers, store: JobStore, logs: EventLog, key_id: int
+) -> None:
+    """The engine is full of batch jobs. An urgent one begins at once; the batch job goes on at its next token."""
+
+    async def submit(priority: int, choices: int = 1) -> Job:
+        request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
+        return (await store.insert(NewJob(key_id, "m", priority, request)))[0]
+
+    several, older, newer = await submit(BATCH_PRIORITY, 2), await submit(BATCH_PRIORITY), await submit(BATCH_PRIORITY)
+    async with working("w", workers("w"), logs, slots=3) as worker:
+        runs = {job.id: await worker.start(job) for job in (several, older, newer)}
+        await runs[newer.id][1].tokens(5)
+        assert worker.sent == []
+
+        urgent = await submit(3)
+        _, urgent_call = await worker.start(urgent)
+        await urgent_call.tokens(1)
+        assert await asyncio.wait_for(runs[newer.id][0], WITHIN_S) is None, "the one that has made least goes"
+        assert worker.sent == [Hint(newer.id, "m", BATCH_PRIORITY, front=True)], "before other batches, and no further"
+        assert {job_id for job_id, _ in worker.engine.calls} == {several.id, older.id, urgent.id}
+        row = await read(store, newer)
+        assert (row.status, row.deaths) == (JobStatus.QUEUED, 0)
+        assert [(item.tokens, item.outcome) for item in row.attempts] == [(5, "set_aside")]
+
+        await worker.start(await submit(0))
+        await asyncio.wait_for(runs[older.id][0], WITHIN_S)
+        await worker.start(await submit(6))
+        await asyncio.wait_for(runs[several.id][0], WITHIN_S)
+        assert len(worker.engine.calls) == 3, "what cannot continue was set aside last"
+
+        # Urgent jobs give way to nobody: a batch job that comes now finds no room, and goes back.
+        assert await asyncio.wait_for(worker.runner.run(older.id), WITHIN_S) is None
+        urgent_call.finish("stop")
+        await urgent_call.ended.wait()
+        again, call = await worker.start(newer)
+        assert call.prior == text_of_tokens(5)
+        await call.tokens(2)
+        call.finish("stop")
+        assert await asyncio.wait_for(again, WITHIN_S) is JobStatus.COMPLETED
+        await worker.log_writer.drain(WITHIN_S)
+    done = await read(store, newer)
+    assert done.output[0].text == text_of_tokens(8)
+    assert EventType.RESTARTED not in {item.type for item in await logs.read(newer.id)}
+
+
+async def test_an_answer_that_is_told_anew_counts_once(worker: Worker, store: JobStore, job: Job) -> None:
+    """Also what waited for its text when the engine noticed is discarded."""
+    run, call = await worker.start(job)
+    await call.tokens(4)  # the fourth makes no text yet
+    call.restart()
+    await call.tokens(5)
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    done = await read(store, job)
+    assert done.output[0].text == text_of_tokens(6)
+    assert done.usage is not None
+    assert done.usage.completion_tokens == 6
+    archived = await store.archived_log(job.id)
+    assert archived is not None
+    events = parse_archive(archived)
+    restarted = [item.type for item in events].index(EventType.RESTARTED)
+    after = "".join(item.delta().text for item in events[restarted:] if item.type is EventType.DELTA)
+    assert after == text_of_tokens(6)
+
+
+async def test_a_tool_call_completes_a_job(worker: Worker, store: JobStore, job: Job) -> None:
+    run, call = await worker.start(job)
+    call.finish("tool_calls")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert (await read(store, job)).output[0].finish_reason == "tool_calls"

@@ -1,0 +1,204 @@
+"""A Messages request becomes what vLLM's own Anthropic endpoint makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from api.anthropic.requests import conversation, generate_request
+from api.anthropic.schemas import CountTokensRequest, MessagesRequest
+from shared.domain.errors import InvalidRequest
+
+USER = {"role": "user", "content": "How high is the water?"}
+TOOL = {
+    "name": "level",
+    "description": "The level of a river.",
+    "input_schema": {"type": "object", "properties": {"river": {"type": "string"}}, "required": ["river"]},
+}
+OTHER = {"name": "gate-1", "input_schema": {"properties": {}}}
+CALLED: list[dict[str, Any]] = [
+    USER,
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "It asks for a level.", "signature": "s"},
+            {"type": "redacted_thinking", "data": "x"},
+            {"type": "text", "text": "I look."},
+            {"type": "tool_use", "id": "call_1", "name": "level", "input": {"river": "Mühlbach", "at": [1, 2.5, None]}},
+            {"type": "tool_use", "id": "call_2", "name": "gate-1", "input": {}},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": "call_1", "content": "two metres"},
+            {
+                "type": "tool_result",
+                "tool_use_id": "call_2",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                "is_error": True,
+            },
+            {"type": "text", "text": "And now?"},
+        ],
+    },
+]
+REQUESTS: dict[str, dict[str, Any]] = {
+    "a text": {"messages": [USER]},
+    "blocks": {"messages": [{"role": "user", "content": [{"type": "text", "text": "How high is it?"}]}]},
+    "many blocks": {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    },
+    "a system text": {"messages": [USER], "system": "You are a miller."},
+    "system blocks": {
+        "messages": [USER],
+        "system": [
+            {"type": "text", "text": "x-anthropic-billing-header: h"},
+            {"type": "text", "text": "You are a miller. ", "cache_control": {"type": "ephemeral"}},
+            {"type": "text", "text": "Be short."},
+        ],
+    },
+    "a system turn": {"messages": [USER, {"role": "system", "content": "Be short."}, USER]},
+    "an empty system": {"messages": [USER], "system": ""},
+    "turns": {"messages": [USER, {"role": "assistant", "content": "High."}, USER]},
+    "sampling": {
+        "messages": [USER],
+        "stop_sequences": ["\n\n", "END"],
+        "temperature": 0.5,
+        "top_k": 5,
+        "top_p": 0.9,
+    },
+    "greedy": {"messages": [USER], "temperature": 0},
+    "tools": {"messages": [USER], "tools": [TOOL, OTHER]},
+    "strict tools": {"messages": [USER], "tools": [{**TOOL, "strict": True}]},
+    "auto": {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "auto"}},
+    "one at a time": {
+        "messages": [USER],
+        "tools": [TOOL],
+        "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+    },
+    "any": {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "any"}},
+    "one tool": {"messages": [USER], "tools": [TOOL, OTHER], "tool_choice": {"type": "tool", "name": "level"}},
+    "no tool": {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "none"}},
+    "results of tools": {"messages": CALLED, "tools": [TOOL, OTHER]},
+    "results alone": {
+        "messages": [*CALLED[:2], {"role": "user", "content": CALLED[2]["content"][:2]}],
+        "tools": [TOOL, OTHER],
+    },
+    "thinking": {"messages": [USER], "thinking": {"type": "enabled", "budget_tokens": 2048}},
+    "no thinking": {"messages": [USER], "thinking": {"type": "disabled"}},
+    "adaptive thinking": {"messages": [USER], "thinking": {"type": "adaptive"}},
+    "effort": {"messages": [USER], "thinking": {"type": "adaptive"}, "output_config": {"effort": "xhigh"}},
+    "effort and no thinking": {
+        "messages": [USER],
+        "thinking": {"type": "disabled"},
+        "output_config": {"effort": "high"},
+    },
+    "a schema": {
+        "messages": [USER],
+        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+    },
+}
+
+
+def ours(request: dict[str, Any]) -> dict[str, Any]:
+    """Our request, under OpenAI's names."""
+    made = generate_request(MessagesRequest.model_validate(request))
+    assert made.messages is not None
+    assert made.chat is not None
+    choice = made.chat.tool_choice
+    return {
+        "messages": [message.model_dump(exclude_none=True) for message in made.messages],
+        "tools": [tool.model_dump(exclude_none=True) for tool in made.chat.tools or ()],
+        "tool_choice": {"type": "function", "function": choice} if isinstance(choice, dict) else choice,
+        "parallel_tool_calls": made.chat.parallel_tool_calls,
+        "reasoning_effort": made.chat.reasoning_effort,
+        "json_schema": made.structured_outputs.json_schema if made.structured_outputs else None,
+        "sampling": made.sampling.model_dump(exclude_unset=True),
+    }
+
+
+def vllms(request: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's, in the same form. Text parts of a message are joined as its renderer joins them."""
+    protocol = pytest.importorskip("vllm.entrypoints.anthropic.protocol")
+    serving = pytest.importorskip("vllm.entrypoints.anthropic.serving")
+    chat = serving.AnthropicServingMessages.to_chat_completion_request(
+        protocol.AnthropicMessagesRequest.model_validate(request)
+    )
+    made = chat.model_dump(exclude_none=True)
+    messages = []
+    for message in made["messages"]:
+        message = {name: list(value) if name == "tool_calls" else value for name, value in message.items()}
+        if isinstance(message.get("content"), list):
+            message["content"] = "\n".join(part["text"] for part in message["content"])
+        messages.append(message)
+    given = {
+        "max_tokens": made["max_tokens"],
+        "stop": made.get("stop"),
+        **{name: made.get(name) for name in ("temperature", "top_k", "top_p", "thinking_token_budget")},
+    }
+    schema = made.get("response_format", {}).get("json_schema", {})
+    return {
+        "messages": messages,
+        "tools": made.get("tools", []),
+        "tool_choice": made.get("tool_choice"),
+        "parallel_tool_calls": made.get("parallel_tool_calls", True),
+        "reasoning_effort": made.get("reasoning_effort"),
+        "json_schema": schema.get("schema", schema.get("json_schema")),
+        "sampling": {name: value for name, value in given.items() if value not in (None, [])},
+    }
+
+
+def normal(made: dict[str, Any]) -> dict[str, Any]:
+    """Arguments are JSON; how it is spaced is no difference."""
+    import json
+
+    for message in made["messages"]:
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return made
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_request_becomes_what_vllm_makes_of_it(name: str) -> None:
+    request = {"model": "m", "max_tokens": 4096, **REQUESTS[name]}
+    assert normal(ours(request)) == normal(vllms(request))
+
+
+def test_an_assistants_last_turn_is_gone_on_with() -> None:
+    """Where we part from vLLM's endpoint, which would begin a new turn."""
+    made = generate_request(
+        MessagesRequest.model_validate(
+            {"model": "m", "max_tokens": 5, "messages": [USER, {"role": "assistant", "content": "It is ("}]}
+        )
+    )
+    assert made.chat is not None
+    assert (made.chat.continue_final_message, made.chat.add_generation_prompt) == (True, False)
+
+
+def test_messages_that_say_nothing_are_refused() -> None:
+    body = CountTokensRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": ""}]})
+    with pytest.raises(InvalidRequest, match="none of them says anything"):
+        conversation(body)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tool_choice": {"type": "tool", "name": "x"}, "tools": [TOOL]}, "'x', which is not in tools"),
+        ({"tool_choice": {"type": "any"}}, "needs tools"),
+        ({"tool_choice": {"type": "tool"}, "tools": [TOOL]}, "goes with type `tool`"),
+        ({"tools": [TOOL, TOOL]}, "must differ"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "custom"),
+        ({"thinking": {"type": "enabled"}}, "budget_tokens is required"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 4096}}, "less than max_tokens=4096, got 4096"),
+        ({"messages": [USER, CALLED[1]]}, "tool_result"),
+        ({"messages": [{"role": "user", "content": CALLED[1]["content"]}]}, "cannot stand in a message of role user"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "this model takes text only"),
+        ({"mcp_servers": []}, "Extra inputs"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        MessagesRequest.model_validate({"model": "m", "max_tokens": 4096, "messages": [USER], **changes})

@@ -1,0 +1,206 @@
+"""A batch's lines: read from anywhere, checked as their endpoint checks them, refused with their numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as some
+import pytest
+from hypothesis import given
+
+from api.batches.batch import Position
+from api.batches.jsonl_reader import Line, read_lines
+from api.batches.request_line import LineRejected, parse
+from api.batches.validation import MAX_ERRORS, validate
+from shared.config.models.loader import Registry, load_registry
+from tests.support.stack import write_models
+
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+LIMIT = 10_000
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return load_registry(write_models(tmp_path / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
+
+
+async def chunks_of(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def all_lines(pieces: Sequence[bytes], start: Position | None = None, limit: int = LIMIT) -> list[Line]:
+    return [line async for line in read_lines(chunks_of(pieces), start or Position(), limit)]
+
+
+def request(custom_id: Any = "a", **changes: Any) -> dict[str, Any]:
+    body = {"model": "sim", "messages": [{"role": "user", "content": "the mill"}], "max_tokens": 4}
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body, **changes}
+
+
+def jsonl(*lines: Any) -> bytes:
+    return b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+
+
+# Reading
+
+
+@given(some.lists(some.binary(max_size=20)))
+async def test_lines_are_those_of_the_whole(pieces: list[bytes]) -> None:
+    whole = b"".join(pieces)
+    expected = whole.split(b"\n")
+    if expected[-1] == b"":
+        expected.pop()
+    lines = await all_lines(pieces)
+    assert [line.data for line in lines] == expected
+    assert [line.number for line in lines] == list(range(1, len(expected) + 1))
+
+
+@given(some.lists(some.sampled_from([b"one", b"", b"\r", b"two two", "🌊".encode()]), min_size=1))
+async def test_reading_goes_on_at_any_line(texts: list[bytes]) -> None:
+    whole = b"\n".join(texts)
+    lines = await all_lines([whole])
+    for position, line in enumerate(lines):
+        assert await all_lines([whole[line.then.offset :]], line.then) == lines[position + 1 :]
+
+
+async def test_a_long_line_is_told_and_not_kept() -> None:
+    lines = await all_lines([b"x" * 6, b"x" * 6 + b"\nok\n" + b"y" * 11], limit=10)
+    assert [(line.number, line.data) for line in lines] == [(1, None), (2, b"ok"), (3, None)]
+    assert lines[1].then == Position(3, 16)
+
+
+# Checking
+
+
+def test_a_chat_request_becomes_a_job_of_the_lowest_priority() -> None:
+    body = {**request()["body"], "priority": 0, "metadata": {"a": "b"}}
+    found = parse(Line(7, jsonl(request("x\u0000🌊", body=body)), Position(8)), CHAT)
+    assert found.custom_id == "x\u0000🌊"
+    assert (found.job.line, found.job.model, found.job.metadata) == (7, "sim", {"a": "b"})
+    assert found.job.request.priority == 9
+    assert found.job.request.sampling.max_tokens == 4
+
+
+def test_a_completion_has_its_endpoints_defaults() -> None:
+    line = request(url=COMPLETIONS, body={"model": "sim", "prompt": "the mill"})
+    assert parse(Line(1, jsonl(line), Position(2)), COMPLETIONS).job.request.sampling.max_tokens == 16
+
+
+def without(name: str) -> dict[str, Any]:
+    line = request()
+    del line[name]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "param"),
+    [
+        (b"{", "invalid_json_line", None),
+        (b'{"custom_id": NaN}', "invalid_json_line", None),
+        (b"\xff\xfe", "invalid_json_line", None),
+        (b"[" * 5000, "invalid_json_line", None),
+        (b'{"a": ' * 200 + b"1" + b"}" * 200, "invalid_json_line", None),
+        (b"{" + b",".join(b'"%d": 1' % number for number in range(5000)) + b"}", "invalid_json_line", None),
+        (b"[]", "invalid_json_line", None),
+        (b"null", "invalid_json_line", None),
+        (without("custom_id"), "missing_required_parameter", "custom_id"),
+        (without("method"), "missing_required_parameter", "method"),
+        (without("url"), "missing_required_parameter", "url"),
+        (without("body"), "missing_required_parameter", "body"),
+        (request(priority=1), "unknown_parameter", "priority"),
+        (request(""), "invalid_custom_id", "custom_id"),
+        (request("x" * 513), "invalid_custom_id", "custom_id"),
+        (request(7), "invalid_custom_id", "custom_id"),
+        (request(method="GET"), "invalid_method", "method"),
+        (request(url="/v1/embeddings"), "invalid_url", "url"),
+        (request(url=COMPLETIONS), "invalid_url", "url"),
+        (request(body=[]), "invalid_request", "body"),
+        (request(body={"model": "sim"}), "invalid_request", "body.messages"),
+        (request(body={**request()["body"], "temperature": 9}), "invalid_request", "body.temperature"),
+        (request(body={**request()["body"], "tools": []}), "invalid_request", "body.tools"),
+        (request(body={**request()["body"], "stream": True}), "invalid_request", "body.stream"),
+        (request(body={**request()["body"], "n": 2, "temperature": 0}), "invalid_request", "body.n"),
+        (request(body={**request()["body"], "model": "gpt"}), "model_not_found", "body.model"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_cannot_run_is_refused(registry: Registry, line: Any, code: str, param: str | None) -> None:
+    data = line if isinstance(line, bytes) else json.dumps(line).encode()
+    with pytest.raises(LineRejected) as refused:
+        parse(Line(12, data, Position(13)), CHAT, registry)
+    error = refused.value.error
+    assert (error.code, error.line, error.param) == (code, 12, param)
+    assert error.message
+
+
+def test_a_line_that_was_too_long_is_refused() -> None:
+    with pytest.raises(LineRejected, match="longer"):
+        parse(Line(1, None, Position(2)), CHAT)
+
+
+async def check(registry: Registry, data: bytes) -> tuple[int, list[tuple[str, int | None]]]:
+    found = await validate(read_lines(chunks_of([data]), Position(), LIMIT), CHAT, registry)
+    return found.requests, [(error.code, error.line) for error in found.errors]
+
+
+async def test_blank_lines_are_skipped_and_counted(registry: Registry) -> None:
+    data = jsonl(request("a"), b"", b"  \r", request("b"), b"oops") + b"\n"
+    assert await check(registry, data) == (3, [("invalid_json_line", 5)])
+
+
+async def test_a_custom_id_is_one_lines_only(registry: Registry) -> None:
+    assert await check(registry, jsonl(request("a"), request("b"), request("a"))) == (3, [("duplicate_custom_id", 3)])
+
+
+@pytest.mark.parametrize("data", [b"\n", b"\n \n\r\n"])
+async def test_a_file_without_requests_is_refused(registry: Registry, data: bytes) -> None:
+    assert await check(registry, data) == (0, [("empty_file", None)])
+
+
+async def test_the_first_errors_are_told(registry: Registry) -> None:
+    _, errors = await check(registry, b"oops\n" * 1000)
+    assert errors == [("invalid_json_line", line) for line in range(1, MAX_ERRORS + 1)]
+
+
+# Responses
+
+
+def response(**body: Any) -> dict[str, Any]:
+    whole = {"model": "sim", "input": "the mill", **body}
+    return {"custom_id": "a", "method": "POST", "url": RESPONSES, "body": whole}
+
+
+async def test_a_response_becomes_the_job_that_it_would_alone(registry: Registry) -> None:
+    (line,) = await all_lines([jsonl(response(instructions="Be brief.", max_output_tokens=5, metadata={"a": "b"}))])
+    job = parse(line, RESPONSES, registry).job
+    assert job.request.messages is not None
+    assert [(item.role, item.content) for item in job.request.messages] == [
+        ("system", "Be brief."),
+        ("user", "the mill"),
+    ]
+    assert (job.request.sampling.max_tokens, job.request.priority, job.metadata) == (5, 9, {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"stream": True}, "body.stream"),
+        ({"background": True}, "body.background"),
+        ({"previous_response_id": "resp_a"}, "body.previous_response_id"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "1"}]}, "body.input"),
+        ({"model": "gpt"}, "body.model"),
+        ({"max_output_tokens": 0}, "body.max_output_tokens"),
+    ],
+    ids=str,
+)
+async def test_a_response_that_a_batch_cannot_make_is_refused(
+    registry: Registry, body: dict[str, Any], param: str
+) -> None:
+    (line,) = await all_lines([jsonl(response(**body))])
+    with pytest.raises(LineRejected) as refused:
+        parse(line, RESPONSES, registry)
+    assert (refused.value.error.line, refused.value.error.param) == (1, param)

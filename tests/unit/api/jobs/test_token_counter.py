@@ -1,0 +1,168 @@
+"""Counting prompts at submit: as the engine counts, and never with the template's code let loose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as some
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from api.jobs.context_window import ContextWindow
+from api.jobs.token_counter import TokenCounter, simulated_tokens
+from shared.config.models.loader import Registry
+from shared.config.models.openai import OpenAIModel, OpenAIOptions
+from shared.config.models.simulated import SimulatedModel, SimulatedOptions
+from shared.config.models.vllm import ChatSettings, VllmModel
+from shared.domain.errors import InvalidRequest
+from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, Tool
+from workers.engines.base import PromptInfo
+from workers.engines.simulated.engine import SimulatedEngine
+
+TEMPLATE = """\
+{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}
+{% if add_generation_prompt %}<assistant>{% endif %}
+"""
+TEXTS = some.text(max_size=60)
+
+
+def model_folder(folder: Path, template: str | None) -> Path:
+    """A model's files as far as the API reads them: a token is a word."""
+    tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": {"content": "<s>"}} | ({"chat_template": template} if template else {})
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def chat(*contents: str, max_tokens: int | None = None) -> GenerateRequest:
+    messages = [Message(role="user", content=content) for content in contents]
+    return GenerateRequest(messages=messages, sampling=Sampling(max_tokens=max_tokens))
+
+
+@hypothesis.settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    request=some.builds(chat, TEXTS, TEXTS) | some.builds(lambda text: GenerateRequest(prompt=text), TEXTS)
+)
+async def test_the_simulated_engine_counts_the_same(request: GenerateRequest) -> None:
+    options = SimulatedOptions(ttft_ms=0, itl_ms=0, default_tokens=1)
+    engine = SimulatedEngine(SimulatedModel(name="sim", engine="simulated", options=options))
+    info = [item async for item in engine.generate("x", request) if isinstance(item, PromptInfo)]
+    assert [item.prompt_tokens for item in info] == [simulated_tokens(request)]
+
+
+def test_a_conversation_is_rendered_before_it_is_counted(tmp_path: Path) -> None:
+    counter = TokenCounter(model_folder(tmp_path, TEMPLATE))
+    assert counter.count(chat("one two")) == 4  # <user> one two <assistant>
+    assert counter.count(chat("one", "two")) == 5  # <user> one <user> two <assistant>
+    assert counter.count(GenerateRequest(prompt="one two three")) == 3
+
+
+def test_a_template_file_goes_before_the_configs(tmp_path: Path) -> None:
+    model_folder(tmp_path, TEMPLATE)
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }} fixed")
+    assert TokenCounter(tmp_path).count(chat("one two three")) == 2
+
+
+def test_without_a_template_a_conversation_is_not_counted(tmp_path: Path) -> None:
+    assert TokenCounter(model_folder(tmp_path, None)).count(chat("one")) is None
+
+
+@pytest.mark.parametrize(
+    ("messages", "chat_options"),
+    [
+        ([Message(role="user", content="one")], ChatOptions(tools=[Tool(function=Function(name="f"))])),
+        ([Message(role="user", content="one")], ChatOptions(continue_final_message=True)),
+        ([Message(role="user", content="one")], ChatOptions(documents=[{"text": "long"}])),
+        ([Message(role="tool", content="one", tool_call_id="a")], None),
+    ],
+)
+def test_more_than_turns_of_text_is_the_workers_to_count(
+    tmp_path: Path, messages: list[Message], chat_options: ChatOptions | None
+) -> None:
+    request = GenerateRequest(messages=messages, chat=chat_options)
+    assert TokenCounter(model_folder(tmp_path, TEMPLATE)).count(request) is None
+
+
+def test_so_is_what_a_template_needs_and_does_not_find_here(tmp_path: Path) -> None:
+    assert TokenCounter(model_folder(tmp_path, "{{ strftime_now('%d') }}")).count(chat("one")) is None
+
+
+def test_a_template_that_refuses_is_told(tmp_path: Path) -> None:
+    counter = TokenCounter(model_folder(tmp_path, "{{ raise_exception('roles must alternate') }}"))
+    with pytest.raises(InvalidRequest, match="chat template refuses this: roles must alternate") as caught:
+        counter.count(chat("one"))
+    assert caught.value.param == "messages"
+
+
+def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
+    counter = TokenCounter(model_folder(tmp_path, "{{ ''.__class__.__mro__[1].__subclasses__() }}"))
+    with pytest.raises(InvalidRequest, match="chat template refuses this"):
+        counter.count(chat("one"))
+
+
+@pytest.mark.parametrize(
+    ("words", "max_tokens", "param"),
+    [(297, 300, None), (298, 1, "messages"), (298, None, "messages"), (297, None, None), (1, 301, "max_tokens")],
+)
+async def test_prompt_and_answer_share_the_context(
+    tmp_path: Path, words: int, max_tokens: int | None, param: str | None
+) -> None:
+    model_folder(tmp_path, TEMPLATE)
+    model = VllmModel(name="m", engine="vllm", model=str(tmp_path), options={"max_model_len": 300})
+    check = ContextWindow(Registry({"m": model}))
+    request = chat("word " * words, max_tokens=max_tokens)
+    if param is None:
+        await check.check("m", request)
+        return
+    with pytest.raises(InvalidRequest, match="context is 300 tokens") as caught:
+        await check.check("m", request)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [ChatSettings(chat_template="other.jinja"), ChatSettings(default_chat_template_kwargs={"a": 1})],
+    ids=str,
+)
+async def test_a_conversation_that_is_rendered_otherwise_is_not_counted(tmp_path: Path, settings: ChatSettings) -> None:
+    model = VllmModel(
+        name="m",
+        engine="vllm",
+        model=str(model_folder(tmp_path, TEMPLATE)),
+        options={"max_model_len": 300},
+        chat=settings,
+    )
+    check = ContextWindow(Registry({"m": model}))
+    await check.check("m", chat("word " * 1000))
+    with pytest.raises(InvalidRequest, match="the prompt has 1000"):
+        await check.check("m", GenerateRequest(prompt="word " * 1000))
+
+
+async def test_a_model_whose_files_are_elsewhere_is_not_counted() -> None:
+    model = VllmModel(name="m", engine="vllm", model="org/on-the-hub", options={"max_model_len": 10})
+    await ContextWindow(Registry({"m": model})).check("m", chat("word " * 1000))
+
+
+async def test_of_an_upstreams_model_max_tokens_alone_is_looked_at() -> None:
+    url = "http://127.0.0.1:1/v1"
+    models = {
+        "limited": OpenAIOptions(base_url=url, max_model_len=10),
+        "free": OpenAIOptions(base_url=url),
+    }
+    check = ContextWindow(
+        Registry(
+            {name: OpenAIModel(name=name, engine="openai", model="x", options=one) for name, one in models.items()}
+        )
+    )
+    await check.check("limited", chat("word " * 1000))
+    await check.check("limited", chat("word", max_tokens=10))
+    await check.check("free", chat("word", max_tokens=11))
+    with pytest.raises(InvalidRequest, match="context is 10 tokens") as caught:
+        await check.check("limited", chat("word", max_tokens=11))
+    assert caught.value.param == "max_tokens"

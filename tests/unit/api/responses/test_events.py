@@ -1,0 +1,259 @@
+"""A response's stream follows from its job's log alone, and is resumed anywhere by making it again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from api.responses.events import ResponseEvents, frames, replayed
+from api.responses.schemas import ResponseCreate, ResponseView
+from shared.domain.events import (
+    CallDelta,
+    Delta,
+    Event,
+    EventType,
+    archive,
+    delta_event,
+    event,
+    parse_archive,
+    seq_before,
+)
+from shared.domain.job import Job, JobStatus
+from shared.domain.request import GenerateRequest
+from shared.domain.response import ResponseFacts, StoredResponse
+
+DIGITS = "0190" + "a" * 28
+USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "cached_tokens": 2}
+SDK_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
+def response(*, background: bool = False, **asked: Any) -> StoredResponse:
+    body = ResponseCreate.model_validate({"model": "sim", "input": "x", "background": background, **asked})
+    job = Job(
+        f"job_{DIGITS}", 1, "sim", JobStatus.QUEUED, 3, GenerateRequest(), datetime(2026, 1, 2, tzinfo=UTC), {"a": "b"}
+    )
+    return StoredResponse(job, ResponseFacts(body.asked(), [], background=background))
+
+
+def log(*deltas: Delta, ending: EventType = EventType.COMPLETED, **error: str) -> list[Event]:
+    """A log of one attempt."""
+    events = [event(1, EventType.STARTED, {"attempt": 1, "worker": "w"})]
+    events += [delta_event(number, delta, counted=True) for number, delta in enumerate(deltas, 2)]
+    payload: dict[str, Any] = {"usage": USAGE, "timings": {}}
+    if error:
+        payload["error"] = error
+    return [*events, event(len(events) + 1, ending, payload)]
+
+
+def made(events: Sequence[Event], of: StoredResponse | None = None) -> list[dict[str, Any]]:
+    stream = ResponseEvents(of or response())
+    return [*stream.opening(), *(item for entry in events for item in stream.of(entry))]
+
+
+def kinds(events: Sequence[dict[str, Any]]) -> list[str]:
+    return [item["type"].removeprefix("response.") for item in events]
+
+
+TALKATIVE = log(
+    Delta(0, "", (1, 2), reasoning="hm"),
+    Delta(0, "", reasoning="m"),
+    Delta(0, "The ", logprobs=({"token": "The ", "logprob": -0.5, "bytes": [84], "top": []},)),
+    Delta(0, "mill 🌊"),
+    Delta(0, "", tool_calls=(CallDelta(0, "call_1", "weather", '{"city": '),)),
+    Delta(0, "", tool_calls=(CallDelta(0, arguments='"Ulm"}'), CallDelta(1, "call_2", "time"))),
+    Delta(0, "", finish_reason="tool_calls"),
+)
+
+
+def test_the_order_of_a_text() -> None:
+    events = made(log(Delta(0, "The "), Delta(0, "mill"), Delta(0, "", finish_reason="stop")))
+    assert kinds(events) == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    assert [item["sequence_number"] for item in events] == list(range(10))
+    last = events[-1]["response"]
+    assert last["status"] == "completed"
+    assert last["output"] == [events[-2]["item"]]
+    assert last["output"][0]["content"][0]["text"] == "The mill"
+    assert last["usage"]["input_tokens_details"]["cached_tokens"] == 2
+
+
+def test_reasoning_text_and_calls_are_items_one_after_the_other() -> None:
+    events = made(TALKATIVE)
+    items = [item["item"] for item in events if item["type"] == "response.output_item.done"]
+    assert [item["type"] for item in items] == ["reasoning", "message", "function_call", "function_call"]
+    assert items[0]["content"] == [{"type": "reasoning_text", "text": "hmm"}]
+    assert items[1]["content"][0]["logprobs"] == [{"token": "The ", "logprob": -0.5, "bytes": [84], "top_logprobs": []}]
+    assert [(item["call_id"], item["name"], item["arguments"]) for item in items[2:]] == [
+        ("call_1", "weather", '{"city": "Ulm"}'),
+        ("call_2", "time", ""),
+    ]
+    assert [item["output_index"] for item in events if item["type"] == "response.output_item.added"] == [0, 1, 2, 3]
+    assert events[-1]["response"]["output"] == items
+    assert events[-1]["response"]["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_every_event_is_one_that_the_sdk_knows(background: bool) -> None:
+    for item in made(TALKATIVE, response(background=background)):
+        known = SDK_EVENT.validate_python(item)
+        assert known.type == item["type"]
+        # All required fields are there, as only a validation that is not the SDK's lenient one shows.
+        assert not type(known).model_validate(item).model_extra, item["type"]
+
+
+def test_the_whole_response_is_what_the_api_documents_and_the_sdk_reads() -> None:
+    asked: dict[str, Any] = {
+        "instructions": "Be brief.",
+        "tools": [{"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}],
+        "tool_choice": {"type": "function", "name": "weather"},
+        "reasoning": {"effort": "low"},
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
+        "max_output_tokens": 9,
+    }
+    whole = replayed(response(**asked), TALKATIVE)
+    assert whole.keys() == ResponseView.model_fields.keys()
+    ResponseView.model_validate(whole)
+    read = Response.model_validate(whole)
+    assert read.output_text == "The mill 🌊"
+    assert read.instructions == "Be brief."
+    assert read.tools[0].type == "function"
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "last", "status", "error"),
+    [
+        (EventType.INCOMPLETE, None, "incomplete", "incomplete", None),
+        (EventType.FAILED, "engine_error", "failed", "failed", "server_error"),
+        (EventType.FAILED, "invalid_request", "failed", "failed", "invalid_prompt"),
+        (EventType.EXPIRED, "deadline_exceeded", "failed", "failed", "server_error"),
+        (EventType.CANCELLED, "cancelled", "incomplete", "cancelled", None),
+        (EventType.CANCELLED, "deadline_exceeded", "incomplete", "cancelled", "server_error"),
+    ],
+)
+def test_ends(ending: EventType, code: str | None, last: str, status: str, error: str | None) -> None:
+    said = {"code": code, "message": "no"} if code else {}
+    events = made(log(Delta(0, "The "), ending=ending, **said))
+    whole = events[-1]["response"]
+    assert kinds(events)[-1] == last
+    assert whole["status"] == status
+    assert (whole["error"] or {}).get("code") == error
+    assert whole["output"][0]["status"] == "incomplete"
+    assert (whole["incomplete_details"] is not None) == (status == "incomplete")
+
+
+def test_a_job_that_never_ran() -> None:
+    ended = event(1, EventType.CANCELLED, {"usage": USAGE, "error": {"code": "cancelled", "message": "no"}})
+    assert kinds(made([ended], response(background=True))) == ["created", "queued", "incomplete"]
+
+
+def test_a_job_that_went_on_elsewhere_is_one_stream() -> None:
+    events = log(Delta(0, "The "), Delta(0, "mill"))
+    events.insert(2, event(3, EventType.STARTED, {"attempt": 2, "worker": "v"}))
+    events[3:] = [item._replace(seq=number) for number, item in enumerate(events[3:], 4)]
+    assert kinds(made(events)) == kinds(made(log(Delta(0, "The "), Delta(0, "mill"))))
+
+
+def restarted(seq: int) -> list[Event]:
+    """What a log has from a restart on, which has this number."""
+    return [
+        event(seq, EventType.RESTARTED, {"attempt": 2}),
+        event(seq + 1, EventType.STARTED, {"attempt": 2, "worker": "v"}),
+        delta_event(seq + 2, Delta(0, "A wheel")),
+        event(seq + 3, EventType.COMPLETED, {"usage": USAGE, "timings": {}}),
+    ]
+
+
+def test_a_restart_ends_what_was_said_as_incomplete_and_begins_a_new_item() -> None:
+    events = made([*log(Delta(0, "The "))[:2], *restarted(3)])
+    done = [item for item in events if item["type"] == "response.output_item.done"]
+    assert [(item["output_index"], item["item"]["status"]) for item in done] == [(0, "incomplete"), (1, "completed")]
+    assert [item["sequence_number"] for item in events] == list(range(len(events)))
+    (answer,) = events[-1]["response"]["output"]
+    assert answer == done[1]["item"]
+    assert answer["content"][0]["text"] == "A wheel"
+
+
+def test_a_lost_log_goes_on_above_what_anybody_has_seen() -> None:
+    after = restarted(seq_before(2) + 1)
+    live, again = made([*log(Delta(0, "The "))[:2], *after]), made(after)
+    at = next(number for number, item in enumerate(again) if item["sequence_number"] > 1_000_000)
+    # From the restart on, who was there and who comes later read the same.
+    assert live[-len(again) + at :] == again[at:]
+    assert [item["sequence_number"] for item in live] == sorted({item["sequence_number"] for item in live})
+    assert kinds(again[:at]) == ["created", "in_progress"]
+    assert live[: len(again[:at])] == again[:at]
+
+
+# The same for all logs
+
+DELTAS = st.lists(
+    st.builds(
+        Delta,
+        st.just(0),
+        st.text(max_size=3),
+        reasoning=st.text(max_size=2),
+        tool_calls=st.lists(
+            st.builds(CallDelta, st.integers(0, 2), st.just("call_x"), st.just("f"), st.text(max_size=2)), max_size=2
+        ).map(tuple),
+    ),
+    max_size=8,
+)
+
+
+async def stream(of: StoredResponse, batches: list[list[Event]], after: int | None) -> list[dict[str, Any]]:
+    async def read() -> AsyncIterator[list[Event]]:
+        for batch in batches:
+            yield batch
+
+    text = b"".join([frame async for frame in frames(of, read(), after)])
+    events = []
+    for frame in text.split(b"\n\n")[:-1]:
+        name, data = frame.split(b"\n")
+        events.append(orjson.loads(data.removeprefix(b"data: ")))
+        assert name == b"event: " + events[-1]["type"].encode()
+    return events
+
+
+@settings(deadline=None, max_examples=50)
+@given(DELTAS, st.sampled_from([kind for kind in EventType if kind.terminal]), st.integers(1, 5), st.booleans())
+async def test_resuming_after_every_event_gives_the_rest(
+    deltas: list[Delta], ending: EventType, size: int, restarts: bool
+) -> None:
+    said = {} if ending in (EventType.COMPLETED, EventType.INCOMPLETE) else {"code": "engine_error", "message": "no"}
+    events = log(*deltas, ending=ending, **said)
+    if restarts:
+        events = [*events[:-1], *restarted(len(events))]
+    of = response(background=True)
+    whole = await stream(of, [events], None)
+    assert [item["sequence_number"] for item in whole] == list(range(len(whole)))
+    # As it came, however it was cut; and as the row keeps it.
+    cut = [events[start : start + size] for start in range(0, len(events), size)]
+    kept = parse_archive(archive(events))
+    for number in range(len(whole)):
+        assert await stream(of, cut, number) == whole[number + 1 :]
+    assert await stream(of, [kept], None) == whole
+    assert replayed(of, kept) == orjson.loads(orjson.dumps(whole[-1]["response"]))
+    # Each item is announced once and ends once, with what its deltas add up to.
+    for item in (entry for entry in whole if entry["type"] == "response.output_item.done"):
+        own = [entry for entry in whole if entry.get("item_id") == item["item"]["id"]]
+        deltas_text = "".join(entry["delta"] for entry in own if entry["type"].endswith(".delta"))
+        kept_text = item["item"].get("arguments")
+        assert deltas_text == (item["item"]["content"][0]["text"] if kept_text is None else kept_text)

@@ -1,0 +1,275 @@
+"""Images, docker-compose.yml and the Kubernetes manifests: they render, they are judged well, and they name what is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from api.settings import ApiSettings
+from shared.config.models.loader import load_registry
+from tests.support.judges import judge
+from tests.support.keda import SCALED_OBJECT
+from tests.support.stack import REPOSITORY
+from workers.settings import WorkerSettings
+
+OVERLAYS = ("cpu", "gpu", "multi-region/eu", "multi-region/us")
+DOCKERFILES = ("api/Dockerfile", "workers/Dockerfile")
+COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
+VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+
+# Read elsewhere than by the settings of API and workers.
+OTHER_VARIABLES = {
+    "DATABASE_URL",
+    "REDIS_URL",
+    "HEADRACE_API_KEY",  # api/keys/__main__.py
+    "HEADRACE_CACHE",  # shared/config/bundled_model.py
+    "FLOWER_BASIC_AUTH",  # Flower
+    "HF_TOKEN",
+    "UPSTREAM_API_KEY",  # models.yaml's api_key_env
+}
+FOREIGN = ("PYTHON", "HF_", "TORCHINDUCTOR_", "TRITON_", "XDG_", "PATH")
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each overlay as kubectl would apply it."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed: the manifests are not rendered")
+    folder = tmp_path_factory.mktemp("rendered")
+    files = {}
+    for overlay in OVERLAYS:
+        command = ["kubectl", "kustomize", f"k8s/overlays/{overlay}"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr, done.stderr  # deprecations
+        files[overlay] = folder / f"{overlay.replace('/', '-')}.yaml"
+        files[overlay].write_text(done.stdout)
+    return files
+
+
+def objects(file: Path, *kinds: str) -> list[dict[str, Any]]:
+    return [item for item in yaml.safe_load_all(file.read_text()) if not kinds or item["kind"] in kinds]
+
+
+def pods(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for item in objects(file, "Deployment", "StatefulSet", "Job"):
+        yield item["metadata"]["name"], item["spec"]["template"]["spec"]
+
+
+def tool(name: str) -> str:
+    path = judge(name)
+    if path is None:
+        pytest.skip(f"{name} is not there; make it once: python -m tests.support.judges")
+    return str(path)
+
+
+def passes(*command: str) -> None:
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_would_take_it(rendered: dict[str, Path], overlay: str, tmp_path: Path) -> None:
+    validate = tool("kubernetes-validate")
+    known = [item for item in objects(rendered[overlay]) if item["kind"] != "ScaledObject"]
+    behaviors = [
+        item["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        for item in objects(rendered[overlay], "ScaledObject")
+    ]
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"}
+    known += [
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": {"name": "x"},
+            "spec": {"scaleTargetRef": target, "maxReplicas": 1, "behavior": behavior},
+        }
+        for behavior in behaviors
+    ]
+    file = tmp_path / "known.yaml"
+    file.write_text(yaml.safe_dump_all(known))
+    done = subprocess.run([validate, "--strict", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "Couldn't find schema" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS[:3])
+def test_checkov_has_nothing_to_say(rendered: dict[str, Path], overlay: str) -> None:
+    config = str(REPOSITORY / "k8s" / "checkov.yaml")
+    passes(tool("checkov"), "--config-file", config, "--skip-download", "--compact", "-f", str(rendered[overlay]))
+
+
+@pytest.mark.parametrize("file", DOCKERFILES)
+def test_hadolint_has_nothing_to_say(file: str) -> None:
+    passes(tool("hadolint"), file)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS[1:])
+def test_a_model_scales_by_its_own_work(rendered: dict[str, Path], overlay: str) -> None:
+    deployments = {item["metadata"]["name"]: item for item in objects(rendered[overlay], "Deployment")}
+    scaled = objects(rendered[overlay], "ScaledObject")
+    assert scaled
+    for item in scaled:
+        jsonschema.validate(item, SCALED_OBJECT)
+        spec = item["spec"]
+        worker = deployments[spec["scaleTargetRef"]["name"]]
+        assert "replicas" not in worker["spec"], "an apply would undo what KEDA has decided"
+        model = worker["spec"]["template"]["spec"]["containers"][0]["args"][-1]
+        query = spec["triggers"][0]["metadata"]["query"]
+        assert " ".join(query.split()) == (
+            f'(sum(max by (priority) (headrace_jobs_waiting{{model="{model}"}}))'
+            f' + sum(max by (priority) (headrace_jobs_running{{model="{model}"}})))'
+            f' / max(headrace_worker_slots{{model="{model}"}})'
+        )
+        assert spec["minReplicaCount"] == 0
+        assert spec["triggers"][0]["metadata"]["activationThreshold"] == "0"  # one waiting job is enough
+
+
+def test_a_scaled_object_with_a_wrong_field_is_found(rendered: dict[str, Path]) -> None:
+    (item,) = objects(rendered["gpu"], "ScaledObject")
+    item["spec"]["triggers"][0]["metadata"]["threshold"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(item, SCALED_OBJECT)
+    del item["spec"]["triggers"][0]["metadata"]["threshold"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(item, SCALED_OBJECT)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_workers_serve_models_that_are_declared(rendered: dict[str, Path], overlay: str, tmp_path: Path) -> None:
+    (config,) = [
+        item for item in objects(rendered[overlay], "ConfigMap") if item["metadata"]["name"].startswith("models-")
+    ]
+    file = tmp_path / "models.yaml"
+    file.write_text(config["data"]["models.yaml"])
+    served = [spec["containers"][0]["args"][-1] for name, spec in pods(rendered[overlay]) if name.startswith("worker-")]
+    assert served == list(load_registry(file).models)
+
+
+def test_a_laptop_serves_what_make_up_serves() -> None:
+    assert (REPOSITORY / "k8s/overlays/cpu/models.yaml").read_text() == (REPOSITORY / "models.yaml").read_text()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_name_settings_ports_and_probes_that_are(rendered: dict[str, Path], overlay: str) -> None:
+    settings = next(
+        item["data"]
+        for item in objects(rendered[overlay], "ConfigMap")
+        if item["metadata"]["name"].startswith("settings-")
+    )
+    check_variables(set(settings), ApiSettings, WorkerSettings)
+    for name, spec in pods(rendered[overlay]):
+        (container,) = spec["containers"]
+        values = {item["name"]: item.get("value", "") for item in container.get("env", ())}
+        grace = spec.get("terminationGracePeriodSeconds", 30)
+        if name == "api":
+            check_variables(set(values), ApiSettings)
+            assert {probe["httpGet"]["path"] for probe in probes(container)} == {"/healthz"}
+            assert container["ports"][0]["containerPort"] == image_port("api/Dockerfile")
+            assert grace > 5 + float(values["HEADRACE_STOP_GRACE_S"])
+        elif name.startswith("worker-"):
+            check_variables(set(values), WorkerSettings)
+            assert {tuple(probe["exec"]["command"][:3]) for probe in probes(container)} == {
+                ("python", "-m", "workers.probe")
+            }
+            assert str(container["ports"][0]["containerPort"]) == values["HEADRACE_METRICS_PORT"]
+            assert grace > float(values["HEADRACE_DRAIN_S"]) + 30
+        elif name == "flower":
+            check_variables(set(values))
+            assert f"--port={container['ports'][0]['containerPort']}" in container["args"]
+
+
+def test_compose_names_settings_that_are() -> None:
+    for name, service in COMPOSE["services"].items():
+        variables = set(service.get("environment", {}))
+        if name == "api":
+            check_variables(variables, ApiSettings)
+        elif name.startswith("worker"):
+            check_variables(variables, WorkerSettings)
+        elif service["image"].startswith("headrace-"):
+            check_variables(variables)
+        if service["image"].startswith("headrace-"):
+            assert service["image"].endswith(f":${{HEADRACE_VERSION:-{VERSION}}}")
+
+
+def test_compose_gives_drains_their_time() -> None:
+    services = COMPOSE["services"]
+    for name in ("worker", "worker-gpu", "worker-light"):
+        drain_s = default(services[name]["environment"]["HEADRACE_DRAIN_S"])
+        assert seconds(services[name]["stop_grace_period"]) > drain_s + 30
+    stop_s = default(services["api"]["environment"]["HEADRACE_STOP_GRACE_S"])
+    assert seconds(services["api"]["stop_grace_period"]) > stop_s + 10
+
+
+def test_each_variable_of_compose_is_in_the_example_or_has_a_default() -> None:
+    example = (REPOSITORY / ".env.example").read_text()
+    given = set(re.findall(r"^([A-Z_]+)=", example, re.MULTILINE))
+    text = (REPOSITORY / "docker-compose.yml").read_text()
+    used = dict(re.findall(r"(?<!\$)\$\{([A-Z_]+)(:[-?])?", text))
+    assert {name for name, kind in used.items() if kind == ":?"} <= given
+    assert all(used.values()), "a variable without a default or a message"
+    assert given - {"COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"} <= set(used)
+
+
+def test_env_is_written_once_with_secrets_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "launcher").mkdir()
+    for file in ("launcher/compose_env.sh", ".env.example"):
+        shutil.copy(REPOSITORY / file, tmp_path / file)
+    command = ["sh", str(tmp_path / "launcher/compose_env.sh")]
+    subprocess.run(command, check=True, capture_output=True)
+    written = tmp_path / ".env"
+    assert written.stat().st_mode & 0o077 == 0
+    values = dict(line.split("=", 1) for line in written.read_text().splitlines() if "=" in line and line[0] != "#")
+    secrets = [value for name, value in values.items() if name.endswith(("PASSWORD", "HEADRACE_API_KEY"))]
+    assert len(set(secrets)) == len(secrets) == 5
+    assert all(len(secret) >= 48 and "GENERATED" not in secret for secret in secrets)
+    assert re.fullmatch(r"hr_[0-9a-f]{8}_[0-9a-f]{48}", values["HEADRACE_API_KEY"])
+    before = written.read_text()
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 1
+    assert written.read_text() == before
+
+
+@pytest.mark.parametrize("file", DOCKERFILES)
+def test_images_name_settings_that_are(file: str) -> None:
+    text = (REPOSITORY / file).read_text()
+    (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    variables = {name for name in re.findall(r"(?:^|\s)([A-Z_]+)=", block) if not name.startswith(FOREIGN)}
+    check_variables(variables, ApiSettings if file.startswith("api") else WorkerSettings)
+    assert not re.search(r"(?i)(password|secret|token|api_key)\s*=", text), "a secret would stay in a layer"
+    users = re.findall(r"^USER (\S+)$", text, re.MULTILINE)
+    assert users
+    assert set(users) == {"10001:10001"}
+
+
+def check_variables(names: set[str], *kinds: type[ApiSettings | WorkerSettings]) -> None:
+    """Each is read by a process of these kinds."""
+    known = OTHER_VARIABLES | {f"HEADRACE_{field}".upper() for kind in kinds for field in kind.model_fields}
+    assert names <= known, f"nothing reads {names - known}"
+
+
+def probes(container: dict[str, Any]) -> list[dict[str, Any]]:
+    return [container[kind] for kind in ("startupProbe", "readinessProbe", "livenessProbe")]
+
+
+def image_port(file: str) -> int:
+    (port,) = re.findall(r"^EXPOSE (\d+)$", (REPOSITORY / file).read_text(), re.MULTILINE)
+    return int(port)
+
+
+def default(value: str) -> float:
+    found = re.fullmatch(r"\$\{[A-Z_]+:-([0-9.]+)\}", value)
+    assert found is not None
+    return float(found[1])
+
+
+def seconds(value: str) -> float:
+    return float(value.removesuffix("s"))

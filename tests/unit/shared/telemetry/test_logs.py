@@ -1,0 +1,195 @@
+"""Log lines: fields by name in both formats, and no words of errors that may quote a prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import asyncpg
+import pydantic
+import pytest
+import redis.exceptions
+import sqlalchemy.exc
+
+import shared.telemetry.logs
+from shared.domain.errors import InvalidRequest, Unavailable
+from shared.telemetry.logs import JsonLines, TextLines, requests_come
+
+MARKER = "the prompt"
+
+
+@pytest.fixture
+def serving() -> Iterator[None]:
+    """Requests are in hand."""
+    before = shared.telemetry.logs._requests_come
+    requests_come()
+    yield
+    shared.telemetry.logs._requests_come = before
+
+
+def record(template: str, *args: Any, error: BaseException | None = None) -> logging.LogRecord:
+    info = (type(error), error, error.__traceback__) if error is not None else None
+    return logging.LogRecord("api.x", logging.INFO, "x.py", 1, template, args, info)
+
+
+def as_json(template: str, *args: Any, error: BaseException | None = None) -> dict[str, Any]:
+    line: dict[str, Any] = json.loads(JsonLines().format(record(template, *args, error=error)))
+    return line
+
+
+def as_text(template: str, *args: Any, error: BaseException | None = None) -> str:
+    """Without the time."""
+    return TextLines().format(record(template, *args, error=error)).partition(" ")[2]
+
+
+class TestFields:
+    def test_names_before_and_after_the_words_are_fields(self) -> None:
+        template, args = "job=%s attempt=%d %s after %d tokens output=%d s=%.1f", ("job_1", 2, "ended", 3, 4, 0.5)
+        line = as_json(template, *args)
+        assert line.pop("time").endswith("Z")
+        assert line == {
+            "level": "info",
+            "logger": "api.x",
+            "message": "ended after 3 tokens",
+            "job": "job_1",
+            "attempt": 2,
+            "output": 4,
+            "s": 0.5,
+        }
+        assert as_text(template, *args) == "INFO api.x job=job_1 attempt=2 ended after 3 tokens output=4 s=0.5"
+
+    def test_names_among_the_words_are_words(self) -> None:
+        line = as_json("model=%s: it has a=%d and more", "m", 1)
+        assert line["message"] == "model=m: it has a=1 and more"
+        assert "model" not in line
+
+    def test_what_is_not_known_is_left_out(self) -> None:
+        assert "request" not in as_json("request=%s queued", None)
+        assert as_text("request=%s queued", None) == "INFO api.x queued"
+
+    def test_a_value_cannot_pass_for_another_field(self) -> None:
+        """A request's id is the client's own text."""
+        odd = 'x" job=job_2 level=error'
+        line = as_json("request=%s queued", odd)
+        assert (line["request"], line["level"], "job" in line) == (odd, "info", False)
+        assert as_text("request=%s queued", odd) == f"INFO api.x request={json.dumps(odd)} queued"
+
+    def test_messages_without_fields(self) -> None:
+        assert as_json("100%")["message"] == "100%"
+        assert as_json("%d%% of it", 5)["message"] == "5% of it"
+        assert as_json("a=%s", 1)["message"] == "a=1"
+
+    def test_a_line_is_one_line_whatever_is_in_it(self) -> None:
+        text = JsonLines().format(record("request=%s two\nlines", "a\nb", error=ValueError("c\nd")))
+        assert "\n" not in text
+
+
+def raised(error: Exception) -> Exception:
+    """The error with a place that it came from."""
+
+    def fail() -> None:
+        raise error
+
+    try:
+        fail()
+    except Exception as caught:
+        return caught
+    raise AssertionError
+
+
+def invalid() -> pydantic.ValidationError:
+    try:
+        pydantic.TypeAdapter(int).validate_python(MARKER)
+    except pydantic.ValidationError as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.usefixtures("serving")
+class TestErrors:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ValueError(MARKER),
+            KeyError(MARKER),
+            InvalidRequest(MARKER),
+            invalid(),
+            sqlalchemy.exc.DBAPIError("INSERT", {}, asyncpg.exceptions.DataError(f"invalid input for $1: '{MARKER}'")),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    @pytest.mark.parametrize("say", [as_json, as_text])
+    def test_what_it_quotes_is_left_out(self, say: Callable[..., Any], error: Exception) -> None:
+        for said in (
+            say("job=%s failed: %s", "job_1", error),
+            say("failed", error=raised(error)),
+        ):
+            assert MARKER not in str(said)
+            assert type(error).__name__ in str(said)
+
+    def test_causes_and_places_are_there_and_their_words_are_not(self) -> None:
+        def fail() -> None:
+            try:
+                int(MARKER)
+            except ValueError as error:
+                raise RuntimeError(f"no: {MARKER}") from error
+
+        try:
+            fail()
+        except RuntimeError as error:
+            told = as_json("failed", error=error)["error"]
+        assert told.index("ValueError") < told.index("RuntimeError")
+        assert f"{__file__}:" in told
+        assert " fail" in told
+        assert MARKER not in told
+
+    def test_what_the_network_says_is_told(self) -> None:
+        for error in (ConnectionRefusedError(111, "refused"), redis.exceptions.ConnectionError("refused")):
+            assert "refused" in as_json("Redis is away: %s", error)["message"]
+            assert "refused" in as_json("away", error=raised(error))["error"]
+
+    def test_why_a_service_is_away_is_told(self) -> None:
+        error = Unavailable(MARKER)
+        assert as_json("away: %s", error)["message"] == "away: Unavailable"
+        error.__cause__ = ValueError(MARKER)
+        assert as_json("away: %s", error)["message"] == "away: Unavailable(ValueError)"
+        error.__cause__ = OSError(28, "No space left on device")
+        assert as_json("away: %s", error)["message"] == "away: Unavailable([Errno 28] No space left on device)"
+
+    def test_the_databases_code_is_told(self) -> None:
+        cause = asyncpg.exceptions.UniqueViolationError(MARKER)
+        error = sqlalchemy.exc.DBAPIError("INSERT", {}, cause)
+        assert as_json("failed: %s", error)["message"] == "failed: DBAPIError(UniqueViolationError, SQLSTATE 23505)"
+
+    def test_asyncio_quotes_errors_in_its_own_words(self) -> None:
+        said = logging.LogRecord(
+            "asyncio", logging.ERROR, "x.py", 1, f"Task exception was never retrieved\nfuture: {MARKER}", (), None
+        )
+        assert MARKER not in JsonLines().format(said)
+
+
+def test_before_requests_come_errors_are_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that does not start says why."""
+    monkeypatch.setattr(shared.telemetry.logs, "_requests_come", False)
+    error = raised(ValueError("No available memory"))
+    assert "No available memory" in as_json("failed: %s", error)["message"]
+    assert "No available memory" in as_json("failed", error=error)["error"]
+    assert "Traceback" in as_text("failed", error=error)
+
+
+@pytest.mark.parametrize(("form", "begins"), [("json", "{"), ("text", "20")])
+def test_the_format_is_a_setting(form: str, begins: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        shared.telemetry.logs.configure_logging("INFO", form)
+        root.handlers[0].setStream(sys.stderr)  # type: ignore[attr-defined]
+        logging.getLogger("x").warning("words")
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    assert capsys.readouterr().err.startswith(begins)

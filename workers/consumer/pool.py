@@ -1,0 +1,137 @@
+"""The Celery pool of a worker: one thread for each of the engine's slots.
+
+Celery fetches messages by its concurrency. Here that is a small look-ahead (`-c`), and the pool has its own
+number of threads: so a worker runs as many jobs as its engine holds and reserves next to nothing beyond, and
+the backlog waits where another worker can take it. A thread only waits; the work is async, on one loop.
+
+Batches have threads of their own, as many again: urgent jobs begin though batch jobs fill the engine, and the runner
+sets batch jobs aside for them. Messages of batches come only while there is room (`workers.consumer.transport`).
+
+The pool is also where the engine lives: it starts before the consumer (a worker never takes a job that it
+cannot run yet; one that cannot start ends), and it stops after the last job.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from celery.concurrency.base import BasePool, apply_target
+
+from shared.domain.job import JobStatus
+from shared.domain.priorities import is_batch
+from workers.runtime import Lifecycle
+
+
+class _Applied:
+    """What Celery keeps of a job given to the pool."""
+
+    def __init__(self, future: Future[None]) -> None:
+        self._future = future
+
+    def terminate(self, signal: Any) -> None:
+        """Done by `EnginePool.terminate_job`."""
+
+
+class EnginePool(BasePool):  # type: ignore[misc]
+    """As many threads as the engine has slots, for urgent jobs and for batches'."""
+
+    body_can_be_buffer = True
+    signal_safe = False
+
+    _urgent: ThreadPoolExecutor
+    _batch: ThreadPoolExecutor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lifecycle: Lifecycle = self.app.lifecycle
+        # Celery's terminate speaks of process ids; ours are made up, one a job.
+        self._pids = itertools.count(1)
+        self._jobs: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def on_start(self) -> None:
+        self._lifecycle.start()
+        slots = self._lifecycle.slot_pool.slots
+        self._urgent = ThreadPoolExecutor(slots, thread_name_prefix="job")
+        self._batch = ThreadPoolExecutor(slots, thread_name_prefix="batch-job")
+
+    def on_stop(self) -> None:
+        self._lifecycle.drain()
+        for executor in (self._urgent, self._batch):
+            executor.shutdown(wait=True, cancel_futures=True)
+        self._lifecycle.stop()
+
+    on_terminate = on_stop
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[..., Any] | None = None,
+        accept_callback: Callable[..., Any] | None = None,
+        **_: Any,
+    ) -> _Applied:
+        # Celery's own target: (task name, task id, request, ...).
+        job_id, request = args[1], args[2]
+        batch = is_batch(request["delivery_info"]["priority"] or 0)
+        # Where a thread is free the job begins now: its claim need not wait for the thread to get going.
+        begun = self._lifecycle.begin(job_id) if self._lifecycle.slot_pool.take(batch=batch) else None
+        executor = self._batch if batch else self._urgent
+        return _Applied(
+            executor.submit(self._apply, job_id, batch, begun, target, args, kwargs, callback, accept_callback)
+        )
+
+    def terminate_job(self, pid: int, signal: Any = None) -> None:
+        """Cancel a job: Flower's Terminate button and `revoke(terminate=True)` end here."""
+        with self._lock:
+            job_id = self._jobs.get(pid)
+        if job_id is not None:
+            self._lifecycle.cancel(job_id)
+
+    def _apply(
+        self,
+        job_id: str,
+        batch: bool,
+        begun: Future[JobStatus | None] | None,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        callback: Callable[..., Any] | None,
+        accept_callback: Callable[..., Any] | None,
+    ) -> None:
+        pid = next(self._pids)
+        with self._lock:
+            self._jobs[pid] = job_id
+        try:
+            self._lifecycle.wait_for(begun or self._lifecycle.begin(job_id))
+            apply_target(target, args, kwargs, callback, self._accepting(accept_callback), getpid=lambda: pid)
+        finally:
+            with self._lock:
+                del self._jobs[pid]
+            self._lifecycle.slot_pool.leave(batch=batch)
+            self._lifecycle.intake.look()
+
+    def _accepting(self, accept: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        """What Celery is told when a job begins: its message is acknowledged, and the next may be taken."""
+
+        def accepted(*args: Any) -> None:
+            if accept is not None:
+                accept(*args)
+            self._lifecycle.intake.look()
+
+        return accepted
+
+    def _get_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = super()._get_info()
+        info.update({"max-concurrency": self._lifecycle.slot_pool.slots, "processes": sorted(self._jobs)})
+        return info
+
+    @property
+    def num_processes(self) -> int:
+        """The look-ahead: what Celery multiplies into its prefetch count."""
+        return int(self.limit)

@@ -1,0 +1,1 @@
+"""Relays jobs to a server that speaks the OpenAI API."""

@@ -1,0 +1,145 @@
+"""What the simulated engine answers beside its free text: reasoning, tool calls, structured outputs, logprobs.
+
+An answer is a script, one delta a token, that follows from the request alone; so an answer that was cut goes on
+wherever it was cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import CallDelta, Delta
+from shared.domain.request import ChatOptions, GenerateRequest, StructuredOutputs, Tool
+from workers.engines.simulated.json_sample import json_sample
+
+THOUGHTS = ("The", " wheel", " asks", " for", " water", ".")
+FRAGMENT = 6
+# Tokens of a script stand above those of the free text.
+FIRST_ID = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Deltas of a token each. With a `reason` they are the whole answer; without one free text follows."""
+
+    deltas: tuple[Delta, ...]
+    reason: str | None
+
+    def step(self, position: int) -> Delta:
+        """The token at a position, with the reason where it is the last."""
+        delta = self.deltas[position]
+        last = position == len(self.deltas) - 1
+        return Delta(
+            delta.index,
+            delta.text,
+            (FIRST_ID + position,),
+            self.reason if last else None,
+            reasoning=delta.reasoning,
+            tool_calls=delta.tool_calls,
+        )
+
+    def text_of(self, token_id: int) -> bytes:
+        """What a token of it reads as."""
+        delta = self.deltas[token_id - FIRST_ID]
+        calls = "".join((call.name or "") + call.arguments for call in delta.tool_calls)
+        return (delta.text + delta.reasoning + calls).encode()
+
+
+def script_of(request: GenerateRequest, index: int, seed: str) -> Script:
+    """What choice `index` says before its free text, or instead of it.
+
+    Raises:
+        InvalidRequest: what is asked for cannot be made.
+    """
+    chat = request.chat or ChatOptions()
+    deltas: list[Delta] = []
+    budget = request.sampling.thinking_token_budget
+    if (chat.reasoning_effort not in (None, "none") or budget) and chat.include_reasoning:
+        deltas += [Delta(index, reasoning=word) for word in THOUGHTS[:budget]]
+    if called := _called(request, chat):
+        for number, tool in enumerate(called):
+            deltas += _call(index, number, tool, seed)
+        return Script(tuple(deltas), "tool_calls")
+    if request.structured_outputs is not None:
+        text = _instance(request.structured_outputs)
+        deltas += [Delta(index, piece) for piece in _pieces(text)]
+        return Script(tuple(deltas), "stop")
+    return Script(tuple(deltas), None)
+
+
+def _called(request: GenerateRequest, chat: ChatOptions) -> list[Tool]:
+    """The tools that are called: none where the conversation waits for no call."""
+    tools = chat.tools or []
+    match chat.tool_choice:
+        case {"name": name}:
+            named = [tool for tool in tools if tool.function.name == name]
+            if not named:
+                raise InvalidRequest(f"tool_choice names {name!r}, which is not in tools.", param="tool_choice")
+            return named[:1]
+        case "required":
+            return tools[: 2 if chat.parallel_tool_calls else 1]
+        case "none":
+            return []
+        case _:
+            answered = request.messages is not None and request.messages[-1:] and request.messages[-1].role == "tool"
+            return [] if answered else tools[:1]
+
+
+def _call(index: int, number: int, tool: Tool, seed: str) -> Iterator[Delta]:
+    """A call's fragments: its id and name, then its arguments."""
+    name = tool.function.name
+    digest = hashlib.sha256(f"{seed}/{number}/{name}".encode("utf-8", "surrogatepass")).hexdigest()
+    yield Delta(index, tool_calls=(CallDelta(number, f"call_{digest[:24]}", name),))
+    try:
+        arguments = _json(json_sample(tool.function.parameters or {}))
+    except ValueError as error:
+        raise InvalidRequest(f"The parameters of the function {name!r}: {error}.", param="tools") from error
+    for piece in _pieces(arguments):
+        yield Delta(index, tool_calls=(CallDelta(number, arguments=piece),))
+
+
+def _instance(wanted: StructuredOutputs) -> str:
+    if wanted.choice is not None:
+        return wanted.choice[0]
+    if wanted.json_schema is not None:
+        try:
+            return _json(json_sample(wanted.json_schema))
+        except ValueError as error:
+            raise InvalidRequest(f"The schema: {error}.", param="structured_outputs") from error
+    if wanted.json_object:
+        return "{}"
+    raise InvalidRequest(
+        "The simulated engine makes json_schema, json_object and choice only.", param="structured_outputs"
+    )
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _pieces(text: str) -> list[str]:
+    """A text as tokens; an empty text is one too, since its end is drawn."""
+    return [text[at : at + FRAGMENT] for at in range(0, len(text), FRAGMENT)] or [""]
+
+
+def logprob_entries(texts: list[bytes], first: int, top: int) -> tuple[dict[str, Any], ...]:
+    """Made up, and always the same: an entry for each token, the first of them at a position of its choice."""
+    return tuple(_entry(text, position, top) for position, text in enumerate(texts, first))
+
+
+def _entry(text: bytes, position: int, top: int) -> dict[str, Any]:
+    logprob = -(1 + position % 7) / 8
+    drawn = {"token": text.decode(errors="replace"), "logprob": logprob, "bytes": list(text)}
+    others = [_other(rank, logprob) for rank in range(1, top)]
+    return {**drawn, "top": [drawn, *others][:top]}
+
+
+def _other(rank: int, best: float) -> dict[str, Any]:
+    token = f" drop{rank}"
+    return {"token": token, "logprob": best - rank, "bytes": list(token.encode())}

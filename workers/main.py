@@ -1,0 +1,116 @@
+"""One worker process for one model: `python -m workers MODEL`.
+
+vLLM's engine processes are spawned, and a spawned process imports this module again, under another name.
+That is where they are tied to the process that started them: a worker that is killed takes its engine along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import multiprocessing
+import os
+import secrets
+import signal
+import socket
+import sys
+from contextlib import ExitStack
+
+PR_SET_PDEATHSIG = 1
+
+
+def tie_to_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux)."""
+    if sys.platform == "linux":
+        parent = multiprocessing.parent_process()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent.pid:
+            os._exit(1)  # it has died before it was asked
+
+
+def log_as_the_worker() -> None:
+    """Give vLLM's processes the worker's log, and keep from it what a crashing engine was given.
+
+    vLLM logs the scheduler's output then, with stop strings, schemas and what else came with the requests.
+    """
+    from shared.telemetry.logs import configure_logging
+
+    configure_logging(os.environ.get("HEADRACE_LOG_LEVEL", "INFO"), os.environ.get("HEADRACE_LOG_FORMAT", "text"))
+    # A filter, since a configuration of vLLM's own (VLLM_CONFIGURE_LOGGING=1) sets levels back.
+    logging.getLogger("vllm.logging_utils.dump_input").addFilter(lambda _: False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m workers", description="Run jobs of one model.")
+    parser.add_argument("model", help="a name from models.yaml")
+    arguments = parser.parse_args()
+
+    from shared.config.models.loader import load_registry
+    from shared.config.settings import settings_or_exit
+    from shared.domain.errors import HeadraceError
+    from shared.postgres.schema_version import database_or_exit
+    from shared.redis.job_queue import queue_name
+    from shared.telemetry.instruments import Exporter
+    from shared.telemetry.instruments import registry as metrics_of
+    from shared.telemetry.logs import configure_logging
+    from shared.telemetry.metrics import declare_models
+    from shared.telemetry.tracing_setup import wanted
+    from workers.app import app
+    from workers.consumer.pool import EnginePool
+    from workers.consumer.signals import HeadraceWorker
+    from workers.consumer.transport import use_transport
+    from workers.metrics_server import serve_metrics
+    from workers.runtime import Lifecycle
+    from workers.settings import WorkerSettings
+    from workers.supervision.consumer_control import ConsumerControl
+
+    settings = settings_or_exit(WorkerSettings)
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        wanted()
+        registry = load_registry(settings.models)
+    except HeadraceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if arguments.model not in registry:
+        known = ", ".join(registry.models)
+        print(f"{settings.models} declares no model {arguments.model!r}; it has: {known}", file=sys.stderr)
+        return 2
+    database_or_exit(settings.database_url)
+
+    worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
+    app.conf.broker_url = settings.redis_url
+    declare_models(Exporter.WORKER, [arguments.model])
+    shown = metrics_of(Exporter.WORKER)
+    app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker, shown)
+    use_transport(app, lambda: app.lifecycle.slot_pool.batch_room)
+    process = HeadraceWorker(
+        app=app,
+        hostname=worker,
+        pool_cls=EnginePool,
+        concurrency=settings.look_ahead,
+        queues=[queue_name(arguments.model)],
+        task_events=False,  # Flower asks for them while it runs
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+        loglevel=settings.log_level,
+    )
+    app.lifecycle.intake = ConsumerControl(process, queue_name(arguments.model))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serve_metrics(shown, settings))
+        except OSError as error:
+            print(f"HEADRACE_METRICS_PORT={settings.metrics_port}: /metrics cannot be served: {error}", file=sys.stderr)
+            return 2
+        process.start()
+    return int(process.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+elif __name__ == "__mp_main__":
+    os.setsid()  # a signal to the worker's group is the worker's to handle: vLLM's engine would end at once
+    tie_to_parent()
+    log_as_the_worker()

@@ -1,0 +1,1 @@
+"""What keeps a worker healthy: lease, engine restarts, redelivery, cancels, watchdog."""
