@@ -15,6 +15,7 @@ WELL = (JobStatus.COMPLETED.value, JobStatus.INCOMPLETE.value)
 
 COLUMNS = (
     BatchRow.id,
+    BatchRow.project_id,
     BatchRow.key_id,
     BatchRow.endpoint,
     BatchRow.input_file_id,
@@ -56,6 +57,7 @@ def to_batch(row: Row[Any]) -> Batch:
     """The batch of a row of `COLUMNS`."""
     return Batch(
         id=row.id,
+        project_id=row.project_id,
         key_id=row.key_id,
         endpoint=row.endpoint,
         input_file_id=row.input_file_id,
