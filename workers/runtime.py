@@ -30,9 +30,9 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
-from shared.runtime.aio import cancel_and_wait
 from shared.runtime.gc_tuning import freeze_gc
 from shared.runtime.outages import is_outage
+from shared.runtime.supervisor import Supervisor
 from shared.telemetry.logs import requests_come
 from shared.telemetry.tracing_setup import open_traces
 from workers.engines.factory import make_engine
@@ -80,7 +80,7 @@ class Lifecycle:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
         self._stack = AsyncExitStack()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._supervisor = Supervisor(on_failure=self._end_worker)
         self._of_thread = threading.local()
 
     # From Celery's threads
@@ -199,19 +199,15 @@ class Lifecycle:
         )
         watchdog = Watchdog(self._runner, redis, model.name, self._end_worker)
         self._registry.register(WorkerMetrics(model.name, self._runner, engine, watchdog.stalled_s))
-        for name, part in {
-            "log_writer": self._log_writer.run(),
-            "hints": hints.run(),
-            "lease": lease.run(),
-            "control": CancelListener(redis, self._runner, self._worker).run(),
-            "healer": Redelivery(self._runner, rescues, redis, hints, model.name).run(),
-            "sweeper": sweeper.run(),
-            "keeper": self._keeper.run(),
-            "watchdog": watchdog.run(),
-        }.items():
-            task = asyncio.create_task(part, name=name)
-            task.add_done_callback(self._part_ended)
-            self._tasks.append(task)
+        start = self._supervisor.start
+        start("log_writer", self._log_writer.run())
+        start("hint_sender", hints.run())
+        start("heartbeat", lease.run())
+        start("cancel_listener", CancelListener(redis, self._runner, self._worker).run())
+        start("redelivery", Redelivery(self._runner, rescues, redis, hints, model.name).run())
+        start("sweeper", sweeper.run())
+        start("engine_supervisor", self._keeper.run())
+        start("watchdog", watchdog.run())
         freeze_gc()
         requests_come()
 
@@ -223,7 +219,7 @@ class Lifecycle:
     async def _stop(self) -> None:
         if hasattr(self, "_log_writer"):
             await self._log_writer.drain(5)
-        await cancel_and_wait(*self._tasks)
+        await self._supervisor.stop()
         await self._stack.aclose()
 
     async def _cancel(self, job_id: str) -> None:
@@ -242,12 +238,6 @@ class Lifecycle:
             if not is_outage(error):
                 raise
             logger.warning("cannot end the lease, it runs out by itself: %s", error)
-
-    def _part_ended(self, task: asyncio.Task[None]) -> None:
-        """A part runs as long as the worker; one that ends by itself is a fault that ends the worker."""
-        if not task.cancelled():
-            logger.critical("%s ended unexpectedly; the worker stops", task.get_name(), exc_info=task.exception())
-            self._end_worker()
 
     def _end_worker(self) -> None:
         """End this process: jobs are handed back, and whoever runs it starts another.

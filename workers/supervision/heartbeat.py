@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
 from shared.domain.job import JobStatus, WorkerState
 from shared.postgres.claim_store import ClaimStore
 from shared.runtime.outages import is_outage
+from shared.runtime.periodic import run_periodically
 from workers.engines.base import Engine
 from workers.execution.attempt import StopReason
 from workers.execution.runner import Runner
@@ -39,15 +39,8 @@ class Heartbeat:
         self._beacon = HeartbeatFile(settings.beacon)
 
     async def run(self) -> None:
-        """Renew for ever; cancel to stop."""
-        while True:
-            await asyncio.sleep(self._settings.heartbeat_s)
-            try:
-                await self.renew()
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                logger.warning("cannot renew the lease, trying again: %s", error)
+        """Renew the lease until cancelled."""
+        await run_periodically(self.renew, "lease renewal", interval_s=self._settings.heartbeat_s)
 
     async def show(self, state: WorkerState) -> None:
         """Say what this worker can do now; at once where the database is there, else at the next heartbeat."""
