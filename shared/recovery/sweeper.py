@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from shared.domain.job import JobStatus
+from shared.domain.job import AttemptOutcome, JobStatus
 from shared.domain.priorities import Hint, first
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.postgres.recovery_store import RecoveryStore
@@ -69,7 +69,7 @@ class Sweeper:
         for hint in rescued:
             model = model_label(hint.model)
             RESCUES.labels(model).inc()
-            ATTEMPTS.labels(model, "worker_lost").inc()
+            ATTEMPTS.labels(model, AttemptOutcome.WORKER_LOST).inc()
             logger.warning(
                 "job=%s model=%s attempt=%d worker=%s request=%s lost its worker; queued again",
                 hint.job_id, hint.model, hint.attempt, hint.worker, hint.request_id,

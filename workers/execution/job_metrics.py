@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from shared.domain.job import Job
+from shared.domain.job import AttemptOutcome, Job
 from shared.telemetry import metrics
 from shared.telemetry.metrics import model_label, priority_label
 
@@ -30,7 +30,7 @@ def first_token(job: Job, engine_s: float, at: datetime | None) -> None:
         metrics.TIME_TO_FIRST_TOKEN.labels(model, priority_label(job.priority)).observe(took)
 
 
-def attempt_ended(job: Job, outcome: str) -> None:
+def attempt_ended(job: Job, outcome: AttemptOutcome) -> None:
     """An attempt that this worker still owned has ended."""
     metrics.ATTEMPTS.labels(model_label(job.model), outcome).inc()
 

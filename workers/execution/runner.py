@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import EventType, seq_before
-from shared.domain.job import Failure, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, first, is_batch
 from shared.domain.result import CANCELLED, LATE, build_result, exhausted
 from shared.domain.transcript import Transcript, tokens_by_attempt
@@ -292,7 +292,7 @@ class Runner:
             self._on_engine_death()
             if run.job.deaths + 1 >= self._max_attempts:
                 return await self._end(run, JobStatus.FAILED, exhausted(self._max_attempts))
-            return await self._hand_back(run, "engine_lost", died=True)
+            return await self._hand_back(run, AttemptOutcome.ENGINE_LOST, died=True)
         if run.stop is StopReason.LOST:
             return None
         if (
@@ -300,7 +300,7 @@ class Runner:
             and error is None
             and (run.generating is None or run.generating.cancelled())
         ):
-            return await self._hand_back(run, run.stop.value)
+            return await self._hand_back(run, AttemptOutcome(run.stop.value))
 
         status, failure = self._outcome(run, error)
         return await self._end(run, status, failure)
@@ -335,7 +335,7 @@ class Runner:
             failure=failure,
             first_token_at=run.first_token_at,
             finished_at=run.now(),
-            outcome=status.value,
+            outcome=AttemptOutcome(status.value),
             tokens={**run.lost_tokens, job.attempt: run.tokens},
         )
         finish = self._patiently(lambda: self._store.finish(job.id, job.attempt, ending), "result")
@@ -344,8 +344,8 @@ class Runner:
             counts.result_refused(job)
             return None
         job_ended(job, ending)
-        counts.attempt_ended(job, status.value)
-        run.trace.ended(ending.finished_at, status.value, usage.prompt_tokens, run.tokens)
+        counts.attempt_ended(job, AttemptOutcome(status.value))
+        run.trace.ended(ending.finished_at, AttemptOutcome(status.value), usage.prompt_tokens, run.tokens)
         run.log.close(last, self._log_ttl_s)
         self._log_writer.touch(run.log)
         logger.info(
@@ -356,7 +356,7 @@ class Runner:
         )  # fmt: skip
         return status
 
-    async def _hand_back(self, run: RunningAttempt, outcome: str, *, died: bool = False) -> JobStatus | None:
+    async def _hand_back(self, run: RunningAttempt, outcome: AttemptOutcome, *, died: bool = False) -> JobStatus | None:
         """Back into the queue, with its text so far; a job that is being cancelled ends instead."""
         job = run.job
         run.log.seal()
