@@ -36,7 +36,7 @@ from shared.runtime.supervisor import Supervisor
 from shared.telemetry.logs import requests_come
 from shared.telemetry.tracing_setup import open_traces
 from workers.engines.factory import make_engine
-from workers.execution.attempt import StopReason
+from workers.execution.attempt import AttemptContext, StopReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -126,7 +126,7 @@ class Lifecycle:
     def hurry(self) -> None:
         """End the grace of a drain: hand everything back now."""
         if hasattr(self, "_runner"):
-            self._loop.call_soon_threadsafe(self._runner.hurry)
+            self._loop.call_soon_threadsafe(self._runner.end_grace)
 
     def stop(self) -> None:
         """Stop everything and end the loop."""
@@ -163,10 +163,9 @@ class Lifecycle:
         hints = HintSender(self._app, redis)
         self._stack.push_async_callback(hints.flush)
         self._log_writer = LogWriter(logs, store.held, late_s=settings.heartbeat_s)
-        self._runner = Runner(
+        context = AttemptContext(
             worker=self._worker,
             engine=engine,
-            slot_pool=self.slot_pool,
             store=store,
             logs=logs,
             log_writer=self._log_writer,
@@ -176,6 +175,7 @@ class Lifecycle:
             on_engine_death=lambda: self._keeper.look(),
             traces=traces,
         )
+        self._runner = Runner(context, self.slot_pool)
         lease = self._lease = Heartbeat(self._runner, engine, store, model.name, settings)
         self._keeper = EngineSupervisor(
             engine,
@@ -212,7 +212,7 @@ class Lifecycle:
         requests_come()
 
     async def _drain(self) -> None:
-        self._runner.close()
+        self._runner.pause()
         await self._lease.show(WorkerState.DRAINING)
         await self._runner.drain(self._settings.drain_s)
 
@@ -228,7 +228,7 @@ class Lifecycle:
             await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
         else:
             await self._jobs.mark_cancelling(job_id)
-            self._runner.stop(job_id, StopReason.CANCEL)
+            self._runner.stop(job_id, StopReason.CANCELLED)
 
     async def _forget(self) -> None:
         """End the lease at once. Where the database is away, the lease runs out."""

@@ -66,10 +66,10 @@ class EngineSupervisor:
     async def _replace(self) -> None:
         ENGINE_RESTARTS.labels(self._model).inc()
         logger.error("the engine has died; %d jobs go back to the queue", self._runner.running)
-        self._runner.close()
+        self._runner.pause()
         self._intake.pause()
         await self._lease.show(WorkerState.RESTARTING)
-        await self._runner.hand_back()
+        await self._runner.requeue_all()
         await self._log_writer.drain(5)
         while True:
             await self._engine.stop()
@@ -82,7 +82,7 @@ class EngineSupervisor:
             except Exception:
                 # Whatever keeps it from starting, a GPU that is still taken or a full disk, may pass.
                 logger.exception("the engine did not start")
-        self._runner.open()
+        self._runner.resume()
         await self._lease.show(WorkerState.READY)
         self._intake.resume()
         logger.warning("the engine is back")

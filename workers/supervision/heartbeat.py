@@ -63,14 +63,14 @@ class Heartbeat:
             state=self._state,
         )
         ours = {(item.job_id, item.attempt) for item in held}
-        for job_id, attempt in self._runner.runs_before(before):
+        for job_id, attempt in self._runner.claimed_before(before):
             if (job_id, attempt) not in ours:
-                logger.warning("job=%s attempt=%d is not ours any more; stopping it", job_id, attempt)
-                self._runner.stop(job_id, StopReason.LOST, attempt)
+                logger.warning("job=%s attempt=%d is no longer owned by this worker; stopping it", job_id, attempt)
+                self._runner.stop(job_id, StopReason.CLAIM_LOST, attempt)
         for item in held:
             if item.status is JobStatus.CANCELLING:
-                self._runner.stop(item.job_id, StopReason.CANCEL, item.attempt)
-        await self._give_up({(item.job_id, item.attempt) for item in self._runner.unowned(held)})
+                self._runner.stop(item.job_id, StopReason.CANCELLED, item.attempt)
+        await self._give_up({(item.job_id, item.attempt) for item in self._runner.not_running(held)})
 
     async def _give_up(self, unowned: set[tuple[str, int]]) -> None:
         """Give up what is claimed in our name and does not run here, at two heartbeats in a row.

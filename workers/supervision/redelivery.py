@@ -49,7 +49,7 @@ class Redelivery:
 
     async def heal(self) -> int:
         """Send hints for jobs that have none. Returns how many."""
-        if not self._runner.taking:
+        if not self._runner.accepting:
             return 0
         depths = await queue.depths(self._redis, self._model)
         if any(depths.values()):

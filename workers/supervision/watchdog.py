@@ -39,7 +39,7 @@ class Watchdog:
 
     async def _check(self) -> None:
         try:
-            waiting = self.untaken(await queue.depths(self._redis, self._model)) if self._runner.taking else 0
+            waiting = self.untaken(await queue.depths(self._redis, self._model)) if self._runner.accepting else 0
         except Exception:
             self._waiting_since = None  # nobody knows whether messages wait
             raise
@@ -63,7 +63,7 @@ class Watchdog:
 
     def stuck(self, waiting: int, now: float) -> bool:
         """Whether messages wait for too long, room being there, as seen at a moment of the monotonic clock."""
-        if waiting == 0 or not self._runner.taking:
+        if waiting == 0 or not self._runner.accepting:
             self._waiting_since = None
         elif self._waiting_since is None or self._runner.last_message > self._waiting_since:
             self._waiting_since = now
