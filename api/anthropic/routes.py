@@ -15,7 +15,7 @@ from api.http.json_body import JsonRoute
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
-from api.keys.auth import AnthropicKey
+from api.keys.auth import AnthropicPrincipal
 from api.resources import CurrentResources
 from shared.domain.errors import UpstreamFailed
 from shared.postgres.job_store import NewJob
@@ -56,7 +56,7 @@ Version = Annotated[
 )
 async def messages(
     body: MessagesRequest,
-    key_id: AnthropicKey,
+    principal: AnthropicPrincipal,
     held: CurrentResources,
     request: Request,
     submission: Submission,
@@ -66,7 +66,7 @@ async def messages(
     jobs = held.jobs
     user_id = body.metadata.user_id if body.metadata is not None else None
     new = NewJob(
-        key_id=key_id,
+        owner=principal.owner(user_id),
         model=body.model,
         priority=body.priority,
         request=generate_request(body),
@@ -97,7 +97,7 @@ async def messages(
 
 @router.post("/count_tokens", responses=ERRORS)
 async def count_tokens(
-    body: CountTokensRequest, _: AnthropicKey, held: CurrentResources, anthropic_version: Version = None
+    body: CountTokensRequest, _: AnthropicPrincipal, held: CurrentResources, anthropic_version: Version = None
 ) -> TokensCount:
     """Count a conversation's tokens, without running it."""
     return TokensCount(input_tokens=await held.jobs.count_tokens(body.model, conversation(body)))

@@ -13,6 +13,7 @@ from shared.postgres.tables import BatchRow, JobRow
 
 COLUMNS = (
     BatchRow.id,
+    BatchRow.project_id,
     BatchRow.key_id,
     BatchRow.endpoint,
     BatchRow.input_file_id,
@@ -54,6 +55,7 @@ def to_batch(row: Row[Any]) -> Batch:
     """The batch of a row of `COLUMNS`."""
     return Batch(
         id=row.id,
+        project_id=row.project_id,
         key_id=row.key_id,
         endpoint=row.endpoint,
         input_file_id=row.input_file_id,

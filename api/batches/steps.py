@@ -154,7 +154,7 @@ class BatchSteps:
             if job.status is JobStatus.QUEUED and not (patient and job.started_at):
                 await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
             elif not patient and job.status is JobStatus.IN_PROGRESS:
-                await self._jobs.cancel(job.id, job.key_id)
+                await self._jobs.cancel(job.id, job.owner.project_id)
 
     async def _end(self, batch: Batch) -> bool:
         """Write the results once all jobs have ended."""

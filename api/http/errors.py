@@ -24,6 +24,7 @@ from api.files.store import FileInUse
 from api.http.validation import describe
 from shared.domain.errors import (
     Conflict,
+    Forbidden,
     HeadraceError,
     InvalidRequest,
     NotFound,
@@ -124,6 +125,8 @@ def render(error: Exception) -> ErrorAnswer:
             return error_response(400, error.message, param=error.param)
         case Unauthorized():
             return error_response(401, error.message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        case Forbidden():
+            return error_response(403, error.message, code="insufficient_permissions")
         case NotFound():
             return error_response(404, error.message, param=error.param, code=error.code)
         case KeyReused():

@@ -43,7 +43,7 @@ async def replay(store: JobStore, job_id: str) -> int:
         return 1
     new, _ = await store.insert(
         NewJob(
-            key_id=job.key_id,
+            owner=job.owner,
             model=job.model,
             priority=job.priority,
             request=job.request,

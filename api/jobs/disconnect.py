@@ -45,7 +45,7 @@ async def all_while_connected(
 ) -> list[Job] | None:
     """Jobs of one call once all have ended; None where the client has left before. Then they are cancelled, unless
     kept."""
-    ended = asyncio.gather(*(jobs.finished(job.id, job.key_id) for job in submitted))
+    ended = asyncio.gather(*(jobs.finished(job.id, job.owner.project_id) for job in submitted))
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -68,6 +68,6 @@ async def abandon(jobs: JobService, submitted: Iterable[Job]) -> None:
     for job in submitted:
         logger.info("job=%s nobody waits for it any more; cancelling it", job.id)
         try:
-            await jobs.cancel(job.id, job.key_id)
+            await jobs.cancel(job.id, job.owner.project_id)
         except (HeadraceError, OSError) as error:
             logger.warning("job=%s cannot be cancelled, it runs to its end: %s", job.id, error)

@@ -16,7 +16,7 @@ from api.http.submit_headers import Submission
 from api.jobs.dependencies import Jobs
 from api.jobs.native_stream import native_stream
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
-from api.keys.auth import CurrentKey
+from api.keys.auth import CurrentPrincipal
 from api.resources import CurrentResources
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
@@ -44,7 +44,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 )
 async def submit(
     body: JobCreate,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     jobs: Jobs,
     submission: Submission,
     request: Request,
@@ -53,7 +53,7 @@ async def submit(
     """Submit a job. 202: it is committed and will run."""
     wait_s = _wait(prefer)
     new = NewJob(
-        key_id=key_id,
+        owner=principal.owner(body.user),
         model=body.model,
         priority=body.priority,
         request=body.generate_request(),
@@ -70,9 +70,9 @@ async def submit(
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:
             async with asyncio.timeout(wait_s):
-                job = await jobs.finished(job.id, key_id)
+                job = await jobs.finished(job.id, principal.project_id)
         except TimeoutError:
-            job = await jobs.get(job.id, key_id)
+            job = await jobs.get(job.id, principal.project_id)
     fresh = created and job.status is JobStatus.QUEUED
     position, eta_s = await (jobs.queue_estimates.submitted(job) if fresh else jobs.queue_estimates.waiting(job))
     return _answer(job, position, eta_s, headers)
@@ -80,7 +80,7 @@ async def submit(
 
 @router.get("", responses=ERRORS)
 async def list_jobs(
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     jobs: Jobs,
     status: JobStatus | None = None,
     model: Annotated[str | None, Query(max_length=MAX_NAME, pattern=NAME)] = None,
@@ -88,7 +88,7 @@ async def list_jobs(
     after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
 ) -> JobList:
     """List jobs, newest first."""
-    found = await jobs.page(key_id, status=status, model=model, limit=limit + 1, after=after)
+    found = await jobs.page(principal.project_id, status=status, model=model, limit=limit + 1, after=after)
     page = found[:limit]
     return JobList(
         data=[job_view(job) for job in page],
@@ -103,9 +103,9 @@ async def list_jobs(
     response_model=JobView,
     responses={**ERRORS, **NOT_FOUND, 202: {"model": JobView, "description": "The job has not ended."}},
 )
-async def get_job(job_id: str, key_id: CurrentKey, jobs: Jobs) -> Response:
+async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Response:
     """A job: 200 once it has ended, 202 before."""
-    job = await jobs.get(job_id, key_id)
+    job = await jobs.get(job_id, principal.project_id)
     return _answer(job, *await jobs.queue_estimates.waiting(job), {})
 
 
@@ -121,7 +121,7 @@ async def get_job(job_id: str, key_id: CurrentKey, jobs: Jobs) -> Response:
 )
 async def stream(
     job_id: str,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     jobs: Jobs,
     held: CurrentResources,
     starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
@@ -130,25 +130,25 @@ async def stream(
     """Follow a job over SSE, from its start or after a cursor, for as long as its result is kept."""
     param, cursor = ("Last-Event-ID", last_event_id) if last_event_id else ("starting_after", starting_after)
     after = _cursor(param, cursor) if cursor is not None else 0
-    job = await jobs.get(job_id, key_id)
+    job = await jobs.get(job_id, principal.project_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
     return event_stream(await native_stream(jobs, job, after), held.settings)
 
 
 @router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})
-async def cancel(job_id: str, key_id: CurrentKey, jobs: Jobs) -> JobView:
+async def cancel(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobView:
     """Cancel a job. `cancelling` until the engine has freed it, then `cancelled`, with the text so far."""
-    return job_view(await jobs.cancel(job_id, key_id))
+    return job_view(await jobs.cancel(job_id, principal.project_id))
 
 
 @router.delete(
     "/{job_id}",
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The job has not ended."}},
 )
-async def delete(job_id: str, key_id: CurrentKey, jobs: Jobs) -> JobDeleted:
+async def delete(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobDeleted:
     """Forget an ended job's input and output."""
-    await jobs.delete(job_id, key_id)
+    await jobs.delete(job_id, principal.project_id)
     return JobDeleted(id=job_id)
 
 

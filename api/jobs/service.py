@@ -95,25 +95,25 @@ class JobService:
         self._check_model(model)
         return await self._context.count(model, request)
 
-    async def get(self, job_id: str, key_id: int) -> Job:
-        """A job of this key.
+    async def get(self, job_id: str, project_id: int) -> Job:
+        """A job of a project.
 
         Raises:
-            NotFound: there is none, or it is another key's.
+            NotFound: there is none, or it is another project's.
         """
-        return await own_or_404("job", job_id, key_id, is_job_id, self._store.get)
+        return await own_or_404("job", job_id, project_id, is_job_id, self._store.get)
 
     async def page(
-        self, key_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
+        self, project_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
     ) -> list[Job]:
-        """A key's jobs, newest first.
+        """A project's jobs, newest first.
 
         Raises:
             InvalidRequest: `after` is no job's id.
         """
         if after is not None and not is_job_id(after):
             raise InvalidRequest(f"after: must be a job's id, got {after[:64]!r}", param="after")
-        return await self._store.page(key_id, status=status, model=model, limit=limit, after=after)
+        return await self._store.page(project_id, status=status, model=model, limit=limit, after=after)
 
     def follow(
         self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
@@ -135,36 +135,36 @@ class JobService:
             raise InvalidRequest(f"{param}: {after} is beyond the job's last event, {last}", param=param)
         return not (job.status.terminal and after == last)
 
-    async def finished(self, job_id: str, key_id: int) -> Job:
+    async def finished(self, job_id: str, project_id: int) -> Job:
         """Wait for a job's end."""
         await self._streams.ended(job_id)
-        return await self.get(job_id, key_id)
+        return await self.get(job_id, project_id)
 
-    async def cancel(self, job_id: str, key_id: int) -> Job:
+    async def cancel(self, job_id: str, project_id: int) -> Job:
         """Cancel a job: at once while it waits, through its worker while it runs. Again: no change."""
-        job = await self.get(job_id, key_id)
+        job = await self.get(job_id, project_id)
         while not job.status.terminal:
             if job.status is JobStatus.QUEUED:
                 if await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED):
-                    return await self.get(job_id, key_id)
+                    return await self.get(job_id, project_id)
             elif (worker := await self._store.mark_cancelling(job_id)) is not None:
                 logger.info(
                     "job=%s model=%s attempt=%d worker=%s request=%s cancelling",
                     job.id, job.model, job.attempt, worker, job.request_context.request_id,
                 )  # fmt: skip
                 await self._tell_worker(worker, job_id)
-                return await self.get(job_id, key_id)
-            job = await self.get(job_id, key_id)
+                return await self.get(job_id, project_id)
+            job = await self.get(job_id, project_id)
         return job
 
-    async def delete(self, job_id: str, key_id: int) -> None:
+    async def delete(self, job_id: str, project_id: int) -> None:
         """Forget a finished job's input and output.
 
         Raises:
             Conflict: the job has not ended.
         """
-        job = await self.get(job_id, key_id)
-        if not await self._store.delete(job_id, key_id):
+        job = await self.get(job_id, project_id)
+        if not await self._store.delete(job_id, project_id):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
         try:
             await self._logs.forget(job_id)

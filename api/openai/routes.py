@@ -10,7 +10,8 @@ from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, SubmitHeaders
 from api.jobs.disconnect import all_while_connected, cancel_on_disconnect
-from api.keys.auth import CurrentKey
+from api.keys.auth import CurrentPrincipal
+from api.keys.principal import Principal
 from api.openai.chunks import frames
 from api.openai.completions import CHAT, TEXT, Dialect, completion_body
 from api.openai.multi_prompt import submit_all
@@ -36,13 +37,13 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 )
 async def chat_completions(
     body: ChatCompletionRequest,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     held: CurrentResources,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(CHAT, body, key_id, held, request, submission)
+    return await _complete(CHAT, body, principal, held, request, submission)
 
 
 @router.post(
@@ -52,17 +53,17 @@ async def chat_completions(
 )
 async def completions(
     body: CompletionRequest,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     held: CurrentResources,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Continue a prompt, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(TEXT, body, key_id, held, request, submission)
+    return await _complete(TEXT, body, principal, held, request, submission)
 
 
 @router.get("/models", responses=ERRORS)
-async def models(_: CurrentKey, held: CurrentResources) -> ModelList:
+async def models(_: CurrentPrincipal, held: CurrentResources) -> ModelList:
     """The models that are served."""
     return ModelList(
         data=[ModelView(id=name, max_model_len=model.max_model_len) for name, model in held.registry.models.items()]
@@ -70,7 +71,7 @@ async def models(_: CurrentKey, held: CurrentResources) -> ModelList:
 
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
-async def model(name: str, _: CurrentKey, held: CurrentResources) -> ModelView:
+async def model(name: str, _: CurrentPrincipal, held: CurrentResources) -> ModelView:
     """One model."""
     if name not in held.registry:
         raise NotFound(f"The model `{name}` does not exist.", param="model", code="model_not_found")
@@ -80,7 +81,7 @@ async def model(name: str, _: CurrentKey, held: CurrentResources) -> ModelView:
 async def _complete(
     face: Dialect,
     body: ChatCompletionRequest | CompletionRequest,
-    key_id: int,
+    principal: Principal,
     held: Resources,
     request: Request,
     submission: SubmitHeaders,
@@ -88,7 +89,7 @@ async def _complete(
     jobs = held.jobs
     requests = [
         NewJob(
-            key_id=key_id,
+            owner=principal.owner(body.user),
             model=body.model,
             priority=body.priority,
             request=generate,

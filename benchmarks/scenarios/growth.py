@@ -21,10 +21,10 @@ from shared.postgres.engine import connect
 IDLE: dict[str, Any] = {"name": "idle", "engine": "simulated", "options": {"ttft_ms": 0, "itl_ms": 0}}
 # Rows as submits write them; their ids are of the last hours, and sort by time.
 FILL = """
-INSERT INTO jobs (id, key_id, model, status, priority, request, metadata)
+INSERT INTO jobs (id, project_id, key_id, model, status, priority, request, metadata)
 SELECT 'job_' || lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - {rows} + n), 12, '0')
            || '7' || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15),
-       (SELECT min(id) FROM api_keys), 'orphan', 'queued', 5,
+       (SELECT min(project_id) FROM api_keys), (SELECT min(id) FROM api_keys), 'orphan', 'queued', 5,
        '{{"messages": [{{"role": "user", "content": "name three rivers."}}], "sampling": {{"max_tokens": 64}}}}', '{{}}'
 FROM generate_series(1, {rows}) AS n
 """

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from shared.domain.ids import is_id, new_id
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import NO_CONTEXT, RequestContext
 
@@ -163,7 +164,7 @@ class Job:
     """A job as its row tells it. Times are UTC."""
 
     id: str
-    key_id: int
+    owner: Owner
     model: str
     status: JobStatus
     priority: int
