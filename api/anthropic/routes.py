@@ -18,7 +18,6 @@ from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.keys.auth import AnthropicPrincipal
 from api.resources import CurrentResources
 from shared.domain.errors import UpstreamFailed
-from shared.domain.job import JobStatus
 from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
@@ -89,7 +88,7 @@ async def messages(
     ended = await while_connected(request, jobs, job, keeps=keeps)
     if ended is None:
         return Response(status_code=499)  # nobody reads it
-    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+    if ended.status.succeeded:
         message = message_body(ended, hides_thinking=body.hides_thinking)
         return JSONResponse(message.model_dump(mode="json"), headers=headers)
     assert ended.error is not None

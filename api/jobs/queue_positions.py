@@ -7,7 +7,6 @@ most once a second, and in small groups, so that thousands of them do not hold u
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 import orjson
@@ -16,8 +15,7 @@ from api.jobs.queue_estimates import FRESH_S, QueueEstimates
 from api.streaming.hub import StreamHub
 from shared.domain.events import Event, EventType
 from shared.runtime.outages import is_database_outage
-
-logger = logging.getLogger(__name__)
+from shared.runtime.periodic import run_periodically
 
 GROUP = 50
 GROUP_PAUSE_S = 0.005
@@ -36,15 +34,8 @@ class QueuePositions:
         self._queue_estimates = backlog
 
     async def run(self) -> None:
-        """Tell for ever; cancel to stop."""
-        while True:
-            await asyncio.sleep(FRESH_S)
-            try:
-                await self.tell()
-            except Exception as error:
-                if not is_database_outage(error):
-                    raise
-                logger.warning("places in the queue cannot be told, trying again: %s", error)
+        """Report positions until cancelled."""
+        await run_periodically(self.tell, "queue position update", interval_s=FRESH_S, tolerates=is_database_outage)
 
     async def tell(self) -> int:
         """Tell those whose place has changed. Returns how many."""

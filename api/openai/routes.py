@@ -25,7 +25,6 @@ from api.openai.schemas import (
 )
 from api.resources import CurrentResources, Resources
 from shared.domain.errors import NotFound, UpstreamFailed
-from shared.domain.job import JobStatus
 from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
@@ -123,7 +122,7 @@ async def _complete(
     if ended is None:
         return Response(status_code=499)  # nobody reads it
     for job in ended:
-        if job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+        if not job.status.succeeded:
             assert job.error is not None
             raise UpstreamFailed(job.error.message, code=job.error.code)
     return JSONResponse(completion_body(face, ended, fingerprint), headers=headers)

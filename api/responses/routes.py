@@ -19,7 +19,6 @@ from api.resources import CurrentResources
 from api.responses.dependencies import Responses
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
 from shared.domain.errors import InvalidRequest, UpstreamFailed
-from shared.domain.job import JobStatus
 
 MAX_NUMBER = 2**53
 
@@ -59,7 +58,7 @@ async def create(
     ended = await while_connected(request, held.jobs, job, keeps=keeps)
     if ended is None:
         return Response(status_code=499)  # nobody reads it
-    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+    if ended.status.succeeded:
         return JSONResponse(await responses.shown(replace(response, job=ended)), headers=headers)
     assert ended.error is not None
     raise UpstreamFailed(ended.error.message, code=ended.error.code)

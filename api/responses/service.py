@@ -18,7 +18,6 @@ from api.responses.store import ResponseStore
 from api.responses.view import STATUS, view
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import parse_archive
-from shared.domain.job import JobStatus
 from shared.domain.response import StoredResponse, job_id_of
 from shared.postgres.job_store import JobStore, NewJob
 
@@ -144,7 +143,7 @@ class ResponseService:
                 param="previous_response_id",
                 code="previous_response_not_found",
             ) from None
-        if previous.job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+        if not previous.job.status.succeeded:
             raise InvalidRequest(
                 f"previous_response_id: that response is {STATUS[previous.job.status]}; only one that is completed or"
                 " incomplete has an answer to go on from",

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, TERMINAL, Attempt, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import RUNNING, TERMINAL, Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
@@ -107,7 +107,7 @@ def _attempt(item: dict[str, Any]) -> Attempt:
     )
 
 
-def ended_attempt(tokens: int, outcome: str) -> Any:
+def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
     """The running attempt, appended to the row's history."""
     entry = func.jsonb_build_object(
         "number",
@@ -121,12 +121,12 @@ def ended_attempt(tokens: int, outcome: str) -> Any:
         "tokens",
         tokens,
         "outcome",
-        outcome,
+        outcome.value,
     )
     return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
 
 
-def requeued(tokens: int, outcome: str, *, deaths: int) -> dict[Any, Any]:
+def requeued(tokens: int, outcome: AttemptOutcome, *, deaths: int) -> dict[Any, Any]:
     """A running job's attempt is over, and it waits again. `deaths`: 1 where its worker's or its engine's ended it."""
     return {
         JobRow.status: JobStatus.QUEUED.value,

@@ -31,7 +31,7 @@ from api.jobs.service import JobService
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import load_registry
 from shared.domain.events import Delta, EventType
-from shared.domain.job import Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult, build_result
@@ -583,7 +583,7 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
         failure=None,
         first_token_at=datetime.now(UTC),
         finished_at=datetime.now(UTC),
-        outcome="completed",
+        outcome=AttemptOutcome.COMPLETED,
         tokens={1: 2},
     )
     assert await world.worker.finish(job.id, job.attempt, ending)

@@ -19,7 +19,7 @@ from api.streaming.reader import QueuedReader
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel
-from shared.domain.job import Choice, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Choice, Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
@@ -163,7 +163,7 @@ async def test_readers_are_told_when_they_move_and_only_then(
     assert await told() == {1: b'{"position":1,"eta_s":null}', 2: b'{"position":2,"eta_s":null}'}
     assert await told() == {}
     assert await workers("w").claim(urgent.id) is not None
-    assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome="handed_back")
+    assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
     assert await told() == {0: b'{"position":0,"eta_s":null}'}, "it ran, and waits again"
     assert await workers("w").claim(jobs[0].id) is not None
     assert await told() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}

@@ -52,7 +52,7 @@ from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
-from workers.execution.attempt import StopReason
+from workers.execution.attempt import AttemptContext, StopReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -111,10 +111,9 @@ class Worker:
         self.runs: dict[tuple[str, int], asyncio.Task[JobStatus | None]] = {}
         logs = EventLog(redis)
         self.log_writer = LogWriter(logs, store.held, late_s=0)
-        self.runner = Runner(
+        context = AttemptContext(
             worker=self.name,
             engine=self.engine,
-            slot_pool=SlotPool(self.engine.slots, yields=True),
             store=store,
             logs=logs,
             log_writer=self.log_writer,
@@ -123,6 +122,7 @@ class Worker:
             send=lambda _: None,
             on_engine_death=lambda: None,
         )
+        self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
         self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.log_writer.run())
 
@@ -602,7 +602,7 @@ class Jobs(RuleBasedStateMachine):
         else:
             self._to_run(run, lambda worker, call: self.world.finish(worker, call, how))
 
-    @rule(run=a_run, why=st.sampled_from([StopReason.HAND_BACK, StopReason.DEADLINE]))
+    @rule(run=a_run, why=st.sampled_from([StopReason.REQUEUED, StopReason.DEADLINE_EXCEEDED]))
     def stop(self, run: int, why: StopReason) -> None:
         self._to_run(run, lambda worker, call: self.world.stop(worker, call, why))
 
@@ -707,7 +707,7 @@ class Jobs(RuleBasedStateMachine):
         races: dict[str, Callable[[], Awaitable[object]]] = {
             "cancel": lambda: world.cancel(call.job_id),
             "finish": lambda: world.finish(worker, call, "stop"),
-            "hand back": lambda: world.stop(worker, call, StopReason.HAND_BACK),
+            "hand back": lambda: world.stop(worker, call, StopReason.REQUEUED),
             "sweep": world.sweep,
             "heartbeat": worker.lease.renew,
             "message": lambda: world.deliver(other, call.job_id),
