@@ -1,4 +1,4 @@
-"""`python -m benchmarks.load`: a plan in on stdin, `ready` out when a run's streams stand, then its summary."""
+"""`python -m benchmarks.load`: reads a plan from stdin, prints `ready` once held streams are open, then a summary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.statistics import percentile
 
 
 def spread(seconds: Iterable[float]) -> Spread:
-    """Percentiles in milliseconds."""
+    """Return percentiles in milliseconds."""
     ordered = sorted(seconds)
     if not ordered:
         return Spread()
@@ -96,7 +96,7 @@ async def cancel(plan: Plan) -> Summary:
 
 
 async def run(plan: Plan) -> Summary:
-    async with asyncio.timeout(plan.patience_s):
+    async with asyncio.timeout(plan.timeout_s):
         return await {"load": load, "hold": hold, "cancel": cancel}[plan.kind](plan)
 
 
@@ -105,7 +105,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     plan = Plan.load(sys.stdin.buffer.readline())
     gc.freeze()
-    gc.disable()  # a collection would be a gap that no server made
+    gc.disable()  # a collection would show as a gap that the server did not cause
     summary = uvloop.run(run(plan))
     sys.stdout.buffer.write(summary.dump() + b"\n")
     return 0

@@ -1,4 +1,4 @@
-"""A long queue: the same calls with 100,000 queued jobs and with none, on two Headraces side by side."""
+"""Queue length: the same calls with 100,000 queued jobs and with none, on two Headrace instances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shared.db import connect
 from shared.worker_store import WorkerStore
 
 IDLE: dict[str, Any] = {"name": "idle", "engine": "simulated", "options": {"ttft_ms": 0, "itl_ms": 0}}
-# Rows as submits write them; their ids are of the last hours, and sort by time.
+# Rows as a submit writes them, with ids from before now that sort by time.
 FILL = """
 INSERT INTO jobs (id, key_id, model, status, priority, request, metadata)
 SELECT 'job_' || lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - {rows} + n), 12, '0')
@@ -47,7 +47,7 @@ def run(bench: Bench) -> None:
 
 
 def _prepare(system: Headrace, rows: int) -> None:
-    system.forget_jobs()
+    system.delete_jobs()
     if rows:
         system.sql(FILL.format(rows=rows).replace(":", r"\:"))
     system.sql("VACUUM ANALYZE jobs", "CHECKPOINT")
@@ -60,7 +60,7 @@ def _once(bench: Bench, system: Headrace) -> None:
     )
     bench.add(system.name, "submit p50", submits.whole.p50, "ms")
     bench.add(system.name, "submit p99", submits.whole.p99, "ms")
-    bench.add_cpu(system.name, "CPU a submit", used, submits.requests)
+    bench.add_cpu(system.name, "CPU per submit", used, submits.requests)
     for name, path in (("poll", f"{JOBS}/{ID}"), ("list", JOBS)):
         plan = Plan(
             port=system.port,
@@ -81,12 +81,12 @@ def _once(bench: Bench, system: Headrace) -> None:
 
 
 async def _claim(system: Headrace, ids: list[str]) -> list[float]:
-    """Seconds of each claim, as a worker does it."""
+    """Claim jobs as a worker does. Returns the seconds of each claim."""
     engine = connect(system.database_url, pool_size=1)
     store = WorkerStore(engine, "bench")
     seconds = []
     try:
-        # A lease, so that no sweeper takes the jobs back meanwhile.
+        # Hold a lease, so that no sweeper requeues the jobs.
         await store.heartbeat("orphan", slots=1, running=0, lease_s=3600)
         for job_id in ids:
             began = perf_counter()
@@ -98,7 +98,7 @@ async def _claim(system: Headrace, ids: list[str]) -> list[float]:
 
 
 def _starts(bench: Bench, system: Headrace, jobs: int) -> None:
-    """From submit to start on an idle worker of another model, by the rows' own times."""
+    """Measure the time from submit to start on an idle worker of another model, from the timestamps of the rows."""
     body = {"model": "idle", "prompt": f"{NUMBER}", "max_tokens": 1}
     plan = Plan(port=system.port, path=JOBS, body=body, headers=system.headers, rate=10, requests=jobs, concurrency=4)
     bench.measure(system.name, system.processes, plan)
