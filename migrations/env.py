@@ -1,4 +1,4 @@
-"""Alembic's environment: runs the steps over asyncpg, one process at a time."""
+"""Alembic environment: runs migrations over asyncpg, in one process at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from shared.models import Base
 
-# Two processes that start at once must not migrate at once.
+# Held during the migration, so that processes that start at the same time migrate one after another.
 ADVISORY_LOCK = 7_431_987_102
 
 
