@@ -53,7 +53,7 @@ class Processes:
         return child
 
     def track(self, name: str, pid: int) -> None:
-        """Include a process in the CPU figures that is started and stopped elsewhere."""
+        """Add a process to the CPU figures that is started and stopped elsewhere."""
         self._tracked[name] = pid
 
     def wait(self, child: Child, ready: Callable[[], bool], within_s: float = 60.0) -> None:

@@ -104,8 +104,8 @@ def parse(path: str, body: bytes, pace: Pace) -> ParsedRequest:
     count = wanted or min(pace.default_tokens, room)
     texts, finish_reason = [f"{position} " for position in range(count)], "length"
     stops = fields.get("stop") or []
-    whole = text_of_tokens(count)
-    found = [at for stop in ([stops] if isinstance(stops, str) else stops) if (at := whole.find(stop)) >= 0]
+    full_text = text_of_tokens(count)
+    found = [at for stop in ([stops] if isinstance(stops, str) else stops) if (at := full_text.find(stop)) >= 0]
     if found:
         texts, finish_reason, left = [], "stop", min(found)
         for position in range(count):

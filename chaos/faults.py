@@ -1,4 +1,4 @@
-"""The faults by name, and their order."""
+"""The faults by name, and the order in which they are injected."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def freeze_s(self) -> float:
-        """Longer than the lease, so that a frozen worker has lost its jobs when it wakes up."""
+        """Duration of a freeze: longer than the lease, so that a worker has lost its jobs when it wakes up."""
         return 1.5 * self.lease_s
 
     @property

@@ -58,7 +58,7 @@ class Reader:
             if response.status_code == 200:
                 async with aclosing(read_events(response)) as events:
                     async for event in events:
-                        self._see(event)
+                        self._record(event)
                 return
             await response.aread()
             if response.status_code == 503:
@@ -66,7 +66,7 @@ class Reader:
             else:
                 self.problems.append(f"the stream after {self.cursor} returned {response.status_code} {response.text}")
 
-    def _see(self, event: Sse) -> None:
+    def _record(self, event: Sse) -> None:
         self.seen.append(event)
         self.times.append(time.monotonic())
         if self.terminal is not None:

@@ -1,4 +1,4 @@
-"""Report of a run: its figures, and the history of each job whose guarantee was violated."""
+"""Report of a run: its figures, its violations, and the histories of the jobs concerned."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Servers:
-    """Both servers. They are started from one long-lived thread, because they end when their parent thread does."""
+    """Starts both servers from one long-lived thread, because they end when their parent thread does."""
 
     postgres: Postgres
     valkey: Valkey

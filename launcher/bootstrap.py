@@ -191,7 +191,7 @@ def _make(folder: Path, engine: str, lock: Path) -> None:
         if folder == LINK and not (folder / STARTED).exists():
             raise BootstrapError(f"{LINK} exists but was not made by `make up`. Move it away and try again.")
         shutil.rmtree(folder)
-    os.umask(0o022)  # readable by the unprivileged user that runs the embedded PostgreSQL for root
+    os.umask(0o022)  # under root, PostgreSQL runs as another user, which must be able to read the files
     folder.mkdir(parents=True)
     (folder / STARTED).touch()
     log = folder / "install.log"
@@ -199,8 +199,8 @@ def _make(folder: Path, engine: str, lock: Path) -> None:
         # The base interpreter, in case this one runs inside a virtual environment.
         base = getattr(sys, "_base_executable", sys.executable)
         command = [base, "-I", "-m", "venv", str(folder)]
-        made = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if made.returncode != 0:
+        created = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if created.returncode != 0:
         raise BootstrapError(f"Creating the environment failed:\n{_tail(log)}")
     if engine == "cpu":
         _install_cpu_torch(folder, lock)

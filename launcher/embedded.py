@@ -76,7 +76,7 @@ class Valkey:
         return self.process.pid
 
     def stop(self) -> None:
-        """Stop the server once it has saved its data. Returns once the process has ended. Idempotent."""
+        """Stop the server after it has saved its data. Returns once the process has ended. Idempotent."""
         _stop(self.process, signal.SIGTERM)
 
 
@@ -165,7 +165,7 @@ def _database_user(binaries: Path, data_dir: Path) -> pwd.struct_passwd | None:
 
 
 def _init_database(binaries: Path, data_dir: Path, log: Path, user: pwd.struct_passwd | None) -> None:
-    """Create an empty database atomically: an interrupted initdb leaves no usable-looking folder."""
+    """Create an empty database atomically, so that an interrupted initdb is not mistaken for a complete one."""
     unfinished = data_dir.with_name(f"{data_dir.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     _make_folder(unfinished, user)

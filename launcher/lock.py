@@ -30,7 +30,7 @@ def main(options: list[str]) -> None:
 
 
 def compile_lock(uv: Path, name: str, arguments: list[str]) -> None:
-    """Compile one lock file. Existing pins are kept unless `arguments` contains `--upgrade`."""
+    """Compile one lock file, keeping the pins of cpu.txt. For cpu.txt itself, `--upgrade` replaces them."""
     target = LOCKS / f"{name}.txt"
     if name != "cpu":
         shutil.copy(LOCKS / "cpu.txt", target)

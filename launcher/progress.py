@@ -49,7 +49,7 @@ class Progress:
             self._write(f"\r\033[K{line[:width]}")
 
     def say(self, text: str) -> None:
-        """Print permanent text."""
+        """Print text that is not overwritten."""
         self._write(f"\r\033[K{text}\n" if self._live else f"{text}\n")
 
     def _write(self, text: str) -> None:

@@ -22,8 +22,8 @@ class Readiness:
 def ask(api_url: str) -> Readiness:
     """Query `/readyz` once: 200 means ready; otherwise the body's `checks` name what is not."""
     try:
-        with _DIRECT.open(f"{api_url}/readyz", timeout=5) as answer:
-            return Readiness(answer.status == 200, "")
+        with _DIRECT.open(f"{api_url}/readyz", timeout=5) as response:
+            return Readiness(response.status == 200, "")
     except urllib.error.HTTPError as error:
         try:
             return Readiness(False, missing(json.load(error)))

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Settings:
-    """Validated settings. A None is replaced by an embedded server or a generated secret."""
+    """Validated settings. None means an embedded server or a generated secret."""
 
     engine: str
     home: Path
@@ -51,7 +51,7 @@ class Settings:
 
     @property
     def flower_needs_password(self) -> bool:
-        """Flower can terminate jobs and workers, so it requires a password unless it listens on loopback."""
+        """Whether Flower requires a password: always beyond loopback, because it can terminate jobs and workers."""
         return self.flower_password is not None or not is_loopback(self.flower_address)
 
 

@@ -48,6 +48,6 @@ class Course:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the smallest value that at least `share` of the values do not exceed."""
+    """Return a percentile of the values, or 0 if there are none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -239,8 +239,8 @@ class _Run:
 
     async def _submit(self, session: aiohttp.ClientSession, number: int, arrival: Arrival) -> None:
         body = {"model": MODEL, "prompt": f"job {number}", "max_tokens": arrival.tokens}
-        async with session.post("/v1/jobs", json=body) as answer:
-            answer.raise_for_status()
+        async with session.post("/v1/jobs", json=body) as response:
+            response.raise_for_status()
 
     def _scale(self, held: list[_Pod], wanted: int) -> None:
         for _ in range(wanted - len(held)):

@@ -1,4 +1,4 @@
-"""Cancels jobs in mid-stream: seconds from the request to `job.cancelled`, sent after the engine freed it."""
+"""Cancels running jobs, and times each cancel from the request to `job.cancelled`."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Driver:
             due = began + number / rate
             if (wait := due - perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            while self._idle and not self._idle[0].open:  # servers close idle connections
+            while self._idle and not self._idle[0].open:  # closed by the server while idle
                 self._idle.popleft()
             connection = self._idle.popleft() if self._idle else await self._connect()
             self._in_flight += 1

@@ -75,7 +75,7 @@ class Summary:
     seconds: float
     tokens: int
     first: Spread
-    whole: Spread
+    latency: Spread
     gap: Spread
     # `hold`: delays of heartbeats, and the number of streams still open at the end.
     late: Spread = field(default_factory=Spread)
@@ -97,6 +97,6 @@ class Summary:
     @classmethod
     def load(cls, line: bytes) -> Summary:
         fields = orjson.loads(line)
-        for name in ("first", "whole", "gap", "late"):
+        for name in ("first", "latency", "gap", "late"):
             fields[name] = Spread(**fields[name])
         return cls(**fields)

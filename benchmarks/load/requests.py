@@ -1,4 +1,4 @@
-"""Encodes a plan's requests in advance; only the number is filled in later."""
+"""Encodes a plan's requests in advance; each gets its number when it is sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import orjson
 
 from benchmarks.load.plan import ID, NUMBER, Plan
 
-# The width of the number, fixed so that the content length is.
+# The number has a fixed width, so that the content length is fixed too.
 WIDTH = 8
 
 

@@ -39,6 +39,6 @@ def _engine(bench: Bench, name: str, model: Mapping[str, Any]) -> None:
             )
             summary, used = bench.measure(name, system.processes, plan)
             bench.add(name, "cancelled", summary.requests, f"of {jobs}")
-            bench.add(name, "cancel p50", summary.whole.p50, "ms")
-            bench.add(name, "cancel p99", summary.whole.p99, "ms")
+            bench.add(name, "cancel p50", summary.latency.p50, "ms")
+            bench.add(name, "cancel p99", summary.latency.p99, "ms")
             bench.add_cpu(name, "CPU per job", used, jobs)

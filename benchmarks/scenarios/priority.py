@@ -23,7 +23,7 @@ from benchmarks.systems.vllm_model import NAME, vllm_model
 
 SLOTS = 32
 TOKENS = 8
-# Batch jobs differ in length, so that they do not start in waves. Measuring begins after SETTLED of them ended.
+# Batch jobs differ in length, so that they do not start in waves. Measuring starts once SETTLED jobs have ended.
 LENGTHS = range(32, 97)
 SETTLED = 100
 POLL_S = 0.1

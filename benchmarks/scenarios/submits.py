@@ -33,6 +33,6 @@ def run(bench: Bench) -> None:
                 plan = submit(system, concurrency=concurrency, seconds=seconds, warm_up=concurrency)
                 summary, used = bench.measure(system.name, system.processes, plan)
                 bench.add(system.name, f"submits/s at {concurrency}", summary.per_second, "/s")
-                bench.add(system.name, f"submit p50 at {concurrency}", summary.whole.p50, "ms")
-                bench.add(system.name, f"submit p99 at {concurrency}", summary.whole.p99, "ms")
+                bench.add(system.name, f"submit p50 at {concurrency}", summary.latency.p50, "ms")
+                bench.add(system.name, f"submit p99 at {concurrency}", summary.latency.p99, "ms")
                 bench.add_cpu(system.name, f"CPU per submit at {concurrency}", used, summary.requests)

@@ -81,7 +81,7 @@ def headrace(
         valkey = start_valkey(folder / "valkey")
         stack.callback(valkey.stop)
         models_file = folder / "models.yaml"
-        models_file.write_text(json.dumps({"models": list(models)}))  # JSON is YAML
+        models_file.write_text(json.dumps({"models": list(models)}))  # JSON is valid YAML
         key = f"hr_bench_{secrets.token_hex(16)}"
         port = free_port()
         environment = {

@@ -54,7 +54,7 @@ def litellm(folder: Path, upstreams: Mapping[str, str]) -> Iterator[System]:
     ]
     settings = {"telemetry": False, "drop_params": True, "callbacks": [], "set_verbose": False}
     config = folder / "config.yaml"
-    config.write_text(json.dumps({"model_list": models, "litellm_settings": settings}))  # JSON is YAML
+    config.write_text(json.dumps({"model_list": models, "litellm_settings": settings}))  # JSON is valid YAML
     command = [
         *(str(environment() / "bin" / "litellm"), "--config", str(config)),
         *("--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"),

@@ -27,7 +27,7 @@ def naive(folder: Path, model: VllmModel) -> Iterator[System]:
         "NAIVE_REDIS_URL": valkey.url,
         "NAIVE_MODEL": str(model.folder),
         "NAIVE_OPTIONS": orjson.dumps(model.options).decode(),
-        # Run the engine in the worker's process, since only the worker uses it.
+        # Run the engine in the worker's process: nothing else uses it.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     worker = [*("celery", "-A", "benchmarks.naive.tasks", "worker"), *("--pool", "solo", "--loglevel", "INFO")]
