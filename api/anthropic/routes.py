@@ -11,12 +11,13 @@ from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, message_body, ping
 from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
+from api.http.dependencies import CurrentSettings
 from api.http.json_body import JsonRoute
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
+from api.jobs.dependencies import Jobs
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.keys.auth import AnthropicKey
-from api.resources import CurrentResources
 from shared.domain.errors import UpstreamFailed
 from shared.domain.job import JobStatus
 from shared.postgres.job_store import NewJob
@@ -58,13 +59,13 @@ Version = Annotated[
 async def messages(
     body: MessagesRequest,
     key_id: AnthropicKey,
-    held: CurrentResources,
+    jobs: Jobs,
+    settings: CurrentSettings,
     request: Request,
     submission: Submission,
     anthropic_version: Version = None,
 ) -> Response:
     """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
-    jobs = held.jobs
     user_id = body.metadata.user_id if body.metadata is not None else None
     new = NewJob(
         key_id=key_id,
@@ -82,9 +83,7 @@ async def messages(
     keeps = submission.idempotency_key is not None
     if body.stream:
         events = frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
-        return event_stream(
-            cancel_on_disconnect(events, jobs, [job], keeps=keeps), held.settings, headers, heartbeat=ping
-        )
+        return event_stream(cancel_on_disconnect(events, jobs, [job], keeps=keeps), settings, headers, heartbeat=ping)
 
     ended = await while_connected(request, jobs, job, keeps=keeps)
     if ended is None:
@@ -98,7 +97,7 @@ async def messages(
 
 @router.post("/count_tokens", responses=ERRORS)
 async def count_tokens(
-    body: CountTokensRequest, _: AnthropicKey, held: CurrentResources, anthropic_version: Version = None
+    body: CountTokensRequest, _: AnthropicKey, jobs: Jobs, anthropic_version: Version = None
 ) -> TokensCount:
     """Count a conversation's tokens, without running it."""
-    return TokensCount(input_tokens=await held.jobs.count_tokens(body.model, conversation(body)))
+    return TokensCount(input_tokens=await jobs.count_tokens(body.model, conversation(body)))

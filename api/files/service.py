@@ -80,7 +80,7 @@ class FileService:
 
         Raises:
             NotFound: there is none, or it is another key's.
-            api.files.store.FileInUse: a batch that has not ended reads it.
+            FileInUse: a batch that has not ended reads it.
         """
         await self.get(file_id, key_id)
         if not await self._store.delete(file_id, key_id):

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
+from api.http.dependencies import resource
 from api.jobs.service import JobService
 
-
-async def job_service(request: Request) -> JobService:
-    jobs: JobService = request.app.state.resources.jobs
-    return jobs
-
-
-Jobs = Annotated[JobService, Depends(job_service)]
+Jobs = Annotated[JobService, Depends(resource(JobService))]

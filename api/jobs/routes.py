@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from api.http.dependencies import CurrentSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND
@@ -17,7 +18,6 @@ from api.jobs.dependencies import Jobs
 from api.jobs.native_stream import native_stream
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
 from api.keys.auth import CurrentKey
-from api.resources import CurrentResources
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job, JobStatus
@@ -123,7 +123,7 @@ async def stream(
     job_id: str,
     key_id: CurrentKey,
     jobs: Jobs,
-    held: CurrentResources,
+    settings: CurrentSettings,
     starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
     last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
 ) -> Response:
@@ -133,7 +133,7 @@ async def stream(
     job = await jobs.get(job_id, key_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
-    return event_stream(await native_stream(jobs, job, after), held.settings)
+    return event_stream(await native_stream(jobs, job, after), settings)
 
 
 @router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})

@@ -69,7 +69,7 @@ class JobService:
         Raises:
             NotFound: there is no such model.
             InvalidRequest: the prompt does not fit the model's context.
-            shared.postgres.job_store.KeyReused: the idempotency key was used with another request.
+            KeyReused: the idempotency key was used with another request.
         """
         self._check_model(new.model)
         await self._context.check(new.model, new.request)

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from api.http.dependencies import get_resource
 from api.keys.store import ApiKeyStore, digest
 from shared.domain.errors import Unauthorized
 
@@ -64,7 +65,7 @@ async def anthropic_key(
 async def _key_id(request: Request, key: str | None) -> int:
     if key is None:
         raise Unauthorized
-    authenticator: Authenticator = request.app.state.resources.authenticator
+    authenticator = get_resource(request, Authenticator)
     return await authenticator.key_id(key)
 
 

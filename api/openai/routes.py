@@ -5,11 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from api.http.dependencies import CurrentRegistry, CurrentSettings
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, SubmitHeaders
+from api.jobs.dependencies import Jobs
 from api.jobs.disconnect import all_while_connected, cancel_on_disconnect
+from api.jobs.service import JobService
 from api.keys.auth import CurrentKey
 from api.openai.chunks import frames
 from api.openai.completions import CHAT, TEXT, Dialect, completion_body
@@ -22,7 +25,8 @@ from api.openai.schemas import (
     ModelList,
     ModelView,
 )
-from api.resources import CurrentResources, Resources
+from api.settings import ApiSettings
+from shared.config.models.loader import Registry
 from shared.domain.errors import NotFound, UpstreamFailed
 from shared.domain.job import JobStatus
 from shared.postgres.job_store import NewJob
@@ -38,12 +42,14 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 async def chat_completions(
     body: ChatCompletionRequest,
     key_id: CurrentKey,
-    held: CurrentResources,
+    jobs: Jobs,
+    registry: CurrentRegistry,
+    settings: CurrentSettings,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(CHAT, body, key_id, held, request, submission)
+    return await _complete(CHAT, body, key_id, jobs, registry, settings, request, submission)
 
 
 @router.post(
@@ -54,39 +60,42 @@ async def chat_completions(
 async def completions(
     body: CompletionRequest,
     key_id: CurrentKey,
-    held: CurrentResources,
+    jobs: Jobs,
+    registry: CurrentRegistry,
+    settings: CurrentSettings,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Continue a prompt, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(TEXT, body, key_id, held, request, submission)
+    return await _complete(TEXT, body, key_id, jobs, registry, settings, request, submission)
 
 
 @router.get("/models", responses=ERRORS)
-async def models(_: CurrentKey, held: CurrentResources) -> ModelList:
+async def models(_: CurrentKey, registry: CurrentRegistry) -> ModelList:
     """The models that are served."""
     return ModelList(
-        data=[ModelView(id=name, max_model_len=model.max_model_len) for name, model in held.registry.models.items()]
+        data=[ModelView(id=name, max_model_len=model.max_model_len) for name, model in registry.models.items()]
     )
 
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
-async def model(name: str, _: CurrentKey, held: CurrentResources) -> ModelView:
+async def model(name: str, _: CurrentKey, registry: CurrentRegistry) -> ModelView:
     """One model."""
-    if name not in held.registry:
+    if name not in registry:
         raise NotFound(f"The model `{name}` does not exist.", param="model", code="model_not_found")
-    return ModelView(id=name, max_model_len=held.registry[name].max_model_len)
+    return ModelView(id=name, max_model_len=registry[name].max_model_len)
 
 
 async def _complete(
     face: Dialect,
     body: ChatCompletionRequest | CompletionRequest,
     key_id: int,
-    held: Resources,
+    jobs: JobService,
+    registry: Registry,
+    settings: ApiSettings,
     request: Request,
     submission: SubmitHeaders,
 ) -> Response:
-    jobs = held.jobs
     requests = [
         NewJob(
             key_id=key_id,
@@ -106,7 +115,7 @@ async def _complete(
         headers["Idempotent-Replayed"] = "true"
     # A client that sends a key means to come back for the answer.
     keeps = submission.idempotency_key is not None
-    fingerprint = held.registry[body.model].fingerprint
+    fingerprint = registry[body.model].fingerprint
     if body.stream:
         events = frames(
             face,
@@ -116,7 +125,7 @@ async def _complete(
             usage_always=body.usage_always,
             fingerprint=fingerprint,
         )
-        return event_stream(cancel_on_disconnect(events, jobs, submitted, keeps=keeps), held.settings, headers)
+        return event_stream(cancel_on_disconnect(events, jobs, submitted, keeps=keeps), settings, headers)
 
     ended = await all_while_connected(request, jobs, submitted, keeps=keeps)
     if ended is None:

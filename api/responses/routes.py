@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from api.http.dependencies import CurrentSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, STREAMED
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
+from api.jobs.dependencies import Jobs
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.keys.auth import CurrentKey
-from api.resources import CurrentResources
 from api.responses.dependencies import Responses
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
 from shared.domain.errors import InvalidRequest, UpstreamFailed
@@ -38,7 +39,8 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {
 async def create(
     body: ResponseCreate,
     key_id: CurrentKey,
-    held: CurrentResources,
+    settings: CurrentSettings,
+    jobs: Jobs,
     responses: Responses,
     request: Request,
     submission: Submission,
@@ -52,11 +54,11 @@ async def create(
     keeps = response.facts.background or submission.idempotency_key is not None
     if body.stream:
         events = responses.stream(response)
-        return event_stream(cancel_on_disconnect(events, held.jobs, [job], keeps=keeps), held.settings, headers)
+        return event_stream(cancel_on_disconnect(events, jobs, [job], keeps=keeps), settings, headers)
     if response.facts.background:
         return JSONResponse(await responses.shown(response), headers=headers)
 
-    ended = await while_connected(request, held.jobs, job, keeps=keeps)
+    ended = await while_connected(request, jobs, job, keeps=keeps)
     if ended is None:
         return Response(status_code=499)  # nobody reads it
     if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
@@ -73,7 +75,7 @@ async def create(
 async def retrieve(
     response_id: str,
     key_id: CurrentKey,
-    held: CurrentResources,
+    settings: CurrentSettings,
     responses: Responses,
     stream: Annotated[bool, Query(description="Its events, from the first or after a cursor.")] = False,
     starting_after: Annotated[
@@ -85,7 +87,7 @@ async def retrieve(
         raise InvalidRequest("starting_after: is only allowed with stream=true", param="starting_after")
     response = await responses.get(response_id, key_id)
     if stream:
-        return event_stream(responses.stream(response, starting_after), held.settings)
+        return event_stream(responses.stream(response, starting_after), settings)
     return JSONResponse(await responses.shown(response))
 
 

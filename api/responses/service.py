@@ -43,7 +43,7 @@ class ResponseService:
         Raises:
             NotFound: there is no such model.
             InvalidRequest: the input does not fit, or there is nothing to go on from.
-            shared.postgres.job_store.KeyReused: the idempotency key was used with another request.
+            KeyReused: the idempotency key was used with another request.
         """
         previous = None
         if body.previous_response_id is not None:

@@ -23,13 +23,14 @@ from api.batches.driver import BatchDriver
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.files.blobs import LocalBlobs
-from api.files.store import FileInUse, FileStore, Purpose, StoredFile
+from api.files.store import FileStore, Purpose, StoredFile
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import load_registry
+from shared.domain.errors import FileInUse
 from shared.domain.events import Delta, EventType
 from shared.domain.job import Choice, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint
