@@ -21,6 +21,7 @@ from api.files.s3_blobs import SCHEME, S3Blobs
 from api.files.service import FileService
 from api.files.store import FileStore
 from api.http.dependencies import Resources
+from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
@@ -86,14 +87,14 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
             max_attempts=settings.max_attempts,
         )
         queue_estimates = QueueEstimates(QueueStore(database), registry)
+        admission = Admission(registry, ContextWindow(registry))
         jobs = JobService(
-            registry=registry,
+            admission=admission,
             store=store,
             logs=logs,
             terminator=terminator,
             hints=hints,
             streams=streams,
-            context=ContextWindow(registry),
             redis=redis,
             queue_estimates=queue_estimates,
             traces=traces,
@@ -107,6 +108,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         )
         steps = BatchSteps(
             registry=registry,
+            admission=admission,
             store=batches,
             blobs=blobs,
             jobs=jobs,
@@ -139,6 +141,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         resources.add(ApiSettings, settings)
         resources.add(Registry, registry)
         resources.add(Authenticator, Authenticator(ApiKeyStore(database), settings.key_cache_s))
+        resources.add(Admission, admission)
         resources.add(JobService, jobs)
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store))
         resources.add(FileService, files)

@@ -15,7 +15,7 @@ from api.http.dependencies import CurrentSettings
 from api.http.json_body import JsonRoute
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
-from api.jobs.dependencies import Jobs
+from api.jobs.dependencies import CurrentAdmission, Jobs
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.keys.auth import AnthropicKey
 from shared.domain.errors import UpstreamFailed
@@ -97,7 +97,7 @@ async def messages(
 
 @router.post("/count_tokens", responses=ERRORS)
 async def count_tokens(
-    body: CountTokensRequest, _: AnthropicKey, jobs: Jobs, anthropic_version: Version = None
+    body: CountTokensRequest, _: AnthropicKey, admission: CurrentAdmission, anthropic_version: Version = None
 ) -> TokensCount:
     """Count a conversation's tokens, without running it."""
-    return TokensCount(input_tokens=await jobs.count_tokens(body.model, conversation(body)))
+    return TokensCount(input_tokens=await admission.count_tokens(body.model, conversation(body)))

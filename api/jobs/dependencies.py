@@ -7,6 +7,8 @@ from typing import Annotated
 from fastapi import Depends
 
 from api.http.dependencies import resource
+from api.jobs.admission import Admission
 from api.jobs.service import JobService
 
 Jobs = Annotated[JobService, Depends(resource(JobService))]
+CurrentAdmission = Annotated[Admission, Depends(resource(Admission))]

@@ -11,16 +11,14 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.http.lookup import own_or_404
-from api.jobs.context_window import ContextWindow
+from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
-from shared.config.models.loader import Registry
-from shared.domain.errors import Conflict, InvalidRequest, NotFound
+from shared.domain.errors import Conflict, InvalidRequest
 from shared.domain.events import Event
 from shared.domain.job import Job, JobStatus, is_job_id
 from shared.domain.priorities import Hint
-from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.recovery.terminator import JobTerminator
@@ -39,40 +37,36 @@ class JobService:
     def __init__(
         self,
         *,
-        registry: Registry,
+        admission: Admission,
         store: JobStore,
         logs: EventLog,
         terminator: JobTerminator,
         hints: HintSender,
         streams: StreamHub,
-        context: ContextWindow,
         redis: Redis,
         queue_estimates: QueueEstimates,
         traces: Traces = NO_TRACES,
     ) -> None:
-        self._registry = registry
+        self._admission = admission
         self._store = store
         self._logs = logs
         self._terminator = terminator
         self._hints = hints
         self._streams = streams
-        self._context = context
         self._redis = redis
         self.queue_estimates = queue_estimates
         self.traces = traces
 
     async def submit(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
-        """Check a job, commit it, and hint a worker. When this returns, the job is safe.
+        """Admit a job, commit it, and send a worker a hint. When this returns, the job is safe.
 
-        False beside the job: it is the one that this idempotency key made before.
+        The second value is False if the job was created by an earlier call with this idempotency key.
 
         Raises:
-            NotFound: there is no such model.
-            InvalidRequest: the prompt does not fit the model's context.
+            NotFound, InvalidRequest: as `Admission.admit`.
             KeyReused: the idempotency key was used with another request.
         """
-        self._check_model(new.model)
-        await self._context.check(new.model, new.request)
+        new = await self._admission.admit(new)
         with self.traces.submitting(new.model) as origin:
             job, created = await self._store.insert(replace(new, request_context=origin), idempotency)
         if created:
@@ -84,16 +78,6 @@ class JobService:
             self._hints.put(Hint(job.id, job.model, job.priority))
             await asyncio.sleep(0)  # the hint goes before the answer is made
         return job, created
-
-    async def count_tokens(self, model: str, request: GenerateRequest) -> int:
-        """Tokens of a prompt.
-
-        Raises:
-            NotFound: there is no such model.
-            InvalidRequest: this process cannot count for the model, or its template refuses the prompt.
-        """
-        self._check_model(model)
-        return await self._context.count(model, request)
 
     async def get(self, job_id: str, key_id: int) -> Job:
         """A job of this key.
@@ -170,13 +154,6 @@ class JobService:
             await self._logs.forget(job_id)
         except (RedisError, OSError) as error:
             logger.warning("job=%s its log stays in Redis until it expires: %s", job_id, error)
-
-    def _check_model(self, model: str) -> None:
-        if model not in self._registry:
-            known = ", ".join(self._registry.models)
-            raise NotFound(
-                f"The model `{model}` does not exist; there are: {known}.", param="model", code="model_not_found"
-            )
 
     async def _tell_worker(self, worker: str, job_id: str) -> None:
         try:

@@ -27,6 +27,7 @@ from redis.asyncio import Redis
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
@@ -188,13 +189,12 @@ class World:
         unowned = JobTerminator(rescues, self.logs, LOG_TTL_S)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
-            registry=registry,
+            admission=Admission(registry, ContextWindow(registry)),
             store=self.store,
             logs=self.logs,
             terminator=unowned,
             hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
             streams=self.streams,
-            context=ContextWindow(registry),
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
         )
