@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import JSONResponse
 
 from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, message_body, ping
 from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
-from api.http.dependencies import CurrentSettings
 from api.http.json_body import JsonRoute
-from api.http.sse import event_stream
 from api.http.submit_headers import Submission
-from api.jobs.dependencies import CurrentAdmission, Jobs
-from api.jobs.disconnect import cancel_on_disconnect, while_connected
+from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
 from api.keys.auth import AnthropicKey
-from shared.domain.errors import UpstreamFailed
-from shared.domain.job import JobStatus
+from shared.domain.job import Job
 from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
@@ -60,7 +56,7 @@ async def messages(
     body: MessagesRequest,
     key_id: AnthropicKey,
     jobs: Jobs,
-    settings: CurrentSettings,
+    call: CurrentSyncCall,
     request: Request,
     submission: Submission,
     anthropic_version: Version = None,
@@ -77,22 +73,14 @@ async def messages(
         finish_within_s=submission.finish_within_s,
     )
     job, created = await jobs.submit(new, submission.idempotency(request.url.path, body))
-    request.state.job_id = job.id
-    headers: dict[str, str] = {} if created else {"Idempotent-Replayed": "true"}
-    # A client that sends a key means to come back for the answer.
-    keeps = submission.idempotency_key is not None
-    if body.stream:
-        events = frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
-        return event_stream(cancel_on_disconnect(events, jobs, [job], keeps=keeps), settings, headers, heartbeat=ping)
 
-    ended = await while_connected(request, jobs, job, keeps=keeps)
-    if ended is None:
-        return Response(status_code=499)  # nobody reads it
-    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-        message = message_body(ended, hides_thinking=body.hides_thinking)
-        return JSONResponse(message.model_dump(mode="json"), headers=headers)
-    assert ended.error is not None
-    raise UpstreamFailed(ended.error.message, code=ended.error.code)
+    async def show(ended: Sequence[Job]) -> dict[str, Any]:
+        return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
+
+    def stream() -> AsyncIterator[bytes]:
+        return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
+
+    return await call.respond([job], created=created, stream=stream if body.stream else None, body=show, heartbeat=ping)
 
 
 @router.post("/count_tokens", responses=ERRORS)

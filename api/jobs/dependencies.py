@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 
-from api.http.dependencies import resource
+from api.http.dependencies import CurrentSettings, resource
+from api.http.submit_headers import Submission
 from api.jobs.admission import Admission
 from api.jobs.service import JobService
+from api.jobs.sync_call import SyncCall
 
 Jobs = Annotated[JobService, Depends(resource(JobService))]
 CurrentAdmission = Annotated[Admission, Depends(resource(Admission))]
+
+
+async def sync_call(request: Request, jobs: Jobs, submission: Submission, settings: CurrentSettings) -> SyncCall:
+    return SyncCall(request, jobs, submission, settings)
+
+
+CurrentSyncCall = Annotated[SyncCall, Depends(sync_call)]

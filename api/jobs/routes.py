@@ -13,7 +13,7 @@ from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND
 from api.http.sse import event_stream
-from api.http.submit_headers import Submission
+from api.http.submit_headers import Submission, replay_headers
 from api.jobs.dependencies import Jobs
 from api.jobs.native_stream import native_stream
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
@@ -63,9 +63,7 @@ async def submit(
     )
     job, created = await jobs.submit(new, submission.idempotency("/v1/jobs", body))
     request.state.job_id = job.id
-    headers: dict[str, str] = {}
-    if not created:
-        headers["Idempotent-Replayed"] = "true"
+    headers = replay_headers(created)
     if wait_s:
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:

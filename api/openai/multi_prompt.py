@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 
-from api.jobs.disconnect import abandon
+from api.jobs.disconnect import cancel_abandoned
 from api.jobs.service import JobService
 from shared.domain.job import Job
 from shared.postgres.job_store import Idempotency, NewJob
@@ -27,7 +27,7 @@ async def submit_all(
     made = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
-            await abandon(jobs, [job for job, created in made if created])
+            await cancel_abandoned(jobs, [job for job, created in made if created])
             raise outcome
     return [job for job, _ in made], made[0][1]
 

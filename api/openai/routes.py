@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
-from api.http.dependencies import CurrentRegistry, CurrentSettings
+from fastapi import APIRouter, Request, Response
+
+from api.http.dependencies import CurrentRegistry
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
-from api.http.sse import event_stream
 from api.http.submit_headers import Submission, SubmitHeaders
-from api.jobs.dependencies import Jobs
-from api.jobs.disconnect import all_while_connected, cancel_on_disconnect
+from api.jobs.dependencies import CurrentSyncCall, Jobs
 from api.jobs.service import JobService
+from api.jobs.sync_call import SyncCall
 from api.keys.auth import CurrentKey
 from api.openai.chunks import frames
 from api.openai.completions import CHAT, TEXT, Dialect, completion_body
@@ -25,10 +26,9 @@ from api.openai.schemas import (
     ModelList,
     ModelView,
 )
-from api.settings import ApiSettings
 from shared.config.models.loader import Registry
-from shared.domain.errors import NotFound, UpstreamFailed
-from shared.domain.job import JobStatus
+from shared.domain.errors import NotFound
+from shared.domain.job import Job
 from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
@@ -44,12 +44,12 @@ async def chat_completions(
     key_id: CurrentKey,
     jobs: Jobs,
     registry: CurrentRegistry,
-    settings: CurrentSettings,
+    call: CurrentSyncCall,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(CHAT, body, key_id, jobs, registry, settings, request, submission)
+    return await _complete(CHAT, body, key_id, jobs, registry, call, request, submission)
 
 
 @router.post(
@@ -62,12 +62,12 @@ async def completions(
     key_id: CurrentKey,
     jobs: Jobs,
     registry: CurrentRegistry,
-    settings: CurrentSettings,
+    call: CurrentSyncCall,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Continue a prompt, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(TEXT, body, key_id, jobs, registry, settings, request, submission)
+    return await _complete(TEXT, body, key_id, jobs, registry, call, request, submission)
 
 
 @router.get("/models", responses=ERRORS)
@@ -87,12 +87,12 @@ async def model(name: str, _: CurrentKey, registry: CurrentRegistry) -> ModelVie
 
 
 async def _complete(
-    face: Dialect,
+    dialect: Dialect,
     body: ChatCompletionRequest | CompletionRequest,
     key_id: int,
     jobs: JobService,
     registry: Registry,
-    settings: ApiSettings,
+    call: SyncCall,
     request: Request,
     submission: SubmitHeaders,
 ) -> Response:
@@ -109,29 +109,19 @@ async def _complete(
         for generate in body.generate_requests()
     ]
     submitted, created = await submit_all(jobs, requests, submission.idempotency(request.url.path, body))
-    request.state.job_id = submitted[0].id
-    headers: dict[str, str] = {}
-    if not created:
-        headers["Idempotent-Replayed"] = "true"
-    # A client that sends a key means to come back for the answer.
-    keeps = submission.idempotency_key is not None
     fingerprint = registry[body.model].fingerprint
-    if body.stream:
-        events = frames(
-            face,
+
+    async def show(ended: Sequence[Job]) -> dict[str, Any]:
+        return completion_body(dialect, ended, fingerprint)
+
+    def stream() -> AsyncIterator[bytes]:
+        return frames(
+            dialect,
             submitted,
             [jobs.follow(job.id, new=created) for job in submitted],
             usage_in_the_end=body.usage_in_the_end,
             usage_always=body.usage_always,
             fingerprint=fingerprint,
         )
-        return event_stream(cancel_on_disconnect(events, jobs, submitted, keeps=keeps), settings, headers)
 
-    ended = await all_while_connected(request, jobs, submitted, keeps=keeps)
-    if ended is None:
-        return Response(status_code=499)  # nobody reads it
-    for job in ended:
-        if job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-            assert job.error is not None
-            raise UpstreamFailed(job.error.message, code=job.error.code)
-    return JSONResponse(completion_body(face, ended, fingerprint), headers=headers)
+    return await call.respond(submitted, created=created, stream=stream if body.stream else None, body=show)

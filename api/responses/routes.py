@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 from api.http.dependencies import CurrentSettings
@@ -14,13 +15,12 @@ from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, STREAMED
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
-from api.jobs.dependencies import Jobs
-from api.jobs.disconnect import cancel_on_disconnect, while_connected
+from api.jobs.dependencies import CurrentSyncCall
 from api.keys.auth import CurrentKey
 from api.responses.dependencies import Responses
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
-from shared.domain.errors import InvalidRequest, UpstreamFailed
-from shared.domain.job import JobStatus
+from shared.domain.errors import InvalidRequest
+from shared.domain.job import Job
 
 MAX_NUMBER = 2**53
 
@@ -39,32 +39,26 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {
 async def create(
     body: ResponseCreate,
     key_id: CurrentKey,
-    settings: CurrentSettings,
-    jobs: Jobs,
     responses: Responses,
-    request: Request,
+    call: CurrentSyncCall,
     submission: Submission,
 ) -> Response:
     """Answer an input: whole, as a stream, or in the background. What is not in the background ends with its client."""
     response, created = await responses.create(body, key_id, submission)
-    job = response.job
-    request.state.job_id = job.id
-    headers = {} if created else {"Idempotent-Replayed": "true"}
-    # A client that sends an idempotency key means to come back for the answer.
-    keeps = response.facts.background or submission.idempotency_key is not None
-    if body.stream:
-        events = responses.stream(response)
-        return event_stream(cancel_on_disconnect(events, jobs, [job], keeps=keeps), settings, headers)
-    if response.facts.background:
-        return JSONResponse(await responses.shown(response), headers=headers)
 
-    ended = await while_connected(request, jobs, job, keeps=keeps)
-    if ended is None:
-        return Response(status_code=499)  # nobody reads it
-    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-        return JSONResponse(await responses.shown(replace(response, job=ended)), headers=headers)
-    assert ended.error is not None
-    raise UpstreamFailed(ended.error.message, code=ended.error.code)
+    async def show(found: Sequence[Job]) -> dict[str, Any]:
+        return await responses.shown(replace(response, job=found[0]))
+
+    def stream() -> AsyncIterator[bytes]:
+        return responses.stream(response)
+
+    return await call.respond(
+        [response.job],
+        created=created,
+        stream=stream if body.stream else None,
+        body=show,
+        background=response.facts.background,
+    )
 
 
 @router.get(
