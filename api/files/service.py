@@ -10,7 +10,8 @@ from api.files.blobs import BlobMissing, Blobs
 from api.files.store import FileStore, StoredFile, is_file_id
 from api.files.upload import Upload
 from api.http.lookup import own_or_404
-from shared.domain.errors import HeadraceError, InvalidRequest, NotFound
+from api.http.pagination import Page, check_after, fetch_page
+from shared.domain.errors import HeadraceError, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +44,17 @@ class FileService:
 
     async def page(
         self, key_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool
-    ) -> list[StoredFile]:
-        """A key's files.
+    ) -> Page[StoredFile]:
+        """A page of a key's files.
 
         Raises:
-            InvalidRequest: `after` is no file's id.
+            InvalidRequest: `after` is not a file's id.
         """
-        if after is not None and not is_file_id(after):
-            raise InvalidRequest(f"after: must be a file's id, got {after[:64]!r}", param="after")
-        return await self._store.page(key_id, purpose=purpose, limit=limit, after=after, ascending=ascending)
+        check_after(after, "file", is_file_id)
+        return await fetch_page(
+            limit,
+            lambda count: self._store.page(key_id, purpose=purpose, limit=count, after=after, ascending=ascending),
+        )
 
     async def content(self, file: StoredFile) -> AsyncIterator[bytes]:
         """A file's bytes, once they are known to be there.

@@ -12,6 +12,7 @@ from api.http.dependencies import CurrentSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND
+from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, replay_headers
 from api.jobs.dependencies import Jobs
@@ -83,17 +84,11 @@ async def list_jobs(
     status: JobStatus | None = None,
     model: Annotated[str | None, Query(max_length=MAX_NAME, pattern=NAME)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    after: After = None,
 ) -> JobList:
     """List jobs, newest first."""
-    found = await jobs.page(key_id, status=status, model=model, limit=limit + 1, after=after)
-    page = found[:limit]
-    return JobList(
-        data=[job_view(job) for job in page],
-        first_id=page[0].id if page else None,
-        last_id=page[-1].id if page else None,
-        has_more=len(found) > limit,
-    )
+    page = await jobs.page(key_id, status=status, model=model, limit=limit, after=after)
+    return JobList.of(page, job_view)
 
 
 @router.get(

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.http.lookup import own_or_404
+from api.http.pagination import Page, check_after, fetch_page
 from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
 from api.streaming.hub import StreamHub
@@ -89,15 +90,16 @@ class JobService:
 
     async def page(
         self, key_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
-    ) -> list[Job]:
-        """A key's jobs, newest first.
+    ) -> Page[Job]:
+        """A page of a key's jobs, newest first.
 
         Raises:
-            InvalidRequest: `after` is no job's id.
+            InvalidRequest: `after` is not a job's id.
         """
-        if after is not None and not is_job_id(after):
-            raise InvalidRequest(f"after: must be a job's id, got {after[:64]!r}", param="after")
-        return await self._store.page(key_id, status=status, model=model, limit=limit, after=after)
+        check_after(after, "job", is_job_id)
+        return await fetch_page(
+            limit, lambda count: self._store.page(key_id, status=status, model=model, limit=count, after=after)
+        )
 
     def follow(
         self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -13,6 +14,7 @@ from api.http.dependencies import CurrentSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, STREAMED
+from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentSyncCall
@@ -108,21 +110,8 @@ async def input_items(
     responses: Responses,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="The last item first, or the first.")] = "desc",
-    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    after: After = None,
 ) -> InputItemList:
     """A response's own input items; those before them are its `previous_response_id`'s."""
-    items = await responses.input_items(response_id, key_id)
-    if order == "desc":
-        items.reverse()
-    if after is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise InvalidRequest(f"after: there is no input item {after[:64]!r} in this response", param="after")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
-    return InputItemList(
-        data=page,
-        first_id=page[0]["id"] if page else None,
-        last_id=page[-1]["id"] if page else None,
-        has_more=len(items) > limit,
-    )
+    page = await responses.input_items(response_id, key_id, limit=limit, order=order, after=after)
+    return InputItemList.of(page, dict, itemgetter("id"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+from api.http.pagination import Page, cut_page
 from api.http.submit_headers import SubmitHeaders
 from api.jobs.service import JobService
 from api.responses.events import frames, replayed
@@ -123,14 +124,25 @@ class ResponseService:
         response = await self.get(response_id, key_id)
         await self._jobs.delete(response.job.id, key_id)
 
-    async def input_items(self, response_id: str, key_id: int) -> list[dict[str, Any]]:
-        """A response's own input items, in their order.
+    async def input_items(
+        self, response_id: str, key_id: int, *, limit: int, order: Literal["asc", "desc"], after: str | None
+    ) -> Page[dict[str, Any]]:
+        """A page of a response's own input items.
 
         Raises:
             NotFound: as `get`.
+            InvalidRequest: the response has no item with the id `after`.
         """
         response = await self.get(response_id, key_id)
-        return listed(response.facts.input, response.digits)
+        items = listed(response.facts.input, response.digits)
+        if order == "desc":
+            items.reverse()
+        if after is not None:
+            ids = [item["id"] for item in items]
+            if after not in ids:
+                raise InvalidRequest(f"after: there is no input item {after[:64]!r} in this response", param="after")
+            items = items[ids.index(after) + 1 :]
+        return cut_page(items, limit)
 
     async def _previous(self, response_id: str, key_id: int) -> StoredResponse:
         try:
