@@ -77,7 +77,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         terminator = JobTerminator(rescues, logs, settings.log_ttl_s, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
-        streams = StreamHub(redis, logs, store, resync_s=settings.resync_s)
+        hub = StreamHub(redis, logs, store, resync_s=settings.resync_s)
         sweeper = Sweeper(
             rescues,
             terminator,
@@ -94,7 +94,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
             logs=logs,
             terminator=terminator,
             hints=hints,
-            streams=streams,
+            hub=hub,
             redis=redis,
             queue_estimates=queue_estimates,
             traces=traces,
@@ -122,8 +122,8 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         retention = Retention(RetentionStore(database), keep_s=settings.retention_s)
         parts = {
             "hints": hints.run(),
-            "streams": streams.run(),
-            "places": QueuePositions(streams, queue_estimates).run(),
+            "streams": hub.run(),
+            "queue positions": QueuePositions(hub, queue_estimates).run(),
             "sweeper": sweeper.run(),
             "batches": driver.run(),
             "files": FileCleanup(file_store, blobs).run(),

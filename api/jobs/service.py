@@ -43,7 +43,7 @@ class JobService:
         logs: EventLog,
         terminator: JobTerminator,
         hints: HintSender,
-        streams: StreamHub,
+        hub: StreamHub,
         redis: Redis,
         queue_estimates: QueueEstimates,
         traces: Traces = NO_TRACES,
@@ -53,7 +53,7 @@ class JobService:
         self._logs = logs
         self._terminator = terminator
         self._hints = hints
-        self._streams = streams
+        self._hub = hub
         self._redis = redis
         self.queue_estimates = queue_estimates
         self.traces = traces
@@ -104,8 +104,8 @@ class JobService:
     def follow(
         self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
     ) -> AsyncIterator[list[Event]]:
-        """A job's events after a cursor, in batches, up to and with its last; see `Streams.follow`."""
-        return self._streams.follow(job_id, after, queued, new=new)
+        """A job's events after a cursor, in batches, up to and including its last; see `StreamHub.follow`."""
+        return self._hub.follow(job_id, after, queued, new=new)
 
     async def check_cursor(self, job: Job, after: int, param: str) -> bool:
         """Whether anything can follow a cursor: not after the last event of a job that has ended.
@@ -115,7 +115,7 @@ class JobService:
         """
         if not after:
             return True
-        last = await self._streams.last_seq(job.id)
+        last = await self._hub.last_seq(job.id)
         told = last > 0 or job.attempt == 0  # a started job without events: Redis has lost them for now
         if told and after > last:
             raise InvalidRequest(f"{param}: {after} is beyond the job's last event, {last}", param=param)
@@ -123,7 +123,7 @@ class JobService:
 
     async def finished(self, job_id: str, key_id: int) -> Job:
         """Wait for a job's end."""
-        await self._streams.ended(job_id)
+        await self._hub.wait_for_end(job_id)
         return await self.get(job_id, key_id)
 
     async def cancel(self, job_id: str, key_id: int) -> Job:

@@ -186,7 +186,7 @@ def make_world(
         logs=logs,
         terminator=unowned,
         hints=HintSender(celery_app(servers.redis(15)), redis),
-        streams=StreamHub(redis, logs, store, resync_s=60),
+        hub=StreamHub(redis, logs, store, resync_s=60),
         redis=redis,
         queue_estimates=QueueEstimates(QueueStore(database), registry),
     )

@@ -184,7 +184,7 @@ class World:
         self.worker_settings = worker_settings
         self.store = JobStore(database)
         self.logs = EventLog(redis)
-        self.streams = StreamHub(redis, self.logs, self.store, resync_s=0.2)
+        self.hub = StreamHub(redis, self.logs, self.store, resync_s=0.2)
         rescues = RecoveryStore(database)
         unowned = JobTerminator(rescues, self.logs, LOG_TTL_S)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
@@ -194,7 +194,7 @@ class World:
             logs=self.logs,
             terminator=unowned,
             hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
-            streams=self.streams,
+            hub=self.hub,
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
         )
@@ -208,7 +208,7 @@ class World:
         self.cancelling: set[str] = set()
         self.claimed_by: dict[tuple[str, int], str] = {}
         self.flushed = False
-        self._live = asyncio.create_task(self.streams.run())
+        self._live = asyncio.create_task(self.hub.run())
         self._started = 0
         self.workers = [self._worker() for _ in range(WORKERS)]
 
