@@ -36,7 +36,7 @@ from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
-from api.settings import ApiSettings
+from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry, load_registry
 from shared.postgres.engine import connect
@@ -138,7 +138,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         queue_metrics = QueueMetrics(QueueStatsStore(database), redis, registry)
         stack.enter_context(scrape_target(settings.metrics_targets, "api", settings.host, settings.port))
         resources = Resources()
-        resources.add(ApiSettings, settings)
+        resources.add(StreamSettings, settings)
         resources.add(Registry, registry)
         resources.add(Authenticator, Authenticator(ApiKeyStore(database), settings.key_cache_s))
         resources.add(Admission, admission)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, FastAPI, Request
 
-from api.settings import ApiSettings
+from api.settings import StreamSettings
 from shared.config.models.loader import Registry
 
 T = TypeVar("T")
@@ -47,5 +47,5 @@ def get_resource(request: Request, kind: type[T]) -> T:
     return resources.get(kind)
 
 
-CurrentSettings = Annotated[ApiSettings, Depends(resource(ApiSettings))]
+CurrentStreamSettings = Annotated[StreamSettings, Depends(resource(StreamSettings))]
 CurrentRegistry = Annotated[Registry, Depends(resource(Registry))]

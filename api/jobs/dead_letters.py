@@ -8,24 +8,24 @@ import sys
 
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
-from api.settings import ApiSettings
+from api.settings import RegionSettings
 from shared.config.models.base import RegistryError
 from shared.config.models.loader import load_registry
-from shared.config.settings import settings_or_exit
+from shared.config.settings import Settings, settings_or_exit
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import JobStatus
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
 
 
-class DatabaseSettings(ApiSettings):
-    """Only the database is needed here: workers find a replayed job's row."""
+class DeadLetterSettings(RegionSettings, Settings):
+    """Redis is not used: workers find a replayed job's row."""
 
     redis_url: str = "redis://unused"
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    settings = settings_or_exit(DatabaseSettings)
+    settings = settings_or_exit(DeadLetterSettings)
     engine = connect(settings.database_url, pool_size=1)
     store = JobStore(engine, settings.region)
     try:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from api.http.dependencies import CurrentSettings, resource
+from api.http.dependencies import CurrentStreamSettings, resource
 from api.http.submit_headers import Submission
 from api.jobs.admission import Admission
 from api.jobs.service import JobService
@@ -16,7 +16,7 @@ Jobs = Annotated[JobService, Depends(resource(JobService))]
 CurrentAdmission = Annotated[Admission, Depends(resource(Admission))]
 
 
-async def sync_call(request: Request, jobs: Jobs, submission: Submission, settings: CurrentSettings) -> SyncCall:
+async def sync_call(request: Request, jobs: Jobs, submission: Submission, settings: CurrentStreamSettings) -> SyncCall:
     return SyncCall(request, jobs, submission, settings)
 
 

@@ -15,7 +15,9 @@ _POSITION = b"event: job.queued\ndata: %b\n\n"
 async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
     """`job.queued` while it waits and whenever its queue position changes, and the log after the cursor.
 
-    Positions have no id, because they are not in the log. A job that has lost its worker is queued again, and reported so.
+    Positions have no id, because they are not in the log. A job that has lost its worker
+    is queued again, and reported so.
+
     Returns once the first frame is known, so that a database outage is an error response, not a broken stream.
     """
     first, position = b"", None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from api.http.dependencies import CurrentSettings
+from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND
@@ -116,7 +116,7 @@ async def stream(
     job_id: str,
     key_id: CurrentKey,
     jobs: Jobs,
-    settings: CurrentSettings,
+    settings: CurrentStreamSettings,
     starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
     last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
 ) -> Response:

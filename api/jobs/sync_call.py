@@ -13,7 +13,7 @@ from api.http.sse import event_stream, heartbeat
 from api.http.submit_headers import SubmitHeaders, replay_headers
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.jobs.service import JobService
-from api.settings import ApiSettings
+from api.settings import StreamSettings
 from shared.domain.errors import UpstreamFailed
 from shared.domain.job import Job, JobStatus
 
@@ -21,7 +21,7 @@ from shared.domain.job import Job, JobStatus
 class SyncCall:
     """One request whose client waits for its jobs."""
 
-    def __init__(self, request: Request, jobs: JobService, submission: SubmitHeaders, settings: ApiSettings) -> None:
+    def __init__(self, request: Request, jobs: JobService, submission: SubmitHeaders, settings: StreamSettings) -> None:
         self._request = request
         self._jobs = jobs
         self._submission = submission

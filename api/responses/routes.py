@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
-from api.http.dependencies import CurrentSettings
+from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, STREAMED
@@ -71,7 +71,7 @@ async def create(
 async def retrieve(
     response_id: str,
     key_id: CurrentKey,
-    settings: CurrentSettings,
+    settings: CurrentStreamSettings,
     responses: Responses,
     stream: Annotated[bool, Query(description="Its events, from the first or after a cursor.")] = False,
     starting_after: Annotated[
