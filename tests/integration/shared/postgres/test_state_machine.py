@@ -27,10 +27,12 @@ from redis.asyncio import Redis
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
+from api.keys.principal import Principal
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
@@ -184,18 +186,17 @@ class World:
         self.worker_settings = worker_settings
         self.store = JobStore(database)
         self.logs = EventLog(redis)
-        self.streams = StreamHub(redis, self.logs, self.store, resync_s=0.2)
+        self.hub = StreamHub(redis, self.logs, self.store, resync_s=0.2)
         rescues = RecoveryStore(database)
         unowned = JobTerminator(rescues, self.logs, LOG_TTL_S)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
-            registry=registry,
+            admission=Admission(registry, ContextWindow(registry)),
             store=self.store,
             logs=self.logs,
             terminator=unowned,
             hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
-            streams=self.streams,
-            context=ContextWindow(registry),
+            hub=self.hub,
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
         )
@@ -209,7 +210,7 @@ class World:
         self.cancelling: set[str] = set()
         self.claimed_by: dict[tuple[str, int], str] = {}
         self.flushed = False
-        self._live = asyncio.create_task(self.streams.run())
+        self._live = asyncio.create_task(self.hub.run())
         self._started = 0
         self.workers = [self._worker() for _ in range(WORKERS)]
 
@@ -262,7 +263,8 @@ class World:
             finish_within_s=LEASE_S if late == "finish" else None,
         )
         # As two API processes would at once.
-        made = [self.service.submit(new, Idempotency(key, "digest") if key else None) for _ in range(2 if key else 1)]
+        idempotency = Idempotency(key, "digest") if key else None
+        made = [self.service.submit(Principal.of(self.owner), new, idempotency) for _ in range(2 if key else 1)]
         ids = {job.id for job, _ in await asyncio.gather(*made)}
         assert len(ids) == 1, "one idempotency key, one job"
         (job_id,) = ids
