@@ -45,4 +45,4 @@ async def test_a_replay_for_a_removed_model_is_rejected(
 ) -> None:
     assert await replay(store, admission("another"), failed.id) == 1
     assert capsys.readouterr().err.startswith(f"{failed.id} cannot run again: The model `m` does not exist")
-    assert [job.id for job in await store.page(failed.owner)] == [failed.id]
+    assert [job.id for job in await store.page(failed.owner.project_id)] == [failed.id]
