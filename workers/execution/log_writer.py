@@ -14,7 +14,7 @@ from shared.postgres.claim_store import Claim
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
 from shared.runtime.aio import wait_for_event
 from shared.runtime.outages import is_outage
-from shared.telemetry.metrics import FENCED_WRITES, model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.pacing import flush_interval_s
 from workers.execution.token_metrics import TokenMetrics
 
@@ -31,6 +31,7 @@ class LogBuffer:
 
     job_id: str
     attempt: int
+    metrics: Metrics
     model: str = ""
     events: list[Event] = field(default_factory=list)
     seq: int = 0
@@ -46,7 +47,7 @@ class LogBuffer:
     _meter: TokenMetrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self._meter = TokenMetrics(self.model)
+        self._meter = TokenMetrics(self.metrics, self.model)
 
     def delta(self, delta: Delta) -> None:
         """Add text; it joins what the same choice gained since the last flush."""
@@ -225,5 +226,5 @@ class LogWriter:
     @staticmethod
     def _fence(log: LogBuffer) -> None:
         log.fenced = True
-        FENCED_WRITES.labels(model_label(log.model), "log").inc()
+        log.metrics.fenced_writes.labels(log.metrics.model_label(log.model), "log").inc()
         logger.warning("job=%s attempt=%d writes no log any more: it is not its owner", log.job_id, log.attempt)

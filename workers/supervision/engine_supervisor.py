@@ -8,7 +8,7 @@ import time
 
 from shared.domain.job import WorkerState
 from shared.runtime.aio import wait_for_event
-from shared.telemetry.metrics import ENGINE_RESTARTS, model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
@@ -34,11 +34,12 @@ class EngineSupervisor:
         log_writer: LogWriter,
         heartbeat: Heartbeat,
         consumer: ConsumerControl,
+        metrics: Metrics,
         model: str,
         *,
         back_off_max_s: float,
     ) -> None:
-        self._model = model_label(model)
+        self._restarts = metrics.engine_restarts.labels(metrics.model_label(model))
         self._engine = engine
         self._engine_death = engine_death
         self._runner = runner
@@ -61,7 +62,7 @@ class EngineSupervisor:
                 started = time.monotonic()
 
     async def _replace(self) -> None:
-        ENGINE_RESTARTS.labels(self._model).inc()
+        self._restarts.inc()
         logger.error("the engine has died; %d jobs go back to the queue", self._runner.running)
         self._runner.pause()
         self._consumer.pause()

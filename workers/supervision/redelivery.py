@@ -18,7 +18,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.redis import job_queue as queue
 from shared.redis.job_queue import HintSender
 from shared.runtime.periodic import run_periodically
-from shared.telemetry.metrics import RESENT, model_label
+from shared.telemetry.metrics import Metrics
 from workers.execution.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,14 @@ AT_ONCE = 50
 class Redelivery:
     """Sends hints again for jobs of this worker's model."""
 
-    def __init__(self, runner: Runner, store: RecoveryStore, redis: Redis, hints: HintSender, model: str) -> None:
+    def __init__(
+        self, runner: Runner, store: RecoveryStore, redis: Redis, hints: HintSender, metrics: Metrics, model: str
+    ) -> None:
         self._runner = runner
         self._store = store
         self._redis = redis
         self._hints = hints
+        self._metrics = metrics
         self._model = model
         self._sent: dict[str, float] = {}
 
@@ -67,7 +70,7 @@ class Redelivery:
         for hint in lost:
             self._hints.put(hint)
         if lost:
-            RESENT.labels(model_label(self._model)).inc(len(lost))
+            self._metrics.hints_resent.labels(self._metrics.model_label(self._model)).inc(len(lost))
             logger.warning("model=%s %d waiting jobs had no message; sent again", self._model, len(lost))
         return len(lost)
 

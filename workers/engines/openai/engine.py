@@ -23,7 +23,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
-from shared.telemetry.metrics import UPSTREAM_FAILURES, UPSTREAM_REQUESTS, UPSTREAM_RETRIES, model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import EngineStats, PromptInfo, Resume, UpstreamError
 from workers.engines.openai.request import asked
 from workers.engines.openai.stream import Reply, told, told_param
@@ -54,9 +54,10 @@ class OpenAIEngine:
 
     _session: aiohttp.ClientSession
 
-    def __init__(self, model: OpenAIModel) -> None:
+    def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
         self._model = model
-        self._label = model_label(model.name)
+        self._metrics = metrics
+        self._label = metrics.model_label(model.name)
         self._options = model.options
         self._key = ""
         self._requests = 0
@@ -120,7 +121,7 @@ class OpenAIEngine:
                 failure = _Passing("The upstream ended its answer too early.", "the answer has no end")
                 try:
                     async with self._session.post(url, data=body, allow_redirects=False) as response:
-                        UPSTREAM_REQUESTS.labels(self._label, str(response.status)).inc()
+                        self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
                         if response.status != 200:
                             await self._refuse(response, request)
                         while not reply.done and (data := await response.content.readany()):
@@ -135,7 +136,7 @@ class OpenAIEngine:
                 except (_Passing, aiohttp.ClientError, TimeoutError) as error:
                     failure = error if isinstance(error, _Passing) else _passing(error)
                     if not isinstance(error, _Passing):
-                        UPSTREAM_FAILURES.labels(self._label, _kind(error)).inc()
+                        self._metrics.upstream_failures.labels(self._label, _kind(error)).inc()
                 if reply.finished:
                     break  # what broke then cost its usage at most
                 wait = wait_s(failures, failure.asked_s)
@@ -143,7 +144,7 @@ class OpenAIEngine:
                 if reply.begun or failures >= self._options.max_retries or wait is None:
                     raise UpstreamError(str(failure))
                 failures += 1
-                UPSTREAM_RETRIES.labels(self._label).inc()
+                self._metrics.upstream_retries.labels(self._label).inc()
                 await asyncio.sleep(wait)
         finally:
             self._requests -= 1

@@ -47,6 +47,7 @@ from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import Servers
 from tests.support.dying import dies
+from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.stack import write_models
 from tests.support.waiting import eventually
 from workers.execution.log_writer import LogBuffer
@@ -135,9 +136,9 @@ class World:
         await self.sql("UPDATE jobs SET finish_before = now() - interval '1 s' WHERE batch_id = :id", id=batch.id)
 
     async def sweep(self) -> None:
-        await Sweeper(self.rescues, self.unowned, self.hints.append, interval_s=1, lease_s=1, max_attempts=3).sweep(
-            take=False
-        )
+        await Sweeper(
+            self.rescues, self.unowned, self.hints.append, api_metrics(), interval_s=1, lease_s=1, max_attempts=3
+        ).sweep(take=False)
 
     async def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The lines of the output file and of the error file."""
@@ -179,7 +180,7 @@ def make_world(
     registry = load_registry(write_models(folder / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
     batches, blobs, rescues = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
     hints: list[Hint] = []
-    unowned = JobTerminator(rescues, logs, 60)
+    unowned = JobTerminator(rescues, logs, 60, api_metrics())
     admission = Admission(registry, ContextWindow(registry))
     jobs = JobService(
         admission=admission,
@@ -187,9 +188,10 @@ def make_world(
         logs=logs,
         terminator=unowned,
         hints=HintSender(celery_app(servers.redis(15)), redis),
-        hub=StreamHub(redis, logs, store, resync_s=60),
+        hub=StreamHub(redis, logs, store, api_metrics(), resync_s=60),
         redis=redis,
         queue_estimates=QueueEstimates(QueueStore(database), registry),
+        metrics=api_metrics(),
     )
     steps = BatchSteps(
         registry=registry,
@@ -199,6 +201,7 @@ def make_world(
         jobs=jobs,
         terminator=unowned,
         send=hints.append,
+        metrics=api_metrics(),
         max_line_bytes=10_000,
         max_jobs=MAX_JOBS,
         keep_s=None,
@@ -601,7 +604,7 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
     (job_id,) = await world.queued()
     job = await world.start(job_id)
     delta = Delta(0, "It turns.", (1, 2), "stop")
-    log = LogBuffer(job.id, job.attempt)
+    log = LogBuffer(job.id, job.attempt, worker_metrics())
     log.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
     log.delta(delta)
     log.seal()

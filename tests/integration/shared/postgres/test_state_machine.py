@@ -52,6 +52,7 @@ from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
+from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
 from workers.execution.attempt import AttemptContext, StopReason
@@ -123,6 +124,7 @@ class Worker:
             max_attempts=MAX_ATTEMPTS,
             send=lambda _: None,
             on_engine_death=lambda: None,
+            metrics=worker_metrics(),
         )
         self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
         self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
@@ -186,9 +188,9 @@ class World:
         self.worker_settings = worker_settings
         self.store = JobStore(database)
         self.logs = EventLog(redis)
-        self.hub = StreamHub(redis, self.logs, self.store, resync_s=0.2)
+        self.hub = StreamHub(redis, self.logs, self.store, api_metrics(), resync_s=0.2)
         rescues = RecoveryStore(database)
-        unowned = JobTerminator(rescues, self.logs, LOG_TTL_S)
+        unowned = JobTerminator(rescues, self.logs, LOG_TTL_S, api_metrics())
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             admission=Admission(registry, ContextWindow(registry)),
@@ -199,9 +201,10 @@ class World:
             hub=self.hub,
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
+            metrics=api_metrics(),
         )
         self.sweeper = Sweeper(
-            rescues, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
+            rescues, unowned, lambda _: None, api_metrics(), interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
         )
         self.jobs: list[str] = []
         self.by_key: dict[str, str] = {}

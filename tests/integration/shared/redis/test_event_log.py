@@ -14,6 +14,7 @@ from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import Claim
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import FENCED, Append, EventLog, Fenced
+from tests.support.metrics import worker_metrics
 from tests.support.waiting import eventually
 from workers.execution.log_writer import LogBuffer, LogWriter
 
@@ -87,7 +88,7 @@ async def test_the_log_keeps_token_ids_that_readers_never_see(logs: EventLog) ->
 
 class TestJobLog:
     def test_text_of_one_flush_is_one_event(self) -> None:
-        log = LogBuffer(JOB, 1)
+        log = LogBuffer(JOB, 1, worker_metrics())
         for text in ("a", "b"):
             log.delta(Delta(0, text, (1,)))
         log.delta(Delta(1, "z", (2,)))
@@ -95,7 +96,7 @@ class TestJobLog:
         assert [item.delta() for item in log.events] == [Delta(0, "ab", (1, 1)), Delta(1, "z", (2,))]
 
     def test_half_a_character_waits_for_the_rest(self) -> None:
-        log = LogBuffer(JOB, 1)
+        log = LogBuffer(JOB, 1, worker_metrics())
         log.delta(Delta(0, "", (1,)))
         log.seal()
         assert log.events == []
@@ -104,7 +105,7 @@ class TestJobLog:
         assert [item.delta() for item in log.events] == [Delta(0, "🌊", (1, 2))]
 
     def test_unwritten_are_those_after_the_confirmed(self) -> None:
-        log = LogBuffer(JOB, 2)
+        log = LogBuffer(JOB, 2, worker_metrics())
         log.adopt([], 1_000_000)
         log.event(EventType.RESTARTED, {})
         log.event(EventType.STARTED, {})
@@ -143,7 +144,7 @@ class TestFlusher:
     ) -> None:
         for name in ("INTERVAL_PER_LOG_S", "MAX_INTERVAL_S"):
             monkeypatch.setattr(f"workers.engines.pacing.{name}", 60)
-        log, other = LogBuffer(JOB, 1), LogBuffer("job_2", 1)
+        log, other = LogBuffer(JOB, 1, worker_metrics()), LogBuffer("job_2", 1, worker_metrics())
         await self.write(log_writer, log, "a")
         log.delta(Delta(0, "b", (1,)))
         other.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
@@ -158,7 +159,7 @@ class TestFlusher:
         assert [item.type for item in await logs.read(JOB)] == [EventType.DELTA, EventType.DELTA, EventType.COMPLETED]
 
     async def test_a_lost_log_is_written_again(self, log_writer: LogWriter, logs: EventLog, redis: Redis) -> None:
-        log = LogBuffer(JOB, 1)
+        log = LogBuffer(JOB, 1, worker_metrics())
         for text in "abc":
             await self.write(log_writer, log, text)
             if text == "b":
@@ -167,7 +168,7 @@ class TestFlusher:
         assert not log.fenced
 
     async def test_a_fenced_log_is_left_alone(self, log_writer: LogWriter, logs: EventLog) -> None:
-        log = LogBuffer(JOB, 1)
+        log = LogBuffer(JOB, 1, worker_metrics())
         await self.write(log_writer, log, "a")
         await logs.take_over(JOB, 2)
         await self.write(log_writer, log, "zombie")
@@ -178,7 +179,7 @@ class TestFlusher:
         self, log_writer: LogWriter, logs: EventLog, redis: Redis, held: list[Claim]
     ) -> None:
         """Its fence was lost too; the row is what is left to say no."""
-        log = LogBuffer(JOB, 1)
+        log = LogBuffer(JOB, 1, worker_metrics())
         await self.write(log_writer, log, "a")
         await redis.flushdb()
         held.clear()
@@ -190,14 +191,14 @@ class TestFlusher:
         self, log_writer: LogWriter, logs: EventLog, held: list[Claim]
     ) -> None:
         held.clear()
-        log = LogBuffer(JOB, 1)
+        log = LogBuffer(JOB, 1, worker_metrics())
         log.opened -= 61
         await self.write(log_writer, log, "zombie")
         assert log.fenced
         assert await logs.read(JOB) == []
 
     async def test_a_log_that_begins_late_is_written(self, log_writer: LogWriter, logs: EventLog) -> None:
-        log = LogBuffer(JOB, 1)
+        log = LogBuffer(JOB, 1, worker_metrics())
         log.opened -= 61
         await self.write(log_writer, log, "a")
         assert await self.text(logs) == "a"
@@ -207,7 +208,7 @@ class TestFlusher:
     ) -> None:
         held[:] = [Claim(JOB, 2, JobStatus.IN_PROGRESS)]
         await logs.take_over(JOB, 2)
-        log = LogBuffer(JOB, 2)
+        log = LogBuffer(JOB, 2, worker_metrics())
         log.adopt([], 1_000_000)
         log.event(EventType.RESTARTED, {"attempt": 2})
         log_writer.touch(log)

@@ -20,6 +20,7 @@ from shared.domain.events import Delta
 from shared.domain.job import Choice
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from shared.domain.transcript import Transcript
+from tests.support.metrics import worker_metrics
 from workers.engines.base import EngineError, PromptInfo, Restarted, Resume
 from workers.execution.log_writer import LogBuffer
 
@@ -64,7 +65,7 @@ CALL = r'<tool_call>\n\{"name": "weather", "arguments": \{"city": "[A-Z][a-z]{2,
 async def engine() -> AsyncIterator[Any]:
     from workers.engines.vllm.engine import VllmEngine
 
-    engine = VllmEngine(MODEL)
+    engine = VllmEngine(MODEL, worker_metrics(MODEL.name))
     await engine.start()
     yield engine
     await engine.stop()
@@ -119,7 +120,7 @@ async def test_a_parser_that_does_not_exist_is_told_before_the_model_is_loaded(f
 
     chat = ChatSettings.model_validate({field: "nobody"})
     with pytest.raises(InvalidRequest, match=rf"smollm2\.chat\.{field}: vLLM has no 'nobody'; it has .*deepseek"):
-        await VllmEngine(MODEL.model_copy(update={"chat": chat})).start()
+        await VllmEngine(MODEL.model_copy(update={"chat": chat}), worker_metrics(MODEL.name)).start()
 
 
 async def test_a_parser_that_the_tokenizer_cannot_do_says_where(engine: Any) -> None:
@@ -344,7 +345,7 @@ MADE_AGAIN = {
 
 def as_logged(made: list[Delta]) -> list[Delta]:
     """As a log keeps them, flushed after each delta."""
-    log = LogBuffer("job", 1)
+    log = LogBuffer("job", 1, worker_metrics())
     for delta in made:
         log.delta(delta)
         log.seal()
