@@ -16,7 +16,6 @@ from launcher.progress import Phase, Progress
 from launcher.settings import Settings, load_settings
 from launcher.stopping import Stopping
 from shared.config.models.loader import Registry
-from shared.config.models.openai import OpenAIModel
 
 STOP_PATIENCE_S = 20.0
 # While starting there is no work to finish.
@@ -74,15 +73,15 @@ def run(
 
 def check_engine(settings: Settings, registry: Registry) -> None:
     """Say at once when a model needs an engine that this environment does not have."""
-    names = [name for name, model in registry.models.items() if model.engine == "vllm"]
-    if names and importlib.util.find_spec("vllm") is None:
-        raise SettingError(
-            f"{settings.models} names models for vLLM ({', '.join(names)}), and ENGINE={settings.engine} has no vLLM.\n"
-            "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
-        )
     for name, model in registry.models.items():
-        if isinstance(model, OpenAIModel) and model.options.api_key_env and not parts.upstream_key(model):
-            raise SettingError(f"{model.options.api_key_env} is not set; {settings.models} has {name}'s key there.")
+        if model.package is not None and importlib.util.find_spec(model.package) is None:
+            raise SettingError(
+                f"{settings.models}: the engine of {name} needs the package {model.package!r}, which"
+                f" ENGINE={settings.engine} does not install.\n"
+                "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
+            )
+        if model.secret_env is not None and not parts.secret_of(model):
+            raise SettingError(f"{model.secret_env} is not set; {settings.models} names it as the key of {name}.")
 
 
 def clear_the_way(settings: Settings, progress: Progress) -> float:
@@ -170,7 +169,7 @@ def wait_until_ready(
     not_before: float,
 ) -> None:
     """Wait for the API, every model's worker and Flower; a child that dies meanwhile ends the start."""
-    what = "engine" if any(model.engine == "vllm" for model in registry.models.values()) else "services"
+    what = "engine" if any(model.loads_model for model in registry.models.values()) else "services"
     with progress.phase(what) as phase:
         if what == "engine":
             progress.say(f"  {what:<12} loading {', '.join(registry.models)}; 20 s to some minutes")

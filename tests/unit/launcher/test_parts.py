@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import launcher.up
 from launcher.errors import SettingError
 from launcher.parts import Parts, load_models
 from launcher.settings import load_settings
@@ -35,12 +36,22 @@ def test_an_upstreams_key_goes_to_its_worker_alone(parts: Parts, monkeypatch: py
     assert [child.name for child in children if "UP_KEY" in child.environment] == ["worker-up-1"]
 
 
+def test_an_engine_whose_package_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text(MODELS)
+    settings = load_settings({"HEADRACE_MODELS": str(models), "ENGINE": "simulated"})
+    monkeypatch.setenv("UP_KEY", "sk-secret")
+    monkeypatch.setattr(launcher.up.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SettingError, match=r"the engine of big needs the package 'vllm', which ENGINE=simulated"):
+        check_engine(settings, load_models(models))
+
+
 def test_an_upstreams_key_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = tmp_path / "models.yaml"
     models.write_text("".join(MODELS.splitlines(keepends=True)[:-1]))
     settings = load_settings({"HEADRACE_MODELS": str(models)})
     monkeypatch.delenv("UP_KEY", raising=False)
-    with pytest.raises(SettingError, match=r"^UP_KEY is not set; .* has up's key there"):
+    with pytest.raises(SettingError, match=r"^UP_KEY is not set; .* names it as the key of up"):
         check_engine(settings, load_models(models))
     monkeypatch.setenv("UP_KEY", "sk-secret")
     check_engine(settings, load_models(models))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.config.models.base import RegistryError
-from shared.config.models.loader import load_registry
+from shared.config.models.base import RegistryError, TokenizerFiles, WordTokenizer
+from shared.config.models.loader import ENGINES, load_registry
 from shared.config.models.openai import OpenAIModel
+from shared.config.models.simulated import SimulatedModel
 from shared.config.models.vllm import ChatSettings, VllmModel
 
 GOOD = """\
@@ -50,12 +51,12 @@ def test_a_good_file(tmp_path: Path) -> None:
     [
         ("engine: vllm", "engine: vlm", 6, "models[1].engine: must be one of vllm, openai, simulated, got 'vlm'"),
         ("    engine: simulated\n", "", 2, "models[0].engine: must be one of vllm, openai, simulated"),
-        ("slots", "slotz", 4, "models[0].slotz: there is no such field"),
+        ("slots", "slotz", 4, "models[0].slotz: unknown field"),
         ("slots: 4", "slots: many", 4, "models[0].slots: Input should be a valid integer"),
         ("slots: 4", "slots: 0", 4, "models[0].slots: Input should be greater than or equal to 1"),
         ("slots: 4", "options: {ttft_ms: fast}", 4, "models[0].options.ttft_ms: Input should be a valid number"),
-        ("slots: 4", "options:\n      itl: 5", 5, "models[0].options.itl: there is no such field"),
-        ("slots: 4", "options: [1]", 4, "models[0].options: must have fields"),
+        ("slots: 4", "options:\n      itl: 5", 5, "models[0].options.itl: unknown field"),
+        ("slots: 4", "options: [1]", 4, "models[0].options: must be a mapping"),
         ("    model: /models/large\n", "", 5, "models[1].model: this field is required"),
         ("name: small", "nam: small", 2, "models[0].name: this field is required"),
         ("name: small", "name: a b", 2, "models[0].name: "),
@@ -66,7 +67,7 @@ def test_a_good_file(tmp_path: Path) -> None:
             "kv_cache_dtype: auto",
             "reasoning_parser: qwen3",
             8,
-            "models[1].options: reasoning_parser is not an engine's",
+            "models[1].options: reasoning_parser is not an engine option",
         ),
         (
             "kv_cache_dtype: auto",
@@ -74,10 +75,10 @@ def test_a_good_file(tmp_path: Path) -> None:
             8,
             "models[1].options: enable_auto_tool_choice is not",
         ),
-        ("tool_call_parser: hermes", "tool_parser: hermes", 12, "models[1].chat.tool_parser: there is no such field"),
+        ("tool_call_parser: hermes", "tool_parser: hermes", 12, "models[1].chat.tool_parser: unknown field"),
         ("tool_call_parser: hermes", "tool_call_parser: ''", 12, "models[1].chat.tool_call_parser: String should have"),
         ("tool_call_parser: hermes", "chat_template_content_format: xml", 12, "models[1].chat.chat_template_content_"),
-        ("{enable_thinking: false}", "fast", 13, "models[1].chat.default_chat_template_kwargs: must have fields"),
+        ("{enable_thinking: false}", "fast", 13, "models[1].chat.default_chat_template_kwargs: must be a mapping"),
         ("models:", "modells:", 1, "models: this field is required"),
         ("    slots: 4", "   slots: 4", 4, "not valid YAML"),
         ("    slots: 4", "\tslots: 4", 4, "not valid YAML"),
@@ -111,18 +112,47 @@ def test_a_model_of_an_upstream(tmp_path: Path) -> None:
     assert model.options.base_url == "https://api.example.com/v1"
 
 
+def test_engine_names_come_from_the_specs() -> None:
+    assert ENGINES == ("vllm", "openai", "simulated")
+
+
+def test_properties_of_the_engines(tmp_path: Path) -> None:
+    upstream = load_registry(write(tmp_path, UPSTREAM))["gpt"]
+    simulated = SimulatedModel(name="s", engine="simulated")
+    bundled = VllmModel(name="v", engine="vllm", model="bundled:Small")
+    models = (upstream, simulated, bundled)
+    assert [model.yields for model in models] == [False, True, True]
+    assert [model.package for model in models] == [None, None, "vllm"]
+    assert [model.loads_model for model in models] == [False, False, True]
+    assert [model.secret_env for model in models] == ["UPSTREAM_API_KEY", None, None]
+    assert [model.bundled_model for model in models] == [None, None, "Small"]
+    assert [model.prompt_tokenizer for model in models] == [None, WordTokenizer(), None]
+    assert bundled.source.endswith("/models/Small")
+
+
+def test_prompts_are_counted_with_the_models_files(tmp_path: Path) -> None:
+    model = VllmModel(name="m", engine="vllm", model=str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert model.prompt_tokenizer is None, "one of the files is missing"
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert model.prompt_tokenizer == TokenizerFiles(tmp_path, renders_chat=True)
+    for chat in (ChatSettings(chat_template="x"), ChatSettings(default_chat_template_kwargs={"a": 1})):
+        changed = model.model_copy(update={"chat": chat})
+        assert changed.prompt_tokenizer == TokenizerFiles(tmp_path, renders_chat=False)
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "line", "words"),
     [
         ("    model: gpt-x\n", "", 2, "model: this field is required"),
         ("      base_url: https://api.example.com/v1/\n", "", 5, "options.base_url: this field is required"),
-        ("https://api", "api", 6, "options.base_url: must be an address such as https://api.openai.com/v1"),
-        ("https://api", "file://api", 6, "options.base_url: must be an address"),
-        ("https://api", "https://user:pass@api", 6, "options.base_url: must be an address"),
-        ("/v1/", "/v1?key=7", 6, "options.base_url: must be an address"),
-        ("example.com", "example.com:port", 6, "options.base_url: must be an address"),
-        ("UPSTREAM_API_KEY", "sk-12345", 7, "options.api_key_env: must be the name of an environment variable"),
-        ("api_key_env: U", "api_key: U", 7, "options.api_key: there is no such field"),
+        ("https://api", "api", 6, "options.base_url: must be a URL such as https://api.openai.com/v1"),
+        ("https://api", "file://api", 6, "options.base_url: must be a URL"),
+        ("https://api", "https://user:pass@api", 6, "options.base_url: must be a URL"),
+        ("/v1/", "/v1?key=7", 6, "options.base_url: must be a URL"),
+        ("example.com", "example.com:port", 6, "options.base_url: must be a URL"),
+        ("UPSTREAM_API_KEY", "sk-12345", 7, "options.api_key_env: must be the name of the environment variable"),
+        ("api_key_env: U", "api_key: U", 7, "options.api_key: unknown field"),
         ("api_key_env: UPSTREAM_API_KEY", "max_retries: -1", 7, "options.max_retries: Input should be greater"),
         ("api_key_env: UPSTREAM_API_KEY", "read_timeout_s: 0", 7, "options.read_timeout_s: Input should be greater"),
         (

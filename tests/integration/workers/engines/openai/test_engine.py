@@ -477,7 +477,7 @@ async def test_what_is_not_openais_stream_fails_the_job(
 async def test_after_the_first_text_many_events_come_with_one_read(
     engine: OpenAIEngine, upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.engines.openai.engine.flush_interval_s", lambda _: 0.3)
+    monkeypatch.setattr("workers.engines.upstream.engine.flush_interval_s", lambda _: 0.3)
     upstream.answers = [Answer(100, pause_s=0.001), Answer(100, pause_s=0.001)]
     for deltas, usage in await asyncio.gather(run(engine), run(engine)):
         assert text(deltas) == "".join(f"{position} " for position in range(100))
