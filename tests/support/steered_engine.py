@@ -113,7 +113,7 @@ class SteeredEngine:
             call.fail(EngineDead("it was told to"))
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
-        return Resume.EXACT if request.sampling.n == 1 else Resume.NOT
+        return Resume.EXACT if request.sampling.n == 1 else Resume.NONE
 
     def stats(self) -> EngineStats:
         return EngineStats(len(self.calls))

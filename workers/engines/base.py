@@ -30,10 +30,14 @@ class EngineDead(HeadraceError):
 
 
 class Resume(IntEnum):
-    """What becomes of a request that was cut: what is more goes on at a lower price."""
+    """How an interrupted request can be resumed; higher is cheaper.
 
-    NOT = 0
-    BY_REPEATING = 1
+    `NONE`: only from the start, as a new answer. `REGENERATE`: from the start, compared with what was emitted.
+    `EXACT`: after the last emitted token.
+    """
+
+    NONE = 0
+    REGENERATE = 1
     EXACT = 2
 
 

@@ -59,7 +59,7 @@ class SimulatedEngine:
         pass
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
-        return Resume.EXACT if request.sampling.n == 1 else Resume.NOT
+        return Resume.EXACT if request.sampling.n == 1 else Resume.NONE
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)

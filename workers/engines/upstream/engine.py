@@ -138,7 +138,7 @@ class RelayEngine(ABC):
         await self._session.close()
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
-        return Resume.NOT
+        return Resume.NONE
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)

@@ -78,7 +78,7 @@ class VllmEngine:
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
         """Whatever was asked for: what cannot be prefilled and gone on with is made again (`repeat.py`)."""
-        return Resume.EXACT if may_prefill(request) else Resume.BY_REPEATING
+        return Resume.EXACT if may_prefill(request) else Resume.REGENERATE
 
     def stats(self) -> EngineStats:
         requests = int(self._llm.output_processor.get_num_unfinished_requests())

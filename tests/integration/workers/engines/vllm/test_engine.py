@@ -370,7 +370,7 @@ async def test_what_was_cut_goes_on_as_if_uncut(engine: Any, name: str) -> None:
     """Wherever it is cut: the same call ids, no fragment twice, each token counted once."""
     request = {**PREFILLED, **MADE_AGAIN}[name]
     prefilled = name in PREFILLED
-    assert engine.resume_mode(request) is (Resume.EXACT if prefilled else Resume.BY_REPEATING)
+    assert engine.resume_mode(request) is (Resume.EXACT if prefilled else Resume.REGENERATE)
     assert (await engine._rendering.render("job_7", request)).prefills == prefilled
     choices = request.sampling.n
     logged = as_logged(await deltas(engine, request))
