@@ -41,7 +41,7 @@ class Endpoint(Protocol):
             pydantic.ValidationError, shared.domain.errors.InvalidRequest: it is refused; `param` names the field.
         """
 
-    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
+    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
         """What the call would have answered with. The body has become this job before."""
 
 
@@ -62,8 +62,8 @@ class Completions:
             raise InvalidRequest("prompt: a line has one prompt; give each a line.", param="prompt")
         return LineJob(request.model, generate, request.metadata or {})
 
-    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
-        return completion_body(self.face, [job], fingerprint)
+    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
+        return completion_body(self.face, [job])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Responses:
         messages = conversation(request.instructions, None, request.input)
         return LineJob(request.model, request.generate_request(messages), request.metadata)
 
-    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
+    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
         return replayed(StoredResponse(job, self._request(body).facts()), log)
 
     @staticmethod

@@ -19,7 +19,6 @@ from api.batches.request_line import LineRejected, parse, said
 from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import render
-from shared.config.models.loader import Registry
 from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound, UpstreamFailed
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
@@ -44,9 +43,7 @@ class Results:
     usage: BatchUsage = field(default_factory=BatchUsage)
 
 
-async def write_results(
-    batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs, registry: Registry
-) -> Results:
+async def write_results(batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs) -> Results:
     """Write a batch's results, all of whose jobs have ended. Written again they are the same."""
     results = Results()
     output_id, errors_id = result_file_ids(batch.id)
@@ -57,7 +54,7 @@ async def write_results(
             if line.blank:
                 continue
             ran = await jobs.of(line.number)
-            entry = _entry(batch, line, ran, registry)
+            entry = _entry(batch, line, ran)
             if ran is not None and ran.job.usage is not None:
                 results.usage = _sum(results.usage, ran.job.usage)
             if entry.good:
@@ -80,7 +77,7 @@ class _Entry:
     content: dict[str, Any]
 
 
-def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Registry) -> _Entry:
+def _entry(batch: Batch, line: Line, ran: LineResult | None) -> _Entry:
     """The result of a line, which ran as this job, or not at all."""
     custom_id, body = said(line)
     if ran is None:
@@ -96,10 +93,9 @@ def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Registry)
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-        fingerprint = registry[job.model].fingerprint if job.model in registry else None
         log = parse_archive(ran.log) if ran.log is not None else ()
         try:
-            answer = ENDPOINTS[batch.endpoint].answer(body, job, log, fingerprint)
+            answer = ENDPOINTS[batch.endpoint].answer(body, job, log)
         except (ValidationError, InvalidRequest):
             return _Entry(False, {**content, "response": _failed(job.id, _refusal(batch, line)), "error": None})
         response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": answer}

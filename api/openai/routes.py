@@ -106,7 +106,6 @@ async def _complete(
         headers["Idempotent-Replayed"] = "true"
     # A client that sends a key means to come back for the answer.
     keeps = submission.idempotency_key is not None
-    fingerprint = held.registry[body.model].fingerprint
     if body.stream:
         events = frames(
             face,
@@ -114,7 +113,6 @@ async def _complete(
             [jobs.follow(job.id, new=created) for job in submitted],
             usage_in_the_end=body.usage_in_the_end,
             usage_always=body.usage_always,
-            fingerprint=fingerprint,
         )
         return event_stream(cancel_on_disconnect(events, jobs, submitted, keeps=keeps), held.settings, headers)
 
@@ -125,4 +123,4 @@ async def _complete(
         if job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
             assert job.error is not None
             raise UpstreamFailed(job.error.message, code=job.error.code)
-    return JSONResponse(completion_body(face, ended, fingerprint), headers=headers)
+    return JSONResponse(completion_body(face, ended), headers=headers)

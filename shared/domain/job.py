@@ -111,7 +111,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One worker's try at a job. `outcome` is None while it runs."""
+    """One worker's try at a job. `outcome` is None while it runs.
+
+    `fingerprint` identifies how the model was run; it is known once the job has ended, if its worker reported it.
+    """
 
     number: int
     worker: str
@@ -119,6 +122,7 @@ class Attempt:
     ended_at: datetime | None = None
     tokens: int = 0
     outcome: str | None = None
+    fingerprint: str | None = None
 
 
 class WorkerState(StrEnum):
@@ -154,6 +158,11 @@ class Job:
     error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
     request_context: RequestContext = NO_CONTEXT
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the attempt that ended the job."""
+        return self.attempts[-1].fingerprint if self.attempts else None
 
     @property
     def missed_start(self) -> bool:

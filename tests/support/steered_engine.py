@@ -84,10 +84,12 @@ class Call:
 
 
 class SteeredEngine:
-    """Continues what has one choice; anything else restarts."""
+    """Resumes requests with one choice exactly; `several_choices` is the resume mode of all others."""
 
     def __init__(self, slots: int = 64) -> None:
         self.slots = slots
+        self.fingerprint = "fp_steered"
+        self.several_choices = Resume.NONE
         self.dead = False
         self.calls: dict[tuple[str, int], Call] = {}
         self._awaited: dict[str, asyncio.Future[Call]] = {}
@@ -113,7 +115,7 @@ class SteeredEngine:
             call.fail(EngineDead("it was told to"))
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
-        return Resume.EXACT if request.sampling.n == 1 else Resume.NONE
+        return Resume.EXACT if request.sampling.n == 1 else self.several_choices
 
     def stats(self) -> EngineStats:
         return EngineStats(len(self.calls))

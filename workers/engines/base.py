@@ -80,6 +80,13 @@ class Engine(Protocol):
     def slots(self) -> int:
         """Requests that it runs at once."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Identifies how the model is run; known once the engine has started.
+
+        Engines with the same fingerprint are expected to generate the same tokens for the same request.
+        """
+
     async def start(self) -> None:
         """Load the model. Raises where that fails."""
 

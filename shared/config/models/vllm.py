@@ -73,6 +73,10 @@ class VllmModel(Spec):
         """Number of sequences that the engine runs at the same time (`max_num_seqs`)."""
         return self.options.get("max_num_seqs", DEFAULT_SLOTS)
 
+    def with_dtype(self, dtype: str) -> VllmModel:
+        """The same model with its dtype named: the fingerprint includes the dtype that a worker uses."""
+        return self.model_copy(update={"options": {**self.options, "dtype": dtype}})
+
     @property
     def bundled_model(self) -> str | None:
         return self.model.removeprefix(BUNDLED_PREFIX) if self.model.startswith(BUNDLED_PREFIX) else None

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-import launcher.up
 from launcher.errors import SettingError
 from launcher.parts import Parts, load_models
 from launcher.settings import load_settings
@@ -41,7 +40,7 @@ def test_an_engine_whose_package_is_not_installed(tmp_path: Path, monkeypatch: p
     models.write_text(MODELS)
     settings = load_settings({"HEADRACE_MODELS": str(models), "ENGINE": "simulated"})
     monkeypatch.setenv("UP_KEY", "sk-secret")
-    monkeypatch.setattr(launcher.up.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(SettingError, match=r"the engine of big needs the package 'vllm', which ENGINE=simulated"):
         check_engine(settings, load_models(models))
 

@@ -39,6 +39,7 @@ class SimulatedEngine:
     """The `simulated` engine. `slots` requests at once; there is no queue inside."""
 
     def __init__(self, model: SimulatedModel) -> None:
+        self.fingerprint = model.fingerprint
         self._options = model.options
         self._slots = model.slots
         self._requests = 0

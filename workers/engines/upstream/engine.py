@@ -72,6 +72,7 @@ class RelayEngine(ABC):
     _session: aiohttp.ClientSession
 
     def __init__(self, model: UpstreamModel) -> None:
+        self.fingerprint = model.fingerprint
         self._model = model
         self._options = model.options
         self._label = model_label(model.name)

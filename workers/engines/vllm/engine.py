@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Sequence
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.envs import enable_envs_cache
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -17,11 +19,14 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted, Resume
+from workers.engines.vllm.dtype import choose_dtype
 from workers.engines.vllm.executor import cpu_options
 from workers.engines.vllm.output import OutputBuilder
 from workers.engines.vllm.request import REFUSED, Rendered, Rendering, check_parsers, may_prefill, refusal
 from workers.engines.vllm.scheduler import scheduler_options
 from workers.engines.vllm.stats import VllmStats, stat_logger
+
+logger = logging.getLogger(__name__)
 
 
 class VllmEngine:
@@ -29,6 +34,7 @@ class VllmEngine:
 
     _llm: AsyncLLM
     _rendering: Rendering
+    _fingerprint: str
 
     def __init__(self, model: VllmModel) -> None:
         self._model = model
@@ -38,6 +44,10 @@ class VllmEngine:
     def slots(self) -> int:
         return self._model.slots
 
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
     async def start(self) -> None:
         options = {
             "max_num_seqs": self._model.slots,
@@ -46,6 +56,7 @@ class VllmEngine:
             **cpu_options(self._model.options),
             **scheduler_options(),
             **self._model.options,
+            "dtype": choose_dtype(self._model.options, on_cpu=current_platform.is_cpu()),
         }
         unknown = options.keys() - AsyncEngineArgs.__dataclass_fields__.keys()
         if unknown:
@@ -68,6 +79,10 @@ class VllmEngine:
         except InvalidRequest:
             self._llm.shutdown()
             raise
+        # "auto" and other names of dtypes are resolved by now.
+        dtype = str(self._llm.model_config.dtype).removeprefix("torch.")
+        self._fingerprint = self._model.with_dtype(dtype).fingerprint
+        logger.info("model=%s loaded dtype=%s fingerprint=%s", self._model.name, dtype, self._fingerprint)
 
     async def stop(self) -> None:
         self._llm.shutdown()

@@ -22,6 +22,7 @@ from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
+from workers.engines.base import Resume
 from workers.execution.attempt import StopReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
@@ -279,6 +280,45 @@ async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
     done = await read(store, newer)
     assert done.output[0].text == text_of_tokens(8)
     assert EventType.RESTARTED not in {item.type for item in await logs.read(newer.id)}
+
+
+@pytest.mark.parametrize(
+    ("choices", "fingerprint", "restarts"),
+    [(1, "fp_other", False), (2, "fp_steered", False), (2, "fp_other", True)],
+    ids=["exact, another fingerprint", "regenerated, the same", "regenerated, another fingerprint"],
+)
+async def test_nothing_is_regenerated_across_fingerprints(
+    worker: Worker,
+    workers: Workers,
+    store: JobStore,
+    logs: EventLog,
+    key_id: int,
+    choices: int,
+    fingerprint: str,
+    restarts: bool,
+) -> None:
+    request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
+    job, _ = await store.insert(NewJob(key_id, "m", 3, request))
+    worker.engine.several_choices = Resume.REGENERATE
+    run, call = await worker.start(job)
+    await call.tokens(3)
+    await worker.runner.hand_back()
+    assert await asyncio.wait_for(run, WITHIN_S) is None
+    await worker.log_writer.drain(WITHIN_S)
+    async with working("v", workers("v"), logs) as other:
+        other.engine.several_choices = Resume.REGENERATE
+        other.engine.fingerprint = fingerprint
+        run, call = await other.start(job)
+        assert call.prior == ("" if restarts else text_of_tokens(3))
+        await call.tokens(1 + 3 * restarts)
+        call.finish("stop")
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+        await other.log_writer.drain(WITHIN_S)
+    done = await read(store, job)
+    assert [choice.text for choice in done.output] == [text_of_tokens(5)] * choices
+    assert (EventType.RESTARTED in {item.type for item in await logs.read(job.id)}) is restarts
+    assert [attempt.fingerprint for attempt in done.attempts] == ["fp_steered", fingerprint]
+    assert done.fingerprint == fingerprint
 
 
 async def test_an_answer_that_is_told_anew_counts_once(worker: Worker, store: JobStore, job: Job) -> None:
