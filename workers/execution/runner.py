@@ -21,7 +21,7 @@ from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import job_ended
 from shared.telemetry.tracing import NO_TRACES, Traces
-from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted, Resume
+from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted
 from workers.execution import job_metrics as counts
 from workers.execution.attempt import RunningAttempt, StopReason
 from workers.execution.log_writer import LogBuffer, LogWriter
@@ -218,7 +218,7 @@ class Runner:
             run.made_before = run.transcript.tokens
             run.lost_tokens = tokens_by_attempt(events)
             made_text = bool(run.transcript.deltas) or not events
-            if made_text and not (events and self._can_resume(run)):
+            if made_text and not (events and self._engine.resume_mode(job.request)):
                 self._restart(run)
         fingerprint = self._engine.fingerprint
         log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self.worker, "fingerprint": fingerprint})
@@ -227,17 +227,6 @@ class Runner:
             job.id, job.model, job.attempt, self.worker, job.request_context.request_id, run.made_before,
         )  # fmt: skip
         return True
-
-    def _can_resume(self, run: RunningAttempt) -> bool:
-        """Whether what earlier attempts emitted can be kept.
-
-        A regenerated answer is compared with it, which only makes sense if the model was run in the same way.
-        """
-        mode = self._engine.resume_mode(run.job.request)
-        if mode is Resume.REGENERATE and not run.transcript.fingerprints <= {self._engine.fingerprint}:
-            logger.info("job=%s restarts: it was generated with another fingerprint", run.job.id)
-            return False
-        return mode is not Resume.NONE
 
     def _restart(self, run: RunningAttempt) -> None:
         """Tell readers to discard what they have."""
@@ -271,7 +260,8 @@ class Runner:
         run.given = time.monotonic()
         counts.given(job, run.given - run.claimed)
         run.trace.generates(run.now(), run.made_before)
-        outputs = self._engine.generate(f"{job.id}-{job.attempt}", job.request, prior)
+        comparable = run.transcript.fingerprints <= {self._engine.fingerprint}
+        outputs = self._engine.generate(f"{job.id}-{job.attempt}", job.request, prior, comparable=comparable)
         async with aclosing(outputs):
             async for item in outputs:
                 if isinstance(item, PromptInfo):

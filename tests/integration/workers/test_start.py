@@ -51,7 +51,7 @@ def test_an_unknown_engine_option_is_named(servers: Servers, database_url: str, 
     model = {"name": "m", "engine": "vllm", "model": str(tmp_path), "options": {option: 1}}
     ended = run(servers, database_url, write_models(tmp_path / "models.yaml", [model]), "workers", "m")
     assert ended.returncode != 0
-    assert f"m.options: vLLM knows no {option}" in ended.stderr
+    assert f"m.options: vLLM has no {option}" in ended.stderr
 
 
 def test_an_upstream_key_that_is_not_set_is_named(servers: Servers, database_url: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs requests on another server; a subclass adds the server's API.
+"""Relays requests to another server. A subclass implements the server's API.
 
 Failures before the first token are retried. A stream that breaks later fails its job, because only the upstream could
 resume it. Error messages for clients contain neither URLs nor keys; the log has the details.
@@ -145,7 +145,7 @@ class RelayEngine(ABC):
         return EngineStats(self._requests)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
         url = f"{self._options.base_url}/{self.endpoint(request)}"
         body = orjson.dumps(self.body(request))
@@ -154,7 +154,7 @@ class RelayEngine(ABC):
         try:
             while True:
                 reply = self.reply(request)
-                failure = TransientError("The upstream ended its answer too early.", "the answer has no end")
+                failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
                 try:
                     async with self._session.post(url, data=body, allow_redirects=False) as response:
                         UPSTREAM_REQUESTS.labels(self._label, str(response.status)).inc()
@@ -175,9 +175,9 @@ class RelayEngine(ABC):
                     failure = connection_error(error)
                     UPSTREAM_FAILURES.labels(self._label, failure_kind(error)).inc()
                 if reply.finished:
-                    break  # a failure after that can cost no more than the usage
+                    break  # a failure after the last finish reason affects only the usage
                 delay_s = backoff_s(failures, failure.retry_after_s)
-                logger.warning("call=%s the upstream failed, failure %d: %s", request_id, failures + 1, failure.details)
+                logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 if reply.begun or failures >= self._options.max_retries or delay_s is None:
                     raise UpstreamError(str(failure))
                 failures += 1
@@ -204,7 +204,7 @@ class RelayEngine(ABC):
         status = response.status
         if status in KEY_REFUSED:
             variable = self._options.api_key_env
-            logger.error("model=%s: HTTP %d; api_key_env is %s", self._model.name, status, variable or "not set")
+            logger.error("model=%s the upstream refused the key (HTTP %d); api_key_env is %s", self._model.name, status, variable or "not set")
             return UpstreamError(f"The upstream refused the key (HTTP {status}).")
         body = self.error_body(await read_error(response))
         if self._key:

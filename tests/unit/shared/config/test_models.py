@@ -1,4 +1,4 @@
-"""models.yaml: what is wrong in it is told with file, line, field and what would be right."""
+"""models.yaml: defaults and properties of the models, and error messages with file, line and field."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write(folder: Path, content: str | bytes) -> Path:
     return file
 
 
-def test_a_good_file(tmp_path: Path) -> None:
+def test_valid_file(tmp_path: Path) -> None:
     registry = load_registry(write(tmp_path, GOOD))
     assert list(registry.models) == ["small", "org/large:7b"]
     assert (registry["small"].slots, registry["org/large:7b"].slots) == (4, 64)
@@ -86,7 +86,7 @@ def test_a_good_file(tmp_path: Path) -> None:
         ("name: small", "name: sm\x00all", 2, "not valid YAML"),
     ],
 )
-def test_a_typo_is_told_with_its_line(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+def test_errors_have_the_line(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
     assert right in GOOD
     file = write(tmp_path, GOOD.replace(right, wrong, 1))
     with pytest.raises(RegistryError) as caught:
@@ -105,18 +105,18 @@ models:
 """
 
 
-def test_a_model_of_an_upstream(tmp_path: Path) -> None:
+def test_upstream_model(tmp_path: Path) -> None:
     model = load_registry(write(tmp_path, UPSTREAM))["gpt"]
     assert isinstance(model, OpenAIModel)
     assert (model.slots, model.max_model_len, model.options.max_retries) == (256, None, 3)
     assert model.options.base_url == "https://api.example.com/v1"
 
 
-def test_engine_names_come_from_the_specs() -> None:
+def test_engine_names() -> None:
     assert ENGINES == ("vllm", "openai", "simulated")
 
 
-def test_properties_of_the_engines(tmp_path: Path) -> None:
+def test_engine_properties(tmp_path: Path) -> None:
     upstream = load_registry(write(tmp_path, UPSTREAM))["gpt"]
     simulated = SimulatedModel(name="s", engine="simulated")
     bundled = VllmModel(name="v", engine="vllm", model="bundled:Small")
@@ -130,7 +130,7 @@ def test_properties_of_the_engines(tmp_path: Path) -> None:
     assert bundled.source.endswith("/models/Small")
 
 
-def test_prompts_are_counted_with_the_models_files(tmp_path: Path) -> None:
+def test_prompt_tokenizer_of_a_local_model(tmp_path: Path) -> None:
     model = VllmModel(name="m", engine="vllm", model=str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
     assert model.prompt_tokenizer is None, "one of the files is missing"
@@ -164,7 +164,7 @@ def test_prompts_are_counted_with_the_models_files(tmp_path: Path) -> None:
         ("gpt-x\n", "gpt-x\n    slots: 0\n", 5, "slots: Input should be greater"),
     ],
 )
-def test_a_typo_in_an_upstream(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+def test_errors_in_an_upstream_model(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
     assert right in UPSTREAM
     file = write(tmp_path, UPSTREAM.replace(right, wrong, 1))
     with pytest.raises(RegistryError) as caught:
@@ -174,7 +174,7 @@ def test_a_typo_in_an_upstream(tmp_path: Path, right: str, wrong: str, line: int
 
 
 @pytest.mark.parametrize("content", ["", "# models:\n", "- name: small\n", "hello\n", "7\n"])
-def test_a_file_of_something_else(tmp_path: Path, content: str) -> None:
+def test_file_without_models(tmp_path: Path, content: str) -> None:
     file = write(tmp_path, content)
     with pytest.raises(RegistryError) as caught:
         load_registry(file)
@@ -182,13 +182,13 @@ def test_a_file_of_something_else(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("models", ["", " []", " small", " {name: small}"])
-def test_models_are_a_list_with_something_in_it(tmp_path: Path, models: str) -> None:
-    file = write(tmp_path, f"# ours\nmodels:{models}\n")
+def test_models_must_be_a_non_empty_list(tmp_path: Path, models: str) -> None:
+    file = write(tmp_path, f"# comment\nmodels:{models}\n")
     with pytest.raises(RegistryError, match=r"(?i)line 2: models: .*list"):
         load_registry(file)
 
 
-def test_each_mistake_is_told(tmp_path: Path) -> None:
+def test_all_errors_are_reported(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD.replace("slots: 4", "slots: x").replace("model: /", "modell: /"))
     with pytest.raises(RegistryError) as caught:
         load_registry(file)
@@ -199,24 +199,24 @@ def test_each_mistake_is_told(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+def test_file_in_another_encoding(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD.encode() + "# Mühle\n".encode("latin-1"))
     with pytest.raises(RegistryError, match="line 14: not valid YAML: not UTF-8"):
         load_registry(file)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"none\.yaml: cannot be read .*; set HEADRACE_MODELS"):
-        load_registry(tmp_path / "none.yaml")
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"missing\.yaml: cannot be read .*; set HEADRACE_MODELS"):
+        load_registry(tmp_path / "missing.yaml")
 
 
-def test_no_python_is_made_of_yaml(tmp_path: Path) -> None:
+def test_yaml_cannot_create_python_objects(tmp_path: Path) -> None:
     file = write(tmp_path, "models: !!python/object/apply:os.getpid []\n")
     with pytest.raises(RegistryError, match="line 1: not valid YAML"):
         load_registry(file)
 
 
-def test_a_chat_template_is_read_from_its_file(tmp_path: Path) -> None:
+def test_chat_template_is_read_from_its_file(tmp_path: Path) -> None:
     def model(**chat: str) -> VllmModel:
         return VllmModel(name="m", engine="vllm", model="x", chat=ChatSettings.model_validate(chat))
 
@@ -225,6 +225,6 @@ def test_a_chat_template_is_read_from_its_file(tmp_path: Path) -> None:
     assert model().chat_template_text is None
     assert model(chat_template=str(file)).chat_template_text == "{{ messages }}"
     with pytest.raises(
-        RegistryError, match=r"m\.chat\.chat_template: .*lost\.jinja cannot be read .*name a Jinja file"
+        RegistryError, match=r"m\.chat\.chat_template: .*missing\.jinja cannot be read .*name a Jinja file"
     ):
-        _ = model(chat_template=str(tmp_path / "lost.jinja")).chat_template_text
+        _ = model(chat_template=str(tmp_path / "missing.jinja")).chat_template_text
