@@ -72,7 +72,7 @@ class Spec(BaseModel):
 
     @property
     def prompt_tokenizer(self) -> PromptTokenizer | None:
-        """How prompts can be counted outside the engine; None if they cannot."""
+        """How the tokens of a prompt can be counted outside the engine; None if they cannot."""
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""Relays to a server with OpenAI's API: OpenAI, Gemini's compatible endpoint, TGI, another vLLM."""
+"""Relays to a server with OpenAI's API, such as OpenAI, Gemini's compatible endpoint, TGI or another vLLM."""
 
 from __future__ import annotations
 

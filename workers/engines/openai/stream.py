@@ -1,6 +1,6 @@
 """Parses OpenAI's event stream into deltas.
 
-Under load one read returns many events: the events of one choice in one read become one delta.
+Under load one read returns many events; those of one choice become one delta.
 """
 
 from __future__ import annotations

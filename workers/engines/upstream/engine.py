@@ -204,7 +204,12 @@ class RelayEngine(ABC):
         status = response.status
         if status in KEY_REFUSED:
             variable = self._options.api_key_env
-            logger.error("model=%s the upstream refused the key (HTTP %d); api_key_env is %s", self._model.name, status, variable or "not set")
+            logger.error(
+                "model=%s the upstream refused the key (HTTP %d); api_key_env is %s",
+                self._model.name,
+                status,
+                variable or "not set",
+            )
             return UpstreamError(f"The upstream refused the key (HTTP {status}).")
         body = self.error_body(await read_error(response))
         if self._key:

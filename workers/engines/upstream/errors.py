@@ -13,7 +13,7 @@ from workers.engines.upstream.backoff import retry_after_s
 
 INVALID_REQUEST = (400, 404, 413, 422)
 KEY_REFUSED = (401, 403)
-# And all from 500.
+# In addition to every status from 500 on.
 TRANSIENT = (408, 429)
 
 

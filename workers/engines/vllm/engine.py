@@ -165,6 +165,6 @@ def _check(output: RequestOutput, request: GenerateRequest) -> None:
             raise EngineDead  # not aborted by this worker
         if choice.finish_reason == "error":
             if request.structured_outputs is not None:
-                # Some grammars turn out to be invalid only when the engine compiles them; this fails one request.
+                # Some grammars turn out to be invalid only when the engine compiles them; only this request fails.
                 raise InvalidRequest("structured_outputs could not be compiled.", param="structured_outputs")
             raise EngineError("the engine gave up")

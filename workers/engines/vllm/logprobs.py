@@ -1,4 +1,4 @@
-"""Converts vLLM's log probabilities into the form that deltas have."""
+"""Converts vLLM's log probabilities into the entries of deltas."""
 
 from __future__ import annotations
 
