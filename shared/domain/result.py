@@ -94,5 +94,5 @@ def _ended(
         ended_at=attempt.ended_at or now,
         outcome=attempt.outcome or outcome,
         tokens=tokens.get(attempt.number, attempt.tokens),
-        fingerprint=fingerprints.get(attempt.number),
+        fingerprint=fingerprints.get(attempt.number, attempt.fingerprint),
     )
