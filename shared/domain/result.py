@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, archive, event
-from shared.domain.job import Attempt, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
 from shared.domain.transcript import fingerprint_by_attempt
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
@@ -48,12 +48,12 @@ def build_result(
     failure: Failure | None,
     first_token_at: datetime | None,
     finished_at: datetime,
-    outcome: str,
+    outcome: AttemptOutcome,
     tokens: Mapping[int, int],
 ) -> tuple[JobResult, Event]:
     """The row's ending and the log's last event, which has the number `seq` and follows `events`.
 
-    `outcome` is the word for how the running attempt ended, `tokens` what each attempt made.
+    `outcome` is that of the running attempt, `tokens` the number that each attempt generated.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -84,7 +84,7 @@ def build_result(
 def _ended(
     attempt: Attempt,
     now: datetime,
-    outcome: str,
+    outcome: AttemptOutcome,
     tokens: Mapping[int, int],
     fingerprints: Mapping[int, str | None],
 ) -> Attempt:

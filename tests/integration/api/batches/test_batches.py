@@ -23,15 +23,18 @@ from api.batches.driver import BatchDriver
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.files.blobs import LocalBlobs
-from api.files.store import FileInUse, FileStore, Purpose, StoredFile
+from api.files.store import FileStore, Purpose, StoredFile
+from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import load_registry
+from shared.domain.errors import FileInUse
 from shared.domain.events import Delta, EventType
-from shared.domain.job import Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult, build_result
 from shared.postgres.claim_store import ClaimStore
@@ -59,7 +62,7 @@ class World:
 
     database: AsyncEngine
     folder: Path
-    key_id: int
+    owner: Owner
     files: FileStore
     store: BatchStore
     blobs: LocalBlobs
@@ -73,17 +76,17 @@ class World:
         file_id = self.files.new_id()
         async with self.blobs.writing(file_id) as blob:
             await blob.write(content)
-        return await self.files.insert(file_id, self.key_id, purpose, "in.jsonl", len(content))
+        return await self.files.insert(file_id, self.owner, purpose, "in.jsonl", len(content))
 
     async def batch(self, *prompts: str, content: bytes | None = None) -> Batch:
         """A new batch; its custom ids are its prompts."""
         file = await self.upload(content if content is not None else b"".join(map(line, prompts)))
-        batch = await self.store.insert(self.key_id, CHAT, file.id, "24h", 86400, {"a": "b"})
+        batch = await self.store.insert(self.owner, CHAT, file.id, "24h", 86400, {"a": "b"})
         assert batch is not None
         return batch
 
     async def again(self, batch: Batch) -> Batch:
-        found = await self.store.get(batch.id, self.key_id)
+        found = await self.store.get(batch.id, self.owner.project_id)
         assert found is not None
         return found
 
@@ -142,7 +145,7 @@ class World:
         for file_id in (batch.output_file_id, batch.error_file_id):
             content = b""
             if file_id is not None:
-                file = await self.files.get(file_id, self.key_id)
+                file = await self.files.get(file_id, self.owner.project_id)
                 assert file is not None
                 assert file.purpose is Purpose.BATCH_OUTPUT
                 content = b"".join([chunk async for chunk in self.blobs.read(file_id)])
@@ -165,31 +168,32 @@ def line(prompt: str, **body: Any) -> bytes:
 
 @pytest.fixture
 async def world(
-    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, key_id: int, tmp_path: Path, servers: Servers
+    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, owner: Owner, tmp_path: Path, servers: Servers
 ) -> World:
-    return make_world(database, redis, logs, store, key_id, tmp_path, servers)
+    return make_world(database, redis, logs, store, owner, tmp_path, servers)
 
 
 def make_world(
-    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, key_id: int, folder: Path, servers: Servers
+    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, owner: Owner, folder: Path, servers: Servers
 ) -> World:
     registry = load_registry(write_models(folder / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
     batches, blobs, rescues = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
     hints: list[Hint] = []
     unowned = JobTerminator(rescues, logs, 60)
+    admission = Admission(registry, ContextWindow(registry))
     jobs = JobService(
-        registry=registry,
+        admission=admission,
         store=store,
         logs=logs,
         terminator=unowned,
         hints=HintSender(celery_app(servers.redis(15)), redis),
-        streams=StreamHub(redis, logs, store, resync_s=60),
-        context=ContextWindow(registry),
+        hub=StreamHub(redis, logs, store, resync_s=60),
         redis=redis,
         queue_estimates=QueueEstimates(QueueStore(database), registry),
     )
     steps = BatchSteps(
         registry=registry,
+        admission=admission,
         store=batches,
         blobs=blobs,
         jobs=jobs,
@@ -201,7 +205,7 @@ def make_world(
     )
     worker = ClaimStore(database, "w")
     return World(
-        database, folder / "files", key_id, FileStore(database), batches, blobs, steps, worker, rescues, unowned, hints
+        database, folder / "files", owner, FileStore(database), batches, blobs, steps, worker, rescues, unowned, hints
     )
 
 
@@ -316,7 +320,7 @@ async def test_many_drivers_at_once(
         for _ in range(3):
             engine = connect(database_url)
             stack.push_async_callback(engine.dispose)
-            other = make_world(engine, redis, logs, store, world.key_id, tmp_path, servers)
+            other = make_world(engine, redis, logs, store, world.owner, tmp_path, servers)
             drivers.append(asyncio.create_task(drive(other)))
 
         async def ended() -> bool:
@@ -470,7 +474,7 @@ async def test_jobs_that_are_cancelled_or_deleted_by_hand_are_errors(world: Worl
     first, second = await world.queued()
     await world.finish(await world.start(first), JobStatus.CANCELLED, CANCELLED_BY_HAND)
     await world.finish(await world.start(second))
-    assert await JobStore(world.database).delete(second, world.key_id)
+    assert await JobStore(world.database).delete(second, world.owner.project_id)
     batch = await world.to(batch, BatchStatus.COMPLETED)
     _, errors = await world.results(batch)
     assert [item["response"]["status_code"] for item in errors] == [409, 404]
@@ -491,14 +495,43 @@ async def test_a_line_that_is_refused_only_when_its_turn_comes_is_an_error(world
     assert error["response"]["body"]["error"]["param"] == "body.temperature"
 
 
+async def test_a_line_that_does_not_fit_the_context_gets_no_job_and_an_error_of_its_own(world: World) -> None:
+    content = line("one", max_tokens=100_000) + line("two")
+    batch = await world.step(await world.to(await world.batch(content=content), BatchStatus.IN_PROGRESS))
+    assert await world.lines(batch) == [2]
+    assert batch.submitted == 2
+    await world.work()
+    batch = await world.to(batch, BatchStatus.COMPLETED)
+    assert (batch.completed, batch.failed) == (1, 1)
+    (output,), (error,) = await world.results(batch)
+    assert (output["custom_id"], error["custom_id"], error["error"]) == ("two", "one", None)
+    assert error["response"]["status_code"] == 400
+    failure = error["response"]["body"]["error"]
+    assert (failure["type"], failure["param"]) == ("invalid_request_error", "max_tokens")
+    assert "this model's context is 8192 tokens" in failure["message"]
+
+
+async def test_a_line_whose_model_was_removed_after_the_upload_gets_an_error_of_its_own(world: World) -> None:
+    batch = await world.to(await world.batch("one", "two"), BatchStatus.IN_PROGRESS)
+    async with world.blobs.writing(batch.input_file_id) as blob:
+        await blob.write(line("one", model="gone") + line("two"))
+    batch = await world.step(batch)
+    await world.work()
+    batch = await world.to(batch, BatchStatus.COMPLETED)
+    assert (batch.completed, batch.failed) == (1, 1)
+    _, (error,) = await world.results(batch)
+    assert error["response"]["status_code"] == 404
+    assert error["response"]["body"]["error"]["code"] == "model_not_found"
+
+
 async def test_a_file_is_kept_while_a_batch_reads_it(world: World) -> None:
     batch = await world.batch("one")
     with pytest.raises(FileInUse):
-        await world.files.delete(batch.input_file_id, world.key_id)
+        await world.files.delete(batch.input_file_id, world.owner.project_id)
     await world.store.cancel(batch.id)
     await world.to(batch, BatchStatus.CANCELLED)
-    assert await world.files.delete(batch.input_file_id, world.key_id)
-    assert await world.store.insert(world.key_id, CHAT, batch.input_file_id, "24h", 60, None) is None
+    assert await world.files.delete(batch.input_file_id, world.owner.project_id)
+    assert await world.store.insert(world.owner, CHAT, batch.input_file_id, "24h", 60, None) is None
 
 
 async def test_a_batch_says_where_it_goes_on(world: World) -> None:
@@ -562,7 +595,7 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
     body = {"model": "sim", "input": "the mill", "max_output_tokens": 9}
     content = json.dumps({"custom_id": "a", "method": "POST", "url": RESPONSES, "body": body}).encode()
     file = await world.upload(content)
-    batch = await world.store.insert(world.key_id, RESPONSES, file.id, "24h", 86400, None)
+    batch = await world.store.insert(world.owner, RESPONSES, file.id, "24h", 86400, None)
     assert batch is not None
     batch = await world.step(await world.to(batch, BatchStatus.IN_PROGRESS))
     (job_id,) = await world.queued()
@@ -582,7 +615,7 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
         failure=None,
         first_token_at=datetime.now(UTC),
         finished_at=datetime.now(UTC),
-        outcome="completed",
+        outcome=AttemptOutcome.COMPLETED,
         tokens={1: 2},
     )
     assert await world.worker.finish(job.id, job.attempt, ending)
