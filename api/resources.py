@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -47,14 +46,12 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
-from shared.runtime.aio import cancel_and_wait
+from shared.runtime.supervisor import Supervisor
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.instruments import registry as metrics_of
 from shared.telemetry.metrics import declare_models
 from shared.telemetry.scrape_targets import scrape_target
 from shared.telemetry.tracing import NO_TRACES, Traces
-
-logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -120,19 +117,15 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         )
         driver = BatchDriver(batches, steps, poll_s=settings.batch_poll_s, lease_s=settings.lease_s)
         retention = Retention(RetentionStore(database), keep_s=settings.retention_s)
-        parts = {
-            "hints": hints.run(),
-            "streams": hub.run(),
-            "queue positions": QueuePositions(hub, queue_estimates).run(),
-            "sweeper": sweeper.run(),
-            "batches": driver.run(),
-            "files": FileCleanup(file_store, blobs).run(),
-            "retention": retention.run(),
-        }
-        for name, part in parts.items():
-            task = asyncio.create_task(part, name=name)
-            task.add_done_callback(_report)
-            stack.push_async_callback(cancel_and_wait, task)
+        supervisor = Supervisor(on_failure=lambda: signal.raise_signal(signal.SIGTERM))
+        stack.push_async_callback(supervisor.stop)
+        supervisor.start("hint_sender", hints.run())
+        supervisor.start("stream_hub", hub.run())
+        supervisor.start("queue_positions", QueuePositions(hub, queue_estimates).run())
+        supervisor.start("sweeper", sweeper.run())
+        supervisor.start("batch_driver", driver.run())
+        supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
+        supervisor.start("retention", retention.run())
 
         declare_models(Exporter.API, registry.models)
         queue_metrics = QueueMetrics(QueueStatsStore(database), redis, registry)
@@ -150,9 +143,3 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics_of(Exporter.API, queue_metrics))
         yield resources
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        logger.critical("%s ended unexpectedly; this process stops", task.get_name(), exc_info=task.exception())
-        signal.raise_signal(signal.SIGTERM)

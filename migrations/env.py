@@ -1,8 +1,9 @@
-"""Alembic's environment: runs the steps over asyncpg, one process at a time."""
+"""Alembic's environment: runs the migrations over asyncpg, in one process at a time."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 from alembic import context
 from sqlalchemy import Connection, pool, text
@@ -10,20 +11,39 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from shared.postgres.tables import Base
 
-# Two processes that start at once must not migrate at once.
+# Two processes that start at the same time must not migrate at the same time.
 ADVISORY_LOCK = 7_431_987_102
+RETRY_S = 0.2
 
 
 def run(connection: Connection) -> None:
-    connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
-    context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
+    _lock(connection)
+    # Each migration has a transaction of its own, so that one may commit in batches or build indexes concurrently.
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        compare_server_default=True,
+        transaction_per_migration=True,
+    )
     with context.begin_transaction():
         context.run_migrations()
 
 
+def _lock(connection: Connection) -> None:
+    """Wait for the lock, which the session holds until it is closed.
+
+    Waiting within a statement would deadlock with an index that is built concurrently by the holder: the build waits
+    for all older transactions.
+    """
+    while not connection.execute(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})")).scalar():
+        connection.commit()
+        time.sleep(RETRY_S)
+    connection.commit()
+
+
 async def connect_and_run() -> None:
     engine = create_async_engine(context.config.attributes["url"], poolclass=pool.NullPool)
-    async with engine.begin() as connection:
+    async with engine.connect() as connection:
         await connection.run_sync(run)
     await engine.dispose()
 

@@ -20,14 +20,14 @@ from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.keys.store import ApiKeyStore
 from launcher.embedded import start_postgres, start_valkey
+from shared.domain.owner import Owner
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import EventLog
-from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
+from tests.support.database import TEMPLATE, create_database, drop_database, make_owner, migrate, switch_database
 
 Workers = Callable[[str], ClaimStore]
 
@@ -109,13 +109,9 @@ def rescues(database: AsyncEngine) -> RecoveryStore:
 
 
 @pytest.fixture
-async def key_id(database: AsyncEngine) -> int:
-    """An API key's id."""
-    keys = ApiKeyStore(database)
-    await keys.create("test", "hr_test_" + "k" * 43)
-    found = await keys.find("hr_test_" + "k" * 43)
-    assert found is not None
-    return found
+async def owner(database: AsyncEngine) -> Owner:
+    """A project, and the key that opens it."""
+    return await make_owner(database, "test")
 
 
 @pytest.fixture

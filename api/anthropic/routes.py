@@ -14,7 +14,7 @@ from api.anthropic.schemas import AssistantMessage, CountTokensRequest, Messages
 from api.http.json_body import JsonRoute
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
-from api.keys.auth import AnthropicKey
+from api.keys.auth import AnthropicPrincipal
 from shared.domain.job import Job
 from shared.postgres.job_store import NewJob
 
@@ -54,7 +54,7 @@ Version = Annotated[
 )
 async def messages(
     body: MessagesRequest,
-    key_id: AnthropicKey,
+    principal: AnthropicPrincipal,
     jobs: Jobs,
     call: CurrentSyncCall,
     request: Request,
@@ -63,8 +63,9 @@ async def messages(
 ) -> Response:
     """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
     user_id = body.metadata.user_id if body.metadata is not None else None
+    principal = principal.acting_for(user_id)
     new = NewJob(
-        key_id=key_id,
+        owner=principal.owner,
         model=body.model,
         priority=body.priority,
         request=generate_request(body),
@@ -72,7 +73,7 @@ async def messages(
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
     )
-    job, created = await jobs.submit(new, submission.idempotency(request.url.path, body))
+    job, created = await jobs.submit(principal, new, submission.idempotency(request.url.path, body))
 
     async def show(ended: Sequence[Job]) -> dict[str, Any]:
         return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
@@ -85,7 +86,7 @@ async def messages(
 
 @router.post("/count_tokens", responses=ERRORS)
 async def count_tokens(
-    body: CountTokensRequest, _: AnthropicKey, admission: CurrentAdmission, anthropic_version: Version = None
+    body: CountTokensRequest, _: AnthropicPrincipal, admission: CurrentAdmission, anthropic_version: Version = None
 ) -> TokensCount:
     """Count a conversation's tokens, without running it."""
     return TokensCount(input_tokens=await admission.count_tokens(body.model, conversation(body)))

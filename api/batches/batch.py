@@ -69,6 +69,7 @@ class Batch:
     """
 
     id: str
+    project_id: int
     key_id: int
     endpoint: str
     input_file_id: str

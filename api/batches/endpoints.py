@@ -14,6 +14,7 @@ from api.responses.schemas import ResponseCreate
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Event
 from shared.domain.job import Job
+from shared.domain.owner import end_user_name
 from shared.domain.request import GenerateRequest
 from shared.domain.response import StoredResponse
 
@@ -25,6 +26,7 @@ class LineJob:
     model: str
     request: GenerateRequest
     metadata: dict[str, str]
+    end_user: str | None = None
 
 
 class Endpoint(Protocol):
@@ -60,7 +62,7 @@ class Completions:
         generate, *more = request.generate_requests()
         if more:
             raise InvalidRequest("prompt: a line has one prompt; give each a line.", param="prompt")
-        return LineJob(request.model, generate, request.metadata or {})
+        return LineJob(request.model, generate, request.metadata or {}, end_user_name(request.user))
 
     def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
         return completion_body(self.face, [job], fingerprint)
@@ -75,7 +77,9 @@ class Responses:
     def job(self, body: dict[str, Any]) -> LineJob:
         request = self._request(body)
         messages = conversation(request.instructions, None, request.input)
-        return LineJob(request.model, request.generate_request(messages), request.metadata)
+        return LineJob(
+            request.model, request.generate_request(messages), request.metadata, end_user_name(request.end_user)
+        )
 
     def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
         return replayed(StoredResponse(job, self._request(body).facts()), log)

@@ -68,7 +68,7 @@ def parse(line: Line, url: str, registry: Registry | None = None) -> BatchReques
     if registry is not None and job.model not in registry:
         raise _refused(line, "model_not_found", f"The model `{job.model}` does not exist.", "body.model")
     generate = job.request.model_copy(update={"priority": BATCH_PRIORITY})
-    return BatchRequest(custom_id, BatchJob(line.number, job.model, generate, job.metadata))
+    return BatchRequest(custom_id, BatchJob(line.number, job.model, generate, job.metadata, job.end_user))
 
 
 def said(line: Line) -> tuple[str, dict[str, Any]]:

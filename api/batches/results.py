@@ -102,7 +102,7 @@ async def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Reg
     content = {"id": f"batch_req_{job.id.removeprefix('job_')}", "custom_id": custom_id}
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
-    if job.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+    if job.status.succeeded:
         fingerprint = registry[job.model].fingerprint if job.model in registry else None
         log = parse_archive(ran.log) if ran.log is not None else ()
         try:

@@ -12,7 +12,7 @@ from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS
 from api.http.pagination import After
-from api.keys.auth import CurrentKey
+from api.keys.auth import CurrentPrincipal
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=JsonRoute)
 
@@ -22,33 +22,33 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("", responses={**ERRORS, **NOT_FOUND})
-async def create(body: BatchCreate, key_id: CurrentKey, batches: Batches) -> BatchView:
+async def create(body: BatchCreate, principal: CurrentPrincipal, batches: Batches) -> BatchView:
     """Run the requests of an uploaded file, when nothing more urgent waits."""
-    return batch_view(await batches.create(key_id, body))
+    return batch_view(await batches.create(principal.owner, body))
 
 
 @router.get("", responses=ERRORS)
 async def list_batches(
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     batches: Batches,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: After = None,
 ) -> BatchList:
     """List batches, newest first."""
-    page = await batches.page(key_id, limit=limit, after=after)
+    page = await batches.page(principal.project_id, limit=limit, after=after)
     return BatchList.of(page, batch_view)
 
 
 @router.get("/{batch_id}", responses={**ERRORS, **NOT_FOUND})
-async def get_batch(batch_id: str, key_id: CurrentKey, batches: Batches) -> BatchView:
+async def get_batch(batch_id: str, principal: CurrentPrincipal, batches: Batches) -> BatchView:
     """A batch: how far it has come, and the files of its results once it has ended."""
-    return batch_view(await batches.get(batch_id, key_id))
+    return batch_view(await batches.get(batch_id, principal.project_id))
 
 
 @router.post(
     "/{batch_id}/cancel",
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The batch has ended."}},
 )
-async def cancel(batch_id: str, key_id: CurrentKey, batches: Batches) -> BatchView:
+async def cancel(batch_id: str, principal: CurrentPrincipal, batches: Batches) -> BatchView:
     """Cancel a batch: what waits ends now, what runs may finish for ten minutes; then it is `cancelled`."""
-    return batch_view(await batches.cancel(batch_id, key_id))
+    return batch_view(await batches.cancel(batch_id, principal.project_id))

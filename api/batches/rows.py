@@ -8,13 +8,12 @@ from typing import Any
 from sqlalchemy import Row, func, select
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position
-from shared.domain.job import JobStatus
+from shared.domain.job import SUCCEEDED
 from shared.postgres.tables import BatchRow, JobRow
-
-WELL = (JobStatus.COMPLETED.value, JobStatus.INCOMPLETE.value)
 
 COLUMNS = (
     BatchRow.id,
+    BatchRow.project_id,
     BatchRow.key_id,
     BatchRow.endpoint,
     BatchRow.input_file_id,
@@ -56,6 +55,7 @@ def to_batch(row: Row[Any]) -> Batch:
     """The batch of a row of `COLUMNS`."""
     return Batch(
         id=row.id,
+        project_id=row.project_id,
         key_id=row.key_id,
         endpoint=row.endpoint,
         input_file_id=row.input_file_id,
@@ -92,7 +92,7 @@ def tally_query(batch_id: str) -> Any:
         .cte("recent")
     )
     first_open = select(func.min(recent.c.batch_line)).where(recent.c.finished_at.is_(None)).scalar_subquery()
-    ended, well = recent.c.finished_at.is_not(None), recent.c.status.in_(WELL)
+    ended, well = recent.c.finished_at.is_not(None), recent.c.status.in_(SUCCEEDED)
     settled = func.coalesce(recent.c.batch_line < first_open, True)
     return select(
         func.count().filter(~ended).label("open"),

@@ -13,6 +13,7 @@ from api.files.store import Purpose
 from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
 from shared.domain.errors import Conflict, InvalidRequest, NotFound
+from shared.domain.owner import Owner
 
 _UNITS = {"m": 60, "h": 3600}
 MAX_WINDOW_S = 30 * 24 * 3600
@@ -26,21 +27,21 @@ class BatchService:
         self._files = files
         self._driver = driver
 
-    async def create(self, key_id: int, body: BatchCreate) -> Batch:
+    async def create(self, owner: Owner, body: BatchCreate) -> Batch:
         """Commit a batch. When this returns, it is safe.
 
         Raises:
-            NotFound: there is no such file, or it is another key's.
+            NotFound: there is no such file, or it is another project's.
             InvalidRequest: the window or the file's purpose is wrong.
         """
         window_s = _window_s(body.completion_window)
-        file = await self._files.get(body.input_file_id, key_id, "input_file_id")
+        file = await self._files.get(body.input_file_id, owner.project_id, "input_file_id")
         if file.purpose is not Purpose.BATCH:
             raise InvalidRequest(
                 f"input_file_id: must be a file of purpose `batch`, got `{file.purpose.value}`", param="input_file_id"
             )
         batch = await self._store.insert(
-            key_id,
+            owner,
             body.endpoint,
             file.id,
             body.completion_window,
@@ -53,34 +54,34 @@ class BatchService:
         self._driver.wake()
         return batch
 
-    async def get(self, batch_id: str, key_id: int) -> Batch:
-        """A batch of this key.
+    async def get(self, batch_id: str, project_id: int) -> Batch:
+        """A batch of a project.
 
         Raises:
-            NotFound: there is none, or it is another key's.
+            NotFound: there is none, or it is another project's.
         """
-        return await own_or_404("batch", batch_id, key_id, is_batch_id, self._store.get)
+        return await own_or_404("batch", batch_id, project_id, is_batch_id, self._store.get)
 
-    async def page(self, key_id: int, *, limit: int, after: str | None) -> Page[Batch]:
-        """A page of a key's batches, newest first.
+    async def page(self, project_id: int, *, limit: int, after: str | None) -> Page[Batch]:
+        """A page of a project's batches, newest first.
 
         Raises:
             InvalidRequest: `after` is not a batch's id.
         """
         check_after(after, "batch", is_batch_id)
-        return await fetch_page(limit, lambda count: self._store.page(key_id, limit=count, after=after))
+        return await fetch_page(limit, lambda count: self._store.page(project_id, limit=count, after=after))
 
-    async def cancel(self, batch_id: str, key_id: int) -> Batch:
+    async def cancel(self, batch_id: str, project_id: int) -> Batch:
         """Cancel a batch: what waits ends now, what runs may finish. Again: no change.
 
         Raises:
-            NotFound: there is none, or it is another key's.
+            NotFound: there is none, or it is another project's.
             Conflict: it has ended, or is writing its results.
         """
-        batch = await self.get(batch_id, key_id)
+        batch = await self.get(batch_id, project_id)
         if await self._store.cancel(batch_id):
             self._driver.wake()
-        batch = await self.get(batch_id, key_id)
+        batch = await self.get(batch_id, project_id)
         if batch.status not in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
             raise Conflict(f"Cannot cancel a batch with status `{batch.status.value}`.")
         return batch

@@ -17,9 +17,11 @@ from api.batches.validation import validate
 from api.files.blobs import BlobMissing, Blobs
 from api.jobs.admission import Admission
 from api.jobs.service import JobService
+from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import JobStatus
+from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import NewJob
@@ -154,14 +156,9 @@ class BatchSteps:
     async def _admitted(self, batch: Batch, line: Line) -> BatchJob:
         """The job of a line. Raises `LineRejected`, and as `Admission.admit`."""
         job = parse(line, batch.endpoint).job
+        owner = Owner(batch.project_id, batch.key_id, job.end_user)
         new = await self._admission.admit(
-            NewJob(
-                key_id=batch.key_id,
-                model=job.model,
-                priority=BATCH_PRIORITY,
-                request=job.request,
-                metadata=job.metadata,
-            )
+            Principal.of(owner), NewJob(owner, job.model, BATCH_PRIORITY, job.request, job.metadata)
         )
         return replace(job, model=new.model, request=new.request, metadata=new.metadata)
 
@@ -173,7 +170,7 @@ class BatchSteps:
             if job.status is JobStatus.QUEUED and not (patient and job.started_at):
                 await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
             elif not patient and job.status is JobStatus.IN_PROGRESS:
-                await self._jobs.cancel(job.id, job.key_id)
+                await self._jobs.cancel(job.id, job.owner.project_id)
 
     async def _end(self, batch: Batch) -> bool:
         """Write the results once all jobs have ended."""

@@ -30,6 +30,7 @@ from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Positio
 from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
 from api.files.store import Purpose, insert_file, kept
 from shared.domain.job import Job, new_job_id
+from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
@@ -47,6 +48,7 @@ class BatchJob:
     model: str
     request: GenerateRequest
     metadata: dict[str, str]
+    end_user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,13 @@ class ResultFile:
     bytes: int
 
 
-_NEW = Records("new", id=Text, model=Text, request=JSON, metadata=JSON, line=Integer)
+_NEW = Records("new", id=Text, model=Text, request=JSON, metadata=JSON, end_user=Text, line=Integer)
 _SUBMIT = insert_queued(
     _NEW,
     {
-        JobRow.key_id: bindparam("owner", type_=BigInteger),
+        JobRow.project_id: bindparam("project", type_=BigInteger),
+        JobRow.key_id: bindparam("key", type_=BigInteger),
+        JobRow.end_user: _NEW.end_user,
         JobRow.priority: literal(BATCH_PRIORITY),
         JobRow.finish_before: bindparam("expires_at", type_=Timestamp),
         JobRow.batch_id: bindparam("batch", type_=Text),
@@ -85,7 +89,7 @@ class BatchStore(JobRowStore):
 
     async def insert(
         self,
-        key_id: int,
+        owner: Owner,
         endpoint: str,
         input_file_id: str,
         completion_window: str,
@@ -96,7 +100,8 @@ class BatchStore(JobRowStore):
         """Commit a new batch, `validating`. When this returns, it is safe. None: the file is gone."""
         values: dict[Any, Any] = {
             BatchRow.id: new_batch_id(self._region),
-            BatchRow.key_id: key_id,
+            BatchRow.project_id: owner.project_id,
+            BatchRow.key_id: owner.key_id,
             BatchRow.endpoint: endpoint,
             BatchRow.input_file_id: input_file_id,
             BatchRow.completion_window: completion_window,
@@ -107,19 +112,19 @@ class BatchStore(JobRowStore):
         }
         async with transaction(self._engine) as connection:
             # Held until the batch is committed, so that who deletes the file sees the batch.
-            file = select(FileRow.id).where(FileRow.id == input_file_id, FileRow.key_id == key_id, kept())
+            file = select(FileRow.id).where(FileRow.id == input_file_id, FileRow.project_id == owner.project_id, kept())
             if (await connection.execute(file.with_for_update(read=True))).first() is None:
                 return None
             return to_batch((await connection.execute(insert(BatchRow).values(values).returning(*COLUMNS))).one())
 
-    async def get(self, batch_id: str, key_id: int) -> Batch | None:
-        """A batch of this key."""
-        row = await self._first(select(*COLUMNS).where(BatchRow.id == batch_id, BatchRow.key_id == key_id))
+    async def get(self, batch_id: str, project_id: int) -> Batch | None:
+        """A batch of a project."""
+        row = await self._first(select(*COLUMNS).where(BatchRow.id == batch_id, BatchRow.project_id == project_id))
         return to_batch(row) if row is not None else None
 
-    async def page(self, key_id: int, *, limit: int, after: str | None) -> list[Batch]:
-        """A key's batches, newest first, older than `after`."""
-        statement = select(*COLUMNS).where(BatchRow.key_id == key_id).order_by(BatchRow.id.desc()).limit(limit)
+    async def page(self, project_id: int, *, limit: int, after: str | None) -> list[Batch]:
+        """A project's batches, newest first, older than `after`."""
+        statement = select(*COLUMNS).where(BatchRow.project_id == project_id).order_by(BatchRow.id.desc()).limit(limit)
         if after is not None:
             statement = statement.where(BatchRow.id < after)
         async with self._engine.connect() as connection:
@@ -216,6 +221,7 @@ class BatchStore(JobRowStore):
                 "model": job.model,
                 "request": job.request.model_dump(exclude_none=True, exclude_defaults=True),
                 "metadata": job.metadata,
+                "end_user": job.end_user,
                 "line": job.line,
             }
             for job in jobs
@@ -223,7 +229,12 @@ class BatchStore(JobRowStore):
         async with transaction(self._engine) as connection:
             if not (await connection.execute(advance)).rowcount:
                 return None
-            common = {"owner": batch.key_id, "expires_at": batch.expires_at, "batch": batch.id}
+            common = {
+                "project": batch.project_id,
+                "key": batch.key_id,
+                "expires_at": batch.expires_at,
+                "batch": batch.id,
+            }
             await connection.execute(_SUBMIT, {**_NEW.parameters(records), **common})
         return [Hint(record["id"], record["model"], BATCH_PRIORITY) for record in records]
 
@@ -302,7 +313,13 @@ class BatchStore(JobRowStore):
                 return False
             for file in filter(None, (output, errors)):
                 await insert_file(
-                    connection, file.id, batch.key_id, Purpose.BATCH_OUTPUT, file.filename, file.bytes, keep_s
+                    connection,
+                    file.id,
+                    Owner(batch.project_id, batch.key_id),
+                    Purpose.BATCH_OUTPUT,
+                    file.filename,
+                    file.bytes,
+                    keep_s,
                 )
         return True
 

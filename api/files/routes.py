@@ -13,7 +13,7 @@ from api.files.schemas import MAX_KEEP_S, MIN_KEEP_S, FileDeleted, FileList, Fil
 from api.http.errors import ErrorResponse
 from api.http.openapi import ERRORS
 from api.http.pagination import After
-from api.keys.auth import CurrentKey
+from api.keys.auth import CurrentPrincipal
 
 PATH = "/v1/files"
 
@@ -53,18 +53,18 @@ FORM = {
     responses={**ERRORS, 413: {"model": ErrorResponse, "description": "The file is too large."}},
     openapi_extra=FORM,
 )
-async def upload(key_id: CurrentKey, files: Files, request: Request) -> FileView:
+async def upload(principal: CurrentPrincipal, files: Files, request: Request) -> FileView:
     """Upload a batch's input: JSON lines, one request each."""
     headers = request.headers
     file = await files.upload(
-        key_id, headers.get("content-type", ""), headers.get("content-length", ""), request.stream()
+        principal.owner, headers.get("content-type", ""), headers.get("content-length", ""), request.stream()
     )
     return file_view(file)
 
 
 @router.get("", responses=ERRORS)
 async def list_files(
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     files: Files,
     purpose: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
@@ -72,14 +72,14 @@ async def list_files(
     after: After = None,
 ) -> FileList:
     """List files, newest first unless `order=asc`."""
-    page = await files.page(key_id, purpose=purpose, limit=limit, after=after, ascending=order == "asc")
+    page = await files.page(principal.project_id, purpose=purpose, limit=limit, after=after, ascending=order == "asc")
     return FileList.of(page, file_view)
 
 
 @router.get("/{file_id}", responses={**ERRORS, **NOT_FOUND})
-async def get_file(file_id: str, key_id: CurrentKey, files: Files) -> FileView:
+async def get_file(file_id: str, principal: CurrentPrincipal, files: Files) -> FileView:
     """A file, without its content."""
-    return file_view(await files.get(file_id, key_id))
+    return file_view(await files.get(file_id, principal.project_id))
 
 
 @router.get(
@@ -87,9 +87,9 @@ async def get_file(file_id: str, key_id: CurrentKey, files: Files) -> FileView:
     response_class=StreamingResponse,
     responses={**ERRORS, **NOT_FOUND, 200: {"content": {"application/jsonl": {}}, "description": "The file's bytes."}},
 )
-async def content(file_id: str, key_id: CurrentKey, files: Files) -> StreamingResponse:
+async def content(file_id: str, principal: CurrentPrincipal, files: Files) -> StreamingResponse:
     """A file's content."""
-    file = await files.get(file_id, key_id)
+    file = await files.get(file_id, principal.project_id)
     headers = {
         "Content-Length": str(file.bytes),
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
@@ -101,7 +101,7 @@ async def content(file_id: str, key_id: CurrentKey, files: Files) -> StreamingRe
     "/{file_id}",
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "An unfinished batch reads it."}},
 )
-async def delete(file_id: str, key_id: CurrentKey, files: Files) -> FileDeleted:
+async def delete(file_id: str, principal: CurrentPrincipal, files: Files) -> FileDeleted:
     """Forget a file and its content."""
-    await files.delete(file_id, key_id)
+    await files.delete(file_id, principal.project_id)
     return FileDeleted(id=file_id)

@@ -12,6 +12,7 @@ from api.files.upload import Upload
 from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
 from shared.domain.errors import HeadraceError, NotFound
+from shared.domain.owner import Owner
 
 logger = logging.getLogger(__name__)
 
@@ -27,25 +28,25 @@ class FileService:
         self._max_lines = max_lines
         self._keep_s = keep_s
 
-    async def upload(self, key_id: int, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
+    async def upload(self, owner: Owner, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
         """Store the file of a form; see `Upload.take`."""
         upload = Upload(
             self._store, self._blobs, max_bytes=self._max_bytes, max_lines=self._max_lines, keep_s=self._keep_s
         )
-        return await upload.take(key_id, content_type, length, body)
+        return await upload.take(owner, content_type, length, body)
 
-    async def get(self, file_id: str, key_id: int, param: str = "file_id") -> StoredFile:
-        """A file of this key; `param` is where its id was given.
+    async def get(self, file_id: str, project_id: int, param: str = "file_id") -> StoredFile:
+        """A file of a project; `param` is where its id was given.
 
         Raises:
-            NotFound: there is none, or it is another key's.
+            NotFound: there is none, or it is another project's.
         """
-        return await own_or_404("file", file_id, key_id, is_file_id, self._store.get, param)
+        return await own_or_404("file", file_id, project_id, is_file_id, self._store.get, param)
 
     async def page(
-        self, key_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool
+        self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool
     ) -> Page[StoredFile]:
-        """A page of a key's files.
+        """A page of a project's files.
 
         Raises:
             InvalidRequest: `after` is not a file's id.
@@ -53,7 +54,7 @@ class FileService:
         check_after(after, "file", is_file_id)
         return await fetch_page(
             limit,
-            lambda count: self._store.page(key_id, purpose=purpose, limit=count, after=after, ascending=ascending),
+            lambda count: self._store.page(project_id, purpose=purpose, limit=count, after=after, ascending=ascending),
         )
 
     async def content(self, file: StoredFile) -> AsyncIterator[bytes]:
@@ -78,15 +79,15 @@ class FileService:
 
         return content()
 
-    async def delete(self, file_id: str, key_id: int) -> None:
+    async def delete(self, file_id: str, project_id: int) -> None:
         """Forget a file.
 
         Raises:
-            NotFound: there is none, or it is another key's.
+            NotFound: there is none, or it is another project's.
             FileInUse: a batch that has not ended reads it.
         """
-        await self.get(file_id, key_id)
-        if not await self._store.delete(file_id, key_id):
+        await self.get(file_id, project_id)
+        if not await self._store.delete(file_id, project_id):
             return  # another call was faster
         try:
             await self._blobs.delete(file_id)

@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.domain.errors import FileInUse
 from shared.domain.ids import is_id, new_id, region_of
+from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import BatchRow, FileRow
@@ -45,6 +46,7 @@ class StoredFile:
     """A file. `bytes` is its size."""
 
     id: str
+    project_id: int
     key_id: int
     purpose: Purpose
     filename: str
@@ -55,6 +57,7 @@ class StoredFile:
 
 _COLUMNS: tuple[Any, ...] = (
     FileRow.id,
+    FileRow.project_id,
     FileRow.key_id,
     FileRow.purpose,
     FileRow.filename,
@@ -79,23 +82,25 @@ class FileStore(Store):
         return new_id(FILE_ID_PREFIX, self._region)
 
     async def insert(
-        self, file_id: str, key_id: int, purpose: Purpose, filename: str, size: int, keep_s: float | None = None
+        self, file_id: str, owner: Owner, purpose: Purpose, filename: str, size: int, keep_s: float | None = None
     ) -> StoredFile:
         """Make a file of a blob that is whole, and keep it for so long, or for ever."""
         async with self._engine.connect() as connection:
-            return await insert_file(connection, file_id, key_id, purpose, filename, size, keep_s)
+            return await insert_file(connection, file_id, owner, purpose, filename, size, keep_s)
 
-    async def get(self, file_id: str, key_id: int) -> StoredFile | None:
-        """A file of this key."""
-        row = await self._first(select(*_COLUMNS).where(FileRow.id == file_id, FileRow.key_id == key_id, kept()))
+    async def get(self, file_id: str, project_id: int) -> StoredFile | None:
+        """A file of a project."""
+        row = await self._first(
+            select(*_COLUMNS).where(FileRow.id == file_id, FileRow.project_id == project_id, kept())
+        )
         return _file(row) if row is not None else None
 
     async def page(
-        self, key_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool = False
+        self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool = False
     ) -> list[StoredFile]:
-        """A key's files, newest first unless `ascending`, from behind `after`."""
+        """A project's files, newest first unless `ascending`, from behind `after`."""
         order = FileRow.id.asc() if ascending else FileRow.id.desc()
-        statement = select(*_COLUMNS).where(FileRow.key_id == key_id, kept()).order_by(order).limit(limit)
+        statement = select(*_COLUMNS).where(FileRow.project_id == project_id, kept()).order_by(order).limit(limit)
         if purpose is not None:
             statement = statement.where(FileRow.purpose == purpose)
         if after is not None:
@@ -103,15 +108,15 @@ class FileStore(Store):
         async with self._engine.connect() as connection:
             return [_file(row) for row in await connection.execute(statement)]
 
-    async def delete(self, file_id: str, key_id: int) -> bool:
-        """Forget a file of this key; its blob is the caller's to delete afterwards. False: there is none.
+    async def delete(self, file_id: str, project_id: int) -> bool:
+        """Forget a file of a project; its blob is the caller's to delete afterwards. False: there is none.
 
         Raises:
             FileInUse: a batch that has not ended reads it.
         """
         async with transaction(self._engine) as connection:
             # Who makes a batch of this file waits for this lock, or this waits for it and then sees the batch.
-            found = select(FileRow.id).where(FileRow.id == file_id, FileRow.key_id == key_id).with_for_update()
+            found = select(FileRow.id).where(FileRow.id == file_id, FileRow.project_id == project_id).with_for_update()
             if (await connection.execute(found)).first() is None:
                 return False
             if (await connection.execute(select(_in_use(file_id)))).scalar_one():
@@ -158,7 +163,7 @@ def _in_use(file_id: Any) -> ColumnElement[bool]:
 async def insert_file(
     connection: AsyncConnection,
     file_id: str,
-    key_id: int,
+    owner: Owner,
     purpose: Purpose,
     filename: str,
     size: int,
@@ -167,7 +172,8 @@ async def insert_file(
     """Make a file in a transaction of the caller's."""
     values: dict[Any, Any] = {
         FileRow.id: file_id,
-        FileRow.key_id: key_id,
+        FileRow.project_id: owner.project_id,
+        FileRow.key_id: owner.key_id,
         FileRow.purpose: literal(purpose.value, Text),
         FileRow.filename: filename,
         FileRow.bytes: size,
@@ -179,4 +185,13 @@ async def insert_file(
 
 
 def _file(row: Row[Any]) -> StoredFile:
-    return StoredFile(row.id, row.key_id, Purpose(row.purpose), row.filename, row.bytes, row.created_at, row.expires_at)
+    return StoredFile(
+        id=row.id,
+        project_id=row.project_id,
+        key_id=row.key_id,
+        purpose=Purpose(row.purpose),
+        filename=row.filename,
+        bytes=row.bytes,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+    )

@@ -10,6 +10,7 @@ from api.files.multipart import Part, read_form
 from api.files.schemas import MAX_KEEP_S, MIN_KEEP_S
 from api.files.store import FileStore, Purpose, StoredFile
 from shared.domain.errors import InvalidRequest, TooLarge
+from shared.domain.owner import Owner
 
 # A form's boundaries, headers and other fields, beside the file.
 FORM_BYTES = 16 * 1024
@@ -34,7 +35,7 @@ class Upload:
         self._lines = 0
         self._last = b""
 
-    async def take(self, key_id: int, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
+    async def take(self, owner: Owner, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
         """Store the file of a form. When this returns, the file is safe.
 
         Raises:
@@ -58,7 +59,7 @@ class Upload:
             self._check()
         assert self._filename is not None
         try:
-            return await self._store.insert(file_id, key_id, Purpose.BATCH, self._filename, self._size, self._keep_s)
+            return await self._store.insert(file_id, owner, Purpose.BATCH, self._filename, self._size, self._keep_s)
         except Exception:
             await self._blobs.delete(file_id)
             raise

@@ -23,6 +23,7 @@ from api.http.conventions import Conventions, find_conventions
 from api.http.validation import describe
 from shared.domain.errors import (
     Conflict,
+    Forbidden,
     HeadraceError,
     InvalidRequest,
     KeyReused,
@@ -122,6 +123,8 @@ def render(error: Exception) -> JsonErrorResponse:
             return error_response(400, error.message, param=error.param)
         case Unauthorized():
             return error_response(401, error.message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        case Forbidden():
+            return error_response(403, error.message, code="insufficient_permissions")
         case NotFound():
             return error_response(404, error.message, param=error.param, code=error.code)
         case KeyReused():

@@ -13,17 +13,17 @@ T = TypeVar("T")
 async def own_or_404(
     what: str,
     item_id: str,
-    key_id: int,
+    project_id: int,
     is_id: Callable[[str], bool],
     get: Callable[[str, int], Awaitable[T | None]],
     param: str | None = None,
 ) -> T:
-    """A job, file or batch of this key; `param` is where its id was given.
+    """A job, file or batch of a project; `param` is where its id was given.
 
     Raises:
-        NotFound: there is none, or it is another key's.
+        NotFound: there is none, or it is another project's.
     """
-    item = await get(item_id, key_id) if is_id(item_id) else None
+    item = await get(item_id, project_id) if is_id(item_id) else None
     if item is None:
         raise NotFound(f"There is no {what} `{item_id[:64]}`.", param=param or f"{what}_id", code=f"{what}_not_found")
     return item

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from api.jobs.context_window import ContextWindow
+from api.keys.principal import Principal, Scope
 from shared.config.models.loader import Registry
 from shared.domain.errors import NotFound
 from shared.domain.request import GenerateRequest
@@ -16,15 +17,17 @@ class Admission:
         self._registry = registry
         self._context = context
 
-    async def admit(self, new: NewJob) -> NewJob:
-        """Check a new job; return the job to store, which a step may have changed.
+    async def admit(self, principal: Principal, new: NewJob) -> NewJob:
+        """Check a new job of a principal; return the job to store, which a step may have changed.
 
         Raises:
+            Forbidden: the key may not be used for inference.
             NotFound: the model does not exist.
             InvalidRequest: the prompt does not fit the model's context.
         """
         # Order: choose the model (routing), check the request against it, look for a stored result (cache), and last
         # the steps that reserve something (caps, limits, budgets), so that a rejected job has reserved nothing.
+        principal.require(Scope.INFERENCE)
         await self.check(new.model, new.request)
         return new
 

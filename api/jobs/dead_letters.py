@@ -8,6 +8,7 @@ import sys
 
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
+from api.keys.principal import Principal
 from api.settings import RegionSettings
 from shared.config.models.base import RegistryError
 from shared.config.models.loader import load_registry
@@ -53,14 +54,14 @@ async def replay(store: JobStore, admission: Admission, job_id: str) -> int:
         print(f"there is no failed job {job_id}", file=sys.stderr)
         return 1
     new = NewJob(
-        key_id=job.key_id,
+        owner=job.owner,
         model=job.model,
         priority=job.priority,
         request=job.request,
         metadata={**job.metadata, "replay_of": job.id},
     )
     try:
-        new = await admission.admit(new)
+        new = await admission.admit(Principal.of(new.owner), new)
     except (InvalidRequest, NotFound) as error:
         print(f"{job_id} cannot run again: {error}", file=sys.stderr)
         return 1

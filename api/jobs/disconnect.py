@@ -42,7 +42,7 @@ async def while_connected(
 
     Returns None if the client has disconnected.
     """
-    ended = asyncio.gather(*(jobs.finished(job.id, job.key_id) for job in submitted))
+    ended = asyncio.gather(*(jobs.finished(job.id, job.owner.project_id) for job in submitted))
     disconnected = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)
@@ -65,6 +65,6 @@ async def cancel_abandoned(jobs: JobService, submitted: Iterable[Job]) -> None:
     for job in submitted:
         logger.info("job=%s its client has disconnected; cancelling it", job.id)
         try:
-            await jobs.cancel(job.id, job.key_id)
+            await jobs.cancel(job.id, job.owner.project_id)
         except (HeadraceError, OSError) as error:
             logger.warning("job=%s cannot be cancelled and runs to its end: %s", job.id, error)

@@ -7,7 +7,6 @@ position per second, and readers are served in small groups, so that thousands o
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 import orjson
@@ -16,8 +15,7 @@ from api.jobs.queue_estimates import FRESH_S, QueueEstimates
 from api.streaming.hub import StreamHub
 from shared.domain.events import Event, EventType
 from shared.runtime.outages import is_database_outage
-
-logger = logging.getLogger(__name__)
+from shared.runtime.periodic import run_periodically
 
 GROUP = 50
 GROUP_PAUSE_S = 0.005
@@ -36,15 +34,8 @@ class QueuePositions:
         self._estimates = estimates
 
     async def run(self) -> None:
-        """Report for ever; cancel to stop."""
-        while True:
-            await asyncio.sleep(FRESH_S)
-            try:
-                await self.report()
-            except Exception as error:
-                if not is_database_outage(error):
-                    raise
-                logger.warning("queue positions are unavailable, retrying: %s", error)
+        """Report positions until cancelled."""
+        await run_periodically(self.report, "queue position update", interval_s=FRESH_S, tolerates=is_database_outage)
 
     async def report(self) -> int:
         """Report the positions that have changed. Returns how many."""

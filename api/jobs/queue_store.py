@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ARRAY, Text, and_, bindparam, func, literal_column, or_, select
 
-from shared.domain.job import RUNNING, Job, JobStatus, WorkerState
+from shared.domain.job import RUNNING, SUCCEEDED, Job, JobStatus, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, WorkerRow
@@ -130,7 +130,7 @@ class QueueStore(Store):
             .limit(SAMPLE)
             .subquery()
         )
-        well = recent.c.status.in_((JobStatus.COMPLETED.value, JobStatus.INCOMPLETE.value))
+        well = recent.c.status.in_(SUCCEEDED)
         statement = select(
             slots.label("slots"),
             select(func.count()).select_from(running).scalar_subquery().label("running"),

@@ -18,7 +18,7 @@ from api.http.submit_headers import Submission, replay_headers
 from api.jobs.dependencies import Jobs
 from api.jobs.native_stream import native_stream
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
-from api.keys.auth import CurrentKey
+from api.keys.auth import CurrentPrincipal
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job, JobStatus
@@ -45,7 +45,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 )
 async def submit(
     body: JobCreate,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     jobs: Jobs,
     submission: Submission,
     request: Request,
@@ -53,8 +53,9 @@ async def submit(
 ) -> Response:
     """Submit a job. 202: it is committed and will run."""
     wait_s = _wait(prefer)
+    principal = principal.acting_for(body.user)
     new = NewJob(
-        key_id=key_id,
+        owner=principal.owner,
         model=body.model,
         priority=body.priority,
         request=body.generate_request(),
@@ -62,16 +63,16 @@ async def submit(
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
     )
-    job, created = await jobs.submit(new, submission.idempotency("/v1/jobs", body))
+    job, created = await jobs.submit(principal, new, submission.idempotency("/v1/jobs", body))
     request.state.job_id = job.id
     headers = replay_headers(created)
     if wait_s:
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:
             async with asyncio.timeout(wait_s):
-                job = await jobs.finished(job.id, key_id)
+                job = await jobs.finished(job.id, principal.project_id)
         except TimeoutError:
-            job = await jobs.get(job.id, key_id)
+            job = await jobs.get(job.id, principal.project_id)
     fresh = created and job.status is JobStatus.QUEUED
     position, eta_s = await (jobs.queue_estimates.submitted(job) if fresh else jobs.queue_estimates.waiting(job))
     return _answer(job, position, eta_s, headers)
@@ -79,7 +80,7 @@ async def submit(
 
 @router.get("", responses=ERRORS)
 async def list_jobs(
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     jobs: Jobs,
     status: JobStatus | None = None,
     model: Annotated[str | None, Query(max_length=MAX_NAME, pattern=NAME)] = None,
@@ -87,7 +88,7 @@ async def list_jobs(
     after: After = None,
 ) -> JobList:
     """List jobs, newest first."""
-    page = await jobs.page(key_id, status=status, model=model, limit=limit, after=after)
+    page = await jobs.page(principal.project_id, status=status, model=model, limit=limit, after=after)
     return JobList.of(page, job_view)
 
 
@@ -96,9 +97,9 @@ async def list_jobs(
     response_model=JobView,
     responses={**ERRORS, **NOT_FOUND, 202: {"model": JobView, "description": "The job has not ended."}},
 )
-async def get_job(job_id: str, key_id: CurrentKey, jobs: Jobs) -> Response:
+async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Response:
     """A job: 200 once it has ended, 202 before."""
-    job = await jobs.get(job_id, key_id)
+    job = await jobs.get(job_id, principal.project_id)
     return _answer(job, *await jobs.queue_estimates.waiting(job), {})
 
 
@@ -114,7 +115,7 @@ async def get_job(job_id: str, key_id: CurrentKey, jobs: Jobs) -> Response:
 )
 async def stream(
     job_id: str,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     jobs: Jobs,
     settings: CurrentStreamSettings,
     starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
@@ -123,25 +124,25 @@ async def stream(
     """Follow a job over SSE, from its start or after a cursor, for as long as its result is kept."""
     param, cursor = ("Last-Event-ID", last_event_id) if last_event_id else ("starting_after", starting_after)
     after = _cursor(param, cursor) if cursor is not None else 0
-    job = await jobs.get(job_id, key_id)
+    job = await jobs.get(job_id, principal.project_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
     return event_stream(await native_stream(jobs, job, after), settings)
 
 
 @router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})
-async def cancel(job_id: str, key_id: CurrentKey, jobs: Jobs) -> JobView:
+async def cancel(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobView:
     """Cancel a job. `cancelling` until the engine has freed it, then `cancelled`, with the text so far."""
-    return job_view(await jobs.cancel(job_id, key_id))
+    return job_view(await jobs.cancel(job_id, principal.project_id))
 
 
 @router.delete(
     "/{job_id}",
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The job has not ended."}},
 )
-async def delete(job_id: str, key_id: CurrentKey, jobs: Jobs) -> JobDeleted:
+async def delete(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobDeleted:
     """Forget an ended job's input and output."""
-    await jobs.delete(job_id, key_id)
+    await jobs.delete(job_id, principal.project_id)
     return JobDeleted(id=job_id)
 
 

@@ -21,7 +21,15 @@ from api.jobs.parameters import (
     sampling_of,
 )
 from shared.domain.job import Job, JobStatus
-from shared.domain.request import MAX_MESSAGES, ChatOptions, GenerateRequest, Message, TokenId, contradiction
+from shared.domain.request import (
+    MAX_MESSAGES,
+    ChatOptions,
+    GenerateRequest,
+    Message,
+    TokenId,
+    UnicodeText,
+    contradiction,
+)
 
 
 class JobCreate(ChatParameters):
@@ -49,6 +57,7 @@ class JobCreate(ChatParameters):
         None, description="Log probabilities of the output's tokens, and of so many likeliest in their places."
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
+    user: UnicodeText | None = Field(None, description="Your name for the end user; stored with the job.")
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -168,6 +177,7 @@ class JobView(BaseModel):
     error: JobErrorView | None
     attempts: list[AttemptView]
     metadata: dict[str, str]
+    user: str | None
     status_url: str
     stream_url: str
     cancel_url: str
@@ -215,6 +225,7 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         error=JobErrorView(code=job.error.code, message=job.error.message) if job.error else None,
         attempts=[AttemptView.model_validate(item, from_attributes=True) for item in job.attempts],
         metadata=job.metadata,
+        user=job.owner.end_user,
         status_url=url,
         stream_url=f"{url}/stream",
         cancel_url=f"{url}/cancel",

@@ -14,6 +14,7 @@ from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
 from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
+from api.keys.principal import Principal
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
 from shared.domain.errors import Conflict, InvalidRequest
@@ -58,7 +59,9 @@ class JobService:
         self.queue_estimates = queue_estimates
         self.traces = traces
 
-    async def submit(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
+    async def submit(
+        self, principal: Principal, new: NewJob, idempotency: Idempotency | None = None
+    ) -> tuple[Job, bool]:
         """Admit a job, commit it, and send a worker a hint. When this returns, the job is safe.
 
         The second value is False if the job was created by an earlier call with this idempotency key.
@@ -67,7 +70,7 @@ class JobService:
             NotFound, InvalidRequest: as `Admission.admit`.
             KeyReused: the idempotency key was used with another request.
         """
-        new = await self._admission.admit(new)
+        new = await self._admission.admit(principal, new)
         with self.traces.submitting(new.model) as origin:
             job, created = await self._store.insert(replace(new, request_context=origin), idempotency)
         if created:
@@ -80,25 +83,25 @@ class JobService:
             await asyncio.sleep(0)  # the hint goes before the answer is made
         return job, created
 
-    async def get(self, job_id: str, key_id: int) -> Job:
-        """A job of this key.
+    async def get(self, job_id: str, project_id: int) -> Job:
+        """A job of a project.
 
         Raises:
-            NotFound: there is none, or it is another key's.
+            NotFound: there is none, or it is another project's.
         """
-        return await own_or_404("job", job_id, key_id, is_job_id, self._store.get)
+        return await own_or_404("job", job_id, project_id, is_job_id, self._store.get)
 
     async def page(
-        self, key_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
+        self, project_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
     ) -> Page[Job]:
-        """A page of a key's jobs, newest first.
+        """A page of a project's jobs, newest first.
 
         Raises:
             InvalidRequest: `after` is not a job's id.
         """
         check_after(after, "job", is_job_id)
         return await fetch_page(
-            limit, lambda count: self._store.page(key_id, status=status, model=model, limit=count, after=after)
+            limit, lambda count: self._store.page(project_id, status=status, model=model, limit=count, after=after)
         )
 
     def follow(
@@ -121,36 +124,36 @@ class JobService:
             raise InvalidRequest(f"{param}: {after} is beyond the job's last event, {last}", param=param)
         return not (job.status.terminal and after == last)
 
-    async def finished(self, job_id: str, key_id: int) -> Job:
+    async def finished(self, job_id: str, project_id: int) -> Job:
         """Wait for a job's end."""
         await self._hub.wait_for_end(job_id)
-        return await self.get(job_id, key_id)
+        return await self.get(job_id, project_id)
 
-    async def cancel(self, job_id: str, key_id: int) -> Job:
+    async def cancel(self, job_id: str, project_id: int) -> Job:
         """Cancel a job: at once while it waits, through its worker while it runs. Again: no change."""
-        job = await self.get(job_id, key_id)
+        job = await self.get(job_id, project_id)
         while not job.status.terminal:
             if job.status is JobStatus.QUEUED:
                 if await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED):
-                    return await self.get(job_id, key_id)
+                    return await self.get(job_id, project_id)
             elif (worker := await self._store.mark_cancelling(job_id)) is not None:
                 logger.info(
                     "job=%s model=%s attempt=%d worker=%s request=%s cancelling",
                     job.id, job.model, job.attempt, worker, job.request_context.request_id,
                 )  # fmt: skip
                 await self._tell_worker(worker, job_id)
-                return await self.get(job_id, key_id)
-            job = await self.get(job_id, key_id)
+                return await self.get(job_id, project_id)
+            job = await self.get(job_id, project_id)
         return job
 
-    async def delete(self, job_id: str, key_id: int) -> None:
+    async def delete(self, job_id: str, project_id: int) -> None:
         """Forget a finished job's input and output.
 
         Raises:
             Conflict: the job has not ended.
         """
-        job = await self.get(job_id, key_id)
-        if not await self._store.delete(job_id, key_id):
+        job = await self.get(job_id, project_id)
+        if not await self._store.delete(job_id, project_id):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
         try:
             await self._logs.forget(job_id)

@@ -15,7 +15,7 @@ from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.jobs.service import JobService
 from api.settings import StreamSettings
 from shared.domain.errors import UpstreamFailed
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Job
 
 
 class SyncCall:
@@ -58,7 +58,7 @@ class SyncCall:
         if ended is None:
             return Response(status_code=499)  # the client has disconnected
         for job in ended:
-            if job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+            if not job.status.succeeded:
                 assert job.error is not None
                 raise UpstreamFailed(job.error.message, code=job.error.code)
         return JSONResponse(await body(ended), headers=headers)

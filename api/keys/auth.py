@@ -1,4 +1,4 @@
-"""Who is asking: bearer keys."""
+"""Authentication: bearer keys, and the principal that a request acts for."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from api.http.dependencies import get_resource
+from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, digest
 from shared.domain.errors import Unauthorized
 
 CACHE_SIZE = 10_000
 bearer = HTTPBearer(auto_error=False, description="An API key: `python -m api.keys create NAME`.")
 api_key_header = APIKeyHeader(
-    name="x-api-key", scheme_name="AnthropicKey", auto_error=False, description="The same key, as Anthropic's clients."
+    name="x-api-key",
+    scheme_name="AnthropicKey",
+    auto_error=False,
+    description="The same key, as Anthropic's clients send it.",
 )
 
 
 class Authenticator:
-    """Looks keys up, and remembers valid ones for a few seconds: a revoked key works that much longer."""
+    """Looks up keys, and caches valid ones for a few seconds: a revoked key keeps working for that long."""
 
     def __init__(self, store: ApiKeyStore, cache_s: float) -> None:
         self._store = store
         self._cache_s = cache_s
-        self._known: dict[str, tuple[float, int]] = {}
+        self._known: dict[str, tuple[float, Principal]] = {}
 
-    async def key_id(self, key: str) -> int:
-        """The id of a valid key.
+    async def principal(self, key: str) -> Principal:
+        """The principal of a valid key.
 
         Raises:
-            Unauthorized: there is no such key, or it was revoked.
+            Unauthorized: the key does not exist, was revoked, or has expired.
         """
         sha256, now = digest(key), time.monotonic()
         if (known := self._known.get(sha256)) is not None and known[0] > now:
@@ -42,32 +46,35 @@ class Authenticator:
             raise Unauthorized("The API key is not valid.")
         if len(self._known) >= CACHE_SIZE:
             self._known.clear()
-        self._known[sha256] = (now + self._cache_s, found)
-        return found
+        cache_s = self._cache_s if found.expires_in_s is None else min(self._cache_s, found.expires_in_s)
+        self._known[sha256] = (now + cache_s, found.principal)
+        return found.principal
 
 
-async def current_key(
+async def current_principal(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> int:
-    """The asking key's id."""
-    return await _key_id(request, credentials.credentials if credentials is not None else None)
+) -> Principal:
+    """The principal of a request with a bearer key that has the `inference` scope."""
+    return await _principal(request, credentials.credentials if credentials is not None else None)
 
 
-async def anthropic_key(
+async def anthropic_principal(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     api_key: Annotated[str | None, Depends(api_key_header)],
-) -> int:
-    """The asking key's id, where a client of Anthropic's may ask too."""
-    return await _key_id(request, api_key or (credentials.credentials if credentials is not None else None))
+) -> Principal:
+    """The same, for routes that also accept the key as `x-api-key`."""
+    return await _principal(request, api_key or (credentials.credentials if credentials is not None else None))
 
 
-async def _key_id(request: Request, key: str | None) -> int:
+async def _principal(request: Request, key: str | None) -> Principal:
     if key is None:
         raise Unauthorized
     authenticator = get_resource(request, Authenticator)
-    return await authenticator.key_id(key)
+    principal = await authenticator.principal(key)
+    principal.require(Scope.INFERENCE)
+    return principal
 
 
-CurrentKey = Annotated[int, Depends(current_key)]
-AnthropicKey = Annotated[int, Depends(anthropic_key)]
+CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
+AnthropicPrincipal = Annotated[Principal, Depends(anthropic_principal)]

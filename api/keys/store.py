@@ -1,77 +1,203 @@
-"""Bearer keys: made once, shown once, stored as SHA-256."""
+"""API keys and projects. A key is generated once, shown once, and stored as SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.postgres.tables import ApiKeyRow
+from api.keys.principal import Principal, Scope
+from shared.postgres.engine import transaction
+from shared.postgres.store import Store, seconds
+from shared.postgres.tables import ApiKeyRow, ProjectRow
+
+# `last_used_at` is at most this much older than a key's last use.
+LAST_USED_RESOLUTION_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it is listed: its public prefix, never the key."""
+    """A key as it is listed: its public prefix, never the key itself."""
 
     id: int
     name: str
     prefix: str
+    project: str
+    scopes: tuple[Scope, ...]
     created_at: datetime
+    expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None
+
+    def state(self, now: datetime) -> str:
+        """`valid`, `expires …`, `expired …` or `revoked …`, with the time in UTC."""
+        if self.revoked_at is not None:
+            return f"revoked {self.revoked_at:%Y-%m-%d %H:%M}"
+        if self.expires_at is None:
+            return "valid"
+        return f"{'expired' if self.expires_at <= now else 'expires'} {self.expires_at:%Y-%m-%d %H:%M}"
+
+
+@dataclass(frozen=True, slots=True)
+class ValidKey:
+    """A key that is valid now, and the seconds until it expires (None: it does not)."""
+
+    principal: Principal
+    expires_in_s: float | None
 
 
 def generate_key() -> str:
-    """`hr_`, a public prefix of 32 bits, `_`, and 256 random bits."""
+    """Return `hr_`, a public prefix of 32 bits, `_`, and 256 random bits."""
     return f"hr_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
 
 
 def digest(key: str) -> str:
-    """The stored form. A key has 256 random bits, so a plain hash is enough."""
+    """The stored form of a key. It has 256 random bits, so a plain hash is enough."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def public_prefix(key: str) -> str:
-    """What may be shown of a key: `hr_` and 8 characters, or the first 4 of one that somebody chose."""
+    """The part of a key that may be shown: `hr_` and 8 characters, or the first 4 of a key that an operator chose."""
     return "_".join(key.split("_")[:2]) if key.startswith("hr_") and key.count("_") >= 2 else key[:4]
 
 
-class ApiKeyStore:
-    """All SQL about keys."""
+def _valid() -> ColumnElement[bool]:
+    """A key is neither revoked nor expired."""
+    return and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()))
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
 
-    async def create(self, name: str, key: str) -> None:
-        """Store a key; one that is there already stays as it is."""
-        statement = insert(ApiKeyRow).values(name=name, prefix=public_prefix(key), sha256=digest(key))
-        async with self._engine.connect() as connection:
+class ApiKeyStore(Store):
+    """All SQL about keys and projects."""
+
+    async def create(
+        self,
+        name: str,
+        key: str,
+        *,
+        project: str | None = None,
+        scopes: Iterable[Scope] = (Scope.INFERENCE,),
+        expires_in_s: float | None = None,
+    ) -> None:
+        """Store a key of a project (default: the project of the key's own name), which is created if it is missing.
+
+        A key that is stored already stays as it is.
+        """
+        async with transaction(self._engine) as connection:
+            known = select(exists().where(ApiKeyRow.sha256 == digest(key)))
+            if (await connection.execute(known)).scalar_one():
+                return
+            project_id = await _project_id(connection, project or name)
+            statement = insert(ApiKeyRow).values(
+                name=name,
+                prefix=public_prefix(key),
+                sha256=digest(key),
+                project_id=project_id,
+                scopes=sorted(scope.value for scope in scopes),
+                expires_at=None if expires_in_s is None else func.now() + seconds(expires_in_s),
+            )
             await connection.execute(statement.on_conflict_do_nothing(index_elements=[ApiKeyRow.sha256]))
 
-    async def find(self, key: str) -> int | None:
-        """The id of a key that is valid, else None."""
-        statement = select(ApiKeyRow.id).where(ApiKeyRow.sha256 == digest(key), ApiKeyRow.revoked_at.is_(None))
-        async with self._engine.connect() as connection:
-            return (await connection.execute(statement)).scalar_one_or_none()
+    async def rotate(self, prefix: str, key: str, *, overlap_s: float, expires_in_s: float | None = None) -> int:
+        """Store a successor of the valid key with a public prefix, which itself expires after the overlap.
+
+        The successor has the same name, project and scopes. Returns the number of valid keys that have the prefix:
+        unless that is 1, nothing is changed.
+        """
+        async with transaction(self._engine) as connection:
+            old = select(ApiKeyRow.id, ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes).where(
+                ApiKeyRow.prefix == prefix, _valid()
+            )
+            found = (await connection.execute(old.with_for_update())).all()
+            if len(found) != 1:
+                return len(found)
+            row = found[0]
+            await connection.execute(
+                insert(ApiKeyRow).values(
+                    name=row.name,
+                    prefix=public_prefix(key),
+                    sha256=digest(key),
+                    project_id=row.project_id,
+                    scopes=row.scopes,
+                    expires_at=None if expires_in_s is None else func.now() + seconds(expires_in_s),
+                )
+            )
+            ends = func.least(func.now() + seconds(overlap_s), ApiKeyRow.expires_at)
+            await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == row.id).values(expires_at=ends))
+        return 1
+
+    async def find(self, key: str) -> ValidKey | None:
+        """Return the principal of a key that is neither revoked nor expired, else None. Records the key's use.
+
+        The use is written at most once a minute for each key, and never waits for another process that writes it.
+        """
+        valid = (ApiKeyRow.sha256 == digest(key), _valid())
+        stale = (
+            select(ApiKeyRow.id)
+            .where(
+                *valid,
+                or_(
+                    ApiKeyRow.last_used_at.is_(None),
+                    ApiKeyRow.last_used_at < func.now() - seconds(LAST_USED_RESOLUTION_S),
+                ),
+            )
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+        used = update(ApiKeyRow).where(ApiKeyRow.id == stale).values(last_used_at=func.now()).returning(ApiKeyRow.id)
+        statement = (
+            select(
+                ApiKeyRow.id,
+                ApiKeyRow.project_id,
+                ApiKeyRow.scopes,
+                func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
+            )
+            .where(*valid)
+            .add_cte(used.cte("used"))
+        )
+        row = await self._first(statement)
+        if row is None:
+            return None
+        scopes = frozenset(Scope(scope) for scope in row.scopes)
+        left = None if row.expires_in_s is None else float(row.expires_in_s)
+        return ValidKey(Principal(row.project_id, row.id, scopes), left)
 
     async def all(self) -> Sequence[ApiKey]:
-        statement = select(
-            ApiKeyRow.id, ApiKeyRow.name, ApiKeyRow.prefix, ApiKeyRow.created_at, ApiKeyRow.revoked_at
-        ).order_by(ApiKeyRow.id)
-        async with self._engine.connect() as connection:
-            return [ApiKey(*row) for row in await connection.execute(statement)]
-
-    async def revoke(self, prefix: str) -> int:
-        """Revoke the keys with a public prefix. Returns how many were valid until now."""
+        """All keys, oldest first."""
         statement = (
-            update(ApiKeyRow)
-            .where(ApiKeyRow.prefix == prefix, ApiKeyRow.revoked_at.is_(None))
-            .values(revoked_at=func.now())
+            select(
+                ApiKeyRow.id,
+                ApiKeyRow.name,
+                ApiKeyRow.prefix,
+                ProjectRow.name,
+                ApiKeyRow.scopes,
+                ApiKeyRow.created_at,
+                ApiKeyRow.expires_at,
+                ApiKeyRow.revoked_at,
+                ApiKeyRow.last_used_at,
+            )
+            .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
+            .order_by(ApiKeyRow.id)
         )
         async with self._engine.connect() as connection:
+            rows = await connection.execute(statement)
+            return [ApiKey(*row[:4], tuple(Scope(scope) for scope in row[4]), *row[5:]) for row in rows]
+
+    async def revoke(self, prefix: str) -> int:
+        """Revoke the keys with a public prefix. Returns how many of them were valid until now."""
+        statement = update(ApiKeyRow).where(ApiKeyRow.prefix == prefix, _valid()).values(revoked_at=func.now())
+        async with self._engine.connect() as connection:
             return int((await connection.execute(statement)).rowcount)
+
+
+async def _project_id(connection: AsyncConnection, name: str) -> int:
+    """The id of the project of a name, created if it is missing."""
+    created = insert(ProjectRow).values(name=name).on_conflict_do_nothing(index_elements=[ProjectRow.name])
+    await connection.execute(created)
+    found = await connection.execute(select(ProjectRow.id).where(ProjectRow.name == name))
+    return int(found.scalar_one())

@@ -14,7 +14,8 @@ from api.http.submit_headers import Submission, SubmitHeaders
 from api.jobs.dependencies import CurrentSyncCall, Jobs
 from api.jobs.service import JobService
 from api.jobs.sync_call import SyncCall
-from api.keys.auth import CurrentKey
+from api.keys.auth import CurrentPrincipal
+from api.keys.principal import Principal
 from api.openai.chunks import frames
 from api.openai.completions import CHAT, TEXT, Dialect, completion_body
 from api.openai.multi_prompt import submit_all
@@ -41,7 +42,7 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 )
 async def chat_completions(
     body: ChatCompletionRequest,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     jobs: Jobs,
     registry: CurrentRegistry,
     call: CurrentSyncCall,
@@ -49,7 +50,7 @@ async def chat_completions(
     submission: Submission,
 ) -> Response:
     """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(CHAT, body, key_id, jobs, registry, call, request, submission)
+    return await _complete(CHAT, body, principal.acting_for(body.user), jobs, registry, call, request, submission)
 
 
 @router.post(
@@ -59,7 +60,7 @@ async def chat_completions(
 )
 async def completions(
     body: CompletionRequest,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     jobs: Jobs,
     registry: CurrentRegistry,
     call: CurrentSyncCall,
@@ -67,11 +68,11 @@ async def completions(
     submission: Submission,
 ) -> Response:
     """Continue a prompt, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(TEXT, body, key_id, jobs, registry, call, request, submission)
+    return await _complete(TEXT, body, principal.acting_for(body.user), jobs, registry, call, request, submission)
 
 
 @router.get("/models", responses=ERRORS)
-async def models(_: CurrentKey, registry: CurrentRegistry) -> ModelList:
+async def models(_: CurrentPrincipal, registry: CurrentRegistry) -> ModelList:
     """The models that are served."""
     return ModelList(
         data=[ModelView(id=name, max_model_len=model.max_model_len) for name, model in registry.models.items()]
@@ -79,7 +80,7 @@ async def models(_: CurrentKey, registry: CurrentRegistry) -> ModelList:
 
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
-async def model(name: str, _: CurrentKey, registry: CurrentRegistry) -> ModelView:
+async def model(name: str, _: CurrentPrincipal, registry: CurrentRegistry) -> ModelView:
     """One model."""
     if name not in registry:
         raise NotFound(f"The model `{name}` does not exist.", param="model", code="model_not_found")
@@ -89,7 +90,7 @@ async def model(name: str, _: CurrentKey, registry: CurrentRegistry) -> ModelVie
 async def _complete(
     dialect: Dialect,
     body: ChatCompletionRequest | CompletionRequest,
-    key_id: int,
+    principal: Principal,
     jobs: JobService,
     registry: Registry,
     call: SyncCall,
@@ -98,7 +99,7 @@ async def _complete(
 ) -> Response:
     requests = [
         NewJob(
-            key_id=key_id,
+            owner=principal.owner,
             model=body.model,
             priority=body.priority,
             request=generate,
@@ -108,7 +109,7 @@ async def _complete(
         )
         for generate in body.generate_requests()
     ]
-    submitted, created = await submit_all(jobs, requests, submission.idempotency(request.url.path, body))
+    submitted, created = await submit_all(jobs, principal, requests, submission.idempotency(request.url.path, body))
     fingerprint = registry[body.model].fingerprint
 
     async def show(ended: Sequence[Job]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class _OpenAIRequest(CommonParameters):
 
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: UnicodeText | None = Field(None, description="Accepted and not used.")
+    user: UnicodeText | None = Field(None, description="Your name for the end user; stored with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
 
     @model_validator(mode="before")

@@ -18,7 +18,7 @@ from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentSyncCall
-from api.keys.auth import CurrentKey
+from api.keys.auth import CurrentPrincipal
 from api.responses.dependencies import Responses
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
 from shared.domain.errors import InvalidRequest
@@ -40,13 +40,13 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {
 )
 async def create(
     body: ResponseCreate,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     responses: Responses,
     call: CurrentSyncCall,
     submission: Submission,
 ) -> Response:
     """Answer an input: whole, as a stream, or in the background. What is not in the background ends with its client."""
-    response, created = await responses.create(body, key_id, submission)
+    response, created = await responses.create(body, principal.acting_for(body.end_user), submission)
 
     async def show(found: Sequence[Job]) -> dict[str, Any]:
         return await responses.shown(replace(response, job=found[0]))
@@ -70,7 +70,7 @@ async def create(
 )
 async def retrieve(
     response_id: str,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     settings: CurrentStreamSettings,
     responses: Responses,
     stream: Annotated[bool, Query(description="Its events, from the first or after a cursor.")] = False,
@@ -81,37 +81,37 @@ async def retrieve(
     """A response as it is now, or its stream, for as long as it is kept."""
     if starting_after is not None and not stream:
         raise InvalidRequest("starting_after: is only allowed with stream=true", param="starting_after")
-    response = await responses.get(response_id, key_id)
+    response = await responses.get(response_id, principal.project_id)
     if stream:
         return event_stream(responses.stream(response, starting_after), settings)
     return JSONResponse(await responses.shown(response))
 
 
 @router.post("/{response_id}/cancel", response_model=ResponseView, responses={**ERRORS, **NOT_FOUND})
-async def cancel(response_id: str, key_id: CurrentKey, responses: Responses) -> Response:
+async def cancel(response_id: str, principal: CurrentPrincipal, responses: Responses) -> Response:
     """Cancel a response in the background; its text so far is kept."""
-    return JSONResponse(await responses.shown(await responses.cancel(response_id, key_id)))
+    return JSONResponse(await responses.shown(await responses.cancel(response_id, principal.project_id)))
 
 
 @router.delete(
     "/{response_id}",
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The response has not ended."}},
 )
-async def delete(response_id: str, key_id: CurrentKey, responses: Responses) -> ResponseDeleted:
+async def delete(response_id: str, principal: CurrentPrincipal, responses: Responses) -> ResponseDeleted:
     """Forget an ended response's input and output."""
-    await responses.delete(response_id, key_id)
+    await responses.delete(response_id, principal.project_id)
     return ResponseDeleted(id=response_id)
 
 
 @router.get("/{response_id}/input_items", responses={**ERRORS, **NOT_FOUND})
 async def input_items(
     response_id: str,
-    key_id: CurrentKey,
+    principal: CurrentPrincipal,
     responses: Responses,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="The last item first, or the first.")] = "desc",
     after: After = None,
 ) -> InputItemList:
     """A response's own input items; those before them are its `previous_response_id`'s."""
-    page = await responses.input_items(response_id, key_id, limit=limit, order=order, after=after)
+    page = await responses.input_items(response_id, principal.project_id, limit=limit, order=order, after=after)
     return InputItemList.of(page, dict, itemgetter("id"))

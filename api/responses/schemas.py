@@ -159,8 +159,8 @@ class ResponseCreate(BaseModel):
     stream_options: StreamOptions | None = None
     truncation: Literal["disabled"] = "disabled"
     service_tier: Literal["auto", "default"] = "auto"
-    user: UnicodeText | None = Field(None, description="Shown again, and not used.")
-    safety_identifier: UnicodeText | None = Field(None, description="Shown again, and not used.")
+    user: UnicodeText | None = Field(None, description="Your name for the end user; stored with the job.")
+    safety_identifier: UnicodeText | None = Field(None, description="As `user`, and preferred to it.")
     prompt_cache_key: UnicodeText | None = Field(None, description="Shown again, and not used.")
 
     # Beyond OpenAI's, as vLLM's server takes them.
@@ -219,6 +219,11 @@ class ResponseCreate(BaseModel):
             logprobs=(self.top_logprobs or 0) if LOGPROBS in self.include else None,
             token_counts=True,  # of which reasoning's are told
         )
+
+    @property
+    def end_user(self) -> str | None:
+        """The client's name for the person behind the request."""
+        return self.safety_identifier or self.user
 
     def asked(self) -> dict[str, Any]:
         """What the response shows of its request."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from api.http.pagination import Page, cut_page
 from api.http.submit_headers import SubmitHeaders
 from api.jobs.service import JobService
+from api.keys.principal import Principal
 from api.responses.events import frames, replayed
 from api.responses.input_items import listed
 from api.responses.messages import conversation
@@ -18,7 +19,6 @@ from api.responses.store import ResponseStore
 from api.responses.view import STATUS, view
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import parse_archive
-from shared.domain.job import JobStatus
 from shared.domain.response import StoredResponse, job_id_of
 from shared.postgres.job_store import JobStore, NewJob
 
@@ -36,7 +36,9 @@ class ResponseService:
         self._store = store
         self._job_store = job_store
 
-    async def create(self, body: ResponseCreate, key_id: int, submission: SubmitHeaders) -> tuple[StoredResponse, bool]:
+    async def create(
+        self, body: ResponseCreate, principal: Principal, submission: SubmitHeaders
+    ) -> tuple[StoredResponse, bool]:
         """Commit a response and its job together. When this returns, both are safe.
 
         False beside it: it is the one that this idempotency key made before.
@@ -48,10 +50,10 @@ class ResponseService:
         """
         previous = None
         if body.previous_response_id is not None:
-            previous = await self._previous(body.previous_response_id, key_id)
+            previous = await self._previous(body.previous_response_id, principal.project_id)
         facts = body.facts()
         new = NewJob(
-            key_id=key_id,
+            owner=principal.owner,
             model=body.model,
             priority=body.priority,
             request=body.generate_request(conversation(body.instructions, previous, body.input)),
@@ -61,24 +63,24 @@ class ResponseService:
             response=facts,
         )
         try:
-            job, created = await self._jobs.submit(new, submission.idempotency("/v1/responses", body))
+            job, created = await self._jobs.submit(principal, new, submission.idempotency("/v1/responses", body))
         except InvalidRequest as error:
             raise _in_our_words(error) from None
         if created:
             return StoredResponse(job, facts), True
-        existing = await self._store.get(job.id, key_id, unstored=True)
+        existing = await self._store.get(job.id, principal.project_id, unstored=True)
         if existing is None:
             raise _not_found("response of this Idempotency-Key any more")
         return existing, False
 
-    async def get(self, response_id: str, key_id: int) -> StoredResponse:
-        """A stored response of this key.
+    async def get(self, response_id: str, project_id: int) -> StoredResponse:
+        """A stored response of a project.
 
         Raises:
-            NotFound: there is none, or it is another key's, or was not to be stored.
+            NotFound: there is none, or it is another project's, or was not to be stored.
         """
         job_id = job_id_of(response_id)
-        found = await self._store.get(job_id, key_id) if job_id is not None else None
+        found = await self._store.get(job_id, project_id) if job_id is not None else None
         if found is None:
             raise _not_found(f"response `{response_id[:64]}`")
         return found
@@ -95,37 +97,37 @@ class ResponseService:
         """A response's events after a number, up to and with its last, as frames."""
         return frames(response, self._jobs.follow(response.job.id), after)
 
-    async def cancel(self, response_id: str, key_id: int) -> StoredResponse:
+    async def cancel(self, response_id: str, project_id: int) -> StoredResponse:
         """Cancel a response in the background, and wait a while for its end. Again, or too late: no change.
 
         Raises:
             NotFound: as `get`.
             InvalidRequest: somebody waits for it; who leaves cancels it.
         """
-        response = await self.get(response_id, key_id)
+        response = await self.get(response_id, project_id)
         if not response.facts.background:
             raise InvalidRequest("Only a response with background=true can be cancelled.", param="response_id")
-        job = await self._jobs.cancel(response.job.id, key_id)
+        job = await self._jobs.cancel(response.job.id, project_id)
         if not job.status.terminal:
             try:
                 async with asyncio.timeout(CANCEL_WAIT_S):
-                    job = await self._jobs.finished(job.id, key_id)
+                    job = await self._jobs.finished(job.id, project_id)
             except TimeoutError:
-                job = await self._jobs.get(job.id, key_id)
+                job = await self._jobs.get(job.id, project_id)
         return replace(response, job=job)
 
-    async def delete(self, response_id: str, key_id: int) -> None:
+    async def delete(self, response_id: str, project_id: int) -> None:
         """Forget a response's input and output.
 
         Raises:
             NotFound: as `get`.
             Conflict: it has not ended.
         """
-        response = await self.get(response_id, key_id)
-        await self._jobs.delete(response.job.id, key_id)
+        response = await self.get(response_id, project_id)
+        await self._jobs.delete(response.job.id, project_id)
 
     async def input_items(
-        self, response_id: str, key_id: int, *, limit: int, order: Literal["asc", "desc"], after: str | None
+        self, response_id: str, project_id: int, *, limit: int, order: Literal["asc", "desc"], after: str | None
     ) -> Page[dict[str, Any]]:
         """A page of a response's own input items.
 
@@ -133,7 +135,7 @@ class ResponseService:
             NotFound: as `get`.
             InvalidRequest: the response has no item with the id `after`.
         """
-        response = await self.get(response_id, key_id)
+        response = await self.get(response_id, project_id)
         items = listed(response.facts.input, response.digits)
         if order == "desc":
             items.reverse()
@@ -144,16 +146,16 @@ class ResponseService:
             items = items[ids.index(after) + 1 :]
         return cut_page(items, limit)
 
-    async def _previous(self, response_id: str, key_id: int) -> StoredResponse:
+    async def _previous(self, response_id: str, project_id: int) -> StoredResponse:
         try:
-            previous = await self.get(response_id, key_id)
+            previous = await self.get(response_id, project_id)
         except NotFound:
             raise NotFound(
                 f"There is no response `{response_id[:64]}` to go on from.",
                 param="previous_response_id",
                 code="previous_response_not_found",
             ) from None
-        if previous.job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+        if not previous.job.status.succeeded:
             raise InvalidRequest(
                 f"previous_response_id: that response is {STATUS[previous.job.status]}; only one that is completed or"
                 " incomplete has an answer to go on from",

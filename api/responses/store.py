@@ -13,8 +13,8 @@ from shared.postgres.tables import JobRow, ResponseRow
 class ResponseStore(Store):
     """Responses in PostgreSQL."""
 
-    async def get(self, job_id: str, key_id: int, *, unstored: bool = False) -> StoredResponse | None:
-        """The response that a job of this key is; one that is not to be shown again only where `unstored` asks so."""
+    async def get(self, job_id: str, project_id: int, *, unstored: bool = False) -> StoredResponse | None:
+        """The response that a job of a project is; one that is not to be shown again only where `unstored` asks so."""
         statement = (
             select(
                 *COLUMNS,
@@ -25,7 +25,7 @@ class ResponseStore(Store):
                 ResponseRow.stored,
             )
             .join(ResponseRow, ResponseRow.job_id == JobRow.id)
-            .where(JobRow.id == job_id, JobRow.key_id == key_id, JobRow.deleted_at.is_(None))
+            .where(JobRow.id == job_id, JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
         )
         if not unstored:
             statement = statement.where(ResponseRow.stored)

@@ -44,8 +44,12 @@ class Unauthorized(HeadraceError):
     """A key is needed: send `Authorization: Bearer <key>`."""
 
 
+class Forbidden(HeadraceError):
+    """The API key has no scope for this request."""
+
+
 class NotFound(HeadraceError):
-    """There is no such thing, or it is not yours."""
+    """Not found."""
 
     def __init__(self, message: str | None = None, *, param: str | None = None, code: str = "not_found") -> None:
         super().__init__(message)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from shared.domain.ids import is_id, new_id
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import NO_CONTEXT, RequestContext
 
@@ -28,8 +29,14 @@ class JobStatus(StrEnum):
     def terminal(self) -> bool:
         return self in TERMINAL
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the job ended with a complete answer, or with one cut at its token limit."""
+        return self in SUCCEEDED
+
 
 RUNNING = (JobStatus.IN_PROGRESS, JobStatus.CANCELLING)
+SUCCEEDED = (JobStatus.COMPLETED, JobStatus.INCOMPLETE)
 TERMINAL = (
     JobStatus.COMPLETED,
     JobStatus.INCOMPLETE,
@@ -109,9 +116,32 @@ class Failure:
     message: str
 
 
+class AttemptOutcome(StrEnum):
+    """How an attempt ended: the first four with the job, the others with the job back in the queue.
+
+    Stored in the row's history and shown by the API; a job whose last worker was lost for good has `worker_lost` too.
+    """
+
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    # The worker was drained.
+    HANDED_BACK = "handed_back"
+    # A batch job made room for an urgent one.
+    SET_ASIDE = "set_aside"
+    # The engine died.
+    ENGINE_LOST = "engine_lost"
+    # The worker's lease expired.
+    WORKER_LOST = "worker_lost"
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One worker's try at a job. `outcome` is None while it runs."""
+    """One worker's try at a job.
+
+    `outcome` is an `AttemptOutcome`, or None while the attempt runs; a string, since a newer version may write others.
+    """
 
     number: int
     worker: str
@@ -134,7 +164,7 @@ class Job:
     """A job as its row tells it. Times are UTC."""
 
     id: str
-    key_id: int
+    owner: Owner
     model: str
     status: JobStatus
     priority: int

@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, archive, event
-from shared.domain.job import Attempt, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
 LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
@@ -47,12 +47,12 @@ def build_result(
     failure: Failure | None,
     first_token_at: datetime | None,
     finished_at: datetime,
-    outcome: str,
+    outcome: AttemptOutcome,
     tokens: Mapping[int, int],
 ) -> tuple[JobResult, Event]:
     """The row's ending and the log's last event, which has the number `seq` and follows `events`.
 
-    `outcome` is the word for how the running attempt ended, `tokens` what each attempt made.
+    `outcome` is that of the running attempt, `tokens` the number that each attempt generated.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -79,7 +79,7 @@ def build_result(
     return ending, last
 
 
-def _ended(attempt: Attempt, now: datetime, outcome: str, tokens: Mapping[int, int]) -> Attempt:
+def _ended(attempt: Attempt, now: datetime, outcome: AttemptOutcome, tokens: Mapping[int, int]) -> Attempt:
     """An attempt as the history keeps it. What one that was lost with its worker had made, only the log tells."""
     return replace(
         attempt,

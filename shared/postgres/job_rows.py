@@ -24,7 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, TERMINAL, Attempt, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import RUNNING, TERMINAL, Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
@@ -37,7 +38,9 @@ LOST = "/lost"
 
 COLUMNS = (
     JobRow.id,
+    JobRow.project_id,
     JobRow.key_id,
+    JobRow.end_user,
     JobRow.model,
     JobRow.status,
     JobRow.priority,
@@ -70,7 +73,7 @@ def to_job(row: Any) -> Job:
         attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at))
     return Job(
         id=row.id,
-        key_id=row.key_id,
+        owner=Owner(row.project_id, row.key_id, row.end_user),
         model=row.model,
         status=JobStatus(row.status),
         priority=row.priority,
@@ -104,7 +107,7 @@ def _attempt(item: dict[str, Any]) -> Attempt:
     )
 
 
-def ended_attempt(tokens: int, outcome: str) -> Any:
+def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
     """The running attempt, appended to the row's history."""
     entry = func.jsonb_build_object(
         "number",
@@ -118,12 +121,12 @@ def ended_attempt(tokens: int, outcome: str) -> Any:
         "tokens",
         tokens,
         "outcome",
-        outcome,
+        outcome.value,
     )
     return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
 
 
-def requeued(tokens: int, outcome: str, *, deaths: int) -> dict[Any, Any]:
+def requeued(tokens: int, outcome: AttemptOutcome, *, deaths: int) -> dict[Any, Any]:
     """A running job's attempt is over, and it waits again. `deaths`: 1 where its worker's or its engine's ended it."""
     return {
         JobRow.status: JobStatus.QUEUED.value,
@@ -157,6 +160,8 @@ def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
         JobRow.status: literal(JobStatus.QUEUED.value),
         JobRow.request: new.request,
         JobRow.job_metadata: new.metadata,
+        # Every job is released to the queue at once. A dispatcher that withholds jobs overrides this with NULL.
+        JobRow.dispatched_at: func.now(),
         **values,
     }
     return insert(JobRow).from_select(list(columns), select(*columns.values()))

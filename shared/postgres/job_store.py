@@ -31,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_id
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
@@ -46,7 +47,7 @@ from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, Worke
 class NewJob:
     """What a job is made from. The two times are seconds from now."""
 
-    key_id: int
+    owner: Owner
     model: str
     priority: int
     request: GenerateRequest
@@ -77,7 +78,9 @@ class _Inserted:
 _NEW = Records(
     "new",
     id=Text,
+    project_id=BigInteger,
     key_id=BigInteger,
+    end_user=Text,
     model=Text,
     priority=SmallInteger,
     request=JSON,
@@ -90,7 +93,9 @@ _NEW = Records(
 _INSERT = insert_queued(
     _NEW,
     {
+        JobRow.project_id: _NEW.project_id,
         JobRow.key_id: _NEW.key_id,
+        JobRow.end_user: _NEW.end_user,
         JobRow.priority: _NEW.priority,
         JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
         JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
@@ -141,7 +146,7 @@ class JobStore(JobRowStore):
         if idempotency is None:
             return _job(job_id, new, await self._commit(record)), True
         async with transaction(self._engine) as connection:
-            first = await _first_use(connection, new.key_id, idempotency, job_id)
+            first = await _first_use(connection, new.owner, idempotency, job_id)
             if first is None:
                 statement, parameters = _to_insert([record])
                 (inserted,) = _in_order(await connection.execute(statement, parameters), [record])
@@ -156,11 +161,11 @@ class JobStore(JobRowStore):
         statement, parameters = _to_insert(new)
         return _in_order(await _PREPARED[statement].run(self._engine, parameters), new)
 
-    async def get(self, job_id: str, key_id: int | None = None) -> Job | None:
-        """A job; with `key_id`, only if it is that key's."""
+    async def get(self, job_id: str, project_id: int | None = None) -> Job | None:
+        """A job; with `project_id`, only if that project owns it."""
         statement = select(*COLUMNS).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))
-        if key_id is not None:
-            statement = statement.where(JobRow.key_id == key_id)
+        if project_id is not None:
+            statement = statement.where(JobRow.project_id == project_id)
         row = await self._first(statement)
         return to_job(row) if row is not None else None
 
@@ -180,17 +185,17 @@ class JobStore(JobRowStore):
 
     async def page(
         self,
-        key_id: int,
+        project_id: int,
         *,
         status: JobStatus | None = None,
         model: str | None = None,
         limit: int = 20,
         after: str | None = None,
     ) -> list[Job]:
-        """A key's jobs, newest first, older than `after`."""
+        """A project's jobs, newest first, older than `after`."""
         statement = (
             select(*COLUMNS)
-            .where(JobRow.key_id == key_id, JobRow.deleted_at.is_(None))
+            .where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
             .order_by(JobRow.id.desc())
             .limit(limit)
         )
@@ -202,9 +207,9 @@ class JobStore(JobRowStore):
             statement = statement.where(JobRow.id < after)
         return await self._jobs(statement)
 
-    async def delete(self, job_id: str, key_id: int) -> bool:
+    async def delete(self, job_id: str, project_id: int) -> bool:
         """Forget a finished job's input and output; the bare row stays for accounting."""
-        statement = forget_statement(JobRow.id == job_id, JobRow.key_id == key_id)
+        statement = forget_statement(JobRow.id == job_id, JobRow.project_id == project_id)
         async with self._engine.connect() as connection:
             return (await connection.execute(statement)).first() is not None
 
@@ -247,7 +252,9 @@ class JobStore(JobRowStore):
 def _record(job_id: str, new: NewJob) -> dict[str, Any]:
     return {
         "id": job_id,
-        "key_id": new.key_id,
+        "project_id": new.owner.project_id,
+        "key_id": new.owner.key_id,
+        "end_user": new.owner.end_user,
         "model": new.model,
         "priority": new.priority,
         "request": new.request.model_dump_json(exclude_none=True, exclude_defaults=True),
@@ -268,7 +275,7 @@ def _weight(record: dict[str, Any]) -> int:
 def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
     return Job(
         id=job_id,
-        key_id=new.key_id,
+        owner=new.owner,
         model=new.model,
         status=JobStatus.QUEUED,
         priority=new.priority,
@@ -295,17 +302,23 @@ def _in_order(rows: Iterable[Any], new: Sequence[dict[str, Any]]) -> list[_Inser
     return [inserted[item["id"]] for item in new]
 
 
-async def _first_use(connection: AsyncConnection, key_id: int, idempotency: Idempotency, job_id: str) -> str | None:
+async def _first_use(connection: AsyncConnection, owner: Owner, idempotency: Idempotency, job_id: str) -> str | None:
     """Take an idempotency key for a job; where it is taken, the job that has it."""
     take = (
         upsert(IdempotencyKeyRow)
-        .values(key_id=key_id, key=idempotency.key, request_sha256=idempotency.request_sha256, job_id=job_id)
+        .values(
+            project_id=owner.project_id,
+            key=idempotency.key,
+            key_id=owner.key_id,
+            request_sha256=idempotency.request_sha256,
+            job_id=job_id,
+        )
         .on_conflict_do_nothing()
     )
     if (await connection.execute(take)).rowcount:
         return None
     taken = select(IdempotencyKeyRow.request_sha256, IdempotencyKeyRow.job_id).where(
-        IdempotencyKeyRow.key_id == key_id, IdempotencyKeyRow.key == idempotency.key
+        IdempotencyKeyRow.project_id == owner.project_id, IdempotencyKeyRow.key == idempotency.key
     )
     row = (await connection.execute(taken)).one()
     if row.request_sha256 != idempotency.request_sha256:

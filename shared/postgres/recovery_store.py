@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, or_, select, type_coerce, update
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, Job, JobStatus
+from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.postgres.job_rows import (
@@ -83,7 +83,7 @@ class RecoveryStore(JobRowStore):
         statement = (
             update(JobRow)
             .where(JobRow.id.in_(lost))
-            .values(requeued(0, "worker_lost", deaths=1))
+            .values(requeued(0, AttemptOutcome.WORKER_LOST, deaths=1))
             .returning(
                 JobRow.id,
                 JobRow.model,
@@ -138,12 +138,13 @@ class RecoveryStore(JobRowStore):
         await self._changes(delete(WorkerRow).where(WorkerRow.lease_expires_at < func.now() - seconds(silent_for_s)))
 
     async def waiting(self, model: str, *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
-        """The next queued jobs of a model, in the order they are served."""
+        """The next queued jobs of a model that were released to the queue, in the order in which they are served."""
         statement = (
             select(JobRow.id, JobRow.model, JobRow.priority)
             .where(
                 JobRow.status == JobStatus.QUEUED.value,
                 JobRow.model == model,
+                JobRow.dispatched_at.is_not(None),
                 JobRow.priority.between(priorities[0], priorities[-1]),
                 JobRow.created_at < func.now() - seconds(older_than_s),
             )
@@ -154,12 +155,13 @@ class RecoveryStore(JobRowStore):
             return [Hint(*row) for row in await connection.execute(statement)]
 
     async def queued_before(self, model: str, priority: int, before: str, *, limit: int) -> list[Hint]:
-        """Queued jobs of a priority that are older than one already served: their message is lost."""
+        """Queued jobs of a priority that were released before one that was already served: their message is lost."""
         statement = (
             select(JobRow.id, JobRow.model, JobRow.priority)
             .where(
                 JobRow.status == JobStatus.QUEUED.value,
                 JobRow.model == model,
+                JobRow.dispatched_at.is_not(None),
                 JobRow.priority == priority,
                 JobRow.id < before,
             )

@@ -11,7 +11,6 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     Row,
-    Select,
     Text,
     bindparam,
     cast,
@@ -76,7 +75,7 @@ class Store:
         self._engine = engine
         self._region = region
 
-    async def _first(self, statement: Select[Any]) -> Row[Any] | None:
+    async def _first(self, statement: Any) -> Row[Any] | None:
         async with self._engine.connect() as connection:
             row: Row[Any] | None = (await connection.execute(statement)).first()
         return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Identity, Index, SmallInteger, Text, func, text
+from sqlalchemy import ARRAY, JSON, BigInteger, DateTime, ForeignKey, Identity, Index, SmallInteger, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -16,17 +16,31 @@ class Base(DeclarativeBase):
     """The schema."""
 
 
+class ProjectRow(Base):
+    """A project: it owns jobs, files, batches and responses."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    name: Mapped[str] = mapped_column(Text, unique=True)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
 class ApiKeyRow(Base):
-    """A bearer key: its SHA-256, never itself."""
+    """A key of a project: its SHA-256, never the key itself."""
 
     __tablename__ = "api_keys"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
     name: Mapped[str] = mapped_column(Text)
     prefix: Mapped[str] = mapped_column(Text)
     sha256: Mapped[str] = mapped_column(Text, unique=True)
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{inference}'::text[]"))
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
     revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    last_used_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
 class WorkerRow(Base):
@@ -49,7 +63,10 @@ class JobRow(Base):
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    # The key that created it, for audit.
     key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
+    end_user: Mapped[str | None] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
     priority: Mapped[int] = mapped_column(SmallInteger)
@@ -57,6 +74,9 @@ class JobRow(Base):
     # `metadata` is SQLAlchemy's own name on a declarative class.
     job_metadata: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    # Since when a message for this job belongs on the queue. NULL while a dispatcher withholds the job: then a missing
+    # message is not a lost one, and redelivery leaves the job alone.
+    dispatched_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.now())
 
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     worker: Mapped[str | None] = mapped_column(Text)
@@ -85,7 +105,7 @@ class JobRow(Base):
     batch_line: Mapped[int | None]
 
     __table_args__ = (
-        Index("jobs_by_key", "key_id", "id"),
+        Index("jobs_by_project", "project_id", "id"),
         Index("jobs_batch_line", "batch_id", "batch_line", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
         Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
@@ -126,8 +146,9 @@ class IdempotencyKeyRow(Base):
 
     __tablename__ = "idempotency_keys"
 
-    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     key: Mapped[str] = mapped_column(Text, primary_key=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
     request_sha256: Mapped[str] = mapped_column(Text)
     job_id: Mapped[str] = mapped_column(Text(collation="C"))
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
@@ -141,6 +162,7 @@ class FileRow(Base):
     __tablename__ = "files"
 
     id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
     key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
     purpose: Mapped[str] = mapped_column(Text)
     filename: Mapped[str] = mapped_column(Text)
@@ -149,7 +171,7 @@ class FileRow(Base):
     expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
     __table_args__ = (
-        Index("files_by_key", "key_id", "id"),
+        Index("files_by_project", "project_id", "id"),
         Index("files_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )
 
@@ -160,6 +182,7 @@ class BatchRow(Base):
     __tablename__ = "batches"
 
     id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
     key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
     endpoint: Mapped[str] = mapped_column(Text)
     input_file_id: Mapped[str] = mapped_column(Text(collation="C"))
@@ -199,7 +222,7 @@ class BatchRow(Base):
     due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
     __table_args__ = (
-        Index("batches_by_key", "key_id", "id"),
+        Index("batches_by_project", "project_id", "id"),
         Index("batches_due", "due_at", postgresql_where=text("ended_at IS NULL")),
         Index("batches_by_input", "input_file_id", postgresql_where=text("ended_at IS NULL")),
     )

@@ -9,7 +9,10 @@ import sys
 
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from api.keys.store import ApiKeyStore
+from shared.domain.owner import Owner
 
 TEMPLATE = "headrace_template"
 
@@ -49,3 +52,12 @@ def migrate(url: str, step: str = "upgrade", *revision: str) -> subprocess.Compl
         capture_output=True,
         text=True,
     )
+
+
+async def make_owner(engine: AsyncEngine, name: str) -> Owner:
+    """Create a key, and the project of its name."""
+    keys, key = ApiKeyStore(engine), f"hr_{name}_" + "k" * 43
+    await keys.create(name, key)
+    found = await keys.find(key)
+    assert found is not None
+    return found.principal.owner

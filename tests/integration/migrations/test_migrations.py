@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.postgres.schema_version import SchemaMismatch, check_schema
@@ -48,3 +48,93 @@ async def test_a_database_ahead_is_refused(database: AsyncEngine, database_url: 
         await connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'from-the-future'")
     with pytest.raises(SchemaMismatch, match="does not know"):
         await check_schema(database)
+
+
+OLD_KEYS = """
+INSERT INTO api_keys (name, prefix, sha256) VALUES ('web', 'hr_1', 'a'), ('batch', 'hr_2', 'b'), ('web', 'hr_3', 'c')
+"""
+OLD_ROWS = (
+    """
+    INSERT INTO jobs (id, key_id, model, status, priority, request, metadata)
+    SELECT 'job_' || lpad(n::text, 6, '0'), 1 + n % 3, 'm', 'queued', 3, '{}', '{}' FROM generate_series(1, :rows) AS n
+    """,
+    """
+    INSERT INTO files (id, key_id, purpose, filename, bytes)
+    SELECT 'file-' || k, k, 'batch', 'a', 1 FROM generate_series(1, 3) AS k
+    """,
+    """
+    INSERT INTO batches (id, key_id, endpoint, input_file_id, completion_window, status, expires_at)
+    SELECT 'batch_' || k, k, '/v1/completions', 'file-' || k, '24h', 'completed', now() FROM generate_series(1, 3) AS k
+    """,
+    """
+    INSERT INTO idempotency_keys (key_id, key, request_sha256, job_id)
+    SELECT k, 'key ' || k, 'x', 'job_00000' || k FROM generate_series(1, 3) AS k
+    """,
+)
+OWNED = ("jobs", "files", "batches", "idempotency_keys")
+
+
+async def test_existing_rows_get_the_project_of_their_key(database: AsyncEngine, database_url: str) -> None:
+    """Each key becomes the only key of a project, and its rows belong to that project: down and up again."""
+    migrate(database_url, "downgrade", "0006")
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(OLD_KEYS)
+        for statement in OLD_ROWS:
+            await connection.execute(text(statement), {"rows": 12_000} if ":rows" in statement else {})
+    for _ in range(2):
+        migrate(database_url, "upgrade")
+        async with database.connect() as connection:
+            names = await connection.execute(
+                text(
+                    "SELECT projects.name FROM api_keys JOIN projects ON projects.id = project_id ORDER BY api_keys.id"
+                )
+            )
+            assert list(names.scalars()) == ["web", "batch", "web#3"]
+            for table in OWNED:
+                wrong = text(
+                    f"SELECT count(*) FROM {table} JOIN api_keys ON api_keys.id = key_id"  # noqa: S608
+                    f" WHERE {table}.project_id IS DISTINCT FROM api_keys.project_id"
+                )
+                assert (await connection.execute(wrong)).scalar() == 0, table
+            scopes = await connection.execute(text("SELECT DISTINCT scopes FROM api_keys"))
+            assert list(scopes.scalars()) == [["inference"]]
+            undispatched = await connection.execute(text("SELECT count(*) FROM jobs WHERE dispatched_at IS NULL"))
+            assert undispatched.scalar() == 0
+        migrate(database_url, "downgrade", "0006")
+
+
+@pytest.mark.parametrize("revision", ["0007", "head"])
+async def test_processes_of_the_previous_version_can_write(
+    database: AsyncEngine, database_url: str, revision: str
+) -> None:
+    """They know no projects, and run on while the schema is migrated and new processes are started."""
+    migrate(database_url, "downgrade", "0006")
+    migrate(database_url, "upgrade", revision)
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(OLD_KEYS)
+        for statement in OLD_ROWS:
+            await connection.execute(text(statement), {"rows": 3} if ":rows" in statement else {})
+        for table in OWNED:
+            wrong = text(
+                f"SELECT count(*) FROM {table} JOIN api_keys ON api_keys.id = key_id"  # noqa: S608
+                f" WHERE {table}.project_id IS DISTINCT FROM api_keys.project_id"
+            )
+            assert (await connection.execute(wrong)).scalar() == 0, table
+
+
+async def test_an_interrupted_backfill_goes_on(database: AsyncEngine, database_url: str) -> None:
+    migrate(database_url, "downgrade", "0006")
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(OLD_KEYS)
+        for statement in OLD_ROWS:
+            await connection.execute(text(statement), {"rows": 100} if ":rows" in statement else {})
+    migrate(database_url, "upgrade", "0007")
+    async with database.begin() as connection:
+        half = (
+            "UPDATE jobs SET project_id = api_keys.project_id FROM api_keys"
+            " WHERE api_keys.id = key_id AND jobs.id < 'job_000050'"
+        )
+        await connection.execute(text(half))
+    migrate(database_url, "upgrade")
+    async with database.connect() as connection:
+        assert await connection.run_sync(differences) == []

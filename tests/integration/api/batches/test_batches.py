@@ -33,7 +33,8 @@ from api.streaming.hub import StreamHub
 from shared.config.models.loader import load_registry
 from shared.domain.errors import FileInUse
 from shared.domain.events import Delta, EventType
-from shared.domain.job import Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult, build_result
 from shared.postgres.claim_store import ClaimStore
@@ -61,7 +62,7 @@ class World:
 
     database: AsyncEngine
     folder: Path
-    key_id: int
+    owner: Owner
     files: FileStore
     store: BatchStore
     blobs: LocalBlobs
@@ -75,17 +76,17 @@ class World:
         file_id = self.files.new_id()
         async with self.blobs.writing(file_id) as blob:
             await blob.write(content)
-        return await self.files.insert(file_id, self.key_id, purpose, "in.jsonl", len(content))
+        return await self.files.insert(file_id, self.owner, purpose, "in.jsonl", len(content))
 
     async def batch(self, *prompts: str, content: bytes | None = None) -> Batch:
         """A new batch; its custom ids are its prompts."""
         file = await self.upload(content if content is not None else b"".join(map(line, prompts)))
-        batch = await self.store.insert(self.key_id, CHAT, file.id, "24h", 86400, {"a": "b"})
+        batch = await self.store.insert(self.owner, CHAT, file.id, "24h", 86400, {"a": "b"})
         assert batch is not None
         return batch
 
     async def again(self, batch: Batch) -> Batch:
-        found = await self.store.get(batch.id, self.key_id)
+        found = await self.store.get(batch.id, self.owner.project_id)
         assert found is not None
         return found
 
@@ -144,7 +145,7 @@ class World:
         for file_id in (batch.output_file_id, batch.error_file_id):
             content = b""
             if file_id is not None:
-                file = await self.files.get(file_id, self.key_id)
+                file = await self.files.get(file_id, self.owner.project_id)
                 assert file is not None
                 assert file.purpose is Purpose.BATCH_OUTPUT
                 content = b"".join([chunk async for chunk in self.blobs.read(file_id)])
@@ -167,13 +168,13 @@ def line(prompt: str, **body: Any) -> bytes:
 
 @pytest.fixture
 async def world(
-    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, key_id: int, tmp_path: Path, servers: Servers
+    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, owner: Owner, tmp_path: Path, servers: Servers
 ) -> World:
-    return make_world(database, redis, logs, store, key_id, tmp_path, servers)
+    return make_world(database, redis, logs, store, owner, tmp_path, servers)
 
 
 def make_world(
-    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, key_id: int, folder: Path, servers: Servers
+    database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, owner: Owner, folder: Path, servers: Servers
 ) -> World:
     registry = load_registry(write_models(folder / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
     batches, blobs, rescues = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
@@ -204,7 +205,7 @@ def make_world(
     )
     worker = ClaimStore(database, "w")
     return World(
-        database, folder / "files", key_id, FileStore(database), batches, blobs, steps, worker, rescues, unowned, hints
+        database, folder / "files", owner, FileStore(database), batches, blobs, steps, worker, rescues, unowned, hints
     )
 
 
@@ -319,7 +320,7 @@ async def test_many_drivers_at_once(
         for _ in range(3):
             engine = connect(database_url)
             stack.push_async_callback(engine.dispose)
-            other = make_world(engine, redis, logs, store, world.key_id, tmp_path, servers)
+            other = make_world(engine, redis, logs, store, world.owner, tmp_path, servers)
             drivers.append(asyncio.create_task(drive(other)))
 
         async def ended() -> bool:
@@ -473,7 +474,7 @@ async def test_jobs_that_are_cancelled_or_deleted_by_hand_are_errors(world: Worl
     first, second = await world.queued()
     await world.finish(await world.start(first), JobStatus.CANCELLED, CANCELLED_BY_HAND)
     await world.finish(await world.start(second))
-    assert await JobStore(world.database).delete(second, world.key_id)
+    assert await JobStore(world.database).delete(second, world.owner.project_id)
     batch = await world.to(batch, BatchStatus.COMPLETED)
     _, errors = await world.results(batch)
     assert [item["response"]["status_code"] for item in errors] == [409, 404]
@@ -526,11 +527,11 @@ async def test_a_line_whose_model_was_removed_after_the_upload_gets_an_error_of_
 async def test_a_file_is_kept_while_a_batch_reads_it(world: World) -> None:
     batch = await world.batch("one")
     with pytest.raises(FileInUse):
-        await world.files.delete(batch.input_file_id, world.key_id)
+        await world.files.delete(batch.input_file_id, world.owner.project_id)
     await world.store.cancel(batch.id)
     await world.to(batch, BatchStatus.CANCELLED)
-    assert await world.files.delete(batch.input_file_id, world.key_id)
-    assert await world.store.insert(world.key_id, CHAT, batch.input_file_id, "24h", 60, None) is None
+    assert await world.files.delete(batch.input_file_id, world.owner.project_id)
+    assert await world.store.insert(world.owner, CHAT, batch.input_file_id, "24h", 60, None) is None
 
 
 async def test_a_batch_says_where_it_goes_on(world: World) -> None:
@@ -594,7 +595,7 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
     body = {"model": "sim", "input": "the mill", "max_output_tokens": 9}
     content = json.dumps({"custom_id": "a", "method": "POST", "url": RESPONSES, "body": body}).encode()
     file = await world.upload(content)
-    batch = await world.store.insert(world.key_id, RESPONSES, file.id, "24h", 86400, None)
+    batch = await world.store.insert(world.owner, RESPONSES, file.id, "24h", 86400, None)
     assert batch is not None
     batch = await world.step(await world.to(batch, BatchStatus.IN_PROGRESS))
     (job_id,) = await world.queued()
@@ -614,7 +615,7 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
         failure=None,
         first_token_at=datetime.now(UTC),
         finished_at=datetime.now(UTC),
-        outcome="completed",
+        outcome=AttemptOutcome.COMPLETED,
         tokens={1: 2},
     )
     assert await world.worker.finish(job.id, job.attempt, ending)

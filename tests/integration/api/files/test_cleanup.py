@@ -15,6 +15,7 @@ from api.files.blobs import LocalBlobs
 from api.files.cleanup import ORPHAN_S, FileCleanup
 from api.files.store import FileStore, Purpose, StoredFile
 from shared.domain.errors import FileInUse
+from shared.domain.owner import Owner
 from tests.support.dying import dies
 
 CHAT = "/v1/chat/completions"
@@ -35,11 +36,11 @@ def keeper(files: FileStore, blobs: LocalBlobs) -> FileCleanup:
     return FileCleanup(files, blobs)
 
 
-async def upload(files: FileStore, blobs: LocalBlobs, key_id: int, keep_s: float | None = None) -> StoredFile:
+async def upload(files: FileStore, blobs: LocalBlobs, owner: Owner, keep_s: float | None = None) -> StoredFile:
     file_id = files.new_id()
     async with blobs.writing(file_id) as blob:
         await blob.write(b"x")
-    return await files.insert(file_id, key_id, Purpose.BATCH, "a", 1, keep_s)
+    return await files.insert(file_id, owner, Purpose.BATCH, "a", 1, keep_s)
 
 
 async def time_is_up(database: AsyncEngine, file: StoredFile) -> None:
@@ -48,29 +49,29 @@ async def time_is_up(database: AsyncEngine, file: StoredFile) -> None:
 
 
 async def test_a_file_is_gone_from_the_moment_its_time_is_up(
-    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
-    kept, expiring = await upload(files, blobs, key_id), await upload(files, blobs, key_id, 3600)
+    kept, expiring = await upload(files, blobs, owner), await upload(files, blobs, owner, 3600)
     assert expiring.expires_at is not None
     assert (expiring.expires_at - expiring.created_at).total_seconds() == 3600
     assert await keeper.expire() == 0
     await time_is_up(database, expiring)
-    assert await files.get(expiring.id, key_id) is None
-    assert [file.id for file in await files.page(key_id, purpose=None, limit=9, after=None)] == [kept.id]
-    assert await BatchStore(database).insert(key_id, CHAT, expiring.id, "24h", 60, None) is None
+    assert await files.get(expiring.id, owner.project_id) is None
+    assert [file.id for file in await files.page(owner.project_id, purpose=None, limit=9, after=None)] == [kept.id]
+    assert await BatchStore(database).insert(owner, CHAT, expiring.id, "24h", 60, None) is None
     assert await keeper.expire() == 1
     assert os.listdir(tmp_path) == [kept.id]
 
 
 async def test_what_an_unfinished_batch_reads_stays_until_its_end(
-    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
-    file = await upload(files, blobs, key_id, 3600)
+    file = await upload(files, blobs, owner, 3600)
     batches = BatchStore(database)
-    batch = await batches.insert(key_id, CHAT, file.id, "24h", 60, None)
+    batch = await batches.insert(owner, CHAT, file.id, "24h", 60, None)
     assert batch is not None
     with pytest.raises(FileInUse):
-        await files.delete(file.id, key_id)
+        await files.delete(file.id, owner.project_id)
     await time_is_up(database, file)
     assert await keeper.expire() == 0
     assert os.listdir(tmp_path) == [file.id]
@@ -80,11 +81,11 @@ async def test_what_an_unfinished_batch_reads_stays_until_its_end(
 
 
 async def test_orphans_are_found_and_what_is_young_is_left(
-    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
     """An upload died between its bytes and its row, or a deletion between the row and the bytes. What another region
     made is its to sweep: buckets may be shared."""
-    file, orphan, young = await upload(files, blobs, key_id), files.new_id(), files.new_id()
+    file, orphan, young = await upload(files, blobs, owner), files.new_id(), files.new_id()
     elsewhere = FileStore(database, "eu").new_id()
     for name in (orphan, young, "not-ours", elsewhere):
         (tmp_path / name).write_bytes(b"x")
@@ -95,12 +96,12 @@ async def test_orphans_are_found_and_what_is_young_is_left(
 
 
 async def test_a_keeper_may_die_anywhere(
-    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
     at = 0
     while True:
         at += 1
-        file = await upload(files, blobs, key_id, 3600)
+        file = await upload(files, blobs, owner, 3600)
         await time_is_up(database, file)
         died = await dies(keeper.expire(), at)
         await keeper.expire()
@@ -114,10 +115,10 @@ async def test_a_keeper_may_die_anywhere(
 
 
 async def test_many_keepers_at_once(
-    files: FileStore, blobs: LocalBlobs, database: AsyncEngine, key_id: int, tmp_path: Path
+    files: FileStore, blobs: LocalBlobs, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
     for _ in range(20):
-        await time_is_up(database, await upload(files, blobs, key_id))
+        await time_is_up(database, await upload(files, blobs, owner))
     counts = await asyncio.gather(*[FileCleanup(files, blobs).expire() for _ in range(4)])
     assert sum(counts) == 20
     assert os.listdir(tmp_path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from api.files.service import FileService
 from api.files.store import FileStore
 from api.files.upload import FORM_BYTES
 from shared.domain.errors import InvalidRequest, TooLarge
+from shared.domain.owner import Owner
 
 MAX_BYTES, MAX_LINES = 100_000, 10
 TYPE = "multipart/form-data; boundary=b"
@@ -36,30 +38,30 @@ async def chunks(*pieces: bytes | Exception) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def test_the_largest_file_fits(files: FileService, key_id: int, tmp_path: Path) -> None:
+async def test_the_largest_file_fits(files: FileService, owner: Owner, tmp_path: Path) -> None:
     content = b"x" * MAX_BYTES
-    file = await files.upload(key_id, TYPE, "", chunks(FILE, content, b"\r\n", PURPOSE[:-2], END))
+    file = await files.upload(owner, TYPE, "", chunks(FILE, content, b"\r\n", PURPOSE[:-2], END))
     assert file.bytes == MAX_BYTES
     assert os.listdir(tmp_path) == [file.id]
     assert b"".join([chunk async for chunk in await files.content(file)]) == content
 
 
 @pytest.mark.parametrize("lines", [b"x\n" * MAX_LINES, b"x\n" * (MAX_LINES - 1) + b"x"])
-async def test_the_longest_file_fits(files: FileService, key_id: int, lines: bytes) -> None:
-    assert (await files.upload(key_id, TYPE, "", chunks(PURPOSE, FILE, lines, END))).bytes == len(lines)
+async def test_the_longest_file_fits(files: FileService, owner: Owner, lines: bytes) -> None:
+    assert (await files.upload(owner, TYPE, "", chunks(PURPOSE, FILE, lines, END))).bytes == len(lines)
 
 
 @pytest.mark.parametrize("lines", [b"x\n" * MAX_LINES + b"x", b"x\n" * (MAX_LINES + 1)])
-async def test_a_longer_file_is_refused(files: FileService, key_id: int, tmp_path: Path, lines: bytes) -> None:
+async def test_a_longer_file_is_refused(files: FileService, owner: Owner, tmp_path: Path, lines: bytes) -> None:
     with pytest.raises(InvalidRequest, match=f"more than {MAX_LINES} lines"):
-        await files.upload(key_id, TYPE, "", chunks(PURPOSE, FILE, lines, END))
+        await files.upload(owner, TYPE, "", chunks(PURPOSE, FILE, lines, END))
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_larger_file_is_refused_before_it_is_read(files: FileService, key_id: int) -> None:
+async def test_a_larger_file_is_refused_before_it_is_read(files: FileService, owner: Owner) -> None:
     unread = chunks(AssertionError("it was read"))
     with pytest.raises(TooLarge):
-        await files.upload(key_id, TYPE, str(MAX_BYTES + FORM_BYTES + 1), unread)
+        await files.upload(owner, TYPE, str(MAX_BYTES + FORM_BYTES + 1), unread)
 
 
 @pytest.mark.parametrize(
@@ -72,20 +74,22 @@ async def test_a_larger_file_is_refused_before_it_is_read(files: FileService, ke
     ids=["at once", "in pieces", "headers"],
 )
 async def test_a_larger_file_that_hides_its_length_is_refused(
-    files: FileService, key_id: int, tmp_path: Path, pieces: tuple[bytes, ...]
+    files: FileService, owner: Owner, tmp_path: Path, pieces: tuple[bytes, ...]
 ) -> None:
     with pytest.raises((TooLarge, InvalidRequest)):
-        await files.upload(key_id, TYPE, "", chunks(*pieces))
+        await files.upload(owner, TYPE, "", chunks(*pieces))
     assert os.listdir(tmp_path) == []
 
 
-async def test_nothing_is_left_of_a_client_that_leaves(files: FileService, key_id: int, tmp_path: Path) -> None:
+async def test_nothing_is_left_of_a_client_that_leaves(files: FileService, owner: Owner, tmp_path: Path) -> None:
     with pytest.raises(ClientDisconnect):
-        await files.upload(key_id, TYPE, "", chunks(PURPOSE, FILE, b"half", ClientDisconnect()))
+        await files.upload(owner, TYPE, "", chunks(PURPOSE, FILE, b"half", ClientDisconnect()))
     assert os.listdir(tmp_path) == []
 
 
-async def test_nothing_is_left_where_the_row_cannot_be_written(files: FileService, key_id: int, tmp_path: Path) -> None:
+async def test_nothing_is_left_where_the_row_cannot_be_written(
+    files: FileService, owner: Owner, tmp_path: Path
+) -> None:
     with pytest.raises(IntegrityError):
-        await files.upload(key_id + 1, TYPE, "", chunks(PURPOSE, FILE, b"x", END))
+        await files.upload(replace(owner, project_id=owner.project_id + 1), TYPE, "", chunks(PURPOSE, FILE, b"x", END))
     assert os.listdir(tmp_path) == []

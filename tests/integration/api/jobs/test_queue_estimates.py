@@ -19,7 +19,8 @@ from api.streaming.reader import QueuedReader
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel
-from shared.domain.job import Choice, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Choice, Job, JobStatus, Usage
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
 from shared.postgres.job_store import JobStore, NewJob
@@ -46,13 +47,13 @@ def backlog(backlogs: QueueStore) -> QueueEstimates:
     return QueueEstimates(backlogs, REGISTRY)
 
 
-async def submit(store: JobStore, key_id: int, priority: int = 3, model: str = "m") -> Job:
-    return (await store.insert(NewJob(key_id, model, priority, GenerateRequest(prompt="x"))))[0]
+async def submit(store: JobStore, owner: Owner, priority: int = 3, model: str = "m") -> Job:
+    return (await store.insert(NewJob(owner, model, priority, GenerateRequest(prompt="x"))))[0]
 
 
-async def test_places_follow_priority_then_order(store: JobStore, backlogs: QueueStore, key_id: int) -> None:
-    late, first, second, urgent = [await submit(store, key_id, priority) for priority in (9, 3, 3, 0)]
-    await submit(store, key_id, model="other")
+async def test_places_follow_priority_then_order(store: JobStore, backlogs: QueueStore, owner: Owner) -> None:
+    late, first, second, urgent = [await submit(store, owner, priority) for priority in (9, 3, 3, 0)]
+    await submit(store, owner, model="other")
     jobs = [urgent, first, second, late]
     assert [await backlogs.position(job) for job in jobs] == [0, 1, 2, 3]
     orders = await backlogs.orders(["m", "none"])
@@ -62,14 +63,14 @@ async def test_places_follow_priority_then_order(store: JobStore, backlogs: Queu
 
 
 async def test_places_far_back_are_told_by_the_hundred(
-    store: JobStore, backlogs: QueueStore, backlog: QueueEstimates, key_id: int, database: AsyncEngine
+    store: JobStore, backlogs: QueueStore, backlog: QueueEstimates, owner: Owner, database: AsyncEngine
 ) -> None:
-    job = await submit(store, key_id, 9)
+    job = await submit(store, owner, 9)
     async with database.connect() as connection:
         await connection.execute(
             text(
-                "INSERT INTO jobs (id, key_id, model, status, priority, request, metadata)"
-                " SELECT 'job_' || lpad(n::text, 32, '0'), key_id, model, status, 3, request, metadata"
+                "INSERT INTO jobs (id, project_id, key_id, model, status, priority, request, metadata)"
+                " SELECT 'job_' || lpad(n::text, 32, '0'), project_id, key_id, model, status, 3, request, metadata"
                 " FROM jobs, generate_series(1, 5250) n"
             )
         )
@@ -100,7 +101,12 @@ def test_waits(pace: Pace, place: int, in_the_way: int, wait_s: float | None) ->
 
 
 async def test_the_pace_is_what_live_workers_were_measured_at(
-    store: JobStore, backlogs: QueueStore, backlog: QueueEstimates, workers: Workers, key_id: int, database: AsyncEngine
+    store: JobStore,
+    backlogs: QueueStore,
+    backlog: QueueEstimates,
+    workers: Workers,
+    owner: Owner,
+    database: AsyncEngine,
 ) -> None:
     async def heartbeat(model: str, slots: int) -> None:
         await workers(f"w-{model}").heartbeat(model, slots=slots, running=0, lease_s=LEASE_S)
@@ -109,7 +115,7 @@ async def test_the_pace_is_what_live_workers_were_measured_at(
     for model in ("m", "up"):
         await heartbeat(model, 2)
         for priority in (3, 9, 9, 3):
-            job = await submit(store, key_id, priority, model)
+            job = await submit(store, owner, priority, model)
             claimed = await workers(f"w-{model}").claim(job.id)
         assert await backlogs.pace(model) == Pace(2, 4, 2, None), "none has ended yet"
         assert claimed is not None
@@ -123,16 +129,16 @@ async def test_the_pace_is_what_live_workers_were_measured_at(
     assert await backlogs.pace("m") == Pace(2, 3, 1, 3.0)
 
     # Three run, two of them a batch's: a slot would be made free for an urgent job, but not at an upstream.
-    assert await backlog.waiting(await submit(store, key_id, 3, "m")) == (0, 0.0)
-    assert await backlog.waiting(await submit(store, key_id, 9, "m")) == (1, 3.0)
-    assert await backlog.waiting(await submit(store, key_id, 3, "up")) == (0, 1.5)
+    assert await backlog.waiting(await submit(store, owner, 3, "m")) == (0, 0.0)
+    assert await backlog.waiting(await submit(store, owner, 9, "m")) == (1, 3.0)
+    assert await backlog.waiting(await submit(store, owner, 3, "up")) == (0, 1.5)
 
 
 async def test_readers_are_told_when_they_move_and_only_then(
-    store: JobStore, backlogs: QueueStore, logs: EventLog, redis: Redis, workers: Workers, key_id: int
+    store: JobStore, backlogs: QueueStore, logs: EventLog, redis: Redis, workers: Workers, owner: Owner
 ) -> None:
     hub = StreamHub(redis, logs, store, resync_s=60)
-    jobs = [await submit(store, key_id) for _ in range(3)]
+    jobs = [await submit(store, owner) for _ in range(3)]
     running = await workers("w").claim(jobs[0].id)
     assert running is not None
     followed = {job.id: QueuedReader("m", 3, place) for job, place in zip(jobs, (None, 0, 1), strict=True)}
@@ -153,11 +159,11 @@ async def test_readers_are_told_when_they_move_and_only_then(
         return found
 
     assert await told() == {}
-    urgent = await submit(store, key_id, 0)
+    urgent = await submit(store, owner, 0)
     assert await told() == {1: b'{"position":1,"eta_s":null}', 2: b'{"position":2,"eta_s":null}'}
     assert await told() == {}
     assert await workers("w").claim(urgent.id) is not None
-    assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome="handed_back")
+    assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
     assert await told() == {0: b'{"position":0,"eta_s":null}'}, "it ran, and waits again"
     assert await workers("w").claim(jobs[0].id) is not None
     assert await told() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from datetime import datetime
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.keys.__main__ import main
 from api.keys.auth import Authenticator
+from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore
-from shared.domain.errors import Unauthorized
+from shared.domain.errors import Forbidden, Unauthorized
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import eventually
 
@@ -24,21 +30,40 @@ CHOSEN = "a-key-that-somebody-chose"
 
 
 @pytest.fixture
-def keys(database_url: str) -> Keys:
-    """The command, on a fresh database."""
+def keys(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Keys:
+    """The command, on a fresh database; in this process, because starting one takes a second."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "api.keys", *arguments],
-            env={**os.environ, "DATABASE_URL": database_url, **settings},
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with monkeypatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            with ThreadPoolExecutor(1) as thread:  # the test's own event loop may be running
+                code = thread.submit(_exit_code, arguments).result(60)
+        return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
 
     return run
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def test_the_command_runs_as_a_module(database_url: str) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "api.keys", "create", "laptop"],
+        env={**os.environ, "DATABASE_URL": database_url},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (made.returncode, made.stdout[:3]) == (0, "hr_")
 
 
 def prefix(key: str) -> str:
@@ -50,6 +75,12 @@ async def stored(database: AsyncEngine) -> str:
     async with database.connect() as connection:
         rows = await connection.execute(text("SELECT api_keys::text FROM api_keys ORDER BY id"))
         return "\n".join(row[0] for row in rows)
+
+
+async def principal(database: AsyncEngine, key: str) -> Principal:
+    found = await ApiKeyStore(database).find(key)
+    assert found is not None
+    return found.principal
 
 
 async def test_a_key_is_shown_once_and_stored_as_its_hash(keys: Keys, database: AsyncEngine) -> None:
@@ -71,8 +102,9 @@ async def test_a_key_is_shown_once_and_stored_as_its_hash(keys: Keys, database: 
 async def test_two_keys_of_a_name_are_two_keys(keys: Keys, database: AsyncEngine) -> None:
     first, second = (keys("create", "laptop").stdout.strip() for _ in range(2))
     assert first != second
-    store = ApiKeyStore(database)
-    assert await store.find(first) != await store.find(second)
+    one, two = await principal(database, first), await principal(database, second)
+    assert one.key_id != two.key_id
+    assert one.project_id == two.project_id, "both are keys of the project `laptop`"
 
 
 async def test_a_revoked_key_is_found_no_more(keys: Keys, database: AsyncEngine) -> None:
@@ -126,17 +158,147 @@ def test_a_wrong_command_shows_the_usage(keys: Keys, arguments: tuple[str, ...])
     assert refused.stderr.startswith("usage: python -m api.keys")
 
 
-async def test_a_revoked_key_works_no_longer_than_it_is_cached(keys: Keys, database: AsyncEngine) -> None:
-    key = keys("create", "laptop").stdout.strip()
-    cached, uncached = (Authenticator(ApiKeyStore(database), cache_s=seconds) for seconds in (1.0, 0.0))
-    assert await cached.key_id(key) == await uncached.key_id(key)
-    await ApiKeyStore(database).revoke(prefix(key))
+async def test_a_key_belongs_to_the_project_that_is_named(keys: Keys, database: AsyncEngine) -> None:
+    web, batch, other = (
+        keys(*arguments).stdout.strip()
+        for arguments in (
+            ("create", "web", "--project", "shop"),
+            ("create", "batch", "--project", "shop"),
+            ("create", "web"),
+        )
+    )
+    shop = (await principal(database, web)).project_id
+    assert (await principal(database, batch)).project_id == shop
+    assert (await principal(database, other)).project_id != shop, "the default is a project of the key's name"
+    assert re.search(rf"^{prefix(web)} .* inference +shop +web$", keys("list").stdout, re.MULTILINE)
+
+
+async def test_a_key_has_the_scopes_that_it_was_created_with(keys: Keys, database: AsyncEngine) -> None:
+    default, both, admin = (
+        keys("create", "k", *arguments).stdout.strip()
+        for arguments in ((), ("--scope", "inference", "--scope", "admin"), ("--scope", "admin"))
+    )
+    assert (await principal(database, default)).scopes == {Scope.INFERENCE}
+    assert (await principal(database, both)).scopes == {Scope.INFERENCE, Scope.ADMIN}
+    assert (await principal(database, admin)).scopes == {Scope.ADMIN}
+    with pytest.raises(Forbidden, match="no `inference` scope"):
+        (await principal(database, admin)).require(Scope.INFERENCE)
+    refused = keys("create", "k", "--scope", "root")
+    assert refused.returncode == 2
+    assert "--scope" in refused.stderr
+
+
+async def test_an_expired_key_is_not_valid(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "laptop", "--expires", "90d").stdout.strip()
+    found = await ApiKeyStore(database).find(key)
+    assert found is not None
+    assert found.expires_in_s == pytest.approx(90 * 24 * 3600, abs=60)
+    assert "expires " in keys("list").stdout
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET expires_at = now() - interval '1 second'"))
+    assert await ApiKeyStore(database).find(key) is None
+    assert "expired " in keys("list").stdout
     with pytest.raises(Unauthorized, match="not valid"):
-        await uncached.key_id(key)
+        await Authenticator(ApiKeyStore(database), cache_s=60).principal(key)
+
+
+async def test_the_cache_does_not_outlive_a_key(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "laptop", "--expires", "90d").stdout.strip()
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET expires_at = now() + interval '1 second'"))
+    authenticator = Authenticator(ApiKeyStore(database), cache_s=3600)
+    await authenticator.principal(key)
 
     async def refused() -> bool:
         try:
-            await cached.key_id(key)
+            await authenticator.principal(key)
+        except Unauthorized:
+            return True
+        return False
+
+    await eventually(refused, "the key has expired", within_s=5)
+
+
+@pytest.mark.parametrize("duration", ["", "90", "d", "-1d", "1w", "9999999d"])
+def test_a_wrong_duration_is_refused(keys: Keys, duration: str) -> None:
+    refused = keys("create", "laptop", f"--expires={duration}")
+    assert refused.returncode == 2
+    assert "must be a duration such as 90d" in refused.stderr
+
+
+async def test_rotation_overlaps(keys: Keys, database: AsyncEngine) -> None:
+    """Both keys are valid during the overlap, act for the same project, and the old one expires at its end."""
+    old = keys("create", "web", "--project", "shop", "--scope", "inference", "--scope", "admin").stdout.strip()
+    rotated = keys("rotate", prefix(old), "--overlap", "1h")
+    assert rotated.returncode == 0
+    assert "shown once" in rotated.stderr
+    new = rotated.stdout.strip()
+    before, after = await principal(database, old), await principal(database, new)
+    assert (after.project_id, after.scopes) == (before.project_id, before.scopes)
+    assert after.key_id != before.key_id
+    found, successor = await ApiKeyStore(database).find(old), await ApiKeyStore(database).find(new)
+    assert found is not None
+    assert found.expires_in_s == pytest.approx(3600, abs=60)
+    assert successor is not None
+    assert successor.expires_in_s is None
+
+    assert keys("rotate", prefix(new), "--overlap", "0s").returncode == 0
+    assert await ApiKeyStore(database).find(new) is None, "without an overlap it is invalid at once"
+
+
+async def test_rotation_does_not_extend_a_key(keys: Keys, database: AsyncEngine) -> None:
+    old = keys("create", "web", "--expires", "1h").stdout.strip()
+    assert keys("rotate", prefix(old), "--overlap", "30d", "--expires", "2h").returncode == 0
+    found = await ApiKeyStore(database).find(old)
+    assert found is not None
+    assert found.expires_in_s == pytest.approx(3600, abs=60)
+
+
+def test_rotating_what_is_not_one_valid_key_changes_nothing(keys: Keys) -> None:
+    keys("ensure", "a", HEADRACE_API_KEY="same-prefix-one-000")
+    keys("ensure", "b", HEADRACE_API_KEY="same-prefix-two-000")
+    before = keys("list").stdout
+    for wrong, which in (("hr_00000000", "no valid key has"), ("same", "2 valid keys have")):
+        refused = keys("rotate", wrong)
+        assert (refused.returncode, refused.stderr) == (1, f"{which} the prefix {wrong!r}\n")
+    assert [line.split()[0] for line in keys("list").stdout.splitlines()] == [
+        line.split()[0] for line in before.splitlines()
+    ]
+    assert "expires" not in keys("list").stdout
+
+
+async def test_the_last_use_of_a_key_is_recorded_once_a_minute(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "laptop").stdout.strip()
+    assert "never used" in keys("list").stdout
+    store = ApiKeyStore(database)
+
+    async def last_used() -> datetime:
+        (found,) = await store.all()
+        assert found.last_used_at is not None
+        return found.last_used_at
+
+    await store.find(key)
+    first = await last_used()
+    await store.find(key)
+    assert await last_used() == first
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET last_used_at = now() - interval '61 seconds'"))
+    await store.find(key)
+    assert await last_used() > first
+    assert re.search(r"used \d{4}-", keys("list").stdout)
+
+
+async def test_a_revoked_key_works_no_longer_than_it_is_cached(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "laptop").stdout.strip()
+    cached, uncached = (Authenticator(ApiKeyStore(database), cache_s=seconds) for seconds in (1.0, 0.0))
+    assert await cached.principal(key) == await uncached.principal(key)
+    await ApiKeyStore(database).revoke(prefix(key))
+    with pytest.raises(Unauthorized, match="not valid"):
+        await uncached.principal(key)
+
+    async def refused() -> bool:
+        try:
+            await cached.principal(key)
         except Unauthorized:
             return True
         return False

@@ -14,6 +14,7 @@ from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStats, QueueStatsStore
 from shared.config.models.loader import Registry, load_registry
 from shared.domain.job import WorkerState
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
@@ -32,17 +33,17 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     metrics._declared.difference_update(names)
 
 
-async def submit(store: JobStore, key_id: int, model: str, priority: int) -> str:
+async def submit(store: JobStore, owner: Owner, model: str, priority: int) -> str:
     request = GenerateRequest(prompt="x", priority=priority)
-    job, _ = await store.insert(NewJob(key_id=key_id, model=model, priority=priority, request=request))
+    job, _ = await store.insert(NewJob(owner=owner, model=model, priority=priority, request=request))
     return job.id
 
 
 async def test_the_rows_are_counted_by_model_and_band(
-    database: AsyncEngine, store: JobStore, key_id: int, workers: Workers, registry: Registry
+    database: AsyncEngine, store: JobStore, owner: Owner, workers: Workers, registry: Registry
 ) -> None:
-    jobs = [await submit(store, key_id, "busy", priority) for priority in (0, 1, 4, 9, 9)]
-    await submit(store, key_id, "gone", 4)
+    jobs = [await submit(store, owner, "busy", priority) for priority in (0, 1, 4, 9, 9)]
+    await submit(store, owner, "gone", 4)
     worker = workers("w1")
     await worker.heartbeat("busy", slots=3, running=1, lease_s=60)
     await workers("w2").heartbeat("busy", slots=3, running=0, lease_s=60, state=WorkerState.DRAINING)
@@ -68,9 +69,9 @@ def shown(readings: QueueMetrics) -> dict[tuple[str, ...], float]:
 
 
 async def test_zero_is_shown_for_every_model(
-    database: AsyncEngine, store: JobStore, key_id: int, redis: Redis, registry: Registry
+    database: AsyncEngine, store: JobStore, owner: Owner, redis: Redis, registry: Registry
 ) -> None:
-    await submit(store, key_id, "gone", 4)
+    await submit(store, owner, "gone", 4)
     readings = QueueMetrics(QueueStatsStore(database), redis, registry)
     await readings.refresh()
     found = shown(readings)

@@ -16,6 +16,7 @@ from api.jobs.retention import BATCH, Retention
 from api.jobs.retention_store import RetentionStore
 from api.responses.store import ResponseStore
 from shared.domain.job import Job
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.response import ResponseFacts
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
@@ -36,8 +37,8 @@ def retention(database: AsyncEngine) -> Retention:
     return Retention(RetentionStore(database), keep_s=3600)
 
 
-def new(key_id: int, facts: ResponseFacts | None = FACTS) -> NewJob:
-    return NewJob(key_id, "m", 3, GenerateRequest(prompt="x"), response=facts)
+def new(owner: Owner, facts: ResponseFacts | None = FACTS) -> NewJob:
+    return NewJob(owner, "m", 3, GenerateRequest(prompt="x"), response=facts)
 
 
 async def count(database: AsyncEngine, table: type[JobRow | ResponseRow]) -> int:
@@ -55,59 +56,59 @@ async def age(database: AsyncEngine, age_s: float, *job_ids: str) -> None:
 
 
 class TestInserting:
-    async def test_both_are_there_at_once(self, store: JobStore, responses: ResponseStore, key_id: int) -> None:
-        job, created = await store.insert(new(key_id))
-        found = await responses.get(job.id, key_id)
+    async def test_both_are_there_at_once(self, store: JobStore, responses: ResponseStore, owner: Owner) -> None:
+        job, created = await store.insert(new(owner))
+        found = await responses.get(job.id, owner.project_id)
         assert created
         assert found is not None
         assert (found.job, found.facts) == (job, FACTS)
         assert found.id == job.id.replace("job_", "resp_")
 
     async def test_many_together_with_plain_jobs(
-        self, database: AsyncEngine, store: JobStore, responses: ResponseStore, key_id: int
+        self, database: AsyncEngine, store: JobStore, responses: ResponseStore, owner: Owner
     ) -> None:
         facts = [replace(FACTS, asked={"user": str(number)}) if number % 3 else None for number in range(60)]
-        made = await asyncio.gather(*(store.insert(new(key_id, one)) for one in facts))
+        made = await asyncio.gather(*(store.insert(new(owner, one)) for one in facts))
         for (job, _), one in zip(made, facts, strict=True):
-            found = await responses.get(job.id, key_id)
+            found = await responses.get(job.id, owner.project_id)
             assert (found.facts if found is not None else None) == one
         assert await count(database, ResponseRow) == 40
 
-    async def test_neither_where_one_cannot_be(self, database: AsyncEngine, store: JobStore, key_id: int) -> None:
+    async def test_neither_where_one_cannot_be(self, database: AsyncEngine, store: JobStore, owner: Owner) -> None:
         with pytest.raises(DBAPIError):
-            await store.insert(new(key_id, replace(FACTS, previous_id="\0")))
+            await store.insert(new(owner, replace(FACTS, previous_id="\0")))
         assert (await count(database, JobRow), await count(database, ResponseRow)) == (0, 0)
 
-    async def test_an_idempotency_key_makes_one(self, database: AsyncEngine, store: JobStore, key_id: int) -> None:
+    async def test_an_idempotency_key_makes_one(self, database: AsyncEngine, store: JobStore, owner: Owner) -> None:
         key = Idempotency("k", "digest")
         (one, first), (other, second) = await asyncio.gather(
-            store.insert(new(key_id), key), store.insert(new(key_id), key)
+            store.insert(new(owner), key), store.insert(new(owner), key)
         )
         assert one.id == other.id
         assert {first, second} == {True, False}
         assert await count(database, ResponseRow) == 1
 
-    async def test_another_keys_is_not_found(self, store: JobStore, responses: ResponseStore, key_id: int) -> None:
-        job, _ = await store.insert(new(key_id))
-        assert await responses.get(job.id, key_id + 1) is None
+    async def test_another_keys_is_not_found(self, store: JobStore, responses: ResponseStore, owner: Owner) -> None:
+        job, _ = await store.insert(new(owner))
+        assert await responses.get(job.id, owner.project_id + 1) is None
 
     async def test_deleting_the_job_forgets_the_response(
-        self, database: AsyncEngine, store: JobStore, workers: Workers, key_id: int
+        self, database: AsyncEngine, store: JobStore, workers: Workers, owner: Owner
     ) -> None:
-        job, _ = await store.insert(new(key_id))
-        assert not await store.delete(job.id, key_id), "it has not ended"
+        job, _ = await store.insert(new(owner))
+        assert not await store.delete(job.id, owner.project_id), "it has not ended"
         assert await count(database, ResponseRow) == 1
         await age(database, 0, job.id)
-        assert await store.delete(job.id, key_id)
+        assert await store.delete(job.id, owner.project_id)
         assert (await count(database, JobRow), await count(database, ResponseRow)) == (1, 0)
-        assert not await store.delete(job.id, key_id)
+        assert not await store.delete(job.id, owner.project_id)
 
 
 class TestRetention:
     async def test_what_ended_long_ago_goes_in_batches(
-        self, database: AsyncEngine, store: JobStore, retention: Retention, key_id: int
+        self, database: AsyncEngine, store: JobStore, retention: Retention, owner: Owner
     ) -> None:
-        made = await asyncio.gather(*(store.insert(new(key_id, FACTS if n % 2 else None)) for n in range(BATCH + 50)))
+        made = await asyncio.gather(*(store.insert(new(owner, FACTS if n % 2 else None)) for n in range(BATCH + 50)))
         ids = [job.id for job, _ in made]
         old, young, waiting = ids[: BATCH + 10], ids[BATCH + 10 : -5], ids[-5:]
         await age(database, 3601, *old)
@@ -120,47 +121,47 @@ class TestRetention:
         assert await count(database, ResponseRow) == sum(n % 2 for n in range(BATCH + 10, BATCH + 50))
 
     async def test_many_processes_sweep_at_once(
-        self, database: AsyncEngine, store: JobStore, retention: Retention, key_id: int
+        self, database: AsyncEngine, store: JobStore, retention: Retention, owner: Owner
     ) -> None:
-        made = await asyncio.gather(*(store.insert(new(key_id)) for _ in range(300)))
+        made = await asyncio.gather(*(store.insert(new(owner)) for _ in range(300)))
         await age(database, 3601, *(job.id for job, _ in made))
         assert sum(await asyncio.gather(*(retention.sweep() for _ in range(4)))) == 300
         assert await count(database, JobRow) == 0
 
-    async def test_nothing_goes_where_all_is_kept(self, database: AsyncEngine, store: JobStore, key_id: int) -> None:
-        job, _ = await store.insert(new(key_id))
+    async def test_nothing_goes_where_all_is_kept(self, database: AsyncEngine, store: JobStore, owner: Owner) -> None:
+        job, _ = await store.insert(new(owner))
         await age(database, 1e9, job.id)
         assert await Retention(RetentionStore(database), keep_s=0).sweep() == 0
         assert await count(database, JobRow) == 1
 
     async def test_what_was_not_to_be_stored_is_forgotten(
-        self, database: AsyncEngine, store: JobStore, responses: ResponseStore, retention: Retention, key_id: int
+        self, database: AsyncEngine, store: JobStore, responses: ResponseStore, retention: Retention, owner: Owner
     ) -> None:
         async def made(*, stored: bool) -> Job:
-            return (await store.insert(new(key_id, replace(FACTS, stored=stored))))[0]
+            return (await store.insert(new(owner, replace(FACTS, stored=stored))))[0]
 
         kept, unstored, running, fresh = [await made(stored=n == 0) for n in range(4)]
         await age(database, 61, kept.id, unstored.id)
         await age(database, 10, fresh.id)
-        assert await responses.get(unstored.id, key_id) is None
-        assert await responses.get(unstored.id, key_id, unstored=True) is not None
+        assert await responses.get(unstored.id, owner.project_id) is None
+        assert await responses.get(unstored.id, owner.project_id, unstored=True) is not None
         assert await retention.sweep() == 1
         assert await retention.sweep() == 0
-        assert await store.get(unstored.id, key_id) is None
+        assert await store.get(unstored.id, owner.project_id) is None
         for job in (kept, running, fresh):
-            assert await store.get(job.id, key_id) is not None
+            assert await store.get(job.id, owner.project_id) is not None
         async with database.connect() as connection:
             bare = (await connection.execute(select(JobRow).where(JobRow.id == unstored.id))).one()
         assert (bare.request, bare.output, bare.log, bare.model) == ({}, None, None, "m")
 
     async def test_a_batchs_jobs_stay_until_it_has_ended(
-        self, database: AsyncEngine, store: JobStore, retention: Retention, key_id: int
+        self, database: AsyncEngine, store: JobStore, retention: Retention, owner: Owner
     ) -> None:
         batches, files = BatchStore(database), FileStore(database)
-        file = await files.insert("file-" + "0" * 32, key_id, Purpose.BATCH, "in.jsonl", 1)
-        batch = await batches.insert(key_id, "/v1/completions", file.id, "24h", 3600, None)
+        file = await files.insert("file-" + "0" * 32, owner, Purpose.BATCH, "in.jsonl", 1)
+        batch = await batches.insert(owner, "/v1/completions", file.id, "24h", 3600, None)
         assert batch is not None
-        job, _ = await store.insert(new(key_id))
+        job, _ = await store.insert(new(owner))
         await age(database, 3601, job.id)
         async with database.connect() as connection:
             await connection.execute(update(JobRow).values(batch_id=batch.id, batch_line=1))

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from api.streaming.hub import StreamHub
 from shared.domain.events import Delta, EventType, delta_event, event
 from shared.domain.job import Attempt, Choice, Job, JobStatus, Usage
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
 from shared.postgres.job_store import JobStore, NewJob
@@ -36,9 +37,9 @@ async def hub(redis: Redis, logs: EventLog, store: JobStore) -> AsyncIterator[St
 
 
 @pytest.fixture
-async def running(store: JobStore, workers: Workers, logs: EventLog, key_id: int) -> Job:
+async def running(store: JobStore, workers: Workers, logs: EventLog, owner: Owner) -> Job:
     """A job that has made some text."""
-    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
     await workers("w").claim(job.id)
     await logs.append([Append(job.id, 1, [STARTED, TEXT])])
     return job
@@ -101,7 +102,7 @@ async def test_of_a_new_job_the_row_is_not_asked(
         asked.append(job_id)
         return None
 
-    job, _ = await store.insert(NewJob(running.key_id, "m", 3, GenerateRequest(prompt="x")))
+    job, _ = await store.insert(NewJob(running.owner, "m", 3, GenerateRequest(prompt="x")))
     monkeypatch.setattr(store, "archived_log", archived_log)
     batches = hub.follow(job.id, new=True)
     first = asyncio.ensure_future(anext(batches))

@@ -12,7 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.errors import ErrorCode, KeyReused
-from shared.domain.job import Attempt, Choice, Failure, Job, JobStatus, Usage, WorkerState
+from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage, WorkerState
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.domain.result import JobResult
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
@@ -37,9 +38,9 @@ def ending(status: JobStatus = JobStatus.COMPLETED) -> JobResult:
     )
 
 
-async def submit(store: JobStore, key_id: int, *, model: str = "m", priority: int = 3, **others: Any) -> Job:
+async def submit(store: JobStore, owner: Owner, *, model: str = "m", priority: int = 3, **others: Any) -> Job:
     job, created = await store.insert(
-        NewJob(key_id=key_id, model=model, priority=priority, request=REQUEST, metadata={"a": "b"}, **others)
+        NewJob(owner=owner, model=model, priority=priority, request=REQUEST, metadata={"a": "b"}, **others)
     )
     assert created
     return job
@@ -49,28 +50,28 @@ async def beat(workers: Workers, worker: str, lease_s: float = 60) -> None:
     await workers(worker).heartbeat("m", slots=4, running=0, lease_s=lease_s)
 
 
-async def test_what_is_inserted_is_read_back(store: JobStore, key_id: int) -> None:
-    job = await submit(store, key_id)
+async def test_what_is_inserted_is_read_back(store: JobStore, owner: Owner) -> None:
+    job = await submit(store, owner)
     assert await store.get(job.id) == job
     assert job.request == REQUEST
 
 
-async def test_anothers_job_is_not_found(store: JobStore, key_id: int) -> None:
-    job = await submit(store, key_id)
-    assert await store.get(job.id, key_id + 1) is None
-    assert await store.get("job_unknown", key_id) is None
+async def test_anothers_job_is_not_found(store: JobStore, owner: Owner) -> None:
+    job = await submit(store, owner)
+    assert await store.get(job.id, owner.project_id + 1) is None
+    assert await store.get("job_unknown", owner.project_id) is None
 
 
-async def test_one_of_many_claims_wins(store: JobStore, workers: Workers, key_id: int) -> None:
-    job = await submit(store, key_id)
+async def test_one_of_many_claims_wins(store: JobStore, workers: Workers, owner: Owner) -> None:
+    job = await submit(store, owner)
     claims = await asyncio.gather(*(workers(f"w{i}").claim(job.id) for i in range(8)))
     (won,) = [claim for claim in claims if claim is not None]
     assert (won.attempt, won.status) == (1, JobStatus.IN_PROGRESS)
     assert won.attempts[-1].worker == won.worker
 
 
-async def test_finish_needs_attempt_and_worker(store: JobStore, workers: Workers, key_id: int) -> None:
-    job = await submit(store, key_id)
+async def test_finish_needs_attempt_and_worker(store: JobStore, workers: Workers, owner: Owner) -> None:
+    job = await submit(store, owner)
     await workers("w").claim(job.id)
     assert not await workers("w").finish(job.id, 2, ending())
     assert not await workers("other").finish(job.id, 1, ending())
@@ -84,8 +85,8 @@ async def test_finish_needs_attempt_and_worker(store: JobStore, workers: Workers
     ]
 
 
-async def test_an_error_may_quote_any_text(store: JobStore, workers: Workers, key_id: int) -> None:
-    job = await submit(store, key_id)
+async def test_an_error_may_quote_any_text(store: JobStore, workers: Workers, owner: Owner) -> None:
+    job = await submit(store, owner)
     await workers("w").claim(job.id)
     failed = replace(ending(JobStatus.FAILED), error=Failure(ErrorCode.ENGINE_ERROR, "cannot read 'a\x00b'"))
     assert await workers("w").finish(job.id, 1, failed)
@@ -94,9 +95,9 @@ async def test_an_error_may_quote_any_text(store: JobStore, workers: Workers, ke
     assert done.error == Failure("engine_error", "cannot read 'a\ufffdb'")
 
 
-async def test_finish_races_cancel_with_one_end(store: JobStore, workers: Workers, key_id: int) -> None:
+async def test_finish_races_cancel_with_one_end(store: JobStore, workers: Workers, owner: Owner) -> None:
     for _ in range(10):
-        job = await submit(store, key_id)
+        job = await submit(store, owner)
         await workers("w").claim(job.id)
         finished, _ = await asyncio.gather(workers("w").finish(job.id, 1, ending()), store.mark_cancelling(job.id))
         after = await store.get(job.id)
@@ -106,10 +107,10 @@ async def test_finish_races_cancel_with_one_end(store: JobStore, workers: Worker
         assert await store.mark_cancelling(job.id) is None
 
 
-async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Workers, key_id: int) -> None:
-    job = await submit(store, key_id)
+async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Workers, owner: Owner) -> None:
+    job = await submit(store, owner)
     await workers("w").claim(job.id)
-    assert await workers("w").requeue(job.id, 1, tokens=5, outcome="handed_back")
+    assert await workers("w").requeue(job.id, 1, tokens=5, outcome=AttemptOutcome.HANDED_BACK)
     again = await workers("v").claim(job.id)
     assert again is not None
     assert again.attempt == 2
@@ -118,11 +119,11 @@ async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Worke
 
 
 async def test_a_silent_workers_jobs_are_queued_again(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
 ) -> None:
     await beat(workers, "dead", lease_s=-1)
     await beat(workers, "alive")
-    lost, kept = await submit(store, key_id), await submit(store, key_id)
+    lost, kept = await submit(store, owner), await submit(store, owner)
     await workers("dead").claim(lost.id)
     await workers("alive").claim(kept.id)
     assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [lost.id]
@@ -130,8 +131,8 @@ async def test_a_silent_workers_jobs_are_queued_again(
     assert not await workers("dead").finish(lost.id, 1, ending())
 
 
-async def test_deaths_are_capped(store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int) -> None:
-    job = await submit(store, key_id)
+async def test_deaths_are_capped(store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner) -> None:
+    job = await submit(store, owner)
     for attempt in (1, 2):
         claimed = await workers(f"dead{attempt}").claim(job.id)
         assert claimed is not None
@@ -142,18 +143,18 @@ async def test_deaths_are_capped(store: JobStore, workers: Workers, rescues: Rec
 
 
 async def test_hand_backs_are_not_deaths(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
 ) -> None:
-    job = await submit(store, key_id)
+    job = await submit(store, owner)
     for attempt in range(1, 6):
         await workers("w").claim(job.id)
-        await workers("w").requeue(job.id, attempt, tokens=0, outcome="handed_back")
+        await workers("w").requeue(job.id, attempt, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
     await workers("dead").claim(job.id)
     assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
 
 
-async def test_heartbeat_tells_what_is_held(store: JobStore, workers: Workers, key_id: int) -> None:
-    job = await submit(store, key_id)
+async def test_heartbeat_tells_what_is_held(store: JobStore, workers: Workers, owner: Owner) -> None:
+    job = await submit(store, owner)
     await workers("w").claim(job.id)
     await store.mark_cancelling(job.id)
     (held,) = await workers("w").heartbeat("m", slots=4, running=1, lease_s=60)
@@ -167,26 +168,26 @@ async def test_heartbeat_tells_what_is_held(store: JobStore, workers: Workers, k
     assert await store.live_workers() == {}
 
 
-async def test_pages_are_newest_first(store: JobStore, key_id: int) -> None:
-    jobs = [await submit(store, key_id, model=f"m{i % 2}") for i in range(5)]
+async def test_pages_are_newest_first(store: JobStore, owner: Owner) -> None:
+    jobs = [await submit(store, owner, model=f"m{i % 2}") for i in range(5)]
     newest = [job.id for job in reversed(jobs)]
-    first = await store.page(key_id, limit=2)
+    first = await store.page(owner.project_id, limit=2)
     assert [job.id for job in first] == newest[:2]
-    assert [job.id for job in await store.page(key_id, limit=9, after=first[-1].id)] == newest[2:]
-    assert [job.model for job in await store.page(key_id, model="m1")] == ["m1", "m1"]
-    assert await store.page(key_id, status=JobStatus.FAILED) == []
-    assert await store.page(key_id + 1) == []
+    assert [job.id for job in await store.page(owner.project_id, limit=9, after=first[-1].id)] == newest[2:]
+    assert [job.model for job in await store.page(owner.project_id, model="m1")] == ["m1", "m1"]
+    assert await store.page(owner.project_id, status=JobStatus.FAILED) == []
+    assert await store.page(owner.project_id + 1) == []
 
 
 async def test_delete_forgets_only_what_has_ended(
-    store: JobStore, workers: Workers, key_id: int, database: AsyncEngine
+    store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
 ) -> None:
-    job = await submit(store, key_id)
-    assert not await store.delete(job.id, key_id)
+    job = await submit(store, owner)
+    assert not await store.delete(job.id, owner.project_id)
     await workers("w").claim(job.id)
     await workers("w").finish(job.id, 1, ending())
-    assert not await store.delete(job.id, key_id + 1)
-    assert await store.delete(job.id, key_id)
+    assert not await store.delete(job.id, owner.project_id + 1)
+    assert await store.delete(job.id, owner.project_id)
     assert await store.get(job.id) is None
     async with database.connect() as connection:
         row = (await connection.execute(text("SELECT request::text, output, log, usage FROM jobs"))).one()
@@ -194,8 +195,8 @@ async def test_delete_forgets_only_what_has_ended(
     assert row.usage["completion_tokens"] == 2
 
 
-async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RecoveryStore, key_id: int) -> None:
-    late, urgent = await submit(store, key_id), await submit(store, key_id, priority=0)
+async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RecoveryStore, owner: Owner) -> None:
+    late, urgent = await submit(store, owner), await submit(store, owner, priority=0)
     waiting = await rescues.waiting("m", limit=5, older_than_s=0, priorities=range(10))
     assert [hint.job_id for hint in waiting] == [urgent.id, late.id]
     assert await rescues.waiting("m", limit=5, older_than_s=60, priorities=range(10)) == []
@@ -203,9 +204,9 @@ async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RecoveryS
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])
 async def test_an_ended_job_never_changes(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int, status: JobStatus
+    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner, status: JobStatus
 ) -> None:
-    job = await submit(store, key_id)
+    job = await submit(store, owner)
     await workers("w").claim(job.id)
     assert await workers("w").finish(job.id, 1, ending(status))
     before = await store.get(job.id)
@@ -213,76 +214,76 @@ async def test_an_ended_job_never_changes(
     assert await store.mark_cancelling(job.id) is None
     assert not await rescues.end_queued(job.id, 1, ending(JobStatus.CANCELLED))
     assert not await rescues.end_lost(job.id, 1, ending(JobStatus.FAILED))
-    assert not await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
+    assert not await workers("w").requeue(job.id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
     assert await rescues.requeue_stalled(3) == []
     assert await store.get(job.id) == before
 
 
 class TestIdempotency:
-    def new(self, key_id: int) -> NewJob:
-        return NewJob(key_id=key_id, model="m", priority=3, request=REQUEST)
+    def new(self, owner: Owner) -> NewJob:
+        return NewJob(owner=owner, model="m", priority=3, request=REQUEST)
 
-    async def test_one_key_makes_one_job(self, store: JobStore, key_id: int) -> None:
+    async def test_one_key_makes_one_job(self, store: JobStore, owner: Owner) -> None:
         idempotency = Idempotency("k", "digest")
-        made = await asyncio.gather(*(store.insert(self.new(key_id), idempotency) for _ in range(8)))
+        made = await asyncio.gather(*(store.insert(self.new(owner), idempotency) for _ in range(8)))
         assert len({job.id for job, _ in made}) == 1
         assert [created for _, created in made].count(True) == 1
-        assert len(await store.page(key_id)) == 1
+        assert len(await store.page(owner.project_id)) == 1
 
-    async def test_another_request_is_refused(self, store: JobStore, key_id: int) -> None:
-        await store.insert(self.new(key_id), Idempotency("k", "digest"))
+    async def test_another_request_is_refused(self, store: JobStore, owner: Owner) -> None:
+        await store.insert(self.new(owner), Idempotency("k", "digest"))
         with pytest.raises(KeyReused):
-            await store.insert(self.new(key_id), Idempotency("k", "other"))
+            await store.insert(self.new(owner), Idempotency("k", "other"))
 
-    async def test_a_deleted_job_is_not_made_again(self, store: JobStore, workers: Workers, key_id: int) -> None:
-        job, _ = await store.insert(self.new(key_id), Idempotency("k", "digest"))
+    async def test_a_deleted_job_is_not_made_again(self, store: JobStore, workers: Workers, owner: Owner) -> None:
+        job, _ = await store.insert(self.new(owner), Idempotency("k", "digest"))
         await workers("w").claim(job.id)
         await workers("w").finish(job.id, 1, ending())
-        await store.delete(job.id, key_id)
+        await store.delete(job.id, owner.project_id)
         with pytest.raises(KeyReused, match="deleted"):
-            await store.insert(self.new(key_id), Idempotency("k", "digest"))
+            await store.insert(self.new(owner), Idempotency("k", "digest"))
 
-    async def test_old_keys_are_forgotten(self, store: JobStore, rescues: RecoveryStore, key_id: int) -> None:
-        first, _ = await store.insert(self.new(key_id), Idempotency("k", "digest"))
+    async def test_old_keys_are_forgotten(self, store: JobStore, rescues: RecoveryStore, owner: Owner) -> None:
+        first, _ = await store.insert(self.new(owner), Idempotency("k", "digest"))
         await rescues.delete_idempotency_keys(60)
-        assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[0].id == first.id
+        assert (await store.insert(self.new(owner), Idempotency("k", "digest")))[0].id == first.id
         await rescues.delete_idempotency_keys(-1)
-        assert (await store.insert(self.new(key_id), Idempotency("k", "digest")))[1]
+        assert (await store.insert(self.new(owner), Idempotency("k", "digest")))[1]
 
 
 class TestDeadlines:
     async def test_a_late_job_is_not_claimed(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
     ) -> None:
         for job in (
-            await submit(store, key_id, start_within_s=-1.0),
-            await submit(store, key_id, finish_within_s=-1.0),
+            await submit(store, owner, start_within_s=-1.0),
+            await submit(store, owner, finish_within_s=-1.0),
         ):
             assert await workers("w").claim(job.id) is None
             assert job.id in [item.id for item in await rescues.overdue()]
 
     async def test_a_job_in_time_is_claimed(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
     ) -> None:
-        job = await submit(store, key_id, start_within_s=60.0, finish_within_s=90.0)
+        job = await submit(store, owner, start_within_s=60.0, finish_within_s=90.0)
         assert await rescues.overdue() == []
         assert await workers("w").claim(job.id) is not None
 
     async def test_once_started_only_the_end_counts(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int, database: AsyncEngine
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner, database: AsyncEngine
     ) -> None:
-        job = await submit(store, key_id, start_within_s=60.0)
+        job = await submit(store, owner, start_within_s=60.0)
         await workers("w").claim(job.id)
-        await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
+        await workers("w").requeue(job.id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET start_before = now() - interval '1 minute'"))
         assert await rescues.overdue() == []
         assert await workers("w").claim(job.id) is not None
 
     async def test_a_late_job_of_a_silent_worker_ends(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int, database: AsyncEngine
+        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner, database: AsyncEngine
     ) -> None:
-        job = await submit(store, key_id, finish_within_s=60.0)
+        job = await submit(store, owner, finish_within_s=60.0)
         await workers("dead").claim(job.id)
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET finish_before = now() - interval '1 minute'"))
@@ -291,12 +292,12 @@ class TestDeadlines:
 
 
 async def test_an_engines_death_counts_as_a_workers(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, key_id: int
+    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
 ) -> None:
-    job = await submit(store, key_id)
+    job = await submit(store, owner)
     for attempt in (1, 2):
         await workers("w").claim(job.id)
-        await workers("w").requeue(job.id, attempt, tokens=0, outcome="engine_lost", died=True)
+        await workers("w").requeue(job.id, attempt, tokens=0, outcome=AttemptOutcome.ENGINE_LOST, died=True)
     claimed = await workers("dead").claim(job.id)
     assert claimed is not None
     assert claimed.deaths == 2

@@ -32,13 +32,14 @@ from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
-from api.keys.store import ApiKeyStore
+from api.keys.principal import Principal
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, parse_archive
 from shared.domain.job import RUNNING, JobStatus
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
@@ -50,9 +51,10 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
+from tests.support.database import make_owner
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
-from workers.execution.attempt import StopReason
+from workers.execution.attempt import AttemptContext, StopReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -111,10 +113,9 @@ class Worker:
         self.runs: dict[tuple[str, int], asyncio.Task[JobStatus | None]] = {}
         logs = EventLog(redis)
         self.log_writer = LogWriter(logs, store.held, late_s=0)
-        self.runner = Runner(
+        context = AttemptContext(
             worker=self.name,
             engine=self.engine,
-            slot_pool=SlotPool(self.engine.slots, yields=True),
             store=store,
             logs=logs,
             log_writer=self.log_writer,
@@ -123,6 +124,7 @@ class Worker:
             send=lambda _: None,
             on_engine_death=lambda: None,
         )
+        self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
         self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.log_writer.run())
 
@@ -177,10 +179,10 @@ class Worker:
 class World:
     """API, workers and servers, and what must be true of them. Lives on one event loop."""
 
-    def __init__(self, database: AsyncEngine, redis: Redis, key_id: int, worker_settings: WorkerSettings) -> None:
+    def __init__(self, database: AsyncEngine, redis: Redis, owner: Owner, worker_settings: WorkerSettings) -> None:
         self.database = database
         self.redis = redis
-        self.key_id = key_id
+        self.owner = owner
         self.worker_settings = worker_settings
         self.store = JobStore(database)
         self.logs = EventLog(redis)
@@ -253,7 +255,7 @@ class World:
     async def submit(self, choices: int, key: str | None, late: str | None) -> None:
         request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
         new = NewJob(
-            key_id=self.key_id,
+            owner=self.owner,
             model=MODEL,
             priority=3,
             request=request,
@@ -261,7 +263,8 @@ class World:
             finish_within_s=LEASE_S if late == "finish" else None,
         )
         # As two API processes would at once.
-        made = [self.service.submit(new, Idempotency(key, "digest") if key else None) for _ in range(2 if key else 1)]
+        idempotency = Idempotency(key, "digest") if key else None
+        made = [self.service.submit(Principal.of(self.owner), new, idempotency) for _ in range(2 if key else 1)]
         ids = {job.id for job, _ in await asyncio.gather(*made)}
         assert len(ids) == 1, "one idempotency key, one job"
         (job_id,) = ids
@@ -353,7 +356,7 @@ class World:
         assert left == []
 
     async def cancel(self, job_id: str) -> None:
-        job = await self.service.cancel(job_id, self.key_id)
+        job = await self.service.cancel(job_id, self.owner.project_id)
         assert job.status.terminal or job.status is JobStatus.CANCELLING
 
     async def claim_answer_is_lost(self, worker: Worker, job_id: str) -> None:
@@ -384,7 +387,7 @@ class World:
         if reader.following is None or reader.following.done():
             return
         await _cancelled([reader.following])
-        job = await self.service.get(job_id, self.key_id)
+        job = await self.service.get(job_id, self.owner.project_id)
         if await self.service.check_cursor(job, reader.cursor, "starting_after"):
             self._follow(job_id)
         else:
@@ -523,17 +526,14 @@ async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
 async def _open_world(database_url: str, redis_url: str) -> World:
     database = connect(database_url)
     async with database.begin() as connection:
-        await connection.execute(text("TRUNCATE jobs, workers, idempotency_keys, api_keys CASCADE"))
-    keys = ApiKeyStore(database)
-    await keys.create("test", "hr_test_" + "k" * 43)
-    key_id = await keys.find("hr_test_" + "k" * 43)
-    assert key_id is not None
+        await connection.execute(text("TRUNCATE jobs, workers, idempotency_keys, api_keys, projects CASCADE"))
+    owner = await make_owner(database, "test")
     redis = Redis.from_url(redis_url)
     await redis.flushdb()
     worker_settings = WorkerSettings.model_validate(
         {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "lease_s": LEASE_S}
     )
-    world = World(database, redis, key_id, worker_settings)
+    world = World(database, redis, owner, worker_settings)
     for worker in world.workers:
         await worker.lease.renew()
     return world
@@ -604,7 +604,7 @@ class Jobs(RuleBasedStateMachine):
         else:
             self._to_run(run, lambda worker, call: self.world.finish(worker, call, how))
 
-    @rule(run=a_run, why=st.sampled_from([StopReason.HAND_BACK, StopReason.DEADLINE]))
+    @rule(run=a_run, why=st.sampled_from([StopReason.REQUEUED, StopReason.DEADLINE_EXCEEDED]))
     def stop(self, run: int, why: StopReason) -> None:
         self._to_run(run, lambda worker, call: self.world.stop(worker, call, why))
 
@@ -709,7 +709,7 @@ class Jobs(RuleBasedStateMachine):
         races: dict[str, Callable[[], Awaitable[object]]] = {
             "cancel": lambda: world.cancel(call.job_id),
             "finish": lambda: world.finish(worker, call, "stop"),
-            "hand back": lambda: world.stop(worker, call, StopReason.HAND_BACK),
+            "hand back": lambda: world.stop(worker, call, StopReason.REQUEUED),
             "sweep": world.sweep,
             "heartbeat": worker.lease.renew,
             "message": lambda: world.deliver(other, call.job_id),

@@ -6,7 +6,8 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.domain.events import Delta, EventType, delta_event, event, parse_archive
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import AttemptOutcome, Job, JobStatus
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import JobStore, NewJob
@@ -22,13 +23,13 @@ def unowned(rescues: RecoveryStore, logs: EventLog) -> JobTerminator:
 
 
 @pytest.fixture
-async def handed_back(store: JobStore, workers: Workers, logs: EventLog, key_id: int) -> Job:
+async def handed_back(store: JobStore, workers: Workers, logs: EventLog, owner: Owner) -> Job:
     """A job that waits for its second attempt; the first one made some text."""
-    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
     await workers("w").claim(job.id)
     events = [event(1, EventType.STARTED, {"attempt": 1}), delta_event(2, Delta(0, "so far", (7, 8)))]
     await logs.append([Append(job.id, 1, events)])
-    await workers("w").requeue(job.id, 1, tokens=2, outcome="handed_back")
+    await workers("w").requeue(job.id, 1, tokens=2, outcome=AttemptOutcome.HANDED_BACK)
     found = await store.get(job.id)
     assert found is not None
     return found
@@ -66,10 +67,10 @@ async def test_a_lost_log_ends_above_all_that_a_reader_may_have_seen(
 
 
 async def test_a_worker_that_lives_after_all_keeps_its_log(
-    unowned: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, key_id: int
+    unowned: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, owner: Owner
 ) -> None:
     """Its lease was over when the job was read, and is renewed before the job is ended: nothing has changed."""
-    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
     await workers("w").claim(job.id)
     await logs.append([Append(job.id, 1, [event(1, EventType.STARTED, {"attempt": 1})])])
     read = await store.get(job.id)
@@ -82,9 +83,9 @@ async def test_a_worker_that_lives_after_all_keeps_its_log(
 
 
 async def test_what_a_lost_attempt_made_is_counted(
-    unowned: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, key_id: int
+    unowned: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, owner: Owner
 ) -> None:
-    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
     await workers("dead").claim(job.id)
     started = event(1, EventType.STARTED, {"attempt": 1})
     await logs.append([Append(job.id, 1, [started, delta_event(2, Delta(0, "so far", (7, 8)))])])

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.events import EventType, parse_archive
 from shared.domain.job import Job, JobStatus
+from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.claim_store import ClaimStore
@@ -22,7 +23,7 @@ from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
-from workers.execution.attempt import StopReason
+from workers.execution.attempt import AttemptContext, StopReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -40,10 +41,9 @@ class Worker:
         self.engine = SteeredEngine(slots)
         self.sent: list[Hint] = []
         self.log_writer = LogWriter(logs, store.held, late_s=60)
-        self.runner = Runner(
+        context = AttemptContext(
             worker=name,
             engine=self.engine,
-            slot_pool=SlotPool(slots, yields=True),
             store=store,
             logs=logs,
             log_writer=self.log_writer,
@@ -52,6 +52,7 @@ class Worker:
             send=self.sent.append,
             on_engine_death=lambda: None,
         )
+        self.runner = Runner(context, SlotPool(slots, yields=True))
 
     async def start(self, job: Job) -> tuple[Run, Call]:
         """Run a job; returns once it is in the engine."""
@@ -77,8 +78,8 @@ async def worker(workers: Workers, logs: EventLog) -> AsyncIterator[Worker]:
 
 
 @pytest.fixture
-async def job(store: JobStore, key_id: int) -> Job:
-    job, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="x")))
+async def job(store: JobStore, owner: Owner) -> Job:
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
     return job
 
 
@@ -135,9 +136,9 @@ async def _cut(database: AsyncEngine, pid: int) -> None:
 
 
 async def test_an_unexpected_exception_fails_its_job_alone(
-    worker: Worker, store: JobStore, job: Job, key_id: int
+    worker: Worker, store: JobStore, job: Job, owner: Owner
 ) -> None:
-    other, _ = await store.insert(NewJob(key_id, "m", 3, GenerateRequest(prompt="y")))
+    other, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="y")))
     run, call = await worker.start(job)
     fine, fine_call = await worker.start(other)
     await call.tokens(3)
@@ -166,7 +167,7 @@ async def test_a_lost_job_is_stopped_and_nothing_is_written(
         before, log_before = await read(store, job), await logs.read(job.id)
 
         await call.tokens(4)
-        worker.runner.stop(job.id, StopReason.LOST, 1)
+        worker.runner.stop(job.id, StopReason.CLAIM_LOST, 1)
         assert await asyncio.wait_for(run, WITHIN_S) is None
         await worker.log_writer.drain(WITHIN_S)
         assert (await read(store, job), await logs.read(job.id)) == (before, log_before)
@@ -236,13 +237,13 @@ async def test_a_claim_on_its_way_when_the_drain_begins_is_handed_back(
 
 
 async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
-    workers: Workers, store: JobStore, logs: EventLog, key_id: int
+    workers: Workers, store: JobStore, logs: EventLog, owner: Owner
 ) -> None:
     """The engine is full of batch jobs. An urgent one begins at once; the batch job goes on at its next token."""
 
     async def submit(priority: int, choices: int = 1) -> Job:
         request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
-        return (await store.insert(NewJob(key_id, "m", priority, request)))[0]
+        return (await store.insert(NewJob(owner, "m", priority, request)))[0]
 
     several, older, newer = await submit(BATCH_PRIORITY, 2), await submit(BATCH_PRIORITY), await submit(BATCH_PRIORITY)
     async with working("w", workers("w"), logs, slots=3) as worker:

@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.job import Job
+from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import JobStore, NewJob
@@ -15,6 +16,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.job_queue import HintSender, celery_app, depths
 from tests.conftest import TEST_REDIS_DB, Servers, Workers
 from tests.support.steered_engine import SteeredEngine
+from workers.execution.attempt import AttemptContext
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
 from workers.supervision.redelivery import Redelivery
@@ -48,10 +50,9 @@ async def sent(broker: str, redis: Redis) -> Sent:
 @pytest.fixture
 def runner(workers: Workers) -> Runner:
     store = workers("w")
-    return Runner(
+    context = AttemptContext(
         worker="w",
         engine=SteeredEngine(),
-        slot_pool=SlotPool(SLOTS, yields=True),
         store=store,
         logs=None,  # type: ignore[arg-type]  # nothing runs here
         log_writer=None,  # type: ignore[arg-type]
@@ -60,6 +61,7 @@ def runner(workers: Workers) -> Runner:
         send=lambda _: None,
         on_engine_death=lambda: None,
     )
+    return Runner(context, SlotPool(SLOTS, yields=True))
 
 
 @pytest.fixture
@@ -67,10 +69,10 @@ def healer(runner: Runner, rescues: RecoveryStore, redis: Redis, sent: Sent) -> 
     return Redelivery(runner, rescues, redis, sent, "m")
 
 
-async def waiting(store: JobStore, database: AsyncEngine, key_id: int, *priorities: int) -> list[Job]:
+async def waiting(store: JobStore, database: AsyncEngine, owner: Owner, *priorities: int) -> list[Job]:
     """Jobs that have waited for a minute."""
     jobs = [
-        (await store.insert(NewJob(key_id, "m", priority, GenerateRequest(prompt="x"))))[0] for priority in priorities
+        (await store.insert(NewJob(owner, "m", priority, GenerateRequest(prompt="x"))))[0] for priority in priorities
     ]
     async with database.begin() as connection:
         await connection.execute(text("UPDATE jobs SET created_at = now() - interval '1 minute'"))
@@ -90,18 +92,31 @@ async def message(broker: str, redis: Redis, job: Job) -> None:
 
 
 async def test_an_empty_queue_while_rows_wait(
-    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int
+    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, owner: Owner
 ) -> None:
-    jobs = await waiting(store, database, key_id, 3, 0)
+    jobs = await waiting(store, database, owner, 3, 0)
     assert await healer.heal() == 2
     assert sent.job_ids == [jobs[1].id, jobs[0].id]
 
 
+async def test_a_withheld_job_has_no_lost_message(
+    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, owner: Owner
+) -> None:
+    """A job that a dispatcher has not released is no job whose message was lost, however old it is."""
+    withheld, lost, served = await waiting(store, database, owner, 3, 3, 3)
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE jobs SET dispatched_at = NULL WHERE id = :id"), {"id": withheld.id})
+    healer._runner.last_claimed[3] = served.id
+    await healer.heal()
+    assert withheld.id not in sent.job_ids
+    assert lost.id in sent.job_ids
+
+
 async def test_an_empty_list_of_a_queue_that_is_not(
-    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int, broker: str, redis: Redis
+    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, owner: Owner, broker: str, redis: Redis
 ) -> None:
     """The batch job's message is lost while interactive ones wait, and the worker has no room."""
-    interactive, batch = await waiting(store, database, key_id, 3, 9)
+    interactive, batch = await waiting(store, database, owner, 3, 9)
     await message(broker, redis, interactive)
     assert await depths(redis, "m") == {0: 0, 3: 1, 6: 0, 9: 0}
     fill(healer._runner.slot_pool)
@@ -111,10 +126,10 @@ async def test_an_empty_list_of_a_queue_that_is_not(
 
 
 async def test_one_that_is_older_than_what_is_served(
-    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int, broker: str, redis: Redis
+    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, owner: Owner, broker: str, redis: Redis
 ) -> None:
     """A full worker and a queue that never runs dry: it goes first."""
-    lost, queued = await waiting(store, database, key_id, 3, 3)
+    lost, queued = await waiting(store, database, owner, 3, 3)
     await message(broker, redis, queued)
     fill(healer._runner.slot_pool)
     later = f"job_{int(lost.id[4:16], 16) + 60_000:012x}{lost.id[16:]}"
@@ -125,10 +140,10 @@ async def test_one_that_is_older_than_what_is_served(
 
 
 async def test_rows_that_there_is_no_room_for_are_left(
-    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, key_id: int
+    healer: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, owner: Owner
 ) -> None:
     """Batch jobs fill the worker, which takes urgent jobs all the same."""
-    urgent, _ = await waiting(store, database, key_id, 3, 9)
+    urgent, _ = await waiting(store, database, owner, 3, 9)
     for _ in range(SLOTS):
         healer._runner.slot_pool.take(batch=True)
     await healer.heal()
@@ -136,8 +151,8 @@ async def test_rows_that_there_is_no_room_for_are_left(
 
 
 async def test_a_worker_that_takes_nothing_sends_nothing(
-    healer: Redelivery, store: JobStore, database: AsyncEngine, key_id: int
+    healer: Redelivery, store: JobStore, database: AsyncEngine, owner: Owner
 ) -> None:
-    await waiting(store, database, key_id, 3)
-    healer._runner.close()
+    await waiting(store, database, owner, 3)
+    healer._runner.pause()
     assert await healer.heal() == 0

@@ -12,9 +12,10 @@ from api.anthropic.events import frames
 from api.streaming.errors import CutShort
 from shared.domain.events import CallDelta, Delta, Event, EventType, delta_event, event
 from shared.domain.job import Job, JobStatus
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 
-JOB = Job("job_1", 1, "m", JobStatus.IN_PROGRESS, 3, GenerateRequest(), datetime.now(UTC))
+JOB = Job("job_1", Owner(1, 1), "m", JobStatus.IN_PROGRESS, 3, GenerateRequest(), datetime.now(UTC))
 STARTED = event(1, EventType.STARTED, {"attempt": 1, "worker": "w"})
 DONE = event(9, EventType.COMPLETED, {"usage": {"prompt_tokens": 7, "cached_tokens": 3, "completion_tokens": 5}})
 

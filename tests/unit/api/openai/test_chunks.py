@@ -15,6 +15,7 @@ from api.openai.completions import CHAT, TEXT, Dialect
 from api.streaming.errors import CutShort
 from shared.domain.events import CallDelta, Delta, Event, EventType, delta_event, event
 from shared.domain.job import Job, JobStatus
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 
 USAGE = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": 2}
@@ -22,7 +23,7 @@ USAGE = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": 2}
 
 def job(number: int = 1, **request: Any) -> Job:
     asked = GenerateRequest(messages=[Message(role="user", content="x")], **request)
-    return Job(f"job_{number:032d}", 1, "m", JobStatus.QUEUED, 3, asked, datetime.now(UTC))
+    return Job(f"job_{number:032d}", Owner(1, 1), "m", JobStatus.QUEUED, 3, asked, datetime.now(UTC))
 
 
 def log(*deltas: Delta, counted: bool = False, end: EventType = EventType.COMPLETED) -> list[Event]:

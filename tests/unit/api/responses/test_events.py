@@ -27,6 +27,7 @@ from shared.domain.events import (
     seq_before,
 )
 from shared.domain.job import Job, JobStatus
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.response import ResponseFacts, StoredResponse
 
@@ -38,7 +39,14 @@ SDK_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 def response(*, background: bool = False, **asked: Any) -> StoredResponse:
     body = ResponseCreate.model_validate({"model": "sim", "input": "x", "background": background, **asked})
     job = Job(
-        f"job_{DIGITS}", 1, "sim", JobStatus.QUEUED, 3, GenerateRequest(), datetime(2026, 1, 2, tzinfo=UTC), {"a": "b"}
+        f"job_{DIGITS}",
+        Owner(1, 1),
+        "sim",
+        JobStatus.QUEUED,
+        3,
+        GenerateRequest(),
+        datetime(2026, 1, 2, tzinfo=UTC),
+        {"a": "b"},
     )
     return StoredResponse(job, ResponseFacts(body.asked(), [], background=background))
 

@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.http.middleware.metrics import MetricsMiddleware
 from shared.domain.job import Failure, Job, JobStatus, Usage, new_job_id
+from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
 from shared.telemetry import metrics
@@ -172,7 +173,7 @@ def test_what_all_read_alike_is_a_max() -> None:
 
 def test_a_job_that_ended_is_counted_once_with_its_tokens(model: str) -> None:
     began = datetime(2026, 1, 1, tzinfo=UTC)
-    job = Job(new_job_id(), 1, model, JobStatus.IN_PROGRESS, 9, GenerateRequest(prompt="x"), began)
+    job = Job(new_job_id(), Owner(1, 1), model, JobStatus.IN_PROGRESS, 9, GenerateRequest(prompt="x"), began)
     ending = JobResult(
         JobStatus.FAILED,
         began + timedelta(seconds=2),
