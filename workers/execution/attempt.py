@@ -125,7 +125,7 @@ class JobAttempt:
                 events = await self._retry(lambda: self._context.logs.take_over(job.id, job.attempt), "log")
             except Fenced:
                 return False
-            log.adopt(events, events[-1].seq if events else seq_before(job.attempt))
+            log.resume_after(events, events[-1].seq if events else seq_before(job.attempt))
             self._transcript = Transcript.of(events, job.request.sampling.n)
             self._prior_tokens = self._transcript.tokens
             self._earlier_tokens = tokens_by_attempt(events)
@@ -143,7 +143,7 @@ class JobAttempt:
         """Discard the output so far, here and at the readers."""
         self._transcript.clear()
         self._prior_tokens = 0
-        self._log.discard()
+        self._log.discard_pending()
         self._log.event(EventType.RESTARTED, {"attempt": self.job.attempt})
 
     async def _generate(self) -> None:
@@ -151,7 +151,7 @@ class JobAttempt:
         if self.stop_reason is None:
             self._generation = asyncio.create_task(self._publish_output(), name=f"generate-{self.job.id}")
         # After the task is created: submitting to the engine takes longer than publishing the start.
-        self._context.log_writer.touch(self._log)
+        self._context.log_writer.schedule(self._log)
         if self._generation is None:
             return
         deadline = None
@@ -194,7 +194,7 @@ class JobAttempt:
             self._trace.first_token(self._first_token_at, self._prompt.prompt_tokens, self._prompt.cached_tokens)
         self._transcript.add(delta)
         self._log.delta(delta)
-        self._context.log_writer.touch(self._log)
+        self._context.log_writer.schedule(self._log)
 
     async def _finish(self) -> JobStatus | None:
         """End or requeue the job, by how the generation ended."""
@@ -259,7 +259,7 @@ class JobAttempt:
         job_metrics.attempt_ended(job, outcome)
         self._trace.ended(result.finished_at, outcome, usage.prompt_tokens, self._tokens)
         self._log.close(last, context.log_ttl_s)
-        context.log_writer.touch(self._log)
+        context.log_writer.schedule(self._log)
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s %s prompt=%d output=%d ms=%d",
             job.id, job.model, job.attempt, context.worker, job.request_context.request_id, status.value,
@@ -272,7 +272,7 @@ class JobAttempt:
         """Return the job to the queue with its output so far; a job that is being cancelled ends instead."""
         job, context = self.job, self._context
         self._log.seal()
-        context.log_writer.touch(self._log)
+        context.log_writer.schedule(self._log)
         requeued = await self._retry(
             lambda: context.store.requeue(
                 job.id,
