@@ -1,4 +1,4 @@
-"""Recovers the jobs of dead workers. Every API and worker process runs a sweeper, so recovery survives any of them."""
+"""Recovers the jobs of dead workers. Every API and worker process runs a sweeper, so none of them is essential."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends jobs that no live worker owns: queued jobs, and jobs whose workers died once too often."""
+"""Ends jobs that no live worker owns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class JobTerminator:
         self._traces = traces
 
     async def end(self, job: Job, status: JobStatus, failure: Failure) -> bool:
-        """End a job. False: it has changed since it was read, and nothing was written.
+        """End a job. Returns False, and writes nothing, if it has changed since it was read.
 
         Raises:
             redis.exceptions.RedisError: its output so far cannot be read.

@@ -87,7 +87,7 @@ class HintSender:
                 self._wake.set()
 
     async def flush(self) -> bool:
-        """Send the pending hints now. False: Redis is unavailable, and they stay pending."""
+        """Send the pending hints now. Returns False if Redis is unavailable; they stay pending then."""
         batch, self._pending = self._pending, []
         if not batch:
             return True

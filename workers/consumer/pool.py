@@ -118,7 +118,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
             self._loop_thread.runtime.consumer.poll()
 
     def _accepting(self, accept: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        """Celery's callback for a started job, which acknowledges its message, then a poll for the next message."""
+        """A callback for a started job: Celery's own, which acknowledges the message, and a poll for the next one."""
 
         def accepted(*args: Any) -> None:
             if accept is not None:

@@ -117,7 +117,7 @@ class JobAttempt:
     async def _open_log(self) -> bool:
         """Take over the log of earlier attempts, and resume after their last token if that is exact.
 
-        False: a later attempt owns the log.
+        Returns False if a later attempt owns the log.
         """
         job, log = self.job, self._log
         if job.attempt > 1:
@@ -197,7 +197,7 @@ class JobAttempt:
         self._context.log_writer.schedule(self._log)
 
     async def _finish(self) -> JobStatus | None:
-        """End or requeue the job, by how the generation ended."""
+        """End or requeue the job, depending on how the generation ended."""
         assert self._generation is None or self._generation.done()
         cancelled = self._generation is None or self._generation.cancelled()
         error = None if self._generation is None or cancelled else self._generation.exception()
@@ -233,7 +233,7 @@ class JobAttempt:
         return JobStatus.COMPLETED, None
 
     async def _end(self, status: JobStatus, failure: Failure | None) -> JobStatus | None:
-        """Write the result to the row, then append the last event. None: a later attempt owns the job."""
+        """Write the result to the row, then append the last event. Returns None if a later attempt owns the job."""
         job, context, usage = self.job, self._context, self._usage()
         outcome = AttemptOutcome(status.value)
         self._log.seal()

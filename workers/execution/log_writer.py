@@ -37,9 +37,9 @@ class LogBuffer:
     written: int = 0
     fenced: bool = False
     ttl_s: int = RUNNING_TTL_S
-    # Whether each delta event has its number of tokens.
+    # Whether delta events include their number of tokens.
     counted: bool = False
-    # Whether the next events are written without delay: the start, the first text and the end.
+    # Whether the next events are written without delay: the start, the first text or the end.
     urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
     _pending: dict[int, Delta] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class LogBuffer:
 class LogWriter:
     """Writes the logs of all running jobs; one round trip writes all logs with new events.
 
-    Urgent logs (a start, a first token, an end) are written without delay, and only they. Other logs are written at a
+    Urgent logs (a start, a first token, an end) are written at once, without the others. Other logs are written at a
     minimum interval that grows with their number: a single stream is delayed by at most two milliseconds, and under
     load many tokens of many jobs share a message. While Redis is unavailable, events stay in memory and jobs continue.
     """
@@ -115,8 +115,8 @@ class LogWriter:
     def __init__(self, logs: EventLog, claims: Callable[[], Awaitable[Sequence[Claim]]], *, late_s: float) -> None:
         """`claims` reads this worker's claims from the rows.
 
-        A log that Redis has lost is written again only if the attempt still has its claim. So is one whose first
-        events are ready more than `late_s` seconds after it was opened: its claim may have been lost by then.
+        A log that Redis has lost is written again only if its attempt still has the claim. The same holds for the
+        first write of a log that was opened more than `late_s` seconds ago.
         """
         self._logs = logs
         self._claims = claims
@@ -196,7 +196,7 @@ class LogWriter:
             await self._rewrite(unverified)
 
     async def _rewrite(self, logs: list[LogBuffer]) -> None:
-        """Write whole logs that Redis does not have. Their fences are lost too, so the rows decide which are owned."""
+        """Write whole logs that Redis has lost. Their fences are lost too, so the rows decide about the ownership."""
         claims = {(claim.job_id, claim.attempt) for claim in await self._claims()}
         owned: list[LogBuffer] = []
         for log in logs:

@@ -43,10 +43,10 @@ class SlotPool:
 
     @property
     def urgent_room(self) -> int:
-        """Urgent jobs that could start now."""
+        """The number of urgent jobs that could start now."""
         return self.slots - self._urgent - (0 if self.yields else self._batch)
 
     @property
     def batch_room(self) -> int:
-        """Batch jobs that could start now. Negative if urgent jobs have taken the slots of batch jobs."""
+        """The number of batch jobs that could start now; negative if urgent jobs have taken slots of running ones."""
         return self._batch_slots - self._urgent - self._batch

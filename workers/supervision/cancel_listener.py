@@ -18,7 +18,7 @@ RETRY_S = 1.0
 
 
 class CancelListener:
-    """Stops jobs as soon as their cancellation is requested. The next heartbeat finds those that were missed here."""
+    """Stops jobs as soon as their cancellation is requested. The next heartbeat stops those missed here."""
 
     def __init__(self, redis: Redis, runner: Runner, worker: str) -> None:
         self._redis = redis

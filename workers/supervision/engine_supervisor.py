@@ -38,7 +38,7 @@ class EngineSupervisor:
         *,
         back_off_max_s: float,
     ) -> None:
-        """`engine_death` is set by jobs that find the engine dead; otherwise its state is polled."""
+        """`engine_death` is set by jobs that find the engine dead; the engine is polled as well."""
         self._model = model_label(model)
         self._engine = engine
         self._engine_death = engine_death

@@ -46,7 +46,7 @@ class Heartbeat:
         await run_periodically(self.renew, "lease renewal", interval_s=self._settings.heartbeat_s)
 
     async def set_state(self, state: WorkerState) -> None:
-        """Publish the worker's state: now, or with a later heartbeat if the database is unavailable."""
+        """Publish the worker's state now, or with a later heartbeat if the database is unavailable."""
         self._state = state
         try:
             await self.renew()

@@ -9,7 +9,7 @@ from shared.domain.job import WorkerState
 
 
 class HeartbeatFile:
-    """A file with the worker's state, rewritten at each heartbeat. Does nothing if `path` is None."""
+    """A file with the worker's state, rewritten at each heartbeat. There is no file if `path` is None."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Sends messages of queued jobs again after they were lost; every worker does, for its model.
+"""Resends lost messages of queued jobs. Each worker does this for its own model.
 
 A message can be lost with Redis, or with a worker that had fetched it. A job's message counts as lost if the queue, or
 the list of the job's priority, is empty although the job is queued, or if a younger job of the same priority has been
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 # Messages arrive within milliseconds; that of a row younger than this may still be in transit.
 IN_TRANSIT_S = 2.0
-# How much older than a claimed job another one must be to count as passed over.
+# A queued job counts as passed over if it is this many seconds older than a claimed one.
 PASSED_OVER_S = 10
-# While the queue is not empty, a worker may already have a job's message: each job is resent at this interval at most,
-# and this many jobs at a time.
+# While the queue is not empty, a worker may already have fetched a job's message. So no job is resent more often than
+# this, and no more than this many jobs are resent at a time.
 RESEND_INTERVAL_S = 30.0
 RESEND_LIMIT = 50
 
@@ -74,7 +74,7 @@ class Redelivery:
         return len(lost)
 
     async def _lost_in_queue(self, depths: dict[int, int]) -> list[Hint]:
-        """Jobs whose message is lost although the queue is not empty. Those that were passed over go to its front."""
+        """Hints for jobs whose message is lost although the queue is not empty; those passed over go to its front."""
         found: list[Hint] = []
         for step, messages in depths.items():
             if not messages:

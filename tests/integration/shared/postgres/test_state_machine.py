@@ -185,8 +185,8 @@ class World:
         self.store = JobStore(database)
         self.logs = EventLog(redis)
         self.streams = StreamHub(redis, self.logs, self.store, resync_s=0.2)
-        rescues = RecoveryStore(database)
-        unowned = JobTerminator(rescues, self.logs, LOG_TTL_S)
+        recovery_store = RecoveryStore(database)
+        unowned = JobTerminator(recovery_store, self.logs, LOG_TTL_S)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             registry=registry,
@@ -200,7 +200,7 @@ class World:
             queue_estimates=QueueEstimates(QueueStore(database), registry),
         )
         self.sweeper = Sweeper(
-            rescues, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
+            recovery_store, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
         )
         self.jobs: list[str] = []
         self.by_key: dict[str, str] = {}

@@ -18,8 +18,8 @@ from tests.conftest import Workers
 
 
 @pytest.fixture
-def terminator(rescues: RecoveryStore, logs: EventLog) -> JobTerminator:
-    return JobTerminator(rescues, logs, 60)
+def terminator(recovery_store: RecoveryStore, logs: EventLog) -> JobTerminator:
+    return JobTerminator(recovery_store, logs, 60)
 
 
 @pytest.fixture

@@ -153,12 +153,12 @@ async def test_an_unexpected_exception_fails_only_its_own_job(
 
 
 async def test_a_job_without_its_claim_is_stopped_and_writes_nothing(
-    worker: Worker, store: JobStore, workers: Workers, rescues: RecoveryStore, logs: EventLog, job: Job
+    worker: Worker, store: JobStore, workers: Workers, recovery_store: RecoveryStore, logs: EventLog, job: Job
 ) -> None:
     run, call = await worker.start(job)
     await call.tokens(3)
     await worker.log_writer.drain(WITHIN_S)
-    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
+    assert [hint.job_id for hint in await recovery_store.requeue_stalled(3)] == [job.id]
     async with working("v", workers("v"), logs) as second:
         second_run, second_call = await second.start(job)
         assert second_call.prior == text_of_tokens(3)
@@ -179,12 +179,12 @@ async def test_a_job_without_its_claim_is_stopped_and_writes_nothing(
 
 
 async def test_a_later_attempt_on_the_same_worker_stops_the_earlier_one(
-    worker: Worker, rescues: RecoveryStore, job: Job
+    worker: Worker, recovery_store: RecoveryStore, job: Job
 ) -> None:
     """The worker's lease expired unnoticed and it claimed the job again: the first attempt must free its slot."""
     run, call = await worker.start(job)
     await call.tokens(1)
-    await rescues.requeue_stalled(3)
+    await recovery_store.requeue_stalled(3)
     later, later_call = await worker.start(job)
     assert await asyncio.wait_for(run, WITHIN_S) is None
     assert list(worker.engine.calls) == [(job.id, 2)]

@@ -65,8 +65,8 @@ def runner(workers: Workers) -> Runner:
 
 
 @pytest.fixture
-def redelivery(runner: Runner, rescues: RecoveryStore, redis: Redis, sent: Sent) -> Redelivery:
-    return Redelivery(runner, rescues, redis, sent, "m")
+def redelivery(runner: Runner, recovery_store: RecoveryStore, redis: Redis, sent: Sent) -> Redelivery:
+    return Redelivery(runner, recovery_store, redis, sent, "m")
 
 
 async def waiting(store: JobStore, database: AsyncEngine, owner: Owner, *priorities: int) -> list[Job]:
@@ -102,7 +102,7 @@ async def test_an_empty_queue_with_queued_rows(
 async def test_a_withheld_job_has_no_lost_message(
     redelivery: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, owner: Owner
 ) -> None:
-    """A job that a dispatcher has not released is no job whose message was lost, however old it is."""
+    """A job that a dispatcher withholds has no message to lose, however old it is."""
     withheld, lost, served = await waiting(store, database, owner, 3, 3, 3)
     async with database.begin() as connection:
         await connection.execute(text("UPDATE jobs SET dispatched_at = NULL WHERE id = :id"), {"id": withheld.id})
