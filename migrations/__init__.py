@@ -1,1 +1,1 @@
-"""The database's schema, in Alembic's steps."""
+"""Alembic migrations of the database schema."""

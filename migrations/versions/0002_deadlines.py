@@ -1,4 +1,4 @@
-"""Deadlines, idempotency keys, counted worker deaths, and what state a worker is in."""
+"""Add deadlines, idempotency keys, worker death counts and worker states."""
 
 from __future__ import annotations
 

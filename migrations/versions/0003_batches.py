@@ -1,4 +1,4 @@
-"""Files, batches, and which line of which batch a job runs."""
+"""Add files and batches, and the batch and line of a job."""
 
 from __future__ import annotations
 

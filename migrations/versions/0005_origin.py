@@ -1,4 +1,4 @@
-"""Which request a job comes from, and which trace it belongs to."""
+"""Add the request id and trace context of a job."""
 
 from __future__ import annotations
 

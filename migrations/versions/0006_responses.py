@@ -1,4 +1,4 @@
-"""Responses, and what ended jobs are found by when their time is over."""
+"""Add responses, and an index of finished jobs by end time for retention."""
 
 from __future__ import annotations
 

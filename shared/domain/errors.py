@@ -61,6 +61,14 @@ class Conflict(HeadraceError):
     """The thing is not in a state that allows this."""
 
 
+class FileInUse(Conflict):
+    """A batch that has not ended reads this file; cancel it first."""
+
+
+class KeyReused(Conflict):
+    """This Idempotency-Key was used with another request."""
+
+
 class TooLarge(HeadraceError):
     """The request's body is too large."""
 

@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.domain.errors import ErrorCode
+from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage, WorkerState
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.domain.result import JobResult
-from shared.postgres.job_store import Idempotency, JobStore, KeyReused, NewJob
+from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
 

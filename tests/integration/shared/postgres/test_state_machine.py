@@ -27,10 +27,12 @@ from redis.asyncio import Redis
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
+from api.keys.principal import Principal
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
@@ -123,7 +125,7 @@ class Worker:
             on_engine_death=lambda: None,
         )
         self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
-        self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
+        self.heartbeat = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.log_writer.run())
 
     async def deliver(self, job_id: str) -> Call | None:
@@ -184,23 +186,22 @@ class World:
         self.worker_settings = worker_settings
         self.store = JobStore(database)
         self.logs = EventLog(redis)
-        self.streams = StreamHub(redis, self.logs, self.store, resync_s=0.2)
+        self.hub = StreamHub(redis, self.logs, self.store, resync_s=0.2)
         recovery_store = RecoveryStore(database)
-        unowned = JobTerminator(recovery_store, self.logs, LOG_TTL_S)
+        terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
-            registry=registry,
+            admission=Admission(registry, ContextWindow(registry)),
             store=self.store,
             logs=self.logs,
-            terminator=unowned,
+            terminator=terminator,
             hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
-            streams=self.streams,
-            context=ContextWindow(registry),
+            hub=self.hub,
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
         )
         self.sweeper = Sweeper(
-            recovery_store, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
+            recovery_store, terminator, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
         )
         self.jobs: list[str] = []
         self.by_key: dict[str, str] = {}
@@ -209,7 +210,7 @@ class World:
         self.cancelling: set[str] = set()
         self.claimed_by: dict[tuple[str, int], str] = {}
         self.flushed = False
-        self._live = asyncio.create_task(self.streams.run())
+        self._live = asyncio.create_task(self.hub.run())
         self._started = 0
         self.workers = [self._worker() for _ in range(WORKERS)]
 
@@ -262,7 +263,8 @@ class World:
             finish_within_s=LEASE_S if late == "finish" else None,
         )
         # As two API processes would at once.
-        made = [self.service.submit(new, Idempotency(key, "digest") if key else None) for _ in range(2 if key else 1)]
+        idempotency = Idempotency(key, "digest") if key else None
+        made = [self.service.submit(Principal.of(self.owner), new, idempotency) for _ in range(2 if key else 1)]
         ids = {job.id for job, _ in await asyncio.gather(*made)}
         assert len(ids) == 1, "one idempotency key, one job"
         (job_id,) = ids
@@ -325,7 +327,7 @@ class World:
             for row in await self._rows("SELECT id, attempt, status FROM jobs WHERE worker = :w", w=worker.name)
         }
         stopped = [call for key, call in worker.engine.calls.items() if held.get(key) != JobStatus.IN_PROGRESS]
-        await worker.lease.renew()
+        await worker.heartbeat.renew()
         for call in stopped:
             await worker.ended(call, "the row says that it is not its, or cancelled")
 
@@ -339,7 +341,7 @@ class World:
         await worker.kill()
         await self.lease_runs_out(worker)
         self.workers[number] = self._worker()
-        await self.workers[number].lease.renew()
+        await self.workers[number].heartbeat.renew()
 
     async def sweep(self) -> None:
         await self.sweeper.sweep()
@@ -533,7 +535,7 @@ async def _open_world(database_url: str, redis_url: str) -> World:
     )
     world = World(database, redis, owner, worker_settings)
     for worker in world.workers:
-        await worker.lease.renew()
+        await worker.heartbeat.renew()
     return world
 
 
@@ -709,7 +711,7 @@ class Jobs(RuleBasedStateMachine):
             "finish": lambda: world.finish(worker, call, "stop"),
             "hand back": lambda: world.stop(worker, call, StopReason.REQUEUED),
             "sweep": world.sweep,
-            "heartbeat": worker.lease.renew,
+            "heartbeat": worker.heartbeat.renew,
             "message": lambda: world.deliver(other, call.job_id),
         }
         await asyncio.gather(*(races[name]() for name in sorted(what)))
