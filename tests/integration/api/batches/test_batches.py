@@ -136,7 +136,7 @@ class World:
 
     async def sweep(self) -> None:
         await Sweeper(self.rescues, self.unowned, self.hints.append, interval_s=1, lease_s=1, max_attempts=3).sweep(
-            take=False
+            recover=False
         )
 
     async def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
