@@ -1,4 +1,4 @@
-"""Gauges of a worker, read at each scrape."""
+"""Gauges of a worker, collected at each scrape."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from workers.execution.runner import Runner
 
 
 class WorkerMetrics(Collector):
-    """What is read when Prometheus asks: the worker's load and its engine's. Costs nothing in between."""
+    """Collects the load of the worker and of its engine; costs nothing between scrapes."""
 
     def __init__(
         self, metrics: Metrics, model: str, runner: Runner, engine: Engine, stalled_s: Callable[[], float]
     ) -> None:
-        """`stalled_s`: how long messages have waited while there was room."""
+        """`stalled_s` returns for how long messages have waited although slots are free."""
         self._metrics = metrics
         self._labels = (metrics.model_label(model),)
         self._runner = runner
@@ -33,10 +33,10 @@ class WorkerMetrics(Collector):
         yield metrics.worker_stalled.family([(self._labels, self._stalled_s())])
         yield metrics.engine_requests_running.family([(self._labels, stats.requests - stats.waiting)])
         yield metrics.engine_requests_waiting.family([(self._labels, stats.waiting)])
-        for reading, value in (
+        for gauge, value in (
             (metrics.engine_kv_cache_usage, "usage"),
             (metrics.engine_preemptions, "preemptions"),
             (metrics.engine_prefix_cache_queried_tokens, "queried_tokens"),
             (metrics.engine_prefix_cache_hit_tokens, "hit_tokens"),
         ):
-            yield reading.family([(self._labels, getattr(stats.cache, value))] if stats.cache is not None else ())
+            yield gauge.family([(self._labels, getattr(stats.cache, value))] if stats.cache is not None else ())

@@ -138,7 +138,7 @@ class World:
     async def sweep(self) -> None:
         await Sweeper(
             self.rescues, self.unowned, self.hints.append, api_metrics(), interval_s=1, lease_s=1, max_attempts=3
-        ).sweep(take=False)
+        ).sweep(recover=False)
 
     async def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The lines of the output file and of the error file."""
@@ -180,7 +180,8 @@ def make_world(
     registry = load_registry(write_models(folder / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
     batches, blobs, rescues = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
     hints: list[Hint] = []
-    unowned = JobTerminator(rescues, logs, 60, api_metrics())
+    metrics = api_metrics()
+    unowned = JobTerminator(rescues, logs, 60, metrics)
     admission = Admission(registry, ContextWindow(registry))
     jobs = JobService(
         admission=admission,
@@ -188,10 +189,10 @@ def make_world(
         logs=logs,
         terminator=unowned,
         hints=HintSender(celery_app(servers.redis(15)), redis),
-        hub=StreamHub(redis, logs, store, api_metrics(), resync_s=60),
+        hub=StreamHub(redis, logs, store, metrics, resync_s=60),
         redis=redis,
         queue_estimates=QueueEstimates(QueueStore(database), registry),
-        metrics=api_metrics(),
+        metrics=metrics,
     )
     steps = BatchSteps(
         registry=registry,
@@ -201,7 +202,7 @@ def make_world(
         jobs=jobs,
         terminator=unowned,
         send=hints.append,
-        metrics=api_metrics(),
+        metrics=metrics,
         max_line_bytes=10_000,
         max_jobs=MAX_JOBS,
         keep_s=None,

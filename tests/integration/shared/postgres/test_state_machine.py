@@ -127,7 +127,7 @@ class Worker:
             metrics=worker_metrics(),
         )
         self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
-        self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
+        self.heartbeat = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.log_writer.run())
 
     async def deliver(self, job_id: str) -> Call | None:
@@ -188,23 +188,30 @@ class World:
         self.worker_settings = worker_settings
         self.store = JobStore(database)
         self.logs = EventLog(redis)
-        self.hub = StreamHub(redis, self.logs, self.store, api_metrics(), resync_s=0.2)
-        rescues = RecoveryStore(database)
-        unowned = JobTerminator(rescues, self.logs, LOG_TTL_S, api_metrics())
+        metrics = api_metrics()
+        self.hub = StreamHub(redis, self.logs, self.store, metrics, resync_s=0.2)
+        recovery_store = RecoveryStore(database)
+        terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S, metrics)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             admission=Admission(registry, ContextWindow(registry)),
             store=self.store,
             logs=self.logs,
-            terminator=unowned,
+            terminator=terminator,
             hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
             hub=self.hub,
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
-            metrics=api_metrics(),
+            metrics=metrics,
         )
         self.sweeper = Sweeper(
-            rescues, unowned, lambda _: None, api_metrics(), interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
+            recovery_store,
+            terminator,
+            lambda _: None,
+            metrics,
+            interval_s=1,
+            lease_s=LEASE_S,
+            max_attempts=MAX_ATTEMPTS,
         )
         self.jobs: list[str] = []
         self.by_key: dict[str, str] = {}
@@ -330,7 +337,7 @@ class World:
             for row in await self._rows("SELECT id, attempt, status FROM jobs WHERE worker = :w", w=worker.name)
         }
         stopped = [call for key, call in worker.engine.calls.items() if held.get(key) != JobStatus.IN_PROGRESS]
-        await worker.lease.renew()
+        await worker.heartbeat.renew()
         for call in stopped:
             await worker.ended(call, "the row says that it is not its, or cancelled")
 
@@ -344,7 +351,7 @@ class World:
         await worker.kill()
         await self.lease_runs_out(worker)
         self.workers[number] = self._worker()
-        await self.workers[number].lease.renew()
+        await self.workers[number].heartbeat.renew()
 
     async def sweep(self) -> None:
         await self.sweeper.sweep()
@@ -538,7 +545,7 @@ async def _open_world(database_url: str, redis_url: str) -> World:
     )
     world = World(database, redis, owner, worker_settings)
     for worker in world.workers:
-        await worker.lease.renew()
+        await worker.heartbeat.renew()
     return world
 
 
@@ -714,7 +721,7 @@ class Jobs(RuleBasedStateMachine):
             "finish": lambda: world.finish(worker, call, "stop"),
             "hand back": lambda: world.stop(worker, call, StopReason.REQUEUED),
             "sweep": world.sweep,
-            "heartbeat": worker.lease.renew,
+            "heartbeat": worker.heartbeat.renew,
             "message": lambda: world.deliver(other, call.job_id),
         }
         await asyncio.gather(*(races[name]() for name in sorted(what)))

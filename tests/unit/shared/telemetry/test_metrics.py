@@ -80,7 +80,7 @@ def test_undeclared_models_are_not_labels(metrics: Metrics) -> None:
     assert metrics.model_label(MODEL) == MODEL
     assert metrics.model_label(UNDECLARED) == OTHER
     metrics.submitted(UNDECLARED, 4)
-    TokenMetrics(metrics, UNDECLARED).made(0, 3, 1.0)
+    TokenMetrics(metrics, UNDECLARED).record(0, 3, 1.0)
     assert not [key for key in samples(metrics) if UNDECLARED in dict(key[1]).values()]
 
 
@@ -140,11 +140,11 @@ def test_the_weighted_histogram_exports_the_same_as_prometheus_clients(values: l
 def test_tokens_of_one_flush_share_their_gap() -> None:
     metrics = worker_metrics(MODEL)
     tokens = TokenMetrics(metrics, MODEL)
-    tokens.made(0, 1, 100.0)
-    tokens.made(1, 1, 100.1)  # another choice has gaps of its own
-    tokens.made(0, 4, 100.08)  # 20 ms each
-    tokens.made(0, 0, 100.2)
-    tokens.made(0, 1, 100.28)
+    tokens.record(0, 1, 100.0)
+    tokens.record(1, 1, 100.1)  # another choice has gaps of its own
+    tokens.record(0, 4, 100.08)  # 20 ms each
+    tokens.record(0, 0, 100.2)
+    tokens.record(0, 1, 100.28)
     found = samples(metrics)
 
     def value(name: str, **labels: str) -> float:
