@@ -30,7 +30,7 @@ from api.settings import ApiSettings
 from shared.config.models.loader import load_registry
 from shared.runtime.gc_tuning import freeze_gc
 from shared.telemetry.instruments import Exporter
-from shared.telemetry.logs import requests_come
+from shared.telemetry.logs import redact_errors
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
 
@@ -57,7 +57,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         async with open_resources(settings, registry, metrics, traces) as resources:
             set_resources(app, resources)
             freeze_gc()
-            requests_come()
+            redact_errors()
             yield
 
     app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
