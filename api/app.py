@@ -65,7 +65,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     if settings.regions:
         app.add_middleware(RegionRedirectMiddleware, own=settings.region, regions=settings.regions)
     app.add_middleware(ShutdownMiddleware)
-    if traces.on:
+    if traces.enabled:
         app.add_middleware(TracingMiddleware, traces=traces)
     app.add_middleware(RequestIdMiddleware, conventions=CONVENTIONS)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
