@@ -93,13 +93,13 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         stack.push_async_callback(redis.aclose)
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
-        rescues = RecoveryStore(database)
-        terminator = JobTerminator(rescues, logs, settings.log_ttl_s, traces)
+        recovery_store = RecoveryStore(database)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
         streams = StreamHub(redis, logs, store, resync_s=settings.resync_s)
         sweeper = Sweeper(
-            rescues,
+            recovery_store,
             terminator,
             hints.put,
             interval_s=settings.heartbeat_s,

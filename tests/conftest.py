@@ -104,7 +104,7 @@ def workers(database: AsyncEngine) -> Workers:
 
 
 @pytest.fixture
-def rescues(database: AsyncEngine) -> RecoveryStore:
+def recovery_store(database: AsyncEngine) -> RecoveryStore:
     return RecoveryStore(database)
 
 

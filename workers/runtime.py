@@ -159,10 +159,10 @@ class Lifecycle:
 
         self._jobs, logs = JobStore(database), EventLog(redis)
         store = self._store = ClaimStore(database, self._worker)
-        rescues = RecoveryStore(database)
+        recovery_store = RecoveryStore(database)
         hints = HintSender(self._app, redis)
         self._stack.push_async_callback(hints.flush)
-        self._log_writer = LogWriter(logs, store.held, late_s=settings.heartbeat_s)
+        self._log_writer = LogWriter(logs, store.list_claims, late_s=settings.heartbeat_s)
         self._runner = Runner(
             worker=self._worker,
             engine=engine,
@@ -188,9 +188,9 @@ class Lifecycle:
         )
         await lease.renew()
         self._stack.push_async_callback(self._forget)
-        self._terminator = JobTerminator(rescues, logs, settings.log_ttl_s, traces)
+        self._terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, traces)
         sweeper = Sweeper(
-            rescues,
+            recovery_store,
             self._terminator,
             hints.put,
             interval_s=settings.heartbeat_s,
@@ -204,7 +204,7 @@ class Lifecycle:
             "hints": hints.run(),
             "lease": lease.run(),
             "control": CancelListener(redis, self._runner, self._worker).run(),
-            "healer": Redelivery(self._runner, rescues, redis, hints, model.name).run(),
+            "healer": Redelivery(self._runner, recovery_store, redis, hints, model.name).run(),
             "sweeper": sweeper.run(),
             "keeper": self._keeper.run(),
             "watchdog": watchdog.run(),

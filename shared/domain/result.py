@@ -1,4 +1,4 @@
-"""How a job ends: what its row is given and what its log's last event says, made together."""
+"""The result of a job: the final values of its row and the last event of its log, built together."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NOT_STARTED = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not started in t
 
 def exhausted(deaths: int) -> Failure:
     return Failure(
-        ErrorCode.ATTEMPTS_EXHAUSTED, f"The job's worker or engine died {deaths} times under it; it is not tried again."
+        ErrorCode.ATTEMPTS_EXHAUSTED, f"The worker or engine died {deaths} times while running this job; giving up."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What the row of a job is given when it ends. `log` is the archive of its events, `attempts` all there were."""
+    """The values that a job's row gets when it ends. `log` is the archive of its events; `attempts` is complete."""
 
     status: JobStatus
     finished_at: datetime
@@ -50,9 +50,9 @@ def build_result(
     outcome: str,
     tokens: Mapping[int, int],
 ) -> tuple[JobResult, Event]:
-    """The row's ending and the log's last event, which has the number `seq` and follows `events`.
+    """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
-    `outcome` is the word for how the running attempt ended, `tokens` what each attempt made.
+    `outcome` is that of the running attempt, `tokens` the number that each attempt generated.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -66,7 +66,7 @@ def build_result(
     if failure is not None:
         payload["error"] = {"code": str(failure.code), "message": failure.message}
     last = event(seq, EventType(status.value), payload)
-    ending = JobResult(
+    result = JobResult(
         status=status,
         finished_at=finished_at,
         output=output,
@@ -76,11 +76,11 @@ def build_result(
         attempts=tuple(_ended(attempt, finished_at, outcome, tokens) for attempt in job.attempts),
         log=archive([*events, last]),
     )
-    return ending, last
+    return result, last
 
 
 def _ended(attempt: Attempt, now: datetime, outcome: str, tokens: Mapping[int, int]) -> Attempt:
-    """An attempt as the history keeps it. What one that was lost with its worker had made, only the log tells."""
+    """Return an attempt as the history keeps it. If its worker was lost, only the log knows its number of tokens."""
     return replace(
         attempt,
         ended_at=attempt.ended_at or now,

@@ -9,7 +9,7 @@ from shared.domain.job import Choice, ToolCall
 
 
 def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
-    """How many tokens each attempt has made: a `STARTED` event says whose the deltas after it are."""
+    """The number of tokens that each attempt generated. Deltas belong to the attempt of the `STARTED` event before."""
     tokens: dict[int, int] = {}
     attempt = 0
     for item in events:
@@ -21,7 +21,7 @@ def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
 
 
 class Transcript:
-    """What the events so far amount to: each choice's text, token ids and finish reason."""
+    """The output of a job so far, as deltas, and the choices that they add up to."""
 
     def __init__(self, choices: int) -> None:
         self._choices = choices

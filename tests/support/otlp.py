@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 
 @dataclass(frozen=True)
-class Seen:
+class SpanRecord:
     """A span as it came, and the process that it is of. Ids are hex; `parent` is empty for a root."""
 
     service: str
@@ -35,7 +35,7 @@ class Collector:
     """What came so far."""
 
     def __init__(self) -> None:
-        self._spans: list[Seen] = []
+        self._spans: list[SpanRecord] = []
         self._lock = threading.Lock()
         self.url = ""
         self.bodies: list[bytes] = []
@@ -49,12 +49,12 @@ class Collector:
                 for scope in group.scope_spans:
                     self._spans += [_seen(resource, span) for span in scope.spans]
 
-    def trace(self, trace_id: str) -> list[Seen]:
+    def trace(self, trace_id: str) -> list[SpanRecord]:
         """A trace's spans by their start."""
         with self._lock:
             return sorted((span for span in self._spans if span.trace == trace_id), key=lambda span: span.start)
 
-    def of_job(self, job_id: str) -> list[Seen]:
+    def of_job(self, job_id: str) -> list[SpanRecord]:
         """The spans of the trace that a job is in."""
         with self._lock:
             traces = {
@@ -66,8 +66,8 @@ class Collector:
         return self.trace(traces.pop()) if traces else []
 
 
-def _seen(resource: dict[str, Any], span: trace_pb2.Span) -> Seen:
-    return Seen(
+def _seen(resource: dict[str, Any], span: trace_pb2.Span) -> SpanRecord:
+    return SpanRecord(
         service=resource["service.name"],
         instance=resource["service.instance.id"],
         name=span.name,

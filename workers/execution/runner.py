@@ -13,7 +13,7 @@ from typing import TypeVar
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import EventType, seq_before
 from shared.domain.job import Failure, Job, JobStatus, Usage
-from shared.domain.priorities import Hint, first, is_batch
+from shared.domain.priorities import Hint, is_batch, to_front
 from shared.domain.result import CANCELLED, LATE, build_result, exhausted
 from shared.domain.transcript import Transcript, tokens_by_attempt
 from shared.postgres.claim_store import Claim, ClaimStore
@@ -379,7 +379,7 @@ class Runner:
                 "job=%s model=%s attempt=%d worker=%s request=%s handed back after %d tokens (%s)",
                 job.id, job.model, job.attempt, self.worker, job.request_context.request_id, run.tokens, outcome,
             )  # fmt: skip
-            self._send(first(Hint(job.id, job.model, job.priority)))
+            self._send(to_front(Hint(job.id, job.model, job.priority)))
             return None
         return await self._end(run, JobStatus.CANCELLED, CANCELLED)
 

@@ -14,7 +14,7 @@ import time
 from redis.asyncio import Redis
 
 from shared.domain.job import JOB_ID_PREFIX
-from shared.domain.priorities import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES, Hint, first
+from shared.domain.priorities import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES, Hint, to_front
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis import job_queue as queue
 from shared.redis.job_queue import HintSender
@@ -89,7 +89,7 @@ class Redelivery:
                 )
         for priority, served in list(self._runner.last_claimed.items()):
             before = earlier(served, OVERTAKEN_S)
-            found += map(first, await self._store.queued_before(self._model, priority, before, limit=AT_ONCE))
+            found += map(to_front, await self._store.queued_before(self._model, priority, before, limit=AT_ONCE))
         return found
 
     def _not_lately(self, hints: list[Hint]) -> list[Hint]:

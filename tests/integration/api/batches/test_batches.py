@@ -44,7 +44,7 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import Servers
-from tests.support.dying import dies
+from tests.support.interrupt import interrupt_at
 from tests.support.stack import write_models
 from tests.support.waiting import eventually
 from workers.execution.log_writer import LogBuffer
@@ -66,8 +66,8 @@ class World:
     blobs: LocalBlobs
     steps: BatchSteps
     worker: ClaimStore
-    rescues: RecoveryStore
-    unowned: JobTerminator
+    recovery_store: RecoveryStore
+    terminator: JobTerminator
     hints: list[Hint] = field(default_factory=list)
 
     async def upload(self, content: bytes, purpose: Purpose = Purpose.BATCH) -> StoredFile:
@@ -133,9 +133,9 @@ class World:
         await self.sql("UPDATE jobs SET finish_before = now() - interval '1 s' WHERE batch_id = :id", id=batch.id)
 
     async def sweep(self) -> None:
-        await Sweeper(self.rescues, self.unowned, self.hints.append, interval_s=1, lease_s=1, max_attempts=3).sweep(
-            take=False
-        )
+        await Sweeper(
+            self.recovery_store, self.terminator, self.hints.append, interval_s=1, lease_s=1, max_attempts=3
+        ).sweep(take=False)
 
     async def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The lines of the output file and of the error file."""
@@ -175,14 +175,14 @@ def make_world(
     database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, owner: Owner, folder: Path, servers: Servers
 ) -> World:
     registry = load_registry(write_models(folder / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
-    batches, blobs, rescues = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
+    batches, blobs, recovery_store = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
     hints: list[Hint] = []
-    unowned = JobTerminator(rescues, logs, 60)
+    terminator = JobTerminator(recovery_store, logs, 60)
     jobs = JobService(
         registry=registry,
         store=store,
         logs=logs,
-        terminator=unowned,
+        terminator=terminator,
         hints=HintSender(celery_app(servers.redis(15)), redis),
         streams=StreamHub(redis, logs, store, resync_s=60),
         context=ContextWindow(registry),
@@ -194,7 +194,7 @@ def make_world(
         store=batches,
         blobs=blobs,
         jobs=jobs,
-        terminator=unowned,
+        terminator=terminator,
         send=hints.append,
         max_line_bytes=10_000,
         max_jobs=MAX_JOBS,
@@ -202,7 +202,17 @@ def make_world(
     )
     worker = ClaimStore(database, "w")
     return World(
-        database, folder / "files", owner, FileStore(database), batches, blobs, steps, worker, rescues, unowned, hints
+        database,
+        folder / "files",
+        owner,
+        FileStore(database),
+        batches,
+        blobs,
+        steps,
+        worker,
+        recovery_store,
+        terminator,
+        hints,
     )
 
 
@@ -275,7 +285,7 @@ async def test_wherever_a_driver_dies_each_line_runs_once(world: World) -> None:
     while batch.ended_at is None:
         claimed = await world.store.claim(f"driver-{at}", lease_s=0)
         assert claimed is not None
-        if await dies(world.steps.take(claimed), at):
+        if await interrupt_at(world.steps.take(claimed), at):
             deaths[claimed.status] += 1
             at += 1
         else:
@@ -411,10 +421,10 @@ async def test_what_runs_too_long_after_a_cancel_is_cancelled(world: World) -> N
     job = await world.start((await world.queued())[0])
     await world.store.cancel(batch.id)
     await world.step(batch)
-    assert (await world.worker.held())[0].status is JobStatus.IN_PROGRESS
+    assert (await world.worker.list_claims())[0].status is JobStatus.IN_PROGRESS
     await world.sql("UPDATE batches SET cancelling_at = now() - interval '11 min'")
     await world.step(batch)
-    assert (await world.worker.held())[0].status is JobStatus.CANCELLING
+    assert (await world.worker.list_claims())[0].status is JobStatus.CANCELLING
     await world.finish(job, JobStatus.CANCELLED, CANCELLED_BY_HAND)
     batch = await world.step(batch)
     assert (batch.status, batch.failed) == (BatchStatus.CANCELLED, 1)

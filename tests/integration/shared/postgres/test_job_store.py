@@ -119,38 +119,40 @@ async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Worke
 
 
 async def test_a_silent_workers_jobs_are_queued_again(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
 ) -> None:
     await beat(workers, "dead", lease_s=-1)
     await beat(workers, "alive")
     lost, kept = await submit(store, owner), await submit(store, owner)
     await workers("dead").claim(lost.id)
     await workers("alive").claim(kept.id)
-    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [lost.id]
-    assert await rescues.requeue_stalled(3) == []
+    assert [hint.job_id for hint in await recovery_store.requeue_stalled(3)] == [lost.id]
+    assert await recovery_store.requeue_stalled(3) == []
     assert not await workers("dead").finish(lost.id, 1, ending())
 
 
-async def test_deaths_are_capped(store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner) -> None:
+async def test_deaths_are_capped(
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
+) -> None:
     job = await submit(store, owner)
     for attempt in (1, 2):
         claimed = await workers(f"dead{attempt}").claim(job.id)
         assert claimed is not None
-        assert len(await rescues.requeue_stalled(3)) == 1
+        assert len(await recovery_store.requeue_stalled(3)) == 1
     await workers("dead3").claim(job.id)
-    assert await rescues.requeue_stalled(3) == []
-    assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
+    assert await recovery_store.requeue_stalled(3) == []
+    assert [item.id for item in await recovery_store.stalled_to_end(3)] == [job.id]
 
 
 async def test_hand_backs_are_not_deaths(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
 ) -> None:
     job = await submit(store, owner)
     for attempt in range(1, 6):
         await workers("w").claim(job.id)
         await workers("w").requeue(job.id, attempt, tokens=0, outcome="handed_back")
     await workers("dead").claim(job.id)
-    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
+    assert [hint.job_id for hint in await recovery_store.requeue_stalled(3)] == [job.id]
 
 
 async def test_heartbeat_tells_what_is_held(store: JobStore, workers: Workers, owner: Owner) -> None:
@@ -195,16 +197,16 @@ async def test_delete_forgets_only_what_has_ended(
     assert row.usage["completion_tokens"] == 2
 
 
-async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RecoveryStore, owner: Owner) -> None:
+async def test_waiting_jobs_in_serving_order(store: JobStore, recovery_store: RecoveryStore, owner: Owner) -> None:
     late, urgent = await submit(store, owner), await submit(store, owner, priority=0)
-    waiting = await rescues.waiting("m", limit=5, older_than_s=0, priorities=range(10))
+    waiting = await recovery_store.waiting("m", limit=5, older_than_s=0, priorities=range(10))
     assert [hint.job_id for hint in waiting] == [urgent.id, late.id]
-    assert await rescues.waiting("m", limit=5, older_than_s=60, priorities=range(10)) == []
+    assert await recovery_store.waiting("m", limit=5, older_than_s=60, priorities=range(10)) == []
 
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])
 async def test_an_ended_job_never_changes(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner, status: JobStatus
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner, status: JobStatus
 ) -> None:
     job = await submit(store, owner)
     await workers("w").claim(job.id)
@@ -212,10 +214,10 @@ async def test_an_ended_job_never_changes(
     before = await store.get(job.id)
     assert await workers("v").claim(job.id) is None
     assert await store.mark_cancelling(job.id) is None
-    assert not await rescues.end_queued(job.id, 1, ending(JobStatus.CANCELLED))
-    assert not await rescues.end_lost(job.id, 1, ending(JobStatus.FAILED))
+    assert not await recovery_store.end_queued(job.id, 1, ending(JobStatus.CANCELLED))
+    assert not await recovery_store.end_lost(job.id, 1, ending(JobStatus.FAILED))
     assert not await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
-    assert await rescues.requeue_stalled(3) == []
+    assert await recovery_store.requeue_stalled(3) == []
     assert await store.get(job.id) == before
 
 
@@ -243,56 +245,56 @@ class TestIdempotency:
         with pytest.raises(KeyReused, match="deleted"):
             await store.insert(self.new(owner), Idempotency("k", "digest"))
 
-    async def test_old_keys_are_forgotten(self, store: JobStore, rescues: RecoveryStore, owner: Owner) -> None:
+    async def test_old_keys_are_forgotten(self, store: JobStore, recovery_store: RecoveryStore, owner: Owner) -> None:
         first, _ = await store.insert(self.new(owner), Idempotency("k", "digest"))
-        await rescues.delete_idempotency_keys(60)
+        await recovery_store.delete_idempotency_keys(60)
         assert (await store.insert(self.new(owner), Idempotency("k", "digest")))[0].id == first.id
-        await rescues.delete_idempotency_keys(-1)
+        await recovery_store.delete_idempotency_keys(-1)
         assert (await store.insert(self.new(owner), Idempotency("k", "digest")))[1]
 
 
 class TestDeadlines:
     async def test_a_late_job_is_not_claimed(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+        self, store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
     ) -> None:
         for job in (
             await submit(store, owner, start_within_s=-1.0),
             await submit(store, owner, finish_within_s=-1.0),
         ):
             assert await workers("w").claim(job.id) is None
-            assert job.id in [item.id for item in await rescues.overdue()]
+            assert job.id in [item.id for item in await recovery_store.overdue()]
 
     async def test_a_job_in_time_is_claimed(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+        self, store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
     ) -> None:
         job = await submit(store, owner, start_within_s=60.0, finish_within_s=90.0)
-        assert await rescues.overdue() == []
+        assert await recovery_store.overdue() == []
         assert await workers("w").claim(job.id) is not None
 
     async def test_once_started_only_the_end_counts(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner, database: AsyncEngine
+        self, store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner, database: AsyncEngine
     ) -> None:
         job = await submit(store, owner, start_within_s=60.0)
         await workers("w").claim(job.id)
         await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET start_before = now() - interval '1 minute'"))
-        assert await rescues.overdue() == []
+        assert await recovery_store.overdue() == []
         assert await workers("w").claim(job.id) is not None
 
     async def test_a_late_job_of_a_silent_worker_ends(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner, database: AsyncEngine
+        self, store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner, database: AsyncEngine
     ) -> None:
         job = await submit(store, owner, finish_within_s=60.0)
         await workers("dead").claim(job.id)
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET finish_before = now() - interval '1 minute'"))
-        assert await rescues.requeue_stalled(3) == []
-        assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
+        assert await recovery_store.requeue_stalled(3) == []
+        assert [item.id for item in await recovery_store.stalled_to_end(3)] == [job.id]
 
 
 async def test_an_engines_death_counts_as_a_workers(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
 ) -> None:
     job = await submit(store, owner)
     for attempt in (1, 2):
@@ -301,4 +303,4 @@ async def test_an_engines_death_counts_as_a_workers(
     claimed = await workers("dead").claim(job.id)
     assert claimed is not None
     assert claimed.deaths == 2
-    assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
+    assert [item.id for item in await recovery_store.stalled_to_end(3)] == [job.id]

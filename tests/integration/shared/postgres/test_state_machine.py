@@ -110,7 +110,7 @@ class Worker:
         self.flushes = True
         self.runs: dict[tuple[str, int], asyncio.Task[JobStatus | None]] = {}
         logs = EventLog(redis)
-        self.log_writer = LogWriter(logs, store.held, late_s=0)
+        self.log_writer = LogWriter(logs, store.list_claims, late_s=0)
         self.runner = Runner(
             worker=self.name,
             engine=self.engine,
@@ -185,14 +185,14 @@ class World:
         self.store = JobStore(database)
         self.logs = EventLog(redis)
         self.streams = StreamHub(redis, self.logs, self.store, resync_s=0.2)
-        rescues = RecoveryStore(database)
-        unowned = JobTerminator(rescues, self.logs, LOG_TTL_S)
+        recovery_store = RecoveryStore(database)
+        terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             registry=registry,
             store=self.store,
             logs=self.logs,
-            terminator=unowned,
+            terminator=terminator,
             hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
             streams=self.streams,
             context=ContextWindow(registry),
@@ -200,7 +200,7 @@ class World:
             queue_estimates=QueueEstimates(QueueStore(database), registry),
         )
         self.sweeper = Sweeper(
-            rescues, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
+            recovery_store, terminator, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
         )
         self.jobs: list[str] = []
         self.by_key: dict[str, str] = {}

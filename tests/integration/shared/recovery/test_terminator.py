@@ -18,8 +18,8 @@ from tests.conftest import Workers
 
 
 @pytest.fixture
-def unowned(rescues: RecoveryStore, logs: EventLog) -> JobTerminator:
-    return JobTerminator(rescues, logs, 60)
+def unowned(recovery_store: RecoveryStore, logs: EventLog) -> JobTerminator:
+    return JobTerminator(recovery_store, logs, 60)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ async def test_a_worker_that_lives_after_all_keeps_its_log(
     await workers("w").heartbeat("m", slots=1, running=1, lease_s=60)
     assert not await unowned.end(read, JobStatus.FAILED, CANCELLED)
     assert await logs.append([Append(job.id, 1, [delta_event(2, Delta(0, "on", (7,)))])]) == [2], "it is not fenced"
-    (held,) = await workers("w").held()
+    (held,) = await workers("w").list_claims()
     assert held.status is JobStatus.IN_PROGRESS
 
 

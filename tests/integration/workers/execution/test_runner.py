@@ -40,7 +40,7 @@ class Worker:
         self.store = store
         self.engine = SteeredEngine(slots)
         self.sent: list[Hint] = []
-        self.log_writer = LogWriter(logs, store.held, late_s=60)
+        self.log_writer = LogWriter(logs, store.list_claims, late_s=60)
         self.runner = Runner(
             worker=name,
             engine=self.engine,
@@ -153,12 +153,12 @@ async def test_an_unexpected_exception_fails_its_job_alone(
 
 
 async def test_a_lost_job_is_stopped_and_nothing_is_written(
-    worker: Worker, store: JobStore, workers: Workers, rescues: RecoveryStore, logs: EventLog, job: Job
+    worker: Worker, store: JobStore, workers: Workers, recovery_store: RecoveryStore, logs: EventLog, job: Job
 ) -> None:
     run, call = await worker.start(job)
     await call.tokens(3)
     await worker.log_writer.drain(WITHIN_S)
-    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
+    assert [hint.job_id for hint in await recovery_store.requeue_stalled(3)] == [job.id]
     async with working("v", workers("v"), logs) as second:
         rescue, rescuing = await second.start(job)
         assert rescuing.prior == text_of_tokens(3)
@@ -178,11 +178,13 @@ async def test_a_lost_job_is_stopped_and_nothing_is_written(
     assert (await read(store, job)).output[0].text == text_of_tokens(6)
 
 
-async def test_a_later_attempt_here_stops_the_one_before(worker: Worker, rescues: RecoveryStore, job: Job) -> None:
+async def test_a_later_attempt_here_stops_the_one_before(
+    worker: Worker, recovery_store: RecoveryStore, job: Job
+) -> None:
     """Its lease ran out unnoticed, and the job came back to it: the first attempt holds a slot for nothing."""
     run, call = await worker.start(job)
     await call.tokens(1)
-    await rescues.requeue_stalled(3)
+    await recovery_store.requeue_stalled(3)
     later, later_call = await worker.start(job)
     assert await asyncio.wait_for(run, WITHIN_S) is None
     assert list(worker.engine.calls) == [(job.id, 2)]

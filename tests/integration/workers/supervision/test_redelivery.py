@@ -64,8 +64,8 @@ def runner(workers: Workers) -> Runner:
 
 
 @pytest.fixture
-def healer(runner: Runner, rescues: RecoveryStore, redis: Redis, sent: Sent) -> Redelivery:
-    return Redelivery(runner, rescues, redis, sent, "m")
+def healer(runner: Runner, recovery_store: RecoveryStore, redis: Redis, sent: Sent) -> Redelivery:
+    return Redelivery(runner, recovery_store, redis, sent, "m")
 
 
 async def waiting(store: JobStore, database: AsyncEngine, owner: Owner, *priorities: int) -> list[Job]:

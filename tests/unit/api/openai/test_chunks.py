@@ -30,7 +30,7 @@ def log(*deltas: Delta, counted: bool = False, end: EventType = EventType.COMPLE
     told: dict[str, Any] = {"usage": USAGE}
     if end is EventType.FAILED:
         told["error"] = {"message": "no", "code": "engine_error"}
-    made = [delta_event(seq, delta, counted=counted) for seq, delta in enumerate(deltas, 2)]
+    made = [delta_event(seq, delta, with_count=counted) for seq, delta in enumerate(deltas, 2)]
     return [event(1, EventType.STARTED, {"attempt": 1, "worker": "w"}), *made, event(9, end, told)]
 
 

@@ -30,7 +30,7 @@ def runner() -> Runner:
         slot_pool=SlotPool(SLOTS, yields=True),
         store=store,
         logs=logs,
-        log_writer=LogWriter(logs, store.held, late_s=1),
+        log_writer=LogWriter(logs, store.list_claims, late_s=1),
         log_ttl_s=1,
         max_attempts=3,
         send=lambda _: None,
