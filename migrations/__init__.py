@@ -1,1 +1,1 @@
-"""The database's schema, in Alembic's steps."""
+"""The schema of the database, as Alembic migrations."""

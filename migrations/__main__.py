@@ -1,4 +1,4 @@
-"""`python -m migrations upgrade|downgrade [REVISION]|current`, on the database that DATABASE_URL names."""
+"""`python -m migrations upgrade|downgrade [REVISION]|current`: migrates the database at DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.postgres.schema_version import alembic_config
 
 
 class DatabaseSettings(Settings):
-    """Only the database is needed here."""
+    """The command needs only the database."""
 
     redis_url: str = "redis://unused"
 

@@ -25,12 +25,12 @@ class Principal:
     scopes: frozenset[Scope]
 
     def require(self, scope: Scope) -> None:
-        """Raise `Forbidden` if the key lacks a scope."""
+        """Raise `Forbidden` if the key does not have the scope."""
         if scope not in self.scopes:
             raise Forbidden(
                 f"This API key has no `{scope.value}` scope; use a key that was created with --scope {scope.value}."
             )
 
     def owner(self, end_user: str | None = None) -> Owner:
-        """The owner of what this request creates, on behalf of an end user if the request names one."""
+        """The owner of what this request creates; `end_user` is the client's name for an end user, if it gave one."""
         return Owner(self.project_id, self.key_id, end_user_name(end_user))

@@ -1,4 +1,4 @@
-"""Keys, workers and jobs."""
+"""API keys, workers and jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deadlines, idempotency keys, counted worker deaths, and what state a worker is in."""
+"""Deadlines, idempotency keys, the number of worker deaths per job, and the state of workers."""
 
 from __future__ import annotations
 

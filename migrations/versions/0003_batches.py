@@ -1,4 +1,4 @@
-"""Files, batches, and which line of which batch a job runs."""
+"""Files and batches, and the batch line of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When files expire, and what batches say of their results' expiry."""
+"""Expiry of files, and of the result files of batches."""
 
 from __future__ import annotations
 

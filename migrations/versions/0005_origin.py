@@ -1,4 +1,4 @@
-"""Which request a job comes from, and which trace it belongs to."""
+"""The HTTP request and trace of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses, and what ended jobs are found by when their time is over."""
+"""Responses, and an index to find jobs that ended long ago."""
 
 from __future__ import annotations
 
