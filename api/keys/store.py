@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -174,7 +175,7 @@ class ApiKeyStore(Store):
                 ApiKeyRow.id,
                 ApiKeyRow.name,
                 ApiKeyRow.prefix,
-                ProjectRow.name,
+                ProjectRow.name.label("project"),
                 ApiKeyRow.scopes,
                 ApiKeyRow.created_at,
                 ApiKeyRow.expires_at,
@@ -184,15 +185,27 @@ class ApiKeyStore(Store):
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
             .order_by(ApiKeyRow.id)
         )
-        return await self._all(
-            statement, lambda row: ApiKey(*row[:4], tuple(Scope(scope) for scope in row[4]), *row[5:])
-        )
+        return await self._all(statement, _api_key)
 
     async def revoke(self, prefix: str) -> int:
         """Revoke the valid keys with this public prefix. Returns their number."""
         statement = update(ApiKeyRow).where(ApiKeyRow.prefix == prefix, _valid()).values(revoked_at=func.now())
         async with self._engine.connect() as connection:
             return int((await connection.execute(statement)).rowcount)
+
+
+def _api_key(row: Row[Any]) -> ApiKey:
+    return ApiKey(
+        id=row.id,
+        name=row.name,
+        prefix=row.prefix,
+        project=row.project,
+        scopes=tuple(Scope(scope) for scope in row.scopes),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+    )
 
 
 async def _project_id(connection: AsyncConnection, name: str) -> int:

@@ -252,4 +252,4 @@ async def test_a_crashing_vllm_does_not_log_what_it_was_given(crashing: Stack) -
     lines = [json.loads(line) for line in worker.splitlines() if line.startswith("{")]
     (fatal,) = [line for line in lines if line["message"] == "EngineCore encountered a fatal error."]
     assert (fatal["level"], fatal["logger"]) == ("error", "vllm.v1.engine.core")
-    assert "told to crash" in fatal["error"]
+    assert "crash requested" in fatal["error"]

@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server that misbehaves as it is told, one answer after the other."""
+"""An OpenAI-compatible HTTP server with scripted responses, most of which are faulty."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from aiohttp import web
 
 
 class End(Enum):
-    """What comes after an answer's tokens."""
+    """What follows the tokens of a response."""
 
     WHOLE = "a finish reason, usage, [DONE]"
     NO_USAGE = "a finish reason, [DONE]"
-    BROKEN_USAGE = "a finish reason, usage that is none, [DONE]"
-    SHORT = "the end of the body"
-    CUT = "the connection's end"
-    ERROR = "a frame that says what failed"
+    BROKEN_USAGE = "a finish reason, invalid usage, [DONE]"
+    SHORT = "nothing: the body ends early"
+    CUT = "a closed connection"
+    ERROR = "an error event"
     STRANGE = "a line that is not JSON"
-    SILENCE = "nothing, until the client leaves"
+    SILENCE = "nothing, until the client disconnects"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: an error's status and body, or a stream of tokens, then of `choices`, with an end.
+    """One response: an error's status and body, or a stream of tokens, then of `choices`, with an end.
 
-    `pause_s`: after each token.
+    `pause_s` is the pause after each token.
     """
 
     tokens: int = 0
@@ -44,8 +44,8 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Seen:
-    """One request as it came, at a time of the loop's clock."""
+class ReceivedRequest:
+    """A received request; `at` is a time of the event loop's clock."""
 
     at: float
     path: str
@@ -57,24 +57,26 @@ USAGE = {"prompt_tokens": 70, "completion_tokens": 90, "prompt_tokens_details": 
 
 
 def refusal(status: int, message: str = "no", **headers: str) -> Answer:
-    """An error as OpenAI sends it. `retry_after="1"` is the header Retry-After."""
+    """An error response in OpenAI's format. `retry_after="1"` becomes the header Retry-After."""
     body = json.dumps({"error": {"message": message, "type": "error", "code": None}})
     return Answer(status=status, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 class FaultyUpstream:
-    """Gives `answers` in order, then whole ones."""
+    """Sends the responses in `answers` in order, then complete ones."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
-        self.seen: list[Seen] = []
+        self.seen: list[ReceivedRequest] = []
         self.url = ""
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.seen.append(Seen(asyncio.get_running_loop().time(), request.path, headers, await request.json()))
+        self.seen.append(
+            ReceivedRequest(asyncio.get_running_loop().time(), request.path, headers, await request.json())
+        )
         self.arrived.set()
         answer = self.answers.pop(0) if self.answers else Answer(3)
         if answer.status != 200:
@@ -127,7 +129,7 @@ class FaultyUpstream:
 
 @asynccontextmanager
 async def faulty_upstream(port: int = 0) -> AsyncIterator[FaultyUpstream]:
-    """One that listens on 127.0.0.1, on a free port unless one is given."""
+    """Start a server on 127.0.0.1, on a free port unless one is given."""
     upstream = FaultyUpstream()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", upstream.handle)
