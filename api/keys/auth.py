@@ -62,7 +62,7 @@ async def anthropic_principal(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     api_key: Annotated[str | None, Depends(api_key_header)],
 ) -> Principal:
-    """The same, for routes that also accept the key as `x-api-key`."""
+    """The same for routes that also accept the key as `x-api-key`."""
     return await _principal(request, api_key or (credentials.credentials if credentials is not None else None))
 
 

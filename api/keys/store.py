@@ -59,7 +59,7 @@ def generate_key() -> str:
 
 
 def digest(key: str) -> str:
-    """The stored form of a key. It has 256 random bits, so a plain hash is enough."""
+    """The stored form of a key: a plain hash, which is enough for 256 random bits."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 

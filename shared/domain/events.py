@@ -45,7 +45,7 @@ _TYPES = {name: kind for kind, name in _NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
-    """A fragment of a tool call: the first has the call's id and name; the `arguments` of all add up to JSON."""
+    """A fragment of a tool call. The first one has the call's id and name; the joined `arguments` are JSON."""
 
     index: int
     id: str | None = None
@@ -95,11 +95,11 @@ class Delta:
 
     @property
     def visible(self) -> bool:
-        """Whether a reader sees anything of it. Tokens that are only part of a character show nothing yet."""
+        """Whether a reader sees any of it. Tokens that are only part of a character have no text yet."""
         return bool(self.text or self.finish_reason or self.reasoning or self.tool_calls)
 
     def merged(self, later: Delta) -> Delta:
-        """Return this delta and a later one of the same choice as one."""
+        """Return this delta merged with the next one of the same choice."""
         return Delta(
             self.index,
             self.text + later.text,
@@ -188,7 +188,7 @@ def parse_archive(text: str) -> list[Event]:
 
 
 def delta_event(seq: int, delta: Delta, *, with_count: bool = False) -> Event:
-    """Encode a delta; `with_count` adds its number of tokens for readers."""
+    """Encode a delta as an event; `with_count` includes its number of tokens."""
     payload: dict[str, Any] = {"index": delta.index, "text": delta.text}
     if delta.finish_reason is not None:
         payload["finish_reason"] = delta.finish_reason
@@ -227,5 +227,5 @@ SEQ_PER_ATTEMPT = 1_000_000
 
 
 def seq_before(attempt: int) -> int:
-    """The `seq` after which an attempt starts if the log before it was lost: above any that a reader may have."""
+    """The `seq` after which an attempt starts if the log before it was lost; no reader has received a higher one."""
     return (attempt - 1) * SEQ_PER_ATTEMPT

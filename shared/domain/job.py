@@ -95,7 +95,7 @@ _ALWAYS = ("index", "text", "finish_reason")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Numbers of tokens: in the prompt, those of it found in the prefix cache, and in all choices together."""
+    """Token counts: of the prompt, of its part that was in the prefix cache, and of all choices together."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -132,7 +132,7 @@ class WorkerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as its row stores it. Times are in UTC."""
+    """A job, as stored in its row. Times are in UTC."""
 
     id: str
     owner: Owner
@@ -164,7 +164,7 @@ class Job:
         return self.finish_before is None or self.start_before <= self.finish_before
 
     def timings(self) -> dict[str, Any]:
-        """Milliseconds from the submit to the start, the first token and the end; None if not reached."""
+        """Milliseconds from submission to the start, the first token and the end; None if not reached."""
 
         def since_submit(moment: datetime | None) -> int | None:
             return None if moment is None else round((moment - self.created_at).total_seconds() * 1000)

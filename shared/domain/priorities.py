@@ -1,4 +1,4 @@
-"""Priorities of jobs, and hints: messages that a job may be waiting."""
+"""Job priorities, and hints: messages that a job may be waiting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_batch(priority: int) -> bool:
 
 
 def to_front(hint: Hint) -> Hint:
-    """The hint for a job that is served first: it was interrupted while a reader followed it, or was passed over.
+    """Move a hint to the front: its job was interrupted while a reader followed it, or was passed over.
 
     A batch job only precedes other batch jobs.
     """

@@ -151,7 +151,7 @@ class MessageToolCall(BaseModel):
 
 
 class Message(BaseModel):
-    """A message of a conversation. An assistant's may have tool calls and no content; a tool's answers one of them."""
+    """A message in a conversation. The assistant's may have tool calls without content; a tool's answers one call."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -226,8 +226,8 @@ class ChatOptions(BaseModel):
 class GenerateRequest(BaseModel):
     """A request to an engine: a conversation (with the chat template) or a raw prompt (without it).
 
-    `prompt` is a text or token ids. `logprobs` requests the log probabilities of the sampled tokens, and of that many
-    of the most likely tokens at each position (0: of the sampled tokens only).
+    `prompt` is a text or token ids. `logprobs` requests the log probabilities of the sampled tokens, and of this
+    number of most likely tokens at each position (0: of the sampled tokens only).
 
     `echo` returns the prompt before the output: as each choice's first delta, without token ids, and with logprobs if
     they are requested (the first token's are None). `prompt_only` returns nothing else: if the engine has to sample a

@@ -39,7 +39,7 @@ class ResponseFacts:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response as its rows store it."""
+    """A response, as stored in its rows."""
 
     job: Job
     facts: ResponseFacts

@@ -24,7 +24,7 @@ def exhausted(deaths: int) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """The values that a job's row gets when it ends. `log` is the archive of its events; `attempts` is complete."""
+    """The values that a job's row gets when it ends; `log` is the archive of its events."""
 
     status: JobStatus
     finished_at: datetime

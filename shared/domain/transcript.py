@@ -9,7 +9,7 @@ from shared.domain.job import Choice, ToolCall
 
 
 def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
-    """The number of tokens that each attempt generated. Deltas belong to the attempt of the `STARTED` event before."""
+    """Count the tokens of each attempt. A delta belongs to the attempt of the preceding `STARTED` event."""
     tokens: dict[int, int] = {}
     attempt = 0
     for item in events:
@@ -21,7 +21,7 @@ def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
 
 
 class Transcript:
-    """The output of a job so far, as deltas, and the choices that they add up to."""
+    """Collects the deltas of a job, and joins them to choices."""
 
     def __init__(self, choices: int) -> None:
         self._choices = choices

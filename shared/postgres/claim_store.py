@@ -157,7 +157,7 @@ class ClaimStore(JobRowStore):
             return await self._list_claims(connection)
 
     async def end_lease(self) -> None:
-        """End the lease at once."""
+        """End this worker's lease immediately."""
         await self._changes(delete(WorkerRow).where(WorkerRow.id == self._worker))
 
     async def _list_claims(self, connection: AsyncConnection) -> list[Claim]:
@@ -170,7 +170,7 @@ class ClaimStore(JobRowStore):
 def _readable(row: Any) -> Job | None:
     """The job of a claimed row; None if its request cannot be read, for instance because a newer version wrote it.
 
-    The worker does not run such a job, so that its heartbeats release the claim.
+    The worker does not run such a job, so its heartbeats release the claim.
     """
     try:
         return to_job(row)

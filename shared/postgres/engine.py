@@ -45,7 +45,7 @@ def _open(connection: Any, _record: Any, _proxy: Any) -> None:
 
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection whose statements are committed together."""
+    """Open a connection whose statements are committed together."""
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="READ COMMITTED")
         async with connection.begin():

@@ -1,7 +1,7 @@
 """Group commit: many small writes in few transactions.
 
 There is no timer: a write starts at once while fewer than `WRITERS` batches are being written. Under load, a batch is
-what arrived during one round trip and one fsync, up to a number and a weight. Each caller waits for its own commit.
+what arrived during one round trip and one fsync, up to a maximum size. Each caller waits for its own commit.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
 
-# Suffix of a job's `worker` whose claim was revoked or released.
+# Suffix of `worker` in the row of a job whose claim was revoked or released.
 LOST = "/lost"
 
 COLUMNS = (

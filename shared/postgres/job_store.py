@@ -2,7 +2,7 @@
 
 Every change of a job's state is one guarded statement, here, in `shared.postgres.claim_store` or in
 `shared.postgres.recovery_store`. A guard names the states that may be left and, for a worker, the attempt and worker
-that own the job, so that a duplicate, late or fenced write changes nothing, and its caller learns that.
+that own the job, so that a duplicate, late or fenced write changes nothing and reports that.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Interna
 class Prepared:
     """A compiled statement. Its parameters have types that the driver accepts: JSON is text that the statement casts.
 
-    `statement` is for executions by SQLAlchemy, such as within a transaction.
+    `statement` is the original, which SQLAlchemy can execute within a transaction.
     """
 
     def __init__(self, statement: ClauseElement) -> None:

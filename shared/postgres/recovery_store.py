@@ -134,7 +134,7 @@ class RecoveryStore(JobRowStore):
         await self._changes(statement)
 
     async def delete_dead_workers(self, silent_for_s: int) -> None:
-        """Delete the rows of workers whose lease expired that long ago."""
+        """Delete the rows of workers whose lease expired at least `silent_for_s` ago."""
         await self._changes(delete(WorkerRow).where(WorkerRow.lease_expires_at < func.now() - seconds(silent_for_s)))
 
     async def waiting(self, model: str, *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
@@ -154,7 +154,7 @@ class RecoveryStore(JobRowStore):
         return await self._all(statement, _hint)
 
     async def queued_before(self, model: str, priority: int, before: str, *, limit: int) -> list[Hint]:
-        """Return queued jobs of a priority released before `before`, a job that was served: their message was lost."""
+        """Return released, queued jobs that precede the job `before`, which was served: their messages were lost."""
         statement = (
             select(JobRow.id, JobRow.model, JobRow.priority)
             .where(
