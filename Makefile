@@ -11,30 +11,30 @@ help:  ## show this list
 	@echo "make TARGET   (ENGINE=cpu|gpu|simulated, now $(ENGINE))"
 	@sed -n 's/^\([a-z]*\):.*##\(.*\)/  \1\t\2/p' Makefile
 
-up:  ## install what is missing, start everything, stop it with Ctrl-C
+up:  ## install what is missing and start everything; stop it with Ctrl-C
 	@exec $(BOOTSTRAP) -m launcher
 
-worker:  ## one more worker for a running `make up`: make worker MODEL=smollm2
+worker:  ## add a worker to a running `make up`: make worker MODEL=smollm2
 	@test -x .venv/bin/python || { echo "Headrace is not installed yet. Start it first:  make up" >&2; exit 1; }
 	@exec .venv/bin/python -m launcher.worker $(MODEL)
 
-env:  ## write .env with fresh secrets, for `docker compose up`
+env:  ## write .env with new secrets, for `docker compose up`
 	@sh launcher/compose_env.sh
 
 dev:
 	@$(BOOTSTRAP) --dev
 
-test: dev  ## run the whole test suite; ARGS go to pytest: make test ARGS="-k cancel"
+test: dev  ## run the test suite; ARGS are passed to pytest: make test ARGS="-k cancel"
 	@test "$(ENGINE)" = simulated || .venv/bin/python -m launcher.bundled_model SmolLM2-135M-Instruct
 	@exec .venv/bin/python -m pytest $(ARGS)
 
-chaos: dev  ## 10,000 jobs while everything is killed, frozen and cut off; make chaos ARGS="--quick --seed 7"
+chaos: dev  ## inject faults while 10,000 jobs run: make chaos ARGS="--quick --seed 7"
 	@exec .venv/bin/python -m chaos $(ARGS)
 
-bench: dev  ## measure this machine against the goals; make bench ARGS="--only relay --quick"
+bench: dev  ## run benchmarks and compare to the goals: make bench ARGS="--only relay --quick"
 	@exec .venv/bin/python -m benchmarks $(ARGS)
 
-lint: dev  ## style, types and layers
+lint: dev  ## check style, types and import rules
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
@@ -44,10 +44,10 @@ fmt: dev  ## format the code
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-lock:  ## resolve pyproject.toml into requirements/*.txt; ARGS=--upgrade takes the newest
+lock:  ## compile pyproject.toml into requirements/*.txt; ARGS=--upgrade for new versions
 	@python3 -m launcher.lock $(ARGS)
 
-clean:  ## remove .venv and caches; .headrace (your data) stays
+clean:  ## remove .venv and caches; keeps .headrace (your data)
 	@if test -L .venv; then rm .venv; elif test -e .venv/headrace-environment; then rm -rf .venv; fi
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './.headrace/*' -prune -exec rm -rf {} +

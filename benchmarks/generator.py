@@ -1,4 +1,4 @@
-"""Runs the load generator in a process of its own."""
+"""Runs the load generator in a separate process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from launcher.settings import REPOSITORY
 
 
 class GeneratorFailed(Exception):
-    """The load generator has ended without an answer, or too much of what it sent was refused."""
+    """The load generator exited without a summary, or requests failed that must not fail."""
 
 
 class Running:
-    """A load generator that runs; leaving the context ends it."""
+    """A running load generator; leaving the context kills it."""
 
     def __init__(self, plan: Plan) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the context is left
@@ -43,33 +43,33 @@ class Running:
         self._process.communicate()
         self._errors.close()
 
-    def until_ready(self) -> None:
-        """Wait for the streams of a plan that holds them."""
-        self._line()
+    def wait_until_ready(self) -> None:
+        """Wait until a `hold` plan has opened its streams."""
+        self._read_line()
 
     def summary(self) -> Summary:
-        """Wait for the end of the run."""
-        return Summary.load(self._line())
+        """Wait for the run to end. Returns its summary."""
+        return Summary.load(self._read_line())
 
-    def _line(self) -> bytes:
+    def _read_line(self) -> bytes:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
             self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace")[-2000:]
-            raise GeneratorFailed(f"the load generator ended with {code}:\n{said}")
+            stderr = self._errors.read().decode(errors="replace")[-2000:]
+            raise GeneratorFailed(f"the load generator exited with {code}:\n{stderr}")
         return line
 
 
 def run(plan: Plan, *, may_fail: bool = False) -> Summary:
-    """Run a plan to its end.
+    """Run a plan to completion.
 
     Raises:
-        GeneratorFailed: a request was refused or broke, and that is not one of the figures (`may_fail`).
+        GeneratorFailed: A request failed and `may_fail` is not set.
     """
     with Running(plan) as running:
         summary = running.summary()
     if summary.failed and not may_fail:
-        raise GeneratorFailed(f"{summary.failed} requests failed, for example: {summary.first_failure}")
+        raise GeneratorFailed(f"{summary.failed} requests failed; the first: {summary.first_failure}")
     return summary

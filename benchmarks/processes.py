@@ -1,4 +1,4 @@
-"""The processes of a system under load: started, waited for, counted, and ended whatever happens."""
+"""Starts, awaits, measures and stops the processes of a system under load."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SECRETS = {"HEADRACE_API_KEY", "HEADRACE_FLOWER_PASSWORD", "DATABASE_URL", "RED
 
 
 class Processes:
-    """Named processes, each with a log in `folder`. Leaving the context ends them, the last one first."""
+    """Named processes, each with a log in `folder`. Leaving the context stops them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._children: list[Child] = []
-        self._others: dict[str, int] = {}
+        self._tracked: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -52,20 +52,20 @@ class Processes:
         child.start()
         return child
 
-    def count(self, name: str, pid: int) -> None:
-        """Count a process that somebody else started and ends."""
-        self._others[name] = pid
+    def track(self, name: str, pid: int) -> None:
+        """Add a process to the CPU figures that is started and stopped elsewhere."""
+        self._tracked[name] = pid
 
     def wait(self, child: Child, ready: Callable[[], bool], within_s: float = 60.0) -> None:
-        """Wait until a process serves.
+        """Wait until a process is ready.
 
         Raises:
-            RuntimeError: it has ended, or takes too long; the message has the end of its log.
+            RuntimeError: It exited or timed out. The message includes the end of its log.
         """
         deadline = time.monotonic() + within_s
         while not ready():
             if (code := child.ended()) is not None:
-                raise RuntimeError(f"{child.name} ended ({how_it_ended(code)}):\n{child.last_lines(30)}")
+                raise RuntimeError(f"{child.name} exited ({how_it_ended(code)}):\n{child.last_lines(30)}")
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{child.name} is not ready after {within_s:.0f} s:\n{child.last_lines(30)}")
             time.sleep(0.1)
@@ -73,15 +73,15 @@ class Processes:
     @property
     def pids(self) -> dict[str, int]:
         started = {child.name: child.pid for child in self._children if child.pid is not None}
-        return started | self._others
+        return started | self._tracked
 
     def cpu_seconds(self) -> dict[str, float]:
-        """CPU seconds of each so far, with its children's."""
+        """Return the CPU seconds of each process so far, including its descendants."""
         return {name: tree_cpu_seconds(pid) for name, pid in self.pids.items()}
 
 
 def tree_cpu_seconds(pid: int) -> float:
-    """User and system time of a process, its descendants, and those of them that have ended."""
+    """Return user and system time of a process and its descendants, including those that were reaped."""
     seconds = 0.0
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
@@ -93,13 +93,13 @@ def tree_cpu_seconds(pid: int) -> float:
 
 
 def machine_busy_seconds() -> float:
-    """CPU seconds that all processes of the machine have taken, and what its host has taken from it."""
+    """Return the CPU seconds used by all processes of the machine, including time stolen by its host."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
 def answers(url: str) -> bool:
-    """Whether a GET is answered with 200."""
+    """Return whether a GET returns 200."""
     try:
         return httpx.get(url, timeout=2, trust_env=False).status_code == 200
     except httpx.TransportError:
@@ -107,7 +107,7 @@ def answers(url: str) -> bool:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """Return a free port on 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""The figures as tables, on the terminal and between the markers of a document."""
+"""Formats figures as tables, for the terminal and between the markers of a document."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Row = tuple[str, ...]
 Sections = Mapping[str, str]
 
 
-def goal_rows(judged: Sequence[Verdict]) -> list[Row]:
+def goal_rows(evaluated: Sequence[Verdict]) -> list[Row]:
     rows: list[Row] = [("goal", "target", "measured", "")]
-    for verdict in judged:
+    for verdict in evaluated:
         measured = f"{number(verdict.value)} {verdict.goal.unit}".rstrip()
-        rows.append((verdict.goal.what, verdict.target, measured, "met" if verdict.met else "MISSED"))
+        rows.append((verdict.goal.title, verdict.target, measured, "met" if verdict.met else "MISSED"))
     return rows
 
 
@@ -34,8 +34,8 @@ def figure_rows(figures: Figures, scenario: str) -> list[Row]:
             continue
         unit = figures.units[key]
         median = f"{_figure(measured.median)} {unit}".rstrip()
-        least, most = _figure(measured.least), _figure(measured.most)
-        rows.append((key.name, key.system, median, least, most, str(len(measured.values))))
+        minimum, maximum = _figure(measured.minimum), _figure(measured.maximum)
+        rows.append((key.name, key.system, median, minimum, maximum, str(len(measured.values))))
     return rows
 
 
@@ -44,46 +44,46 @@ def scenarios(figures: Figures) -> list[str]:
 
 
 def plain(figures: Figures) -> str:
-    """All tables for a terminal."""
+    """Return all tables for the terminal."""
     parts = [f"{scenario}\n{_aligned(figure_rows(figures, scenario))}" for scenario in scenarios(figures)]
-    if judged := verdicts(figures):
-        parts.append(f"goals\n{_aligned(goal_rows(judged))}")
+    if evaluated := verdicts(figures):
+        parts.append(f"goals\n{_aligned(goal_rows(evaluated))}")
     return "\n\n".join(parts)
 
 
 def sections(figures: Figures, machine: Mapping[str, str], command: str) -> Sections:
-    """A document's section for each scenario: what it was measured with and on, what of it are goals, its figures."""
+    """Return the document's section for each scenario: command and machine, goals, figures."""
     measured_on = f"`{command}`: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "."
-    judged = verdicts(figures)
-    made = {}
+    evaluated = verdicts(figures)
+    new = {}
     for scenario in scenarios(figures):
         parts = [measured_on]
-        if own := [verdict for verdict in judged if verdict.goal.key.scenario == scenario]:
+        if own := [verdict for verdict in evaluated if verdict.goal.key.scenario == scenario]:
             parts.append(_table(goal_rows(own)))
         parts.append(_table(figure_rows(figures, scenario)))
-        made[scenario] = "\n\n".join(parts)
-    return made
+        new[scenario] = "\n\n".join(parts)
+    return new
 
 
-def write(document: Path, made: Sections, order: Sequence[str]) -> None:
-    """Put sections between a document's markers, in this order. Those of other scenarios stay, as what stands around.
+def write(document: Path, new: Sections, order: Sequence[str]) -> None:
+    """Write sections between the markers of a document, in this order. All other text is kept.
 
     Raises:
-        ValueError: there are no markers.
+        ValueError: The document has no markers.
     """
     text = document.read_text() if document.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     measured, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{document} has no markers: {BEGIN} and {END}")
-    all_of_them = {**_sections_of(measured), **made}
-    names = sorted(all_of_them, key=lambda name: order.index(name) if name in order else len(order))
-    lines = "".join(f"\n### {name}\n\n{all_of_them[name]}\n" for name in names)
+    merged = {**_sections_of(measured), **new}
+    names = sorted(merged, key=lambda name: order.index(name) if name in order else len(order))
+    lines = "".join(f"\n### {name}\n\n{merged[name]}\n" for name in names)
     document.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
 
 
 def _sections_of(measured: str) -> Sections:
-    """The sections that stand between the markers."""
+    """Parse the sections between the markers."""
     _, *parts = re.split(r"^### (.+)$", measured, flags=re.MULTILINE)
     return {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
 

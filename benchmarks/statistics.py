@@ -1,4 +1,4 @@
-"""Percentiles and medians, as they are printed."""
+"""Percentiles and medians, and their formatting."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile of an ordered sequence."""
+    """Return the nearest-rank percentile of a sorted sequence."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One figure over all repeats."""
+    """The values of one figure over all repeats."""
 
     values: tuple[float, ...]
 
@@ -24,16 +24,16 @@ class Measured:
         return statistics.median(self.values)
 
     @property
-    def least(self) -> float:
+    def minimum(self) -> float:
         return min(self.values)
 
     @property
-    def most(self) -> float:
+    def maximum(self) -> float:
         return max(self.values)
 
 
 def number(value: float) -> str:
-    """Three digits that matter, and no more."""
+    """Format with about three significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -1,10 +1,10 @@
-"""A simulated upstream: OpenAI's streaming API at a fixed rate, for tests and for load on the `openai` engine.
+"""A simulated upstream: OpenAI's streaming API at a fixed rate, for tests and load on the `openai` engine.
 
     python -m benchmarks.upstream --port 8901 --ttft-ms 20 --itl-ms 5
 
-It is a bare protocol on uvloop, so that it costs little beside what it measures: one write a chunk, made of parts that
-are ready. Answers are deterministic: token n is the number n and a space, and a prompt's tokens are its words and
-one more. `GET /stats` tells how many requests are open, how many ended, and how many were left by their client.
+It is a plain asyncio protocol, so that it uses little CPU next to the system under test: one write per chunk, from
+precomputed parts. Responses are deterministic: token n is the number n and a space, and a prompt has one token more
+than words. `GET /stats` returns the number of requests: open, finished, and abandoned by their client (`left`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ JSON = b"application/json"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How the answers come: milliseconds to the first token and between tokens; limits in tokens."""
+    """Response timing, in milliseconds to the first token and between tokens, and limits in tokens."""
 
     ttft_ms: float = 20
     itl_ms: float = 5
@@ -38,7 +38,7 @@ class Pace:
 
 @dataclass(slots=True)
 class Stats:
-    """What this process has seen."""
+    """Counters of this process."""
 
     requests: int = 0
     open: int = 0
@@ -48,7 +48,7 @@ class Stats:
 
 
 class Refused(Exception):
-    """A request that is answered with an error."""
+    """A request that gets an error response."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -56,8 +56,8 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request's answer, worked out beforehand: it follows from the request alone."""
+class ParsedRequest:
+    """A parsed request with its complete response."""
 
     chat: bool
     stream: bool
@@ -70,42 +70,42 @@ class Asked:
 
     @property
     def usage(self) -> dict[str, Any]:
-        made = len(self.texts) * self.choices
+        completion_tokens = len(self.texts) * self.choices
         return {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": made,
-            "total_tokens": self.prompt_tokens + made,
+            "completion_tokens": completion_tokens,
+            "total_tokens": self.prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": 0},
         }
 
 
 def text_of_tokens(count: int) -> str:
-    """The text that so many tokens make."""
+    """Return the text of `count` tokens."""
     return "".join(f"{position} " for position in range(count))
 
 
-def parse(path: str, body: bytes, pace: Pace) -> Asked:
-    """What a request asks for.
+def parse(path: str, body: bytes, pace: Pace) -> ParsedRequest:
+    """Parse a request and compute its response.
 
     Raises:
-        Refused: it is not valid, or does not fit the context.
+        Refused: The request is invalid or does not fit the context.
     """
     try:
-        asked = orjson.loads(body)
+        fields = orjson.loads(body)
         chat = path == "/v1/chat/completions"
-        prompt = " ".join(str(item["content"]) for item in asked["messages"]) if chat else str(asked["prompt"])
+        prompt = " ".join(str(item["content"]) for item in fields["messages"]) if chat else str(fields["prompt"])
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(400, f"The body is not a valid request: {error}") from error
     prompt_tokens = len(prompt.split()) + 1
     room = pace.max_model_len - prompt_tokens
-    wanted = asked.get("max_tokens") or asked.get("max_completion_tokens")
+    wanted = fields.get("max_tokens") or fields.get("max_completion_tokens")
     if room < 1 or (wanted or 0) > room:
         raise Refused(400, f"This model's maximum context length is {pace.max_model_len} tokens.")
     count = wanted or min(pace.default_tokens, room)
     texts, finish_reason = [f"{position} " for position in range(count)], "length"
-    stops = asked.get("stop") or []
-    whole = text_of_tokens(count)
-    found = [at for stop in ([stops] if isinstance(stops, str) else stops) if (at := whole.find(stop)) >= 0]
+    stops = fields.get("stop") or []
+    full_text = text_of_tokens(count)
+    found = [at for stop in ([stops] if isinstance(stops, str) else stops) if (at := full_text.find(stop)) >= 0]
     if found:
         texts, finish_reason, left = [], "stop", min(found)
         for position in range(count):
@@ -113,20 +113,20 @@ def parse(path: str, body: bytes, pace: Pace) -> Asked:
                 break
             texts.append(f"{position} "[:left])
             left -= len(texts[-1])
-    return Asked(
+    return ParsedRequest(
         chat=chat,
-        stream=bool(asked.get("stream")),
-        include_usage=bool((asked.get("stream_options") or {}).get("include_usage")),
-        model=str(asked.get("model", "")),
+        stream=bool(fields.get("stream")),
+        include_usage=bool((fields.get("stream_options") or {}).get("include_usage")),
+        model=str(fields.get("model", "")),
         prompt_tokens=prompt_tokens,
-        choices=int(asked.get("n") or 1),
+        choices=int(fields.get("n") or 1),
         texts=texts,
         finish_reason=finish_reason,
     )
 
 
 class Upstream(asyncio.Protocol):
-    """One connection: requests one after the other, kept alive."""
+    """One keep-alive connection, serving requests in sequence."""
 
     _transport: asyncio.Transport
 
@@ -135,7 +135,7 @@ class Upstream(asyncio.Protocol):
         self._stats = stats
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
-        self._answering = False
+        self._responding = False
         self._paused = False
         self._timer: asyncio.Handle | None = None
         self._step: Callable[[], None] | None = None
@@ -143,15 +143,15 @@ class Upstream(asyncio.Protocol):
     # From the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
         self._stats.connections += 1
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stats.connections -= 1
         if self._timer is not None:
             self._timer.cancel()
-        if self._answering:
-            self._answering = False
+        if self._responding:
+            self._responding = False
             self._stats.open -= 1
             self._stats.left += 1
 
@@ -165,7 +165,7 @@ class Upstream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if not self._answering:
+        if not self._responding:
             self._next_request()
 
     # Requests
@@ -176,27 +176,27 @@ class Upstream(asyncio.Protocol):
             if len(head) > MAX_HEAD:
                 self._transport.close()
             return
-        request, *lines = head.decode("latin-1").split("\r\n")
+        start_line, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         length = int(headers.get("content-length", 0))
         if len(rest) < length:
             return
         self._buffer = rest[length:]
-        method, _, target = request.partition(" ")
+        method, _, target = start_line.partition(" ")
         path = target.partition(" ")[0].partition("?")[0]
         try:
             self._route(method, path, rest[:length])
         except Refused as error:
             body = {"error": {"message": str(error), "type": "invalid_request_error", "code": error.code}}
-            self._answer(error.status, body)
+            self._respond(error.status, body)
 
     def _route(self, method: str, path: str, body: bytes) -> None:
         match method, path:
             case "GET", "/v1/models":
-                self._answer(200, {"object": "list", "data": [{"id": "sim", "object": "model"}]})
+                self._respond(200, {"object": "list", "data": [{"id": "sim", "object": "model"}]})
             case "GET", "/stats":
                 stats = self._stats
-                self._answer(
+                self._respond(
                     200,
                     {
                         "requests": stats.requests,
@@ -207,19 +207,19 @@ class Upstream(asyncio.Protocol):
                     },
                 )
             case "POST", "/v1/chat/completions" | "/v1/completions":
-                asked = parse(path, body, self._pace)
+                request = parse(path, body, self._pace)
                 self._stats.requests += 1
                 self._stats.open += 1
-                self._answering = True
-                if asked.stream:
-                    self._stream(asked)
+                self._responding = True
+                if request.stream:
+                    self._stream(request)
                 else:
-                    seconds = (self._pace.ttft_ms + self._pace.itl_ms * len(asked.texts)) / 1000
-                    self._timer = self._loop.call_later(seconds, self._whole, asked)
+                    seconds = (self._pace.ttft_ms + self._pace.itl_ms * len(request.texts)) / 1000
+                    self._timer = self._loop.call_later(seconds, self._send_completion, request)
             case _:
-                raise Refused(404, f"There is no {method} {path}.", "not_found")
+                raise Refused(404, f"Not found: {method} {path}.", "not_found")
 
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
+    def _respond(self, status: int, body: dict[str, Any]) -> None:
         content = orjson.dumps(body)
         self._transport.write(
             b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
@@ -227,29 +227,38 @@ class Upstream(asyncio.Protocol):
         )
         self._next_request()
 
-    def _whole(self, asked: Asked) -> None:
-        text = "".join(asked.texts)
-        said = {"message": {"role": "assistant", "content": text}} if asked.chat else {"text": text}
-        choices = [{"index": index, **said, "finish_reason": asked.finish_reason} for index in range(asked.choices)]
-        kind = "chat.completion" if asked.chat else "text_completion"
-        self._ended()
-        self._answer(
+    def _send_completion(self, request: ParsedRequest) -> None:
+        text = "".join(request.texts)
+        content = {"message": {"role": "assistant", "content": text}} if request.chat else {"text": text}
+        choices = [
+            {"index": index, **content, "finish_reason": request.finish_reason} for index in range(request.choices)
+        ]
+        kind = "chat.completion" if request.chat else "text_completion"
+        self._finish()
+        self._respond(
             200,
-            {"id": "up", "object": kind, "created": 0, "model": asked.model, "choices": choices, "usage": asked.usage},
+            {
+                "id": "up",
+                "object": kind,
+                "created": 0,
+                "model": request.model,
+                "choices": choices,
+                "usage": request.usage,
+            },
         )
 
-    def _stream(self, asked: Asked) -> None:
-        """Write a chunk a token and choice, each with one write of parts that are ready."""
-        kind = b"chat.completion.chunk" if asked.chat else b"text_completion"
+    def _stream(self, request: ParsedRequest) -> None:
+        """Stream one chunk per token and choice, each in one write of precomputed parts."""
+        kind = b"chat.completion.chunk" if request.chat else b"text_completion"
         start = b'data: {"id":"up-%d","object":"%s","created":1700000000,"model":%s,"choices":[{"index":' % (
             self._stats.requests,
             kind,
-            orjson.dumps(asked.model),
+            orjson.dumps(request.model),
         )
-        before, after = (b',"delta":{"content":"', b'"}') if asked.chat else (b',"text":"', b'"')
-        starts = [start + b"%d" % index + before for index in range(asked.choices)]
+        before, after = (b',"delta":{"content":"', b'"}') if request.chat else (b',"text":"', b'"')
+        starts = [start + b"%d" % index + before for index in range(request.choices)]
         end = after + b',"logprobs":null,"finish_reason":null}]}\n\n'
-        texts = [text.encode() for text in asked.texts]
+        texts = [text.encode() for text in request.texts]
         size = len(starts[0]) + len(end)
         itl_s = self._pace.itl_ms / 1000
         position = 0
@@ -260,7 +269,7 @@ class Upstream(asyncio.Protocol):
             if self._transport.is_closing():
                 return
             if self._paused:
-                self._step = step  # the client reads too slowly; it goes on where it resumes
+                self._step = step  # the client reads too slowly; `resume_writing` continues
                 return
             self._step = None
             if position < len(texts):
@@ -271,8 +280,8 @@ class Upstream(asyncio.Protocol):
                 due += itl_s
                 self._timer = self._loop.call_at(due, step)
                 return
-            self._transport.write(self._tail(asked, start))
-            self._ended()
+            self._transport.write(self._tail(request, start))
+            self._finish()
             self._next_request()
 
         self._transport.write(
@@ -282,27 +291,27 @@ class Upstream(asyncio.Protocol):
         self._timer = self._loop.call_at(due, step)
 
     @staticmethod
-    def _tail(asked: Asked, start: bytes) -> bytes:
-        """Finish reasons, usage, [DONE] and the end of the body."""
-        said = b'"delta":{}' if asked.chat else b'"text":""'
+    def _tail(request: ParsedRequest, start: bytes) -> bytes:
+        """Return the finish reasons, usage, [DONE] and the end of the body."""
+        content = b'"delta":{}' if request.chat else b'"text":""'
         events = [
-            start + b'%d,%b,"finish_reason":"%b"}]}\n\n' % (index, said, asked.finish_reason.encode())
-            for index in range(asked.choices)
+            start + b'%d,%b,"finish_reason":"%b"}]}\n\n' % (index, content, request.finish_reason.encode())
+            for index in range(request.choices)
         ]
-        if asked.include_usage:
-            usage = {"id": "up", "object": "chunk", "model": asked.model, "choices": [], "usage": asked.usage}
+        if request.include_usage:
+            usage = {"id": "up", "object": "chunk", "model": request.model, "choices": [], "usage": request.usage}
             events.append(b"data: " + orjson.dumps(usage) + b"\n\n")
         events.append(b"data: [DONE]\n\n")
         return b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events) + b"0\r\n\r\n"
 
-    def _ended(self) -> None:
-        self._answering = False
+    def _finish(self) -> None:
+        self._responding = False
         self._stats.open -= 1
         self._stats.finished += 1
 
 
 async def serve(pace: Pace, host: str, port: int, *, reuse_port: bool = False) -> tuple[asyncio.Server, Stats]:
-    """Listen; port 0 takes a free one. Needs no uvloop, though the load tests run on it."""
+    """Start the server. Port 0 picks a free one. Works without uvloop too."""
     stats = Stats()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
@@ -327,15 +336,15 @@ def _process(pace: Pace, arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    usual = Pace()
+    defaults = Pace()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.upstream", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8901)
-    parser.add_argument("--ttft-ms", type=float, default=usual.ttft_ms)
-    parser.add_argument("--itl-ms", type=float, default=usual.itl_ms, help="0: as fast as it goes")
-    parser.add_argument("--default-tokens", type=int, default=usual.default_tokens)
-    parser.add_argument("--max-model-len", type=int, default=usual.max_model_len)
-    parser.add_argument("--processes", type=int, default=1, help="that share the port; /stats is one process's")
+    parser.add_argument("--ttft-ms", type=float, default=defaults.ttft_ms)
+    parser.add_argument("--itl-ms", type=float, default=defaults.itl_ms, help="0: as fast as possible")
+    parser.add_argument("--default-tokens", type=int, default=defaults.default_tokens)
+    parser.add_argument("--max-model-len", type=int, default=defaults.max_model_len)
+    parser.add_argument("--processes", type=int, default=1, help="number of processes; /stats covers one of them")
     arguments = parser.parse_args()
     pace = Pace(arguments.ttft_ms, arguments.itl_ms, arguments.default_tokens, arguments.max_model_len)
     if arguments.processes > 1 and not hasattr(socket, "SO_REUSEPORT"):

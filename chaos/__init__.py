@@ -1,1 +1,1 @@
-"""Faults on purpose: real processes under load, killed, frozen, cut off and wiped, and checked from the outside."""
+"""Fault injection: kill, freeze, cut off and wipe real processes under load, then verify every job over HTTP."""

@@ -1,4 +1,4 @@
-"""`python -m chaos`: faults for as long as 10,000 jobs last. 0: every promise was kept. 1: one was not."""
+"""`python -m chaos`: inject faults while 10,000 jobs run. Exit code 0: every guarantee held; 1: one was violated."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from chaos.report import failures, table
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, help="the load and the order of the faults; default: a new one")
-    parser.add_argument("--jobs", type=int, default=10_000, help="faults last as long as the jobs (default: 10000)")
-    parser.add_argument("--once", action="store_true", help="each fault once, with load for as long as they last")
-    parser.add_argument("--quick", action="store_true", help="a lease of 2 s and short outages")
-    parser.add_argument("--faults", help="only these, comma-separated")
-    parser.add_argument("--keep", action="store_true", help="keep the processes' logs, whatever comes out")
+    parser.add_argument("--seed", type=int, help="seed of the load and of the order of faults (default: random)")
+    parser.add_argument(
+        "--jobs", type=int, default=10_000, help="inject faults until this many jobs are submitted (default: 10000)"
+    )
+    parser.add_argument("--once", action="store_true", help="inject each fault once, under load")
+    parser.add_argument("--quick", action="store_true", help="use a lease of 2 s and short outages")
+    parser.add_argument("--faults", help="comma-separated names of the faults to inject (default: all)")
+    parser.add_argument("--keep", action="store_true", help="keep the process logs even if the run succeeds")
     arguments = parser.parse_args()
     try:
         faults = names(arguments.faults)
@@ -48,7 +50,7 @@ def main() -> int:
     broken = bool(result.verdict.broken)
     if broken:
         (folder / "failures.txt").write_text(failures(result))
-        print(f"\n{failures(result)}\n\nEverything is in {folder}", file=sys.stderr)
+        print(f"\n{failures(result)}\n\nLogs and failures.txt are in {folder}", file=sys.stderr)
     elif not arguments.keep:
         shutil.rmtree(folder, ignore_errors=True)
     return int(broken)

@@ -1,4 +1,4 @@
-"""One run: load, faults, quiet, verdict."""
+"""One run: apply load, inject faults, wait until all jobs end, verify."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from chaos.verify import verify
 from chaos.work import make_work
 
 WARM_UP_S = 5.0
-# Fewer jobs end before two windows and the faults between them have passed.
-MEASURED_FROM = 4000
-HISTORIES = 5
+# Shorter runs end before two measurement windows and the faults between them are over.
+MIN_JOBS_FOR_THROUGHPUT = 4000
+MAX_HISTORIES = 5
 _OUTSTANDING = text("SELECT count(*) FROM jobs WHERE status IN ('queued', 'in_progress', 'cancelling')")
 
 
 async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
-    """Run a plan in a folder. Nothing is left running."""
+    """Run a plan, with logs and data in `folder`. All processes are stopped at the end."""
     works = await make_work(plan, random.Random(f"{plan.seed} work"))
     async with running(plan, folder) as cluster:
         began = time.monotonic()
@@ -39,24 +39,24 @@ async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
         before = after = None
         rng = random.Random(f"{plan.seed} faults")
         if plan.jobs is None:
-            await _each_once(cluster, rng, happened, say)
+            await _inject_each_once(cluster, rng, happened, say)
             load.stop()
-        elif plan.jobs < MEASURED_FROM:
-            await _for_long(cluster, load, rng, 0, happened, say)
+        elif plan.jobs < MIN_JOBS_FOR_THROUGHPUT:
+            await _inject_until_reserve(cluster, load, rng, 0, happened, say)
         else:
             await asyncio.sleep(WARM_UP_S)
             before = await throughput(cluster, plan.window_s)
             say(f"before the first fault: {before:.0f} tokens/s")
             per_job = sum(work.tokens for work in works) / len(works)
             reserve = round(1.5 * before / per_job * (plan.window_s + _settling_s(plan)))
-            await _for_long(cluster, load, rng, reserve, happened, say)
+            await _inject_until_reserve(cluster, load, rng, reserve, happened, say)
             await asyncio.sleep(_settling_s(plan))
             measured = await throughput(cluster, plan.window_s)
             after = measured if load.left else None
-            say(f"after the last fault: {measured:.0f} tokens/s{'' if after else ', with too few jobs left'}")
+            say(f"after the last fault: {measured:.0f} tokens/s{'' if after else ' (the load had ended)'}")
         await loading
-        quiet_after_s = await _quiet(cluster, load)
-        say(f"quiet after {quiet_after_s:.1f} s; checking {len(load.accepted)} jobs")
+        quiet_after_s = await _wait_until_quiet(cluster, load)
+        say(f"all jobs ended after {quiet_after_s:.1f} s; verifying {len(load.accepted)} jobs")
         verdict = await verify(cluster, load)
         readers = [item.reader for item in load.accepted if item.reader]
         offending = dict.fromkeys(item.job_id for item in verdict.broken if item.job_id)
@@ -69,35 +69,35 @@ async def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
             readers=len(readers),
             resumes=sum(max(0, reader.resumes - 1) for reader in readers),
             restarts=sum(event.event == "job.restarted" for reader in readers for event in reader.seen),
-            healed=cluster.processes.healed,
+            self_restarts=cluster.processes.self_restarts,
             failed_starts=cluster.processes.failed_starts,
-            rescues=rescues([death for death in cluster.deaths if not death.announced], readers),
-            hand_overs=rescues([death for death in cluster.deaths if death.announced], readers),
+            rescues=rescues([death for death in cluster.deaths if not death.graceful], readers),
+            hand_overs=rescues([death for death in cluster.deaths if death.graceful], readers),
             seconds=time.monotonic() - began,
             before=before,
             after=after,
             quiet_after_s=quiet_after_s,
-            histories=[await history(cluster, load, job_id) for job_id in list(offending)[:HISTORIES]],
+            histories=[await history(cluster, load, job_id) for job_id in list(offending)[:MAX_HISTORIES]],
         )
 
 
 def _settling_s(plan: Plan) -> float:
-    """After the last fault: what was lost with it is found, and all workers are full again."""
+    """Time after the last fault until lost jobs are recovered and all workers are full again."""
     return 2 * plan.lease_s + 6
 
 
-async def _each_once(
+async def _inject_each_once(
     cluster: Cluster, rng: random.Random, happened: list[Happened], say: Callable[[str], None]
 ) -> None:
     for name in cluster.plan.faults:
         await asyncio.sleep(rng.uniform(*cluster.plan.pause_s))
-        happened.append(await _strike(cluster, name, rng, say))
+        happened.append(await _inject(cluster, name, rng, say))
 
 
-async def _for_long(
+async def _inject_until_reserve(
     cluster: Cluster, load: Load, rng: random.Random, reserve: int, happened: list[Happened], say: Callable[[str], None]
 ) -> None:
-    """Faults that overlap, until so many jobs are left. A server meets one at a time."""
+    """Inject overlapping faults until `reserve` jobs are left. PostgreSQL and Valkey get one fault at a time."""
     busy: dict[str, asyncio.Task[Happened]] = {}
     tasks: list[asyncio.Task[Happened]] = []
     for name in endless(cluster.plan.faults, rng):
@@ -108,23 +108,23 @@ async def _for_long(
         if role in busy and role not in ("api", "worker"):
             await busy[role]
             await asyncio.sleep(BACK_S)
-        busy[role] = asyncio.create_task(_strike(cluster, name, random.Random(rng.random()), say))
+        busy[role] = asyncio.create_task(_inject(cluster, name, random.Random(rng.random()), say))
         tasks.append(busy[role])
     happened += await asyncio.gather(*tasks)
 
 
-async def _strike(cluster: Cluster, name: str, rng: random.Random, say: Callable[[str], None]) -> Happened:
+async def _inject(cluster: Cluster, name: str, rng: random.Random, say: Callable[[str], None]) -> Happened:
     happened = await strike(cluster, name, rng)
     say(f"{happened.name:18} {happened.what}")
     return happened
 
 
-async def _quiet(cluster: Cluster, load: Load) -> float:
-    """Wait until no job is open and each reader is done, or for as long as the plan allows."""
+async def _wait_until_quiet(cluster: Cluster, load: Load) -> float:
+    """Wait until all jobs and readers have ended, at most `plan.quiet_s`. Returns the seconds waited."""
     began = time.monotonic()
     deadline = began + cluster.plan.quiet_s
     while time.monotonic() < deadline:
-        if await _nothing_open(cluster) and await cluster.ready():
+        if await _all_jobs_ended(cluster) and await cluster.ready():
             break
         await asyncio.sleep(0.2)
     try:
@@ -135,7 +135,7 @@ async def _quiet(cluster: Cluster, load: Load) -> float:
     return time.monotonic() - began
 
 
-async def _nothing_open(cluster: Cluster) -> bool:
+async def _all_jobs_ended(cluster: Cluster) -> bool:
     try:
         async with cluster.observer.connect() as connection:
             return not (await connection.execute(_OUTSTANDING)).scalar_one()
@@ -143,11 +143,11 @@ async def _nothing_open(cluster: Cluster) -> bool:
         return False
 
 
-def names(chosen: str | None) -> tuple[str, ...]:
-    """Faults from a comma-separated list; all of them without one. Raises ValueError for an unknown name."""
-    if chosen is None:
+def names(listed: str | None) -> tuple[str, ...]:
+    """Parse a comma-separated list of faults; None means all. Raises ValueError for an unknown name."""
+    if listed is None:
         return tuple(FAULTS)
-    wanted = tuple(name.strip() for name in chosen.split(","))
-    if unknown := [name for name in wanted if name not in FAULTS]:
-        raise ValueError(f"no fault is called {', '.join(unknown)}; there are: {', '.join(FAULTS)}")
-    return wanted
+    selected = tuple(name.strip() for name in listed.split(","))
+    if unknown := [name for name in selected if name not in FAULTS]:
+        raise ValueError(f"unknown fault: {', '.join(unknown)}; choose from: {', '.join(FAULTS)}")
+    return selected

@@ -1,4 +1,4 @@
-"""The whole thing: servers, proxies in front of them, API and worker processes behind those."""
+"""The system under test: servers, a fault proxy in front of each, and the API and worker processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from chaos.servers import Servers
 from launcher.settings import REPOSITORY
 
 START_S = 60.0
-# A reader hears from a live API at least this often; one that hears nothing for twice as long tries another.
+# The heartbeat interval of streams. A reader that receives nothing for twice as long switches to another API.
 PING_S = 1.5
 HTTP_TIMEOUT = httpx.Timeout(5, connect=2, read=2 * PING_S, pool=None)
 SUBMIT_TIMEOUT = httpx.Timeout(15, connect=2, pool=None)
@@ -32,16 +32,16 @@ SUBMIT_TIMEOUT = httpx.Timeout(15, connect=2, pool=None)
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A worker that was stopped: when (monotonic seconds), which process, and whether it could hand over."""
+    """A stopped worker. `at` is in monotonic seconds; `graceful` means SIGTERM, so it could requeue its jobs."""
 
     at: float
     pid: int
-    announced: bool = False
+    graceful: bool = False
 
 
 @dataclass(slots=True)
 class Cluster:
-    """What a fault can meet, and what a client sees."""
+    """The running system: what faults act on, and clients of its API."""
 
     plan: Plan
     folder: Path
@@ -50,12 +50,12 @@ class Cluster:
     postgres: FaultProxy
     processes: Processes
     clients: list[httpx.AsyncClient]
-    # Straight to PostgreSQL, past the proxy: for looking, never for the product.
+    # Connects to PostgreSQL directly, bypassing the proxy. Used by the test only, never by Headrace.
     observer: AsyncEngine
     deaths: list[Death] = field(default_factory=list)
 
     async def ready(self) -> bool:
-        """Whether each API process answers that all it needs is there."""
+        """Return whether every API process is ready and every process is up."""
         for client in self.clients:
             try:
                 if (await client.get("/readyz")).status_code != 200:
@@ -66,7 +66,7 @@ class Cluster:
 
 
 def write_models(plan: Plan, file: Path) -> Path:
-    """A models.yaml with the simulated model; JSON is YAML."""
+    """Write a models.yaml with the simulated model, as JSON, which is valid YAML."""
     options = {"ttft_ms": plan.ttft_ms, "itl_ms": plan.itl_ms}
     model = {"name": MODEL, "engine": "simulated", "slots": plan.slots, "options": options}
     file.write_text(json.dumps({"models": [model]}))
@@ -75,7 +75,7 @@ def write_models(plan: Plan, file: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def running(plan: Plan, folder: Path) -> AsyncIterator[Cluster]:
-    """Start everything, wait until it serves, and end everything."""
+    """Start everything and wait until it is ready; on exit, stop everything."""
     async with contextlib.AsyncExitStack() as stack:
         servers = Servers(folder)
         stack.push_async_callback(servers.stop)
@@ -97,8 +97,8 @@ async def running(plan: Plan, folder: Path) -> AsyncIterator[Cluster]:
             "HEADRACE_DRAIN_S": "1",
             "HEADRACE_STOP_GRACE_S": "1",
         }
-        await _command(environment, "migrations", "upgrade")
-        await _command(environment | {"HEADRACE_API_KEY": key}, "api.keys", "ensure", "chaos")
+        await _run_module(environment, "migrations", "upgrade")
+        await _run_module(environment | {"HEADRACE_API_KEY": key}, "api.keys", "ensure", "chaos")
 
         processes = Processes(folder, environment)
         stack.push_async_callback(processes.stop)
@@ -108,7 +108,7 @@ async def running(plan: Plan, folder: Path) -> AsyncIterator[Cluster]:
         for number in range(1, plan.workers + 1):
             processes.add("worker", number, "workers", MODEL)
         supervisor = asyncio.create_task(processes.supervise())
-        stack.push_async_callback(_cancelled, supervisor)
+        stack.push_async_callback(_cancel_and_wait, supervisor)
 
         clients = [_client(port, key) for port in ports]
         for client in clients:
@@ -133,7 +133,7 @@ async def _until_ready(cluster: Cluster) -> None:
 
 
 def _all_serve(cluster: Cluster) -> bool:
-    return all(member.served for member in cluster.processes.members)
+    return all(member.was_ready for member in cluster.processes.members)
 
 
 def _client(port: int, key: str) -> httpx.AsyncClient:
@@ -146,8 +146,8 @@ def _client(port: int, key: str) -> httpx.AsyncClient:
     )
 
 
-async def _command(environment: dict[str, str], *arguments: str) -> None:
-    """Run `python -m ...` to its end."""
+async def _run_module(environment: dict[str, str], *arguments: str) -> None:
+    """Run `python -m ...` to completion."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -162,13 +162,13 @@ async def _command(environment: dict[str, str], *arguments: str) -> None:
         raise RuntimeError(f"python -m {' '.join(arguments)} failed:\n{output.decode()}")
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _cancel_and_wait(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
+    """Return free ports on 127.0.0.1."""
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [listener.getsockname()[1] for listener in listeners]

@@ -1,4 +1,4 @@
-"""The faults, by name, and the order that they come in."""
+"""The faults by name, and the order in which they are injected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Fault = Callable[[Cluster, random.Random], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """A fault: from when to when (monotonic seconds), which, and to whom."""
+    """An injected fault. Times are monotonic seconds; `what` describes its target."""
 
     began: float
     ended: float
@@ -31,7 +31,7 @@ class Happened:
 
 
 def _victim(cluster: Cluster, role: str, rng: random.Random) -> Member | None:
-    """A running process of a role; the last worker that runs is spared, so that there is somebody to go on."""
+    """Return a random running process of the role, or None if it is the only one: one must keep serving."""
     running = cluster.processes.of(role)
     return rng.choice(running) if len(running) > 1 else None
 
@@ -40,8 +40,8 @@ def _kill(role: str) -> Fault:
     async def fault(cluster: Cluster, rng: random.Random) -> str:
         member = _victim(cluster, role, rng)
         if member is None:
-            return "nobody to spare"
-        member.expected, member.down_s = True, rng.uniform(0.2, 2)
+            return "skipped: only one is running"
+        member.exit_expected, member.down_s = True, rng.uniform(0.2, 2)
         pid = send(member, signal.SIGKILL)
         if pid is not None and role == "worker":
             cluster.deaths.append(Death(time.monotonic(), pid))
@@ -54,17 +54,17 @@ def _freeze(role: str) -> Fault:
     async def fault(cluster: Cluster, rng: random.Random) -> str:
         member = _victim(cluster, role, rng)
         if member is None:
-            return "nobody to spare"
+            return "skipped: only one is running"
         member.frozen = True
         pid = send(member, signal.SIGSTOP)
         if pid is not None and role == "worker":
             cluster.deaths.append(Death(time.monotonic(), pid))
         try:
-            await asyncio.sleep(cluster.plan.frozen_s)
+            await asyncio.sleep(cluster.plan.freeze_s)
         finally:
             send(member, signal.SIGCONT)
             member.frozen = False
-        return f"{member.name} (pid {pid}) for {cluster.plan.frozen_s:.1f} s"
+        return f"{member.name} (pid {pid}) for {cluster.plan.freeze_s:.1f} s"
 
     return fault
 
@@ -73,11 +73,11 @@ def _restart(role: str) -> Fault:
     async def fault(cluster: Cluster, rng: random.Random) -> str:
         member = _victim(cluster, role, rng)
         if member is None:
-            return "nobody to spare"
-        member.expected, member.down_s = True, 0.2
+            return "skipped: only one is running"
+        member.exit_expected, member.down_s = True, 0.2
         pid = send(member, signal.SIGTERM)
         if pid is not None and role == "worker":
-            cluster.deaths.append(Death(time.monotonic(), pid, announced=True))
+            cluster.deaths.append(Death(time.monotonic(), pid, graceful=True))
         return f"{member.name} (pid {pid})"
 
     return fault
@@ -91,7 +91,7 @@ async def _flush_valkey(cluster: Cluster, rng: random.Random) -> str:
 
 
 async def _kill_valkey(cluster: Cluster, rng: random.Random) -> str:
-    down_s = rng.uniform(0.2, cluster.plan.away_s[0])
+    down_s = rng.uniform(0.2, cluster.plan.outage_s[0])
     await cluster.servers.kill_valkey(down_s)
     return f"down for {down_s:.1f} s"
 
@@ -102,7 +102,7 @@ async def _restart_postgres(cluster: Cluster, rng: random.Random) -> str:
 
 
 async def _crash_postgres(cluster: Cluster, rng: random.Random) -> str:
-    return f"its backend {cluster.servers.crash_postgres()}, killed -9"
+    return f"backend {cluster.servers.crash_postgres()} (SIGKILL)"
 
 
 async def _end_backends(cluster: Cluster, rng: random.Random) -> str:
@@ -113,7 +113,7 @@ async def _end_backends(cluster: Cluster, rng: random.Random) -> str:
         async with cluster.observer.connect() as connection:
             return f"{(await connection.execute(statement)).scalar_one()} sessions"
     except (SQLAlchemyError, OSError) as error:
-        return f"PostgreSQL is away: {error}"
+        return f"PostgreSQL is unavailable: {error}"
 
 
 def _proxy(cluster: Cluster, server: str) -> FaultProxy:
@@ -127,9 +127,9 @@ def _cut(server: str) -> Fault:
     return fault
 
 
-def _away(server: str) -> Fault:
+def _refuse(server: str) -> Fault:
     async def fault(cluster: Cluster, rng: random.Random) -> str:
-        seconds = rng.uniform(*cluster.plan.away_s)
+        seconds = rng.uniform(*cluster.plan.outage_s)
         proxy = _proxy(cluster, server)
         proxy.refuse(True)
         try:
@@ -143,7 +143,7 @@ def _away(server: str) -> Fault:
 
 def _stall(server: str) -> Fault:
     async def fault(cluster: Cluster, rng: random.Random) -> str:
-        seconds = rng.uniform(*cluster.plan.away_s)
+        seconds = rng.uniform(*cluster.plan.outage_s)
         proxy = _proxy(cluster, server)
         proxy.stall(True)
         try:
@@ -155,7 +155,7 @@ def _stall(server: str) -> Fault:
     return fault
 
 
-# In the order of a run that has each of them once: the roles take turns.
+# The order of a run with `--once`: the roles alternate.
 FAULTS: dict[str, Fault] = {
     "worker-kill": _kill("worker"),
     "valkey-flush": _flush_valkey,
@@ -167,24 +167,24 @@ FAULTS: dict[str, Fault] = {
     "api-freeze": _freeze("api"),
     "valkey-kill": _kill_valkey,
     "worker-restart": _restart("worker"),
-    "postgres-away": _away("postgres"),
+    "postgres-away": _refuse("postgres"),
     "valkey-stall": _stall("valkey"),
     "api-restart": _restart("api"),
     "postgres-backends": _end_backends,
-    "valkey-away": _away("valkey"),
+    "valkey-away": _refuse("valkey"),
     "postgres-crash": _crash_postgres,
     "postgres-stall": _stall("postgres"),
 }
 
 
 def endless(names: tuple[str, ...], rng: random.Random) -> Iterator[str]:
-    """Faults for ever: round after round of all of them, each in an order of its own."""
+    """Yield faults forever, in rounds of all of them, each round shuffled."""
     while True:
         yield from rng.sample(names, len(names))
 
 
 async def strike(cluster: Cluster, name: str, rng: random.Random) -> Happened:
-    """Let a fault happen, to its end."""
+    """Inject a fault and wait until it is over."""
     began = time.monotonic()
     what = await FAULTS[name](cluster, rng)
     return Happened(began, time.monotonic(), name, what)

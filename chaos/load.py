@@ -1,4 +1,4 @@
-"""The load: jobs over all API processes, so many at a time, readers on some of them, cancels on a few."""
+"""The load: a fixed number of outstanding jobs over all API processes; some have readers, a few are cancelled."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from chaos.readers import Reader
 from chaos.work import Work
 
 SUBMITTERS = 12
-LOOK_S = 0.2
+POLL_S = 0.2
 RETRY_S = 0.2
 _OUTSTANDING = text("SELECT count(*) FROM jobs WHERE status IN ('queued', 'in_progress', 'cancelling')")
 
 
 @dataclass(slots=True)
 class Accepted:
-    """A job that was acknowledged with 202."""
+    """A job that was accepted with 202."""
 
     job_id: str
     work: Work
     reader: Reader | None = None
-    cancel_asked: bool = False
+    cancel_requested: bool = False
 
 
 class Load:
-    """Submits, reads and cancels. `problems` are answers that no fault excuses."""
+    """Submits, reads and cancels jobs. `problems` are responses that no fault explains."""
 
     def __init__(self, cluster: Cluster, works: list[Work], rng: random.Random) -> None:
         self._cluster = cluster
         self._works = works
         self._rng = rng
-        self._room = 0
+        self._capacity = 0
         self._in_flight = 0
         self._number = 0
         self._stopped = False
-        self._others: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.accepted: list[Accepted] = []
         self.refused = 0
         self.problems: list[str] = []
 
     @property
     def left(self) -> int:
-        """Jobs that are still to be submitted."""
+        """The number of jobs still to submit."""
         return 0 if self._stopped else (self._cluster.plan.jobs or 10**9) - self._number
 
     def stop(self) -> None:
-        """Submit nothing more."""
+        """Stop submitting."""
         self._stopped = True
 
     async def run(self) -> None:
-        """Submit until there is nothing left or `stop`."""
+        """Submit until no jobs are left or `stop` is called."""
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch())
             submitters = [group.create_task(self._submit_all()) for _ in range(SUBMITTERS)]
@@ -67,34 +67,31 @@ class Load:
             watch.cancel()
 
     async def readers_ended(self) -> None:
-        """Wait until each reader has read its job's end, and each cancel was taken."""
-        while self._others:
-            await asyncio.wait(self._others)
-
-    def waiting_readers(self) -> list[Reader]:
-        return [item.reader for item in self.accepted if item.reader and item.reader.terminal is None]
+        """Wait until every reader has received a terminal event and every cancel was accepted."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def drop_readers(self) -> None:
-        for task in self._others:
+        for task in self._tasks:
             task.cancel()
 
     async def _watch(self) -> None:
-        """Make room for as many jobs as have ended."""
+        """Update how many jobs may be submitted, from the number outstanding."""
         while True:
             try:
                 async with self._cluster.observer.connect() as connection:
                     outstanding = (await connection.execute(_OUTSTANDING)).scalar_one()
-                self._room = self._cluster.plan.outstanding - outstanding - self._in_flight
+                self._capacity = self._cluster.plan.outstanding - outstanding - self._in_flight
             except (SQLAlchemyError, OSError):
-                pass  # PostgreSQL is away, as planned
-            await asyncio.sleep(LOOK_S)
+                pass  # a planned outage of PostgreSQL
+            await asyncio.sleep(POLL_S)
 
     async def _submit_all(self) -> None:
         while self.left > 0:
-            if self._room <= 0:
-                await asyncio.sleep(LOOK_S / 4)
+            if self._capacity <= 0:
+                await asyncio.sleep(POLL_S / 4)
                 continue
-            self._room -= 1
+            self._capacity -= 1
             self._number += 1
             self._in_flight += 1
             work = self._rng.choice(self._works)
@@ -104,7 +101,7 @@ class Load:
                 self._accept(Accepted(job_id, work))
 
     async def _submit(self, work: Work, number: int) -> str | None:
-        """Submit until it is acknowledged; None where the load was stopped before."""
+        """Retry a submit until it is accepted. Returns the job id, or None if the load was stopped first."""
         clients = self._cluster.clients
         api = self._rng.randrange(len(clients))
         while not self._stopped:
@@ -116,7 +113,7 @@ class Load:
                 if response.status_code == 202:
                     return str(response.json()["id"])
                 if response.status_code != 503:
-                    self.problems.append(f"a submit answered {response.status_code} {response.text}")
+                    self.problems.append(f"submit returned {response.status_code} {response.text}")
             self.refused += 1
             api = (api + 1) % len(clients)
             await asyncio.sleep(RETRY_S)
@@ -127,19 +124,19 @@ class Load:
         plan = self._cluster.plan
         if self._rng.random() < plan.readers:
             item.reader = Reader(item.job_id, self._cluster.clients, self._rng)
-            self._beside(item.reader.run())
+            self._spawn(item.reader.run())
         if self._rng.random() < plan.cancels:
-            self._beside(self._cancel(item, self._rng.uniform(0, plan.tokens[1] * plan.itl_ms / 1000)))
+            self._spawn(self._cancel(item, self._rng.uniform(0, plan.tokens[1] * plan.itl_ms / 1000)))
 
-    def _beside(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
-        self._others.add(task)
-        task.add_done_callback(self._others.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _cancel(self, item: Accepted, after_s: float) -> None:
-        """Ask for a job's cancel until that is answered."""
+        """Retry a job's cancel until it is accepted."""
         await asyncio.sleep(after_s)
-        item.cancel_asked = True
+        item.cancel_requested = True
         clients = self._cluster.clients
         api = self._rng.randrange(len(clients))
         deadline = time.monotonic() + self._cluster.plan.quiet_s
@@ -152,8 +149,8 @@ class Load:
                 if response.status_code == 200:
                     return
                 if response.status_code != 503:
-                    self.problems.append(f"a cancel answered {response.status_code} {response.text} {item.job_id}")
+                    self.problems.append(f"cancel of {item.job_id} returned {response.status_code} {response.text}")
                     return
             api = (api + 1) % len(clients)
             await asyncio.sleep(RETRY_S)
-        self.problems.append(f"a cancel was not taken until the end {item.job_id}")
+        self.problems.append(f"cancel of {item.job_id} was not accepted within {self._cluster.plan.quiet_s:.0f} s")

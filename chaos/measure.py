@@ -1,4 +1,4 @@
-"""What is measured beside what is promised: throughput, and how long a rescue takes."""
+"""Measurements: throughput, and the time until a stopped worker's streams continue."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from chaos.cluster import Cluster, Death
 from chaos.faults import Happened
 from chaos.readers import Reader
 
-# What was away is connected to again before it counts as left alone, and before the next fault meets it.
+# Time to reconnect after an outage: until then it counts as ongoing, and the server gets no new fault.
 BACK_S = 1.0
 
-_MADE = text(
+_COMPLETION_TOKENS = text(
     "SELECT coalesce(sum((usage->>'completion_tokens')::bigint), 0) FROM jobs"
     " WHERE finished_at BETWEEN :began AND :ended"
 )
 
 
 async def throughput(cluster: Cluster, seconds: float) -> float:
-    """Output tokens per second of the jobs that end in the next so many seconds."""
+    """Measure output tokens per second, over the jobs that end in the next `seconds`."""
     began = await _now(cluster)
     await asyncio.sleep(seconds)
     ended = await _now(cluster)
     async with cluster.observer.connect() as connection:
-        tokens = (await connection.execute(_MADE, {"began": began, "ended": ended})).scalar_one()
+        tokens = (await connection.execute(_COMPLETION_TOKENS, {"began": began, "ended": ended})).scalar_one()
     return float(tokens) / (ended - began).total_seconds()
 
 
@@ -41,16 +41,16 @@ async def _now(cluster: Cluster) -> datetime:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rescue:
-    """A stream whose worker was stopped: seconds until its next token, of another worker."""
+    """A stream whose worker was stopped: seconds until the next token, from another worker."""
 
     seconds: float
     job_id: str
-    # When its worker was stopped, in monotonic seconds.
+    # When the worker was stopped, in monotonic seconds.
     at: float
 
 
 def rescues(deaths: Iterable[Death], readers: Sequence[Reader]) -> list[Rescue]:
-    """The streams of workers that were stopped, the fastest rescue first."""
+    """Return the streams of stopped workers, fastest rescue first."""
     return sorted(
         Rescue(seconds, reader.job_id, death.at)
         for death in deaths
@@ -63,22 +63,22 @@ def _rescue(death: Death, reader: Reader) -> float | None:
     worker, rescued = "", False
     for event, at in zip(reader.seen, reader.times, strict=True):
         if event.event == "job.started":
-            if at >= death.at and not _runs(worker, death):
+            if at >= death.at and not _ran_on(worker, death):
                 return None
             rescued = at >= death.at
             worker = event.data["worker"]
-        elif event.event == "job.delta" and rescued and not _runs(worker, death):
+        elif event.event == "job.delta" and rescued and not _ran_on(worker, death):
             return at - death.at
     return None
 
 
-def _runs(worker: str, death: Death) -> bool:
-    """A worker's id holds its process's: MODEL-PID-RANDOM@HOST."""
+def _ran_on(worker: str, death: Death) -> bool:
+    """Return whether the worker id (MODEL-PID-RANDOM@HOST) is that of the stopped process."""
     return f"-{death.pid}-" in worker
 
 
 def undisturbed(found: Iterable[Rescue], happened: Iterable[Happened]) -> list[Rescue]:
-    """Rescues during which Redis and PostgreSQL were left alone."""
+    """Return the rescues during which Redis and PostgreSQL had no fault."""
     outages = [item for item in happened if not item.name.startswith(("api-", "worker-"))]
     return [
         rescue
@@ -88,5 +88,5 @@ def undisturbed(found: Iterable[Rescue], happened: Iterable[Happened]) -> list[R
 
 
 def percentile(rescues: Sequence[Rescue], share: float) -> float:
-    """The nearest-rank percentile of the seconds."""
+    """Return the nearest-rank percentile of the seconds."""
     return rescues[max(0, math.ceil(share * len(rescues)) - 1)].seconds

@@ -1,4 +1,4 @@
-"""What a run is: how much load, which faults, how long they last."""
+"""Configuration of a run: load, faults and durations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ MODEL = "sim"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run. Times in seconds unless they say otherwise."""
+    """One run. Times are in seconds unless the name has another unit."""
 
     seed: int
     faults: tuple[str, ...]
-    # Faults come for as long as there are jobs. None: each fault once, and jobs for as long as those last.
+    # Faults are injected while jobs are left. None: inject each fault once, submitting jobs until the last is over.
     jobs: int | None = 10_000
     quick: bool = False
     window_s: float = 20.0
-    # Jobs that wait or run at any time: more than the workers' slots, so that throughput means something.
+    # Outstanding jobs: more than the workers' slots, so that throughput is limited by the workers.
     outstanding: int = 140
     apis: int = 2
     workers: int = 3
@@ -39,21 +39,21 @@ class Plan:
         return 0.5 if self.quick else 2.0
 
     @property
-    def frozen_s(self) -> float:
-        """Longer than the lease, so that what is frozen wakes up as a zombie."""
+    def freeze_s(self) -> float:
+        """Duration of a freeze: longer than the lease, so that a worker has lost its jobs when it wakes up."""
         return 1.5 * self.lease_s
 
     @property
-    def away_s(self) -> tuple[float, float]:
-        """How long a server cannot be reached."""
+    def outage_s(self) -> tuple[float, float]:
+        """Range of the durations of server outages."""
         return (1.0, 2.0) if self.quick else (2.0, 10.0)
 
     @property
     def pause_s(self) -> tuple[float, float]:
-        """Between two faults."""
+        """Range of the pauses between faults."""
         return (0.5, 1.0) if self.quick else (1.0, 6.0)
 
     @property
     def quiet_s(self) -> float:
-        """How long the end of all jobs may take once the faults have stopped."""
+        """Limit for all jobs to end after the last fault."""
         return 60.0 if self.quick else 180.0

@@ -1,4 +1,4 @@
-"""API and worker processes, and a supervisor that starts again what has ended."""
+"""API and worker processes, and a supervisor that restarts them."""
 
 from __future__ import annotations
 
@@ -16,46 +16,47 @@ from launcher.settings import REPOSITORY
 
 POLL_S = 0.1
 STOP_S = 15.0
-# What a role logs once it serves.
+# What each role logs once it is ready.
 READY = {"api": "Application startup complete", "worker": " ready."}
-# A worker whose consumer is stuck says so and ends, to be started again.
+# The exit code of a worker whose consumer is stuck.
 EXIT_STUCK = 75
 
 
 @dataclass(slots=True)
 class Member:
-    """One process of the cluster, over all its lives."""
+    """One process of the cluster, across restarts."""
 
     name: str
     role: str
     child: Child
     down_s: float = 0.5
-    # Whether its next end is our doing.
-    expected: bool = False
+    # Set while a fault is ending the process, and until it is restarted.
+    exit_expected: bool = False
     frozen: bool = False
 
     @property
-    def served(self) -> bool:
-        """Whether it has served since its last start."""
+    def was_ready(self) -> bool:
+        """Whether it has become ready since its last start."""
         return READY[self.role] in self.child.last_lines(10**6)
 
     @property
     def up(self) -> bool:
-        return self.child.pid is not None and not self.frozen and not self.expected
+        return self.child.pid is not None and not self.frozen and not self.exit_expected
 
 
 @dataclass(slots=True)
 class Processes:
-    """All members. Ends that nobody asked for are kept in `surprises`.
+    """All members. Unexpected exits are collected in `unexpected_exits`.
 
-    But for workers that ended to heal, and starts that failed because what they need was away.
+    Counted separately: workers that exited because their consumer was stuck (`self_restarts`), and starts that failed
+    because a server was unavailable (`failed_starts`).
     """
 
     folder: Path
     environment: Mapping[str, str]
     members: list[Member] = field(default_factory=list)
-    surprises: list[str] = field(default_factory=list)
-    healed: int = 0
+    unexpected_exits: list[str] = field(default_factory=list)
+    self_restarts: int = 0
     failed_starts: int = 0
     _starting: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -71,24 +72,24 @@ class Processes:
         return member
 
     def of(self, role: str) -> list[Member]:
-        """Members of a role that a fault may meet: running, and not met by another one."""
+        """Return the members of a role that are running and not affected by a fault."""
         return [member for member in self.members if member.role == role and member.up]
 
     async def supervise(self) -> None:
-        """Start again what ends, a moment later; cancel to stop."""
+        """Restart members that exit, after `down_s`, until cancelled."""
         while True:
             await asyncio.sleep(POLL_S)
             for member in self.members:
                 code = member.child.ended()
                 if code is None:
                     continue
-                if code == EXIT_STUCK and not member.expected:
-                    self.healed += 1
-                elif not member.expected and not member.served:
+                if code == EXIT_STUCK and not member.exit_expected:
+                    self.self_restarts += 1
+                elif not member.exit_expected and not member.was_ready:
                     self.failed_starts += 1
-                elif not member.expected:
-                    self.surprises.append(f"{member.name}: {how_it_ended(code)}\n{member.child.last_lines(12)}")
-                member.expected, member.frozen = True, False
+                elif not member.exit_expected:
+                    self.unexpected_exits.append(f"{member.name}: {how_it_ended(code)}\n{member.child.last_lines(12)}")
+                member.exit_expected, member.frozen = True, False
                 member.child.process = None
                 task = asyncio.create_task(self._start_again(member))
                 self._starting.add(task)
@@ -97,10 +98,10 @@ class Processes:
     async def _start_again(self, member: Member) -> None:
         await asyncio.sleep(member.down_s)
         member.child.start()
-        member.expected = False
+        member.exit_expected = False
 
     async def stop(self) -> None:
-        """SIGTERM to all, SIGKILL to what is left."""
+        """Send SIGTERM to all members, and SIGKILL to those still running after `STOP_S`."""
         for task in list(self._starting):
             task.cancel()
         for member in self.members:
@@ -115,7 +116,7 @@ class Processes:
 
 
 def send(member: Member, sig: signal.Signals) -> int | None:
-    """Send a signal to a member's process. Returns its pid."""
+    """Send a signal to a member's process. Returns its pid, or None if it is not running."""
     pid = member.child.pid
     if pid is not None:
         os.kill(pid, sig)

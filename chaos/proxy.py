@@ -1,4 +1,4 @@
-"""A TCP proxy that can cut all connections, refuse new ones, and hold everything back."""
+"""A TCP proxy that can reset connections, refuse new ones, and stall all traffic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 
 
 class FaultProxy:
-    """Listens on 127.0.0.1 and forwards to a Unix socket or to a port of this machine."""
+    """Listens on 127.0.0.1 and forwards to a Unix socket or a local port."""
 
     def __init__(self, upstream: Path | int) -> None:
         self._upstream = upstream
@@ -30,30 +30,30 @@ class FaultProxy:
         self.cut()
 
     def cut(self) -> int:
-        """Reset every open connection. Returns how many ends there were."""
+        """Reset every open connection. Returns the number of ends, two per connection."""
         ends = list(self._ends)
         for end in ends:
             end.abort()
         return len(ends)
 
     def refuse(self, refusing: bool) -> None:
-        """Reset open connections and every new one, until told otherwise."""
+        """While `refusing`, reset open and new connections."""
         self.refusing = refusing
         if refusing:
             self.cut()
 
     def stall(self, stalled: bool) -> None:
-        """Hold back all bytes, of new connections too, until told otherwise; none is lost."""
+        """While `stalled`, hold back all bytes, including those of new connections. None are lost."""
         self.stalled = stalled
         for end in self._ends:
             end.pause("stalled", stalled)
 
-    def joined(self, end: _End) -> None:
+    def register(self, end: _End) -> None:
         self._ends.add(end)
         if self.stalled:
             end.pause("stalled", True)
 
-    def left(self, end: _End) -> None:
+    def unregister(self, end: _End) -> None:
         self._ends.discard(end)
 
     async def connect(self, protocol: Callable[[], asyncio.Protocol]) -> None:
@@ -65,7 +65,7 @@ class FaultProxy:
 
 
 class _End(asyncio.Protocol):
-    """One end of a forwarded connection. It is read while there is no reason to pause."""
+    """One end of a forwarded connection. Reading is paused while `_reasons` is not empty."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         self._proxy = proxy
@@ -75,18 +75,18 @@ class _End(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
-        self._proxy.joined(self)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
+        self._proxy.register(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._reasons:  # uvloop begins to read after `connection_made`, whatever was said there
+        if self._reasons:  # uvloop starts reading after `connection_made`, even if paused there
             self._held += data
             self._sync()
         elif self.peer is not None and self.peer.transport is not None:
             self.peer.transport.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._proxy.left(self)
+        self._proxy.unregister(self)
         if self.peer is not None and self.peer.transport is not None:
             self.peer.transport.close()
 
@@ -99,7 +99,7 @@ class _End(asyncio.Protocol):
             self.peer.pause("full", False)
 
     def pause(self, reason: str, paused: bool) -> None:
-        """Stop reading for a reason, or let that reason go."""
+        """Add or remove a reason to pause reading."""
         (self._reasons.add if paused else self._reasons.discard)(reason)
         if self._held and not self._reasons:
             data, self._held = self._held, b""
@@ -120,7 +120,7 @@ class _End(asyncio.Protocol):
 
 
 class _Client(_End):
-    """The end that a client opened; the other one is opened for it."""
+    """The end that a client opened; opens the upstream end."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

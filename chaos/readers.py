@@ -1,4 +1,4 @@
-"""SSE readers that go on by their cursor, on the other API, whenever their connection breaks."""
+"""SSE readers that resume from their cursor on another API process whenever the connection breaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RETRY_S = 0.2
 
 @dataclass(slots=True)
 class Reader:
-    """One client of one job's stream. `problems` is what no client should ever see."""
+    """One client of one job's stream. `problems` are events and responses that no client should see."""
 
     job_id: str
     clients: Sequence[httpx.AsyncClient]
@@ -32,7 +32,7 @@ class Reader:
     terminal: Sse | None = None
 
     async def run(self) -> None:
-        """Read to the job's end, however many connections that takes."""
+        """Read to the terminal event, over as many connections as needed."""
         api = self.rng.randrange(len(self.clients))
         while self.terminal is None and not self.problems:
             try:
@@ -46,7 +46,7 @@ class Reader:
         return text_of(self.seen)
 
     async def _read(self, client: httpx.AsyncClient) -> None:
-        """One connection, to its end. The cursor goes in either of the two ways, by turns."""
+        """Read one connection to its end. Sends the cursor as a header or a parameter, alternating."""
         params: dict[str, int] = {}
         headers: dict[str, str] = {}
         if self.cursor and self.resumes % 2:
@@ -58,15 +58,15 @@ class Reader:
             if response.status_code == 200:
                 async with aclosing(read_events(response)) as events:
                     async for event in events:
-                        self._see(event)
+                        self._record(event)
                 return
             await response.aread()
             if response.status_code == 503:
                 await asyncio.sleep(RETRY_S)
             else:
-                self.problems.append(f"the stream after {self.cursor} answered {response.status_code} {response.text}")
+                self.problems.append(f"the stream after {self.cursor} returned {response.status_code} {response.text}")
 
-    def _see(self, event: Sse) -> None:
+    def _record(self, event: Sse) -> None:
         self.seen.append(event)
         self.times.append(time.monotonic())
         if self.terminal is not None:

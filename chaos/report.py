@@ -1,4 +1,4 @@
-"""The figures of a run, and the whole history of a job that a promise was broken to."""
+"""Report of a run: its figures, its violations, and the histories of the jobs concerned."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _ROW = text("SELECT row_to_json(jobs) FROM jobs WHERE id = :id")
 
 
 def table(result: Result) -> str:
-    """The figures, one a line."""
+    """Return the figures, one per line."""
     verdict, plan = result.verdict, result.plan
     lines = [
         ("seed", str(plan.seed)),
-        ("took", f"{result.seconds:.0f} s, quiet {result.quiet_after_s:.1f} s after the last submit"),
-        ("faults", f"{len(result.happened)} of {len({item.name for item in result.happened})} kinds"),
-        ("jobs acknowledged", f"{result.accepted} ({result.refused} submits refused and tried again)"),
+        ("duration", f"{result.seconds:.0f} s; all jobs ended {result.quiet_after_s:.1f} s after the last submit"),
+        ("faults", f"{len(result.happened)}, of {len({item.name for item in result.happened})} kinds"),
+        ("jobs acknowledged", f"{result.accepted} ({result.refused} submits failed and were retried)"),
         ("jobs by status", ", ".join(f"{count} {status}" for status, count in verdict.statuses().items())),
-        ("SSE readers", f"{result.readers}, resumed {result.resumes} times, {result.restarts} restarted texts"),
+        ("SSE readers", f"{result.readers}, {result.resumes} resumes, {result.restarts} restarts"),
     ]
     lines += [(promise.value, str(verdict.count(promise))) for promise in Promise]
     lines.append(("attempts exhausted", str(verdict.exhausted)))
-    lines.append(("workers that ended to heal", str(result.healed)))
-    lines.append(("starts that failed in an outage", str(result.failed_starts)))
+    lines.append(("workers restarted by their watchdog", str(result.self_restarts)))
+    lines.append(("failed starts during outages", str(result.failed_starts)))
     if result.rescues:
         lines.append(("kill to next token", _quantiles(result.rescues)))
-    if alone := undisturbed(result.rescues, result.happened):
-        goal = f"; goal: p99 <= {RESCUE_GOAL_S:.0f} s, {_met(percentile(alone, 0.99) <= RESCUE_GOAL_S)}"
-        lines.append(("  with Redis and PostgreSQL there", _quantiles(alone) + ("" if plan.quick else goal)))
+    if clean := undisturbed(result.rescues, result.happened):
+        goal = f"; goal: p99 <= {RESCUE_GOAL_S:.0f} s, {_met(percentile(clean, 0.99) <= RESCUE_GOAL_S)}"
+        lines.append(("  without Redis or PostgreSQL faults", _quantiles(clean) + ("" if plan.quick else goal)))
     if result.hand_overs:
         lines.append(("SIGTERM to next token", _quantiles(result.hand_overs)))
     if result.before is not None and result.after is not None:
@@ -51,20 +51,20 @@ def table(result: Result) -> str:
 
 
 def failures(result: Result) -> str:
-    """Each broken promise, and the histories of the first jobs concerned."""
-    parts = [f"BROKEN: {item.promise.value}: {item.job_id or ''}\n{item.what}" for item in result.verdict.broken]
+    """Return each violation, and the histories of the first jobs concerned."""
+    parts = [f"VIOLATION: {item.promise.value}: {item.job_id or ''}\n{item.what}" for item in result.verdict.broken]
     return "\n\n".join(parts + result.histories)
 
 
 async def history(cluster: Cluster, load: Load, job_id: str) -> str:
-    """A job's row with its attempts, what its reader saw, and each log line that names it."""
+    """Return a job's row, the events its reader received, and every log line with its id."""
     async with cluster.observer.connect() as connection:
         row = (await connection.execute(_ROW, {"id": job_id})).scalar_one_or_none()
     parts = [f"--- history of {job_id}", "row:"]
     parts.append(orjson.dumps(row, option=orjson.OPT_INDENT_2).decode())
     for item in load.accepted:
         if item.job_id == job_id and item.reader is not None:
-            parts += ["its reader saw:", *_seen(item.reader)]
+            parts += ["events received by its reader:", *_seen(item.reader)]
     parts.append("log lines:")
     found = []
     for log in sorted(cluster.folder.glob("*.log*")):

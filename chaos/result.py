@@ -1,4 +1,4 @@
-"""What a run found."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chaos.verify import Verdict
 
 @dataclass(slots=True)
 class Result:
-    """Everything that a run found."""
+    """Measurements and verdict of a run."""
 
     plan: Plan
     verdict: Verdict
@@ -22,7 +22,7 @@ class Result:
     readers: int
     resumes: int
     restarts: int
-    healed: int
+    self_restarts: int
     failed_starts: int
     hand_overs: list[Rescue]
     rescues: list[Rescue]

@@ -1,4 +1,4 @@
-"""A PostgreSQL and a Valkey of the run's own, which can be restarted where they are."""
+"""The run's own PostgreSQL and Valkey, restartable on the same data and address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Servers:
-    """Both servers. They are started from one thread that lives as long as they: they die with it."""
+    """Starts both servers from one long-lived thread, because they end when their parent thread does."""
 
     postgres: Postgres
     valkey: Valkey
@@ -42,13 +42,13 @@ class Servers:
         return self.postgres.socket_dir / ".s.PGSQL.5432"
 
     async def restart_postgres(self) -> None:
-        """PostgreSQL's fast shutdown, which ends all sessions, and a start."""
+        """Restart PostgreSQL with a fast shutdown, which ends all sessions."""
         await self._call(lambda: self.postgres.process.send_signal(signal.SIGINT))
         await self._call(lambda: self.postgres.process.wait(30))
         await self._start_postgres()
 
     def crash_postgres(self) -> int | None:
-        """Kill -9 of a backend: PostgreSQL ends all sessions and recovers from its log. Returns its pid."""
+        """SIGKILL one backend, so that PostgreSQL ends all sessions and recovers from its WAL. Returns the pid."""
         children = Path(f"/proc/{self.postgres.pid}/task/{self.postgres.pid}/children").read_text().split()
         backends = [pid for pid in map(int, children) if b"postgres: postgres" in _command(pid)]
         if not backends:
@@ -57,7 +57,7 @@ class Servers:
         return backends[0]
 
     async def kill_valkey(self, down_s: float) -> None:
-        """Kill -9, and a start on what it had written down: up to a second is lost."""
+        """SIGKILL Valkey and restart it from its append-only file, which may lack the last second."""
         self.valkey.process.kill()
         await self._call(self.valkey.process.wait)
         await asyncio.sleep(down_s)

@@ -12,7 +12,7 @@ import orjson
 
 @dataclass(frozen=True)
 class Sse:
-    """One event of a stream."""
+    """One server-sent event."""
 
     event: str
     id: int | None
@@ -20,7 +20,7 @@ class Sse:
 
 
 async def read_events(response: httpx.Response) -> AsyncGenerator[Sse, None]:
-    """Parse a `text/event-stream` (WHATWG HTML, 9.2.6); comments are dropped."""
+    """Parse a `text/event-stream` (WHATWG HTML, 9.2.6), ignoring comments."""
     event: str = "message"
     event_id: int | None = None
     data: list[str] = []
@@ -43,7 +43,7 @@ async def read_events(response: httpx.Response) -> AsyncGenerator[Sse, None]:
 
 
 def text_of(events: list[Sse], index: int = 0) -> str:
-    """The text that a stream's deltas make; what came before a restart is discarded."""
+    """Return the concatenated deltas of a choice, discarding those before the last restart."""
     parts: list[str] = []
     for item in events:
         if item.event == "job.restarted":

@@ -1,4 +1,4 @@
-"""The promises, checked from the outside: over HTTP, after everything has become quiet."""
+"""Verification of the guarantees over HTTP, after all jobs have ended."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PAGE = 100
 
 
 class Promise(StrEnum):
-    """What may never happen, however often it is tried."""
+    """The guarantees, named by their violations."""
 
     LOST = "acknowledged jobs lost"
-    SECOND_END = "second visible completions"
-    STREAM = "streams with a gap, a repeat, or no end"
-    TEXT = "readers whose text is not the stored output"
-    OUTPUT = "outputs that are not an undisturbed run's"
-    USAGE = "jobs whose tokens are not counted once"
-    FAILED = "jobs failed or cancelled that nobody wanted so"
-    ANSWER = "HTTP answers that no fault excuses"
-    PROCESS = "processes that ended by themselves"
+    SECOND_END = "streams with a second or different end"
+    STREAM = "streams with a gap, a duplicate or no end"
+    TEXT = "streams whose text differs from the stored output"
+    OUTPUT = "outputs that differ from an undisturbed run"
+    USAGE = "jobs with a wrong token count"
+    FAILED = "jobs that failed or were cancelled unexpectedly"
+    ANSWER = "HTTP responses that no fault explains"
+    PROCESS = "processes that exited unexpectedly"
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """A promise that was not kept."""
+class Violation:
+    """A violated guarantee."""
 
     promise: Promise
     job_id: str | None
@@ -42,9 +42,9 @@ class Broken:
 
 @dataclass(slots=True)
 class Verdict:
-    """What the checks found. `exhausted` jobs failed as they should after too many deaths of their workers."""
+    """The violations found. `exhausted` counts jobs that failed correctly after too many worker deaths."""
 
-    broken: list[Broken]
+    broken: list[Violation]
     jobs: dict[str, dict[str, Any]]
     exhausted: int = 0
 
@@ -59,7 +59,7 @@ class Verdict:
 
 
 async def verify(cluster: Cluster, load: Load) -> Verdict:
-    """Check every job that was accepted, every reader, and that nothing else is left over."""
+    """Check every accepted job and every reader, and that no other job is unfinished."""
     client = cluster.clients[0]
     verdict = Verdict([], await _all_jobs(client))
     accepted = {item.job_id for item in load.accepted}
@@ -72,9 +72,9 @@ async def verify(cluster: Cluster, load: Load) -> Verdict:
                 await _check_replay(verdict, client, item.reader, job)
     for job_id, job in verdict.jobs.items():
         if job_id not in accepted and f"job.{job['status']}" not in TERMINAL:
-            verdict.broken.append(Broken(Promise.LOST, job_id, f"not acknowledged, but still {job['status']}"))
-    verdict.broken += [Broken(Promise.ANSWER, None, what) for what in load.problems]
-    verdict.broken += [Broken(Promise.PROCESS, None, what) for what in cluster.processes.surprises]
+            verdict.broken.append(Violation(Promise.LOST, job_id, f"not acknowledged, but still {job['status']}"))
+    verdict.broken += [Violation(Promise.ANSWER, None, what) for what in load.problems]
+    verdict.broken += [Violation(Promise.PROCESS, None, what) for what in cluster.processes.unexpected_exits]
     return verdict
 
 
@@ -93,25 +93,25 @@ async def _all_jobs(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
 
 def _check_job(verdict: Verdict, item: Accepted, job: dict[str, Any] | None) -> None:
     def broken(promise: Promise, what: str) -> None:
-        verdict.broken.append(Broken(promise, item.job_id, what))
+        verdict.broken.append(Violation(promise, item.job_id, what))
 
     work = item.work
     if job is None:
-        broken(Promise.LOST, "the API does not know it")
+        broken(Promise.LOST, "not found")
         return
     text = job["output_text"] or ""
     match job["status"]:
         case "completed" | "incomplete":
             finish_reason = job["output"][0]["finish_reason"]
             if text != work.text or finish_reason != work.finish_reason:
-                broken(Promise.OUTPUT, f"{finish_reason} {text!r}\ninstead of {work.finish_reason} {work.text!r}")
+                broken(Promise.OUTPUT, f"{finish_reason} {text!r}\nexpected {work.finish_reason} {work.text!r}")
             if job["usage"]["completion_tokens"] != work.tokens:
-                broken(Promise.USAGE, f"{job['usage']['completion_tokens']} tokens instead of {work.tokens}")
+                broken(Promise.USAGE, f"{job['usage']['completion_tokens']} tokens, expected {work.tokens}")
         case "cancelled":
-            if not item.cancel_asked:
-                broken(Promise.FAILED, "cancelled, which nobody asked for")
+            if not item.cancel_requested:
+                broken(Promise.FAILED, "cancelled without a request")
             if not work.text.startswith(text):
-                broken(Promise.OUTPUT, f"{text!r}\nis not the beginning of {work.text!r}")
+                broken(Promise.OUTPUT, f"{text!r}\nis not a prefix of {work.text!r}")
         case "failed" if job["error"]["code"] == "attempts_exhausted":
             verdict.exhausted += 1
         case "failed" | "expired":
@@ -123,42 +123,42 @@ def _check_job(verdict: Verdict, item: Accepted, job: dict[str, Any] | None) -> 
 def _check_reader(verdict: Verdict, reader: Reader, job: dict[str, Any] | None) -> None:
     for problem in reader.problems:
         second = reader.terminal is not None and " came after job." in problem
-        verdict.broken.append(Broken(Promise.SECOND_END if second else Promise.STREAM, reader.job_id, problem))
+        verdict.broken.append(Violation(Promise.SECOND_END if second else Promise.STREAM, reader.job_id, problem))
     if reader.terminal is None:
-        verdict.broken.append(Broken(Promise.STREAM, reader.job_id, "the stream did not come to an end"))
+        verdict.broken.append(Violation(Promise.STREAM, reader.job_id, "the stream has no terminal event"))
         return
     if job is None:
         return
     if reader.terminal.event != f"job.{job['status']}":
-        what = f"the stream ended with {reader.terminal.event}, the job is {job['status']}"
-        verdict.broken.append(Broken(Promise.SECOND_END, reader.job_id, what))
+        what = f"the stream ended with {reader.terminal.event}, but the job is {job['status']}"
+        verdict.broken.append(Violation(Promise.SECOND_END, reader.job_id, what))
     _check_text(verdict, reader.job_id, reader.seen, job, "live")
 
 
 async def _check_replay(verdict: Verdict, client: httpx.AsyncClient, reader: Reader, job: dict[str, Any]) -> None:
-    """Read the stream once more from its start, and after its end."""
+    """Replay the stream from its start, and request it after its last event."""
     url = f"/v1/jobs/{reader.job_id}/stream"
     async with client.stream("GET", url) as response:
         events = [event async for event in read_events(response)]
     ends = [event for event in events if event.event in TERMINAL]
     ids = [event.id for event in events if event.id is not None]
     if len(ends) != 1 or ends[0] is not events[-1]:
-        verdict.broken.append(Broken(Promise.SECOND_END, reader.job_id, f"a replay has the ends {ends}"))
+        verdict.broken.append(Violation(Promise.SECOND_END, reader.job_id, f"a replay has the terminal events {ends}"))
     elif reader.terminal is not None and ends[0] != reader.terminal:
-        what = f"the reader saw the end {reader.terminal}, a replay has {ends[0]}"
-        verdict.broken.append(Broken(Promise.SECOND_END, reader.job_id, what))
+        what = f"the reader received {reader.terminal}, a replay ended with {ends[0]}"
+        verdict.broken.append(Violation(Promise.SECOND_END, reader.job_id, what))
     if ids != sorted(set(ids)):
-        verdict.broken.append(Broken(Promise.STREAM, reader.job_id, f"a replay has the ids {ids}"))
+        verdict.broken.append(Violation(Promise.STREAM, reader.job_id, f"a replay has the ids {ids}"))
     _check_text(verdict, reader.job_id, events, job, "replayed")
     if reader.terminal is not None:
         rest = await client.get(url, params={"starting_after": reader.cursor})
         if rest.status_code != 204:
-            what = f"after the last event the stream answers {rest.status_code} {rest.text}"
-            verdict.broken.append(Broken(Promise.SECOND_END, reader.job_id, what))
+            what = f"after the last event the stream returned {rest.status_code} {rest.text}"
+            verdict.broken.append(Violation(Promise.SECOND_END, reader.job_id, what))
 
 
 def _check_text(verdict: Verdict, job_id: str, events: Sequence[Sse], job: dict[str, Any], how: str) -> None:
     read, stored = text_of(list(events)), job["output_text"] or ""
     if read != stored:
         what = f"{how} {read!r}\nstored {stored!r}"
-        verdict.broken.append(Broken(Promise.TEXT, job_id, what))
+        verdict.broken.append(Violation(Promise.TEXT, job_id, what))

@@ -1,4 +1,4 @@
-"""The jobs that are asked for, and what each must answer: the simulated engine's text follows from the prompt."""
+"""The requests and their expected results: the simulated engine's text is a function of the prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPTS = 500
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A request, and the answer of a run that nothing disturbs."""
+    """A request and its expected result."""
 
     prompt: str
     max_tokens: int
@@ -27,7 +27,7 @@ class Work:
     finish_reason: str
 
     def body(self, number: int) -> dict[str, Any]:
-        """What `POST /v1/jobs` is given."""
+        """Return the body for `POST /v1/jobs`."""
         body: dict[str, Any] = {"model": MODEL, "prompt": self.prompt, "max_tokens": self.max_tokens}
         if self.stop is not None:
             body["stop"] = self.stop
@@ -35,7 +35,7 @@ class Work:
 
 
 async def make_work(plan: Plan, rng: random.Random) -> list[Work]:
-    """Requests to choose from; a few have a stop string, and so restart where others continue."""
+    """Generate the requests. A few have a stop string, so they restart instead of resuming."""
     engine = SimulatedEngine(
         SimulatedModel(name=MODEL, engine="simulated", options=SimulatedOptions(ttft_ms=0, itl_ms=0))
     )
@@ -43,11 +43,11 @@ async def make_work(plan: Plan, rng: random.Random) -> list[Work]:
     for number in range(PROMPTS):
         prompt = f"The mill {number} of {rng.randrange(10**9)}"
         stop = rng.choice(WORDS) if rng.random() < plan.stops else None
-        works.append(await _undisturbed(engine, prompt, rng.randint(*plan.tokens), stop))
+        works.append(await _run_undisturbed(engine, prompt, rng.randint(*plan.tokens), stop))
     return works
 
 
-async def _undisturbed(engine: SimulatedEngine, prompt: str, max_tokens: int, stop: str | None) -> Work:
+async def _run_undisturbed(engine: SimulatedEngine, prompt: str, max_tokens: int, stop: str | None) -> Work:
     sampling = Sampling(max_tokens=max_tokens, stop=[stop] if stop else [])
     request = GenerateRequest(prompt=prompt, sampling=sampling)
     deltas = [item async for item in engine.generate("undisturbed", request) if isinstance(item, Delta)]

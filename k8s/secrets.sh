@@ -1,7 +1,7 @@
 #!/bin/sh
-# Print the Secrets for servers in the cluster (components/in-cluster), with fresh passwords:
+# Print the Secrets for servers in the cluster (components/in-cluster), with new passwords:
 #   sh k8s/secrets.sh NAMESPACE | kubectl create -f -
-# `create`, not `apply`: what is there stays, for its passwords are in the volumes.
+# Use `create`, not `apply`: existing passwords are stored in the volumes and must not change.
 set -eu
 namespace=${1:?usage: sh k8s/secrets.sh NAMESPACE}
 secret() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }

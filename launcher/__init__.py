@@ -1,1 +1,1 @@
-"""`make up`: one command that starts Headrace with its database, its queue and its engines."""
+"""`make up`: starts Headrace with its database, queue and engines in one command."""

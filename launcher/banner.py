@@ -1,4 +1,4 @@
-"""What is printed once everything runs."""
+"""The banner printed once everything is ready."""
 
 import json
 import shlex
@@ -7,7 +7,7 @@ from launcher.settings import Settings
 
 
 def banner(settings: Settings, models: list[str], api_key: str, flower_password: str | None, own_servers: str) -> str:
-    """Addresses, the key, and a first request that works as pasted."""
+    """Return the addresses, the API key, and a sample request that can be pasted as is."""
     question = {"model": models[0], "stream": True, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
     login = f"   (user admin, password {flower_password})" if flower_password else ""
     return f"""
@@ -21,13 +21,13 @@ Headrace is ready.
   Servers   {own_servers}
   Logs      {settings.logs}
 
-Ask something, streamed:
+Try a streaming request:
 
   curl -N {settings.api_url}/v1/chat/completions \\
     -H "Authorization: Bearer {api_key}" \\
     -H "Content-Type: application/json" \\
     -d {shlex.quote(json.dumps(question))}
 
-One more worker, from another terminal:   make worker MODEL={models[0]}
-Stop everything:                          Ctrl-C
+Add a worker, from another terminal:   make worker MODEL={models[0]}
+Stop everything:                       Ctrl-C
 """

@@ -1,7 +1,7 @@
-"""Make `.venv` and run its Python: `bootstrap.py [--dev] [ARGUMENTS]`. Standard library only.
+"""Create `.venv` and run its Python: `bootstrap.py [--dev] [ARGUMENTS]`. Standard library only.
 
-Environments live in the cache, one for each set of locked packages, so that a fresh clone finds one ready; `.venv`
-is a link to it. An environment counts as complete by its stamp, which is written last.
+Environments are cached, one per set of locked packages, so a fresh clone can reuse an existing one; `.venv` is a
+symlink to it. The stamp file is written last: an environment without it is incomplete.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ LINK = REPOSITORY / ".venv"
 STAMP = "headrace-complete"
 STARTED = "headrace-environment"
 
-# The PyTorch project's own index, asked only where pip as it is configured does not find the CPU build.
+# The PyTorch project's own index, used only if the configured pip does not find the CPU build.
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
-# Engine: what it is, disk space in GB, how long the first install takes.
+# Engine: description, disk space in GB, duration of the first install.
 ENGINES = {
     "cpu": ("vLLM for CPUs", 5, "2 to 6 minutes"),
     "gpu": ("vLLM for NVIDIA GPUs", 16, "5 to 15 minutes"),
@@ -39,15 +39,15 @@ ENGINES = {
 
 
 class BootstrapError(Exception):
-    """The environment cannot be made; the message says why and what to do."""
+    """The environment cannot be created; the message gives the reason and the fix."""
 
 
 class WheelMissingError(BootstrapError):
-    """pip found no ready-made build of a package."""
+    """pip found no wheel for a package."""
 
 
 def main(arguments: list[str]) -> None:
-    """Make the environment complete, then become its Python with `arguments`."""
+    """Complete the environment, then replace this process with its Python, run with `arguments`."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     dev = arguments[:1] == ["--dev"]
     try:
@@ -55,19 +55,19 @@ def main(arguments: list[str]) -> None:
     except BootstrapError as error:
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped. What was downloaded is kept: the next start goes on from there.")
+        sys.exit("\nStopped. Downloaded packages are kept; the next start reuses them.")
     rest = arguments[dev:]
     if rest:
         run(python, rest)
 
 
 def run(python: Path, arguments: list[str]) -> NoReturn:
-    """Become `python`: the same process id, so that signals to `make` reach the program."""
+    """Exec `python`, keeping the process id so that signals to `make` reach the program."""
     os.execv(python, [str(python), *arguments])
 
 
 def environment(engine: str, dev: bool) -> Path:
-    """The Python of the complete environment for `engine`, made first when it is not there."""
+    """Return the Python of the environment for `engine`, creating the environment if needed."""
     if engine not in ENGINES:
         raise BootstrapError(f"ENGINE={engine} is not known; choose one of: {', '.join(ENGINES)}.")
     lock = LOCKS / f"{engine}.txt"
@@ -80,7 +80,7 @@ def environment(engine: str, dev: bool) -> Path:
     folder = _folder(f"{engine}-py{sys.version_info.major}.{sys.version_info.minor}-{key[:12]}")
     if not _is_complete(folder, wanted):
         _check_machine(engine)
-        with _only_one(folder):
+        with _install_lock(folder):
             if not _is_complete(folder, {STAMP: key}):
                 _make(folder, engine, lock)
                 (folder / STAMP).write_text(key)
@@ -97,7 +97,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _folder(name: str) -> Path:
-    """Where the environment is kept: the cache; `.venv` itself where the cache cannot be written."""
+    """Return the environment's folder: in the cache, or `.venv` itself if the cache is not writable."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache = Path(os.environ.get("HEADRACE_CACHE") or f"{base}/headrace").expanduser().resolve() / "venvs"
     try:
@@ -115,12 +115,12 @@ def _is_complete(folder: Path, stamps: dict[str, str]) -> bool:
 
 
 def _link(folder: Path) -> None:
-    """Point `.venv` at the environment, in one step."""
+    """Point `.venv` at the environment atomically."""
     if LINK.is_symlink() and LINK.readlink() == folder:
         return
     if LINK.is_dir() and not LINK.is_symlink():
         if not (LINK / STARTED).exists():
-            raise BootstrapError(f"{LINK} is there and was not made by `make up`. Move it away, and try again.")
+            raise BootstrapError(f"{LINK} exists but was not made by `make up`. Move it away and try again.")
         shutil.rmtree(LINK)
     new = LINK.with_name(f".venv-{os.getpid()}")
     new.symlink_to(folder)
@@ -128,48 +128,48 @@ def _link(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the environment's lock, so that two that start at once do not install into each other."""
+def _install_lock(folder: Path) -> Iterator[None]:
+    """Hold the environment's lock, so that concurrent starts do not install into the same folder."""
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Another `make` is installing the same packages; waiting for it.", flush=True)
+            print("Another `make` is installing the same packages; waiting for it to finish.", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _check_machine(engine: str) -> None:
-    """Say before the long download what this machine lacks."""
-    what, gigabytes, _ = ENGINES[engine]
+    """Check requirements before the long download; raises `BootstrapError` with the fix."""
+    label, gigabytes, _ = ENGINES[engine]
     system, machine = platform.system(), platform.machine()
     glibc = platform.libc_ver()[0] == "glibc"
     if engine != "simulated" and (system, machine, glibc) != ("Linux", "x86_64", True):
         libc = "" if glibc or system != "Linux" else " without glibc"
         raise BootstrapError(
-            f"ENGINE={engine} ({what}) is made for Linux with glibc on x86-64; this is {system}{libc} on {machine}.\n"
-            "Without a model of your own, and with your own servers:\n"
+            f"ENGINE={engine} ({label}) requires Linux with glibc on x86-64; this is {system}{libc} on {machine}.\n"
+            "To run simulated models with your own PostgreSQL and Redis:\n"
             "  ENGINE=simulated DATABASE_URL=postgresql://... REDIS_URL=redis://... make up"
         )
     if engine == "cpu" and not _has_library("libnuma.so.1"):
-        raise BootstrapError("vLLM's CPU build needs the system library libnuma:\n  sudo apt install libnuma1")
+        raise BootstrapError("vLLM's CPU build requires the system library libnuma:\n  sudo apt install libnuma1")
     if engine == "gpu" and not _has_library("libcuda.so.1"):
         raise BootstrapError(
-            "ENGINE=gpu needs NVIDIA's driver, and there is none (no libcuda.so.1).\n"
+            "ENGINE=gpu requires the NVIDIA driver, which was not found (no libcuda.so.1).\n"
             "Install the driver, or leave ENGINE unset to run on the CPU."
         )
     try:
-        import ensurepip  # noqa: F401 - Debian has it in a package of its own
+        import ensurepip  # noqa: F401 - a separate package on Debian
         import venv  # noqa: F401
     except ImportError:
         package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
-        raise BootstrapError(f"This Python cannot make environments yet:\n  sudo apt install {package}") from None
+        raise BootstrapError(f"This Python cannot create virtual environments:\n  sudo apt install {package}") from None
     folder = next(path for path in _folder("x").parents if path.exists())
     free = shutil.disk_usage(folder).free / 1e9
     if free < gigabytes:
         raise BootstrapError(
-            f"ENGINE={engine} takes about {gigabytes} GB of disk space; {folder} has {free:.1f} GB free.\n"
-            "Make room, or set HEADRACE_CACHE to a folder on a larger disk."
+            f"ENGINE={engine} requires about {gigabytes} GB of disk space; {folder} has {free:.1f} GB free.\n"
+            "Free some space, or set HEADRACE_CACHE to a folder on a larger disk."
         )
 
 
@@ -182,26 +182,26 @@ def _has_library(name: str) -> bool:
 
 
 def _make(folder: Path, engine: str, lock: Path) -> None:
-    """Install from nothing; what an interrupted install left is thrown away."""
-    what, _, duration = ENGINES[engine]
-    print(f"Installing Headrace with {what}: {duration}, once.\n  into {folder}", flush=True)
+    """Install from scratch, deleting the remains of an interrupted install."""
+    label, _, duration = ENGINES[engine]
+    print(f"Installing Headrace with {label}: {duration}, first start only.\n  into {folder}", flush=True)
     if folder == LINK and LINK.is_symlink():
         LINK.unlink()
     if folder.is_dir():
         if folder == LINK and not (folder / STARTED).exists():
-            raise BootstrapError(f"{LINK} is there and was not made by `make up`. Move it away, and try again.")
+            raise BootstrapError(f"{LINK} exists but was not made by `make up`. Move it away and try again.")
         shutil.rmtree(folder)
-    os.umask(0o022)  # an embedded server that root starts under another user must be able to read it
+    os.umask(0o022)  # under root, PostgreSQL runs as another user, which must be able to read the files
     folder.mkdir(parents=True)
     (folder / STARTED).touch()
     log = folder / "install.log"
     with log.open("wb") as output:
-        # The plain interpreter, in case this one runs inside an environment.
+        # The base interpreter, in case this one runs inside a virtual environment.
         base = getattr(sys, "_base_executable", sys.executable)
         command = [base, "-I", "-m", "venv", str(folder)]
-        made = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if made.returncode != 0:
-        raise BootstrapError(f"Making the environment failed:\n{_tail(log)}")
+        created = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if created.returncode != 0:
+        raise BootstrapError(f"Creating the environment failed:\n{_tail(log)}")
     if engine == "cpu":
         _install_cpu_torch(folder, lock)
     _install(folder, f"the packages of {lock.name}", ["-r", str(lock)], duration)
@@ -214,19 +214,19 @@ def _install_cpu_torch(folder: Path, lock: Path) -> None:
     try:
         _install(folder, "PyTorch for CPUs (200 MB)", [pin[0]], "a minute")
     except WheelMissingError:
-        print("  pip as configured has no CPU build of PyTorch; asking the PyTorch project's index.", flush=True)
+        print("  The configured pip index has no CPU build of PyTorch; using the PyTorch project's index.", flush=True)
         arguments = ["--extra-index-url", CPU_TORCH_INDEX, pin[0]]
         _install(folder, "PyTorch for CPUs (200 MB)", arguments, "a minute")
 
 
-def _install(folder: Path, what: str, arguments: list[str], duration: str) -> None:
-    """Run pip with its output in a log, and show how far it is."""
+def _install(folder: Path, label: str, arguments: list[str], duration: str) -> None:
+    """Run pip, logging its output and showing progress."""
     log = folder / "install.log"
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     command = [str(folder / "bin" / "python"), "-I", "-m", "pip", "install", *options, *arguments]
     begin, last, collected = time.monotonic(), "", 0
     if not sys.stdout.isatty():
-        print(f"  installing {what} ({duration})", flush=True)
+        print(f"  installing {label} ({duration})", flush=True)
     pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         assert pip.stdout is not None
@@ -242,32 +242,32 @@ def _install(folder: Path, what: str, arguments: list[str], duration: str) -> No
                     output.flush()
                     for line in text.decode(errors="replace").splitlines():
                         collected += line.startswith("Collecting ")
-                        last = _step(line) or last
-                _show(f"  installing {what}: {collected} packages, {time.monotonic() - begin:.0f} s  {last}")
+                        last = _pip_step(line) or last
+                _show(f"  installing {label}: {collected} packages, {time.monotonic() - begin:.0f} s  {last}")
         code = pip.wait()
     finally:
         if pip.poll() is None:
             pip.terminate()
             pip.wait()
     if code != 0:
-        raise _explained(what, log)
-    _show(f"  installed {what} in {time.monotonic() - begin:.0f} s", final=True)
+        raise _install_error(label, log)
+    _show(f"  installed {label} in {time.monotonic() - begin:.0f} s", final=True)
 
 
-def _step(line: str) -> str:
-    """What a line of pip's output says is going on, or nothing."""
+def _pip_step(line: str) -> str:
+    """Return the step that a line of pip's output reports, or an empty string."""
     if found := re.match(r"\s*Downloading (\S+?)-\d\S* (\(.*\))", line):
         return f"downloading {found[1].rpartition('/')[2]} {found[2]}"
     return "unpacking" if line.startswith("Installing collected") else ""
 
 
-def _explained(what: str, log: Path) -> BootstrapError:
-    text = f"Installing {what} failed. The end of {log}:\n{_tail(log)}"
+def _install_error(label: str, log: Path) -> BootstrapError:
+    text = f"Installing {label} failed. The end of {log}:\n{_tail(log)}"
     if missing := re.search(r"No matching distribution found for (\S+)", _tail(log)):
         return WheelMissingError(
-            f"{text}\n\nThere is no ready-made build (wheel) of {missing[1]} for Python {platform.python_version()} on "
-            f"{platform.system()} {platform.machine()}, or no package index can be reached.\n"
-            "  Another Python:       PYTHON=python3.12 make up\n"
+            f"{text}\n\nThere is no wheel of {missing[1]} for Python {platform.python_version()} on "
+            f"{platform.system()} {platform.machine()}, or no package index is reachable.\n"
+            "  With another Python:  PYTHON=python3.12 make up\n"
             "  Without an engine:    ENGINE=simulated make up"
         )
     return BootstrapError(text)
@@ -278,7 +278,7 @@ def _tail(log: Path) -> str:
 
 
 def _show(line: str, *, final: bool = False) -> None:
-    """One line that is written over again; without a terminal, only the final one."""
+    """Print a status line that the next one overwrites; without a terminal, print only the final one."""
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - 1
         print(f"\r\033[K{line[:width]}", end="\n" if final else "", flush=True)

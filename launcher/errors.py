@@ -1,17 +1,17 @@
-"""Errors whose text is the whole message for the person at the terminal."""
+"""Errors whose text is printed to the terminal as is."""
 
 
 class LaunchError(Exception):
-    """Starting failed; the message names what is wrong and what to do."""
+    """The start failed; the message gives the cause and the fix."""
 
     exit_code = 1
 
 
 class SettingError(LaunchError):
-    """A setting or file is wrong; nothing was started."""
+    """A setting or file is invalid; nothing was started."""
 
     exit_code = 2
 
 
 class StopRequested(BaseException):
-    """Ctrl-C or SIGTERM came; not an error, so `except Exception` lets it pass."""
+    """Ctrl-C or SIGTERM was received. Not an error, so `except Exception` does not catch it."""

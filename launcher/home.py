@@ -1,4 +1,4 @@
-"""The folder that keeps this installation's state: `HEADRACE_HOME`."""
+"""`HEADRACE_HOME`: the folder with this installation's state."""
 
 import contextlib
 import fcntl
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from launcher.errors import LaunchError
 
-_TOO_LONG = 10_000_000  # bytes of a log before a new one is begun
+_MAX_LOG_BYTES = 10_000_000
 
 
 @contextlib.contextmanager
 def only_launcher(home: Path) -> Iterator[None]:
-    """Hold the folder for this process; raises `LaunchError` naming who has it."""
+    """Lock the folder for this process; raises `LaunchError` with the pid of the current holder."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        (home / "logs").mkdir(mode=0o700, exist_ok=True)  # a log may hold a prompt
+        (home / "logs").mkdir(mode=0o700, exist_ok=True)  # logs may contain prompts
     except OSError as error:
         raise LaunchError(
             f"HEADRACE_HOME={home} cannot be used: {error.strerror}. Set it to another folder."
@@ -44,16 +44,16 @@ def _lock(file: Path) -> int:
             holder = os.read(descriptor, 32).decode().strip()
             os.close(descriptor)
             raise LaunchError(
-                f"Headrace is running already in {file.parent} (process {holder or 'unknown'}).\n"
-                "Stop that one with Ctrl-C, or set HEADRACE_HOME, HEADRACE_PORT and HEADRACE_FLOWER_PORT for a second."
+                f"Headrace is already running in {file.parent} (process {holder or 'unknown'}).\n"
+                "Stop it with Ctrl-C, or set HEADRACE_HOME, HEADRACE_PORT and HEADRACE_FLOWER_PORT to run a second one."
             ) from None
-        except FileNotFoundError:  # the holder removed it at its end
+        except FileNotFoundError:  # removed by the previous holder on exit
             pass
         os.close(descriptor)
 
 
 def kept_secret(file: Path, make: Callable[[], str]) -> str:
-    """The secret in `file`; the first time it is made and written for the owner's eyes only."""
+    """Return the secret in `file`. If there is none, create it, readable only by its owner."""
     with contextlib.suppress(FileNotFoundError):
         if text := file.read_text().strip():
             return text
@@ -63,7 +63,7 @@ def kept_secret(file: Path, make: Callable[[], str]) -> str:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file atomically, readable only by its owner."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
@@ -72,20 +72,20 @@ def write_private(file: Path, text: str) -> None:
 
 
 def write_environment(file: Path, variables: Mapping[str, str]) -> None:
-    """What a process needs to join the running stack; a shell can read it too."""
+    """Write the variables that a process needs to join the running stack, in shell syntax."""
     lines = (f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
     write_private(file, "".join(lines))
 
 
 def read_environment(file: Path) -> dict[str, str]:
-    """The variables of a running stack; raises FileNotFoundError when none runs."""
+    """Return the variables of the running stack; raises FileNotFoundError if none is running."""
     words = shlex.split(file.read_text())
     return {name: value for name, _, value in (word.partition("=") for word in words)}
 
 
 def fresh_log(file: Path) -> Path:
-    """The log to go on with; a long one is put aside as `NAME.log.1` first."""
+    """Rotate the log to `NAME.log.1` if it is too long. Returns `file`."""
     with contextlib.suppress(FileNotFoundError):
-        if file.stat().st_size > _TOO_LONG:
+        if file.stat().st_size > _MAX_LOG_BYTES:
             file.replace(file.with_name(f"{file.name}.1"))
     return file

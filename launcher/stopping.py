@@ -1,4 +1,4 @@
-"""How Ctrl-C, SIGTERM and a closed terminal reach the launcher."""
+"""Handling of Ctrl-C, SIGTERM and a closed terminal."""
 
 import signal
 import time
@@ -8,22 +8,22 @@ from launcher.errors import StopRequested
 
 
 class Stopping:
-    """Counts requests to stop. They take effect where the launcher waits, never in the middle of a step."""
+    """Counts stop requests. They take effect when the launcher waits, never in the middle of a step."""
 
     def __init__(self) -> None:
         self.requests = 0
 
-    def listen(self) -> None:
+    def install_handlers(self) -> None:
         for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(sig, self._handle)
 
     @property
-    def at_once(self) -> bool:
-        """Asked a second time: no more patience."""
+    def forced(self) -> bool:
+        """Whether a second request was received: kill instead of waiting."""
         return self.requests > 1
 
-    def pause(self, seconds: float = 0.1) -> None:
-        """Wait; raises `StopRequested` when a request has come."""
+    def sleep(self, seconds: float = 0.1) -> None:
+        """Sleep; raises `StopRequested` if a stop was requested."""
         time.sleep(seconds)
         self.check()
 

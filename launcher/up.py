@@ -1,4 +1,4 @@
-"""Start everything, keep it alive, stop everything: what `make up` does once the packages are there."""
+"""Starts, supervises and stops the whole stack: `make up` after the packages are installed."""
 
 import contextlib
 import importlib.util
@@ -18,16 +18,16 @@ from launcher.stopping import Stopping
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel
 
-STOP_PATIENCE_S = 20.0
-# While starting there is no work to finish.
-STOP_PATIENCE_STARTING_S = 5.0
-LEFTOVER_PATIENCE_S = 10.0
+STOP_TIMEOUT_S = 20.0
+# During the start there are no jobs to finish.
+STOP_TIMEOUT_STARTING_S = 5.0
+LEFTOVER_TIMEOUT_S = 10.0
 
 
 def main(make_parts: Callable[[Settings, Registry, str, str], Parts] = Parts) -> int:
-    """Run until asked to stop; returns the exit code."""
+    """Run until a stop is requested. Returns the exit code."""
     progress, stopping = Progress(), Stopping()
-    stopping.listen()
+    stopping.install_handlers()
     try:
         settings = load_settings()
         with only_launcher(settings.home):
@@ -50,50 +50,50 @@ def run(
     progress: Progress,
     stopping: Stopping,
 ) -> None:
-    """The steps in order; whatever ends them, all that was started is stopped, in reverse."""
+    """Start everything in order and supervise it. On exit, stop everything in reverse order."""
     progress.say("Starting Headrace")
-    not_before = clear_the_way(settings, progress)
+    not_before = clean_up_last_run(settings, progress)
     with contextlib.ExitStack() as stack:
         database_url = stack.enter_context(database(settings, progress))
         redis_url = stack.enter_context(redis(settings, progress))
-        these = make_parts(settings, registry, database_url, redis_url)
+        components = make_parts(settings, registry, database_url, redis_url)
         key, password = parts.api_key(settings), parts.flower_password(settings)
-        prepare(these, key, progress, stopping)
+        prepare(components, key, progress, stopping)
         supervisor = stack.enter_context(supervised(settings, progress, stopping))
         stack.callback((settings.home / "env").unlink, missing_ok=True)
-        write_environment(settings.home / "env", these.environment)
-        for child in (these.api(), *these.workers(), these.flower(password)):
+        write_environment(settings.home / "env", components.environment)
+        for child in (components.api(), *components.workers(), components.flower(password)):
             supervisor.start(child)
         wait_until_ready(settings, registry, supervisor, progress, stopping, not_before)
-        supervisor.patience_s = max(STOP_PATIENCE_S, settings.drain_s + 10.0)
+        supervisor.stop_timeout_s = max(STOP_TIMEOUT_S, settings.drain_s + 10.0)
         progress.say(banner(settings, list(registry.models), key, password, _servers(settings)))
         while True:
-            supervisor.tend()
-            stopping.pause()
+            supervisor.restart_dead()
+            stopping.sleep()
 
 
 def check_engine(settings: Settings, registry: Registry) -> None:
-    """Say at once when a model needs an engine that this environment does not have."""
+    """Raise `SettingError` if a model's engine is not installed or the API key of its upstream is not set."""
     names = [name for name, model in registry.models.items() if model.engine == "vllm"]
     if names and importlib.util.find_spec("vllm") is None:
         raise SettingError(
-            f"{settings.models} names models for vLLM ({', '.join(names)}), and ENGINE={settings.engine} has no vLLM.\n"
+            f"{settings.models} has vLLM models ({', '.join(names)}), but ENGINE={settings.engine} has no vLLM.\n"
             "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
         )
     for name, model in registry.models.items():
         if isinstance(model, OpenAIModel) and model.options.api_key_env and not parts.upstream_key(model):
-            raise SettingError(f"{model.options.api_key_env} is not set; {settings.models} has {name}'s key there.")
+            raise SettingError(f"{model.options.api_key_env} is not set; {settings.models} names it as {name}'s key.")
 
 
-def clear_the_way(settings: Settings, progress: Progress) -> float:
-    """See that nothing of the last run is left and that the ports are free.
+def clean_up_last_run(settings: Settings, progress: Progress) -> float:
+    """End leftover processes of the last run, and check that the ports are free.
 
-    Returns the time before which a worker that seems alive may be one of a last run that ended by force: its lease
-    has not run out yet.
+    Returns the monotonic time until which leases of killed workers may still be valid, so that those workers look
+    alive; 0 after a clean stop.
     """
     forced = (settings.home / "pids").exists()
-    if count := end_leftovers(settings.home / "pids", LEFTOVER_PATIENCE_S):
-        progress.say(f"  The last run was killed; ended {count} of its processes.")
+    if count := end_leftovers(settings.home / "pids", LEFTOVER_TIMEOUT_S):
+        progress.say(f"  The last run was killed; ended {count} leftover processes.")
     check_free(settings.host, settings.port, "HEADRACE_HOST", "HEADRACE_PORT")
     check_free(settings.flower_address, settings.flower_port, "HEADRACE_FLOWER_ADDRESS", "HEADRACE_FLOWER_PORT")
     return time.monotonic() + settings.lease_s if forced else 0.0
@@ -101,7 +101,7 @@ def clear_the_way(settings: Settings, progress: Progress) -> float:
 
 @contextlib.contextmanager
 def database(settings: Settings, progress: Progress) -> Iterator[str]:
-    """The address of the database: the embedded PostgreSQL, unless another is given."""
+    """Yield the database URL, starting the embedded PostgreSQL if none is configured."""
     if settings.database_url:
         yield settings.database_url
         return
@@ -115,7 +115,7 @@ def database(settings: Settings, progress: Progress) -> Iterator[str]:
 
 @contextlib.contextmanager
 def redis(settings: Settings, progress: Progress) -> Iterator[str]:
-    """The address of Redis: the embedded Valkey, unless another is given."""
+    """Yield the Redis URL, starting the embedded Valkey if none is configured."""
     if settings.redis_url:
         yield settings.redis_url
         return
@@ -129,32 +129,32 @@ def redis(settings: Settings, progress: Progress) -> Iterator[str]:
 
 @contextlib.contextmanager
 def supervised(settings: Settings, progress: Progress, stopping: Stopping) -> Iterator[Supervisor]:
-    """A supervisor whose children are all gone afterwards."""
-    supervisor = Supervisor(progress.say, settings.home / "pids", STOP_PATIENCE_STARTING_S)
+    """Yield a supervisor; on exit, stop all its children."""
+    supervisor = Supervisor(progress.say, settings.home / "pids", STOP_TIMEOUT_STARTING_S)
     try:
         yield supervisor
     finally:
-        progress.say("\nStopping (Ctrl-C again: at once)" if stopping.requests else "\nStopping")
+        progress.say("\nStopping (Ctrl-C again to kill)" if stopping.requests else "\nStopping")
         supervisor.stop(stopping)
 
 
-def prepare(these: Parts, key: str, progress: Progress, stopping: Stopping) -> None:
-    """What is done once before anything serves: models, tables, the key."""
-    if names := parts.bundled_models(these.registry):
+def prepare(components: Parts, key: str, progress: Progress, stopping: Stopping) -> None:
+    """Run the one-time steps: convert bundled models, migrate the database, create the API key."""
+    if names := parts.bundled_models(components.registry):
         with progress.phase("models") as phase:
-            run_to_end(these.prepare_models(names), phase, "converting " + ", ".join(names), stopping)
+            run_command(components.prepare_models(names), phase, "converting " + ", ".join(names), stopping)
     with progress.phase("tables", "up to date") as phase:
-        run_to_end(these.migrate(), phase, "migrating", stopping)
-        run_to_end(these.ensure_key(key), phase, "the API key", stopping)
+        run_command(components.migrate(), phase, "migrating", stopping)
+        run_command(components.ensure_key(key), phase, "creating the API key", stopping)
 
 
-def run_to_end(child: Child, phase: Phase, doing: str, stopping: Stopping) -> None:
-    """Run a command that ends; raises `LaunchError` with what it said when it fails."""
+def run_command(child: Child, phase: Phase, activity: str, stopping: Stopping) -> None:
+    """Run a command to completion; raises `LaunchError` with its output if it fails."""
     child.start()
     try:
         while (code := child.ended()) is None:
-            phase.note(doing)
-            stopping.pause(0.05)
+            phase.note(activity)
+            stopping.sleep(0.05)
     finally:
         child.kill()
     if code != 0:
@@ -169,37 +169,37 @@ def wait_until_ready(
     stopping: Stopping,
     not_before: float,
 ) -> None:
-    """Wait for the API, every model's worker and Flower; a child that dies meanwhile ends the start."""
-    what = "engine" if any(model.engine == "vllm" for model in registry.models.values()) else "services"
-    with progress.phase(what) as phase:
-        if what == "engine":
-            progress.say(f"  {what:<12} loading {', '.join(registry.models)}; 20 s to some minutes")
+    """Wait for the API, every model's worker and Flower; raises `LaunchError` if a child dies."""
+    name = "engine" if any(model.engine == "vllm" for model in registry.models.values()) else "services"
+    with progress.phase(name) as phase:
+        if name == "engine":
+            progress.say(f"  {name:<12} loading {', '.join(registry.models)}; takes 20 s to several minutes")
         while True:
             state = readiness.ask(settings.api_url)
             flower = readiness.listens(settings.flower_address, settings.flower_port)
             if state.ready and flower and time.monotonic() >= not_before:
                 return
             if dead := supervisor.first_dead():
-                raise LaunchError(_obituary(dead))
+                raise LaunchError(_died_while_starting(dead))
             if phase.seconds > settings.start_timeout_s:
                 raise LaunchError(
                     f"Not ready after {settings.start_timeout_s} s (HEADRACE_START_TIMEOUT_S): "
                     f"waiting for {state.waiting_for or 'Flower'}. Logs: {settings.logs}"
                 )
-            phase.note(f"waiting for {state.waiting_for or ('Flower' if not flower else 'the last run to be over')}")
-            stopping.pause(0.2)
+            phase.note(f"waiting for {state.waiting_for or ('Flower' if not flower else 'old leases to expire')}")
+            stopping.sleep(0.2)
 
 
-def _obituary(child: Child) -> str:
+def _died_while_starting(child: Child) -> str:
     code = child.ended()
     assert code is not None
-    return f"{child.name} ended while starting ({how_it_ended(code)}). The end of {child.log}:\n{child.last_lines(30)}"
+    return f"{child.name} exited during startup ({how_it_ended(code)}). The end of {child.log}:\n{child.last_lines(30)}"
 
 
 def _servers(settings: Settings) -> str:
-    yours = [name for name, url in _given(settings) if url]
-    return f"embedded, state in {settings.home}" if not yours else f"yours by {' and '.join(yours)}"
+    external = [name for name, url in _external_urls(settings) if url]
+    return f"embedded, state in {settings.home}" if not external else f"external: {' and '.join(external)}"
 
 
-def _given(settings: Settings) -> tuple[tuple[str, str | None], ...]:
+def _external_urls(settings: Settings) -> tuple[tuple[str, str | None], ...]:
     return ("DATABASE_URL", settings.database_url), ("REDIS_URL", settings.redis_url)

@@ -1,4 +1,4 @@
-"""One more worker for the Headrace that runs here: `make worker MODEL=NAME`."""
+"""Adds a worker to a running `make up`: `make worker MODEL=NAME`."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from launcher.settings import REPOSITORY, load_settings
 
 
 def main(models: list[str]) -> None:
-    """Become a worker in the running stack's environment."""
+    """Exec a worker with the running stack's environment."""
     try:
         home = load_settings().home
     except SettingError as error:
@@ -17,9 +17,9 @@ def main(models: list[str]) -> None:
     try:
         environment = read_environment(home / "env")
     except FileNotFoundError:
-        sys.exit(f"Headrace does not run in {home}. Start it first, in another terminal:  make up")
+        sys.exit(f"Headrace is not running in {home}. Start it first, in another terminal:  make up")
     if len(models) != 1:
-        sys.exit("Which model is it for?  make worker MODEL=smollm2")
+        sys.exit("Name one model:  make worker MODEL=smollm2")
     os.chdir(REPOSITORY)
     os.execve(sys.executable, [sys.executable, "-m", "workers", *models], os.environ | environment)
 

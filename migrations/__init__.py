@@ -1,1 +1,1 @@
-"""The schema of the database, as Alembic migrations."""
+"""Alembic migrations of the database schema."""

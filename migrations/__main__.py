@@ -1,4 +1,4 @@
-"""`python -m migrations upgrade|downgrade [REVISION]|current`: migrates the database at DATABASE_URL."""
+"""`python -m migrations upgrade|downgrade [REVISION]|current`: migrate the database at DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.postgres.schema_version import alembic_config
 
 
 class DatabaseSettings(Settings):
-    """The command needs only the database."""
+    """Settings without Redis, which migrations do not use."""
 
     redis_url: str = "redis://unused"
 
@@ -34,7 +34,7 @@ def main() -> int:
             case "current":
                 command.current(config)
     except (SQLAlchemyError, OSError) as error:
-        print(f"DATABASE_URL: the database cannot be migrated: {error}", file=sys.stderr)
+        print(f"DATABASE_URL: the migration failed: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -16,7 +16,7 @@ class OnlyWithAnEngine(bootsteps.Step):  # type: ignore[misc]
     """Refuses `celery worker`: its pools cannot hold an engine (prefork's processes may have no children)."""
 
     def __init__(self, worker: Any, **options: Any) -> None:
-        if not hasattr(worker.app, "lifecycle"):
+        if not hasattr(worker.app, "loop_thread"):
             raise ImproperlyConfigured("a worker needs its engine; start it with: python -m workers MODEL")
         super().__init__(worker, **options)
 

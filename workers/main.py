@@ -57,11 +57,12 @@ def main() -> int:
     from shared.telemetry.metrics import declare_models
     from shared.telemetry.tracing_setup import wanted
     from workers.app import app
+    from workers.consumer.loop_thread import LoopThread
     from workers.consumer.pool import EnginePool
     from workers.consumer.signals import HeadraceWorker
     from workers.consumer.transport import use_transport
     from workers.metrics_server import serve_metrics
-    from workers.runtime import Lifecycle
+    from workers.runtime import WorkerRuntime
     from workers.settings import WorkerSettings
     from workers.supervision.consumer_control import ConsumerControl
 
@@ -83,8 +84,9 @@ def main() -> int:
     app.conf.broker_url = settings.redis_url
     declare_models(Exporter.WORKER, [arguments.model])
     shown = metrics_of(Exporter.WORKER)
-    app.lifecycle = Lifecycle(app, settings, registry[arguments.model], worker, shown)
-    use_transport(app, lambda: app.lifecycle.slot_pool.batch_room)
+    runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, shown)
+    app.loop_thread = LoopThread(runtime)
+    use_transport(app, lambda: runtime.slot_pool.batch_room)
     process = HeadraceWorker(
         app=app,
         hostname=worker,
@@ -97,7 +99,7 @@ def main() -> int:
         quiet=True,
         loglevel=settings.log_level,
     )
-    app.lifecycle.intake = ConsumerControl(process, queue_name(arguments.model))
+    runtime.consumer = ConsumerControl(process, queue_name(arguments.model))
     with ExitStack() as stack:
         try:
             stack.enter_context(serve_metrics(shown, settings))

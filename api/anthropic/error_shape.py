@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from api.http.conventions import Conventions
+
 PREFIX = "/v1/messages"
 
 _TYPES = {
@@ -36,12 +38,10 @@ class AnthropicErrorResponse(BaseModel):
     error: AnthropicErrorBody
 
 
-def is_anthropic_path(path: str) -> bool:
-    """Whether a path is of this face."""
-    return path == PREFIX or path.startswith(f"{PREFIX}/")
-
-
 def anthropic_error(status: int, message: str) -> dict[str, Any]:
     """The body of an error with this HTTP status."""
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return AnthropicErrorResponse(error=AnthropicErrorBody(type=kind, message=message)).model_dump()
+
+
+CONVENTIONS = Conventions(PREFIX, anthropic_error, request_id_header="request-id")

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from sse_starlette import ServerSentEvent
 
+from api.anthropic.error_shape import anthropic_error
 from api.anthropic.schemas import (
     AssistantMessage,
     MessageUsage,
@@ -198,7 +199,8 @@ class _Stream:
 
     def _break(self, message: str, code: str) -> list[bytes]:
         self.broken = True
-        return [_frame("error", error=render(UpstreamFailed(message, code=code)).anthropic()["error"])]
+        failure = render(UpstreamFailed(message, code=code))
+        return [_frame("error", error=anthropic_error(failure.status_code, failure.message)["error"])]
 
 
 def _frame(kind: str, **fields: Any) -> bytes:

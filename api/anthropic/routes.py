@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import JSONResponse
 
 from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, message_body, ping
 from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
 from api.http.json_body import JsonRoute
-from api.http.sse import event_stream
 from api.http.submit_headers import Submission
-from api.jobs.disconnect import cancel_on_disconnect, while_connected
+from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
 from api.keys.auth import AnthropicPrincipal
-from api.resources import CurrentResources
-from shared.domain.errors import UpstreamFailed
-from shared.domain.job import JobStatus
+from shared.domain.job import Job
 from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
@@ -58,16 +55,17 @@ Version = Annotated[
 async def messages(
     body: MessagesRequest,
     principal: AnthropicPrincipal,
-    held: CurrentResources,
+    jobs: Jobs,
+    call: CurrentSyncCall,
     request: Request,
     submission: Submission,
     anthropic_version: Version = None,
 ) -> Response:
     """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
-    jobs = held.jobs
     user_id = body.metadata.user_id if body.metadata is not None else None
+    principal = principal.acting_for(user_id)
     new = NewJob(
-        owner=principal.owner(user_id),
+        owner=principal.owner,
         model=body.model,
         priority=body.priority,
         request=generate_request(body),
@@ -75,30 +73,20 @@ async def messages(
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
     )
-    job, created = await jobs.submit(new, submission.idempotency(request.url.path, body))
-    request.state.job_id = job.id
-    headers: dict[str, str] = {} if created else {"Idempotent-Replayed": "true"}
-    # A client that sends a key means to come back for the answer.
-    keeps = submission.idempotency_key is not None
-    if body.stream:
-        events = frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
-        return event_stream(
-            cancel_on_disconnect(events, jobs, [job], keeps=keeps), held.settings, headers, heartbeat=ping
-        )
+    job, created = await jobs.submit(principal, new, submission.idempotency(request.url.path, body))
 
-    ended = await while_connected(request, jobs, job, keeps=keeps)
-    if ended is None:
-        return Response(status_code=499)  # nobody reads it
-    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-        message = message_body(ended, hides_thinking=body.hides_thinking)
-        return JSONResponse(message.model_dump(mode="json"), headers=headers)
-    assert ended.error is not None
-    raise UpstreamFailed(ended.error.message, code=ended.error.code)
+    async def show(ended: Sequence[Job]) -> dict[str, Any]:
+        return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
+
+    def stream() -> AsyncIterator[bytes]:
+        return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
+
+    return await call.respond([job], created=created, stream=stream if body.stream else None, body=show, heartbeat=ping)
 
 
 @router.post("/count_tokens", responses=ERRORS)
 async def count_tokens(
-    body: CountTokensRequest, _: AnthropicPrincipal, held: CurrentResources, anthropic_version: Version = None
+    body: CountTokensRequest, _: AnthropicPrincipal, admission: CurrentAdmission, anthropic_version: Version = None
 ) -> TokensCount:
     """Count a conversation's tokens, without running it."""
-    return TokensCount(input_tokens=await held.jobs.count_tokens(body.model, conversation(body)))
+    return TokensCount(input_tokens=await admission.count_tokens(body.model, conversation(body)))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from api.batches import batch
 from api.files.store import FILE_ID_PREFIX
 from shared.domain.ids import is_id, new_id, sibling
 
@@ -99,5 +98,5 @@ class Batch:
 
 def result_file_ids(batch_id: str) -> tuple[str, str]:
     """The files of a batch's output and of its errors: the same whoever writes them, and however often."""
-    output, errors = (sibling(batch_id, batch.PREFIX, FILE_ID_PREFIX, digit) for digit in "01")
+    output, errors = (sibling(batch_id, PREFIX, FILE_ID_PREFIX, digit) for digit in "01")
     return output, errors

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
 from api.batches.service import BatchService
+from api.http.dependencies import resource
 
-
-async def batch_service(request: Request) -> BatchService:
-    batches: BatchService = request.app.state.resources.batches
-    return batches
-
-
-Batches = Annotated[BatchService, Depends(batch_service)]
+Batches = Annotated[BatchService, Depends(resource(BatchService))]

@@ -19,6 +19,7 @@ from api.batches.request_line import LineRejected, parse, said
 from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import render
+from api.jobs.admission import Admission
 from shared.config.models.loader import Registry
 from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound, UpstreamFailed
 from shared.domain.events import parse_archive
@@ -45,7 +46,12 @@ class Results:
 
 
 async def write_results(
-    batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs, registry: Registry
+    batch: Batch,
+    lines: AsyncIterator[Line],
+    store: BatchStore,
+    blobs: Blobs,
+    registry: Registry,
+    admission: Admission,
 ) -> Results:
     """Write a batch's results, all of whose jobs have ended. Written again they are the same."""
     results = Results()
@@ -57,7 +63,7 @@ async def write_results(
             if line.blank:
                 continue
             ran = await jobs.of(line.number)
-            entry = _entry(batch, line, ran, registry)
+            entry = await _entry(batch, line, ran, registry, admission)
             if ran is not None and ran.job.usage is not None:
                 results.usage = _sum(results.usage, ran.job.usage)
             if entry.good:
@@ -80,7 +86,7 @@ class _Entry:
     content: dict[str, Any]
 
 
-def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Registry) -> _Entry:
+async def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Registry, admission: Admission) -> _Entry:
     """The result of a line, which ran as this job, or not at all."""
     custom_id, body = said(line)
     if ran is None:
@@ -89,19 +95,21 @@ def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Registry)
         if line.number >= batch.next.line:
             error = CANCELLED if batch.ending is BatchStatus.CANCELLED else EXPIRED
             return _Entry(False, {**content, "response": None, "error": error})
-        return _Entry(False, {**content, "response": _failed(content["id"], _refusal(batch, line)), "error": None})
+        rejection = await _rejection(batch, line, admission)
+        return _Entry(False, {**content, "response": _failed(content["id"], rejection), "error": None})
 
     job = ran.job
     content = {"id": f"batch_req_{job.id.removeprefix('job_')}", "custom_id": custom_id}
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
-    if job.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+    if job.status.succeeded:
         fingerprint = registry[job.model].fingerprint if job.model in registry else None
         log = parse_archive(ran.log) if ran.log is not None else ()
         try:
             answer = ENDPOINTS[batch.endpoint].answer(body, job, log, fingerprint)
         except (ValidationError, InvalidRequest):
-            return _Entry(False, {**content, "response": _failed(job.id, _refusal(batch, line)), "error": None})
+            rejection = await _rejection(batch, line, admission)
+            return _Entry(False, {**content, "response": _failed(job.id, rejection), "error": None})
         response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": answer}
         return _Entry(True, {**content, "response": response, "error": None})
     assert job.error is not None
@@ -113,12 +121,18 @@ def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Registry)
     return _Entry(False, {**content, "response": response, "error": None})
 
 
-def _refusal(batch: Batch, line: Line) -> HeadraceError:
-    """Why a line that was valid once could not become a job, or cannot be shown as one: this version refuses it."""
+async def _rejection(batch: Batch, line: Line, admission: Admission) -> HeadraceError:
+    """Why a line of a valid file got no job, or why its job cannot be shown: the reason is not stored but found again.
+
+    A line may be rejected because it does not fit the model's context, or because this version is stricter.
+    """
     try:
-        parse(line, batch.endpoint)
-    except LineRejected as refused:
-        return InvalidRequest(refused.message, param=refused.error.param)
+        job = parse(line, batch.endpoint).job
+        await admission.check(job.model, job.request)
+    except LineRejected as rejected:
+        return InvalidRequest(rejected.message, param=rejected.error.param)
+    except (InvalidRequest, NotFound) as error:
+        return error
     return InvalidRequest("This request was refused when its turn came.")
 
 

@@ -11,6 +11,7 @@ from api.batches.schemas import BatchCreate, BatchList, BatchView, batch_view
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS
+from api.http.pagination import After
 from api.keys.auth import CurrentPrincipal
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=JsonRoute)
@@ -23,7 +24,7 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {
 @router.post("", responses={**ERRORS, **NOT_FOUND})
 async def create(body: BatchCreate, principal: CurrentPrincipal, batches: Batches) -> BatchView:
     """Run the requests of an uploaded file, when nothing more urgent waits."""
-    return batch_view(await batches.create(principal.owner(), body))
+    return batch_view(await batches.create(principal.owner, body))
 
 
 @router.get("", responses=ERRORS)
@@ -31,17 +32,11 @@ async def list_batches(
     principal: CurrentPrincipal,
     batches: Batches,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    after: After = None,
 ) -> BatchList:
     """List batches, newest first."""
-    found = await batches.page(principal.project_id, limit=limit + 1, after=after)
-    page = found[:limit]
-    return BatchList(
-        data=[batch_view(batch) for batch in page],
-        first_id=page[0].id if page else None,
-        last_id=page[-1].id if page else None,
-        has_more=len(found) > limit,
-    )
+    page = await batches.page(principal.project_id, limit=limit, after=after)
+    return BatchList.of(page, batch_view)
 
 
 @router.get("/{batch_id}", responses={**ERRORS, **NOT_FOUND})

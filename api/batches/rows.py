@@ -8,10 +8,8 @@ from typing import Any
 from sqlalchemy import Row, func, select
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position
-from shared.domain.job import JobStatus
+from shared.domain.job import SUCCEEDED
 from shared.postgres.tables import BatchRow, JobRow
-
-WELL = (JobStatus.COMPLETED.value, JobStatus.INCOMPLETE.value)
 
 COLUMNS = (
     BatchRow.id,
@@ -94,7 +92,7 @@ def tally_query(batch_id: str) -> Any:
         .cte("recent")
     )
     first_open = select(func.min(recent.c.batch_line)).where(recent.c.finished_at.is_(None)).scalar_subquery()
-    ended, well = recent.c.finished_at.is_not(None), recent.c.status.in_(WELL)
+    ended, well = recent.c.finished_at.is_not(None), recent.c.status.in_(SUCCEEDED)
     settled = func.coalesce(recent.c.batch_line < first_open, True)
     return select(
         func.count().filter(~ended).label("open"),

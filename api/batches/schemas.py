@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.batches.batch import Batch, BatchStatus
 from api.files.schemas import ExpiresAfter
+from api.http.pagination import PageView
 from api.jobs.parameters import MAX_METADATA, MetadataKey, MetadataValue
 
 
@@ -108,14 +109,8 @@ class BatchView(BaseModel):
     metadata: dict[str, str] | None
 
 
-class BatchList(BaseModel):
+class BatchList(PageView[BatchView]):
     """A page of batches, newest first. `after=last_id` gives the next."""
-
-    object: Literal["list"] = "list"
-    data: list[BatchView]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 def batch_view(batch: Batch) -> BatchView:

@@ -11,6 +11,7 @@ from api.batches.store import BatchStore
 from api.files.service import FileService
 from api.files.store import Purpose
 from api.http.lookup import own_or_404
+from api.http.pagination import Page, check_after, fetch_page
 from shared.domain.errors import Conflict, InvalidRequest, NotFound
 from shared.domain.owner import Owner
 
@@ -61,15 +62,14 @@ class BatchService:
         """
         return await own_or_404("batch", batch_id, project_id, is_batch_id, self._store.get)
 
-    async def page(self, project_id: int, *, limit: int, after: str | None) -> list[Batch]:
-        """A project's batches, newest first.
+    async def page(self, project_id: int, *, limit: int, after: str | None) -> Page[Batch]:
+        """A page of a project's batches, newest first.
 
         Raises:
-            InvalidRequest: `after` is no batch's id.
+            InvalidRequest: `after` is not a batch's id.
         """
-        if after is not None and not is_batch_id(after):
-            raise InvalidRequest(f"after: must be a batch's id, got {after[:64]!r}", param="after")
-        return await self._store.page(project_id, limit=limit, after=after)
+        check_after(after, "batch", is_batch_id)
+        return await fetch_page(limit, lambda count: self._store.page(project_id, limit=count, after=after))
 
     async def cancel(self, batch_id: str, project_id: int) -> Batch:
         """Cancel a batch: what waits ends now, what runs may finish. Again: no change.

@@ -15,11 +15,16 @@ from api.batches.results import Results, write_results
 from api.batches.store import BatchJob, BatchStore
 from api.batches.validation import validate
 from api.files.blobs import BlobMissing, Blobs
+from api.jobs.admission import Admission
 from api.jobs.service import JobService
+from api.keys.principal import Principal
 from shared.config.models.loader import Registry
+from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import JobStatus
-from shared.domain.priorities import Hint
+from shared.domain.owner import Owner
+from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.result import CANCELLED
+from shared.postgres.job_store import NewJob
 from shared.recovery.terminator import JobTerminator
 from shared.telemetry.metrics import BATCH_LINES, submitted
 
@@ -41,6 +46,7 @@ class BatchSteps:
         self,
         *,
         registry: Registry,
+        admission: Admission,
         store: BatchStore,
         blobs: Blobs,
         jobs: JobService,
@@ -52,6 +58,7 @@ class BatchSteps:
     ) -> None:
         """Results are kept for `keep_s` seconds, or for ever, where their batch does not say."""
         self._registry = registry
+        self._admission = admission
         self._store = store
         self._blobs = blobs
         self._jobs = jobs
@@ -134,10 +141,10 @@ class BatchSteps:
                 requests += 1
                 size += len(line.data or b"")
                 try:
-                    jobs.append(parse(line, batch.endpoint).job)
+                    jobs.append(await self._admitted(batch, line))
                     room -= 1
-                except LineRejected as refused:  # it was valid: this version sees it otherwise
-                    logger.warning("batch=%s line=%d is refused now: %s", batch.id, line.number, refused)
+                except (LineRejected, InvalidRequest, NotFound) as error:  # it gets no job; its result says why
+                    logger.warning("batch=%s line=%d is rejected: %s", batch.id, line.number, error)
                 if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
                     if not await submit():
                         return
@@ -145,6 +152,15 @@ class BatchSteps:
                     jobs, requests, size = [], 0, 0
         if requests:
             await submit()
+
+    async def _admitted(self, batch: Batch, line: Line) -> BatchJob:
+        """The job of a line. Raises `LineRejected`, and as `Admission.admit`."""
+        job = parse(line, batch.endpoint).job
+        owner = Owner(batch.project_id, batch.key_id, job.end_user)
+        new = await self._admission.admit(
+            Principal.of(owner), NewJob(owner, job.model, BATCH_PRIORITY, job.request, job.metadata)
+        )
+        return replace(job, model=new.model, request=new.request, metadata=new.metadata)
 
     async def _cancel_jobs(self, batch: Batch) -> None:
         """End what waits; what runs, or was set aside while it ran, is let finish for a while."""
@@ -165,7 +181,7 @@ class BatchSteps:
         results = Results()
         if batch.total:  # one that was cancelled before its input was read has no requests
             async with self._lines(batch, Position()) as lines:
-                results = await write_results(batch, lines, self._store, self._blobs, self._registry)
+                results = await write_results(batch, lines, self._store, self._blobs, self._registry, self._admission)
         ending = batch.ending
         if ending is BatchStatus.EXPIRED and not results.expired:
             ending = BatchStatus.COMPLETED

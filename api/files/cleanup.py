@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
+import math
 import time
 
 from api.files.blobs import Blobs
 from api.files.store import FileStore
 from shared.domain.errors import Unavailable
 from shared.runtime.outages import is_outage
+from shared.runtime.periodic import run_periodically
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +26,24 @@ class FileCleanup:
     def __init__(self, store: FileStore, blobs: Blobs) -> None:
         self._store = store
         self._blobs = blobs
+        self._tidied_at = -math.inf
 
     async def run(self) -> None:
-        """Sweep for ever; cancel to stop."""
-        tidied = -TIDY_S
-        while True:
-            try:
-                await self.expire()
-                if time.monotonic() - tidied >= TIDY_S:
-                    tidied = time.monotonic()
-                    await self.tidy()
-            except Exception as error:
-                if not (is_outage(error) or isinstance(error, Unavailable)):
-                    raise
-                logger.warning("cannot sweep files, trying again: %s", error)
-            await asyncio.sleep(EXPIRE_S * random.uniform(0.8, 1.2))
+        """Sweep until cancelled."""
+        await run_periodically(
+            self._sweep,
+            "file cleanup",
+            interval_s=EXPIRE_S,
+            jitter=0.2,
+            immediately=True,
+            tolerates=lambda error: is_outage(error) or isinstance(error, Unavailable),
+        )
+
+    async def _sweep(self) -> None:
+        await self.expire()
+        if time.monotonic() - self._tidied_at >= TIDY_S:
+            self._tidied_at = time.monotonic()
+            await self.tidy()
 
     async def expire(self) -> int:
         """Forget files whose time is up, but for those that an unfinished batch reads. Returns how many."""

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
 from api.files.service import FileService
+from api.http.dependencies import resource
 
-
-async def file_service(request: Request) -> FileService:
-    files: FileService = request.app.state.resources.files
-    return files
-
-
-Files = Annotated[FileService, Depends(file_service)]
+Files = Annotated[FileService, Depends(resource(FileService))]

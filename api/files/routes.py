@@ -12,6 +12,7 @@ from api.files.dependencies import Files
 from api.files.schemas import MAX_KEEP_S, MIN_KEEP_S, FileDeleted, FileList, FileView, file_view
 from api.http.errors import ErrorResponse
 from api.http.openapi import ERRORS
+from api.http.pagination import After
 from api.keys.auth import CurrentPrincipal
 
 PATH = "/v1/files"
@@ -56,7 +57,7 @@ async def upload(principal: CurrentPrincipal, files: Files, request: Request) ->
     """Upload a batch's input: JSON lines, one request each."""
     headers = request.headers
     file = await files.upload(
-        principal.owner(), headers.get("content-type", ""), headers.get("content-length", ""), request.stream()
+        principal.owner, headers.get("content-type", ""), headers.get("content-length", ""), request.stream()
     )
     return file_view(file)
 
@@ -68,19 +69,11 @@ async def list_files(
     purpose: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     order: Literal["asc", "desc"] = "desc",
-    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    after: After = None,
 ) -> FileList:
     """List files, newest first unless `order=asc`."""
-    found = await files.page(
-        principal.project_id, purpose=purpose, limit=limit + 1, after=after, ascending=order == "asc"
-    )
-    page = found[:limit]
-    return FileList(
-        data=[file_view(file) for file in page],
-        first_id=page[0].id if page else None,
-        last_id=page[-1].id if page else None,
-        has_more=len(found) > limit,
-    )
+    page = await files.page(principal.project_id, purpose=purpose, limit=limit, after=after, ascending=order == "asc")
+    return FileList.of(page, file_view)
 
 
 @router.get("/{file_id}", responses={**ERRORS, **NOT_FOUND})

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.files.store import Purpose, StoredFile
+from api.http.pagination import PageView
 
 # OpenAI's bounds: an hour, and thirty days.
 MIN_KEEP_S, MAX_KEEP_S = 3600, 30 * 24 * 3600
@@ -35,14 +36,8 @@ class FileView(BaseModel):
     status_details: None = None
 
 
-class FileList(BaseModel):
+class FileList(PageView[FileView]):
     """A page of files. `after=last_id` gives the next."""
-
-    object: Literal["list"] = "list"
-    data: list[FileView]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class FileDeleted(BaseModel):

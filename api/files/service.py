@@ -10,7 +10,8 @@ from api.files.blobs import BlobMissing, Blobs
 from api.files.store import FileStore, StoredFile, is_file_id
 from api.files.upload import Upload
 from api.http.lookup import own_or_404
-from shared.domain.errors import HeadraceError, InvalidRequest, NotFound
+from api.http.pagination import Page, check_after, fetch_page
+from shared.domain.errors import HeadraceError, NotFound
 from shared.domain.owner import Owner
 
 logger = logging.getLogger(__name__)
@@ -44,15 +45,17 @@ class FileService:
 
     async def page(
         self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool
-    ) -> list[StoredFile]:
-        """A project's files.
+    ) -> Page[StoredFile]:
+        """A page of a project's files.
 
         Raises:
-            InvalidRequest: `after` is no file's id.
+            InvalidRequest: `after` is not a file's id.
         """
-        if after is not None and not is_file_id(after):
-            raise InvalidRequest(f"after: must be a file's id, got {after[:64]!r}", param="after")
-        return await self._store.page(project_id, purpose=purpose, limit=limit, after=after, ascending=ascending)
+        check_after(after, "file", is_file_id)
+        return await fetch_page(
+            limit,
+            lambda count: self._store.page(project_id, purpose=purpose, limit=count, after=after, ascending=ascending),
+        )
 
     async def content(self, file: StoredFile) -> AsyncIterator[bytes]:
         """A file's bytes, once they are known to be there.
@@ -81,7 +84,7 @@ class FileService:
 
         Raises:
             NotFound: there is none, or it is another project's.
-            api.files.store.FileInUse: a batch that has not ended reads it.
+            FileInUse: a batch that has not ended reads it.
         """
         await self.get(file_id, project_id)
         if not await self._store.delete(file_id, project_id):

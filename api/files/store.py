@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.domain.errors import HeadraceError
+from shared.domain.errors import FileInUse
 from shared.domain.ids import is_id, new_id, region_of
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
@@ -39,10 +39,6 @@ class Purpose(StrEnum):
 
     BATCH = "batch"
     BATCH_OUTPUT = "batch_output"
-
-
-class FileInUse(HeadraceError):
-    """A batch that has not ended reads this file; cancel it first."""
 
 
 @dataclass(frozen=True, slots=True)

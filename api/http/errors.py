@@ -1,13 +1,13 @@
 """Every error as OpenAI's JSON: `{"error": {message, type, param, code}}`. Status codes are decided here.
 
-Where Anthropic's face was asked, the same error has Anthropic's shape.
+A dialect can give errors under its path prefix another body; see `api.http.conventions`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import sqlalchemy.exc
 from fastapi import FastAPI, Request
@@ -19,14 +19,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from api.anthropic.error_shape import anthropic_error, is_anthropic_path
-from api.files.store import FileInUse
+from api.http.conventions import Conventions, find_conventions
 from api.http.validation import describe
 from shared.domain.errors import (
     Conflict,
     Forbidden,
     HeadraceError,
     InvalidRequest,
+    KeyReused,
     NotFound,
     TooLarge,
     Unauthorized,
@@ -34,7 +34,6 @@ from shared.domain.errors import (
     UpstreamFailed,
 )
 from shared.domain.request_context import REQUEST_CONTEXT
-from shared.postgres.job_store import KeyReused
 from shared.runtime.outages import is_database_outage, is_redis_outage
 
 logger = logging.getLogger(__name__)
@@ -61,23 +60,22 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
-class ErrorAnswer(JSONResponse):
-    """An error; it takes the shape of the face that was asked when it is sent."""
+class JsonErrorResponse(JSONResponse):
+    """An error. When it is sent, it takes the shape that the request's path calls for."""
 
     def __init__(self, status: int, body: ErrorResponse, headers: Mapping[str, str]) -> None:
         super().__init__(body.model_dump(), status, headers)
-        self._message = body.error.message
-        self._extra = headers
-
-    def anthropic(self) -> dict[str, Any]:
-        """The body as Anthropic has it."""
-        return anthropic_error(self.status_code, self._message)
+        self.message = body.error.message
+        self._extra_headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if is_anthropic_path(scope["path"]):
-            await JSONResponse(self.anthropic(), self.status_code, self._extra)(scope, receive, send)
-        else:
+        registered: Sequence[Conventions] = scope["app"].state.conventions
+        conventions = find_conventions(registered, scope["path"])
+        if conventions is None:
             await super().__call__(scope, receive, send)
+        else:
+            body = conventions.error_body(self.status_code, self.message)
+            await JSONResponse(body, self.status_code, self._extra_headers)(scope, receive, send)
 
 
 def error_response(
@@ -88,9 +86,9 @@ def error_response(
     param: str | None = None,
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
-) -> ErrorAnswer:
+) -> JsonErrorResponse:
     body = ErrorResponse(error=ErrorBody(message=_encodable(message), type=kind, param=_encodable(param), code=code))
-    return ErrorAnswer(status, body, headers or {})
+    return JsonErrorResponse(status, body, headers or {})
 
 
 def _encodable(text: T) -> T:
@@ -98,7 +96,7 @@ def _encodable(text: T) -> T:
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
-def unavailable(what: str) -> ErrorAnswer:
+def unavailable(what: str) -> JsonErrorResponse:
     return error_response(
         503,
         f"{what} cannot be reached right now; try again.",
@@ -108,7 +106,7 @@ def unavailable(what: str) -> ErrorAnswer:
     )
 
 
-def stopping() -> ErrorAnswer:
+def stopping() -> JsonErrorResponse:
     return error_response(
         503,
         "This server is stopping; try again.",
@@ -118,7 +116,7 @@ def stopping() -> ErrorAnswer:
     )
 
 
-def render(error: Exception) -> ErrorAnswer:
+def render(error: Exception) -> JsonErrorResponse:
     """The answer to an error that reached the top."""
     match error:
         case InvalidRequest():
@@ -131,7 +129,7 @@ def render(error: Exception) -> ErrorAnswer:
             return error_response(404, error.message, param=error.param, code=error.code)
         case KeyReused():
             return error_response(422, error.message, param="Idempotency-Key", code="idempotency_key_reused")
-        case Conflict() | FileInUse():
+        case Conflict():
             return error_response(409, error.message, kind="conflict_error")
         case TooLarge():
             return error_response(413, error.message)
@@ -161,18 +159,19 @@ def render(error: Exception) -> ErrorAnswer:
     return error_response(500, "The server had an error.", kind="server_error", code="internal_error")
 
 
-def install(app: FastAPI) -> None:
-    """Make the application answer every error in this shape."""
+def install(app: FastAPI, conventions: Sequence[Conventions]) -> None:
+    """Make the application return every error in this shape, or in that of the conventions for the path."""
+    app.state.conventions = tuple(conventions)
 
-    async def on_error(_: Request, error: Exception) -> ErrorAnswer:
+    async def on_error(_: Request, error: Exception) -> JsonErrorResponse:
         return render(error)
 
-    async def on_invalid(_: Request, error: Exception) -> ErrorAnswer:
+    async def on_invalid(_: Request, error: Exception) -> JsonErrorResponse:
         assert isinstance(error, RequestValidationError)
         message, param = describe(error.errors())
         return error_response(400, message, param=param)
 
-    async def on_http(request: Request, error: Exception) -> ErrorAnswer:
+    async def on_http(request: Request, error: Exception) -> JsonErrorResponse:
         assert isinstance(error, HTTPException)
         method, path, headers = request.method, request.scope["path"], error.headers or {}
         match error.status_code:

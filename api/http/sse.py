@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from api.settings import ApiSettings
+from api.settings import StreamSettings
 
 
 def heartbeat() -> ServerSentEvent:
@@ -16,7 +16,7 @@ def heartbeat() -> ServerSentEvent:
 
 def event_stream(
     frames: AsyncIterator[bytes],
-    settings: ApiSettings,
+    settings: StreamSettings,
     headers: Mapping[str, str] | None = None,
     *,
     heartbeat: Callable[[], ServerSentEvent] = heartbeat,

@@ -63,6 +63,11 @@ async def submit_headers(
     )
 
 
+def replay_headers(created: bool) -> dict[str, str]:
+    """The response headers of a submit; `created` is False if its idempotency key was used before."""
+    return {} if created else {"Idempotent-Replayed": "true"}
+
+
 def _seconds(name: str, value: str | None) -> float | None:
     """A duration as fal and RunPod write it: `90s`, `1.5m`, `500ms`, `2h`; a bare number is seconds."""
     if value is None:

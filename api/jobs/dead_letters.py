@@ -6,21 +6,27 @@ import argparse
 import asyncio
 import sys
 
-from api.settings import ApiSettings
-from shared.config.settings import settings_or_exit
+from api.jobs.admission import Admission
+from api.jobs.context_window import ContextWindow
+from api.keys.principal import Principal
+from api.settings import RegionSettings
+from shared.config.models.base import RegistryError
+from shared.config.models.loader import load_registry
+from shared.config.settings import Settings, settings_or_exit
+from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import JobStatus
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
 
 
-class DatabaseSettings(ApiSettings):
-    """Only the database is needed here: workers find a replayed job's row."""
+class DeadLetterSettings(RegionSettings, Settings):
+    """Redis is not used: workers find a replayed job's row."""
 
     redis_url: str = "redis://unused"
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    settings = settings_or_exit(DatabaseSettings)
+    settings = settings_or_exit(DeadLetterSettings)
     engine = connect(settings.database_url, pool_size=1)
     store = JobStore(engine, settings.region)
     try:
@@ -30,27 +36,37 @@ async def run(arguments: argparse.Namespace) -> int:
                 for attempt in job.attempts:
                     print(f"    {attempt.number}  {attempt.outcome}  {attempt.tokens} tokens  {attempt.worker}")
             return 0
-        return max([await replay(store, job_id) for job_id in arguments.job])
+        try:
+            registry = load_registry(settings.models)
+        except RegistryError as error:
+            print(error, file=sys.stderr)
+            return 2
+        admission = Admission(registry, ContextWindow(registry))
+        return max([await replay(store, admission, job_id) for job_id in arguments.job])
     finally:
         await engine.dispose()
 
 
-async def replay(store: JobStore, job_id: str) -> int:
-    """Submit a failed job's request again, as a new job of the same key: the old one keeps its end."""
+async def replay(store: JobStore, admission: Admission, job_id: str) -> int:
+    """Submit a failed job's request again, as a new job of the same key. The failed job stays as it is."""
     job = await store.get(job_id)
     if job is None or job.status is not JobStatus.FAILED:
         print(f"there is no failed job {job_id}", file=sys.stderr)
         return 1
-    new, _ = await store.insert(
-        NewJob(
-            owner=job.owner,
-            model=job.model,
-            priority=job.priority,
-            request=job.request,
-            metadata={**job.metadata, "replay_of": job.id},
-        )
+    new = NewJob(
+        owner=job.owner,
+        model=job.model,
+        priority=job.priority,
+        request=job.request,
+        metadata={**job.metadata, "replay_of": job.id},
     )
-    print(f"{job_id} runs again as {new.id}")
+    try:
+        new = await admission.admit(Principal.of(new.owner), new)
+    except (InvalidRequest, NotFound) as error:
+        print(f"{job_id} cannot run again: {error}", file=sys.stderr)
+        return 1
+    submitted, _ = await store.insert(new)
+    print(f"{job_id} runs again as {submitted.id}")
     return 0
 
 

@@ -6,12 +6,18 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.http.dependencies import CurrentStreamSettings, resource
+from api.http.submit_headers import Submission
+from api.jobs.admission import Admission
 from api.jobs.service import JobService
+from api.jobs.sync_call import SyncCall
+
+Jobs = Annotated[JobService, Depends(resource(JobService))]
+CurrentAdmission = Annotated[Admission, Depends(resource(Admission))]
 
 
-async def job_service(request: Request) -> JobService:
-    jobs: JobService = request.app.state.resources.jobs
-    return jobs
+async def sync_call(request: Request, jobs: Jobs, submission: Submission, settings: CurrentStreamSettings) -> SyncCall:
+    return SyncCall(request, jobs, submission, settings)
 
 
-Jobs = Annotated[JobService, Depends(job_service)]
+CurrentSyncCall = Annotated[SyncCall, Depends(sync_call)]

@@ -1,4 +1,4 @@
-"""Jobs whose client waits for the answer, whichever face it asks: when it leaves, its job is cancelled."""
+"""Cancels the jobs of a synchronous call if its client disconnects before the result."""
 
 from __future__ import annotations
 
@@ -19,43 +19,40 @@ logger = logging.getLogger(__name__)
 
 
 async def cancel_on_disconnect(
-    events: AsyncIterator[bytes], jobs: JobService, submitted: Sequence[Job], *, keeps: bool
+    frames: AsyncIterator[bytes], jobs: JobService, submitted: Sequence[Job], *, keep: bool
 ) -> AsyncIterator[bytes]:
-    """A stream whose jobs end with it, unless kept: where its client leaves, or where it is `CutShort`."""
-    left = submitted
+    """Pass frames on; if the client disconnects or the stream is `CutShort`, cancel the jobs, unless `keep`."""
+    unfinished = submitted
     try:
-        async for frame in events:
+        async for frame in frames:
             yield frame
-        left = ()
+        unfinished = ()
     except CutShort as cut:
-        left = cut.left
+        unfinished = cut.left
     finally:
-        if left and not keeps and not AppStatus.should_exit:  # this process stops: its client has not left
-            await asyncio.shield(abandon(jobs, left))
+        # A stream that is closed because this process stops has not been abandoned by its client.
+        if unfinished and not keep and not AppStatus.should_exit:
+            await asyncio.shield(cancel_abandoned(jobs, unfinished))
 
 
-async def while_connected(request: Request, jobs: JobService, job: Job, *, keeps: bool) -> Job | None:
-    """The job once it has ended; None where the client has left before. Its job is cancelled then, unless kept."""
-    ended = await all_while_connected(request, jobs, [job], keeps=keeps)
-    return None if ended is None else ended[0]
-
-
-async def all_while_connected(
-    request: Request, jobs: JobService, submitted: Sequence[Job], *, keeps: bool
+async def while_connected(
+    request: Request, jobs: JobService, submitted: Sequence[Job], *, keep: bool
 ) -> list[Job] | None:
-    """Jobs of one call once all have ended; None where the client has left before. Then they are cancelled, unless
-    kept."""
+    """Wait for the jobs to end, and return them; if the client disconnects first, cancel them, unless `keep`.
+
+    Returns None if the client has disconnected.
+    """
     ended = asyncio.gather(*(jobs.finished(job.id, job.owner.project_id) for job in submitted))
-    gone = asyncio.create_task(_disconnected(request))
+    disconnected = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             return ended.result()
-        if not keeps:
-            await abandon(jobs, submitted)
+        if not keep:
+            await cancel_abandoned(jobs, submitted)
         return None
     finally:
-        await cancel_and_wait(ended, gone)
+        await cancel_and_wait(ended, disconnected)
 
 
 async def _disconnected(request: Request) -> None:
@@ -63,11 +60,11 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def abandon(jobs: JobService, submitted: Iterable[Job]) -> None:
-    """Cancel jobs that nobody waits for any more."""
+async def cancel_abandoned(jobs: JobService, submitted: Iterable[Job]) -> None:
+    """Cancel jobs whose result no client waits for any more."""
     for job in submitted:
-        logger.info("job=%s nobody waits for it any more; cancelling it", job.id)
+        logger.info("job=%s its client has disconnected; cancelling it", job.id)
         try:
             await jobs.cancel(job.id, job.owner.project_id)
         except (HeadraceError, OSError) as error:
-            logger.warning("job=%s cannot be cancelled, it runs to its end: %s", job.id, error)
+            logger.warning("job=%s cannot be cancelled and runs to its end: %s", job.id, error)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from api.jobs.queue_positions import place_data
+from api.jobs.queue_positions import position_data
 from api.jobs.service import JobService
 from api.streaming.reader import QueuedReader
 from shared.domain.job import Job, JobStatus
 
-_PLACE = b"event: job.queued\ndata: %b\n\n"
+_POSITION = b"event: job.queued\ndata: %b\n\n"
 
 
 async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
-    """`job.queued` while it waits, again when its place changes, and the log after the cursor.
+    """`job.queued` while it waits and whenever its queue position changes, and the log after the cursor.
 
-    Places have no id, because they are not in the log. A job that has lost its worker waits again, and says so.
-    Returns once the first frame is known, so that a database that is away is an answer, not a broken stream.
+    Positions have no id, because they are not in the log. A job that has lost its worker
+    is queued again, and reported so.
+
+    Returns once the first frame is known, so that a database outage is an error response, not a broken stream.
     """
     first, position = b"", None
     if job.status is JobStatus.QUEUED and after == 0:
         position, eta_s = await jobs.queue_estimates.waiting(job)
-        first = _PLACE % place_data(position, eta_s)
+        first = _POSITION % position_data(position, eta_s)
     queued = QueuedReader(job.model, job.priority, position)
 
     async def frames() -> AsyncIterator[bytes]:
@@ -30,7 +32,7 @@ async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator
         with jobs.traces.reading(job, after) as reading:
             async for events in jobs.follow(job.id, after, queued):
                 if not events[0].seq:
-                    yield _PLACE % events[0].data
+                    yield _POSITION % events[0].data
                     continue
                 reading.got(len(events))
                 yield b"".join(

@@ -1,8 +1,8 @@
-"""What lies before a job: its place in the queue and the seconds until it starts, told without counting each time.
+"""Queue positions and expected waits of jobs, without a count per request.
 
-Counts are at most a second old, or, where the queue is so long that counting takes its time, as old as keeps the
-database free of it. A place is exact when it is asked for alone; under load, when many ask within that second, it is
-the place at the last count and what came through this process since. Places over a thousand are rounded down.
+Counts are at most a second old, or, if the queue is so long that counting is slow, old enough to limit the load on the
+database. The position of a single submit is exact. Of many submits within one second, each gets the position at the
+last count plus the jobs that this process has submitted since. Positions over a thousand are rounded down.
 """
 
 from __future__ import annotations
@@ -24,93 +24,93 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FRESH_S = 1.0
-# What took the database long is asked for that many times more rarely than it took.
-EASE = 20
+# A result stays fresh for at least this many times as long as its query took.
+MIN_QUERY_INTERVAL = 20
 
 
 @dataclass(slots=True)
-class _Answer(Generic[T]):
+class _Result(Generic[T]):
     value: T
     fresh_until: float
 
 
-class _Answers(Generic[T]):
-    """Answers that are asked for again when they are old; who asks meanwhile waits for the same one."""
+class _Cache(Generic[T]):
+    """Query results by name. Callers that find one stale share a single query for the new one."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, _Answer[T]] = {}
-        self._asking: dict[Hashable, asyncio.Task[_Answer[T]]] = {}
+        self._results: dict[Hashable, _Result[T]] = {}
+        self._queries: dict[Hashable, asyncio.Task[_Result[T]]] = {}
 
-    async def get(self, name: Hashable, ask: Callable[[], Awaitable[T]]) -> _Answer[T]:
-        known = self._known.get(name)
-        if known is not None and time.monotonic() < known.fresh_until:
-            return known
-        if (asking := self._asking.get(name)) is None:
-            asking = self._asking[name] = asyncio.create_task(self._ask(name, ask))
-        return await asyncio.shield(asking)
+    async def get(self, name: Hashable, query: Callable[[], Awaitable[T]]) -> _Result[T]:
+        result = self._results.get(name)
+        if result is not None and time.monotonic() < result.fresh_until:
+            return result
+        if (running := self._queries.get(name)) is None:
+            running = self._queries[name] = asyncio.create_task(self._run(name, query))
+        return await asyncio.shield(running)
 
-    async def _ask(self, name: Hashable, ask: Callable[[], Awaitable[T]]) -> _Answer[T]:
+    async def _run(self, name: Hashable, query: Callable[[], Awaitable[T]]) -> _Result[T]:
         try:
-            asked = time.monotonic()
-            value = await ask()
-            took = time.monotonic() - asked
-            self._known[name] = _Answer(value, asked + max(FRESH_S, EASE * took))
-            return self._known[name]
+            started = time.monotonic()
+            value = await query()
+            took = time.monotonic() - started
+            self._results[name] = _Result(value, started + max(FRESH_S, MIN_QUERY_INTERVAL * took))
+            return self._results[name]
         finally:
-            del self._asking[name]
+            del self._queries[name]
 
 
 class QueueEstimates:
-    """Places and waits of queued jobs. Neither is worth an error: where the database is away, both are unknown."""
+    """Positions and waits of queued jobs. During a database outage both are unknown, which is not an error."""
 
     def __init__(self, store: QueueStore, registry: Registry) -> None:
         self._store = store
         self._registry = registry
-        self._places: _Answers[int] = _Answers()
-        self._orders: _Answers[dict[str, Order]] = _Answers()
-        self._paces: _Answers[Pace] = _Answers()
+        self._positions: _Cache[int] = _Cache()
+        self._orders: _Cache[dict[str, Order]] = _Cache()
+        self._paces: _Cache[Pace] = _Cache()
 
     async def submitted(self, job: Job) -> tuple[int | None, float | None]:
-        """The place and the wait, in seconds, of a job that has just been submitted: it is its priority's last."""
+        """The position and the wait in seconds of a job that has just been submitted: the last of its priority."""
         try:
-            place = await self._places.get((job.model, job.priority), lambda: self._place(job))
-            position = place.value
-            place.value += 1
+            cached = await self._positions.get((job.model, job.priority), lambda: self._position(job))
+            position = cached.value
+            cached.value += 1
             return position, await self.wait_s(job.model, job.priority, position)
         except Exception as error:
             return self._unknown(job, error)
 
     async def waiting(self, job: Job) -> tuple[int | None, float | None]:
-        """The place and the wait of any job; neither for one that does not wait."""
+        """The position and the wait in seconds of any job; None for one that is not queued."""
         if job.status is not JobStatus.QUEUED:
             return None, None
         try:
-            position = await self._place(job)
+            position = await self._position(job)
             return position, await self.wait_s(job.model, job.priority, position)
         except Exception as error:
             return self._unknown(job, error)
 
     async def orders(self, models: Sequence[str]) -> dict[str, Order]:
-        """Who waits for these models. Raises where the database is away."""
+        """The queues of these models. Raises during a database outage."""
         return (await self._orders.get(tuple(models), lambda: self._store.orders(models))).value
 
-    async def wait_s(self, model: str, priority: int, place: int) -> float | None:
-        """Seconds until the job at a place starts. Raises where the database is away."""
+    async def wait_s(self, model: str, priority: int, position: int) -> float | None:
+        """Seconds until the job at a position starts. Raises during a database outage."""
         pace = (await self._paces.get(model, lambda: self._store.pace(model))).value
-        spec = self._registry.models.get(model)  # a job may wait for a model that is declared no more
-        makes_room = spec is not None and spec.yields and not is_batch(priority)
-        return pace.wait_s(place, pace.urgent if makes_room else pace.running)
+        spec = self._registry.models.get(model)  # None if the model has been removed from models.yaml
+        preempts = spec is not None and spec.yields and not is_batch(priority)
+        return pace.wait_s(position, pace.urgent if preempts else pace.running)
 
-    async def _place(self, job: Job) -> int:
-        place = await self._store.place(job)
-        if place < EXACT:
-            return place
+    async def _position(self, job: Job) -> int:
+        position = await self._store.position(job)
+        if position < EXACT:
+            return position
         order = (await self.orders([job.model]))[job.model]
-        return order.place(job.priority, job.id, surely_waits=True) or place
+        return order.position(job.priority, job.id, known_queued=True) or position
 
     @staticmethod
     def _unknown(job: Job, error: Exception) -> tuple[None, None]:
         if not is_database_outage(error):
             raise error
-        logger.warning("job=%s its place in the queue cannot be told: %s", job.id, error)
+        logger.warning("job=%s its queue position is unavailable: %s", job.id, error)
         return None, None

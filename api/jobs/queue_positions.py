@@ -1,13 +1,12 @@
-"""Tells readers of jobs that wait when their place in the queue has changed: all of an API process together.
+"""Reports changed queue positions to the readers of queued jobs, for a whole API process at once.
 
-One query a second for all of them, whatever they are; none while nobody follows a job. A reader is told its place at
-most once a second, and in small groups, so that thousands of them do not hold up other requests.
+One query per second serves all readers; there is none while nobody follows a queued job. A reader receives at most one
+position per second, and readers are served in small groups, so that thousands of them do not delay other requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 import orjson
@@ -16,52 +15,45 @@ from api.jobs.queue_estimates import FRESH_S, QueueEstimates
 from api.streaming.hub import StreamHub
 from shared.domain.events import Event, EventType
 from shared.runtime.outages import is_database_outage
-
-logger = logging.getLogger(__name__)
+from shared.runtime.periodic import run_periodically
 
 GROUP = 50
 GROUP_PAUSE_S = 0.005
 
 
-def place_data(position: int | None, eta_s: float | None) -> bytes:
-    """What `job.queued` says."""
+def position_data(position: int | None, eta_s: float | None) -> bytes:
+    """The data of a `job.queued` event."""
     return orjson.dumps({"position": position, "eta_s": eta_s})
 
 
 class QueuePositions:
-    """Watches the queues that readers of this process wait in."""
+    """Watches the queues of the jobs that readers of this process follow."""
 
-    def __init__(self, streams: StreamHub, backlog: QueueEstimates) -> None:
-        self._streams = streams
-        self._queue_estimates = backlog
+    def __init__(self, hub: StreamHub, estimates: QueueEstimates) -> None:
+        self._hub = hub
+        self._estimates = estimates
 
     async def run(self) -> None:
-        """Tell for ever; cancel to stop."""
-        while True:
-            await asyncio.sleep(FRESH_S)
-            try:
-                await self.tell()
-            except Exception as error:
-                if not is_database_outage(error):
-                    raise
-                logger.warning("places in the queue cannot be told, trying again: %s", error)
+        """Report positions until cancelled."""
+        await run_periodically(self.report, "queue position update", interval_s=FRESH_S, tolerates=is_database_outage)
 
-    async def tell(self) -> int:
-        """Tell those whose place has changed. Returns how many."""
-        readers = self._streams.queued_readers()
+    async def report(self) -> int:
+        """Report the positions that have changed. Returns how many."""
+        readers = self._hub.queued_readers()
         if not readers:
             return 0
-        asked = time.monotonic()
-        orders = await self._queue_estimates.orders(sorted({queued.model for _, queued in readers}))
-        told = 0
+        queried_at = time.monotonic()
+        orders = await self._estimates.orders(sorted({queued.model for _, queued in readers}))
+        reported = 0
         for job_id, queued in readers:
-            place = orders[queued.model].place(queued.priority, job_id, surely_waits=queued.told is not None)
-            if place is None or place == queued.told or queued.heard > asked:
+            order = orders[queued.model]
+            position = order.position(queued.priority, job_id, known_queued=queued.position is not None)
+            if position is None or position == queued.position or queued.event_at > queried_at:
                 continue
-            eta_s = await self._queue_estimates.wait_s(queued.model, queued.priority, place)
-            queued.told = place
-            self._streams.tell(job_id, queued, Event(0, EventType.QUEUED, place_data(place, eta_s)))
-            told += 1
-            if told % GROUP == 0:
+            eta_s = await self._estimates.wait_s(queued.model, queued.priority, position)
+            queued.position = position
+            self._hub.report_position(job_id, queued, Event(0, EventType.QUEUED, position_data(position, eta_s)))
+            reported += 1
+            if reported % GROUP == 0:
                 await asyncio.sleep(GROUP_PAUSE_S)
-        return told
+        return reported

@@ -1,4 +1,4 @@
-"""SQL about queues: which jobs wait in which order, and how fast a model's workers get through them."""
+"""SQL about queues: the order of the queued jobs, and how fast a model's workers serve them."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ARRAY, Text, and_, bindparam, func, literal_column, or_, select
 
-from shared.domain.job import RUNNING, Job, JobStatus, WorkerState
+from shared.domain.job import RUNNING, SUCCEEDED, Job, JobStatus, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, WorkerRow
 
-# Places are exact up to this one; beyond, they are known at every `STEP`th job.
+# Positions are exact up to this one; beyond it, that of every `STEP`th job is known.
 EXACT = 1000
 STEP = 100
-# Said in the statement itself, so that every plan may use the partial indexes.
+# Literals instead of parameters, so that every plan can use the partial indexes.
 _QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED}'")
 _RUNNING = JobRow.status.in_([literal_column(f"'{status}'") for status in RUNNING])
-# What a model's jobs took is measured by the last so many that ended well, within so long.
+# The service time of a model is the mean of its last `SAMPLE` successful jobs of the last `SAMPLE_S` seconds.
 SAMPLE = 200
 SAMPLE_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Who waited for a model, in the order of service: the first `EXACT` jobs and every `STEP`th after them."""
+    """A model's queue in the order of service: the first `EXACT` jobs and every `STEP`th after them."""
 
     keys: list[tuple[int, str]] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
 
-    def place(self, priority: int, job_id: str, *, surely_waits: bool) -> int | None:
-        """Jobs before this one. None: it did not wait.
+    def position(self, priority: int, job_id: str, *, known_queued: bool) -> int | None:
+        """The number of jobs before this one; None if it was not queued.
 
-        Only of the first `EXACT` it is known that they wait. Further back the answer is for a job that `surely_waits`,
-        rounded down by less than `STEP`.
+        Beyond the first `EXACT` jobs the queue does not show whether a job is in it: the position of a job that is
+        `known_queued` is then rounded down by less than `STEP`.
         """
         key = (priority, job_id)
         at = bisect_left(self.keys, key)
         if at < len(self.keys) and self.keys[at] == key:
-            return self.places[at]
-        if at >= EXACT and surely_waits:
-            return self.places[at - 1]
+            return self.positions[at]
+        if at >= EXACT and known_queued:
+            return self.positions[at - 1]
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a model is served. `slots` are those of its live workers; `service_s`, what its last jobs took.
+    """How fast a model is served.
 
-    `service_s` is None where none has ended lately. Jobs run; `urgent` is how many of them are no batch's.
+    `slots` are those of its live workers. `running` counts running jobs, `urgent` those of them that belong to no
+    batch. `service_s` is the mean time of its last jobs; None if none has ended lately.
     """
 
     slots: int
@@ -58,13 +59,13 @@ class Pace:
     urgent: int
     service_s: float | None
 
-    def wait_s(self, place: int, in_the_way: int) -> float | None:
-        """Seconds until the job at a place starts, where so many running jobs are not set aside for it.
+    def wait_s(self, position: int, occupied: int) -> float | None:
+        """Seconds until the job at a position starts, if `occupied` slots are not preempted for it.
 
-        At once where a slot is free for it. Else as many jobs as there are slots end in the time that one takes.
-        None where there is nothing to tell it by: no worker lives, or none of its jobs has ended yet.
+        0 if a slot is free for it. Otherwise, as many jobs as there are slots end per service time. None if that is
+        unknown: there is no live worker, or no job of the model has ended lately.
         """
-        turns = place + 1 - max(0, self.slots - in_the_way)
+        turns = position + 1 - max(0, self.slots - occupied)
         if not self.slots:
             return None
         if turns <= 0:
@@ -75,8 +76,8 @@ class Pace:
 class QueueStore(Store):
     """Queues in PostgreSQL."""
 
-    async def place(self, job: Job) -> int:
-        """Jobs of the same model that are served before this one; counted up to `EXACT`."""
+    async def position(self, job: Job) -> int:
+        """The number of jobs of the same model that are served before this one, at most `EXACT`."""
         ahead = (
             select(JobRow.id)
             .where(
@@ -91,27 +92,27 @@ class QueueStore(Store):
         return int(row.ahead) if row is not None else 0
 
     async def orders(self, models: Sequence[str]) -> dict[str, Order]:
-        """Who waits for these models. One walk along the queue's index, however many ask."""
-        place = func.row_number().over(partition_by=JobRow.model, order_by=(JobRow.priority, JobRow.id)) - 1
+        """The queues of these models, from one scan of the queue's index."""
+        position = func.row_number().over(partition_by=JobRow.model, order_by=(JobRow.priority, JobRow.id)) - 1
         waiting = (
-            select(JobRow.model, JobRow.priority, JobRow.id, place.label("place"))
+            select(JobRow.model, JobRow.priority, JobRow.id, position.label("position"))
             .where(
                 _QUEUED,
                 JobRow.model == func.any(bindparam("models", list(models), type_=ARRAY(Text))),
             )
             .subquery()
         )
-        known = or_(waiting.c.place < EXACT, waiting.c.place % STEP == 0)
-        statement = select(waiting).where(known).order_by(waiting.c.model, waiting.c.place)
+        known = or_(waiting.c.position < EXACT, waiting.c.position % STEP == 0)
+        statement = select(waiting).where(known).order_by(waiting.c.model, waiting.c.position)
         found = {model: Order() for model in models}
         async with self._engine.connect() as connection:
             for model, priority, job_id, number in await connection.execute(statement):
                 found[model].keys.append((priority, job_id))
-                found[model].places.append(number)
+                found[model].positions.append(number)
         return found
 
     async def pace(self, model: str) -> Pace:
-        """How fast a model is served now."""
+        """How fast a model is served at present."""
         slots = (
             select(func.coalesce(func.sum(WorkerRow.slots), 0))
             .where(
@@ -129,7 +130,7 @@ class QueueStore(Store):
             .limit(SAMPLE)
             .subquery()
         )
-        well = recent.c.status.in_((JobStatus.COMPLETED.value, JobStatus.INCOMPLETE.value))
+        well = recent.c.status.in_(SUCCEEDED)
         statement = select(
             slots.label("slots"),
             select(func.count()).select_from(running).scalar_subquery().label("running"),

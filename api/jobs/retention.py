@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 
 from api.jobs.retention_store import RetentionStore
-from shared.runtime.outages import is_outage
+from shared.runtime.periodic import run_periodically
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +27,8 @@ class Retention:
         self._keep_s = keep_s
 
     async def run(self) -> None:
-        """Sweep for ever; cancel to stop."""
-        while True:
-            await asyncio.sleep(INTERVAL_S * random.uniform(0.8, 1.2))
-            try:
-                await self.sweep()
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                logger.warning("cannot delete what is old, trying again: %s", error)
+        """Sweep until cancelled."""
+        await run_periodically(self.sweep, "retention sweep", interval_s=INTERVAL_S, jitter=0.2)
 
     async def sweep(self, *, unstored_s: float = UNSTORED_S) -> int:
         """Forget all that is due. Returns how many jobs that was."""

@@ -8,16 +8,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND
+from api.http.pagination import After
 from api.http.sse import event_stream
-from api.http.submit_headers import Submission
+from api.http.submit_headers import Submission, replay_headers
 from api.jobs.dependencies import Jobs
 from api.jobs.native_stream import native_stream
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
 from api.keys.auth import CurrentPrincipal
-from api.resources import CurrentResources
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job, JobStatus
@@ -52,8 +53,9 @@ async def submit(
 ) -> Response:
     """Submit a job. 202: it is committed and will run."""
     wait_s = _wait(prefer)
+    principal = principal.acting_for(body.user)
     new = NewJob(
-        owner=principal.owner(body.user),
+        owner=principal.owner,
         model=body.model,
         priority=body.priority,
         request=body.generate_request(),
@@ -61,11 +63,9 @@ async def submit(
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
     )
-    job, created = await jobs.submit(new, submission.idempotency("/v1/jobs", body))
+    job, created = await jobs.submit(principal, new, submission.idempotency("/v1/jobs", body))
     request.state.job_id = job.id
-    headers: dict[str, str] = {}
-    if not created:
-        headers["Idempotent-Replayed"] = "true"
+    headers = replay_headers(created)
     if wait_s:
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:
@@ -85,17 +85,11 @@ async def list_jobs(
     status: JobStatus | None = None,
     model: Annotated[str | None, Query(max_length=MAX_NAME, pattern=NAME)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    after: After = None,
 ) -> JobList:
     """List jobs, newest first."""
-    found = await jobs.page(principal.project_id, status=status, model=model, limit=limit + 1, after=after)
-    page = found[:limit]
-    return JobList(
-        data=[job_view(job) for job in page],
-        first_id=page[0].id if page else None,
-        last_id=page[-1].id if page else None,
-        has_more=len(found) > limit,
-    )
+    page = await jobs.page(principal.project_id, status=status, model=model, limit=limit, after=after)
+    return JobList.of(page, job_view)
 
 
 @router.get(
@@ -123,7 +117,7 @@ async def stream(
     job_id: str,
     principal: CurrentPrincipal,
     jobs: Jobs,
-    held: CurrentResources,
+    settings: CurrentStreamSettings,
     starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
     last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
 ) -> Response:
@@ -133,7 +127,7 @@ async def stream(
     job = await jobs.get(job_id, principal.project_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
-    return event_stream(await native_stream(jobs, job, after), held.settings)
+    return event_stream(await native_stream(jobs, job, after), settings)
 
 
 @router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})

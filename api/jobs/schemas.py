@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from api.http.pagination import PageView
 from api.jobs.parameters import DEFAULT_PRIORITY as DEFAULT_PRIORITY
 from api.jobs.parameters import (
     MAX_METADATA,
@@ -182,14 +183,8 @@ class JobView(BaseModel):
     cancel_url: str
 
 
-class JobList(BaseModel):
+class JobList(PageView[JobView]):
     """A page of jobs, newest first. `after=last_id` gives the next."""
-
-    object: Literal["list"] = "list"
-    data: list[JobView]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class JobDeleted(BaseModel):

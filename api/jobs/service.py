@@ -11,16 +11,16 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.http.lookup import own_or_404
-from api.jobs.context_window import ContextWindow
+from api.http.pagination import Page, check_after, fetch_page
+from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
+from api.keys.principal import Principal
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
-from shared.config.models.loader import Registry
-from shared.domain.errors import Conflict, InvalidRequest, NotFound
+from shared.domain.errors import Conflict, InvalidRequest
 from shared.domain.events import Event
 from shared.domain.job import Job, JobStatus, is_job_id
 from shared.domain.priorities import Hint
-from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.recovery.terminator import JobTerminator
@@ -39,40 +39,38 @@ class JobService:
     def __init__(
         self,
         *,
-        registry: Registry,
+        admission: Admission,
         store: JobStore,
         logs: EventLog,
         terminator: JobTerminator,
         hints: HintSender,
-        streams: StreamHub,
-        context: ContextWindow,
+        hub: StreamHub,
         redis: Redis,
         queue_estimates: QueueEstimates,
         traces: Traces = NO_TRACES,
     ) -> None:
-        self._registry = registry
+        self._admission = admission
         self._store = store
         self._logs = logs
         self._terminator = terminator
         self._hints = hints
-        self._streams = streams
-        self._context = context
+        self._hub = hub
         self._redis = redis
         self.queue_estimates = queue_estimates
         self.traces = traces
 
-    async def submit(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
-        """Check a job, commit it, and hint a worker. When this returns, the job is safe.
+    async def submit(
+        self, principal: Principal, new: NewJob, idempotency: Idempotency | None = None
+    ) -> tuple[Job, bool]:
+        """Admit a job, commit it, and send a worker a hint. When this returns, the job is safe.
 
-        False beside the job: it is the one that this idempotency key made before.
+        The second value is False if the job was created by an earlier call with this idempotency key.
 
         Raises:
-            NotFound: there is no such model.
-            InvalidRequest: the prompt does not fit the model's context.
-            shared.postgres.job_store.KeyReused: the idempotency key was used with another request.
+            NotFound, InvalidRequest: as `Admission.admit`.
+            KeyReused: the idempotency key was used with another request.
         """
-        self._check_model(new.model)
-        await self._context.check(new.model, new.request)
+        new = await self._admission.admit(principal, new)
         with self.traces.submitting(new.model) as origin:
             job, created = await self._store.insert(replace(new, request_context=origin), idempotency)
         if created:
@@ -85,16 +83,6 @@ class JobService:
             await asyncio.sleep(0)  # the hint goes before the answer is made
         return job, created
 
-    async def count_tokens(self, model: str, request: GenerateRequest) -> int:
-        """Tokens of a prompt.
-
-        Raises:
-            NotFound: there is no such model.
-            InvalidRequest: this process cannot count for the model, or its template refuses the prompt.
-        """
-        self._check_model(model)
-        return await self._context.count(model, request)
-
     async def get(self, job_id: str, project_id: int) -> Job:
         """A job of a project.
 
@@ -105,21 +93,22 @@ class JobService:
 
     async def page(
         self, project_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
-    ) -> list[Job]:
-        """A project's jobs, newest first.
+    ) -> Page[Job]:
+        """A page of a project's jobs, newest first.
 
         Raises:
-            InvalidRequest: `after` is no job's id.
+            InvalidRequest: `after` is not a job's id.
         """
-        if after is not None and not is_job_id(after):
-            raise InvalidRequest(f"after: must be a job's id, got {after[:64]!r}", param="after")
-        return await self._store.page(project_id, status=status, model=model, limit=limit, after=after)
+        check_after(after, "job", is_job_id)
+        return await fetch_page(
+            limit, lambda count: self._store.page(project_id, status=status, model=model, limit=count, after=after)
+        )
 
     def follow(
         self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
     ) -> AsyncIterator[list[Event]]:
-        """A job's events after a cursor, in batches, up to and with its last; see `Streams.follow`."""
-        return self._streams.follow(job_id, after, queued, new=new)
+        """A job's events after a cursor, in batches, up to and including its last; see `StreamHub.follow`."""
+        return self._hub.follow(job_id, after, queued, new=new)
 
     async def check_cursor(self, job: Job, after: int, param: str) -> bool:
         """Whether anything can follow a cursor: not after the last event of a job that has ended.
@@ -129,7 +118,7 @@ class JobService:
         """
         if not after:
             return True
-        last = await self._streams.last_seq(job.id)
+        last = await self._hub.last_seq(job.id)
         told = last > 0 or job.attempt == 0  # a started job without events: Redis has lost them for now
         if told and after > last:
             raise InvalidRequest(f"{param}: {after} is beyond the job's last event, {last}", param=param)
@@ -137,7 +126,7 @@ class JobService:
 
     async def finished(self, job_id: str, project_id: int) -> Job:
         """Wait for a job's end."""
-        await self._streams.ended(job_id)
+        await self._hub.wait_for_end(job_id)
         return await self.get(job_id, project_id)
 
     async def cancel(self, job_id: str, project_id: int) -> Job:
@@ -170,13 +159,6 @@ class JobService:
             await self._logs.forget(job_id)
         except (RedisError, OSError) as error:
             logger.warning("job=%s its log stays in Redis until it expires: %s", job_id, error)
-
-    def _check_model(self, model: str) -> None:
-        if model not in self._registry:
-            known = ", ".join(self._registry.models)
-            raise NotFound(
-                f"The model `{model}` does not exist; there are: {known}.", param="model", code="model_not_found"
-            )
 
     async def _tell_worker(self, worker: str, job_id: str) -> None:
         try:

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from api.http.dependencies import get_resource
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, digest
 from shared.domain.errors import Unauthorized
@@ -69,7 +70,7 @@ async def anthropic_principal(
 async def _principal(request: Request, key: str | None) -> Principal:
     if key is None:
         raise Unauthorized
-    authenticator: Authenticator = request.app.state.resources.authenticator
+    authenticator = get_resource(request, Authenticator)
     principal = await authenticator.principal(key)
     principal.require(Scope.INFERENCE)
     return principal

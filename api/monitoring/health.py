@@ -1,21 +1,16 @@
-"""`/healthz`: this process is alive. `/readyz`: it can serve, with what it needs. `/metrics`: how it does.
+"""`/healthz`: the process is alive. `/readyz`: it can serve requests. `/metrics`: Prometheus metrics.
 
-Open to whoever reaches them, as usual for Prometheus and for orchestrators.
+None requires a key, as is usual for Prometheus and for orchestrators.
 """
 
 from __future__ import annotations
 
-import logging
-
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, Field
-from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
 
-from api.resources import CurrentResources
-
-logger = logging.getLogger(__name__)
+from api.monitoring.dependencies import CurrentMetrics, CurrentQueueMetrics, CurrentReadiness
+from api.monitoring.readiness import OK
 
 router = APIRouter(tags=["health"])
 
@@ -40,34 +35,16 @@ async def healthz() -> Alive:
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Something is missing."}})
-async def readyz(held: CurrentResources, response: Response) -> Readiness:
+async def readyz(check: CurrentReadiness, response: Response) -> Readiness:
     """Ready: database, Redis, and a live worker for each model."""
-    checks: dict[str, str] = {}
-    workers: dict[str, int] | None = None
-    try:
-        workers = await held.store.live_workers()
-        checks["database"] = "ok"
-    except (SQLAlchemyError, OSError) as error:
-        logger.warning("the database is away: %s", error)
-        checks["database"] = "cannot be reached"
-    try:
-        await held.redis.ping()
-        checks["redis"] = "ok"
-    except (RedisError, OSError) as error:
-        logger.warning("Redis is away: %s", error)
-        checks["redis"] = "cannot be reached"
-    for name in held.registry.models:
-        if workers is None:
-            checks[f"model {name}"] = "unknown"
-        else:
-            checks[f"model {name}"] = "ok" if workers.get(name) else "no live worker"
-    ready = all(check == "ok" for check in checks.values())
+    checks = await check.run()
+    ready = all(state == OK for state in checks.values())
     response.status_code = 200 if ready else 503
-    return Readiness(status="ok" if ready else "unready", checks=checks)
+    return Readiness(status=OK if ready else "unready", checks=checks)
 
 
-@router.get("/metrics", include_in_schema=False)  # Prometheus asks it, and no client
-async def show_metrics(held: CurrentResources) -> Response:
-    """Metrics, in Prometheus's text format: this process's own, and the queue as the database has it."""
-    await held.fleet.refresh()
-    return Response(generate_latest(held.metrics), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+@router.get("/metrics", include_in_schema=False)  # for Prometheus, not for clients
+async def show_metrics(queue_metrics: CurrentQueueMetrics, metrics: CurrentMetrics) -> Response:
+    """This process's metrics and those of the queue in the database, in Prometheus's text format."""
+    await queue_metrics.refresh()
+    return Response(generate_latest(metrics), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
+from fastapi import APIRouter, Request, Response
+
+from api.http.dependencies import CurrentRegistry
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
-from api.http.sse import event_stream
 from api.http.submit_headers import Submission, SubmitHeaders
-from api.jobs.disconnect import all_while_connected, cancel_on_disconnect
+from api.jobs.dependencies import CurrentSyncCall, Jobs
+from api.jobs.service import JobService
+from api.jobs.sync_call import SyncCall
 from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Principal
 from api.openai.chunks import frames
@@ -23,9 +27,9 @@ from api.openai.schemas import (
     ModelList,
     ModelView,
 )
-from api.resources import CurrentResources, Resources
-from shared.domain.errors import NotFound, UpstreamFailed
-from shared.domain.job import JobStatus
+from shared.config.models.loader import Registry
+from shared.domain.errors import NotFound
+from shared.domain.job import Job
 from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
@@ -39,12 +43,14 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 async def chat_completions(
     body: ChatCompletionRequest,
     principal: CurrentPrincipal,
-    held: CurrentResources,
+    jobs: Jobs,
+    registry: CurrentRegistry,
+    call: CurrentSyncCall,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(CHAT, body, principal, held, request, submission)
+    return await _complete(CHAT, body, principal.acting_for(body.user), jobs, registry, call, request, submission)
 
 
 @router.post(
@@ -55,42 +61,45 @@ async def chat_completions(
 async def completions(
     body: CompletionRequest,
     principal: CurrentPrincipal,
-    held: CurrentResources,
+    jobs: Jobs,
+    registry: CurrentRegistry,
+    call: CurrentSyncCall,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Continue a prompt, streamed or not. The job is cancelled when the client leaves."""
-    return await _complete(TEXT, body, principal, held, request, submission)
+    return await _complete(TEXT, body, principal.acting_for(body.user), jobs, registry, call, request, submission)
 
 
 @router.get("/models", responses=ERRORS)
-async def models(_: CurrentPrincipal, held: CurrentResources) -> ModelList:
+async def models(_: CurrentPrincipal, registry: CurrentRegistry) -> ModelList:
     """The models that are served."""
     return ModelList(
-        data=[ModelView(id=name, max_model_len=model.max_model_len) for name, model in held.registry.models.items()]
+        data=[ModelView(id=name, max_model_len=model.max_model_len) for name, model in registry.models.items()]
     )
 
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
-async def model(name: str, _: CurrentPrincipal, held: CurrentResources) -> ModelView:
+async def model(name: str, _: CurrentPrincipal, registry: CurrentRegistry) -> ModelView:
     """One model."""
-    if name not in held.registry:
+    if name not in registry:
         raise NotFound(f"The model `{name}` does not exist.", param="model", code="model_not_found")
-    return ModelView(id=name, max_model_len=held.registry[name].max_model_len)
+    return ModelView(id=name, max_model_len=registry[name].max_model_len)
 
 
 async def _complete(
-    face: Dialect,
+    dialect: Dialect,
     body: ChatCompletionRequest | CompletionRequest,
     principal: Principal,
-    held: Resources,
+    jobs: JobService,
+    registry: Registry,
+    call: SyncCall,
     request: Request,
     submission: SubmitHeaders,
 ) -> Response:
-    jobs = held.jobs
     requests = [
         NewJob(
-            owner=principal.owner(body.user),
+            owner=principal.owner,
             model=body.model,
             priority=body.priority,
             request=generate,
@@ -100,30 +109,20 @@ async def _complete(
         )
         for generate in body.generate_requests()
     ]
-    submitted, created = await submit_all(jobs, requests, submission.idempotency(request.url.path, body))
-    request.state.job_id = submitted[0].id
-    headers: dict[str, str] = {}
-    if not created:
-        headers["Idempotent-Replayed"] = "true"
-    # A client that sends a key means to come back for the answer.
-    keeps = submission.idempotency_key is not None
-    fingerprint = held.registry[body.model].fingerprint
-    if body.stream:
-        events = frames(
-            face,
+    submitted, created = await submit_all(jobs, principal, requests, submission.idempotency(request.url.path, body))
+    fingerprint = registry[body.model].fingerprint
+
+    async def show(ended: Sequence[Job]) -> dict[str, Any]:
+        return completion_body(dialect, ended, fingerprint)
+
+    def stream() -> AsyncIterator[bytes]:
+        return frames(
+            dialect,
             submitted,
             [jobs.follow(job.id, new=created) for job in submitted],
             usage_in_the_end=body.usage_in_the_end,
             usage_always=body.usage_always,
             fingerprint=fingerprint,
         )
-        return event_stream(cancel_on_disconnect(events, jobs, submitted, keeps=keeps), held.settings, headers)
 
-    ended = await all_while_connected(request, jobs, submitted, keeps=keeps)
-    if ended is None:
-        return Response(status_code=499)  # nobody reads it
-    for job in ended:
-        if job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-            assert job.error is not None
-            raise UpstreamFailed(job.error.message, code=job.error.code)
-    return JSONResponse(completion_body(face, ended, fingerprint), headers=headers)
+    return await call.respond(submitted, created=created, stream=stream if body.stream else None, body=show)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
+from api.http.dependencies import resource
 from api.responses.service import ResponseService
 
-
-async def response_service(request: Request) -> ResponseService:
-    responses: ResponseService = request.app.state.resources.responses
-    return responses
-
-
-Responses = Annotated[ResponseService, Depends(response_service)]
+Responses = Annotated[ResponseService, Depends(resource(ResponseService))]

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
+from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import JsonRoute
 from api.http.openapi import ERRORS, FAILED, STREAMED
+from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
-from api.jobs.disconnect import cancel_on_disconnect, while_connected
+from api.jobs.dependencies import CurrentSyncCall
 from api.keys.auth import CurrentPrincipal
-from api.resources import CurrentResources
 from api.responses.dependencies import Responses
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
-from shared.domain.errors import InvalidRequest, UpstreamFailed
-from shared.domain.job import JobStatus
+from shared.domain.errors import InvalidRequest
+from shared.domain.job import Job
 
 MAX_NUMBER = 2**53
 
@@ -38,31 +41,26 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {
 async def create(
     body: ResponseCreate,
     principal: CurrentPrincipal,
-    held: CurrentResources,
     responses: Responses,
-    request: Request,
+    call: CurrentSyncCall,
     submission: Submission,
 ) -> Response:
     """Answer an input: whole, as a stream, or in the background. What is not in the background ends with its client."""
-    response, created = await responses.create(body, principal, submission)
-    job = response.job
-    request.state.job_id = job.id
-    headers = {} if created else {"Idempotent-Replayed": "true"}
-    # A client that sends an idempotency key means to come back for the answer.
-    keeps = response.facts.background or submission.idempotency_key is not None
-    if body.stream:
-        events = responses.stream(response)
-        return event_stream(cancel_on_disconnect(events, held.jobs, [job], keeps=keeps), held.settings, headers)
-    if response.facts.background:
-        return JSONResponse(await responses.shown(response), headers=headers)
+    response, created = await responses.create(body, principal.acting_for(body.end_user), submission)
 
-    ended = await while_connected(request, held.jobs, job, keeps=keeps)
-    if ended is None:
-        return Response(status_code=499)  # nobody reads it
-    if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
-        return JSONResponse(await responses.shown(replace(response, job=ended)), headers=headers)
-    assert ended.error is not None
-    raise UpstreamFailed(ended.error.message, code=ended.error.code)
+    async def show(found: Sequence[Job]) -> dict[str, Any]:
+        return await responses.shown(replace(response, job=found[0]))
+
+    def stream() -> AsyncIterator[bytes]:
+        return responses.stream(response)
+
+    return await call.respond(
+        [response.job],
+        created=created,
+        stream=stream if body.stream else None,
+        body=show,
+        background=response.facts.background,
+    )
 
 
 @router.get(
@@ -73,7 +71,7 @@ async def create(
 async def retrieve(
     response_id: str,
     principal: CurrentPrincipal,
-    held: CurrentResources,
+    settings: CurrentStreamSettings,
     responses: Responses,
     stream: Annotated[bool, Query(description="Its events, from the first or after a cursor.")] = False,
     starting_after: Annotated[
@@ -85,7 +83,7 @@ async def retrieve(
         raise InvalidRequest("starting_after: is only allowed with stream=true", param="starting_after")
     response = await responses.get(response_id, principal.project_id)
     if stream:
-        return event_stream(responses.stream(response, starting_after), held.settings)
+        return event_stream(responses.stream(response, starting_after), settings)
     return JSONResponse(await responses.shown(response))
 
 
@@ -112,21 +110,8 @@ async def input_items(
     responses: Responses,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="The last item first, or the first.")] = "desc",
-    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    after: After = None,
 ) -> InputItemList:
     """A response's own input items; those before them are its `previous_response_id`'s."""
-    items = await responses.input_items(response_id, principal.project_id)
-    if order == "desc":
-        items.reverse()
-    if after is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise InvalidRequest(f"after: there is no input item {after[:64]!r} in this response", param="after")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
-    return InputItemList(
-        data=page,
-        first_id=page[0]["id"] if page else None,
-        last_id=page[-1]["id"] if page else None,
-        has_more=len(items) > limit,
-    )
+    page = await responses.input_items(response_id, principal.project_id, limit=limit, order=order, after=after)
+    return InputItemList.of(page, dict, itemgetter("id"))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from api.http.pagination import PageView
 from api.jobs.parameters import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue
 from api.responses.input_items import InputItem, read_items
 from shared.domain.request import (
@@ -371,11 +372,5 @@ class ResponseDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-class InputItemList(BaseModel):
+class InputItemList(PageView[dict[str, Any]]):
     """A page of input items."""
-
-    object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool

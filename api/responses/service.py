@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+from api.http.pagination import Page, cut_page
 from api.http.submit_headers import SubmitHeaders
 from api.jobs.service import JobService
 from api.keys.principal import Principal
@@ -18,7 +19,6 @@ from api.responses.store import ResponseStore
 from api.responses.view import STATUS, view
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import parse_archive
-from shared.domain.job import JobStatus
 from shared.domain.response import StoredResponse, job_id_of
 from shared.postgres.job_store import JobStore, NewJob
 
@@ -46,14 +46,14 @@ class ResponseService:
         Raises:
             NotFound: there is no such model.
             InvalidRequest: the input does not fit, or there is nothing to go on from.
-            shared.postgres.job_store.KeyReused: the idempotency key was used with another request.
+            KeyReused: the idempotency key was used with another request.
         """
         previous = None
         if body.previous_response_id is not None:
             previous = await self._previous(body.previous_response_id, principal.project_id)
         facts = body.facts()
         new = NewJob(
-            owner=principal.owner(body.end_user),
+            owner=principal.owner,
             model=body.model,
             priority=body.priority,
             request=body.generate_request(conversation(body.instructions, previous, body.input)),
@@ -63,7 +63,7 @@ class ResponseService:
             response=facts,
         )
         try:
-            job, created = await self._jobs.submit(new, submission.idempotency("/v1/responses", body))
+            job, created = await self._jobs.submit(principal, new, submission.idempotency("/v1/responses", body))
         except InvalidRequest as error:
             raise _in_our_words(error) from None
         if created:
@@ -126,14 +126,25 @@ class ResponseService:
         response = await self.get(response_id, project_id)
         await self._jobs.delete(response.job.id, project_id)
 
-    async def input_items(self, response_id: str, project_id: int) -> list[dict[str, Any]]:
-        """A response's own input items, in their order.
+    async def input_items(
+        self, response_id: str, project_id: int, *, limit: int, order: Literal["asc", "desc"], after: str | None
+    ) -> Page[dict[str, Any]]:
+        """A page of a response's own input items.
 
         Raises:
             NotFound: as `get`.
+            InvalidRequest: the response has no item with the id `after`.
         """
         response = await self.get(response_id, project_id)
-        return listed(response.facts.input, response.digits)
+        items = listed(response.facts.input, response.digits)
+        if order == "desc":
+            items.reverse()
+        if after is not None:
+            ids = [item["id"] for item in items]
+            if after not in ids:
+                raise InvalidRequest(f"after: there is no input item {after[:64]!r} in this response", param="after")
+            items = items[ids.index(after) + 1 :]
+        return cut_page(items, limit)
 
     async def _previous(self, response_id: str, project_id: int) -> StoredResponse:
         try:
@@ -144,7 +155,7 @@ class ResponseService:
                 param="previous_response_id",
                 code="previous_response_not_found",
             ) from None
-        if previous.job.status not in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+        if not previous.job.status.succeeded:
             raise InvalidRequest(
                 f"previous_response_id: that response is {STATUS[previous.job.status]}; only one that is completed or"
                 " incomplete has an answer to go on from",

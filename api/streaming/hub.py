@@ -1,16 +1,13 @@
-"""Follows jobs for readers: replay from the log, then live, with nothing missing and nothing twice.
+"""Follows jobs for readers: first the stored events, then live ones, without gaps or duplicates.
 
-One subscriber per API process gets the live events of every job that has a reader here (see
-`shared.redis.event_log`). Each reader first registers and reads the log after its cursor in one step, then follows
-live, dropping what it has seen. A reader that falls behind loses its live buffer, not its place: it reads on
-from the log. So does one whose next live event is not the next in number: a message was lost with a
-connection. Readers whose jobs are silent for a while are checked against the log and the row, all together, so
-neither a lost message nor a lost Redis leaves one waiting for ever.
+One subscriber per API process receives the live events of every job that has a reader here (see
+`shared.redis.event_log`). A reader first subscribes to the job and reads its stored events in one step, then receives
+live events. It returns to the log when it is too slow for its buffer, when a live event is missing, and when the
+`SilenceCheck` finds that it has missed something.
 
-A reader of the native stream also receives its job's queue position while it waits (`api.jobs.queue_positions`), as an
-event without a number.
+A reader of the native stream also receives the job's queue position while the job waits (`api.jobs.queue_positions`).
 
-Events come in batches: what has gathered while a reader was busy is given to it at once.
+Events come in batches: all that have arrived while the reader was busy.
 """
 
 from __future__ import annotations
@@ -19,27 +16,20 @@ import asyncio
 import itertools
 import logging
 import secrets
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from api.streaming.reader import QueuedReader, Reader
-from api.streaming.reader_metrics import ReaderMetrics
-from shared.domain.events import Event, parse_archive, parse_line
+from api.streaming.reader import EndReader, EventReader, QueuedReader, Reader
+from api.streaming.silence_check import SilenceCheck
+from api.streaming.stored_events import RETRY_S, StoredEvents
+from shared.domain.events import Event, parse_line
 from shared.postgres.job_store import JobStore
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import EventLog
-from shared.runtime.outages import is_database_outage, is_redis_outage
-from shared.telemetry.metrics import STREAM_READERS
+from shared.runtime.outages import is_redis_outage
 
 logger = logging.getLogger(__name__)
-
-RETRY_S = 0.5
-# Silent readers are looked for so often within the time that makes them silent, and checked so many at a time.
-LOOKS = 5
-CHECKED = 500
 
 
 class StreamHub:
@@ -47,23 +37,22 @@ class StreamHub:
 
     def __init__(self, redis: Redis, logs: EventLog, store: JobStore, *, resync_s: float) -> None:
         self._redis = redis
-        self._logs = logs
-        self._store = store
-        self._resync_s = resync_s
         self._id = secrets.token_hex(8)
+        self._stored = StoredEvents(logs, store, self._id)
         self._readers: dict[str, set[Reader]] = {}
-        # Jobs whose end not all of their readers here were told live: one may have followed the job after its end.
-        self._to_unfollow: set[str] = set()
+        self._silence_check = SilenceCheck(self._readers, self._stored, resync_s=resync_s)
+        # Jobs whose end some of their readers here did not receive live: one may have subscribed after the end.
+        self._to_unsubscribe: set[str] = set()
 
     async def run(self) -> None:
         """Receive live events for ever; cancel to stop."""
-        checking = asyncio.create_task(self._check_the_silent(), name="check-the-silent")
+        checking = asyncio.create_task(self._silence_check.run(), name="silence-check")
         try:
             while True:
                 try:
                     async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
                         await pubsub.subscribe(redis_keys.api_channel(self._id))
-                        self._all_behind()  # what was published while nobody listened is in the logs
+                        self._all_fall_behind()  # the logs have what was published before
                         while not checking.done():
                             message = await pubsub.get_message(timeout=1)
                             if message is not None:
@@ -72,208 +61,100 @@ class StreamHub:
                 except Exception as error:
                     if not is_redis_outage(error):
                         raise
-                    logger.warning("the live channel is away, trying again: %s", error)
+                    logger.warning("the live channel is unavailable, retrying: %s", error)
                     await asyncio.sleep(RETRY_S)
         finally:
             checking.cancel()
 
-    async def follow(
+    def follow(
         self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
     ) -> AsyncIterator[list[Event]]:
-        """Yield a job's events after a cursor, in batches, up to and with its last one.
+        """Yield a job's events after a cursor, in batches, up to and including its last.
 
-        With `queued` the reader is also told its place there: a batch of that alone, without a number. `new`: the job
-        was made a moment ago, and its row need not be asked whether it has ended.
+        With `queued` its queue positions too: batches of one event without a number. `new`: see `EventReader`.
         """
-        reader = Reader(after, queued=queued)
-        self._readers.setdefault(job_id, set()).add(reader)
-        meter = ReaderMetrics(after)
-        told_end = False
-        try:
-            while True:
-                reader.wake.clear()
-                if reader.behind:
-                    reader.behind = False
-                    events, ended = await self._catch_up(reader, job_id, new=new)
-                    new = False
-                    if ended and not events:
-                        return
-                else:
-                    events = reader.take_live()
-                    told_end = bool(events) and events[-1].type.terminal
-                if not meter.seen:
-                    meter.look(events)
-                place, reader.place = reader.place, None
-                if events:
-                    if queued is not None:
-                        queued.told, queued.heard = None, time.monotonic()
-                    reader.after = events[-1].seq
-                    yield events
-                    if events[-1].type.terminal:
-                        return
-                elif place is not None:
-                    yield [place]
-                if not (reader.live or reader.behind or reader.place):
-                    await reader.wake.wait()
-        finally:
-            meter.left()
-            await self._leave(job_id, reader, told_end=told_end)
+        return self._read(job_id, EventReader(after, queued=queued, new=new))
+
+    async def wait_for_end(self, job_id: str) -> None:
+        """Wait until a job has ended."""
+        async for _ in self._read(job_id, EndReader()):
+            pass
+
+    async def last_seq(self, job_id: str) -> int:
+        """The number of a job's last event so far; 0 if there is none."""
+        return await self._stored.last_seq(job_id)
 
     def queued_readers(self) -> list[tuple[str, QueuedReader]]:
-        """Jobs that are followed by readers who want to know their places."""
+        """The readers that receive queue positions, with the ids of their jobs."""
         return [
             (job_id, reader.queued)
             for job_id, readers in self._readers.items()
             for reader in readers
-            if reader.queued is not None
+            if isinstance(reader, EventReader) and reader.queued is not None
         ]
 
-    def tell(self, job_id: str, queued: QueuedReader, place: Event) -> None:
-        """Tell a reader its place, if it is still there and hears nothing else first."""
+    def report_position(self, job_id: str, queued: QueuedReader, position: Event) -> None:
+        """Deliver a queue position to a reader, if it is still here."""
         for reader in self._readers.get(job_id, ()):
-            if reader.queued is queued:
-                reader.place = place
-                reader.wake.set()
+            if isinstance(reader, EventReader) and reader.queued is queued:
+                reader.report_position(position)
 
-    async def ended(self, job_id: str) -> None:
-        """Wait for a job's end, and nothing else of it."""
-        reader = Reader(0, only_end=True)
+    async def _read(self, job_id: str, reader: Reader) -> AsyncIterator[list[Event]]:
+        """Register a reader, and yield its batches until the job's end."""
         self._readers.setdefault(job_id, set()).add(reader)
-        STREAM_READERS.labels("end").inc()
-        told_end = False
+        reader.opened()
+        end_was_live = False
         try:
             while True:
                 reader.wake.clear()
                 if reader.behind:
                     reader.behind = False
-                    if await self._has_ended(reader, job_id):
+                    stored = await reader.catch_up(self._stored, job_id)
+                    if stored is None:
+                        reader.fall_behind()  # live events do not connect to those it has
+                        events = []
+                    elif stored.ended and not stored.events:
                         return
-                elif reader.take_live():
-                    told_end = True
+                    else:
+                        events = stored.events
+                else:
+                    events = reader.take_live()
+                    end_was_live = bool(events) and events[-1].type.terminal
+                if batch := reader.next_batch(events):
+                    yield batch
+                if events and events[-1].type.terminal:
                     return
-                if not (reader.live or reader.behind):
+                if not reader.ready:
                     await reader.wake.wait()
         finally:
-            STREAM_READERS.labels("end").dec()
-            await self._leave(job_id, reader, told_end=told_end)
+            reader.closed()
+            await self._remove(job_id, reader, end_was_live=end_was_live)
 
-    async def last_seq(self, job_id: str) -> int:
-        """The number of a job's last event so far; 0 where there is none."""
-        archived = await self._store.archived_log(job_id)
-        if archived is not None:
-            return max((event.seq for event in parse_archive(archived)), default=0)
-        return await self._logs.last_seq(job_id)
-
-    async def _catch_up(self, reader: Reader, job_id: str, *, new: bool) -> tuple[list[Event], bool]:
-        """Events after the cursor: from the log, or, where the log has none and the job has ended, from the row.
-
-        The second value says that the job has ended, so that nothing will follow these.
-        """
-        away: Exception | None = None
-        try:
-            if events := await self._logs.follow(job_id, self._id, reader.after):
-                return events, events[-1].type.terminal
-            if new:
-                return [], False
-        except (RedisError, OSError) as error:
-            away = error
-        try:
-            archived = await self._store.archived_log(job_id)
-        except Exception as error:
-            if not is_database_outage(error):
-                raise
-            archived, away = None, error
-        if archived is not None:
-            return [event for event in parse_archive(archived) if event.seq > reader.after], True
-        if away is not None:
-            logger.warning("job=%s cannot be read, its readers wait: %s", job_id, away)
-            await asyncio.sleep(RETRY_S)
-            reader.lose_place()  # what comes live does not follow what it has
-        return [], False
-
-    async def _has_ended(self, reader: Reader, job_id: str) -> bool:
-        """Whether the row says so. Its end is published after that, to those who follow it by then."""
-        away: Exception | None = None
-        try:
-            await self._logs.follow_all([job_id], self._id)
-        except (RedisError, OSError) as error:
-            away = error
-        try:
-            if job_id in await self._store.ended([job_id]):
-                return True
-        except Exception as error:
-            if not is_database_outage(error):
-                raise
-            away = error
-        if away is not None:
-            logger.warning("job=%s its end cannot be looked for, trying again: %s", job_id, away)
-            await asyncio.sleep(RETRY_S)
-            reader.lose_place()
-        return False
-
-    async def _leave(self, job_id: str, reader: Reader, *, told_end: bool) -> None:
-        """`told_end`: it was told the end live, and with that the job has no followers any more."""
-        if not told_end:
-            self._to_unfollow.add(job_id)
+    async def _remove(self, job_id: str, reader: Reader, *, end_was_live: bool) -> None:
+        """Forget a reader. Publishing a job's end removes its subscribers, so that a live end needs no unsubscribe."""
+        if not end_was_live:
+            self._to_unsubscribe.add(job_id)
         readers = self._readers[job_id]
         readers.discard(reader)
         if readers:
             return
         del self._readers[job_id]
-        if job_id not in self._to_unfollow:
-            return
-        self._to_unfollow.discard(job_id)
-        try:
-            await self._logs.unfollow(job_id, self._id)
-        except (RedisError, OSError) as error:
-            logger.info("job=%s still counts as followed, until its log expires: %s", job_id, error)
+        if job_id in self._to_unsubscribe:
+            self._to_unsubscribe.discard(job_id)
+            await self._stored.unsubscribe(job_id)
 
     def _dispatch(self, message: bytes) -> None:
-        """Give the lines `<job> <seq> <type> <json>` of a message to their readers."""
+        """Offer the lines `<job> <seq> <type> <json>` of a message to the jobs' readers."""
         for job, lines in itertools.groupby(message.split(b"\n"), _job_of):
             if readers := self._readers.get(job.decode()):
                 events = [parse_line(line[len(job) + 1 :]) for line in lines]
                 for reader in readers:
                     reader.offer(events)
 
-    def _all_behind(self) -> None:
+    def _all_fall_behind(self) -> None:
         for readers in self._readers.values():
             for reader in readers:
-                reader.lose_place()
-
-    async def _check_the_silent(self) -> None:
-        """Look, for ever, whether there is news for readers that have heard nothing for long."""
-        while True:
-            await asyncio.sleep(self._resync_s / LOOKS)
-            now = time.monotonic()
-            silent = [
-                job_id
-                for job_id, readers in self._readers.items()
-                if any(now - reader.heard >= self._resync_s for reader in readers)
-            ]
-            for start in range(0, len(silent), CHECKED):
-                await self._check(silent[start : start + CHECKED])
-
-    async def _check(self, job_ids: Sequence[str]) -> None:
-        ended: set[str] = set()
-        last: dict[str, int] = {}
-        try:
-            last = dict(zip(job_ids, await self._logs.follow_all(job_ids, self._id), strict=True))
-        except (RedisError, OSError) as error:
-            logger.warning("%d silent streams cannot be checked against their logs: %s", len(job_ids), error)
-        try:
-            ended = await self._store.ended(job_ids)
-        except Exception as error:
-            if not is_database_outage(error):
-                raise
-            logger.warning("%d silent streams cannot be checked against their rows: %s", len(job_ids), error)
-        now = time.monotonic()
-        for job_id in job_ids:
-            for reader in self._readers.get(job_id, ()):
-                if job_id in ended or (last.get(job_id, 0) > reader.after and not reader.only_end):
-                    reader.lose_place()
-                else:
-                    reader.heard = now
+                reader.fall_behind()
 
 
 def _job_of(line: bytes) -> bytes:

@@ -1,75 +1,192 @@
-"""One reader's position in one job's events."""
+"""Readers of one job: where each is in the job's events, and the live events that wait for it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from api.streaming.reader_metrics import EndReaderMetrics, EventReaderMetrics
+from api.streaming.stored_events import StoredEvents, StoredRead
 from shared.domain.events import Event
 from shared.telemetry.metrics import STREAM_CATCH_UPS
 
-# Live events that wait for a slow reader; beyond, it goes on from the log.
+# Live events that may wait for a slow reader; with more, it continues from the log.
 BUFFER = 256
 
 
-@dataclass(slots=True, eq=False)
-class QueuedReader:
-    """A queue that a reader's job may wait in. `told` is the place it was told last; None: it ran, when last heard of.
+class Reader(ABC):
+    """A reader is `behind` until it has read the stored events, and whenever it may have missed a live one."""
 
-    `heard` is when that was, on the monotonic clock.
-    """
+    __slots__ = ("active_at", "after", "behind", "live", "wake")
 
-    model: str
-    priority: int
-    told: int | None
-    heard: float = field(default_factory=time.monotonic)
-
-
-class Reader:
-    """One reader's place in one job: `after` is the last event that it has been given."""
-
-    __slots__ = ("after", "behind", "heard", "live", "only_end", "place", "queued", "wake")
-
-    def __init__(self, after: int, *, only_end: bool = False, queued: QueuedReader | None = None) -> None:
+    def __init__(self, after: int) -> None:
+        """`after` is the number of the last event that the reader has received."""
         self.after = after
-        self.only_end = only_end
-        self.queued = queued
-        self.place: Event | None = None
         self.live: list[Event] = []
         self.behind = True
         self.wake = asyncio.Event()
-        self.heard = time.monotonic()
+        self.active_at = time.monotonic()
+
+    @abstractmethod
+    def opened(self) -> None:
+        """The reader has been registered."""
+
+    @abstractmethod
+    def closed(self) -> None:
+        """The reader has been removed."""
+
+    @abstractmethod
+    async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
+        """Read the stored events; None if an outage prevented it."""
+
+    @abstractmethod
+    def take_live(self) -> list[Event]:
+        """The live events after the cursor; none if the reader has to catch up first."""
+
+    @abstractmethod
+    def next_batch(self, events: list[Event]) -> list[Event]:
+        """The batch to deliver after a read that returned these events; the cursor moves behind them."""
+
+    @abstractmethod
+    def is_stale(self, last_seq: int, *, ended: bool) -> bool:
+        """Whether the reader has missed something, given the job's last event number and whether the job has ended."""
+
+    @abstractmethod
+    def _wanted(self, events: Sequence[Event]) -> Sequence[Event]:
+        """The live events that this reader waits for."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether another read would return something."""
+        return bool(self.live) or self.behind
 
     def offer(self, events: Sequence[Event]) -> None:
-        self.heard = time.monotonic()
-        if self.only_end:
-            events = [event for event in events if event.type.terminal]
-            if not events:
-                return
+        """Live events have arrived."""
+        self.active_at = time.monotonic()
+        events = self._wanted(events)
+        if not events:
+            return
         if len(self.live) + len(events) > BUFFER:
             if not self.behind:
                 STREAM_CATCH_UPS.labels("slow").inc()
-            self.lose_place()
+            self.fall_behind()
         elif not self.behind:
             self.live.extend(events)
         self.wake.set()
 
+    def fall_behind(self) -> None:
+        """Drop the live events that wait: the log has them."""
+        self.live.clear()
+        self.behind = True
+        self.wake.set()
+
+
+@dataclass(slots=True, eq=False)
+class QueuedReader:
+    """The queue in which a reader's job may wait.
+
+    `position` is the last one reported, or None if the job was running at its last event. `event_at` is when that
+    event was delivered, on the monotonic clock.
+    """
+
+    model: str
+    priority: int
+    position: int | None
+    event_at: float = field(default_factory=time.monotonic)
+
+
+class EventReader(Reader):
+    """Reads a job's events, without gaps or duplicates; with `queued`, also its queue position while it waits."""
+
+    __slots__ = ("_metrics", "_new", "position", "queued")
+
+    def __init__(self, after: int, *, queued: QueuedReader | None = None, new: bool = False) -> None:
+        """`new`: the job has just been submitted, so that the first catch-up need not read its row."""
+        super().__init__(after)
+        self.queued = queued
+        self.position: Event | None = None
+        self._new = new
+        self._metrics = EventReaderMetrics(after)
+
+    def opened(self) -> None:
+        self._metrics.opened()
+
+    def closed(self) -> None:
+        self._metrics.closed()
+
+    async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
+        new, self._new = self._new, False
+        return await stored.read(job_id, self.after, new=new)
+
     def take_live(self) -> list[Event]:
-        """The live events after the cursor; where they do not follow it without a gap, the log has to be read."""
         live, self.live = self.live, []
         after = self.after
         if live and live[0].seq <= after:
             live = [event for event in live if event.seq > after]
-        if self.only_end or not live or (live[0].seq == after + 1 and live[-1].seq == after + len(live)):
+        if not live or (live[0].seq == after + 1 and live[-1].seq == after + len(live)):
             return live
-        STREAM_CATCH_UPS.labels("gap").inc()
-        self.lose_place()
+        STREAM_CATCH_UPS.labels("gap").inc()  # a message was lost with a connection
+        self.fall_behind()
         return []
 
-    def lose_place(self) -> None:
-        """Forget what waits: the log has it."""
-        self.live.clear()
-        self.behind = True
+    def next_batch(self, events: list[Event]) -> list[Event]:
+        """The events, or, if there are none, a new queue position: an event without a number."""
+        self._metrics.read(events)
+        position, self.position = self.position, None
+        if events:
+            if self.queued is not None:
+                self.queued.position, self.queued.event_at = None, time.monotonic()
+            self.after = events[-1].seq
+            return events
+        return [] if position is None else [position]
+
+    def is_stale(self, last_seq: int, *, ended: bool) -> bool:
+        return ended or last_seq > self.after
+
+    def report_position(self, position: Event) -> None:
+        """Deliver a queue position, unless an event comes first."""
+        self.position = position
         self.wake.set()
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.live) or self.behind or self.position is not None
+
+    def _wanted(self, events: Sequence[Event]) -> Sequence[Event]:
+        return events
+
+
+class EndReader(Reader):
+    """Waits for a job's end."""
+
+    __slots__ = ("_metrics",)
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._metrics = EndReaderMetrics()
+
+    def opened(self) -> None:
+        self._metrics.opened()
+
+    def closed(self) -> None:
+        self._metrics.closed()
+
+    async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
+        ended = await stored.has_ended(job_id)
+        return None if ended is None else StoredRead([], ended)
+
+    def take_live(self) -> list[Event]:
+        live, self.live = self.live, []
+        return live
+
+    def next_batch(self, events: list[Event]) -> list[Event]:
+        return events
+
+    def is_stale(self, last_seq: int, *, ended: bool) -> bool:
+        return ended
+
+    def _wanted(self, events: Sequence[Event]) -> Sequence[Event]:
+        return [event for event in events if event.type.terminal]

@@ -1,4 +1,4 @@
-"""Measures one reader of a job: that it is there, and how long its first text takes to reach it."""
+"""Metrics of the readers of one job."""
 
 from __future__ import annotations
 
@@ -9,26 +9,46 @@ from shared.domain.events import Event, EventType
 from shared.telemetry.metrics import STREAM_FIRST_TOKEN, STREAM_OPENS, STREAM_READERS
 
 
-class ReaderMetrics:
-    """`seen`: there is nothing more to look for in the events that the reader is given."""
+class EventReaderMetrics:
+    """Counts a reader of events, and measures the time from its connect to its first token.
 
-    __slots__ = ("_began", "_waited", "seen")
+    A reader that finds text at its first read connected after the text was generated, and is not measured.
+    """
+
+    __slots__ = ("_after", "_done", "_opened_at", "_waited")
 
     def __init__(self, after: int) -> None:
-        self.seen = after > 0
-        self._began = time.monotonic()
+        self._after = after
+        self._done = after > 0
         self._waited = False
-        STREAM_OPENS.labels("cursor" if after else "start").inc()
+        self._opened_at = 0.0
+
+    def opened(self) -> None:
+        self._opened_at = time.monotonic()
+        STREAM_OPENS.labels("cursor" if self._after else "start").inc()
         STREAM_READERS.labels("text").inc()
 
-    def look(self, events: Sequence[Event]) -> None:
-        """The reader is given these. Text that is there at the first look was there before the reader came."""
+    def read(self, events: Sequence[Event]) -> None:
+        """The reader has made a read, which may have returned no events."""
+        if self._done:
+            return
         if any(event.type is EventType.DELTA for event in events):
-            self.seen = True
+            self._done = True
             if self._waited:
-                STREAM_FIRST_TOKEN.observe(time.monotonic() - self._began)
+                STREAM_FIRST_TOKEN.observe(time.monotonic() - self._opened_at)
         self._waited = True
 
-    def left(self) -> None:
-        """The reader is gone."""
+    def closed(self) -> None:
         STREAM_READERS.labels("text").dec()
+
+
+class EndReaderMetrics:
+    """Counts a reader that waits for the job's end."""
+
+    __slots__ = ()
+
+    def opened(self) -> None:
+        STREAM_READERS.labels("end").inc()
+
+    def closed(self) -> None:
+        STREAM_READERS.labels("end").dec()

@@ -1,7 +1,7 @@
-"""How many workers, and when: the manifests' autoscaling, tried on a day's load before a cluster is there.
+"""Simulates the autoscaling of the Kubernetes manifests on a day's load, without a cluster.
 
-manifest.py   what the manifests say           hpa.py, keda.py   what Kubernetes and KEDA make of it
-load.py       a bursty day                     model.py          a fleet of workers, simulated, in seconds
-sweep.py      which settings are best          real.py           the same on real rows, Redis and Celery workers
-chart.py      SVG                              page.py           docs/autoscaling.md
+manifest.py   parses the manifests             hpa.py, keda.py   reimplement the decisions of Kubernetes and KEDA
+load.py       generates a bursty day           model.py          simulates a fleet of workers
+sweep.py      compares settings                real.py           runs the load on real workers, faster than real time
+chart.py      draws SVG                        page.py           formats docs/autoscaling.md
 """

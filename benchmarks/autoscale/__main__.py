@@ -1,4 +1,4 @@
-"""Try the manifests' autoscaling on a day's load: `day` and `sweep` in simulated time, `real` on the real queue."""
+"""Test the manifests' autoscaling on a day's load: `day` and `sweep` in simulated time, `real` on real workers."""
 
 from __future__ import annotations
 
@@ -27,51 +27,51 @@ DOCUMENT = REPOSITORY / "docs" / "autoscaling.md"
 CHART = REPOSITORY / "docs" / "autoscaling.svg"
 SEED = 1
 SEEDS = (1, 2, 3)
-# Played on the real queue: the hour of the afternoon heap.
+# The hour to run on real workers, which includes the 600 jobs submitted at once in the afternoon.
 REAL_FROM_H = 15.0
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.autoscale", description=__doc__)
-    # Without any it is given an empty list, which must be a choice too.
+    # Without arguments argparse checks an empty list, so that must be a choice too.
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"{', '.join(PARTS)} (default: day)")
-    parser.add_argument("--manifest", type=Path, default=MANIFESTS, help="a file, or a folder (default: k8s)")
-    parser.add_argument("--name", default="worker", help="the autoscaler's name in it (default: worker)")
-    parser.add_argument("--speed", type=float, default=6.0, help="real: how many times faster (default: 6)")
-    parser.add_argument("--quick", action="store_true", help="small parts, to see that all works; no figures to keep")
+    parser.add_argument("--manifest", type=Path, default=MANIFESTS, help="manifest file or folder (default: k8s)")
+    parser.add_argument("--name", default="worker", help="name of the autoscaler (default: worker)")
+    parser.add_argument("--speed", type=float, default=6.0, help="real: speed-up factor (default: 6)")
+    parser.add_argument("--quick", action="store_true", help="short runs that only check that everything works")
     parser.add_argument("--write", action="store_true", help=f"write tables and chart to {DOCUMENT.parent.name}/")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    chosen = parsed(arguments)
+    options = parsed(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        policy = manifest.load(chosen.manifest, chosen.name)
+        policy = manifest.load(options.manifest, options.name)
     except (HeadraceError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     service = Service()
     command = shlex.join(["python", "-m", "benchmarks.autoscale", *(sys.argv[1:] if arguments is None else arguments)])
-    for part in chosen.parts or ["day"]:
-        text = {"day": of_day, "sweep": of_sweep, "real": of_real}[part](policy, service, chosen)
+    for part in options.parts or ["day"]:
+        text = {"day": day_report, "sweep": sweep_report, "real": real_report}[part](policy, service, options)
         print(text)
-        if chosen.write:
+        if options.write:
             document = DOCUMENT.read_text()
             DOCUMENT.write_text(page.block(part, f"{text}\n\n{machine(command)}", document))
     return 0
 
 
-def of_day(policy: Policy, service: Service, chosen: argparse.Namespace) -> str:
-    """One day: the manifest beside fixed fleets."""
-    until = 3 * HOUR if chosen.quick else DAY
+def day_report(policy: Policy, service: Service, options: argparse.Namespace) -> str:
+    """Return the table of one day with the manifest, compared to fixed fleets."""
+    until = 3 * HOUR if options.quick else DAY
     arrivals = between(day(SEED, service), 0.0, until)
     scaled = play(arrivals, service, policy, until)
     rows = {"autoscaled": page.figures(scaled)}
     fleets = {count: fixed(arrivals, service, count, until) for count in range(3, policy.max_replicas + 1)}
     rows |= {f"{count} workers": page.figures(course) for count, course in fleets.items()}
-    if chosen.write:
-        # Beside the smallest fixed fleet that lets jobs wait no longer.
+    if options.write:
+        # Compare to the smallest fixed fleet whose p95 wait is not longer.
         count = min(
             (count for count, course in fleets.items() if course.wait(0.95) <= scaled.wait(0.95)), default=max(fleets)
         )
@@ -79,40 +79,41 @@ def of_day(policy: Policy, service: Service, chosen: argparse.Namespace) -> str:
     return page.day_table(rows)
 
 
-def of_sweep(policy: Policy, service: Service, chosen: argparse.Namespace) -> str:
-    """All settings, on several days, and which is best."""
-    seeds = SEEDS[:1] if chosen.quick else SEEDS
-    found = list(sweep.scores(sweep.grid(quick=chosen.quick), policy, service, seeds))
+def sweep_report(policy: Policy, service: Service, options: argparse.Namespace) -> str:
+    """Return the best of all settings over several days, and the tables of settings."""
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    found = list(sweep.scores(sweep.grid(quick=options.quick), policy, service, seeds))
     best = sweep.best(found)
-    near = [] if chosen.quick else list(sweep.scores(sweep.around(best.setting), policy, service, seeds))
-    shown = sorted(found, key=lambda score: (not score.good, score.gpu_hours if score.good else score.p95))[:12]
+    variations = [] if options.quick else list(sweep.scores(sweep.around(best.setting), policy, service, seeds))
+    shown = sorted(found, key=lambda score: score.rank)[:12]
     return "\n\n".join(
         (
-            f"Best of {len(found)}: {best.setting}",
+            f"Best of {len(found)}: {best.setting}.",
             page.sweep_table(shown),
-            *(["The rest, one by one beside the best:", page.sweep_table([best, *near])] if near else []),
+            *(["Other settings, changed one at a time:", page.sweep_table([best, *variations])] if variations else []),
         )
     )
 
 
-def of_real(policy: Policy, service: Service, chosen: argparse.Namespace) -> str:
-    """An hour on the real queue, and what the model says of the same jobs."""
-    length = 240.0 if chosen.quick else HOUR
+def real_report(policy: Policy, service: Service, options: argparse.Namespace) -> str:
+    """Return the table of an hour on real workers, compared to the model."""
+    length = 240.0 if options.quick else HOUR
     arrivals = between(day(SEED, service), REAL_FROM_H * HOUR, REAL_FROM_H * HOUR + length)
     modelled = play(arrivals, service, policy, length)
     folder = Path(tempfile.mkdtemp(prefix="headrace-autoscale-"))
     try:
-        with real.stack(folder, service, chosen.speed) as system:
-            course = asyncio.run(real.play(system, folder, arrivals, service, Autoscaler(policy), length, chosen.speed))
+        with real.stack(folder, service, options.speed) as system:
+            scaler = Autoscaler(policy)
+            course = asyncio.run(real.play(system, folder, arrivals, service, scaler, length, options.speed))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return page.real_table(page.figures(modelled), page.figures(course))
 
 
 def machine(command: str) -> str:
-    """What it was measured on, in a line."""
+    """Return one line with date, commit, machine and command."""
     lines = description("cpu")
-    return f"Measured {lines['date']} at {lines['commit']}, {lines['cores']} cores: `{command}`"
+    return f"Measured on {lines['date']} at commit {lines['commit']}, CPU cores: {lines['cores']}. Command: `{command}`"
 
 
 if __name__ == "__main__":

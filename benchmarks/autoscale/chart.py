@@ -1,4 +1,4 @@
-"""Charts as SVG, without a library: panels over one time axis, each with some lines."""
+"""Charts as SVG, without a library: panels with lines over a common time axis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POINTS = 450
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A name, and values at equal distances over the whole axis. `step`: a value holds until the next."""
+    """A named series, evenly spaced over the axis. With `step`, each value holds until the next."""
 
     name: str
     values: Sequence[float]
@@ -23,14 +23,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """What its y axis is, and its lines."""
+    """One panel: a title, which names the y axis, and lines."""
 
     title: str
     lines: Sequence[Line]
 
 
 def svg(title: str, panels: Sequence[Panel], hours: float) -> str:
-    """A chart over so many hours."""
+    """Draw a chart of the panels over `hours`."""
     height = TOP + len(panels) * (PANEL + GAP) + BOTTOM - GAP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
@@ -50,26 +50,26 @@ def svg(title: str, panels: Sequence[Panel], hours: float) -> str:
 
 
 def _panel(panel: Panel, top: float) -> list[str]:
-    most = ceiling(max((max(line.values, default=0.0) for line in panel.lines), default=0.0))
+    maximum = ceiling(max((max(line.values, default=0.0) for line in panel.lines), default=0.0))
     right = WIDTH - RIGHT
     parts = [_text(LEFT, top - 5, panel.title)]
     for share in (0.0, 0.5, 1.0):
         y = top + PANEL * (1 - share)
         parts.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="#d0d7de"/>')
-        parts.append(_text(LEFT - 6, y + 4, f"{most * share:g}", anchor="end"))
+        parts.append(_text(LEFT - 6, y + 4, f"{maximum * share:g}", anchor="end"))
     for number, line in enumerate(panel.lines):
         colour = COLOURS[number % len(COLOURS)]
-        parts.append(f'<path d="{_path(line, top, most)}" fill="none" stroke="{colour}" stroke-width="1.3"/>')
+        parts.append(f'<path d="{_path(line, top, maximum)}" fill="none" stroke="{colour}" stroke-width="1.3"/>')
         parts.append(_text(right + 10, top + 14 + 16 * number, line.name, colour=colour))
     return parts
 
 
-def _path(line: Line, top: float, most: float) -> str:
+def _path(line: Line, top: float, maximum: float) -> str:
     values = thinned(line.values, POINTS)
     width = (WIDTH - LEFT - RIGHT) / max(1, len(values) - (0 if line.step else 1))
     moves: list[str] = []
     for number, value in enumerate(values):
-        x, y = LEFT + number * width, top + PANEL * (1 - value / most)
+        x, y = LEFT + number * width, top + PANEL * (1 - value / maximum)
         moves.append(f"{'L' if moves else 'M'}{x:.1f} {y:.1f}")
         if line.step:
             moves.append(f"H{x + width:.1f}")
@@ -77,7 +77,7 @@ def _path(line: Line, top: float, most: float) -> str:
 
 
 def thinned(values: Sequence[float], points: int) -> list[float]:
-    """So many at most, each the greatest of those that it stands for: peaks stay."""
+    """Downsample to at most `points` values, each the maximum of its interval, so that peaks are kept."""
     if len(values) <= points:
         return list(values)
     size = len(values) / points
@@ -85,7 +85,7 @@ def thinned(values: Sequence[float], points: int) -> list[float]:
 
 
 def ceiling(value: float) -> float:
-    """The next of 1, 2, 4, 5, 8 or 10 times a power of ten."""
+    """Round up to 1, 2, 4, 5, 8 or 10 times a power of ten."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

@@ -1,6 +1,6 @@
-"""What Kubernetes' HPA controller decides at each sync.
+"""The decisions of Kubernetes' HPA controller at each sync.
 
-After https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/ (algorithm, default and
+Based on https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/ (algorithm, default and
 configurable behavior), and `pkg/controller/podautoscaler/{horizontal,replica_calculator}.go`.
 """
 
@@ -16,9 +16,9 @@ TOLERANCE = 0.1
 
 
 def wanted(value: float, threshold: float, replicas: int) -> int:
-    """Replicas for a metric's value, each to have `threshold` of it; no change within the tolerance.
+    """Return the replicas for a metric value of `threshold` per pod; unchanged within the tolerance.
 
-    `GetExternalPerPodMetricReplicas`: an external metric with an average value, as KEDA makes of a trigger.
+    Corresponds to `GetExternalPerPodMetricReplicas`: an external metric with an average value, as KEDA creates.
     """
     if replicas and 1 - TOLERANCE <= value / (threshold * replicas) <= 1 + TOLERANCE:
         return replicas
@@ -26,7 +26,7 @@ def wanted(value: float, threshold: float, replicas: int) -> int:
 
 
 class Hpa:
-    """One HPA: its memory of recommendations and of what it has changed."""
+    """One HPA, with its history of recommendations and scaling events."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -36,7 +36,7 @@ class Hpa:
         self._removed: list[tuple[float, int]] = []
 
     def sync(self, now: float, value: float, replicas: int) -> int:
-        """The number of replicas from now on. At zero it is off: only KEDA brings the first."""
+        """Return the new number of replicas. At 0 the HPA is disabled; only KEDA starts the first one."""
         if replicas == 0:
             return 0
         desired = self._stabilized(now, wanted(value, self._policy.threshold, replicas), replicas)
@@ -48,7 +48,7 @@ class Hpa:
         return desired
 
     def _stabilized(self, now: float, desired: int, replicas: int) -> int:
-        """Up: the least that was recommended within its window; down: the most within its own."""
+        """Scale up to the lowest recommendation of the up window, down to the highest of the down window."""
         up_s, down_s = self._policy.up.stabilization_s, self._policy.down.stabilization_s
         up = min([desired, *(count for at, count in self._recommended if at > now - up_s)])
         down = max([desired, *(count for at, count in self._recommended if at > now - down_s)])
@@ -57,7 +57,7 @@ class Hpa:
         return min(max(replicas, up), down)
 
     def _limited(self, now: float, desired: int, replicas: int) -> int:
-        """Within the rates, and between the least and the most."""
+        """Limit by the scaling rates and by the minimum and maximum of replicas."""
         if desired > replicas:
             limit = max(replicas, self._up_limit(now, replicas))
             return min(desired, limit, self._policy.max_replicas)
@@ -72,7 +72,7 @@ class Hpa:
             start + rate.value if rate.kind == "Pods" else math.ceil(start * (1 + rate.value / 100))
             for rate, start in self._starts(rules, now, replicas)
         ]
-        return self._select(rules, limits, replicas, most=max)
+        return self._select(rules, limits, replicas, most_change=max)
 
     def _down_limit(self, now: float, replicas: int) -> int:
         rules = self._policy.down
@@ -80,7 +80,7 @@ class Hpa:
             start - rate.value if rate.kind == "Pods" else int(start * (1 - rate.value / 100))
             for rate, start in self._starts(rules, now, replicas)
         ]
-        return self._select(rules, limits, replicas, most=min)
+        return self._select(rules, limits, replicas, most_change=min)
 
     def _starts(self, rules: Direction, now: float, replicas: int) -> Iterator[tuple[Rate, int]]:
         for rate in rules.rates:
@@ -90,7 +90,7 @@ class Hpa:
             yield rate, replicas - added + removed
 
     @staticmethod
-    def _select(rules: Direction, limits: list[int], replicas: int, *, most: Callable[[list[int]], int]) -> int:
+    def _select(rules: Direction, limits: list[int], replicas: int, *, most_change: Callable[[list[int]], int]) -> int:
         if rules.select == "Disabled" or not limits:
             return replicas
-        return most(limits) if rules.select == "Max" else (min if most is max else max)(limits)
+        return most_change(limits) if rules.select == "Max" else (min if most_change is max else max)(limits)

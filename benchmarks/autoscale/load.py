@@ -1,4 +1,4 @@
-"""A day of jobs: quiet at night, busy by day, bursts, and a heap of work dropped at once."""
+"""A day of jobs: quiet at night, busy during the day, with bursts and many jobs submitted at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DAY = 24 * HOUR
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A job: when it is submitted (seconds from midnight) and how many tokens it makes."""
+    """A job: submit time in seconds from midnight, and number of tokens."""
 
     at: float
     tokens: int
@@ -20,7 +20,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A worker and its jobs, as a scale model: few slots and slow tokens, so that a real queue can play it fast."""
+    """A scaled-down worker: few slots and slow tokens, so that real workers can run it faster than real time."""
 
     slots: int = 8
     first_token_s: float = 0.5
@@ -31,18 +31,18 @@ class Service:
     drain_s: float = 120.0
 
     def seconds(self, tokens: int) -> float:
-        """How long a job runs."""
+        """Return the run time of a job."""
         return self.first_token_s + (tokens - 1) * self.token_s
 
     @property
     def jobs_a_second(self) -> float:
-        """What one worker gets done, when it is full."""
+        """Throughput of one full worker."""
         return self.slots / self.seconds(round(self.tokens_mean))
 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """More jobs a second, for a while."""
+    """A temporary increase of the rate, in jobs per second."""
 
     start: float
     length: float
@@ -50,14 +50,14 @@ class Burst:
 
 
 def day(seed: int, service: Service) -> list[Arrival]:
-    """A day's jobs. Rates follow from what a worker gets done: a busy noon needs four, a burst two or three more."""
+    """Generate a day's jobs. Noon needs four full workers; each burst needs 1.5 to 3.5 more."""
     random_ = random.Random(seed)
     worker = service.jobs_a_second
     bursts = [
         Burst(random_.uniform(7, 22) * HOUR, random_.uniform(180, 900), random_.uniform(1.5, 3.5) * worker)
         for _ in range(10)
     ]
-    # Something drops its day's work on the queue: 600 jobs in ten seconds, at 2 and at 15 o'clock.
+    # 600 jobs in ten seconds, between 2:00 and 3:00 and between 15:00 and 16:00.
     bursts += [Burst(hour * HOUR + random_.uniform(0, HOUR), 10, 60) for hour in (2, 15)]
 
     def rate(now: float) -> float:
@@ -74,22 +74,22 @@ def day(seed: int, service: Service) -> list[Arrival]:
     step = 5.0
     now = 0.0
     while now < DAY:
-        most = rate(now + step / 2) * step
-        times = sorted(random_.uniform(now, now + step) for _ in range(_poisson(random_, most)))
+        expected = rate(now + step / 2) * step
+        times = sorted(random_.uniform(now, now + step) for _ in range(_poisson(random_, expected)))
         arrivals += [Arrival(at, tokens(random_, service)) for at in times]
         now += step
     return arrivals
 
 
 def tokens(random_: random.Random, service: Service) -> int:
-    """Many short answers and some long ones: lognormal, with a deviation of as much as the mean."""
+    """Draw a number of tokens: lognormal, with a standard deviation equal to the mean."""
     sigma = math.sqrt(math.log(2))
     drawn = random_.lognormvariate(math.log(service.tokens_mean) - sigma * sigma / 2, sigma)
     return max(1, min(service.tokens_max, round(drawn)))
 
 
 def _poisson(random_: random.Random, mean: float) -> int:
-    """Knuth's; cut into pieces that do not underflow."""
+    """Draw from a Poisson distribution with Knuth's algorithm, in pieces that do not underflow."""
     count = 0
     while mean > 0:
         piece = min(mean, 30.0)
@@ -102,5 +102,5 @@ def _poisson(random_: random.Random, mean: float) -> int:
 
 
 def between(arrivals: list[Arrival], start: float, end: float) -> list[Arrival]:
-    """The jobs of a part of the day, from its own zero on."""
+    """Return the jobs of a part of the day, with times relative to `start`."""
     return [Arrival(item.at - start, item.tokens) for item in arrivals if start <= item.at < end]

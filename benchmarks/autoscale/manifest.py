@@ -1,4 +1,4 @@
-"""Reads a policy out of the YAML that a cluster is given: a ScaledObject of KEDA's, or a HorizontalPodAutoscaler."""
+"""Parses a policy from Kubernetes manifests: a KEDA ScaledObject or a HorizontalPodAutoscaler."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ KINDS = ("ScaledObject", "HorizontalPodAutoscaler")
 
 
 class ManifestError(HeadraceError):
-    """A manifest does not say what an autoscaler needs."""
+    """A manifest has no suitable autoscaler, or a field of it is missing or invalid."""
 
 
 def load(path: Path, name: str | None = None) -> Policy:
-    """The policy of the only autoscaler in a file or in a folder's files, or of the one with that name.
+    """Load the policy of the autoscaler in a file or folder, by name if there are several.
 
     Raises:
-        ManifestError: there is none, there are several, or a field is not there.
+        ManifestError: There is not exactly one, or a field is missing.
     """
     files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
     found = [item for file in files for item in _autoscalers(file) if name in (None, item["metadata"]["name"])]
     if len(found) != 1:
         names = ", ".join(item["metadata"]["name"] for item in found) or "none"
         raise ManifestError(
-            f"{path}: one of {' or '.join(KINDS)} is needed{f' called {name}' if name else ''}: {names}"
+            f"{path}: expected one {' or '.join(KINDS)}{f' named {name}' if name else ''}, found: {names}"
         )
     return parse(found[0])
 
 
 def parse(manifest: Mapping[str, Any]) -> Policy:
-    """A manifest's policy.
+    """Parse the policy of an autoscaler.
 
     Raises:
-        ManifestError: names the field that is missing.
+        ManifestError: A field is missing; the message names it.
     """
     try:
         spec = manifest["spec"]
@@ -86,16 +86,16 @@ def _hpa(spec: Mapping[str, Any]) -> Policy:
 
 
 def _quantity(text: str) -> float:
-    """Kubernetes' `800m` is 0.8."""
+    """Parse a Kubernetes quantity: `800m` is 0.8."""
     return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
-def _direction(said: Mapping[str, Any], default: Direction) -> Direction:
+def _direction(spec: Mapping[str, Any], default: Direction) -> Direction:
     rates = tuple(
-        Rate(item["type"], int(item["value"]), int(item["periodSeconds"])) for item in said.get("policies", ())
+        Rate(item["type"], int(item["value"]), int(item["periodSeconds"])) for item in spec.get("policies", ())
     )
     return Direction(
-        int(said.get("stabilizationWindowSeconds", default.stabilization_s)),
+        int(spec.get("stabilizationWindowSeconds", default.stabilization_s)),
         rates or default.rates,
-        said.get("selectPolicy", default.select),
+        spec.get("selectPolicy", default.select),
     )

@@ -1,4 +1,4 @@
-"""A fleet in simulated time: events in order, a day in a second. What it leaves out, `real.py` has."""
+"""A discrete-event simulation of a fleet, which takes about a second per day. `real.py` validates it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.autoscale.policy import Policy
 
 TICK_S = 5.0
 LOOK_S = 5.0
-# How old the autoscaler's number is at most: Prometheus scrapes.
+# The scrape interval of Prometheus, and so the maximum age of the autoscaler's metric.
 SCRAPE_S = 15.0
 
 
@@ -25,7 +25,7 @@ class _Job:
     left_s: float
     begun: float = 0.0
     waited: bool = False
-    # Which run of it: what was handed back ends no more.
+    # The number of the run. End events of earlier runs, which were handed back, are ignored.
     run: int = 0
 
 
@@ -38,7 +38,7 @@ class _Pod:
 
 
 class Fleet:
-    """Pods, the queue, and what happens next. A pod that drains takes nothing; what it cannot finish goes first."""
+    """Pods, queue and pending events. A draining pod takes no jobs; those it cannot finish go first in the queue."""
 
     def __init__(self, arrivals: Sequence[Arrival], service: Service, seed: int = 0) -> None:
         self._service = service
@@ -49,44 +49,44 @@ class Fleet:
         self._pods: list[_Pod] = []
         self.course = Course(LOOK_S)
         for arrival in arrivals:
-            self._at(arrival.at, "arrive", _Job(arrival.at, service.seconds(arrival.tokens)))
+            self._schedule(arrival.at, "arrive", _Job(arrival.at, service.seconds(arrival.tokens)))
 
     def run(self, scaler: Autoscaler | None, until: float, replicas: int = 0) -> Course:
-        """Play it to the end, with an autoscaler, or with a fixed number of pods, which are ready at the start."""
+        """Run the simulation with an autoscaler, or with a fixed number of pods that are ready at the start."""
         for _ in range(replicas):
             pod = _Pod(0.0, ready=True)
             self._pods.append(pod)
         value = 0.0
-        now, next_scrape, next_look = 0.0, 0.0, 0.0
+        now, next_scrape, next_sample = 0.0, 0.0, 0.0
         while now < until:
-            self._play(now)
+            self._process_events(now)
             if now >= next_scrape:
                 next_scrape += SCRAPE_S
                 value = (len(self._queue) + self._running) / self._service.slots
             if scaler is not None:
                 held = [pod for pod in self._pods if not pod.draining]
                 self._scale(now, held, scaler.replicas(now, value, len(held)))
-            if now >= next_look:
-                next_look += LOOK_S
+            if now >= next_sample:
+                next_sample += LOOK_S
                 ready = sum(pod.ready and not pod.draining for pod in self._pods)
-                self.course.look(len(self._queue), self._running, len(self._pods), ready)
+                self.course.sample(len(self._queue), self._running, len(self._pods), ready)
             now += TICK_S
-        self._play(until)
+        self._process_events(until)
         for pod in self._pods:
             self.course.pod_seconds += until - pod.created
         for job in self._queue:
-            self._note(job, until)  # it waits still: as long as it has so far, at least
+            self._record_wait(job, until)  # still waiting: count the wait so far
         return self.course
 
     @property
     def _running(self) -> int:
         return sum(len(pod.jobs) for pod in self._pods)
 
-    def _at(self, time: float, what: str, item: object) -> None:
+    def _schedule(self, time: float, what: str, item: object) -> None:
         self._count += 1
         heapq.heappush(self._events, (time, self._count, what, item))
 
-    def _play(self, until: float) -> None:
+    def _process_events(self, until: float) -> None:
         while self._events and self._events[0][0] <= until:
             now, _, what, item = heapq.heappop(self._events)
             match what, item:
@@ -99,14 +99,14 @@ class Fleet:
                     if job in pod.jobs and job.run == run:
                         pod.jobs.discard(job)
                         if pod.draining and not pod.jobs:
-                            self._gone(now, pod)
+                            self._remove(now, pod)
                 case "kill", _Pod() as pod:
                     if pod in self._pods:
                         self._hand_back(now, pod)
-                        self._gone(now, pod)
-            self._serve(now)
+                        self._remove(now, pod)
+            self._dispatch(now)
 
-    def _serve(self, now: float) -> None:
+    def _dispatch(self, now: float) -> None:
         while self._queue:
             free = [pod for pod in self._pods if pod.ready and not pod.draining and len(pod.jobs) < self._service.slots]
             if not free:
@@ -114,11 +114,11 @@ class Fleet:
             pod = self._random.choice(free)
             job = self._queue.popleft()
             job.begun, job.run = now, job.run + 1
-            self._note(job, now)
+            self._record_wait(job, now)
             pod.jobs.add(job)
-            self._at(now + job.left_s, "end", (pod, job, job.run))
+            self._schedule(now + job.left_s, "end", (pod, job, job.run))
 
-    def _note(self, job: _Job, now: float) -> None:
+    def _record_wait(self, job: _Job, now: float) -> None:
         if not job.waited:
             job.waited = True
             self.course.waits.append(now - job.submitted)
@@ -128,15 +128,15 @@ class Fleet:
         for _ in range(wanted - len(held)):
             pod = _Pod(now)
             self._pods.append(pod)
-            self._at(now + self._service.cold_start_s, "ready", pod)
-        # As a ReplicaSet does: first what is not ready, then the youngest.
+            self._schedule(now + self._service.cold_start_s, "ready", pod)
+        # Like a ReplicaSet, remove pods that are not ready first, then the newest.
         spare = sorted(held, key=lambda pod: (pod.ready, -pod.created))
         for pod in spare[: max(0, len(held) - wanted)]:
             pod.draining = True
             if pod.jobs:
-                self._at(now + self._service.drain_s, "kill", pod)
+                self._schedule(now + self._service.drain_s, "kill", pod)
             else:
-                self._gone(now, pod)
+                self._remove(now, pod)
 
     def _hand_back(self, now: float, pod: _Pod) -> None:
         for job in sorted(pod.jobs, key=lambda job: job.submitted, reverse=True):
@@ -145,16 +145,16 @@ class Fleet:
             self.course.handed_back += 1
         pod.jobs.clear()
 
-    def _gone(self, now: float, pod: _Pod) -> None:
+    def _remove(self, now: float, pod: _Pod) -> None:
         self.course.pod_seconds += now - pod.created
         self._pods.remove(pod)
 
 
 def play(arrivals: Sequence[Arrival], service: Service, policy: Policy, until: float) -> Course:
-    """A day under an autoscaler, which begins with the least that it may have."""
+    """Simulate a day with an autoscaler, starting with its minimum of replicas."""
     return Fleet(arrivals, service).run(Autoscaler(policy), until, policy.min_replicas)
 
 
 def fixed(arrivals: Sequence[Arrival], service: Service, replicas: int, until: float) -> Course:
-    """The same with so many workers all day."""
+    """Simulate a day with a fixed number of workers."""
     return Fleet(arrivals, service).run(None, until, replicas)

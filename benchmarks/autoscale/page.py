@@ -1,9 +1,8 @@
-"""What was found, as tables in docs/autoscaling.md and as a chart beside it. Figures are kept in a JSON file."""
+"""Formats results as the tables and the chart of docs/autoscaling.md."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from benchmarks.autoscale.chart import Line, Panel, svg
 from benchmarks.autoscale.course import Course
@@ -13,46 +12,46 @@ WINDOW_S = 900.0
 
 
 def chart(scaled: Course, fixed: Course, name: str, hours: float) -> str:
-    """The day as the autoscaler had it, beside a fixed fleet."""
+    """Draw a day with the autoscaler and with a fixed fleet."""
     panels = [
-        Panel("jobs that wait", [Line("autoscaled", scaled.waiting), Line(name, fixed.waiting)]),
+        Panel("waiting jobs", [Line("autoscaled", scaled.waiting), Line(name, fixed.waiting)]),
         Panel(
-            "workers (all that cost; those that serve)",
+            "workers (all running; ready)",
             [
                 Line("autoscaled", scaled.replicas, step=True),
                 Line(name, fixed.replicas, step=True),
-                Line("of them ready", scaled.ready, step=True),
+                Line("ready", scaled.ready, step=True),
             ],
         ),
         Panel(
-            "wait, p95 in each quarter of an hour, seconds",
+            "p95 wait per 15 minutes, seconds",
             [
                 Line("autoscaled", scaled.waits_by_window(WINDOW_S, 0.95), step=True),
                 Line(name, fixed.waits_by_window(WINDOW_S, 0.95), step=True),
             ],
         ),
         Panel(
-            "GPU-hours so far",
+            "cumulative GPU-hours",
             [
-                Line("autoscaled", cumulated(scaled)),
-                Line(name, cumulated(fixed)),
+                Line("autoscaled", cumulative_gpu_hours(scaled)),
+                Line(name, cumulative_gpu_hours(fixed)),
             ],
         ),
     ]
-    return svg("A day of jobs: autoscaled, and with a fixed number of workers", panels, hours)
+    return svg("One day of jobs: autoscaled, and with a fixed number of workers", panels, hours)
 
 
-def cumulated(course: Course) -> list[float]:
-    """GPU-hours up to each look."""
+def cumulative_gpu_hours(course: Course) -> list[float]:
+    """Return the GPU-hours up to each sample."""
     total, values = 0.0, []
     for replicas in course.replicas:
-        total += replicas * course.look_s / 3600
+        total += replicas * course.sample_s / 3600
         values.append(total)
     return values
 
 
 def figures(course: Course) -> dict[str, float]:
-    """A course in numbers."""
+    """Return the figures of a run."""
     return {
         "gpu_hours": course.gpu_hours,
         "p50": course.wait(0.5),
@@ -66,8 +65,8 @@ def figures(course: Course) -> dict[str, float]:
 
 
 def day_table(rows: dict[str, dict[str, float]]) -> str:
-    """Fleets side by side."""
-    head = ("fleet", "GPU-hours", "wait p50", "p95", "p99", "longest queue", "most workers")
+    """Return a table of fleets."""
+    head = ("fleet", "GPU-hours", "wait p50", "p95", "p99", "longest queue", "max workers")
     lines = [
         (
             name,
@@ -82,11 +81,11 @@ def day_table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def sweep_table(scores: Sequence[Score]) -> str:
-    """Settings, the cheapest first of those that keep the wait, then the others by their wait."""
-    ordered = sorted(scores, key=lambda score: (not score.good, score.gpu_hours if score.good else score.p95))
+    """Return a table of settings: those that meet the wait target by cost, then the others by wait."""
+    ordered = sorted(scores, key=lambda score: score.rank)
     head = (
-        *("threshold", "down window", "cooldown", "polling", "scale-up", "least"),
-        *("GPU-hours", "wait p95", "p99", "over a minute", "handed back"),
+        *("threshold", "scale-down window", "cooldown", "polling", "scale-up", "min workers"),
+        *("GPU-hours", "wait p95", "p99", "waits over 1 min", "requeued"),
     )
     lines = [
         (
@@ -95,9 +94,9 @@ def sweep_table(scores: Sequence[Score]) -> str:
             f"{score.setting.cooldown_s} s",
             f"{score.setting.polling_s} s",
             score.setting.up,
-            str(score.setting.least),
+            str(score.setting.min_replicas),
             f"{score.gpu_hours:.1f}",
-            f"{score.p95:.1f} s" + ("" if score.good else f" (over {WAIT_P95_S:.0f})"),
+            f"{score.p95:.1f} s" + ("" if score.meets_target else f" (over {WAIT_P95_S:.0f})"),
             f"{score.p99:.0f} s",
             f"{100 * score.late:.2f} %",
             f"{score.handed_back:.0f}",
@@ -108,7 +107,7 @@ def sweep_table(scores: Sequence[Score]) -> str:
 
 
 def real_table(model: dict[str, float], real: dict[str, float]) -> str:
-    """The model beside the real thing."""
+    """Return a table that compares the model to real workers."""
     names = {
         "jobs": "jobs",
         "gpu_hours": "GPU-hours",
@@ -116,11 +115,11 @@ def real_table(model: dict[str, float], real: dict[str, float]) -> str:
         "p95": "wait p95, s",
         "p99": "wait p99, s",
         "waiting": "longest queue",
-        "workers": "most workers",
-        "handed_back": "handed back",
+        "workers": "max workers",
+        "handed_back": "requeued",
     }
     lines = [(names[key], _number(model[key]), _number(real[key]), _deviation(model[key], real[key])) for key in names]
-    return table(("figure", "model", "real", "real to model"), lines)
+    return table(("figure", "model", "real", "deviation"), lines)
 
 
 def _number(value: float) -> str:
@@ -132,15 +131,15 @@ def _deviation(model: float, real: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
+    """Format a Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def block(name: str, text: str, document: str) -> str:
-    """The document with this between the markers of that name.
+    """Return the document with the text between the markers `name` replaced.
 
     Raises:
-        ValueError: it has no such markers.
+        ValueError: The document has no such markers.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, opened, rest = document.partition(begin)
@@ -148,8 +147,3 @@ def block(name: str, text: str, document: str) -> str:
     if not (opened and closed):
         raise ValueError(f"the document has no markers {begin} and {end}")
     return f"{before}{begin}\n{text}\n{end}{after}"
-
-
-def plain(rows: dict[str, Any]) -> str:
-    """For the terminal."""
-    return "\n".join(f"{name:>24}: {value}" for name, value in rows.items())

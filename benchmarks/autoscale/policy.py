@@ -1,4 +1,4 @@
-"""What an autoscaler was told."""
+"""The settings of an autoscaler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A scaling policy: so many pods, or so many percent of the pods, in a period of seconds."""
+    """A scaling policy: at most `value` pods, or percent of the pods, per period."""
 
     kind: str  # Pods or Percent
     value: int
@@ -16,7 +16,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """How fast one direction may go. `select`: Max (the policy that changes most), Min, or Disabled."""
+    """Limits for one scaling direction. `select`: Max (the policy with the largest change), Min, or Disabled."""
 
     stabilization_s: int
     rates: tuple[Rate, ...]
@@ -30,9 +30,9 @@ DOWN = Direction(300, (Rate("Percent", 100, 15),))
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A ScaledObject with the HPA that KEDA makes of it, or an HPA alone (`keda` is False).
+    """A KEDA ScaledObject with its HPA, or an HPA alone (`keda` is False).
 
-    `threshold` is what one pod is to have of the metric (an average value). Times are seconds.
+    `threshold` is the target metric value per pod. Times are in seconds.
     """
 
     threshold: float

@@ -1,7 +1,7 @@
-"""The same on the real thing, in fast motion: an API process, rows, Redis, Celery workers with the simulated engine.
+"""Runs the load faster than real time on an API process, PostgreSQL, Redis and workers with the simulated engine.
 
-All times are divided by `speed`: arrivals, tokens, engine starts, drains, scrapes and the autoscaler's own clocks. What
-is not divided is what Headrace and its servers take themselves, so it weighs `speed` times as much here.
+All times are divided by `speed`: arrivals, tokens, engine starts, drains, scrapes and the autoscaler's intervals. The
+time that Headrace and its servers themselves take is not divided, so it counts `speed` times as much.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CONNECTIONS = 32
 
 @dataclass(slots=True, eq=False)
 class _Pod:
-    """A worker, or the time until it is started. `pid` is None before that."""
+    """A worker; `pid` is None until its process is started."""
 
     created: float
     pid: int | None = None
@@ -48,12 +48,12 @@ class _Pod:
 
 @dataclass(slots=True)
 class _Workers:
-    """Worker processes, forked by a zygote."""
+    """Worker processes, forked by the zygote."""
 
     process: asyncio.subprocess.Process
-    gone: dict[int, float] = field(default_factory=dict)
+    exited: dict[int, float] = field(default_factory=dict)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-    gone_now: asyncio.Event = field(default_factory=asyncio.Event)
+    any_exited: asyncio.Event = field(default_factory=asyncio.Event)
     _started: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
     _count: int = 0
 
@@ -64,28 +64,28 @@ class _Workers:
             match word:
                 case b"ready":
                     self.ready.set()
-                case b"gone":
-                    self.gone[int(pid)] = time.monotonic()
-                    self.gone_now.set()
+                case b"exited":
+                    self.exited[int(pid)] = time.monotonic()
+                    self.any_exited.set()
                 case _:
                     self._started.put_nowait(int(pid))
 
     async def start(self) -> int:
         self._count += 1
-        self._say(f"start worker-{self._count}")
+        self._send(f"start worker-{self._count}")
         return await self._started.get()
 
-    def end(self, pid: int) -> None:
-        self._say(f"term {pid}")
+    def terminate(self, pid: int) -> None:
+        self._send(f"term {pid}")
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n".encode())
 
 
 @contextmanager
 def stack(folder: Path, service: Service, speed: float) -> Iterator[Headrace]:
-    """PostgreSQL, Valkey and one API process; workers come with `play`."""
+    """Start PostgreSQL, Valkey and one API process. `play` starts the workers."""
     model = {
         "name": MODEL,
         "engine": "simulated",
@@ -114,7 +114,7 @@ async def play(
     until: float,
     speed: float,
 ) -> Course:
-    """Play a part of a day. Times of the course are the day's."""
+    """Run a part of a day. The returned times are in simulated time."""
     database = connect(system.database_url, pool_size=2)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -135,7 +135,7 @@ async def play(
         await asyncio.wait((ready, listening), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             ready.cancel()
-            raise RuntimeError("the workers' zygote has ended")
+            raise RuntimeError("the workers' zygote exited")
         run = _Run(system, database, workers, service, scaler, speed)
         await run.measure_start()
         return await run.play(arrivals, until)
@@ -166,17 +166,17 @@ class _Run:
         self._pods: list[_Pod] = []
         self._starting: set[asyncio.Task[None]] = set()
         self._began = 0.0
-        # A worker's own start, from its fork until it serves, which is part of the engine's: seconds, not divided.
+        # Real seconds from a worker's fork until it is ready, deducted from the simulated engine start.
         self._start_s = 0.0
         self.course = Course(LOOK_S)
 
     @property
     def now(self) -> float:
-        """The day's time."""
+        """The simulated time, in seconds."""
         return (time.monotonic() - self._began) * self._speed
 
     async def measure_start(self) -> None:
-        """Start one worker and end it, to know how much of an engine's start the process itself takes here."""
+        """Start and stop one worker, to measure how much of an engine start the process itself takes."""
         began = time.monotonic()
         pid = await self._workers.start()
         async with asyncio.timeout(START_S):
@@ -186,22 +186,22 @@ class _Run:
                     break
                 await asyncio.sleep(0.02)
             self._start_s = time.monotonic() - began
-            self._workers.end(pid)
-            await self._workers.gone_now.wait()
+            self._workers.terminate(pid)
+            await self._workers.any_exited.wait()
         if self._start_s > self._service.cold_start_s / self._speed:
             print(
-                f"a worker's own start takes {self._start_s:.1f} s here, more than the engine's,"
-                f" {self._service.cold_start_s:g} s at {self._speed:g} times: choose a lower --speed",
+                f"starting a worker process takes {self._start_s:.1f} s, longer than an engine start of"
+                f" {self._service.cold_start_s:g} s at speed {self._speed:g}: choose a lower --speed",
                 file=sys.stderr,
             )
 
     async def play(self, arrivals: Sequence[Arrival], until: float) -> Course:
         self._began = time.monotonic()
         submitting = asyncio.create_task(self._submit_all(arrivals))
-        value, next_scrape, next_look = 0.0, 0.0, 0.0
+        value, next_scrape, next_sample = 0.0, 0.0, 0.0
         waiting = running = ready = 0
         while (now := self.now) < until:
-            if now >= next_scrape or now >= next_look:
+            if now >= next_scrape or now >= next_sample:
                 waiting, running, ready = await self._counts()
             if now >= next_scrape:
                 next_scrape += SCRAPE_S
@@ -209,10 +209,10 @@ class _Run:
             self._reap()
             held = [pod for pod in self._pods if pod.ended is None and not pod.draining]
             self._scale(held, self._scaler.replicas(now, value, len(held)))
-            if now >= next_look:
-                next_look += LOOK_S
+            if now >= next_sample:
+                next_sample += LOOK_S
                 alive = sum(pod.ended is None for pod in self._pods)
-                self.course.look(waiting, running, alive, ready)
+                self.course.sample(waiting, running, alive, ready)
             await asyncio.sleep(1.0 / self._speed)
         await submitting
         self._reap()
@@ -224,7 +224,7 @@ class _Run:
         return self.course
 
     async def _submit_all(self, arrivals: Sequence[Arrival]) -> None:
-        # A connection for each: a POST on one that the server is just closing is lost, and is not sent again.
+        # One connection per request: a POST on a connection that the server is closing fails and is not retried.
         connections = aiohttp.TCPConnector(limit=CONNECTIONS, force_close=True)
         async with (
             aiohttp.ClientSession(
@@ -239,8 +239,8 @@ class _Run:
 
     async def _submit(self, session: aiohttp.ClientSession, number: int, arrival: Arrival) -> None:
         body = {"model": MODEL, "prompt": f"job {number}", "max_tokens": arrival.tokens}
-        async with session.post("/v1/jobs", json=body) as answer:
-            answer.raise_for_status()
+        async with session.post("/v1/jobs", json=body) as response:
+            response.raise_for_status()
 
     def _scale(self, held: list[_Pod], wanted: int) -> None:
         for _ in range(wanted - len(held)):
@@ -249,29 +249,29 @@ class _Run:
             task = asyncio.create_task(self._start(pod))
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
-        # As a ReplicaSet does: first what is not ready, then the youngest.
+        # Like a ReplicaSet, remove pods that are not ready first, then the newest.
         spare = sorted(held, key=lambda pod: (pod.pid is not None, -pod.created))
         for pod in spare[: max(0, len(held) - wanted)]:
             pod.draining = True
             if pod.pid is None:
                 pod.ended = self.now
             else:
-                self._workers.end(pod.pid)
+                self._workers.terminate(pod.pid)
 
     async def _start(self, pod: _Pod) -> None:
         await asyncio.sleep(max(0.0, self._service.cold_start_s / self._speed - self._start_s))
         if not pod.draining:
             pod.pid = await self._workers.start()
             if pod.draining:
-                self._workers.end(pod.pid)
+                self._workers.terminate(pod.pid)
 
     def _reap(self) -> None:
         for pod in self._pods:
-            if pod.pid is not None and pod.ended is None and pod.pid in self._workers.gone:
-                pod.ended = (self._workers.gone[pod.pid] - self._began) * self._speed
+            if pod.pid is not None and pod.ended is None and pod.pid in self._workers.exited:
+                pod.ended = (self._workers.exited[pod.pid] - self._began) * self._speed
 
     async def _counts(self) -> tuple[int, int, int]:
-        """Jobs that wait, jobs that run, and workers that serve: what the metrics say."""
+        """Return the numbers of waiting jobs, running jobs and ready workers, as the metrics report them."""
         jobs = (
             select(JobRow.status, func.count().label("jobs"))
             .where(JobRow.status.in_([JobStatus.QUEUED.value, *(status.value for status in RUNNING)]))
@@ -286,8 +286,8 @@ class _Run:
         waiting = counts.pop(JobStatus.QUEUED.value, 0)
         return waiting, sum(counts.values()), ready
 
-    async def _waits(self, end: float) -> None:
-        """From the rows: how long each job waited; one that waits still, as long as it has so far."""
+    async def _waits(self, now: float) -> None:
+        """Record how long each job waited, or has waited so far, from the database."""
         waited = func.coalesce(JobRow.started_at, func.clock_timestamp()) - JobRow.created_at
         statement = select(
             func.extract("epoch", waited),
@@ -297,5 +297,5 @@ class _Run:
         async with self._database.connect() as connection:
             for wait, age, attempts in await connection.execute(statement):
                 self.course.waits.append(float(wait) * self._speed)
-                self.course.submitted.append(max(0.0, end - float(age) * self._speed))
+                self.course.submitted.append(max(0.0, now - float(age) * self._speed))
                 self.course.handed_back += sum(attempt["outcome"] == "handed_back" for attempt in attempts)

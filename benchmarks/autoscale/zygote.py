@@ -1,8 +1,8 @@
-"""Starts workers fast: everything is imported once, and each worker is a fork of this. Ends with its input.
+"""Forks workers from a process that has imported everything, so that they start fast. Exits at the end of stdin.
 
-Reads lines: `start NAME` forks a worker that logs to NAME.log and says `started PID`; `term PID` sends SIGTERM. Says
-`ready PID` when it is, and `gone PID` when a worker has ended. A worker is `workers.main` as ever; only its start is
-cheaper.
+Reads commands from stdin: `start NAME` forks a worker that logs to NAME.log, and prints `started PID`; `term PID` sends
+SIGTERM. Prints `ready PID` at the start, and `exited PID` when a worker has exited. Workers run the same entry point as
+`python -m workers`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import workers.runtime
 from launcher.linux import die_with_parent
 from workers import main as process
 
-# What a worker imports once it runs.
+# Modules that a worker imports while it starts.
 _ = (workers.app, workers.runtime, workers.consumer.pool, workers.consumer.signals)
 
 
 def main(model: str, folder: Path) -> None:
     gc.freeze()
-    tie = die_with_parent()
+    set_death_signal = die_with_parent()
     waking, wake = os.pipe()
     for end in (waking, wake):
         os.set_blocking(end, False)
@@ -45,9 +45,9 @@ def main(model: str, folder: Path) -> None:
                 if not pid:
                     break
                 pids.discard(pid)
-                print(f"gone {pid}", flush=True)
+                print(f"exited {pid}", flush=True)
         if sys.stdin.fileno() in readable:
-            line = _line()
+            line = _read_line()
             if not line:
                 for pid in pids:
                     os.kill(pid, signal.SIGKILL)
@@ -58,13 +58,13 @@ def main(model: str, folder: Path) -> None:
             elif word == "start":
                 pid = os.fork()
                 if not pid:
-                    _become(model, folder / f"{argument}.log", tie)
+                    _run_worker(model, folder / f"{argument}.log", set_death_signal)
                 pids.add(pid)
                 print(f"started {pid}", flush=True)
 
 
-def _line() -> str:
-    """One line, read without a buffer that `select` would not know of."""
+def _read_line() -> str:
+    """Read one line, unbuffered because `select` does not see buffered input."""
     read = bytearray()
     while byte := os.read(sys.stdin.fileno(), 1):
         if byte == b"\n":
@@ -73,12 +73,12 @@ def _line() -> str:
     return ""
 
 
-def _become(model: str, log: Path, tie: Callable[[], None]) -> None:
+def _run_worker(model: str, log: Path, set_death_signal: Callable[[], None]) -> None:
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        tie()
+        set_death_signal()
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)

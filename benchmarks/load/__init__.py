@@ -1,5 +1,5 @@
-"""The load generator: one process, HTTP/1.1 and SSE on bare protocols, as little CPU as Python can take.
+"""The load generator: one process, HTTP/1.1 and SSE on plain asyncio protocols, with minimal CPU use.
 
-It shares its cores with what it measures, so a read of a stream costs a timestamp and a look at its last bytes;
-text is looked for until the first of it has come, and tokens are counted by what the server says at the end.
+It shares the cores with the system under test, so each read of a stream only takes a timestamp and checks the last
+bytes. Text is parsed only until the first token; tokens are counted from the usage that the server reports.
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.load`: a plan in on stdin, `ready` out when a run's streams stand, then its summary."""
+"""`python -m benchmarks.load`: reads a plan from stdin, prints `ready` once held streams are open, then a summary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.statistics import percentile
 
 
 def spread(seconds: Iterable[float]) -> Spread:
-    """Percentiles in milliseconds."""
+    """Return percentiles in milliseconds."""
     ordered = sorted(seconds)
     if not ordered:
         return Spread()
@@ -48,7 +48,7 @@ async def load(plan: Plan) -> Summary:
         seconds=max((exchange.last for exchange in driver.exchanges), default=driver.began) - driver.began,
         tokens=sum(exchange.tokens for exchange in good),
         first=spread(exchange.first - exchange.due for exchange in good if exchange.first),
-        whole=spread(exchange.last - exchange.due for exchange in good),
+        latency=spread(exchange.last - exchange.due for exchange in good),
         gap=spread(driver.gaps),
         cpu_s=cpu,
         ids=[orjson.loads(exchange.body)["id"] for exchange in good] if plan.collect else [],
@@ -70,7 +70,7 @@ async def hold(plan: Plan) -> Summary:
         seconds=opened,
         tokens=0,
         first=Spread(),
-        whole=Spread(),
+        latency=Spread(),
         gap=Spread(),
         late=spread(streams.late),
         held=held,
@@ -89,14 +89,14 @@ async def cancel(plan: Plan) -> Summary:
         seconds=perf_counter() - began,
         tokens=0,
         first=Spread(),
-        whole=spread(cancels.seconds),
+        latency=spread(cancels.seconds),
         gap=Spread(),
         cpu_s=time.process_time(),
     )
 
 
 async def run(plan: Plan) -> Summary:
-    async with asyncio.timeout(plan.patience_s):
+    async with asyncio.timeout(plan.timeout_s):
         return await {"load": load, "hold": hold, "cancel": cancel}[plan.kind](plan)
 
 
@@ -105,7 +105,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     plan = Plan.load(sys.stdin.buffer.readline())
     gc.freeze()
-    gc.disable()  # a collection would be a gap that no server made
+    gc.disable()  # a collection would show as a gap that the server did not cause
     summary = uvloop.run(run(plan))
     sys.stdout.buffer.write(summary.dump() + b"\n")
     return 0

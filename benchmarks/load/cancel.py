@@ -1,4 +1,4 @@
-"""Jobs that are cancelled in mid-stream: seconds from the request to the event that says the engine has freed it."""
+"""Cancels running jobs, and times each cancel from the request to `job.cancelled`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import orjson
 from benchmarks.load.plan import ID, Plan
 from benchmarks.load.requests import Requests, request
 
-# The job with number n is cancelled after 1 + n % DELTAS of its events, so that some run at any time.
+# Job n is cancelled after 1 + n % DELTAS events, so that some jobs are running at any time.
 DELTAS = 40
 STREAM = f"/v1/jobs/{ID}/stream"
 CANCEL = f"/v1/jobs/{ID}/cancel"
 
 
 class Cancels:
-    """Submits at a rate, follows each job, and cancels it on its way."""
+    """Submits jobs at a fixed rate, follows each stream, and cancels the job while it runs."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -45,7 +45,7 @@ class Cancels:
         job_id = orjson.loads(await self._call(self._requests.next()))["id"]
         reader, writer = await asyncio.open_connection("127.0.0.1", self._plan.port)
         writer.write(request(self._plan.port, "GET", STREAM.replace(ID, job_id), self._plan.headers))
-        asked: asyncio.Task[float] | None = None
+        requested: asyncio.Task[float] | None = None
         deltas = 0
         kind = b""
         try:
@@ -57,26 +57,26 @@ class Cancels:
                     continue
                 kind = line.removeprefix(b"event: job.").strip()
                 deltas += kind == b"delta"
-                if deltas == 1 + number % DELTAS and asked is None:
-                    asked = asyncio.create_task(self._cancel(job_id))
+                if deltas == 1 + number % DELTAS and requested is None:
+                    requested = asyncio.create_task(self._cancel(job_id))
             ended = perf_counter()
         finally:
             writer.close()
-        if asked is None or kind != b"cancelled":
+        if requested is None or kind != b"cancelled":
             self.ended_before += 1
         else:
-            self.seconds.append(ended - await asked)
+            self.seconds.append(ended - await requested)
 
     async def _cancel(self, job_id: str) -> float:
-        """Ask for the cancel; returns when it was asked."""
-        asked = perf_counter()
+        """Request the cancel. Returns the time of the request."""
+        requested = perf_counter()
         await self._call(request(self._plan.port, "POST", CANCEL.replace(ID, job_id), self._plan.headers))
-        return asked
+        return requested
 
-    async def _call(self, sent: bytes) -> bytes:
+    async def _call(self, request_bytes: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._plan.port)
         try:
-            writer.write(sent)
+            writer.write(request_bytes)
             head = await reader.readuntil(b"\r\n\r\n")
             status = int(head[9:12])
             length = int(head.lower().partition(b"content-length:")[2].split(None, 1)[0])

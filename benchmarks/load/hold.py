@@ -1,4 +1,4 @@
-"""Streams that are opened and held: what a follower of a waiting job sees is heartbeats."""
+"""Opens streams of waiting jobs and holds them, timing their heartbeats."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from time import perf_counter
 from benchmarks.load.plan import ID, Plan
 from benchmarks.load.requests import request
 
-# Openings at once: more would only queue in the server's backlog.
-OPENING = 32
+# Concurrent connection attempts; more would only wait in the server's accept queue.
+MAX_CONNECTING = 32
 
 
 class Held(asyncio.Protocol):
-    """One stream: keeps when something came last, and how late it was."""
+    """One stream: records how late each heartbeat was."""
 
     def __init__(self, hold: Hold) -> None:
         self._hold = hold
@@ -32,7 +32,7 @@ class Held(asyncio.Protocol):
         self._last = now
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self._hold.over:
+        if not self._hold.closing:
             self._hold.failures.append(f"a held stream broke: {error or 'closed by the server'}")
         if not self.opened.done():
             self.opened.set_result(None)
@@ -47,14 +47,14 @@ class Hold:
         self.heartbeat_s = plan.heartbeat_s
         self.late: array[float] = array("d")
         self.failures: list[str] = []
-        self.over = False
+        self.closing = False
 
     async def open(self) -> None:
-        """Open them all; returns when each has its first bytes."""
-        room = asyncio.Semaphore(OPENING)
+        """Open all streams. Returns once each has received its first bytes."""
+        limit = asyncio.Semaphore(MAX_CONNECTING)
 
         async def one(job_id: str) -> None:
-            async with room:
+            async with limit:
                 loop = asyncio.get_running_loop()
                 transport, held = await loop.create_connection(lambda: Held(self), "127.0.0.1", self._plan.port)
                 path = self._plan.path.replace(ID, job_id)
@@ -65,10 +65,10 @@ class Hold:
         await asyncio.gather(*(one(job_id) for job_id in self._plan.ids))
 
     async def keep(self, seconds: float) -> int:
-        """Hold them; returns how many are still open, and closes them."""
+        """Hold the streams for `seconds`, then close them. Returns how many were still open."""
         await asyncio.sleep(seconds)
-        self.over = True
-        still = sum(not transport.is_closing() for transport in self._transports)
+        self.closing = True
+        still_open = sum(not transport.is_closing() for transport in self._transports)
         for transport in self._transports:
             transport.close()
-        return still
+        return still_open

@@ -1,4 +1,4 @@
-"""What the load generator is told, and what it answers: both are JSON lines between two processes."""
+"""Input and output of the load generator, exchanged as JSON lines between two processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ID = "{id}"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run. `{number}` in a body, and `{id}` in a path, differ from request to request.
+    """One run. `{number}` in the body and `{id}` in the path are replaced for each request.
 
-    `load` sends `requests` of them, or as many as go out in `seconds`: closed loop with `concurrency` connections,
-    or, with `rate`, so many a second whatever the answers take (times count from when a request was due then).
+    `load` sends `requests` requests, or as many as possible in `seconds`: in a closed loop over `concurrency`
+    connections or, with `rate`, in an open loop of `rate` per second, timed from when each request was due.
     `hold` opens the stream of each of `ids` and keeps it for `seconds`. `cancel` submits jobs at `rate` and cancels
     each in mid-stream.
     """
@@ -32,19 +32,19 @@ class Plan:
     requests: int | None = None
     seconds: float | None = None
     ids: list[str] = field(default_factory=list)
-    # The first request's number: with another one in each run, no prompt is in a prefix cache.
+    # The first request's number. Different in each run, so that no prompt hits a prefix cache.
     first_number: int = 0
-    # `load`: answer with the jobs' ids.
+    # `load`: include the job ids in the summary.
     collect: bool = False
-    # Closed loop: the connections' first requests are spread over so long. Streams of one length that begin together
-    # stay together, and would each meet all others' submits.
+    # Closed loop: the first requests are spread over this time. Streams of equal length that start together would
+    # stay synchronised, and each would compete with the submits of all others.
     spread_s: float = 0.0
-    # Requests that are sent before and not counted.
+    # Requests sent before the run and not counted.
     warm_up: int = 0
-    # `hold`: how often the server promised to send something.
+    # `hold`: the heartbeat interval of the server.
     heartbeat_s: float = 15.0
-    # A run that takes longer has failed.
-    patience_s: float = 600.0
+    # The limit for the run, which fails if it takes longer.
+    timeout_s: float = 600.0
 
     def dump(self) -> bytes:
         return orjson.dumps(asdict(self))
@@ -56,7 +56,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Percentiles of one kind of time, in milliseconds."""
+    """Percentiles of a duration, in milliseconds."""
 
     count: int = 0
     p50: float = 0.0
@@ -67,7 +67,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What came of a run. Times are milliseconds, `seconds` is from the first request to the last answer."""
+    """Result of a run. Spreads are in milliseconds; `seconds` is from the first request to the last response."""
 
     requests: int
     failed: int
@@ -75,9 +75,9 @@ class Summary:
     seconds: float
     tokens: int
     first: Spread
-    whole: Spread
+    latency: Spread
     gap: Spread
-    # `hold`: how late heartbeats came; the streams that are still open at the end.
+    # `hold`: delays of heartbeats, and the number of streams still open at the end.
     late: Spread = field(default_factory=Spread)
     held: int = 0
     cpu_s: float = 0.0
@@ -97,6 +97,6 @@ class Summary:
     @classmethod
     def load(cls, line: bytes) -> Summary:
         fields = orjson.loads(line)
-        for name in ("first", "whole", "gap", "late"):
+        for name in ("first", "latency", "gap", "late"):
             fields[name] = Spread(**fields[name])
         return cls(**fields)

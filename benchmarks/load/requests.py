@@ -1,4 +1,4 @@
-"""The bytes of a plan's requests, made before they are needed but for their number."""
+"""Encodes a plan's requests in advance; each gets its number when it is sent."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import orjson
 
 from benchmarks.load.plan import ID, NUMBER, Plan
 
-# A number of fixed width, so that the content's length is fixed.
+# The number has a fixed width, so that the content length is fixed too.
 WIDTH = 8
 
 
 def request(port: int, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> bytes:
-    """One HTTP/1.1 request."""
+    """Encode an HTTP/1.1 request."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", *(f"{key}: {headers[key]}" for key in headers)]
     if body is not None:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
@@ -21,15 +21,15 @@ def request(port: int, method: str, path: str, headers: dict[str, str], body: by
 
 
 class Requests:
-    """A plan's requests, one after the other, for ever."""
+    """An endless sequence of a plan's requests."""
 
     def __init__(self, plan: Plan) -> None:
         body = None
         if plan.body is not None:
             body = orjson.dumps(plan.body).replace(NUMBER.encode(), b"0" * WIDTH)
         paths = [plan.path.replace(ID, job_id) for job_id in plan.ids] or [plan.path]
-        whole = [request(plan.port, plan.method, path, plan.headers, body) for path in paths]
-        self._parts = [self._around_number(plan, one) for one in whole]
+        encoded = [request(plan.port, plan.method, path, plan.headers, body) for path in paths]
+        self._parts = [self._split_at_number(plan, request_bytes) for request_bytes in encoded]
         self._numbers = count(plan.first_number)
 
     def next(self) -> bytes:
@@ -38,8 +38,8 @@ class Requests:
         return before if after is None else b"%s%08d%s" % (before, number, after)
 
     @staticmethod
-    def _around_number(plan: Plan, whole: bytes) -> tuple[bytes, bytes | None]:
+    def _split_at_number(plan: Plan, encoded: bytes) -> tuple[bytes, bytes | None]:
         if plan.body is None or NUMBER.encode() not in orjson.dumps(plan.body):
-            return whole, None
-        before, _, after = whole.rpartition(b"0" * WIDTH)
+            return encoded, None
+        before, _, after = encoded.rpartition(b"0" * WIDTH)
         return before, after

@@ -1,1 +1,1 @@
-"""What is written first: a Celery task that has the model answer one request, and a route that waits for it."""
+"""A naive baseline: a Celery task that runs one request on the model, and a route that waits for its result."""

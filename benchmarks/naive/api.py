@@ -1,4 +1,4 @@
-"""The route: sends a task and waits for its result. `uvicorn benchmarks.naive.api:app`."""
+"""The route, which sends a task and waits for its result: `uvicorn benchmarks.naive.api:app`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ async def health() -> dict[str, str]:
 async def chat_completions(body: dict[str, Any]) -> dict[str, Any]:
     sampling = {name: body[name] for name in ("max_tokens", "temperature", "ignore_eos") if name in body}
     result = generate.delay(body["messages"], sampling)
-    made = await asyncio.to_thread(result.get)
+    answer = await asyncio.to_thread(result.get)
     return {
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": made["text"]}}],
-        "usage": {"completion_tokens": made["tokens"]},
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": answer["text"]}}],
+        "usage": {"completion_tokens": answer["tokens"]},
     }

@@ -1,4 +1,4 @@
-"""The worker: one process, one engine, one job at a time. `celery -A benchmarks.naive.tasks worker --pool solo`."""
+"""The worker, running one job at a time on one engine: `celery -A benchmarks.naive.tasks worker --pool solo`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load(**_: object) -> None:
 
 @app.task(name="naive.generate")  # type: ignore[untyped-decorator]
 def generate(messages: list[dict[str, str]], sampling: dict[str, Any]) -> dict[str, Any]:
-    """One answer."""
+    """Run one request to completion."""
     from vllm import SamplingParams
 
     (output,) = _engine["llm"].chat(messages, SamplingParams(**sampling), use_tqdm=False)

@@ -1,4 +1,4 @@
-"""The scenarios by name, in the order in which they run."""
+"""The scenarios by name, in the order of execution."""
 
 from __future__ import annotations
 

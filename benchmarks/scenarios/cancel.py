@@ -1,6 +1,6 @@
-"""Cancels in mid-stream: from the request to `job.cancelled`, which is sent once the engine has freed the job.
+"""Cancels in mid-stream, timed from the request to `job.cancelled`.
 
-So the figures are upper bounds for the freed slot.
+The event is sent after the engine has freed the slot, so the figures are upper bounds for that.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ def _engine(bench: Bench, name: str, model: Mapping[str, Any]) -> None:
             )
             summary, used = bench.measure(name, system.processes, plan)
             bench.add(name, "cancelled", summary.requests, f"of {jobs}")
-            bench.add(name, "cancel p50", summary.whole.p50, "ms")
-            bench.add(name, "cancel p99", summary.whole.p99, "ms")
-            bench.add_cpu(name, "CPU a job", used, jobs)
+            bench.add(name, "cancel p50", summary.latency.p50, "ms")
+            bench.add(name, "cancel p99", summary.latency.p99, "ms")
+            bench.add_cpu(name, "CPU per job", used, jobs)

@@ -1,6 +1,7 @@
-"""Followers that wait: what one more open stream costs an API process, and what it does to other calls.
+"""Followers of waiting jobs: memory per open stream of an API process, and the effect on other calls.
 
-First their jobs stand still; then urgent jobs come before all of them, and each follower is told its place each second.
+First the queue does not move. Then urgent jobs are submitted ahead of it, so that each follower receives a new queue
+position every second.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def run(bench: Bench) -> None:
     count = bench.pick(2000, 200)
     heartbeat_s = bench.pick(15.0, 3.0)
     for _ in bench.repeats():
-        # A fresh process each time: memory that was given back is not measured twice.
+        # A new process for each repeat: memory that a process has freed would be reused and not measured.
         folder = bench.folder / f"repeat-{_}"
         with headrace(folder, [ORPHAN], HEADRACE_PING_S=heartbeat_s) as system:
             _once(bench, system, count, heartbeat_s)
@@ -45,7 +46,7 @@ def _once(bench: Bench, system: Headrace, count: int, heartbeat_s: float) -> Non
         heartbeat_s=heartbeat_s,
     )
     with Running(hold) as holding:
-        holding.until_ready()
+        holding.wait_until_ready()
         each = (_resident(system) - before) / count
         got, posted = _calls(system, ids, submit(system, concurrency=4, rate=CALLS_PER_SECOND, seconds=seconds - 1))
         urgent = submit(system, concurrency=4, rate=CALLS_PER_SECOND, seconds=moving_s - 1)
@@ -55,20 +56,20 @@ def _once(bench: Bench, system: Headrace, count: int, heartbeat_s: float) -> Non
         cpu = _cpu_seconds(system) - cpu
         held = holding.summary()
     bench.add(system.name, "followers held", held.held, "")
-    bench.add(system.name, "memory a follower", each / 1024, "KB")
+    bench.add(system.name, "memory per follower", each / 1024, "KB")
     bench.add(system.name, "heartbeats", held.late.count, "")
     bench.add(system.name, "latest heartbeat", held.late.worst, "ms late")
-    bench.add(system.name, "GET job p99 meanwhile", got.whole.p99, "ms")
-    bench.add(system.name, "POST jobs p99 meanwhile", posted.whole.p99, "ms")
-    bench.add(system.name, "GET job p99 while all move", got_moving.whole.p99, "ms")
-    bench.add(system.name, "POST jobs p99 while all move", posted_moving.whole.p99, "ms")
-    bench.add(system.name, "API's CPU while all move", 100 * cpu / got_moving.seconds, "%")
+    bench.add(system.name, "GET job p99 with followers", got.latency.p99, "ms")
+    bench.add(system.name, "POST jobs p99 with followers", posted.latency.p99, "ms")
+    bench.add(system.name, "GET job p99 while all positions change", got_moving.latency.p99, "ms")
+    bench.add(system.name, "POST jobs p99 while all positions change", posted_moving.latency.p99, "ms")
+    bench.add(system.name, "API CPU while all positions change", 100 * cpu / got_moving.seconds, "%")
     failed = sum(summary.failed for summary in (got, posted, got_moving, posted_moving, held))
-    bench.add(system.name, "calls that failed", failed, "")
+    bench.add(system.name, "failed calls", failed, "")
 
 
 def _calls(system: Headrace, ids: list[str], posting: Plan) -> tuple[Summary, Summary]:
-    """Polls and submits beside each other, for as long as the submits' plan says."""
+    """Run polls and submits concurrently, for the duration of `posting`."""
     getting = _get(system, ids, rate=CALLS_PER_SECOND, seconds=posting.seconds)
     with Running(getting) as gets, Running(posting) as posts:
         return gets.summary(), posts.summary()
@@ -95,6 +96,6 @@ def _cpu_seconds(system: Headrace) -> float:
 
 
 def _resident(system: Headrace) -> int:
-    """Bytes of the API process's memory."""
+    """Return the resident memory of the API process in bytes."""
     resident: int = psutil.Process(system.processes.pids["api"]).memory_info().rss
     return resident

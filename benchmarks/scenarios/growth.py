@@ -1,4 +1,4 @@
-"""A long queue: the same calls with 100,000 queued jobs and with none, on two Headraces side by side."""
+"""Queue length: the same calls with 100,000 queued jobs and with none, on two Headrace instances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 
 IDLE: dict[str, Any] = {"name": "idle", "engine": "simulated", "options": {"ttft_ms": 0, "itl_ms": 0}}
-# Rows as submits write them; their ids are of the last hours, and sort by time.
+# Rows as a submit writes them. Their ids are in the past and sort by time.
 FILL = """
 INSERT INTO jobs (id, project_id, key_id, model, status, priority, request, metadata)
 SELECT 'job_' || lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - {rows} + n), 12, '0')
@@ -47,7 +47,7 @@ def run(bench: Bench) -> None:
 
 
 def _prepare(system: Headrace, rows: int) -> None:
-    system.forget_jobs()
+    system.delete_jobs()
     if rows:
         system.sql(FILL.format(rows=rows).replace(":", r"\:"))
     system.sql("VACUUM ANALYZE jobs", "CHECKPOINT")
@@ -58,9 +58,9 @@ def _once(bench: Bench, system: Headrace) -> None:
     submits, used = bench.measure(
         system.name, system.processes, submit(system, requests=calls, warm_up=20, collect=True)
     )
-    bench.add(system.name, "submit p50", submits.whole.p50, "ms")
-    bench.add(system.name, "submit p99", submits.whole.p99, "ms")
-    bench.add_cpu(system.name, "CPU a submit", used, submits.requests)
+    bench.add(system.name, "submit p50", submits.latency.p50, "ms")
+    bench.add(system.name, "submit p99", submits.latency.p99, "ms")
+    bench.add_cpu(system.name, "CPU per submit", used, submits.requests)
     for name, path in (("poll", f"{JOBS}/{ID}"), ("list", JOBS)):
         plan = Plan(
             port=system.port,
@@ -72,8 +72,8 @@ def _once(bench: Bench, system: Headrace) -> None:
             warm_up=20,
         )
         summary, used = bench.measure(system.name, system.processes, plan)
-        bench.add(system.name, f"{name} p50", summary.whole.p50, "ms")
-        bench.add(system.name, f"{name} p99", summary.whole.p99, "ms")
+        bench.add(system.name, f"{name} p50", summary.latency.p50, "ms")
+        bench.add(system.name, f"{name} p99", summary.latency.p99, "ms")
     _starts(bench, system, calls // 10)
     claims = sorted(asyncio.run(_claim(system, random.sample(submits.ids, min(300, calls)))))
     bench.add(system.name, "claim p50", 1000 * percentile(claims, 0.5), "ms")
@@ -81,12 +81,12 @@ def _once(bench: Bench, system: Headrace) -> None:
 
 
 async def _claim(system: Headrace, ids: list[str]) -> list[float]:
-    """Seconds of each claim, as a worker does it."""
+    """Claim jobs as a worker does. Returns the seconds of each claim."""
     engine = connect(system.database_url, pool_size=1)
     store = ClaimStore(engine, "bench")
     seconds = []
     try:
-        # A lease, so that no sweeper takes the jobs back meanwhile.
+        # Hold a lease, so that no sweeper requeues the jobs.
         await store.heartbeat("orphan", slots=1, running=0, lease_s=3600)
         for job_id in ids:
             began = perf_counter()
@@ -98,7 +98,7 @@ async def _claim(system: Headrace, ids: list[str]) -> list[float]:
 
 
 def _starts(bench: Bench, system: Headrace, jobs: int) -> None:
-    """From submit to start on an idle worker of another model, by the rows' own times."""
+    """Measure the time from submit to start on an idle worker of another model, from the timestamps of the rows."""
     body = {"model": "idle", "prompt": f"{NUMBER}", "max_tokens": 1}
     plan = Plan(port=system.port, path=JOBS, body=body, headers=system.headers, rate=10, requests=jobs, concurrency=4)
     bench.measure(system.name, system.processes, plan)

@@ -1,6 +1,6 @@
-"""Interactive first tokens with a batch of 5,000 requests behind them, and without: the engine full, or empty.
+"""Interactive first-token latency with and without a batch of 5,000 requests that fills the engine.
 
-A step is the distance between two tokens of an interactive stream. `added over a step` is what the batch adds to the
+A step is the distance between two tokens of an interactive stream. `added beyond a step` is what the batch adds to the
 first token's p95 beyond the p95 of the steps beside it: an engine cannot take a request in mid-step, and one in which
 batch jobs are prefilled takes longer than the others.
 """
@@ -23,7 +23,7 @@ from benchmarks.systems.vllm_model import NAME, vllm_model
 
 SLOTS = 32
 TOKENS = 8
-# Batch jobs are of different lengths, so that they do not begin in waves; they differ once so many have ended.
+# Batch jobs differ in length, so that they do not start in waves. Measuring starts once SETTLED jobs have ended.
 LENGTHS = range(32, 97)
 SETTLED = 100
 POLL_S = 0.1
@@ -49,10 +49,10 @@ def _engine(bench: Bench, name: str, model: Mapping[str, Any], *, rate: float, r
                 behind, _used = bench.measure(name, system.processes, plan)
                 ended = completed() - before
             _add(bench, name, "alone", alone)
-            _add(bench, name, "before a batch", behind)
+            _add(bench, name, "with a batch", behind)
             added = behind.first.p95 - alone.first.p95 - behind.gap.p95
-            bench.add(name, "p95 added over a step", added, "ms")
-            bench.add(name, "batch requests/s meanwhile", ended / behind.seconds, "/s")
+            bench.add(name, "p95 added beyond a step", added, "ms")
+            bench.add(name, "batch requests/s", ended / behind.seconds, "/s")
 
 
 def _add(bench: Bench, name: str, when: str, summary: Summary) -> None:
@@ -64,7 +64,7 @@ def _add(bench: Bench, name: str, when: str, summary: Summary) -> None:
 
 @contextlib.contextmanager
 def _batch(system: Headrace, lines: int) -> Iterator[Any]:
-    """A batch that fills the engine; gives a call for how many of its requests have ended. Cancelled at the end."""
+    """Run a batch that fills the engine, and cancel it on exit. Yields a function that counts completed requests."""
     with httpx.Client(base_url=f"http://127.0.0.1:{system.port}", headers=system.headers, timeout=60) as client:
         file = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", _lines(lines))})
         body = {"input_file_id": file.raise_for_status().json()["id"], "endpoint": CHAT, "completion_window": "24h"}
@@ -83,7 +83,7 @@ def _batch(system: Headrace, lines: int) -> Iterator[Any]:
             time.sleep(POLL_S)
         yield completed
         if batch()["status"] != "in_progress":
-            raise ValueError("the batch ended while it was measured; it was too short")
+            raise ValueError("the batch ended during the measurement; it was too short")
         client.post(f"/v1/batches/{created['id']}/cancel").raise_for_status()
         while batch()["status"] == "cancelling":
             time.sleep(POLL_S)

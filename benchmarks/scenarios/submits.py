@@ -1,4 +1,4 @@
-"""Durable submits: one API process, no worker, each 202 after a commit with fsync."""
+"""Durable submits: one API process, no worker, a commit with fsync before each 202."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONCURRENCIES = (16, 64)
 
 
 def submit(system: Headrace, **plan: Any) -> Plan:
-    """A plan that submits jobs which nobody runs."""
+    """Return a plan that submits jobs of a model without a worker."""
     return Plan(port=system.port, path=JOBS, body=BODY, headers=system.headers, **plan)
 
 
@@ -29,10 +29,10 @@ def run(bench: Bench) -> None:
         bench.measure(system.name, system.processes, submit(system, concurrency=16, seconds=1.0))
         for _ in bench.repeats():
             for concurrency in CONCURRENCIES:
-                system.forget_jobs()
+                system.delete_jobs()
                 plan = submit(system, concurrency=concurrency, seconds=seconds, warm_up=concurrency)
                 summary, used = bench.measure(system.name, system.processes, plan)
                 bench.add(system.name, f"submits/s at {concurrency}", summary.per_second, "/s")
-                bench.add(system.name, f"submit p50 at {concurrency}", summary.whole.p50, "ms")
-                bench.add(system.name, f"submit p99 at {concurrency}", summary.whole.p99, "ms")
-                bench.add_cpu(system.name, f"CPU a submit at {concurrency}", used, summary.requests)
+                bench.add(system.name, f"submit p50 at {concurrency}", summary.latency.p50, "ms")
+                bench.add(system.name, f"submit p99 at {concurrency}", summary.latency.p99, "ms")
+                bench.add_cpu(system.name, f"CPU per submit at {concurrency}", used, summary.requests)

@@ -1,6 +1,6 @@
-"""A gateway's own time: a simulated upstream alone, with Headrace before it, and with LiteLLM's proxy before it.
+"""Gateway overhead: a simulated upstream alone, behind Headrace, and behind LiteLLM's proxy.
 
-Headrace commits each request before it is sent on; LiteLLM keeps nothing.
+Headrace commits each request before forwarding it; LiteLLM stores nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.systems.litellm import litellm
 from benchmarks.systems.system import System
 from benchmarks.systems.upstream import Upstream, upstream
 
-# The models' names: an upstream at an engine's pace, and one as fast as it can be.
+# Model names: an upstream at the speed of an engine, and one as fast as possible.
 STEADY, FAST = "steady", "fast"
 SLOTS = 256
 TTFT_MS, ITL_MS, TOKENS = 20, 5, 128
@@ -55,7 +55,7 @@ def _first_tokens(bench: Bench, repeat: int, systems: list[System], streams: int
         bench.add(system.name, f"first token p50 at {streams}", first.p50, "ms")
         bench.add(system.name, f"first token p99 at {streams}", first.p99, "ms")
         if streams > 1:
-            bench.add_cpu(system.name, f"CPU a request of {TOKENS} tokens", used, requests)
+            bench.add_cpu(system.name, f"CPU per request of {TOKENS} tokens", used, requests)
     alone = seen["upstream"].first
     for name in ("headrace", "litellm"):
         bench.add(name, f"added to p50 at {streams}", seen[name].first.p50 - alone.p50, "ms")
@@ -67,11 +67,11 @@ def _throughput(bench: Bench, system: System) -> None:
     plan = _plan(system, FAST, tokens, concurrency=streams, requests=streams)
     summary, used = bench.measure(system.name, system.processes, plan)
     if summary.tokens != streams * tokens:
-        raise ValueError(f"{system.name} relayed {summary.tokens} tokens, not {streams * tokens}")
+        raise ValueError(f"{system.name} relayed {summary.tokens} tokens, expected {streams * tokens}")
     bench.add(system.name, f"tokens/s at {streams}", summary.tokens_per_second, "/s")
-    bench.add_cpu(system.name, f"CPU a token at {streams}", used, summary.tokens)
+    bench.add_cpu(system.name, f"CPU per token at {streams}", used, summary.tokens)
 
 
 def _plan(system: System, model: str, tokens: int, **plan: Any) -> Plan:
-    """The upstream itself takes any name, and no gateway is asked for what only vLLM knows."""
+    """Return a chat plan without vLLM's extensions, which the upstream does not support."""
     return system.chat("sim" if isinstance(system, Upstream) else model, tokens, ignore_eos=False, **plan)

@@ -1,6 +1,6 @@
-"""The same model and engine options three times: Headrace, vLLM's own server, and a naive Celery task.
+"""The same model and engine options in Headrace, vLLM's own server and a naive Celery task.
 
-All three keep their engine loaded, and one at a time is driven; what an idle one would take shows as a disturbance.
+All three engines stay loaded and one at a time gets load. CPU time used by an idle one would count as a disturbance.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.systems.system import System
 from benchmarks.systems.vllm_model import NAME, vllm_model
 from benchmarks.systems.vllm_server import vllm_server
 
-# The naive task takes one job at a time whatever comes: this many show it.
+# The naive task runs one job at a time at any concurrency, so one concurrency is enough.
 NAIVE_STREAMS = 16
 
 
@@ -24,11 +24,11 @@ def run(bench: Bench) -> None:
     streams = (1, 16, 64, 256) if bench.options.device == "cuda" else (1, 16, 64)
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(headrace(bench.folder / "headrace", [model.entry], [NAME]))
-        bench.say("headrace serves")
+        bench.say("headrace is ready")
         theirs = stack.enter_context(vllm_server(bench.folder / "vllm", model))
-        bench.say("vllm serves")
+        bench.say("vllm is ready")
         simple = stack.enter_context(naive(bench.folder / "naive", model))
-        bench.say("celery-naive serves")
+        bench.say("celery-naive is ready")
         for system in (ours, theirs, simple):
             bench.measure(system.name, system.processes, system.chat(NAME, 8, concurrency=4, requests=4))
         for repeat in bench.repeats():
@@ -47,10 +47,10 @@ def _once(bench: Bench, system: System, streams: int) -> Summary:
     plan = system.chat(NAME, tokens, concurrency=streams, requests=requests)
     summary, used = bench.measure(system.name, system.processes, plan)
     if summary.tokens != requests * tokens:
-        raise ValueError(f"{system.name} made {summary.tokens} tokens, not {requests * tokens}")
+        raise ValueError(f"{system.name} generated {summary.tokens} tokens, expected {requests * tokens}")
     bench.add(system.name, f"tokens/s at {streams}", summary.tokens_per_second, "/s")
     if system.streams:
         bench.add(system.name, f"first token p50 at {streams}", summary.first.p50, "ms")
         bench.add(system.name, f"first token p95 at {streams}", summary.first.p95, "ms")
-    bench.add_cpu(system.name, f"CPU a token at {streams}", used, summary.tokens)
+    bench.add_cpu(system.name, f"CPU per token at {streams}", used, summary.tokens)
     return summary

@@ -1,1 +1,1 @@
-"""What is measured, each as processes on this machine."""
+"""The systems under load, each started as processes on this machine."""

@@ -1,4 +1,4 @@
-"""Headrace: PostgreSQL, Valkey, one API process and the workers that are asked for."""
+"""Headrace: PostgreSQL, Valkey, one API process and the requested workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from launcher.embedded import start_postgres, start_valkey
 from shared.postgres.engine import connect
 from shared.redis import keys as redis_keys
 
-# Its engine may take minutes to load.
+# The engine may take minutes to load.
 WORKER_START_S = 900.0
 
 
@@ -38,11 +38,11 @@ class Headrace(System):
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        """What one more of its processes is given."""
+        """Return the environment for another Headrace process."""
         return {**os.environ, **self.settings}
 
     def sql(self, *statements: str) -> None:
-        """Run statements, past the API."""
+        """Run SQL statements directly on the database."""
         asyncio.run(self._sql(statements))
 
     async def _sql(self, statements: Sequence[str]) -> None:
@@ -55,8 +55,8 @@ class Headrace(System):
         finally:
             await engine.dispose()
 
-    def forget_jobs(self) -> None:
-        """Empty the queue and the table, so that a run finds what the one before it found."""
+    def delete_jobs(self) -> None:
+        """Delete all jobs from PostgreSQL and Redis, so that every run starts from the same state."""
         self.sql("TRUNCATE jobs, responses, idempotency_keys", "CHECKPOINT")
         with Redis.from_url(self.redis_url) as redis:
             for pattern in ("headrace*", redis_keys.log("*"), redis_keys.fence("*")):
@@ -73,7 +73,7 @@ def headrace(
     name: str = "headrace",
     **settings: object,
 ) -> Iterator[Headrace]:
-    """Start Headrace with a worker for each name in `workers`; a model without one keeps its jobs queued."""
+    """Start Headrace with a worker for each model in `workers`; jobs of other models stay queued."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         postgres = start_postgres(folder / "postgres")
@@ -81,7 +81,7 @@ def headrace(
         valkey = start_valkey(folder / "valkey")
         stack.callback(valkey.stop)
         models_file = folder / "models.yaml"
-        models_file.write_text(json.dumps({"models": list(models)}))  # JSON is YAML
+        models_file.write_text(json.dumps({"models": list(models)}))  # JSON is valid YAML
         key = f"hr_bench_{secrets.token_hex(16)}"
         port = free_port()
         environment = {
@@ -94,10 +94,10 @@ def headrace(
             **{setting: str(value) for setting, value in settings.items()},
         }
         processes = stack.enter_context(Processes(folder))
-        processes.count("postgres", postgres.pid)
-        processes.count("valkey", valkey.pid)
-        _to_end(processes, "migrate", ["migrations", "upgrade"], environment)
-        _to_end(processes, "key", ["api.keys", "ensure", "bench"], environment | {"HEADRACE_API_KEY": key})
+        processes.track("postgres", postgres.pid)
+        processes.track("valkey", valkey.pid)
+        _run_module(processes, "migrate", ["migrations", "upgrade"], environment)
+        _run_module(processes, "key", ["api.keys", "ensure", "bench"], environment | {"HEADRACE_API_KEY": key})
         api = processes.start("api", [sys.executable, "-m", "api"], environment)
         started = [
             processes.start(f"worker-{model}", [sys.executable, "-m", "workers", model], environment)
@@ -121,8 +121,8 @@ def _serves(worker: Child) -> bool:
     return " ready." in worker.last_lines(10**6)
 
 
-def _to_end(processes: Processes, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
-    """Run `python -m ...` to its end."""
+def _run_module(processes: Processes, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    """Run `python -m ...` to completion."""
     child = processes.start(name, [sys.executable, "-m", *arguments], environment)
     processes.wait(child, lambda: child.process is None or child.process.poll() is not None)
     assert child.process is not None

@@ -1,4 +1,4 @@
-"""LiteLLM's proxy, one worker process, without a database, a log or a callback; in an environment of its own."""
+"""LiteLLM's proxy in its own virtual environment: one worker process, no database, logging or callbacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSION = "1.100.5"
 START_S = 120.0
 ENVIRONMENT = {
     "LITELLM_LOG": "ERROR",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # nothing is fetched
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # do not fetch it
     "LITELLM_TELEMETRY": "False",
     "DISABLE_ADMIN_UI": "True",
     "NO_DOCS": "True",
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 
 
 def environment() -> Path:
-    """The folder of LiteLLM's environment, made when missing."""
+    """Return the folder of LiteLLM's virtual environment, creating it if missing."""
     folder = cache_folder() / "venvs" / f"litellm-{VERSION}"
     complete = folder / "complete"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def environment() -> Path:
 
 @contextlib.contextmanager
 def litellm(folder: Path, upstreams: Mapping[str, str]) -> Iterator[System]:
-    """Start it in front of upstreams: their addresses by the models' names."""
+    """Start LiteLLM in front of `upstreams`, a map from model name to URL."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     models = [
@@ -54,7 +54,7 @@ def litellm(folder: Path, upstreams: Mapping[str, str]) -> Iterator[System]:
     ]
     settings = {"telemetry": False, "drop_params": True, "callbacks": [], "set_verbose": False}
     config = folder / "config.yaml"
-    config.write_text(json.dumps({"model_list": models, "litellm_settings": settings}))  # JSON is YAML
+    config.write_text(json.dumps({"model_list": models, "litellm_settings": settings}))  # JSON is valid YAML
     command = [
         *(str(environment() / "bin" / "litellm"), "--config", str(config)),
         *("--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"),

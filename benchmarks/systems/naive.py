@@ -1,4 +1,4 @@
-"""The naive Celery task behind a route that waits for it (`benchmarks.naive`), with a Valkey of its own."""
+"""The naive Celery task and its route (`benchmarks.naive`), with their own Valkey."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_S = 900.0
 
 @contextlib.contextmanager
 def naive(folder: Path, model: VllmModel) -> Iterator[System]:
-    """Start worker and route on the model."""
+    """Start the worker with the model, and the route."""
     folder.mkdir(parents=True, exist_ok=True)
     valkey = start_valkey(folder / "valkey")
     port = free_port()
@@ -27,14 +27,14 @@ def naive(folder: Path, model: VllmModel) -> Iterator[System]:
         "NAIVE_REDIS_URL": valkey.url,
         "NAIVE_MODEL": str(model.folder),
         "NAIVE_OPTIONS": orjson.dumps(model.options).decode(),
-        # The engine in the worker's own process: nobody else would talk to it.
+        # Run the engine in the worker's process: nothing else uses it.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     worker = [*("celery", "-A", "benchmarks.naive.tasks", "worker"), *("--pool", "solo", "--loglevel", "INFO")]
     api = [*("uvicorn", "benchmarks.naive.api:app"), *("--port", str(port), "--no-access-log")]
     try:
         with Processes(folder) as processes:
-            processes.count("valkey", valkey.pid)
+            processes.track("valkey", valkey.pid)
             route = processes.start("route", [sys.executable, "-m", *api], environment)
             task = processes.start("task", [sys.executable, "-m", *worker], environment)
             processes.wait(route, lambda: answers(f"http://127.0.0.1:{port}/health"))

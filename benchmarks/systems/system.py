@@ -1,4 +1,4 @@
-"""What every system under load has: an address, a name for its model, and processes."""
+"""The common part of all systems under load: address, processes and chat plans."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from benchmarks.load.plan import NUMBER, Plan
 from benchmarks.processes import Processes
 
 CHAT = "/v1/chat/completions"
-# The number comes first, so that no prompt's start is in a prefix cache.
+# The number comes first, so that no prompt hits a prefix cache.
 PROMPT = f"{NUMBER}: write a long and detailed story about a water mill."
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A running system with OpenAI's chat route."""
+    """A running system with an OpenAI chat endpoint."""
 
     name: str
     port: int
     processes: Processes
     headers: dict[str, str] = field(default_factory=dict)
-    # Whether it can stream; the other kind answers in one piece.
+    # Whether it can stream. If not, it returns the whole response at once.
     streams: bool = True
 
     def chat(self, model: str, tokens: int, *, ignore_eos: bool = True, **plan: Any) -> Plan:
-        """A plan of chat completions with a fixed number of tokens each."""
+        """Return a plan of chat completions with a fixed number of tokens each."""
         body: dict[str, Any] = {
             "model": model,
             "messages": [{"role": "user", "content": PROMPT}],

@@ -1,4 +1,4 @@
-"""A simulated OpenAI-compatible server (`benchmarks.upstream`), to be relayed or asked directly."""
+"""The simulated OpenAI-compatible server (`benchmarks.upstream`), used directly or behind a gateway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.systems.system import System
 
 @dataclass(frozen=True, slots=True)
 class Upstream(System):
-    """A running upstream."""
+    """A running simulated upstream."""
 
     @property
     def url(self) -> str:
@@ -23,7 +23,7 @@ class Upstream(System):
 
 @contextlib.contextmanager
 def upstream(folder: Path, *, ttft_ms: float, itl_ms: float) -> Iterator[Upstream]:
-    """Start one at a pace; 0 is as fast as it can."""
+    """Start an upstream with this timing; 0 is as fast as possible."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [

@@ -1,4 +1,4 @@
-"""The model and the engine options that all systems with a vLLM engine get alike."""
+"""The model and engine options shared by all systems with a vLLM engine."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from shared.config.bundled_model import bundled_model_path
 BUNDLED = "SmolLM2-135M-Instruct"
 GIB = 2**30
 NAME = "bench"
-# Nothing is fetched, and nothing is reported to anybody.
+# No downloads and no usage reports.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class VllmModel:
-    """A model's folder, and vLLM's `AsyncEngineArgs` by name."""
+    """A model folder and vLLM's `AsyncEngineArgs` by name."""
 
     folder: Path
     options: dict[str, Any]
 
     @property
     def entry(self) -> dict[str, Any]:
-        """For models.yaml."""
+        """The entry for models.yaml."""
         return {"name": NAME, "engine": "vllm", "model": str(self.folder), "options": self.options}
 
     @property
     def flags(self) -> list[str]:
-        """For the command line of vLLM's own server."""
+        """The command-line flags for vLLM's own server."""
         words = []
         for name, value in self.options.items():
             flag = name.replace("_", "-")
@@ -45,7 +45,7 @@ class VllmModel:
 
 
 def vllm_model(options: Options) -> VllmModel:
-    """What the command line asks for. On a GPU all engines share it, so each has a fixed part of its memory."""
+    """Return the model and options for the command line. The KV cache size is fixed, since engines share a GPU."""
     cuda = options.device == "cuda"
     return VllmModel(
         folder=(options.model or _bundled()).resolve(),
@@ -55,7 +55,7 @@ def vllm_model(options: Options) -> VllmModel:
             "load_format": options.load_format,
             "max_model_len": 2048,
             "max_num_seqs": 256 if cuda else 64,
-            # Said aloud: vLLM's default depends on who asks.
+            # Explicit, because vLLM's default differs between its server and its library.
             "max_num_batched_tokens": 8192 if cuda else 2048,
             "kv_cache_memory_bytes": (8 if cuda else 1) * GIB,
             "enable_prefix_caching": True,

@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI server, in its fastest dress: no request log, no statistics."""
+"""vLLM's own OpenAI server in its fastest configuration: no request log, no statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ START_S = 900.0
 
 @contextlib.contextmanager
 def vllm_server(folder: Path, model: VllmModel) -> Iterator[System]:
-    """Start it on the model."""
+    """Start the server with the model."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [

@@ -1,4 +1,4 @@
-"""API keys, workers and jobs."""
+"""Create API keys, workers and jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deadlines, idempotency keys, the number of worker deaths per job, and the state of workers."""
+"""Add deadlines, idempotency keys, worker death counts and worker states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and batches, and the batch line of a job."""
+"""Add files and batches, and the batch and line of a job."""
 
 from __future__ import annotations
 

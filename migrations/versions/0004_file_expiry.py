@@ -1,4 +1,4 @@
-"""Expiry of files, and of the result files of batches."""
+"""Add the expiry of files, and of the result files of batches."""
 
 from __future__ import annotations
 

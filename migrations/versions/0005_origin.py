@@ -1,4 +1,4 @@
-"""The HTTP request and trace of a job."""
+"""Add the request id and trace context of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses, and an index to find jobs that ended long ago."""
+"""Add responses, and an index of finished jobs by end time for retention."""
 
 from __future__ import annotations
 

@@ -16,10 +16,14 @@ from sqlalchemy.exc import ArgumentError
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-class Settings(BaseSettings):
-    """Where the database, Redis and the models are. `DATABASE_URL` and `REDIS_URL` carry no prefix."""
+class SettingsGroup(BaseSettings):
+    """The settings of one feature. The settings of a process inherit from the groups of its features."""
 
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore")
+
+
+class Settings(SettingsGroup):
+    """The settings that all processes share. `DATABASE_URL` and `REDIS_URL` carry no prefix."""
 
     database_url: str = Field(validation_alias="DATABASE_URL")
     redis_url: str = Field(validation_alias="REDIS_URL")

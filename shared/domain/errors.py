@@ -62,6 +62,14 @@ class Conflict(HeadraceError):
     """The current state does not allow this operation."""
 
 
+class FileInUse(Conflict):
+    """A batch that has not ended reads this file; cancel it first."""
+
+
+class KeyReused(Conflict):
+    """This Idempotency-Key was used with another request."""
+
+
 class TooLarge(HeadraceError):
     """The request body is too large."""
 

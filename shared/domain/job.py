@@ -29,8 +29,14 @@ class JobStatus(StrEnum):
     def terminal(self) -> bool:
         return self in TERMINAL
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the job ended with a complete answer, or with one cut at its token limit."""
+        return self in SUCCEEDED
+
 
 RUNNING = (JobStatus.IN_PROGRESS, JobStatus.CANCELLING)
+SUCCEEDED = (JobStatus.COMPLETED, JobStatus.INCOMPLETE)
 TERMINAL = (
     JobStatus.COMPLETED,
     JobStatus.INCOMPLETE,
@@ -110,9 +116,32 @@ class Failure:
     message: str
 
 
+class AttemptOutcome(StrEnum):
+    """How an attempt ended: the first four with the job, the others with the job back in the queue.
+
+    Stored in the row's history and shown by the API; a job whose last worker was lost for good has `worker_lost` too.
+    """
+
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    # The worker was drained.
+    HANDED_BACK = "handed_back"
+    # A batch job made room for an urgent one.
+    SET_ASIDE = "set_aside"
+    # The engine died.
+    ENGINE_LOST = "engine_lost"
+    # The worker's lease expired.
+    WORKER_LOST = "worker_lost"
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One worker's try at a job. `outcome` is None while it runs."""
+    """One worker's attempt to run a job.
+
+    `outcome` is an `AttemptOutcome`, or None while the attempt runs; a string, since a newer version may write others.
+    """
 
     number: int
     worker: str

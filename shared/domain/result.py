@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, archive, event
-from shared.domain.job import Attempt, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
 LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
@@ -47,7 +47,7 @@ def build_result(
     failure: Failure | None,
     first_token_at: datetime | None,
     finished_at: datetime,
-    outcome: str,
+    outcome: AttemptOutcome,
     tokens: Mapping[int, int],
 ) -> tuple[JobResult, Event]:
     """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
@@ -79,7 +79,7 @@ def build_result(
     return result, last
 
 
-def _ended(attempt: Attempt, now: datetime, outcome: str, tokens: Mapping[int, int]) -> Attempt:
+def _ended(attempt: Attempt, now: datetime, outcome: AttemptOutcome, tokens: Mapping[int, int]) -> Attempt:
     """Return an attempt as the history keeps it. If its worker was lost, only the log knows its number of tokens."""
     return replace(
         attempt,

@@ -12,7 +12,7 @@ from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.domain.job import RUNNING, Job, JobStatus, WorkerState
+from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, WorkerState
 from shared.domain.result import JobResult
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_rows import (
@@ -103,7 +103,7 @@ class ClaimStore(JobRowStore):
         attempt: int,
         *,
         tokens: int,
-        outcome: str,
+        outcome: AttemptOutcome,
         died: bool = False,
         first_token_at: datetime | None = None,
     ) -> bool:

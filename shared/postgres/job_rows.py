@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, TERMINAL, Attempt, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import RUNNING, TERMINAL, Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
@@ -111,7 +111,7 @@ def _attempt(item: dict[str, Any]) -> Attempt:
     )
 
 
-def ended_attempt(tokens: int, outcome: str) -> Any:
+def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
     """The value of `attempts` with the running attempt appended."""
     entry = func.jsonb_build_object(
         "number",
@@ -125,12 +125,12 @@ def ended_attempt(tokens: int, outcome: str) -> Any:
         "tokens",
         tokens,
         "outcome",
-        outcome,
+        outcome.value,
     )
     return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
 
 
-def requeued(tokens: int, outcome: str, *, deaths: int) -> dict[Any, Any]:
+def requeued(tokens: int, outcome: AttemptOutcome, *, deaths: int) -> dict[Any, Any]:
     """The values that put a running job back into the queue. `deaths` is 1 if its worker or engine died, else 0."""
     return {
         JobRow.status: JobStatus.QUEUED.value,

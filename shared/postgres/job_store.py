@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.domain.errors import ErrorCode, HeadraceError
+from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
@@ -64,10 +64,6 @@ class Idempotency:
 
     key: str
     request_sha256: str
-
-
-class KeyReused(HeadraceError):
-    """This Idempotency-Key was used with another request."""
 
 
 @dataclass(frozen=True, slots=True)

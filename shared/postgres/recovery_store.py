@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, delete, func, or_, select, type_coerce, update
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, Job, JobStatus
+from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.postgres.job_rows import (
@@ -84,7 +84,7 @@ class RecoveryStore(JobRowStore):
         statement = (
             update(JobRow)
             .where(JobRow.id.in_(stalled))
-            .values(requeued(0, "worker_lost", deaths=1))
+            .values(requeued(0, AttemptOutcome.WORKER_LOST, deaths=1))
             .returning(
                 JobRow.id,
                 JobRow.model,

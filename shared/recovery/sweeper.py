@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
 
-from shared.domain.job import JobStatus
+from shared.domain.job import AttemptOutcome, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
-from shared.runtime.outages import is_outage
+from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import ATTEMPTS, RESCUES, model_label
 
 logger = logging.getLogger(__name__)
@@ -43,22 +41,23 @@ class Sweeper:
         self._interval_s = interval_s
         self._lease_s = lease_s
         self._max_attempts = max_attempts
+        self._steady_since = time.monotonic()
 
     async def run(self) -> None:
-        """Sweep for ever; cancel to stop. Many may sweep at once: every step is guarded by the rows."""
-        steady_since = time.monotonic()
-        while True:
-            await asyncio.sleep(self._interval_s * random.uniform(0.8, 1.2))
-            began = time.monotonic()
-            try:
-                await self.sweep(take=began - steady_since >= self._lease_s)
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                logger.warning("cannot sweep, trying again: %s", error)
-                steady_since = time.monotonic()
-            if time.monotonic() - began > self._lease_s / 2:
-                steady_since = time.monotonic()
+        """Sweep until cancelled. Many processes may sweep at once: every step is guarded by the rows."""
+        self._steady_since = time.monotonic()
+        await run_periodically(self._sweep_steadily, "sweep", interval_s=self._interval_s, jitter=0.2)
+
+    async def _sweep_steadily(self) -> None:
+        """Sweep, and take jobs from workers only if no sweep has failed or been slow for a lease's time."""
+        began = time.monotonic()
+        steady = False
+        try:
+            await self.sweep(take=began - self._steady_since >= self._lease_s)
+            steady = time.monotonic() - began <= self._lease_s / 2
+        finally:
+            if not steady:
+                self._steady_since = time.monotonic()
 
     async def sweep(self, *, take: bool = True) -> int:
         """Rescue what is lost. Returns how many jobs were put back.
@@ -70,7 +69,7 @@ class Sweeper:
         for hint in rescued:
             model = model_label(hint.model)
             RESCUES.labels(model).inc()
-            ATTEMPTS.labels(model, "worker_lost").inc()
+            ATTEMPTS.labels(model, AttemptOutcome.WORKER_LOST).inc()
             logger.warning(
                 "job=%s model=%s attempt=%d worker=%s request=%s lost its worker; queued again",
                 hint.job_id, hint.model, hint.attempt, hint.worker, hint.request_id,

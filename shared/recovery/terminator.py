@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError
 
 from shared.domain.events import Event, EventType, event, seq_before
-from shared.domain.job import Failure, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.result import build_result
 from shared.domain.transcript import Transcript, tokens_by_attempt
 from shared.postgres.recovery_store import RecoveryStore
@@ -60,7 +60,7 @@ class JobTerminator:
             failure=failure,
             first_token_at=None,
             finished_at=datetime.now(UTC),
-            outcome="worker_lost",
+            outcome=AttemptOutcome.WORKER_LOST,
             tokens=tokens_by_attempt(events),
         )
         end = self._store.end_lost if running else self._store.end_queued
@@ -68,7 +68,7 @@ class JobTerminator:
         if ended:
             job_ended(job, ending)
             if running:
-                ATTEMPTS.labels(model_label(job.model), "worker_lost").inc()
+                ATTEMPTS.labels(model_label(job.model), AttemptOutcome.WORKER_LOST).inc()
             logger.info(
                 "job=%s model=%s attempt=%d worker=%s request=%s %s: %s",
                 job.id, job.model, job.attempt, job.worker, job.request_context.request_id, status.value, failure.code,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
@@ -29,77 +30,12 @@ logger = logging.getLogger(__name__)
 RUNNING_TTL_S = 24 * 3600
 FENCED = -1
 
-_APPEND = """
-local results, live = {}, {}
-local k, a = 1, 1
-while k <= #KEYS do
-  local log, fence, followers = KEYS[k], KEYS[k + 1], KEYS[k + 2]
-  local job, attempt, force, ttl, ends = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
-  local n = tonumber(ARGV[a + 5])
-  k, a = k + 3, a + 6
-  local held = redis.call('HMGET', fence, 'attempt', 'seq')
-  local holder, last = tonumber(held[1] or '0'), tonumber(held[2] or '0')
-  local first = tonumber(ARGV[a])
-  if force == '1' and holder <= attempt then
-    redis.call('DEL', log)
-    last = first - 1
-  end
-  if holder > attempt then
-    results[#results + 1] = -1
-  elseif first > last + 1 then
-    results[#results + 1] = last
-  else
-    local lines = {}
-    for i = 0, n - 1 do
-      local e = a + 4 * i
-      local seq, kind, data, ids = tonumber(ARGV[e]), ARGV[e + 1], ARGV[e + 2], ARGV[e + 3]
-      if seq == 0 then seq = last + 1 end
-      if seq > last then
-        if ids == '' then
-          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data)
-        else
-          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data, 'k', ids)
-        end
-        last = seq
-        lines[#lines + 1] = job .. ' ' .. seq .. ' ' .. kind .. ' ' .. data
-      end
-    end
-    redis.call('HSET', fence, 'attempt', attempt, 'seq', last)
-    redis.call('EXPIRE', log, ttl)
-    redis.call('EXPIRE', fence, ttl)
-    if #lines > 0 then
-      local text = table.concat(lines, '\\n')
-      for _, api in ipairs(redis.call('SMEMBERS', followers)) do
-        live[api] = live[api] and (live[api] .. '\\n' .. text) or text
-      end
-      if ends == '1' then redis.call('DEL', followers) end
-    end
-    results[#results + 1] = last
-  end
-  a = a + 4 * n
-end
-for api, text in pairs(live) do redis.call('PUBLISH', 'hr:api:' .. api, text) end
-return results
-"""
 
-_TAKE_OVER = """
-local held = tonumber(redis.call('HGET', KEYS[2], 'attempt') or '0')
-if held > tonumber(ARGV[1]) then return false end
-redis.call('HSET', KEYS[2], 'attempt', ARGV[1])
-redis.call('EXPIRE', KEYS[2], ARGV[2])
-return redis.call('XRANGE', KEYS[1], '-', '+')
-"""
+def _script(name: str) -> str:
+    return files("shared.redis").joinpath(f"event_log_{name}.lua").read_text(encoding="utf-8")
 
-_FOLLOW_ALL = """
-local last = {}
-for k = 1, #KEYS, 2 do
-  redis.call('SADD', KEYS[k + 1], ARGV[1])
-  redis.call('EXPIRE', KEYS[k + 1], ARGV[2])
-  local entry = redis.call('XREVRANGE', KEYS[k], '+', '-', 'COUNT', 1)[1]
-  last[#last + 1] = entry and tonumber(string.match(entry[1], '^%d+')) or 0
-end
-return last
-"""
+
+_APPEND, _TAKE_OVER, _FOLLOW_ALL = _script("append"), _script("take_over"), _script("follow_all")
 
 
 class Fenced(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shared.domain.errors import ErrorCode
-from shared.domain.job import TERMINAL, Job, WorkerState
+from shared.domain.job import TERMINAL, AttemptOutcome, Job, WorkerState
 from shared.domain.priorities import BANDS
 from shared.domain.result import JobResult
 from shared.telemetry.instruments import (
@@ -93,13 +93,7 @@ JOB_ERRORS = counter(
 ATTEMPTS = counter(
     "headrace_attempts_total",
     "Attempts that ended, by how. More than one a job: something died, or a worker was drained.",
-    (
-        MODEL,
-        Label(
-            "outcome",
-            (*(status.value for status in TERMINAL), "handed_back", "set_aside", "engine_lost", "worker_lost"),
-        ),
-    ),
+    (MODEL, Label("outcome", tuple(outcome.value for outcome in AttemptOutcome))),
     API,
     WORKER,
 )

@@ -21,13 +21,12 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from shared.domain.job import JOB_ID_PREFIX, Attempt, Job, JobStatus
+from shared.domain.job import JOB_ID_PREFIX, Attempt, AttemptOutcome, Job, JobStatus
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.telemetry.tracing import AttemptTrace, Reading, RequestTrace, Traces
 
-LOST = "worker_lost"
-# Outcomes of an attempt that are no error of its own.
-FINE = ("completed", "incomplete", "cancelled", "handed_back", "set_aside")
+# Outcomes that set an error on the attempt's span.
+FAULTS = (AttemptOutcome.FAILED, AttemptOutcome.ENGINE_LOST, AttemptOutcome.WORKER_LOST)
 Value = str | int
 
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -96,7 +95,7 @@ class OtelTraces(Traces):
 
     def claimed(self, job: Job) -> AttemptTrace:
         *before, current = job.attempts
-        if before and before[-1].outcome == LOST:
+        if before and before[-1].outcome == AttemptOutcome.WORKER_LOST:
             self._lost(job, before[-1], before[-1].ended_at or current.started_at)
         self._waited(job, before, current.started_at)
         return _Attempt(self, job, current)
@@ -175,7 +174,7 @@ class OtelTraces(Traces):
 
     def _lost(self, job: Job, attempt: Attempt, ended_at: datetime) -> None:
         span = self.of_attempt(job, attempt)
-        _end(span, ended_at, LOST)
+        _end(span, ended_at, AttemptOutcome.WORKER_LOST)
 
     def _waited(self, job: Job, before: list[Attempt], until: datetime, outcome: str | None = None) -> None:
         """How long a job waited for a worker, and what became of it where none came."""
@@ -220,7 +219,7 @@ class _Attempt(AttemptTrace):
             self._phase.end(_ns(now))
             self._phase = self._traces.phase(self._span, "decode", now, {})
 
-    def ended(self, now: datetime, outcome: str, prompt_tokens: int, tokens: int) -> None:
+    def ended(self, now: datetime, outcome: AttemptOutcome, prompt_tokens: int, tokens: int) -> None:
         if self._phase is not None:
             _end(self._phase, now, outcome)
         self._span.set_attribute("gen_ai.usage.input_tokens", prompt_tokens)
@@ -236,10 +235,10 @@ class _Reading(Reading):
         self.events += events
 
 
-def _end(span: Span, now: datetime, outcome: str) -> None:
-    span.set_attribute("headrace.outcome", outcome)
-    if outcome not in FINE:
-        span.set_status(Status(StatusCode.ERROR, outcome))
+def _end(span: Span, now: datetime, outcome: AttemptOutcome) -> None:
+    span.set_attribute("headrace.outcome", outcome.value)
+    if outcome in FAULTS:
+        span.set_status(Status(StatusCode.ERROR, outcome.value))
     span.end(_ns(now))
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import AttemptOutcome, Job, JobStatus
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 
 
@@ -46,7 +46,7 @@ class AttemptTrace:
     def first_token(self, now: datetime, prompt_tokens: int, cached_tokens: int) -> None:
         """The prompt has been prefilled."""
 
-    def ended(self, now: datetime, outcome: str, prompt_tokens: int, tokens: int) -> None:
+    def ended(self, now: datetime, outcome: AttemptOutcome, prompt_tokens: int, tokens: int) -> None:
         """This attempt is over and has made so many tokens."""
 
 

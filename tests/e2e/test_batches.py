@@ -191,6 +191,7 @@ async def test_a_batch_survives_the_death_of_an_api_process(stack: Stack, sdk: o
     assert set(errors) == {"request-7", "request-9"}
     assert errors["request-7"]["response"]["status_code"] == 500
     assert errors["request-9"]["response"]["status_code"] == 400
+    assert errors["request-9"]["response"]["body"]["error"]["param"] == "messages"
     answers = {name: item["response"]["body"]["choices"][0]["message"]["content"] for name, item in output.items()}
     assert all(answers.values())
     one = output["request-3"]
@@ -201,8 +202,11 @@ async def test_a_batch_survives_the_death_of_an_api_process(stack: Stack, sdk: o
 
     engine = connect(stack.environment["DATABASE_URL"])
     async with engine.connect() as connection:
-        query = "SELECT count(*), count(DISTINCT batch_line), max(attempt) FROM jobs WHERE batch_id = :id"
-        assert tuple((await connection.execute(text(query), {"id": batch.id})).one()) == (200, 200, 1)
+        query = "SELECT count(*), max(attempt) FROM jobs WHERE batch_id = :id"
+        assert tuple((await connection.execute(text(query), {"id": batch.id})).one()) == (199, 1)
+        query = "SELECT batch_line FROM jobs WHERE batch_id = :id ORDER BY batch_line"
+        found = list((await connection.execute(text(query), {"id": batch.id})).scalars())
+        assert found == [number for number in range(1, 201) if number != 10], "the line that does not fit gets no job"
     await engine.dispose()
 
     same = await sdk.chat.completions.create(

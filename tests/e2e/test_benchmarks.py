@@ -16,7 +16,7 @@ def test_the_autoscaled_fleet_runs_on_the_real_queue() -> None:
     figures = {cells[1].strip(): cells[2:4] for line in ended.stdout.splitlines() if len(cells := line.split("|")) == 6}
     modelled, real = (int(value) for value in figures["jobs"])
     assert modelled == real > 50
-    assert int(figures["most workers"][1]) >= 1
+    assert int(figures["peak workers"][1]) >= 1
 
 
 def test_a_quick_run_prints_its_figures_and_ends_what_it_started() -> None:

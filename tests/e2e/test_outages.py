@@ -272,7 +272,7 @@ class TestDatabase:
             log = stack.folder / "worker-1.log"
 
             async def waits() -> bool:
-                return "cannot write or read a job's result, trying again" in log.read_text()
+                return "cannot read or write a job's result, retrying" in log.read_text()
 
             await eventually(waits, "the result waits for the database", within_s=RESCUE_S)
             own.start_database()
@@ -428,7 +428,7 @@ class TestWorkers:
                 await reader.sees("job.delta", deltas + 1)
             done = await assert_unbroken(client, reader, 600)
         log = stack.folder / f"{name}.log"
-        eventually_sync(lambda: "is not ours any more" in log.read_text() or "is fenced" in log.read_text(), "it knows")
+        eventually_sync(lambda: "is no longer owned by this worker" in log.read_text(), "it knows")
         assert history(done) == [(1, "worker_lost"), (2, "incomplete")]
         assert (await client.get(job["status_url"])).json() == done
         assert zombie.poll() is None, "it lives, and works on"

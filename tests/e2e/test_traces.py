@@ -279,7 +279,8 @@ def test_it_is_not_loaded_where_it_is_off() -> None:
     """redis-py loads OpenTelemetry's metrics, which it finds; nothing loads its traces."""
     script = (
         "import sys, api.__main__, workers.runtime, workers.engines.simulated.engine\n"
-        "from shared.telemetry.tracing import NO_TRACES, open_traces\n"
+        "from shared.telemetry.tracing import NO_TRACES\n"
+        "from shared.telemetry.tracing_setup import open_traces\n"
         "assert open_traces('s', 'i') is NO_TRACES\n"
         "names = ('shared.telemetry.otel', 'opentelemetry.sdk.trace', 'google.protobuf')\n"
         "print([name for name in names if name in sys.modules])"

@@ -22,7 +22,7 @@ from tests.support.database import drop_database
 from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
-from workers.runtime import EXIT_STUCK
+from workers.supervision.process_shutdown import EXIT_FAULT
 
 NOTICED_WITHIN_S = 15.0
 MODEL = "sim"
@@ -76,7 +76,7 @@ async def test_a_stuck_worker_ends_and_its_jobs_go_on_elsewhere(stack: Stack, cl
 
     await eventually(said_so, "the fault is noticed", within_s=NOTICED_WITHIN_S - (time.monotonic() - began))
     assert re.search(rf"model={MODEL} \d+ messages wait and none is taken, though there is room", log.read_text())
-    assert await asyncio.to_thread(process.wait, 30) == EXIT_STUCK
+    assert await asyncio.to_thread(process.wait, 30) == EXIT_FAULT
     del stack.processes[stuck]
 
     handed_back = (await client.get(f"/v1/jobs/{long['id']}")).json()

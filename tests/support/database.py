@@ -60,4 +60,4 @@ async def make_owner(engine: AsyncEngine, name: str) -> Owner:
     await keys.create(name, key)
     found = await keys.find(key)
     assert found is not None
-    return found.principal.owner()
+    return found.principal.owner

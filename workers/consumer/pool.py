@@ -23,7 +23,7 @@ from celery.concurrency.base import BasePool, apply_target
 
 from shared.domain.job import JobStatus
 from shared.domain.priorities import is_batch
-from workers.runtime import Lifecycle
+from workers.consumer.loop_thread import LoopThread
 
 
 class _Applied:
@@ -47,23 +47,24 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._lifecycle: Lifecycle = self.app.lifecycle
+        self._loop_thread: LoopThread = self.app.loop_thread
+        self._slot_pool = self._loop_thread.runtime.slot_pool
         # Celery's terminate speaks of process ids; ours are made up, one a job.
         self._pids = itertools.count(1)
         self._jobs: dict[int, str] = {}
         self._lock = threading.Lock()
 
     def on_start(self) -> None:
-        self._lifecycle.start()
-        slots = self._lifecycle.slot_pool.slots
+        self._loop_thread.start()
+        slots = self._slot_pool.slots
         self._urgent = ThreadPoolExecutor(slots, thread_name_prefix="job")
         self._batch = ThreadPoolExecutor(slots, thread_name_prefix="batch-job")
 
     def on_stop(self) -> None:
-        self._lifecycle.drain()
+        self._loop_thread.drain()
         for executor in (self._urgent, self._batch):
             executor.shutdown(wait=True, cancel_futures=True)
-        self._lifecycle.stop()
+        self._loop_thread.stop()
 
     on_terminate = on_stop
 
@@ -80,7 +81,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         job_id, request = args[1], args[2]
         batch = is_batch(request["delivery_info"]["priority"] or 0)
         # Where a thread is free the job begins now: its claim need not wait for the thread to get going.
-        begun = self._lifecycle.begin(job_id) if self._lifecycle.slot_pool.take(batch=batch) else None
+        begun = self._loop_thread.submit(job_id) if self._slot_pool.take(batch=batch) else None
         executor = self._batch if batch else self._urgent
         return _Applied(
             executor.submit(self._apply, job_id, batch, begun, target, args, kwargs, callback, accept_callback)
@@ -91,7 +92,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         with self._lock:
             job_id = self._jobs.get(pid)
         if job_id is not None:
-            self._lifecycle.cancel(job_id)
+            self._loop_thread.cancel(job_id)
 
     def _apply(
         self,
@@ -108,13 +109,13 @@ class EnginePool(BasePool):  # type: ignore[misc]
         with self._lock:
             self._jobs[pid] = job_id
         try:
-            self._lifecycle.wait_for(begun or self._lifecycle.begin(job_id))
+            self._loop_thread.bind(begun or self._loop_thread.submit(job_id))
             apply_target(target, args, kwargs, callback, self._accepting(accept_callback), getpid=lambda: pid)
         finally:
             with self._lock:
                 del self._jobs[pid]
-            self._lifecycle.slot_pool.leave(batch=batch)
-            self._lifecycle.intake.look()
+            self._slot_pool.leave(batch=batch)
+            self._loop_thread.runtime.consumer.look()
 
     def _accepting(self, accept: Callable[..., Any] | None) -> Callable[..., Any] | None:
         """What Celery is told when a job begins: its message is acknowledged, and the next may be taken."""
@@ -122,13 +123,13 @@ class EnginePool(BasePool):  # type: ignore[misc]
         def accepted(*args: Any) -> None:
             if accept is not None:
                 accept(*args)
-            self._lifecycle.intake.look()
+            self._loop_thread.runtime.consumer.look()
 
         return accepted
 
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()
-        info.update({"max-concurrency": self._lifecycle.slot_pool.slots, "processes": sorted(self._jobs)})
+        info.update({"max-concurrency": self._slot_pool.slots, "processes": sorted(self._jobs)})
         return info
 
     @property

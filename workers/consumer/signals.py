@@ -12,7 +12,7 @@ from celery.signals import task_revoked
 
 def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
     """Flower's Revoke of a task that has not begun: Celery drops its message, so its job must end too."""
-    sender.app.lifecycle.cancel(request.id)
+    sender.app.loop_thread.cancel(request.id)
 
 
 class HeadraceWorker(Worker):  # type: ignore[misc]
@@ -30,7 +30,7 @@ class HeadraceWorker(Worker):  # type: ignore[misc]
         def on_signal(number: int, frame: FrameType | None) -> None:
             nonlocal asked
             if asked:
-                self.app.lifecycle.hurry()
+                self.app.loop_thread.end_grace()
             elif callable(drain):
                 asked = True
                 drain(number, frame)

@@ -19,7 +19,7 @@ def register(app: Celery) -> Task:
 
     @app.task(name=TASK, throws=(JobFailed,))  # type: ignore[untyped-decorator]
     def generate(job_id: str, model: str) -> str:
-        status = app.lifecycle.end()
+        status = app.loop_thread.wait()
         if status is None:
             raise Ignore  # a message too many, or the job was handed back
         if status is JobStatus.FAILED:

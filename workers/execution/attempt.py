@@ -1,61 +1,324 @@
-"""One attempt of a job."""
+"""One attempt of a job: it generates, publishes and ends the job, or returns it to the queue."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import TypeVar
 
-from shared.domain.job import Job, Usage
-from shared.domain.transcript import Transcript
-from shared.telemetry.tracing import AttemptTrace
-from workers.engines.base import PromptInfo
-from workers.execution.log_writer import LogBuffer
+from shared.domain.errors import ErrorCode, InvalidRequest
+from shared.domain.events import Delta, EventType, seq_before
+from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
+from shared.domain.priorities import Hint, to_front
+from shared.domain.result import CANCELLED, LATE, build_result, exhausted
+from shared.domain.transcript import Transcript, tokens_by_attempt
+from shared.postgres.claim_store import ClaimStore
+from shared.redis.event_log import EventLog, Fenced
+from shared.runtime.outages import is_outage
+from shared.telemetry.metrics import job_ended
+from shared.telemetry.tracing import NO_TRACES, AttemptTrace, Traces
+from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted
+from workers.execution import job_metrics
+from workers.execution.log_writer import LogBuffer, LogWriter
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+RETRY_S = (0.1, 2.0)
 
 
 class StopReason(StrEnum):
-    """Why a running job was stopped from outside."""
+    """Why a running attempt was stopped from outside."""
 
-    CANCEL = "cancelled"
-    DEADLINE = "deadline_exceeded"
-    HAND_BACK = "handed_back"
-    SET_ASIDE = "set_aside"
-    LOST = "lost"
+    CANCELLED = "cancelled"
+    DEADLINE_EXCEEDED = "deadline exceeded"
+    # The worker drains, or restarts its engine.
+    REQUEUED = "requeued"
+    # A batch job makes room for an urgent one.
+    PREEMPTED = "preempted"
+    CLAIM_LOST = "claim lost"
 
 
-@dataclass(slots=True, eq=False)
-class RunningAttempt:
-    """One attempt of a job while it runs here."""
+# Attempts that were stopped for these reasons return their jobs to the queue.
+_REQUEUE_OUTCOMES = {
+    StopReason.REQUEUED: AttemptOutcome.HANDED_BACK,
+    StopReason.PREEMPTED: AttemptOutcome.SET_ASIDE,
+}
 
-    job: Job
-    log: LogBuffer
-    transcript: Transcript
-    claimed: float = field(default_factory=time.monotonic)
-    prompt: PromptInfo = field(default_factory=lambda: PromptInfo(0))
-    told: Usage | None = None
-    made_before: int = 0
-    # When the engine was given it, on the monotonic clock.
-    given: float = 0.0
-    # What each attempt before this one had made, as the log tells it.
-    lost_tokens: dict[int, int] = field(default_factory=dict)
-    first_token_at: datetime | None = None
-    generating: asyncio.Task[None] | None = None
-    stop: StopReason | None = None
-    trace: AttemptTrace = field(default_factory=AttemptTrace)
 
-    def now(self) -> datetime:
-        """The database's clock, as far as this attempt knows it."""
-        return self.job.attempts[-1].started_at + timedelta(seconds=time.monotonic() - self.claimed)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptContext:
+    """What the attempts of one worker share.
+
+    `on_engine_death` is called from the event loop, once for each job that finds the engine dead.
+    """
+
+    worker: str
+    engine: Engine
+    store: ClaimStore
+    logs: EventLog
+    log_writer: LogWriter
+    log_ttl_s: int
+    max_attempts: int
+    send: Callable[[Hint], None]
+    on_engine_death: Callable[[], None]
+    traces: Traces = NO_TRACES
+
+
+class JobAttempt:
+    """One attempt of a job that this worker has claimed."""
+
+    def __init__(self, job: Job, context: AttemptContext) -> None:
+        self.job = job
+        # On the monotonic clock, as is `_submitted_at`, when the engine received the request.
+        self.claimed_at = time.monotonic()
+        self.stop_reason: StopReason | None = None
+        self._submitted_at = 0.0
+        self._context = context
+        self._log = LogBuffer(job.id, job.attempt, job.model, counted=job.request.token_counts)
+        self._transcript = Transcript(job.request.sampling.n)
+        self._trace = AttemptTrace()
+        self._generation: asyncio.Task[None] | None = None
+        self._prompt = PromptInfo(0)
+        self._reported_usage: Usage | None = None
+        # Tokens that this attempt continues from, and tokens that each earlier attempt generated, from the log.
+        self._prior_tokens = 0
+        self._earlier_tokens: dict[int, int] = {}
+        self._first_token_at: datetime | None = None
 
     @property
-    def tokens(self) -> int:
-        """Tokens that this attempt made."""
-        return self.usage().completion_tokens - self.made_before
+    def active(self) -> bool:
+        """Whether it generates or is about to: it has not been stopped, and the engine has not finished."""
+        return self.stop_reason is None and not (self._generation is not None and self._generation.done())
 
-    def usage(self) -> Usage:
-        """What the engine was told by its upstream, else what it made."""
-        if self.told is not None:
-            return self.told
-        return Usage(self.prompt.prompt_tokens, self.prompt.cached_tokens, self.transcript.tokens)
+    async def run(self) -> JobStatus | None:
+        """Run the attempt. Returns the job's final status; None if it was requeued or the claim was lost."""
+        job_metrics.claimed(self.job)
+        self._trace = self._context.traces.claimed(self.job)
+        if not await self._open_log():
+            return None
+        await self._generate()
+        return await self._finish()
+
+    def stop(self, reason: StopReason) -> None:
+        """Stop the attempt: the engine aborts the request, and the output so far is kept. The first reason counts."""
+        if self.stop_reason is not None:
+            return
+        self.stop_reason = reason
+        if self._generation is not None:
+            self._generation.cancel()
+
+    async def _open_log(self) -> bool:
+        """Take over the log of earlier attempts, and resume after their last token if that is exact.
+
+        False: a later attempt owns the log.
+        """
+        job, log = self.job, self._log
+        if job.attempt > 1:
+            try:
+                events = await self._retry(lambda: self._context.logs.take_over(job.id, job.attempt), "log")
+            except Fenced:
+                return False
+            log.adopt(events, events[-1].seq if events else seq_before(job.attempt))
+            self._transcript = Transcript.of(events, job.request.sampling.n)
+            self._prior_tokens = self._transcript.tokens
+            self._earlier_tokens = tokens_by_attempt(events)
+            has_output = bool(self._transcript.deltas) or not events  # a lost log may have had output
+            if has_output and not (events and self._context.engine.resume_mode(job.request)):
+                self._restart()
+        log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self._context.worker})
+        logger.info(
+            "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens",
+            job.id, job.model, job.attempt, self._context.worker, job.request_context.request_id, self._prior_tokens,
+        )  # fmt: skip
+        return True
+
+    def _restart(self) -> None:
+        """Discard the output so far, here and at the readers."""
+        self._transcript.clear()
+        self._prior_tokens = 0
+        self._log.discard()
+        self._log.event(EventType.RESTARTED, {"attempt": self.job.attempt})
+
+    async def _generate(self) -> None:
+        """Generate in a separate task, so that a stop cancels that task and nothing else."""
+        if self.stop_reason is None:
+            self._generation = asyncio.create_task(self._publish_output(), name=f"generate-{self.job.id}")
+        # After the task is created: submitting to the engine takes longer than publishing the start.
+        self._context.log_writer.touch(self._log)
+        if self._generation is None:
+            return
+        deadline = None
+        if self.job.finish_before is not None:
+            left_s = (self.job.finish_before - self._database_now()).total_seconds()
+            deadline = asyncio.get_running_loop().call_later(max(0.0, left_s), self.stop, StopReason.DEADLINE_EXCEEDED)
+        await asyncio.wait([self._generation])
+        if deadline is not None:
+            deadline.cancel()
+
+    async def _publish_output(self) -> None:
+        job = self.job
+        prior = list(self._transcript.deltas)
+        if prior and all(choice.finish_reason for choice in self._transcript.choices()):
+            return  # an earlier attempt ended after its last token, before it wrote the row
+        self._submitted_at = time.monotonic()
+        job_metrics.submitted(job, self._submitted_at - self.claimed_at)
+        self._trace.generates(self._database_now(), self._prior_tokens)
+        outputs = self._context.engine.generate(f"{job.id}-{job.attempt}", job.request, prior)
+        async with aclosing(outputs):
+            async for item in outputs:
+                match item:
+                    case PromptInfo():
+                        self._prompt = item
+                    case Usage():
+                        self._reported_usage = item
+                    case Restarted():
+                        self._restart()
+                    case _:
+                        self._publish(item)
+
+    def _publish(self, delta: Delta) -> None:
+        if self._first_token_at is None:
+            self._first_token_at = self._database_now()
+            delta.prompt_tokens = self._prompt.prompt_tokens or None
+            is_first_of_job = not any(self._earlier_tokens.values())
+            job_metrics.first_token(
+                self.job, time.monotonic() - self._submitted_at, self._first_token_at if is_first_of_job else None
+            )
+            self._trace.first_token(self._first_token_at, self._prompt.prompt_tokens, self._prompt.cached_tokens)
+        self._transcript.add(delta)
+        self._log.delta(delta)
+        self._context.log_writer.touch(self._log)
+
+    async def _finish(self) -> JobStatus | None:
+        """End or requeue the job, by how the generation ended."""
+        assert self._generation is None or self._generation.done()
+        cancelled = self._generation is None or self._generation.cancelled()
+        error = None if self._generation is None or cancelled else self._generation.exception()
+        if isinstance(error, EngineDead):
+            logger.error("job=%s the engine died while it ran the job", self.job.id)
+            self._context.on_engine_death()
+            if self.job.deaths + 1 >= self._context.max_attempts:
+                return await self._end(JobStatus.FAILED, exhausted(self._context.max_attempts))
+            return await self._requeue(AttemptOutcome.ENGINE_LOST, died=True)
+        if self.stop_reason is StopReason.CLAIM_LOST:
+            return None
+        requeue_outcome = _REQUEUE_OUTCOMES.get(self.stop_reason) if self.stop_reason is not None else None
+        if cancelled and requeue_outcome is not None:
+            return await self._requeue(requeue_outcome)
+        return await self._end(*self._status(error))
+
+    def _status(self, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
+        if isinstance(error, InvalidRequest):
+            return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message)
+        if isinstance(error, EngineError):
+            return JobStatus.FAILED, Failure(error.code, error.message)
+        if error is not None:
+            logger.error("job=%s failed unexpectedly", self.job.id, exc_info=error)
+            return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, f"{type(error).__name__}: {error}")
+        choices = self._transcript.choices()
+        if not all(choice.finish_reason for choice in choices):
+            if self.stop_reason is None:
+                return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, "The engine ended the request too early.")
+            is_late = self.stop_reason is StopReason.DEADLINE_EXCEEDED
+            return JobStatus.CANCELLED, LATE if is_late else CANCELLED
+        if any(choice.finish_reason == "length" for choice in choices):
+            return JobStatus.INCOMPLETE, None
+        return JobStatus.COMPLETED, None
+
+    async def _end(self, status: JobStatus, failure: Failure | None) -> JobStatus | None:
+        """Write the result to the row, then append the last event. None: a later attempt owns the job."""
+        job, context, usage = self.job, self._context, self._usage()
+        outcome = AttemptOutcome(status.value)
+        self._log.seal()
+        result, last = build_result(
+            job,
+            self._log.events,
+            self._log.seq + 1,
+            status=status,
+            output=self._transcript.choices(),
+            usage=usage,
+            failure=failure,
+            first_token_at=self._first_token_at,
+            finished_at=self._database_now(),
+            outcome=outcome,
+            tokens={**self._earlier_tokens, job.attempt: self._tokens},
+        )
+        finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
+        if not await asyncio.shield(asyncio.ensure_future(finish)):
+            logger.warning("job=%s attempt=%d is no longer owned by this worker; result dropped", job.id, job.attempt)
+            job_metrics.result_fenced(job)
+            return None
+        job_ended(job, result)
+        job_metrics.attempt_ended(job, outcome)
+        self._trace.ended(result.finished_at, outcome, usage.prompt_tokens, self._tokens)
+        self._log.close(last, context.log_ttl_s)
+        context.log_writer.touch(self._log)
+        logger.info(
+            "job=%s model=%s attempt=%d worker=%s request=%s %s prompt=%d output=%d ms=%d",
+            job.id, job.model, job.attempt, context.worker, job.request_context.request_id, status.value,
+            usage.prompt_tokens, usage.completion_tokens,
+            round((result.finished_at - job.created_at).total_seconds() * 1000),
+        )  # fmt: skip
+        return status
+
+    async def _requeue(self, outcome: AttemptOutcome, *, died: bool = False) -> JobStatus | None:
+        """Return the job to the queue with its output so far; a job that is being cancelled ends instead."""
+        job, context = self.job, self._context
+        self._log.seal()
+        context.log_writer.touch(self._log)
+        requeued = await self._retry(
+            lambda: context.store.requeue(
+                job.id,
+                job.attempt,
+                tokens=self._tokens,
+                outcome=outcome,
+                died=died,
+                first_token_at=self._first_token_at,
+            ),
+            "row",
+        )
+        if not requeued:
+            return await self._end(JobStatus.CANCELLED, CANCELLED)
+        job_metrics.attempt_ended(job, outcome)
+        self._trace.ended(self._database_now(), outcome, self._prompt.prompt_tokens, self._tokens)
+        logger.info(
+            "job=%s model=%s attempt=%d worker=%s request=%s handed back after %d tokens (%s)",
+            job.id, job.model, job.attempt, context.worker, job.request_context.request_id, self._tokens, outcome,
+        )  # fmt: skip
+        context.send(to_front(Hint(job.id, job.model, job.priority)))
+        return None
+
+    async def _retry(self, call: Callable[[], Awaitable[T]], what: str) -> T:
+        """Await `call` until the database and Redis are available; the job's output waits in memory meanwhile."""
+        delay = RETRY_S[0]
+        while True:
+            try:
+                return await call()
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                logger.warning("cannot read or write a job's %s, retrying: %s", what, error)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_S[1])
+
+    @property
+    def _tokens(self) -> int:
+        """Tokens that this attempt generated."""
+        return self._usage().completion_tokens - self._prior_tokens
+
+    def _usage(self) -> Usage:
+        """The usage that the upstream reported, if it did; otherwise as counted here."""
+        if self._reported_usage is not None:
+            return self._reported_usage
+        return Usage(self._prompt.prompt_tokens, self._prompt.cached_tokens, self._transcript.tokens)
+
+    def _database_now(self) -> datetime:
+        """The database's clock: the time of the claim, plus the time that has passed here since."""
+        return self.job.attempts[-1].started_at + timedelta(seconds=time.monotonic() - self.claimed_at)

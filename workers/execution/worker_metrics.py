@@ -27,7 +27,7 @@ class WorkerMetrics(Collector):
         runner, stats = self._runner, self._engine.stats()
         yield metrics.WORKER_JOBS.family([(self._labels, runner.running)])
         yield metrics.WORKER_SLOTS.family([(self._labels, runner.slot_pool.slots)])
-        yield metrics.WORKER_READY.family([(self._labels, float(runner.taking))])
+        yield metrics.WORKER_READY.family([(self._labels, float(runner.accepting))])
         yield metrics.WORKER_STALLED.family([(self._labels, self._stalled_s())])
         yield metrics.ENGINE_RUNNING.family([(self._labels, stats.requests - stats.waiting)])
         yield metrics.ENGINE_WAITING.family([(self._labels, stats.waiting)])

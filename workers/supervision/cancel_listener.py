@@ -32,7 +32,7 @@ class CancelListener:
                     while True:
                         message = await pubsub.get_message(timeout=1)
                         if message is not None:
-                            self._runner.stop(message["data"].decode(), StopReason.CANCEL)
+                            self._runner.stop(message["data"].decode(), StopReason.CANCELLED)
             except Exception as error:
                 if not is_redis_outage(error):
                     raise

@@ -29,34 +29,31 @@ class EngineSupervisor:
     def __init__(
         self,
         engine: Engine,
+        engine_death: asyncio.Event,
         runner: Runner,
         log_writer: LogWriter,
-        lease: Heartbeat,
-        intake: ConsumerControl,
+        heartbeat: Heartbeat,
+        consumer: ConsumerControl,
         model: str,
         *,
         back_off_max_s: float,
     ) -> None:
         self._model = model_label(model)
         self._engine = engine
+        self._engine_death = engine_death
         self._runner = runner
         self._log_writer = log_writer
-        self._lease = lease
-        self._intake = intake
+        self._heartbeat = heartbeat
+        self._consumer = consumer
         self._back_off_max_s = back_off_max_s
-        self._look = asyncio.Event()
         self._delay_s = BACK_OFF_S
-
-    def look(self) -> None:
-        """Somebody has found the engine dead."""
-        self._look.set()
 
     async def run(self) -> None:
         """Watch for ever; cancel to stop."""
         started = time.monotonic()
         while True:
-            await wait_for_event(self._look, POLL_S)
-            self._look.clear()
+            await wait_for_event(self._engine_death, POLL_S)
+            self._engine_death.clear()
             if self._engine.dead:
                 if time.monotonic() - started > RECOVERED_S:
                     self._delay_s = BACK_OFF_S
@@ -66,10 +63,10 @@ class EngineSupervisor:
     async def _replace(self) -> None:
         ENGINE_RESTARTS.labels(self._model).inc()
         logger.error("the engine has died; %d jobs go back to the queue", self._runner.running)
-        self._runner.close()
-        self._intake.pause()
-        await self._lease.show(WorkerState.RESTARTING)
-        await self._runner.hand_back()
+        self._runner.pause()
+        self._consumer.pause()
+        await self._heartbeat.show(WorkerState.RESTARTING)
+        await self._runner.requeue_all()
         await self._log_writer.drain(5)
         while True:
             await self._engine.stop()
@@ -82,7 +79,7 @@ class EngineSupervisor:
             except Exception:
                 # Whatever keeps it from starting, a GPU that is still taken or a full disk, may pass.
                 logger.exception("the engine did not start")
-        self._runner.open()
-        await self._lease.show(WorkerState.READY)
-        self._intake.resume()
+        self._runner.resume()
+        await self._heartbeat.show(WorkerState.READY)
+        self._consumer.resume()
         logger.warning("the engine is back")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
 from shared.domain.job import JobStatus, WorkerState
 from shared.postgres.claim_store import ClaimStore
 from shared.runtime.outages import is_outage
+from shared.runtime.periodic import run_periodically
 from workers.engines.base import Engine
 from workers.execution.attempt import StopReason
 from workers.execution.runner import Runner
@@ -39,15 +39,8 @@ class Heartbeat:
         self._beacon = HeartbeatFile(settings.beacon)
 
     async def run(self) -> None:
-        """Renew for ever; cancel to stop."""
-        while True:
-            await asyncio.sleep(self._settings.heartbeat_s)
-            try:
-                await self.renew()
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                logger.warning("cannot renew the lease, trying again: %s", error)
+        """Renew the lease until cancelled."""
+        await run_periodically(self.renew, "lease renewal", interval_s=self._settings.heartbeat_s)
 
     async def show(self, state: WorkerState) -> None:
         """Say what this worker can do now; at once where the database is there, else at the next heartbeat."""
@@ -70,14 +63,14 @@ class Heartbeat:
             state=self._state,
         )
         ours = {(item.job_id, item.attempt) for item in held}
-        for job_id, attempt in self._runner.runs_before(before):
+        for job_id, attempt in self._runner.claimed_before(before):
             if (job_id, attempt) not in ours:
-                logger.warning("job=%s attempt=%d is not ours any more; stopping it", job_id, attempt)
-                self._runner.stop(job_id, StopReason.LOST, attempt)
+                logger.warning("job=%s attempt=%d is no longer owned by this worker; stopping it", job_id, attempt)
+                self._runner.stop(job_id, StopReason.CLAIM_LOST, attempt)
         for item in held:
             if item.status is JobStatus.CANCELLING:
-                self._runner.stop(item.job_id, StopReason.CANCEL, item.attempt)
-        await self._give_up({(item.job_id, item.attempt) for item in self._runner.unowned(held)})
+                self._runner.stop(item.job_id, StopReason.CANCELLED, item.attempt)
+        await self._give_up({(item.job_id, item.attempt) for item in self._runner.not_running(held)})
 
     async def _give_up(self, unowned: set[tuple[str, int]]) -> None:
         """Give up what is claimed in our name and does not run here, at two heartbeats in a row.

@@ -7,7 +7,6 @@ a row waits that is older than one already served.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
@@ -18,7 +17,7 @@ from shared.domain.priorities import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES,
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis import job_queue as queue
 from shared.redis.job_queue import HintSender
-from shared.runtime.outages import is_outage
+from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import RESENT, model_label
 from workers.execution.runner import Runner
 
@@ -45,19 +44,12 @@ class Redelivery:
         self._sent: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Look for ever; cancel to stop."""
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            try:
-                await self.heal()
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                logger.warning("cannot look for lost messages, trying again: %s", error)
+        """Check until cancelled."""
+        await run_periodically(self.heal, "redelivery check", interval_s=INTERVAL_S)
 
     async def heal(self) -> int:
         """Send hints for jobs that have none. Returns how many."""
-        if not self._runner.taking:
+        if not self._runner.accepting:
             return 0
         depths = await queue.depths(self._redis, self._model)
         if any(depths.values()):

@@ -5,7 +5,6 @@ Celery's consumers have stopped after reconnects in several versions; nothing fa
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from redis.asyncio import Redis
 from shared.domain.priorities import is_batch
 from shared.redis import job_queue as queue
 from shared.runtime.outages import is_redis_outage
+from shared.runtime.periodic import run_periodically
 from workers.execution.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -34,23 +34,23 @@ class Watchdog:
         self._waiting_since: float | None = None
 
     async def run(self) -> None:
-        """Watch for ever; cancel to stop."""
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            try:
-                waiting = self.untaken(await queue.depths(self._redis, self._model)) if self._runner.taking else 0
-            except Exception as error:
-                if not is_redis_outage(error):
-                    raise
-                waiting = 0
-            if self.stuck(waiting, time.monotonic()):
-                logger.critical(
-                    "model=%s %d messages wait and none is taken, though there is room: ending this worker",
-                    self._model,
-                    waiting,
-                )
-                self._waiting_since = None
-                self._on_stuck()
+        """Check until cancelled."""
+        await run_periodically(self._check, "watchdog check", interval_s=INTERVAL_S, tolerates=is_redis_outage)
+
+    async def _check(self) -> None:
+        try:
+            waiting = self.untaken(await queue.depths(self._redis, self._model)) if self._runner.accepting else 0
+        except Exception:
+            self._waiting_since = None  # nobody knows whether messages wait
+            raise
+        if self.stuck(waiting, time.monotonic()):
+            logger.critical(
+                "model=%s %d messages wait and none is taken, though there is room: ending this worker",
+                self._model,
+                waiting,
+            )
+            self._waiting_since = None
+            self._on_stuck()
 
     def untaken(self, depths: dict[int, int]) -> int:
         """Messages that wait though there is room for their kind."""
@@ -63,7 +63,7 @@ class Watchdog:
 
     def stuck(self, waiting: int, now: float) -> bool:
         """Whether messages wait for too long, room being there, as seen at a moment of the monotonic clock."""
-        if waiting == 0 or not self._runner.taking:
+        if waiting == 0 or not self._runner.accepting:
             self._waiting_since = None
         elif self._waiting_since is None or self._runner.last_message > self._waiting_since:
             self._waiting_since = now

@@ -32,10 +32,10 @@ def lines() -> list[str]:
 @pytest.fixture
 def supervisor(tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     monkeypatch.setattr(children, "FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr(children, "LONGEST_BACKOFF_S", 0.04)
-    supervisor = Supervisor(lines.append, tmp_path / "pids", patience_s=0)
+    monkeypatch.setattr(children, "MAX_BACKOFF_S", 0.04)
+    supervisor = Supervisor(lines.append, tmp_path / "pids", stop_timeout_s=0)
     yield supervisor
-    supervisor.patience_s = 0
+    supervisor.stop_timeout_s = 0
     supervisor.stop(Stopping())
 
 
@@ -55,13 +55,13 @@ def test_killed_child_is_started_again_and_said_so(tmp_path: Path, supervisor: S
     os.kill(first, signal.SIGKILL)
 
     def restarted() -> bool:
-        supervisor.tend()
+        supervisor.restart_dead()
         return worker.pid not in (None, first)
 
     eventually_sync(restarted, "a new process")
-    assert "worker died (SIGKILL); next start in 0.01 s" in lines[0]
+    assert "worker died (SIGKILL); restarting in 0.01 s" in lines[0]
     assert str(worker.log) in lines[0]
-    assert lines[1] == "worker started again."
+    assert lines[1] == "worker restarted."
     assert str(worker.pid) in supervisor.pid_file.read_text()
 
 
@@ -69,11 +69,11 @@ def test_child_that_always_dies_is_never_given_up(tmp_path: Path, supervisor: Su
     supervisor.start(child(tmp_path, "raise SystemExit(3)"))
 
     def died_often() -> bool:
-        supervisor.tend()
+        supervisor.restart_dead()
         return sum("died (exit code 3)" in line for line in lines) >= 6
 
     eventually_sync(died_often, "six deaths")
-    pauses = [line.split("next start in ")[1].split(" s")[0] for line in lines if "died" in line]
+    pauses = [line.split("restarting in ")[1].split(" s")[0] for line in lines if "died" in line]
     assert pauses[:5] == ["0.01", "0.02", "0.04", "0.04", "0.04"]
 
 
@@ -83,7 +83,7 @@ def test_stop_ends_what_children_started(tmp_path: Path, supervisor: Supervisor)
     eventually_sync(lambda: worker.last_lines(1), "the grandchild's pid")
     grandchild, pid = int(worker.last_lines(1)), worker.pid
     assert pid is not None
-    supervisor.patience_s = 10
+    supervisor.stop_timeout_s = 10
     supervisor.stop(Stopping())
     eventually_sync(lambda: gone(grandchild) and gone(pid), "both gone")
     assert not supervisor.pid_file.exists()
@@ -94,10 +94,10 @@ def test_child_that_will_not_end_is_killed(tmp_path: Path, supervisor: Superviso
     worker = child(tmp_path, code)
     supervisor.start(worker)
     eventually_sync(lambda: worker.last_lines(1) == "deaf", "it ignores SIGTERM")
-    supervisor.patience_s = 0.05
+    supervisor.stop_timeout_s = 0.05
     supervisor.stop(Stopping())
     assert worker.ended() == -signal.SIGKILL
-    assert "worker did not end within" in lines[0]
+    assert "worker did not stop within" in lines[0]
 
 
 def test_second_request_kills_at_once(tmp_path: Path, supervisor: Supervisor) -> None:
@@ -107,7 +107,7 @@ def test_second_request_kills_at_once(tmp_path: Path, supervisor: Supervisor) ->
     eventually_sync(lambda: worker.last_lines(1) == "deaf", "it ignores SIGTERM")
     stopping = Stopping()
     stopping.requests = 2
-    supervisor.patience_s = 3600
+    supervisor.stop_timeout_s = 3600
     supervisor.stop(stopping)
     assert worker.ended() == -signal.SIGKILL
 
@@ -123,11 +123,11 @@ def test_last_lines_are_of_the_last_start(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_launcher_are_ended(tmp_path: Path) -> None:
     leftover = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
     (tmp_path / "pids").write_text(f"{leftover.pid} {start_time(leftover.pid)}\n")
-    assert end_leftovers(tmp_path / "pids", patience_s=0) == 1
+    assert end_leftovers(tmp_path / "pids", stop_timeout_s=0) == 1
     assert leftover.wait() == -signal.SIGKILL
     assert not (tmp_path / "pids").exists()
 
 
 def test_process_that_only_has_the_same_number_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "pids").write_text(f"{os.getpid()} 1\n")
-    assert end_leftovers(tmp_path / "pids", patience_s=0) == 0
+    assert end_leftovers(tmp_path / "pids", stop_timeout_s=0) == 0

@@ -69,7 +69,7 @@ def test_postgres_under_a_long_path(tmp_path: Path) -> None:
 def test_postgres_leaves_other_files_alone(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "thesis.tex").touch()
-    with pytest.raises(EmbeddedServerError, match="is not a database, and not empty"):
+    with pytest.raises(EmbeddedServerError, match="is not a database and not empty"):
         start_postgres(tmp_path / "postgres")
     assert (tmp_path / "postgres" / "thesis.tex").exists()
 

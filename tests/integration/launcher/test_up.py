@@ -125,7 +125,7 @@ def test_killed_worker_comes_back(launcher: Launcher) -> None:
     launcher.start_and_wait()
     before = launcher.pids()
     os.kill(before[1], signal.SIGKILL)
-    eventually_sync(lambda: "worker-sim-1 started again." in launcher.output, "the worker's new start")
+    eventually_sync(lambda: "worker-sim-1 restarted." in launcher.output, "the worker's new start")
     assert launcher.pids()[1] != before[1]
     assert "worker-sim-1 died (SIGKILL)" in launcher.output
 
@@ -134,7 +134,7 @@ def test_second_launcher_is_refused_and_does_no_harm(launcher: Launcher) -> None
     first = launcher.start_and_wait()
     second = launcher.start()
     assert second.wait(30) == 1
-    assert f"Headrace is running already in {launcher.home} (process {first.pid})" in launcher.output
+    assert f"Headrace is already running in {launcher.home} (process {first.pid})" in launcher.output
     assert first.poll() is None
     assert len(launcher.pids()) == 5
 
@@ -155,7 +155,7 @@ def test_start_after_kill_9(launcher: Launcher) -> None:
 def test_part_that_dies_while_starting_ends_the_start(launcher: Launcher) -> None:
     process = launcher.start(STUB_API_FAILS="yes")
     assert process.wait(60) == 1
-    assert re.search(r"api ended while starting \(exit code 1\).*\n.*no table named jobs", launcher.output)
+    assert re.search(r"api exited during startup \(exit code 1\).*\n.*no table named jobs", launcher.output)
     assert not (launcher.home / "lock").exists()
     assert not (launcher.home / "postgres" / "postmaster.pid").exists()
 

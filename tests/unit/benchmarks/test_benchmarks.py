@@ -41,7 +41,7 @@ class TestStatistics:
 
     def test_median_and_limits(self) -> None:
         measured = Measured((5.0, 1.0, 3.0))
-        assert (measured.median, measured.least, measured.most) == (3, 1, 5)
+        assert (measured.median, measured.minimum, measured.maximum) == (3, 1, 5)
 
     @pytest.mark.parametrize(
         ("value", "text"), [(50_000.4, "50,000"), (12.34, "12.3"), (0.974, "0.97"), (-20.04, "-20.0")]
@@ -64,7 +64,7 @@ class TestGoals:
         assert (verdict.value, verdict.met) == (0.97, True)
 
     def test_a_limit_from_above(self) -> None:
-        (verdict,) = verdicts(figures(61, key=Key("followers", "headrace", "memory a follower")))
+        (verdict,) = verdicts(figures(61, key=Key("followers", "headrace", "memory per follower")))
         assert not verdict.met
         assert verdict.target == "≤ 60.0 KB"
 

@@ -92,7 +92,7 @@ def test_missing_system_library_comes_with_its_apt_line(monkeypatch: pytest.Monk
 def test_missing_wheel_is_named(tmp_path: Path) -> None:
     log = tmp_path / "install.log"
     log.write_text("ERROR: No matching distribution found for torch==2.13.0+cpu\n")
-    assert "no ready-made build (wheel) of torch==2.13.0+cpu" in str(bootstrap._explained("PyTorch", log))
+    assert "no wheel of torch==2.13.0+cpu" in str(bootstrap._install_error("PyTorch", log))
 
 
 def test_no_python_gives_the_apt_line(tmp_path: Path) -> None:

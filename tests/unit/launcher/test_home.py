@@ -18,7 +18,7 @@ def mode(file: Path) -> int:
 
 def test_second_launcher_is_told_who_runs(tmp_path: Path) -> None:
     second = only_launcher(tmp_path)
-    refusal = pytest.raises(LaunchError, match=rf"running already .*process {os.getpid()}\)")
+    refusal = pytest.raises(LaunchError, match=rf"already running .*process {os.getpid()}\)")
     with only_launcher(tmp_path), refusal, second:
         pass
     assert not (tmp_path / "lock").exists()

@@ -40,7 +40,7 @@ def test_an_upstreams_key_that_is_not_set_is_named(tmp_path: Path, monkeypatch: 
     models.write_text("".join(MODELS.splitlines(keepends=True)[:-1]))
     settings = load_settings({"HEADRACE_MODELS": str(models)})
     monkeypatch.delenv("UP_KEY", raising=False)
-    with pytest.raises(SettingError, match=r"^UP_KEY is not set; .* has up's key there"):
+    with pytest.raises(SettingError, match=r"^UP_KEY is not set; .* names it as up's key"):
         check_engine(settings, load_models(models))
     monkeypatch.setenv("UP_KEY", "sk-secret")
     check_engine(settings, load_models(models))

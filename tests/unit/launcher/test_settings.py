@@ -36,8 +36,8 @@ def test_simulated_engine_serves_simulated_models() -> None:
         ({"HEADRACE_START_TIMEOUT_S": "soon"}, "HEADRACE_START_TIMEOUT_S=soon must be"),
         ({"HEADRACE_LEASE_S": "-2"}, "HEADRACE_LEASE_S=-2 must be a number of seconds"),
         ({"HEADRACE_API_KEY": "short"}, "HEADRACE_API_KEY must have at least 16 characters"),
-        ({"DATABASE_URL": "mysql://db/x"}, "DATABASE_URL must be an address like postgresql://"),
-        ({"REDIS_URL": "localhost:6379"}, "REDIS_URL must be an address like redis://"),
+        ({"DATABASE_URL": "mysql://db/x"}, "DATABASE_URL must be a URL like postgresql://"),
+        ({"REDIS_URL": "localhost:6379"}, "REDIS_URL must be a URL like redis://"),
         ({"HEADRACE_FLOWER_PASSWORD": "a,b"}, "HEADRACE_FLOWER_PASSWORD has a comma"),
     ],
 )

@@ -23,15 +23,17 @@ from api.batches.driver import BatchDriver
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.files.blobs import LocalBlobs
-from api.files.store import FileInUse, FileStore, Purpose, StoredFile
+from api.files.store import FileStore, Purpose, StoredFile
+from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import load_registry
+from shared.domain.errors import FileInUse
 from shared.domain.events import Delta, EventType
-from shared.domain.job import Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult, build_result
@@ -178,19 +180,20 @@ def make_world(
     batches, blobs, recovery_store = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
     hints: list[Hint] = []
     terminator = JobTerminator(recovery_store, logs, 60)
+    admission = Admission(registry, ContextWindow(registry))
     jobs = JobService(
-        registry=registry,
+        admission=admission,
         store=store,
         logs=logs,
         terminator=terminator,
         hints=HintSender(celery_app(servers.redis(15)), redis),
-        streams=StreamHub(redis, logs, store, resync_s=60),
-        context=ContextWindow(registry),
+        hub=StreamHub(redis, logs, store, resync_s=60),
         redis=redis,
         queue_estimates=QueueEstimates(QueueStore(database), registry),
     )
     steps = BatchSteps(
         registry=registry,
+        admission=admission,
         store=batches,
         blobs=blobs,
         jobs=jobs,
@@ -502,6 +505,35 @@ async def test_a_line_that_is_refused_only_when_its_turn_comes_is_an_error(world
     assert error["response"]["body"]["error"]["param"] == "body.temperature"
 
 
+async def test_a_line_that_does_not_fit_the_context_gets_no_job_and_an_error_of_its_own(world: World) -> None:
+    content = line("one", max_tokens=100_000) + line("two")
+    batch = await world.step(await world.to(await world.batch(content=content), BatchStatus.IN_PROGRESS))
+    assert await world.lines(batch) == [2]
+    assert batch.submitted == 2
+    await world.work()
+    batch = await world.to(batch, BatchStatus.COMPLETED)
+    assert (batch.completed, batch.failed) == (1, 1)
+    (output,), (error,) = await world.results(batch)
+    assert (output["custom_id"], error["custom_id"], error["error"]) == ("two", "one", None)
+    assert error["response"]["status_code"] == 400
+    failure = error["response"]["body"]["error"]
+    assert (failure["type"], failure["param"]) == ("invalid_request_error", "max_tokens")
+    assert "this model's context is 8192 tokens" in failure["message"]
+
+
+async def test_a_line_whose_model_was_removed_after_the_upload_gets_an_error_of_its_own(world: World) -> None:
+    batch = await world.to(await world.batch("one", "two"), BatchStatus.IN_PROGRESS)
+    async with world.blobs.writing(batch.input_file_id) as blob:
+        await blob.write(line("one", model="gone") + line("two"))
+    batch = await world.step(batch)
+    await world.work()
+    batch = await world.to(batch, BatchStatus.COMPLETED)
+    assert (batch.completed, batch.failed) == (1, 1)
+    _, (error,) = await world.results(batch)
+    assert error["response"]["status_code"] == 404
+    assert error["response"]["body"]["error"]["code"] == "model_not_found"
+
+
 async def test_a_file_is_kept_while_a_batch_reads_it(world: World) -> None:
     batch = await world.batch("one")
     with pytest.raises(FileInUse):
@@ -593,7 +625,7 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
         failure=None,
         first_token_at=datetime.now(UTC),
         finished_at=datetime.now(UTC),
-        outcome="completed",
+        outcome=AttemptOutcome.COMPLETED,
         tokens={1: 2},
     )
     assert await world.worker.finish(job.id, job.attempt, ending)

@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.batches.store import BatchStore
 from api.files.blobs import LocalBlobs
 from api.files.cleanup import ORPHAN_S, FileCleanup
-from api.files.store import FileInUse, FileStore, Purpose, StoredFile
+from api.files.store import FileStore, Purpose, StoredFile
+from shared.domain.errors import FileInUse
 from shared.domain.owner import Owner
 from tests.support.interrupt import interrupt_at
 

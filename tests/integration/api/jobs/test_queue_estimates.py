@@ -19,7 +19,7 @@ from api.streaming.reader import QueuedReader
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel
-from shared.domain.job import Choice, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Choice, Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
@@ -55,10 +55,10 @@ async def test_places_follow_priority_then_order(store: JobStore, backlogs: Queu
     late, first, second, urgent = [await submit(store, owner, priority) for priority in (9, 3, 3, 0)]
     await submit(store, owner, model="other")
     jobs = [urgent, first, second, late]
-    assert [await backlogs.place(job) for job in jobs] == [0, 1, 2, 3]
+    assert [await backlogs.position(job) for job in jobs] == [0, 1, 2, 3]
     orders = await backlogs.orders(["m", "none"])
-    assert [orders["m"].place(job.priority, job.id, surely_waits=False) for job in jobs] == [0, 1, 2, 3]
-    assert orders["m"].place(3, "job_f", surely_waits=True) is None
+    assert [orders["m"].position(job.priority, job.id, known_queued=False) for job in jobs] == [0, 1, 2, 3]
+    assert orders["m"].position(3, "job_f", known_queued=True) is None
     assert orders["none"].keys == []
 
 
@@ -76,9 +76,9 @@ async def test_places_far_back_are_told_by_the_hundred(
         )
     order = (await backlogs.orders(["m"]))["m"]
     assert len(order.keys) == EXACT + 43, "what is kept does not grow with the queue"
-    places = [order.place(3, f"job_{n:032}", surely_waits=True) for n in (1, 1000, 1001, 1099, 1100, 1101, 5250)]
+    places = [order.position(3, f"job_{n:032}", known_queued=True) for n in (1, 1000, 1001, 1099, 1100, 1101, 5250)]
     assert places == [0, 999, 1000, 1000, 1000, 1100, 5200]
-    assert order.place(3, f"job_{1050:032}", surely_waits=False) is None
+    assert order.position(3, f"job_{1050:032}", known_queued=False) is None
     assert await backlog.waiting(job) == (5200, None)
     assert STEP > 5250 - 5200
 
@@ -137,17 +137,17 @@ async def test_the_pace_is_what_live_workers_were_measured_at(
 async def test_readers_are_told_when_they_move_and_only_then(
     store: JobStore, backlogs: QueueStore, logs: EventLog, redis: Redis, workers: Workers, owner: Owner
 ) -> None:
-    streams = StreamHub(redis, logs, store, resync_s=60)
+    hub = StreamHub(redis, logs, store, resync_s=60)
     jobs = [await submit(store, owner) for _ in range(3)]
     running = await workers("w").claim(jobs[0].id)
     assert running is not None
     followed = {job.id: QueuedReader("m", 3, place) for job, place in zip(jobs, (None, 0, 1), strict=True)}
-    follows = {job_id: streams.follow(job_id, 0, queued) for job_id, queued in followed.items()}
+    follows = {job_id: hub.follow(job_id, 0, queued) for job_id, queued in followed.items()}
     news = {job_id: asyncio.ensure_future(anext(follow)) for job_id, follow in follows.items()}
 
     async def told() -> dict[int, bytes]:
         """Who was told what, with counts that are fresh."""
-        count = await QueuePositions(streams, QueueEstimates(backlogs, REGISTRY)).tell()
+        count = await QueuePositions(hub, QueueEstimates(backlogs, REGISTRY)).report()
         found = {}
         for number, job in enumerate(jobs):
             if news[job.id] in (await asyncio.wait([news[job.id]], timeout=0.05))[0]:
@@ -163,7 +163,7 @@ async def test_readers_are_told_when_they_move_and_only_then(
     assert await told() == {1: b'{"position":1,"eta_s":null}', 2: b'{"position":2,"eta_s":null}'}
     assert await told() == {}
     assert await workers("w").claim(urgent.id) is not None
-    assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome="handed_back")
+    assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
     assert await told() == {0: b'{"position":0,"eta_s":null}'}, "it ran, and waits again"
     assert await workers("w").claim(jobs[0].id) is not None
     assert await told() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
@@ -172,4 +172,4 @@ async def test_readers_are_told_when_they_move_and_only_then(
     await asyncio.gather(*news.values(), return_exceptions=True)
     for follow in follows.values():
         await follow.aclose()  # type: ignore[attr-defined]
-    assert await QueuePositions(streams, QueueEstimates(backlogs, REGISTRY)).tell() == 0
+    assert await QueuePositions(hub, QueueEstimates(backlogs, REGISTRY)).report() == 0

@@ -28,10 +28,10 @@ LAST = event(3, EventType.COMPLETED, {"usage": {}})
 
 
 @pytest.fixture
-async def streams(redis: Redis, logs: EventLog, store: JobStore) -> AsyncIterator[StreamHub]:
-    streams = StreamHub(redis, logs, store, resync_s=0.2)
-    running = asyncio.create_task(streams.run())
-    yield streams
+async def hub(redis: Redis, logs: EventLog, store: JobStore) -> AsyncIterator[StreamHub]:
+    hub = StreamHub(redis, logs, store, resync_s=0.2)
+    running = asyncio.create_task(hub.run())
+    yield hub
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
@@ -61,16 +61,16 @@ async def finish(workers: Workers, job: Job) -> None:
     assert await workers("w").finish(job.id, 1, ending)
 
 
-async def test_an_end_that_is_in_the_row_alone_is_found(streams: StreamHub, workers: Workers, running: Job) -> None:
+async def test_an_end_that_is_in_the_row_alone_is_found(hub: StreamHub, workers: Workers, running: Job) -> None:
     await finish(workers, running)
-    await asyncio.wait_for(streams.ended(running.id), WITHIN_S)
-    followed = [item async for batch in streams.follow(running.id) for item in batch]
+    await asyncio.wait_for(hub.wait_for_end(running.id), WITHIN_S)
+    followed = [item async for batch in hub.follow(running.id) for item in batch]
     assert [item.line() for item in followed] == [item.line() for item in (STARTED, TEXT, LAST)]
 
 
-async def test_it_is_found_by_those_who_wait_already(streams: StreamHub, workers: Workers, running: Job) -> None:
-    waiting = asyncio.create_task(streams.ended(running.id))
-    batches = streams.follow(running.id)
+async def test_it_is_found_by_those_who_wait_already(hub: StreamHub, workers: Workers, running: Job) -> None:
+    waiting = asyncio.create_task(hub.wait_for_end(running.id))
+    batches = hub.follow(running.id)
     assert [item.seq for item in await anext(batches)] == [1, 2]
     await finish(workers, running)
     await asyncio.wait_for(waiting, WITHIN_S)
@@ -81,9 +81,9 @@ async def test_an_end_that_is_published_wakes_who_waits(
     redis: Redis, logs: EventLog, store: JobStore, workers: Workers, running: Job
 ) -> None:
     """Without any looking again."""
-    streams = StreamHub(redis, logs, store, resync_s=3600)
-    receiving = asyncio.create_task(streams.run())
-    waiting = asyncio.create_task(streams.ended(running.id))
+    hub = StreamHub(redis, logs, store, resync_s=3600)
+    receiving = asyncio.create_task(hub.run())
+    waiting = asyncio.create_task(hub.wait_for_end(running.id))
     await asyncio.wait({waiting}, timeout=0.2)
     assert not waiting.done()
     await finish(workers, running)
@@ -94,7 +94,7 @@ async def test_an_end_that_is_published_wakes_who_waits(
 
 
 async def test_of_a_new_job_the_row_is_not_asked(
-    redis: Redis, streams: StreamHub, logs: EventLog, store: JobStore, running: Job, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, hub: StreamHub, logs: EventLog, store: JobStore, running: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
@@ -104,7 +104,7 @@ async def test_of_a_new_job_the_row_is_not_asked(
 
     job, _ = await store.insert(NewJob(running.owner, "m", 3, GenerateRequest(prompt="x")))
     monkeypatch.setattr(store, "archived_log", archived_log)
-    batches = streams.follow(job.id, new=True)
+    batches = hub.follow(job.id, new=True)
     first = asyncio.ensure_future(anext(batches))
     await eventually(lambda: is_followed(redis, job), "the reader follows the job")
     await logs.append([Append(job.id, 1, [STARTED, TEXT])])
@@ -115,34 +115,34 @@ async def test_of_a_new_job_the_row_is_not_asked(
 
 
 async def test_the_last_event_ends_the_set_of_followers(
-    redis: Redis, streams: StreamHub, logs: EventLog, running: Job
+    redis: Redis, hub: StreamHub, logs: EventLog, running: Job
 ) -> None:
-    readers = [asyncio.create_task(read(streams, running)) for _ in range(2)]
-    waiting = asyncio.create_task(streams.ended(running.id))
+    readers = [asyncio.create_task(read(hub, running)) for _ in range(2)]
+    waiting = asyncio.create_task(hub.wait_for_end(running.id))
     await eventually(lambda: is_followed(redis, running), "the readers follow the job")
     await logs.append([Append(running.id, 1, [LAST])])
     assert [await asyncio.wait_for(reader, WITHIN_S) for reader in readers] == [[1, 2, 3], [1, 2, 3]]
     await asyncio.wait_for(waiting, WITHIN_S)
     assert not await redis.exists(redis_keys.followers(running.id))
-    assert await read(streams, running) == [1, 2, 3]
+    assert await read(hub, running) == [1, 2, 3]
     assert not await redis.exists(redis_keys.followers(running.id)), "a late reader takes itself off"
 
 
 async def test_who_follows_after_the_end_is_taken_off_though_another_has_still_to_leave(
-    redis: Redis, streams: StreamHub, logs: EventLog, running: Job
+    redis: Redis, hub: StreamHub, logs: EventLog, running: Job
 ) -> None:
-    slow = streams.follow(running.id)
+    slow = hub.follow(running.id)
     assert [item.seq for item in await anext(slow)] == [1, 2]
     await logs.append([Append(running.id, 1, [LAST])])
     assert [item.seq for item in await anext(slow)] == [3]
-    assert await read(streams, running) == [1, 2, 3]
+    assert await read(hub, running) == [1, 2, 3]
     assert await is_followed(redis, running)
     assert [batch async for batch in slow] == []
     assert not await is_followed(redis, running)
 
 
-async def read(streams: StreamHub, job: Job) -> list[int]:
-    return [item.seq async for batch in streams.follow(job.id) for item in batch]
+async def read(hub: StreamHub, job: Job) -> list[int]:
+    return [item.seq async for batch in hub.follow(job.id) for item in batch]
 
 
 async def is_followed(redis: Redis, job: Job) -> bool:

@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.domain.errors import ErrorCode
-from shared.domain.job import Attempt, Choice, Failure, Job, JobStatus, Usage, WorkerState
+from shared.domain.errors import ErrorCode, KeyReused
+from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage, WorkerState
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.domain.result import JobResult
-from shared.postgres.job_store import Idempotency, JobStore, KeyReused, NewJob
+from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
 
@@ -110,7 +110,7 @@ async def test_a_concurrent_cancel_does_not_prevent_finish(store: JobStore, work
 async def test_requeued_jobs_are_claimed_again(store: JobStore, workers: Workers, owner: Owner) -> None:
     job = await submit(store, owner)
     await workers("w").claim(job.id)
-    assert await workers("w").requeue(job.id, 1, tokens=5, outcome="handed_back")
+    assert await workers("w").requeue(job.id, 1, tokens=5, outcome=AttemptOutcome.HANDED_BACK)
     again = await workers("v").claim(job.id)
     assert again is not None
     assert again.attempt == 2
@@ -150,7 +150,7 @@ async def test_requeues_by_a_worker_are_not_deaths(
     job = await submit(store, owner)
     for attempt in range(1, 6):
         await workers("w").claim(job.id)
-        await workers("w").requeue(job.id, attempt, tokens=0, outcome="handed_back")
+        await workers("w").requeue(job.id, attempt, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
     await workers("dead").claim(job.id)
     assert [hint.job_id for hint in await recovery_store.requeue_stalled(3)] == [job.id]
 
@@ -218,7 +218,7 @@ async def test_an_ended_job_never_changes(
     assert await store.mark_cancelling(job.id) is None
     assert not await recovery_store.end_queued(job.id, 1, result(JobStatus.CANCELLED))
     assert not await recovery_store.end_lost(job.id, 1, result(JobStatus.FAILED))
-    assert not await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
+    assert not await workers("w").requeue(job.id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
     assert await recovery_store.requeue_stalled(3) == []
     assert await store.get(job.id) == before
 
@@ -278,7 +278,7 @@ class TestDeadlines:
     ) -> None:
         job = await submit(store, owner, start_within_s=60.0)
         await workers("w").claim(job.id)
-        await workers("w").requeue(job.id, 1, tokens=0, outcome="handed_back")
+        await workers("w").requeue(job.id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET start_before = now() - interval '1 minute'"))
         assert await recovery_store.overdue() == []
@@ -301,7 +301,7 @@ async def test_the_death_of_an_engine_counts_like_that_of_a_worker(
     job = await submit(store, owner)
     for attempt in (1, 2):
         await workers("w").claim(job.id)
-        await workers("w").requeue(job.id, attempt, tokens=0, outcome="engine_lost", died=True)
+        await workers("w").requeue(job.id, attempt, tokens=0, outcome=AttemptOutcome.ENGINE_LOST, died=True)
     claimed = await workers("dead").claim(job.id)
     assert claimed is not None
     assert claimed.deaths == 2

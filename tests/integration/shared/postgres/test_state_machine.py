@@ -27,10 +27,12 @@ from redis.asyncio import Redis
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
+from api.keys.principal import Principal
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
@@ -52,7 +54,7 @@ from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
-from workers.execution.attempt import StopReason
+from workers.execution.attempt import AttemptContext, StopReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -111,10 +113,9 @@ class Worker:
         self.runs: dict[tuple[str, int], asyncio.Task[JobStatus | None]] = {}
         logs = EventLog(redis)
         self.log_writer = LogWriter(logs, store.list_claims, late_s=0)
-        self.runner = Runner(
+        context = AttemptContext(
             worker=self.name,
             engine=self.engine,
-            slot_pool=SlotPool(self.engine.slots, yields=True),
             store=store,
             logs=logs,
             log_writer=self.log_writer,
@@ -123,6 +124,7 @@ class Worker:
             send=lambda _: None,
             on_engine_death=lambda: None,
         )
+        self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
         self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.log_writer.run())
 
@@ -184,18 +186,17 @@ class World:
         self.worker_settings = worker_settings
         self.store = JobStore(database)
         self.logs = EventLog(redis)
-        self.streams = StreamHub(redis, self.logs, self.store, resync_s=0.2)
+        self.hub = StreamHub(redis, self.logs, self.store, resync_s=0.2)
         recovery_store = RecoveryStore(database)
         terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
-            registry=registry,
+            admission=Admission(registry, ContextWindow(registry)),
             store=self.store,
             logs=self.logs,
             terminator=terminator,
             hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
-            streams=self.streams,
-            context=ContextWindow(registry),
+            hub=self.hub,
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
         )
@@ -209,7 +210,7 @@ class World:
         self.cancelling: set[str] = set()
         self.claimed_by: dict[tuple[str, int], str] = {}
         self.flushed = False
-        self._live = asyncio.create_task(self.streams.run())
+        self._live = asyncio.create_task(self.hub.run())
         self._started = 0
         self.workers = [self._worker() for _ in range(WORKERS)]
 
@@ -262,9 +263,8 @@ class World:
             finish_within_s=LEASE_S if late == "finish" else None,
         )
         # With a key, submit twice at the same time, as two API processes could.
-        submits = [
-            self.service.submit(new, Idempotency(key, "digest") if key else None) for _ in range(2 if key else 1)
-        ]
+        idempotency = Idempotency(key, "digest") if key else None
+        submits = [self.service.submit(Principal.of(self.owner), new, idempotency) for _ in range(2 if key else 1)]
         ids = {job.id for job, _ in await asyncio.gather(*submits)}
         assert len(ids) == 1, "one idempotency key, one job"
         (job_id,) = ids
@@ -606,7 +606,7 @@ class Jobs(RuleBasedStateMachine):
         else:
             self._to_run(run, lambda worker, call: self.world.finish(worker, call, how))
 
-    @rule(run=a_run, why=st.sampled_from([StopReason.HAND_BACK, StopReason.DEADLINE]))
+    @rule(run=a_run, why=st.sampled_from([StopReason.REQUEUED, StopReason.DEADLINE_EXCEEDED]))
     def stop(self, run: int, why: StopReason) -> None:
         self._to_run(run, lambda worker, call: self.world.stop(worker, call, why))
 
@@ -711,7 +711,7 @@ class Jobs(RuleBasedStateMachine):
         races: dict[str, Callable[[], Awaitable[object]]] = {
             "cancel": lambda: world.cancel(call.job_id),
             "finish": lambda: world.finish(worker, call, "stop"),
-            "hand back": lambda: world.stop(worker, call, StopReason.HAND_BACK),
+            "hand back": lambda: world.stop(worker, call, StopReason.REQUEUED),
             "sweep": world.sweep,
             "heartbeat": worker.lease.renew,
             "message": lambda: world.deliver(other, call.job_id),

@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.domain.events import Delta, EventType, delta_event, event, parse_archive
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import AttemptOutcome, Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED
@@ -29,7 +29,7 @@ async def handed_back(store: JobStore, workers: Workers, logs: EventLog, owner: 
     await workers("w").claim(job.id)
     events = [event(1, EventType.STARTED, {"attempt": 1}), delta_event(2, Delta(0, "so far", (7, 8)))]
     await logs.append([Append(job.id, 1, events)])
-    await workers("w").requeue(job.id, 1, tokens=2, outcome="handed_back")
+    await workers("w").requeue(job.id, 1, tokens=2, outcome=AttemptOutcome.HANDED_BACK)
     found = await store.get(job.id)
     assert found is not None
     return found

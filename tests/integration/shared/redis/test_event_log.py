@@ -142,7 +142,7 @@ class TestFlusher:
         self, log_writer: LogWriter, logs: EventLog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("INTERVAL_PER_LOG_S", "MAX_INTERVAL_S"):
-            monkeypatch.setattr(f"shared.redis.event_log.{name}", 60)
+            monkeypatch.setattr(f"workers.engines.pacing.{name}", 60)
         log, other = LogBuffer(JOB, 1), LogBuffer("job_2", 1)
         await self.write(log_writer, log, "a")
         log.delta(Delta(0, "b", (1,)))

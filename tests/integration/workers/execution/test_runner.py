@@ -23,7 +23,7 @@ from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
-from workers.execution.attempt import StopReason
+from workers.execution.attempt import AttemptContext, StopReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -41,10 +41,9 @@ class Worker:
         self.engine = SteeredEngine(slots)
         self.sent: list[Hint] = []
         self.log_writer = LogWriter(logs, store.list_claims, late_s=60)
-        self.runner = Runner(
+        context = AttemptContext(
             worker=name,
             engine=self.engine,
-            slot_pool=SlotPool(slots, yields=True),
             store=store,
             logs=logs,
             log_writer=self.log_writer,
@@ -53,6 +52,7 @@ class Worker:
             send=self.sent.append,
             on_engine_death=lambda: None,
         )
+        self.runner = Runner(context, SlotPool(slots, yields=True))
 
     async def start(self, job: Job) -> tuple[Run, Call]:
         """Run a job; returns once it is in the engine."""
@@ -167,7 +167,7 @@ async def test_a_lost_job_is_stopped_and_nothing_is_written(
         before, log_before = await read(store, job), await logs.read(job.id)
 
         await call.tokens(4)
-        worker.runner.stop(job.id, StopReason.LOST, 1)
+        worker.runner.stop(job.id, StopReason.CLAIM_LOST, 1)
         assert await asyncio.wait_for(run, WITHIN_S) is None
         await worker.log_writer.drain(WITHIN_S)
         assert (await read(store, job), await logs.read(job.id)) == (before, log_before)

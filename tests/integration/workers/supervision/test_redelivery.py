@@ -16,6 +16,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.job_queue import HintSender, celery_app, depths
 from tests.conftest import TEST_REDIS_DB, Servers, Workers
 from tests.support.steered_engine import SteeredEngine
+from workers.execution.attempt import AttemptContext
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
 from workers.supervision.redelivery import Redelivery
@@ -49,10 +50,9 @@ async def sent(broker: str, redis: Redis) -> Sent:
 @pytest.fixture
 def runner(workers: Workers) -> Runner:
     store = workers("w")
-    return Runner(
+    context = AttemptContext(
         worker="w",
         engine=SteeredEngine(),
-        slot_pool=SlotPool(SLOTS, yields=True),
         store=store,
         logs=None,  # type: ignore[arg-type]  # nothing runs here
         log_writer=None,  # type: ignore[arg-type]
@@ -61,6 +61,7 @@ def runner(workers: Workers) -> Runner:
         send=lambda _: None,
         on_engine_death=lambda: None,
     )
+    return Runner(context, SlotPool(SLOTS, yields=True))
 
 
 @pytest.fixture
@@ -153,5 +154,5 @@ async def test_a_worker_that_takes_nothing_sends_nothing(
     healer: Redelivery, store: JobStore, database: AsyncEngine, owner: Owner
 ) -> None:
     await waiting(store, database, owner, 3)
-    healer._runner.close()
+    healer._runner.pause()
     assert await healer.heal() == 0

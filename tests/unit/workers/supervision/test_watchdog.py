@@ -10,6 +10,7 @@ from shared.config.models.simulated import SimulatedModel
 from shared.postgres.claim_store import ClaimStore
 from shared.redis.event_log import EventLog
 from workers.engines.simulated.engine import SimulatedEngine
+from workers.execution.attempt import AttemptContext
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -24,10 +25,9 @@ def runner() -> Runner:
     """A runner that has taken nothing for long. Its servers are never asked."""
     store = ClaimStore(create_async_engine("postgresql+asyncpg://nowhere"), "w")
     logs = EventLog(Redis(host="nowhere"))
-    runner = Runner(
+    context = AttemptContext(
         worker="w",
         engine=SimulatedEngine(SimulatedModel(name="m", engine="simulated", slots=SLOTS)),
-        slot_pool=SlotPool(SLOTS, yields=True),
         store=store,
         logs=logs,
         log_writer=LogWriter(logs, store.list_claims, late_s=1),
@@ -36,6 +36,7 @@ def runner() -> Runner:
         send=lambda _: None,
         on_engine_death=lambda: None,
     )
+    runner = Runner(context, SlotPool(SLOTS, yields=True))
     runner.last_message = 0.0
     return runner
 
@@ -74,9 +75,9 @@ def test_a_full_worker_is_no_fault(watchdog: Watchdog, runner: Runner) -> None:
 
 
 def test_a_worker_that_takes_nothing_on_purpose_is_no_fault(watchdog: Watchdog, runner: Runner) -> None:
-    runner.close()
+    runner.pause()
     assert not any(watchdog.stuck(5, float(second)) for second in range(100, 200))
-    runner.open()
+    runner.resume()
     assert not watchdog.stuck(5, 200.0)
     assert watchdog.stuck(5, 200.0 + LONG)
 

@@ -1,0 +1,63 @@
+"""Pages of lists, the same for every resource: `limit` and `after` select a page, `has_more` announces another."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Annotated, Generic, Literal, Self, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel
+
+from shared.domain.errors import InvalidRequest
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+After = Annotated[str | None, Query(description="`last_id` of the page before.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Consecutive items of a list. `has_more`: others follow."""
+
+    items: Sequence[T]
+    has_more: bool
+
+
+class PageView(BaseModel, Generic[V]):
+    """A page as the API shows it."""
+
+    object: Literal["list"] = "list"
+    data: list[V]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, page: Page[T], view: Callable[[T], V], id_of: Callable[[T], str] = attrgetter("id")) -> Self:
+        """The view of a page, from the view and the id of an item."""
+        items = page.items
+        return cls(
+            data=[view(item) for item in items],
+            first_id=id_of(items[0]) if items else None,
+            last_id=id_of(items[-1]) if items else None,
+            has_more=page.has_more,
+        )
+
+
+async def fetch_page(limit: int, fetch: Callable[[int], Awaitable[Sequence[T]]]) -> Page[T]:
+    """The page that a query returns: `fetch` takes the number of items to read."""
+    return cut_page(await fetch(limit + 1), limit)
+
+
+def cut_page(items: Sequence[T], limit: int) -> Page[T]:
+    """The page at the head of a list."""
+    return Page(items[:limit], has_more=len(items) > limit)
+
+
+def check_after(after: str | None, what: str, is_id: Callable[[str], bool]) -> None:
+    """Raise `InvalidRequest` if `after` cannot be the id of a `what`."""
+    if after is not None and not is_id(after):
+        raise InvalidRequest(f"after: must be a {what}'s id, got {after[:64]!r}", param="after")

@@ -1,0 +1,64 @@
+"""Synchronous calls, the same for every dialect: the client receives the result of its jobs, streamed or whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from sse_starlette import ServerSentEvent
+
+from api.http.sse import event_stream, heartbeat
+from api.http.submit_headers import SubmitHeaders, replay_headers
+from api.jobs.disconnect import cancel_on_disconnect, while_connected
+from api.jobs.service import JobService
+from api.settings import StreamSettings
+from shared.domain.errors import UpstreamFailed
+from shared.domain.job import Job
+
+
+class SyncCall:
+    """One request whose client waits for its jobs."""
+
+    def __init__(self, request: Request, jobs: JobService, submission: SubmitHeaders, settings: StreamSettings) -> None:
+        self._request = request
+        self._jobs = jobs
+        self._submission = submission
+        self._settings = settings
+
+    async def respond(
+        self,
+        submitted: Sequence[Job],
+        *,
+        created: bool,
+        stream: Callable[[], AsyncIterator[bytes]] | None,
+        body: Callable[[Sequence[Job]], Awaitable[dict[str, Any]]],
+        background: bool = False,
+        heartbeat: Callable[[], ServerSentEvent] = heartbeat,
+    ) -> Response:
+        """Send `stream`; if that is None, wait for the jobs' end and return their `body`.
+
+        If the client disconnects, its jobs are cancelled, unless it sent an idempotency key: it may then come back
+        for the result. `background` jobs are neither waited for nor cancelled. `created` is False if an earlier call
+        with the same idempotency key created the jobs.
+
+        Raises:
+            UpstreamFailed: a job did not complete.
+        """
+        self._request.state.job_id = submitted[0].id
+        headers = replay_headers(created)
+        keep = background or self._submission.idempotency_key is not None
+        if stream is not None:
+            frames = cancel_on_disconnect(stream(), self._jobs, submitted, keep=keep)
+            return event_stream(frames, self._settings, headers, heartbeat=heartbeat)
+        if background:
+            return JSONResponse(await body(submitted), headers=headers)
+        ended = await while_connected(self._request, self._jobs, submitted, keep=keep)
+        if ended is None:
+            return Response(status_code=499)  # the client has disconnected
+        for job in ended:
+            if not job.status.succeeded:
+                assert job.error is not None
+                raise UpstreamFailed(job.error.message, code=job.error.code)
+        return JSONResponse(await body(ended), headers=headers)

@@ -1,0 +1,48 @@
+"""Checks the services that this process needs, one by one."""
+
+from __future__ import annotations
+
+import logging
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.config.models.loader import Registry
+from shared.postgres.job_store import JobStore
+
+logger = logging.getLogger(__name__)
+
+OK = "ok"
+
+
+class ReadinessCheck:
+    """Checks the database, Redis, and that each model has a live worker."""
+
+    def __init__(self, store: JobStore, redis: Redis, registry: Registry) -> None:
+        self._store = store
+        self._redis = redis
+        self._registry = registry
+
+    async def run(self) -> dict[str, str]:
+        """The state of each service, by name: `OK`, or what is missing."""
+        checks: dict[str, str] = {}
+        workers: dict[str, int] | None = None
+        try:
+            workers = await self._store.live_workers()
+            checks["database"] = OK
+        except (SQLAlchemyError, OSError) as error:
+            logger.warning("the database is unavailable: %s", error)
+            checks["database"] = "cannot be reached"
+        try:
+            await self._redis.ping()
+            checks["redis"] = OK
+        except (RedisError, OSError) as error:
+            logger.warning("Redis is unavailable: %s", error)
+            checks["redis"] = "cannot be reached"
+        for name in self._registry.models:
+            if workers is None:
+                checks[f"model {name}"] = "unknown"
+            else:
+                checks[f"model {name}"] = OK if workers.get(name) else "no live worker"
+        return checks

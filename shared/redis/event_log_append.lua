@@ -1,0 +1,59 @@
+-- Appends events to the logs of many jobs and publishes them to the jobs' followers, in one atomic step.
+--
+-- KEYS   for each job: its log (stream), its fence (hash), its followers (set)
+-- ARGV   for each job: job id, attempt, force (1 or 0), TTL in seconds, final (1 if the last event ends the log, or 0),
+--        number of events; then for each event: seq (0: after the last one), type, data, token ids ('' for none)
+-- Result for each job: -1 if a later attempt owns its log, otherwise the seq of the log's last event. If there is a gap
+--        between that event and the first one sent, Redis has lost the log. Nothing is written in these two cases.
+--
+-- Events that the log already has are skipped. `force` deletes the log first, unless a later attempt owns it.
+local results, messages = {}, {}
+local k, a = 1, 1
+while k <= #KEYS do
+  local log, fence, followers = KEYS[k], KEYS[k + 1], KEYS[k + 2]
+  local job, attempt, force, ttl, final = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  local count = tonumber(ARGV[a + 5])
+  k, a = k + 3, a + 6
+  local fields = redis.call('HMGET', fence, 'attempt', 'seq')
+  local owner, last = tonumber(fields[1] or '0'), tonumber(fields[2] or '0')
+  local first = tonumber(ARGV[a])
+  if force == '1' and owner <= attempt then
+    redis.call('DEL', log)
+    last = first - 1
+  end
+  if owner > attempt then
+    results[#results + 1] = -1
+  elseif first > last + 1 then
+    results[#results + 1] = last
+  else
+    local lines = {}
+    for i = 0, count - 1 do
+      local e = a + 4 * i
+      local seq, kind, data, ids = tonumber(ARGV[e]), ARGV[e + 1], ARGV[e + 2], ARGV[e + 3]
+      if seq == 0 then seq = last + 1 end
+      if seq > last then
+        if ids == '' then
+          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data)
+        else
+          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data, 'k', ids)
+        end
+        last = seq
+        lines[#lines + 1] = job .. ' ' .. seq .. ' ' .. kind .. ' ' .. data
+      end
+    end
+    redis.call('HSET', fence, 'attempt', attempt, 'seq', last)
+    redis.call('EXPIRE', log, ttl)
+    redis.call('EXPIRE', fence, ttl)
+    if #lines > 0 then
+      local text = table.concat(lines, '\n')
+      for _, api in ipairs(redis.call('SMEMBERS', followers)) do
+        messages[api] = messages[api] and (messages[api] .. '\n' .. text) or text
+      end
+      if final == '1' then redis.call('DEL', followers) end
+    end
+    results[#results + 1] = last
+  end
+  a = a + 4 * count
+end
+for api, text in pairs(messages) do redis.call('PUBLISH', 'hr:api:' .. api, text) end
+return results

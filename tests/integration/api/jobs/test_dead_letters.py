@@ -1,0 +1,48 @@
+"""Replays of failed jobs pass the same admission as any other submit."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.jobs.admission import Admission
+from api.jobs.context_window import ContextWindow
+from api.jobs.dead_letters import replay
+from shared.config.models.loader import Registry
+from shared.config.models.simulated import SimulatedModel
+from shared.domain.job import Job, JobStatus
+from shared.domain.owner import Owner
+from shared.domain.request import GenerateRequest
+from shared.postgres.job_store import JobStore, NewJob
+
+
+@pytest.fixture
+async def failed(store: JobStore, database: AsyncEngine, owner: Owner) -> Job:
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x"), {"a": "b"}))
+    async with database.connect() as connection:
+        await connection.execute(text("UPDATE jobs SET status = 'failed', error_code = 'attempts_exhausted'"))
+    return job
+
+
+def admission(model: str) -> Admission:
+    registry = Registry({model: SimulatedModel(name=model, engine="simulated")})
+    return Admission(registry, ContextWindow(registry))
+
+
+async def test_a_replay_is_a_new_job_of_the_same_key(
+    store: JobStore, failed: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await replay(store, admission("m"), failed.id) == 0
+    again = await store.get(capsys.readouterr().out.split()[-1], failed.owner.project_id)
+    assert again is not None
+    assert (again.status, again.request) == (JobStatus.QUEUED, failed.request)
+    assert again.metadata == {"a": "b", "replay_of": failed.id}
+
+
+async def test_a_replay_for_a_removed_model_is_rejected(
+    store: JobStore, failed: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await replay(store, admission("another"), failed.id) == 1
+    assert capsys.readouterr().err.startswith(f"{failed.id} cannot run again: The model `m` does not exist")
+    assert [job.id for job in await store.page(failed.owner.project_id)] == [failed.id]

@@ -1,0 +1,90 @@
+"""A sweeper takes jobs from silent workers only after a lease's time without failed or slow sweeps."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+import pytest
+from redis.exceptions import ConnectionError as RedisGone
+
+from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.sweeper import Sweeper
+from shared.recovery.terminator import JobTerminator
+
+LEASE_S = 5.0
+
+
+class Clock:
+    """The monotonic clock, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+class RecordingSweeper(Sweeper):
+    """Records whether each sweep may take jobs; a sweep takes `duration_s` and raises `error`, if there is one."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(
+            cast("RecoveryStore", None),
+            cast("JobTerminator", None),
+            lambda _: None,
+            interval_s=1,
+            lease_s=LEASE_S,
+            max_attempts=3,
+        )
+        self.clock = clock
+        self.taken: list[bool] = []
+        self.duration_s = 0.0
+        self.error: Exception | None = None
+
+    async def sweep(self, *, take: bool = True) -> int:
+        self.taken.append(take)
+        self.clock.now += self.duration_s
+        if self.error is not None:
+            raise self.error
+        return 0
+
+    async def rounds(self, count: int) -> list[bool]:
+        """Sweep once a second; returns which of the sweeps could take jobs."""
+        self.taken.clear()
+        for _ in range(count):
+            self.clock.now += 1
+            await self._sweep_steadily()
+        return self.taken
+
+
+async def test_a_new_sweeper_takes_nothing_for_a_lease(clock: Clock) -> None:
+    assert await RecordingSweeper(clock).rounds(6) == [False] * 4 + [True] * 2
+
+
+async def test_a_failed_sweep_starts_the_wait_again(clock: Clock) -> None:
+    sweeper = RecordingSweeper(clock)
+    await sweeper.rounds(5)
+    sweeper.error = RedisGone("refused")
+    with pytest.raises(RedisGone):
+        await sweeper.rounds(1)
+    sweeper.error = None
+    assert await sweeper.rounds(6) == [False] * 4 + [True] * 2
+
+
+async def test_a_slow_sweep_starts_the_wait_again(clock: Clock) -> None:
+    sweeper = RecordingSweeper(clock)
+    await sweeper.rounds(5)
+    sweeper.duration_s = LEASE_S / 2
+    assert await sweeper.rounds(1) == [True], "half a lease is in time"
+    sweeper.duration_s += 0.5
+    assert await sweeper.rounds(1) == [True]
+    sweeper.duration_s = 0
+    assert await sweeper.rounds(6) == [False] * 4 + [True] * 2

@@ -1,0 +1,36 @@
+"""Stops a worker process that is faulty."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+from celery.worker import state as celery_state
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAULT = 75  # EX_TEMPFAIL of sysexits.h
+FORCE_AFTER_S = 10.0
+
+
+class ProcessShutdown:
+    """Stops this process, so that its supervisor starts another: through Celery, or by force if Celery is stuck."""
+
+    def __init__(self, release: Callable[[], Awaitable[None]]) -> None:
+        """`release` gives up the worker's jobs and its lease."""
+        self._release = release
+        self._forcing: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Ask Celery to stop, and release the jobs meanwhile. Runs on the event loop; a second call does nothing."""
+        celery_state.should_stop = EXIT_FAULT
+        if self._forcing is None:
+            self._forcing = asyncio.create_task(self._force(), name="process-shutdown")
+
+    async def _force(self) -> None:
+        await self._release()
+        await asyncio.sleep(FORCE_AFTER_S)
+        logger.critical("Celery does not stop; ending the process")
+        os._exit(EXIT_FAULT)
