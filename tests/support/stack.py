@@ -81,7 +81,7 @@ class Stack:
         port = free_port()
         self.start(f"api-{port}", "api", HEADRACE_PORT=str(port), **settings)
         url = f"http://127.0.0.1:{port}"
-        eventually_sync(lambda: _responds(url), "the second API responds", within_s=60)
+        eventually_sync(lambda: _answers(url), "the second API responds", within_s=60)
         yield url
         process = self.processes.pop(f"api-{port}")
         process.terminate()
@@ -106,7 +106,7 @@ class Stack:
         name = "api" if url == self.url else f"api-{port}"
         end(name)
         self.start(name, "api", HEADRACE_PORT=port)
-        eventually_sync(lambda: _responds(url), f"{name} responds again", within_s=60)
+        eventually_sync(lambda: _answers(url), f"{name} responds again", within_s=60)
 
     def start_worker(self, model: str, *, within_s: float = 120, **settings: str) -> str:
         """Start a worker and wait until it is ready. Returns the name of its process."""
@@ -153,10 +153,10 @@ class Stack:
 
     def _alive(self) -> bool:
         assert self.processes["api"].poll() is None, (self.folder / "api.log").read_text()[-3000:]
-        return _responds(self.url)
+        return _answers(self.url)
 
 
-def _responds(url: str) -> bool:
+def _answers(url: str) -> bool:
     try:
         return httpx.get(f"{url}/healthz", timeout=1).status_code == 200
     except httpx.TransportError:
