@@ -171,7 +171,7 @@ class WorkerRuntime:
         """Finish or requeue all jobs. Does nothing before the start."""
         if self._parts is not None:
             self._parts.runner.pause()
-            await self._parts.heartbeat.show(WorkerState.DRAINING)
+            await self._parts.heartbeat.set_state(WorkerState.DRAINING)
             await self._parts.runner.drain(self._settings.drain_s)
 
     def end_grace(self) -> None:

@@ -43,7 +43,7 @@ class Endpoint(Protocol):
             pydantic.ValidationError, shared.domain.errors.InvalidRequest: it is refused; `param` names the field.
         """
 
-    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
+    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
         """What the call would have answered with. The body has become this job before."""
 
 
@@ -64,8 +64,8 @@ class Completions:
             raise InvalidRequest("prompt: a line has one prompt; give each a line.", param="prompt")
         return LineJob(request.model, generate, request.metadata or {}, end_user_name(request.user))
 
-    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
-        return completion_body(self.face, [job], fingerprint)
+    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
+        return completion_body(self.face, [job])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Responses:
             request.model, request.generate_request(messages), request.metadata, end_user_name(request.end_user)
         )
 
-    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None) -> dict[str, Any]:
+    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
         return replayed(StoredResponse(job, self._request(body).facts()), log)
 
     @staticmethod

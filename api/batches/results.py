@@ -20,7 +20,6 @@ from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import render
 from api.jobs.admission import Admission
-from shared.config.models.loader import Registry
 from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound, UpstreamFailed
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
@@ -46,12 +45,7 @@ class Results:
 
 
 async def write_results(
-    batch: Batch,
-    lines: AsyncIterator[Line],
-    store: BatchStore,
-    blobs: Blobs,
-    registry: Registry,
-    admission: Admission,
+    batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs, admission: Admission
 ) -> Results:
     """Write a batch's results, all of whose jobs have ended. Written again they are the same."""
     results = Results()
@@ -63,7 +57,7 @@ async def write_results(
             if line.blank:
                 continue
             ran = await jobs.of(line.number)
-            entry = await _entry(batch, line, ran, registry, admission)
+            entry = await _entry(batch, line, ran, admission)
             if ran is not None and ran.job.usage is not None:
                 results.usage = _sum(results.usage, ran.job.usage)
             if entry.good:
@@ -86,7 +80,7 @@ class _Entry:
     content: dict[str, Any]
 
 
-async def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Registry, admission: Admission) -> _Entry:
+async def _entry(batch: Batch, line: Line, ran: LineResult | None, admission: Admission) -> _Entry:
     """The result of a line, which ran as this job, or not at all."""
     custom_id, body = said(line)
     if ran is None:
@@ -103,10 +97,9 @@ async def _entry(batch: Batch, line: Line, ran: LineResult | None, registry: Reg
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status.succeeded:
-        fingerprint = registry[job.model].fingerprint if job.model in registry else None
         log = parse_archive(ran.log) if ran.log is not None else ()
         try:
-            answer = ENDPOINTS[batch.endpoint].answer(body, job, log, fingerprint)
+            answer = ENDPOINTS[batch.endpoint].answer(body, job, log)
         except (ValidationError, InvalidRequest):
             rejection = await _rejection(batch, line, admission)
             return _Entry(False, {**content, "response": _failed(job.id, rejection), "error": None})

@@ -181,7 +181,7 @@ class BatchSteps:
         results = Results()
         if batch.total:  # one that was cancelled before its input was read has no requests
             async with self._lines(batch, Position()) as lines:
-                results = await write_results(batch, lines, self._store, self._blobs, self._registry, self._admission)
+                results = await write_results(batch, lines, self._store, self._blobs, self._admission)
         ending = batch.ending
         if ending is BatchStatus.EXPIRED and not results.expired:
             ending = BatchStatus.COMPLETED

@@ -156,7 +156,7 @@ class JobService:
         if not await self._store.delete(job_id, project_id):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
         try:
-            await self._logs.forget(job_id)
+            await self._logs.delete(job_id)
         except (RedisError, OSError) as error:
             logger.warning("job=%s its log stays in Redis until it expires: %s", job_id, error)
 

@@ -25,8 +25,8 @@ _RENDERED = ChatOptions.model_fields.keys() - {"tool_choice", "parallel_tool_cal
 class TokenCounter:
     """One model's tokenizer and template."""
 
-    def __init__(self, folder: Path, *, as_it_is: bool = True) -> None:
-        """`as_it_is`: whether the model's own template renders conversations, without variables of ours."""
+    def __init__(self, folder: Path, *, renders_chat: bool = True) -> None:
+        """`renders_chat`: see `shared.config.models.base.TokenizerFiles`."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "tokenizer_config.json").read_text())
         template_file = folder / "chat_template.jinja"
@@ -39,7 +39,7 @@ class TokenCounter:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _raise
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        self._template = environment.from_string(template) if isinstance(template, str) and as_it_is else None
+        self._template = environment.from_string(template) if isinstance(template, str) and renders_chat else None
 
     def count(self, request: GenerateRequest) -> int | None:
         """Tokens of the prompt; None where a conversation cannot be rendered as the worker will."""
@@ -60,8 +60,8 @@ class TokenCounter:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def simulated_tokens(request: GenerateRequest) -> int:
-    """The simulated engine's tokens are words; see `workers.engines.simulated.engine`."""
+def count_words(request: GenerateRequest) -> int:
+    """Tokens of a prompt whose tokens are words; see `workers.engines.simulated.engine`."""
     if isinstance(request.prompt, list):
         return len(request.prompt)
     if request.messages is None:

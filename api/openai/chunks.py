@@ -26,14 +26,13 @@ async def frames(
     *,
     usage_in_the_end: bool = False,
     usage_always: bool = False,
-    fingerprint: str | None = None,
 ) -> AsyncIterator[bytes]:
     """Jobs' events as `data:` frames, ending with `[DONE]`, or with an error frame where one failed.
 
     Raises:
         CutShort: after an error frame, where jobs have not ended.
     """
-    head = _Head(face, jobs[0], usage_in_the_end=usage_in_the_end, fingerprint=fingerprint)
+    head = _Head(face, jobs[0], usage_in_the_end=usage_in_the_end)
     chunks = [
         Chunks(head, face, job, first_index=position * job.request.sampling.n, usage_always=usage_always)
         for position, job in enumerate(jobs)
@@ -46,7 +45,7 @@ async def frames(
             if mine.usage is not None:
                 open_streams -= 1
                 if not open_streams:
-                    made += head.end([one.usage for one in chunks if one.usage is not None])
+                    made += head.end([one.usage for one in chunks if one.usage is not None], chunks[0].fingerprint)
             if made:
                 yield made
             if mine.broken and (left := [job for job, one in zip(jobs, chunks, strict=True) if not one.ended]):
@@ -84,7 +83,7 @@ async def _merged(streams: Sequence[AsyncIterator[list[Event]]]) -> AsyncGenerat
 class _Head:
     """What all chunks of a stream have in common, encoded once."""
 
-    def __init__(self, face: Dialect, job: Job, *, usage_in_the_end: bool, fingerprint: str | None) -> None:
+    def __init__(self, face: Dialect, job: Job, *, usage_in_the_end: bool) -> None:
         common: dict[str, Any] = {
             "id": face.completion_id(job),
             "object": face.chunk_object,
@@ -94,7 +93,6 @@ class _Head:
         self._before = b"data: " + orjson.dumps(common)[:-1] + b',"choices":['
         self._usage_in_the_end = usage_in_the_end
         self._after = b'],"usage":null}\n\n' if usage_in_the_end else b"]}\n\n"
-        self._fingerprint = fingerprint
 
     def chunk(self, choice: dict[str, Any]) -> bytes:
         return self._before + orjson.dumps(choice) + self._after
@@ -109,23 +107,18 @@ class _Head:
         """A chunk with the usage so far."""
         return b'%b%b],"usage":%b}\n\n' % (self._before, orjson.dumps(choice), orjson.dumps(usage))
 
-    def last_of(self, choice: dict[str, Any]) -> bytes:
-        """A choice's last chunk, which tells the fingerprint unless the usage's does."""
-        if self._usage_in_the_end or self._fingerprint is None:
+    def last_of(self, choice: dict[str, Any], fingerprint: str | None) -> bytes:
+        """A choice's last chunk, which has the fingerprint unless the usage chunk has it."""
+        if self._usage_in_the_end or fingerprint is None:
             return self.chunk(choice)
-        return b'%b%b],"system_fingerprint":%b}\n\n' % (
-            self._before,
-            orjson.dumps(choice),
-            orjson.dumps(self._fingerprint),
-        )
+        return b'%b%b],"system_fingerprint":%b}\n\n' % (self._before, orjson.dumps(choice), orjson.dumps(fingerprint))
 
-    def end(self, usages: Sequence[Usage]) -> bytes:
+    def end(self, usages: Sequence[Usage], fingerprint: str | None) -> bytes:
         """The chunk of the usage, where it is wanted, and the end."""
         if not self._usage_in_the_end:
             return DONE
         usage = orjson.dumps(usage_view(total(usages)).model_dump())
-        fingerprint = orjson.dumps(self._fingerprint)
-        return b'%b],"usage":%b,"system_fingerprint":%b}\n\n%b' % (self._before, usage, fingerprint, DONE)
+        return b'%b],"usage":%b,"system_fingerprint":%b}\n\n%b' % (self._before, usage, orjson.dumps(fingerprint), DONE)
 
 
 class Chunks:
@@ -149,6 +142,7 @@ class Chunks:
         self._tokens: dict[int, int] = {}
         self._opened = False
         self._sent_text = False
+        self.fingerprint: str | None = None
         self.usage: Usage | None = None
         self.ended = self.broken = False
 
@@ -166,6 +160,7 @@ class Chunks:
                     return b"".join(map(self._delta, _one_call_each(payload)))
                 return self._delta(payload)
             case EventType.STARTED:
+                self.fingerprint = event.payload().get("fingerprint")
                 # Where usage goes with each chunk, the opening one waits for the prompt's length.
                 return b"" if self._usage_always or self._opened else self._open()
             case EventType.RESTARTED if self._sent_text:
@@ -187,7 +182,7 @@ class Chunks:
             return self._counted(payload)
         finish_reason = payload.get("finish_reason")
         choice = self._choice(payload, finish_reason)
-        return self._head.last_of(choice) if finish_reason else self._head.chunk(choice)
+        return self._head.last_of(choice, self.fingerprint) if finish_reason else self._head.chunk(choice)
 
     def _open(self) -> bytes:
         """The chunks that open a stream, one for each choice; none for plain completions."""

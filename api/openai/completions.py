@@ -54,7 +54,7 @@ def role_of(job: Job) -> str:
     return request.messages[-1].role
 
 
-def completion_body(face: Dialect, jobs: Sequence[Job], fingerprint: str | None = None) -> dict[str, Any]:
+def completion_body(face: Dialect, jobs: Sequence[Job]) -> dict[str, Any]:
     """Finished jobs, one for each prompt, as one answer: `ChatCompletion` or `Completion` in `api.openai.schemas`."""
     first = jobs[0]
     choice_of = _chat_choice if face.chat else _text_choice
@@ -68,7 +68,7 @@ def completion_body(face: Dialect, jobs: Sequence[Job], fingerprint: str | None 
         "created": int(first.created_at.timestamp()),
         "model": first.model,
         "choices": choices,
-        "system_fingerprint": fingerprint,
+        "system_fingerprint": first.fingerprint,
         "usage": usage_view(total([job.usage for job in jobs if job.usage is not None])).model_dump(),
     }
     if face.chat:

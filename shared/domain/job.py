@@ -141,6 +141,7 @@ class Attempt:
     """One worker's attempt to run a job.
 
     `outcome` is an `AttemptOutcome`, or None while the attempt runs; a string, since a newer version may write others.
+    `fingerprint` identifies how the model was run; it is known once the job has ended, if its worker reported it.
     """
 
     number: int
@@ -149,6 +150,7 @@ class Attempt:
     ended_at: datetime | None = None
     tokens: int = 0
     outcome: str | None = None
+    fingerprint: str | None = None
 
 
 class WorkerState(StrEnum):
@@ -184,6 +186,11 @@ class Job:
     error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
     request_context: RequestContext = NO_CONTEXT
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the attempt that ended the job."""
+        return self.attempts[-1].fingerprint if self.attempts else None
 
     @property
     def missed_start(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, archive, event
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.transcript import fingerprint_by_attempt
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
 LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
@@ -65,6 +66,7 @@ def build_result(
     }
     if failure is not None:
         payload["error"] = {"code": str(failure.code), "message": failure.message}
+    fingerprints = fingerprint_by_attempt(events)
     last = event(seq, EventType(status.value), payload)
     result = JobResult(
         status=status,
@@ -73,17 +75,24 @@ def build_result(
         usage=usage,
         error=failure,
         first_token_at=first_token_at,
-        attempts=tuple(_ended(attempt, finished_at, outcome, tokens) for attempt in job.attempts),
+        attempts=tuple(_ended(attempt, finished_at, outcome, tokens, fingerprints) for attempt in job.attempts),
         log=archive([*events, last]),
     )
     return result, last
 
 
-def _ended(attempt: Attempt, now: datetime, outcome: AttemptOutcome, tokens: Mapping[int, int]) -> Attempt:
-    """Return an attempt as the history keeps it. If its worker was lost, only the log knows its number of tokens."""
+def _ended(
+    attempt: Attempt,
+    now: datetime,
+    outcome: AttemptOutcome,
+    tokens: Mapping[int, int],
+    fingerprints: Mapping[int, str | None],
+) -> Attempt:
+    """An attempt as the history keeps it. The tokens of an attempt that lost its worker are known from the log only."""
     return replace(
         attempt,
         ended_at=attempt.ended_at or now,
         outcome=attempt.outcome or outcome,
         tokens=tokens.get(attempt.number, attempt.tokens),
+        fingerprint=fingerprints.get(attempt.number, attempt.fingerprint),
     )

@@ -20,26 +20,38 @@ def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
     return tokens
 
 
+def fingerprint_by_attempt(events: Iterable[Event]) -> dict[int, str | None]:
+    """The fingerprint that each attempt reported in its `STARTED` event."""
+    started = (item.payload() for item in events if item.type is EventType.STARTED)
+    return {payload["attempt"]: payload.get("fingerprint") for payload in started}
+
+
 class Transcript:
     """Collects the deltas of a job, and joins them to choices."""
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
         self.deltas: list[Delta] = []
-        self.clear()
+        # Of the attempts that generated the deltas; None for an attempt that did not report one.
+        self.fingerprints: set[str | None] = set()
 
     @classmethod
     def of(cls, events: Iterable[Event], choices: int) -> Transcript:
         transcript = cls(choices)
+        fingerprint: str | None = None
         for item in events:
             if item.type is EventType.DELTA:
                 transcript.add(item.delta())
+                transcript.fingerprints.add(fingerprint)
+            elif item.type is EventType.STARTED:
+                fingerprint = item.payload().get("fingerprint")
             elif item.type is EventType.RESTARTED:
                 transcript.clear()
         return transcript
 
     def clear(self) -> None:
         self.deltas = []
+        self.fingerprints = set()
 
     def add(self, delta: Delta) -> None:
         self.deltas.append(delta)

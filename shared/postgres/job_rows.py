@@ -108,6 +108,7 @@ def _attempt(item: dict[str, Any]) -> Attempt:
         ended_at=datetime.fromisoformat(item["ended_at"]),
         tokens=item["tokens"],
         outcome=item["outcome"],
+        fingerprint=item.get("fingerprint"),
     )
 
 

@@ -293,7 +293,7 @@ async def test_errors_are_the_sdks_exceptions(client: anthropic.AsyncAnthropic, 
         {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "https://x"}}]}
     ]) == "invalid_request_error"  # fmt: skip
     assert await kind(bad, "context is 4096", max_tokens=CONTEXT + 1) == "invalid_request_error"
-    assert await kind(failed, "told to fail", messages=[{"role": "user", "content": FAIL}]) == "api_error"
+    assert await kind(failed, "configured to fail", messages=[{"role": "user", "content": FAIL}]) == "api_error"
     too_long: Any = [{"role": "user", "content": "x" * (5 << 20)}]
     assert await kind(anthropic.ContentTooLargeError, "larger", messages=too_long) == "request_too_large"
     async with anthropic.AsyncAnthropic(base_url=stack.url, api_key="hr_wrong", max_retries=0) as stranger:
@@ -304,7 +304,7 @@ async def test_errors_are_the_sdks_exceptions(client: anthropic.AsyncAnthropic, 
 
 
 async def test_a_failure_ends_a_stream_with_an_error(client: anthropic.AsyncAnthropic) -> None:
-    with pytest.raises(anthropic.APIStatusError, match="told to fail"):
+    with pytest.raises(anthropic.APIStatusError, match="configured to fail"):
         async with client.messages.stream(
             model="sim", max_tokens=5, messages=[{"role": "user", "content": FAIL}]
         ) as stream:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible HTTP server with scripted responses, most of which are faulty."""
+"""An OpenAI-compatible server whose answers and failures are set by the test."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from aiohttp import web
 
 
 class End(Enum):
-    """What follows the tokens of a response."""
+    """How an answer ends, after its tokens."""
 
     WHOLE = "a finish reason, usage, [DONE]"
     NO_USAGE = "a finish reason, [DONE]"
-    BROKEN_USAGE = "a finish reason, invalid usage, [DONE]"
-    SHORT = "nothing: the body ends early"
-    CUT = "a closed connection"
+    BROKEN_USAGE = "a finish reason, malformed usage, [DONE]"
+    SHORT = "the end of the body"
+    CUT = "the connection is closed"
     ERROR = "an error event"
     STRANGE = "a line that is not JSON"
     SILENCE = "nothing, until the client disconnects"
@@ -28,9 +28,9 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One response: an error's status and body, or a stream of tokens, then of `choices`, with an end.
+    """One answer: an error's status and body, or a stream of tokens, `choices` and an end.
 
-    `pause_s` is the pause after each token.
+    `pause_s`: seconds after each token.
     """
 
     tokens: int = 0
@@ -44,8 +44,8 @@ class Answer:
 
 
 @dataclass(slots=True)
-class ReceivedRequest:
-    """A received request; `at` is a time of the event loop's clock."""
+class Seen:
+    """A received request; `at` is the time of the event loop's clock."""
 
     at: float
     path: str
@@ -57,26 +57,24 @@ USAGE = {"prompt_tokens": 70, "completion_tokens": 90, "prompt_tokens_details": 
 
 
 def refusal(status: int, message: str = "no", **headers: str) -> Answer:
-    """An error response in OpenAI's format. `retry_after="1"` becomes the header Retry-After."""
+    """An error in OpenAI's format; `retry_after="1"` sets the header Retry-After."""
     body = json.dumps({"error": {"message": message, "type": "error", "code": None}})
     return Answer(status=status, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 class FaultyUpstream:
-    """Sends the responses in `answers` in order, then complete ones."""
+    """Returns `answers` in order, then complete answers."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
-        self.seen: list[ReceivedRequest] = []
+        self.seen: list[Seen] = []
         self.url = ""
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.seen.append(
-            ReceivedRequest(asyncio.get_running_loop().time(), request.path, headers, await request.json())
-        )
+        self.seen.append(Seen(asyncio.get_running_loop().time(), request.path, headers, await request.json()))
         self.arrived.set()
         answer = self.answers.pop(0) if self.answers else Answer(3)
         if answer.status != 200:
@@ -129,7 +127,7 @@ class FaultyUpstream:
 
 @asynccontextmanager
 async def faulty_upstream(port: int = 0) -> AsyncIterator[FaultyUpstream]:
-    """Start a server on 127.0.0.1, on a free port unless one is given."""
+    """A server on 127.0.0.1; port 0 selects a free port."""
     upstream = FaultyUpstream()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", upstream.handle)

@@ -1,4 +1,4 @@
-"""An engine whose every token is triggered by the test."""
+"""An engine that generates each token when the test requests it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from shared.domain.request import GenerateRequest
 from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted, Resume
 
 DEADLINE_S = 20.0
-# A token id encodes the attempt that generated it: `attempt * IDS_PER_ATTEMPT + position`.
+# Token ids identify the attempt that generated them: `attempt * IDS_PER_ATTEMPT + position`.
 IDS_PER_ATTEMPT = 10_000
 
 
 def token_text(position: int) -> str:
-    """The text of the token at a position. Every fourth token has none, and the token after it has the text of both."""
+    """The text of the token at a position. Every fourth token has none; the next one has both texts."""
     if position % 4 == 3:
         return ""
     return f"{position - 1} {position} " if position % 4 == 0 and position else f"{position} "
@@ -41,7 +41,7 @@ class Call:
         self._steps: asyncio.Queue[str | Exception | Restarted | None] = asyncio.Queue()
 
     async def tokens(self, count: int) -> None:
-        """Generate `count` tokens of each choice; returns when the runner has received them, or the call has ended."""
+        """Generate `count` tokens of each choice; returns when the runner has received them or has stopped."""
         for _ in range(count):
             self._steps.put_nowait(None)
         received = asyncio.ensure_future(self._steps.join())
@@ -49,18 +49,18 @@ class Call:
         done, waiting = await asyncio.wait({received, ended}, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
-        assert done, "the runner does not read the tokens"
+        assert done, "the runner does not receive the tokens"
 
     def finish(self, reason: str) -> None:
-        """Generate one more token of each choice, the last one."""
+        """Generate the last token of each choice."""
         self._steps.put_nowait(reason)
 
     def restart(self) -> None:
-        """Restart generation from the first token."""
+        """Start the answer again from its first token."""
         self._steps.put_nowait(Restarted())
 
     def fail(self, error: Exception) -> None:
-        """Raise an error in the middle of the request."""
+        """Fail the request with this error."""
         self._steps.put_nowait(error)
 
     async def run(self) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
@@ -84,10 +84,12 @@ class Call:
 
 
 class SteeredEngine:
-    """Resumes requests with one choice; restarts the others."""
+    """Resumes requests with one choice exactly; `several_choices` is the resume mode of all others."""
 
     def __init__(self, slots: int = 64) -> None:
         self.slots = slots
+        self.fingerprint = "fp_steered"
+        self.several_choices = Resume.NONE
         self.dead = False
         self.calls: dict[tuple[str, int], Call] = {}
         self._awaited: dict[str, asyncio.Future[Call]] = {}
@@ -99,28 +101,31 @@ class SteeredEngine:
         pass
 
     def next_call(self, job_id: str) -> asyncio.Future[Call]:
-        """The next request of a job, once it is in the engine."""
+        """The job's next request, once the engine has received it."""
         return self._awaited.setdefault(job_id, asyncio.get_running_loop().create_future())
 
     def discard_next_call(self, job_id: str) -> None:
-        """Stop waiting for the next request of a job."""
+        """Stop waiting for a job's next request."""
         self._awaited.pop(job_id, None)
 
     def die(self) -> None:
-        """Die, with all requests in the engine."""
+        """Die and fail all requests."""
         self.dead = True
         for call in self.calls.values():
-            call.fail(EngineDead("requested by the test"))
+            call.fail(EngineDead("the test ended it"))
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
-        return Resume.EXACT if request.sampling.n == 1 else Resume.NOT
+        return Resume.EXACT if request.sampling.n == 1 else self.several_choices
 
     def stats(self) -> EngineStats:
         return EngineStats(len(self.calls))
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
+        if prior and not comparable and self.resume_mode(request) is Resume.REGENERATE:
+            yield Restarted()
+            prior = ()
         job_id, _, attempt = request_id.rpartition("-")
         call = Call(job_id, int(attempt), request, prior)
         self.calls[job_id, call.attempt] = call

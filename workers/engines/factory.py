@@ -1,4 +1,4 @@
-"""From a model's declaration to its engine. The import is here, so that no engine's worker loads another's."""
+"""Creates the engine of a model. Engines are imported here on demand, so that a worker loads only its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workers.engines.base import Engine
 
 
 def make_engine(model: ModelSpec) -> Engine:
-    """The engine that a model's `engine:` names; not started yet."""
+    """The model's engine, not started."""
     match model:
         case VllmModel():
             from workers.engines.vllm.engine import VllmEngine

@@ -117,7 +117,7 @@ class JobAttempt:
     async def _open_log(self) -> bool:
         """Take over the log of earlier attempts, and resume after their last token if that is exact.
 
-        False: a later attempt owns the log.
+        Returns False if a later attempt owns the log.
         """
         job, log = self.job, self._log
         if job.attempt > 1:
@@ -125,14 +125,15 @@ class JobAttempt:
                 events = await self._retry(lambda: self._context.logs.take_over(job.id, job.attempt), "log")
             except Fenced:
                 return False
-            log.adopt(events, events[-1].seq if events else seq_before(job.attempt))
+            log.resume_after(events, events[-1].seq if events else seq_before(job.attempt))
             self._transcript = Transcript.of(events, job.request.sampling.n)
             self._prior_tokens = self._transcript.tokens
             self._earlier_tokens = tokens_by_attempt(events)
             has_output = bool(self._transcript.deltas) or not events  # a lost log may have had output
             if has_output and not (events and self._context.engine.resume_mode(job.request)):
                 self._restart()
-        log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self._context.worker})
+        started = {"attempt": job.attempt, "worker": self._context.worker}
+        log.event(EventType.STARTED, started | {"fingerprint": self._context.engine.fingerprint})
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens",
             job.id, job.model, job.attempt, self._context.worker, job.request_context.request_id, self._prior_tokens,
@@ -143,7 +144,7 @@ class JobAttempt:
         """Discard the output so far, here and at the readers."""
         self._transcript.clear()
         self._prior_tokens = 0
-        self._log.discard()
+        self._log.discard_pending()
         self._log.event(EventType.RESTARTED, {"attempt": self.job.attempt})
 
     async def _generate(self) -> None:
@@ -151,7 +152,7 @@ class JobAttempt:
         if self.stop_reason is None:
             self._generation = asyncio.create_task(self._publish_output(), name=f"generate-{self.job.id}")
         # After the task is created: submitting to the engine takes longer than publishing the start.
-        self._context.log_writer.touch(self._log)
+        self._context.log_writer.schedule(self._log)
         if self._generation is None:
             return
         deadline = None
@@ -170,7 +171,9 @@ class JobAttempt:
         self._submitted_at = time.monotonic()
         job_metrics.submitted(job, self._submitted_at - self.claimed_at)
         self._trace.generates(self._database_now(), self._prior_tokens)
-        outputs = self._context.engine.generate(f"{job.id}-{job.attempt}", job.request, prior)
+        engine = self._context.engine
+        comparable = self._transcript.fingerprints <= {engine.fingerprint}
+        outputs = engine.generate(f"{job.id}-{job.attempt}", job.request, prior, comparable=comparable)
         async with aclosing(outputs):
             async for item in outputs:
                 match item:
@@ -194,10 +197,10 @@ class JobAttempt:
             self._trace.first_token(self._first_token_at, self._prompt.prompt_tokens, self._prompt.cached_tokens)
         self._transcript.add(delta)
         self._log.delta(delta)
-        self._context.log_writer.touch(self._log)
+        self._context.log_writer.schedule(self._log)
 
     async def _finish(self) -> JobStatus | None:
-        """End or requeue the job, by how the generation ended."""
+        """End or requeue the job, depending on how the generation ended."""
         assert self._generation is None or self._generation.done()
         cancelled = self._generation is None or self._generation.cancelled()
         error = None if self._generation is None or cancelled else self._generation.exception()
@@ -233,7 +236,7 @@ class JobAttempt:
         return JobStatus.COMPLETED, None
 
     async def _end(self, status: JobStatus, failure: Failure | None) -> JobStatus | None:
-        """Write the result to the row, then append the last event. None: a later attempt owns the job."""
+        """Write the result to the row, then append the last event. Returns None if a later attempt owns the job."""
         job, context, usage = self.job, self._context, self._usage()
         outcome = AttemptOutcome(status.value)
         self._log.seal()
@@ -259,7 +262,7 @@ class JobAttempt:
         job_metrics.attempt_ended(job, outcome)
         self._trace.ended(result.finished_at, outcome, usage.prompt_tokens, self._tokens)
         self._log.close(last, context.log_ttl_s)
-        context.log_writer.touch(self._log)
+        context.log_writer.schedule(self._log)
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s %s prompt=%d output=%d ms=%d",
             job.id, job.model, job.attempt, context.worker, job.request_context.request_id, status.value,
@@ -272,7 +275,7 @@ class JobAttempt:
         """Return the job to the queue with its output so far; a job that is being cancelled ends instead."""
         job, context = self.job, self._context
         self._log.seal()
-        context.log_writer.touch(self._log)
+        context.log_writer.schedule(self._log)
         requeued = await self._retry(
             lambda: context.store.requeue(
                 job.id,

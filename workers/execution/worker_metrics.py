@@ -1,4 +1,4 @@
-"""Gauges of a worker, read at each scrape."""
+"""Gauges of a worker, collected at each scrape."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from workers.execution.runner import Runner
 
 
 class WorkerMetrics(Collector):
-    """What is read when Prometheus asks: the worker's load and its engine's. Costs nothing in between."""
+    """Collects the load of the worker and of its engine; costs nothing between scrapes."""
 
     def __init__(self, model: str, runner: Runner, engine: Engine, stalled_s: Callable[[], float]) -> None:
-        """`stalled_s`: how long messages have waited while there was room."""
+        """`stalled_s` returns for how long messages have waited although slots are free."""
         self._labels = (model_label(model),)
         self._runner = runner
         self._engine = engine
@@ -31,10 +31,10 @@ class WorkerMetrics(Collector):
         yield metrics.WORKER_STALLED.family([(self._labels, self._stalled_s())])
         yield metrics.ENGINE_RUNNING.family([(self._labels, stats.requests - stats.waiting)])
         yield metrics.ENGINE_WAITING.family([(self._labels, stats.waiting)])
-        for reading, value in (
+        for gauge, value in (
             (metrics.ENGINE_KV_USAGE, "usage"),
             (metrics.ENGINE_PREEMPTIONS, "preemptions"),
             (metrics.ENGINE_CACHE_QUERIES, "queried_tokens"),
             (metrics.ENGINE_CACHE_HITS, "hit_tokens"),
         ):
-            yield reading.family([(self._labels, getattr(stats.cache, value))] if stats.cache is not None else ())
+            yield gauge.family([(self._labels, getattr(stats.cache, value))] if stats.cache is not None else ())

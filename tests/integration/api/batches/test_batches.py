@@ -137,7 +137,7 @@ class World:
     async def sweep(self) -> None:
         await Sweeper(
             self.recovery_store, self.terminator, self.hints.append, interval_s=1, lease_s=1, max_attempts=3
-        ).sweep(take=False)
+        ).sweep(recover=False)
 
     async def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The lines of the output file and of the error file."""

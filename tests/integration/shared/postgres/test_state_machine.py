@@ -125,7 +125,7 @@ class Worker:
             on_engine_death=lambda: None,
         )
         self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
-        self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
+        self.heartbeat = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.log_writer.run())
 
     async def deliver(self, job_id: str) -> Call | None:
@@ -327,7 +327,7 @@ class World:
             for row in await self._rows("SELECT id, attempt, status FROM jobs WHERE worker = :w", w=worker.name)
         }
         stopped = [call for key, call in worker.engine.calls.items() if claims.get(key) != JobStatus.IN_PROGRESS]
-        await worker.lease.renew()
+        await worker.heartbeat.renew()
         for call in stopped:
             await worker.wait_ended(call, "its row has another owner, or is being cancelled")
 
@@ -341,7 +341,7 @@ class World:
         await worker.kill()
         await self.expire_lease(worker)
         self.workers[number] = self._worker()
-        await self.workers[number].lease.renew()
+        await self.workers[number].heartbeat.renew()
 
     async def sweep(self) -> None:
         await self.sweeper.sweep()
@@ -537,7 +537,7 @@ async def _open_world(database_url: str, redis_url: str) -> World:
     )
     world = World(database, redis, owner, worker_settings)
     for worker in world.workers:
-        await worker.lease.renew()
+        await worker.heartbeat.renew()
     return world
 
 
@@ -713,7 +713,7 @@ class Jobs(RuleBasedStateMachine):
             "finish": lambda: world.finish(worker, call, "stop"),
             "hand back": lambda: world.stop(worker, call, StopReason.REQUEUED),
             "sweep": world.sweep,
-            "heartbeat": worker.lease.renew,
+            "heartbeat": worker.heartbeat.renew,
             "message": lambda: world.deliver(other, call.job_id),
         }
         await asyncio.gather(*(races[name]() for name in sorted(what)))

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from api.jobs.context_window import ContextWindow
-from api.jobs.token_counter import TokenCounter, simulated_tokens
+from api.jobs.token_counter import TokenCounter, count_words
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
@@ -53,7 +53,7 @@ async def test_the_simulated_engine_counts_the_same(request: GenerateRequest) ->
     options = SimulatedOptions(ttft_ms=0, itl_ms=0, default_tokens=1)
     engine = SimulatedEngine(SimulatedModel(name="sim", engine="simulated", options=options))
     info = [item async for item in engine.generate("x", request) if isinstance(item, PromptInfo)]
-    assert [item.prompt_tokens for item in info] == [simulated_tokens(request)]
+    assert [item.prompt_tokens for item in info] == [count_words(request)]
 
 
 def test_a_conversation_is_rendered_before_it_is_counted(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_model_that_is_not_declared_is_no_label(model: str) -> None:
     assert metrics.model_label(model) == model
     assert metrics.model_label(NOBODY) == metrics.OTHER
     metrics.submitted(NOBODY, 4)
-    TokenMetrics(NOBODY).made(0, 3, 1.0)
+    TokenMetrics(NOBODY).record(0, 3, 1.0)
     shown = {**samples(Exporter.API), **samples(Exporter.WORKER)}
     assert not [key for key in shown if NOBODY in dict(key[1]).values()]
 
@@ -130,11 +130,11 @@ def test_the_weighted_histogram_shows_what_prometheus_clients_would(values: list
 def test_tokens_that_go_together_share_their_gap(model: str) -> None:
     before = samples(Exporter.WORKER)
     meter = TokenMetrics(model)
-    meter.made(0, 1, 100.0)
-    meter.made(1, 1, 100.1)  # another choice has gaps of its own
-    meter.made(0, 4, 100.08)  # 20 ms each
-    meter.made(0, 0, 100.2)
-    meter.made(0, 1, 100.28)
+    meter.record(0, 1, 100.0)
+    meter.record(1, 1, 100.1)  # another choice has gaps of its own
+    meter.record(0, 4, 100.08)  # 20 ms each
+    meter.record(0, 0, 100.2)
+    meter.record(0, 1, 100.28)
     after = samples(Exporter.WORKER)
 
     def grown(name: str, **labels: str) -> float:
