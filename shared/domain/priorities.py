@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-# kombu's Redis transport has one list per step, for the priorities from that step to the next; the first goes first.
+# kombu's Redis transport has one list per step, for priorities from that step to the next; list 0 is served first.
 PRIORITY_STEPS = (0, 3, 6, 9)
 BANDS = {step: range(step, end) for step, end in zip(PRIORITY_STEPS, (*PRIORITY_STEPS[1:], 10), strict=True)}
 # The last list is for batch jobs, which wait for all others.

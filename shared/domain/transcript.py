@@ -32,7 +32,7 @@ class Transcript:
     def __init__(self, choices: int) -> None:
         self._choices = choices
         self.deltas: list[Delta] = []
-        # Of the attempts that generated the deltas; None for an attempt that did not report one.
+        # The fingerprints of the attempts that generated the deltas; None for an attempt without one.
         self.fingerprints: set[str | None] = set()
 
     @classmethod

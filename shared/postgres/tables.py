@@ -74,8 +74,8 @@ class JobRow(Base):
     # `metadata` is SQLAlchemy's own name on a declarative class.
     job_metadata: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
-    # Since when a message for this job belongs on the queue. NULL while a dispatcher withholds the job: then a missing
-    # message is not a lost one, and redelivery leaves the job alone.
+    # When the job was released to the queue. NULL while a dispatcher withholds it: then its missing message is not a
+    # lost one, and redelivery ignores the job.
     dispatched_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.now())
 
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
