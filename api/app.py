@@ -28,8 +28,11 @@ from api.pages import routes as pages
 from api.resources import open_resources
 from api.responses import routes as responses
 from api.settings import ApiSettings
+from shared.config.models.loader import load_registry
 from shared.runtime.gc_tuning import freeze_gc
+from shared.telemetry.instruments import Exporter
 from shared.telemetry.logs import requests_come
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
 
 DESCRIPTION = (
@@ -40,13 +43,19 @@ CONVENTIONS = (anthropic_errors.CONVENTIONS,)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """The application for these settings. It creates its resources when it starts."""
+    """The application for these settings. It creates its resources when it starts.
 
+    Raises:
+        shared.config.models.base.RegistryError: models.yaml is not valid.
+        shared.telemetry.tracing_setup.TracingError: an OpenTelemetry variable is not valid.
+    """
+    registry = load_registry(settings.models)
+    metrics = Metrics(Exporter.API, registry.models)
     traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(settings, traces) as resources:
+        async with open_resources(settings, registry, metrics, traces) as resources:
             set_resources(app, resources)
             freeze_gc()
             requests_come()
@@ -62,7 +71,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     if traces.on:
         app.add_middleware(TracingMiddleware, traces=traces)
     app.add_middleware(RequestIdMiddleware, conventions=CONVENTIONS)
-    app.add_middleware(MetricsMiddleware)
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
     errors.install(app, CONVENTIONS)
     app.include_router(jobs.router)
     app.include_router(openai.router)

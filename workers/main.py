@@ -52,9 +52,8 @@ def main() -> int:
     from shared.postgres.schema_version import database_or_exit
     from shared.redis.job_queue import queue_name
     from shared.telemetry.instruments import Exporter
-    from shared.telemetry.instruments import registry as metrics_of
     from shared.telemetry.logs import configure_logging
-    from shared.telemetry.metrics import declare_models
+    from shared.telemetry.metrics import Metrics
     from shared.telemetry.tracing_setup import wanted
     from workers.app import app
     from workers.consumer.loop_thread import LoopThread
@@ -82,9 +81,9 @@ def main() -> int:
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     app.conf.broker_url = settings.redis_url
-    declare_models(Exporter.WORKER, [arguments.model])
-    metrics = metrics_of(Exporter.WORKER)
-    runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics)
+    metrics = Metrics(Exporter.WORKER, [arguments.model])
+    exported = metrics.registry()
+    runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported)
     app.loop_thread = LoopThread(runtime)
     use_transport(app, lambda: runtime.slot_pool.batch_room)
     celery_worker = HeadraceWorker(
@@ -102,7 +101,7 @@ def main() -> int:
     runtime.consumer = ConsumerControl(celery_worker, queue_name(arguments.model))
     with ExitStack() as stack:
         try:
-            stack.enter_context(serve_metrics(metrics, settings))
+            stack.enter_context(serve_metrics(exported, settings))
         except OSError as error:
             print(f"HEADRACE_METRICS_PORT={settings.metrics_port}: /metrics cannot be served: {error}", file=sys.stderr)
             return 2

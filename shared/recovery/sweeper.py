@@ -12,7 +12,7 @@ from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
 from shared.runtime.periodic import run_periodically
-from shared.telemetry.metrics import ATTEMPTS, RESCUES, model_label
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class Sweeper:
         store: RecoveryStore,
         terminator: JobTerminator,
         send: Callable[[Hint], None],
+        metrics: Metrics,
         *,
         interval_s: float,
         lease_s: float,
@@ -38,6 +39,7 @@ class Sweeper:
         self._store = store
         self._terminator = terminator
         self._send = send
+        self._metrics = metrics
         self._interval_s = interval_s
         self._lease_s = lease_s
         self._max_attempts = max_attempts
@@ -67,9 +69,9 @@ class Sweeper:
         """
         requeued = await self._store.requeue_stalled(self._max_attempts) if recover else []
         for hint in requeued:
-            model = model_label(hint.model)
-            RESCUES.labels(model).inc()
-            ATTEMPTS.labels(model, AttemptOutcome.WORKER_LOST).inc()
+            model = self._metrics.model_label(hint.model)
+            self._metrics.rescues.labels(model).inc()
+            self._metrics.attempts.labels(model, AttemptOutcome.WORKER_LOST).inc()
             logger.warning(
                 "job=%s model=%s attempt=%d worker=%s request=%s lost its worker; queued again",
                 hint.job_id, hint.model, hint.attempt, hint.worker, hint.request_id,

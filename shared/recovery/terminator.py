@@ -13,7 +13,7 @@ from shared.domain.result import build_result
 from shared.domain.transcript import Transcript, tokens_by_attempt
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import Append, EventLog, Fenced
-from shared.telemetry.metrics import ATTEMPTS, job_ended, model_label
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
@@ -22,10 +22,13 @@ logger = logging.getLogger(__name__)
 class JobTerminator:
     """Ends jobs with the output of their earlier attempts."""
 
-    def __init__(self, store: RecoveryStore, logs: EventLog, log_ttl_s: int, traces: Traces = NO_TRACES) -> None:
+    def __init__(
+        self, store: RecoveryStore, logs: EventLog, log_ttl_s: int, metrics: Metrics, traces: Traces = NO_TRACES
+    ) -> None:
         self._store = store
         self._logs = logs
         self._log_ttl_s = log_ttl_s
+        self._metrics = metrics
         self._traces = traces
 
     async def end(self, job: Job, status: JobStatus, failure: Failure) -> bool:
@@ -66,9 +69,9 @@ class JobTerminator:
         end = self._store.end_lost if running else self._store.end_queued
         ended = await end(job.id, job.attempt, result)
         if ended:
-            job_ended(job, result)
+            self._metrics.job_ended(job, result)
             if running:
-                ATTEMPTS.labels(model_label(job.model), AttemptOutcome.WORKER_LOST).inc()
+                self._metrics.attempts.labels(self._metrics.model_label(job.model), AttemptOutcome.WORKER_LOST).inc()
             logger.info(
                 "job=%s model=%s attempt=%d worker=%s request=%s %s: %s",
                 job.id, job.model, job.attempt, job.worker, job.request_context.request_id, status.value, failure.code,

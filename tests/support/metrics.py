@@ -8,6 +8,8 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from shared.telemetry.instruments import Exporter
+from shared.telemetry.metrics import Metrics
 from tests.support.stack import Stack
 
 Samples = dict[tuple[str, ...], float]
@@ -36,3 +38,13 @@ async def samples(stack: Stack, role: str) -> Samples:
                     key = (sample.name, *(value for _, value in sorted(sample.labels.items())))
                     found[key] = found.get(key, 0.0) + sample.value
     return found
+
+
+def api_metrics(*models: str) -> Metrics:
+    """The metrics of an API process that serves these models."""
+    return Metrics(Exporter.API, models)
+
+
+def worker_metrics(*models: str) -> Metrics:
+    """The metrics of a worker of these models."""
+    return Metrics(Exporter.WORKER, models)

@@ -6,20 +6,21 @@ from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.vllm import VllmModel
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
 
 
-def make_engine(model: ModelSpec) -> Engine:
+def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
     """The model's engine, not started."""
     match model:
         case VllmModel():
             from workers.engines.vllm.engine import VllmEngine
 
-            return VllmEngine(model)
+            return VllmEngine(model, metrics)
         case OpenAIModel():
             from workers.engines.openai.engine import OpenAIEngine
 
-            return OpenAIEngine(model)
+            return OpenAIEngine(model, metrics)
         case SimulatedModel():
             from workers.engines.simulated.engine import SimulatedEngine
 

@@ -21,10 +21,10 @@ from shared.domain.transcript import Transcript, tokens_by_attempt
 from shared.postgres.claim_store import ClaimStore
 from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
-from shared.telemetry.metrics import job_ended
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, AttemptTrace, Traces
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted
-from workers.execution import job_metrics
+from workers.execution.job_metrics import JobMetrics
 from workers.execution.log_writer import LogBuffer, LogWriter
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class AttemptContext:
     max_attempts: int
     send: Callable[[Hint], None]
     on_engine_death: Callable[[], None]
+    metrics: Metrics
     traces: Traces = NO_TRACES
 
 
@@ -81,9 +82,10 @@ class JobAttempt:
         self.stop_reason: StopReason | None = None
         self._submitted_at = 0.0
         self._context = context
-        self._log = LogBuffer(job.id, job.attempt, job.model, counted=job.request.token_counts)
+        self._log = LogBuffer(job.id, job.attempt, context.metrics, job.model, counted=job.request.token_counts)
         self._transcript = Transcript(job.request.sampling.n)
         self._trace = AttemptTrace()
+        self._metrics = JobMetrics(context.metrics, job)
         self._generation: asyncio.Task[None] | None = None
         self._prompt = PromptInfo(0)
         self._reported_usage: Usage | None = None
@@ -99,7 +101,7 @@ class JobAttempt:
 
     async def run(self) -> JobStatus | None:
         """Run the attempt. Returns the job's final status; None if it was requeued or the claim was lost."""
-        job_metrics.claimed(self.job)
+        self._metrics.claimed()
         self._trace = self._context.traces.claimed(self.job)
         if not await self._open_log():
             return None
@@ -169,7 +171,7 @@ class JobAttempt:
         if prior and all(choice.finish_reason for choice in self._transcript.choices()):
             return  # an earlier attempt ended after its last token, before it wrote the row
         self._submitted_at = time.monotonic()
-        job_metrics.submitted(job, self._submitted_at - self.claimed_at)
+        self._metrics.submitted(self._submitted_at - self.claimed_at)
         self._trace.generates(self._database_now(), self._prior_tokens)
         engine = self._context.engine
         comparable = self._transcript.fingerprints <= {engine.fingerprint}
@@ -191,8 +193,8 @@ class JobAttempt:
             self._first_token_at = self._database_now()
             delta.prompt_tokens = self._prompt.prompt_tokens or None
             is_first_of_job = not any(self._earlier_tokens.values())
-            job_metrics.first_token(
-                self.job, time.monotonic() - self._submitted_at, self._first_token_at if is_first_of_job else None
+            self._metrics.first_token(
+                time.monotonic() - self._submitted_at, self._first_token_at if is_first_of_job else None
             )
             self._trace.first_token(self._first_token_at, self._prompt.prompt_tokens, self._prompt.cached_tokens)
         self._transcript.add(delta)
@@ -256,10 +258,10 @@ class JobAttempt:
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
             logger.warning("job=%s attempt=%d is no longer owned by this worker; result dropped", job.id, job.attempt)
-            job_metrics.result_fenced(job)
+            self._metrics.result_fenced()
             return None
-        job_ended(job, result)
-        job_metrics.attempt_ended(job, outcome)
+        self._metrics.job_ended(result)
+        self._metrics.attempt_ended(outcome)
         self._trace.ended(result.finished_at, outcome, usage.prompt_tokens, self._tokens)
         self._log.close(last, context.log_ttl_s)
         context.log_writer.schedule(self._log)
@@ -289,7 +291,7 @@ class JobAttempt:
         )
         if not requeued:
             return await self._end(JobStatus.CANCELLED, CANCELLED)
-        job_metrics.attempt_ended(job, outcome)
+        self._metrics.attempt_ended(outcome)
         self._trace.ended(self._database_now(), outcome, self._prompt.prompt_tokens, self._tokens)
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s handed back after %d tokens (%s)",

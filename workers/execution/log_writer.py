@@ -14,7 +14,7 @@ from shared.postgres.claim_store import Claim
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
 from shared.runtime.aio import wait_for_event
 from shared.runtime.outages import is_outage
-from shared.telemetry.metrics import FENCED_WRITES, model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.pacing import flush_interval_s
 from workers.execution.token_metrics import TokenMetrics
 
@@ -31,6 +31,7 @@ class LogBuffer:
 
     job_id: str
     attempt: int
+    metrics: Metrics
     model: str = ""
     events: list[Event] = field(default_factory=list)
     seq: int = 0
@@ -46,7 +47,7 @@ class LogBuffer:
     _token_metrics: TokenMetrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self._token_metrics = TokenMetrics(self.model)
+        self._token_metrics = TokenMetrics(self.metrics, self.model)
 
     def delta(self, delta: Delta) -> None:
         """Add a delta; it is merged with the choice's other deltas since the last flush."""
@@ -102,6 +103,14 @@ class LogBuffer:
         self.written = events[-1].seq
         if self.urgent and any(item.type is EventType.DELTA for item in events):
             self.urgent = False
+
+    def fence(self) -> None:
+        """Stop writing: a later attempt owns the log."""
+        self.fenced = True
+        self.metrics.fenced_writes.labels(self.metrics.model_label(self.model), "log").inc()
+        logger.warning(
+            "job=%s attempt=%d does not own its log any more; dropping its events", self.job_id, self.attempt
+        )
 
 
 class LogWriter:
@@ -187,7 +196,7 @@ class LogWriter:
         results = await self._logs.append(appends) if appends else []
         for log, sent, last in zip(logs, appends, results, strict=True):
             if last == FENCED:
-                self._fence(log)
+                log.fence()
             elif last < sent.events[-1].seq:
                 unverified.append(log)
             else:
@@ -203,7 +212,7 @@ class LogWriter:
             if (log.job_id, log.attempt) in claims:
                 owned.append(log)
             else:
-                self._fence(log)
+                log.fence()
         if not owned:
             return
         logger.warning("Redis has lost %d logs of running jobs, writing them again", len(owned))
@@ -217,15 +226,9 @@ class LogWriter:
             chunk = events[start : start + CHUNK_EVENTS]
             (last,) = await self._logs.append([Append(log.job_id, log.attempt, chunk, log.ttl_s, force=start == 0)])
             if last == FENCED:
-                self._fence(log)
+                log.fence()
                 return
             if last < chunk[-1].seq:  # lost again meanwhile
                 self.schedule(log)
                 return
         log.mark_written(events)
-
-    @staticmethod
-    def _fence(log: LogBuffer) -> None:
-        log.fenced = True
-        FENCED_WRITES.labels(model_label(log.model), "log").inc()
-        logger.warning("job=%s attempt=%d does not own its log any more; dropping its events", log.job_id, log.attempt)

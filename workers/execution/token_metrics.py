@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.telemetry.metrics import GENERATED_TOKENS, INTER_TOKEN_LATENCY, model_label
+from shared.telemetry.metrics import Metrics
 
 
 class TokenMetrics:
@@ -10,10 +10,10 @@ class TokenMetrics:
 
     __slots__ = ("_count", "_gaps", "_last")
 
-    def __init__(self, model: str) -> None:
-        label = model_label(model)
-        self._count = GENERATED_TOKENS.labels(label)
-        self._gaps = INTER_TOKEN_LATENCY.labels(label)
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        label = metrics.model_label(model)
+        self._count = metrics.generated_tokens.labels(label)
+        self._gaps = metrics.inter_token_latency.labels(label)
         self._last: dict[int, float] = {}
 
     def record(self, choice: int, tokens: int, now: float) -> None:

@@ -8,7 +8,7 @@ import time
 
 from shared.domain.job import WorkerState
 from shared.runtime.aio import wait_for_event
-from shared.telemetry.metrics import ENGINE_RESTARTS, model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
@@ -34,12 +34,13 @@ class EngineSupervisor:
         log_writer: LogWriter,
         heartbeat: Heartbeat,
         consumer: ConsumerControl,
+        metrics: Metrics,
         model: str,
         *,
         back_off_max_s: float,
     ) -> None:
         """`engine_death` is set by jobs that find the engine dead; the engine is polled as well."""
-        self._model = model_label(model)
+        self._restarts = metrics.engine_restarts.labels(metrics.model_label(model))
         self._engine = engine
         self._engine_death = engine_death
         self._runner = runner
@@ -62,7 +63,7 @@ class EngineSupervisor:
                 started = time.monotonic()
 
     async def _restart(self) -> None:
-        ENGINE_RESTARTS.labels(self._model).inc()
+        self._restarts.inc()
         logger.error("the engine has died; requeuing %d jobs", self._runner.running)
         self._runner.pause()
         self._consumer.pause()

@@ -18,7 +18,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.redis import job_queue as queue
 from shared.redis.job_queue import HintSender
 from shared.runtime.periodic import run_periodically
-from shared.telemetry.metrics import RESENT, model_label
+from shared.telemetry.metrics import Metrics
 from workers.execution.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -37,11 +37,14 @@ RESEND_LIMIT = 50
 class Redelivery:
     """Resends lost messages of one model's jobs."""
 
-    def __init__(self, runner: Runner, store: RecoveryStore, redis: Redis, hints: HintSender, model: str) -> None:
+    def __init__(
+        self, runner: Runner, store: RecoveryStore, redis: Redis, hints: HintSender, metrics: Metrics, model: str
+    ) -> None:
         self._runner = runner
         self._store = store
         self._redis = redis
         self._hints = hints
+        self._metrics = metrics
         self._model = model
         self._sent: dict[str, float] = {}
 
@@ -69,7 +72,7 @@ class Redelivery:
         for hint in lost:
             self._hints.put(hint)
         if lost:
-            RESENT.labels(model_label(self._model)).inc(len(lost))
+            self._metrics.hints_resent.labels(self._metrics.model_label(self._model)).inc(len(lost))
             logger.warning("model=%s the messages of %d queued jobs were lost; sent again", self._model, len(lost))
         return len(lost)
 

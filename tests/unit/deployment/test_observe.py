@@ -12,16 +12,20 @@ from typing import Any
 import pytest
 import yaml
 
-from shared.telemetry.instruments import DEFINITIONS, Across, Definition, Exporter
+from shared.telemetry.instruments import Aggregation, Definition, Exporter
+from tests.support.metrics import api_metrics
 from tests.support.stack import REPOSITORY
 
 OBSERVE = REPOSITORY / "observe"
 DASHBOARDS = sorted((OBSERVE / "grafana" / "dashboards").glob("*.json"))
 RULES = yaml.safe_load((OBSERVE / "rules" / "headrace.rules.yml").read_text())
 RULE_TESTS = yaml.safe_load((OBSERVE / "rules" / "headrace.test.yml").read_text())
+DEFINITIONS = api_metrics().definitions
 BY_NAME = {definition.name: definition for definition in DEFINITIONS}
 # What every API process reads alike from the rows. Slots are too, but a worker's own stand beside its jobs.
-FLEET = {name for name, one in BY_NAME.items() if one.across is Across.MAX and one.exporters == (Exporter.API,)}
+FLEET = {
+    name for name, one in BY_NAME.items() if one.aggregation is Aggregation.MAX and one.exporters == (Exporter.API,)
+}
 # Prometheus's own, and its client library's.
 FOREIGN = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 
@@ -82,7 +86,7 @@ def test_counters_are_rates_and_what_all_read_alike_is_a_max(where: str, express
             assert all(re.search(r"\bmax( by \([a-z, ]*\))? \($|\bmax\($", text) for text in before), (
                 f"{where}: {name} must be a max over processes first"
             )
-        elif definition.across is Across.MIN:
+        elif definition.aggregation is Aggregation.MIN:
             assert all(re.search(r"\b(min|absent)\($", text) for text in before), f"{where}: {name} must be a min"
 
 
@@ -175,8 +179,8 @@ def test_the_table_of_metrics_is_what_is_defined() -> None:
 
 def _row(definition: Definition) -> str:
     labels = ", ".join(f"`{label.name}`" for label in definition.labels)
-    columns = f"`{definition.name}`", definition.kind, labels, ", ".join(definition.exporters), definition.across
-    return f"| {' | '.join(columns)} | {definition.what} |"
+    columns = f"`{definition.name}`", definition.kind, labels, ", ".join(definition.exporters), definition.aggregation
+    return f"| {' | '.join(columns)} | {definition.help_text} |"
 
 
 def test_prometheus_finds_api_and_workers_in_each_configuration() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from shared.config.models.openai import OpenAIModel
 from shared.domain.request import GenerateRequest
+from shared.telemetry.metrics import Metrics
 from workers.engines.openai.request import request_body
 from workers.engines.openai.stream import StreamParser, parse_error
 from workers.engines.upstream.engine import RelayEngine
@@ -16,8 +17,8 @@ from workers.engines.upstream.errors import ErrorBody
 class OpenAIEngine(RelayEngine):
     """The `openai` engine."""
 
-    def __init__(self, model: OpenAIModel) -> None:
-        super().__init__(model)
+    def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
+        super().__init__(model, metrics)
         self._upstream_model = model.model
         self._max_tokens_field = model.options.max_tokens_field
 

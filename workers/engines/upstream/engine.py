@@ -21,7 +21,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
-from shared.telemetry.metrics import UPSTREAM_FAILURES, UPSTREAM_REQUESTS, UPSTREAM_RETRIES, model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import EngineStats, PromptInfo, Resume, UpstreamError
 from workers.engines.pacing import flush_interval_s
 from workers.engines.upstream.backoff import backoff_s
@@ -71,11 +71,12 @@ class RelayEngine(ABC):
 
     _session: aiohttp.ClientSession
 
-    def __init__(self, model: UpstreamModel) -> None:
+    def __init__(self, model: UpstreamModel, metrics: Metrics) -> None:
         self.fingerprint = model.fingerprint
         self._model = model
         self._options = model.options
-        self._label = model_label(model.name)
+        self._metrics = metrics
+        self._label = metrics.model_label(model.name)
         self._key = ""
         self._requests = 0
         self._reads = ReadCoalescer()
@@ -157,7 +158,7 @@ class RelayEngine(ABC):
                 failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
                 try:
                     async with self._session.post(url, data=body, allow_redirects=False) as response:
-                        UPSTREAM_REQUESTS.labels(self._label, str(response.status)).inc()
+                        self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
                         if response.status != 200:
                             raise await self._status_error(response, request)
                         while not reply.done and (data := await response.content.readany()):
@@ -173,7 +174,7 @@ class RelayEngine(ABC):
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
                     failure = connection_error(error)
-                    UPSTREAM_FAILURES.labels(self._label, failure_kind(error)).inc()
+                    self._metrics.upstream_failures.labels(self._label, failure_kind(error)).inc()
                 if reply.finished:
                     break  # a failure after the last finish reason affects only the usage
                 delay_s = backoff_s(failures, failure.retry_after_s)
@@ -181,7 +182,7 @@ class RelayEngine(ABC):
                 if reply.begun or failures >= self._options.max_retries or delay_s is None:
                     raise UpstreamError(str(failure))
                 failures += 1
-                UPSTREAM_RETRIES.labels(self._label).inc()
+                self._metrics.upstream_retries.labels(self._label).inc()
                 await asyncio.sleep(delay_s)
         finally:
             self._requests -= 1

@@ -18,6 +18,7 @@ from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted, Resume
 from workers.engines.vllm.dtype import choose_dtype
 from workers.engines.vllm.executor import cpu_options
@@ -43,9 +44,9 @@ class VllmEngine:
     _renderer: Renderer
     _fingerprint: str
 
-    def __init__(self, model: VllmModel) -> None:
+    def __init__(self, model: VllmModel, metrics: Metrics) -> None:
         self._model = model
-        self._stats = VllmStats(model.name)
+        self._stats = VllmStats(metrics, model.name)
 
     @property
     def slots(self) -> int:

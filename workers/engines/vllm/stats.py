@@ -13,17 +13,17 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-from shared.telemetry.metrics import ENGINE_PREFILL, ENGINE_QUEUE, model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import CacheStats
 
 
 class VllmStats:
     """Statistics of one model's engine, kept across its restarts."""
 
-    def __init__(self, model: str) -> None:
-        label = model_label(model)
-        self._queue = ENGINE_QUEUE.labels(label)
-        self._prefill = ENGINE_PREFILL.labels(label)
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        label = metrics.model_label(model)
+        self._queue = metrics.engine_queue.labels(label)
+        self._prefill = metrics.engine_prefill.labels(label)
         self._preemptions = 0
         self._queried_tokens = 0
         self._hit_tokens = 0

@@ -47,6 +47,7 @@ from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import Servers
 from tests.support.interrupt import interrupt_at
+from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.stack import write_models
 from tests.support.waiting import eventually
 from workers.execution.log_writer import LogBuffer
@@ -136,7 +137,13 @@ class World:
 
     async def sweep(self) -> None:
         await Sweeper(
-            self.recovery_store, self.terminator, self.hints.append, interval_s=1, lease_s=1, max_attempts=3
+            self.recovery_store,
+            self.terminator,
+            self.hints.append,
+            api_metrics(),
+            interval_s=1,
+            lease_s=1,
+            max_attempts=3,
         ).sweep(recover=False)
 
     async def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -179,7 +186,8 @@ def make_world(
     registry = load_registry(write_models(folder / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
     batches, blobs, recovery_store = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
     hints: list[Hint] = []
-    terminator = JobTerminator(recovery_store, logs, 60)
+    metrics = api_metrics()
+    terminator = JobTerminator(recovery_store, logs, 60, metrics)
     admission = Admission(registry, ContextWindow(registry))
     jobs = JobService(
         admission=admission,
@@ -187,9 +195,10 @@ def make_world(
         logs=logs,
         terminator=terminator,
         hints=HintSender(celery_app(servers.redis(15)), redis),
-        hub=StreamHub(redis, logs, store, resync_s=60),
+        hub=StreamHub(redis, logs, store, metrics, resync_s=60),
         redis=redis,
         queue_estimates=QueueEstimates(QueueStore(database), registry),
+        metrics=metrics,
     )
     steps = BatchSteps(
         registry=registry,
@@ -199,6 +208,7 @@ def make_world(
         jobs=jobs,
         terminator=terminator,
         send=hints.append,
+        metrics=metrics,
         max_line_bytes=10_000,
         max_jobs=MAX_JOBS,
         keep_s=None,
@@ -611,7 +621,7 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
     (job_id,) = await world.queued()
     job = await world.start(job_id)
     delta = Delta(0, "It turns.", (1, 2), "stop")
-    log = LogBuffer(job.id, job.attempt)
+    log = LogBuffer(job.id, job.attempt, worker_metrics())
     log.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
     log.delta(delta)
     log.seal()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +17,21 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
-from shared.telemetry import metrics
-from shared.telemetry.instruments import Exporter
+from shared.telemetry.metrics import OTHER, Metrics
 from tests.conftest import Workers
+from tests.support.metrics import api_metrics
 from tests.support.stack import write_models
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    names = ["busy", "idle"]
-    metrics.declare_models(Exporter.API, names)
-    models = [{"name": name, "engine": "simulated", "slots": 3} for name in names]
-    yield load_registry(write_models(tmp_path / "models.yaml", models))
-    metrics._declared.difference_update(names)
+def registry(tmp_path: Path) -> Registry:
+    models = [{"name": name, "engine": "simulated", "slots": 3} for name in ("busy", "idle")]
+    return load_registry(write_models(tmp_path / "models.yaml", models))
+
+
+@pytest.fixture
+def metrics(registry: Registry) -> Metrics:
+    return api_metrics(*registry.models)
 
 
 async def submit(store: JobStore, owner: Owner, model: str, priority: int) -> str:
@@ -40,7 +41,7 @@ async def submit(store: JobStore, owner: Owner, model: str, priority: int) -> st
 
 
 async def test_the_rows_are_counted_by_model_and_band(
-    database: AsyncEngine, store: JobStore, owner: Owner, workers: Workers, registry: Registry
+    database: AsyncEngine, store: JobStore, owner: Owner, workers: Workers, metrics: Metrics
 ) -> None:
     jobs = [await submit(store, owner, "busy", priority) for priority in (0, 1, 4, 9, 9)]
     await submit(store, owner, "gone", 4)
@@ -52,8 +53,8 @@ async def test_the_rows_are_counted_by_model_and_band(
     async with database.begin() as connection:
         await connection.execute(text("UPDATE jobs SET created_at = now() - interval '90 s' WHERE priority = 1"))
 
-    fleet = await QueueStatsStore(database).read()
-    assert fleet.waiting == {("busy", "0-2"): 2, ("busy", "9"): 2, (metrics.OTHER, "3-5"): 1}
+    fleet = await QueueStatsStore(database, metrics).read()
+    assert fleet.waiting == {("busy", "0-2"): 2, ("busy", "9"): 2, (OTHER, "3-5"): 1}
     assert fleet.running == {("busy", "3-5"): 1}
     assert 90 <= fleet.oldest["busy", "0-2"] < 150
     assert fleet.oldest["busy", "9"] < 60
@@ -69,10 +70,10 @@ def shown(readings: QueueMetrics) -> dict[tuple[str, ...], float]:
 
 
 async def test_zero_is_shown_for_every_model(
-    database: AsyncEngine, store: JobStore, owner: Owner, redis: Redis, registry: Registry
+    database: AsyncEngine, store: JobStore, owner: Owner, redis: Redis, registry: Registry, metrics: Metrics
 ) -> None:
     await submit(store, owner, "gone", 4)
-    readings = QueueMetrics(QueueStatsStore(database), redis, registry)
+    readings = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
     await readings.refresh()
     found = shown(readings)
     for model in registry.models:
@@ -81,16 +82,14 @@ async def test_zero_is_shown_for_every_model(
         for priority in ("0-2", "3-5", "6-8", "9"):
             assert found["headrace_jobs_waiting", model, priority] == 0
             assert found["headrace_queue_oldest_age_seconds", model, priority] == 0
-    assert found["headrace_jobs_waiting", metrics.OTHER, "3-5"] == 1
+    assert found["headrace_jobs_waiting", OTHER, "3-5"] == 1
     assert found["headrace_database_up",] == found["headrace_redis_up",] == 1
 
 
-async def test_what_cannot_be_read_is_not_shown(
-    registry: Registry,
-) -> None:
+async def test_what_cannot_be_read_is_not_shown(registry: Registry, metrics: Metrics) -> None:
     nobody = connect("postgresql+asyncpg://nobody@127.0.0.1:1/none")
     async with Redis(port=1) as silent:
-        readings = QueueMetrics(QueueStatsStore(nobody), silent, registry)
+        readings = QueueMetrics(QueueStatsStore(nobody, metrics), silent, registry, metrics)
         await readings.refresh()
     await nobody.dispose()
     found = shown(readings)
@@ -99,7 +98,9 @@ async def test_what_cannot_be_read_is_not_shown(
     assert found["headrace_worker_slots", "idle"] == 3
 
 
-async def test_scrapes_at_once_read_once(database: AsyncEngine, redis: Redis, registry: Registry) -> None:
+async def test_scrapes_at_once_read_once(
+    database: AsyncEngine, redis: Redis, registry: Registry, metrics: Metrics
+) -> None:
     reads = 0
 
     class Counting(QueueStatsStore):
@@ -108,7 +109,7 @@ async def test_scrapes_at_once_read_once(database: AsyncEngine, redis: Redis, re
             reads += 1
             return await super().read()
 
-    readings = QueueMetrics(Counting(database), redis, registry)
+    readings = QueueMetrics(Counting(database, metrics), redis, registry, metrics)
     for _ in range(5):
         await readings.refresh()
     assert reads == 1

@@ -52,6 +52,7 @@ from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
+from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
 from workers.execution.attempt import AttemptContext, StopReason
@@ -123,6 +124,7 @@ class Worker:
             max_attempts=MAX_ATTEMPTS,
             send=lambda _: None,
             on_engine_death=lambda: None,
+            metrics=worker_metrics(),
         )
         self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
         self.heartbeat = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
@@ -186,9 +188,10 @@ class World:
         self.worker_settings = worker_settings
         self.store = JobStore(database)
         self.logs = EventLog(redis)
-        self.hub = StreamHub(redis, self.logs, self.store, resync_s=0.2)
+        metrics = api_metrics()
+        self.hub = StreamHub(redis, self.logs, self.store, metrics, resync_s=0.2)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S)
+        terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S, metrics)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             admission=Admission(registry, ContextWindow(registry)),
@@ -199,9 +202,16 @@ class World:
             hub=self.hub,
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
+            metrics=metrics,
         )
         self.sweeper = Sweeper(
-            recovery_store, terminator, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
+            recovery_store,
+            terminator,
+            lambda _: None,
+            metrics,
+            interval_s=1,
+            lease_s=LEASE_S,
+            max_attempts=MAX_ATTEMPTS,
         )
         self.jobs: list[str] = []
         self.by_key: dict[str, str] = {}

@@ -15,11 +15,12 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import Append, EventLog
 from tests.conftest import Workers
+from tests.support.metrics import api_metrics
 
 
 @pytest.fixture
 def terminator(recovery_store: RecoveryStore, logs: EventLog) -> JobTerminator:
-    return JobTerminator(recovery_store, logs, 60)
+    return JobTerminator(recovery_store, logs, 60, api_metrics())
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
+from tests.support.metrics import worker_metrics
 from workers.engines.base import Engine, PromptInfo
 from workers.engines.factory import make_engine
 from workers.engines.simulated.engine import SimulatedEngine
@@ -71,7 +72,7 @@ async def relayed() -> AsyncIterator[OpenAIModel]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=[*MODELS, "openai"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     async with relayed() if request.param == "openai" else nullcontext(MODELS[request.param]) as model:
-        engine = make_engine(model)
+        engine = make_engine(model, worker_metrics(model.name))
         await engine.start()
         yield engine
         await engine.stop()
@@ -105,7 +106,7 @@ def text(deltas: list[Delta], index: int = 0) -> str:
 
 def as_logged(deltas: list[Delta]) -> list[Delta]:
     """The deltas of a log that is flushed after each token."""
-    log = LogBuffer("job", 1)
+    log = LogBuffer("job", 1, worker_metrics())
     for delta in deltas:
         log.delta(delta)
         log.seal()
@@ -183,7 +184,7 @@ async def test_resume_from_a_log_with_several_tokens_per_flush(engine: Engine) -
     _, deltas = await outputs(engine, request)
     complete = text(deltas)
     for size in (2, 3):
-        log = LogBuffer("job", 1)
+        log = LogBuffer("job", 1, worker_metrics())
         for number, delta in enumerate(deltas, 1):
             log.delta(delta)
             if number % size == 0:

@@ -14,6 +14,7 @@ from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import Claim
 from shared.redis.event_log import EventLog
 from shared.runtime.aio import cancel_and_wait
+from tests.support.metrics import worker_metrics
 from tests.support.waiting import eventually
 from workers.execution.log_writer import LogBuffer, LogWriter
 
@@ -52,7 +53,7 @@ async def test_urgent_events_are_written_before_others(
 ) -> None:
     for name in ("INTERVAL_PER_LOG_S", "MAX_INTERVAL_S"):
         monkeypatch.setattr(f"workers.engines.pacing.{name}", 60)
-    log, other = LogBuffer(JOB, 1), LogBuffer("job_2", 1)
+    log, other = LogBuffer(JOB, 1, worker_metrics()), LogBuffer("job_2", 1, worker_metrics())
     await write(log_writer, log, "a")
     log.delta(Delta(0, "b", (1,)))
     other.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
@@ -68,7 +69,7 @@ async def test_urgent_events_are_written_before_others(
 
 
 async def test_a_lost_log_is_written_again(log_writer: LogWriter, logs: EventLog, redis: Redis) -> None:
-    log = LogBuffer(JOB, 1)
+    log = LogBuffer(JOB, 1, worker_metrics())
     for text in "abc":
         await write(log_writer, log, text)
         if text == "b":
@@ -78,7 +79,7 @@ async def test_a_lost_log_is_written_again(log_writer: LogWriter, logs: EventLog
 
 
 async def test_a_fenced_log_is_not_written(log_writer: LogWriter, logs: EventLog) -> None:
-    log = LogBuffer(JOB, 1)
+    log = LogBuffer(JOB, 1, worker_metrics())
     await write(log_writer, log, "a")
     await logs.take_over(JOB, 2)
     await write(log_writer, log, "zombie")
@@ -90,7 +91,7 @@ async def test_a_lost_log_is_not_written_again_by_a_zombie(
     log_writer: LogWriter, logs: EventLog, redis: Redis, claims: list[Claim]
 ) -> None:
     """The fence was lost with the log; the row shows that the claim is gone."""
-    log = LogBuffer(JOB, 1)
+    log = LogBuffer(JOB, 1, worker_metrics())
     await write(log_writer, log, "a")
     await redis.flushdb()
     claims.clear()
@@ -101,7 +102,7 @@ async def test_a_lost_log_is_not_written_again_by_a_zombie(
 
 async def test_a_late_first_write_needs_a_claim(log_writer: LogWriter, logs: EventLog, claims: list[Claim]) -> None:
     claims.clear()
-    log = LogBuffer(JOB, 1)
+    log = LogBuffer(JOB, 1, worker_metrics())
     log.opened -= 61
     await write(log_writer, log, "zombie")
     assert log.fenced
@@ -109,7 +110,7 @@ async def test_a_late_first_write_needs_a_claim(log_writer: LogWriter, logs: Eve
 
 
 async def test_a_late_first_write_with_a_claim_is_written(log_writer: LogWriter, logs: EventLog) -> None:
-    log = LogBuffer(JOB, 1)
+    log = LogBuffer(JOB, 1, worker_metrics())
     log.opened -= 61
     await write(log_writer, log, "a")
     assert await written_text(logs) == "a"
@@ -120,7 +121,7 @@ async def test_a_restarted_attempt_continues_above_the_numbers_of_the_lost_log(
 ) -> None:
     claims[:] = [Claim(JOB, 2, JobStatus.IN_PROGRESS)]
     await logs.take_over(JOB, 2)
-    log = LogBuffer(JOB, 2)
+    log = LogBuffer(JOB, 2, worker_metrics())
     log.resume_after([], 1_000_000)
     log.event(EventType.RESTARTED, {"attempt": 2})
     log_writer.schedule(log)

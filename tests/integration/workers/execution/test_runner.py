@@ -21,6 +21,7 @@ from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import EventLog
 from tests.conftest import Workers
+from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.base import Resume
@@ -52,6 +53,7 @@ class Worker:
             max_attempts=3,
             send=self.sent.append,
             on_engine_death=lambda: None,
+            metrics=worker_metrics(),
         )
         self.runner = Runner(context, SlotPool(slots, yields=True))
 

@@ -15,6 +15,7 @@ from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.job_queue import HintSender, celery_app, depths
 from tests.conftest import TEST_REDIS_DB, Servers, Workers
+from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import SteeredEngine
 from workers.execution.attempt import AttemptContext
 from workers.execution.runner import Runner
@@ -60,13 +61,14 @@ def runner(workers: Workers) -> Runner:
         max_attempts=3,
         send=lambda _: None,
         on_engine_death=lambda: None,
+        metrics=worker_metrics(),
     )
     return Runner(context, SlotPool(SLOTS, yields=True))
 
 
 @pytest.fixture
 def redelivery(runner: Runner, recovery_store: RecoveryStore, redis: Redis, sent: Sent) -> Redelivery:
-    return Redelivery(runner, recovery_store, redis, sent, "m")
+    return Redelivery(runner, recovery_store, redis, sent, worker_metrics("m"), "m")
 
 
 async def waiting(store: JobStore, database: AsyncEngine, owner: Owner, *priorities: int) -> list[Job]:

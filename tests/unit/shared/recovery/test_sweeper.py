@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisGone
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
+from tests.support.metrics import api_metrics
 
 LEASE_S = 5.0
 
@@ -40,6 +41,7 @@ class RecordingSweeper(Sweeper):
             cast("RecoveryStore", None),
             cast("JobTerminator", None),
             lambda _: None,
+            api_metrics(),
             interval_s=1,
             lease_s=LEASE_S,
             max_attempts=3,

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from shared.config.models.simulated import SimulatedModel
 from shared.postgres.claim_store import ClaimStore
 from shared.redis.event_log import EventLog
+from tests.support.metrics import worker_metrics
 from workers.engines.simulated.engine import SimulatedEngine
 from workers.execution.attempt import AttemptContext
 from workers.execution.log_writer import LogWriter
@@ -35,6 +36,7 @@ def runner() -> Runner:
         max_attempts=3,
         send=lambda _: None,
         on_engine_death=lambda: None,
+        metrics=worker_metrics(),
     )
     runner = Runner(context, SlotPool(SLOTS, yields=True))
     runner.last_message = 0.0

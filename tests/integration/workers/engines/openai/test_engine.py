@@ -16,6 +16,7 @@ from shared.domain.job import Choice, ToolCall, Usage
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from shared.domain.transcript import Transcript
 from tests.support.faulty_upstream import Answer, End, FaultyUpstream, faulty_upstream, refusal
+from tests.support.metrics import worker_metrics
 from tests.support.ports import free_port
 from workers.engines.base import UpstreamError
 from workers.engines.openai.engine import OpenAIEngine
@@ -44,7 +45,8 @@ async def engine(upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch) -> A
 
 def make(url: str, **options: Any) -> OpenAIEngine:
     return OpenAIEngine(
-        OpenAIModel(name="up", engine="openai", model="theirs", options=OpenAIOptions(base_url=url, **options))
+        OpenAIModel(name="up", engine="openai", model="theirs", options=OpenAIOptions(base_url=url, **options)),
+        worker_metrics("up"),
     )
 
 

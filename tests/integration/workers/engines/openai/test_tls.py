@@ -25,6 +25,7 @@ from cryptography.x509.oid import NameOID
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest, Message
+from tests.support.metrics import worker_metrics
 from workers.engines.openai.engine import OpenAIEngine
 
 STREAMS, TOKENS = 8, 30
@@ -107,7 +108,10 @@ def test_nothing_is_lost_if_the_server_closes_the_connection(
 
 
 async def texts_of(url: str) -> list[str]:
-    engine = OpenAIEngine(OpenAIModel(name="up", engine="openai", model="m", options=OpenAIOptions(base_url=url)))
+    engine = OpenAIEngine(
+        OpenAIModel(name="up", engine="openai", model="m", options=OpenAIOptions(base_url=url)),
+        worker_metrics("up"),
+    )
     await engine.start()
     try:
         return await asyncio.gather(*(text_of(engine) for _ in range(STREAMS)))

@@ -20,6 +20,7 @@ from shared.domain.events import Delta
 from shared.domain.job import Choice
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from shared.domain.transcript import Transcript
+from tests.support.metrics import worker_metrics
 from workers.engines.base import EngineError, PromptInfo, Restarted, Resume
 from workers.execution.log_writer import LogBuffer
 
@@ -66,7 +67,7 @@ CALL_PATTERN = (
 async def engine() -> AsyncIterator[Any]:
     from workers.engines.vllm.engine import VllmEngine
 
-    engine = VllmEngine(MODEL)
+    engine = VllmEngine(MODEL, worker_metrics(MODEL.name))
     await engine.start()
     yield engine
     await engine.stop()
@@ -131,7 +132,7 @@ async def test_unknown_parser_is_refused_before_the_model_is_loaded(field: str) 
 
     chat = ChatSettings.model_validate({field: "unknown"})
     with pytest.raises(InvalidRequest, match=rf"smollm2\.chat\.{field}: vLLM has no 'unknown'; it has .*deepseek"):
-        await VllmEngine(MODEL.model_copy(update={"chat": chat})).start()
+        await VllmEngine(MODEL.model_copy(update={"chat": chat}), worker_metrics(MODEL.name)).start()
 
 
 async def test_parser_that_the_tokenizer_does_not_support(engine: Any) -> None:
@@ -361,7 +362,7 @@ REGENERATED = {
 
 def as_logged(deltas: list[Delta]) -> list[Delta]:
     """The deltas of a log that is flushed after each delta."""
-    log = LogBuffer("job", 1)
+    log = LogBuffer("job", 1, worker_metrics())
     for delta in deltas:
         log.delta(delta)
         log.seal()
