@@ -24,6 +24,7 @@ from api.http.middleware.tracing import TracingMiddleware
 from api.jobs import routes as jobs
 from api.monitoring import health
 from api.openai import routes as openai
+from api.pages import routes as pages
 from api.resources import open_resources
 from api.responses import routes as responses
 from api.settings import ApiSettings
@@ -60,7 +61,9 @@ def create_app(settings: ApiSettings) -> FastAPI:
             redact_errors()
             yield
 
-    app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH,))
     if settings.regions:
         app.add_middleware(RegionRedirectMiddleware, own=settings.region, regions=settings.regions)
@@ -77,4 +80,5 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.include_router(files.router)
     app.include_router(batches.router)
     app.include_router(health.router)
+    pages.install(app)
     return app

@@ -65,13 +65,13 @@ async def open_resources(
         stack.push_async_callback(redis.aclose)
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
-        rescues = RecoveryStore(database)
-        terminator = JobTerminator(rescues, logs, settings.log_ttl_s, metrics, traces)
+        recovery_store = RecoveryStore(database)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
         hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s)
         sweeper = Sweeper(
-            rescues,
+            recovery_store,
             terminator,
             hints.put,
             metrics,

@@ -1,7 +1,7 @@
-"""Real servers for every test: one PostgreSQL and one Valkey a run, a fresh database and an empty Redis a test.
+"""Real servers for tests: one PostgreSQL and one Valkey per run, a fresh database and an empty Redis per test.
 
-They come out of the wheels, or are given by DATABASE_URL (whose user may create databases) and REDIS_URL
-(whose databases 0 to 15 are flushed). Where neither is to be had, these tests fail: they never skip.
+The servers come from Python wheels, or from DATABASE_URL (whose user must be able to create databases) and REDIS_URL
+(whose databases 0 to 15 are flushed). If neither is available, tests fail instead of being skipped.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Workers = Callable[[str], ClaimStore]
 TEST_REDIS_DB = 15
 SIM_REDIS_DB = 14
 VLLM_REDIS_DB = 13
-_others = itertools.cycle(range(VLLM_REDIS_DB))
+_unreserved = itertools.cycle(range(VLLM_REDIS_DB))
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Addresses of the run's PostgreSQL and Valkey. Each database is made from a migrated template."""
+    """The URLs of the run's PostgreSQL and Valkey. Each test database is a copy of a migrated template."""
 
     postgres_url: str
     redis_url: str
@@ -48,8 +48,8 @@ class Servers:
         return make_url(self.redis_url).set(database=str(database)).render_as_string(hide_password=False)
 
     def empty_redis(self, database: int | None = None) -> str:
-        """The address of an emptied database; unless named, of the next in turn, of which few are in use at once."""
-        url = self.redis(next(_others) if database is None else database)
+        """Flush a database and return its URL; by default the next of all but the reserved ones, in turn."""
+        url = self.redis(next(_unreserved) if database is None else database)
         with sync_redis.Redis.from_url(url) as client:
             client.flushdb()
         return url
@@ -60,7 +60,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     stops = []
     postgres_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
     if postgres_url is None:
-        # Not under pytest's own folder: another run of root's closes that to all others, PostgreSQL's user too.
+        # Not in pytest's own folder: if root starts another run, other users lose access to it, PostgreSQL's too.
         folder = tempfile.TemporaryDirectory(prefix="headrace-tests-")
         postgres = start_postgres(Path(folder.name) / "data")
         stops += [postgres.stop, folder.cleanup]
@@ -99,7 +99,7 @@ def store(database: AsyncEngine) -> JobStore:
 
 @pytest.fixture
 def workers(database: AsyncEngine) -> Workers:
-    """A worker's store, by the worker's name."""
+    """Creates the store of a worker by the worker's name."""
     return lambda name: ClaimStore(database, name)
 
 
@@ -110,7 +110,7 @@ def recovery_store(database: AsyncEngine) -> RecoveryStore:
 
 @pytest.fixture
 async def owner(database: AsyncEngine) -> Owner:
-    """A project, and the key that opens it."""
+    """A new project with one key."""
     return await make_owner(database, "test")
 
 

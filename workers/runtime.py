@@ -109,7 +109,7 @@ class WorkerRuntime:
         hints = HintSender(self._app, redis)
         self._stack.push_async_callback(hints.flush)
 
-        log_writer = LogWriter(logs, claims.held, late_s=settings.heartbeat_s)
+        log_writer = LogWriter(logs, claims.list_claims, late_s=settings.heartbeat_s)
         engine_death = asyncio.Event()
         context = AttemptContext(
             worker=self._worker,

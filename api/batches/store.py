@@ -36,7 +36,7 @@ from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
 from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
 from shared.postgres.job_rows import JobRowStore, insert_queued, to_job
-from shared.postgres.store import Records, seconds
+from shared.postgres.store import Records, page_by_id, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 
 
@@ -119,16 +119,13 @@ class BatchStore(JobRowStore):
 
     async def get(self, batch_id: str, project_id: int) -> Batch | None:
         """A batch of a project."""
-        row = await self._first(select(*COLUMNS).where(BatchRow.id == batch_id, BatchRow.project_id == project_id))
-        return to_batch(row) if row is not None else None
+        statement = select(*COLUMNS).where(BatchRow.id == batch_id, BatchRow.project_id == project_id)
+        return await self._one(statement, to_batch)
 
     async def page(self, project_id: int, *, limit: int, after: str | None) -> list[Batch]:
         """A project's batches, newest first, older than `after`."""
-        statement = select(*COLUMNS).where(BatchRow.project_id == project_id).order_by(BatchRow.id.desc()).limit(limit)
-        if after is not None:
-            statement = statement.where(BatchRow.id < after)
-        async with self._engine.connect() as connection:
-            return [to_batch(row) for row in await connection.execute(statement)]
+        statement = select(*COLUMNS).where(BatchRow.project_id == project_id)
+        return await self._all(page_by_id(statement, BatchRow.id, limit=limit, after=after), to_batch)
 
     async def cancel(self, batch_id: str) -> bool:
         """Ask for a batch's cancellation: no line becomes a job from now on. False: it is too late, or done."""
@@ -161,9 +158,7 @@ class BatchStore(JobRowStore):
             .values({BatchRow.driver: driver, BatchRow.due_at: func.clock_timestamp() + seconds(lease_s)})
             .returning(*COLUMNS)
         )
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(statement)).first()
-        return to_batch(row) if row is not None else None
+        return await self._one(statement, to_batch)
 
     async def due_in(self, batch_id: str, driver: str, wait_s: float) -> bool:
         """Let a claimed batch be due in so many seconds. False: it is another driver's by now."""
@@ -262,9 +257,7 @@ class BatchStore(JobRowStore):
             )
             .returning(query.c.open, BatchRow.completed, BatchRow.failed)
         )
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(statement)).first()
-        return Tally(row.open, row.completed, row.failed) if row is not None else None
+        return await self._one(statement, lambda row: Tally(row.open, row.completed, row.failed))
 
     async def finalize(self, batch_id: str, ending: BatchStatus) -> bool:
         """No line becomes a job from now on; results are written once all jobs have ended. False: it moved on."""
@@ -333,8 +326,7 @@ class BatchStore(JobRowStore):
             .order_by(JobRow.batch_line)
             .limit(limit)
         )
-        async with self._engine.connect() as connection:
-            return [LineResult(row.batch_line, to_job(row), row.log) for row in await connection.execute(statement)]
+        return await self._all(statement, lambda row: LineResult(row.batch_line, to_job(row), row.log))
 
     async def open_jobs(self, batch_id: str) -> list[Job]:
         """Jobs that have not ended."""

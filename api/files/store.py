@@ -28,7 +28,7 @@ from shared.domain.errors import FileInUse
 from shared.domain.ids import is_id, new_id, region_of
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
-from shared.postgres.store import Store, seconds
+from shared.postgres.store import Store, page_by_id, seconds
 from shared.postgres.tables import BatchRow, FileRow
 
 FILE_ID_PREFIX = "file-"
@@ -90,23 +90,18 @@ class FileStore(Store):
 
     async def get(self, file_id: str, project_id: int) -> StoredFile | None:
         """A file of a project."""
-        row = await self._first(
-            select(*_COLUMNS).where(FileRow.id == file_id, FileRow.project_id == project_id, kept())
-        )
-        return _file(row) if row is not None else None
+        statement = select(*_COLUMNS).where(FileRow.id == file_id, FileRow.project_id == project_id, kept())
+        return await self._one(statement, _file)
 
     async def page(
         self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool = False
     ) -> list[StoredFile]:
         """A project's files, newest first unless `ascending`, from behind `after`."""
-        order = FileRow.id.asc() if ascending else FileRow.id.desc()
-        statement = select(*_COLUMNS).where(FileRow.project_id == project_id, kept()).order_by(order).limit(limit)
+        statement = select(*_COLUMNS).where(FileRow.project_id == project_id, kept())
         if purpose is not None:
             statement = statement.where(FileRow.purpose == purpose)
-        if after is not None:
-            statement = statement.where(FileRow.id > after if ascending else FileRow.id < after)
-        async with self._engine.connect() as connection:
-            return [_file(row) for row in await connection.execute(statement)]
+        page = page_by_id(statement, FileRow.id, limit=limit, after=after, ascending=ascending)
+        return await self._all(page, _file)
 
     async def delete(self, file_id: str, project_id: int) -> bool:
         """Forget a file of a project; its blob is the caller's to delete afterwards. False: there is none.

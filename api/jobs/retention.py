@@ -32,7 +32,7 @@ class Retention:
 
     async def sweep(self, *, unstored_s: float = UNSTORED_S) -> int:
         """Forget all that is due. Returns how many jobs that was."""
-        forgotten = await self._all(lambda: self._store.forget_unstored(unstored_s, BATCH))
+        forgotten = await self._all(lambda: self._store.purge_unstored(unstored_s, BATCH))
         deleted = await self._all(lambda: self._store.delete_ended(self._keep_s, BATCH)) if self._keep_s else 0
         if deleted:
             logger.info("deleted %d jobs that ended more than %d s ago", deleted, self._keep_s)

@@ -43,7 +43,7 @@ def conversation(
 def _said_before(previous: StoredResponse) -> list[Message]:
     """A response's conversation, its answer included; its instructions are its own."""
     messages = list(previous.job.request.messages or ())
-    if "instructions" in previous.facts.asked:
+    if "instructions" in previous.facts.request_params:
         del messages[0]
     return messages + [_answer(choice) for choice in previous.job.output[:1]]
 

@@ -232,7 +232,7 @@ class ResponseCreate(BaseModel):
     def facts(self) -> ResponseFacts:
         """What its job need not know."""
         return ResponseFacts(
-            asked=self.asked(),
+            request_params=self.asked(),
             input=[item.model_dump(mode="json", exclude_none=True) for item in self.input],
             previous_id=self.previous_response_id,
             background=self.background,

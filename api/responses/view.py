@@ -36,7 +36,7 @@ _NOT_ASKED: dict[str, Any] = {
 
 def view(response: StoredResponse, status: JobStatus) -> dict[str, Any]:
     """A response that has this status, without what only its end brings."""
-    job, asked = response.job, response.facts.asked
+    job, asked = response.job, response.facts.request_params
     return {
         "id": response.id,
         "object": "response",

@@ -9,7 +9,7 @@ from shared.domain.job import Choice, ToolCall
 
 
 def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
-    """How many tokens each attempt has made: a `STARTED` event says whose the deltas after it are."""
+    """Count the tokens of each attempt. A delta belongs to the attempt of the preceding `STARTED` event."""
     tokens: dict[int, int] = {}
     attempt = 0
     for item in events:
@@ -27,12 +27,12 @@ def fingerprint_by_attempt(events: Iterable[Event]) -> dict[int, str | None]:
 
 
 class Transcript:
-    """What the events so far amount to: each choice's text, token ids and finish reason."""
+    """Collects the deltas of a job, and joins them to choices."""
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
         self.deltas: list[Delta] = []
-        # Of the attempts that generated the deltas; None for an attempt that did not report one.
+        # The fingerprints of the attempts that generated the deltas; None for an attempt without one.
         self.fingerprints: set[str | None] = set()
 
     @classmethod

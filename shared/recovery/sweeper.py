@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from shared.domain.job import AttemptOutcome, JobStatus
-from shared.domain.priorities import Hint, first
+from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
@@ -76,7 +76,7 @@ class Sweeper:
                 "job=%s model=%s attempt=%d worker=%s request=%s lost its worker; queued again",
                 hint.job_id, hint.model, hint.attempt, hint.worker, hint.request_id,
             )  # fmt: skip
-            self._send(first(hint))
+            self._send(to_front(hint))
         if recover:
             await self._end_lost()
         for job in await self._store.overdue():

@@ -512,7 +512,7 @@ async def test_a_wrong_method_is_refused(sim: httpx.AsyncClient, method: str, pa
     assert allowed in response.headers["allow"]
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/job", "/v1/jobs/job_x/cancel/now", "/v2/jobs", "/%00", "/v1/file"])
+@pytest.mark.parametrize("path", ["//", "/v1", "/v1/job", "/v1/jobs/job_x/cancel/now", "/v2/jobs", "/%00", "/v1/file"])
 async def test_an_unknown_path_is_not_found(sim: httpx.AsyncClient, path: str) -> None:
     response = await sim.get(sim.base_url.copy_with(raw_path=path.encode()))
     refused(response, "GET", status=404, code="not_found")

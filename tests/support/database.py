@@ -1,4 +1,4 @@
-"""Databases for tests: made from a template that Alembic has migrated."""
+"""Databases for tests, which are copies of a migrated template."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TEMPLATE = "headrace_template"
 
 
 def switch_database(url: str, name: str) -> str:
-    """The same server, another database."""
+    """The URL of another database on the same server."""
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
 def run_sql(url: str, *statements: str) -> None:
-    """Run statements outside of a transaction."""
+    """Run statements, each in its own transaction."""
 
     async def run() -> None:
         engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
@@ -44,7 +44,7 @@ def drop_database(url: str, name: str) -> None:
 
 
 def migrate(url: str, step: str = "upgrade", *revision: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m migrations`, as an operator does."""
+    """Run `python -m migrations`."""
     return subprocess.run(
         [sys.executable, "-m", "migrations", step, *revision],
         env={**os.environ, "DATABASE_URL": url},
@@ -55,7 +55,7 @@ def migrate(url: str, step: str = "upgrade", *revision: str) -> subprocess.Compl
 
 
 async def make_owner(engine: AsyncEngine, name: str) -> Owner:
-    """Create a key, and the project of its name."""
+    """Create a project with one key, both named `name`."""
     keys, key = ApiKeyStore(engine), f"hr_{name}_" + "k" * 43
     await keys.create(name, key)
     found = await keys.find(key)

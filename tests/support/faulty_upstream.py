@@ -23,7 +23,7 @@ class End(Enum):
     CUT = "the connection is closed"
     ERROR = "an error event"
     STRANGE = "a line that is not JSON"
-    SILENCE = "nothing, until the client leaves"
+    SILENCE = "nothing, until the client disconnects"
 
 
 @dataclass(frozen=True, slots=True)

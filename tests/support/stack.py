@@ -1,4 +1,4 @@
-"""The real thing for end-to-end tests: API and worker processes over real servers."""
+"""API and worker processes on real servers, for end-to-end tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Stack:
-    """API and workers as processes of their own. Logs are in `folder`."""
+    """API and worker processes, whose logs are in `folder`."""
 
     def __init__(self, database_url: str, redis_url: str, models: Path, folder: Path, **settings: object) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class Stack:
         self._count = 0
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run `python -m ...` to its end."""
+        """Run `python -m ...` and wait until it exits."""
         return subprocess.run(
             [sys.executable, "-m", *arguments],
             env=self.environment,
@@ -73,43 +73,43 @@ class Stack:
     def start_api(self) -> None:
         self.command("api.keys", "ensure", "e2e")
         self.start("api", "api")
-        eventually_sync(self._alive, f"the API answers; see {self.folder}/api.log", within_s=60)
+        eventually_sync(self._alive, f"the API responds; see {self.folder}/api.log", within_s=60)
 
     @contextlib.contextmanager
     def second_api(self, **settings: str) -> Iterator[str]:
-        """One more API process on the same servers; gives its address."""
+        """Start another API process on the same servers; yields its URL."""
         port = free_port()
         self.start(f"api-{port}", "api", HEADRACE_PORT=str(port), **settings)
         url = f"http://127.0.0.1:{port}"
-        eventually_sync(lambda: _answers(url), "the second API answers", within_s=60)
+        eventually_sync(lambda: _answers(url), "the second API responds", within_s=60)
         yield url
         process = self.processes.pop(f"api-{port}")
         process.terminate()
         process.wait(20)
 
     def replace_api(self, url: str) -> None:
-        """`kill -9` an API process, and start another at its address."""
-        self._again(url, self.kill)
+        """`kill -9` an API process, and start another with the same URL."""
+        self._replace(url, self.kill)
 
     def restart_api(self, url: str) -> None:
-        """SIGTERM to an API process, and start another at its address."""
+        """Stop an API process with SIGTERM, and start another with the same URL."""
 
         def terminate(name: str) -> None:
             process = self.processes.pop(name)
             process.terminate()
             process.wait(30)
 
-        self._again(url, terminate)
+        self._replace(url, terminate)
 
-    def _again(self, url: str, end: Callable[[str], None]) -> None:
+    def _replace(self, url: str, end: Callable[[str], None]) -> None:
         port = url.rpartition(":")[2]
         name = "api" if url == self.url else f"api-{port}"
         end(name)
         self.start(name, "api", HEADRACE_PORT=port)
-        eventually_sync(lambda: _answers(url), f"{name} answers again", within_s=60)
+        eventually_sync(lambda: _answers(url), f"{name} responds again", within_s=60)
 
     def start_worker(self, model: str, *, within_s: float = 120, **settings: str) -> str:
-        """Start a worker and wait until it serves. Returns its process's name."""
+        """Start a worker and wait until it is ready. Returns the name of its process."""
         self._count += 1
         name = f"worker-{self._count}"
         process = self.start(name, "workers", model, **settings)
@@ -119,17 +119,17 @@ class Stack:
             assert process.poll() is None, f"{name} has ended:\n{log.read_text()[-3000:]}"
             return " ready." in log.read_text()
 
-        eventually_sync(ready, f"{name} serves; see {log}", within_s=within_s)
+        eventually_sync(ready, f"{name} is ready; see {log}", within_s=within_s)
         return name
 
     def kill(self, name: str) -> None:
-        """`kill -9`, as a lost node."""
+        """`kill -9` a process, as if its node were lost."""
         process = self.processes.pop(name)
         process.kill()
         process.wait()
 
     def stop(self) -> None:
-        """SIGTERM to all, and SIGKILL to what is left."""
+        """Send SIGTERM to all processes, and SIGKILL to those that do not exit."""
         for process in self.processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -146,7 +146,7 @@ class Stack:
         self.processes.clear()
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """An HTTP client with the key."""
+        """An HTTP client that sends the API key."""
         headers = {"Authorization": f"Bearer {KEY}", **options.pop("headers", {})}
         options.setdefault("base_url", self.url)
         return httpx.AsyncClient(headers=headers, timeout=60, **options)
@@ -164,7 +164,7 @@ def _answers(url: str) -> bool:
 
 
 def write_models(path: Path, models: Sequence[Mapping[str, Any]]) -> Path:
-    """A models.yaml; JSON is YAML."""
+    """Write a models.yaml; its content is JSON, which is valid YAML."""
     import json
 
     path.write_text(json.dumps({"models": list(models)}))

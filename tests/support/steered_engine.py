@@ -28,13 +28,13 @@ def text_of_tokens(count: int) -> str:
 
 
 class Call:
-    """One request inside the engine."""
+    """One request in the engine."""
 
     def __init__(self, job_id: str, attempt: int, request: GenerateRequest, prior: Sequence[Delta]) -> None:
         self.job_id = job_id
         self.attempt = attempt
         self.prior = "".join(delta.text for delta in prior if delta.index == 0)
-        self.made = sum(len(delta.token_ids) for delta in prior if delta.index == 0)
+        self.generated = sum(len(delta.token_ids) for delta in prior if delta.index == 0)
         self.ended = asyncio.Event()
         self.task = asyncio.current_task()
         self._choices = request.sampling.n
@@ -44,9 +44,9 @@ class Call:
         """Generate `count` tokens of each choice; returns when the runner has received them or has stopped."""
         for _ in range(count):
             self._steps.put_nowait(None)
-        taken = asyncio.ensure_future(self._steps.join())
+        received = asyncio.ensure_future(self._steps.join())
         ended = asyncio.ensure_future(self.ended.wait())
-        done, waiting = await asyncio.wait({taken, ended}, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+        done, waiting = await asyncio.wait({received, ended}, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
         assert done, "the runner does not receive the tokens"
@@ -71,12 +71,12 @@ class Call:
             if isinstance(step, Exception):
                 raise step
             if isinstance(step, Restarted):
-                self.made = 0
+                self.generated = 0
                 yield step
                 self._steps.task_done()
                 continue
-            reason, position = step, self.made
-            self.made += 1
+            reason, position = step, self.generated
+            self.generated += 1
             token_id = self.attempt * IDS_PER_ATTEMPT + position
             for index in range(self._choices):
                 yield Delta(index, token_text(position), (token_id,), reason)
@@ -104,7 +104,7 @@ class SteeredEngine:
         """The job's next request, once the engine has received it."""
         return self._awaited.setdefault(job_id, asyncio.get_running_loop().create_future())
 
-    def forget(self, job_id: str) -> None:
+    def discard_next_call(self, job_id: str) -> None:
         """Stop waiting for a job's next request."""
         self._awaited.pop(job_id, None)
 

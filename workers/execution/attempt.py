@@ -15,7 +15,7 @@ from typing import TypeVar
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Delta, EventType, seq_before
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
-from shared.domain.priorities import Hint, first
+from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, build_result, exhausted
 from shared.domain.transcript import Transcript, tokens_by_attempt
 from shared.postgres.claim_store import ClaimStore
@@ -297,7 +297,7 @@ class JobAttempt:
             "job=%s model=%s attempt=%d worker=%s request=%s handed back after %d tokens (%s)",
             job.id, job.model, job.attempt, context.worker, job.request_context.request_id, self._tokens, outcome,
         )  # fmt: skip
-        context.send(first(Hint(job.id, job.model, job.priority)))
+        context.send(to_front(Hint(job.id, job.model, job.priority)))
         return None
 
     async def _retry(self, call: Callable[[], Awaitable[T]], what: str) -> T:

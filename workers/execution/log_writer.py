@@ -68,10 +68,10 @@ class LogBuffer:
         """
         now = time.monotonic()
         for index, delta in list(self._pending.items()):
-            if delta.shown:
+            if delta.visible:
                 self.seq += 1
                 self._token_metrics.record(index, delta.tokens, now)
-                self.events.append(delta_event(self.seq, delta, counted=self.counted))
+                self.events.append(delta_event(self.seq, delta, with_count=self.counted))
                 del self._pending[index]
 
     def discard_pending(self) -> None:

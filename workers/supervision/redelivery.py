@@ -13,7 +13,7 @@ import time
 from redis.asyncio import Redis
 
 from shared.domain.job import JOB_ID_PREFIX
-from shared.domain.priorities import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES, Hint, first
+from shared.domain.priorities import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES, Hint, to_front
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis import job_queue as queue
 from shared.redis.job_queue import HintSender
@@ -86,7 +86,7 @@ class Redelivery:
                 )
         for priority, claimed in list(self._runner.last_claimed.items()):
             before = id_before(claimed, PASSED_OVER_S)
-            found += map(first, await self._store.queued_before(self._model, priority, before, limit=RESEND_LIMIT))
+            found += map(to_front, await self._store.queued_before(self._model, priority, before, limit=RESEND_LIMIT))
         return found
 
     def _not_recently_sent(self, hints: list[Hint]) -> list[Hint]:

@@ -46,7 +46,7 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import Servers
-from tests.support.dying import dies
+from tests.support.interrupt import interrupt_at
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.stack import write_models
 from tests.support.waiting import eventually
@@ -69,8 +69,8 @@ class World:
     blobs: LocalBlobs
     steps: BatchSteps
     worker: ClaimStore
-    rescues: RecoveryStore
-    unowned: JobTerminator
+    recovery_store: RecoveryStore
+    terminator: JobTerminator
     hints: list[Hint] = field(default_factory=list)
 
     async def upload(self, content: bytes, purpose: Purpose = Purpose.BATCH) -> StoredFile:
@@ -137,7 +137,13 @@ class World:
 
     async def sweep(self) -> None:
         await Sweeper(
-            self.rescues, self.unowned, self.hints.append, api_metrics(), interval_s=1, lease_s=1, max_attempts=3
+            self.recovery_store,
+            self.terminator,
+            self.hints.append,
+            api_metrics(),
+            interval_s=1,
+            lease_s=1,
+            max_attempts=3,
         ).sweep(recover=False)
 
     async def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -178,16 +184,16 @@ def make_world(
     database: AsyncEngine, redis: Redis, logs: EventLog, store: JobStore, owner: Owner, folder: Path, servers: Servers
 ) -> World:
     registry = load_registry(write_models(folder / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
-    batches, blobs, rescues = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
+    batches, blobs, recovery_store = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
     hints: list[Hint] = []
     metrics = api_metrics()
-    unowned = JobTerminator(rescues, logs, 60, metrics)
+    terminator = JobTerminator(recovery_store, logs, 60, metrics)
     admission = Admission(registry, ContextWindow(registry))
     jobs = JobService(
         admission=admission,
         store=store,
         logs=logs,
-        terminator=unowned,
+        terminator=terminator,
         hints=HintSender(celery_app(servers.redis(15)), redis),
         hub=StreamHub(redis, logs, store, metrics, resync_s=60),
         redis=redis,
@@ -200,7 +206,7 @@ def make_world(
         store=batches,
         blobs=blobs,
         jobs=jobs,
-        terminator=unowned,
+        terminator=terminator,
         send=hints.append,
         metrics=metrics,
         max_line_bytes=10_000,
@@ -209,7 +215,17 @@ def make_world(
     )
     worker = ClaimStore(database, "w")
     return World(
-        database, folder / "files", owner, FileStore(database), batches, blobs, steps, worker, rescues, unowned, hints
+        database,
+        folder / "files",
+        owner,
+        FileStore(database),
+        batches,
+        blobs,
+        steps,
+        worker,
+        recovery_store,
+        terminator,
+        hints,
     )
 
 
@@ -282,7 +298,7 @@ async def test_wherever_a_driver_dies_each_line_runs_once(world: World) -> None:
     while batch.ended_at is None:
         claimed = await world.store.claim(f"driver-{at}", lease_s=0)
         assert claimed is not None
-        if await dies(world.steps.take(claimed), at):
+        if await interrupt_at(world.steps.take(claimed), at):
             deaths[claimed.status] += 1
             at += 1
         else:
@@ -418,10 +434,10 @@ async def test_what_runs_too_long_after_a_cancel_is_cancelled(world: World) -> N
     job = await world.start((await world.queued())[0])
     await world.store.cancel(batch.id)
     await world.step(batch)
-    assert (await world.worker.held())[0].status is JobStatus.IN_PROGRESS
+    assert (await world.worker.list_claims())[0].status is JobStatus.IN_PROGRESS
     await world.sql("UPDATE batches SET cancelling_at = now() - interval '11 min'")
     await world.step(batch)
-    assert (await world.worker.held())[0].status is JobStatus.CANCELLING
+    assert (await world.worker.list_claims())[0].status is JobStatus.CANCELLING
     await world.finish(job, JobStatus.CANCELLED, CANCELLED_BY_HAND)
     batch = await world.step(batch)
     assert (batch.status, batch.failed) == (BatchStatus.CANCELLED, 1)

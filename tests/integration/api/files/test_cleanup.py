@@ -16,7 +16,7 @@ from api.files.cleanup import ORPHAN_S, FileCleanup
 from api.files.store import FileStore, Purpose, StoredFile
 from shared.domain.errors import FileInUse
 from shared.domain.owner import Owner
-from tests.support.dying import dies
+from tests.support.interrupt import interrupt_at
 
 CHAT = "/v1/chat/completions"
 
@@ -103,7 +103,7 @@ async def test_a_keeper_may_die_anywhere(
         at += 1
         file = await upload(files, blobs, owner, 3600)
         await time_is_up(database, file)
-        died = await dies(keeper.expire(), at)
+        died = await interrupt_at(keeper.expire(), at)
         await keeper.expire()
         for name in os.listdir(tmp_path):
             os.utime(tmp_path / name, (0, 0))

@@ -67,7 +67,7 @@ class TestInserting:
     async def test_many_together_with_plain_jobs(
         self, database: AsyncEngine, store: JobStore, responses: ResponseStore, owner: Owner
     ) -> None:
-        facts = [replace(FACTS, asked={"user": str(number)}) if number % 3 else None for number in range(60)]
+        facts = [replace(FACTS, request_params={"user": str(number)}) if number % 3 else None for number in range(60)]
         made = await asyncio.gather(*(store.insert(new(owner, one)) for one in facts))
         for (job, _), one in zip(made, facts, strict=True):
             found = await responses.get(job.id, owner.project_id)

@@ -79,7 +79,7 @@ async def test_a_worker_that_turns_out_to_be_alive_keeps_its_log(
     await workers("w").heartbeat("m", slots=1, running=1, lease_s=60)
     assert not await terminator.end(read, JobStatus.FAILED, CANCELLED)
     assert await logs.append([Append(job.id, 1, [delta_event(2, Delta(0, "on", (7,)))])]) == [2], "it is not fenced"
-    (held,) = await workers("w").held()
+    (held,) = await workers("w").list_claims()
     assert held.status is JobStatus.IN_PROGRESS
 
 

@@ -42,7 +42,7 @@ class Worker:
         self.store = store
         self.engine = SteeredEngine(slots)
         self.sent: list[Hint] = []
-        self.log_writer = LogWriter(logs, store.held, late_s=60)
+        self.log_writer = LogWriter(logs, store.list_claims, late_s=60)
         context = AttemptContext(
             worker=name,
             engine=self.engine,

@@ -32,7 +32,7 @@ def log(
     told: dict[str, Any] = {"usage": USAGE}
     if end is EventType.FAILED:
         told["error"] = {"message": "no", "code": "engine_error"}
-    made = [delta_event(seq, delta, counted=counted) for seq, delta in enumerate(deltas, 2)]
+    made = [delta_event(seq, delta, with_count=counted) for seq, delta in enumerate(deltas, 2)]
     started = {"attempt": 1, "worker": "w"} | ({"fingerprint": fingerprint} if fingerprint else {})
     return [event(1, EventType.STARTED, started), *made, event(9, end, told)]
 

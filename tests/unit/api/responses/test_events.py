@@ -54,7 +54,7 @@ def response(*, background: bool = False, **asked: Any) -> StoredResponse:
 def log(*deltas: Delta, ending: EventType = EventType.COMPLETED, **error: str) -> list[Event]:
     """A log of one attempt."""
     events = [event(1, EventType.STARTED, {"attempt": 1, "worker": "w"})]
-    events += [delta_event(number, delta, counted=True) for number, delta in enumerate(deltas, 2)]
+    events += [delta_event(number, delta, with_count=True) for number, delta in enumerate(deltas, 2)]
     payload: dict[str, Any] = {"usage": USAGE, "timings": {}}
     if error:
         payload["error"] = error

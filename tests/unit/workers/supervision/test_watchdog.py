@@ -31,7 +31,7 @@ def runner() -> Runner:
         engine=SimulatedEngine(SimulatedModel(name="m", engine="simulated", slots=SLOTS)),
         store=store,
         logs=logs,
-        log_writer=LogWriter(logs, store.held, late_s=1),
+        log_writer=LogWriter(logs, store.list_claims, late_s=1),
         log_ttl_s=1,
         max_attempts=3,
         send=lambda _: None,
