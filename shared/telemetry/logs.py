@@ -5,7 +5,7 @@ text line. Fields are ids and numbers, never prompts, outputs or keys.
 
 Prompts get into logs through errors: pydantic, asyncpg, upstreams and models quote their input. So once a process
 serves requests (`redact_errors`), an error is logged as its type and its stack frames, without its message. Messages
-of network and system errors are kept (`SAFE_ERRORS`): they contain nothing of a request.
+of network and system errors are kept (`SAFE_ERRORS`): they contain no part of a request.
 """
 
 from __future__ import annotations

@@ -364,7 +364,7 @@ class Metrics:
         return self._instruments.definitions
 
     def registry(self, *collectors: Collector) -> CollectorRegistry:
-        """What the process exports: its metrics, these collectors, and the metrics of the Python runtime."""
+        """All that the process exports: its metrics, these collectors, and the metrics of the Python runtime."""
         return self._instruments.registry(*collectors)
 
     def model_label(self, model: str) -> str:

@@ -75,7 +75,7 @@ class Traces:
         return AttemptTrace()
 
     def ended_without_worker(self, job: Job, status: JobStatus, now: datetime) -> None:
-        """A job has ended without a worker. `job` is the job before that."""
+        """A job has ended without a worker; `job` is its state before that."""
 
     @contextmanager
     def streaming(self, job: Job, after: int) -> Iterator[StreamTrace]:
