@@ -1,7 +1,7 @@
-"""Real servers for every test: one PostgreSQL and one Valkey a run, a fresh database and an empty Redis a test.
+"""Real servers for every test: one PostgreSQL and one Valkey a process, a fresh database and an empty Redis a test.
 
 They come out of the wheels, or are given by DATABASE_URL (whose user may create databases) and REDIS_URL
-(whose databases 0 to 15 are flushed). Where neither is to be had, these tests fail: they never skip.
+(whose databases 0 to 15 are flushed). Without either, these tests fail: they never skip.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+import pytest_asyncio
 import redis as sync_redis
 from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
@@ -27,7 +30,9 @@ from shared.job_store import JobStore
 from shared.rescue_store import RescueStore
 from shared.stream import JobLogs
 from shared.worker_store import WorkerStore
-from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
+from tests.support.database import TEMPLATE, create_database, drop_database, migrate, run_sql, switch_database
+from tests.support.real_engine import SMOLLM2
+from tests.support.scheduling import ALONE, AloneLast
 
 Workers = Callable[[str], WorkerStore]
 
@@ -35,6 +40,31 @@ TEST_REDIS_DB = 15
 SIM_REDIS_DB = 14
 VLLM_REDIS_DB = 13
 _others = itertools.cycle(range(VLLM_REDIS_DB))
+
+# `make test` draws the same examples each time, `make test-long` many others.
+hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, database=None, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=3000, database=None, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("ci")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups, and before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a real engine come last and, in a parallel run, run alone."""
+    for item in items:
+        if "vllm_stack" in getattr(item, "fixturenames", ()):
+            item.add_marker("real_engine")
+        if item.get_closest_marker("real_engine"):
+            item.add_marker(pytest.mark.xdist_group(ALONE))
+    items.sort(key=lambda item: item.get_closest_marker("real_engine") is not None)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `make test`: two, or none beside pytest's own where both would use the same given servers."""
+    return 0 if {"DATABASE_URL", "REDIS_URL"} & os.environ.keys() else 2
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast | None:
+    return AloneLast(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @dataclass(frozen=True)
@@ -65,6 +95,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         postgres = start_postgres(Path(folder.name) / "data")
         stops += [postgres.stop, folder.cleanup]
         postgres_url = postgres.url
+        # Tests kill processes, never the machine: what the kernel has is not lost.
+        run_sql(postgres_url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
     if redis_url is None:
         valkey = start_valkey(tmp_path_factory.mktemp("valkey"), persist=False)
         stops.append(valkey.stop)
@@ -74,6 +106,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     yield Servers(postgres_url, redis_url)
     for stop in stops:
         stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def real_engine() -> AsyncIterator[Any]:
+    """A vLLM engine in this process, for tests whose loop is the session's. Only tests marked `real_engine` may ask."""
+    from workers.engines.vllm.engine import VllmEngine
+
+    engine = VllmEngine(SMOLLM2)
+    await engine.start()
+    yield engine
+    await engine.stop()
 
 
 @pytest.fixture

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from benchmarks.upstream import Pace, serve
-from shared.bundled import bundled_model_path
 from shared.errors import InvalidRequest
 from shared.events import Delta
 from shared.job import Usage
-from shared.registry import ModelSpec, OpenAIModel, OpenAIOptions, SimulatedModel, SimulatedOptions, VllmModel
+from shared.registry import ModelSpec, OpenAIModel, OpenAIOptions, SimulatedModel, SimulatedOptions
 from shared.sampling import GenerateRequest, Message, Sampling
 from shared.stream import JobLog
 from workers.engines.base import Engine, PromptInfo
@@ -23,36 +22,29 @@ from workers.engines.factory import make_engine
 from workers.engines.simulated import SimulatedEngine
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     # torch and vLLM warn about themselves at import.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-MODELS: dict[str, ModelSpec] = {
-    "simulated": SimulatedModel(
-        name="sim",
-        engine="simulated",
-        slots=8,
-        # Without a rate a delta is one token, as far as its text goes.
-        options=SimulatedOptions(ttft_ms=1, itl_ms=0, max_model_len=256, fail_on="<<fail>>"),
-    ),
-    "vllm": VllmModel(
-        name="smollm2",
-        engine="vllm",
-        model=str(bundled_model_path("SmolLM2-135M-Instruct")),
-        options={
-            "dtype": "float32",
-            "enforce_eager": True,
-            "max_model_len": 256,
-            "max_num_seqs": 8,
-            "kv_cache_memory_bytes": 1 << 28,
-        },
-    ),
-}
-
-
+SIMULATED = SimulatedModel(
+    name="sim",
+    engine="simulated",
+    slots=8,
+    # Without a rate a delta is one token, as far as its text goes.
+    options=SimulatedOptions(ttft_ms=1, itl_ms=0, max_model_len=256, fail_on="<<fail>>"),
+)
 # An engine that relays cannot go on where it was cut: nobody but its upstream knows the tokens.
-that_continue = pytest.mark.parametrize("engine", list(MODELS), indirect=True)
+CONTINUE = ["simulated", pytest.param("vllm", marks=pytest.mark.real_engine)]
+that_continue = pytest.mark.parametrize("engine", CONTINUE, indirect=True)
+
+
+@asynccontextmanager
+async def started(model: ModelSpec) -> AsyncIterator[Engine]:
+    engine = make_engine(model)
+    await engine.start()
+    yield engine
+    await engine.stop()
 
 
 @asynccontextmanager
@@ -65,13 +57,23 @@ async def relayed() -> AsyncIterator[OpenAIModel]:
     await server.wait_closed()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[*MODELS, "openai"])
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    async with relayed() if request.param == "openai" else nullcontext(MODELS[request.param]) as model:
-        engine = make_engine(model)
-        await engine.start()
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def simulated_engine() -> AsyncIterator[Engine]:
+    async with started(SIMULATED) as engine:
         yield engine
-        await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def relaying_engine() -> AsyncIterator[Engine]:
+    async with relayed() as model, started(model) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module", params=[*CONTINUE, "openai"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    fixtures = {"simulated": "simulated_engine", "vllm": "real_engine", "openai": "relaying_engine"}
+    engine: Engine = request.getfixturevalue(fixtures[request.param])
+    return engine
 
 
 def chat(content: str = "Repeat exactly: 😀🐦🌊 Füße, naïve", **sampling: Any) -> GenerateRequest:

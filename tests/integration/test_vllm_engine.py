@@ -5,42 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import jsonschema
 import pytest
-import pytest_asyncio
 
-from shared.bundled import bundled_model_path
 from shared.errors import InvalidRequest
 from shared.events import Delta, Transcript
 from shared.job import Choice
-from shared.registry import ChatSettings, VllmModel
+from shared.registry import ChatSettings
 from shared.sampling import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from shared.stream import JobLog
+from tests.support.real_engine import SMOLLM2
 from workers.engines.base import EngineError, GoesOn, PromptInfo, Restarted
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.real_engine,
     # torch and vLLM warn about themselves at import.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-MODEL = VllmModel(
-    name="smollm2",
-    engine="vllm",
-    model=str(bundled_model_path("SmolLM2-135M-Instruct")),
-    options={
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 256,
-        "max_num_seqs": 8,
-        "kv_cache_memory_bytes": 1 << 28,
-    },
-    chat=ChatSettings(tool_call_parser="hermes"),
-)
+MODEL = SMOLLM2
 WEATHER = {
     "type": "object",
     "properties": {
@@ -59,14 +46,9 @@ ASKED = [Message(role="user", content="What is the weather in Paris?")]
 CALL = r'<tool_call>\n\{"name": "weather", "arguments": \{"city": "[A-Z][a-z]{2,6}", "unit": "kelvin"\}\}\n</tool_call>'
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine() -> AsyncIterator[Any]:
-    from workers.engines.vllm.engine import VllmEngine
-
-    engine = VllmEngine(MODEL)
-    await engine.start()
-    yield engine
-    await engine.stop()
+@pytest.fixture
+def engine(real_engine: Any) -> Any:
+    return real_engine
 
 
 def asked(messages: list[Message] | None = None, **fields: Any) -> GenerateRequest:

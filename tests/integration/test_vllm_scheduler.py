@@ -10,6 +10,8 @@ import pytest
 
 from shared.bundled import bundled_model_path
 
+pytestmark = pytest.mark.real_engine
+
 
 @pytest.fixture(scope="module")
 def steps() -> list[set[str]]:

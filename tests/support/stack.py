@@ -43,6 +43,7 @@ class Stack:
             **{name: str(value) for name, value in settings.items()},
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._models: dict[str, str] = {}
         self._count = 0
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -113,6 +114,7 @@ class Stack:
         self._count += 1
         name = f"worker-{self._count}"
         process = self.start(name, "workers", model, **settings)
+        self._models[name] = model
         log = self.folder / f"{name}.log"
 
         def ready() -> bool:
@@ -121,6 +123,10 @@ class Stack:
 
         eventually_sync(ready, f"{name} serves; see {log}", within_s=within_s)
         return name
+
+    def workers(self, model: str) -> list[str]:
+        """The names of the processes that serve a model."""
+        return [name for name in self.processes if self._models.get(name) == model]
 
     def kill(self, name: str) -> None:
         """`kill -9`, as a lost node."""
