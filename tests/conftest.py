@@ -39,6 +39,8 @@ Workers = Callable[[str], WorkerStore]
 TEST_REDIS_DB = 15
 SIM_REDIS_DB = 14
 VLLM_REDIS_DB = 13
+# Whoever needs one of these needs all cores.
+VLLM_FIXTURES = {"vllm_stack", "real_engine"}
 _others = itertools.cycle(range(VLLM_REDIS_DB))
 
 # `make test` draws the same examples each time, `make test-long` many others.
@@ -49,13 +51,13 @@ hypothesis.settings.load_profile("ci")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups, and before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a real engine come last and, in a parallel run, run alone."""
+    """Tests with vLLM come last and, in a parallel run, alone."""
     for item in items:
-        if "vllm_stack" in getattr(item, "fixturenames", ()):
-            item.add_marker("real_engine")
-        if item.get_closest_marker("real_engine"):
+        if VLLM_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("vllm")
+        if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.xdist_group(ALONE))
-    items.sort(key=lambda item: item.get_closest_marker("real_engine") is not None)
+    items.sort(key=lambda item: item.get_closest_marker("vllm") is not None)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -110,7 +112,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def real_engine() -> AsyncIterator[Any]:
-    """A vLLM engine in this process, for tests whose loop is the session's. Only tests marked `real_engine` may ask."""
+    """A vLLM engine in this process, for tests whose loop is the session's."""
     from workers.engines.vllm.engine import VllmEngine
 
     engine = VllmEngine(SMOLLM2)

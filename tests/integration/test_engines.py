@@ -35,7 +35,7 @@ SIMULATED = SimulatedModel(
     options=SimulatedOptions(ttft_ms=1, itl_ms=0, max_model_len=256, fail_on="<<fail>>"),
 )
 # An engine that relays cannot go on where it was cut: nobody but its upstream knows the tokens.
-CONTINUE = ["simulated", pytest.param("vllm", marks=pytest.mark.real_engine)]
+CONTINUE = ["simulated", pytest.param("vllm", marks=pytest.mark.vllm)]
 that_continue = pytest.mark.parametrize("engine", CONTINUE, indirect=True)
 
 

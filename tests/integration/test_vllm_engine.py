@@ -22,7 +22,7 @@ from workers.engines.base import EngineError, GoesOn, PromptInfo, Restarted
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.real_engine,
+    pytest.mark.vllm,
     # torch and vLLM warn about themselves at import.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]

@@ -11,7 +11,10 @@ from shared.bundled import bundled_model_path
 from shared.events import Delta, Transcript
 from shared.job import Choice as Answer
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 CALLS = (
     '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich 🌊", "days": [1, 2]}}\n</tool_call>\n'

@@ -10,7 +10,7 @@ import pytest
 
 from shared.bundled import bundled_model_path
 
-pytestmark = pytest.mark.real_engine
+pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
