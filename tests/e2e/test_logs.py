@@ -233,7 +233,7 @@ def crashing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iter
         stack.start_worker("smollm2", within_s=240)
         yield stack
     finally:
-        stack.stop()
+        stack.stop(gently=True)
         drop_database(servers.postgres_url, "stack_crash")
 
 

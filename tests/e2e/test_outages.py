@@ -25,7 +25,7 @@ from tests.e2e.test_jobs import ended, running, submit
 from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
 from tests.support.servers import OwnServers
 from tests.support.sse import Sse, read_events, text_of
-from tests.support.stack import Stack, write_models
+from tests.support.stack import Stack, stack_template, write_models
 from tests.support.waiting import eventually, eventually_sync
 from workers.engines.simulated import SimulatedEngine
 
@@ -55,7 +55,7 @@ def stack(own: OwnServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """An API on an empty database and an empty Redis; workers are each test's own."""
     own.start()
     own.flush_redis()
-    create_database(own.postgres_url, "outages", template=TEMPLATE)
+    create_database(own.postgres_url, "outages", template=stack_template(own.postgres_url))
     folder = tmp_path_factory.mktemp("stack")
     stack = Stack(
         switch_database(own.postgres_url, "outages"),

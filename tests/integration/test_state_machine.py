@@ -6,7 +6,7 @@ still, as a stopped process does, and whatever it does later, it does as a zombi
 
 CI runs the same examples each time. To look for new ones:
 
-    HEADRACE_STATE_MACHINE_EXAMPLES=2000 pytest tests/integration/test_state_machine.py --timeout 0
+    make test-long ARGS="-k state_machine"
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -47,6 +46,7 @@ from shared.sweeper import Sweeper
 from shared.unowned import UnownedJobs
 from shared.worker_store import WorkerStore
 from tests.conftest import TEST_REDIS_DB, Servers
+from tests.support.examples import LONG, drawn
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
 from workers.lease import Lease
@@ -65,15 +65,12 @@ LOG_TTL_S = 3600
 # Leases are let run out, by SQL; they do not run out by themselves.
 LEASE_S = 600
 WITHIN_S = 10.0
+LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
 
-EXPLORE = int(os.environ.get("HEADRACE_STATE_MACHINE_EXAMPLES", "0"))
 SETTINGS = settings(
-    max_examples=EXPLORE or 60,
+    drawn(60, long=2000),
     stateful_step_count=40,
-    derandomize=not EXPLORE,
-    database=None,
-    deadline=None,  # a step is some round trips to real servers
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
@@ -734,7 +731,8 @@ class Jobs(RuleBasedStateMachine):
 
 
 # A failure is made small first, which takes a while.
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(LONG_S if LONG else 900)
+@pytest.mark.hypothesis
 def test_no_interleaving_breaks_a_job(servers: Servers, database_url: str) -> None:
     class Here(Jobs):
         pass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,15 +14,17 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.support.database import TEMPLATE, create_database, switch_database
 from tests.support.ports import free_port
 from tests.support.waiting import eventually_sync
 
 KEY = "hr_e2etests_" + "0" * 43
+STACK_TEMPLATE = "headrace_stack_template"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Stack:
-    """API and workers as processes of their own. Logs are in `folder`."""
+    """API and workers as processes of their own, on a database made from `stack_template`. Logs are in `folder`."""
 
     def __init__(self, database_url: str, redis_url: str, models: Path, folder: Path, **settings: object) -> None:
         self.folder = folder
@@ -72,7 +74,6 @@ class Stack:
         return process
 
     def start_api(self) -> None:
-        self.command("api.keys", "ensure", "e2e")
         self.start("api", "api")
         eventually_sync(self._alive, f"the API answers; see {self.folder}/api.log", within_s=60)
 
@@ -134,21 +135,22 @@ class Stack:
         process.kill()
         process.wait()
 
-    def stop(self) -> None:
-        """SIGTERM to all, and SIGKILL to what is left."""
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            for child in children:
-                if child.is_running():
-                    child.kill()
+    def stop(self, *, gently: bool = False) -> None:
+        """End all processes with what they have started. By SIGKILL, as a drain is not what is tested here."""
+        running = [process for process in self.processes.values() if process.poll() is None]
+        children = [child for process in running for child in psutil.Process(process.pid).children(recursive=True)]
+        if gently:
+            for process in running:
+                process.terminate()
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+        for process in running:
+            process.kill()
+            process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         self.processes.clear()
 
     def client(self, **options: Any) -> httpx.AsyncClient:
@@ -160,6 +162,19 @@ class Stack:
     def _alive(self) -> bool:
         assert self.processes["api"].poll() is None, (self.folder / "api.log").read_text()[-3000:]
         return _answers(self.url)
+
+
+@functools.cache
+def stack_template(url: str) -> str:
+    """The name of the template for stacks: migrated, and with the key that their clients use."""
+    create_database(url, STACK_TEMPLATE, template=TEMPLATE)
+    subprocess.run(
+        [sys.executable, "-m", "api.keys", "ensure", "e2e"],
+        env={**os.environ, "DATABASE_URL": switch_database(url, STACK_TEMPLATE), "HEADRACE_API_KEY": KEY},
+        check=True,
+        capture_output=True,
+    )
+    return STACK_TEMPLATE
 
 
 def _answers(url: str) -> bool:
