@@ -25,7 +25,7 @@ dev:
 	@$(BOOTSTRAP) --dev
 
 # By file in parallel processes; tests/support/scheduling.py keeps vLLM's tests for last.
-PYTEST := .venv/bin/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+PYTEST := .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: dev model  ## run the test suite; ARGS go to pytest: make test ARGS="-k cancel"
 	@exec $(PYTEST) $(ARGS)

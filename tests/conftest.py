@@ -10,6 +10,7 @@ import itertools
 import os
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from shared.stream import JobLogs
 from shared.worker_store import WorkerStore
 from tests.support.database import TEMPLATE, create_database, drop_database, migrate, run_sql, switch_database
 from tests.support.real_engine import SMOLLM2
-from tests.support.scheduling import ALONE, AloneLast
+from tests.support.scheduling import Parallel, write_list
 
 Workers = Callable[[str], WorkerStore]
 
@@ -49,24 +50,32 @@ hypothesis.settings.register_profile("long", max_examples=3000, database=None, d
 hypothesis.settings.load_profile("ci")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups, and before -m selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Parallel())
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests with vLLM come last and, in a parallel run, alone."""
     for item in items:
         if VLLM_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("vllm")
-        if item.get_closest_marker("vllm"):
-            item.add_marker(pytest.mark.xdist_group(ALONE))
-    items.sort(key=lambda item: item.get_closest_marker("vllm") is not None)
+        if operation := getattr(item, "operation_label", None):  # schemathesis calls all operations' tests the same
+            item._id = item.id.with_params(operation)
+    if twice := [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]:
+        raise pytest.UsageError(f"pytest-xdist would run only one of the tests called {twice}")
+    items.sort(key=_with_vllm)
+    write_list(config, [item.nodeid for item in items if _with_vllm(item)])
+
+
+def _with_vllm(item: pytest.Item) -> bool:
+    return item.get_closest_marker("vllm") is not None
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Processes of `make test`: two, or none beside pytest's own where both would use the same given servers."""
+    """Processes of `make test`: two, or none beside pytest's own if both would use the same given servers."""
     return 0 if {"DATABASE_URL", "REDIS_URL"} & os.environ.keys() else 2
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast | None:
-    return AloneLast(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @dataclass(frozen=True)

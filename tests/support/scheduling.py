@@ -1,23 +1,64 @@
-"""How a parallel run divides the tests: by file, and those with a real engine last and alone.
+"""How a parallel run divides the tests: by file, and those with vLLM last and alone.
 
 An engine of vLLM's takes all cores, so nothing may run beside it. pytest-xdist's own schedulers know no such rule.
+The processes collect; which of their tests run alone, they write to a file that the controlling process reads.
 """
 
 from __future__ import annotations
 
-from xdist.scheduler import LoadGroupScheduling
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-# The group (`pytest.mark.xdist_group`) of tests that run alone. The tests are collected in an order that ends with it.
 ALONE = "alone"
+LIST = "alone_list"
 
 
-class AloneLast(LoadGroupScheduling):
+class Parallel:
+    """A plugin for the controlling process, and for each process that it starts."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="headrace-tests-")
+        self._list = Path(self._folder.name) / "alone.json"
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: WorkerController) -> None:
+        node.workerinput[LIST] = str(self._list)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> AloneLast | None:
+        return AloneLast(config, log, self._list) if config.getoption("dist") == "loadfile" else None
+
+    def pytest_unconfigure(self) -> None:
+        self._folder.cleanup()
+
+
+def write_list(config: pytest.Config, alone: list[str]) -> None:
+    """Say which tests run alone; all processes say the same."""
+    if workerinput := getattr(config, "workerinput", None):
+        file = Path(workerinput[LIST])
+        part = file.with_name(workerinput["workerid"])
+        part.write_text(json.dumps(alone))
+        part.replace(file)
+
+
+class AloneLast(LoadFileScheduling):
     """A file's tests run in one process; the group `ALONE` runs when all other processes have ended."""
 
+    def __init__(self, config: pytest.Config, log: Producer, alone: Path) -> None:
+        super().__init__(config, log)
+        self._file = alone
+        self._alone: set[str] | None = None
+
     def _split_scope(self, nodeid: str) -> str:
-        group = super()._split_scope(nodeid)
-        return nodeid.partition("::")[0] if group == nodeid else group
+        if self._alone is None:  # all have collected
+            self._alone = set(json.loads(self._file.read_text()))
+        return ALONE if nodeid in self._alone else str(super()._split_scope(nodeid))
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         if next(iter(self.workqueue)) == ALONE:
