@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -25,7 +24,7 @@ from tests.e2e.test_jobs import ended, running, submit
 from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
 from tests.support.servers import OwnServers
 from tests.support.sse import Sse, read_events, text_of
-from tests.support.stack import Stack, stack_template, write_models
+from tests.support.stack import Process, Stack, stack_template, write_models
 from tests.support.waiting import eventually, eventually_sync
 from workers.engines.simulated import SimulatedEngine
 
@@ -436,7 +435,7 @@ class TestWorkers:
 
 
 @contextlib.contextmanager
-def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def stopped(process: Process) -> Iterator[None]:
     """A process that stands still meanwhile."""
     process.send_signal(signal.SIGSTOP)
     try:

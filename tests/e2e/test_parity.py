@@ -30,7 +30,11 @@ from tests.support.ports import free_port
 from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import eventually_sync
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [
+    pytest.mark.timeout(900),
+    # torch and vLLM warn about themselves at import.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 MODEL = "smollm2"
 AT_ONCE = 16

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.auth import Authenticator
 from api.errors import Unauthorized
 from shared.api_keys import ApiKeyStore
-from tests.support.stack import REPOSITORY
+from tests.support.forked import run_forked
 from tests.support.waiting import eventually
 
 Keys = Callable[..., subprocess.CompletedProcess[str]]
@@ -28,15 +27,7 @@ def keys(database_url: str) -> Keys:
     """The command, on a fresh database."""
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "api.keys", *arguments],
-            env={**os.environ, "DATABASE_URL": database_url, **settings},
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run_forked("api.keys", *arguments, environment={**os.environ, "DATABASE_URL": database_url, **settings})
 
     return run
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
+
+from tests.support.forked import run_forked
 
 TEMPLATE = "headrace_template"
 
@@ -42,10 +43,4 @@ def drop_database(url: str, name: str) -> None:
 
 def migrate(url: str, step: str = "upgrade", *revision: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m migrations`, as an operator does."""
-    return subprocess.run(
-        [sys.executable, "-m", "migrations", step, *revision],
-        env={**os.environ, "DATABASE_URL": url},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    return run_forked("migrations", step, *revision, environment={**os.environ, "DATABASE_URL": url}, check=True)

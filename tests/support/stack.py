@@ -15,10 +15,12 @@ import httpx
 import psutil
 
 from tests.support.database import TEMPLATE, create_database, switch_database
+from tests.support.forked import Forked, run_forked
 from tests.support.ports import free_port
 from tests.support.waiting import eventually_sync
 
 KEY = "hr_e2etests_" + "0" * 43
+Process = subprocess.Popen[bytes] | Forked
 STACK_TEMPLATE = "headrace_stack_template"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -44,34 +46,31 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
             **{name: str(value) for name, value in settings.items()},
         }
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Process] = {}
+        self._forks = '"engine": "vllm"' not in models.read_text()
         self._models: dict[str, str] = {}
         self._count = 0
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `python -m ...` to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", *arguments],
-            env=self.environment,
-            cwd=REPOSITORY,
-            check=check,
-            capture_output=True,
-            text=True,
-        )
+        return run_forked(*arguments, environment=self.environment, check=check)
 
-    def start(self, name: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *arguments: str, **settings: str) -> Process:
         """Start `python -m ...` as a process called `name`."""
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                env={**self.environment, **settings},
-                cwd=REPOSITORY,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.processes[name] = process
-        return process
+        log, environment = self.folder / f"{name}.log", {**self.environment, **settings}
+        if self._forks and arguments[0] in ("api", "workers"):
+            self.processes[name] = Forked(*arguments, environment=environment, out=log, err=log)
+        else:
+            with log.open("ab") as file:
+                self.processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", *arguments],
+                    env=environment,
+                    cwd=REPOSITORY,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        return self.processes[name]
 
     def start_api(self) -> None:
         self.start("api", "api")
@@ -168,12 +167,8 @@ class Stack:
 def stack_template(url: str) -> str:
     """The name of the template for stacks: migrated, and with the key that their clients use."""
     create_database(url, STACK_TEMPLATE, template=TEMPLATE)
-    subprocess.run(
-        [sys.executable, "-m", "api.keys", "ensure", "e2e"],
-        env={**os.environ, "DATABASE_URL": switch_database(url, STACK_TEMPLATE), "HEADRACE_API_KEY": KEY},
-        check=True,
-        capture_output=True,
-    )
+    environment = {**os.environ, "DATABASE_URL": switch_database(url, STACK_TEMPLATE), "HEADRACE_API_KEY": KEY}
+    run_forked("api.keys", "ensure", "e2e", environment=environment, check=True)
     return STACK_TEMPLATE
 
 
