@@ -1,7 +1,7 @@
 """Real servers for tests: one PostgreSQL and one Valkey per process, a fresh database and an empty Redis per test.
 
 The servers come from Python wheels, or from DATABASE_URL (whose user must be able to create databases) and REDIS_URL
-(whose databases 0 to 15 are flushed). If neither is available, tests fail instead of being skipped.
+(whose databases 0 to 15 are flushed). If neither is available, tests fail; they are not skipped.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests with vLLM come last and, in a parallel run, alone."""
+    """Sort tests that use vLLM last. In a parallel run, no other tests run beside them."""
     for item in items:
         if VLLM_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("vllm")
-        if operation := getattr(item, "operation_label", None):  # schemathesis calls all operations' tests the same
+        if operation := getattr(item, "operation_label", None):  # schemathesis gives all operations' tests one id
             item._id = item.id.with_params(operation)
     if twice := [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]:
-        raise pytest.UsageError(f"pytest-xdist would run only one of the tests called {twice}")
+        raise pytest.UsageError(f"pytest-xdist would run only one of the tests with the same id: {twice}")
     items.sort(key=_with_vllm)
     write_list(config, [item.nodeid for item in items if _with_vllm(item)])
 
@@ -83,7 +83,7 @@ def _with_vllm(item: pytest.Item) -> bool:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Processes of `make test`: two, or none beside pytest's own if both would use the same given servers."""
+    """The number of processes of `make test`: two, or none besides pytest itself if they would share given servers."""
     return 0 if {"DATABASE_URL", "REDIS_URL"} & os.environ.keys() else 2
 
 
@@ -98,7 +98,7 @@ class Servers:
         return make_url(self.redis_url).set(database=str(database)).render_as_string(hide_password=False)
 
     def empty_redis(self, database: int | None = None) -> str:
-        """Flush a database and return its URL; by default the next of all but the reserved ones, in turn."""
+        """Flush a database and return its URL; by default the next unreserved one, in rotation."""
         url = self.redis(next(_unreserved) if database is None else database)
         with sync_redis.Redis.from_url(url) as client:
             client.flushdb()
@@ -110,12 +110,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     stops = []
     postgres_url, redis_url = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
     if postgres_url is None:
-        # Not in pytest's own folder: if root starts another run, other users lose access to it, PostgreSQL's too.
+        # Not in pytest's folder: if root starts another run, other users, including PostgreSQL's, lose access to it.
         folder = tempfile.TemporaryDirectory(prefix="headrace-tests-")
         postgres = start_postgres(Path(folder.name) / "data")
         stops += [postgres.stop, folder.cleanup]
         postgres_url = postgres.url
-        # Tests kill processes, never the machine: what the kernel has is not lost.
+        # Tests kill processes, never the machine, so data that the kernel has buffered is not lost.
         run_sql(postgres_url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
     if redis_url is None:
         valkey = start_valkey(tmp_path_factory.mktemp("valkey"), persist=False)
@@ -130,7 +130,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def real_engine() -> AsyncIterator[Any]:
-    """A vLLM engine in this process, for tests whose loop is the session's."""
+    """A vLLM engine in this process, for tests that run in the session's event loop."""
     from workers.engines.vllm.engine import VllmEngine
 
     engine = VllmEngine(SMOLLM2, worker_metrics(SMOLLM2.name))
@@ -162,7 +162,7 @@ def store(database: AsyncEngine) -> JobStore:
 
 @pytest.fixture
 def workers(database: AsyncEngine) -> Workers:
-    """Creates the store of a worker by the worker's name."""
+    """Creates the claim store of a worker with a given name."""
     return lambda name: ClaimStore(database, name)
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Base images from Debian's archive, under the names that the Dockerfiles and docker-compose.yml use: for a machine
-# that has podman and debootstrap and reaches Debian's archive, but no image registry. Images that are there stay.
+# Builds base images from Debian's archive, with the names that the Dockerfiles and docker-compose.yml use, for a machine
+# that has podman and debootstrap and can reach Debian's archive but no image registry. Existing images are kept.
 set -eu
 
 python=docker.io/library/python:3.11.14-slim-bookworm
@@ -14,7 +14,7 @@ if ! podman image exists "$python"; then
     tar -C "$work/root" -c . | podman import - "$python"
 fi
 
-# Debian's own PostgreSQL, started as the official image starts it: the folder is made at the first start.
+# Debian's PostgreSQL, started like the official image: the data folder is created at the first start.
 podman image exists "$postgres" || podman build --network host --format docker -t "$postgres" -f - "$work" <<'IMAGE'
 FROM docker.io/library/python:3.11.14-slim-bookworm
 RUN apt-get update && apt-get install -y --no-install-recommends postgresql && rm -rf /var/lib/apt/lists/*

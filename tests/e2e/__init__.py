@@ -1,1 +1,1 @@
-"""Tests of running processes, from outside."""
+"""Tests of running processes through their public interfaces."""

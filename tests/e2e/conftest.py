@@ -1,4 +1,4 @@
-"""Running stacks: one with the simulated engine, one with a real vLLM, each shared by a run's tests."""
+"""Running stacks, one with the simulated engine and one with vLLM, each shared by all tests of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.database import create_database, drop_database, switch_databa
 from tests.support.stack import Stack, stack_template, write_models
 
 FAIL = "<<fail>>"
-# Of the real engine, as vLLM's own server has them too where the two are compared.
+# Options of the vLLM engine, and of vLLM's own server in the tests that compare the two.
 VLLM_OPTIONS: dict[str, object] = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -32,7 +32,7 @@ def make_stack(
     redis_db: int | None = None,
     **settings: object,
 ) -> Stack:
-    """A stack on a database and a Redis database of its own; nothing started yet."""
+    """A stack with its own database and Redis database. No process has been started yet."""
     folder = tmp_path_factory.mktemp(name)
     database = f"stack_{name}"
     create_database(servers.postgres_url, database, template=stack_template(servers.postgres_url))
@@ -71,14 +71,14 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 async def sim(sim_stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the simulated stack."""
+    """A client of the stack with the simulated engine."""
     async with sim_stack.client() as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API and one worker with a real vLLM engine, on the small real model."""
+    """The API and one worker with a vLLM engine and the small bundled model."""
     models: list[dict[str, object]] = [
         {
             "name": "smollm2",
@@ -94,12 +94,12 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
         stack.start_worker("smollm2", within_s=240)
         yield stack
     finally:
-        stack.stop(gently=True)  # vLLM has files to remove
+        stack.stop(gently=True)  # vLLM removes files at exit
         drop_database(servers.postgres_url, "stack_vllm")
 
 
 @pytest.fixture
 async def vllm(vllm_stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the stack with the real engine."""
+    """A client of the stack with the vLLM engine."""
     async with vllm_stack.client() as client:
         yield client

@@ -29,7 +29,7 @@ from api.settings import ApiSettings
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.support.database import drop_database
-from tests.support.examples import LONG, drawn
+from tests.support.examples import LONG, example_count
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually_sync
 
@@ -166,7 +166,7 @@ statuses: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
 @schema.parametrize()  # type: ignore[untyped-decorator]  # it ships no types
 @hypothesis.settings(
-    drawn(40, long=1000),
+    example_count(40, long=1000),
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )

@@ -1,10 +1,10 @@
-"""The same requests, to vLLM's own server and to this project: the same status codes, and the same answers.
+"""vLLM's server and this project answer the same requests with the same status codes and the same content.
 
-vLLM's server answers first, all requests, and is stopped before the stack's engine starts: two engines at once
-would only be slow. What differs on purpose is said in `parity_cases.py`, each with its why; what else differs fails.
+vLLM's server answers all requests first and is stopped before the stack's engine starts, because two engines at a time
+would be slow. `parity_cases.py` lists the intended differences with their reasons; any other difference fails.
 
-Left out of the comparison: ids, times, model names, the fingerprint's value; a null, which is the same as nothing, and
-an empty text beside tool calls; the cached tokens of the prompt, which depend on what was asked before; messages.
+Not compared: ids, times, model names and the value of the fingerprint; nulls and absent fields; an empty text next to
+tool calls; the prompt's cached tokens, which depend on earlier requests; error messages.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ import pytest
 
 from shared.config.bundled_model import bundled_model_path
 from tests.e2e.conftest import VLLM_OPTIONS
-from tests.e2e.parity_cases import CASES, CHAT, IN_STREAM, OTHERWISE, REFUSED, SOONER, TAKEN, Case
+from tests.e2e.parity_cases import ACCEPTED, CASES, CHAT, DIFFERENT, EARLIER, IN_STREAM, REJECTED, Case
 from tests.support.ports import free_port
 from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import eventually_sync
 
 pytestmark = [
     pytest.mark.timeout(900),
-    # torch and vLLM warn about themselves at import.
+    # torch and vLLM emit warnings at import.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
 MODEL = "smollm2"
-AT_ONCE = 16
+CONCURRENCY = 16
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 PER_ANSWER = {"id", "created", "model", "system_fingerprint", "prompt_tokens_details"}
 TOLERANCE = 2e-3
@@ -45,7 +45,7 @@ TOLERANCE = 2e-3
 
 @dataclass(frozen=True)
 class Answer:
-    """A status and what was said; `frames` of a stream, without the last `[DONE]`, which `done` tells of."""
+    """A status with a body, or with the `frames` of a stream; `done`: the stream ended with `[DONE]`."""
 
     status: int
     body: dict[str, Any] | None = None
@@ -54,7 +54,7 @@ class Answer:
 
     @property
     def error(self) -> bool:
-        """Whether it tells of an error, by its status or in its stream."""
+        """Whether the status or the stream contains an error."""
         return self.status != 200 or any("error" in frame for frame in self.frames)
 
 
@@ -73,21 +73,21 @@ async def send(client: httpx.AsyncClient, case: Case, *, stream: bool) -> Answer
 
 
 async def send_all(client: httpx.AsyncClient) -> dict[tuple[str, bool], Answer]:
-    """Every case, whole and streamed."""
-    turn = asyncio.Semaphore(AT_ONCE)
+    """Send every case, without and with streaming."""
+    limit = asyncio.Semaphore(CONCURRENCY)
 
-    async def one(case: Case, stream: bool) -> Answer:
-        async with turn:
+    async def send_one(case: Case, stream: bool) -> Answer:
+        async with limit:
             return await send(client, case, stream=stream)
 
-    asked = [(case, stream) for case in CASES for stream in (False, True)]
-    answers = await asyncio.gather(*(one(case, stream) for case, stream in asked))
-    return {(case.name, stream): answer for (case, stream), answer in zip(asked, answers, strict=True)}
+    requests = [(case, stream) for case in CASES for stream in (False, True)]
+    answers = await asyncio.gather(*(send_one(case, stream) for case, stream in requests))
+    return {(case.name, stream): answer for (case, stream), answer in zip(requests, answers, strict=True)}
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Answer]:
-    """What vLLM's own server answers, with the options of the stack's engine, and its executor, which is faster."""
+    """The answers of vLLM's server, with the options and the (faster) executor of the stack's engine."""
     from workers.engines.vllm.executor import cpu_options
 
     folder = tmp_path_factory.mktemp("vllm_server")
@@ -131,7 +131,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], A
 
 @pytest.fixture(scope="module")
 def ours(theirs: dict[tuple[str, bool], Answer], vllm_stack: Stack) -> dict[tuple[str, bool], Answer]:
-    """What this project answers; after vLLM's server has gone."""
+    """The answers of this project, after vLLM's server has exited."""
 
     async def ask() -> dict[tuple[str, bool], Answer]:
         async with vllm_stack.client() as client:
@@ -141,98 +141,98 @@ def ours(theirs: dict[tuple[str, bool], Answer], vllm_stack: Stack) -> dict[tupl
     return asyncio.run(ask())
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("stream", [False, True], ids=["complete", "streamed"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_same_answer(
+def test_the_answer_equals_that_of_vllms_server(
     theirs: dict[tuple[str, bool], Answer], ours: dict[tuple[str, bool], Answer], case: Case, stream: bool
 ) -> None:
-    expected, got = theirs[case.name, stream], ours[case.name, stream]
-    differs = case.differs if case.only in ("", "streamed" if stream else "whole") else ""
-    if differs == REFUSED:
-        assert (expected.status, got.status) == (200, 400)
+    expected, actual = theirs[case.name, stream], ours[case.name, stream]
+    differs = case.differs if case.only in ("", "streamed" if stream else "complete") else ""
+    if differs == REJECTED:
+        assert (expected.status, actual.status) == (200, 400)
         return
-    if differs == TAKEN:
-        assert (expected.status, got.status) == (400, 200)
-        assert not got.error
+    if differs == ACCEPTED:
+        assert (expected.status, actual.status) == (400, 200)
+        assert not actual.error
         return
-    if differs == SOONER:
-        assert (got.status, got.error, expected.error) == (400, True, True)
+    if differs == EARLIER:
+        assert (actual.status, actual.error, expected.error) == (400, True, True)
         return
-    if differs == OTHERWISE:
-        assert (got.status, got.error) == (expected.status, expected.error) == (200, False)
+    if differs == DIFFERENT:
+        assert (actual.status, actual.error) == (expected.status, expected.error) == (200, False)
         return
     if differs == IN_STREAM:
-        assert (expected.status, got.status) == (400, 200)
-        assert got.error
+        assert (expected.status, actual.status) == (400, 200)
+        assert actual.error
         return
-    assert (got.status, got.error) == (expected.status, expected.error), got.body or got.frames
+    assert (actual.status, actual.error) == (expected.status, expected.error), actual.body or actual.frames
     if expected.error:
-        error = (got.body or got.frames[-1])["error"]
+        error = (actual.body or actual.frames[-1])["error"]
         assert error.keys() == {"message", "type", "param", "code"}
         assert error["message"]
         return
     if stream:
-        assert got.done is expected.done is True
-        assert_same(whole_of(case, got), whole_of(case, expected))
-        for place in (0, -1):
-            assert_same(shape(got.frames[place]), shape(expected.frames[place]), f"frame {place}")
+        assert actual.done is expected.done is True
+        assert_same(assemble(case, actual), assemble(case, expected))
+        for position in (0, -1):
+            assert_same(shape(actual.frames[position]), shape(expected.frames[position]), f"frame {position}")
     else:
-        assert got.body is not None
+        assert actual.body is not None
         assert expected.body is not None
-        assert ("system_fingerprint" in got.body) is ("system_fingerprint" in expected.body)
-        assert_same(said(got.body), said(expected.body))
+        assert ("system_fingerprint" in actual.body) is ("system_fingerprint" in expected.body)
+        assert_same(comparable(actual.body), comparable(expected.body))
 
 
-def said(value: Any) -> Any:
-    """An answer without what is another's each time, and without nulls."""
+def comparable(value: Any) -> Any:
+    """An answer without nulls and without the fields that differ in each answer."""
     if isinstance(value, dict):
         return {
-            name: "an id" if name == "id" and "function" in value else said(item)
+            name: "an id" if name == "id" and "function" in value else comparable(item)
             for name, item in value.items()
             if item is not None
             and (name not in PER_ANSWER or (name == "id" and "function" in value))
             and not (name == "content" and item == "" and value.get("tool_calls"))
         }
-    return [said(item) for item in value] if isinstance(value, list) else value
+    return [comparable(item) for item in value] if isinstance(value, list) else value
 
 
 def shape(frame: dict[str, Any]) -> Any:
-    """What a chunk has, whatever it says."""
+    """The fields of a chunk, without their values."""
     return {
-        "keys": sorted(said(frame).keys() | {"id", "model"} & frame.keys()),
-        "delta": [sorted(said(choice.get("delta") or {})) for choice in frame["choices"]],
+        "keys": sorted(comparable(frame).keys() | {"id", "model"} & frame.keys()),
+        "delta": [sorted(comparable(choice.get("delta") or {})) for choice in frame["choices"]],
         "roles": [(choice.get("delta") or {}).get("role") for choice in frame["choices"]],
     }
 
 
-def whole_of(case: Case, answer: Answer) -> dict[str, Any]:
-    """A stream's choices, put together, and its usage."""
+def assemble(case: Case, answer: Answer) -> dict[str, Any]:
+    """The usage of a stream, and its choices assembled from the chunks."""
     choices: dict[int, dict[str, Any]] = {}
     usage = None
     for frame in answer.frames:
         usage = frame.get("usage") or usage
         for part in frame["choices"]:
             choice = choices.setdefault(part["index"], {"content": "", "reasoning": "", "calls": {}, "logprobs": []})
-            gained = part["delta"] if case.path == CHAT else {"content": part["text"]}
-            choice["content"] += gained.get("content") or ""
-            choice["reasoning"] += gained.get("reasoning") or ""
-            for call in gained.get("tool_calls") or ():
-                made = choice["calls"].setdefault(call["index"], {"name": "", "arguments": "", "ids": 0})
-                made["name"] += call["function"].get("name") or ""
-                made["arguments"] += call["function"].get("arguments") or ""
-                made["ids"] += call.get("id") is not None
+            delta = part["delta"] if case.path == CHAT else {"content": part["text"]}
+            choice["content"] += delta.get("content") or ""
+            choice["reasoning"] += delta.get("reasoning") or ""
+            for call in delta.get("tool_calls") or ():
+                tool_call = choice["calls"].setdefault(call["index"], {"name": "", "arguments": "", "ids": 0})
+                tool_call["name"] += call["function"].get("name") or ""
+                tool_call["arguments"] += call["function"].get("arguments") or ""
+                tool_call["ids"] += call.get("id") is not None
             if part.get("logprobs"):
                 choice["logprobs"].append(part["logprobs"])
             for name in ("finish_reason", "stop_reason"):
                 if part.get(name) is not None:
                     choice[name] = part[name]
     for choice in choices.values():
-        choice["logprobs"] = joined(choice["logprobs"])
-    return {"choices": choices, "usage": said(usage)}
+        choice["logprobs"] = concatenate(choice["logprobs"])
+    return {"choices": choices, "usage": comparable(usage)}
 
 
-def joined(parts: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Log probabilities of chunks, list by list."""
+def concatenate(parts: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Concatenate the lists of log probabilities of chunks."""
     lists: dict[str, list[Any]] = {}
     for part in parts:
         for name, items in part.items():
@@ -240,23 +240,23 @@ def joined(parts: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return lists
 
 
-def assert_same(got: Any, expected: Any, where: str = "answer") -> None:
-    """Equal, numbers with a fraction nearly so."""
-    if isinstance(got, float) or isinstance(expected, float):
-        assert math.isclose(got, expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE), where
-    elif isinstance(got, dict) and isinstance(expected, dict):
-        assert got.keys() == expected.keys(), f"{where}: {got} is not {expected}"
+def assert_same(actual: Any, expected: Any, where: str = "answer") -> None:
+    """Compare recursively, floats with a tolerance."""
+    if isinstance(actual, float) or isinstance(expected, float):
+        assert math.isclose(actual, expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE), where
+    elif isinstance(actual, dict) and isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), f"{where}: {actual} is not {expected}"
         for name in expected:
-            assert_same(got[name], expected[name], f"{where}.{name}")
-    elif isinstance(got, list) and isinstance(expected, list):
-        assert len(got) == len(expected), f"{where}: {got} is not {expected}"
-        for place, (one, other) in enumerate(zip(got, expected, strict=True)):
-            assert_same(one, other, f"{where}[{place}]")
+            assert_same(actual[name], expected[name], f"{where}.{name}")
+    elif isinstance(actual, list) and isinstance(expected, list):
+        assert len(actual) == len(expected), f"{where}: {actual} is not {expected}"
+        for position, (send_one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_same(send_one, other, f"{where}[{position}]")
     else:
-        assert got == expected, where
+        assert actual == expected, where
 
 
-def test_there_are_enough() -> None:
+def test_cases_have_unique_names_and_differences_have_reasons() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 60
     assert all(case.why for case in CASES if case.differs)
 
@@ -270,7 +270,7 @@ def _flag(name: str, value: object) -> Iterator[str]:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL to what is left of it and its engine."""
+    """Send SIGTERM, then SIGKILL to the remaining processes of the server and its engine."""
     children = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
     server.terminate()
     try:

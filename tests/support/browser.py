@@ -1,4 +1,4 @@
-"""A real browser, of Debian's package `chromium` or another Chromium on PATH."""
+"""A browser: `chromium` on PATH, for example from Debian's package of that name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ needs_chromium = pytest.mark.skipif(
 )
 OPTIONS = (
     "--headless",
-    "--no-sandbox",  # it refuses to start as root with one
+    "--no-sandbox",  # Chromium does not start as root with a sandbox
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
@@ -23,7 +23,7 @@ OPTIONS = (
     "--no-first-run",
     "--enable-logging=stderr",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    # Virtual time stands still while a request is open, so this waits for the page and not for a clock.
+    # Virtual time stops while a request is open, so this waits for the page and not for a fixed time.
     "--virtual-time-budget=10000",
 )
 
@@ -37,7 +37,7 @@ class Rendered:
 
 
 def render(url: str, profile: Path) -> Rendered:
-    """Open a page in a browser that reaches 127.0.0.1 only."""
+    """Open a page in a browser that can reach only 127.0.0.1."""
     assert CHROMIUM is not None
     finished = subprocess.run(
         [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "--dump-dom", url],

@@ -1,4 +1,4 @@
-"""A logits processor for vLLM that fails in a step, as a broken kernel would."""
+"""A logits processor for vLLM that raises during an engine step, as a broken kernel would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many examples property tests draw: in `make test` few, the same each time; in `make test-long` many new ones."""
+"""The number of examples of property tests: few and fixed in `make test`, many and new in `make test-long`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import hypothesis
 LONG = hypothesis.settings.get_current_profile_name() == "long"
 
 
-def drawn(usual: int, *, long: int) -> hypothesis.settings:
-    """Settings of a test whose examples take longer than those of most, and which therefore has its own numbers."""
+def example_count(usual: int, *, long: int) -> hypothesis.settings:
+    """Settings for a test with slow examples, which needs its own number of them."""
     return hypothesis.settings(max_examples=long if LONG else usual)

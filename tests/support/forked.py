@@ -1,8 +1,8 @@
-"""Processes of ours, forked from one that has imported what they import: importing takes a second of a core, each time.
+"""API and worker processes, forked from a server process that has already imported their modules.
 
-What such a process runs is what `python -m MODULE` runs: the same main module, as `__main__`, in its own environment
-and session. Modules that read the environment when they are imported (`workers.app`) are not imported beforehand.
-Not for vLLM, whose engine is spawned.
+Importing takes a second of CPU time per process. A forked process runs the same code as `python -m MODULE`: the same
+main module, as `__main__`, in its own environment and session. Modules that read the environment at import
+(`workers.app`) are not imported in advance. Not usable with vLLM, which spawns its engine process.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([f"{__package__}.imported"])
-_one = threading.Lock()
+_lock = threading.Lock()
 
 
 class Forked:
-    """A forked process, as far as tests use `subprocess.Popen`."""
+    """A forked process, with the part of `subprocess.Popen`'s interface that tests use."""
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str], out: Path, err: Path) -> None:
         self.args = [sys.executable, "-m", module, *arguments]
-        # A daemon: it does not outlive the tests.
+        # Daemon processes end with the tests.
         self._process = _context.Process(
             target=_run, args=(module, arguments, dict(environment), out, err), daemon=True
         )
-        with _one:
+        with _lock:
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -47,7 +47,7 @@ class Forked:
         return self.poll()
 
     def poll(self) -> int | None:
-        with _one:  # the exit status can be read once
+        with _lock:  # the exit status can be read only once
             return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -72,7 +72,7 @@ class Forked:
 def run_forked(
     module: str, *arguments: str, environment: Mapping[str, str], check: bool = False, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run`, with the output captured."""
+    """Like `subprocess.run`, with captured output."""
     with tempfile.TemporaryDirectory(prefix="headrace-tests-") as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
         process = Forked(module, *arguments, environment=environment, out=out, err=err)
@@ -80,14 +80,14 @@ def run_forked(
             status = process.wait(timeout)
         finally:
             process.kill()
-        ended = subprocess.CompletedProcess(process.args, status, out.read_text(), err.read_text())
+        result = subprocess.CompletedProcess(process.args, status, out.read_text(), err.read_text())
     if check:
-        ended.check_returncode()
-    return ended
+        result.check_returncode()
+    return result
 
 
 def _run(module: str, arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
-    """In the new process. What multiprocessing has made of it is undone first."""
+    """Entry point of the new process. First resets the state that multiprocessing has set."""
     os.setsid()
     os.chdir(REPOSITORY)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):

@@ -1,4 +1,4 @@
-"""What `tests.support.forked` imports before it forks."""
+"""The modules that `tests.support.forked` imports before it forks."""
 
 import celery.bin.worker
 import celery.concurrency.thread

@@ -37,7 +37,7 @@ class _Interruptible(Generic[T]):
 
 
 async def interrupt_at(coroutine: Coroutine[Any, Any, Any], at: int) -> bool:
-    """Run a coroutine, and cancel it at its await number `at`, counted from 1. False: it ended before."""
+    """Run a coroutine and cancel it at its await number `at`, counted from 1. Returns False if it ended before that."""
 
     async def run() -> None:
         await _Interruptible(coroutine, at)

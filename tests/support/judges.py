@@ -1,6 +1,6 @@
 """Linters for manifests and Dockerfiles, in a virtual environment that `python -m tests.support.judges` creates.
 
-It takes 400 MB and some minutes. Tests never download anything, so they are skipped if it is missing.
+Creating it takes some minutes and 400 MB. Tests never download anything, so they are skipped if it is missing.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def folder() -> Path:
     return cache_folder() / "venvs" / f"manifests-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]}"
 
 
-def judge(name: str) -> Path | None:
+def linter(name: str) -> Path | None:
     """The path of a linter; None if the environment was not created."""
     return folder() / "bin" / name if (folder() / "complete").exists() else None
 
 
-def make() -> None:
+def install() -> None:
     """Create the environment, unless it exists."""
     home = folder()
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -43,5 +43,5 @@ def make() -> None:
 
 
 if __name__ == "__main__":
-    make()
+    install()
     print(folder())

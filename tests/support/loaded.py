@@ -1,4 +1,4 @@
-"""Which packages a process has loaded."""
+"""Reports the packages that a process has loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's JavaScript client, in a pinned version; installed into the user's cache when it is first needed."""
+"""OpenAI's JavaScript client, in a pinned version; installed into the user's cache on first use."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def node_openai() -> Path:
 def run_script(script: str, *arguments: str) -> dict[str, object]:
     """Run an ES module that may `import OpenAI from "openai"`; return the JSON object that it prints."""
     # Node resolves imports relative to the script, or to the working directory if it reads the script from stdin.
-    done = subprocess.run(
+    result = subprocess.run(
         ["node", "--input-type=module", "-", *arguments],
         cwd=node_openai(),
         input=script,
@@ -48,6 +48,6 @@ def run_script(script: str, *arguments: str) -> dict[str, object]:
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    printed: dict[str, object] = json.loads(done.stdout)
+    assert result.returncode == 0, result.stderr
+    printed: dict[str, object] = json.loads(result.stdout)
     return printed

@@ -8,9 +8,9 @@ import random
 import socket
 from collections.abc import Iterator
 
-# Below what Linux gives to outgoing connections (32768 and up), one of which could take a port before its server does.
+# Below Linux's ephemeral ports (32768 and up), so that no outgoing connection occupies a port before its server binds.
 FIRST, LAST = 20_000, 32_000
-# Each process of a parallel run has a range of its own, so that two of them never choose one port.
+# Each process of a parallel run has its own range, so that two processes never choose the same port.
 SHARE = 2_000
 _process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % ((LAST - FIRST) // SHARE)
 _share = range(FIRST + _process * SHARE, FIRST + (_process + 1) * SHARE)
@@ -19,7 +19,7 @@ _candidates: Iterator[int] = itertools.cycle([*_share[_offset:], *_share[:_offse
 
 
 def free_port() -> int:
-    """Return an unused port of 127.0.0.1, which this process has not returned recently."""
+    """Return an unused port of 127.0.0.1 that this process has not returned recently."""
     for port in itertools.islice(_candidates, SHARE):
         try:
             with socket.create_server(("127.0.0.1", port)):

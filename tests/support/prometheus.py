@@ -1,4 +1,4 @@
-"""A real Prometheus server, if one is on PATH (Debian's package `prometheus`, for instance)."""
+"""A Prometheus server: `prometheus` on PATH, for example from Debian's package of that name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of tests that use vLLM's engine in their own process. One engine serves all of them."""
+"""The model of tests that run a vLLM engine in the test process. All of them share one engine."""
 
 from __future__ import annotations
 

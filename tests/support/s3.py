@@ -1,4 +1,4 @@
-"""An S3 server for tests: moto's server in a process of its own."""
+"""An S3 server for tests: moto's server in a separate process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class S3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The usual environment variables."""
+        """The standard AWS environment variables for this server."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_REGION": "eu-central-1",
@@ -61,7 +61,7 @@ def running_s3() -> Iterator[S3]:
     try:
 
         def ready() -> bool:
-            assert process.poll() is None, "moto's server has ended"
+            assert process.poll() is None, "moto's server has exited"
             with contextlib.suppress(httpx.TransportError):
                 return httpx.put(f"{s3.url}/{BUCKET}").status_code == 200
             return False

@@ -1,7 +1,7 @@
-"""How a parallel run divides the tests: by file, and those with vLLM last and alone.
+"""The scheduler of parallel runs: tests of a file share a process; tests that use vLLM run last, with no others.
 
-An engine of vLLM's takes all cores, so nothing may run beside it. pytest-xdist's own schedulers know no such rule.
-The processes collect; which of their tests run alone, they write to a file that the controlling process reads.
+A vLLM engine uses all cores, so no other test may run at the same time. pytest-xdist's schedulers have no such rule.
+The worker processes collect the tests and write the ids of those that run alone to a file for the controlling process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LIST = "alone_list"
 
 
 class Parallel:
-    """A plugin for the controlling process, and for each process that it starts."""
+    """A plugin of the controlling process, which also configures the processes that it starts."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="headrace-tests-")
@@ -39,7 +39,7 @@ class Parallel:
 
 
 def write_list(config: pytest.Config, alone: list[str]) -> None:
-    """Say which tests run alone; all processes say the same."""
+    """Write the ids of the tests that run alone. All processes write the same list."""
     if workerinput := getattr(config, "workerinput", None):
         file = Path(workerinput[LIST])
         part = file.with_name(workerinput["workerid"])
@@ -48,7 +48,7 @@ def write_list(config: pytest.Config, alone: list[str]) -> None:
 
 
 class AloneLast(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist ships no types
-    """A file's tests run in one process; the group `ALONE` runs when all other processes have ended."""
+    """Runs the tests of a file in one process, and the group `ALONE` after all other processes have exited."""
 
     def __init__(self, config: pytest.Config, log: Producer, alone: Path) -> None:
         super().__init__(config, log)
@@ -56,7 +56,7 @@ class AloneLast(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist ships
         self._alone: set[str] | None = None
 
     def _split_scope(self, nodeid: str) -> str:
-        if self._alone is None:  # all have collected
+        if self._alone is None:  # all processes have finished collection
             self._alone = set(json.loads(self._file.read_text()))
         return ALONE if nodeid in self._alone else str(super()._split_scope(nodeid))
 
@@ -64,10 +64,10 @@ class AloneLast(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist ships
         if next(iter(self.workqueue)) == ALONE:
             others = [other for other in self.nodes if other is not node]
             if not all(other.shutting_down for other in others):
-                node.shutdown()  # when it has run what it has; another process runs the group
+                node.shutdown()  # after its pending tests; another process runs the group
                 return
             if others:
-                return  # until the last of them has ended: `remove_node`
+                return  # `remove_node` continues when the last of them has exited
         super()._assign_work_unit(node)
 
     def remove_node(self, node: WorkerController) -> str | None:

@@ -1,4 +1,4 @@
-"""A PostgreSQL and a Valkey for one test, which it can stop and start."""
+"""A PostgreSQL and a Valkey server that a test can stop and start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.embedded import Postgres, Valkey, start_postgres, start_valkey
 
 
 class OwnServers:
-    """Both run from the start and keep their URLs. Valkey loses its data at a restart, which is the worst case.
+    """Both run initially and keep their URLs. Valkey loses its data on restart, which is the worst case.
 
     Start them from the main thread: they exit with the thread that started them.
     """

@@ -56,7 +56,7 @@ class Stack:
         return run_forked(*arguments, environment=self.environment, check=check)
 
     def start(self, name: str, *arguments: str, **settings: str) -> Process:
-        """Start `python -m ...` as a process called `name`."""
+        """Start `python -m ...` as a process named `name`."""
         log, environment = self.folder / f"{name}.log", {**self.environment, **settings}
         if self._forks and arguments[0] in ("api", "workers"):
             self.processes[name] = Forked(*arguments, environment=environment, out=log, err=log)
@@ -89,11 +89,11 @@ class Stack:
         process.wait(20)
 
     def replace_api(self, url: str) -> None:
-        """`kill -9` an API process, and start another with the same URL."""
+        """`kill -9` an API process and start another with the same URL."""
         self._replace(url, self.kill)
 
     def restart_api(self, url: str) -> None:
-        """Stop an API process with SIGTERM, and start another with the same URL."""
+        """Stop an API process with SIGTERM and start another with the same URL."""
 
         def terminate(name: str) -> None:
             process = self.processes.pop(name)
@@ -118,7 +118,7 @@ class Stack:
         log = self.folder / f"{name}.log"
 
         def ready() -> bool:
-            assert process.poll() is None, f"{name} has ended:\n{log.read_text()[-3000:]}"
+            assert process.poll() is None, f"{name} has exited:\n{log.read_text()[-3000:]}"
             return " ready." in log.read_text()
 
         eventually_sync(ready, f"{name} is ready; see {log}", within_s=within_s)
@@ -129,13 +129,13 @@ class Stack:
         return [name for name in self.processes if self._models.get(name) == model]
 
     def kill(self, name: str) -> None:
-        """`kill -9` a process, as if its node were lost."""
+        """`kill -9` a process, as if its node had failed."""
         process = self.processes.pop(name)
         process.kill()
         process.wait()
 
     def stop(self, *, gently: bool = False) -> None:
-        """End all processes with what they have started. By SIGKILL, as a drain is not what is tested here."""
+        """Kill all processes and their children. `gently`: send SIGTERM first."""
         running = [process for process in self.processes.values() if process.poll() is None]
         children = [child for process in running for child in psutil.Process(process.pid).children(recursive=True)]
         if gently:
@@ -165,7 +165,7 @@ class Stack:
 
 @functools.cache
 def stack_template(url: str) -> str:
-    """The name of the template for stacks: migrated, and with the key that their clients use."""
+    """The name of the template database for stacks: migrated, with the key that their clients use."""
     create_database(url, STACK_TEMPLATE, template=TEMPLATE)
     environment = {**os.environ, "DATABASE_URL": switch_database(url, STACK_TEMPLATE), "HEADRACE_API_KEY": KEY}
     run_forked("api.keys", "ensure", "e2e", environment=environment, check=True)

@@ -23,7 +23,7 @@ def token_text(position: int) -> str:
 
 
 def text_of_tokens(count: int) -> str:
-    """The text of the first `count` tokens, whichever attempt generated them."""
+    """The text of the first `count` tokens, independent of the attempt that generated them."""
     return "".join(token_text(position) for position in range(count))
 
 

@@ -1,4 +1,4 @@
-"""Runs a vLLM engine in this process step by step; prints as JSON which requests received a token in each step.
+"""Runs a vLLM engine in this process step by step. Prints as JSON which requests received a token in each step.
 
 python -m tests.support.stepping MODEL_FOLDER
 """

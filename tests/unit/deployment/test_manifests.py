@@ -16,7 +16,7 @@ import yaml
 
 from api.settings import ApiSettings
 from shared.config.models.loader import load_registry
-from tests.support.judges import judge
+from tests.support.judges import linter
 from tests.support.keda import SCALED_OBJECT
 from tests.support.stack import REPOSITORY
 from workers.settings import WorkerSettings
@@ -66,7 +66,7 @@ def pods(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def tool(name: str) -> str:
-    path = judge(name)
+    path = linter(name)
     if path is None:
         pytest.skip(f"{name} is not installed; install it with: python -m tests.support.judges")
     return str(path)

@@ -51,7 +51,7 @@ from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
-from tests.support.examples import LONG, drawn
+from tests.support.examples import LONG, example_count
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
@@ -77,7 +77,7 @@ LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
 
 SETTINGS = settings(
-    drawn(60, long=2000),
+    example_count(60, long=2000),
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
