@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Servers
 from tests.e2e.conftest import FAIL, make_stack
-from tests.e2e.test_jobs import ended
+from tests.e2e.test_jobs import wait_for_end
 from tests.support.database import drop_database
 from tests.support.stack import KEY, Stack
 
@@ -28,7 +28,7 @@ GATE: Any = {"name": "gate", "input_schema": {"type": "object", "properties": {}
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API, a worker for `sim` and one for `quick`; `up` is somebody else's, whose tokens nobody here can count."""
+    """The API, a worker for `sim` and one for `quick`; the upstream of `up` cannot count tokens."""
     models: list[dict[str, object]] = [
         {
             "name": "sim",
@@ -77,7 +77,7 @@ async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def contents(message: anthropic.types.Message) -> list[dict[str, object]]:
-    """Its blocks, without signatures, which are the job's, and without what the SDK adds to those of a stream."""
+    """The blocks of a message, without signatures, which differ per job, and without null fields."""
     return [
         {name: value for name, value in block.to_dict().items() if value is not None and name != "signature"}
         for block in message.content
@@ -85,7 +85,7 @@ def contents(message: anthropic.types.Message) -> list[dict[str, object]]:
 
 
 def text_in(message: anthropic.types.Message) -> str:
-    """Its one block's text."""
+    """The text of the only block of a message."""
     (block,) = message.content
     assert block.type == "text"
     return block.text
@@ -104,7 +104,7 @@ async def test_a_message(client: anthropic.AsyncAnthropic) -> None:
     assert message._request_id
 
 
-def test_a_message_to_a_synchronous_client(stack: Stack) -> None:
+def test_the_synchronous_client(stack: Stack) -> None:
     with anthropic.Anthropic(base_url=stack.url, auth_token=KEY, max_retries=0) as client:
         message = client.messages.create(model="sim", max_tokens=12, messages=HELLO)
         assert message.usage.output_tokens == 12
@@ -133,10 +133,10 @@ async def test_the_system_prompt_reaches_the_model(client: anthropic.AsyncAnthro
     assert as_text[1] == 12
 
 
-async def test_a_stream_says_what_the_whole_says(client: anthropic.AsyncAnthropic) -> None:
-    asked: Any = {"model": "sim", "max_tokens": 40, "messages": HELLO}
-    whole = await client.messages.create(**asked)
-    raw = [event async for event in await client.messages.create(**asked, stream=True)]
+async def test_a_stream_equals_the_complete_message(client: anthropic.AsyncAnthropic) -> None:
+    params: Any = {"model": "sim", "max_tokens": 40, "messages": HELLO}
+    complete = await client.messages.create(**params)
+    raw = [event async for event in await client.messages.create(**params, stream=True)]
     kinds = [event.type for event in raw]
     assert kinds[:2] == ["message_start", "content_block_start"]
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
@@ -144,12 +144,12 @@ async def test_a_stream_says_what_the_whole_says(client: anthropic.AsyncAnthropi
     assert raw[0].type == "message_start"
     assert raw[0].message.id.startswith("msg_")
     assert raw[0].message.stop_reason is None
-    async with client.messages.stream(**asked) as stream:
+    async with client.messages.stream(**params) as stream:
         text = "".join([piece async for piece in stream.text_stream])
         final = await stream.get_final_message()
-    assert contents(final) == contents(whole)
-    assert whole.content[0].type == "text"
-    assert text == whole.content[0].text
+    assert contents(final) == contents(complete)
+    assert complete.content[0].type == "text"
+    assert text == complete.content[0].text
     assert (final.stop_reason, final.usage.output_tokens, final.usage.input_tokens) == ("max_tokens", 40, 7)
 
 
@@ -163,84 +163,84 @@ async def test_a_stream_has_the_documented_frames(http: httpx.AsyncClient) -> No
     assert [event for event, _ in frames[:3]] == ["event: message_start", "event: ping", "event: content_block_start"]
 
 
-async def test_a_stop_sequence_is_named(client: anthropic.AsyncAnthropic) -> None:
-    whole = await client.messages.create(model="sim", max_tokens=40, messages=HELLO)
-    assert whole.content[0].type == "text"
-    stop = whole.content[0].text[20:26]
-    asked: Any = {"model": "sim", "max_tokens": 40, "messages": HELLO, "stop_sequences": ["never there", stop]}
-    cut = await client.messages.create(**asked)
-    async with client.messages.stream(**asked) as stream:
+async def test_the_matched_stop_sequence_is_reported(client: anthropic.AsyncAnthropic) -> None:
+    complete = await client.messages.create(model="sim", max_tokens=40, messages=HELLO)
+    assert complete.content[0].type == "text"
+    stop = complete.content[0].text[20:26]
+    params: Any = {"model": "sim", "max_tokens": 40, "messages": HELLO, "stop_sequences": ["absent", stop]}
+    truncated = await client.messages.create(**params)
+    async with client.messages.stream(**params) as stream:
         streamed = await stream.get_final_message()
-    for message in (cut, streamed):
+    for message in (truncated, streamed):
         assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", stop)
-        assert text_in(message) == whole.content[0].text.partition(stop)[0]
+        assert text_in(message) == complete.content[0].text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_round_trip_of_tools(client: anthropic.AsyncAnthropic, streamed: bool) -> None:
-    """A call, whose answer goes back with what the model said, just as the SDK has it."""
+async def test_a_tool_round_trip(client: anthropic.AsyncAnthropic, streamed: bool) -> None:
+    """The tool result is sent with the model's message, as the SDK represents it."""
 
-    async def ask(messages: Any, **options: Any) -> anthropic.types.Message:
-        asked: Any = {"model": "sim", "max_tokens": 400, "messages": messages, "tools": [TOOL, GATE], **options}
+    async def create(messages: Any, **options: Any) -> anthropic.types.Message:
+        params: Any = {"model": "sim", "max_tokens": 400, "messages": messages, "tools": [TOOL, GATE], **options}
         if not streamed:
-            message: anthropic.types.Message = await client.messages.create(**asked)
+            message: anthropic.types.Message = await client.messages.create(**params)
             return message
-        async with client.messages.stream(**asked) as stream:
+        async with client.messages.stream(**params) as stream:
             return await stream.get_final_message()
 
-    called = await ask(HELLO, tool_choice={"type": "any"})
-    assert called.stop_reason == "tool_use"
-    calls = [block for block in called.content if block.type == "tool_use"]
+    calling = await create(HELLO, tool_choice={"type": "any"})
+    assert calling.stop_reason == "tool_use"
+    calls = [block for block in calling.content if block.type == "tool_use"]
     assert [call.name for call in calls] == ["level", "gate"]
     assert isinstance(calls[0].input["river"], str)
     assert calls[1].input == {}
     results = [{"type": "tool_result", "tool_use_id": call.id, "content": "two metres"} for call in calls]
-    answer = await ask([*HELLO, called.to_param(), {"role": "user", "content": results}])
+    answer = await create([*HELLO, calling.to_param(), {"role": "user", "content": results}])
     assert answer.stop_reason == "max_tokens"
     assert answer.content[0].type == "text"
 
-    one = await ask(HELLO, tool_choice={"type": "any", "disable_parallel_tool_use": True})
+    one = await create(HELLO, tool_choice={"type": "any", "disable_parallel_tool_use": True})
     assert [block.type for block in one.content] == ["tool_use"]
-    named = await ask(HELLO, tool_choice={"type": "tool", "name": "gate"})
+    named = await create(HELLO, tool_choice={"type": "tool", "name": "gate"})
     assert [block.name for block in named.content if block.type == "tool_use"] == ["gate"]
-    none = await ask(HELLO, tool_choice={"type": "none"})
+    none = await create(HELLO, tool_choice={"type": "none"})
     assert [block.type for block in none.content] == ["text"]
 
 
-async def test_a_call_that_max_tokens_cuts_is_told_as_it_is(client: anthropic.AsyncAnthropic) -> None:
-    cut = await client.messages.create(
+async def test_a_tool_call_truncated_by_max_tokens_is_marked_invalid(client: anthropic.AsyncAnthropic) -> None:
+    truncated = await client.messages.create(
         model="sim", max_tokens=2, messages=HELLO, tools=[TOOL], tool_choice={"type": "tool", "name": "level"}
     )
-    assert cut.stop_reason == "max_tokens"
-    (block,) = cut.content
+    assert truncated.stop_reason == "max_tokens"
+    (block,) = truncated.content
     assert block.type == "tool_use"
     assert list(block.input) == ["INVALID_JSON"]
 
 
 async def test_thinking(client: anthropic.AsyncAnthropic) -> None:
-    asked: Any = {
+    params: Any = {
         "model": "quick",
         "max_tokens": 2000,
         "messages": HELLO,
         "thinking": {"type": "enabled", "budget_tokens": 1024},
     }
-    whole = await client.messages.create(**asked)
-    async with client.messages.stream(**asked) as stream:
+    complete = await client.messages.create(**params)
+    async with client.messages.stream(**params) as stream:
         streamed = await stream.get_final_message()
-    assert contents(streamed) == contents(whole)
-    thinking, text = whole.content
+    assert contents(streamed) == contents(complete)
+    thinking, text = complete.content
     assert (thinking.type, text.type) == ("thinking", "text")
     assert thinking.thinking
     assert thinking.signature
 
-    hidden = await client.messages.create(**{**asked, "thinking": {**asked["thinking"], "display": "omitted"}})
+    hidden = await client.messages.create(**{**params, "thinking": {**params["thinking"], "display": "omitted"}})
     assert [block.type for block in hidden.content] == ["thinking", "text"]
     assert hidden.content[0].type == "thinking"
     assert hidden.content[0].thinking == ""
-    off = await client.messages.create(**{**asked, "thinking": {"type": "disabled"}})
-    assert [block.type for block in off.content] == ["text"]
+    disabled = await client.messages.create(**{**params, "thinking": {"type": "disabled"}})
+    assert [block.type for block in disabled.content] == ["text"]
     again = await client.messages.create(
-        model="quick", max_tokens=5, messages=[*HELLO, whole.to_param(), {"role": "user", "content": "And now?"}]
+        model="quick", max_tokens=5, messages=[*HELLO, complete.to_param(), {"role": "user", "content": "And now?"}]
     )
     assert again.usage.output_tokens == 5
 
@@ -257,7 +257,7 @@ async def test_structured_outputs(client: anthropic.AsyncAnthropic) -> None:
     assert "river" in message.content[0].text
 
 
-async def test_tokens_are_counted(client: anthropic.AsyncAnthropic) -> None:
+async def test_count_tokens_equals_the_usage(client: anthropic.AsyncAnthropic) -> None:
     counted = await client.messages.count_tokens(model="sim", system="You are a miller.", messages=HELLO)
     message = await client.messages.create(model="sim", max_tokens=1, system="You are a miller.", messages=HELLO)
     assert counted.input_tokens == message.usage.input_tokens
@@ -275,11 +275,11 @@ async def test_a_message_is_a_job(client: anthropic.AsyncAnthropic, http: httpx.
     assert response.headers["request-id"] == response.headers["x-request-id"]
 
 
-async def test_errors_are_the_sdks_exceptions(client: anthropic.AsyncAnthropic, stack: Stack) -> None:
+async def test_errors_raise_the_sdks_exceptions(client: anthropic.AsyncAnthropic, stack: Stack) -> None:
     async def kind(expected: type[anthropic.APIStatusError], words: str, **changes: Any) -> str:
-        asked: Any = {"model": "sim", "max_tokens": 5, "messages": HELLO, **changes}
+        params: Any = {"model": "sim", "max_tokens": 5, "messages": HELLO, **changes}
         with pytest.raises(expected, match=words) as raised:
-            await client.messages.create(**asked)
+            await client.messages.create(**params)
         body: Any = raised.value.body
         assert body["type"] == "error"
         assert set(body["error"]) == {"type", "message"}
@@ -298,9 +298,9 @@ async def test_errors_are_the_sdks_exceptions(client: anthropic.AsyncAnthropic, 
     assert await kind(failed, "configured to fail", messages=[{"role": "user", "content": FAIL}]) == "api_error"
     too_long: Any = [{"role": "user", "content": "x" * (5 << 20)}]
     assert await kind(anthropic.ContentTooLargeError, "larger", messages=too_long) == "request_too_large"
-    async with anthropic.AsyncAnthropic(base_url=stack.url, api_key="hr_wrong", max_retries=0) as stranger:
+    async with anthropic.AsyncAnthropic(base_url=stack.url, api_key="hr_wrong", max_retries=0) as unauthorized_client:
         with pytest.raises(anthropic.AuthenticationError) as unauthorized:
-            await stranger.messages.create(model="sim", max_tokens=5, messages=HELLO)
+            await unauthorized_client.messages.create(model="sim", max_tokens=5, messages=HELLO)
     body: Any = unauthorized.value.body
     assert body["error"]["type"] == "authentication_error"
 
@@ -313,24 +313,24 @@ async def test_a_failure_ends_a_stream_with_an_error(client: anthropic.AsyncAnth
             await stream.get_final_message()
 
 
-async def test_a_client_that_leaves_cancels_its_job(client: anthropic.AsyncAnthropic, http: httpx.AsyncClient) -> None:
+async def test_a_disconnect_cancels_the_job(client: anthropic.AsyncAnthropic, http: httpx.AsyncClient) -> None:
     stream = await client.messages.create(model="sim", max_tokens=3000, messages=HELLO, stream=True)
     job_id = stream.response.headers["x-headrace-job-id"]
     async for event in stream:
         if event.type == "content_block_delta":
             break
     await stream.close()
-    assert (await ended(http, job_id))["status"] == "cancelled"
+    assert (await wait_for_end(http, job_id))["status"] == "cancelled"
 
 
-async def test_a_stream_goes_on_when_its_worker_is_killed(
+async def test_a_stream_continues_after_its_worker_is_killed(
     client: anthropic.AsyncAnthropic, http: httpx.AsyncClient, stack: Stack
 ) -> None:
-    asked: Any = {"model": "sim", "max_tokens": 600, "messages": HELLO}
-    whole = await client.messages.create(**asked)
+    params: Any = {"model": "sim", "max_tokens": 600, "messages": HELLO}
+    complete = await client.messages.create(**params)
     (worker,) = stack.workers("sim")
     kinds = []
-    async with client.messages.stream(**asked) as stream:
+    async with client.messages.stream(**params) as stream:
         job_id = stream.response.headers["x-headrace-job-id"]
         async for event in stream:
             kinds.append(event.type)
@@ -338,31 +338,31 @@ async def test_a_stream_goes_on_when_its_worker_is_killed(
                 stack.kill(worker)
                 await asyncio.to_thread(stack.start_worker, "sim")
         final = await stream.get_final_message()
-    assert contents(final) == contents(whole)
+    assert contents(final) == contents(complete)
     assert final.usage.output_tokens == 600
     assert (kinds.count("message_start"), kinds.count("content_block_start")) == (1, 1)
-    done = await ended(http, job_id)
+    done = await wait_for_end(http, job_id)
     assert [attempt["outcome"] for attempt in done["attempts"]] == ["worker_lost", "incomplete"]
 
 
-async def test_a_message_of_a_real_engine(vllm_stack: Stack) -> None:
+async def test_a_message_from_vllm(vllm_stack: Stack) -> None:
     async with anthropic.AsyncAnthropic(base_url=vllm_stack.url, api_key=KEY, max_retries=0) as client:
-        asked: Any = {
+        params: Any = {
             "model": "smollm2",
             "max_tokens": 24,
             "extra_body": {"temperature": 0},
             "system": "Answer in one word.",
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
         }
-        whole = await client.messages.create(**asked)
-        async with client.messages.stream(**asked) as stream:
+        complete = await client.messages.create(**params)
+        async with client.messages.stream(**params) as stream:
             streamed = await stream.get_final_message()
-        assert whole.content[0].type == "text"
-        assert "Paris" in whole.content[0].text
-        assert contents(streamed) == contents(whole)
-        assert streamed.stop_reason == whole.stop_reason
+        assert complete.content[0].type == "text"
+        assert "Paris" in complete.content[0].text
+        assert contents(streamed) == contents(complete)
+        assert streamed.stop_reason == complete.stop_reason
         counted = await client.messages.count_tokens(
-            model="smollm2", system=asked["system"], messages=asked["messages"]
+            model="smollm2", system=params["system"], messages=params["messages"]
         )
-        used = whole.usage
-        assert counted.input_tokens == used.input_tokens + (used.cache_read_input_tokens or 0)
+        usage = complete.usage
+        assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)

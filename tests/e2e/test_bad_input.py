@@ -1,6 +1,6 @@
-"""Bad input: every wrong request gets an error in OpenAI's shape that names the field, and harms nothing.
+"""Every invalid request gets an error in OpenAI's format that names the field, and has no other effect.
 
-The cases are data: a path, what is wrong, and the `param` and the words that the answer must have.
+A case is a path, the invalid part, and the `param` and words that the error must contain.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hypothesis
 import hypothesis.strategies as some
 import pytest
 
-from tests.e2e.test_jobs import ended, submit
+from tests.e2e.test_jobs import submit, wait_for_end
 from tests.support.examples import example_count
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
@@ -32,7 +32,7 @@ DEEP = 10_000
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_unexpected_error(sim_stack: Stack) -> Iterator[None]:
-    """Whatever a test looks at: nothing here may end in a stack trace."""
+    """No test in this module may cause a stack trace in the API's log."""
     log = sim_stack.folder / "api.log"
     before = len(log.read_bytes())
     yield
@@ -42,7 +42,7 @@ def _no_unexpected_error(sim_stack: Stack) -> Iterator[None]:
 def refused(
     response: httpx.Response, *words: str, status: int = 400, param: str | None = None, code: str | None = None
 ) -> None:
-    """The answer is an error in OpenAI's shape, with these facts."""
+    """Assert that the response is an error in OpenAI's format with these fields and words."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
@@ -56,18 +56,18 @@ def refused(
 
 
 def body_for(path: str, **changes: Any) -> dict[str, Any]:
-    """A request that is fine but for the changes."""
+    """A valid request with the changes applied."""
     given = {"messages": MESSAGES} if path == CHAT else {"prompt": "the mill"}
     return {"model": "sim", "max_tokens": 4, **given, **changes}
 
 
 async def send(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
-    """POST a body as JSON; NaN, Infinity and unpaired surrogates as Python's json writes them."""
+    """POST a body as JSON, with NaN, Infinity and unpaired surrogates as Python's json writes them."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return await client.post(path, content=content, headers={"Content-Type": "application/json"})
 
 
-# The body
+# Bodies
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -88,14 +88,14 @@ async def send(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Respons
     ],
     ids=lambda value: str(value[:24]) if isinstance(value, bytes) else None,
 )
-async def test_what_is_no_json_object_is_refused(
+async def test_a_body_that_is_not_a_json_object_is_rejected(
     sim: httpx.AsyncClient, path: str, content: bytes, words: list[str]
 ) -> None:
     refused(await send(sim, path, content), *words)
 
 
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", None])
-async def test_another_content_type_is_refused_by_name(sim: httpx.AsyncClient, content_type: str | None) -> None:
+async def test_another_content_type_is_rejected(sim: httpx.AsyncClient, content_type: str | None) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     response = await sim.post(JOBS, content=json.dumps(body_for(JOBS)), headers=headers)
     refused(response, "Content-Type: application/json")
@@ -103,12 +103,12 @@ async def test_another_content_type_is_refused_by_name(sim: httpx.AsyncClient, c
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("size", [BODY_LIMIT + 1, 20 * BODY_LIMIT])
-async def test_a_body_over_the_limit_is_refused(sim: httpx.AsyncClient, path: str, size: int) -> None:
+async def test_a_body_over_the_limit_is_rejected(sim: httpx.AsyncClient, path: str, size: int) -> None:
     refused(await send(sim, path, b" " * size), str(BODY_LIMIT), status=413)
 
 
 @pytest.mark.parametrize("size", [BODY_LIMIT + 1, 20 * BODY_LIMIT])
-async def test_a_body_that_hides_its_length_is_refused_too(sim: httpx.AsyncClient, size: int) -> None:
+async def test_a_chunked_body_over_the_limit_is_rejected(sim: httpx.AsyncClient, size: int) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(size // 1000 + 1):
             yield b" " * 1000
@@ -118,31 +118,31 @@ async def test_a_body_that_hides_its_length_is_refused_too(sim: httpx.AsyncClien
     refused(response, str(BODY_LIMIT), status=413)
 
 
-async def test_a_body_at_the_limit_is_taken(sim: httpx.AsyncClient) -> None:
+async def test_a_body_at_the_limit_is_accepted(sim: httpx.AsyncClient) -> None:
     body = json.dumps(body_for(JOBS)).encode()
     response = await send(sim, JOBS, body + b" " * (BODY_LIMIT - len(body)))
     assert response.status_code == 202
 
 
-# What to run
+# Models and input
 
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("model", ["gpt-4", "SIM", "sim ", "../sim", "sim\x00", "x" * 5000])
-async def test_an_unknown_model_is_refused_with_what_there_is(sim: httpx.AsyncClient, path: str, model: str) -> None:
+async def test_an_unknown_model_is_rejected_with_the_known_ones(sim: httpx.AsyncClient, path: str, model: str) -> None:
     response = await send(sim, path, body_for(path, model=model))
     refused(response, "sim, small, orphan", status=404, param="model", code="model_not_found")
 
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("model", ["", 7, ["sim"], None])
-async def test_a_model_is_named_by_a_text(sim: httpx.AsyncClient, path: str, model: object) -> None:
+async def test_a_model_name_must_be_a_string(sim: httpx.AsyncClient, path: str, model: object) -> None:
     refused(await send(sim, path, body_for(path, model=model)), "model", param="model")
 
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("name", ["temprature", "best_of", "use_beam_search", "", "\x00", "é", "x" * 3000])
-async def test_an_unknown_parameter_is_refused_by_its_name(sim: httpx.AsyncClient, path: str, name: str) -> None:
+async def test_an_unknown_parameter_is_rejected_by_name(sim: httpx.AsyncClient, path: str, name: str) -> None:
     response = await send(sim, path, body_for(path, **{name: 1}))
     refused(response, name, "not known or not supported", param=name or "''")
 
@@ -172,7 +172,7 @@ async def test_an_unknown_parameter_is_refused_by_its_name(sim: httpx.AsyncClien
         ({"prompt": "x", "stream": True}, "stream", ["not known"]),
     ],
 )
-async def test_a_native_job_needs_one_good_input(
+async def test_a_native_job_requires_exactly_one_valid_input(
     sim: httpx.AsyncClient, given: dict[str, Any], param: str, words: list[str]
 ) -> None:
     refused(await send(sim, JOBS, {"model": "sim", **given}), *words, param=param)
@@ -245,7 +245,9 @@ async def test_a_native_job_needs_one_good_input(
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", ["stream=true"]),
     ],
 )
-async def test_a_chat_is_checked(sim: httpx.AsyncClient, changes: dict[str, Any], param: str, words: list[str]) -> None:
+async def test_chat_requests_are_validated(
+    sim: httpx.AsyncClient, changes: dict[str, Any], param: str, words: list[str]
+) -> None:
     refused(await send(sim, CHAT, body_for(CHAT, **changes)), *words, param=param)
 
 
@@ -273,13 +275,13 @@ async def test_a_chat_is_checked(sim: httpx.AsyncClient, changes: dict[str, Any]
         ({"stream_options": {"include_usage": True}}, "stream_options", ["stream=true"]),
     ],
 )
-async def test_a_completion_is_checked(
+async def test_completion_requests_are_validated(
     sim: httpx.AsyncClient, changes: dict[str, Any], param: str, words: list[str]
 ) -> None:
     refused(await send(sim, COMPLETIONS, body_for(COMPLETIONS, **changes)), *words, param=param)
 
 
-async def test_text_parts_and_one_prompt_in_a_list_are_fine(sim: httpx.AsyncClient) -> None:
+async def test_text_parts_and_one_prompt_in_a_list_are_accepted(sim: httpx.AsyncClient) -> None:
     parts = [{"type": "text", "text": "the"}, {"type": "text", "text": "mill"}]
     chat = await send(sim, CHAT, body_for(CHAT, messages=[{"role": "user", "content": parts}]))
     plain = await send(sim, CHAT, body_for(CHAT, messages=[{"role": "user", "content": "the\nmill"}]))
@@ -287,7 +289,7 @@ async def test_text_parts_and_one_prompt_in_a_list_are_fine(sim: httpx.AsyncClie
     assert (await send(sim, COMPLETIONS, body_for(COMPLETIONS, prompt=["the mill"]))).status_code == 200
 
 
-async def test_max_completion_tokens_is_max_tokens(sim: httpx.AsyncClient) -> None:
+async def test_max_completion_tokens_overrides_max_tokens(sim: httpx.AsyncClient) -> None:
     response = await send(sim, CHAT, body_for(CHAT, max_tokens=9, max_completion_tokens=3))
     assert response.json()["usage"]["completion_tokens"] == 3
 
@@ -351,7 +353,7 @@ async def test_max_completion_tokens_is_max_tokens(sim: httpx.AsyncClient) -> No
         ("metadata", {str(i): "x" for i in range(17)}, "at most 16"),
     ],
 )
-async def test_a_parameter_out_of_bounds_is_named(
+async def test_a_parameter_out_of_bounds_is_rejected_by_name(
     sim: httpx.AsyncClient, path: str, field: str, value: object, words: str
 ) -> None:
     response = await send(sim, path, body_for(path, **{field: value}))
@@ -364,13 +366,13 @@ async def test_a_parameter_out_of_bounds_is_named(
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("field", ["max_tokens", "temperature", "top_p", "min_p", "seed", "presence_penalty"])
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
-async def test_numbers_are_finite(sim: httpx.AsyncClient, path: str, field: str, value: str) -> None:
+async def test_numbers_must_be_finite(sim: httpx.AsyncClient, path: str, field: str, value: str) -> None:
     body = json.dumps(body_for(path, **{field: "@"})).replace('"@"', value).encode()
     refused(await send(sim, path, body), field, param=field)
 
 
 @pytest.mark.parametrize("path", POSTS)
-async def test_parameters_that_contradict_each_other(sim: httpx.AsyncClient, path: str) -> None:
+async def test_contradictory_parameters_are_rejected(sim: httpx.AsyncClient, path: str) -> None:
     response = await send(sim, path, body_for(path, min_tokens=5, max_tokens=4))
     refused(response, "min_tokens must be at most max_tokens=4, got 5", param="min_tokens")
     response = await send(sim, path, body_for(path, n=2, temperature=0))
@@ -378,7 +380,7 @@ async def test_parameters_that_contradict_each_other(sim: httpx.AsyncClient, pat
 
 
 @pytest.mark.parametrize("path", POSTS)
-async def test_what_does_not_fit_the_context_is_refused_at_submit(sim: httpx.AsyncClient, path: str) -> None:
+async def test_a_request_that_exceeds_the_context_is_rejected_at_submit(sim: httpx.AsyncClient, path: str) -> None:
     long = "water " * CONTEXT
     given = {"messages": [{"role": "user", "content": long}]} if path == CHAT else {"prompt": long}
     field = next(iter(given))
@@ -388,7 +390,7 @@ async def test_what_does_not_fit_the_context_is_refused_at_submit(sim: httpx.Asy
     refused(response, f"context is {CONTEXT} tokens", f"got {CONTEXT + 1}", param="max_tokens")
 
 
-# Text that is not quite text
+# Invalid Unicode
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -403,7 +405,7 @@ async def test_what_does_not_fit_the_context_is_refused_at_submit(sim: httpx.Asy
         {"seed": SURROGATE},
     ],
 )
-async def test_unpaired_surrogates_are_refused(sim: httpx.AsyncClient, path: str, changes: dict[str, Any]) -> None:
+async def test_unpaired_surrogates_are_rejected(sim: httpx.AsyncClient, path: str, changes: dict[str, Any]) -> None:
     response = await send(sim, path, body_for(path, **changes))
     named = response.json()["error"]["param"]
     assert named is not None
@@ -436,7 +438,7 @@ async def test_unpaired_surrogates_are_refused(sim: httpx.AsyncClient, path: str
         ),
     ],
 )
-async def test_unpaired_surrogates_in_the_prompt_are_refused(
+async def test_unpaired_surrogates_in_the_prompt_are_rejected(
     sim: httpx.AsyncClient, path: str, field: str, changes: dict[str, Any]
 ) -> None:
     refused(await send(sim, path, body_for(path, **changes)), field, param=field)
@@ -450,13 +452,13 @@ async def test_an_unpaired_surrogate_in_a_parameters_name(sim: httpx.AsyncClient
 async def test_paired_surrogates_are_one_character(sim: httpx.AsyncClient) -> None:
     content = b'{"model": "sim", "prompt": "x", "max_tokens": 1, "metadata": {"k": "\\ud83c\\udf0a"}}'
     job = (await send(sim, JOBS, content)).json()
-    assert (await ended(sim, job["id"]))["metadata"] == {"k": "🌊"}
+    assert (await wait_for_end(sim, job["id"]))["metadata"] == {"k": "🌊"}
 
 
-async def test_nul_is_a_character_like_others(sim: httpx.AsyncClient) -> None:
+async def test_nul_characters_are_accepted(sim: httpx.AsyncClient) -> None:
     metadata = {"a\x00b": "c\x00d"}
     job = await submit(sim, prompt="the\x00mill", metadata=metadata, stop=["\x00"], max_tokens=8)
-    done = await ended(sim, job["id"])
+    done = await wait_for_end(sim, job["id"])
     assert (done["status"], done["metadata"]) == ("incomplete", metadata)
     assert text_of(await follow(sim, job["id"])) == done["output_text"]
     messages = [{"role": "user", "content": "the\x00mill", "name": "\x00"}]
@@ -464,7 +466,7 @@ async def test_nul_is_a_character_like_others(sim: httpx.AsyncClient) -> None:
     assert (await send(sim, COMPLETIONS, body_for(COMPLETIONS, prompt="\x00"))).status_code == 200
 
 
-# Jobs that are not there
+# Unknown resources
 
 
 ODD_IDS = [
@@ -507,7 +509,7 @@ async def test_an_unknown_model_is_not_found(sim: httpx.AsyncClient, name: str) 
         ("POST", "/healthz", "GET"),
     ],
 )
-async def test_a_wrong_method_is_refused(sim: httpx.AsyncClient, method: str, path: str, allowed: str) -> None:
+async def test_a_wrong_method_is_rejected(sim: httpx.AsyncClient, method: str, path: str, allowed: str) -> None:
     response = await sim.request(method, path)
     refused(response, method, path, status=405, code="method_not_allowed")
     assert allowed in response.headers["allow"]
@@ -523,7 +525,7 @@ async def test_an_unknown_path_is_not_found(sim: httpx.AsyncClient, path: str) -
 
 
 @pytest.fixture(scope="module")
-def done_job(sim_stack: Stack) -> dict[str, Any]:
+def ended_job(sim_stack: Stack) -> dict[str, Any]:
     """A job that has ended."""
     headers = {"Authorization": f"Bearer {KEY}", "Prefer": "wait=20"}
     response = httpx.post(f"{sim_stack.url}{JOBS}", json=body_for(JOBS), headers=headers, timeout=30)
@@ -533,48 +535,50 @@ def done_job(sim_stack: Stack) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cursor", ["abc", "-1", "1.5", "", " ", "1e3", "0x1", "٣", "²", "9" * 17, "9" * 5000, "\x00"])
-async def test_a_cursor_is_a_number(sim: httpx.AsyncClient, done_job: dict[str, Any], cursor: str) -> None:
-    response = await sim.get(done_job["stream_url"], params={"starting_after": cursor})
+async def test_a_cursor_must_be_a_number(sim: httpx.AsyncClient, ended_job: dict[str, Any], cursor: str) -> None:
+    response = await sim.get(ended_job["stream_url"], params={"starting_after": cursor})
     refused(response, "starting_after", "event's id (a number)", param="starting_after")
 
 
 @pytest.mark.parametrize("cursor", [b"abc", b"-1", b"1.5", b"1e3", b"\xb2", b"9" * 17, b"9" * 5000])
-async def test_a_last_event_id_is_a_number(sim: httpx.AsyncClient, done_job: dict[str, Any], cursor: bytes) -> None:
-    response = await sim.get(done_job["stream_url"], headers={b"Last-Event-ID": cursor})
+async def test_a_last_event_id_must_be_a_number(
+    sim: httpx.AsyncClient, ended_job: dict[str, Any], cursor: bytes
+) -> None:
+    response = await sim.get(ended_job["stream_url"], headers={b"Last-Event-ID": cursor})
     refused(response, "Last-Event-ID", "event's id (a number)", param="Last-Event-ID")
 
 
 @pytest.mark.parametrize("beyond", [100, 2**53])
-async def test_a_cursor_beyond_the_end_is_refused(
-    sim: httpx.AsyncClient, done_job: dict[str, Any], beyond: int
+async def test_a_cursor_beyond_the_end_is_rejected(
+    sim: httpx.AsyncClient, ended_job: dict[str, Any], beyond: int
 ) -> None:
-    response = await sim.get(done_job["stream_url"], params={"starting_after": beyond})
+    response = await sim.get(ended_job["stream_url"], params={"starting_after": beyond})
     refused(response, f"{beyond} is beyond the job's last event", param="starting_after")
-    response = await sim.get(done_job["stream_url"], headers={"Last-Event-ID": str(beyond)})
+    response = await sim.get(ended_job["stream_url"], headers={"Last-Event-ID": str(beyond)})
     refused(response, f"{beyond} is beyond the job's last event", param="Last-Event-ID")
 
 
-async def test_a_cursor_into_a_job_that_has_no_events_is_refused(sim: httpx.AsyncClient) -> None:
+async def test_a_cursor_of_a_job_without_events_is_rejected(sim: httpx.AsyncClient) -> None:
     job = await submit(sim, model="orphan")
     response = await sim.get(job["stream_url"], params={"starting_after": 7})
     refused(response, "7 is beyond the job's last event, 0", param="starting_after")
     await sim.post(job["cancel_url"])
 
 
-async def test_an_empty_last_event_id_is_none(sim: httpx.AsyncClient, done_job: dict[str, Any]) -> None:
-    response = await sim.get(done_job["stream_url"], headers={"Last-Event-ID": ""})
+async def test_an_empty_last_event_id_is_ignored(sim: httpx.AsyncClient, ended_job: dict[str, Any]) -> None:
+    response = await sim.get(ended_job["stream_url"], headers={"Last-Event-ID": ""})
     assert response.status_code == 200
     assert response.text.startswith("id: 1\n")
 
 
 @pytest.mark.parametrize("wait", ["abc", "-1", "1.5", "", "\xb2", "9" * 5000])
-async def test_a_wait_is_seconds(sim: httpx.AsyncClient, wait: str) -> None:
+async def test_a_wait_must_be_a_number_of_seconds(sim: httpx.AsyncClient, wait: str) -> None:
     headers = {b"Prefer": f"respond-async, wait={wait}".encode("latin-1")}
     response = await sim.post(JOBS, json=body_for(JOBS), headers=headers)
     refused(response, "Prefer: wait must be a number of seconds", param="Prefer")
 
 
-async def test_a_long_wait_is_cut(sim: httpx.AsyncClient) -> None:
+async def test_a_long_wait_is_capped(sim: httpx.AsyncClient) -> None:
     response = await sim.post(JOBS, json=body_for(JOBS), headers={"Prefer": "wait=100000"})
     assert (response.status_code, response.headers["preference-applied"]) == (200, "wait=60")
 
@@ -594,7 +598,7 @@ async def test_a_long_wait_is_cut(sim: httpx.AsyncClient) -> None:
         ("model", "\x00", "model"),
     ],
 )
-async def test_a_list_is_checked(sim: httpx.AsyncClient, name: str, value: str, words: str) -> None:
+async def test_list_parameters_are_validated(sim: httpx.AsyncClient, name: str, value: str, words: str) -> None:
     refused(await sim.get(JOBS, params={name: value}), name, words, param=name)
 
 
@@ -632,7 +636,9 @@ WRONG_KEYS: list[bytes | None] = [
         ("GET", "/v1/models/sim"),
     ],
 )
-async def test_no_call_without_a_key(sim_stack: Stack, method: str, path: str, authorization: bytes | None) -> None:
+async def test_every_route_requires_a_valid_key(
+    sim_stack: Stack, method: str, path: str, authorization: bytes | None
+) -> None:
     headers = {} if authorization is None else {b"Authorization": authorization}
     async with httpx.AsyncClient(base_url=sim_stack.url) as client:
         response = await client.request(
@@ -642,14 +648,14 @@ async def test_no_call_without_a_key(sim_stack: Stack, method: str, path: str, a
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-async def test_a_revoked_key_is_refused(sim_stack: Stack) -> None:
+async def test_a_revoked_key_is_rejected(sim_stack: Stack) -> None:
     key = sim_stack.command("api.keys", "create", "revoked").stdout.strip()
     sim_stack.command("api.keys", "revoke", "_".join(key.split("_")[:2]))
     async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
         refused(await client.get("/v1/models"), "not valid", status=401, code="invalid_api_key")
 
 
-async def test_a_key_that_is_in_use_is_refused_soon_after_it_was_revoked(sim_stack: Stack) -> None:
+async def test_a_cached_key_is_rejected_soon_after_it_is_revoked(sim_stack: Stack) -> None:
     """Within HEADRACE_KEY_CACHE_S, by default 5."""
     key = sim_stack.command("api.keys", "create", "used").stdout.strip()
     async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
@@ -659,10 +665,10 @@ async def test_a_key_that_is_in_use_is_refused_soon_after_it_was_revoked(sim_sta
         async def answers_401() -> bool:
             return (await client.get("/v1/models")).status_code == 401
 
-        await eventually(answers_401, "the key is refused", within_s=8)
+        await eventually(answers_401, "the key is rejected", within_s=8)
 
 
-# Anything else
+# Arbitrary bodies
 
 
 VALUES = some.recursive(
@@ -679,7 +685,7 @@ CHANGES = some.dictionaries(some.sampled_from(FIELDS) | some.text(max_size=8), V
 
 @example_count(150, long=5000)
 @hypothesis.given(path=some.sampled_from(POSTS), changes=CHANGES)
-def test_no_body_is_an_internal_error(sim_stack: Stack, path: str, changes: dict[str, Any]) -> None:
+def test_no_body_causes_an_internal_error(sim_stack: Stack, path: str, changes: dict[str, Any]) -> None:
     body = body_for(path, **changes)
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     response = httpx.post(sim_stack.url + path, content=json.dumps(body), headers=headers, timeout=60)
@@ -689,8 +695,8 @@ def test_no_body_is_an_internal_error(sim_stack: Stack, path: str, changes: dict
         assert error["param"] or "body" in error["message"], error
 
 
-async def test_after_all_that_a_job_runs(sim: httpx.AsyncClient) -> None:
+async def test_a_job_runs_after_all_invalid_requests(sim: httpx.AsyncClient) -> None:
     job = await submit(sim, max_tokens=20)
-    done = await ended(sim, job["id"])
+    done = await wait_for_end(sim, job["id"])
     assert done["status"] == "incomplete"
     assert text_of(await follow(sim, job["id"])) == done["output_text"]

@@ -1,4 +1,4 @@
-"""Bad input that only a real engine can judge: it is refused, or cut at its deadline, and the engine lives."""
+"""Invalid input that only a real engine can detect is rejected or ends at its deadline; the engine survives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 CONTEXT = 1024
 HELLO = [{"role": "user", "content": "Say something."}]
-# Each object must hold another one, so no instance of it ends.
+# Each object must contain another one, so the schema has no finite instance.
 ENDLESS: dict[str, Any] = {
     "$defs": {
         "a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]},
@@ -34,8 +34,8 @@ def structured(schema: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-async def _the_engine_lives(vllm_stack: Stack, vllm: httpx.AsyncClient) -> AsyncIterator[None]:
-    """After each: the same worker answers, and holds nothing else."""
+async def _engine_survives(vllm_stack: Stack, vllm: httpx.AsyncClient) -> AsyncIterator[None]:
+    """After each test, the same worker process answers and its engine has no other requests."""
     (worker,) = [process for name, process in vllm_stack.processes.items() if name.startswith("worker")]
     engine = (await vllm.get("/readyz")).json()
     yield
@@ -43,7 +43,7 @@ async def _the_engine_lives(vllm_stack: Stack, vllm: httpx.AsyncClient) -> Async
     async def idle() -> bool:
         return await requests_in_engines(vllm_stack) == 0
 
-    await eventually(idle, "the engine holds nothing")
+    await eventually(idle, "the engine has no requests")
     answer = await vllm.post("/v1/messages", json={"model": "smollm2", "max_tokens": 3, "messages": HELLO})
     assert answer.status_code == 200, answer.text
     assert worker.poll() is None
@@ -58,10 +58,10 @@ async def _the_engine_lives(vllm_stack: Stack, vllm: httpx.AsyncClient) -> Async
         {"type": "string", "pattern": "(unclosed"},
         {"type": "object", "properties": 7},
     ],
-    ids=["an unknown type", "a reference to nothing", "a broken pattern", "properties that are none"],
+    ids=["an unknown type", "an unresolved reference", "an invalid pattern", "properties that are a number"],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_schema_that_cannot_be_compiled_is_refused(
+async def test_a_schema_that_cannot_be_compiled_is_rejected(
     vllm: httpx.AsyncClient, schema: dict[str, Any], stream: bool
 ) -> None:
     response = await vllm.post("/v1/messages", json=structured(schema, stream=stream))
@@ -74,7 +74,7 @@ async def test_a_schema_that_cannot_be_compiled_is_refused(
         assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-async def test_an_answer_that_cannot_end_is_cut_at_its_deadline(vllm: httpx.AsyncClient) -> None:
+async def test_an_endless_answer_is_cancelled_at_its_deadline(vllm: httpx.AsyncClient) -> None:
     response = await vllm.post("/v1/messages", json=structured(ENDLESS), headers={"Cancel-After": "3s"})
     assert response.status_code == 504, response.text
     assert response.json()["error"]["type"] == "timeout_error"
@@ -84,11 +84,11 @@ async def test_an_answer_that_cannot_end_is_cut_at_its_deadline(vllm: httpx.Asyn
     assert '"a"' in job["output_text"]
 
 
-async def test_one_token_more_than_the_context_is_refused(vllm: httpx.AsyncClient) -> None:
+async def test_one_token_more_than_the_context_is_rejected(vllm: httpx.AsyncClient) -> None:
     async def counted(words: int) -> tuple[int, dict[str, Any]]:
-        asked = {"model": "smollm2", "messages": [{"role": "user", "content": "a" + " mill" * words}]}
-        answer = await vllm.post("/v1/messages/count_tokens", json=asked)
-        return answer.json()["input_tokens"], asked
+        body = {"model": "smollm2", "messages": [{"role": "user", "content": "a" + " mill" * words}]}
+        answer = await vllm.post("/v1/messages/count_tokens", json=body)
+        return answer.json()["input_tokens"], body
 
     template, _ = await counted(0)
     tokens, fits = await counted(CONTEXT - 1 - template)
@@ -99,6 +99,6 @@ async def test_one_token_more_than_the_context_is_refused(vllm: httpx.AsyncClien
     assert usage["input_tokens"] + usage["cache_read_input_tokens"] == CONTEXT - 1
     tokens, too_long = await counted(CONTEXT - template)
     assert tokens == CONTEXT
-    refused = await vllm.post("/v1/messages", json={**too_long, "max_tokens": 1})
-    assert refused.status_code == 400, refused.text
-    assert f"context is {CONTEXT} tokens" in refused.json()["error"]["message"]
+    rejected = await vllm.post("/v1/messages", json={**too_long, "max_tokens": 1})
+    assert rejected.status_code == 400, rejected.text
+    assert f"context is {CONTEXT} tokens" in rejected.json()["error"]["message"]

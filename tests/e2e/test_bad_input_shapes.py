@@ -1,6 +1,6 @@
-"""Bodies that are hostile by their shape: very wide, very deep, very many, or JSON that is none.
+"""Bodies of hostile shape: very wide, very deep, very many items, or values that are not JSON.
 
-Each is refused with its field's name where it has one, on every face that would take it; nothing inside goes wrong.
+Each API rejects them and names the field, if there is one, without an internal error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def body_for(path: str, **changes: Any) -> dict[str, Any]:
 
 
 def error_of(response: httpx.Response, status: int) -> str:
-    """The message of an error in the face's own shape."""
+    """The message of an error, in the format of any API."""
     assert response.status_code == status, response.text
     message: str = response.json()["error"]["message"]
     return message
@@ -60,7 +60,7 @@ def error_of(response: httpx.Response, status: int) -> str:
     ],
     ids=["wide", "wide message", "wide metadata", "wide inside", "deep", "deep inside"],
 )
-async def test_wide_and_deep_bodies_are_refused(
+async def test_wide_and_deep_bodies_are_rejected(
     sim: httpx.AsyncClient, path: str, changes: dict[str, Any], words: str
 ) -> None:
     assert words in error_of(await send(sim, path, body_for(path, **changes)), 400)
@@ -68,13 +68,13 @@ async def test_wide_and_deep_bodies_are_refused(
 
 @pytest.mark.parametrize("path", [JOBS, CHAT, ANTHROPIC])
 @pytest.mark.parametrize("item", [b"{}", b"1", b"null", b"[]"])
-async def test_many_faulty_messages_are_refused_for_the_first(sim: httpx.AsyncClient, path: str, item: bytes) -> None:
+async def test_the_first_of_many_invalid_messages_is_reported(sim: httpx.AsyncClient, path: str, item: bytes) -> None:
     content = b'{"model": "sim", "max_tokens": 4, "messages": [' + b",".join([item] * 15_000) + b"]}"
     assert error_of(await send(sim, path, content), 400).startswith("messages[0]")
 
 
 @pytest.mark.parametrize("path", [JOBS, CHAT, ANTHROPIC])
-async def test_there_is_an_end_to_the_messages(sim_stack: Stack, path: str) -> None:
+async def test_the_number_and_size_of_messages_are_limited(sim_stack: Stack, path: str) -> None:
     body = {**body_for(path), "messages": [{"role": "user", "content": ""}] * 10_001}
     text = json.dumps(body, separators=(",", ":")).encode()
     with sim_stack.second_api(HEADRACE_MAX_BODY_BYTES=str(4 << 20)) as url:
@@ -95,8 +95,8 @@ async def test_there_is_an_end_to_the_messages(sim_stack: Stack, path: str) -> N
     ],
     ids=["a surrogate", "in a name", "inside", "NaN", "infinity"],
 )
-async def test_a_schema_is_json(sim: httpx.AsyncClient, schema: dict[str, Any]) -> None:
-    """What Python reads and neither a database nor an engine takes."""
+async def test_a_schema_must_be_json(sim: httpx.AsyncClient, schema: dict[str, Any]) -> None:
+    """Values that Python's json reads but databases and engines reject."""
     tool = {"name": "level", "input_schema": schema}
     response = await send(sim, ANTHROPIC, body_for(ANTHROPIC, tools=[tool]))
     assert error_of(response, 400).startswith("tools[0].input_schema: must be serializable as JSON")
@@ -106,20 +106,20 @@ async def test_a_schema_is_json(sim: httpx.AsyncClient, schema: dict[str, Any]) 
     assert error_of(response, 400).startswith("output_config.format.schema: must be serializable as JSON")
 
 
-async def test_a_schema_may_hold_nulls_and_large_numbers(sim: httpx.AsyncClient) -> None:
-    def asking(limit: int) -> dict[str, Any]:
+async def test_a_schema_may_contain_nulls_and_large_numbers(sim: httpx.AsyncClient) -> None:
+    def body_with_limit(limit: int) -> dict[str, Any]:
         schema = {"type": "object", "properties": {"a": {"default": None, "minimum": -limit, "maximum": limit}}}
         return body_for(ANTHROPIC, max_tokens=60, tools=[{"name": "level", "input_schema": schema}])
 
-    response = await send(sim, ANTHROPIC, asking(2**53))
+    response = await send(sim, ANTHROPIC, body_with_limit(2**53))
     assert response.status_code == 200, response.text
     assert response.json()["content"][0]["type"] == "tool_use"
-    assert "64-bit" in error_of(await send(sim, ANTHROPIC, asking(10**400)), 400)
+    assert "64-bit" in error_of(await send(sim, ANTHROPIC, body_with_limit(10**400)), 400)
 
 
 @pytest.mark.parametrize("path", POSTS)
-async def test_one_token_more_than_the_context_is_refused(sim: httpx.AsyncClient, path: str) -> None:
-    """The simulated engine's tokens are words, and one more; a role is a word."""
+async def test_one_token_more_than_the_context_is_rejected(sim: httpx.AsyncClient, path: str) -> None:
+    """The simulated engine counts one token per word, including roles, plus one."""
     words = CONTEXT - 1 - (1 if path == COMPLETIONS else 2)
     for content, status in ((" mill" * words, 200), (" mill" * (words + 1), 400)):
         given = {"prompt": content} if path == COMPLETIONS else {"messages": [{"role": "user", "content": content}]}

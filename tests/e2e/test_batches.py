@@ -74,12 +74,12 @@ def jsonl(*lines: dict[str, Any]) -> bytes:
     return "".join(json.dumps(item) + "\n" for item in lines).encode()
 
 
-async def start(sdk: openai.AsyncOpenAI, content: bytes, **options: Any) -> Batch:
+async def create_batch(sdk: openai.AsyncOpenAI, content: bytes, **options: Any) -> Batch:
     file = await sdk.files.create(file=("in.jsonl", content), purpose="batch")
     return await sdk.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h", **options)
 
 
-async def reaches(sdk: openai.AsyncOpenAI, batch: Batch, *statuses: str, within_s: float = 60) -> Batch:
+async def wait_for_status(sdk: openai.AsyncOpenAI, batch: Batch, *statuses: str, within_s: float = 60) -> Batch:
     async def probe() -> Batch | None:
         found = await sdk.batches.retrieve(batch.id)
         assert found.status in statuses or found.status not in ENDED, found
@@ -89,7 +89,7 @@ async def reaches(sdk: openai.AsyncOpenAI, batch: Batch, *statuses: str, within_
 
 
 async def results(sdk: openai.AsyncOpenAI, file_id: str | None) -> dict[str, dict[str, Any]]:
-    """A file's lines by their custom id, each of which is there once."""
+    """The lines of a file by their custom id, which must be unique."""
     if file_id is None:
         return {}
     lines = [json.loads(item) for item in (await sdk.files.content(file_id)).text.splitlines()]
@@ -98,7 +98,7 @@ async def results(sdk: openai.AsyncOpenAI, file_id: str | None) -> dict[str, dic
     return found
 
 
-async def test_a_file_is_kept_as_it_was_sent(sdk: openai.AsyncOpenAI) -> None:
+async def test_a_file_is_stored_unchanged(sdk: openai.AsyncOpenAI) -> None:
     content = b'{"any": "bytes"}\r\n\xff\x00--\r\n\n no end'
     file = await sdk.files.create(file=("Mühle 🌊.jsonl", content), purpose="batch")
     assert (file.bytes, file.filename, file.purpose, file.status) == (
@@ -141,7 +141,7 @@ async def test_files_are_listed_by_page_order_and_purpose(stack: Stack) -> None:
     ],
     ids=str,
 )
-async def test_a_wrong_upload_is_refused_and_leaves_nothing(
+async def test_an_invalid_upload_is_rejected_and_leaves_no_file(
     stack: Stack, data: Any, files: Any, status: int, param: str | None
 ) -> None:
     before = set((stack.folder / "files").glob("*"))
@@ -151,7 +151,7 @@ async def test_a_wrong_upload_is_refused_and_leaves_nothing(
     assert set((stack.folder / "files").glob("*")) == before
 
 
-async def test_an_upload_needs_a_key(stack: Stack) -> None:
+async def test_an_upload_requires_a_key(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.url) as client:
         response = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x")})
     assert response.status_code == 401
@@ -163,22 +163,22 @@ async def test_a_batch_survives_the_death_of_an_api_process(stack: Stack, sdk: o
     lines[7] = line("request-7", FAIL)
     lines[9] = line("request-9", "word " * 300)
     with stack.second_api() as second:
-        batch = await start(sdk, jsonl(*lines), metadata={"night": "1"})
+        batch = await create_batch(sdk, jsonl(*lines), metadata={"night": "1"})
         assert (batch.status, batch.endpoint, batch.metadata) == ("validating", CHAT, {"night": "1"})
 
-        async def halfway() -> Batch | None:
+        async def forty_completed() -> Batch | None:
             found = await sdk.batches.retrieve(batch.id)
-            assert found.status not in ENDED, "there was no middle to kill it in"
+            assert found.status not in ENDED, "the batch ended before the API process could be killed"
             counts = found.request_counts
             return found if counts is not None and counts.completed >= 40 else None
 
-        midway = await eventually(halfway, "some requests have ended")
-        assert midway.status == "in_progress"
-        assert midway.request_counts is not None
-        assert midway.request_counts.total == 200
+        partial = await eventually(forty_completed, "some requests have ended")
+        assert partial.status == "in_progress"
+        assert partial.request_counts is not None
+        assert partial.request_counts.total == 200
         stack.kill("api")
         async with openai.AsyncOpenAI(base_url=f"{second}/v1", api_key=KEY) as other:
-            done = await reaches(other, batch, "completed")
+            done = await wait_for_status(other, batch, "completed")
             output = await results(other, done.output_file_id)
             errors = await results(other, done.error_file_id)
         stack.start_api()
@@ -206,18 +206,20 @@ async def test_a_batch_survives_the_death_of_an_api_process(stack: Stack, sdk: o
         assert tuple((await connection.execute(text(query), {"id": batch.id})).one()) == (199, 1)
         query = "SELECT batch_line FROM jobs WHERE batch_id = :id ORDER BY batch_line"
         found = list((await connection.execute(text(query), {"id": batch.id})).scalars())
-        assert found == [number for number in range(1, 201) if number != 10], "the line that does not fit gets no job"
+        assert found == [number for number in range(1, 201) if number != 10], (
+            "no job for a line that exceeds the context"
+        )
     await engine.dispose()
 
-    same = await sdk.chat.completions.create(
+    synchronous = await sdk.chat.completions.create(
         model="sim", messages=[{"role": "user", "content": "the mill 3"}], max_tokens=3
     )
-    assert same.choices[0].message.content == answers["request-3"], "as the synchronous call answers"
+    assert synchronous.choices[0].message.content == answers["request-3"], "the synchronous call gives the same answer"
 
 
-async def test_bad_lines_are_told_with_their_numbers(sdk: openai.AsyncOpenAI) -> None:
+async def test_invalid_lines_are_reported_with_their_numbers(sdk: openai.AsyncOpenAI) -> None:
     content = jsonl(line("a"), line("b", temperature=9)) + b"oops\n" + jsonl(line("a"), line("c", model="gpt"))
-    batch = await reaches(sdk, await start(sdk, content), "failed")
+    batch = await wait_for_status(sdk, await create_batch(sdk, content), "failed")
     assert batch.errors is not None
     assert batch.errors.data is not None
     assert [(error.line, error.code, error.param) for error in batch.errors.data] == [
@@ -230,18 +232,18 @@ async def test_bad_lines_are_told_with_their_numbers(sdk: openai.AsyncOpenAI) ->
     assert batch.output_file_id is None
 
 
-async def test_a_cancelled_batch_keeps_what_was_done(sdk: openai.AsyncOpenAI) -> None:
+async def test_a_cancelled_batch_keeps_its_completed_results(sdk: openai.AsyncOpenAI) -> None:
     lines = [line(f"fast-{number}") for number in range(5)]
     lines += [line(f"never-{number}", model="orphan") for number in range(30)]
-    batch = await start(sdk, jsonl(*lines))
+    batch = await create_batch(sdk, jsonl(*lines))
 
-    async def partly() -> bool:
+    async def five_completed() -> bool:
         counts = (await sdk.batches.retrieve(batch.id)).request_counts
         return counts is not None and counts.completed == 5
 
-    await eventually(partly, "what can run has run")
+    await eventually(five_completed, "all requests that have a worker have ended")
     assert (await sdk.batches.cancel(batch.id)).status in ("cancelling", "cancelled")
-    done = await reaches(sdk, batch, "cancelled")
+    done = await wait_for_status(sdk, batch, "cancelled")
     assert done.cancelled_at is not None
     assert set(await results(sdk, done.output_file_id)) == {f"fast-{number}" for number in range(5)}
     errors = await results(sdk, done.error_file_id)
@@ -259,7 +261,7 @@ async def test_plain_completions(sdk: openai.AsyncOpenAI) -> None:
     }
     file = await sdk.files.create(file=("in.jsonl", jsonl(item)), purpose="batch")
     batch = await sdk.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
-    done = await reaches(sdk, batch, "completed")
+    done = await wait_for_status(sdk, batch, "completed")
     output = await results(sdk, done.output_file_id)
     assert output["a"]["response"]["body"]["object"] == "text_completion"
     with pytest.raises(openai.ConflictError):
@@ -267,22 +269,22 @@ async def test_plain_completions(sdk: openai.AsyncOpenAI) -> None:
 
 
 async def test_responses(sdk: openai.AsyncOpenAI) -> None:
-    """Lines of the Responses API are answered as the call answers, but for what names the job."""
-    asked: dict[str, Any] = {"model": "sim", "input": "the mill", "max_output_tokens": 3, "instructions": "Be brief."}
+    """Lines of the Responses API get the same answers as synchronous calls, except for ids."""
+    request: dict[str, Any] = {"model": "sim", "input": "the mill", "max_output_tokens": 3, "instructions": "Be brief."}
     tool = {"type": "function", "name": "turn", "parameters": {"type": "object", "properties": {}}, "strict": False}
-    bodies = {"a": asked, "b": {**asked, "tools": [tool], "max_output_tokens": 40}, "c": {**asked, "input": FAIL}}
+    bodies = {"a": request, "b": {**request, "tools": [tool], "max_output_tokens": 40}, "c": {**request, "input": FAIL}}
     lines = [
         {"custom_id": name, "method": "POST", "url": "/v1/responses", "body": body} for name, body in bodies.items()
     ]
     file = await sdk.files.create(file=("in.jsonl", jsonl(*lines)), purpose="batch")
     batch = await sdk.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
-    done = await reaches(sdk, batch, "completed")
+    done = await wait_for_status(sdk, batch, "completed")
     output = await results(sdk, done.output_file_id)
     assert set(output) == {"a", "b"}
     assert set(await results(sdk, done.error_file_id)) == {"c"}
     answer = output["a"]["response"]["body"]
-    alone = (await sdk.responses.create(**asked, store=False)).model_dump(mode="json")
-    assert answer["output"][0]["content"][0]["text"] == alone["output"][0]["content"][0]["text"]
+    synchronous = (await sdk.responses.create(**request, store=False)).model_dump(mode="json")
+    assert answer["output"][0]["content"][0]["text"] == synchronous["output"][0]["content"][0]["text"]
     assert (answer["object"], answer["status"]) == ("response", "incomplete")
     assert answer["usage"]["output_tokens"] == 3
     assert [item["type"] for item in output["b"]["response"]["body"]["output"]] == ["function_call"]
@@ -293,29 +295,29 @@ async def test_responses(sdk: openai.AsyncOpenAI) -> None:
 async def test_batches_are_listed_by_page(stack: Stack) -> None:
     key = stack.command("api.keys", "create", "batcher").stdout.strip()
     async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=key) as sdk:
-        ids = [(await start(sdk, b"oops")).id for _ in range(3)]
+        ids = [(await create_batch(sdk, b"oops")).id for _ in range(3)]
         assert [batch.id async for batch in sdk.batches.list(limit=2)] == ids[::-1]
 
 
-async def test_anothers_files_and_batches_do_not_exist(stack: Stack, sdk: openai.AsyncOpenAI) -> None:
-    batch = await start(sdk, jsonl(line("a", model="orphan")))
+async def test_another_projects_files_and_batches_return_404(stack: Stack, sdk: openai.AsyncOpenAI) -> None:
+    batch = await create_batch(sdk, jsonl(line("a", model="orphan")))
     key = stack.command("api.keys", "create", "stranger").stdout.strip()
     file, batches = f"/v1/files/{batch.input_file_id}", f"/v1/batches/{batch.id}"
-    async with stack.client(headers={"Authorization": f"Bearer {key}"}) as stranger:
+    async with stack.client(headers={"Authorization": f"Bearer {key}"}) as other_client:
         body = {"input_file_id": batch.input_file_id, "endpoint": CHAT, "completion_window": "24h"}
         answers = [
-            await stranger.get(file),
-            await stranger.get(f"{file}/content"),
-            await stranger.delete(file),
-            await stranger.post("/v1/batches", json=body),
-            await stranger.get(batches),
-            await stranger.post(f"{batches}/cancel"),
+            await other_client.get(file),
+            await other_client.get(f"{file}/content"),
+            await other_client.delete(file),
+            await other_client.post("/v1/batches", json=body),
+            await other_client.get(batches),
+            await other_client.post(f"{batches}/cancel"),
         ]
     assert [answer.status_code for answer in answers] == [404] * 6
     with pytest.raises(openai.ConflictError):
         await sdk.files.delete(batch.input_file_id)
     await sdk.batches.cancel(batch.id)
-    await reaches(sdk, batch, "cancelled")
+    await wait_for_status(sdk, batch, "cancelled")
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,7 @@ async def test_anothers_files_and_batches_do_not_exist(stack: Stack, sdk: openai
     ],
     ids=str,
 )
-async def test_a_wrong_batch_is_refused(stack: Stack, sdk: openai.AsyncOpenAI, changes: Any, param: str) -> None:
+async def test_an_invalid_batch_is_rejected(stack: Stack, sdk: openai.AsyncOpenAI, changes: Any, param: str) -> None:
     file = await sdk.files.create(file=("in.jsonl", b"x"), purpose="batch")
     body = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h", **changes}
     async with stack.client() as client:
@@ -341,14 +343,14 @@ async def test_a_wrong_batch_is_refused(stack: Stack, sdk: openai.AsyncOpenAI, c
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
-async def test_an_output_is_no_input(sdk: openai.AsyncOpenAI) -> None:
-    done = await reaches(sdk, await start(sdk, jsonl(line("a"))), "completed")
+async def test_an_output_file_is_rejected_as_input(sdk: openai.AsyncOpenAI) -> None:
+    done = await wait_for_status(sdk, await create_batch(sdk, jsonl(line("a"))), "completed")
     assert done.output_file_id is not None
     with pytest.raises(openai.BadRequestError, match="purpose"):
         await sdk.batches.create(input_file_id=done.output_file_id, endpoint=CHAT, completion_window="24h")
 
 
-async def test_files_expire_when_they_were_told_to(sdk: openai.AsyncOpenAI) -> None:
+async def test_files_expire_as_requested(sdk: openai.AsyncOpenAI) -> None:
     file = await sdk.files.create(
         file=("in.jsonl", jsonl(line("a"), line("b", FAIL))),
         purpose="batch",
@@ -361,51 +363,51 @@ async def test_files_expire_when_they_were_told_to(sdk: openai.AsyncOpenAI) -> N
         completion_window="24h",
         output_expires_after={"anchor": "created_at", "seconds": 3600},
     )
-    done = await reaches(sdk, batch, "completed")
+    done = await wait_for_status(sdk, batch, "completed")
     for file_id in (done.output_file_id, done.error_file_id):
         assert file_id is not None
         result = await sdk.files.retrieve(file_id)
         assert result.expires_at == result.created_at + 3600
-    plain = await sdk.files.create(file=("in.jsonl", b"x"), purpose="batch")
-    assert plain.expires_at == plain.created_at + 30 * 24 * 3600, "the default"
+    default = await sdk.files.create(file=("in.jsonl", b"x"), purpose="batch")
+    assert default.expires_at == default.created_at + 30 * 24 * 3600, "the default"
 
 
-async def test_blank_lines_are_no_requests_and_count_as_lines(sdk: openai.AsyncOpenAI) -> None:
+async def test_blank_lines_are_skipped_but_numbered(sdk: openai.AsyncOpenAI) -> None:
     good = b"\n" + jsonl(line("a")) + b" \t\r\n\n" + jsonl(line("b")) + b"\n\n"
-    done = await reaches(sdk, await start(sdk, good), "completed")
+    done = await wait_for_status(sdk, await create_batch(sdk, good), "completed")
     assert done.request_counts is not None
     assert (done.request_counts.total, done.request_counts.completed) == (2, 2)
     assert set(await results(sdk, done.output_file_id)) == {"a", "b"}
-    failed = await reaches(sdk, await start(sdk, b"\n\n" + jsonl(line("a")) + b"\noops\n"), "failed")
+    failed = await wait_for_status(sdk, await create_batch(sdk, b"\n\n" + jsonl(line("a")) + b"\noops\n"), "failed")
     assert failed.errors is not None
     assert failed.errors.data is not None
-    assert [error.line for error in failed.errors.data] == [5], "as an editor numbers them"
+    assert [error.line for error in failed.errors.data] == [5], "blank lines count"
 
 
-async def test_memory_stays_flat_over_a_long_file(stack: Stack, sdk: openai.AsyncOpenAI, tmp_path: Path) -> None:
+async def test_memory_stays_flat_for_a_long_file(stack: Stack, sdk: openai.AsyncOpenAI, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     with path.open("wb") as file:
         for number in range(MAX_LINES - 1):
             file.write(jsonl(line(f"request-{number}", "the mill " * 440)))
         file.write(b"oops\n")
-    assert path.stat().st_size > 195_000_000, "as long and as large as is allowed"
+    assert path.stat().st_size > 195_000_000, "close to the limits of lines and bytes"
     process = psutil.Process(stack.processes["api"].pid)
-    await reaches(sdk, await start(sdk, b"oops"), "failed")  # what is loaded with the first is there
+    await wait_for_status(sdk, await create_batch(sdk, b"oops"), "failed")  # load what the first batch loads
     before = process.memory_info().rss
-    most = before
+    peak = before
 
-    async def watch() -> None:
-        nonlocal most
+    async def track_peak() -> None:
+        nonlocal peak
         while True:
-            most = max(most, process.memory_info().rss)
+            peak = max(peak, process.memory_info().rss)
             await asyncio.sleep(0.05)
 
-    watching = asyncio.create_task(watch())
+    tracking = asyncio.create_task(track_peak())
     uploaded = await sdk.files.create(file=path, purpose="batch")
     batch = await sdk.batches.create(input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h")
-    done = await reaches(sdk, batch, "failed", within_s=120)
-    watching.cancel()
+    done = await wait_for_status(sdk, batch, "failed", within_s=120)
+    tracking.cancel()
     assert done.errors is not None
     assert done.errors.data is not None
     assert [(error.line, error.code) for error in done.errors.data] == [(MAX_LINES, "invalid_json_line")]
-    assert most - before < GROWTH_BYTES, f"grew by {(most - before) / 1e6:.0f} MB"
+    assert peak - before < GROWTH_BYTES, f"grew by {(peak - before) / 1e6:.0f} MB"

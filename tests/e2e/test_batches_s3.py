@@ -1,4 +1,4 @@
-"""Files and batches in S3, through the official SDK: real processes, and an API process that dies in mid-upload."""
+"""Files and batches in S3 through the official SDK, including an API process that is killed during an upload."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
-from tests.e2e.test_batches import jsonl, line, reaches, results, start
+from tests.e2e.test_batches import create_batch, jsonl, line, results, wait_for_status
 from tests.support.database import drop_database
 from tests.support.s3 import BUCKET, S3, running_s3
 from tests.support.stack import KEY, Stack
@@ -53,8 +53,8 @@ async def sdk(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
 
 async def test_a_batch_from_s3_to_s3(stack: Stack, sdk: openai.AsyncOpenAI, s3: S3) -> None:
     lines = [line(f"request-{number}", "the mill " * 20) for number in range(300)]
-    batch = await start(sdk, jsonl(*lines))
-    done = await reaches(sdk, batch, "completed")
+    batch = await create_batch(sdk, jsonl(*lines))
+    done = await wait_for_status(sdk, batch, "completed")
     assert set(await results(sdk, done.output_file_id)) == {f"request-{number}" for number in range(300)}
     assert set(s3.keys()) == {f"{PREFIX}/{name}" for name in (batch.input_file_id, done.output_file_id)}
     assert not (stack.folder / "files").exists()
@@ -64,8 +64,8 @@ async def test_a_batch_from_s3_to_s3(stack: Stack, sdk: openai.AsyncOpenAI, s3: 
     assert s3.keys() == []
 
 
-async def test_no_half_file_is_seen_whoever_dies(stack: Stack, sdk: openai.AsyncOpenAI, s3: S3) -> None:
-    """The client leaves; then the API process is killed while it uploads."""
+async def test_a_partial_upload_is_never_visible(stack: Stack, sdk: openai.AsyncOpenAI, s3: S3) -> None:
+    """First the client disconnects during an upload, then the API process is killed during one."""
 
     async def endless(sent: asyncio.Event) -> AsyncIterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
@@ -74,33 +74,33 @@ async def test_no_half_file_is_seen_whoever_dies(stack: Stack, sdk: openai.Async
         sent.set()
         await asyncio.Event().wait()
 
-    async def uploading(sent: asyncio.Event) -> None:
+    async def upload_endlessly(sent: asyncio.Event) -> None:
         headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "multipart/form-data; boundary=b"}
         async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
             await client.post("/v1/files", content=endless(sent), headers=headers)
 
-    async def parts_are_there() -> bool:
+    async def has_parts() -> bool:
         return s3.unfinished() != []
 
-    async def parts_are_gone() -> bool:
+    async def has_no_parts() -> bool:
         return s3.unfinished() == []
 
     sent = asyncio.Event()
-    upload = asyncio.create_task(uploading(sent))
+    upload = asyncio.create_task(upload_endlessly(sent))
     await asyncio.wait_for(sent.wait(), 30)
-    await eventually(parts_are_there, "parts have arrived in S3")
+    await eventually(has_parts, "parts have arrived in S3")
     upload.cancel()
-    await eventually(parts_are_gone, "what the client left is taken back")
+    await eventually(has_no_parts, "the abandoned upload is aborted")
     assert s3.keys() == []
 
     sent = asyncio.Event()
-    upload = asyncio.create_task(uploading(sent))
+    upload = asyncio.create_task(upload_endlessly(sent))
     await asyncio.wait_for(sent.wait(), 30)
-    await eventually(parts_are_there, "parts have arrived in S3")
+    await eventually(has_parts, "parts have arrived in S3")
     stack.kill("api")
-    upload.cancel()  # it has nothing to send, so it sees nothing of it
+    upload.cancel()  # it has nothing to send, so it does not notice the killed process
     await asyncio.wait([upload])
     stack.start_api()
-    assert s3.keys() == [], "S3 shows nothing of it"
+    assert s3.keys() == [], "the partial upload is not visible"
     assert [file.id async for file in sdk.files.list()] == []
     assert (await sdk.files.create(file=("in.jsonl", b"x"), purpose="batch")).bytes == 1

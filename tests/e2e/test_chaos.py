@@ -1,4 +1,4 @@
-"""The short `make chaos`: each fault once, over real processes; the promises are asserted, times are not."""
+"""A short `make chaos` on real processes: each fault once. Guarantees are asserted; times are not."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ async def test_each_fault_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-async def test_faults_that_overlap(tmp_path: Path) -> None:
-    """As `make chaos` with 2,000 jobs."""
+async def test_overlapping_faults(tmp_path: Path) -> None:
+    """Like `make chaos` with 2,000 jobs."""
     plan = Plan(seed=secrets.randbelow(10**6), faults=tuple(FAULTS), jobs=2000, quick=True)
     print(f"seed {plan.seed}")
     result = await run(plan, tmp_path, print)
@@ -36,7 +36,7 @@ async def test_faults_that_overlap(tmp_path: Path) -> None:
     assert not result.verdict.broken, failures(result)
 
 
-def test_faults_are_chosen_by_name() -> None:
+def test_faults_are_selected_by_name() -> None:
     assert names(None) == tuple(FAULTS)
     assert names("valkey-flush, worker-kill") == ("valkey-flush", "worker-kill")
     with pytest.raises(ValueError, match="unknown fault: nonsense"):

@@ -1,4 +1,4 @@
-"""Flower shows jobs under their ids, and workers with their load."""
+"""Flower shows jobs under their ids and workers with their load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.test_jobs import ended, running, submit
+from tests.e2e.test_jobs import submit, wait_for_end, wait_until_running
 from tests.support.ports import free_port
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually, eventually_sync
@@ -30,14 +30,14 @@ def flower(sim_stack: Stack) -> Iterator[str]:
         FLOWER_UNAUTHENTICATED_API="true",
     )
 
-    def sees_jobs() -> bool:
-        """Of both workers; it asks them for their events, some seconds after its start."""
+    def shows_jobs() -> bool:
+        """Whether Flower shows jobs of both workers. It enables their events some seconds after its start."""
         try:
             return all(_shown(url, _run(sim_stack, model)) for model in ("sim", "small"))
         except (httpx.TransportError, ValueError):
             return False
 
-    eventually_sync(sees_jobs, "the workers' events reach Flower, which has asked for them", within_s=60)
+    eventually_sync(shows_jobs, "the workers' events reach Flower", within_s=60)
     yield url
     del sim_stack.processes["flower"]
     process.terminate()
@@ -45,7 +45,7 @@ def flower(sim_stack: Stack) -> Iterator[str]:
 
 
 def _run(stack: Stack, model: str) -> str:
-    """Run a job of some hundred milliseconds. Returns its id."""
+    """Run a job of a few hundred milliseconds. Returns its id."""
     body = {"model": model, "prompt": "the mill", "max_tokens": 20}
     headers = {"Authorization": f"Bearer {KEY}", "Prefer": "wait=10"}
     job: dict[str, Any] = httpx.post(f"{stack.url}/v1/jobs", json=body, headers=headers, timeout=20).json()
@@ -56,7 +56,7 @@ def _shown(url: str, job_id: str) -> bool:
     return httpx.get(f"{url}/api/task/info/{job_id}", timeout=5).status_code == 200
 
 
-async def task(client: httpx.AsyncClient, url: str, job_id: str, state: str) -> dict[str, Any]:
+async def wait_for_task(client: httpx.AsyncClient, url: str, job_id: str, state: str) -> dict[str, Any]:
     async def probe() -> dict[str, Any] | None:
         response = await client.get(f"{url}/api/task/info/{job_id}")
         return response.json() if response.status_code == 200 and response.json()["state"] == state else None
@@ -64,22 +64,22 @@ async def task(client: httpx.AsyncClient, url: str, job_id: str, state: str) -> 
     return await eventually(probe, f"Flower shows {job_id} as {state}")
 
 
-async def test_jobs_under_their_ids_with_model_and_state(flower: str, sim: httpx.AsyncClient) -> None:
+async def test_jobs_are_shown_under_their_ids_with_model_and_state(flower: str, sim: httpx.AsyncClient) -> None:
     done = await submit(sim, max_tokens=3)
-    await ended(sim, done["id"])
+    await wait_for_end(sim, done["id"])
     failed = await submit(sim, prompt="<<fail>>")
-    await ended(sim, failed["id"])
+    await wait_for_end(sim, failed["id"])
     async with httpx.AsyncClient(timeout=10) as client:
-        shown = await task(client, flower, done["id"], "SUCCESS")
+        shown = await wait_for_task(client, flower, done["id"], "SUCCESS")
         assert "'model': 'sim'" in shown["kwargs"]
         assert done["id"] in shown["args"]
         assert shown["result"] == "'incomplete'"
-        await task(client, flower, failed["id"], "FAILURE")
+        await wait_for_task(client, flower, failed["id"], "FAILURE")
 
 
-async def test_workers_with_their_load(flower: str, sim: httpx.AsyncClient) -> None:
+async def test_workers_are_shown_with_their_load(flower: str, sim: httpx.AsyncClient) -> None:
     job = await submit(sim, model="small", max_tokens=3000)
-    await running(sim, job["id"])
+    await wait_until_running(sim, job["id"])
     async with httpx.AsyncClient(timeout=10) as client:
 
         async def busy() -> bool:
@@ -88,35 +88,35 @@ async def test_workers_with_their_load(flower: str, sim: httpx.AsyncClient) -> N
                 "small"
             ) == 1
 
-        await eventually(busy, "Flower shows the running job at its worker")
+        await eventually(busy, "Flower shows the running job on its worker")
     await sim.post(f"/v1/jobs/{job['id']}/cancel")
-    await ended(sim, job["id"])
+    await wait_for_end(sim, job["id"])
 
 
-async def test_revoking_a_waiting_task_cancels_its_job(flower: str, sim_stack: Stack, sim: httpx.AsyncClient) -> None:
+async def test_revoking_a_queued_task_cancels_its_job(flower: str, sim_stack: Stack, sim: httpx.AsyncClient) -> None:
     blockers = [await submit(sim, model="small", max_tokens=4000) for _ in range(6)]  # two run, two are reserved
     for blocker in blockers[:2]:
-        await running(sim, blocker["id"])
+        await wait_until_running(sim, blocker["id"])
     waiting = await submit(sim, model="small", max_tokens=3)
     async with httpx.AsyncClient(timeout=10) as client:
         await client.post(f"{flower}/api/task/revoke/{waiting['id']}")
 
-    async def known() -> bool:
+    async def is_revoked() -> bool:
         listed = await asyncio.to_thread(sim_stack.command, "celery", "-A", "workers.app", "inspect", "revoked")
         return listed.stdout.count(waiting["id"]) == 2
 
-    await eventually(known, "both workers know of the revoke")
+    await eventually(is_revoked, "both workers have received the revoke")
     for blocker in blockers:
         await sim.post(f"/v1/jobs/{blocker['id']}/cancel")
-    assert (await ended(sim, waiting["id"]))["status"] == "cancelled"
+    assert (await wait_for_end(sim, waiting["id"]))["status"] == "cancelled"
 
 
 async def test_terminate_cancels_the_job(flower: str, sim: httpx.AsyncClient) -> None:
     job = await submit(sim, max_tokens=4000)
-    await running(sim, job["id"])
+    await wait_until_running(sim, job["id"])
     async with httpx.AsyncClient(timeout=10) as client:
         response = await client.post(f"{flower}/api/task/revoke/{job['id']}", params={"terminate": "true"})
         assert response.status_code == 200, response.text
-    done = await ended(sim, job["id"])
+    done = await wait_for_end(sim, job["id"])
     assert done["status"] == "cancelled"
     assert 0 < done["usage"]["completion_tokens"] < 4000

@@ -1,7 +1,7 @@
-"""Every route, fuzzed from its OpenAPI document: no 5xx, documented statuses alone, answers of the documented shape.
+"""Fuzzes every route from the OpenAPI document: no 5xx, only documented status codes and response schemas.
 
-Requests that fit the document and requests that do not, the same at each run of `make test`. Half of those that name
-a job, a file or a batch name one that is there.
+Sends valid and invalid requests, the same in each run of `make test`. Half of the requests that name a resource, such
+as a job or a file, name an existing one.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ AUTHORIZATION = {"Authorization": f"Bearer {KEY}"}
 
 
 def document() -> dict[str, Any]:
-    """The OpenAPI document, with the name of a model that is there wherever a request names one."""
+    """The OpenAPI document, in which `model` is restricted to a known and an unknown name."""
     settings = ApiSettings(database_url="postgresql://unused", redis_url="redis://unused")
     described: dict[str, Any] = create_app(settings).openapi()
     schemas = described["components"]["schemas"]
     for operations in described["paths"].values():
         for operation in operations.values():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            asked = schemas.get(body.get("$ref", "").rpartition("/")[2], {})
-            if "model" in asked.get("properties", {}):
-                asked["properties"]["model"] = {"enum": ["sim", "no-such-model"]}
+            body_schema = schemas.get(body.get("$ref", "").rpartition("/")[2], {})
+            if "model" in body_schema.get("properties", {}):
+                body_schema["properties"]["model"] = {"enum": ["sim", "no-such-model"]}
     return described
 
 
@@ -62,9 +62,9 @@ def configuration() -> SchemathesisConfig:
     project = config.projects.default
     if not LONG:
         project.seed = SEED
-    # The tests' own key is sent.
+    # The tests send their own key.
     project.generation.with_security_parameters = False
-    # Which method a path does not take is no operation's own.
+    # Unsupported methods of a path are not part of any operation.
     project.phases.coverage.unexpected_methods = set()
     return config
 
@@ -74,7 +74,7 @@ schema: Any = schemathesis.openapi.from_dict(document(), config=configuration())
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API and a worker that answers at once, with a context that long inputs do not fit."""
+    """The API and a worker without delays, with a context that long inputs exceed."""
     models: list[dict[str, object]] = [
         {
             "name": "sim",
@@ -112,8 +112,8 @@ def session() -> Iterator[requests.Session]:
 
 
 @pytest.fixture(scope="module")
-def made(client: httpx.Client) -> Callable[[str], str]:
-    """The id of a thing that is there, by the name of the parameter that would name it."""
+def existing_id(client: httpx.Client) -> Callable[[str], str]:
+    """Returns the id of an existing resource, given the name of a path parameter."""
 
     def job() -> str:
         body = {"model": "sim", "prompt": "the mill", "max_tokens": 4}
@@ -143,48 +143,48 @@ def made(client: httpx.Client) -> Callable[[str], str]:
         response_id: str = client.post("/v1/responses", json=body).json()["id"]
         return response_id
 
-    makers: dict[str, Callable[[], str]] = {
+    creators: dict[str, Callable[[], str]] = {
         "job_id": job,
         "file_id": file,
         "batch_id": batch,
         "response_id": response,
         "name": lambda: "sim",
     }
-    kept: dict[str, str] = {}
+    ids: dict[str, str] = {}
 
-    def make(parameter: str) -> str:
-        if parameter not in kept:
-            kept[parameter] = makers[parameter]()
-        return kept[parameter]
+    def get_or_create(parameter: str) -> str:
+        if parameter not in ids:
+            ids[parameter] = creators[parameter]()
+        return ids[parameter]
 
-    return make
+    return get_or_create
 
 
-turns = itertools.count()
+calls = itertools.count()
 statuses: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
 
-@schema.parametrize()  # type: ignore[untyped-decorator]  # it ships no types
+@schema.parametrize()  # type: ignore[untyped-decorator]  # schemathesis ships no types
 @hypothesis.settings(
     example_count(40, long=1000),
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )
-def test_every_answer_is_a_documented_one(
-    case: Any, stack: Stack, session: requests.Session, made: Callable[[str], str]
+def test_every_response_is_documented(
+    case: Any, stack: Stack, session: requests.Session, existing_id: Callable[[str], str]
 ) -> None:
-    if next(turns) % 2:
+    if next(calls) % 2:
         for parameter in set(case.path_parameters or {}) & {"job_id", "file_id", "batch_id", "response_id", "name"}:
-            case.path_parameters[parameter] = made(parameter)
+            case.path_parameters[parameter] = existing_id(parameter)
     response = case.call(base_url=stack.url, session=session, headers=AUTHORIZATION, timeout=60)
     statuses[case.operation.label][response.status_code] += 1
     case.validate_response(response, checks=CHECKS)
 
 
-# What takes no parameter and no body refuses nothing.
-NEVER_REFUSED = {"GET /healthz", "GET /readyz", "GET /v1/models", "GET /metrics"}
-# What needs the id of something in the right state, or many fields that go together, is seldom hit by chance.
-OFTEN_ANSWERED = {
+# Operations without parameters and body never reject a request.
+NEVER_REJECTED = {"GET /healthz", "GET /readyz", "GET /v1/models", "GET /metrics"}
+# The others need an id in a certain state or a combination of fields that random requests seldom have.
+OFTEN_SUCCESSFUL = {
     "GET /v1/jobs",
     "GET /v1/jobs/{job_id}",
     "GET /v1/files",
@@ -202,18 +202,18 @@ OFTEN_ANSWERED = {
 
 
 @pytest.mark.parametrize("label", [operation.ok().label for operation in schema.get_all_operations()])
-def test_there_was_something_to_answer_and_something_to_refuse(label: str) -> None:
-    """After the test above: it asked for what is there, and for what is not."""
+def test_each_operation_had_successes_and_rejections(label: str) -> None:
+    """Evaluates the test above: it sent requests that succeed and requests that fail."""
     seen = statuses[label]
-    assert label not in OFTEN_ANSWERED or any(status < 300 for status in seen), seen
-    assert label in NEVER_REFUSED or any(400 <= status < 500 for status in seen), seen
+    assert label not in OFTEN_SUCCESSFUL or any(status < 300 for status in seen), seen
+    assert label in NEVER_REJECTED or any(400 <= status < 500 for status in seen), seen
 
 
-def test_the_document_is_the_one_that_is_served(stack: Stack) -> None:
+def test_the_fuzzed_document_is_the_served_one(stack: Stack) -> None:
     served = httpx.get(f"{stack.url}/openapi.json").json()
     assert served["paths"].keys() == document()["paths"].keys()
 
 
-def test_nothing_went_wrong_inside(stack: Stack) -> None:
+def test_the_log_has_no_stack_trace(stack: Stack) -> None:
     log = (stack.folder / "api.log").read_text()
     assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]

@@ -26,7 +26,7 @@ async def submit(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     return job
 
 
-async def ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+async def wait_for_end(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
     async def probe() -> dict[str, Any] | None:
         response = await client.get(f"/v1/jobs/{job_id}")
         return response.json() if response.status_code == 200 else None
@@ -34,12 +34,12 @@ async def ended(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
     return await eventually(probe, f"{job_id} ends", within_s=90)
 
 
-async def running(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+async def wait_until_running(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
     async def probe() -> dict[str, Any] | None:
         job: dict[str, Any] = (await client.get(f"/v1/jobs/{job_id}")).json()
         return job if job["status"] == "in_progress" else None
 
-    return await eventually(probe, f"{job_id} runs")
+    return await eventually(probe, f"{job_id} is running")
 
 
 async def test_submit_and_poll(sim: httpx.AsyncClient) -> None:
@@ -51,11 +51,11 @@ async def test_submit_and_poll(sim: httpx.AsyncClient) -> None:
     assert response.headers["location"] == job["status_url"] == f"/v1/jobs/{job['id']}"
     assert response.headers["retry-after"]
     assert job["status"] == "queued"
-    done = await ended(sim, job["id"])
+    done = await wait_for_end(sim, job["id"])
     assert done["status"] == "incomplete"  # max_tokens was reached
     (choice,) = done["output"]
-    said = {"index": 0, "text": done["output_text"], "finish_reason": "length", "tool_calls": []}
-    assert {name: value for name, value in choice.items() if value is not None} == said
+    expected = {"index": 0, "text": done["output_text"], "finish_reason": "length", "tool_calls": []}
+    assert {name: value for name, value in choice.items() if value is not None} == expected
     assert done["usage"] == {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12, "cached_tokens": 0}
     assert 0 <= done["timings"]["queued_ms"] <= done["timings"]["ttft_ms"] <= done["timings"]["total_ms"]
     assert done["metadata"] == {"a": "b"}
@@ -63,7 +63,7 @@ async def test_submit_and_poll(sim: httpx.AsyncClient) -> None:
     assert (attempt["number"], attempt["tokens"], attempt["outcome"]) == (1, 9, "incomplete")
 
 
-async def test_prefer_wait_answers_with_the_result(sim: httpx.AsyncClient) -> None:
+async def test_prefer_wait_returns_the_result(sim: httpx.AsyncClient) -> None:
     body = {"model": "sim", "prompt": "the mill", "max_tokens": 5}
     response = await sim.post("/v1/jobs", json=body, headers={"Prefer": "respond-async, wait=20"})
     assert response.status_code == 200
@@ -71,16 +71,16 @@ async def test_prefer_wait_answers_with_the_result(sim: httpx.AsyncClient) -> No
     assert response.json()["output_text"]
 
 
-async def test_prefer_wait_gives_up_in_time(sim: httpx.AsyncClient) -> None:
+async def test_prefer_wait_returns_the_job_after_the_timeout(sim: httpx.AsyncClient) -> None:
     response = await sim.post("/v1/jobs", json={"model": "orphan", "prompt": "x"}, headers={"Prefer": "wait=1"})
     assert response.status_code == 202
     assert response.json()["status"] == "queued"
 
 
-async def test_the_stream_is_the_result(sim: httpx.AsyncClient) -> None:
+async def test_the_stream_equals_the_result(sim: httpx.AsyncClient) -> None:
     job = await submit(sim, max_tokens=40)
     events = await follow(sim, job["id"])
-    done = await ended(sim, job["id"])
+    done = await wait_for_end(sim, job["id"])
     kinds = [item.event for item in events if item.event != "job.queued"]
     assert kinds[0] == "job.started"
     assert set(kinds[1:-1]) == {"job.delta"}
@@ -98,15 +98,15 @@ async def test_characters_are_never_split(sim: httpx.AsyncClient) -> None:
     texts = [item.data["text"] for item in events if item.event == "job.delta"]
     assert EMOJI in "".join(texts)
     assert not any("\ufffd" in text for text in texts)
-    assert all(texts), "no event without text"
+    assert all(texts), "every delta has text"
 
 
-async def test_resuming_from_every_cursor_gives_the_rest(sim: httpx.AsyncClient) -> None:
+async def test_resuming_from_any_cursor_returns_the_remaining_events(sim: httpx.AsyncClient) -> None:
     job = await submit(sim, max_tokens=20)
-    whole = [item for item in await follow(sim, job["id"]) if item.id is not None]
-    for item in whole[:-1]:
+    complete = [item for item in await follow(sim, job["id"]) if item.id is not None]
+    for item in complete[:-1]:
         assert item.id is not None
-        assert await follow(sim, job["id"], after=item.id) == whole[item.id :]
+        assert await follow(sim, job["id"], after=item.id) == complete[item.id :]
 
 
 async def test_a_dropped_connection_resumes_without_gap_or_repeat(sim: httpx.AsyncClient) -> None:
@@ -123,16 +123,18 @@ async def test_a_dropped_connection_resumes_without_gap_or_repeat(sim: httpx.Asy
         seen += [item async for item in read_events(response)]
     ids = [item.id for item in seen if item.id is not None]
     assert ids == list(range(1, len(ids) + 1))
-    assert text_of(seen) == (await ended(sim, job["id"]))["output_text"]
+    assert text_of(seen) == (await wait_for_end(sim, job["id"]))["output_text"]
 
 
-async def test_many_readers_see_the_same(sim: httpx.AsyncClient) -> None:
+async def test_concurrent_readers_get_the_same_text(sim: httpx.AsyncClient) -> None:
     job = await submit(sim, max_tokens=60)
     streams = await asyncio.gather(*(follow(sim, job["id"]) for _ in range(8)))
     assert len({text_of(events) for events in streams}) == 1
 
 
-async def test_a_stream_is_served_from_the_row_when_its_log_is_gone(sim_stack: Stack, sim: httpx.AsyncClient) -> None:
+async def test_a_stream_is_served_from_the_database_if_its_log_is_lost(
+    sim_stack: Stack, sim: httpx.AsyncClient
+) -> None:
     job = await submit(sim, max_tokens=20)
     events = [item for item in await follow(sim, job["id"]) if item.id is not None]
     with redis.Redis.from_url(sim_stack.environment["REDIS_URL"]) as client:
@@ -141,7 +143,7 @@ async def test_a_stream_is_served_from_the_row_when_its_log_is_gone(sim_stack: S
     assert await follow(sim, job["id"], after=4) == events[4:]
 
 
-async def test_nothing_follows_the_last_event(sim: httpx.AsyncClient) -> None:
+async def test_a_cursor_at_the_last_event_returns_204(sim: httpx.AsyncClient) -> None:
     job = await submit(sim, max_tokens=3)
     last = (await follow(sim, job["id"]))[-1].id
     response = await sim.get(f"/v1/jobs/{job['id']}/stream", params={"starting_after": str(last)})
@@ -167,7 +169,7 @@ async def test_cancelling_a_running_job_keeps_its_text(sim: httpx.AsyncClient) -
                 assert cancelled.json()["status"] in ("cancelling", "cancelled")
     assert seen[-1].event == "job.cancelled"
     assert seen[-1].data["error"]["code"] == "cancelled"
-    done = await ended(sim, job["id"])
+    done = await wait_for_end(sim, job["id"])
     assert done["status"] == "cancelled"
     assert done["output_text"] == text_of(seen)
     assert 0 < done["usage"]["completion_tokens"] < 4000
@@ -175,7 +177,7 @@ async def test_cancelling_a_running_job_keeps_its_text(sim: httpx.AsyncClient) -
     assert (again.status_code, again.json()) == (200, done)
 
 
-async def test_cancelling_a_queued_job_ends_it_at_once(sim: httpx.AsyncClient) -> None:
+async def test_cancelling_a_queued_job_ends_it_immediately(sim: httpx.AsyncClient) -> None:
     job = await submit(sim, model="orphan")
     done = (await sim.post(f"/v1/jobs/{job['id']}/cancel")).json()
     assert (done["status"], done["error"]["code"], done["attempts"]) == ("cancelled", "cancelled", [])
@@ -183,35 +185,35 @@ async def test_cancelling_a_queued_job_ends_it_at_once(sim: httpx.AsyncClient) -
     assert (await sim.post(f"/v1/jobs/{job['id']}/cancel")).json() == done
 
 
-async def test_a_failing_engine_call_fails_its_job_alone(sim: httpx.AsyncClient) -> None:
+async def test_a_failing_engine_call_fails_only_its_job(sim: httpx.AsyncClient) -> None:
     failing, fine = await submit(sim, prompt=f"please {FAIL}"), await submit(sim)
-    failed = await ended(sim, failing["id"])
+    failed = await wait_for_end(sim, failing["id"])
     assert (failed["status"], failed["error"]["code"]) == ("failed", "engine_error")
     assert (await follow(sim, failing["id"]))[-1].event == "job.failed"
-    assert (await ended(sim, fine["id"]))["status"] == "incomplete"
-    assert (await ended(sim, (await submit(sim))["id"]))["status"] == "incomplete"
+    assert (await wait_for_end(sim, fine["id"]))["status"] == "incomplete"
+    assert (await wait_for_end(sim, (await submit(sim))["id"]))["status"] == "incomplete"
 
 
 async def test_stop_strings_are_not_in_the_text(sim: httpx.AsyncClient) -> None:
-    whole = await ended(sim, (await submit(sim, max_tokens=60))["id"])
-    stop = whole["output_text"][40:47]
+    complete = await wait_for_end(sim, (await submit(sim, max_tokens=60))["id"])
+    stop = complete["output_text"][40:47]
     job = await submit(sim, max_tokens=60, stop=[stop])
     events = await follow(sim, job["id"])
-    done = await ended(sim, job["id"])
+    done = await wait_for_end(sim, job["id"])
     assert done["status"] == "completed"
     assert done["output"][0]["finish_reason"] == "stop"
-    assert done["output_text"] == text_of(events) == whole["output_text"][: whole["output_text"].index(stop)]
+    assert done["output_text"] == text_of(events) == complete["output_text"][: complete["output_text"].index(stop)]
 
 
 async def test_several_choices(sim: httpx.AsyncClient) -> None:
     job = await submit(sim, n=3, temperature=1, max_tokens=12)
     events = await follow(sim, job["id"])
-    done = await ended(sim, job["id"])
+    done = await wait_for_end(sim, job["id"])
     assert [choice["text"] for choice in done["output"]] == [text_of(events, index) for index in range(3)]
     assert done["usage"]["completion_tokens"] == 36
 
 
-async def test_listing_pages_through(sim_stack: Stack) -> None:
+async def test_jobs_are_listed_by_page(sim_stack: Stack) -> None:
     key = sim_stack.command("api.keys", "create", "lister").stdout.strip()
     async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
         ids = [(await submit(client, max_tokens=1))["id"] for _ in range(5)]
@@ -222,21 +224,21 @@ async def test_listing_pages_through(sim_stack: Stack) -> None:
         assert [job["id"] for job in rest["data"]] == ids[1::-1]
         assert not rest["has_more"]
         for job_id in ids:
-            await ended(client, job_id)
+            await wait_for_end(client, job_id)
         done = (await client.get("/v1/jobs", params={"status": "incomplete", "model": "sim"})).json()
         assert len(done["data"]) == 5
         assert (await client.get("/v1/jobs", params={"model": "orphan"})).json()["data"] == []
 
 
-async def test_a_deleted_job_is_gone(sim: httpx.AsyncClient) -> None:
-    waiting = await submit(sim, model="orphan")
-    refused = await sim.delete(f"/v1/jobs/{waiting['id']}")
-    assert refused.status_code == 409
-    assert "cancel it first" in refused.json()["error"]["message"]
-    await sim.post(f"/v1/jobs/{waiting['id']}/cancel")
+async def test_a_deleted_job_returns_404(sim: httpx.AsyncClient) -> None:
+    queued = await submit(sim, model="orphan")
+    rejected = await sim.delete(f"/v1/jobs/{queued['id']}")
+    assert rejected.status_code == 409
+    assert "cancel it first" in rejected.json()["error"]["message"]
+    await sim.post(f"/v1/jobs/{queued['id']}/cancel")
 
     job = await submit(sim, max_tokens=3)
-    await ended(sim, job["id"])
+    await wait_for_end(sim, job["id"])
     assert (await sim.delete(f"/v1/jobs/{job['id']}")).json() == {
         "id": job["id"],
         "object": "job.deleted",
@@ -246,54 +248,54 @@ async def test_a_deleted_job_is_gone(sim: httpx.AsyncClient) -> None:
         assert (await sim.get(f"/v1/jobs/{job['id']}{path}")).status_code == 404
 
 
-async def test_anothers_job_does_not_exist(sim_stack: Stack, sim: httpx.AsyncClient) -> None:
+async def test_another_projects_job_returns_404(sim_stack: Stack, sim: httpx.AsyncClient) -> None:
     job = await submit(sim)
     key = sim_stack.command("api.keys", "create", "stranger").stdout.strip()
-    async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as stranger:
+    async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as other_client:
         answers = [
-            await stranger.get(f"/v1/jobs/{job['id']}"),
-            await stranger.get(f"/v1/jobs/{job['id']}/stream"),
-            await stranger.post(f"/v1/jobs/{job['id']}/cancel"),
-            await stranger.delete(f"/v1/jobs/{job['id']}"),
+            await other_client.get(f"/v1/jobs/{job['id']}"),
+            await other_client.get(f"/v1/jobs/{job['id']}/stream"),
+            await other_client.post(f"/v1/jobs/{job['id']}/cancel"),
+            await other_client.delete(f"/v1/jobs/{job['id']}"),
         ]
     assert [answer.status_code for answer in answers] == [404] * 4
     assert {answer.json()["error"]["code"] for answer in answers} == {"job_not_found"}
 
 
-async def test_a_worker_takes_what_its_engine_holds_and_hoards_nothing(
+async def test_a_worker_takes_only_as_many_jobs_as_its_engine_has_slots(
     sim_stack: Stack, sim: httpx.AsyncClient
 ) -> None:
     jobs = [await submit(sim, model="small", max_tokens=150) for _ in range(10)]
-    await running(sim, jobs[1]["id"])
+    await wait_until_running(sim, jobs[1]["id"])
     states = [(await sim.get(f"/v1/jobs/{job['id']}")).json()["status"] for job in jobs]
     assert states.count("in_progress") == 2
     with redis.Redis.from_url(sim_stack.environment["REDIS_URL"]) as client:
         on_queue = client.llen("headrace.small\x06\x163")
-    assert on_queue >= 6, "two run, two are reserved, the rest is where another worker can take it"
+    assert on_queue >= 6, "two run, two are reserved, and the others are available to other workers"
     positions = [(await sim.get(f"/v1/jobs/{job['id']}")).json()["queue_position"] for job in jobs[2:]]
     assert positions == sorted(positions)
     for job in jobs:
         await sim.post(f"/v1/jobs/{job['id']}/cancel")
     for job in jobs:
-        await ended(sim, job["id"])
+        await wait_for_end(sim, job["id"])
 
 
-async def test_priority_is_served_first(sim_stack: Stack, sim: httpx.AsyncClient) -> None:
+async def test_urgent_jobs_start_first(sim_stack: Stack, sim: httpx.AsyncClient) -> None:
     blockers = [await submit(sim, model="small", max_tokens=4000) for _ in range(4)]
     for blocker in blockers[:2]:
-        await running(sim, blocker["id"])
-    late = [await submit(sim, model="small", max_tokens=2, priority=9) for _ in range(3)]
+        await wait_until_running(sim, blocker["id"])
+    low_priority = [await submit(sim, model="small", max_tokens=2, priority=9) for _ in range(3)]
     urgent = await submit(sim, model="small", max_tokens=2, priority=0)
     with redis.Redis.from_url(sim_stack.environment["REDIS_URL"]) as client:
 
         async def all_on_the_queue() -> bool:
             return (client.llen("headrace.small\x06\x169"), client.llen("headrace.small")) == (3, 1)
 
-        await eventually(all_on_the_queue, "three late messages and an urgent one wait")
+        await eventually(all_on_the_queue, "three low-priority messages and an urgent one are queued")
     for blocker in blockers:
         await sim.post(f"/v1/jobs/{blocker['id']}/cancel")
-    done = await ended(sim, urgent["id"])
-    rest = [await ended(sim, job["id"]) for job in late]
+    done = await wait_for_end(sim, urgent["id"])
+    rest = [await wait_for_end(sim, job["id"]) for job in low_priority]
     assert all(done["started_at"] < job["started_at"] for job in rest)
 
 
@@ -301,7 +303,7 @@ async def test_two_workers_share_the_queue(sim_stack: Stack, sim: httpx.AsyncCli
     second = sim_stack.start_worker("small")
     try:
         jobs = [await submit(sim, model="small", max_tokens=30) for _ in range(12)]
-        done = [await ended(sim, job["id"]) for job in jobs]
+        done = [await wait_for_end(sim, job["id"]) for job in jobs]
         assert len({job["attempts"][0]["worker"] for job in done}) == 2
         assert all(job["status"] == "incomplete" for job in done)
     finally:
@@ -327,6 +329,6 @@ async def test_readyz_names_the_model_without_a_worker(sim: httpx.AsyncClient) -
 
 
 @pytest.mark.parametrize("prefix", ["Bearer ", "bearer "])
-async def test_the_scheme_is_case_insensitive(sim_stack: Stack, prefix: str) -> None:
+async def test_the_authorization_scheme_is_case_insensitive(sim_stack: Stack, prefix: str) -> None:
     async with sim_stack.client(headers={"Authorization": prefix + KEY}) as client:
         assert (await client.get("/v1/models")).status_code == 200

@@ -1,4 +1,4 @@
-"""Logs of real processes: a line for each transition of a job, and never a prompt, an output or a key."""
+"""The processes' logs have one line per transition of a job and never contain a prompt, an output or a key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.postgres.engine import connect
 from shared.postgres.tables import JobRow
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
-from tests.e2e.test_jobs import ended, running
+from tests.e2e.test_jobs import wait_for_end, wait_until_running
 from tests.support.database import drop_database
 from tests.support.faulty_upstream import faulty_upstream, refusal
 from tests.support.ports import free_port
@@ -94,24 +94,24 @@ def logged(folder: Path) -> str:
 
 
 async def transitions(stack: Stack, job_id: str, count: int) -> list[dict[str, Any]]:
-    """A job's transitions, as the processes told them, in order, once there are so many."""
+    """The logged transitions of a job, in order, once there are `count` of them."""
 
     async def probe() -> list[dict[str, Any]] | None:
         lines = [json.loads(line) for line in logged(stack.folder).splitlines() if f'"{job_id}"' in line]
-        told = sorted((line for line in lines if "attempt" in line), key=lambda line: str(line["time"]))
-        return told if len(told) >= count else None
+        found = sorted((line for line in lines if "attempt" in line), key=lambda line: str(line["time"]))
+        return found if len(found) >= count else None
 
-    told = await eventually(probe, f"{count} transitions of {job_id}")
-    assert len(told) == count
-    return told
+    found = await eventually(probe, f"{count} transitions of {job_id}")
+    assert len(found) == count
+    return found
 
 
-async def test_each_transition_is_a_line(stack: Stack, client: httpx.AsyncClient) -> None:
+async def test_each_transition_is_logged_once(stack: Stack, client: httpx.AsyncClient) -> None:
     if stack.environment["HEADRACE_LOG_FORMAT"] != "json":
-        pytest.skip("the text's fields are the same, and a unit test's")
+        pytest.skip("the text format has the same fields, which a unit test checks")
     client.headers["x-request-id"] = "mine-1"
     job_id = await submit(client, prompt=MARKER)
-    await ended(client, job_id)
+    await wait_for_end(client, job_id)
     queued, started, incomplete = await transitions(stack, job_id, 3)
     assert [line["message"] for line in (queued, started, incomplete)] == [
         "queued",
@@ -125,9 +125,9 @@ async def test_each_transition_is_a_line(stack: Stack, client: httpx.AsyncClient
     assert started["worker"].startswith("sim-")
     assert incomplete["output"] == 5
 
-    # Another worker goes on after a death; a cancel ends it: the request's id goes along.
+    # Another worker continues after the first is killed, then a cancel ends the job. All lines have the request's id.
     job_id = await submit(client, prompt=MARKER, max_tokens=4000)
-    await running(client, job_id)
+    await wait_until_running(client, job_id)
     (first,) = [name for name, process in stack.processes.items() if "sim" in cast("list[str]", process.args)]
     stack.kill(first)
     stack.start_worker("sim")
@@ -137,9 +137,9 @@ async def test_each_transition_is_a_line(stack: Stack, client: httpx.AsyncClient
 
     await eventually(second, "a second attempt")
     await client.post(f"/v1/jobs/{job_id}/cancel")
-    await ended(client, job_id)
-    told = await transitions(stack, job_id, 6)
-    assert [(line["attempt"], line["message"].partition(",")[0]) for line in told] == [
+    await wait_for_end(client, job_id)
+    found = await transitions(stack, job_id, 6)
+    assert [(line["attempt"], line["message"].partition(",")[0]) for line in found] == [
         (0, "queued"),
         (1, "started"),
         (1, "lost its worker; queued again"),
@@ -147,26 +147,26 @@ async def test_each_transition_is_a_line(stack: Stack, client: httpx.AsyncClient
         (2, "cancelling"),
         (2, "cancelled"),
     ]
-    assert {line["request"] for line in told} == {"mine-1"}
-    assert told[2]["worker"] == told[1]["worker"] != told[3]["worker"]
+    assert {line["request"] for line in found} == {"mine-1"}
+    assert found[2]["worker"] == found[1]["worker"] != found[3]["worker"]
 
 
-async def test_no_prompt_no_output_and_no_key_is_in_any_log(stack: Stack, client: httpx.AsyncClient) -> None:
-    """Success, failures, cancels and an engine's death, through every face; with all that logs at DEBUG."""
+async def test_logs_contain_no_prompt_output_or_key(stack: Stack, client: httpx.AsyncClient) -> None:
+    """Success, failures, cancels and an engine crash, with all loggers at DEBUG."""
     chat = [{"role": "user", "content": MARKER}]
-    done = await ended(client, await submit(client, messages=chat, metadata={"note": MARKER}, stop=[MARKER]))
+    done = await wait_for_end(client, await submit(client, messages=chat, metadata={"note": MARKER}, stop=[MARKER]))
     assert done["status"] == "incomplete"
     output = done["output_text"].strip()
-    assert (await ended(client, await submit(client, prompt=f"{MARKER} {FAIL}")))["status"] == "failed"
+    assert (await wait_for_end(client, await submit(client, prompt=f"{MARKER} {FAIL}")))["status"] == "failed"
     cancelled = await submit(client, prompt=MARKER, max_tokens=4000)
-    await running(client, cancelled)
+    await wait_until_running(client, cancelled)
     await client.post(f"/v1/jobs/{cancelled}/cancel")
-    assert (await ended(client, cancelled))["status"] == "cancelled"
-    waiting = await submit(client, model="orphan", prompt=MARKER)
-    await client.post(f"/v1/jobs/{waiting}/cancel")
-    dead = await ended(client, await submit(client, prompt=f"{MARKER} {DIE}"))
-    assert dead["error"]["code"] == "attempts_exhausted"
-    # What is refused is quoted to its client, and to nobody else.
+    assert (await wait_for_end(client, cancelled))["status"] == "cancelled"
+    queued_id = await submit(client, model="orphan", prompt=MARKER)
+    await client.post(f"/v1/jobs/{queued_id}/cancel")
+    failed_job = await wait_for_end(client, await submit(client, prompt=f"{MARKER} {DIE}"))
+    assert failed_job["error"]["code"] == "attempts_exhausted"
+    # A rejected value is quoted only to its client.
     for path, body in (
         ("/v1/jobs", {"model": "sim", "prompt": MARKER, MARKER: 1}),
         ("/v1/jobs", {"model": MARKER, "prompt": MARKER}),
@@ -174,30 +174,30 @@ async def test_no_prompt_no_output_and_no_key_is_in_any_log(stack: Stack, client
         ("/v1/jobs", {"model": "sim", "prompt": f"{MARKER}\ud800"}),
         (f"/v1/{MARKER}", {}),
     ):
-        refused = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
-        assert refused.status_code in (400, 404), refused.text
+        rejected = await client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+        assert rejected.status_code in (400, 404), rejected.text
     async with client.stream("POST", "/v1/chat/completions", json={"model": "sim", "messages": chat, "stream": True}):
-        pass  # leaves
+        pass  # disconnect
     async with faulty_upstream(PORT) as upstream:
         upstream.answers = [refusal(500, f"cannot: {MARKER}"), refusal(500, f"cannot: {MARKER}")]
-        failed = await ended(client, await submit(client, model="up", prompt=MARKER))
+        failed = await wait_for_end(client, await submit(client, model="up", prompt=MARKER))
         assert MARKER in failed["error"]["message"]
         upstream.answers = [refusal(400, f"no: {MARKER}"), refusal(401, f"no: {MARKER} for {UPSTREAM_KEY}")]
         for _ in range(2):
-            assert (await ended(client, await submit(client, model="up", messages=chat)))["status"] == "failed"
-    # A row that cannot be read: pydantic quotes it.
+            assert (await wait_for_end(client, await submit(client, model="up", messages=chat)))["status"] == "failed"
+    # Pydantic's error quotes a row that cannot be parsed.
     job_id = await submit(client, model="orphan", prompt="x")
-    await spoil(stack, job_id)
+    await corrupt_row(stack, job_id)
     assert (await client.get(f"/v1/jobs/{job_id}")).status_code == 500
     text = logged(stack.folder)
     assert "unexpected error" in text
     assert "ValidationError" in text
-    for hidden in (MARKER, output, KEY, UPSTREAM_KEY):
-        assert hidden not in text
+    for secret in (MARKER, output, KEY, UPSTREAM_KEY):
+        assert secret not in text
 
 
-async def spoil(stack: Stack, job_id: str) -> None:
-    """Make a job's row one that this version cannot read."""
+async def corrupt_row(stack: Stack, job_id: str) -> None:
+    """Replace a job's row by one that this version cannot parse."""
     database = connect(stack.environment["DATABASE_URL"])
     async with database.connect() as connection:
         await connection.execute(update(JobRow).where(JobRow.id == job_id).values(request={"sampling": MARKER}))
@@ -206,7 +206,7 @@ async def spoil(stack: Stack, job_id: str) -> None:
 
 @pytest.fixture
 def crashing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A vLLM engine that fails in a step when it is asked to."""
+    """A stack whose vLLM engine fails in a step on request."""
     model: dict[str, object] = {
         "name": "smollm2",
         "engine": "vllm",
@@ -238,17 +238,17 @@ def crashing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.mark.vllm
-async def test_a_crashing_vllm_does_not_log_what_it_was_given(crashing: Stack) -> None:
+async def test_a_crashing_vllm_does_not_log_its_requests(crashing: Stack) -> None:
     """vLLM logs the scheduler's output when a step fails, with each request's stop strings and schemas."""
     async with crashing.client() as client:
         job_id = await submit(
             client, model="smollm2", messages=[{"role": "user", "content": MARKER}], stop=[MARKER, "<<crash>>"]
         )
-        dead = await ended(client, job_id)
-    assert dead["error"]["code"] == "attempts_exhausted"
+        failed_job = await wait_for_end(client, job_id)
+    assert failed_job["error"]["code"] == "attempts_exhausted"
     text = logged(crashing.folder)
     assert MARKER not in text
-    # Beside what torch prints for itself, each line is one of ours.
+    # Apart from torch's output, each line is in our format.
     worker = (crashing.folder / "worker-1.log").read_text()
     lines = [json.loads(line) for line in worker.splitlines() if line.startswith("{")]
     (fatal,) = [line for line in lines if line["message"] == "EngineCore encountered a fatal error."]

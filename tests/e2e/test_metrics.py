@@ -1,4 +1,4 @@
-"""Metrics of a running stack: what happened is what they say, and a real Prometheus finds and understands them."""
+"""Metrics of a running stack have the expected values, and a Prometheus server discovers and parses them."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ async def difference(stack: Stack, role: str, before: Samples) -> Samples:
     return {key: value - before.get(key, 0.0) for key, value in after.items() if value != before.get(key, 0.0)}
 
 
-async def test_counters_say_what_happened(watched: Stack, client: httpx.AsyncClient) -> None:
-    """Eleven jobs of four kinds, two of them streamed, one resumed: each is counted, once, with its tokens."""
+async def test_counters_count_each_job_once(watched: Stack, client: httpx.AsyncClient) -> None:
+    """Eleven jobs of four kinds, two of them streamed and one resumed, are each counted once, with their tokens."""
     api, worker = await samples(watched, "api"), await samples(watched, "worker")
 
     async def chat(text: str, tokens: int, **fields: Any) -> httpx.Response:
@@ -76,8 +76,8 @@ async def test_counters_say_what_happened(watched: Stack, client: httpx.AsyncCli
     job = batch.json()["id"]
     assert (await client.get(f"/v1/jobs/{job}/stream")).status_code == 200
     assert (await client.get(f"/v1/jobs/{job}/stream?starting_after=1")).status_code == 200
-    waiting = (await client.post("/v1/jobs", json={"model": "orphan", "prompt": "x"})).json()["id"]
-    await client.post(f"/v1/jobs/{waiting}/cancel")
+    queued_id = (await client.post("/v1/jobs", json={"model": "orphan", "prompt": "x"})).json()["id"]
+    await client.post(f"/v1/jobs/{queued_id}/cancel")
     assert (await client.post("/v1/jobs", json={"model": "invented", "prompt": "x"})).status_code == 404
     assert (await client.get("/invented/path")).status_code == 404
 
@@ -85,7 +85,7 @@ async def test_counters_say_what_happened(watched: Stack, client: httpx.AsyncCli
     assert api["headrace_jobs_submitted_total", "sim", "3-5"] == 9
     assert api["headrace_jobs_submitted_total", "sim", "9"] == 1
     assert api["headrace_jobs_submitted_total", "orphan", "3-5"] == 1
-    assert api["headrace_jobs_finished_total", "orphan", "3-5", "cancelled"] == 1  # the API ended it: nobody ran it
+    assert api["headrace_jobs_finished_total", "orphan", "3-5", "cancelled"] == 1  # the API ended it before it ran
     assert api["headrace_job_errors_total", "cancelled", "orphan"] == 1
     ended = {key[2:]: value for key, value in worker.items() if key[0] == "headrace_jobs_finished_total"}
     assert sum(ended.values()) == 10
@@ -94,11 +94,11 @@ async def test_counters_say_what_happened(watched: Stack, client: httpx.AsyncCli
     assert worker["headrace_job_errors_total", "engine_error", "sim"] == 1
     assert sum(value for key, value in worker.items() if key[0] == "headrace_attempts_total") == 10
 
-    made = sum(item["completion_tokens"] for item in usage) + 30 + 40 + 5
-    assert made == sum(10 + number for number in range(6)) + 75
-    assert worker["headrace_completion_tokens_total", "sim"] == made
-    assert worker["headrace_generated_tokens_total", "sim"] == made
-    assert worker["headrace_inter_token_latency_seconds_count", "sim"] <= made - 9
+    generated = sum(item["completion_tokens"] for item in usage) + 30 + 40 + 5
+    assert generated == sum(10 + number for number in range(6)) + 75
+    assert worker["headrace_completion_tokens_total", "sim"] == generated
+    assert worker["headrace_generated_tokens_total", "sim"] == generated
+    assert worker["headrace_inter_token_latency_seconds_count", "sim"] <= generated - 9
     assert worker["headrace_time_to_first_token_seconds_count", "sim", "3-5"] == 8
     assert worker["headrace_time_to_first_token_seconds_count", "sim", "9"] == 1
     assert worker["headrace_queue_wait_seconds_count", "sim", "3-5"] == 9
@@ -117,53 +117,57 @@ async def test_counters_say_what_happened(watched: Stack, client: httpx.AsyncCli
     assert not [key for key in (*api, *worker) if any("invented" in part or job in part for part in key)]
 
 
-async def test_stages_add_up_to_the_first_token(watched: Stack, client: httpx.AsyncClient) -> None:
+async def test_stages_add_up_to_the_time_to_first_token(watched: Stack, client: httpx.AsyncClient) -> None:
     before = await samples(watched, "worker")
     for _ in range(5):
         await client.post("/v1/completions", json={"model": "sim", "prompt": "x", "max_tokens": 2})
-    grown = await difference(watched, "worker", before)
+    growth = await difference(watched, "worker", before)
     stages = (
-        grown["headrace_queue_wait_seconds_sum", "sim", "3-5"]
-        + grown["headrace_dispatch_seconds_sum", "sim"]
-        + grown["headrace_engine_first_token_seconds_sum", "sim"]
+        growth["headrace_queue_wait_seconds_sum", "sim", "3-5"]
+        + growth["headrace_dispatch_seconds_sum", "sim"]
+        + growth["headrace_engine_first_token_seconds_sum", "sim"]
     )
-    whole = grown["headrace_time_to_first_token_seconds_sum", "sim", "3-5"]
-    assert stages == pytest.approx(whole, abs=0.1)  # nothing is between them, and nothing is in two of them
+    total = growth["headrace_time_to_first_token_seconds_sum", "sim", "3-5"]
+    assert stages == pytest.approx(total, abs=0.1)  # the stages have no gaps and do not overlap
 
 
-async def test_the_queue_is_there_at_zero_and_without_a_worker(watched: Stack, client: httpx.AsyncClient) -> None:
+async def test_queue_metrics_exist_for_empty_queues_and_without_workers(
+    watched: Stack, client: httpx.AsyncClient
+) -> None:
     jobs = [
         (await client.post("/v1/jobs", json={"model": "orphan", "prompt": "x", "priority": priority})).json()["id"]
         for priority in (0, 4, 4)
     ]
 
     async def counted() -> Samples | None:
-        shown = await samples(watched, "api")
-        return shown if shown["headrace_jobs_waiting", "orphan", "3-5"] == 2 else None
+        found = await samples(watched, "api")
+        return found if found["headrace_jobs_waiting", "orphan", "3-5"] == 2 else None
 
-    shown = await eventually(counted, "the queue is read again")
-    assert shown["headrace_jobs_waiting", "orphan", "0-2"] == 1
-    assert shown["headrace_jobs_waiting", "orphan", "9"] == 0
-    assert shown["headrace_jobs_waiting", "sim", "3-5"] == 0
-    assert shown["headrace_queue_oldest_age_seconds", "orphan", "0-2"] > 0
-    assert shown["headrace_queue_oldest_age_seconds", "sim", "0-2"] == 0
-    assert shown["headrace_worker_slots", "orphan"] == 4
-    assert shown["headrace_workers", "orphan", "ready"] == 0
-    assert shown["headrace_workers", "sim", "ready"] == 1
-    assert shown["headrace_database_up",] == shown["headrace_redis_up",] == 1
+    found = await eventually(counted, "the queue metrics are updated")
+    assert found["headrace_jobs_waiting", "orphan", "0-2"] == 1
+    assert found["headrace_jobs_waiting", "orphan", "9"] == 0
+    assert found["headrace_jobs_waiting", "sim", "3-5"] == 0
+    assert found["headrace_queue_oldest_age_seconds", "orphan", "0-2"] > 0
+    assert found["headrace_queue_oldest_age_seconds", "sim", "0-2"] == 0
+    assert found["headrace_worker_slots", "orphan"] == 4
+    assert found["headrace_workers", "orphan", "ready"] == 0
+    assert found["headrace_workers", "sim", "ready"] == 1
+    assert found["headrace_database_up",] == found["headrace_redis_up",] == 1
     for job in jobs:
         await client.post(f"/v1/jobs/{job}/cancel")
 
 
 @needs_prometheus
-async def test_a_real_prometheus_finds_and_understands_all_of_it(
+async def test_prometheus_discovers_and_evaluates_all_metrics(
     watched: Stack, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
-    """Two API processes and a worker: the queue counts once, what each counted adds up, and every expression of the
-    dashboards and rules is answered, from metrics that are there."""
+    """Two API processes and a worker: the queue is counted once, the counters of both API processes add up, and every
+    expression of the dashboards and rules can be evaluated from existing metrics."""
     with watched.second_api() as second, prometheus_of(targets_of(watched), tmp_path) as prometheus:
         eventually_sync(
-            lambda: prometheus.value('sum(up{job=~"headrace-.*"})') == 3, "Prometheus has found all three", within_s=60
+            lambda: prometheus.value('sum(up{job=~"headrace-.*"})') == 3,
+            "Prometheus has discovered all three",
+            within_s=60,
         )
         jobs = [(await client.post("/v1/jobs", json={"model": "orphan", "prompt": "x"})).json()["id"] for _ in range(6)]
         before = prometheus.value('sum(headrace_jobs_finished_total{model="sim"})')
@@ -177,12 +181,12 @@ async def test_a_real_prometheus_finds_and_understands_all_of_it(
 
         eventually_sync(
             lambda: prometheus.value('sum(headrace_jobs_finished_total{model="sim"})') == before + 2,
-            "what the worker ended is counted",
+            "the jobs that the worker finished are counted",
             within_s=60,
         )
         eventually_sync(
             lambda: prometheus.value('sum(headrace_jobs_submitted_total{model="sim"})') == submitted + 2,
-            "what the two API processes took adds up",
+            "the jobs submitted to the two API processes add up",
             within_s=60,
         )
         eventually_sync(
@@ -191,34 +195,36 @@ async def test_a_real_prometheus_finds_and_understands_all_of_it(
             within_s=60,
         )
         assert prometheus.value('sum(max by (priority) (headrace_jobs_waiting{model="orphan"}))') == 6
-        wanted = """(
+        expression = """(
           sum(max by (priority) (headrace_jobs_waiting{model="orphan"}))
           + sum(max by (priority) (headrace_jobs_running{model="orphan"}))
         ) / max(headrace_worker_slots{model="orphan"})"""
-        assert prometheus.value(wanted) == 1.5
+        assert prometheus.value(expression) == 1.5
         eventually_sync(
-            lambda: prometheus.value('headrace:workers_wanted{model="orphan"}') == 1.5, "the rule says so", within_s=60
+            lambda: prometheus.value('headrace:workers_wanted{model="orphan"}') == 1.5,
+            "the recording rule has the same value",
+            within_s=60,
         )
-        _understands(prometheus)
+        _check_expressions(prometheus)
         for job in jobs:
             await client.post(f"/v1/jobs/{job}/cancel")
         alerts = {rule["name"] for group in prometheus.get("/rules", type="alert")["groups"] for rule in group["rules"]}
         assert {"HeadraceFirstTokensSlow", "HeadraceNoWorker"} <= alerts
 
 
-def _understands(prometheus: Prometheus) -> None:
-    """Each expression is answered, and each metric that is named, or defined, is there."""
-    there = set(prometheus.get("/metadata"))
+def _check_expressions(prometheus: Prometheus) -> None:
+    """Each expression can be evaluated, and each metric that is used or defined exists."""
+    known = set(prometheus.get("/metadata"))
     for definition in DEFINITIONS:
-        assert definition.name in there or definition.name.removesuffix("_total") in there, definition.name
+        assert definition.name in known or definition.name.removesuffix("_total") in known, definition.name
     series = set(prometheus.get("/label/__name__/values"))
-    answered = 0
+    with_results = 0
     for where, expression in EXPRESSIONS:
         for variable, value in VARIABLES.items():
             expression = expression.replace(variable, value)
-        answered += bool(prometheus.query(expression))
+        with_results += bool(prometheus.query(expression))
         for name in names(expression) & (RECORDED | FOREIGN):
-            assert name in series or name in RECORDED, f"{where}: {name} is not there"
-    assert answered > len(EXPRESSIONS) / 3
+            assert name in series or name in RECORDED, f"{where}: {name} does not exist"
+    assert with_results > len(EXPRESSIONS) / 3
     for rule in (rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]):
         assert rule["health"] == "ok", rule

@@ -1,4 +1,4 @@
-"""OpenAI's JavaScript client, under Node, against the simulated engine."""
+"""OpenAI's JavaScript client on Node.js with the simulated engine."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import OpenAI from "openai";
 const [baseURL, apiKey] = process.argv.slice(2);
 const client = new OpenAI({baseURL, apiKey, maxRetries: 0});
 const messages = [{role: "user", content: "the mill"}];
-const asked = {model: "sim", messages, max_tokens: 12};
+const params = {model: "sim", messages, max_tokens: 12};
 const tools = [{type: "function", function: {name: "look_up", parameters: {
   type: "object", properties: {word: {type: "string"}}, required: ["word"]}}}];
 
-const whole = await client.chat.completions.create(asked);
+const complete = await client.chat.completions.create(params);
 
 let text = "";
 let usage = null;
-const stream = await client.chat.completions.create({...asked, stream: true, stream_options: {include_usage: true}});
+const stream = await client.chat.completions.create({...params, stream: true, stream_options: {include_usage: true}});
 for await (const chunk of stream) {
   text += chunk.choices[0]?.delta?.content ?? "";
   usage = chunk.usage ?? usage;
 }
 
 const helper = client.chat.completions.stream({model: "sim", messages, tools, tool_choice: "required"});
-const called = await helper.finalChatCompletion();
+const calling = await helper.finalChatCompletion();
 
 const schema = {type: "object", properties: {wheels: {type: "integer"}}, required: ["wheels"]};
 const parsed = await client.chat.completions.parse({
@@ -36,22 +36,22 @@ const parsed = await client.chat.completions.parse({
 
 const plain = await client.completions.create({model: "sim", prompt: ["the mill", "a river"], max_tokens: 3});
 
-let refused = null;
+let rejected = null;
 try {
-  await client.chat.completions.create({...asked, best_of: 2});
+  await client.chat.completions.create({...params, best_of: 2});
 } catch (error) {
-  refused = {status: error.status, param: error.param, kind: error.constructor.name};
+  rejected = {status: error.status, param: error.param, kind: error.constructor.name};
 }
-console.log(JSON.stringify({whole, text, usage, called, parsed, plain, refused}));
+console.log(JSON.stringify({complete, text, usage, calling, parsed, plain, rejected}));
 """
 
 
 def test_chat_streams_tools_and_errors(sim_stack: Stack) -> None:
-    told: Any = run_script(SCRIPT, f"{sim_stack.url}/v1", KEY)
-    assert told["text"] == told["whole"]["choices"][0]["message"]["content"] != ""
-    assert told["usage"] == told["whole"]["usage"]
-    (call,) = told["called"]["choices"][0]["message"]["tool_calls"]
-    assert (call["function"]["name"], told["called"]["choices"][0]["finish_reason"]) == ("look_up", "tool_calls")
-    assert told["parsed"]["choices"][0]["message"]["parsed"].keys() == {"wheels"}
-    assert [choice["index"] for choice in told["plain"]["choices"]] == [0, 1]
-    assert told["refused"] == {"status": 400, "param": "best_of", "kind": "BadRequestError"}
+    output: Any = run_script(SCRIPT, f"{sim_stack.url}/v1", KEY)
+    assert output["text"] == output["complete"]["choices"][0]["message"]["content"] != ""
+    assert output["usage"] == output["complete"]["usage"]
+    (call,) = output["calling"]["choices"][0]["message"]["tool_calls"]
+    assert (call["function"]["name"], output["calling"]["choices"][0]["finish_reason"]) == ("look_up", "tool_calls")
+    assert output["parsed"]["choices"][0]["message"]["parsed"].keys() == {"wheels"}
+    assert [choice["index"] for choice in output["plain"]["choices"]] == [0, 1]
+    assert output["rejected"] == {"status": 400, "param": "best_of", "kind": "BadRequestError"}

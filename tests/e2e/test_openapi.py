@@ -1,4 +1,4 @@
-"""The docs page: every request has an example, and the examples run."""
+"""The OpenAPI document: every request body has examples, and all examples run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.test_jobs import ended
+from tests.e2e.test_jobs import wait_for_end
 
 
 def requests_of(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(method, path, body's schema) of every operation with a JSON body."""
+    """(method, path, schema of the body) of every operation with a JSON body."""
     found = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -22,8 +22,8 @@ def requests_of(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]
     return found
 
 
-async def an_input(client: httpx.AsyncClient) -> str:
-    """A file's id, where an example can only name one that does not exist."""
+async def create_file(client: httpx.AsyncClient) -> str:
+    """The id of a new file, for examples whose file does not exist."""
     response = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", b"{}")})
     file_id: str = response.json()["id"]
     return file_id
@@ -34,11 +34,11 @@ async def test_every_example_runs(vllm: httpx.AsyncClient) -> None:
 
     async def run(method: str, path: str, example: dict[str, Any]) -> None:
         if path == "/v1/batches":
-            example = {**example, "input_file_id": await an_input(vllm)}
+            example = {**example, "input_file_id": await create_file(vllm)}
         response = await vllm.request(method, path, json=example)
         assert response.status_code in (200, 202), f"{method} {path} {example}: {response.text}"
         if response.status_code == 202:
-            assert (await ended(vllm, response.json()["id"]))["status"] in ("completed", "incomplete")
+            assert (await wait_for_end(vllm, response.json()["id"]))["status"] in ("completed", "incomplete")
 
     runs = []
     for method, path, schema in requests_of(document):
@@ -48,7 +48,7 @@ async def test_every_example_runs(vllm: httpx.AsyncClient) -> None:
     await asyncio.gather(*runs)
 
 
-async def test_the_docs_page_is_there(sim: httpx.AsyncClient) -> None:
+async def test_the_docs_page_is_served(sim: httpx.AsyncClient) -> None:
     page = await sim.get("/docs")
     assert page.status_code == 200
     assert "Headrace" in page.text

@@ -1,4 +1,4 @@
-"""The pages in a real browser, behind a proxy that adds a path prefix. No other host can be reached."""
+"""The pages in a browser, behind a proxy that adds a path prefix. The browser can reach no other host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREFIX = "/llm"
 
 @dataclass
 class Proxy:
-    """A proxy that removes the prefix, of which the API knows nothing."""
+    """A proxy that removes the prefix, which is unknown to the API."""
 
     url: str = ""
     answered: dict[str, int] = field(default_factory=dict)
@@ -64,7 +64,7 @@ def test_docs_show_every_operation(sim_stack: Stack, proxy: Proxy, tmp_path: Pat
     shown = re.findall(r'<div class="opblock opblock-[a-z]+" id="[^"]+">.*?data-path="([^"]+)"', page.dom)
     assert sorted(shown) == sorted(path for path, operations in paths.items() for _ in operations)
     assert f'<option value="{proxy.url}">' in page.dom, '"Try it out" keeps the prefix'
-    proxy.answered.pop(f"{PREFIX}/static/favicon.svg", None)  # a browser without a window may not load it
+    proxy.answered.pop(f"{PREFIX}/static/favicon.svg", None)  # a headless browser may not load it
     files = ("docs", "static/swagger-ui.css", "static/swagger-ui-bundle.js", "openapi.json")
     assert proxy.answered == {f"{PREFIX}/{file}": 200 for file in files}
 

@@ -1,4 +1,4 @@
-"""Streams of waiting jobs say where they are in the queue, and move: real processes, real servers."""
+"""Streams of queued jobs report the position in the queue and its changes, with real processes and servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from chaos.sse import Sse, read_events
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
-from tests.e2e.test_jobs import ended, running
+from tests.e2e.test_jobs import wait_for_end, wait_until_running
 from tests.support.database import drop_database
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One API process, and a worker with one slot, which dies quickly."""
+    """One API process on a model with one slot, with a short lease."""
     models: list[dict[str, object]] = [
         {"name": "one", "engine": "simulated", "slots": 1, "options": {"ttft_ms": 5, "itl_ms": 20}}
     ]
@@ -40,7 +40,7 @@ async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class Reader:
-    """Follows a job to its end."""
+    """Reads the stream of a job to its end."""
 
     def __init__(self, client: httpx.AsyncClient, job_id: str) -> None:
         self.events: list[Sse] = []
@@ -52,16 +52,16 @@ class Reader:
                 self.events.append(item)
 
     @property
-    def places(self) -> list[int]:
+    def positions(self) -> list[int]:
         return [item.data["position"] for item in self.events if item.event == "job.queued"]
 
-    async def at(self, place: int) -> None:
+    async def wait_for_position(self, position: int) -> None:
         async def probe() -> bool:
-            return bool(self.places) and self.places[-1] == place
+            return bool(self.positions) and self.positions[-1] == position
 
-        await eventually(probe, f"the stream says that its job is at {place}; it said {self.places}")
+        await eventually(probe, f"the stream reports position {position}; it has reported {self.positions}")
 
-    async def end(self) -> list[Sse]:
+    async def read_to_end(self) -> list[Sse]:
         await asyncio.wait_for(self._task, 60)
         return self.events
 
@@ -73,70 +73,72 @@ async def submit(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     return job
 
 
-async def test_a_waiting_stream_moves(stack: Stack, client: httpx.AsyncClient) -> None:
+async def test_the_position_changes_with_the_queue(stack: Stack, client: httpx.AsyncClient) -> None:
     first, batch, second = [await submit(client, priority=priority) for priority in (3, 9, 3)]
     assert [job["queue_position"] for job in (first, batch, second)] == [0, 1, 1]
-    assert second["eta_s"] is None, "no worker lives, and nothing has been measured"
+    assert second["eta_s"] is None, "no live worker and no measurements"
     readers = {
         name: Reader(client, job["id"]) for name, job in [("first", first), ("batch", batch), ("second", second)]
     }
-    for name, place in (("first", 0), ("second", 1), ("batch", 2)):
-        await readers[name].at(place)
+    for name, position in (("first", 0), ("second", 1), ("batch", 2)):
+        await readers[name].wait_for_position(position)
 
     urgent = await submit(client, priority=0)
-    for name, place in (("first", 1), ("second", 2), ("batch", 3)):
-        await readers[name].at(place)
+    for name, position in (("first", 1), ("second", 2), ("batch", 3)):
+        await readers[name].wait_for_position(position)
     await client.post(f"/v1/jobs/{first['id']}/cancel")
-    await readers["second"].at(1)
-    await readers["batch"].at(2)
+    await readers["second"].wait_for_position(1)
+    await readers["batch"].wait_for_position(2)
     await client.post(f"/v1/jobs/{urgent['id']}/cancel")
-    await readers["second"].at(0)
+    await readers["second"].wait_for_position(0)
 
     worker = stack.start_worker("one")
     for name in ("second", "batch"):
-        events = await readers[name].end()
+        events = await readers[name].read_to_end()
         kinds = [item.event for item in events]
         assert kinds[-1] == "job.incomplete"
-        assert "job.queued" not in kinds[kinds.index("job.started") :], "no place after the start"
+        assert "job.queued" not in kinds[kinds.index("job.started") :], "no position after the start"
         assert all(item.id is None for item in events if item.event == "job.queued")
-        assert all(one != other for one, other in zip(readers[name].places, readers[name].places[1:], strict=False))
-    assert [item.event for item in await readers["first"].end()][-1] == "job.cancelled"
+        assert all(
+            one != other for one, other in zip(readers[name].positions, readers[name].positions[1:], strict=False)
+        )
+    assert [item.event for item in await readers["first"].read_to_end()][-1] == "job.cancelled"
 
-    # Now there is a measure, and a worker.
+    # Now there are a worker and measurements.
     long = await submit(client, max_tokens=4000)
-    await running(client, long["id"])
-    waiting = [await submit(client) for _ in range(3)]
+    await wait_until_running(client, long["id"])
+    queued_jobs = [await submit(client) for _ in range(3)]
 
-    async def told() -> list[float] | None:
-        # What is measured may be told a second later.
-        etas = [(await client.get(f"/v1/jobs/{job['id']}")).json()["eta_s"] for job in waiting]
+    async def all_etas() -> list[float] | None:
+        # Measurements may be published a second later.
+        etas = [(await client.get(f"/v1/jobs/{job['id']}")).json()["eta_s"] for job in queued_jobs]
         return etas if all(etas) else None
 
-    etas = await eventually(told, "each waiting job has a time")
+    etas = await eventually(all_etas, "each queued job has an ETA")
     assert etas == sorted(etas)
     assert (await submit(client, priority=0))["eta_s"] is not None
     await client.post(f"/v1/jobs/{long['id']}/cancel")
-    for job in waiting:
-        await ended(client, job["id"])
+    for job in queued_jobs:
+        await wait_for_end(client, job["id"])
     stack.kill(worker)
 
 
-async def test_a_workers_death_moves_its_job_before_the_others(stack: Stack, client: httpx.AsyncClient) -> None:
+async def test_the_job_of_a_killed_worker_is_requeued_first(stack: Stack, client: httpx.AsyncClient) -> None:
     worker = stack.start_worker("one")
     lost = await submit(client, max_tokens=200)
-    await running(client, lost["id"])
-    waits = await submit(client)
-    reader, waiting = Reader(client, lost["id"]), Reader(client, waits["id"])
-    await waiting.at(0)
+    await wait_until_running(client, lost["id"])
+    queued = await submit(client)
+    reader, queued_jobs = Reader(client, lost["id"]), Reader(client, queued["id"])
+    await queued_jobs.wait_for_position(0)
     stack.kill(worker)
-    await waiting.at(1)
-    await reader.at(0)
-    again = stack.start_worker("one")
-    kinds = [item.event for item in await reader.end()]
+    await queued_jobs.wait_for_position(1)
+    await reader.wait_for_position(0)
+    second_worker = stack.start_worker("one")
+    kinds = [item.event for item in await reader.read_to_end()]
     assert kinds.count("job.started") == 2
     assert kinds[-1] == "job.incomplete"
     ids = [item.id for item in reader.events if item.id is not None]
-    assert ids == list(range(1, len(ids) + 1)), "a place has no number, and makes no gap"
-    await waiting.at(0)
-    assert [item.event for item in await waiting.end()][-1] == "job.incomplete"
-    stack.kill(again)
+    assert ids == list(range(1, len(ids) + 1)), "positions have no ids and cause no gap"
+    await queued_jobs.wait_for_position(0)
+    assert [item.event for item in await queued_jobs.read_to_end()][-1] == "job.incomplete"
+    stack.kill(second_worker)

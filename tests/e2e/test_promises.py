@@ -1,4 +1,4 @@
-"""Idempotency, deadlines, engine death, second SIGTERM, operators' replay: over real processes."""
+"""Idempotency, deadlines, engine crashes, a second SIGTERM and replay by operators, with real processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from chaos.sse import read_events
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
-from tests.e2e.test_jobs import ended, running, submit
+from tests.e2e.test_jobs import submit, wait_for_end, wait_until_running
 from tests.support.database import drop_database
 from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
@@ -23,7 +23,7 @@ DIE = "<<die>>"
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Two APIs' worth of settings, one worker for `sim`; `orphan` has none."""
+    """One API process and one worker for `sim`; `orphan` has none."""
     models: list[dict[str, object]] = [
         {
             "name": "sim",
@@ -58,7 +58,7 @@ async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class TestIdempotency:
-    async def test_one_key_makes_one_job_on_all_api_processes(self, stack: Stack, client: httpx.AsyncClient) -> None:
+    async def test_one_key_creates_one_job_on_all_api_processes(self, stack: Stack, client: httpx.AsyncClient) -> None:
         body = {"model": "sim", "prompt": "once", "max_tokens": 5}
         headers = {"Idempotency-Key": "one"}
         with stack.second_api() as url:
@@ -70,7 +70,7 @@ class TestIdempotency:
         assert len({answer.json()["id"] for answer in answers}) == 1
         assert [answer.headers.get("idempotent-replayed") for answer in answers].count(None) == 1
 
-    async def test_another_body_is_refused(self, client: httpx.AsyncClient) -> None:
+    async def test_another_body_is_rejected(self, client: httpx.AsyncClient) -> None:
         headers = {"Idempotency-Key": "two"}
         await client.post("/v1/jobs", json={"model": "sim", "prompt": "a"}, headers=headers)
         for path, body in (
@@ -82,29 +82,29 @@ class TestIdempotency:
             assert answer.json()["error"]["code"] == "idempotency_key_reused"
             assert answer.json()["error"]["param"] == "Idempotency-Key"
 
-    async def test_a_call_with_a_key_outlives_its_client(self, client: httpx.AsyncClient) -> None:
+    async def test_a_call_with_a_key_continues_after_a_disconnect(self, client: httpx.AsyncClient) -> None:
         body = {"model": "sim", "messages": [{"role": "user", "content": "x"}], "max_tokens": 60}
         headers = {"Idempotency-Key": "three"}
         async with client.stream(
             "POST", "/v1/chat/completions", json={**body, "stream": True}, headers=headers
-        ) as left:
-            job_id = left.headers["x-headrace-job-id"]
-            async for _ in left.aiter_lines():
+        ) as response:
+            job_id = response.headers["x-headrace-job-id"]
+            async for _ in response.aiter_lines():
                 break
-        done = await ended(client, job_id)
+        done = await wait_for_end(client, job_id)
         assert done["status"] == "incomplete"
         again = await client.post("/v1/chat/completions", json={**body, "stream": True}, headers=headers)
         assert again.headers["x-headrace-job-id"] == job_id
         assert again.text.endswith("data: [DONE]\n\n")
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "tab\there"])
-    async def test_an_odd_key_is_refused(self, client: httpx.AsyncClient, key: str) -> None:
+    async def test_an_invalid_key_is_rejected(self, client: httpx.AsyncClient, key: str) -> None:
         answer = await client.post("/v1/jobs", json={"model": "sim", "prompt": "a"}, headers={"Idempotency-Key": key})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
 
 
 class TestDeadlines:
-    async def test_not_started_in_time_is_expired_though_no_worker_lives(self, client: httpx.AsyncClient) -> None:
+    async def test_a_job_not_started_in_time_expires_without_a_live_worker(self, client: httpx.AsyncClient) -> None:
         answer = await client.post(
             "/v1/jobs", json={"model": "orphan", "prompt": "x"}, headers={"Start-Before": "200ms"}
         )
@@ -112,53 +112,54 @@ class TestDeadlines:
         assert job["start_before"] is not None
         events = await follow(client, job["id"])
         assert [item.event for item in events if item.event != "job.queued"] == ["job.expired"]
-        done = await ended(client, job["id"])
+        done = await wait_for_end(client, job["id"])
         assert (done["status"], done["error"]["code"]) == ("expired", "deadline_exceeded")
         assert done["attempts"] == []
 
-    async def test_not_finished_in_time_is_cancelled_with_its_text(self, client: httpx.AsyncClient) -> None:
+    async def test_a_job_not_finished_in_time_is_cancelled_with_its_text(self, client: httpx.AsyncClient) -> None:
         answer = await client.post(
             "/v1/jobs", json={"model": "sim", "prompt": "x", "max_tokens": 4000}, headers={"Cancel-After": "1s"}
         )
         events = await follow(client, answer.json()["id"])
-        done = await ended(client, answer.json()["id"])
+        done = await wait_for_end(client, answer.json()["id"])
         assert (done["status"], done["error"]["code"]) == ("cancelled", "deadline_exceeded")
         assert done["output_text"] == text_of(events) != ""
         assert 0 < done["usage"]["completion_tokens"] < 4000
 
-    async def test_a_waiting_job_is_cancelled_in_time_too(self, client: httpx.AsyncClient) -> None:
+    async def test_a_queued_job_is_cancelled_at_its_deadline(self, client: httpx.AsyncClient) -> None:
         answer = await client.post(
             "/v1/jobs", json={"model": "orphan", "prompt": "x"}, headers={"Cancel-After": "0.2s"}
         )
-        done = await ended(client, answer.json()["id"])
+        done = await wait_for_end(client, answer.json()["id"])
         assert (done["status"], done["error"]["code"]) == ("cancelled", "deadline_exceeded")
 
-    async def test_a_job_in_time_is_left_alone(self, client: httpx.AsyncClient) -> None:
+    async def test_a_job_within_its_deadlines_completes(self, client: httpx.AsyncClient) -> None:
         answer = await client.post(
             "/v1/jobs",
             json={"model": "sim", "prompt": "x", "max_tokens": 5},
             headers={"Start-Before": "30s", "Cancel-After": "1m"},
         )
-        assert (await ended(client, answer.json()["id"]))["status"] == "incomplete"
+        assert (await wait_for_end(client, answer.json()["id"]))["status"] == "incomplete"
 
     @pytest.mark.parametrize("value", ["soon", "-1s", "0", "1d", "", "٣s", "1e3s", "99999999h"])
     @pytest.mark.parametrize("name", ["Start-Before", "Cancel-After"])
-    async def test_an_odd_duration_is_refused(self, client: httpx.AsyncClient, name: str, value: str) -> None:
+    async def test_an_invalid_duration_is_rejected(self, client: httpx.AsyncClient, name: str, value: str) -> None:
         answer = await client.post(
             "/v1/jobs", json={"model": "sim", "prompt": "a"}, headers=[(name.encode(), value.encode())]
         )
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
-    async def test_a_chat_that_is_late_gets_504(self, client: httpx.AsyncClient) -> None:
+    async def test_a_chat_past_its_deadline_returns_504(self, client: httpx.AsyncClient) -> None:
         body = {"model": "orphan", "messages": [{"role": "user", "content": "x"}]}
         answer = await client.post("/v1/chat/completions", json=body, headers={"Start-Before": "100ms"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
 class TestEngineDeath:
-    async def test_a_poison_job_ends_and_the_others_go_on(self, stack: Stack, client: httpx.AsyncClient) -> None:
-        """It kills the engine three times. A job beside it is handed back each time, goes on, and is not blamed
-        more than it must."""
+    async def test_a_job_that_crashes_the_engine_fails_and_others_run(
+        self, stack: Stack, client: httpx.AsyncClient
+    ) -> None:
+        """The job crashes the engine each time and fails after three attempts. Other jobs run afterwards."""
         poison = await submit(client, prompt=f"please {DIE}", max_tokens=5)
 
         async def unready() -> bool:
@@ -166,14 +167,14 @@ class TestEngineDeath:
             return bool(checks["model sim"] == "no live worker")
 
         await eventually(unready, "a worker without an engine is not ready")
-        dead = await ended(client, poison["id"])
-        assert (dead["status"], dead["error"]["code"]) == ("failed", "attempts_exhausted")
-        assert [attempt["outcome"] for attempt in dead["attempts"]] == ["engine_lost", "engine_lost", "failed"]
-        fine = await ended(client, (await submit(client, prompt="fine", max_tokens=5))["id"])
+        failed = await wait_for_end(client, poison["id"])
+        assert (failed["status"], failed["error"]["code"]) == ("failed", "attempts_exhausted")
+        assert [attempt["outcome"] for attempt in failed["attempts"]] == ["engine_lost", "engine_lost", "failed"]
+        fine = await wait_for_end(client, (await submit(client, prompt="fine", max_tokens=5))["id"])
         assert fine["status"] == "incomplete"
 
-    async def test_a_job_beside_it_goes_on_at_its_next_token(self, client: httpx.AsyncClient) -> None:
-        whole = await ended(client, (await submit(client, prompt="beside", max_tokens=300))["id"])
+    async def test_a_concurrent_job_resumes_at_its_next_token(self, client: httpx.AsyncClient) -> None:
+        complete = await wait_for_end(client, (await submit(client, prompt="beside", max_tokens=300))["id"])
         job = await submit(client, prompt="beside", max_tokens=300)
         events = []
         async with client.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
@@ -182,35 +183,35 @@ class TestEngineDeath:
                 if len(events) == 10:
                     poison = await submit(client, prompt=DIE, max_tokens=5)
                     await client.post(f"/v1/jobs/{poison['id']}/cancel")
-        done = await ended(client, job["id"])
-        await ended(client, poison["id"])
-        assert text_of(events) == done["output_text"] == whole["output_text"]
+        done = await wait_for_end(client, job["id"])
+        await wait_for_end(client, poison["id"])
+        assert text_of(events) == done["output_text"] == complete["output_text"]
         assert "job.restarted" not in [item.event for item in events]
         assert done["usage"]["completion_tokens"] == 300
 
-    async def test_operators_list_and_replay_what_was_given_up(self, stack: Stack, client: httpx.AsyncClient) -> None:
+    async def test_operators_list_and_replay_failed_jobs(self, stack: Stack, client: httpx.AsyncClient) -> None:
         listed = stack.command("api.failed", "list").stdout
         job_id = listed.split()[0]
         assert job_id.startswith("job_")
         assert listed.count("engine_lost") >= 2
         printed = stack.command("api.failed", "replay", job_id).stdout
-        again = await ended(client, printed.split()[-1])
+        again = await wait_for_end(client, printed.split()[-1])
         assert again["metadata"]["replay_of"] == job_id
-        assert again["error"]["code"] == "attempts_exhausted", "the same poison"
-        assert (await client.get(f"/v1/jobs/{job_id}")).json()["status"] == "failed", "the old job keeps its end"
+        assert again["error"]["code"] == "attempts_exhausted", "the replay fails the same way"
+        assert (await client.get(f"/v1/jobs/{job_id}")).json()["status"] == "failed", "the original job is unchanged"
         unknown = stack.command("api.failed", "replay", "job_unknown", check=False)
         assert (unknown.returncode, unknown.stderr.strip()) == (1, "there is no failed job job_unknown")
 
 
 class TestShutdown:
-    async def test_a_second_sigterm_hands_back_at_once(self, stack: Stack, client: httpx.AsyncClient) -> None:
+    async def test_a_second_sigterm_requeues_jobs_immediately(self, stack: Stack, client: httpx.AsyncClient) -> None:
         (first,) = [name for name in stack.processes if name.startswith("worker")]
         process = stack.processes.pop(first)
         process.terminate()
         await asyncio.to_thread(process.wait, 20)
         slow = stack.start_worker("sim", HEADRACE_DRAIN_S="120")
         job = await submit(client, prompt="long", max_tokens=1500)
-        await running(client, job["id"])
+        await wait_until_running(client, job["id"])
         process = stack.processes.pop(slow)
         process.send_signal(signal.SIGTERM)
 
@@ -221,18 +222,18 @@ class TestShutdown:
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 15) == 0
-        waiting = (await client.get(f"/v1/jobs/{job['id']}")).json()
-        assert waiting["status"] == "queued"
-        assert [attempt["outcome"] for attempt in waiting["attempts"]] == ["handed_back"]
+        queued = (await client.get(f"/v1/jobs/{job['id']}")).json()
+        assert queued["status"] == "queued"
+        assert [attempt["outcome"] for attempt in queued["attempts"]] == ["handed_back"]
         stack.start_worker("sim")
         events = await follow(client, job["id"])
-        done = await ended(client, job["id"])
+        done = await wait_for_end(client, job["id"])
         assert text_of(events) == done["output_text"]
         assert done["usage"]["completion_tokens"] == 1500
 
 
 class TestCancel:
-    async def test_cancel_races_completion_with_one_end(self, client: httpx.AsyncClient) -> None:
+    async def test_a_job_ends_once_if_cancel_and_completion_coincide(self, client: httpx.AsyncClient) -> None:
         jobs = [await submit(client, prompt=f"race {i}", max_tokens=3) for i in range(40)]
 
         async def cancel(number: int, job_id: str) -> None:
@@ -242,14 +243,12 @@ class TestCancel:
         streams = asyncio.gather(*(follow(client, job["id"]) for job in jobs))
         await asyncio.gather(*(cancel(number, job["id"]) for number, job in enumerate(jobs)))
         for job, events in zip(jobs, await streams, strict=True):
-            done = await ended(client, job["id"])
+            done = await wait_for_end(client, job["id"])
             last = [item.event for item in events if item.event not in ("job.queued", "job.started", "job.delta")]
             assert last == [f"job.{done['status']}"]
             assert text_of(events) == (done["output_text"] or "")
 
-    async def test_a_job_left_by_its_dead_worker_in_cancelling_ends(
-        self, stack: Stack, client: httpx.AsyncClient
-    ) -> None:
+    async def test_a_cancelling_job_of_a_killed_worker_ends(self, stack: Stack, client: httpx.AsyncClient) -> None:
         (name,) = [name for name in stack.processes if name.startswith("worker")]
         job = await submit(client, prompt="stuck", max_tokens=4000)
         async with client.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
@@ -262,7 +261,7 @@ class TestCancel:
                     assert cancelled.json()["status"] == "cancelling"
                     stack.kill(name)
         assert seen[-1].event == "job.cancelled"
-        done = await ended(client, job["id"])
+        done = await wait_for_end(client, job["id"])
         assert done["output_text"] == text_of(seen) != ""
         assert done["usage"]["completion_tokens"] > 0
         stack.start_worker("sim")

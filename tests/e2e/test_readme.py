@@ -1,4 +1,4 @@
-"""The README's examples work as pasted."""
+"""The examples of the README work when pasted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POLL, STREAM, OPENAI, ANTHROPIC = range(4)
 
 
 async def run_block(stack: Stack, folder: Path, number: int) -> str:
-    """Run a block as pasted, at this stack's address. Returns what it prints."""
+    """Run a block as pasted, with the address of this stack. Returns its output."""
     language, code = BLOCKS[number]
     code = code.replace("http://127.0.0.1:8000", stack.url)
     program = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
@@ -33,7 +33,7 @@ async def run_block(stack: Stack, folder: Path, number: int) -> str:
     return output.decode()
 
 
-def test_every_block_is_run() -> None:
+def test_every_block_has_a_test() -> None:
     assert [language for language, _ in BLOCKS] == ["bash", "bash", "python", "python"]
 
 
@@ -45,7 +45,7 @@ async def test_submit_and_poll(vllm_stack: Stack, tmp_path: Path) -> None:
 
 async def test_stream_and_resume(vllm_stack: Stack, tmp_path: Path) -> None:
     printed = await run_block(vllm_stack, tmp_path, STREAM)
-    assert printed.count("event: job.started") == 1, "the resumed stream begins after its cursor"
+    assert printed.count("event: job.started") == 1, "the resumed stream starts after its cursor"
     assert printed.count("event: job.incomplete") + printed.count("event: job.completed") == 2
 
 
@@ -55,5 +55,5 @@ async def test_an_sdk(vllm_stack: Stack, tmp_path: Path, block: int) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:api|workers|shared|docs)/[\w/]+\.(?:py|md)", README))))
-def test_the_files_that_it_names_exist(path: str) -> None:
+def test_the_referenced_files_exist(path: str) -> None:
     assert (REPOSITORY / path).is_file()

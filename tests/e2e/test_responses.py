@@ -1,4 +1,4 @@
-"""The Responses API over real processes, asked by the official `openai` SDK."""
+"""The Responses API on real processes, called by the official `openai` SDK."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLOCK: Any = {**WEATHER, "name": "clock"}
 
 
 class River(BaseModel):
-    """What a structured answer is parsed into."""
+    """The type of a structured answer."""
 
     name: str
     length_km: int
@@ -45,7 +45,7 @@ async def sdk(sim_stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def ended(sdk: openai.AsyncOpenAI, response_id: str) -> Response:
+async def wait_for_end(sdk: openai.AsyncOpenAI, response_id: str) -> Response:
     async def probe() -> Response | None:
         found = await sdk.responses.retrieve(response_id)
         return None if found.status in ("queued", "in_progress") else found
@@ -53,11 +53,11 @@ async def ended(sdk: openai.AsyncOpenAI, response_id: str) -> Response:
     return await eventually(probe, f"{response_id} ends")
 
 
-async def running(sdk: openai.AsyncOpenAI, response_id: str) -> None:
+async def wait_until_running(sdk: openai.AsyncOpenAI, response_id: str) -> None:
     async def probe() -> bool:
         return (await sdk.responses.retrieve(response_id)).status == "in_progress"
 
-    await eventually(probe, f"{response_id} runs")
+    await eventually(probe, f"{response_id} is running")
 
 
 async def events_of(sdk: openai.AsyncOpenAI, response_id: str, after: int | None = None) -> list[dict[str, Any]]:
@@ -66,54 +66,56 @@ async def events_of(sdk: openai.AsyncOpenAI, response_id: str, after: int | None
     return [event.to_dict() async for event in stream]
 
 
-class TestWhole:
-    async def test_a_text(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(
+class TestComplete:
+    async def test_text(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.create(
             model="sim", input="the mill", max_output_tokens=9, instructions="Be brief.", metadata={"a": "b"}, user="me"
         )
-        assert made.id.startswith("resp_")
-        assert (made.status, made.error) == ("incomplete", None)
-        assert made.incomplete_details is not None
-        assert made.incomplete_details.reason == "max_output_tokens"
-        assert made.output_text
-        assert made.usage is not None
-        assert (made.usage.output_tokens, made.usage.total_tokens) == (9, made.usage.input_tokens + 9)
-        assert (made.instructions, made.metadata, made.user) == ("Be brief.", {"a": "b"}, "me")
-        assert await sdk.responses.retrieve(made.id) == made
+        assert response.id.startswith("resp_")
+        assert (response.status, response.error) == ("incomplete", None)
+        assert response.incomplete_details is not None
+        assert response.incomplete_details.reason == "max_output_tokens"
+        assert response.output_text
+        assert response.usage is not None
+        assert (response.usage.output_tokens, response.usage.total_tokens) == (9, response.usage.input_tokens + 9)
+        assert (response.instructions, response.metadata, response.user) == ("Be brief.", {"a": "b"}, "me")
+        assert await sdk.responses.retrieve(response.id) == response
 
-    def test_a_text_with_the_synchronous_client(self, sim_stack: Stack) -> None:
+    def test_text_with_the_synchronous_client(self, sim_stack: Stack) -> None:
         with openai.OpenAI(base_url=f"{sim_stack.url}/v1", api_key=KEY, max_retries=0) as client:
-            made = client.responses.create(model="sim", input=[{"role": "user", "content": "hi"}], max_output_tokens=5)
-            kinds = [event.type for event in client.responses.retrieve(made.id, stream=True)]
-        assert made.output_text
+            response = client.responses.create(
+                model="sim", input=[{"role": "user", "content": "hi"}], max_output_tokens=5
+            )
+            kinds = [event.type for event in client.responses.retrieve(response.id, stream=True)]
+        assert response.output_text
         assert (kinds[0], kinds[-1]) == ("response.created", "response.incomplete")
 
-    async def test_parsed_into_a_model(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.parse(model="sim", input="A river.", text_format=River)
-        assert made.status == "completed"
-        assert isinstance(made.output_parsed, River)
+    async def test_parse(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.parse(model="sim", input="A river.", text_format=River)
+        assert response.status == "completed"
+        assert isinstance(response.output_parsed, River)
 
-    async def test_a_json_object(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(model="sim", input="x", text={"format": {"type": "json_object"}})
-        assert made.output_text.startswith("{")
+    async def test_json_object(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.create(model="sim", input="x", text={"format": {"type": "json_object"}})
+        assert response.output_text.startswith("{")
 
     async def test_reasoning_is_an_item_before_the_answer(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(
+        response = await sdk.responses.create(
             model="sim", input="x", reasoning={"effort": "low"}, max_output_tokens=30, stream=False
         )
-        assert [item.type for item in made.output] == ["reasoning", "message"]
-        assert made.output[0].type == "reasoning"
-        assert made.output[0].content
-        assert made.usage is not None
-        assert 0 < made.usage.output_tokens_details.reasoning_tokens < made.usage.output_tokens
-        assert made.reasoning is not None
-        assert made.reasoning.effort == "low"
+        assert [item.type for item in response.output] == ["reasoning", "message"]
+        assert response.output[0].type == "reasoning"
+        assert response.output[0].content
+        assert response.usage is not None
+        assert 0 < response.usage.output_tokens_details.reasoning_tokens < response.usage.output_tokens
+        assert response.reasoning is not None
+        assert response.reasoning.effort == "low"
 
     async def test_logprobs(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(
+        response = await sdk.responses.create(
             model="sim", input="x", max_output_tokens=4, include=["message.output_text.logprobs"], top_logprobs=2
         )
-        (item,) = made.output
+        (item,) = response.output
         assert item.type == "message"
         (part,) = item.content
         assert part.type == "output_text"
@@ -121,20 +123,20 @@ class TestWhole:
         assert len(part.logprobs) == 4
         assert all(len(entry.top_logprobs) == 2 for entry in part.logprobs)
 
-    async def test_a_job_that_fails_is_an_error(self, sdk: openai.AsyncOpenAI) -> None:
+    async def test_a_failed_job_raises_an_error(self, sdk: openai.AsyncOpenAI) -> None:
         with pytest.raises(openai.InternalServerError) as failed:
             await sdk.responses.create(model="sim", input=FAIL)
         assert failed.value.code == "engine_error"
 
-    async def test_it_is_a_job(self, sdk: openai.AsyncOpenAI, sim: httpx.AsyncClient) -> None:
-        made = await sdk.responses.with_raw_response.create(model="sim", input="x", max_output_tokens=3)
-        job = (await sim.get(f"/v1/jobs/{made.headers['x-headrace-job-id']}")).json()
-        assert job["output_text"] == made.parse().output_text
-        assert job["id"].removeprefix("job_") == made.parse().id.removeprefix("resp_")
+    async def test_a_response_is_a_job(self, sdk: openai.AsyncOpenAI, sim: httpx.AsyncClient) -> None:
+        response = await sdk.responses.with_raw_response.create(model="sim", input="x", max_output_tokens=3)
+        job = (await sim.get(f"/v1/jobs/{response.headers['x-headrace-job-id']}")).json()
+        assert job["output_text"] == response.parse().output_text
+        assert job["id"].removeprefix("job_") == response.parse().id.removeprefix("resp_")
 
 
 class TestStream:
-    async def test_it_is_the_response(self, sdk: openai.AsyncOpenAI) -> None:
+    async def test_the_stream_equals_the_response(self, sdk: openai.AsyncOpenAI) -> None:
         stream = await sdk.responses.create(model="sim", input="the mill", max_output_tokens=30, stream=True)
         events = [event async for event in stream]
         assert [event.sequence_number for event in events] == list(range(len(events)))
@@ -143,10 +145,10 @@ class TestStream:
         text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
         assert text == last.response.output_text
         assert await sdk.responses.retrieve(last.response.id) == last.response
-        # Every later reader gets the same, byte for byte and number for number.
+        # Later readers get identical events.
         assert await events_of(sdk, last.response.id) == [event.to_dict() for event in events]
 
-    async def test_the_helper(self, sdk: openai.AsyncOpenAI) -> None:
+    async def test_the_stream_helper(self, sdk: openai.AsyncOpenAI) -> None:
         async with sdk.responses.stream(model="sim", input="A river.", text_format=River) as stream:
             kinds = [event.type async for event in stream]
             final = await stream.get_final_response()
@@ -154,19 +156,19 @@ class TestStream:
         assert kinds[-1] == "response.completed"
         assert isinstance(final.output_parsed, River)
 
-    async def test_resuming_after_every_event_gives_the_rest(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(
+    async def test_resuming_after_any_event_returns_the_remaining_events(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.create(
             model="sim", input="x", max_output_tokens=12, background=True, reasoning={"effort": "low"}
         )
-        whole = await events_of(sdk, made.id)
-        assert [event["type"] for event in whole[:3]] == [
+        complete = await events_of(sdk, response.id)
+        assert [event["type"] for event in complete[:3]] == [
             "response.created",
             "response.queued",
             "response.in_progress",
         ]
-        assert whole[-1]["type"] == "response.incomplete"
-        for number in range(len(whole)):
-            assert await events_of(sdk, made.id, number) == whole[number + 1 :]
+        assert complete[-1]["type"] == "response.incomplete"
+        for number in range(len(complete)):
+            assert await events_of(sdk, response.id, number) == complete[number + 1 :]
 
     async def test_a_failure_is_the_last_event(self, sdk: openai.AsyncOpenAI) -> None:
         stream = await sdk.responses.create(model="sim", input=FAIL, stream=True)
@@ -176,24 +178,24 @@ class TestStream:
         assert last.response.error is not None
         assert last.response.error.code == "server_error"
 
-    async def test_who_leaves_cancels(self, sdk: openai.AsyncOpenAI) -> None:
+    async def test_a_disconnect_cancels_the_response(self, sdk: openai.AsyncOpenAI) -> None:
         stream = await sdk.responses.create(model="small", input="x", max_output_tokens=500, stream=True)
         first = await anext(aiter(stream))
         assert first.type == "response.created"
-        await running(sdk, first.response.id)
+        await wait_until_running(sdk, first.response.id)
         await stream.close()
-        assert (await ended(sdk, first.response.id)).status == "cancelled"
+        assert (await wait_for_end(sdk, first.response.id)).status == "cancelled"
 
 
 class TestBackground:
-    async def test_it_is_answered_at_once_and_goes_on(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(model="sim", input="x", max_output_tokens=20, background=True)
-        assert (made.status, made.background, made.output) == ("queued", True, [])
-        done = await ended(sdk, made.id)
+    async def test_it_returns_immediately_and_continues(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.create(model="sim", input="x", max_output_tokens=20, background=True)
+        assert (response.status, response.background, response.output) == ("queued", True, [])
+        done = await wait_for_end(sdk, response.id)
         assert done.status == "incomplete"
         assert done.output_text
 
-    async def test_it_goes_on_when_its_reader_leaves(self, sdk: openai.AsyncOpenAI) -> None:
+    async def test_it_continues_after_a_disconnect(self, sdk: openai.AsyncOpenAI) -> None:
         stream = await sdk.responses.create(model="sim", input="x", max_output_tokens=100, background=True, stream=True)
         seen: list[dict[str, Any]] = []
         async for event in stream:
@@ -208,45 +210,45 @@ class TestBackground:
         done = await sdk.responses.retrieve(response_id)
         assert (done.status, done.output_text) == ("incomplete", text)
 
-    async def test_cancel_and_cancel_again(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(model="small", input="x", max_output_tokens=500, background=True)
-        await running(sdk, made.id)
-        cancelled = await sdk.responses.cancel(made.id)
+    async def test_cancel_is_idempotent(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.create(model="small", input="x", max_output_tokens=500, background=True)
+        await wait_until_running(sdk, response.id)
+        cancelled = await sdk.responses.cancel(response.id)
         assert cancelled.status == "cancelled"
-        assert await sdk.responses.cancel(made.id) == cancelled
-        last = (await events_of(sdk, made.id))[-1]
+        assert await sdk.responses.cancel(response.id) == cancelled
+        last = (await events_of(sdk, response.id))[-1]
         assert (last["type"], last["response"]["status"]) == ("response.incomplete", "cancelled")
 
-    async def test_cancel_while_it_waits(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(model="orphan", input="x", background=True)
-        assert (await sdk.responses.cancel(made.id)).status == "cancelled"
+    async def test_cancel_while_queued(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.create(model="orphan", input="x", background=True)
+        assert (await sdk.responses.cancel(response.id)).status == "cancelled"
 
-    async def test_what_somebody_waits_for_is_not_cancelled_so(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(model="sim", input="x", max_output_tokens=3)
+    async def test_a_foreground_response_cannot_be_cancelled(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.create(model="sim", input="x", max_output_tokens=3)
         with pytest.raises(openai.BadRequestError, match="background"):
-            await sdk.responses.cancel(made.id)
+            await sdk.responses.cancel(response.id)
 
 
 class TestConversations:
-    async def test_a_round_trip_through_a_tool(self, sdk: openai.AsyncOpenAI) -> None:
+    async def test_a_tool_round_trip(self, sdk: openai.AsyncOpenAI) -> None:
         turns: list[Any] = [{"role": "user", "content": "How is the weather in Ulm?"}]
-        called = await sdk.responses.create(model="sim", input=turns, tools=[WEATHER])
-        assert called.status == "completed"
-        (call,) = called.output
+        calling = await sdk.responses.create(model="sim", input=turns, tools=[WEATHER])
+        assert calling.status == "completed"
+        (call,) = calling.output
         assert call.type == "function_call"
         assert call.name == "weather"
-        turns += called.output
+        turns += calling.output
         turns.append({"type": "function_call_output", "call_id": call.call_id, "output": '{"sky": "grey"}'})
         answer = await sdk.responses.create(model="sim", input=turns, tools=[WEATHER], max_output_tokens=9)
         assert [item.type for item in answer.output] == ["message"]
-        # The same by reference to the response that has the call: the engine sees the same conversation.
+        # With previous_response_id, the engine gets the same conversation.
         chained = await sdk.responses.create(
-            model="sim", input=turns[-1:], previous_response_id=called.id, tools=[WEATHER], max_output_tokens=9
+            model="sim", input=turns[-1:], previous_response_id=calling.id, tools=[WEATHER], max_output_tokens=9
         )
-        assert chained.previous_response_id == called.id
+        assert chained.previous_response_id == calling.id
         assert chained.output_text == answer.output_text
 
-    async def test_two_calls_at_once_are_streamed(self, sdk: openai.AsyncOpenAI) -> None:
+    async def test_parallel_calls_are_streamed(self, sdk: openai.AsyncOpenAI) -> None:
         async with sdk.responses.stream(
             model="sim", input="x", tools=[WEATHER, CLOCK], tool_choice="required"
         ) as stream:
@@ -260,7 +262,7 @@ class TestConversations:
             assert "".join(deltas) == call.arguments
             assert call.parsed_arguments is not None
 
-    async def test_a_named_tool_and_none(self, sdk: openai.AsyncOpenAI) -> None:
+    async def test_tool_choice_of_a_named_tool_and_none(self, sdk: openai.AsyncOpenAI) -> None:
         named = await sdk.responses.create(
             model="sim", input="x", tools=[WEATHER, CLOCK], tool_choice={"type": "function", "name": "clock"}
         )
@@ -270,7 +272,7 @@ class TestConversations:
         )
         assert [item.type for item in none.output] == ["message"]
 
-    async def test_a_chain_has_all_turns_and_its_own_instructions(
+    async def test_a_chain_has_all_turns_and_only_its_own_instructions(
         self, sdk: openai.AsyncOpenAI, sim: httpx.AsyncClient
     ) -> None:
         options: Any = {"model": "sim", "max_output_tokens": 4}
@@ -279,8 +281,8 @@ class TestConversations:
         third = await sdk.responses.create(
             input="three", previous_response_id=second.id, instructions="Be third.", **options
         )
-        # The engine's answer follows from the whole conversation: said in full, it is the same.
-        said: list[Any] = [
+        # The simulated engine's answer depends on the entire conversation, so the explicit one gives the same answer.
+        conversation: list[Any] = [
             {"role": "system", "content": "Be third."},
             {"role": "user", "content": "one"},
             {"role": "assistant", "content": first.output_text},
@@ -288,25 +290,27 @@ class TestConversations:
             {"role": "assistant", "content": second.output_text},
             {"role": "user", "content": "three"},
         ]
-        full = await sdk.responses.create(input=said, **options)
+        full = await sdk.responses.create(input=conversation, **options)
         assert third.output_text == full.output_text
         assert third.usage is not None
         assert full.usage is not None
         assert third.usage.input_tokens == full.usage.input_tokens
 
-    async def test_only_an_answer_can_be_gone_on_from(self, sdk: openai.AsyncOpenAI, sim_stack: Stack) -> None:
+    async def test_previous_response_must_be_completed_and_accessible(
+        self, sdk: openai.AsyncOpenAI, sim_stack: Stack
+    ) -> None:
         first = await sdk.responses.create(model="sim", input="one", max_output_tokens=3)
-        waiting = await sdk.responses.create(model="orphan", input="one", background=True)
+        queued = await sdk.responses.create(model="orphan", input="one", background=True)
         with pytest.raises(openai.BadRequestError, match="queued"):
-            await sdk.responses.create(model="sim", input="two", previous_response_id=waiting.id)
-        await sdk.responses.cancel(waiting.id)
+            await sdk.responses.create(model="sim", input="two", previous_response_id=queued.id)
+        await sdk.responses.cancel(queued.id)
         key = sim_stack.command("api.keys", "create", "stranger").stdout.strip()
-        async with openai.AsyncOpenAI(base_url=f"{sim_stack.url}/v1", api_key=key, max_retries=0) as stranger:
+        async with openai.AsyncOpenAI(base_url=f"{sim_stack.url}/v1", api_key=key, max_retries=0) as other_client:
             for call in (
-                stranger.responses.create(model="sim", input="two", previous_response_id=first.id),
-                stranger.responses.retrieve(first.id),
-                stranger.responses.delete(first.id),
-                stranger.responses.cancel(first.id),
+                other_client.responses.create(model="sim", input="two", previous_response_id=first.id),
+                other_client.responses.retrieve(first.id),
+                other_client.responses.delete(first.id),
+                other_client.responses.cancel(first.id),
             ):
                 with pytest.raises(openai.NotFoundError):
                     await call
@@ -315,16 +319,16 @@ class TestConversations:
             await sdk.responses.create(model="sim", input="two", previous_response_id=first.id)
         assert missing.value.param == "previous_response_id"
 
-    async def test_input_items_in_pages(self, sdk: openai.AsyncOpenAI) -> None:
-        given: list[Any] = [
+    async def test_input_items_are_listed_by_page(self, sdk: openai.AsyncOpenAI) -> None:
+        items_given: list[Any] = [
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "content": [{"type": "input_text", "text": "one"}]},
             {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
             {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "call_1", "output": "ok"},
         ]
-        made = await sdk.responses.create(model="sim", input=given, max_output_tokens=3)
-        items = [item async for item in sdk.responses.input_items.list(made.id, order="asc", limit=2)]
+        response = await sdk.responses.create(model="sim", input=items_given, max_output_tokens=3)
+        items = [item async for item in sdk.responses.input_items.list(response.id, order="asc", limit=2)]
         assert [item.type for item in items] == [
             "message",
             "message",
@@ -334,45 +338,47 @@ class TestConversations:
         ]
         assert items[2].id == "rs_1"
         assert items[1].content[0].text == "one"  # type: ignore[union-attr,index]
-        newest = await sdk.responses.input_items.list(made.id)
+        newest = await sdk.responses.input_items.list(response.id)
         assert [item.id for item in newest.data] == [item.id for item in reversed(items)]
 
 
-class TestKeeping:
-    async def test_deleted_is_gone(self, sdk: openai.AsyncOpenAI, sim: httpx.AsyncClient) -> None:
-        made = await sdk.responses.create(model="sim", input="x", max_output_tokens=3)
-        await sdk.responses.delete(made.id)
+class TestStorage:
+    async def test_a_deleted_response_returns_404(self, sdk: openai.AsyncOpenAI, sim: httpx.AsyncClient) -> None:
+        response = await sdk.responses.create(model="sim", input="x", max_output_tokens=3)
+        await sdk.responses.delete(response.id)
         with pytest.raises(openai.NotFoundError):
-            await sdk.responses.retrieve(made.id)
-        assert (await sim.get(f"/v1/jobs/{made.id.replace('resp', 'job')}")).status_code == 404
+            await sdk.responses.retrieve(response.id)
+        assert (await sim.get(f"/v1/jobs/{response.id.replace('resp', 'job')}")).status_code == 404
 
-    async def test_what_runs_is_not_deleted(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(model="orphan", input="x", background=True)
+    async def test_an_unfinished_response_cannot_be_deleted(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.create(model="orphan", input="x", background=True)
         with pytest.raises(openai.ConflictError):
-            await sdk.responses.delete(made.id)
-        await sdk.responses.cancel(made.id)
+            await sdk.responses.delete(response.id)
+        await sdk.responses.cancel(response.id)
 
-    async def test_what_is_not_stored_cannot_be_asked_for(self, sdk: openai.AsyncOpenAI) -> None:
-        made = await sdk.responses.create(model="sim", input="x", max_output_tokens=3, store=False)
-        assert made.output_text
+    async def test_a_response_that_is_not_stored_returns_404(self, sdk: openai.AsyncOpenAI) -> None:
+        response = await sdk.responses.create(model="sim", input="x", max_output_tokens=3, store=False)
+        assert response.output_text
         with pytest.raises(openai.NotFoundError):
-            await sdk.responses.retrieve(made.id)
+            await sdk.responses.retrieve(response.id)
         with pytest.raises(openai.NotFoundError):
-            await sdk.responses.create(model="sim", input="y", previous_response_id=made.id)
+            await sdk.responses.create(model="sim", input="y", previous_response_id=response.id)
 
-    async def test_a_job_that_is_no_response(self, sdk: openai.AsyncOpenAI, sim: httpx.AsyncClient) -> None:
+    async def test_a_job_of_another_api_is_not_a_response(
+        self, sdk: openai.AsyncOpenAI, sim: httpx.AsyncClient
+    ) -> None:
         job = (await sim.post("/v1/jobs", json={"model": "sim", "prompt": "x", "max_tokens": 2})).json()
         with pytest.raises(openai.NotFoundError):
             await sdk.responses.retrieve(job["id"].replace("job_", "resp_"))
 
-    async def test_an_idempotency_key_gives_the_same_response(self, sdk: openai.AsyncOpenAI) -> None:
-        asked: Any = {
+    async def test_an_idempotency_key_returns_the_same_response(self, sdk: openai.AsyncOpenAI) -> None:
+        params: Any = {
             "model": "sim",
             "input": "x",
             "max_output_tokens": 3,
             "extra_headers": {"Idempotency-Key": "responses-once"},
         }
-        one, other = await asyncio.gather(sdk.responses.create(**asked), sdk.responses.create(**asked))
+        one, other = await asyncio.gather(sdk.responses.create(**params), sdk.responses.create(**params))
         assert one == other
 
 
@@ -418,9 +424,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "param"), BAD)
-async def test_what_is_not_supported_is_named(sim: httpx.AsyncClient, wrong: dict[str, Any], param: str) -> None:
-    answer = await sim.post("/v1/responses", json={"model": "sim", "input": "x", **wrong})
+@pytest.mark.parametrize(("invalid", "param"), BAD)
+async def test_invalid_and_unsupported_parameters_are_rejected_by_name(
+    sim: httpx.AsyncClient, invalid: dict[str, Any], param: str
+) -> None:
+    answer = await sim.post("/v1/responses", json={"model": "sim", "input": "x", **invalid})
     assert answer.status_code == (404 if param in ("previous_response_id", "model") else 400), answer.text
     error = answer.json()["error"]
     assert error["param"] == param
@@ -428,7 +436,7 @@ async def test_what_is_not_supported_is_named(sim: httpx.AsyncClient, wrong: dic
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         {"input": "\ud800"},
         {"instructions": "\ud800"},
@@ -437,19 +445,19 @@ async def test_what_is_not_supported_is_named(sim: httpx.AsyncClient, wrong: dic
         {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"const": 2**70}}}},
     ],
 )
-async def test_what_cannot_be_kept_is_refused(sim: httpx.AsyncClient, wrong: dict[str, Any]) -> None:
-    content = json.dumps({"model": "sim", "input": "x", **wrong})  # which escapes what is no text
+async def test_values_that_cannot_be_stored_are_rejected(sim: httpx.AsyncClient, invalid: dict[str, Any]) -> None:
+    content = json.dumps({"model": "sim", "input": "x", **invalid})  # escapes surrogates
     answer = await sim.post("/v1/responses", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text
 
 
-async def test_a_cursor_needs_a_stream(sdk: openai.AsyncOpenAI, sim: httpx.AsyncClient) -> None:
-    made = await sdk.responses.create(model="sim", input="x\0", max_output_tokens=3)
+async def test_a_cursor_requires_a_stream(sdk: openai.AsyncOpenAI, sim: httpx.AsyncClient) -> None:
+    response = await sdk.responses.create(model="sim", input="x\0", max_output_tokens=3)
     for params, param in (
         ({"starting_after": 3}, "starting_after"),
         ({"stream": True, "starting_after": -1}, "starting_after"),
     ):
-        answer = await sim.get(f"/v1/responses/{made.id}", params=params)
+        answer = await sim.get(f"/v1/responses/{response.id}", params=params)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    answer = await sim.get(f"/v1/responses/{made.id}/input_items", params={"after": "nobody"})
+    answer = await sim.get(f"/v1/responses/{response.id}/input_items", params={"after": "nobody"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "after")

@@ -1,4 +1,4 @@
-"""The Responses API, asked by OpenAI's JavaScript client under Node."""
+"""The Responses API, called by OpenAI's JavaScript client on Node.js."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ import OpenAI from "openai";
 
 const [baseURL, apiKey] = process.argv.slice(2);
 const client = new OpenAI({baseURL, apiKey, maxRetries: 0});
-const asked = {model: "sim", input: "the mill", max_output_tokens: 12};
+const params = {model: "sim", input: "the mill", max_output_tokens: 12};
 const tools = [{type: "function", name: "look_up", strict: true, parameters: {
   type: "object", properties: {word: {type: "string"}}, required: ["word"], additionalProperties: false}}];
 
-const whole = await client.responses.create(asked);
+const complete = await client.responses.create(params);
 
 const events = [];
-for await (const event of await client.responses.create({...asked, background: true, stream: true})) {
+for await (const event of await client.responses.create({...params, background: true, stream: true})) {
   events.push(event);
 }
-const again = [];
+const resumed = [];
 for await (const event of await client.responses.retrieve(
     events[0].response.id, {stream: true, starting_after: events[4].sequence_number})) {
-  again.push(event);
+  resumed.push(event);
 }
 
-const helper = client.responses.stream({...asked, reasoning: {effort: "low"}, max_output_tokens: 20, background: true});
-let said = "";
-helper.on("response.output_text.delta", (event) => { said += event.delta; });
+const helper = client.responses.stream(
+  {...params, reasoning: {effort: "low"}, max_output_tokens: 20, background: true});
+let text = "";
+helper.on("response.output_text.delta", (event) => { text += event.delta; });
 await helper.done();
 
-const called = await client.responses.create({model: "sim", input: "x", tools});
-const call = called.output[0];
+const calling = await client.responses.create({model: "sim", input: "x", tools});
+const call = calling.output[0];
 const answered = await client.responses.create({
-  model: "sim", previous_response_id: called.id, max_output_tokens: 5,
+  model: "sim", previous_response_id: calling.id, max_output_tokens: 5,
   input: [{type: "function_call_output", call_id: call.call_id, output: "ok"}]});
 
 const schema = {type: "object", properties: {wheels: {type: "integer"}}, required: ["wheels"]};
@@ -44,31 +45,31 @@ const parsed = await client.responses.parse({
   model: "sim", input: "x", text: {format: {type: "json_schema", name: "mill", strict: true, schema}}});
 
 const cancelled = await client.responses.create({model: "orphan", input: "x", background: true})
-  .then((made) => client.responses.cancel(made.id));
+  .then((created) => client.responses.cancel(created.id));
 const items = [];
-for await (const item of client.responses.inputItems.list(whole.id, {order: "asc"})) items.push(item);
-await client.responses.delete(whole.id);
+for await (const item of client.responses.inputItems.list(complete.id, {order: "asc"})) items.push(item);
+await client.responses.delete(complete.id);
 
-let refused = null;
+let rejected = null;
 try {
-  await client.responses.create({...asked, tools: [{type: "web_search"}]});
+  await client.responses.create({...params, tools: [{type: "web_search"}]});
 } catch (error) {
-  refused = {status: error.status, param: error.param, kind: error.constructor.name};
+  rejected = {status: error.status, param: error.param, kind: error.constructor.name};
 }
-console.log(JSON.stringify({whole, events, again, said, call, answered, parsed, cancelled, items, refused}));
+console.log(JSON.stringify({complete, events, resumed, text, call, answered, parsed, cancelled, items, rejected}));
 """
 
 
-def test_responses_under_node(sim_stack: Stack) -> None:
-    told: Any = run_script(SCRIPT, f"{sim_stack.url}/v1", KEY)
-    assert told["whole"]["output_text"] != ""
-    assert [event["sequence_number"] for event in told["events"]] == list(range(len(told["events"])))
-    assert told["again"] == told["events"][5:]
-    assert told["events"][-1]["response"]["output"][0]["content"][0]["text"] == told["whole"]["output_text"]
-    assert told["said"] != ""
-    assert (told["call"]["type"], told["call"]["name"]) == ("function_call", "look_up")
-    assert told["answered"]["output"][0]["type"] == "message"
-    assert told["parsed"]["output_parsed"].keys() == {"wheels"}
-    assert told["cancelled"]["status"] == "cancelled"
-    assert [item["content"][0]["text"] for item in told["items"]] == ["the mill"]
-    assert told["refused"] == {"status": 400, "param": "tools[0].type", "kind": "BadRequestError"}
+def test_responses_on_node(sim_stack: Stack) -> None:
+    output: Any = run_script(SCRIPT, f"{sim_stack.url}/v1", KEY)
+    assert output["complete"]["output_text"] != ""
+    assert [event["sequence_number"] for event in output["events"]] == list(range(len(output["events"])))
+    assert output["resumed"] == output["events"][5:]
+    assert output["events"][-1]["response"]["output"][0]["content"][0]["text"] == output["complete"]["output_text"]
+    assert output["text"] != ""
+    assert (output["call"]["type"], output["call"]["name"]) == ("function_call", "look_up")
+    assert output["answered"]["output"][0]["type"] == "message"
+    assert output["parsed"]["output_parsed"].keys() == {"wheels"}
+    assert output["cancelled"]["status"] == "cancelled"
+    assert [item["content"][0]["text"] for item in output["items"]] == ["the mill"]
+    assert output["rejected"] == {"status": 400, "param": "tools[0].type", "kind": "BadRequestError"}

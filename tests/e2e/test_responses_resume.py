@@ -1,4 +1,4 @@
-"""Streams of responses through deaths: of their worker, of the API process that sends them, of their log."""
+"""Streams of responses across the loss of a worker, of an API process and of the event log."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import redis
 
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
-from tests.e2e.test_outages import owner
-from tests.e2e.test_responses import ended, events_of
+from tests.e2e.test_outages import process_of
+from tests.e2e.test_responses import events_of, wait_for_end
 from tests.support.database import drop_database
 from tests.support.stack import KEY, Stack
 
-ASKED: Any = {"model": "sim", "input": "Tell me about the mill.", "max_output_tokens": 200}
+PARAMS: Any = {"model": "sim", "input": "Tell me about the mill.", "max_output_tokens": 200}
 
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """An API process and two workers, whose tokens are slow enough to be cut off in their midst."""
+    """An API process and two workers that are slow enough to be killed during a stream."""
     models: list[dict[str, object]] = [
         {"name": "sim", "engine": "simulated", "slots": 4, "options": {"ttft_ms": 5, "itl_ms": 20}}
     ]
@@ -63,16 +63,16 @@ async def sdk(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def started(sdk: openai.AsyncOpenAI, count: int = 20) -> tuple[list[dict[str, Any]], AsyncIterator[Any]]:
-    """The first events of a response in the background, and the rest of its stream."""
-    stream = aiter(await sdk.responses.create(**ASKED, background=True, stream=True))
+async def start_response(sdk: openai.AsyncOpenAI, count: int = 20) -> tuple[list[dict[str, Any]], AsyncIterator[Any]]:
+    """Start a background response. Returns its first events and the rest of its stream."""
+    stream = aiter(await sdk.responses.create(**PARAMS, background=True, stream=True))
     return [(await anext(stream)).to_dict() for _ in range(count)], stream
 
 
-async def read(stream: AsyncIterator[Any], into: list[dict[str, Any]]) -> None:
-    """Keep the rest of a stream, as far as it comes."""
+async def read_into(stream: AsyncIterator[Any], into: list[dict[str, Any]]) -> None:
+    """Append the events of a stream until it ends or breaks."""
     async for event in stream:
-        into.append(event.to_dict())  # noqa: PERF401  # a comprehension would keep nothing of a stream that breaks
+        into.append(event.to_dict())  # noqa: PERF401  # a comprehension would discard the events of a stream that breaks
 
 
 def job_id(events: list[dict[str, Any]]) -> str:
@@ -89,17 +89,17 @@ def numbers(events: list[dict[str, Any]]) -> list[int]:
 
 
 async def lose_worker(stack: Stack, client: httpx.AsyncClient, job: str, then: Callable[[], Any]) -> None:
-    """Kill the worker that has a job, do something, and start another in its place."""
-    stack.kill(await owner(stack, client, job))
+    """Kill the worker that runs a job, call `then`, and start another worker."""
+    stack.kill(await process_of(stack, client, job))
     then()
     await asyncio.to_thread(stack.start_worker, "sim")
 
 
-async def test_a_worker_dies(stack: Stack, client: httpx.AsyncClient, sdk: openai.AsyncOpenAI) -> None:
-    undisturbed = await sdk.responses.create(**ASKED)
-    seen, rest = await started(sdk)
+async def test_the_worker_is_killed(stack: Stack, client: httpx.AsyncClient, sdk: openai.AsyncOpenAI) -> None:
+    undisturbed = await sdk.responses.create(**PARAMS)
+    seen, rest = await start_response(sdk)
     await lose_worker(stack, client, job_id(seen), lambda: None)
-    await read(rest, seen)
+    await read_into(rest, seen)
     assert numbers(seen) == list(range(len(seen)))
     last = seen[-1]["response"]
     assert text_of(seen) == undisturbed.output_text == last["output"][0]["content"][0]["text"]
@@ -111,29 +111,29 @@ async def test_a_worker_dies(stack: Stack, client: httpx.AsyncClient, sdk: opena
     assert await events_of(sdk, last["id"]) == seen
 
 
-async def test_an_api_process_dies(stack: Stack, sdk: openai.AsyncOpenAI) -> None:
+async def test_the_api_process_is_killed(stack: Stack, sdk: openai.AsyncOpenAI) -> None:
     with stack.second_api() as url:
         async with sdk_of(url) as other:
-            seen, rest = await started(other)
+            seen, rest = await start_response(other)
             killed = asyncio.create_task(asyncio.to_thread(stack.replace_api, url))
             with pytest.raises((httpx.TransportError, openai.APIConnectionError)):
-                await read(rest, seen)
-            assert not seen[-1]["type"].endswith("incomplete"), "it was cut off in its midst"
+                await read_into(rest, seen)
+            assert not seen[-1]["type"].endswith("incomplete"), "the stream was interrupted"
             response_id = seen[0]["response"]["id"]
             seen += await events_of(sdk, response_id, seen[-1]["sequence_number"])
             await killed
         assert numbers(seen) == list(range(len(seen)))
         assert text_of(seen) == (await sdk.responses.retrieve(response_id)).output_text
-        # A new process at the other's address tells the same from the first.
+        # A new process at the same address returns the same events.
         async with sdk_of(url) as again:
             assert await events_of(again, response_id) == seen
 
 
-async def test_a_worker_dies_and_the_log_is_lost(
+async def test_the_worker_is_killed_and_the_log_is_lost(
     stack: Stack, client: httpx.AsyncClient, sdk: openai.AsyncOpenAI
 ) -> None:
-    undisturbed = await sdk.responses.create(**ASKED)
-    seen, rest = await started(sdk)
+    undisturbed = await sdk.responses.create(**PARAMS)
+    seen, rest = await start_response(sdk)
     with redis.Redis.from_url(stack.environment["REDIS_URL"]) as valkey:
         await lose_worker(stack, client, job_id(seen), functools.partial(valkey.delete, f"hr:log:{job_id(seen)}"))
     before = seen[-1]["sequence_number"]
@@ -143,10 +143,10 @@ async def test_a_worker_dies_and_the_log_is_lost(
     assert [event["item"]["status"] for event in done] == ["incomplete", "incomplete"]
     assert done[0]["output_index"] < done[1]["output_index"]
     response_id = seen[0]["response"]["id"]
-    final = await ended(sdk, response_id)
+    final = await wait_for_end(sdk, response_id)
     assert [item.to_dict() for item in final.output] == [done[1]["item"]]
     assert final.output_text == undisturbed.output_text
-    # Who resumes after the last event before the loss gets the whole new answer, as who was there.
+    # A client that resumes after the last event before the loss gets the same new answer as the connected one.
     resumed = await events_of(sdk, response_id, before)
     assert resumed == tail[-len(resumed) :]
     assert text_of(resumed) == undisturbed.output_text

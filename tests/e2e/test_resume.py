@@ -1,8 +1,7 @@
-"""1,000 dropped connections, over two API processes that are killed in between: nothing is missing, nothing twice.
+"""1,000 dropped connections to two API processes, which are killed repeatedly: no event is lost or repeated.
 
-Each reader reads a few events, drops its connection, and resumes where it was on an API drawn at random. What it
-has then is, byte for byte, what an uninterrupted reader got. Draws are seeded; where a stream was when it was
-cut is not, which is the point.
+Each reader reads a few events, drops its connection, and resumes from its cursor on a random API process. Its events
+equal those of an uninterrupted reader byte for byte. The random choices are seeded; the timing is not.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ TOKENS = 700
 KILLS = 3
 WITHIN_S = 90.0
 
-# A frame as it was sent: id, event, data.
+# An unparsed frame: id, event, data.
 Frame = tuple[bytes, bytes, bytes]
 
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Two API processes, and a worker whose tokens are slow enough that a resumed stream is mostly live."""
+    """An API process, and a worker slow enough that most of a resumed stream is live."""
     models: list[dict[str, object]] = [
         {"name": "sim", "engine": "simulated", "slots": READERS, "options": {"ttft_ms": 5, "itl_ms": 30}}
     ]
@@ -63,11 +62,11 @@ async def frames(lines: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
 
 
 async def raw_lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """A body's lines; what is cut off in the middle of one is dropped."""
+    """The lines of a body. An incomplete last line is dropped."""
     rest = b""
     async for chunk in response.aiter_raw():
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
+        *lines_read, rest = (rest + chunk).split(b"\n")
+        for line in lines_read:
             yield line
 
 
@@ -77,7 +76,7 @@ def is_last(frame: Frame) -> bool:
 
 @dataclass
 class Reader:
-    """A client that cannot keep a connection."""
+    """A client whose connections are dropped."""
 
     job_id: str
     draw: random.Random
@@ -85,19 +84,19 @@ class Reader:
     dropped: int = 0
 
     async def read(self, clients: list[httpx.AsyncClient]) -> None:
-        """Read to the end, through so many dropped connections and all that break by themselves."""
+        """Read to the end across `DISCONNECTS` dropped connections and any that break otherwise."""
         while not (self.seen and is_last(self.seen[-1])):
             drops = self.dropped < DISCONNECTS
-            enough = self.draw.randint(1, TOKENS // DISCONNECTS) if drops else None
+            limit = self.draw.randint(1, TOKENS // DISCONNECTS) if drops else None
             try:
-                await self._connect(self.draw.choice(clients), enough)
+                await self._connect(self.draw.choice(clients), limit)
             except httpx.TransportError:
-                await asyncio.sleep(0.05)  # that API has been killed; as any client, try again
+                await asyncio.sleep(0.05)  # this API process was killed; retry
             else:
                 self.dropped += drops
 
-    async def _connect(self, client: httpx.AsyncClient, enough: int | None) -> None:
-        """Resume, and read so many events, or all. Never reads the last one while it has connections to drop."""
+    async def _connect(self, client: httpx.AsyncClient, limit: int | None) -> None:
+        """Resume and read `enough` events, or all if None. With a limit, stops before the last event of the stream."""
         headers, params = {}, {}
         if self.seen:
             cursor = self.seen[-1][0].decode()
@@ -109,11 +108,11 @@ class Reader:
             assert response.status_code == 200, await response.aread()
             count = 0
             async for frame in frames(raw_lines(response)):
-                if enough is not None and is_last(frame):
+                if limit is not None and is_last(frame):
                     return
                 self.seen.append(frame)
                 count += 1
-                if count == enough:
+                if count == limit:
                     return
 
 
@@ -134,9 +133,9 @@ async def test_a_thousand_dropped_connections(stack: Stack) -> None:
                 reading.cancel()
             for reader in readers:
                 async with one.stream("GET", f"/v1/jobs/{reader.job_id}/stream") as response:
-                    whole = [frame async for frame in frames(raw_lines(response))]
-                assert reader.seen == whole
-                assert [int(frame[0]) for frame in reader.seen] == list(range(1, len(whole) + 1))
+                    lines_read = [frame async for frame in frames(raw_lines(response))]
+                assert reader.seen == lines_read
+                assert [int(frame[0]) for frame in reader.seen] == list(range(1, len(lines_read) + 1))
     assert sum(reader.dropped for reader in readers) == READERS * DISCONNECTS
 
 

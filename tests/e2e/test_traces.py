@@ -13,7 +13,7 @@ import pytest
 from chaos.sse import read_events
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
-from tests.e2e.test_jobs import ended
+from tests.e2e.test_jobs import wait_for_end
 from tests.support.database import drop_database
 from tests.support.otlp import Collector, SpanRecord, collector
 from tests.support.sse import follow
@@ -148,7 +148,7 @@ async def test_both_attempts_and_the_reader_are_in_the_trace_when_a_worker_is_ki
                 (first,) = [name for name, it in stack.processes.items() if "workers" in cast("list[str]", it.args)]
                 stack.kill(first)
                 stack.start_worker("sim")
-    done = await ended(client, job_id)
+    done = await wait_for_end(client, job_id)
 
     async def whole() -> list[SpanRecord] | None:
         spans = collected.of_job(job_id)
@@ -198,7 +198,7 @@ def trace_of(collected: Collector, job_id: str) -> str:
 
 async def test_failures_and_ends_without_a_worker(client: httpx.AsyncClient, collected: Collector) -> None:
     failed = await submit(client, prompt=f"{MARKER} <<fail>>")
-    await ended(client, failed)
+    await wait_for_end(client, failed)
     spans = await tree(collected, failed, "POST /v1/jobs", "submit sim", "queue sim", "attempt 1", "prefill")
     assert spans["attempt 1"].error
     assert spans["attempt 1"].attributes["headrace.outcome"] == "failed"
@@ -215,9 +215,9 @@ async def test_a_client_that_does_not_sample_is_followed(client: httpx.AsyncClie
         json={"model": "sim", "prompt": MARKER, "max_tokens": 2},
         headers={"traceparent": f"00-{unsampled}-{SPAN}-00"},
     )
-    await ended(client, answer.json()["id"])
+    await wait_for_end(client, answer.json()["id"])
     later = await submit(client)
-    await ended(client, later)
+    await wait_for_end(client, later)
     await tree(collected, later, "POST /v1/jobs", "submit sim", "queue sim", "attempt 1", "prefill", "decode")
     assert collected.trace(unsampled) == []
 
@@ -241,7 +241,7 @@ async def test_no_prompt_and_no_text_is_in_any_span(client: httpx.AsyncClient, c
     assert events
     names = ("POST /v1/jobs", "submit sim", "queue sim", "attempt 1", "prefill", "decode", "stream")
     await tree(collected, job_id, *names)
-    text = (await ended(client, job_id))["output_text"].strip()
+    text = (await wait_for_end(client, job_id))["output_text"].strip()
     assert not any(hidden.encode() in body for body in collected.bodies for hidden in (MARKER, text))
 
 
@@ -255,7 +255,7 @@ async def test_a_job_submitted_where_tracing_is_off_has_a_trace_named_after_it(
         with stack.second_api() as url:
             async with stack.client(base_url=url) as client:
                 job_id = await submit(client)
-                await ended(client, job_id)
+                await wait_for_end(client, job_id)
     finally:
         stack.environment = environment
     spans = await tree(collected, job_id, "queue sim", "attempt 1", "prefill", "decode")
@@ -272,7 +272,7 @@ async def test_a_collector_that_is_away_stops_nobody(stack: Stack) -> None:
         with stack.second_api() as url:
             async with stack.client(base_url=url) as client:
                 job_id = await submit(client)
-                await ended(client, job_id)
+                await wait_for_end(client, job_id)
     finally:
         stack.environment = environment
 
@@ -287,5 +287,5 @@ def test_it_is_not_loaded_where_it_is_off() -> None:
         "names = ('shared.telemetry.otel', 'opentelemetry.sdk.trace', 'google.protobuf')\n"
         "print([name for name in names if name in sys.modules])"
     )
-    ended = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

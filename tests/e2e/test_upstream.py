@@ -13,7 +13,7 @@ import pytest
 from chaos.sse import read_events
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
-from tests.e2e.test_jobs import ended
+from tests.e2e.test_jobs import wait_for_end
 from tests.support.database import drop_database
 from tests.support.faulty_upstream import Answer, End, FaultyUpstream, faulty_upstream, refusal
 from tests.support.ports import free_port
@@ -89,7 +89,7 @@ async def test_a_native_job(client: httpx.AsyncClient, upstream: FaultyUpstream)
     upstream.answers = [refusal(503, retry_after="0"), Answer(5)]
     job_id = await submit(client)
     assert text_of(await follow(client, job_id)) == "0 1 2 3 4 "
-    done = await ended(client, job_id)
+    done = await wait_for_end(client, job_id)
     assert (done["status"], done["output_text"]) == ("completed", "0 1 2 3 4 ")
     assert done["usage"] == {"prompt_tokens": 70, "completion_tokens": 90, "total_tokens": 160, "cached_tokens": 50}
     assert done["attempts"][0]["tokens"] == 90
@@ -121,7 +121,7 @@ async def test_a_cancel_frees_the_upstream(client: httpx.AsyncClient, upstream: 
     assert (await client.post(f"/v1/jobs/{job_id}/cancel")).status_code < 300
     async with asyncio.timeout(10):
         await upstream.left.wait()
-    done = await ended(client, job_id)
+    done = await wait_for_end(client, job_id)
     assert (done["status"], done["output_text"]) == ("cancelled", "0 1 2 ")
     assert done["usage"]["completion_tokens"] == 3
 
@@ -131,7 +131,7 @@ async def test_an_upstream_that_fails(
 ) -> None:
     upstream.answers = [refusal(500, "oops", retry_after="0")] * 4
     job_id = await submit(client)
-    done = await ended(client, job_id)
+    done = await wait_for_end(client, job_id)
     assert (done["status"], done["error"]["code"]) == ("failed", "upstream_error")
     assert done["error"]["message"] == "The upstream answered HTTP 500: oops."
     with pytest.raises(openai.APIStatusError) as caught:
@@ -141,7 +141,7 @@ async def test_an_upstream_that_fails(
 
 async def test_a_stream_that_breaks_keeps_its_text(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
     upstream.answers = [Answer(2, End.ERROR)]
-    done = await ended(client, await submit(client))
+    done = await wait_for_end(client, await submit(client))
     assert (done["status"], done["error"]["code"]) == ("failed", "upstream_error")
     assert (done["output_text"], done["usage"]["completion_tokens"]) == ("0 1 ", 2)
 
@@ -176,7 +176,7 @@ async def test_a_worker_that_is_killed(stack: Stack, client: httpx.AsyncClient, 
     await text_seen(client, job_id, "0 1 2 ")
     stack.kill(next(name for name in stack.processes if name.startswith("worker-")))
     stack.start_worker("up")
-    done = await ended(client, job_id)
+    done = await wait_for_end(client, job_id)
     assert (done["status"], done["output_text"]) == ("completed", "0 1 2 ")
     assert done["usage"]["completion_tokens"] == 90
     assert "job.restarted" in [item.event for item in await follow(client, job_id)]

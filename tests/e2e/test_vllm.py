@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from chaos.sse import read_events
-from tests.e2e.test_jobs import ended
+from tests.e2e.test_jobs import wait_for_end
 from tests.support.metrics import Samples, samples
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
@@ -52,7 +52,7 @@ async def requests_in_engines(stack: Stack) -> int:
 
 async def test_submit_and_poll(vllm: httpx.AsyncClient) -> None:
     job = await submit(vllm, "What is the capital of France? Answer in one word.", max_tokens=16)
-    done = await ended(vllm, job["id"])
+    done = await wait_for_end(vllm, job["id"])
     assert done["status"] == "completed"
     assert "Paris" in done["output_text"]
     assert done["output"][0]["finish_reason"] == "stop"
@@ -103,14 +103,14 @@ async def test_stream_resumed_in_the_middle(vllm: httpx.AsyncClient) -> None:
     seen += await follow(vllm, job["id"], after=seen[-1].id)
     ids = [item.id for item in seen if item.id is not None]
     assert ids == list(range(1, len(ids) + 1))
-    assert text_of(seen) == (await ended(vllm, job["id"]))["output_text"]
+    assert text_of(seen) == (await wait_for_end(vllm, job["id"]))["output_text"]
 
 
 async def test_multi_byte_characters_are_never_split(vllm: httpx.AsyncClient) -> None:
     job = await submit(vllm, EMOJI_PROMPT, max_tokens=48)
     events = await follow(vllm, job["id"])
     texts = [item.data["text"] for item in events if item.event == "job.delta"]
-    done = await ended(vllm, job["id"])
+    done = await wait_for_end(vllm, job["id"])
     assert any(ord(character) > 0xFFFF for character in done["output_text"]), done["output_text"]
     assert "".join(texts) == done["output_text"]
     assert not any("\ufffd" in text for text in texts)
@@ -130,7 +130,7 @@ async def test_cancel_in_mid_generation_frees_the_engine(vllm_stack: Stack, vllm
                 await eventually(busy, "the engine says that it runs the job")
                 await vllm.post(f"/v1/jobs/{job['id']}/cancel")
     assert seen[-1].event == "job.cancelled"
-    done = await ended(vllm, job["id"])
+    done = await wait_for_end(vllm, job["id"])
     assert done["output_text"] == text_of(seen)
     assert 0 < done["usage"]["completion_tokens"] < 900
 
@@ -143,7 +143,7 @@ async def test_cancel_in_mid_generation_frees_the_engine(vllm_stack: Stack, vllm
 async def test_sixteen_jobs_at_once(vllm: httpx.AsyncClient) -> None:
     jobs = await asyncio.gather(*(submit(vllm, f"Write about the number {i}.", max_tokens=24) for i in range(16)))
     streams = await asyncio.gather(*(follow(vllm, job["id"]) for job in jobs))
-    done = [await ended(vllm, job["id"]) for job in jobs]
+    done = [await wait_for_end(vllm, job["id"]) for job in jobs]
     assert [text_of(events) for events in streams] == [job["output_text"] for job in done]
     first_end = min(job["finished_at"] for job in done)
     assert all(job["started_at"] < first_end for job in done), "all ran together"
@@ -151,10 +151,13 @@ async def test_sixteen_jobs_at_once(vllm: httpx.AsyncClient) -> None:
 
 async def test_a_refused_request_fails_its_job_and_the_worker_goes_on(vllm: httpx.AsyncClient) -> None:
     refused = await submit(vllm, "hi", logit_bias={"49999999": 5}, max_tokens=4)
-    failed = await ended(vllm, refused["id"])
+    failed = await wait_for_end(vllm, refused["id"])
     assert (failed["status"], failed["error"]["code"]) == ("failed", "invalid_request")
     assert "49999999" in failed["error"]["message"]
-    assert (await ended(vllm, (await submit(vllm, "hi", max_tokens=4))["id"]))["status"] in ("completed", "incomplete")
+    assert (await wait_for_end(vllm, (await submit(vllm, "hi", max_tokens=4))["id"]))["status"] in (
+        "completed",
+        "incomplete",
+    )
 
 
 async def test_a_prompt_beyond_the_context_is_refused_at_submit(vllm: httpx.AsyncClient) -> None:
@@ -288,7 +291,7 @@ class TestOpenAIClient:
         async for _ in stream:
             break
         await stream.close()
-        assert (await ended(vllm, job_id))["status"] == "cancelled"
+        assert (await wait_for_end(vllm, job_id))["status"] == "cancelled"
 
     async def test_errors_have_openais_shape(self, client: openai.AsyncOpenAI, vllm_stack: Stack) -> None:
         with pytest.raises(openai.NotFoundError) as not_found:
@@ -306,7 +309,7 @@ class TestOpenAIClient:
 async def test_an_engine_full_of_batch_jobs_makes_room(vllm: httpx.AsyncClient) -> None:
     """Urgent jobs begin though a batch fills the engine; what is set aside ends as if it never had been."""
     slots, body = 32, {"max_tokens": 60, "ignore_eos": True}
-    whole = await ended(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
+    whole = await wait_for_end(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
     batch = [await submit(vllm, "Tell me about mills.", priority=9, **body) for _ in range(slots + 4)]
 
     async def full() -> bool:
@@ -315,9 +318,9 @@ async def test_an_engine_full_of_batch_jobs_makes_room(vllm: httpx.AsyncClient) 
 
     await eventually(full, "batch jobs fill the engine")
     urgent = [await submit(vllm, f"Count to {number}.", max_tokens=4) for number in range(3)]
-    done_urgent = [await ended(vllm, job["id"]) for job in urgent]
+    done_urgent = [await wait_for_end(vllm, job["id"]) for job in urgent]
     assert all(job["output_text"] for job in done_urgent)
-    done = [await ended(vllm, job["id"]) for job in batch]
+    done = [await wait_for_end(vllm, job["id"]) for job in batch]
     first_end = min(job["finished_at"] for job in done)
     assert max(job["finished_at"] for job in done_urgent) < first_end, "no batch job had to end first"
     outcomes = [attempt["outcome"] for job in done for attempt in job["attempts"]]
@@ -374,7 +377,7 @@ class TestFailover:
     ) -> None:
         """`kill -9` of the engine's own process: its worker lives, is not ready, and starts the engine again."""
         body: Any = {"max_tokens": 80, "ignore_eos": True}
-        whole = await ended(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
+        whole = await wait_for_end(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
         job = await submit(vllm, "Tell me about mills.", **body)
         (worker,) = [process for name, process in vllm_stack.processes.items() if name.startswith("worker")]
         killed = False
@@ -393,7 +396,7 @@ class TestFailover:
 
                     await eventually(unready, "the worker says that it is not ready")
         assert killed
-        done = await ended(vllm, job["id"])
+        done = await wait_for_end(vllm, job["id"])
         assert worker.poll() is None, "the worker lives"
         assert [one.event for one in events].count("job.started") == 2
         assert "job.restarted" not in [one.event for one in events]
@@ -414,7 +417,7 @@ class TestFailover:
         await asyncio.wait((calling, asyncio.create_task(half_made.wait())), return_when=asyncio.FIRST_COMPLETED)
         assert not calling.done(), "it is in the middle of the call"
         body: Any = {"max_tokens": 80, "ignore_eos": True}
-        whole = await ended(vllm, (await submit(vllm, "Tell me about rivers and 🌊.", **body))["id"])
+        whole = await wait_for_end(vllm, (await submit(vllm, "Tell me about rivers and 🌊.", **body))["id"])
         job = await submit(vllm, "Tell me about rivers and 🌊.", **body)
         (worker,) = [name for name in vllm_stack.processes if name.startswith("worker")]
         events = []
@@ -425,7 +428,7 @@ class TestFailover:
                     engine = psutil.Process(vllm_stack.processes[worker].pid).children(recursive=True)
                     vllm_stack.kill(worker)
                     await asyncio.to_thread(vllm_stack.start_worker, "smollm2", within_s=240)
-        done = await ended(vllm, job["id"])
+        done = await wait_for_end(vllm, job["id"])
         assert [one.event for one in events].count("job.started") == 2
         assert "job.restarted" not in [one.event for one in events]
         assert text_of(events) == done["output_text"] == whole["output_text"]

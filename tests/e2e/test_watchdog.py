@@ -17,7 +17,7 @@ import pytest
 from shared.redis.job_queue import celery_app, queue_name
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
-from tests.e2e.test_jobs import ended, running, submit
+from tests.e2e.test_jobs import submit, wait_for_end, wait_until_running
 from tests.support.database import drop_database
 from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
@@ -66,7 +66,7 @@ async def test_a_stuck_worker_ends_and_its_jobs_go_on_elsewhere(stack: Stack, cl
     long = await submit(client, prompt="long", max_tokens=40 * SECOND)
     others = [await submit(client, prompt="short", max_tokens=(1 + 2 * count) * SECOND) for count in range(1, 6)]
     for job in (long, *others):
-        await running(client, job["id"])
+        await wait_until_running(client, job["id"])
     await asyncio.to_thread(take_queue_away, stack)
     began = time.monotonic()
     waiting = [await submit(client, prompt=f"waiting {number}", max_tokens=5) for number in range(3)]
@@ -89,9 +89,9 @@ async def test_a_stuck_worker_ends_and_its_jobs_go_on_elsewhere(stack: Stack, cl
 
     stack.start_worker(MODEL)
     for job in (*waiting, *others):
-        assert (await ended(client, job["id"]))["status"] == "incomplete"
+        assert (await wait_for_end(client, job["id"]))["status"] == "incomplete"
     await client.post(f"/v1/jobs/{long['id']}/cancel")
     events = await follow(client, long["id"])
-    done = await ended(client, long["id"])
+    done = await wait_for_end(client, long["id"])
     assert text_of(events) == done["output_text"]
     assert "job.restarted" not in [item.event for item in events], "it went on at its next token"
