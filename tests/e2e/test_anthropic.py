@@ -167,7 +167,7 @@ async def test_the_matched_stop_sequence_is_reported(client: anthropic.AsyncAnth
     complete = await client.messages.create(model="sim", max_tokens=40, messages=HELLO)
     assert complete.content[0].type == "text"
     stop = complete.content[0].text[20:26]
-    params: Any = {"model": "sim", "max_tokens": 40, "messages": HELLO, "stop_sequences": ["absent", stop]}
+    params: Any = {"model": "sim", "max_tokens": 40, "messages": HELLO, "stop_sequences": ["never there", stop]}
     truncated = await client.messages.create(**params)
     async with client.messages.stream(**params) as stream:
         streamed = await stream.get_final_message()

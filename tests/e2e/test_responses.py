@@ -296,7 +296,7 @@ class TestConversations:
         assert full.usage is not None
         assert third.usage.input_tokens == full.usage.input_tokens
 
-    async def test_previous_response_must_be_completed_and_accessible(
+    async def test_previous_response_must_be_finished_and_accessible(
         self, sdk: openai.AsyncOpenAI, sim_stack: Stack
     ) -> None:
         first = await sdk.responses.create(model="sim", input="one", max_output_tokens=3)

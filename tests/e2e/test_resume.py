@@ -96,7 +96,7 @@ class Reader:
                 self.dropped += drops
 
     async def _connect(self, client: httpx.AsyncClient, limit: int | None) -> None:
-        """Resume and read `enough` events, or all if None. With a limit, stops before the last event of the stream."""
+        """Resume and read `limit` events, or all if None. With a limit, stops before the last event of the stream."""
         headers, params = {}, {}
         if self.seen:
             cursor = self.seen[-1][0].decode()

@@ -1,4 +1,4 @@
-"""Every API and worker process is restarted in turn, under load: nothing is lost, and readers see but a pause."""
+"""A rolling restart of all API and worker processes under load loses nothing and only pauses streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
 WORKERS = 3
-AT_ONCE = 40
+CONCURRENCY = 40
 TOKENS = 150
 WITHIN_S = 120.0
 
@@ -41,7 +41,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 class Client:
-    """Submits and reads as a careful client: with an idempotency key, from its cursor, on whichever API answers."""
+    """A client that retries on either API process: submits with an idempotency key and resumes from its cursor."""
 
     def __init__(self, clients: list[httpx.AsyncClient]) -> None:
         self._clients = itertools.cycle(clients)
@@ -77,7 +77,7 @@ class Client:
             assert response.status_code in (409, 503), response.text
 
 
-async def test_nothing_is_lost(stack: Stack) -> None:
+async def test_a_rolling_restart_loses_nothing(stack: Stack) -> None:
     with stack.second_api() as second:
         async with stack.client() as one, stack.client(base_url=second) as other:
             client = Client([one, other])
@@ -88,19 +88,19 @@ async def test_nothing_is_lost(stack: Stack) -> None:
                 while not stopping:
                     await client.run(next(numbers))
 
-            load = asyncio.gather(*(keep_busy() for _ in range(AT_ONCE)))
+            load = asyncio.gather(*(keep_busy() for _ in range(CONCURRENCY)))
             try:
-                await more_jobs(client)
+                await wait_for_more_jobs(client)
                 workers = [name for name in stack.processes if name.startswith("worker")]
                 for name in workers:
                     process = stack.processes.pop(name)
                     process.terminate()
                     assert await asyncio.to_thread(process.wait, 30) == 0
                     await asyncio.to_thread(stack.start_worker, "sim")
-                    await more_jobs(client)
+                    await wait_for_more_jobs(client)
                 for url in (stack.url, second):
                     await asyncio.to_thread(stack.restart_api, url)
-                    await more_jobs(client)
+                    await wait_for_more_jobs(client)
                 stopping = True
                 await asyncio.wait_for(load, WITHIN_S)
             finally:
@@ -117,15 +117,15 @@ async def test_nothing_is_lost(stack: Stack) -> None:
                 outcomes = [attempt["outcome"] for attempt in job["attempts"]]
                 assert set(outcomes) <= {"handed_back", "incomplete"}
                 handed_back += "handed_back" in outcomes
-    assert len(client.done) == next(numbers), "each job that was asked for has ended"
+    assert len(client.done) == next(numbers), "every submitted job has ended"
     assert handed_back >= WORKERS, "running jobs moved to other workers"
 
 
-async def more_jobs(client: Client) -> None:
-    """Load goes through: as many jobs as run at once end."""
+async def wait_for_more_jobs(client: Client) -> None:
+    """Wait until as many jobs have ended as run concurrently."""
     before = len(client.done)
 
     async def ended() -> bool:
-        return len(client.done) >= before + AT_ONCE
+        return len(client.done) >= before + CONCURRENCY
 
     await eventually(ended, "jobs end", within_s=WITHIN_S)

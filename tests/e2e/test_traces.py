@@ -1,4 +1,4 @@
-"""Traces of real processes, as a collector gets them: one a job, from its request to its readers, over failovers."""
+"""Traces of real processes, as received by a collector: one per job, from request to readers, across failovers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def submit(client: httpx.AsyncClient, **body: Any) -> str:
 
 
 async def tree(collected: Collector, job_id: str, *names: str) -> dict[str, SpanRecord]:
-    """A job's spans by their names, once all of these have come."""
+    """Wait for the named spans of a job. Returns them by name."""
 
     async def probe() -> list[SpanRecord] | None:
         spans = collected.of_job(job_id)
@@ -85,7 +85,7 @@ async def tree(collected: Collector, job_id: str, *names: str) -> dict[str, Span
     return {span.name: span for span in spans}
 
 
-async def test_one_trace_from_the_clients_own_to_the_last_token(
+async def test_one_trace_from_the_clients_span_to_the_last_token(
     client: httpx.AsyncClient, collected: Collector
 ) -> None:
     body = {"model": "sim", "messages": [{"role": "user", "content": MARKER}], "max_tokens": 7, "stream": True}
@@ -125,13 +125,13 @@ async def test_one_trace_from_the_clients_own_to_the_last_token(
         }.items()
     )
     assert not any(span.error for span in spans.values())
-    # The worker's times are the database's, in order; the request lasts until the stream's end.
+    # The worker's spans use the database's times, in order; the request's span lasts until the end of the stream.
     assert queued.end == attempt.start <= prefill.start < prefill.end == decode.start < decode.end <= attempt.end
     assert request.start <= submitted.start <= submitted.end <= request.end
     assert request.end > decode.end
 
 
-async def test_both_attempts_and_the_reader_are_in_the_trace_when_a_worker_is_killed(
+async def test_the_trace_contains_both_attempts_and_the_reader_after_a_worker_is_killed(
     stack: Stack, client: httpx.AsyncClient, collected: Collector
 ) -> None:
     job_id = await submit(client, max_tokens=300)
@@ -140,22 +140,22 @@ async def test_both_attempts_and_the_reader_are_in_the_trace_when_a_worker_is_ki
         async for _ in read_events(response):
             seen += 1
             if seen == 10:
-                # What the first worker has told so far has arrived.
+                # Wait until the first worker's spans so far have arrived.
                 async def prefilled() -> bool:
                     return any(span.name == "prefill" for span in collected.trace(trace_of(collected, job_id)))
 
-                await eventually(prefilled, "the first prefill is told")
+                await eventually(prefilled, "the first prefill span has arrived")
                 (first,) = [name for name, it in stack.processes.items() if "workers" in cast("list[str]", it.args)]
                 stack.kill(first)
                 stack.start_worker("sim")
     done = await wait_for_end(client, job_id)
 
-    async def whole() -> list[SpanRecord] | None:
+    async def all_spans() -> list[SpanRecord] | None:
         spans = collected.of_job(job_id)
         names = [span.name for span in spans]
         return spans if "stream" in names and names.count("decode") == 1 and "attempt 2" in names else None
 
-    spans = await eventually(whole, "the whole trace")
+    spans = await eventually(all_spans, "all spans of the trace")
     named = {span.name: span for span in spans}
     submitted, first_attempt, second = named["submit sim"], named["attempt 1"], named["attempt 2"]
     assert sorted(span.name for span in spans) == [
@@ -177,11 +177,11 @@ async def test_both_attempts_and_the_reader_are_in_the_trace_when_a_worker_is_ki
     assert [span.attributes["headrace.worker"] for span in (first_attempt, second)] == [
         attempt["worker"] for attempt in done["attempts"]
     ]
-    # The dead worker's own child is below the span that the living one told in its place.
+    # The killed worker's child span is below the attempt's span, which the second worker has exported for it.
     prefills = [span for span in spans if span.name == "prefill"]
     assert [span.parent for span in prefills] == [first_attempt.id, second.id]
     assert [span.instance for span in prefills] == [attempt["worker"] for attempt in done["attempts"]]
-    assert first_attempt.instance == second.instance, "the dead cannot tell"
+    assert first_attempt.instance == second.instance, "the killed worker cannot export its attempt"
     reader = named["stream"]
     assert reader.parent == submitted.id
     assert reader.attributes["headrace.events"] > 10
@@ -196,7 +196,7 @@ def trace_of(collected: Collector, job_id: str) -> str:
     return spans[0].trace if spans else ""
 
 
-async def test_failures_and_ends_without_a_worker(client: httpx.AsyncClient, collected: Collector) -> None:
+async def test_spans_of_failed_and_cancelled_jobs(client: httpx.AsyncClient, collected: Collector) -> None:
     failed = await submit(client, prompt=f"{MARKER} <<fail>>")
     await wait_for_end(client, failed)
     spans = await tree(collected, failed, "POST /v1/jobs", "submit sim", "queue sim", "attempt 1", "prefill")
@@ -208,7 +208,7 @@ async def test_failures_and_ends_without_a_worker(client: httpx.AsyncClient, col
     assert spans["queue orphan"].attributes["headrace.outcome"] == "cancelled"
 
 
-async def test_a_client_that_does_not_sample_is_followed(client: httpx.AsyncClient, collected: Collector) -> None:
+async def test_the_clients_sampling_decision_is_respected(client: httpx.AsyncClient, collected: Collector) -> None:
     unsampled = "1" * 32
     answer = await client.post(
         "/v1/jobs",
@@ -222,12 +222,14 @@ async def test_a_client_that_does_not_sample_is_followed(client: httpx.AsyncClie
     assert collected.trace(unsampled) == []
 
 
-@pytest.mark.parametrize("odd", ["", "00-zz", f"00-{'0' * 32}-{SPAN}-01", f"ff-{TRACE}-{SPAN}-01", "ä"])
-async def test_an_odd_traceparent_begins_a_new_trace(client: httpx.AsyncClient, collected: Collector, odd: str) -> None:
+@pytest.mark.parametrize("traceparent", ["", "00-zz", f"00-{'0' * 32}-{SPAN}-01", f"ff-{TRACE}-{SPAN}-01", "ä"])
+async def test_an_invalid_traceparent_starts_a_new_trace(
+    client: httpx.AsyncClient, collected: Collector, traceparent: str
+) -> None:
     answer = await client.post(
         "/v1/jobs",
         json={"model": "sim", "prompt": MARKER, "max_tokens": 2},
-        headers=[(b"traceparent", odd.encode("latin-1"))],
+        headers=[(b"traceparent", traceparent.encode("latin-1"))],
     )
     assert answer.status_code == 202
     names = ("POST /v1/jobs", "submit sim", "queue sim", "attempt 1", "prefill", "decode")
@@ -235,20 +237,18 @@ async def test_an_odd_traceparent_begins_a_new_trace(client: httpx.AsyncClient, 
     assert spans["POST /v1/jobs"].parent == ""
 
 
-async def test_no_prompt_and_no_text_is_in_any_span(client: httpx.AsyncClient, collected: Collector) -> None:
+async def test_spans_contain_no_prompt_or_output(client: httpx.AsyncClient, collected: Collector) -> None:
     job_id = await submit(client, metadata={"note": MARKER}, stop=[MARKER])
     events = await follow(client, job_id)
     assert events
     names = ("POST /v1/jobs", "submit sim", "queue sim", "attempt 1", "prefill", "decode", "stream")
     await tree(collected, job_id, *names)
     text = (await wait_for_end(client, job_id))["output_text"].strip()
-    assert not any(hidden.encode() in body for body in collected.bodies for hidden in (MARKER, text))
+    assert not any(secret.encode() in body for body in collected.bodies for secret in (MARKER, text))
 
 
-async def test_a_job_submitted_where_tracing_is_off_has_a_trace_named_after_it(
-    stack: Stack, collected: Collector
-) -> None:
-    """By an API process without traces, or as a batch's line."""
+async def test_a_job_submitted_without_tracing_gets_a_trace_id_from_its_id(stack: Stack, collected: Collector) -> None:
+    """As with an API process that has tracing disabled, or a line of a batch."""
     environment = stack.environment
     stack.environment = environment | {"OTEL_SDK_DISABLED": "true"}
     try:
@@ -263,11 +263,11 @@ async def test_a_job_submitted_where_tracing_is_off_has_a_trace_named_after_it(
     assert {span.trace for span in spans.values()} == {job_id.removeprefix("job_")}
 
 
-async def test_a_collector_that_is_away_stops_nobody(stack: Stack) -> None:
+async def test_an_unavailable_collector_does_not_affect_jobs(stack: Stack) -> None:
     environment = stack.environment
-    # The timeout is how long a process that stops tries to send its last spans.
-    away = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
-    stack.environment = environment | away
+    # The timeout limits how long a stopping process tries to export its last spans.
+    unavailable = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    stack.environment = environment | unavailable
     try:
         with stack.second_api() as url:
             async with stack.client(base_url=url) as client:
@@ -277,8 +277,8 @@ async def test_a_collector_that_is_away_stops_nobody(stack: Stack) -> None:
         stack.environment = environment
 
 
-def test_it_is_not_loaded_where_it_is_off() -> None:
-    """redis-py loads OpenTelemetry's metrics, which it finds; nothing loads its traces."""
+def test_tracing_is_not_loaded_if_disabled() -> None:
+    """redis-py loads OpenTelemetry's metrics if installed, but nothing loads its tracing."""
     script = (
         "import sys, api.__main__, workers.runtime, workers.engines.simulated.engine\n"
         "from shared.telemetry.tracing import NO_TRACES\n"

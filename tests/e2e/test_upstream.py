@@ -1,4 +1,4 @@
-"""A model of somebody else's server over real processes: streams, usage, cancels, failures, failover."""
+"""A model on an upstream server, with real processes: streams, usage, cancels, failures and failover."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API and one worker. The upstream comes and goes with the tests; the worker does not notice."""
+    """The API and one worker, shared by the tests. Each test starts its own upstream."""
     model: dict[str, object] = {
         "name": "up",
         "engine": "openai",
@@ -74,15 +74,15 @@ async def submit(client: httpx.AsyncClient) -> str:
     return str(response.json()["id"])
 
 
-async def text_seen(client: httpx.AsyncClient, job_id: str, text: str) -> None:
-    """Returns once a reader has seen so much."""
+async def wait_for_text(client: httpx.AsyncClient, job_id: str, text: str) -> None:
+    """Wait until a reader of the stream has received `text`."""
     seen = ""
     async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as response:
         async for item in read_events(response):
             seen += text_of([item])
             if seen == text:
                 return
-    raise AssertionError(f"{seen!r} is all that came")
+    raise AssertionError(f"the stream ended after {seen!r}")
 
 
 async def test_a_native_job(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
@@ -97,11 +97,11 @@ async def test_a_native_job(client: httpx.AsyncClient, upstream: FaultyUpstream)
     assert upstream.seen[0].body["model"] == "theirs"
 
 
-async def test_chat_by_the_openai_client(sdk: openai.AsyncOpenAI, upstream: FaultyUpstream) -> None:
-    whole = await sdk.chat.completions.create(model="up", messages=MESSAGES, max_tokens=50)
-    assert whole.choices[0].message.content == "0 1 2 "
-    assert whole.usage is not None
-    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (70, 90)
+async def test_chat_with_the_openai_client(sdk: openai.AsyncOpenAI, upstream: FaultyUpstream) -> None:
+    complete = await sdk.chat.completions.create(model="up", messages=MESSAGES, max_tokens=50)
+    assert complete.choices[0].message.content == "0 1 2 "
+    assert complete.usage is not None
+    assert (complete.usage.prompt_tokens, complete.usage.completion_tokens) == (70, 90)
     stream = await sdk.chat.completions.create(
         model="up", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
     )
@@ -114,10 +114,10 @@ async def test_chat_by_the_openai_client(sdk: openai.AsyncOpenAI, upstream: Faul
     assert plain.choices[0].finish_reason == "stop"
 
 
-async def test_a_cancel_frees_the_upstream(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
+async def test_a_cancel_disconnects_from_the_upstream(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
     upstream.answers = [Answer(3, End.SILENCE)]
     job_id = await submit(client)
-    await text_seen(client, job_id, "0 1 2 ")
+    await wait_for_text(client, job_id, "0 1 2 ")
     assert (await client.post(f"/v1/jobs/{job_id}/cancel")).status_code < 300
     async with asyncio.timeout(10):
         await upstream.left.wait()
@@ -126,7 +126,7 @@ async def test_a_cancel_frees_the_upstream(client: httpx.AsyncClient, upstream: 
     assert done["usage"]["completion_tokens"] == 3
 
 
-async def test_an_upstream_that_fails(
+async def test_an_upstream_error_fails_the_job(
     client: httpx.AsyncClient, sdk: openai.AsyncOpenAI, upstream: FaultyUpstream
 ) -> None:
     upstream.answers = [refusal(500, "oops", retry_after="0")] * 4
@@ -139,20 +139,20 @@ async def test_an_upstream_that_fails(
     assert (caught.value.status_code, caught.value.code) == (502, "upstream_error")
 
 
-async def test_a_stream_that_breaks_keeps_its_text(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
+async def test_an_error_in_the_stream_keeps_its_text(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
     upstream.answers = [Answer(2, End.ERROR)]
     done = await wait_for_end(client, await submit(client))
     assert (done["status"], done["error"]["code"]) == ("failed", "upstream_error")
     assert (done["output_text"], done["usage"]["completion_tokens"]) == ("0 1 ", 2)
 
 
-async def test_a_request_that_the_upstream_refuses(sdk: openai.AsyncOpenAI, upstream: FaultyUpstream) -> None:
+async def test_a_request_that_the_upstream_rejects(sdk: openai.AsyncOpenAI, upstream: FaultyUpstream) -> None:
     upstream.answers = [refusal(400, "the prompt is too long")]
     with pytest.raises(openai.BadRequestError, match="the prompt is too long"):
         await sdk.chat.completions.create(model="up", messages=MESSAGES)
 
 
-async def test_an_upstream_that_is_down(stack: Stack, client: httpx.AsyncClient, sdk: openai.AsyncOpenAI) -> None:
+async def test_an_unavailable_upstream(stack: Stack, client: httpx.AsyncClient, sdk: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         await sdk.chat.completions.create(model="up", messages=MESSAGES)
     assert (caught.value.status_code, caught.value.code) == (502, "upstream_error")
@@ -162,18 +162,18 @@ async def test_an_upstream_that_is_down(stack: Stack, client: httpx.AsyncClient,
         assert UPSTREAM_KEY not in log.read_text()
 
 
-async def test_more_than_the_context_is_refused_at_submit(client: httpx.AsyncClient) -> None:
+async def test_max_tokens_above_the_context_is_rejected_at_submit(client: httpx.AsyncClient) -> None:
     body = {"model": "up", "messages": MESSAGES, "max_tokens": 1001}
-    refused = await client.post("/v1/jobs", json=body)
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "max_tokens"
+    rejected = await client.post("/v1/jobs", json=body)
+    assert rejected.status_code == 400
+    assert rejected.json()["error"]["param"] == "max_tokens"
 
 
-async def test_a_worker_that_is_killed(stack: Stack, client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
-    """The next worker asks again from the start, and readers are told."""
+async def test_a_killed_workers_job_restarts(stack: Stack, client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
+    """The next worker repeats the request from the start, and readers get `job.restarted`."""
     upstream.answers = [Answer(3, End.SILENCE)]
     job_id = await submit(client)
-    await text_seen(client, job_id, "0 1 2 ")
+    await wait_for_text(client, job_id, "0 1 2 ")
     stack.kill(next(name for name in stack.processes if name.startswith("worker-")))
     stack.start_worker("up")
     done = await wait_for_end(client, job_id)

@@ -1,4 +1,4 @@
-"""The main job on a real vLLM engine, with the real `openai` client and an SSE client."""
+"""The API with a vLLM engine, the `openai` client and an SSE client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually
 
-# Tokens of these cut UTF-8: one emoji is three tokens of this model's.
+# Token boundaries split these characters: one emoji is three tokens of this model.
 EMOJI_PROMPT = "Repeat exactly: 😀🐦🌊 Füße, naïve, 水車"
 
 
@@ -37,7 +37,7 @@ async def submit(http: httpx.AsyncClient, content: str, **body: Any) -> dict[str
 
 
 async def requests_in_engines(stack: Stack) -> int:
-    """What the workers' heartbeats say that their engines hold."""
+    """The number of requests in the engines, as reported by the workers' heartbeats."""
     from sqlalchemy import func, select
     from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -68,7 +68,7 @@ async def test_raw_prompt_has_no_chat_template(vllm: httpx.AsyncClient) -> None:
     assert "Paris" in done["output_text"]
 
 
-async def test_a_response_is_resumed_and_gone_on_from(client: openai.AsyncOpenAI) -> None:
+async def test_a_response_is_resumed_and_continued(client: openai.AsyncOpenAI) -> None:
     stream = await client.responses.create(
         model="smollm2",
         instructions="Answer in one word.",
@@ -92,7 +92,7 @@ async def test_a_response_is_resumed_and_gone_on_from(client: openai.AsyncOpenAI
     assert second.usage.input_tokens > last["usage"]["input_tokens"]
 
 
-async def test_stream_resumed_in_the_middle(vllm: httpx.AsyncClient) -> None:
+async def test_a_stream_is_resumed_from_a_cursor(vllm: httpx.AsyncClient) -> None:
     job = await submit(vllm, "Tell me a long story about a mill.", max_tokens=60)
     seen = []
     async with vllm.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
@@ -116,7 +116,7 @@ async def test_multi_byte_characters_are_never_split(vllm: httpx.AsyncClient) ->
     assert not any("\ufffd" in text for text in texts)
 
 
-async def test_cancel_in_mid_generation_frees_the_engine(vllm_stack: Stack, vllm: httpx.AsyncClient) -> None:
+async def test_cancel_during_generation_frees_the_engine(vllm_stack: Stack, vllm: httpx.AsyncClient) -> None:
     job = await submit(vllm, "Count from one to a thousand.", max_tokens=900, ignore_eos=True)
     seen = []
     async with vllm.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
@@ -127,7 +127,7 @@ async def test_cancel_in_mid_generation_frees_the_engine(vllm_stack: Stack, vllm
                 async def busy() -> bool:
                     return await requests_in_engines(vllm_stack) == 1
 
-                await eventually(busy, "the engine says that it runs the job")
+                await eventually(busy, "the engine reports one running request")
                 await vllm.post(f"/v1/jobs/{job['id']}/cancel")
     assert seen[-1].event == "job.cancelled"
     done = await wait_for_end(vllm, job["id"])
@@ -137,21 +137,21 @@ async def test_cancel_in_mid_generation_frees_the_engine(vllm_stack: Stack, vllm
     async def idle() -> bool:
         return await requests_in_engines(vllm_stack) == 0
 
-    await eventually(idle, "the engine says that it runs nothing")
+    await eventually(idle, "the engine reports no running requests")
 
 
-async def test_sixteen_jobs_at_once(vllm: httpx.AsyncClient) -> None:
+async def test_sixteen_concurrent_jobs(vllm: httpx.AsyncClient) -> None:
     jobs = await asyncio.gather(*(submit(vllm, f"Write about the number {i}.", max_tokens=24) for i in range(16)))
     streams = await asyncio.gather(*(follow(vllm, job["id"]) for job in jobs))
     done = [await wait_for_end(vllm, job["id"]) for job in jobs]
     assert [text_of(events) for events in streams] == [job["output_text"] for job in done]
     first_end = min(job["finished_at"] for job in done)
-    assert all(job["started_at"] < first_end for job in done), "all ran together"
+    assert all(job["started_at"] < first_end for job in done), "all ran concurrently"
 
 
-async def test_a_refused_request_fails_its_job_and_the_worker_goes_on(vllm: httpx.AsyncClient) -> None:
-    refused = await submit(vllm, "hi", logit_bias={"49999999": 5}, max_tokens=4)
-    failed = await wait_for_end(vllm, refused["id"])
+async def test_a_request_that_the_engine_rejects_fails_only_its_job(vllm: httpx.AsyncClient) -> None:
+    rejected = await submit(vllm, "hi", logit_bias={"49999999": 5}, max_tokens=4)
+    failed = await wait_for_end(vllm, rejected["id"])
     assert (failed["status"], failed["error"]["code"]) == ("failed", "invalid_request")
     assert "49999999" in failed["error"]["message"]
     assert (await wait_for_end(vllm, (await submit(vllm, "hi", max_tokens=4))["id"]))["status"] in (
@@ -160,7 +160,7 @@ async def test_a_refused_request_fails_its_job_and_the_worker_goes_on(vllm: http
     )
 
 
-async def test_a_prompt_beyond_the_context_is_refused_at_submit(vllm: httpx.AsyncClient) -> None:
+async def test_a_prompt_above_the_context_is_rejected_at_submit(vllm: httpx.AsyncClient) -> None:
     payload = {"model": "smollm2", "messages": [{"role": "user", "content": "mill " * 1100}]}
     response = await vllm.post("/v1/jobs", json=payload)
     assert response.status_code == 400
@@ -169,7 +169,7 @@ async def test_a_prompt_beyond_the_context_is_refused_at_submit(vllm: httpx.Asyn
 
 
 async def test_the_api_counts_tokens_as_the_engine_does(vllm: httpx.AsyncClient) -> None:
-    """The longest prompt that the API lets through fits; one token more is refused."""
+    """The longest prompt that the API accepts fits the engine; one more token is rejected."""
 
     def body(words: int) -> dict[str, Any]:
         return {"model": "smollm2", "prompt": " mill" * words, "max_tokens": 1}
@@ -179,8 +179,8 @@ async def test_the_api_counts_tokens_as_the_engine_does(vllm: httpx.AsyncClient)
     assert (await vllm.post("/v1/jobs", json=body(1024))).status_code == 400
 
 
-async def test_the_engine_tells_of_its_cache_and_stages(vllm: httpx.AsyncClient, vllm_stack: Stack) -> None:
-    """vLLM's numbers come through, and none of its own metrics, which cost more."""
+async def test_the_engines_cache_and_stage_metrics_are_exported(vllm: httpx.AsyncClient, vllm_stack: Stack) -> None:
+    """vLLM's statistics are exported, without vLLM's own metrics, which are more expensive."""
     before = await samples(vllm_stack, "worker")
     prompt = "The same beginning, long enough for a block of the cache. " * 12
     during: list[Samples] = []
@@ -190,18 +190,18 @@ async def test_the_engine_tells_of_its_cache_and_stages(vllm: httpx.AsyncClient,
             async for item in read_events(response):
                 if item.event == "job.delta" and len(during) < 2:
                     during.append(await samples(vllm_stack, "worker"))
-    assert max(shown["headrace_engine_kv_cache_usage_ratio", "smollm2"] for shown in during) > 0
-    assert max(shown["headrace_engine_requests_running", "smollm2"] for shown in during) >= 1
+    assert max(found["headrace_engine_kv_cache_usage_ratio", "smollm2"] for found in during) > 0
+    assert max(found["headrace_engine_requests_running", "smollm2"] for found in during) >= 1
 
     after = await samples(vllm_stack, "worker")
     for stage in ("headrace_engine_queue_seconds", "headrace_engine_prefill_seconds"):
         assert after[f"{stage}_count", "smollm2"] - before.get((f"{stage}_count", "smollm2"), 0) == 2
-    grown = {
+    growth = {
         name: after[f"headrace_engine_prefix_cache_{name}_total", "smollm2"]
         - before[f"headrace_engine_prefix_cache_{name}_total", "smollm2"]
         for name in ("queried_tokens", "hit_tokens")
     }
-    assert grown["queried_tokens"] > grown["hit_tokens"] > 0
+    assert growth["queried_tokens"] > growth["hit_tokens"] > 0
     assert after["headrace_cached_tokens_total", "smollm2"] > before["headrace_cached_tokens_total", "smollm2"]
     assert ("headrace_engine_preemptions_total", "smollm2") in after
     assert not [key for key in after if key[0].startswith("vllm:")]
@@ -220,23 +220,23 @@ class TestOpenAIClient:
         assert answer.usage is not None
         assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
-    async def test_streamed_chat_equals_the_whole(self, client: openai.AsyncOpenAI) -> None:
+    async def test_streamed_chat_equals_the_complete_answer(self, client: openai.AsyncOpenAI) -> None:
         question: Any = {
             "model": "smollm2",
             "messages": [{"role": "user", "content": EMOJI_PROMPT}],
             "max_tokens": 40,
             "temperature": 0,
         }
-        whole = await client.chat.completions.create(**question)
+        complete = await client.chat.completions.create(**question)
         stream = await client.chat.completions.create(**question, stream=True, stream_options={"include_usage": True})
         chunks = [chunk async for chunk in stream]
         assert chunks[0].choices[0].delta.role == "assistant"
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-        assert text == whole.choices[0].message.content
+        assert text == complete.choices[0].message.content
         assert chunks[-1].choices == []
         assert chunks[-1].usage is not None
-        assert whole.usage is not None
-        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+        assert complete.usage is not None
+        assert chunks[-1].usage.completion_tokens == complete.usage.completion_tokens
 
     async def test_completions_and_stop(self, client: openai.AsyncOpenAI) -> None:
         prompt = "1, 2, 3, 4, 5, 6,"
@@ -252,26 +252,29 @@ class TestOpenAIClient:
         assert text == answer.choices[0].text
 
     async def test_sampling_parameters_reach_the_engine(self, client: openai.AsyncOpenAI) -> None:
-        async def tokens(**options: Any) -> Any:
+        async def answer_with(**options: Any) -> Any:
             return await client.chat.completions.create(
                 model="smollm2", messages=[{"role": "user", "content": "Say something."}], **options
             )
 
         seeded = [
-            (await tokens(seed=7, temperature=1, top_p=0.9, max_tokens=12)).choices[0].message.content for _ in range(2)
+            (await answer_with(seed=7, temperature=1, top_p=0.9, max_tokens=12)).choices[0].message.content
+            for _ in range(2)
         ]
         assert seeded[0] == seeded[1]
-        several = await tokens(n=3, temperature=1, max_tokens=8, seed=1)
+        several = await answer_with(n=3, temperature=1, max_tokens=8, seed=1)
         assert [choice.index for choice in several.choices] == [0, 1, 2]
-        long = await tokens(temperature=0, max_tokens=50, extra_body={"ignore_eos": True})
+        long = await answer_with(temperature=0, max_tokens=50, extra_body={"ignore_eos": True})
         assert long.usage.completion_tokens == 50
-        minimum = await tokens(temperature=0, max_tokens=40, extra_body={"min_tokens": 30, "top_k": 5, "min_p": 0.1})
+        minimum = await answer_with(
+            temperature=0, max_tokens=40, extra_body={"min_tokens": 30, "top_k": 5, "min_p": 0.1}
+        )
         assert minimum.usage.completion_tokens >= 30
-        other = await tokens(
+        other = await answer_with(
             temperature=0, max_tokens=12, presence_penalty=1.5, frequency_penalty=1.5,
             extra_body={"repetition_penalty": 1.5},
         )  # fmt: skip
-        plain = await tokens(temperature=0, max_tokens=12)
+        plain = await answer_with(temperature=0, max_tokens=12)
         assert other.choices[0].message.content != plain.choices[0].message.content
 
     async def test_models(self, client: openai.AsyncOpenAI) -> None:
@@ -279,7 +282,7 @@ class TestOpenAIClient:
         assert models == ["smollm2"]
         assert (await client.models.retrieve("smollm2")).id == "smollm2"
 
-    async def test_leaving_a_stream_cancels_its_job(self, client: openai.AsyncOpenAI, vllm: httpx.AsyncClient) -> None:
+    async def test_a_disconnect_cancels_the_job(self, client: openai.AsyncOpenAI, vllm: httpx.AsyncClient) -> None:
         stream = await client.chat.completions.create(
             model="smollm2",
             messages=[{"role": "user", "content": "Count to a thousand."}],
@@ -293,23 +296,23 @@ class TestOpenAIClient:
         await stream.close()
         assert (await wait_for_end(vllm, job_id))["status"] == "cancelled"
 
-    async def test_errors_have_openais_shape(self, client: openai.AsyncOpenAI, vllm_stack: Stack) -> None:
+    async def test_errors_have_openais_format(self, client: openai.AsyncOpenAI, vllm_stack: Stack) -> None:
         with pytest.raises(openai.NotFoundError) as not_found:
             await client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "x"}])
         assert not_found.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as bad:
             await client.chat.completions.create(model="smollm2", messages=[])
         assert bad.value.param == "messages"
-        async with client.with_options(api_key="hr_wrong") as stranger:
+        async with client.with_options(api_key="hr_wrong") as unauthorized_client:
             with pytest.raises(openai.AuthenticationError) as unauthorized:
-                await stranger.models.list()
+                await unauthorized_client.models.list()
         assert unauthorized.value.code == "invalid_api_key"
 
 
-async def test_an_engine_full_of_batch_jobs_makes_room(vllm: httpx.AsyncClient) -> None:
-    """Urgent jobs begin though a batch fills the engine; what is set aside ends as if it never had been."""
+async def test_urgent_jobs_preempt_batch_jobs(vllm: httpx.AsyncClient) -> None:
+    """Urgent jobs start although batch jobs fill the engine. Preempted jobs have the output of uninterrupted ones."""
     slots, body = 32, {"max_tokens": 60, "ignore_eos": True}
-    whole = await wait_for_end(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
+    complete = await wait_for_end(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
     batch = [await submit(vllm, "Tell me about mills.", priority=9, **body) for _ in range(slots + 4)]
 
     async def full() -> bool:
@@ -322,10 +325,10 @@ async def test_an_engine_full_of_batch_jobs_makes_room(vllm: httpx.AsyncClient) 
     assert all(job["output_text"] for job in done_urgent)
     done = [await wait_for_end(vllm, job["id"]) for job in batch]
     first_end = min(job["finished_at"] for job in done)
-    assert max(job["finished_at"] for job in done_urgent) < first_end, "no batch job had to end first"
+    assert max(job["finished_at"] for job in done_urgent) < first_end, "urgent jobs ended before any batch job"
     outcomes = [attempt["outcome"] for job in done for attempt in job["attempts"]]
     assert outcomes.count("set_aside") >= 1
-    assert {job["output_text"] for job in done} == {whole["output_text"]}
+    assert {job["output_text"] for job in done} == {complete["output_text"]}
 
 
 NOTE: Any = {
@@ -343,8 +346,8 @@ NOTE: Any = {
 }
 
 
-async def call_of(client: openai.AsyncOpenAI, half_made: asyncio.Event) -> tuple[set[str | None], str, str, str | None]:
-    """Ids, name, arguments and finish reason of one streamed call; `half_made` is set when some of it is there."""
+async def call_of(client: openai.AsyncOpenAI, partial: asyncio.Event) -> tuple[set[str | None], str, str, str | None]:
+    """Ids, name, arguments and finish reason of a streamed call. Sets `partial` after part of the arguments."""
     stream = await client.chat.completions.create(
         model="smollm2",
         messages=[{"role": "user", "content": "Note a long story about a river, the mill at it and its miller."}],
@@ -366,18 +369,18 @@ async def call_of(client: openai.AsyncOpenAI, half_made: asyncio.Event) -> tuple
                 name += call.function.name or ""
                 arguments += call.function.arguments or ""
                 if len(arguments) > 30:
-                    half_made.set()
-    assert half_made.is_set(), arguments
+                    partial.set()
+    assert partial.is_set(), arguments
     return ids, name, arguments, reason
 
 
 class TestFailover:
-    async def test_a_dead_engines_job_goes_on_in_the_same_stream(
+    async def test_a_job_resumes_in_the_same_stream_after_its_engine_is_killed(
         self, vllm_stack: Stack, vllm: httpx.AsyncClient
     ) -> None:
-        """`kill -9` of the engine's own process: its worker lives, is not ready, and starts the engine again."""
+        """`kill -9` of the engine process: the worker survives, reports not ready, and restarts the engine."""
         body: Any = {"max_tokens": 80, "ignore_eos": True}
-        whole = await wait_for_end(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
+        complete = await wait_for_end(vllm, (await submit(vllm, "Tell me about mills.", **body))["id"])
         job = await submit(vllm, "Tell me about mills.", **body)
         (worker,) = [process for name, process in vllm_stack.processes.items() if name.startswith("worker")]
         killed = False
@@ -394,30 +397,30 @@ class TestFailover:
                         checks = (await vllm.get("/readyz")).json()["checks"]
                         return bool(checks["model smollm2"] == "no live worker")
 
-                    await eventually(unready, "the worker says that it is not ready")
+                    await eventually(unready, "the worker reports not ready")
         assert killed
         done = await wait_for_end(vllm, job["id"])
-        assert worker.poll() is None, "the worker lives"
+        assert worker.poll() is None, "the worker survives"
         assert [one.event for one in events].count("job.started") == 2
         assert "job.restarted" not in [one.event for one in events]
-        assert text_of(events) == done["output_text"] == whole["output_text"]
-        assert done["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+        assert text_of(events) == done["output_text"] == complete["output_text"]
+        assert done["usage"]["completion_tokens"] == complete["usage"]["completion_tokens"]
         assert [attempt["outcome"] for attempt in done["attempts"]] == ["engine_lost", "incomplete"]
         assert sum(attempt["tokens"] for attempt in done["attempts"]) == 80
         assert (await vllm.get("/readyz")).status_code == 200
 
-    async def test_a_killed_workers_job_goes_on_in_the_same_stream(
+    async def test_a_job_resumes_in_the_same_stream_after_its_worker_is_killed(
         self, vllm_stack: Stack, vllm: httpx.AsyncClient, client: openai.AsyncOpenAI
     ) -> None:
-        """`kill -9` in mid-stream: one unbroken SSE connection, and the text of an uninterrupted run. A tool call whose
-        arguments are half made, under a grammar that no engine can begin in the middle, goes on too."""
-        whole_call = await call_of(client, asyncio.Event())
-        half_made = asyncio.Event()
-        calling = asyncio.create_task(call_of(client, half_made))
-        await asyncio.wait((calling, asyncio.create_task(half_made.wait())), return_when=asyncio.FIRST_COMPLETED)
-        assert not calling.done(), "it is in the middle of the call"
+        """`kill -9` during a stream: the SSE connection stays open and has the text of an uninterrupted run. A partly
+        generated tool call is resumed too, although an engine cannot start its grammar in the middle."""
+        complete_call = await call_of(client, asyncio.Event())
+        partial = asyncio.Event()
+        calling = asyncio.create_task(call_of(client, partial))
+        await asyncio.wait((calling, asyncio.create_task(partial.wait())), return_when=asyncio.FIRST_COMPLETED)
+        assert not calling.done(), "the call is not complete"
         body: Any = {"max_tokens": 80, "ignore_eos": True}
-        whole = await wait_for_end(vllm, (await submit(vllm, "Tell me about rivers and 🌊.", **body))["id"])
+        complete = await wait_for_end(vllm, (await submit(vllm, "Tell me about rivers and 🌊.", **body))["id"])
         job = await submit(vllm, "Tell me about rivers and 🌊.", **body)
         (worker,) = [name for name in vllm_stack.processes if name.startswith("worker")]
         events = []
@@ -431,11 +434,11 @@ class TestFailover:
         done = await wait_for_end(vllm, job["id"])
         assert [one.event for one in events].count("job.started") == 2
         assert "job.restarted" not in [one.event for one in events]
-        assert text_of(events) == done["output_text"] == whole["output_text"]
-        assert done["usage"] == {**whole["usage"], "cached_tokens": done["usage"]["cached_tokens"]}
+        assert text_of(events) == done["output_text"] == complete["output_text"]
+        assert done["usage"] == {**complete["usage"], "cached_tokens": done["usage"]["cached_tokens"]}
         assert [attempt["outcome"] for attempt in done["attempts"]] == ["worker_lost", "incomplete"]
         (call_id,), *call = await calling
         assert call_id
-        assert call == list(whole_call[1:])
+        assert call == list(complete_call[1:])
         assert len(engine) >= 2
-        assert not any(process.is_running() for process in engine), "the killed worker's engine died with it"
+        assert not any(process.is_running() for process in engine), "the engine of the killed worker has exited"

@@ -1,7 +1,7 @@
-"""A worker whose consumer is stuck, as Celery's have been after reconnects: it ends by itself, and says so.
+"""A worker whose consumer is stuck, as after failed reconnects of Celery, logs the fault and exits.
 
-The fault is made with Celery's own remote control, which takes the worker's queue from its consumer. What is left
-is what the reconnect faults leave: a process that lives, beats, runs its jobs, has room, and takes nothing.
+The test cancels the worker's consumer through Celery's remote control. The result is the same as after a failed
+reconnect: a process that sends heartbeats, runs its jobs and has free slots but consumes no messages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.stack import Stack
 from tests.support.waiting import eventually
 from workers.supervision.process_shutdown import EXIT_FAULT
 
-NOTICED_WITHIN_S = 15.0
+DETECTED_WITHIN_S = 15.0
 MODEL = "sim"
 ITL_MS = 10
 SECOND = 1000 // ITL_MS  # tokens
@@ -50,8 +50,8 @@ async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def take_queue_away(stack: Stack) -> None:
-    """Celery's consumer takes nothing more, and nothing else of the worker knows."""
+def cancel_consumer(stack: Stack) -> None:
+    """Cancel the worker's consumer, without notice to the rest of the worker."""
     with celery_app(stack.environment["REDIS_URL"]) as app:
         answers = app.control.cancel_consumer(queue_name(MODEL), reply=True, timeout=5)
     assert len(answers) == 1, answers
@@ -59,22 +59,22 @@ def take_queue_away(stack: Stack) -> None:
     assert "no longer consuming" in answer["ok"], answer
 
 
-async def test_a_stuck_worker_ends_and_its_jobs_go_on_elsewhere(stack: Stack, client: httpx.AsyncClient) -> None:
+async def test_a_stuck_worker_exits_and_its_jobs_are_requeued(stack: Stack, client: httpx.AsyncClient) -> None:
     stuck = stack.start_worker(MODEL)
     process, log = stack.processes[stuck], stack.folder / f"{stuck}.log"
-    # A long one, and some that end one after another: each leaves more room, and is no sign of life.
+    # One long job, and others that end one after another. The slots that they free must not count as activity.
     long = await submit(client, prompt="long", max_tokens=40 * SECOND)
     others = [await submit(client, prompt="short", max_tokens=(1 + 2 * count) * SECOND) for count in range(1, 6)]
     for job in (long, *others):
         await wait_until_running(client, job["id"])
-    await asyncio.to_thread(take_queue_away, stack)
+    await asyncio.to_thread(cancel_consumer, stack)
     began = time.monotonic()
-    waiting = [await submit(client, prompt=f"waiting {number}", max_tokens=5) for number in range(3)]
+    queued = [await submit(client, prompt=f"waiting {number}", max_tokens=5) for number in range(3)]
 
-    async def said_so() -> bool:
+    async def is_logged() -> bool:
         return "CRITICAL" in log.read_text()
 
-    await eventually(said_so, "the fault is noticed", within_s=NOTICED_WITHIN_S - (time.monotonic() - began))
+    await eventually(is_logged, "the fault is logged", within_s=DETECTED_WITHIN_S - (time.monotonic() - began))
     assert re.search(
         rf"model={MODEL} \d+ messages are waiting and none is consumed although slots are free", log.read_text()
     )
@@ -88,10 +88,10 @@ async def test_a_stuck_worker_ends_and_its_jobs_go_on_elsewhere(stack: Stack, cl
     assert (await client.get("/readyz")).json()["checks"][f"model {MODEL}"] == "no live worker"
 
     stack.start_worker(MODEL)
-    for job in (*waiting, *others):
+    for job in (*queued, *others):
         assert (await wait_for_end(client, job["id"]))["status"] == "incomplete"
     await client.post(f"/v1/jobs/{long['id']}/cancel")
     events = await follow(client, long["id"])
     done = await wait_for_end(client, long["id"])
     assert text_of(events) == done["output_text"]
-    assert "job.restarted" not in [item.event for item in events], "it went on at its next token"
+    assert "job.restarted" not in [item.event for item in events], "the job resumed at its next token"
