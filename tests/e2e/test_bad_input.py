@@ -469,7 +469,7 @@ async def test_nul_characters_are_accepted(sim: httpx.AsyncClient) -> None:
 # Unknown resources
 
 
-ODD_IDS = [
+UNKNOWN_IDS = [
     "job_nope",
     "job_" + "0" * 32,
     "%00",
@@ -483,10 +483,10 @@ ODD_IDS = [
 ]
 
 
-@pytest.mark.parametrize("odd", ODD_IDS, ids=lambda odd: odd[:20])
+@pytest.mark.parametrize("job_id", UNKNOWN_IDS, ids=lambda job_id: job_id[:20])
 @pytest.mark.parametrize(("method", "suffix"), [("GET", ""), ("GET", "/stream"), ("POST", "/cancel"), ("DELETE", "")])
-async def test_an_unknown_job_is_not_found(sim: httpx.AsyncClient, method: str, suffix: str, odd: str) -> None:
-    url = sim.base_url.copy_with(raw_path=f"/v1/jobs/{odd}{suffix}".encode())
+async def test_an_unknown_job_is_not_found(sim: httpx.AsyncClient, method: str, suffix: str, job_id: str) -> None:
+    url = sim.base_url.copy_with(raw_path=f"/v1/jobs/{job_id}{suffix}".encode())
     refused(await sim.request(method, url), "no job", status=404, param="job_id", code="job_not_found")
 
 

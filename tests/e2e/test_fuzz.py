@@ -62,7 +62,7 @@ def configuration() -> SchemathesisConfig:
     project = config.projects.default
     if not LONG:
         project.seed = SEED
-    # The tests send their own key.
+    # The tests set the Authorization header themselves.
     project.generation.with_security_parameters = False
     # Unsupported methods of a path are not part of any operation.
     project.phases.coverage.unexpected_methods = set()

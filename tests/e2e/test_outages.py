@@ -82,7 +82,7 @@ async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class Reader:
-    """An SSE connection to a job, opened at once, and the events that it has received."""
+    """An SSE connection to a job, opened immediately, and the events that it has received."""
 
     def __init__(self, client: httpx.AsyncClient, job: dict[str, Any]) -> None:
         self.job_id: str = job["id"]

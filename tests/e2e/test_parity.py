@@ -120,11 +120,11 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], A
 
         eventually_sync(ready, f"vLLM's server answers; see {log}", within_s=300)
 
-        async def ask() -> dict[tuple[str, bool], Answer]:
+        async def send_cases() -> dict[tuple[str, bool], Answer]:
             async with httpx.AsyncClient(base_url=url, timeout=300) as client:
                 return await send_all(client)
 
-        return asyncio.run(ask())
+        return asyncio.run(send_cases())
     finally:
         _end(server)
 
@@ -133,12 +133,12 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], A
 def ours(theirs: dict[tuple[str, bool], Answer], vllm_stack: Stack) -> dict[tuple[str, bool], Answer]:
     """The answers of this project, after vLLM's server has exited."""
 
-    async def ask() -> dict[tuple[str, bool], Answer]:
+    async def send_cases() -> dict[tuple[str, bool], Answer]:
         async with vllm_stack.client() as client:
             client.timeout = httpx.Timeout(300)
             return await send_all(client)
 
-    return asyncio.run(ask())
+    return asyncio.run(send_cases())
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["complete", "streamed"])

@@ -104,7 +104,7 @@ async def test_the_position_changes_with_the_queue(stack: Stack, client: httpx.A
         )
     assert [item.event for item in await readers["first"].read_to_end()][-1] == "job.cancelled"
 
-    # Now there are a worker and measurements.
+    # A worker is running, and wait times have been measured.
     long = await submit(client, max_tokens=4000)
     await wait_until_running(client, long["id"])
     queued_jobs = [await submit(client) for _ in range(3)]

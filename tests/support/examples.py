@@ -8,5 +8,5 @@ LONG = hypothesis.settings.get_current_profile_name() == "long"
 
 
 def example_count(usual: int, *, long: int) -> hypothesis.settings:
-    """Settings for a test with slow examples, which needs its own number of them."""
+    """Settings for a test with slow examples: `usual` or `long` examples, depending on the profile."""
     return hypothesis.settings(max_examples=long if LONG else usual)

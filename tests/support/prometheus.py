@@ -31,7 +31,7 @@ class Prometheus:
         self._client = client
 
     def get(self, path: str, **parameters: str) -> Any:
-        """Return `data` of a response. If Prometheus refuses the request, fail with its error message."""
+        """Return `data` of a response. If Prometheus rejects the request, fail with its error message."""
         response = self._client.get(path, params=parameters).json()
         assert response["status"] == "success", f"{parameters}: {response.get('error')}"
         return response["data"]
@@ -50,7 +50,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus_of(targets: Path, folder: Path) -> Iterator[Prometheus]:
-    """Start Prometheus with the configuration for one host and short intervals; `targets` lists what it scrapes."""
+    """Start Prometheus with the configuration for one host and short intervals; `targets` is the folder of its target files."""
     config = yaml.safe_load((OBSERVE / "prometheus.one-box.yml").read_text())
     config["global"] = {"scrape_interval": "2s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(OBSERVE / pattern) for pattern in config["rule_files"]]

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Stack:
-    """API and worker processes on a database made from `stack_template`. Their logs are in `folder`."""
+    """API and worker processes on a database created from `stack_template`. Their logs are in `folder`."""
 
     def __init__(self, database_url: str, redis_url: str, models: Path, folder: Path, **settings: object) -> None:
         self.folder = folder

@@ -20,7 +20,7 @@ _WORKER = "import signal; print('consuming', flush=True); signal.pause()"
 
 
 class StubParts(Parts):
-    """Parts that start at once. With `STUB_API_FAILS`, the API exits with an error message."""
+    """Parts that start immediately. With `STUB_API_FAILS`, the API exits with an error message."""
 
     def migrate(self) -> Child:
         return self._child("migrate", ["-c", ""])

@@ -12,7 +12,7 @@ POLL_S = 0.02
 
 
 async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, *, within_s: float = 20) -> T:
-    """Poll `probe` and return its first true value. After the deadline, fail with `what` was expected."""
+    """Poll `probe` and return its first true value. After the deadline, fail with a message that names `what`."""
     deadline = time.monotonic() + within_s
     while True:
         value = await probe()
