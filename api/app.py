@@ -39,7 +39,7 @@ CONVENTIONS = (anthropic_errors.CONVENTIONS,)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """The application for these settings. It creates its resources when it starts."""
+    """Create the application. It opens its resources at startup."""
 
     traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
 

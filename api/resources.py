@@ -56,10 +56,10 @@ from shared.telemetry.tracing import NO_TRACES, Traces
 
 @asynccontextmanager
 async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> AsyncIterator[Resources]:
-    """Create everything that lives as long as the application; close it at the end.
+    """Create the application's resources; close them on exit.
 
     Raises:
-        shared.config.models.base.RegistryError: models.yaml is not valid.
+        shared.config.models.base.RegistryError: models.yaml is invalid.
     """
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, traces.close)
@@ -70,13 +70,13 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         stack.push_async_callback(redis.aclose)
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
-        rescues = RecoveryStore(database)
-        terminator = JobTerminator(rescues, logs, settings.log_ttl_s, traces)
+        recovery_store = RecoveryStore(database)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
         hub = StreamHub(redis, logs, store, resync_s=settings.resync_s)
         sweeper = Sweeper(
-            rescues,
+            recovery_store,
             terminator,
             hints.put,
             interval_s=settings.heartbeat_s,

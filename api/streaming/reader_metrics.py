@@ -1,4 +1,4 @@
-"""Metrics of the readers of one job."""
+"""Metrics of readers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from shared.telemetry.metrics import STREAM_FIRST_TOKEN, STREAM_OPENS, STREAM_RE
 
 
 class EventReaderMetrics:
-    """Counts a reader of events, and measures the time from its connect to its first token.
+    """Counts a reader of events and measures the time from connect to first token.
 
-    A reader that finds text at its first read connected after the text was generated, and is not measured.
+    Readers that find text at their first read connected after it was generated and are not measured.
     """
 
     __slots__ = ("_after", "_done", "_opened_at", "_waited")
@@ -29,7 +29,7 @@ class EventReaderMetrics:
         STREAM_READERS.labels("text").inc()
 
     def read(self, events: Sequence[Event]) -> None:
-        """The reader has made a read, which may have returned no events."""
+        """Record a read, which may have returned no events."""
         if self._done:
             return
         if any(event.type is EventType.DELTA for event in events):
@@ -43,7 +43,7 @@ class EventReaderMetrics:
 
 
 class EndReaderMetrics:
-    """Counts a reader that waits for the job's end."""
+    """Counts a reader that waits for a job's end."""
 
     __slots__ = ()
 
