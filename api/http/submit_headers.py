@@ -52,7 +52,7 @@ async def submit_headers(
     cancel_after: Annotated[
         str | None,
         Header(
-            description="A job that has not finished by then is cancelled; its partial output is kept. For example `90s`.",
+            description="A job that has not finished by then is cancelled; its partial output is kept.",
             examples=["90s"],
         ),
     ] = None,

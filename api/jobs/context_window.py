@@ -69,8 +69,8 @@ class ContextWindow:
         tokens = await asyncio.to_thread(count, request) if count is not None else None
         if tokens is None:
             raise InvalidRequest(
-                f"Cannot count tokens for `{model}`: its tokenizer or chat template is not available here, or the prompt"
-                " has tools, tool calls or a message to continue, which only the engine can render.",
+                f"Cannot count tokens for `{model}`: its tokenizer or chat template is not available here, or the"
+                " prompt has tools, tool calls or a message to continue, which only the engine can render.",
                 param="model",
             )
         return tokens

@@ -44,5 +44,5 @@ async def test_a_replay_for_a_removed_model_is_rejected(
     store: JobStore, failed: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await replay(store, admission("another"), failed.id) == 1
-    assert capsys.readouterr().err.startswith(f"{failed.id} cannot run again: The model `m` does not exist")
+    assert capsys.readouterr().err.startswith(f"{failed.id} cannot be replayed: The model `m` does not exist")
     assert [job.id for job in await store.page(failed.owner.project_id)] == [failed.id]
