@@ -130,8 +130,8 @@ def _messages(turn: InputMessage) -> list[Message]:
                 pass
     if not texts and turn.role != "assistant":
         return results
-    content = ("" if turn.role == "system" else "\n").join(texts) if texts else None if calls else ""
+    text = ("" if turn.role == "system" else "\n").join(texts) if texts else None if calls else ""
     return [
         *results,
-        Message(role=turn.role, content=content, reasoning="".join(thinking) or None, tool_calls=calls or None),
+        Message(role=turn.role, content=text, reasoning="".join(thinking) or None, tool_calls=calls or None),
     ]
