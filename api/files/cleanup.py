@@ -29,9 +29,9 @@ class FileCleanup:
         self._orphans_checked_at = -math.inf
 
     async def run(self) -> None:
-        """Sweep until cancelled."""
+        """Clean up until cancelled."""
         await run_periodically(
-            self._sweep,
+            self._clean_up,
             "file cleanup",
             interval_s=EXPIRE_S,
             jitter=0.2,
@@ -39,7 +39,7 @@ class FileCleanup:
             tolerates=lambda error: is_outage(error) or isinstance(error, Unavailable),
         )
 
-    async def _sweep(self) -> None:
+    async def _clean_up(self) -> None:
         await self.expire()
         if time.monotonic() - self._orphans_checked_at >= ORPHAN_CHECK_S:
             self._orphans_checked_at = time.monotonic()

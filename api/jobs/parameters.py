@@ -149,7 +149,7 @@ class Structure(BaseModel):
 
 
 class NamedFunction(BaseModel):
-    """The function that must be called."""
+    """The function that the model must call."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -157,7 +157,7 @@ class NamedFunction(BaseModel):
 
 
 class NamedTool(BaseModel):
-    """The tool that must be called."""
+    """The tool that the model must call."""
 
     model_config = ConfigDict(extra="forbid")
 
