@@ -9,27 +9,24 @@ import uvicorn
 
 from api.app import create_app
 from api.settings import ApiSettings
-from shared.config.models.loader import load_registry
 from shared.config.settings import settings_or_exit
 from shared.domain.errors import HeadraceError
 from shared.postgres.schema_version import database_or_exit
 from shared.telemetry.logs import configure_logging
-from shared.telemetry.tracing_setup import wanted
 
 
 def main() -> int:
     settings = settings_or_exit(ApiSettings)
     configure_logging(settings.log_level, settings.log_format)
     try:
-        wanted()
-        load_registry(settings.models)
+        app = create_app(settings)
     except HeadraceError as error:
         print(error, file=sys.stderr)
         return 2
     database_or_exit(settings.database_url)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(settings),
+            app,
             host=settings.host,
             port=settings.port,
             log_config=None,

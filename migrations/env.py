@@ -1,4 +1,4 @@
-"""Alembic's environment: runs the migrations over asyncpg, in one process at a time."""
+"""Alembic's environment: runs the migrations with asyncpg, in one process at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETRY_S = 0.2
 
 def run(connection: Connection) -> None:
     _lock(connection)
-    # Each migration has a transaction of its own, so that one may commit in batches or build indexes concurrently.
+    # One transaction per migration, so that a migration can commit in batches or build indexes concurrently.
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
@@ -30,10 +30,10 @@ def run(connection: Connection) -> None:
 
 
 def _lock(connection: Connection) -> None:
-    """Wait for the lock, which the session holds until it is closed.
+    """Wait for the lock, which this session then holds until it is closed.
 
-    Waiting within a statement would deadlock with an index that is built concurrently by the holder: the build waits
-    for all older transactions.
+    The lock is polled: a statement that waits for it would deadlock with a concurrent index build by the holder, which
+    waits for all older transactions.
     """
     while not connection.execute(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})")).scalar():
         connection.commit()

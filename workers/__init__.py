@@ -1,1 +1,1 @@
-"""The workers: Celery processes, each with one engine that runs many jobs at once."""
+"""Workers: Celery processes with one engine each, which runs many jobs concurrently."""

@@ -1,7 +1,7 @@
 """`python -m workers MODEL`: runs `workers.main` as the main module.
 
-A spawned process imports its parent's main module again, but never one called `__main__`; and `workers.main`
-has something to say there.
+A spawned process imports its parent's main module again, unless that is called `__main__`. `workers.main` sets up
+such processes.
 """
 
 import runpy

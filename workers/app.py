@@ -1,4 +1,4 @@
-"""The Celery application. Flower reads it (`celery -A workers.app flower`); `python -m workers` runs it."""
+"""The Celery application, for Flower (`celery -A workers.app flower`) and for `python -m workers`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from shared.redis.job_queue import celery_app
 from workers.consumer.tasks import register
 
 
-class OnlyWithAnEngine(bootsteps.Step):  # type: ignore[misc]
-    """Refuses `celery worker`: its pools cannot hold an engine (prefork's processes may have no children)."""
+class RequireEngine(bootsteps.Step):  # type: ignore[misc]
+    """Rejects `celery worker`, whose pools cannot run an engine: prefork's processes may not have children."""
 
     def __init__(self, worker: Any, **options: Any) -> None:
         if not hasattr(worker.app, "loop_thread"):
@@ -22,5 +22,5 @@ class OnlyWithAnEngine(bootsteps.Step):  # type: ignore[misc]
 
 
 app: Celery = celery_app(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
-app.steps["worker"].add(OnlyWithAnEngine)
+app.steps["worker"].add(RequireEngine)
 register(app)

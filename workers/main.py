@@ -1,7 +1,7 @@
 """One worker process for one model: `python -m workers MODEL`.
 
-vLLM's engine processes are spawned, and a spawned process imports this module again, under another name.
-That is where they are tied to the process that started them: a worker that is killed takes its engine along.
+vLLM spawns its engine processes, and a spawned process imports this module under the name `__mp_main__`. There it
+is set up to die with its parent, so that the engine of a killed worker does not survive.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from contextlib import ExitStack
 PR_SET_PDEATHSIG = 1
 
 
-def tie_to_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies (Linux)."""
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies (Linux)."""
     if sys.platform == "linux":
         parent = multiprocessing.parent_process()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if parent is not None and os.getppid() != parent.pid:
-            os._exit(1)  # it has died before it was asked
+            os._exit(1)  # the parent died before the call
 
 
-def log_as_the_worker() -> None:
-    """Give vLLM's processes the worker's log, and keep from it what a crashing engine was given.
+def configure_engine_logging() -> None:
+    """Configure logging in vLLM's processes as in the worker, without the requests of a crashing engine.
 
-    vLLM logs the scheduler's output then, with stop strings, schemas and what else came with the requests.
+    On a crash, vLLM logs the scheduler's output, with stop strings, schemas and other parts of the requests.
     """
     from shared.telemetry.logs import configure_logging
 
     configure_logging(os.environ.get("HEADRACE_LOG_LEVEL", "INFO"), os.environ.get("HEADRACE_LOG_FORMAT", "text"))
-    # A filter, since a configuration of vLLM's own (VLLM_CONFIGURE_LOGGING=1) sets levels back.
+    # A filter instead of a level, because vLLM's own configuration (VLLM_CONFIGURE_LOGGING=1) resets levels.
     logging.getLogger("vllm.logging_utils.dump_input").addFilter(lambda _: False)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m workers", description="Run jobs of one model.")
-    parser.add_argument("model", help="a name from models.yaml")
+    parser.add_argument("model", help="the name of a model in models.yaml")
     arguments = parser.parse_args()
 
     from shared.config.models.loader import load_registry
@@ -52,10 +52,9 @@ def main() -> int:
     from shared.postgres.schema_version import database_or_exit
     from shared.redis.job_queue import queue_name
     from shared.telemetry.instruments import Exporter
-    from shared.telemetry.instruments import registry as metrics_of
     from shared.telemetry.logs import configure_logging
-    from shared.telemetry.metrics import declare_models
-    from shared.telemetry.tracing_setup import wanted
+    from shared.telemetry.metrics import Metrics
+    from shared.telemetry.tracing_setup import configured_exporter
     from workers.app import app
     from workers.consumer.loop_thread import LoopThread
     from workers.consumer.pool import EnginePool
@@ -69,7 +68,7 @@ def main() -> int:
     settings = settings_or_exit(WorkerSettings)
     configure_logging(settings.log_level, settings.log_format)
     try:
-        wanted()
+        configured_exporter()
         registry = load_registry(settings.models)
     except HeadraceError as error:
         print(error, file=sys.stderr)
@@ -82,37 +81,37 @@ def main() -> int:
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     app.conf.broker_url = settings.redis_url
-    declare_models(Exporter.WORKER, [arguments.model])
-    shown = metrics_of(Exporter.WORKER)
-    runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, shown)
+    metrics = Metrics(Exporter.WORKER, [arguments.model])
+    exported = metrics.registry()
+    runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported)
     app.loop_thread = LoopThread(runtime)
     use_transport(app, lambda: runtime.slot_pool.batch_room)
-    process = HeadraceWorker(
+    celery_worker = HeadraceWorker(
         app=app,
         hostname=worker,
         pool_cls=EnginePool,
         concurrency=settings.look_ahead,
         queues=[queue_name(arguments.model)],
-        task_events=False,  # Flower asks for them while it runs
+        task_events=False,  # Flower enables them while it runs
         without_gossip=True,
         without_mingle=True,
         quiet=True,
         loglevel=settings.log_level,
     )
-    runtime.consumer = ConsumerControl(process, queue_name(arguments.model))
+    runtime.consumer = ConsumerControl(celery_worker, queue_name(arguments.model))
     with ExitStack() as stack:
         try:
-            stack.enter_context(serve_metrics(shown, settings))
+            stack.enter_context(serve_metrics(exported, settings))
         except OSError as error:
             print(f"HEADRACE_METRICS_PORT={settings.metrics_port}: /metrics cannot be served: {error}", file=sys.stderr)
             return 2
-        process.start()
-    return int(process.exitcode or 0)
+        celery_worker.start()
+    return int(celery_worker.exitcode or 0)
 
 
 if __name__ == "__main__":
     sys.exit(main())
 elif __name__ == "__mp_main__":
-    os.setsid()  # a signal to the worker's group is the worker's to handle: vLLM's engine would end at once
-    tie_to_parent()
-    log_as_the_worker()
+    os.setsid()  # signals to the process group are for the worker: they would end vLLM's engine at once
+    die_with_parent()
+    configure_engine_logging()

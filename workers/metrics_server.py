@@ -1,4 +1,4 @@
-"""Where a worker shows its metrics, a small HTTP server in a thread, and what is read there of its load and engine."""
+"""The HTTP server of a worker's metrics, in a thread."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from workers.settings import WorkerSettings
 
 @contextmanager
 def serve_metrics(registry: CollectorRegistry, settings: WorkerSettings) -> Iterator[None]:
-    """Serve a registry at `/metrics` where `HEADRACE_METRICS_PORT` asks for it.
+    """Serve a registry at `/metrics` if `HEADRACE_METRICS_PORT` is set.
 
     Raises:
-        OSError: the port is taken, or the host is not one of this machine.
+        OSError: the port is in use, or the host is not an address of this machine.
     """
     if settings.metrics_port is None:
         yield

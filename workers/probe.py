@@ -1,9 +1,10 @@
-"""`python -m workers.probe alive|ready`: asks the worker beside it, by its beacon's file. Standard library only.
+"""`python -m workers.probe alive|ready`: checks the worker of this container by its heartbeat file.
 
-alive: its loop turns, or it is starting a dead engine again, which takes the loop as long as the engine loads.
-ready: its loop turns and its engine takes jobs.
+alive: the event loop runs, or the worker is restarting its engine, which may block the loop while it loads.
+ready: the event loop runs, and the engine accepts jobs.
 
-A worker that cannot reach its servers is alive: it waits for them, and another process would have to wait too.
+A worker that cannot reach the database or Redis is alive: restarting it would not help. This module uses the standard
+library only.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from pathlib import Path
 STALE_S = 30.0
 
 
-def verdict(question: str, file: Path, now: float) -> str | None:
-    """Why the answer is no; None where it is yes."""
+def failure(check: str, file: Path, now: float) -> str | None:
+    """Why a check fails, or None if it succeeds."""
     try:
         state, age_s = file.read_text(), now - file.stat().st_mtime
     except FileNotFoundError:
         return "the worker's engine has not started yet"
     if state == "restarting":
-        return None if question == "alive" else "the worker's engine is starting again"
+        return None if check == "alive" else "the worker's engine is restarting"
     if age_s > STALE_S:
         return f"the worker's last heartbeat was {age_s:.0f} s ago"
-    if question == "ready" and state != "ready":
+    if check == "ready" and state != "ready":
         return f"the worker is {state}"
     return None
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0: yes; 1: no, with the reason."""
+    """Returns the exit code: 0 if the check succeeds, 1 if it fails, 2 if the call is wrong."""
     file = os.environ.get("HEADRACE_BEACON")
     if arguments not in (["alive"], ["ready"]) or not file:
         print("usage: HEADRACE_BEACON=FILE python -m workers.probe alive|ready", file=sys.stderr)
         return 2
-    reason = verdict(arguments[0], Path(file), time.time())
+    reason = failure(arguments[0], Path(file), time.time())
     if reason is not None:
         print(reason, file=sys.stderr)
     return 0 if reason is None else 1

@@ -26,7 +26,8 @@ from shared.redis.job_queue import HintSender
 from shared.runtime.gc_tuning import freeze_gc
 from shared.runtime.outages import is_outage
 from shared.runtime.supervisor import Supervisor
-from shared.telemetry.logs import requests_come
+from shared.telemetry.logs import redact_errors
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
 from workers.engines.base import Engine
 from workers.engines.factory import make_engine
@@ -68,7 +69,13 @@ class WorkerRuntime:
     consumer: ConsumerControl
 
     def __init__(
-        self, app: Celery, settings: WorkerSettings, model: ModelSpec, worker: str, registry: CollectorRegistry
+        self,
+        app: Celery,
+        settings: WorkerSettings,
+        model: ModelSpec,
+        worker: str,
+        metrics: Metrics,
+        registry: CollectorRegistry,
     ) -> None:
         """`registry` is served at `/metrics`; the gauges of the worker and its engine are added to it."""
         self.model_name = model.name
@@ -77,6 +84,7 @@ class WorkerRuntime:
         self._settings = settings
         self._model = model
         self._worker = worker
+        self._metrics = metrics
         self._registry = registry
         self._shutdown = ProcessShutdown(self._release)
         self._supervisor = Supervisor(on_failure=self._shutdown.begin)
@@ -85,7 +93,7 @@ class WorkerRuntime:
 
     async def start(self) -> None:
         """Connect to the servers, start the engine and run all parts; returns when the engine can run jobs."""
-        settings, model = self._settings, self._model
+        settings, model, metrics = self._settings, self._model, self._metrics
         database = connect(settings.database_url)
         self._stack.push_async_callback(database.dispose)
         redis = connect_redis(settings.redis_url)
@@ -97,11 +105,11 @@ class WorkerRuntime:
         logs = EventLog(redis)
         claims = ClaimStore(database, self._worker)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, traces)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(self._app, redis)
         self._stack.push_async_callback(hints.flush)
 
-        log_writer = LogWriter(logs, claims.held, late_s=settings.heartbeat_s)
+        log_writer = LogWriter(logs, claims.list_claims, late_s=settings.heartbeat_s)
         engine_death = asyncio.Event()
         context = AttemptContext(
             worker=self._worker,
@@ -113,6 +121,7 @@ class WorkerRuntime:
             max_attempts=settings.max_attempts,
             send=hints.put,
             on_engine_death=engine_death.set,
+            metrics=metrics,
             traces=traces,
         )
         runner = Runner(context, self.slot_pool)
@@ -124,6 +133,7 @@ class WorkerRuntime:
             log_writer,
             heartbeat,
             self.consumer,
+            metrics,
             model.name,
             back_off_max_s=settings.engine_back_off_max_s,
         )
@@ -131,6 +141,7 @@ class WorkerRuntime:
             recovery_store,
             terminator,
             hints.put,
+            metrics,
             interval_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
@@ -140,18 +151,18 @@ class WorkerRuntime:
 
         await heartbeat.renew()
         self._stack.push_async_callback(self._end_lease)
-        self._registry.register(WorkerMetrics(model.name, runner, engine, watchdog.stalled_s))
+        self._registry.register(WorkerMetrics(metrics, model.name, runner, engine, watchdog.stalled_s))
         run = self._supervisor.start
         run("log_writer", log_writer.run())
         run("hint_sender", hints.run())
         run("heartbeat", heartbeat.run())
         run("cancel_listener", CancelListener(redis, runner, self._worker).run())
-        run("redelivery", Redelivery(runner, recovery_store, redis, hints, model.name).run())
+        run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
         run("watchdog", watchdog.run())
         freeze_gc()
-        requests_come()
+        redact_errors()
 
     async def run(self, job_id: str) -> JobStatus | None:
         """Run a job; see `Runner.run`."""
@@ -171,7 +182,7 @@ class WorkerRuntime:
         """Finish or requeue all jobs. Does nothing before the start."""
         if self._parts is not None:
             self._parts.runner.pause()
-            await self._parts.heartbeat.show(WorkerState.DRAINING)
+            await self._parts.heartbeat.set_state(WorkerState.DRAINING)
             await self._parts.runner.drain(self._settings.drain_s)
 
     def end_grace(self) -> None:
@@ -195,7 +206,7 @@ class WorkerRuntime:
         model = self._model
         logger.info("model=%s engine=%s starting", model.name, model.engine)
         began = time.monotonic()
-        engine = make_engine(model)
+        engine = make_engine(model, self._metrics)
         await engine.start()
         self._stack.push_async_callback(engine.stop)
         logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)

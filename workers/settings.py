@@ -10,11 +10,15 @@ from shared.config.settings import Settings
 
 
 class WorkerSettings(Settings):
-    """What a worker reads beside the common settings."""
+    """A worker's settings, in addition to the common ones."""
 
-    beacon: Path | None = Field(None, description="The file in which this worker says how it is; see workers.probe.")
-    drain_s: float = Field(30.0, ge=0, description="At SIGTERM: seconds that running jobs get to finish.")
-    engine_back_off_max_s: float = Field(60.0, gt=0, description="Longest wait before a dead engine is started.")
-    metrics_port: int | None = Field(None, ge=0, le=65535, description="Where /metrics is; 0: any free port.")
+    beacon: Path | None = Field(
+        None, description="The file in which the worker writes its state at each heartbeat; see workers.probe."
+    )
+    drain_s: float = Field(30.0, ge=0, description="Seconds that running jobs get to finish at SIGTERM.")
+    engine_back_off_max_s: float = Field(
+        60.0, gt=0, description="The longest wait before a dead engine is restarted, in seconds."
+    )
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="The port of /metrics; 0 is any free port.")
     metrics_host: str = "127.0.0.1"
-    look_ahead: int = Field(2, ge=1, description="Messages reserved beyond the jobs that run.")
+    look_ahead: int = Field(2, ge=1, description="Messages reserved beyond the running jobs.")

@@ -47,9 +47,7 @@ class Endpoint(Protocol):
     def rename_param(self, error: InvalidRequest) -> InvalidRequest:
         """Replace a job's parameter in an error by the endpoint's."""
 
-    def response_body(
-        self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None
-    ) -> dict[str, Any]:
+    def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
         """Build the body that a synchronous call would have returned. `job` was created from `body`."""
 
 
@@ -75,10 +73,8 @@ class Completions:
     def rename_param(self, error: InvalidRequest) -> InvalidRequest:
         return error  # the names are the same
 
-    def response_body(
-        self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None
-    ) -> dict[str, Any]:
-        return completion_body(self.dialect, [job], fingerprint)
+    def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
+        return completion_body(self.dialect, [job])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +93,7 @@ class Responses:
     def rename_param(self, error: InvalidRequest) -> InvalidRequest:
         return rename_param(error)
 
-    def response_body(
-        self, body: dict[str, Any], job: Job, log: Sequence[Event], fingerprint: str | None
-    ) -> dict[str, Any]:
+    def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
         return build_response(StoredResponse(job, self._request(body).facts()), log)
 
     @staticmethod

@@ -20,7 +20,6 @@ from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import render
 from api.jobs.admission import Admission
-from shared.config.models.loader import Registry
 from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound, UpstreamFailed
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
@@ -46,12 +45,7 @@ class Results:
 
 
 async def write_results(
-    batch: Batch,
-    lines: AsyncIterator[Line],
-    store: BatchStore,
-    blobs: Blobs,
-    registry: Registry,
-    admission: Admission,
+    batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs, admission: Admission
 ) -> Results:
     """Write the results of a batch whose jobs have all ended. Idempotent."""
     results = Results()
@@ -63,7 +57,7 @@ async def write_results(
             if line.blank:
                 continue
             result = await jobs.of_line(line.number)
-            entry = await _entry(batch, line, result, registry, admission)
+            entry = await _entry(batch, line, result, admission)
             if result is not None and result.job.usage is not None:
                 results.usage = _sum(results.usage, result.job.usage)
             if entry.succeeded:
@@ -86,9 +80,7 @@ class _Entry:
     content: dict[str, Any]
 
 
-async def _entry(
-    batch: Batch, line: Line, result: LineResult | None, registry: Registry, admission: Admission
-) -> _Entry:
+async def _entry(batch: Batch, line: Line, result: LineResult | None, admission: Admission) -> _Entry:
     """Build the result of a line. `result` is None if the line got no job."""
     custom_id, body = custom_id_and_body(line)
     if result is None:
@@ -105,10 +97,9 @@ async def _entry(
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status.succeeded:
-        fingerprint = registry[job.model].fingerprint if job.model in registry else None
         log = parse_archive(result.log) if result.log is not None else ()
         try:
-            response_body = ENDPOINTS[batch.endpoint].response_body(body, job, log, fingerprint)
+            response_body = ENDPOINTS[batch.endpoint].response_body(body, job, log)
         except (ValidationError, InvalidRequest):
             rejection = await _rejection(batch, line, admission)
             return _Entry(False, {**content, "response": _failed(job.id, rejection), "error": None})

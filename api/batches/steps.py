@@ -26,7 +26,7 @@ from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import NewJob
 from shared.recovery.terminator import JobTerminator
-from shared.telemetry.metrics import BATCH_LINES, submitted
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class BatchSteps:
         jobs: JobService,
         terminator: JobTerminator,
         send: Callable[[Hint], None],
+        metrics: Metrics,
         max_line_bytes: int,
         max_jobs: int,
         keep_s: float | None,
@@ -64,6 +65,7 @@ class BatchSteps:
         self._jobs = jobs
         self._terminator = terminator
         self._send = send
+        self._metrics = metrics
         self._max_line_bytes = max_line_bytes
         self._max_jobs = max_jobs
         self._keep_s = keep_s
@@ -124,11 +126,11 @@ class BatchSteps:
         async def submit() -> bool:
             hints = await self._store.submit(batch, jobs, requests, next_line)
             for hint in hints or ():
-                submitted(hint.model, hint.priority)
+                self._metrics.submitted(hint.model, hint.priority)
                 logger.info("job=%s model=%s attempt=%d batch=%s queued", hint.job_id, hint.model, 0, batch.id)
                 self._send(hint)
             if hints is not None:
-                BATCH_LINES.labels("submitted").inc(requests)
+                self._metrics.batch_lines.labels("submitted").inc(requests)
             return hints is not None
 
         async with self._lines(batch, batch.next) as lines:
@@ -181,7 +183,7 @@ class BatchSteps:
         results = Results()
         if batch.total:  # 0 if it was cancelled before its input was read
             async with self._lines(batch, Position()) as lines:
-                results = await write_results(batch, lines, self._store, self._blobs, self._registry, self._admission)
+                results = await write_results(batch, lines, self._store, self._blobs, self._admission)
         ending = batch.ending
         if ending is BatchStatus.EXPIRED and not results.expired:
             ending = BatchStatus.COMPLETED
@@ -196,8 +198,8 @@ class BatchSteps:
             keep_s=batch.output_expires_after_s or self._keep_s,
         )
         if ended:
-            BATCH_LINES.labels("completed").inc(results.completed)
-            BATCH_LINES.labels("failed").inc(results.failed)
+            self._metrics.batch_lines.labels("completed").inc(results.completed)
+            self._metrics.batch_lines.labels("failed").inc(results.failed)
             logger.info("batch=%s %s", batch.id, ending.value)
         return False
 

@@ -36,7 +36,7 @@ from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
 from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
 from shared.postgres.job_rows import JobRowStore, insert_queued, to_job
-from shared.postgres.store import Records, seconds
+from shared.postgres.store import Records, page_by_id, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 
 
@@ -121,16 +121,13 @@ class BatchStore(JobRowStore):
 
     async def get(self, batch_id: str, project_id: int) -> Batch | None:
         """Return a batch of a project; None if there is none."""
-        row = await self._first(select(*COLUMNS).where(BatchRow.id == batch_id, BatchRow.project_id == project_id))
-        return to_batch(row) if row is not None else None
+        statement = select(*COLUMNS).where(BatchRow.id == batch_id, BatchRow.project_id == project_id)
+        return await self._one(statement, to_batch)
 
     async def page(self, project_id: int, *, limit: int, after: str | None) -> list[Batch]:
         """Return a project's batches that are older than `after`, newest first."""
-        statement = select(*COLUMNS).where(BatchRow.project_id == project_id).order_by(BatchRow.id.desc()).limit(limit)
-        if after is not None:
-            statement = statement.where(BatchRow.id < after)
-        async with self._engine.connect() as connection:
-            return [to_batch(row) for row in await connection.execute(statement)]
+        statement = select(*COLUMNS).where(BatchRow.project_id == project_id)
+        return await self._all(page_by_id(statement, BatchRow.id, limit=limit, after=after), to_batch)
 
     async def cancel(self, batch_id: str) -> bool:
         """Move a batch to `cancelling`: no more lines are submitted. Returns False if its state does not allow it."""
@@ -163,9 +160,7 @@ class BatchStore(JobRowStore):
             .values({BatchRow.driver: driver, BatchRow.due_at: func.clock_timestamp() + seconds(lease_s)})
             .returning(*COLUMNS)
         )
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(statement)).first()
-        return to_batch(row) if row is not None else None
+        return await self._one(statement, to_batch)
 
     async def reschedule(self, batch_id: str, driver: str, wait_s: float) -> bool:
         """Make a leased batch due in `wait_s` seconds. Returns False if another driver has leased it."""
@@ -266,9 +261,7 @@ class BatchStore(JobRowStore):
             )
             .returning(query.c.open, BatchRow.completed, BatchRow.failed)
         )
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(statement)).first()
-        return Tally(row.open, row.completed, row.failed) if row is not None else None
+        return await self._one(statement, lambda row: Tally(row.open, row.completed, row.failed))
 
     async def finalize(self, batch_id: str, ending: BatchStatus) -> bool:
         """Stop submitting lines; the results are written once all jobs have ended."""
@@ -337,8 +330,7 @@ class BatchStore(JobRowStore):
             .order_by(JobRow.batch_line)
             .limit(limit)
         )
-        async with self._engine.connect() as connection:
-            return [LineResult(row.batch_line, to_job(row), row.log) for row in await connection.execute(statement)]
+        return await self._all(statement, lambda row: LineResult(row.batch_line, to_job(row), row.log))
 
     async def open_jobs(self, batch_id: str) -> list[Job]:
         """Return the jobs that have not ended."""

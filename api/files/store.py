@@ -28,7 +28,7 @@ from shared.domain.errors import FileInUse
 from shared.domain.ids import is_id, new_id, region_of
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
-from shared.postgres.store import Store, seconds
+from shared.postgres.store import Store, page_by_id, seconds
 from shared.postgres.tables import BatchRow, FileRow
 
 FILE_ID_PREFIX = "file-"
@@ -90,25 +90,18 @@ class FileStore(Store):
 
     async def get(self, file_id: str, project_id: int) -> StoredFile | None:
         """Return a file of a project; None if there is none."""
-        row = await self._first(
-            select(*_COLUMNS).where(FileRow.id == file_id, FileRow.project_id == project_id, not_expired())
-        )
-        return _file(row) if row is not None else None
+        statement = select(*_COLUMNS).where(FileRow.id == file_id, FileRow.project_id == project_id, not_expired())
+        return await self._one(statement, _file)
 
     async def page(
         self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool = False
     ) -> list[StoredFile]:
         """Return a project's files after `after`, newest first unless `ascending`."""
-        order = FileRow.id.asc() if ascending else FileRow.id.desc()
-        statement = (
-            select(*_COLUMNS).where(FileRow.project_id == project_id, not_expired()).order_by(order).limit(limit)
-        )
+        statement = select(*_COLUMNS).where(FileRow.project_id == project_id, not_expired())
         if purpose is not None:
             statement = statement.where(FileRow.purpose == purpose)
-        if after is not None:
-            statement = statement.where(FileRow.id > after if ascending else FileRow.id < after)
-        async with self._engine.connect() as connection:
-            return [_file(row) for row in await connection.execute(statement)]
+        page = page_by_id(statement, FileRow.id, limit=limit, after=after, ascending=ascending)
+        return await self._all(page, _file)
 
     async def delete(self, file_id: str, project_id: int) -> bool:
         """Delete a file of a project; the caller then deletes its blob. Returns False if there is no such file.

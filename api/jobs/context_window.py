@@ -11,10 +11,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from api.jobs.token_counter import TokenCounter, simulated_tokens
-from shared.config.models.loader import ModelSpec, Registry
-from shared.config.models.openai import OpenAIModel
-from shared.config.models.simulated import SimulatedModel
+from api.jobs.token_counter import TokenCounter, count_words
+from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
+from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 
@@ -30,7 +29,7 @@ class ContextWindow:
 
     def __init__(self, registry: Registry) -> None:
         self._limits = {name: model.max_model_len for name, model in registry.models.items()}
-        self._counters = {name: _counter(model) for name, model in registry.models.items()}
+        self._counters = {name: _counter(model.prompt_tokenizer) for name, model in registry.models.items()}
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if the prompt leaves no room for output, or max_tokens exceeds the context length.
@@ -76,18 +75,14 @@ class ContextWindow:
         return tokens
 
 
-def _counter(model: ModelSpec) -> Callable[[GenerateRequest], int | None] | None:
-    if isinstance(model, SimulatedModel):
-        return simulated_tokens
-    if isinstance(model, OpenAIModel):
-        return None
-    folder = model.folder
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        return None
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    own_template = model.chat.chat_template is None and not model.chat.default_chat_template_kwargs
-    return TokenCounter(folder, own_template=own_template).count
+def _counter(tokenizer: PromptTokenizer | None) -> Callable[[GenerateRequest], int | None] | None:
+    match tokenizer:
+        case WordTokenizer():
+            return count_words
+        case TokenizerFiles(folder, renders_chat):
+            return TokenCounter(folder, renders_chat=renders_chat).count
+        case None:
+            return None
 
 
 def _bytes(request: GenerateRequest) -> int:

@@ -31,12 +31,12 @@ class Retention:
         await run_periodically(self.sweep, "retention sweep", interval_s=INTERVAL_S, jitter=0.2)
 
     async def sweep(self, *, unstored_s: float = UNSTORED_S) -> int:
-        """Delete or clear all jobs that are due. Returns their number."""
-        cleared = await self._all(lambda: self._store.clear_unstored(unstored_s, BATCH))
+        """Delete or purge all jobs that are due. Returns their number."""
+        purged = await self._all(lambda: self._store.purge_unstored(unstored_s, BATCH))
         deleted = await self._all(lambda: self._store.delete_ended(self._keep_s, BATCH)) if self._keep_s else 0
         if deleted:
             logger.info("deleted %d jobs that ended more than %d s ago", deleted, self._keep_s)
-        return cleared + deleted
+        return purged + deleted
 
     @staticmethod
     async def _all(step: Callable[[], Awaitable[int]]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete, exists, func, select
 
 from shared.domain.job import TERMINAL
-from shared.postgres.job_rows import forget_statement
+from shared.postgres.job_rows import purge_statement
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import BatchRow, JobRow, ResponseRow
 
@@ -30,8 +30,8 @@ class RetentionStore(Store):
         async with self._engine.connect() as connection:
             return (await connection.execute(delete(JobRow).where(JobRow.id.in_(old)))).rowcount
 
-    async def clear_unstored(self, older_than_s: float, limit: int) -> int:
-        """Clear input and output of responses with `store` false that ended more than `older_than_s` ago.
+    async def purge_unstored(self, older_than_s: float, limit: int) -> int:
+        """Purge input and output of responses with `store` false that ended more than `older_than_s` ago.
 
         Returns their number.
         """
@@ -48,4 +48,4 @@ class RetentionStore(Store):
             .scalar_subquery()
         )
         async with self._engine.connect() as connection:
-            return len((await connection.execute(forget_statement(JobRow.id.in_(old)))).all())
+            return len((await connection.execute(purge_statement(JobRow.id.in_(old)))).all())

@@ -27,7 +27,7 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
-from shared.telemetry.metrics import submitted
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class JobService:
         hub: StreamHub,
         redis: Redis,
         queue_estimates: QueueEstimates,
+        metrics: Metrics,
         traces: Traces = NO_TRACES,
     ) -> None:
         self._admission = admission
@@ -56,6 +57,7 @@ class JobService:
         self._hints = hints
         self._hub = hub
         self._redis = redis
+        self._metrics = metrics
         self.queue_estimates = queue_estimates
         self.traces = traces
 
@@ -74,7 +76,7 @@ class JobService:
         with self.traces.submitting(new.model) as request_context:
             job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
         if created:
-            submitted(job.model, job.priority)
+            self._metrics.submitted(job.model, job.priority)
             logger.info(
                 "job=%s model=%s attempt=%d request=%s queued",
                 job.id, job.model, job.attempt, job.request_context.request_id,
@@ -156,7 +158,7 @@ class JobService:
         if not await self._store.delete(job_id, project_id):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
         try:
-            await self._logs.forget(job_id)
+            await self._logs.delete(job_id)
         except (RedisError, OSError) as error:
             logger.warning("job=%s cannot delete its log; it remains until it expires: %s", job_id, error)
 

@@ -25,8 +25,8 @@ _PROMPT_OPTIONS = ChatOptions.model_fields.keys() - {"tool_choice", "parallel_to
 class TokenCounter:
     """Counts tokens with one model's tokenizer and chat template."""
 
-    def __init__(self, folder: Path, *, own_template: bool = True) -> None:
-        """`own_template`: whether the model's own chat template is used, without configured variables."""
+    def __init__(self, folder: Path, *, renders_chat: bool = True) -> None:
+        """`renders_chat`: see `shared.config.models.base.TokenizerFiles`."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "tokenizer_config.json").read_text())
         template_file = folder / "chat_template.jinja"
@@ -39,7 +39,7 @@ class TokenCounter:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _raise
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        self._template = environment.from_string(template) if isinstance(template, str) and own_template else None
+        self._template = environment.from_string(template) if isinstance(template, str) and renders_chat else None
 
     def count(self, request: GenerateRequest) -> int | None:
         """Count the tokens of a prompt; None if its conversation cannot be rendered exactly as by the worker."""
@@ -62,8 +62,8 @@ class TokenCounter:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def simulated_tokens(request: GenerateRequest) -> int:
-    """Count as the simulated engine does, whose tokens are words; see `workers.engines.simulated.engine`."""
+def count_words(request: GenerateRequest) -> int:
+    """Count the tokens of a model whose tokens are words; see `workers.engines.simulated.engine`."""
     if isinstance(request.prompt, list):
         return len(request.prompt)
     if request.messages is None:

@@ -1,4 +1,4 @@
-"""`python -m api.keys create|rotate|revoke|list|ensure`: API keys, in the database that DATABASE_URL names."""
+"""`python -m api.keys create|rotate|revoke|list|ensure`: manages API keys in the database at DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIN_CHOSEN_KEY = 16
 
 
 class KeySettings(ApiSettings):
-    """Only the database is needed here."""
+    """The command needs only the database."""
 
     redis_url: str = "redis://unused"
 

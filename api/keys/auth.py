@@ -24,37 +24,37 @@ api_key_header = APIKeyHeader(
 
 
 class Authenticator:
-    """Looks up keys, and caches valid ones for a few seconds: a revoked key keeps working for that long."""
+    """Looks up keys. Valid keys are cached for a few seconds, so a revoked key remains usable for that long."""
 
     def __init__(self, store: ApiKeyStore, cache_s: float) -> None:
         self._store = store
         self._cache_s = cache_s
-        self._known: dict[str, tuple[float, Principal]] = {}
+        self._cache: dict[str, tuple[float, Principal]] = {}
 
     async def principal(self, key: str) -> Principal:
-        """The principal of a valid key.
+        """Return the principal of a valid key.
 
         Raises:
             Unauthorized: the key does not exist, was revoked, or has expired.
         """
         sha256, now = digest(key), time.monotonic()
-        if (known := self._known.get(sha256)) is not None and known[0] > now:
-            return known[1]
+        if (cached := self._cache.get(sha256)) is not None and cached[0] > now:
+            return cached[1]
         found = await self._store.find(key)
         if found is None:
-            self._known.pop(sha256, None)
+            self._cache.pop(sha256, None)
             raise Unauthorized("The API key is not valid.")
-        if len(self._known) >= CACHE_SIZE:
-            self._known.clear()
+        if len(self._cache) >= CACHE_SIZE:
+            self._cache.clear()
         cache_s = self._cache_s if found.expires_in_s is None else min(self._cache_s, found.expires_in_s)
-        self._known[sha256] = (now + cache_s, found.principal)
+        self._cache[sha256] = (now + cache_s, found.principal)
         return found.principal
 
 
 async def current_principal(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> Principal:
-    """The principal of a request with a bearer key that has the `inference` scope."""
+    """Return the principal of a request whose bearer key has the `inference` scope."""
     return await _principal(request, credentials.credentials if credentials is not None else None)
 
 
@@ -63,7 +63,7 @@ async def anthropic_principal(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     api_key: Annotated[str | None, Depends(api_key_header)],
 ) -> Principal:
-    """The same, for routes that also accept the key as `x-api-key`."""
+    """The same for routes that also accept the key as `x-api-key`."""
     return await _principal(request, api_key or (credentials.credentials if credentials is not None else None))
 
 

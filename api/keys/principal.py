@@ -36,7 +36,7 @@ class Principal:
         return replace(self, end_user=end_user_name(end_user))
 
     def require(self, scope: Scope) -> None:
-        """Raise `Forbidden` if the key lacks a scope."""
+        """Raise `Forbidden` if the key does not have the scope."""
         if scope not in self.scopes:
             raise Forbidden(
                 f"This API key has no `{scope.value}` scope; use a key that was created with --scope {scope.value}."

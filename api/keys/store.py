@@ -1,4 +1,4 @@
-"""API keys and projects. A key is generated once, shown once, and stored as SHA-256."""
+"""SQL for API keys and projects. A key is shown once, when it is created; only its SHA-256 is stored."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,13 +18,13 @@ from shared.postgres.engine import transaction
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, ProjectRow
 
-# `last_used_at` is at most this much older than a key's last use.
+# `last_used_at` lags behind a key's last use by at most this much.
 LAST_USED_RESOLUTION_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it is listed: its public prefix, never the key itself."""
+    """A key as listed, without the key itself."""
 
     id: int
     name: str
@@ -46,7 +47,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class ValidKey:
-    """A key that is valid now, and the seconds until it expires (None: it does not)."""
+    """The principal of a valid key, and the seconds until the key expires (None: it does not expire)."""
 
     principal: Principal
     expires_in_s: float | None
@@ -58,7 +59,7 @@ def generate_key() -> str:
 
 
 def digest(key: str) -> str:
-    """The stored form of a key. It has 256 random bits, so a plain hash is enough."""
+    """The stored form of a key: a plain hash, which is enough for 256 random bits."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -68,12 +69,12 @@ def public_prefix(key: str) -> str:
 
 
 def _valid() -> ColumnElement[bool]:
-    """A key is neither revoked nor expired."""
+    """Condition: the key is neither revoked nor expired."""
     return and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()))
 
 
 class ApiKeyStore(Store):
-    """All SQL about keys and projects."""
+    """API keys and projects in PostgreSQL."""
 
     async def create(
         self,
@@ -84,9 +85,9 @@ class ApiKeyStore(Store):
         scopes: Iterable[Scope] = (Scope.INFERENCE,),
         expires_in_s: float | None = None,
     ) -> None:
-        """Store a key of a project (default: the project of the key's own name), which is created if it is missing.
+        """Store a key of a project (default: the project named like the key), which is created if it is missing.
 
-        A key that is stored already stays as it is.
+        A key that is already stored does not change.
         """
         async with transaction(self._engine) as connection:
             known = select(exists().where(ApiKeyRow.sha256 == digest(key)))
@@ -104,10 +105,10 @@ class ApiKeyStore(Store):
             await connection.execute(statement.on_conflict_do_nothing(index_elements=[ApiKeyRow.sha256]))
 
     async def rotate(self, prefix: str, key: str, *, overlap_s: float, expires_in_s: float | None = None) -> int:
-        """Store a successor of the valid key with a public prefix, which itself expires after the overlap.
+        """Store a successor of the valid key with this public prefix; the old key expires after the overlap.
 
-        The successor has the same name, project and scopes. Returns the number of valid keys that have the prefix:
-        unless that is 1, nothing is changed.
+        The successor has the same name, project and scopes. Returns the number of valid keys that have the prefix; if
+        it is not 1, nothing changes.
         """
         async with transaction(self._engine) as connection:
             old = select(ApiKeyRow.id, ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes).where(
@@ -134,7 +135,7 @@ class ApiKeyStore(Store):
     async def find(self, key: str) -> ValidKey | None:
         """Return the principal of a key that is neither revoked nor expired, else None. Records the key's use.
 
-        The use is written at most once a minute for each key, and never waits for another process that writes it.
+        The use is written at most once a minute per key, without waiting for another process that writes it.
         """
         valid = (ApiKeyRow.sha256 == digest(key), _valid())
         stale = (
@@ -168,13 +169,13 @@ class ApiKeyStore(Store):
         return ValidKey(Principal(row.project_id, row.id, scopes), left)
 
     async def all(self) -> Sequence[ApiKey]:
-        """All keys, oldest first."""
+        """Return all keys, oldest first."""
         statement = (
             select(
                 ApiKeyRow.id,
                 ApiKeyRow.name,
                 ApiKeyRow.prefix,
-                ProjectRow.name,
+                ProjectRow.name.label("project"),
                 ApiKeyRow.scopes,
                 ApiKeyRow.created_at,
                 ApiKeyRow.expires_at,
@@ -184,19 +185,31 @@ class ApiKeyStore(Store):
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
             .order_by(ApiKeyRow.id)
         )
-        async with self._engine.connect() as connection:
-            rows = await connection.execute(statement)
-            return [ApiKey(*row[:4], tuple(Scope(scope) for scope in row[4]), *row[5:]) for row in rows]
+        return await self._all(statement, _api_key)
 
     async def revoke(self, prefix: str) -> int:
-        """Revoke the keys with a public prefix. Returns how many of them were valid until now."""
+        """Revoke the valid keys with this public prefix. Returns their number."""
         statement = update(ApiKeyRow).where(ApiKeyRow.prefix == prefix, _valid()).values(revoked_at=func.now())
         async with self._engine.connect() as connection:
             return int((await connection.execute(statement)).rowcount)
 
 
+def _api_key(row: Row[Any]) -> ApiKey:
+    return ApiKey(
+        id=row.id,
+        name=row.name,
+        prefix=row.prefix,
+        project=row.project,
+        scopes=tuple(Scope(scope) for scope in row.scopes),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+    )
+
+
 async def _project_id(connection: AsyncConnection, name: str) -> int:
-    """The id of the project of a name, created if it is missing."""
+    """Return the id of the project with this name, which is created if it is missing."""
     created = insert(ProjectRow).values(name=name).on_conflict_do_nothing(index_elements=[ProjectRow.name])
     await connection.execute(created)
     found = await connection.execute(select(ProjectRow.id).where(ProjectRow.name == name))

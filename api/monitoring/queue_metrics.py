@@ -15,7 +15,7 @@ from api.monitoring.queue_stats import QueueStats, QueueStatsStore
 from shared.config.models.loader import Registry
 from shared.domain.job import WorkerState
 from shared.runtime.outages import is_database_outage, is_redis_outage
-from shared.telemetry import metrics
+from shared.telemetry.metrics import OTHER, PRIORITY_LABELS, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,11 @@ class QueueMetrics(Collector):
     absent rather than stale.
     """
 
-    def __init__(self, store: QueueStatsStore, redis: Redis, registry: Registry) -> None:
+    def __init__(self, store: QueueStatsStore, redis: Redis, registry: Registry, metrics: Metrics) -> None:
         self._store = store
         self._redis = redis
         self._registry = registry
+        self._metrics = metrics
         self._fleet: QueueStats | None = None
         self._redis_up = False
         self._read_at = float("-inf")
@@ -70,18 +71,17 @@ class QueueMetrics(Collector):
         return True
 
     def collect(self) -> Iterable[Metric]:
-        fleet, models = self._fleet, self._registry.models
-        yield metrics.DATABASE_UP.family([((), float(fleet is not None))])
-        yield metrics.REDIS_UP.family([((), float(self._redis_up))])
-        yield metrics.WORKER_SLOTS.family([((name,), model.slots) for name, model in models.items()])
+        metrics, fleet, models = self._metrics, self._fleet, self._registry.models
+        yield metrics.database_up.family([((), float(fleet is not None))])
+        yield metrics.redis_up.family([((), float(self._redis_up))])
+        yield metrics.worker_slots.family([((name,), model.slots) for name, model in models.items()])
         if fleet is None:
             return
         # Zeros are exported too: a series that disappears is ambiguous.
-        assert metrics.PRIORITY.values is not None
-        jobs = [(model, priority) for model in models for priority in metrics.PRIORITY.values]
-        jobs += [key for key in {*fleet.waiting, *fleet.running} if key[0] == metrics.OTHER]
+        jobs = [(model, priority) for model in models for priority in PRIORITY_LABELS]
+        jobs += [key for key in {*fleet.waiting, *fleet.running} if key[0] == OTHER]
         workers = [(model, state.value) for model in models for state in WorkerState]
-        yield metrics.JOBS_WAITING.family([(key, fleet.waiting[key]) for key in jobs])
-        yield metrics.JOBS_RUNNING.family([(key, fleet.running[key]) for key in jobs])
-        yield metrics.QUEUE_OLDEST_AGE.family([(key, fleet.oldest.get(key, 0.0)) for key in jobs])
-        yield metrics.WORKERS.family([(key, fleet.workers[key]) for key in workers])
+        yield metrics.jobs_waiting.family([(key, fleet.waiting[key]) for key in jobs])
+        yield metrics.jobs_running.family([(key, fleet.running[key]) for key in jobs])
+        yield metrics.queue_oldest_age.family([(key, fleet.oldest.get(key, 0.0)) for key in jobs])
+        yield metrics.workers.family([(key, fleet.workers[key]) for key in workers])

@@ -6,11 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.domain.job import RUNNING, JobStatus
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, WorkerRow
-from shared.telemetry.metrics import model_label, priority_label
+from shared.telemetry.metrics import Metrics, priority_label
 
 Key = tuple[str, str]
 
@@ -27,6 +28,10 @@ class QueueStats:
 
 class QueueStatsStore(Store):
     """Reads the statistics. Each statement uses an index: of queued jobs, of running jobs, of workers."""
+
+    def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
+        super().__init__(engine)
+        self._model_label = metrics.model_label
 
     async def read(self) -> QueueStats:
         """Read the current statistics."""
@@ -49,11 +54,11 @@ class QueueStatsStore(Store):
         fleet = QueueStats()
         async with self._engine.connect() as connection:
             for model, priority, count, oldest_s in await connection.execute(queued):
-                key = model_label(model), priority_label(priority)
+                key = self._model_label(model), priority_label(priority)
                 fleet.waiting[key] += count
                 fleet.oldest[key] = max(fleet.oldest.get(key, 0.0), float(oldest_s))
             for model, priority, count in await connection.execute(running):
-                fleet.running[model_label(model), priority_label(priority)] += count
+                fleet.running[self._model_label(model), priority_label(priority)] += count
             for model, state, count in await connection.execute(alive):
-                fleet.workers[model_label(model), state] += count
+                fleet.workers[self._model_label(model), state] += count
         return fleet

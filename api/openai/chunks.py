@@ -26,14 +26,13 @@ async def frames(
     *,
     include_usage: bool = False,
     continuous_usage: bool = False,
-    fingerprint: str | None = None,
 ) -> AsyncIterator[bytes]:
     """Convert jobs' events to `data:` frames. The last one is `[DONE]`, or an error frame if a job failed.
 
     Raises:
         StreamAborted: after an error frame, if jobs have not ended.
     """
-    encoder = _Encoder(dialect, jobs[0], include_usage=include_usage, fingerprint=fingerprint)
+    encoder = _Encoder(dialect, jobs[0], include_usage=include_usage)
     chunks = [
         Chunks(encoder, dialect, job, first_index=position * job.request.sampling.n, continuous_usage=continuous_usage)
         for position, job in enumerate(jobs)
@@ -46,7 +45,8 @@ async def frames(
             if current.usage is not None:
                 open_streams -= 1
                 if not open_streams:
-                    encoded += encoder.end([item.usage for item in chunks if item.usage is not None])
+                    usages = [item.usage for item in chunks if item.usage is not None]
+                    encoded += encoder.end(usages, chunks[0].fingerprint)
             if encoded:
                 yield encoded
             if current.aborted:
@@ -86,7 +86,7 @@ async def _merged(streams: Sequence[AsyncIterator[list[Event]]]) -> AsyncGenerat
 class _Encoder:
     """Encodes chunks. The fields that all chunks of a stream share are encoded once."""
 
-    def __init__(self, dialect: Dialect, job: Job, *, include_usage: bool, fingerprint: str | None) -> None:
+    def __init__(self, dialect: Dialect, job: Job, *, include_usage: bool) -> None:
         common: dict[str, Any] = {
             "id": dialect.completion_id(job),
             "object": dialect.chunk_object,
@@ -96,7 +96,6 @@ class _Encoder:
         self._before = b"data: " + orjson.dumps(common)[:-1] + b',"choices":['
         self._include_usage = include_usage
         self._after = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-        self._fingerprint = fingerprint
 
     def chunk(self, choice: dict[str, Any]) -> bytes:
         return self._before + orjson.dumps(choice) + self._after
@@ -111,23 +110,18 @@ class _Encoder:
         """Encode a chunk with the usage so far."""
         return b'%b%b],"usage":%b}\n\n' % (self._before, orjson.dumps(choice), orjson.dumps(usage))
 
-    def last_of(self, choice: dict[str, Any]) -> bytes:
+    def last_of(self, choice: dict[str, Any], fingerprint: str | None) -> bytes:
         """Encode a choice's last chunk. It has the fingerprint, unless the usage chunk has it."""
-        if self._include_usage or self._fingerprint is None:
+        if self._include_usage or fingerprint is None:
             return self.chunk(choice)
-        return b'%b%b],"system_fingerprint":%b}\n\n' % (
-            self._before,
-            orjson.dumps(choice),
-            orjson.dumps(self._fingerprint),
-        )
+        return b'%b%b],"system_fingerprint":%b}\n\n' % (self._before, orjson.dumps(choice), orjson.dumps(fingerprint))
 
-    def end(self, usages: Sequence[Usage]) -> bytes:
+    def end(self, usages: Sequence[Usage], fingerprint: str | None) -> bytes:
         """Encode the usage chunk, if requested, and `[DONE]`."""
         if not self._include_usage:
             return DONE
         usage = orjson.dumps(usage_view(total(usages)).model_dump())
-        fingerprint = orjson.dumps(self._fingerprint)
-        return b'%b],"usage":%b,"system_fingerprint":%b}\n\n%b' % (self._before, usage, fingerprint, DONE)
+        return b'%b],"usage":%b,"system_fingerprint":%b}\n\n%b' % (self._before, usage, orjson.dumps(fingerprint), DONE)
 
 
 class Chunks:
@@ -150,6 +144,7 @@ class Chunks:
         self._tokens: dict[int, int] = {}
         self._opened = False
         self._sent_text = False
+        self.fingerprint: str | None = None
         self.usage: Usage | None = None
         self.ended = self.aborted = False
 
@@ -167,6 +162,7 @@ class Chunks:
                     return b"".join(map(self._delta, _split_calls(payload)))
                 return self._delta(payload)
             case EventType.STARTED:
+                self.fingerprint = event.payload().get("fingerprint")
                 # With continuous usage, the opening chunk is delayed until the number of prompt tokens is known.
                 return b"" if self._continuous_usage or self._opened else self._open()
             case EventType.RESTARTED if self._sent_text:
@@ -188,7 +184,7 @@ class Chunks:
             return self._delta_with_usage(payload)
         finish_reason = payload.get("finish_reason")
         choice = self._choice(payload, finish_reason)
-        return self._encoder.last_of(choice) if finish_reason else self._encoder.chunk(choice)
+        return self._encoder.last_of(choice, self.fingerprint) if finish_reason else self._encoder.chunk(choice)
 
     def _open(self) -> bytes:
         """Encode the opening chunks, one per choice; plain completions have none."""

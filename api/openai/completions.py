@@ -54,7 +54,7 @@ def role_of(job: Job) -> str:
     return request.messages[-1].role
 
 
-def completion_body(dialect: Dialect, jobs: Sequence[Job], fingerprint: str | None = None) -> dict[str, Any]:
+def completion_body(dialect: Dialect, jobs: Sequence[Job]) -> dict[str, Any]:
     """Build the `ChatCompletion` or `Completion` body of finished jobs, one per prompt."""
     first = jobs[0]
     choice_of = _chat_choice if dialect.chat else _text_choice
@@ -68,7 +68,7 @@ def completion_body(dialect: Dialect, jobs: Sequence[Job], fingerprint: str | No
         "created": int(first.created_at.timestamp()),
         "model": first.model,
         "choices": choices,
-        "system_fingerprint": fingerprint,
+        "system_fingerprint": first.fingerprint,
         "usage": usage_view(total([job.usage for job in jobs if job.usage is not None])).model_dump(),
     }
     if dialect.chat:

@@ -27,7 +27,6 @@ from api.openai.schemas import (
     ModelList,
     ModelView,
 )
-from shared.config.models.loader import Registry
 from shared.domain.errors import NotFound
 from shared.domain.job import Job
 from shared.postgres.job_store import NewJob
@@ -44,13 +43,12 @@ async def chat_completions(
     body: ChatCompletionRequest,
     principal: CurrentPrincipal,
     jobs: Jobs,
-    registry: CurrentRegistry,
     call: CurrentSyncCall,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Create a chat completion, streamed or not. The job is cancelled if the client disconnects."""
-    return await _complete(CHAT, body, principal.acting_for(body.user), jobs, registry, call, request, submission)
+    return await _complete(CHAT, body, principal.acting_for(body.user), jobs, call, request, submission)
 
 
 @router.post(
@@ -62,13 +60,12 @@ async def completions(
     body: CompletionRequest,
     principal: CurrentPrincipal,
     jobs: Jobs,
-    registry: CurrentRegistry,
     call: CurrentSyncCall,
     request: Request,
     submission: Submission,
 ) -> Response:
     """Create a completion of a prompt, streamed or not. The job is cancelled if the client disconnects."""
-    return await _complete(TEXT, body, principal.acting_for(body.user), jobs, registry, call, request, submission)
+    return await _complete(TEXT, body, principal.acting_for(body.user), jobs, call, request, submission)
 
 
 @router.get("/models", responses=ERRORS)
@@ -92,7 +89,6 @@ async def _complete(
     body: ChatCompletionRequest | CompletionRequest,
     principal: Principal,
     jobs: JobService,
-    registry: Registry,
     call: SyncCall,
     request: Request,
     submission: SubmitHeaders,
@@ -110,10 +106,9 @@ async def _complete(
         for generate in body.generate_requests()
     ]
     submitted, created = await submit_all(jobs, principal, requests, submission.idempotency(request.url.path, body))
-    fingerprint = registry[body.model].fingerprint
 
     async def completion(ended: Sequence[Job]) -> dict[str, Any]:
-        return completion_body(dialect, ended, fingerprint)
+        return completion_body(dialect, ended)
 
     def stream() -> AsyncIterator[bytes]:
         return frames(
@@ -122,7 +117,6 @@ async def _complete(
             [jobs.follow(job.id, new=created) for job in submitted],
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
-            fingerprint=fingerprint,
         )
 
     return await call.respond(submitted, created=created, stream=stream if body.stream else None, body=completion)

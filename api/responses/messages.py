@@ -43,7 +43,7 @@ def conversation(
 def _previous_messages(previous: StoredResponse) -> list[Message]:
     """A response's conversation, including its output but not its instructions."""
     messages = list(previous.job.request.messages or ())
-    if "instructions" in previous.facts.asked:
+    if "instructions" in previous.facts.request_params:
         del messages[0]
     return messages + [_output_message(choice) for choice in previous.job.output[:1]]
 

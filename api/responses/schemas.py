@@ -238,7 +238,7 @@ class ResponseCreate(BaseModel):
     def facts(self) -> ResponseFacts:
         """The data of the response that its job does not have."""
         return ResponseFacts(
-            asked=self.echoed(),
+            request_params=self.echoed(),
             input=[item.model_dump(mode="json", exclude_none=True) for item in self.input],
             previous_id=self.previous_response_id,
             background=self.background,

@@ -36,7 +36,7 @@ _UNSET: dict[str, Any] = {
 
 def view(response: StoredResponse, status: JobStatus) -> dict[str, Any]:
     """Build a response with this status, without the fields that are set at its end."""
-    job, parameters = response.job, response.facts.asked
+    job, parameters = response.job, response.facts.request_params
     return {
         "id": response.id,
         "object": "response",

@@ -28,6 +28,7 @@ from shared.postgres.job_store import JobStore
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import EventLog
 from shared.runtime.outages import is_redis_outage
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ logger = logging.getLogger(__name__)
 class StreamHub:
     """The readers of this API process."""
 
-    def __init__(self, redis: Redis, logs: EventLog, store: JobStore, *, resync_s: float) -> None:
+    def __init__(self, redis: Redis, logs: EventLog, store: JobStore, metrics: Metrics, *, resync_s: float) -> None:
         self._redis = redis
+        self._metrics = metrics
         self._id = secrets.token_hex(8)
         self._stored = StoredEvents(logs, store, self._id)
         self._readers: dict[str, set[Reader]] = {}
@@ -73,11 +75,11 @@ class StreamHub:
 
         With `queued`, also yields its queue positions: batches of one event without a number. `new`: see `EventReader`.
         """
-        return self._read(job_id, EventReader(after, queued=queued, new=new))
+        return self._read(job_id, EventReader(after, self._metrics, queued=queued, new=new))
 
     async def wait_for_end(self, job_id: str) -> None:
         """Wait until a job has ended."""
-        async for _ in self._read(job_id, EndReader()):
+        async for _ in self._read(job_id, EndReader(self._metrics)):
             pass
 
     async def last_seq(self, job_id: str) -> int:

@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from api.streaming.reader_metrics import EndReaderMetrics, EventReaderMetrics
+from api.streaming.reader_metrics import EventReaderMetrics, ReaderMetrics
 from api.streaming.stored_events import StoredEvents, StoredRead
 from shared.domain.events import Event
-from shared.telemetry.metrics import STREAM_CATCH_UPS
+from shared.telemetry.metrics import Metrics
 
 # Maximum number of live events buffered for a slow reader. Beyond it, the reader continues from the log.
 BUFFER = 256
@@ -20,23 +20,24 @@ BUFFER = 256
 class Reader(ABC):
     """A reader is `behind` until it has read the stored events, and whenever it may have missed a live event."""
 
-    __slots__ = ("active_at", "after", "behind", "live", "wake")
+    __slots__ = ("_metrics", "active_at", "after", "behind", "live", "wake")
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: int, metrics: ReaderMetrics) -> None:
         """`after` is the sequence number of the last event that the reader has received."""
         self.after = after
         self.live: list[Event] = []
         self.behind = True
         self.wake = asyncio.Event()
         self.active_at = time.monotonic()
+        self._metrics = metrics
 
-    @abstractmethod
     def opened(self) -> None:
         """The reader has been registered."""
+        self._metrics.opened()
 
-    @abstractmethod
     def closed(self) -> None:
         """The reader has been removed."""
+        self._metrics.closed()
 
     @abstractmethod
     async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
@@ -71,7 +72,7 @@ class Reader(ABC):
             return
         if len(self.live) + len(events) > BUFFER:
             if not self.behind:
-                STREAM_CATCH_UPS.labels("slow").inc()
+                self._metrics.fell_behind("slow")
             self.fall_behind()
         elif not self.behind:
             self.live.extend(events)
@@ -101,21 +102,16 @@ class QueuedReader:
 class EventReader(Reader):
     """Reads a job's events, without gaps or duplicates; with `queued`, also its queue position while it waits."""
 
-    __slots__ = ("_metrics", "_new", "position", "queued")
+    __slots__ = ("_new", "position", "queued")
 
-    def __init__(self, after: int, *, queued: QueuedReader | None = None, new: bool = False) -> None:
+    _metrics: EventReaderMetrics
+
+    def __init__(self, after: int, metrics: Metrics, *, queued: QueuedReader | None = None, new: bool = False) -> None:
         """`new`: the job has just been submitted, so the first catch-up need not read its row."""
-        super().__init__(after)
+        super().__init__(after, EventReaderMetrics(metrics, after))
         self.queued = queued
         self.position: Event | None = None
         self._new = new
-        self._metrics = EventReaderMetrics(after)
-
-    def opened(self) -> None:
-        self._metrics.opened()
-
-    def closed(self) -> None:
-        self._metrics.closed()
 
     async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
         new, self._new = self._new, False
@@ -128,7 +124,7 @@ class EventReader(Reader):
             live = [event for event in live if event.seq > after]
         if not live or (live[0].seq == after + 1 and live[-1].seq == after + len(live)):
             return live
-        STREAM_CATCH_UPS.labels("gap").inc()  # a message was lost when the connection broke
+        self._metrics.fell_behind("gap")  # a message was lost when the connection broke
         self.fall_behind()
         return []
 
@@ -162,17 +158,10 @@ class EventReader(Reader):
 class EndReader(Reader):
     """Waits for a job's end."""
 
-    __slots__ = ("_metrics",)
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        super().__init__(0)
-        self._metrics = EndReaderMetrics()
-
-    def opened(self) -> None:
-        self._metrics.opened()
-
-    def closed(self) -> None:
-        self._metrics.closed()
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__(0, ReaderMetrics(metrics, "end"))
 
     async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
         ended = await stored.has_ended(job_id)

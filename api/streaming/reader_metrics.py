@@ -6,10 +6,29 @@ import time
 from collections.abc import Sequence
 
 from shared.domain.events import Event, EventType
-from shared.telemetry.metrics import STREAM_FIRST_TOKEN, STREAM_OPENS, STREAM_READERS
+from shared.telemetry.metrics import Metrics
 
 
-class EventReaderMetrics:
+class ReaderMetrics:
+    """Counts a reader, and how often it falls back to the event log."""
+
+    __slots__ = ("_kind", "_metrics")
+
+    def __init__(self, metrics: Metrics, kind: str) -> None:
+        self._metrics = metrics
+        self._kind = kind
+
+    def opened(self) -> None:
+        self._metrics.stream_readers.labels(self._kind).inc()
+
+    def fell_behind(self, reason: str) -> None:
+        self._metrics.stream_catch_ups.labels(reason).inc()
+
+    def closed(self) -> None:
+        self._metrics.stream_readers.labels(self._kind).dec()
+
+
+class EventReaderMetrics(ReaderMetrics):
     """Counts a reader of events and measures the time from connect to first token.
 
     Readers that find text at their first read connected after it was generated and are not measured.
@@ -17,7 +36,8 @@ class EventReaderMetrics:
 
     __slots__ = ("_after", "_done", "_opened_at", "_waited")
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, metrics: Metrics, after: int) -> None:
+        super().__init__(metrics, "text")
         self._after = after
         self._done = after > 0
         self._waited = False
@@ -25,8 +45,8 @@ class EventReaderMetrics:
 
     def opened(self) -> None:
         self._opened_at = time.monotonic()
-        STREAM_OPENS.labels("cursor" if self._after else "start").inc()
-        STREAM_READERS.labels("text").inc()
+        self._metrics.stream_opens.labels("cursor" if self._after else "start").inc()
+        super().opened()
 
     def read(self, events: Sequence[Event]) -> None:
         """Record a read, which may have returned no events."""
@@ -35,20 +55,5 @@ class EventReaderMetrics:
         if any(event.type is EventType.DELTA for event in events):
             self._done = True
             if self._waited:
-                STREAM_FIRST_TOKEN.observe(time.monotonic() - self._opened_at)
+                self._metrics.stream_first_token.observe(time.monotonic() - self._opened_at)
         self._waited = True
-
-    def closed(self) -> None:
-        STREAM_READERS.labels("text").dec()
-
-
-class EndReaderMetrics:
-    """Counts a reader that waits for a job's end."""
-
-    __slots__ = ()
-
-    def opened(self) -> None:
-        STREAM_READERS.labels("end").inc()
-
-    def closed(self) -> None:
-        STREAM_READERS.labels("end").dec()

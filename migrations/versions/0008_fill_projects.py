@@ -1,4 +1,4 @@
-"""Projects, step 2 of 3 (backfill): `project_id` of existing rows, in batches that are committed one by one.
+"""Projects, step 2 of 3 (backfill): sets `project_id` of existing rows, in batches that are committed one by one.
 
 If it is interrupted, run it again: rows that have a project are skipped.
 """
@@ -14,7 +14,7 @@ branch_labels = None
 depends_on = None
 
 BATCH = 5000
-# Tables with an id as their key. `idempotency_keys`, whose rows live for a day, is filled in one statement.
+# Tables whose primary key is `id`. `idempotency_keys`, whose rows live for a day, is filled in one statement.
 TABLES = ("jobs", "files", "batches")
 
 
@@ -32,7 +32,7 @@ def upgrade() -> None:
                     WHERE batch.id = {table}.id AND api_keys.id = {table}.key_id
                 )
                 SELECT max(id) FROM batch
-                """  # noqa: S608  # the names are those above
+                """  # noqa: S608  # `table` is one of TABLES
             )
             after: str | None = ""
             while after is not None:

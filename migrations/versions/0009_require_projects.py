@@ -1,4 +1,4 @@
-"""Projects, step 3 of 3 (contract): `project_id` is required, and lists and idempotency keys go by it.
+"""Projects, step 3 of 3 (contract): `project_id` is required; lists and idempotency keys are keyed by it.
 
 Indexes are built concurrently and constraints are validated without blocking writes. The triggers of step 1 stay:
 processes of the previous version may still be running. A later version drops them.
@@ -22,7 +22,7 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         for table in OWNED:
             op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {table}_project_id_fkey")
-            # With a validated check, SET NOT NULL does not scan the table under its exclusive lock.
+            # Because of the validated check, SET NOT NULL does not scan the table while it holds an exclusive lock.
             op.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {table}_has_project")
             op.execute(
                 f"ALTER TABLE {table} ADD CONSTRAINT {table}_has_project CHECK (project_id IS NOT NULL) NOT VALID"

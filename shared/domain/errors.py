@@ -1,4 +1,4 @@
-"""The root of every error that Headrace raises on purpose, and the machine codes of failed jobs."""
+"""The base class of Headrace's own errors, and the error codes of failed jobs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from enum import StrEnum
 
 
 class HeadraceError(Exception):
-    """Something went wrong."""
+    """An error occurred."""
 
     def __init__(self, message: str | None = None) -> None:
+        # The docstring of a class is its default message.
         super().__init__(message or (type(self).__doc__ or "").strip())
 
     @property
@@ -25,11 +26,11 @@ class InvalidRequest(HeadraceError):
 
 
 class Unavailable(HeadraceError):
-    """A service that this needs cannot be reached."""
+    """A required service is unavailable."""
 
 
 class ErrorCode(StrEnum):
-    """Why a job did not complete; `error.code` of the job."""
+    """Why a job did not complete: `error.code` of the job."""
 
     CANCELLED = "cancelled"
     INVALID_REQUEST = "invalid_request"
@@ -41,7 +42,7 @@ class ErrorCode(StrEnum):
 
 
 class Unauthorized(HeadraceError):
-    """A key is needed: send `Authorization: Bearer <key>`."""
+    """An API key is required: send `Authorization: Bearer <key>`."""
 
 
 class Forbidden(HeadraceError):
@@ -58,7 +59,7 @@ class NotFound(HeadraceError):
 
 
 class Conflict(HeadraceError):
-    """The thing is not in a state that allows this."""
+    """The current state does not allow this operation."""
 
 
 class FileInUse(Conflict):
@@ -70,7 +71,7 @@ class KeyReused(Conflict):
 
 
 class TooLarge(HeadraceError):
-    """The request's body is too large."""
+    """The request body is too large."""
 
 
 class UpstreamFailed(HeadraceError):

@@ -1,7 +1,7 @@
-"""The events of a job's log: one engine-neutral schema that every face of the API is formatted from.
+"""The events of a job's log: one engine-neutral schema, which each API dialect converts to its own format.
 
-An event is encoded once, by whoever makes it, and the same bytes go to the log, to readers and into the
-row's archive. `seq` numbers a job's events upwards from 1; a reader's cursor is the last one it has seen.
+An event is encoded once, by the process that creates it, and the same bytes go to the log, to readers and to the
+archive in the row. `seq` numbers a job's events, rising from 1; a reader's cursor is the last `seq` that it received.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from shared.domain.job import JobStatus
 
 
 class EventType(StrEnum):
-    """What happened. The last five end the log and are named after the job's terminal status.
+    """The type of an event. The last five end the log and are named after the job's terminal status.
 
-    `QUEUED` is never in a log: readers are told it while a job waits, with its place.
+    `QUEUED` is never in a log: it reports the queue position of a waiting job to its readers.
     """
 
     QUEUED = "queued"
@@ -38,14 +38,14 @@ class EventType(StrEnum):
 
 
 _TERMINAL = frozenset(EventType(status.value) for status in JobStatus if status.terminal)
-# As bytes, for what is done for each event.
+# Encoded here once, because every event needs it.
 _NAMES = {kind: kind.value.encode() for kind in EventType}
 _TYPES = {name: kind for kind, name in _NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
-    """A fragment of a tool call: the first of a call has its id and name; arguments grow, as JSON text."""
+    """A fragment of a tool call. The first one has the call's id and name; the joined `arguments` are JSON."""
 
     index: int
     id: str | None = None
@@ -55,14 +55,14 @@ class CallDelta:
 
 @dataclass(slots=True)
 class Delta:
-    """What one choice gained: text, reasoning, fragments of tool calls. `token_ids` made it; they stay inside, for
-    the next worker.
+    """New output of one choice: text, reasoning, fragments of tool calls.
 
-    An engine that is not told the ids counts the tokens alone, as `unnamed`. `logprobs` has an entry for each token:
+    `token_ids` are the tokens that produced it. They are internal: a later attempt resumes from them. An engine that
+    does not know the ids reports only the number of tokens, as `unidentified`. `logprobs` has an entry per token:
     `{"token", "logprob", "bytes", "top": [{"token", "logprob", "bytes"}, ...]}`.
 
-    `prompt_tokens` is how long the prompt is, with a job's first delta, where it is known by then. `prompt_logprobs`
-    comes with the first choice's first: an entry for each token of the prompt, None or what is likely in its place,
+    `prompt_tokens`, the length of the prompt, comes with a job's first delta if it is known by then. `prompt_logprobs`
+    comes with the first delta of the first choice: per token of the prompt, None or the likely tokens at its position,
     `{token id as text: {"logprob", "rank", "decoded_token"}, ...}`.
     """
 
@@ -70,7 +70,7 @@ class Delta:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
-    unnamed: int = 0
+    unidentified: int = 0
     reasoning: str = ""
     tool_calls: tuple[CallDelta, ...] = ()
     logprobs: tuple[dict[str, Any], ...] = ()
@@ -80,12 +80,12 @@ class Delta:
 
     @property
     def tokens(self) -> int:
-        """How many tokens made it."""
-        return len(self.token_ids) + self.unnamed
+        """The number of tokens that produced it."""
+        return len(self.token_ids) + self.unidentified
 
     @property
     def plain(self) -> bool:
-        """Whether it is text and an end, and nothing else."""
+        """Whether it has only text and a finish reason."""
         return (
             not (self.reasoning or self.tool_calls or self.logprobs)
             and self.stop_reason is None
@@ -94,18 +94,18 @@ class Delta:
         )
 
     @property
-    def shown(self) -> bool:
-        """Whether there is something in it for a reader: tokens that made nothing yet wait for the rest."""
+    def visible(self) -> bool:
+        """Whether a reader sees any of it. Tokens that are only part of a character have no text yet."""
         return bool(self.text or self.finish_reason or self.reasoning or self.tool_calls)
 
     def merged(self, later: Delta) -> Delta:
-        """This delta and the one after it, of the same choice, as one."""
+        """Return this delta merged with the next one of the same choice."""
         return Delta(
             self.index,
             self.text + later.text,
             self.token_ids + later.token_ids,
             later.finish_reason or self.finish_reason,
-            self.unnamed + later.unnamed,
+            self.unidentified + later.unidentified,
             self.reasoning + later.reasoning,
             joined_calls(self.tool_calls + later.tool_calls) if self.tool_calls or later.tool_calls else (),
             self.logprobs + later.logprobs,
@@ -116,7 +116,7 @@ class Delta:
 
 
 def joined_calls(calls: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
-    """Fragments of the same call as one, in the calls' order."""
+    """Join the fragments of each call; the calls keep their order."""
     joined: dict[int, CallDelta] = {}
     for call in calls:
         prior = joined.get(call.index)
@@ -129,8 +129,10 @@ def joined_calls(calls: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
 
 
 class Event(NamedTuple):
-    """One event as it travels: `data` is JSON; `token_ids` is JSON too, a list, or a number where the ids are not
-    known, and is never shown to a client."""
+    """One encoded event. `data` is JSON.
+
+    `token_ids` is a JSON list, or the number of tokens if the ids are not known; clients never receive it.
+    """
 
     seq: int
     type: EventType
@@ -139,11 +141,11 @@ class Event(NamedTuple):
 
     @property
     def name(self) -> bytes:
-        """The type as it is written."""
+        """The encoded type."""
         return _NAMES[self.type]
 
     def line(self) -> bytes:
-        """`<seq> <type> <json>`: a line of a live message and of the archive."""
+        """`<seq> <type> <json>`: a line of a published message and of the archive."""
         return b"%d %b %b" % (self.seq, _NAMES[self.type], self.data)
 
     def payload(self) -> dict[str, Any]:
@@ -151,16 +153,16 @@ class Event(NamedTuple):
         return result
 
     def delta(self) -> Delta:
-        """The delta that a `DELTA` event carries."""
+        """Decode the delta of a `DELTA` event."""
         payload = self.payload()
         tokens = orjson.loads(self.token_ids) if self.token_ids else []
-        ids, unnamed = ((), tokens) if isinstance(tokens, int) else (tuple(tokens), 0)
+        ids, unidentified = ((), tokens) if isinstance(tokens, int) else (tuple(tokens), 0)
         return Delta(
             payload["index"],
             payload["text"],
             ids,
             payload.get("finish_reason"),
-            unnamed,
+            unidentified,
             payload.get("reasoning", ""),
             tuple(CallDelta(**call) for call in payload.get("tool_calls", ())),
             tuple(payload.get("logprobs", ())),
@@ -171,13 +173,13 @@ class Event(NamedTuple):
 
 
 def parse_line(line: bytes) -> Event:
-    """The event of a `<seq> <type> <json>` line."""
+    """Parse a `<seq> <type> <json>` line."""
     seq, kind, data = line.split(b" ", 2)
     return Event(int(seq), _TYPES[kind], data)
 
 
 def archive(events: Iterable[Event]) -> str:
-    """A finished log as lines, for the row."""
+    """Encode a finished log as lines, for the job's row."""
     return b"\n".join(item.line() for item in events).decode()
 
 
@@ -185,20 +187,20 @@ def parse_archive(text: str) -> list[Event]:
     return [parse_line(line) for line in text.encode().split(b"\n") if line]
 
 
-def delta_event(seq: int, delta: Delta, *, counted: bool = False) -> Event:
-    """A delta as an event; `counted` tells readers its number of tokens."""
+def delta_event(seq: int, delta: Delta, *, with_count: bool = False) -> Event:
+    """Encode a delta as an event; `with_count` includes its number of tokens."""
     payload: dict[str, Any] = {"index": delta.index, "text": delta.text}
     if delta.finish_reason is not None:
         payload["finish_reason"] = delta.finish_reason
     if not delta.plain:
-        payload |= _beside_text(delta)
-    if counted:
+        payload |= _optional_fields(delta)
+    if with_count:
         payload["tokens"] = delta.tokens
-    tokens = orjson.dumps(delta.token_ids or delta.unnamed) if delta.tokens else b""
+    tokens = orjson.dumps(delta.token_ids or delta.unidentified) if delta.tokens else b""
     return Event(seq, EventType.DELTA, orjson.dumps(payload), tokens)
 
 
-def _beside_text(delta: Delta) -> dict[str, Any]:
+def _optional_fields(delta: Delta) -> dict[str, Any]:
     payload: dict[str, Any] = {}
     if delta.reasoning:
         payload["reasoning"] = delta.reasoning
@@ -225,5 +227,5 @@ SEQ_PER_ATTEMPT = 1_000_000
 
 
 def seq_before(attempt: int) -> int:
-    """After which number an attempt begins where the log before it is lost: above all that a reader may have seen."""
+    """The `seq` after which an attempt starts if the log before it was lost; no reader has received a higher one."""
     return (attempt - 1) * SEQ_PER_ATTEMPT

@@ -1,4 +1,4 @@
-"""Ids that sort in the order in which they were made, so that an id also serves as a list's cursor."""
+"""Ids that sort in the order of their creation, so that an id also serves as a pagination cursor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 
 _HEX = "[0-9a-f]{32}"
-# A region's code: it ends the ids that were made in that region.
+# A region code, the last part of an id that was created in that region.
 REGION = "[a-z][a-z0-9]{0,15}"
 
 _COUNTER_BITS = 12
@@ -16,7 +16,7 @@ _RANDOM_BITS = 62
 
 
 class _Clock:
-    """A timestamp in milliseconds and a counter, together never the same twice and never smaller than before.
+    """A timestamp in milliseconds and a counter that together strictly increase.
 
     RFC 9562, section 6.2, method 1 (fixed bit-length dedicated counter): the counter fills `rand_a` and starts at a
     random value with its highest bit clear in each new millisecond. If it overflows, or if the system clock steps
@@ -45,10 +45,10 @@ _clock = _Clock()
 
 
 def new_id(prefix: str, region: str = "") -> str:
-    """Return the prefix, a UUIDv7 (RFC 9562) in hex, and the region's code if there is one: `job_<hex>_eu`.
+    """Return the prefix, a UUIDv7 (RFC 9562) in hex, and the region code if there is one: `job_<hex>_eu`.
 
-    Ids made by one process sort in the order in which they were made; ids of different processes sort by millisecond.
-    The region's code comes last, so that ids of all regions, and those without one, sort by time together.
+    Ids of one process sort in the order of their creation; ids of different processes sort by millisecond. The region
+    code comes last, so that ids of all regions, and those without one, sort by time together.
     """
     milliseconds, counter = _clock.tick()
     value = (milliseconds << 80) | (0x7 << 76) | (counter << 64) | (0x2 << 62) | secrets.randbits(_RANDOM_BITS)
@@ -61,14 +61,14 @@ def is_id(prefix: str, text: str) -> bool:
 
 
 def region_of(prefix: str, text: str) -> str:
-    """The code of the region in which an id was made; empty if it has none."""
+    """The region code of an id; empty if it has none."""
     return text.removeprefix(prefix).partition("_")[2]
 
 
 def sibling(text: str, old: str, new: str, digit: str) -> str:
-    """Derive an id from another: with another prefix, another last digit, and the same region.
+    """Derive an id from another: with a different prefix and last digit, and the same region.
 
-    The 62 random bits are at the end of an id, so that ids made in the same millisecond have different siblings.
+    The 62 random bits are at the end of an id, so that ids of the same millisecond have different siblings.
     """
     body = text.removeprefix(old).partition("_")[0]
     return f"{new}{body[:-1]}{digit}{_suffix(region_of(old, text))}"

@@ -1,4 +1,4 @@
-"""A job: its value, its states, and which state may follow which."""
+"""A job: its value, its states and its attempts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.domain.request_context import NO_CONTEXT, RequestContext
 
 
 class JobStatus(StrEnum):
-    """The states of a job. The last five are terminal: exactly one of them is reached, once."""
+    """The states of a job. The last five are terminal: a job reaches exactly one of them, once."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"
@@ -50,18 +50,18 @@ JOB_ID_PREFIX = "job_"
 
 
 def new_job_id(region: str = "") -> str:
-    """`job_`, a UUIDv7 in hex, and the region's code where there is one."""
+    """Return `job_`, a UUIDv7 in hex, and the region code if there is one."""
     return new_id(JOB_ID_PREFIX, region)
 
 
 def is_job_id(text: str) -> bool:
-    """Whether a job could have this id."""
+    """Whether `text` has the form of a job id."""
     return is_id(JOB_ID_PREFIX, text)
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function that the model called; `arguments` is JSON, as the model wrote it."""
+    """A function call by the model; `arguments` is the JSON text that it generated."""
 
     id: str
     name: str
@@ -70,10 +70,10 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer. `finish_reason`: "stop", "length", "tool_calls", or None when it was cut.
+    """One generated answer. `finish_reason`: "stop", "length", "tool_calls", or None if it was interrupted.
 
-    `stop_reason` is the stop string or the stop token that ended it. `logprobs` has an entry for each token, as
-    in `shared.domain.events.Delta`; so has `prompt_logprobs`, of the first choice alone.
+    `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
+    token, as in `shared.domain.events.Delta`; only the first choice has `prompt_logprobs`.
     """
 
     index: int
@@ -87,12 +87,12 @@ class Choice:
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:
-        """A choice from its stored form, which leaves out what is empty."""
+        """Build a choice from its stored form, which omits empty fields."""
         calls = tuple(ToolCall(**call) for call in stored.get("tool_calls", ()))
         return cls(**{**stored, "tool_calls": calls})
 
     def stored(self) -> dict[str, Any]:
-        """As the row keeps it."""
+        """Return the form that is stored in the job's row."""
         return {name: value for name, value in asdict(self).items() if name in _ALWAYS or value not in (None, ())}
 
 
@@ -101,7 +101,7 @@ _ALWAYS = ("index", "text", "finish_reason")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens: of the prompt, of those the prefix cache held, and of all choices together."""
+    """Token counts: of the prompt, of its part that was in the prefix cache, and of all choices together."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -110,7 +110,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job failed: a machine code (`shared.domain.errors.ErrorCode`) and a sentence."""
+    """Why a job failed: an error code (`shared.domain.errors.ErrorCode`) and a message."""
 
     code: str
     message: str
@@ -138,9 +138,10 @@ class AttemptOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One worker's try at a job.
+    """One worker's attempt to run a job.
 
     `outcome` is an `AttemptOutcome`, or None while the attempt runs; a string, since a newer version may write others.
+    `fingerprint` identifies how the model was run; it is known once the job has ended, if its worker reported it.
     """
 
     number: int
@@ -149,10 +150,11 @@ class Attempt:
     ended_at: datetime | None = None
     tokens: int = 0
     outcome: str | None = None
+    fingerprint: str | None = None
 
 
 class WorkerState(StrEnum):
-    """What a worker can do now; only a `ready` one counts for readiness."""
+    """The state of a worker; only a `ready` one counts for readiness."""
 
     READY = "ready"
     RESTARTING = "restarting"
@@ -161,7 +163,7 @@ class WorkerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as its row tells it. Times are UTC."""
+    """A job, as stored in its row. Times are in UTC."""
 
     id: str
     owner: Owner
@@ -186,14 +188,19 @@ class Job:
     request_context: RequestContext = NO_CONTEXT
 
     @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the attempt that ended the job."""
+        return self.attempts[-1].fingerprint if self.attempts else None
+
+    @property
     def missed_start(self) -> bool:
-        """For a job whose time is up: it is its start that came too late, rather than its end."""
+        """Whether an overdue job missed its start deadline rather than its finish deadline."""
         if self.started_at is not None or self.start_before is None:
             return False
         return self.finish_before is None or self.start_before <= self.finish_before
 
     def timings(self) -> dict[str, Any]:
-        """Milliseconds: waiting, to the first token (from submit), and in all; None where not reached."""
+        """Milliseconds from submission to the start, the first token and the end; None if not reached."""
 
         def since_submit(moment: datetime | None) -> int | None:
             return None if moment is None else round((moment - self.created_at).total_seconds() * 1000)

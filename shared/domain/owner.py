@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Longer names of end users are cut: they are stored with every job.
+# Longer names of end users are truncated, because every job stores one.
 MAX_END_USER = 512
 
 

@@ -1,7 +1,7 @@
-"""Sampling parameters, with vLLM's names and bounds, and the engine-neutral request that a job carries.
+"""Sampling parameters, and the engine-neutral request that a job carries.
 
-Names, bounds and messages follow `vllm.SamplingParams`; a value that is left out is the engine's default
-(the model's `generation_config`).
+Names, bounds and messages follow `vllm.SamplingParams`; for an omitted value, the engine's default applies (the model's
+`generation_config`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _token_bias(bias: dict[str, float]) -> dict[str, float]:
-    """Keys are token ids; values are clamped to [-100, 100], as vLLM does."""
+    """Require token ids as keys, and clamp values to [-100, 100], as vLLM does."""
     for key in bias:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise ValueError(f"keys must be token ids, got {key!r}")
@@ -32,12 +32,12 @@ def _token_bias(bias: dict[str, float]) -> dict[str, float]:
 
 
 def contradiction(param: str, message: str) -> PydanticCustomError:
-    """The error of fields that are fine alone and not together; it is told of one of them."""
+    """An error about fields that are valid alone but not together; it is reported for one of them, `param`."""
     return PydanticCustomError("contradiction", "{message}", {"param": param, "message": message})
 
 
 def unicode_text(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no tokenizer and no database takes."""
+    """Reject unpaired surrogates, which JSON can express but neither tokenizers nor databases accept."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -49,12 +49,12 @@ UnicodeText = Annotated[str, AfterValidator(unicode_text)]
 
 
 def _encodable(value: dict[str, Any]) -> dict[str, Any]:
-    """Whatever a client may put into an object, it has to be stored and sent on. Python reads NaN too."""
+    """Reject objects that cannot be stored and relayed as JSON, such as those with NaN, which Python's parser reads."""
     try:
         json.dumps(value, allow_nan=False)
         orjson.dumps(value)
     except (ValueError, TypeError) as error:  # orjson's own is a TypeError
-        raise ValueError(f"must be JSON that can be sent on: {error}") from None
+        raise ValueError(f"must be serializable as JSON: {error}") from None
     return value
 
 
@@ -62,7 +62,7 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(_encodable)]
 
 
 class Sampling(BaseModel):
-    """How tokens are drawn. Bounds are vLLM's. Types are strict: a number in quotes is not a number."""
+    """Sampling parameters, with vLLM's bounds. Types are strict: a number in quotes is not a number."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -72,14 +72,14 @@ class Sampling(BaseModel):
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 or -1 considers all tokens.")
     min_p: float | None = Field(None, ge=0, le=1)
     max_tokens: int | None = Field(
-        None, ge=1, lt=2**31, description="Output tokens per choice; by default what the context leaves."
+        None, ge=1, lt=2**31, description="Maximum output tokens per choice; default: the rest of the context."
     )
     min_tokens: int = Field(0, ge=0, lt=2**31)
     stop: list[NonEmpty] = Field(
         default_factory=list,
         max_length=MAX_STOPS,
         fail_fast=True,
-        description="Strings that end the text; never part of it.",
+        description="Strings that stop generation; not part of the text.",
     )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -92,17 +92,17 @@ class Sampling(BaseModel):
         None,
         ge=0,
         lt=2**31,
-        description="Tokens of reasoning at most; the model's options must name a reasoning parser.",
+        description="Maximum reasoning tokens; the model's options must name a reasoning parser.",
     )
     ignore_eos: bool = False
     stop_token_ids: list[TokenId] = Field(
-        default_factory=list, max_length=MAX_TOKEN_IDS, fail_fast=True, description="Tokens that end the text."
+        default_factory=list, max_length=MAX_TOKEN_IDS, fail_fast=True, description="Tokens that stop generation."
     )
     allowed_token_ids: list[TokenId] | None = Field(
-        None, min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True, description="Only these tokens are drawn."
+        None, min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True, description="The only tokens that may be sampled."
     )
     bad_words: list[NonEmpty] = Field(
-        default_factory=list, max_length=MAX_STOPS, fail_fast=True, description="Words that are never drawn."
+        default_factory=list, max_length=MAX_STOPS, fail_fast=True, description="Words that are never generated."
     )
     include_stop_str_in_output: bool = Field(False, description="Keep the stop string at the end of the text.")
     skip_special_tokens: bool = True
@@ -121,7 +121,7 @@ class Sampling(BaseModel):
         return self.checked()
 
     def checked(self) -> Self:
-        """These parameters, if they go together."""
+        """Return these parameters, or raise an error if they contradict each other."""
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise contradiction(
                 "min_tokens", f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}"
@@ -132,7 +132,7 @@ class Sampling(BaseModel):
 
 
 class FunctionCall(BaseModel):
-    """What a model called: a function's name and its arguments, JSON as the model wrote it."""
+    """A function call by the model: the function's name, and its arguments as the JSON text that was generated."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -141,7 +141,7 @@ class FunctionCall(BaseModel):
 
 
 class MessageToolCall(BaseModel):
-    """One call in an assistant's turn."""
+    """A tool call in an assistant's message."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -151,7 +151,7 @@ class MessageToolCall(BaseModel):
 
 
 class Message(BaseModel):
-    """One turn of a conversation. An assistant's may be calls without a content; a tool's answers one of them."""
+    """A message in a conversation. The assistant's may have tool calls without content; a tool's answers one call."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -163,11 +163,11 @@ class Message(BaseModel):
     reasoning: UnicodeText | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _has_content(self) -> Self:
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             raise contradiction(
                 "content",
-                "content is required and must be a valid string; only an assistant's turn with tool_calls is without",
+                "content is required and must be a valid string; only an assistant message with tool_calls may omit it",
             )
         return self
 
@@ -184,7 +184,7 @@ class Function(BaseModel):
 
 
 class Tool(BaseModel):
-    """A tool of the request. Functions alone are supported."""
+    """A tool in a request. Only functions are supported."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -193,7 +193,7 @@ class Tool(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """What the output must be, under vLLM's names; exactly one of these. `json_schema` is a JSON Schema."""
+    """A constraint on the output, under vLLM's names: exactly one field is set. `json_schema` is a JSON Schema."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -206,7 +206,7 @@ class StructuredOutputs(BaseModel):
 
 
 class ChatOptions(BaseModel):
-    """How a conversation is rendered, and how the answer is parsed. Names and defaults are vLLM's."""
+    """How a conversation is rendered and how the answer is parsed. Names and defaults are vLLM's."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -224,16 +224,16 @@ class ChatOptions(BaseModel):
 
 
 class GenerateRequest(BaseModel):
-    """What an engine is asked for: a conversation (chat template) or a raw prompt (no template).
+    """A request to an engine: a conversation (with the chat template) or a raw prompt (without it).
 
-    `prompt` is a text or token ids. `logprobs` asks for the drawn tokens' log probabilities and for those of so
-    many likeliest beside them (0: the drawn ones alone).
+    `prompt` is a text or token ids. `logprobs` requests the log probabilities of the sampled tokens, and of this
+    number of most likely tokens at each position (0: of the sampled tokens only).
 
-    `echo` asks for the prompt before the output: as each choice's first delta, with logprobs where they are asked for
-    (the first token's are None) and without token ids. `prompt_only` asks for nothing else; the engine may have to
-    draw a token, which is dropped, and the answer ends with "length".
+    `echo` returns the prompt before the output: as each choice's first delta, without token ids, and with logprobs if
+    they are requested (the first token's are None). `prompt_only` returns nothing else: if the engine has to sample a
+    token, it is dropped, and the answer ends with "length".
 
-    `token_counts`: each delta of the log tells how many tokens made it.
+    `token_counts`: each delta of the log has its number of tokens.
     """
 
     model_config = ConfigDict(extra="forbid")

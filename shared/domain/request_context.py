@@ -1,6 +1,6 @@
-"""Where a job comes from: the HTTP request that asked for it, and the trace that it belongs to.
+"""The HTTP request that submitted a job, and the trace that the job belongs to.
 
-Both travel with the job in its row. A message is a hint that may be lost, sent again or doubled, so it carries neither.
+Both are stored in the job's row. A message is a hint that may be lost, resent or duplicated, so it carries neither.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """`request_id` is the answer's `x-request-id`; `traceparent` is as W3C's Trace Context writes it."""
+    """`request_id` is the response's `x-request-id`; `traceparent` has the format of W3C Trace Context."""
 
     request_id: str | None = None
     traceparent: str | None = None
 
 
 NO_CONTEXT = RequestContext()
-# Of what the running task works for; the API sets it for each request.
-REQUEST_CONTEXT: ContextVar[RequestContext] = ContextVar("origin", default=NO_CONTEXT)
+# The context of the request that the running task handles; the API sets it.
+REQUEST_CONTEXT: ContextVar[RequestContext] = ContextVar("request_context", default=NO_CONTEXT)

@@ -1,4 +1,4 @@
-"""A response of OpenAI's Responses API: a job, and what was said about it that an engine need not know."""
+"""A response of OpenAI's Responses API: a job, and data that only the API needs."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ RESPONSE_ID_PREFIX = "resp_"
 
 
 def response_id(job_id: str) -> str:
-    """The id of the response that a job is: the same but for its beginning."""
+    """The id of a job's response: the job's id with another prefix."""
     return RESPONSE_ID_PREFIX + job_id.removeprefix(JOB_ID_PREFIX)
 
 
 def job_id_of(response_id: str) -> str | None:
-    """The id of the job behind a response; None where no response could have this id."""
+    """The id of a response's job; None if the text is not a response id."""
     job_id = JOB_ID_PREFIX + response_id.removeprefix(RESPONSE_ID_PREFIX)
     return job_id if response_id.startswith(RESPONSE_ID_PREFIX) and is_job_id(job_id) else None
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseFacts:
-    """What a response has beside its job.
+    """The data of a response that its job lacks.
 
-    `asked` is what it shows of its request, under the API's names; `input` are its own input items, without those of
-    the responses before it. One that is not `stored` is never shown again, and is soon forgotten.
+    `request_params` are the request's parameters that the response repeats, under the API's names. `input` has the
+    request's own input items, without those of earlier responses. A response that is not `stored` cannot be retrieved,
+    and its data is purged soon.
     """
 
-    asked: dict[str, Any]
+    request_params: dict[str, Any]
     input: list[dict[str, Any]]
     previous_id: str | None = None
     background: bool = False
@@ -38,7 +39,7 @@ class ResponseFacts:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response as its rows tell it."""
+    """A response, as stored in its rows."""
 
     job: Job
     facts: ResponseFacts
@@ -49,5 +50,5 @@ class StoredResponse:
 
     @property
     def digits(self) -> str:
-        """What is unique in its id; its items' ids have it too."""
+        """The unique part of its id, which the ids of its items share."""
         return self.job.id.removeprefix(JOB_ID_PREFIX)

@@ -1,4 +1,4 @@
-"""How a job ends: what its row is given and what its log's last event says, made together."""
+"""The result of a job: the final values of its row and the last event of its log, built together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, archive, event
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.transcript import fingerprint_by_attempt
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
 LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
@@ -18,13 +19,13 @@ NOT_STARTED = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not started in t
 
 def exhausted(deaths: int) -> Failure:
     return Failure(
-        ErrorCode.ATTEMPTS_EXHAUSTED, f"The job's worker or engine died {deaths} times under it; it is not tried again."
+        ErrorCode.ATTEMPTS_EXHAUSTED, f"The worker or engine died {deaths} times while running this job; giving up."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What the row of a job is given when it ends. `log` is the archive of its events, `attempts` all there were."""
+    """The values that a job's row gets when it ends; `log` is the archive of its events."""
 
     status: JobStatus
     finished_at: datetime
@@ -50,7 +51,7 @@ def build_result(
     outcome: AttemptOutcome,
     tokens: Mapping[int, int],
 ) -> tuple[JobResult, Event]:
-    """The row's ending and the log's last event, which has the number `seq` and follows `events`.
+    """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
     `outcome` is that of the running attempt, `tokens` the number that each attempt generated.
     """
@@ -65,25 +66,33 @@ def build_result(
     }
     if failure is not None:
         payload["error"] = {"code": str(failure.code), "message": failure.message}
+    fingerprints = fingerprint_by_attempt(events)
     last = event(seq, EventType(status.value), payload)
-    ending = JobResult(
+    result = JobResult(
         status=status,
         finished_at=finished_at,
         output=output,
         usage=usage,
         error=failure,
         first_token_at=first_token_at,
-        attempts=tuple(_ended(attempt, finished_at, outcome, tokens) for attempt in job.attempts),
+        attempts=tuple(_ended(attempt, finished_at, outcome, tokens, fingerprints) for attempt in job.attempts),
         log=archive([*events, last]),
     )
-    return ending, last
+    return result, last
 
 
-def _ended(attempt: Attempt, now: datetime, outcome: AttemptOutcome, tokens: Mapping[int, int]) -> Attempt:
-    """An attempt as the history keeps it. What one that was lost with its worker had made, only the log tells."""
+def _ended(
+    attempt: Attempt,
+    now: datetime,
+    outcome: AttemptOutcome,
+    tokens: Mapping[int, int],
+    fingerprints: Mapping[int, str | None],
+) -> Attempt:
+    """An attempt as the history keeps it. The tokens of an attempt that lost its worker are known from the log only."""
     return replace(
         attempt,
         ended_at=attempt.ended_at or now,
         outcome=attempt.outcome or outcome,
         tokens=tokens.get(attempt.number, attempt.tokens),
+        fingerprint=fingerprints.get(attempt.number, attempt.fingerprint),
     )

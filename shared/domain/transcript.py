@@ -9,7 +9,7 @@ from shared.domain.job import Choice, ToolCall
 
 
 def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
-    """How many tokens each attempt has made: a `STARTED` event says whose the deltas after it are."""
+    """Count the tokens of each attempt. A delta belongs to the attempt of the preceding `STARTED` event."""
     tokens: dict[int, int] = {}
     attempt = 0
     for item in events:
@@ -20,26 +20,38 @@ def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
     return tokens
 
 
+def fingerprint_by_attempt(events: Iterable[Event]) -> dict[int, str | None]:
+    """The fingerprint that each attempt reported in its `STARTED` event."""
+    started = (item.payload() for item in events if item.type is EventType.STARTED)
+    return {payload["attempt"]: payload.get("fingerprint") for payload in started}
+
+
 class Transcript:
-    """What the events so far amount to: each choice's text, token ids and finish reason."""
+    """Collects the deltas of a job, and joins them to choices."""
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
         self.deltas: list[Delta] = []
-        self.clear()
+        # The fingerprints of the attempts that generated the deltas; None for an attempt without one.
+        self.fingerprints: set[str | None] = set()
 
     @classmethod
     def of(cls, events: Iterable[Event], choices: int) -> Transcript:
         transcript = cls(choices)
+        fingerprint: str | None = None
         for item in events:
             if item.type is EventType.DELTA:
                 transcript.add(item.delta())
+                transcript.fingerprints.add(fingerprint)
+            elif item.type is EventType.STARTED:
+                fingerprint = item.payload().get("fingerprint")
             elif item.type is EventType.RESTARTED:
                 transcript.clear()
         return transcript
 
     def clear(self) -> None:
         self.deltas = []
+        self.fingerprints = set()
 
     def add(self, delta: Delta) -> None:
         self.deltas.append(delta)

@@ -1,1 +1,1 @@
-"""SQL. Every statement that changes the status of a job is in this package."""
+"""SQL. All statements that change the status of a job are in this package."""

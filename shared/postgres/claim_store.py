@@ -1,4 +1,4 @@
-"""SQL of a worker: its claims, what becomes of them, and its lease."""
+"""SQL of a worker: its claims, their results, and its lease."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Claim:
     status: JobStatus
 
 
-# Rows that another transaction holds are skipped: who holds them decides about them.
+# Rows that another transaction has locked are skipped: that transaction decides about them.
 _WAITING = (
     select(JobRow.id)
     .where(
@@ -72,30 +72,30 @@ _FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text)
 
 
 class ClaimStore(JobRowStore):
-    """One worker's side of jobs, and its row. Claims and results that come together are committed together."""
+    """The claims, results and lease of one worker. Concurrent claims are committed together, and so are results."""
 
     def __init__(self, engine: AsyncEngine, worker: str) -> None:
         super().__init__(engine)
         self._worker = worker
         self._claims = GroupCommit(self._claim)
-        self._results = GroupCommit(self._finish, weigh=lambda ending: len(ending["log"]))
+        self._results = GroupCommit(self._finish, weigh=lambda record: len(record["log"]))
 
     async def claim(self, job_id: str) -> Job | None:
-        """Take a queued job: attempt n+1, this worker's. None: it does not wait any more, or its time is up."""
+        """Claim a queued job for this worker, as the next attempt. None: it is not queued any more, or is overdue."""
         return await self._claims(job_id)
 
-    async def finish(self, job_id: str, attempt: int, ending: JobResult) -> bool:
-        """End a job that this attempt owns. False: it does not own it any more; nothing was written."""
-        return await self._results(result_record(job_id, attempt, ending))
+    async def finish(self, job_id: str, attempt: int, result: JobResult) -> bool:
+        """End a job that this attempt owns. False: the attempt does not own it any more, and nothing was written."""
+        return await self._results(result_record(job_id, attempt, result))
 
     async def _claim(self, job_ids: Sequence[str]) -> list[Job | None]:
         rows = await _CLAIM.run(self._engine, {"ids": list(job_ids), "claimant": self._worker})
         claimed = {row.id: _readable(row) for row in rows}
-        # A doubled message, both halves in one batch: one of them gets the job.
+        # If a duplicated message puts a job into one batch twice, one of its claims succeeds.
         return [claimed.pop(job_id, None) for job_id in job_ids]
 
-    async def _finish(self, endings: Sequence[dict[str, Any]]) -> list[bool]:
-        return await self._end(_FINISH, endings, owner=self._worker)
+    async def _finish(self, results: Sequence[dict[str, Any]]) -> list[bool]:
+        return await self._end(_FINISH, results, owner=self._worker)
 
     async def requeue(
         self,
@@ -109,7 +109,7 @@ class ClaimStore(JobRowStore):
     ) -> bool:
         """Put a job that this attempt owns back into the queue. False: it is not owned, or is being cancelled.
 
-        `died`: the engine died under it, which counts as its worker's death.
+        `died`: the engine died while it ran the job, which counts like the death of the worker.
         """
         statement = (
             update(JobRow)
@@ -124,9 +124,9 @@ class ClaimStore(JobRowStore):
         return await self._changes(statement)
 
     async def release_claim(self, job_id: str, attempt: int) -> None:
-        """Let a running job count as lost with its worker, though that worker lives."""
-        ours = owned(job_id, attempt, self._worker)
-        statement = update(JobRow).where(ours).values({JobRow.worker: self._worker + LOST})
+        """Mark a running job as lost with its worker, although this worker is alive."""
+        guard = owned(job_id, attempt, self._worker)
+        statement = update(JobRow).where(guard).values({JobRow.worker: self._worker + LOST})
         await self._changes(statement)
 
     async def heartbeat(
@@ -138,7 +138,7 @@ class ClaimStore(JobRowStore):
         lease_s: float,
         state: WorkerState = WorkerState.READY,
     ) -> list[Claim]:
-        """Renew the lease; returns what this worker holds, and what of that is being cancelled."""
+        """Renew the lease; return this worker's claims, whose status shows which are being cancelled."""
         expires = func.clock_timestamp() + seconds(lease_s)
         renew = upsert(WorkerRow).values(
             id=self._worker, model=model, slots=slots, running=running, state=state.value, lease_expires_at=expires
@@ -149,26 +149,29 @@ class ClaimStore(JobRowStore):
         )
         async with self._engine.connect() as connection:
             await connection.execute(renew)
-            return await self._held(connection)
+            return await self._list_claims(connection)
 
-    async def held(self) -> list[Claim]:
-        """The running jobs that this worker owns."""
+    async def list_claims(self) -> list[Claim]:
+        """Return the running jobs that this worker owns."""
         async with self._engine.connect() as connection:
-            return await self._held(connection)
+            return await self._list_claims(connection)
 
     async def end_lease(self) -> None:
-        """End the lease at once."""
+        """End this worker's lease immediately."""
         await self._changes(delete(WorkerRow).where(WorkerRow.id == self._worker))
 
-    async def _held(self, connection: AsyncConnection) -> list[Claim]:
-        held = select(JobRow.id, JobRow.attempt, JobRow.status).where(
+    async def _list_claims(self, connection: AsyncConnection) -> list[Claim]:
+        claims = select(JobRow.id, JobRow.attempt, JobRow.status).where(
             JobRow.worker == self._worker, JobRow.status.in_(RUNNING)
         )
-        return [Claim(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(held)]
+        return [Claim(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(claims)]
 
 
 def _readable(row: Any) -> Job | None:
-    """A claimed job; None where its request cannot be read, as that of a newer version. Its claim is given up then."""
+    """The job of a claimed row; None if its request cannot be read, for instance because a newer version wrote it.
+
+    The worker does not run such a job, so its heartbeats release the claim.
+    """
     try:
         return to_job(row)
     except ValueError:

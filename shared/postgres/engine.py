@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL."""
+"""Connections to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def _dumps(value: Any) -> str:
 
 
 def connect(url: str, *, pool_size: int = 10) -> AsyncEngine:
-    """An engine whose pooled connections are known to be open, so that a restarted server costs no request.
+    """Create an engine. It hands out open connections only, so that no request fails because the server was restarted.
 
-    A statement is a transaction of its own, one round trip, unless a `transaction` is asked for. Waits at most 5 s
-    for a connection, from the pool or from the server.
+    Outside of `transaction`, each statement is a transaction of its own, in one round trip. Waiting for a connection,
+    from the pool or from the server, times out after 5 s.
     """
     engine = create_async_engine(
         url,
@@ -28,7 +28,7 @@ def connect(url: str, *, pool_size: int = 10) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=5,
         isolation_level="AUTOCOMMIT",
-        hide_parameters=True,  # an error's text would quote prompts, into the logs
+        hide_parameters=True,  # otherwise errors would quote prompts in the logs
         json_serializer=_dumps,
         json_deserializer=orjson.loads,
         connect_args={"timeout": 5, "command_timeout": 30, "server_settings": {"application_name": "headrace"}},
@@ -38,14 +38,14 @@ def connect(url: str, *, pool_size: int = 10) -> AsyncEngine:
 
 
 def _open(connection: Any, _record: Any, _proxy: Any) -> None:
-    """Refuse a connection that the server has closed: the pool makes another. asyncpg knows, without asking."""
+    """Refuse a connection that the server has closed; the pool opens another. The check needs no round trip."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
 
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection whose statements are committed together."""
+    """Open a connection whose statements are committed together."""
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="READ COMMITTED")
         async with connection.begin():

@@ -1,7 +1,7 @@
-"""Many small writes as few transactions: what is asked for while two are on their way goes with the next.
+"""Group commit: many small writes in few transactions.
 
-There is no timer: a write goes at once while fewer than `WRITERS` are on their way, and under load a batch is what
-arrived during one round trip and one fsync, up to a number and a weight. Each caller waits for the commit of its own.
+There is no timer: a write starts at once while fewer than `WRITERS` batches are being written. Under load, a batch is
+what arrived during one round trip and one fsync, up to a maximum size. Each caller waits for its own commit.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from shared.runtime.outages import is_database_outage
 
 logger = logging.getLogger(__name__)
 
-I = TypeVar("I")  # noqa: E741  # an item, beside O, its outcome
+I = TypeVar("I")  # noqa: E741  # an item; O is its outcome
 O = TypeVar("O")  # noqa: E741
 
 LIMIT = 256
-# Batches on their way at once. One alone would let each write wait for half of another's commit before its own.
+# Batches written at the same time. With one, each write would wait for half of another commit on average.
 WRITERS = 2
-# Of a batch that has more than one item; what `weigh` counts, bytes.
+# Maximum weight of a batch of several items, in the unit of `weigh` (bytes).
 MAX_WEIGHT = 8 * 1024 * 1024
 
 
 class GroupCommit(Generic[I, O]):
-    """Gives items that arrive together to one call of `write`, which returns one outcome for each, in order.
+    """Passes items that arrive together to one call of `write`, which returns one outcome per item, in order.
 
-    A `write` that raises has written nothing.
+    If `write` raises an error, it must have written nothing.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class GroupCommit(Generic[I, O]):
         self._writing: set[asyncio.Task[None]] = set()
 
     async def __call__(self, item: I) -> O:
-        """The item's outcome, once it is committed. A caller that is cancelled meanwhile does not stop its write.
+        """Write an item; return its outcome once it is committed. Cancelling the caller does not stop the write.
 
-        Raises what `write` raises.
+        Raises the errors of `write`.
         """
         outcome: asyncio.Future[O] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, outcome))
@@ -61,7 +61,7 @@ class GroupCommit(Generic[I, O]):
             await self._commit(batch)
 
     def _batch(self) -> int:
-        """How many of those that wait go together: at least one."""
+        """The number of waiting items in the next batch: at least one."""
         weight = 0
         for count, (item, _) in enumerate(self._waiting[:LIMIT]):
             weight += self._weigh(item)
@@ -74,7 +74,7 @@ class GroupCommit(Generic[I, O]):
             outcomes = await self._write([item for item, _ in batch])
         except Exception as error:
             if len(batch) > 1 and isinstance(error, DBAPIError) and not is_database_outage(error):
-                logger.warning("%d writes cannot be made together, trying each alone: %s", len(batch), error)
+                logger.warning("a batch of %d writes failed, retrying them one by one: %s", len(batch), error)
                 for one in batch:
                     await self._commit([one])
                 return

@@ -1,4 +1,8 @@
-"""The jobs' rows as SQL: what is read of them, and the pieces that the stores' statements share."""
+"""SQL for the rows of jobs: the columns to read, and the statements and conditions that stores share.
+
+Two statements here are seams, where everything that must happen once per job belongs: `insert_queued` is the only SQL
+that creates a job, and `end_statement` is the only SQL that ends one. A test checks that no other SQL does either.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, Store
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
 
-# What an attempt's worker is called in the row once it has lost the job.
+# Suffix of `worker` in the row of a job whose claim was revoked or released.
 LOST = "/lost"
 
 COLUMNS = (
@@ -67,7 +71,7 @@ COLUMNS = (
 
 
 def to_job(row: Any) -> Job:
-    """The job of a row of `COLUMNS`."""
+    """Build a job from a row of `COLUMNS`."""
     attempts = [_attempt(item) for item in row.attempts]
     if row.worker is not None and row.attempt_started_at is not None:
         attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at))
@@ -104,11 +108,12 @@ def _attempt(item: dict[str, Any]) -> Attempt:
         ended_at=datetime.fromisoformat(item["ended_at"]),
         tokens=item["tokens"],
         outcome=item["outcome"],
+        fingerprint=item.get("fingerprint"),
     )
 
 
 def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
-    """The running attempt, appended to the row's history."""
+    """The value of `attempts` with the running attempt appended."""
     entry = func.jsonb_build_object(
         "number",
         JobRow.attempt,
@@ -127,7 +132,7 @@ def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
 
 
 def requeued(tokens: int, outcome: AttemptOutcome, *, deaths: int) -> dict[Any, Any]:
-    """A running job's attempt is over, and it waits again. `deaths`: 1 where its worker's or its engine's ended it."""
+    """The values that put a running job back into the queue. `deaths` is 1 if its worker or engine died, else 0."""
     return {
         JobRow.status: JobStatus.QUEUED.value,
         JobRow.worker: None,
@@ -137,7 +142,7 @@ def requeued(tokens: int, outcome: AttemptOutcome, *, deaths: int) -> dict[Any, 
 
 
 _RESULTS = Records(
-    "endings",
+    "results",
     id=Text,
     attempt=SmallInteger,
     status=Text,
@@ -153,14 +158,20 @@ _RESULTS = Records(
 
 
 def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
-    """Insert a `queued` job for each record, which has at least an id, a model, a request and metadata."""
+    """The only SQL that creates jobs, and the entry seam: inserts one `queued` job per record.
+
+    A record has at least an id, a model, a request and metadata; `values` sets further columns. Whatever must be
+    written exactly once with a new job (such as a budget reservation) joins this statement as a CTE: in the same
+    transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at` to NULL here,
+    so that redelivery does not take their missing messages for lost ones.
+    """
     columns = {
         JobRow.id: new.id,
         JobRow.model: new.model,
         JobRow.status: literal(JobStatus.QUEUED.value),
         JobRow.request: new.request,
         JobRow.job_metadata: new.metadata,
-        # Every job is released to the queue at once. A dispatcher that withholds jobs overrides this with NULL.
+        # Every job is released to the queue at once, unless `values` say otherwise.
         JobRow.dispatched_at: func.now(),
         **values,
     }
@@ -168,69 +179,75 @@ def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
 
 
 def end_statement(*guards: ColumnElement[bool]) -> Any:
-    """Give endings (`result_record`) to the jobs whose attempt they name and for which the guards hold.
+    """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs, and returns their ids.
 
-    Returns ids. The guards leave a job's history of attempts no way to have grown since it was read.
+    Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
+    as a CTE that inserts from the rows which the update returns, as in `purge_statement`: in the same transaction,
+    without an extra round trip. That covers every end: by the job's worker, while the job waits, or after its worker
+    was lost.
+
+    Optimistic lock: a job ends only if the guards hold and it is still at the attempt that its result names, so that
+    no attempt was added to its history since it was read.
     """
-    ending = _RESULTS
+    result = _RESULTS
     return (
         update(JobRow)
-        .where(JobRow.id == ending.id, JobRow.attempt == ending.attempt, *guards)
+        .where(JobRow.id == result.id, JobRow.attempt == result.attempt, *guards)
         .values(
             {
-                JobRow.status: ending.status,
+                JobRow.status: result.status,
                 JobRow.worker: None,
-                JobRow.finished_at: ending.finished_at,
-                JobRow.first_token_at: func.coalesce(JobRow.first_token_at, ending.first_token_at),
-                JobRow.output: ending.output,
-                JobRow.usage: ending.usage,
-                JobRow.error_code: ending.error_code,
-                JobRow.error_message: ending.error_message,
-                JobRow.attempts: ending.attempts,
-                JobRow.log: ending.log,
+                JobRow.finished_at: result.finished_at,
+                JobRow.first_token_at: func.coalesce(JobRow.first_token_at, result.first_token_at),
+                JobRow.output: result.output,
+                JobRow.usage: result.usage,
+                JobRow.error_code: result.error_code,
+                JobRow.error_message: result.error_message,
+                JobRow.attempts: result.attempts,
+                JobRow.log: result.log,
             }
         )
         .returning(JobRow.id)
     )
 
 
-def result_record(job_id: str, attempt: int, ending: JobResult) -> dict[str, Any]:
-    """An ending as `end_statement` takes it."""
-    error = ending.error
+def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any]:
+    """A record for `end_statement`."""
+    error = result.error
     return {
         "id": job_id,
         "attempt": attempt,
-        "status": ending.status.value,
-        "finished_at": ending.finished_at,
-        "first_token_at": ending.first_token_at,
-        "output": [choice.stored() for choice in ending.output],
-        "usage": asdict(ending.usage),
+        "status": result.status.value,
+        "finished_at": result.finished_at,
+        "first_token_at": result.first_token_at,
+        "output": [choice.stored() for choice in result.output],
+        "usage": asdict(result.usage),
         "error_code": error.code if error else None,
-        # A message may quote anything; `text` refuses U+0000.
+        # A message may quote anything, and `text` refuses U+0000.
         "error_message": error.message.replace("\0", "\ufffd") if error else None,
-        "attempts": [asdict(attempt) for attempt in ending.attempts],
-        "log": ending.log,
+        "attempts": [asdict(attempt) for attempt in result.attempts],
+        "log": result.log,
     }
 
 
-def forget_statement(*guards: ColumnElement[bool]) -> Any:
-    """Forget the input and output of ended jobs for which the guards hold, and of the responses that they are.
+def purge_statement(*guards: ColumnElement[bool]) -> Any:
+    """Delete the input and output of ended jobs for which the guards hold, and their responses; returns the ids.
 
-    Returns ids. The bare row of the job stays, for accounting.
+    The rows remain, for accounting.
     """
-    forgotten = (
+    purged = (
         update(JobRow)
         .where(*guards, JobRow.deleted_at.is_(None), JobRow.status.in_(TERMINAL))
         .values(request={}, job_metadata={}, output=None, log=None, error_message=None, deleted_at=func.now())
         .returning(JobRow.id)
-        .cte("forgotten")
+        .cte("purged")
     )
-    response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(forgotten.c.id)))
-    return select(forgotten.c.id).add_cte(response.cte("response"))
+    response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
+    return select(purged.c.id).add_cte(response.cte("response"))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
-    """A job runs, and this is the attempt and the worker that own it."""
+    """Condition: the job is running, and this attempt of this worker owns it."""
     return and_(
         JobRow.id == job_id,
         JobRow.attempt == attempt,
@@ -240,11 +257,12 @@ def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
 
 
 def live_workers() -> Select[str]:
+    """The ids of the workers whose lease has not expired."""
     return select(WorkerRow.id).where(WorkerRow.lease_expires_at > func.clock_timestamp())
 
 
 def overdue() -> ColumnElement[bool]:
-    """A job's time is up. Once it has been started, only its finish counts."""
+    """Condition: a deadline of the job has passed. Once a job was started, only its finish deadline counts."""
     now = func.clock_timestamp()
     return or_(
         func.coalesce(and_(JobRow.start_before < now, JobRow.started_at.is_(None)), False),
@@ -253,13 +271,12 @@ def overdue() -> ColumnElement[bool]:
 
 
 class JobRowStore(Store):
-    """What the stores of jobs share."""
+    """The base class of stores of jobs."""
 
     async def _jobs(self, statement: Select[Any]) -> list[Job]:
-        async with self._engine.connect() as connection:
-            return [to_job(row) for row in await connection.execute(statement)]
+        return await self._all(statement, to_job)
 
-    async def _end(self, statement: Prepared, endings: Sequence[dict[str, Any]], **values: object) -> list[bool]:
-        """Run an `end_statement`: which of the endings were written."""
-        ended = {row.id for row in await statement.run(self._engine, {**_RESULTS.parameters(endings), **values})}
-        return [item["id"] in ended for item in endings]
+    async def _end(self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object) -> list[bool]:
+        """Run an `end_statement`; return for each result whether it was written."""
+        ended = {row.id for row in await statement.run(self._engine, {**_RESULTS.parameters(results), **values})}
+        return [item["id"] in ended for item in results]

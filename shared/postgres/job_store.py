@@ -1,8 +1,8 @@
-"""SQL about jobs as clients see them: submitting, reading, asking for a cancel, forgetting.
+"""SQL for the client's operations on jobs: submit, read, list, cancel and delete.
 
-Every change of a job's state is one guarded statement, here, in `shared.postgres.claim_store` and in
-`shared.postgres.recovery_store`: the row decides. A guard names the states that may be left and, for a worker, the
-attempt and the worker that own the job, so that a duplicate, a late or a fenced writer changes nothing and is told so.
+Every change of a job's state is one guarded statement, here, in `shared.postgres.claim_store` or in
+`shared.postgres.recovery_store`. A guard names the states that may be left and, for a worker, the attempt and worker
+that own the job, so that a duplicate, late or fenced write changes nothing and reports that.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
-from shared.postgres.job_rows import COLUMNS, JobRowStore, forget_statement, insert_queued, to_job
+from shared.postgres.job_rows import COLUMNS, JobRowStore, insert_queued, purge_statement, to_job
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, seconds
+from shared.postgres.store import Records, page_by_id, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What a job is made from. The two times are seconds from now."""
+    """A job to create. `start_within_s` and `finish_within_s` count from its creation."""
 
     owner: Owner
     model: str
@@ -60,7 +60,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A client's `Idempotency-Key`, and the digest of what it was sent with."""
+    """A client's `Idempotency-Key`, and the digest of the request that it was sent with."""
 
     key: str
     request_sha256: str
@@ -68,7 +68,7 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class _Inserted:
-    """What the database adds to a new job."""
+    """The values of a new job that the database sets."""
 
     created_at: datetime
     start_before: datetime | None
@@ -90,39 +90,42 @@ _NEW = Records(
     request_id=Text,
     traceparent=Text,
 )
-_INSERT = insert_queued(
-    _NEW,
-    {
-        JobRow.project_id: _NEW.project_id,
-        JobRow.key_id: _NEW.key_id,
-        JobRow.end_user: _NEW.end_user,
-        JobRow.priority: _NEW.priority,
-        JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
-        JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
-        JobRow.request_id: _NEW.request_id,
-        JobRow.traceparent: _NEW.traceparent,
-    },
-).returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before)
+_INSERT = Prepared(
+    insert_queued(
+        _NEW,
+        {
+            JobRow.project_id: _NEW.project_id,
+            JobRow.key_id: _NEW.key_id,
+            JobRow.end_user: _NEW.end_user,
+            JobRow.priority: _NEW.priority,
+            JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
+            JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
+            JobRow.request_id: _NEW.request_id,
+            JobRow.traceparent: _NEW.traceparent,
+        },
+    ).returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before)
+)
 
-# The same, with the rows of those that are responses: one statement is one commit.
 _RESPONSES = Records(
-    "response", job_id=Text, asked=JSON, input=JSON, previous_id=Text, background=Boolean, stored=Boolean
+    "response", job_id=Text, request_params=JSON, input=JSON, previous_id=Text, background=Boolean, stored=Boolean
 )
 _RESPONSE_COLUMNS = {
     ResponseRow.job_id: _RESPONSES.job_id,
-    ResponseRow.asked: _RESPONSES.asked,
+    ResponseRow.asked: _RESPONSES.request_params,
     ResponseRow.input: _RESPONSES.input,
     ResponseRow.previous_id: _RESPONSES.previous_id,
     ResponseRow.background: _RESPONSES.background,
     ResponseRow.stored: _RESPONSES.stored,
 }
-_INSERTED = _INSERT.cte("inserted")
-_INSERT_WITH_RESPONSES = select(*_INSERTED.c).add_cte(
-    insert(ResponseRow)
-    .from_select(list(_RESPONSE_COLUMNS), select(*_RESPONSE_COLUMNS.values()))
-    .cte("responses_inserted")
+_INSERTED = _INSERT.statement.cte("inserted")
+# Also inserts the rows of responses: one statement, one commit.
+_INSERT_WITH_RESPONSES = Prepared(
+    select(*_INSERTED.c).add_cte(
+        insert(ResponseRow)
+        .from_select(list(_RESPONSE_COLUMNS), select(*_RESPONSE_COLUMNS.values()))
+        .cte("responses_inserted")
+    )
 )
-_PREPARED = {statement: Prepared(statement) for statement in (_INSERT, _INSERT_WITH_RESPONSES)}
 
 
 class JobStore(JobRowStore):
@@ -133,50 +136,48 @@ class JobStore(JobRowStore):
         self._commit = GroupCommit(self._insert, weigh=_weight)
 
     async def insert(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
-        """Commit a new job, `queued`. When this returns, the job is safe.
+        """Commit a new `queued` job; return it, and True. When this returns, the job is durable.
 
-        With an idempotency key that was used before, the job of its first use is returned, and False: the key's
-        row and the job's are committed together, and a second writer waits for the first.
+        If the idempotency key was used before, return the job of its first use, and False. The row of the key is
+        committed with the row of its job, and a concurrent use of the same key waits for that.
 
         Raises:
-            KeyReused: the key was used with another request.
+            KeyReused: the key was used with another request, or its job was deleted.
         """
         job_id = new_job_id(self._region)
         record = _record(job_id, new)
         if idempotency is None:
             return _job(job_id, new, await self._commit(record)), True
         async with transaction(self._engine) as connection:
-            first = await _first_use(connection, new.owner, idempotency, job_id)
-            if first is None:
-                statement, parameters = _to_insert([record])
-                (inserted,) = _in_order(await connection.execute(statement, parameters), [record])
+            existing_id = await _claim_key(connection, new.owner, idempotency, job_id)
+            if existing_id is None:
+                prepared, parameters = _insert_statement([record])
+                (inserted,) = _in_order(await connection.execute(prepared.statement, parameters), [record])
                 return _job(job_id, new, inserted), True
-            existing = select(*COLUMNS).where(JobRow.id == first, JobRow.deleted_at.is_(None))
+            existing = select(*COLUMNS).where(JobRow.id == existing_id, JobRow.deleted_at.is_(None))
             row = (await connection.execute(existing)).first()
         if row is None:
             raise KeyReused("The job of this Idempotency-Key was deleted.")
         return to_job(row), False
 
     async def _insert(self, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
-        statement, parameters = _to_insert(new)
-        return _in_order(await _PREPARED[statement].run(self._engine, parameters), new)
+        prepared, parameters = _insert_statement(new)
+        return _in_order(await prepared.run(self._engine, parameters), new)
 
     async def get(self, job_id: str, project_id: int | None = None) -> Job | None:
-        """A job; with `project_id`, only if that project owns it."""
+        """Return a job; with `project_id`, only if that project owns it."""
         statement = select(*COLUMNS).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))
         if project_id is not None:
             statement = statement.where(JobRow.project_id == project_id)
-        row = await self._first(statement)
-        return to_job(row) if row is not None else None
+        return await self._one(statement, to_job)
 
     async def archived_log(self, job_id: str) -> str | None:
-        """A finished job's events as lines; None while it is not finished."""
+        """Return the events of a job that has ended, as lines; None if it has not ended."""
         statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
-        row = await self._first(statement)
-        return None if row is None else row.log or ""  # a deleted job's is forgotten
+        return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log
 
     async def ended(self, job_ids: Sequence[str]) -> set[str]:
-        """Those of the jobs that have ended."""
+        """Return the ids of those jobs that have ended."""
         statement = select(JobRow.id).where(
             JobRow.id == func.any(bindparam("ids", list(job_ids), type_=ARRAY(Text))), JobRow.status.in_(TERMINAL)
         )
@@ -192,29 +193,21 @@ class JobStore(JobRowStore):
         limit: int = 20,
         after: str | None = None,
     ) -> list[Job]:
-        """A project's jobs, newest first, older than `after`."""
-        statement = (
-            select(*COLUMNS)
-            .where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
-            .order_by(JobRow.id.desc())
-            .limit(limit)
-        )
+        """Return one page of a project's jobs, newest first, after the id `after`."""
+        statement = select(*COLUMNS).where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
         if status is not None:
             statement = statement.where(JobRow.status == status.value)
         if model is not None:
             statement = statement.where(JobRow.model == model)
-        if after is not None:
-            statement = statement.where(JobRow.id < after)
-        return await self._jobs(statement)
+        return await self._jobs(page_by_id(statement, JobRow.id, limit=limit, after=after))
 
     async def delete(self, job_id: str, project_id: int) -> bool:
-        """Forget a finished job's input and output; the bare row stays for accounting."""
-        statement = forget_statement(JobRow.id == job_id, JobRow.project_id == project_id)
-        async with self._engine.connect() as connection:
-            return (await connection.execute(statement)).first() is not None
+        """Delete the input and output of a job that has ended; the row remains, for accounting. False: not found."""
+        statement = purge_statement(JobRow.id == job_id, JobRow.project_id == project_id)
+        return await self._first(statement) is not None
 
     async def mark_cancelling(self, job_id: str) -> str | None:
-        """Ask for a running job's cancellation. Returns its worker, or None where it is not running."""
+        """Request the cancellation of a running job. Returns its worker, or None if it is not running."""
         statement = (
             update(JobRow)
             .where(JobRow.id == job_id, JobRow.status.in_(RUNNING))
@@ -225,7 +218,7 @@ class JobStore(JobRowStore):
             return (await connection.execute(statement)).scalar_one_or_none()
 
     async def exhausted(self, limit: int = 1000) -> list[Job]:
-        """Jobs that failed because their workers died, newest first."""
+        """Return the jobs that failed because their workers or engines died too often, newest first."""
         statement = (
             select(*COLUMNS)
             .where(
@@ -239,7 +232,7 @@ class JobStore(JobRowStore):
         return await self._jobs(statement)
 
     async def live_workers(self) -> dict[str, int]:
-        """Workers that are alive and ready, by model."""
+        """Count the workers that are alive and ready, by model."""
         statement = (
             select(WorkerRow.model, func.count().label("workers"))
             .where(WorkerRow.lease_expires_at > func.clock_timestamp(), WorkerRow.state == WorkerState.READY.value)
@@ -269,7 +262,7 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
 
 def _weight(record: dict[str, Any]) -> int:
     response = record["response"]
-    return len(record["request"]) * (1 if response is None else 2)  # its input is in both rows
+    return len(record["request"]) * (1 if response is None else 2)  # both rows of a response have its input
 
 
 def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
@@ -288,8 +281,8 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
     )
 
 
-def _to_insert(new: Sequence[dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
-    """The statement for these records, and its parameters."""
+def _insert_statement(new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:
+    """The statement that inserts these records, and its parameters."""
     responses = [item["response"] for item in new if item["response"] is not None]
     if not responses:
         return _INSERT, _NEW.parameters(new)
@@ -297,14 +290,14 @@ def _to_insert(new: Sequence[dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
 
 
 def _in_order(rows: Iterable[Any], new: Sequence[dict[str, Any]]) -> list[_Inserted]:
-    """What was inserted, in the order of the records."""
+    """Return the inserted values in the order of the records."""
     inserted = {row.id: _Inserted(row.created_at, row.start_before, row.finish_before) for row in rows}
     return [inserted[item["id"]] for item in new]
 
 
-async def _first_use(connection: AsyncConnection, owner: Owner, idempotency: Idempotency, job_id: str) -> str | None:
-    """Take an idempotency key for a job; where it is taken, the job that has it."""
-    take = (
+async def _claim_key(connection: AsyncConnection, owner: Owner, idempotency: Idempotency, job_id: str) -> str | None:
+    """Claim an idempotency key for a job. If it was used before, return the id of the job that has it."""
+    claim = (
         upsert(IdempotencyKeyRow)
         .values(
             project_id=owner.project_id,
@@ -315,12 +308,12 @@ async def _first_use(connection: AsyncConnection, owner: Owner, idempotency: Ide
         )
         .on_conflict_do_nothing()
     )
-    if (await connection.execute(take)).rowcount:
+    if (await connection.execute(claim)).rowcount:
         return None
-    taken = select(IdempotencyKeyRow.request_sha256, IdempotencyKeyRow.job_id).where(
+    existing = select(IdempotencyKeyRow.request_sha256, IdempotencyKeyRow.job_id).where(
         IdempotencyKeyRow.project_id == owner.project_id, IdempotencyKeyRow.key == idempotency.key
     )
-    row = (await connection.execute(taken)).one()
+    row = (await connection.execute(existing)).one()
     if row.request_sha256 != idempotency.request_sha256:
         raise KeyReused
     return str(row.job_id)

@@ -1,7 +1,7 @@
 """Statements that run for each job: written with SQLAlchemy, run by the driver.
 
-What SQLAlchemy does for each execution (a cache key, a cursor, a result) takes longer than the statement itself, on the
-way of every first token. These are compiled once, and take connections of the same pool.
+SQLAlchemy's work per execution (a cache key, a cursor, a result) takes longer than the statement itself, and delays
+every first token. These statements are compiled once, and use connections of the same pool.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ _DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Interna
 
 
 class Prepared:
-    """A statement whose parameters are of types that the driver takes as they are: JSON is text, cast by it."""
+    """A compiled statement. Its parameters have types that the driver accepts: JSON is text that the statement casts.
+
+    `statement` is the original, which SQLAlchemy can execute within a transaction.
+    """
 
     def __init__(self, statement: ClauseElement) -> None:
+        self.statement: Any = statement
         compiled: Any = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call]
         self._parameters = frozenset(name for name, bind in compiled.binds.items() if bind.required)
         state = compiled.construct_expanded_state(dict.fromkeys(self._parameters))
@@ -32,11 +36,11 @@ class Prepared:
         self._literals: Mapping[str, Any] = state.parameters
 
     async def run(self, engine: AsyncEngine, parameters: Mapping[str, Any]) -> list[Any]:
-        """Run it as a transaction of its own, in one round trip. Returns its rows: their columns are attributes.
+        """Run it as a transaction of its own, in one round trip. Returns rows with their columns as attributes.
 
         Raises:
-            TypeError: these are not its parameters.
-            sqlalchemy.exc.SQLAlchemyError, OSError: as where SQLAlchemy runs a statement.
+            TypeError: parameters are missing or unknown.
+            sqlalchemy.exc.SQLAlchemyError, OSError: as if SQLAlchemy ran the statement.
         """
         if parameters.keys() != self._parameters:
             raise TypeError(f"the parameters are {sorted(self._parameters)}, not {sorted(parameters)}")
@@ -48,18 +52,18 @@ class Prepared:
             try:
                 records = await driver.fetch(self._sql, *(values[name] for name in self._names))
             except asyncio.CancelledError:
-                connection.invalidate()  # as where SQLAlchemy is cut off: what the server still does is not waited for
+                connection.invalidate()  # as SQLAlchemy does if cancelled: it does not wait for the server
                 raise
             except BaseException:
                 closed = driver.is_closed()
                 connection.close()
                 raise
-            connection.close()  # back into the pool
+            connection.close()  # returns it to the pool
         except _DRIVER_ERRORS as error:
-            # Its first argument is the message alone; PostgreSQL's details quote rows.
+            # The first argument is only the message; PostgreSQL's details quote rows.
             message = error.args[0] if error.args else type(error).__name__
             cause = engine.dialect.loaded_dbapi.Error(message, error)
             raise DBAPIError(None, None, cause, hide_parameters=True, connection_invalidated=closed) from error
-        except engine.dialect.loaded_dbapi.Error as error:  # SQLAlchemy's own, from a new connection
+        except engine.dialect.loaded_dbapi.Error as error:  # raised by SQLAlchemy for a new connection
             raise DBAPIError(None, None, error, hide_parameters=True) from error
         return [SimpleNamespace(**record) for record in records]

@@ -1,10 +1,11 @@
-"""SQL that rescues: jobs of silent workers, jobs whose time is up, jobs whose message was lost."""
+"""SQL for recovery: jobs of dead workers, overdue jobs, and jobs whose message was lost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import delete, func, or_, select, type_coerce, update
+from sqlalchemy import Row, delete, func, or_, select, type_coerce, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus
@@ -27,7 +28,7 @@ from shared.postgres.tables import IdempotencyKeyRow, JobRow, WorkerRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequeuedJob(Hint):
-    """The hint for a job that was put back, and which attempt it was that `worker` lost."""
+    """The hint for a requeued job, and the attempt that `worker` lost."""
 
     attempt: int
     worker: str
@@ -41,14 +42,14 @@ _END_LOST = Prepared(end_statement(JobRow.status.in_(RUNNING), JobRow.worker.end
 class RecoveryStore(JobRowStore):
     """Jobs that no live worker owns."""
 
-    async def end_queued(self, job_id: str, attempt: int, ending: JobResult) -> bool:
-        """End a job that waits. False: it does not wait any more, or was tried in between."""
-        return (await self._end(_END_QUEUED, [result_record(job_id, attempt, ending)]))[0]
+    async def end_queued(self, job_id: str, attempt: int, result: JobResult) -> bool:
+        """End a queued job. False: it is not queued any more, or another attempt was made."""
+        return (await self._end(_END_QUEUED, [result_record(job_id, attempt, result)]))[0]
 
     async def revoke_claim(self, job_id: str, attempt: int) -> bool:
-        """Take a running job from its worker, for good, so that it can be ended. False: its worker lives.
+        """Revoke a dead worker's claim for good, so that the job can be ended. False: the worker is alive.
 
-        Who condemns a job and dies leaves it as it was: lost.
+        If the caller dies before it ends the job, the job is still lost, and another process can end it.
         """
         statement = (
             update(JobRow)
@@ -62,13 +63,13 @@ class RecoveryStore(JobRowStore):
         )
         return await self._changes(statement)
 
-    async def end_lost(self, job_id: str, attempt: int, ending: JobResult) -> bool:
-        """End a job that was condemned. False: it was ended in between."""
-        return (await self._end(_END_LOST, [result_record(job_id, attempt, ending)]))[0]
+    async def end_lost(self, job_id: str, attempt: int, result: JobResult) -> bool:
+        """End a job whose claim was revoked. False: it was ended meanwhile."""
+        return (await self._end(_END_LOST, [result_record(job_id, attempt, result)]))[0]
 
     async def requeue_stalled(self, max_attempts: int, limit: int = 500) -> list[RequeuedJob]:
-        """Put the jobs of silent workers back into the queue, but for those that must end (`stalled_to_end`)."""
-        lost = (
+        """Put the jobs of dead workers back into the queue, except those that must end (`stalled_to_end`)."""
+        stalled = (
             select(JobRow.id)
             .where(
                 JobRow.status == JobStatus.IN_PROGRESS.value,
@@ -82,7 +83,7 @@ class RecoveryStore(JobRowStore):
         )
         statement = (
             update(JobRow)
-            .where(JobRow.id.in_(lost))
+            .where(JobRow.id.in_(stalled))
             .values(requeued(0, AttemptOutcome.WORKER_LOST, deaths=1))
             .returning(
                 JobRow.id,
@@ -93,21 +94,20 @@ class RecoveryStore(JobRowStore):
                 JobRow.request_id,
             )
         )
-        async with self._engine.connect() as connection:
-            return [
-                RequeuedJob(
-                    job_id=row.id,
-                    model=row.model,
-                    priority=row.priority,
-                    attempt=row.attempt,
-                    worker=row.lost_by,
-                    request_id=row.request_id,
-                )
-                for row in await connection.execute(statement)
-            ]
+        return await self._all(
+            statement,
+            lambda row: RequeuedJob(
+                job_id=row.id,
+                model=row.model,
+                priority=row.priority,
+                attempt=row.attempt,
+                worker=row.lost_by,
+                request_id=row.request_id,
+            ),
+        )
 
     async def stalled_to_end(self, max_attempts: int, limit: int = 100) -> list[Job]:
-        """Jobs of silent workers that are not tried again: being cancelled, out of attempts, or out of time."""
+        """Return the jobs of dead workers that are not retried: being cancelled, out of attempts, or overdue."""
         statement = (
             select(*COLUMNS)
             .where(
@@ -124,21 +124,21 @@ class RecoveryStore(JobRowStore):
         return await self._jobs(statement)
 
     async def overdue(self, limit: int = 500) -> list[Job]:
-        """Queued jobs whose time is up: not started by `start_before`, or not finished by `finish_before`."""
+        """Return queued jobs that were not started by `start_before` or not finished by `finish_before`."""
         statement = select(*COLUMNS).where(JobRow.status == JobStatus.QUEUED.value, overdue()).limit(limit)
         return await self._jobs(statement)
 
     async def delete_idempotency_keys(self, older_than_s: int) -> None:
-        """Free keys for another use."""
+        """Delete old keys, so that they can be used again."""
         statement = delete(IdempotencyKeyRow).where(IdempotencyKeyRow.created_at < func.now() - seconds(older_than_s))
         await self._changes(statement)
 
     async def delete_dead_workers(self, silent_for_s: int) -> None:
-        """Delete the rows of workers that are long dead."""
+        """Delete the rows of workers whose lease expired at least `silent_for_s` ago."""
         await self._changes(delete(WorkerRow).where(WorkerRow.lease_expires_at < func.now() - seconds(silent_for_s)))
 
     async def waiting(self, model: str, *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
-        """The next queued jobs of a model that were released to the queue, in the order in which they are served."""
+        """Return the next queued jobs of a model that were released to the queue, in the order of service."""
         statement = (
             select(JobRow.id, JobRow.model, JobRow.priority)
             .where(
@@ -151,11 +151,10 @@ class RecoveryStore(JobRowStore):
             .order_by(JobRow.priority, JobRow.id)
             .limit(limit)
         )
-        async with self._engine.connect() as connection:
-            return [Hint(*row) for row in await connection.execute(statement)]
+        return await self._all(statement, _hint)
 
     async def queued_before(self, model: str, priority: int, before: str, *, limit: int) -> list[Hint]:
-        """Queued jobs of a priority that were released before one that was already served: their message is lost."""
+        """Return released, queued jobs that precede the job `before`, which was served: their messages were lost."""
         statement = (
             select(JobRow.id, JobRow.model, JobRow.priority)
             .where(
@@ -168,5 +167,8 @@ class RecoveryStore(JobRowStore):
             .order_by(JobRow.id)
             .limit(limit)
         )
-        async with self._engine.connect() as connection:
-            return [Hint(*row) for row in await connection.execute(statement)]
+        return await self._all(statement, _hint)
+
+
+def _hint(row: Row[Any]) -> Hint:
+    return Hint(row.id, row.model, row.priority)

@@ -1,4 +1,4 @@
-"""Whether the database has the schema that this code was written for."""
+"""Checks that the database has the schema that this version needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.postgres.engine import connect
 
 
 class SchemaMismatch(HeadraceError):
-    """The database's schema is not the one that this version needs."""
+    """The database does not have the schema that this version needs."""
 
 
 def alembic_config() -> Config:
@@ -28,10 +28,10 @@ def alembic_config() -> Config:
 
 
 async def check_schema(engine: AsyncEngine) -> None:
-    """Refuse to run on a database that is behind its migrations, or ahead of this code.
+    """Check that the database is neither behind the migrations nor ahead of this version.
 
     Raises:
-        SchemaMismatch: says which revision it has, which it needs, and the command.
+        SchemaMismatch: names the revision found, the revision needed, and the command to run.
     """
     script = ScriptDirectory.from_config(alembic_config())
     wanted = script.get_current_head()
@@ -51,12 +51,12 @@ async def check_schema(engine: AsyncEngine) -> None:
         )
     raise SchemaMismatch(
         f"the database is at migration {found}, which this version does not know (it needs {wanted});"
-        " run a newer Headrace, or go back: python -m migrations downgrade"
+        " run the newer version, or use it to downgrade: python -m migrations downgrade"
     )
 
 
 def database_or_exit(url: str) -> None:
-    """Make sure that the database has this version's schema; where not, say so and exit with 2."""
+    """Check the database's schema; if it does not match or cannot be read, print an error and exit with status 2."""
 
     async def check() -> None:
         engine = connect(url, pool_size=1)

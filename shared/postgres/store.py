@@ -1,9 +1,9 @@
-"""What all stores share: connections, and rows as statement parameters."""
+"""What all stores share: connections, reading rows, and rows as statement parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import (
@@ -11,6 +11,7 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     Row,
+    Select,
     Text,
     bindparam,
     cast,
@@ -21,22 +22,24 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.types import TypeEngine
 
+T = TypeVar("T")
+
 
 class Records:
-    """Rows as parameters, an array a column: so one statement writes any number of them.
+    """Rows as statement parameters, one array per column, so that one statement writes any number of rows.
 
-    JSON travels as text and is cast to `json` by the statement, which takes it as it is: U+0000 too.
+    JSON is sent as text, which the statement casts to `json`: that type accepts U+0000.
     """
 
     def __init__(self, name: str, **types: type[TypeEngine[Any]] | TypeEngine[Any]) -> None:
         self._name = name
         self._types = types
-        arrays = [bindparam(f"{name}_{field}", type_=ARRAY(_sent(kind))) for field, kind in types.items()]
-        columns = [column(field, _sent(kind)) for field, kind in types.items()]
+        arrays = [bindparam(f"{name}_{field}", type_=ARRAY(_wire_type(kind))) for field, kind in types.items()]
+        columns = [column(field, _wire_type(kind)) for field, kind in types.items()]
         self._table = func.unnest(*arrays).table_valued(*columns).render_derived(name)
 
     def __getattr__(self, field: str) -> Any:
-        """A column, in an expression."""
+        """A column, for use in an expression."""
         kind = self._types[field]
         found = self._table.c[field]
         return cast(found, kind) if _is_json(kind) else found
@@ -44,7 +47,7 @@ class Records:
     def parameters(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The statement's parameters for these rows."""
         return {
-            f"{self._name}_{field}": [_dumped(row[field]) if _is_json(kind) else row[field] for row in rows]
+            f"{self._name}_{field}": [_json_text(row[field]) if _is_json(kind) else row[field] for row in rows]
             for field, kind in self._types.items()
         }
 
@@ -53,25 +56,34 @@ def _is_json(kind: Any) -> bool:
     return kind in (JSON, JSONB)
 
 
-def _sent(kind: Any) -> Any:
+def _wire_type(kind: Any) -> Any:
     return Text if _is_json(kind) else kind
 
 
-def _dumped(value: Any) -> str | None:
-    """A JSON column's value: its text as it is, or what is to be written."""
+def _json_text(value: Any) -> str | None:
+    """The text of a JSON value; a string is taken to be JSON text already."""
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def seconds(count: float | ColumnElement[float]) -> Any:
-    """An interval."""
+    """An SQL interval of `count` seconds."""
     return func.make_interval(0, 0, 0, 0, 0, 0, count)
 
 
+def page_by_id(
+    statement: Select[Any], item_id: Any, *, limit: int, after: str | None, ascending: bool = False
+) -> Select[Any]:
+    """Restrict a query to one page: `limit` rows after the id `after`, newest first unless `ascending`."""
+    if after is not None:
+        statement = statement.where(item_id > after if ascending else item_id < after)
+    return statement.order_by(item_id.asc() if ascending else item_id.desc()).limit(limit)
+
+
 class Store:
-    """What the stores of rows have in common. Raises SQLAlchemy's errors where the database is away."""
+    """The base class of stores. Methods raise SQLAlchemy's errors if the database is unavailable."""
 
     def __init__(self, engine: AsyncEngine, region: str = "") -> None:
-        """`region` ends the ids of what is made here; see `shared.domain.ids`."""
+        """`region` is the last part of the ids that this store creates; see `shared.domain.ids`."""
         self._engine = engine
         self._region = region
 
@@ -80,6 +92,17 @@ class Store:
             row: Row[Any] | None = (await connection.execute(statement)).first()
         return row
 
+    async def _one(self, statement: Any, build: Callable[[Row[Any]], T]) -> T | None:
+        """Build a value from the first row; None if there is no row."""
+        row = await self._first(statement)
+        return build(row) if row is not None else None
+
+    async def _all(self, statement: Any, build: Callable[[Row[Any]], T]) -> list[T]:
+        """Build a value from each row."""
+        async with self._engine.connect() as connection:
+            return [build(row) for row in await connection.execute(statement)]
+
     async def _changes(self, statement: Any) -> bool:
+        """Execute a statement; return whether it changed any row."""
         async with self._engine.connect() as connection:
             return bool((await connection.execute(statement)).rowcount)

@@ -1,4 +1,4 @@
-"""The tables. Alembic's migrations are held equal to these by a test."""
+"""The tables. A test checks that the migrations create exactly these."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ApiKeyRow(Base):
 
 
 class WorkerRow(Base):
-    """A worker process and its lease: one lease holds all of its jobs."""
+    """A worker process and its lease, which covers all jobs of the worker."""
 
     __tablename__ = "workers"
 
@@ -58,7 +58,7 @@ class WorkerRow(Base):
 
 
 class JobRow(Base):
-    """A job: the truth about it. `JSON`, not `JSONB`, where text may hold U+0000, which JSONB refuses."""
+    """A job; this row is authoritative. Columns that may contain U+0000 are `JSON`, because `JSONB` refuses it."""
 
     __tablename__ = "jobs"
 
@@ -74,8 +74,8 @@ class JobRow(Base):
     # `metadata` is SQLAlchemy's own name on a declarative class.
     job_metadata: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
-    # Since when a message for this job belongs on the queue. NULL while a dispatcher withholds the job: then a missing
-    # message is not a lost one, and redelivery leaves the job alone.
+    # When the job was released to the queue. NULL while a dispatcher withholds it: then its missing message is not a
+    # lost one, and redelivery ignores the job.
     dispatched_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.now())
 
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
@@ -96,11 +96,11 @@ class JobRow(Base):
     log: Mapped[str | None] = mapped_column(Text)
     deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
-    # Where it comes from (`shared.domain.request_context`).
+    # See `shared.domain.request_context`.
     request_id: Mapped[str | None] = mapped_column(Text)
     traceparent: Mapped[str | None] = mapped_column(Text)
 
-    # The line of a batch's input file that this job runs. Unique: no line runs twice.
+    # The line of a batch's input file that this job runs; unique, so that no line runs twice.
     batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     batch_line: Mapped[int | None]
 
@@ -142,7 +142,7 @@ class ResponseRow(Base):
 
 
 class IdempotencyKeyRow(Base):
-    """A client's `Idempotency-Key`, and the job that its first use made."""
+    """A client's `Idempotency-Key`, and the job that its first use created."""
 
     __tablename__ = "idempotency_keys"
 
@@ -157,7 +157,7 @@ class IdempotencyKeyRow(Base):
 
 
 class FileRow(Base):
-    """A file; its bytes are a blob of the same name (`api.files.blobs`)."""
+    """A file; its content is a blob with the same name (`api.files.blobs`)."""
 
     __tablename__ = "files"
 
@@ -177,7 +177,7 @@ class FileRow(Base):
 
 
 class BatchRow(Base):
-    """A batch, and how far it has come."""
+    """A batch, and its progress."""
 
     __tablename__ = "batches"
 
@@ -189,7 +189,7 @@ class BatchRow(Base):
     completion_window: Mapped[str] = mapped_column(Text)
     batch_metadata: Mapped[dict[str, str] | None] = mapped_column("metadata", JSON(none_as_null=True))
     status: Mapped[str] = mapped_column(Text)
-    # What it will be once it is `finalizing` or `cancelling` no more.
+    # The status that follows `finalizing` or `cancelling`.
     ending: Mapped[str | None] = mapped_column(Text)
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     output_file_id: Mapped[str | None] = mapped_column(Text(collation="C"))
@@ -204,20 +204,20 @@ class BatchRow(Base):
     cancelling_at: Mapped[datetime | None] = mapped_column(Timestamp)
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
-    # Requests: all, those that are jobs by now, and those that ended well and badly.
+    # Numbers of requests: in total, submitted as jobs, succeeded, and failed.
     total: Mapped[int] = mapped_column(server_default=text("0"))
     submitted: Mapped[int] = mapped_column(server_default=text("0"))
     completed: Mapped[int] = mapped_column(server_default=text("0"))
     failed: Mapped[int] = mapped_column(server_default=text("0"))
-    # Where the next line to submit begins.
+    # The position of the next line to submit.
     next_line: Mapped[int] = mapped_column(server_default=text("1"))
     next_offset: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    # Before this line all jobs have ended; how many of them well and badly.
+    # The jobs of all lines before this one have ended; how many of them succeeded and failed.
     settled_line: Mapped[int] = mapped_column(server_default=text("1"))
     settled_completed: Mapped[int] = mapped_column(server_default=text("0"))
     settled_failed: Mapped[int] = mapped_column(server_default=text("0"))
 
-    # Who takes the next step: the process that works on it, until `due_at`; from then on any.
+    # The process that takes the next step. From `due_at` on, any process may take it.
     driver: Mapped[str | None] = mapped_column(Text)
     due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 

@@ -1,4 +1,4 @@
-"""Rescues the jobs of silent workers. Every API and worker process runs one, so no single death stops it."""
+"""Recovers the jobs of dead workers. Every API and worker process runs a sweeper, so none of them is essential."""
 
 from __future__ import annotations
 
@@ -7,75 +7,77 @@ import time
 from collections.abc import Callable
 
 from shared.domain.job import AttemptOutcome, JobStatus
-from shared.domain.priorities import Hint, first
+from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
 from shared.runtime.periodic import run_periodically
-from shared.telemetry.metrics import ATTEMPTS, RESCUES, model_label
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-# A key is remembered for a day, as other services do.
+# How long idempotency keys are kept; a day is common among APIs.
 IDEMPOTENCY_KEY_S = 24 * 3600
-# A worker's row outlives it for so long: its jobs are rescued by then, and operators can still see it.
+# How long a dead worker's row is kept: until its jobs are recovered, and for operators to see.
 DEAD_WORKER_S = 3600
 
 
 class Sweeper:
-    """Puts jobs back into the queue whose worker's lease is over, or ends them."""
+    """Requeues or ends jobs whose worker's lease has expired, and ends queued jobs whose deadline has passed."""
 
     def __init__(
         self,
         store: RecoveryStore,
-        unowned: JobTerminator,
+        terminator: JobTerminator,
         send: Callable[[Hint], None],
+        metrics: Metrics,
         *,
         interval_s: float,
         lease_s: float,
         max_attempts: int,
     ) -> None:
         self._store = store
-        self._terminator = unowned
+        self._terminator = terminator
         self._send = send
+        self._metrics = metrics
         self._interval_s = interval_s
         self._lease_s = lease_s
         self._max_attempts = max_attempts
         self._steady_since = time.monotonic()
 
     async def run(self) -> None:
-        """Sweep until cancelled. Many processes may sweep at once: every step is guarded by the rows."""
+        """Sweep until cancelled. Many processes may sweep concurrently: the SQL guards every change."""
         self._steady_since = time.monotonic()
         await run_periodically(self._sweep_steadily, "sweep", interval_s=self._interval_s, jitter=0.2)
 
     async def _sweep_steadily(self) -> None:
-        """Sweep, and take jobs from workers only if no sweep has failed or been slow for a lease's time."""
+        """Sweep; take jobs from workers only if no sweep has failed or been slow for the length of a lease."""
         began = time.monotonic()
         steady = False
         try:
-            await self.sweep(take=began - self._steady_since >= self._lease_s)
+            await self.sweep(recover=began - self._steady_since >= self._lease_s)
             steady = time.monotonic() - began <= self._lease_s / 2
         finally:
             if not steady:
                 self._steady_since = time.monotonic()
 
-    async def sweep(self, *, take: bool = True) -> int:
-        """Rescue what is lost. Returns how many jobs were put back.
+    async def sweep(self, *, recover: bool = True) -> int:
+        """Run one sweep. Returns the number of jobs that were requeued.
 
-        Without `take` nothing is taken from a worker. A sweeper that has just begun, or whose last sweep failed or
-        took long, cannot tell a silent worker from one that could not renew its lease either.
+        Without `recover`, no job is taken from a worker. A sweeper that has just started, or whose last sweep failed
+        or was slow, cannot distinguish a dead worker from one that could not renew its lease in the same outage.
         """
-        rescued = await self._store.requeue_stalled(self._max_attempts) if take else []
-        for hint in rescued:
-            model = model_label(hint.model)
-            RESCUES.labels(model).inc()
-            ATTEMPTS.labels(model, AttemptOutcome.WORKER_LOST).inc()
+        requeued = await self._store.requeue_stalled(self._max_attempts) if recover else []
+        for hint in requeued:
+            model = self._metrics.model_label(hint.model)
+            self._metrics.rescues.labels(model).inc()
+            self._metrics.attempts.labels(model, AttemptOutcome.WORKER_LOST).inc()
             logger.warning(
                 "job=%s model=%s attempt=%d worker=%s request=%s lost its worker; queued again",
                 hint.job_id, hint.model, hint.attempt, hint.worker, hint.request_id,
             )  # fmt: skip
-            self._send(first(hint))
-        if take:
+            self._send(to_front(hint))
+        if recover:
             await self._end_lost()
         for job in await self._store.overdue():
             if job.missed_start:
@@ -84,7 +86,7 @@ class Sweeper:
                 await self._terminator.end(job, JobStatus.CANCELLED, LATE)
         await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
         await self._store.delete_dead_workers(DEAD_WORKER_S)
-        return len(rescued)
+        return len(requeued)
 
     async def _end_lost(self) -> None:
         for job in await self._store.stalled_to_end(self._max_attempts):

@@ -1,4 +1,4 @@
-"""Ends jobs that no live worker owns: cancelled while they waited, or lost with their workers for good."""
+"""Ends jobs that no live worker owns."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ from shared.domain.result import build_result
 from shared.domain.transcript import Transcript, tokens_by_attempt
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import Append, EventLog, Fenced
-from shared.telemetry.metrics import ATTEMPTS, job_ended, model_label
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
 
 
 class JobTerminator:
-    """Ends them, with what earlier attempts made as their output."""
+    """Ends jobs with the output of their earlier attempts."""
 
-    def __init__(self, store: RecoveryStore, logs: EventLog, log_ttl_s: int, traces: Traces = NO_TRACES) -> None:
+    def __init__(
+        self, store: RecoveryStore, logs: EventLog, log_ttl_s: int, metrics: Metrics, traces: Traces = NO_TRACES
+    ) -> None:
         self._store = store
         self._logs = logs
         self._log_ttl_s = log_ttl_s
+        self._metrics = metrics
         self._traces = traces
 
     async def end(self, job: Job, status: JobStatus, failure: Failure) -> bool:
-        """End a job as it was read. False: it has moved on since, and nothing was written.
+        """End a job. Returns False, and writes nothing, if it has changed since it was read.
 
         Raises:
-            redis.exceptions.RedisError: its text so far cannot be read.
+            redis.exceptions.RedisError: its output so far cannot be read.
         """
         attempt = job.attempt + 1
         running = job.status is not JobStatus.QUEUED
-        # The row first: a worker that turns out to live must find its log as it left it.
+        # The row first: if its worker turns out to be alive, the log must be unchanged.
         if running and not await self._store.revoke_claim(job.id, job.attempt):
             return False
         try:
             events = await self._logs.take_over(job.id, attempt) if job.attempt else []
         except Fenced:
             return False
-        news: list[Event] = []
+        new: list[Event] = []
         if job.attempt and not events:
-            # Redis has lost the log. Readers may have seen text of it, which is not kept.
-            news.append(event(seq_before(attempt) + 1, EventType.RESTARTED, {"attempt": job.attempt}))
-            events = list(news)
+            # Redis has lost the log. Readers may have seen text from it that is not in the result.
+            new.append(event(seq_before(attempt) + 1, EventType.RESTARTED, {"attempt": job.attempt}))
+            events = list(new)
         transcript = Transcript.of(events, job.request.sampling.n)
         seq = events[-1].seq + 1 if events else 1
-        ending, last = build_result(
+        result, last = build_result(
             job,
             events,
             seq,
@@ -64,22 +67,22 @@ class JobTerminator:
             tokens=tokens_by_attempt(events),
         )
         end = self._store.end_lost if running else self._store.end_queued
-        ended = await end(job.id, job.attempt, ending)
+        ended = await end(job.id, job.attempt, result)
         if ended:
-            job_ended(job, ending)
+            self._metrics.job_ended(job, result)
             if running:
-                ATTEMPTS.labels(model_label(job.model), AttemptOutcome.WORKER_LOST).inc()
+                self._metrics.attempts.labels(self._metrics.model_label(job.model), AttemptOutcome.WORKER_LOST).inc()
             logger.info(
                 "job=%s model=%s attempt=%d worker=%s request=%s %s: %s",
                 job.id, job.model, job.attempt, job.worker, job.request_context.request_id, status.value, failure.code,
             )  # fmt: skip
-            self._traces.ended_without_worker(job, status, ending.finished_at)
-            await self._tell(Append(job.id, attempt, [*news, last], self._log_ttl_s, force=bool(news)))
+            self._traces.ended_without_worker(job, status, result.finished_at)
+            await self._append(Append(job.id, attempt, [*new, last], self._log_ttl_s, force=bool(new)))
         return ended
 
-    async def _tell(self, append: Append) -> None:
-        """Append the last events. Where Redis is away, readers learn it from the row."""
+    async def _append(self, append: Append) -> None:
+        """Append the last events. If Redis is unavailable, readers find the end in the row."""
         try:
             await self._logs.append([append])
         except (RedisError, OSError) as error:
-            logger.warning("job=%s Redis is away; readers will find the end in the row: %s", append.job_id, error)
+            logger.warning("job=%s cannot publish the end, readers will find it in the row: %s", append.job_id, error)

@@ -1,4 +1,4 @@
-"""The connection to Redis."""
+"""Connections to Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _packer = HiredisRespSerializer()
 
 
 class _Packing:
-    """Packs commands with hiredis, as redis-py's other client does. In Python it takes the square of their length."""
+    """Packs commands with hiredis, as redis-py's synchronous client does. Its Python packer takes quadratic time."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
         packed: list[bytes] = _packer.pack(*args)
@@ -37,7 +37,7 @@ _PACKING: Mapping[Any, Any] = {Connection: _Tcp, SSLConnection: _Tls, UnixDomain
 
 
 def connect_redis(url: str) -> Redis:
-    """A client whose calls wait for one of its connections, up to 5 s, rather than fail when all are in use."""
+    """A client whose calls wait up to 5 s for a free connection instead of failing when all are in use."""
     pool = BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=WAIT_S)
     pool.connection_class = _PACKING[pool.connection_class]
     return Redis.from_pool(pool)

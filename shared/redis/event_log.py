@@ -1,15 +1,14 @@
-"""A job's log in Redis, and the live copy of it that readers get.
+"""The log of a job's events in Redis, and its live publication to readers.
 
-Each job has a Redis Stream with all its events. The API processes that have a reader on a job stand in
-the job's set of followers; appending to the log publishes the same events, in the same step, on the channel
-of each of them: one channel an API process, however many jobs it follows, and nothing for a job that nobody
-reads. Registering as a follower and reading the log is one transaction, so nothing falls in between. The last
-event ends the set.
+Each job has a Redis Stream with all its events, and a set of followers: the API processes with a reader on the job.
+Appending to the log publishes the same events, atomically, on the channel of each follower. An API process has one
+channel for all jobs, and nothing is published for a job without readers. Registering as a follower and reading the log
+is one transaction, so no event is missed in between. The last event deletes the set.
 
-Every append carries its attempt's number and its first event's `seq`: events of an overtaken attempt are
-refused (fencing), events that are there already are skipped (a retry is harmless), and a gap is reported,
-which means that Redis has lost the log, and the fence with it: the writer has all events in memory and writes
-them again, once the job's row has said that it is still the owner.
+Every append carries its attempt's number and its first event's `seq`. Events of an earlier attempt than the log's owner
+are refused (fencing), and events that the log already has are skipped, so a retry is harmless. A gap is reported: it
+means that Redis has lost the log and its fence. The writer has all events in memory and writes them again after it has
+checked in the row that it still owns the job.
 """
 
 from __future__ import annotations
@@ -39,12 +38,15 @@ _APPEND, _TAKE_OVER, _FOLLOW_ALL = _script("append"), _script("take_over"), _scr
 
 
 class Fenced(Exception):
-    """A later attempt owns the job; this one may write nothing more."""
+    """A later attempt owns the job; this one may write no more."""
 
 
 @dataclass(slots=True)
 class Append:
-    """Events for one job's log. `seq` 0 of an event means: after the last one."""
+    """Events for one job's log. An event with `seq` 0 gets the number after the last event's.
+
+    `force` replaces the log, unless a later attempt owns it.
+    """
 
     job_id: str
     attempt: int
@@ -54,7 +56,7 @@ class Append:
 
 
 class EventLog:
-    """The logs of all jobs, in one Redis. Raises `redis.exceptions.RedisError` where Redis is away."""
+    """The logs of all jobs. Methods raise `redis.exceptions.RedisError` if Redis is unavailable."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -65,8 +67,8 @@ class EventLog:
     async def append(self, appends: Sequence[Append]) -> list[int]:
         """Append to many logs in one round trip, and publish to the jobs' followers.
 
-        Returns, for each job, the `seq` of its last event; `FENCED` where a later attempt owns it; less than
-        was sent where the log has a gap before it (nothing was written then).
+        Returns for each job the `seq` of its log's last event, or `FENCED` if a later attempt owns it. A `seq` lower
+        than the last one sent means that there is a gap before the events sent, and nothing was written.
         """
         keys: list[str] = []
         args: list[Any] = []
@@ -80,10 +82,10 @@ class EventLog:
         return result
 
     async def take_over(self, job_id: str, attempt: int) -> list[Event]:
-        """Make `attempt` the owner of the log and return what the attempts before it wrote.
+        """Make `attempt` the owner of the log and return the events of earlier attempts.
 
         Raises:
-            Fenced: a later attempt owns it already.
+            Fenced: a later attempt owns the log.
         """
         keys = [redis_keys.log(job_id), redis_keys.fence(job_id)]
         entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
@@ -92,17 +94,17 @@ class EventLog:
         return [_entry(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in entries]
 
     async def read(self, job_id: str, after: int = 0) -> list[Event]:
-        """The events after a cursor."""
+        """The events after the one with `seq` `after`."""
         entries: Any = await self._redis.xrange(redis_keys.log(job_id), min=f"({after}-0")
         return [_entry(entry_id, fields) for entry_id, fields in entries]
 
     async def last_seq(self, job_id: str) -> int:
-        """The number of the last event in a log; 0 where there is none."""
+        """The `seq` of the last event in a log, or 0 if it has none."""
         entries: Any = await self._redis.xrevrange(redis_keys.log(job_id), count=1)
         return _entry(*entries[0]).seq if entries else 0
 
     async def follow(self, job_id: str, api_id: str, after: int) -> list[Event]:
-        """Register an API process as a follower and read the events after a cursor, in one step."""
+        """Register an API process as a follower and read the events after `after`, atomically."""
         followers = redis_keys.followers(job_id)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.sadd(followers, api_id)
@@ -112,7 +114,7 @@ class EventLog:
         return [_entry(entry_id, fields) for entry_id, fields in entries]
 
     async def follow_all(self, job_ids: Sequence[str], api_id: str) -> list[int]:
-        """Register an API process as a follower of many jobs. Returns the number of each log's last event, or 0."""
+        """Register an API process as a follower of many jobs. Returns for each the `seq` of its last event, or 0."""
         keys = [key for job_id in job_ids for key in (redis_keys.log(job_id), redis_keys.followers(job_id))]
         last: list[int] = await self._follow_all(keys=keys, args=[api_id, RUNNING_TTL_S])
         return last
@@ -120,7 +122,7 @@ class EventLog:
     async def unfollow(self, job_id: str, api_id: str) -> None:
         await self._redis.srem(redis_keys.followers(job_id), api_id)
 
-    async def forget(self, job_id: str) -> None:
+    async def delete(self, job_id: str) -> None:
         await self._redis.delete(redis_keys.log(job_id), redis_keys.fence(job_id), redis_keys.followers(job_id))
 
 

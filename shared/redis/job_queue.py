@@ -1,7 +1,7 @@
-"""The Celery side of a job: a message on its model's queue, by task name, with the job's id as the task's id.
+"""The queue: a job's Celery message on its model's queue, with the job's id as the task's id.
 
-A message is a hint that a job may be waiting. The row decides: a worker must claim it. So a lost message is
-sent again by any worker with room (see `workers.supervision.redelivery`), and a doubled one is harmless.
+A message is a hint that a job may be queued; the row decides, since a worker must claim it. So any worker with free
+slots may send a lost message again (see `workers.supervision.redelivery`), and a duplicate is harmless.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 TASK = "headrace.generate"
 _SEPARATOR = "\x06\x16"
 RETRY_S = 1.0
-KEPT = 10_000
+MAX_PENDING = 10_000
 
 
 def queue_name(model: str) -> str:
@@ -30,10 +30,10 @@ def queue_name(model: str) -> str:
 
 
 def celery_app(redis_url: str) -> Celery:
-    """The Celery application, for sending as well as for working.
+    """The Celery application, for senders and for workers.
 
-    Early acknowledgement, no result backend: the row is the truth, and a broker that comes back does not run
-    a job again. Task events are for Flower.
+    Messages are acknowledged early and there is no result backend: the row is authoritative, and a broker that comes
+    back must not run a job again. Task events are for Flower.
     """
     app = Celery("headrace", broker=redis_url, set_as_current=False)
     app.conf.update(
@@ -51,7 +51,7 @@ def celery_app(redis_url: str) -> Celery:
             "priority_steps": list(PRIORITY_STEPS),
             "sep": _SEPARATOR,
             "queue_order_strategy": "priority",
-            # What is lost with a worker is found by its row; Redis need not keep a copy of each message in hand.
+            # Jobs lost with a worker are found by their rows: Redis need not keep a copy of unacknowledged messages.
             "ack_emulation": False,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
@@ -62,20 +62,23 @@ def celery_app(redis_url: str) -> Celery:
 
 
 class HintSender:
-    """Puts hints on their models' queues: after the answer, and many together."""
+    """Sends hints to their models' queues in the background, in batches."""
 
     def __init__(self, app: Celery, redis: Redis) -> None:
         self._messages = HintMessages(app, TASK)
         self._redis = redis
-        self._waiting: list[Hint] = []
+        self._pending: list[Hint] = []
         self._wake = asyncio.Event()
 
     def put(self, hint: Hint) -> None:
-        self._waiting.append(hint)
+        self._pending.append(hint)
         self._wake.set()
 
     async def run(self) -> None:
-        """Send for ever; cancel to stop. While Redis is away hints wait, up to `KEPT`; workers find other rows."""
+        """Send until cancelled.
+
+        While Redis is unavailable, up to `MAX_PENDING` hints are kept; workers find the rows of the others.
+        """
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -84,8 +87,8 @@ class HintSender:
                 self._wake.set()
 
     async def flush(self) -> bool:
-        """Send what waits now. False: Redis is away, and it waits on."""
-        batch, self._waiting = self._waiting, []
+        """Send the pending hints now. Returns False if Redis is unavailable; they stay pending then."""
+        batch, self._pending = self._pending, []
         if not batch:
             return True
         lists: dict[tuple[str, bool], list[bytes]] = {}
@@ -101,18 +104,18 @@ class HintSender:
                     else:
                         pipe.lpush(name, *messages)
                 await pipe.execute()
-        except (RedisError, OSError) as error:  # whatever it is: the rows are there, and workers look for them
-            logger.warning("Redis takes no hints, %d wait: %s", len(batch), error)
-            self._waiting = (batch + self._waiting)[:KEPT]
+        except (RedisError, OSError) as error:  # not only outages: workers find the rows in any case
+            logger.warning("cannot send %d hints, retrying: %s", len(batch), error)
+            self._pending = (batch + self._pending)[:MAX_PENDING]
             return False
         except asyncio.CancelledError:
-            self._waiting = batch + self._waiting  # sent twice at worst
+            self._pending = batch + self._pending  # at worst they are sent twice
             raise
         return True
 
 
 async def depths(redis: Redis, model: str) -> dict[int, int]:
-    """Messages that wait on a model's queue, by the first priority of their list (`BANDS`)."""
+    """The number of messages on a model's queue, by the first priority of their list (`BANDS`)."""
     async with redis.pipeline(transaction=False) as pipe:
         for step in PRIORITY_STEPS:
             pipe.llen(list_name(queue_name(model), step))
@@ -120,6 +123,6 @@ async def depths(redis: Redis, model: str) -> dict[int, int]:
 
 
 def list_name(queue: str, priority: int) -> str:
-    """kombu's list for the messages of a priority."""
+    """The list in which kombu keeps messages of a priority."""
     step = PRIORITY_STEPS[bisect(PRIORITY_STEPS, priority) - 1]
     return queue if step == 0 else f"{queue}{_SEPARATOR}{step}"

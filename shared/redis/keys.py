@@ -1,4 +1,4 @@
-"""Every Redis key and channel that Headrace uses, but for Celery's own."""
+"""Every Redis key and channel of Headrace, except Celery's."""
 
 
 def log(job_id: str) -> str:
@@ -7,7 +7,7 @@ def log(job_id: str) -> str:
 
 
 def fence(job_id: str) -> str:
-    """Hash: `attempt` that may write to the log, `seq` of its last event."""
+    """Hash: `attempt` is the one that may write to the log, `seq` is that of the log's last event."""
     return f"hr:fence:{job_id}"
 
 
@@ -22,5 +22,5 @@ def api_channel(api_id: str) -> str:
 
 
 def worker_channel(worker_id: str) -> str:
-    """Channel: job ids that this worker should look at again (a cancel was asked for)."""
+    """Channel: ids of jobs that this worker must cancel."""
     return f"hr:worker:{worker_id}"

@@ -1,8 +1,8 @@
-"""The Celery message of a hint, as it lies on the queue.
+"""Celery messages for hints, made from templates.
 
-Celery and kombu make one message for each model and priority, by their own code (task protocol 2 in kombu's virtual
-envelope); each hint is that message with its own ids. Made anew for each, a message costs 600 us by `send_task`
-and 120 us at best, in a thread of its own; so it costs 6, and many go in one round trip.
+Celery and kombu build one message for each model and priority (task protocol 2 in kombu's virtual envelope); each hint
+is a copy of it with its own ids. `send_task` takes 600 us for a message, and 120 us at best in a separate thread;
+a copy takes 6 us, and many are sent in one round trip.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from celery import Celery
 from kombu.connection import Connection
 from kombu.utils.json import dumps
 
-# Stand-ins: no text of a message contains them otherwise, and JSON does not escape them.
+# Placeholders: they do not occur in a message otherwise, and JSON does not escape them.
 _ID = "{{job id}}"
 _BODY = "{{body}}"
 _TAG = "{{delivery tag}}"
 
 
 class HintMessages:
-    """Makes messages for one task, whose arguments are the job's id and the model's name."""
+    """Builds messages for one task, whose arguments are the job's id and the model's name."""
 
     def __init__(self, app: Celery, task: str) -> None:
         self._app = app
         self._task = task
-        self._made: dict[tuple[str, str, int], tuple[str, str]] = {}
+        self._templates: dict[tuple[str, str, int], tuple[str, str]] = {}
 
     def message(self, job_id: str, *, model: str, queue: str, priority: int) -> bytes:
-        """The message, with a delivery tag of its own."""
-        template = self._made.get((model, queue, priority))
+        """The message for a job, with a new delivery tag."""
+        template = self._templates.get((model, queue, priority))
         if template is None:
-            template = self._made[model, queue, priority] = self._make(model, queue, priority)
+            template = self._templates[model, queue, priority] = self._build(model, queue, priority)
         envelope, body = template
         encoded = base64.b64encode(body.replace(_ID, job_id).encode()).decode()
         return envelope.replace(_ID, job_id).replace(_BODY, encoded).replace(_TAG, str(uuid.uuid4())).encode()
 
-    def _make(self, model: str, queue: str, priority: int) -> tuple[str, str]:
-        """The envelope and the body in it, with stand-ins, as kombu puts them on a queue."""
+    def _build(self, model: str, queue: str, priority: int) -> tuple[str, str]:
+        """An envelope and its body, with placeholders, as kombu puts them on a queue."""
         message = self._app.amqp.as_task_v2(_ID, self._task, args=(_ID,), kwargs={"model": model}, ignore_result=True)
         with Connection("memory://") as connection:  # type: ignore[no-untyped-call]  # kombu has few types
             channel: Any = connection.channel()

@@ -1,1 +1,1 @@
-"""Process plumbing: asyncio helpers, outages, garbage collection."""
+"""Process plumbing: asyncio helpers, the supervisor, outages, garbage collection."""

@@ -1,8 +1,8 @@
-"""Waiting for events and ending tasks, so that no cancel is lost.
+"""Waiting for events and cancelling tasks without losing a cancellation.
 
-On Python 3.11 `asyncio.wait_for` returns normally, as if nobody had cancelled, where what it waits for is done in the
-same turn of the loop (python/cpython#86296). So nothing here waits with it (the linter says so), and what others do is
-reckoned with: redis-py writes inside of it.
+On Python 3.11 `asyncio.wait_for` swallows a cancellation that arrives in the iteration of the loop in which the awaited
+future completes (python/cpython#86296). This code base does not use it (the linter forbids it), but libraries do:
+redis-py writes inside of it. So a cancelled task may have to be cancelled again.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 from typing import Any
 
-# Long enough for what a task does on its way out; a cancel that was lost is rare.
+# Longer than a task's clean-up takes; a lost cancellation is rare.
 AGAIN_S = 5.0
 
 
 async def wait_for_event(event: asyncio.Event, within_s: float) -> bool:
-    """Wait for an event, for so long at most; whether it is set."""
+    """Wait for an event for at most `within_s` seconds. Returns whether it is set."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             await event.wait()
@@ -24,10 +24,10 @@ async def wait_for_event(event: asyncio.Event, within_s: float) -> bool:
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any], again_s: float = AGAIN_S) -> None:
-    """Cancel tasks until they have ended, and wait for that; what they return or raise is not told.
+    """Cancel tasks and wait until all have ended; their results and exceptions are discarded.
 
-    One that has not ended after `again_s` seconds is cancelled again. Who is cancelled while it waits here waits on,
-    and hears of it afterwards: tasks are never left behind.
+    A task that has not ended after `again_s` seconds is cancelled again. If the caller is cancelled, the wait
+    continues and `CancelledError` is raised at its end: no task is left running.
     """
     clock = asyncio.get_running_loop().time
     cancelled: asyncio.CancelledError | None = None
@@ -42,6 +42,6 @@ async def cancel_and_wait(*tasks: asyncio.Future[Any], again_s: float = AGAIN_S)
                 cancelled = error
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # otherwise the loop reports that nobody has seen it
+            task.exception()  # retrieved, so that the loop does not report it
     if cancelled is not None:
         raise cancelled

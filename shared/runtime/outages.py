@@ -1,4 +1,4 @@
-"""Tells an outage, which is waited out, from a fault, which is not."""
+"""Classifies errors as transient outages (retry) or faults (propagate)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import kombu.exceptions
 import redis.exceptions
 import sqlalchemy.exc
 
-# SQLSTATEs: the connection is lost (08...), the server is full (53...), goes down, comes up or takes too long (57...),
-# has become a standby (25006), or has two transactions in each other's way (40...).
-_AWAY = ("08", "53", "57", "25006", "40")
+# SQLSTATE classes and codes: connection lost (08), insufficient resources (53), server shutting down, starting up or
+# statement cancelled (57), server turned into a standby (25006), deadlock or serialization failure (40).
+_TRANSIENT_STATES = ("08", "53", "57", "25006", "40")
 
 _REDIS = (
     redis.exceptions.ConnectionError,
@@ -17,16 +17,16 @@ _REDIS = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.OutOfMemoryError,
 )
-# What a server answers that runs and cannot write now: its disk is full, its replicas are away, a script holds it.
-_REFUSES = ("MISCONF", "NOREPLICAS", "BUSY ", "LOADING", "MASTERDOWN")
+# Error replies of a server that runs but cannot write now, such as one with a full disk or too few replicas.
+_REFUSALS = ("MISCONF", "NOREPLICAS", "BUSY ", "LOADING", "MASTERDOWN")
 
 
 def is_database_outage(error: BaseException) -> bool:
-    """The database cannot be used now; the statement may be fine."""
+    """Whether the database is unavailable; the statement itself may be correct."""
     if isinstance(error, sqlalchemy.exc.TimeoutError):
         return True
     state = getattr(getattr(error, "orig", error), "sqlstate", None)
-    if isinstance(state, str) and state.startswith(_AWAY):
+    if isinstance(state, str) and state.startswith(_TRANSIENT_STATES):
         return True
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         return error.connection_invalidated or isinstance(
@@ -36,12 +36,12 @@ def is_database_outage(error: BaseException) -> bool:
 
 
 def is_redis_outage(error: BaseException) -> bool:
-    """Redis, or the broker on it, cannot be used now."""
-    if isinstance(error, redis.exceptions.ResponseError) and any(word in str(error) for word in _REFUSES):
+    """Whether Redis, or the broker on it, is unavailable."""
+    if isinstance(error, redis.exceptions.ResponseError) and any(word in str(error) for word in _REFUSALS):
         return True
     return isinstance(error, (*_REDIS, kombu.exceptions.OperationalError, OSError))
 
 
 def is_outage(error: BaseException) -> bool:
-    """One of the two is away. Anything else must not be waited out: raise it again."""
+    """Whether the database or Redis is unavailable. Any other error must be raised again, not retried."""
     return is_database_outage(error) or is_redis_outage(error)

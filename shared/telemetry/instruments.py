@@ -1,7 +1,6 @@
-"""What a metric is here: defined once, with labels whose values are bounded, and served by the processes it is about.
+"""The instruments that metrics are made of, and the set of them in one process.
 
-A metric is not registered where it is defined. Each process serves those that are its own (`registry`), so that a
-worker shows no zero for what only an API process can count.
+Each process exports only its own metrics, so that a worker shows no zeros for HTTP requests.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused second series for each counter
 
 
 class Exporter(StrEnum):
-    """Which processes serve a metric."""
+    """The kinds of processes that export metrics."""
 
     API = "API"
     WORKER = "worker"
 
 
-class Across(StrEnum):
-    """How the values of several processes become one.
+class Aggregation(StrEnum):
+    """How the values of several processes are combined.
 
-    `sum`: each process counts its own part. `max`: each process reads the same truth, the rows; a sum would count
-    it once for each API process. `min`: one process that sees it badly is what matters.
+    `sum`: each process counts its own work. `max`: each process reads the same rows, so a sum would count them once
+    per API process. `min`: a failure that one process sees matters.
     """
 
     SUM = "sum"
@@ -41,7 +40,7 @@ class Across(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label. `values` are all that it can have; None: bounded by the code that sets it, as `bound` says."""
+    """A label. `values` lists its possible values; if None, `bound` says what limits them."""
 
     name: str
     values: tuple[str, ...] | None = None
@@ -50,48 +49,47 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A metric as Prometheus sees it: the name has its unit, and `_total` where it counts."""
+    """What Prometheus and the documentation show of a metric. The name ends in its unit, or in `_total` if it counts.
+
+    `scraped`: its value is read at each scrape, see `ScrapedMetric`.
+    """
 
     name: str
     kind: str
+    help_text: str
     labels: tuple[Label, ...]
-    what: str
     exporters: tuple[Exporter, ...]
-    across: Across
-    # None: read at each scrape, see `Reading`.
-    collector: Counter | Gauge | Histogram | WeightedHistogram | LoopCounter | None
+    aggregation: Aggregation = Aggregation.SUM
+    scraped: bool = False
 
 
-DEFINITIONS: list[Definition] = []
+class ScrapedMetric:
+    """A gauge or counter whose value is read at each scrape, by a collector."""
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A metric that is no object of its own: its value is read when it is asked for."""
-
-    name: str
-    what: str
-    labels: tuple[str, ...]
-    counts: bool
+    def __init__(self, name: str, help_text: str, labels: Sequence[str]) -> None:
+        self._name = name
+        self._help_text = help_text
+        self._labels = labels
+        self._family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
 
     def family(self, values: Iterable[tuple[Sequence[str], float]]) -> Metric:
-        """The metric with these values: the labels' values, and the number."""
-        family = (CounterMetricFamily if self.counts else GaugeMetricFamily)(self.name, self.what, labels=self.labels)
+        """The metric with these values, each with the values of its labels."""
+        family = self._family(self._name, self._help_text, labels=self._labels)
         for labels, value in values:
             family.add_metric(labels, value)
         return family
 
 
 class WeightedHistogram(Collector):
-    """A histogram that takes many equal values at once, from one thread, for less than a microsecond.
+    """A histogram that records several equal values in under a microsecond. Not thread-safe.
 
-    prometheus_client's takes one value at a time and locks for it, which at each token would cost as much as to relay
-    the token.
+    prometheus_client's histogram records one value at a time under a lock: at each token, that would cost as much as
+    relaying the token.
     """
 
-    def __init__(self, name: str, what: str, label: str, buckets: Sequence[float]) -> None:
+    def __init__(self, name: str, help_text: str, label: str, buckets: Sequence[float]) -> None:
         self.name = name
-        self._what = what
+        self._help_text = help_text
         self._label = label
         self.upper_bounds = (*buckets, float("inf"))
         self._children: dict[str, WeightedChild] = {}
@@ -104,7 +102,7 @@ class WeightedHistogram(Collector):
         return child
 
     def collect(self) -> Iterable[Metric]:
-        family = HistogramMetricFamily(self.name, self._what, labels=[self._label])
+        family = HistogramMetricFamily(self.name, self._help_text, labels=[self._label])
         for value, child in list(self._children.items()):
             bounds = map(floatToGoString, self.upper_bounds)
             family.add_metric(
@@ -114,7 +112,7 @@ class WeightedHistogram(Collector):
 
 
 class WeightedChild:
-    """One labelled histogram."""
+    """The histogram of one label value."""
 
     __slots__ = ("_bounds", "counts", "sum")
 
@@ -129,11 +127,11 @@ class WeightedChild:
 
 
 class LoopCounter(Collector):
-    """A counter that is counted from one thread, at each flush: without a lock."""
+    """A counter without a lock, for the event loop's thread only: it is incremented at each flush."""
 
-    def __init__(self, name: str, what: str, label: str) -> None:
+    def __init__(self, name: str, help_text: str, label: str) -> None:
         self.name = name
-        self._what = what
+        self._help_text = help_text
         self._label = label
         self._children: dict[str, LoopChild] = {}
 
@@ -145,14 +143,14 @@ class LoopCounter(Collector):
         return child
 
     def collect(self) -> Iterable[Metric]:
-        family = CounterMetricFamily(self.name, self._what, labels=[self._label])
+        family = CounterMetricFamily(self.name, self._help_text, labels=[self._label])
         for value, child in list(self._children.items()):
             family.add_metric([value], child.value)
         return [family]
 
 
 class LoopChild:
-    """One labelled counter."""
+    """The counter of one label value."""
 
     __slots__ = ("value",)
 
@@ -163,72 +161,84 @@ class LoopChild:
         self.value += count
 
 
-def counter(name: str, what: str, labels: Sequence[Label], *exporters: Exporter) -> Counter:
-    """A counter; its name ends in `_total`."""
-    made = Counter(name, what, [label.name for label in labels], registry=None)
-    DEFINITIONS.append(Definition(name, "counter", tuple(labels), what, exporters, Across.SUM, made))
-    return made
+Instrument = Counter | Gauge | Histogram | WeightedHistogram | LoopCounter
 
 
-def loop_counter(name: str, what: str, label: Label, *exporters: Exporter) -> LoopCounter:
-    """A counter for what happens at each flush; its name ends in `_total`."""
-    made = LoopCounter(name, what, label.name)
-    DEFINITIONS.append(Definition(name, "counter", (label,), what, exporters, Across.SUM, made))
-    return made
+class InstrumentSet:
+    """Creates the instruments of one process, and keeps their definitions in order."""
 
+    def __init__(self, exporter: Exporter) -> None:
+        self.definitions: list[Definition] = []
+        self._exporter = exporter
+        self._instruments: list[tuple[Definition, Instrument]] = []
 
-def gauge(name: str, what: str, labels: Sequence[Label], *exporters: Exporter) -> Gauge:
-    """A gauge of which each process has its own part."""
-    made = Gauge(name, what, [label.name for label in labels], registry=None)
-    DEFINITIONS.append(Definition(name, "gauge", tuple(labels), what, exporters, Across.SUM, made))
-    return made
+    def counter(self, name: str, help_text: str, labels: Sequence[Label], *exporters: Exporter) -> Counter:
+        """A counter; its name ends in `_total`."""
+        counter = Counter(name, help_text, [label.name for label in labels], registry=None)
+        self._add(Definition(name, "counter", help_text, tuple(labels), exporters), counter)
+        return counter
 
+    def loop_counter(self, name: str, help_text: str, label: Label, *exporters: Exporter) -> LoopCounter:
+        """A counter that is incremented at each flush; its name ends in `_total`."""
+        counter = LoopCounter(name, help_text, label.name)
+        self._add(Definition(name, "counter", help_text, (label,), exporters), counter)
+        return counter
 
-def histogram(
-    name: str, what: str, labels: Sequence[Label], buckets: Sequence[float], *exporters: Exporter
-) -> Histogram:
-    """A histogram in seconds."""
-    made = Histogram(name, what, [label.name for label in labels], buckets=buckets, registry=None)
-    DEFINITIONS.append(Definition(name, "histogram", tuple(labels), what, exporters, Across.SUM, made))
-    return made
+    def gauge(self, name: str, help_text: str, labels: Sequence[Label], *exporters: Exporter) -> Gauge:
+        """A gauge that each process sets for itself."""
+        gauge = Gauge(name, help_text, [label.name for label in labels], registry=None)
+        self._add(Definition(name, "gauge", help_text, tuple(labels), exporters), gauge)
+        return gauge
 
+    def histogram(
+        self, name: str, help_text: str, labels: Sequence[Label], buckets: Sequence[float], *exporters: Exporter
+    ) -> Histogram:
+        """A histogram in seconds."""
+        histogram = Histogram(name, help_text, [label.name for label in labels], buckets=buckets, registry=None)
+        self._add(Definition(name, "histogram", help_text, tuple(labels), exporters), histogram)
+        return histogram
 
-def weighted_histogram(
-    name: str, what: str, label: Label, buckets: Sequence[float], *exporters: Exporter
-) -> WeightedHistogram:
-    """A histogram for what happens at each token."""
-    made = WeightedHistogram(name, what, label.name, buckets)
-    DEFINITIONS.append(Definition(name, "histogram", (label,), what, exporters, Across.SUM, made))
-    return made
+    def weighted_histogram(
+        self, name: str, help_text: str, label: Label, buckets: Sequence[float], *exporters: Exporter
+    ) -> WeightedHistogram:
+        """A histogram in seconds that is recorded at each flush."""
+        histogram = WeightedHistogram(name, help_text, label.name, buckets)
+        self._add(Definition(name, "histogram", help_text, (label,), exporters), histogram)
+        return histogram
 
+    def scraped(
+        self,
+        name: str,
+        help_text: str,
+        labels: Sequence[Label],
+        *exporters: Exporter,
+        aggregation: Aggregation = Aggregation.SUM,
+    ) -> ScrapedMetric:
+        """A gauge, or a counter if its name ends in `_total`, whose value is read at each scrape."""
+        kind = "counter" if name.endswith("_total") else "gauge"
+        self.definitions.append(Definition(name, kind, help_text, tuple(labels), exporters, aggregation, scraped=True))
+        return ScrapedMetric(name, help_text, [label.name for label in labels])
 
-def reading(
-    name: str, what: str, labels: Sequence[Label], *exporters: Exporter, across: Across = Across.SUM
-) -> Reading:
-    """A gauge, or with a name in `_total` a counter, that is read at each scrape."""
-    counts = name.endswith("_total")
-    kind = "counter" if counts else "gauge"
-    DEFINITIONS.append(Definition(name, kind, tuple(labels), what, exporters, across, None))
-    return Reading(name, what, tuple(label.name for label in labels), counts)
+    def registry(self, *collectors: Collector) -> CollectorRegistry:
+        """All that the process exports: its instruments, these collectors, and the metrics of the Python runtime."""
+        registry = CollectorRegistry()
+        instruments = [instrument for definition, instrument in self._instruments if self._exports(definition)]
+        for collector in (*instruments, *collectors, REGISTRY):
+            registry.register(collector)
+        return registry
 
+    def start_at_zero(self, model: Label, models: Sequence[str]) -> None:
+        """Create all series of counters that can be known: `rate` misses the increase with which a series starts."""
+        for definition, instrument in self._instruments:
+            if self._exports(definition) and isinstance(instrument, Counter | LoopCounter):
+                values = [models if label is model else label.values for label in definition.labels]
+                if values and all(value is not None for value in values):
+                    for combination in itertools.product(*(value or () for value in values)):
+                        instrument.labels(*combination)
 
-def registry(exporter: Exporter, *readings: Collector) -> CollectorRegistry:
-    """All that a process serves: its metrics, what is read at each scrape, and the Python process's own."""
-    made = CollectorRegistry()
-    for definition in DEFINITIONS:
-        if exporter in definition.exporters and definition.collector is not None:
-            made.register(definition.collector)
-    for one in (*readings, REGISTRY):
-        made.register(one)
-    return made
+    def _exports(self, definition: Definition) -> bool:
+        return self._exporter in definition.exporters
 
-
-def start_at_zero(exporter: Exporter, model: Label, models: Iterable[str]) -> None:
-    """Make the series of all counters that can be known: of one that begins at 1, `rate` misses the 1."""
-    known = tuple(models)
-    for definition in DEFINITIONS:
-        if exporter in definition.exporters and isinstance(definition.collector, Counter | LoopCounter):
-            values = [known if label is model else label.values for label in definition.labels]
-            if values and all(value is not None for value in values):
-                for combination in itertools.product(*(value or () for value in values)):
-                    definition.collector.labels(*combination)
+    def _add(self, definition: Definition, instrument: Instrument) -> None:
+        self.definitions.append(definition)
+        self._instruments.append((definition, instrument))

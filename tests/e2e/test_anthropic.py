@@ -28,7 +28,7 @@ GATE: Any = {"name": "gate", "input_schema": {"type": "object", "properties": {}
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API and one worker for `sim`; `up` is somebody else's, whose tokens nobody here can count."""
+    """The API, a worker for `sim` and one for `quick`; `up` is somebody else's, whose tokens nobody here can count."""
     models: list[dict[str, object]] = [
         {
             "name": "sim",
@@ -36,6 +36,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "slots": 32,
             "options": {"ttft_ms": 5, "itl_ms": 5, "fail_on": FAIL, "max_model_len": CONTEXT},
         },
+        {"name": "quick", "engine": "simulated", "options": {"ttft_ms": 5, "itl_ms": 0.2, "max_model_len": CONTEXT}},
         {
             "name": "up",
             "engine": "openai",
@@ -56,6 +57,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     try:
         stack.start_api()
         stack.start_worker("sim")
+        stack.start_worker("quick")
         yield stack
     finally:
         stack.stop()
@@ -217,7 +219,7 @@ async def test_a_call_that_max_tokens_cuts_is_told_as_it_is(client: anthropic.As
 
 async def test_thinking(client: anthropic.AsyncAnthropic) -> None:
     asked: Any = {
-        "model": "sim",
+        "model": "quick",
         "max_tokens": 2000,
         "messages": HELLO,
         "thinking": {"type": "enabled", "budget_tokens": 1024},
@@ -238,7 +240,7 @@ async def test_thinking(client: anthropic.AsyncAnthropic) -> None:
     off = await client.messages.create(**{**asked, "thinking": {"type": "disabled"}})
     assert [block.type for block in off.content] == ["text"]
     again = await client.messages.create(
-        model="sim", max_tokens=5, messages=[*HELLO, whole.to_param(), {"role": "user", "content": "And now?"}]
+        model="quick", max_tokens=5, messages=[*HELLO, whole.to_param(), {"role": "user", "content": "And now?"}]
     )
     assert again.usage.output_tokens == 5
 
@@ -293,7 +295,7 @@ async def test_errors_are_the_sdks_exceptions(client: anthropic.AsyncAnthropic, 
         {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "https://x"}}]}
     ]) == "invalid_request_error"  # fmt: skip
     assert await kind(bad, "context is 4096", max_tokens=CONTEXT + 1) == "invalid_request_error"
-    assert await kind(failed, "told to fail", messages=[{"role": "user", "content": FAIL}]) == "api_error"
+    assert await kind(failed, "configured to fail", messages=[{"role": "user", "content": FAIL}]) == "api_error"
     too_long: Any = [{"role": "user", "content": "x" * (5 << 20)}]
     assert await kind(anthropic.ContentTooLargeError, "larger", messages=too_long) == "request_too_large"
     async with anthropic.AsyncAnthropic(base_url=stack.url, api_key="hr_wrong", max_retries=0) as stranger:
@@ -304,7 +306,7 @@ async def test_errors_are_the_sdks_exceptions(client: anthropic.AsyncAnthropic, 
 
 
 async def test_a_failure_ends_a_stream_with_an_error(client: anthropic.AsyncAnthropic) -> None:
-    with pytest.raises(anthropic.APIStatusError, match="told to fail"):
+    with pytest.raises(anthropic.APIStatusError, match="configured to fail"):
         async with client.messages.stream(
             model="sim", max_tokens=5, messages=[{"role": "user", "content": FAIL}]
         ) as stream:
@@ -326,7 +328,7 @@ async def test_a_stream_goes_on_when_its_worker_is_killed(
 ) -> None:
     asked: Any = {"model": "sim", "max_tokens": 600, "messages": HELLO}
     whole = await client.messages.create(**asked)
-    (worker,) = [name for name in stack.processes if name.startswith("worker")]
+    (worker,) = stack.workers("sim")
     kinds = []
     async with client.messages.stream(**asked) as stream:
         job_id = stream.response.headers["x-headrace-job-id"]

@@ -99,11 +99,11 @@ async def test_a_schema_is_json(sim: httpx.AsyncClient, schema: dict[str, Any]) 
     """What Python reads and neither a database nor an engine takes."""
     tool = {"name": "level", "input_schema": schema}
     response = await send(sim, ANTHROPIC, body_for(ANTHROPIC, tools=[tool]))
-    assert error_of(response, 400).startswith("tools[0].input_schema: must be JSON that can be sent on")
+    assert error_of(response, 400).startswith("tools[0].input_schema: must be serializable as JSON")
     response = await send(
         sim, ANTHROPIC, body_for(ANTHROPIC, output_config={"format": {"type": "json_schema", "schema": schema}})
     )
-    assert error_of(response, 400).startswith("output_config.format.schema: must be JSON that can be sent on")
+    assert error_of(response, 400).startswith("output_config.format.schema: must be serializable as JSON")
 
 
 async def test_a_schema_may_hold_nulls_and_large_numbers(sim: httpx.AsyncClient) -> None:

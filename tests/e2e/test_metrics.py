@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.telemetry.instruments import DEFINITIONS
 from tests.conftest import Servers
 from tests.e2e.conftest import FAIL, make_stack
 from tests.support.database import drop_database
@@ -18,7 +17,7 @@ from tests.support.metrics import Samples, samples, targets_of
 from tests.support.prometheus import Prometheus, needs_prometheus, prometheus_of
 from tests.support.stack import Stack
 from tests.support.waiting import eventually, eventually_sync
-from tests.unit.deployment.test_observe import EXPRESSIONS, FOREIGN, RECORDED, names
+from tests.unit.deployment.test_observe import DEFINITIONS, EXPRESSIONS, FOREIGN, RECORDED, names
 
 WORKER_SLOTS = 8
 VARIABLES = {"$model": ".*", "$instance": ".*", "$__rate_interval": "1m"}

@@ -15,7 +15,7 @@ from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import ended
 from tests.support.database import drop_database
-from tests.support.otlp import Collector, Seen, collector
+from tests.support.otlp import Collector, SpanRecord, collector
 from tests.support.sse import follow
 from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import eventually
@@ -73,10 +73,10 @@ async def submit(client: httpx.AsyncClient, **body: Any) -> str:
     return str(response.json()["id"])
 
 
-async def tree(collected: Collector, job_id: str, *names: str) -> dict[str, Seen]:
+async def tree(collected: Collector, job_id: str, *names: str) -> dict[str, SpanRecord]:
     """A job's spans by their names, once all of these have come."""
 
-    async def probe() -> list[Seen] | None:
+    async def probe() -> list[SpanRecord] | None:
         spans = collected.of_job(job_id)
         return spans if {span.name for span in spans} >= set(names) else None
 
@@ -150,7 +150,7 @@ async def test_both_attempts_and_the_reader_are_in_the_trace_when_a_worker_is_ki
                 stack.start_worker("sim")
     done = await ended(client, job_id)
 
-    async def whole() -> list[Seen] | None:
+    async def whole() -> list[SpanRecord] | None:
         spans = collected.of_job(job_id)
         names = [span.name for span in spans]
         return spans if "stream" in names and names.count("decode") == 1 and "attempt 2" in names else None
@@ -265,7 +265,9 @@ async def test_a_job_submitted_where_tracing_is_off_has_a_trace_named_after_it(
 
 async def test_a_collector_that_is_away_stops_nobody(stack: Stack) -> None:
     environment = stack.environment
-    stack.environment = environment | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    # The timeout is how long a process that stops tries to send its last spans.
+    away = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    stack.environment = environment | away
     try:
         with stack.second_api() as url:
             async with stack.client(base_url=url) as client:

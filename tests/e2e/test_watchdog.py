@@ -75,7 +75,9 @@ async def test_a_stuck_worker_ends_and_its_jobs_go_on_elsewhere(stack: Stack, cl
         return "CRITICAL" in log.read_text()
 
     await eventually(said_so, "the fault is noticed", within_s=NOTICED_WITHIN_S - (time.monotonic() - began))
-    assert re.search(rf"model={MODEL} \d+ messages wait and none is taken, though there is room", log.read_text())
+    assert re.search(
+        rf"model={MODEL} \d+ messages are waiting and none is consumed although slots are free", log.read_text()
+    )
     assert await asyncio.to_thread(process.wait, 30) == EXIT_FAULT
     del stack.processes[stuck]
 

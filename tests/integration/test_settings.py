@@ -1,16 +1,16 @@
-"""A process that is set up wrong does not start: it names the variable and exits with 2."""
+"""A process with an invalid setting does not start: it names the variable and exits with status 2."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TEST_REDIS_DB, Servers
-from tests.support.stack import REPOSITORY, write_models
+from tests.support.forked import run_forked
+from tests.support.stack import write_models
 
 API, WORKER, KEYS, MIGRATIONS = ("api",), ("workers", "sim"), ("api.keys", "list"), ("migrations", "current")
 BOTH = [API, WORKER]
@@ -19,22 +19,15 @@ UNSET = None
 
 
 def start(tmp_path: Path, command: tuple[str, ...], **settings: str | None) -> subprocess.CompletedProcess[str]:
-    """Run a command with settings that are right but for these."""
-    right: dict[str, str | None] = {
+    """Run a command with valid settings, except for those given."""
+    valid: dict[str, str | None] = {
         "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
         "REDIS_URL": "redis://127.0.0.1:1/0",
         "HEADRACE_MODELS": str(write_models(tmp_path / "models.yaml", [{"name": "sim", "engine": "simulated"}])),
         "HEADRACE_PORT": "0",
     }
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        env={name: value for name, value in {**os.environ, **right, **settings}.items() if value is not None},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {name: value for name, value in {**os.environ, **valid, **settings}.items() if value is not None}
+    return run_forked(*command, environment=environment)
 
 
 @pytest.mark.parametrize(
@@ -49,9 +42,9 @@ def start(tmp_path: Path, command: tuple[str, ...], **settings: str | None) -> s
     ],
 )
 def test_database_url(tmp_path: Path, command: tuple[str, ...], url: str | None) -> None:
-    ended = start(tmp_path, command, DATABASE_URL=url)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+    result = start(tmp_path, command, DATABASE_URL=url)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     assert line.startswith("DATABASE_URL: ")
     assert "required" in line if url is UNSET else "postgresql://user:password@host:port/database" in line
 
@@ -68,9 +61,9 @@ def test_database_url(tmp_path: Path, command: tuple[str, ...], url: str | None)
     ],
 )
 def test_redis_url(tmp_path: Path, command: tuple[str, ...], url: str | None) -> None:
-    ended = start(tmp_path, command, REDIS_URL=url)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+    result = start(tmp_path, command, REDIS_URL=url)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     assert line.startswith("REDIS_URL: ")
     assert "required" in line if url is UNSET else "redis://host:port/0" in line
 
@@ -94,10 +87,12 @@ def test_redis_url(tmp_path: Path, command: tuple[str, ...], url: str | None) ->
         (WORKER, "HEADRACE_MAX_ATTEMPTS", "many", "valid integer"),
     ],
 )
-def test_a_setting_is_named(tmp_path: Path, command: tuple[str, ...], name: str, value: str, words: str) -> None:
-    ended = start(tmp_path, command, **{name: value})
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+def test_an_invalid_setting_is_named(
+    tmp_path: Path, command: tuple[str, ...], name: str, value: str, words: str
+) -> None:
+    result = start(tmp_path, command, **{name: value})
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     assert line.startswith(f"{name}: ")
     assert words in line
 
@@ -110,41 +105,41 @@ def test_a_setting_is_named(tmp_path: Path, command: tuple[str, ...], name: str,
         ("us=us.example", "us: must be"),
     ],
 )
-def test_regions_are_codes_and_addresses(tmp_path: Path, regions: str, words: str) -> None:
-    ended = start(tmp_path, API, HEADRACE_REGION="eu", HEADRACE_REGIONS=regions)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+def test_invalid_regions_are_named(tmp_path: Path, regions: str, words: str) -> None:
+    result = start(tmp_path, API, HEADRACE_REGION="eu", HEADRACE_REGIONS=regions)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
     assert line.startswith("HEADRACE_REGIONS: ")
     assert words in line
 
 
 def test_each_missing_variable_is_named(tmp_path: Path) -> None:
-    ended = start(tmp_path, API, DATABASE_URL=UNSET, REDIS_URL=UNSET)
-    assert ended.returncode == 2
-    assert [line.partition(":")[0] for line in ended.stderr.splitlines()] == ["DATABASE_URL", "REDIS_URL"]
+    result = start(tmp_path, API, DATABASE_URL=UNSET, REDIS_URL=UNSET)
+    assert result.returncode == 2
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["DATABASE_URL", "REDIS_URL"]
 
 
 @pytest.mark.parametrize("command", BOTH, ids=" ".join)
 def test_models_yaml(tmp_path: Path, command: tuple[str, ...]) -> None:
     models = tmp_path / "wrong.yaml"
     models.write_text("models:\n  - name: sim\n    engine: simulatd\n")
-    ended = start(tmp_path, command, HEADRACE_MODELS=str(models))
-    assert ended.returncode == 2
-    assert f"{models}, line 3: models[0].engine: must be one of" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    result = start(tmp_path, command, HEADRACE_MODELS=str(models))
+    assert result.returncode == 2
+    assert f"{models}, line 3: models[0].engine: must be one of" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("command", ALL, ids=" ".join)
-def test_a_database_that_is_not_there(tmp_path: Path, command: tuple[str, ...]) -> None:
-    ended = start(tmp_path, command)
-    assert ended.returncode != 0
-    assert "DATABASE_URL: the database cannot be" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_an_unreachable_database(tmp_path: Path, command: tuple[str, ...]) -> None:
+    result = start(tmp_path, command)
+    assert result.returncode != 0
+    assert "DATABASE_URL: the database cannot be" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("command", BOTH, ids=" ".join)
-def test_a_database_without_its_tables(tmp_path: Path, servers: Servers, command: tuple[str, ...]) -> None:
-    ended = start(tmp_path, command, DATABASE_URL=servers.postgres_url, REDIS_URL=servers.redis(TEST_REDIS_DB))
-    assert ended.returncode == 2
-    assert "python -m migrations upgrade" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_a_database_without_tables(tmp_path: Path, servers: Servers, command: tuple[str, ...]) -> None:
+    result = start(tmp_path, command, DATABASE_URL=servers.postgres_url, REDIS_URL=servers.redis(TEST_REDIS_DB))
+    assert result.returncode == 2
+    assert "python -m migrations upgrade" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,11 +1,10 @@
-"""Databases for tests: made from a template that Alembic has migrated."""
+"""Databases for tests, which are copies of a migrated template."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import subprocess
-import sys
 
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
@@ -13,17 +12,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from api.keys.store import ApiKeyStore
 from shared.domain.owner import Owner
+from tests.support.forked import run_forked
 
 TEMPLATE = "headrace_template"
 
 
 def switch_database(url: str, name: str) -> str:
-    """The same server, another database."""
+    """The URL of another database on the same server."""
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
 def run_sql(url: str, *statements: str) -> None:
-    """Run statements outside of a transaction."""
+    """Run statements, each in its own transaction."""
 
     async def run() -> None:
         engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
@@ -44,18 +44,12 @@ def drop_database(url: str, name: str) -> None:
 
 
 def migrate(url: str, step: str = "upgrade", *revision: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m migrations`, as an operator does."""
-    return subprocess.run(
-        [sys.executable, "-m", "migrations", step, *revision],
-        env={**os.environ, "DATABASE_URL": url},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    """Run `python -m migrations`."""
+    return run_forked("migrations", step, *revision, environment={**os.environ, "DATABASE_URL": url}, check=True)
 
 
 async def make_owner(engine: AsyncEngine, name: str) -> Owner:
-    """Create a key, and the project of its name."""
+    """Create a project with one key, both named `name`."""
     keys, key = ApiKeyStore(engine), f"hr_{name}_" + "k" * 43
     await keys.create(name, key)
     found = await keys.find(key)

@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server that misbehaves as it is told, one answer after the other."""
+"""An OpenAI-compatible server whose answers and failures are set by the test."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from aiohttp import web
 
 
 class End(Enum):
-    """What comes after an answer's tokens."""
+    """How an answer ends, after its tokens."""
 
     WHOLE = "a finish reason, usage, [DONE]"
     NO_USAGE = "a finish reason, [DONE]"
-    BROKEN_USAGE = "a finish reason, usage that is none, [DONE]"
+    BROKEN_USAGE = "a finish reason, malformed usage, [DONE]"
     SHORT = "the end of the body"
-    CUT = "the connection's end"
-    ERROR = "a frame that says what failed"
+    CUT = "the connection is closed"
+    ERROR = "an error event"
     STRANGE = "a line that is not JSON"
-    SILENCE = "nothing, until the client leaves"
+    SILENCE = "nothing, until the client disconnects"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: an error's status and body, or a stream of tokens, then of `choices`, with an end.
+    """One answer: an error's status and body, or a stream of tokens, `choices` and an end.
 
-    `pause_s`: after each token.
+    `pause_s`: seconds after each token.
     """
 
     tokens: int = 0
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Seen:
-    """One request as it came, at a time of the loop's clock."""
+    """A received request; `at` is the time of the event loop's clock."""
 
     at: float
     path: str
@@ -57,13 +57,13 @@ USAGE = {"prompt_tokens": 70, "completion_tokens": 90, "prompt_tokens_details": 
 
 
 def refusal(status: int, message: str = "no", **headers: str) -> Answer:
-    """An error as OpenAI sends it. `retry_after="1"` is the header Retry-After."""
+    """An error in OpenAI's format; `retry_after="1"` sets the header Retry-After."""
     body = json.dumps({"error": {"message": message, "type": "error", "code": None}})
     return Answer(status=status, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 class FaultyUpstream:
-    """Gives `answers` in order, then whole ones."""
+    """Returns `answers` in order, then complete answers."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -127,7 +127,7 @@ class FaultyUpstream:
 
 @asynccontextmanager
 async def faulty_upstream(port: int = 0) -> AsyncIterator[FaultyUpstream]:
-    """One that listens on 127.0.0.1, on a free port unless one is given."""
+    """A server on 127.0.0.1; port 0 selects a free port."""
     upstream = FaultyUpstream()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", upstream.handle)

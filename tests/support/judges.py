@@ -1,6 +1,6 @@
-"""Judges of manifests and Dockerfiles, in an environment of their own: `python -m tests.support.judges` makes it.
+"""Linters for manifests and Dockerfiles, in a virtual environment that `python -m tests.support.judges` creates.
 
-It takes 400 MB and some minutes, and tests never fetch anything, so they skip where it is missing.
+It takes 400 MB and some minutes. Tests never download anything, so they are skipped if it is missing.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ LOCK = Path(__file__).resolve().parents[2] / "requirements" / "manifests.txt"
 
 
 def folder() -> Path:
-    """Where the environment of these very pins is, or would be."""
+    """The folder of the environment with the currently pinned versions, whether it exists or not."""
     return cache_folder() / "venvs" / f"manifests-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]}"
 
 
 def judge(name: str) -> Path | None:
-    """A tool of the environment; None where that has not been made."""
+    """The path of a linter; None if the environment was not created."""
     return folder() / "bin" / name if (folder() / "complete").exists() else None
 
 
 def make() -> None:
-    """Make the environment, unless it is there."""
+    """Create the environment, unless it exists."""
     home = folder()
     home.parent.mkdir(parents=True, exist_ok=True)
     with home.with_name(f"{home.name}.lock").open("w") as lock:

@@ -1,7 +1,7 @@
-"""The fields of a ScaledObject and of its Prometheus trigger, as KEDA's documentation names them.
+"""JSON Schemas of a ScaledObject and its Prometheus trigger, as KEDA's documentation describes them.
 
 Sources: keda.sh/docs/latest/reference/scaledobject-spec and keda.sh/docs/latest/scalers/prometheus, read for 2.22.
-Written down here because kubernetes-validate knows Kubernetes' own kinds alone. What is not used here is left out.
+They are needed because kubernetes-validate knows only Kubernetes' own kinds. Fields that no manifest uses are omitted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def _object(required: list[str], **properties: Any) -> dict[str, Any]:
 
 
 COUNT = {"type": "integer", "minimum": 0}
-# A trigger's metadata is a map of strings, numbers too.
+# The metadata of a trigger maps strings to strings; numbers are strings too.
 NUMBER = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$"}
 FLAG = {"enum": ["true", "false"]}
 
@@ -61,7 +61,7 @@ SCALED_OBJECT = _object(
         advanced=_object(
             [],
             restoreToOriginalReplicaCount={"type": "boolean"},
-            # `behavior` is Kubernetes' own, of autoscaling/v2: a test gives it to kubernetes-validate.
+            # `behavior` belongs to Kubernetes' autoscaling/v2: a test validates it with kubernetes-validate.
             horizontalPodAutoscalerConfig=_object([], name={"type": "string"}, behavior={"type": "object"}),
         ),
         triggers={
@@ -71,7 +71,7 @@ SCALED_OBJECT = _object(
                 ["type", "metadata"],
                 type={"const": "prometheus"},
                 name={"type": "string"},
-                # `fallback` works with AverageValue alone.
+                # `fallback` works with AverageValue only.
                 metricType={"const": "AverageValue"},
                 useCachedMetrics={"type": "boolean"},
                 metadata=PROMETHEUS,

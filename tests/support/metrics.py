@@ -1,4 +1,4 @@
-"""What the processes of a running stack show at /metrics."""
+"""Reads /metrics of the processes of a running stack."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from shared.telemetry.instruments import Exporter
+from shared.telemetry.metrics import Metrics
 from tests.support.stack import Stack
 
 Samples = dict[tuple[str, ...], float]
@@ -18,21 +20,31 @@ def targets_of(stack: Stack) -> Path:
 
 
 def addresses(stack: Stack, role: str) -> list[str]:
-    """Where the processes of a role show their metrics."""
+    """The metrics endpoints of the processes with a role."""
     files = sorted(targets_of(stack).glob(f"{role}-*.json"))
     return [target for file in files for group in json.loads(file.read_text()) for target in group["targets"]]
 
 
 async def samples(stack: Stack, role: str) -> Samples:
-    """All that the processes of a role show: name, and the labels' values in the order of their names; summed."""
+    """The metrics of the processes with a role, summed, by name and label values (in the order of label names)."""
     found: Samples = {}
     async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
         for address in addresses(stack, role):
-            answer = await client.get(f"http://{address}/metrics")
-            assert answer.status_code == 200
-            assert answer.headers["content-type"].startswith("text/plain; version=")
-            for family in text_string_to_metric_families(answer.text):
+            response = await client.get(f"http://{address}/metrics")
+            assert response.status_code == 200
+            assert response.headers["content-type"].startswith("text/plain; version=")
+            for family in text_string_to_metric_families(response.text):
                 for sample in family.samples:
                     key = (sample.name, *(value for _, value in sorted(sample.labels.items())))
                     found[key] = found.get(key, 0.0) + sample.value
     return found
+
+
+def api_metrics(*models: str) -> Metrics:
+    """The metrics of an API process that serves these models."""
+    return Metrics(Exporter.API, models)
+
+
+def worker_metrics(*models: str) -> Metrics:
+    """The metrics of a worker of these models."""
+    return Metrics(Exporter.WORKER, models)

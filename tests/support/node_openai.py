@@ -1,4 +1,4 @@
-"""OpenAI's JavaScript client, pinned, in a folder of the user's cache; installed when it is first needed."""
+"""OpenAI's JavaScript client, in a pinned version; installed into the user's cache when it is first needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTALL_S = 240
 
 
 def node_openai() -> Path:
-    """The folder that scripts find it from. Skips where Node or npm is missing."""
+    """Return the folder in which scripts can import the client. Skips the test if Node or npm is missing."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed; OpenAI's JavaScript client needs it")
@@ -37,8 +37,8 @@ def node_openai() -> Path:
 
 
 def run_script(script: str, *arguments: str) -> dict[str, object]:
-    """Run an ES module that may `import OpenAI from "openai"`; gives the JSON object that it prints."""
-    # Modules are looked for beside the script, so it is read from the folder's own standard input.
+    """Run an ES module that may `import OpenAI from "openai"`; return the JSON object that it prints."""
+    # Node resolves imports relative to the script, or to the working directory if it reads the script from stdin.
     done = subprocess.run(
         ["node", "--input-type=module", "-", *arguments],
         cwd=node_openai(),
@@ -49,5 +49,5 @@ def run_script(script: str, *arguments: str) -> dict[str, object]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told: dict[str, object] = json.loads(done.stdout)
-    return told
+    printed: dict[str, object] = json.loads(done.stdout)
+    return printed

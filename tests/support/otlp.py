@@ -1,4 +1,4 @@
-"""A collector: takes spans over OTLP/HTTP and keeps them."""
+"""An OTLP/HTTP collector that stores the spans it receives."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A span as it came, and the process that it is of. Ids are hex; `parent` is empty for a root."""
+class SpanRecord:
+    """A received span, and the process that sent it. Ids are hex; `parent` is empty for a root span."""
 
     service: str
     instance: str
@@ -32,30 +32,30 @@ class Seen:
 
 
 class Collector:
-    """What came so far."""
+    """The spans received so far."""
 
     def __init__(self) -> None:
-        self._spans: list[Seen] = []
+        self._spans: list[SpanRecord] = []
         self._lock = threading.Lock()
         self.url = ""
         self.bodies: list[bytes] = []
 
-    def take(self, body: bytes) -> None:
+    def add(self, body: bytes) -> None:
         request = ExportTraceServiceRequest.FromString(body)
         with self._lock:
             self.bodies.append(body)
             for group in request.resource_spans:
                 resource = _attributes(group.resource.attributes)
                 for scope in group.scope_spans:
-                    self._spans += [_seen(resource, span) for span in scope.spans]
+                    self._spans += [_record(resource, span) for span in scope.spans]
 
-    def trace(self, trace_id: str) -> list[Seen]:
-        """A trace's spans by their start."""
+    def trace(self, trace_id: str) -> list[SpanRecord]:
+        """The spans of a trace, sorted by start time."""
         with self._lock:
             return sorted((span for span in self._spans if span.trace == trace_id), key=lambda span: span.start)
 
-    def of_job(self, job_id: str) -> list[Seen]:
-        """The spans of the trace that a job is in."""
+    def of_job(self, job_id: str) -> list[SpanRecord]:
+        """The spans of the trace that contains a job."""
         with self._lock:
             traces = {
                 span.trace
@@ -66,8 +66,8 @@ class Collector:
         return self.trace(traces.pop()) if traces else []
 
 
-def _seen(resource: dict[str, Any], span: trace_pb2.Span) -> Seen:
-    return Seen(
+def _record(resource: dict[str, Any], span: trace_pb2.Span) -> SpanRecord:
+    return SpanRecord(
         service=resource["service.name"],
         instance=resource["service.instance.id"],
         name=span.name,
@@ -89,13 +89,13 @@ def _attributes(pairs: Any) -> dict[str, Any]:
 
 @contextmanager
 def collector() -> Iterator[Collector]:
-    """One that listens on 127.0.0.1."""
+    """Start a collector on 127.0.0.1."""
     collected = Collector()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
-            collected.take(self.rfile.read(int(self.headers["Content-Length"])))
+            collected.add(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()

@@ -1,4 +1,4 @@
-"""A real Prometheus, of Debian's package `prometheus` or another, where one is on PATH."""
+"""A real Prometheus server, if one is on PATH (Debian's package `prometheus`, for instance)."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ needs_prometheus = pytest.mark.skipif(
 
 
 class Prometheus:
-    """Its HTTP API."""
+    """The HTTP API of a Prometheus server."""
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
 
     def get(self, path: str, **parameters: str) -> Any:
-        """An answer's `data`. Fails where Prometheus refuses the request, with its words."""
-        answer = self._client.get(path, params=parameters).json()
-        assert answer["status"] == "success", f"{parameters}: {answer.get('error')}"
-        return answer["data"]
+        """Return `data` of a response. If Prometheus refuses the request, fail with its error message."""
+        response = self._client.get(path, params=parameters).json()
+        assert response["status"] == "success", f"{parameters}: {response.get('error')}"
+        return response["data"]
 
     def query(self, expression: str) -> dict[tuple[tuple[str, str], ...], float]:
-        """The values of an expression now, by labels."""
+        """The current values of an expression, by labels."""
         result = self.get("/query", query=expression)["result"]
         return {tuple(sorted(sample["metric"].items())): float(sample["value"][1]) for sample in result}
 
     def value(self, expression: str) -> float | None:
-        """The value of an expression that has one; None while it has none."""
+        """The current value of an expression with at most one result; None if it has none."""
         values = list(self.query(expression).values())
         assert len(values) <= 1, values
         return values[0] if values else None
@@ -50,7 +50,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus_of(targets: Path, folder: Path) -> Iterator[Prometheus]:
-    """A Prometheus with our configuration for one box, over the processes that a folder names; it asks often."""
+    """Start Prometheus with the configuration for one host and short intervals; `targets` lists what it scrapes."""
     config = yaml.safe_load((OBSERVE / "prometheus.one-box.yml").read_text())
     config["global"] = {"scrape_interval": "2s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(OBSERVE / pattern) for pattern in config["rule_files"]]
@@ -89,7 +89,7 @@ def _ready(url: str) -> bool:
 
 
 def promtool(*arguments: str) -> str:
-    """What promtool says. Fails where it fails, with its words."""
-    ran = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
+    """Return the output of promtool. If promtool fails, fail with its output."""
+    result = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout

@@ -1,4 +1,4 @@
-"""An S3 of its own: moto's server, in a process, spoken to over HTTP."""
+"""An S3 server for tests: moto's server in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BUCKET = "headrace-tests"
 
 @dataclass(frozen=True, slots=True)
 class S3:
-    """A bucket."""
+    """A bucket on a running server."""
 
     url: str
 
     @property
     def environment(self) -> dict[str, str]:
-        """The usual variables, as an operator sets them."""
+        """The usual environment variables."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_REGION": "eu-central-1",
@@ -34,23 +34,23 @@ class S3:
         }
 
     def keys(self, prefix: str = "") -> list[str]:
-        """The objects that are there."""
+        """The keys of the objects in the bucket."""
         return self._listed({"list-type": "2", "prefix": prefix}, "Contents")
 
     def unfinished(self) -> list[str]:
-        """The uploads that are neither completed nor taken back."""
+        """The keys of multipart uploads that are neither completed nor aborted."""
         return self._listed({"uploads": ""}, "Upload")
 
     def _listed(self, query: dict[str, str], kind: str) -> list[str]:
-        answer = httpx.get(f"{self.url}/{BUCKET}", params=query).raise_for_status()
-        root = ElementTree.fromstring(answer.text)  # noqa: S314  # it is our own server's
+        response = httpx.get(f"{self.url}/{BUCKET}", params=query).raise_for_status()
+        root = ElementTree.fromstring(response.text)  # noqa: S314  # from our own server
         space = root.tag.partition("}")[0] + "}"
         return [item.text or "" for item in root.findall(f"{space}{kind}/{space}Key")]
 
 
 @contextlib.contextmanager
 def running_s3() -> Iterator[S3]:
-    """Start it, with an empty bucket."""
+    """Start a server with an empty bucket."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
@@ -60,13 +60,13 @@ def running_s3() -> Iterator[S3]:
     s3 = S3(f"http://127.0.0.1:{port}")
     try:
 
-        def answers() -> bool:
+        def ready() -> bool:
             assert process.poll() is None, "moto's server has ended"
             with contextlib.suppress(httpx.TransportError):
                 return httpx.put(f"{s3.url}/{BUCKET}").status_code == 200
             return False
 
-        eventually_sync(answers, "S3's stand-in answers", within_s=60)
+        eventually_sync(ready, "the S3 server responds", within_s=60)
         yield s3
     finally:
         process.terminate()

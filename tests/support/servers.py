@@ -1,4 +1,4 @@
-"""A PostgreSQL and a Valkey of a test's own, which it can take away and bring back."""
+"""A PostgreSQL and a Valkey for one test, which it can stop and start."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from launcher.embedded import Postgres, Valkey, start_postgres, start_valkey
 
 
 class OwnServers:
-    """Both run from the start, at addresses that stay. Valkey keeps nothing over a restart: the worst case.
+    """Both run from the start and keep their URLs. Valkey loses its data at a restart, which is the worst case.
 
-    Start them from the main thread: they end with the thread that started them.
+    Start them from the main thread: they exit with the thread that started them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -22,7 +22,7 @@ class OwnServers:
         self.postgres_url, self.redis_url = self._postgres.url, self._valkey.url
 
     def start(self) -> None:
-        """Start what does not run."""
+        """Start the servers that are stopped."""
         self.start_database()
         self.start_redis()
 

@@ -1,4 +1,4 @@
-"""An SSE client that keeps what it saw."""
+"""An SSE client for the native stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Sse", "follow", "read_events", "text_of"]
 
 
 async def follow(client: httpx.AsyncClient, job_id: str, after: int | None = None) -> list[Sse]:
-    """A job's whole stream, from a cursor on."""
+    """Read the stream of a job to its end, from a cursor on."""
     params = {} if after is None else {"starting_after": after}
     async with client.stream("GET", f"/v1/jobs/{job_id}/stream", params=params) as response:
         if response.status_code != 200:

@@ -1,10 +1,10 @@
-"""The real thing for end-to-end tests: API and worker processes over real servers."""
+"""API and worker processes on real servers, for end-to-end tests."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,15 +14,19 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.support.database import TEMPLATE, create_database, switch_database
+from tests.support.forked import Forked, run_forked
 from tests.support.ports import free_port
 from tests.support.waiting import eventually_sync
 
 KEY = "hr_e2etests_" + "0" * 43
+Process = subprocess.Popen[bytes] | Forked
+STACK_TEMPLATE = "headrace_stack_template"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Stack:
-    """API and workers as processes of their own. Logs are in `folder`."""
+    """API and worker processes on a database made from `stack_template`. Their logs are in `folder`."""
 
     def __init__(self, database_url: str, redis_url: str, models: Path, folder: Path, **settings: object) -> None:
         self.folder = folder
@@ -42,111 +46,114 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
             **{name: str(value) for name, value in settings.items()},
         }
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Process] = {}
+        self._forks = '"engine": "vllm"' not in models.read_text()
+        self._models: dict[str, str] = {}
         self._count = 0
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run `python -m ...` to its end."""
-        return subprocess.run(
-            [sys.executable, "-m", *arguments],
-            env=self.environment,
-            cwd=REPOSITORY,
-            check=check,
-            capture_output=True,
-            text=True,
-        )
+        """Run `python -m ...` and wait until it exits."""
+        return run_forked(*arguments, environment=self.environment, check=check)
 
-    def start(self, name: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *arguments: str, **settings: str) -> Process:
         """Start `python -m ...` as a process called `name`."""
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                env={**self.environment, **settings},
-                cwd=REPOSITORY,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.processes[name] = process
-        return process
+        log, environment = self.folder / f"{name}.log", {**self.environment, **settings}
+        if self._forks and arguments[0] in ("api", "workers"):
+            self.processes[name] = Forked(*arguments, environment=environment, out=log, err=log)
+        else:
+            with log.open("ab") as file:
+                self.processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", *arguments],
+                    env=environment,
+                    cwd=REPOSITORY,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        return self.processes[name]
 
     def start_api(self) -> None:
-        self.command("api.keys", "ensure", "e2e")
         self.start("api", "api")
-        eventually_sync(self._alive, f"the API answers; see {self.folder}/api.log", within_s=60)
+        eventually_sync(self._alive, f"the API responds; see {self.folder}/api.log", within_s=60)
 
     @contextlib.contextmanager
     def second_api(self, **settings: str) -> Iterator[str]:
-        """One more API process on the same servers; gives its address."""
+        """Start another API process on the same servers; yields its URL."""
         port = free_port()
         self.start(f"api-{port}", "api", HEADRACE_PORT=str(port), **settings)
         url = f"http://127.0.0.1:{port}"
-        eventually_sync(lambda: _answers(url), "the second API answers", within_s=60)
+        eventually_sync(lambda: _answers(url), "the second API responds", within_s=60)
         yield url
         process = self.processes.pop(f"api-{port}")
         process.terminate()
         process.wait(20)
 
     def replace_api(self, url: str) -> None:
-        """`kill -9` an API process, and start another at its address."""
-        self._again(url, self.kill)
+        """`kill -9` an API process, and start another with the same URL."""
+        self._replace(url, self.kill)
 
     def restart_api(self, url: str) -> None:
-        """SIGTERM to an API process, and start another at its address."""
+        """Stop an API process with SIGTERM, and start another with the same URL."""
 
         def terminate(name: str) -> None:
             process = self.processes.pop(name)
             process.terminate()
             process.wait(30)
 
-        self._again(url, terminate)
+        self._replace(url, terminate)
 
-    def _again(self, url: str, end: Callable[[str], None]) -> None:
+    def _replace(self, url: str, end: Callable[[str], None]) -> None:
         port = url.rpartition(":")[2]
         name = "api" if url == self.url else f"api-{port}"
         end(name)
         self.start(name, "api", HEADRACE_PORT=port)
-        eventually_sync(lambda: _answers(url), f"{name} answers again", within_s=60)
+        eventually_sync(lambda: _answers(url), f"{name} responds again", within_s=60)
 
     def start_worker(self, model: str, *, within_s: float = 120, **settings: str) -> str:
-        """Start a worker and wait until it serves. Returns its process's name."""
+        """Start a worker and wait until it is ready. Returns the name of its process."""
         self._count += 1
         name = f"worker-{self._count}"
         process = self.start(name, "workers", model, **settings)
+        self._models[name] = model
         log = self.folder / f"{name}.log"
 
         def ready() -> bool:
             assert process.poll() is None, f"{name} has ended:\n{log.read_text()[-3000:]}"
             return " ready." in log.read_text()
 
-        eventually_sync(ready, f"{name} serves; see {log}", within_s=within_s)
+        eventually_sync(ready, f"{name} is ready; see {log}", within_s=within_s)
         return name
 
+    def workers(self, model: str) -> list[str]:
+        """The names of the processes that serve a model."""
+        return [name for name in self.processes if self._models.get(name) == model]
+
     def kill(self, name: str) -> None:
-        """`kill -9`, as a lost node."""
+        """`kill -9` a process, as if its node were lost."""
         process = self.processes.pop(name)
         process.kill()
         process.wait()
 
-    def stop(self) -> None:
-        """SIGTERM to all, and SIGKILL to what is left."""
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            for child in children:
-                if child.is_running():
-                    child.kill()
+    def stop(self, *, gently: bool = False) -> None:
+        """End all processes with what they have started. By SIGKILL, as a drain is not what is tested here."""
+        running = [process for process in self.processes.values() if process.poll() is None]
+        children = [child for process in running for child in psutil.Process(process.pid).children(recursive=True)]
+        if gently:
+            for process in running:
+                process.terminate()
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+        for process in running:
+            process.kill()
+            process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         self.processes.clear()
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """An HTTP client with the key."""
+        """An HTTP client that sends the API key."""
         headers = {"Authorization": f"Bearer {KEY}", **options.pop("headers", {})}
         options.setdefault("base_url", self.url)
         return httpx.AsyncClient(headers=headers, timeout=60, **options)
@@ -154,6 +161,15 @@ class Stack:
     def _alive(self) -> bool:
         assert self.processes["api"].poll() is None, (self.folder / "api.log").read_text()[-3000:]
         return _answers(self.url)
+
+
+@functools.cache
+def stack_template(url: str) -> str:
+    """The name of the template for stacks: migrated, and with the key that their clients use."""
+    create_database(url, STACK_TEMPLATE, template=TEMPLATE)
+    environment = {**os.environ, "DATABASE_URL": switch_database(url, STACK_TEMPLATE), "HEADRACE_API_KEY": KEY}
+    run_forked("api.keys", "ensure", "e2e", environment=environment, check=True)
+    return STACK_TEMPLATE
 
 
 def _answers(url: str) -> bool:
@@ -164,7 +180,7 @@ def _answers(url: str) -> bool:
 
 
 def write_models(path: Path, models: Sequence[Mapping[str, Any]]) -> Path:
-    """A models.yaml; JSON is YAML."""
+    """Write a models.yaml; its content is JSON, which is valid YAML."""
     import json
 
     path.write_text(json.dumps({"models": list(models)}))

@@ -1,4 +1,4 @@
-"""An engine whose every token comes when the test says so."""
+"""An engine that generates each token when the test requests it."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from shared.domain.request import GenerateRequest
 from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted, Resume
 
 DEADLINE_S = 20.0
-# Token ids say which attempt made them: `attempt * IDS_PER_ATTEMPT + position`.
+# Token ids identify the attempt that generated them: `attempt * IDS_PER_ATTEMPT + position`.
 IDS_PER_ATTEMPT = 10_000
 
 
 def token_text(position: int) -> str:
-    """The text of the token at a position: of every four, the last makes none and the next makes up for it."""
+    """The text of the token at a position. Every fourth token has none; the next one has both texts."""
     if position % 4 == 3:
         return ""
     return f"{position - 1} {position} " if position % 4 == 0 and position else f"{position} "
 
 
 def text_of_tokens(count: int) -> str:
-    """The text that so many tokens make, whoever made them."""
+    """The text of the first `count` tokens, whichever attempt generated them."""
     return "".join(token_text(position) for position in range(count))
 
 
 class Call:
-    """One request inside the engine."""
+    """One request in the engine."""
 
     def __init__(self, job_id: str, attempt: int, request: GenerateRequest, prior: Sequence[Delta]) -> None:
         self.job_id = job_id
         self.attempt = attempt
         self.prior = "".join(delta.text for delta in prior if delta.index == 0)
-        self.made = sum(len(delta.token_ids) for delta in prior if delta.index == 0)
+        self.generated = sum(len(delta.token_ids) for delta in prior if delta.index == 0)
         self.ended = asyncio.Event()
         self.task = asyncio.current_task()
         self._choices = request.sampling.n
         self._steps: asyncio.Queue[str | Exception | Restarted | None] = asyncio.Queue()
 
     async def tokens(self, count: int) -> None:
-        """Make so many tokens of each choice; returns when the runner has them, or has gone."""
+        """Generate `count` tokens of each choice; returns when the runner has received them or has stopped."""
         for _ in range(count):
             self._steps.put_nowait(None)
-        taken = asyncio.ensure_future(self._steps.join())
+        received = asyncio.ensure_future(self._steps.join())
         ended = asyncio.ensure_future(self.ended.wait())
-        done, waiting = await asyncio.wait({taken, ended}, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+        done, waiting = await asyncio.wait({received, ended}, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
-        assert done, "the runner does not take its tokens"
+        assert done, "the runner does not receive the tokens"
 
     def finish(self, reason: str) -> None:
-        """Make one more token of each choice, its last."""
+        """Generate the last token of each choice."""
         self._steps.put_nowait(reason)
 
     def restart(self) -> None:
-        """Make all of it again, from its first token."""
+        """Start the answer again from its first token."""
         self._steps.put_nowait(Restarted())
 
     def fail(self, error: Exception) -> None:
-        """Raise this in the middle of the request."""
+        """Fail the request with this error."""
         self._steps.put_nowait(error)
 
     async def run(self) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
@@ -71,12 +71,12 @@ class Call:
             if isinstance(step, Exception):
                 raise step
             if isinstance(step, Restarted):
-                self.made = 0
+                self.generated = 0
                 yield step
                 self._steps.task_done()
                 continue
-            reason, position = step, self.made
-            self.made += 1
+            reason, position = step, self.generated
+            self.generated += 1
             token_id = self.attempt * IDS_PER_ATTEMPT + position
             for index in range(self._choices):
                 yield Delta(index, token_text(position), (token_id,), reason)
@@ -84,10 +84,12 @@ class Call:
 
 
 class SteeredEngine:
-    """Continues what has one choice; anything else restarts."""
+    """Resumes requests with one choice exactly; `several_choices` is the resume mode of all others."""
 
     def __init__(self, slots: int = 64) -> None:
         self.slots = slots
+        self.fingerprint = "fp_steered"
+        self.several_choices = Resume.NONE
         self.dead = False
         self.calls: dict[tuple[str, int], Call] = {}
         self._awaited: dict[str, asyncio.Future[Call]] = {}
@@ -99,28 +101,31 @@ class SteeredEngine:
         pass
 
     def next_call(self, job_id: str) -> asyncio.Future[Call]:
-        """The next request of a job, once it is inside."""
+        """The job's next request, once the engine has received it."""
         return self._awaited.setdefault(job_id, asyncio.get_running_loop().create_future())
 
-    def forget(self, job_id: str) -> None:
-        """Await a job's next request no more."""
+    def discard_next_call(self, job_id: str) -> None:
+        """Stop waiting for a job's next request."""
         self._awaited.pop(job_id, None)
 
     def die(self) -> None:
-        """End with everything that is inside."""
+        """Die and fail all requests."""
         self.dead = True
         for call in self.calls.values():
-            call.fail(EngineDead("it was told to"))
+            call.fail(EngineDead("the test ended it"))
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
-        return Resume.EXACT if request.sampling.n == 1 else Resume.NOT
+        return Resume.EXACT if request.sampling.n == 1 else self.several_choices
 
     def stats(self) -> EngineStats:
         return EngineStats(len(self.calls))
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
+        if prior and not comparable and self.resume_mode(request) is Resume.REGENERATE:
+            yield Restarted()
+            prior = ()
         job_id, _, attempt = request_id.rpartition("-")
         call = Call(job_id, int(attempt), request, prior)
         self.calls[job_id, call.attempt] = call

@@ -1,4 +1,4 @@
-"""A vLLM engine in this process, step by step: prints, as JSON, whose tokens each step gave.
+"""Runs a vLLM engine in this process step by step; prints as JSON which requests received a token in each step.
 
 python -m tests.support.stepping MODEL_FOLDER
 """
@@ -19,7 +19,7 @@ from workers.engines.vllm.scheduler import scheduler_options
 
 
 def main(model: str) -> None:
-    # A budget that takes the long prompt three steps.
+    # With this token budget the long prompt takes three steps.
     options: dict[str, Any] = {
         "enforce_eager": True,
         "max_model_len": 512,

@@ -1,4 +1,4 @@
-"""The real launcher with tiny commands in place of the API, the worker and Flower."""
+"""The real launcher, with trivial commands instead of the API, the worker and Flower."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ _WORKER = "import signal; print('consuming', flush=True); signal.pause()"
 
 
 class StubParts(Parts):
-    """Parts that start in an instant. `STUB_API_FAILS` makes the API end with a message."""
+    """Parts that start at once. With `STUB_API_FAILS`, the API exits with an error message."""
 
     def migrate(self) -> Child:
         return self._child("migrate", ["-c", ""])

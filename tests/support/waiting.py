@@ -1,4 +1,4 @@
-"""Waiting for something to become true, with a deadline."""
+"""Waiting for a condition, with a deadline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POLL_S = 0.02
 
 
 async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, *, within_s: float = 20) -> T:
-    """The first value of `probe` that is true. Fails after the deadline, saying what was awaited."""
+    """Poll `probe` and return its first true value. After the deadline, fail with `what` was expected."""
     deadline = time.monotonic() + within_s
     while True:
         value = await probe()
@@ -24,7 +24,7 @@ async def eventually(probe: Callable[[], Awaitable[T | None]], what: str, *, wit
 
 
 def eventually_sync(probe: Callable[[], T | None], what: str, *, within_s: float = 20) -> T:
-    """The same, in a test without an event loop."""
+    """The same for a test without an event loop."""
     deadline = time.monotonic() + within_s
     while True:
         value = probe()

@@ -1,1 +1,1 @@
-"""Celery's side of a worker: pool, task, transport, signals."""
+"""The Celery side of a worker: pool, task, transport, signals, and the event loop's thread."""

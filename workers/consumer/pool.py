@@ -1,14 +1,14 @@
 """The Celery pool of a worker: one thread for each of the engine's slots.
 
-Celery fetches messages by its concurrency. Here that is a small look-ahead (`-c`), and the pool has its own
-number of threads: so a worker runs as many jobs as its engine holds and reserves next to nothing beyond, and
-the backlog waits where another worker can take it. A thread only waits; the work is async, on one loop.
+Celery prefetches by its concurrency setting. Here that is a small look-ahead, and the pool has its own number of
+threads: a worker runs as many jobs as its engine has slots and reserves almost none beyond them, so the backlog stays
+on the queue, where any worker can take it. The threads only wait; the work runs on one event loop.
 
-Batches have threads of their own, as many again: urgent jobs begin though batch jobs fill the engine, and the runner
-sets batch jobs aside for them. Messages of batches come only while there is room (`workers.consumer.transport`).
+Batch jobs have as many threads of their own: urgent jobs start even if batch jobs fill the engine, and the runner
+preempts batch jobs for them. Batch messages are fetched only while slots are free (`workers.consumer.transport`).
 
-The pool is also where the engine lives: it starts before the consumer (a worker never takes a job that it
-cannot run yet; one that cannot start ends), and it stops after the last job.
+The pool also starts the engine before the consumer starts, so that a worker never takes a job that it cannot run yet
+and ends if its engine cannot start. It stops the engine after the last job.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from workers.consumer.loop_thread import LoopThread
 
 
 class _Applied:
-    """What Celery keeps of a job given to the pool."""
+    """The handle that Celery keeps of a job in the pool."""
 
     def __init__(self, future: Future[None]) -> None:
         self._future = future
 
     def terminate(self, signal: Any) -> None:
-        """Done by `EnginePool.terminate_job`."""
+        """Does nothing: `EnginePool.terminate_job` cancels the job."""
 
 
 class EnginePool(BasePool):  # type: ignore[misc]
-    """As many threads as the engine has slots, for urgent jobs and for batches'."""
+    """As many threads as the engine has slots for urgent jobs, and as many for batch jobs."""
 
     body_can_be_buffer = True
     signal_safe = False
@@ -49,7 +49,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._loop_thread: LoopThread = self.app.loop_thread
         self._slot_pool = self._loop_thread.runtime.slot_pool
-        # Celery's terminate speaks of process ids; ours are made up, one a job.
+        # Celery terminates jobs by process id; these are made up, one for each job.
         self._pids = itertools.count(1)
         self._jobs: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -77,18 +77,18 @@ class EnginePool(BasePool):  # type: ignore[misc]
         accept_callback: Callable[..., Any] | None = None,
         **_: Any,
     ) -> _Applied:
-        # Celery's own target: (task name, task id, request, ...).
+        # The arguments of Celery's target: (task name, task id, request, ...).
         job_id, request = args[1], args[2]
         batch = is_batch(request["delivery_info"]["priority"] or 0)
-        # Where a thread is free the job begins now: its claim need not wait for the thread to get going.
-        begun = self._loop_thread.submit(job_id) if self._slot_pool.take(batch=batch) else None
+        # If a thread is free, the job starts now: the claim need not wait for the thread to be scheduled.
+        started = self._loop_thread.submit(job_id) if self._slot_pool.acquire(batch=batch) else None
         executor = self._batch if batch else self._urgent
         return _Applied(
-            executor.submit(self._apply, job_id, batch, begun, target, args, kwargs, callback, accept_callback)
+            executor.submit(self._apply, job_id, batch, started, target, args, kwargs, callback, accept_callback)
         )
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
-        """Cancel a job: Flower's Terminate button and `revoke(terminate=True)` end here."""
+        """Cancel a job. Flower's Terminate button and `revoke(terminate=True)` call this."""
         with self._lock:
             job_id = self._jobs.get(pid)
         if job_id is not None:
@@ -98,7 +98,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
         self,
         job_id: str,
         batch: bool,
-        begun: Future[JobStatus | None] | None,
+        started: Future[JobStatus | None] | None,
         target: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
@@ -109,21 +109,21 @@ class EnginePool(BasePool):  # type: ignore[misc]
         with self._lock:
             self._jobs[pid] = job_id
         try:
-            self._loop_thread.bind(begun or self._loop_thread.submit(job_id))
+            self._loop_thread.bind(started or self._loop_thread.submit(job_id))
             apply_target(target, args, kwargs, callback, self._accepting(accept_callback), getpid=lambda: pid)
         finally:
             with self._lock:
                 del self._jobs[pid]
-            self._slot_pool.leave(batch=batch)
-            self._loop_thread.runtime.consumer.look()
+            self._slot_pool.release(batch=batch)
+            self._loop_thread.runtime.consumer.poll()
 
     def _accepting(self, accept: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        """What Celery is told when a job begins: its message is acknowledged, and the next may be taken."""
+        """A callback for a started job: Celery's own, which acknowledges the message, and a poll for the next one."""
 
         def accepted(*args: Any) -> None:
             if accept is not None:
                 accept(*args)
-            self._loop_thread.runtime.consumer.look()
+            self._loop_thread.runtime.consumer.poll()
 
         return accepted
 
@@ -134,5 +134,5 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     @property
     def num_processes(self) -> int:
-        """The look-ahead: what Celery multiplies into its prefetch count."""
+        """The look-ahead, from which Celery computes its prefetch count."""
         return int(self.limit)

@@ -1,4 +1,4 @@
-"""Celery's worker program, with its signals as an engine's worker needs them."""
+"""Celery's worker with its own handling of signals and revoked tasks."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from celery.signals import task_revoked
 
 
 def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
-    """Flower's Revoke of a task that has not begun: Celery drops its message, so its job must end too."""
+    """Cancel the job of a task that was revoked before its start: Celery drops the message, so the job must end."""
     sender.app.loop_thread.cancel(request.id)
 
 
 class HeadraceWorker(Worker):  # type: ignore[misc]
-    """SIGTERM, SIGINT and SIGQUIT drain, and a second one ends the drain's grace.
+    """A worker that drains at SIGTERM, SIGINT or SIGQUIT; a second signal ends the grace period of the drain.
 
-    Celery's cold shutdown knows only its own processes, not threads.
+    Celery's own cold shutdown handles its child processes only, not threads.
     """
 
     def install_platform_tweaks(self, worker: Any) -> None:
         super().install_platform_tweaks(worker)
         task_revoked.connect(cancel_revoked)
         drain = signal.getsignal(signal.SIGTERM)
-        asked = False
+        draining = False
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            nonlocal asked
-            if asked:
+            nonlocal draining
+            if draining:
                 self.app.loop_thread.end_grace()
             elif callable(drain):
-                asked = True
+                draining = True
                 drain(number, frame)
 
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):

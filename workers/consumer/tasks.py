@@ -1,4 +1,4 @@
-"""The Celery task: waits for its job, which the pool has begun."""
+"""The Celery task: it waits for its job, which the pool has started."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from shared.redis.job_queue import TASK
 
 
 class JobFailed(HeadraceError):
-    """The job failed; its row says why."""
+    """The job failed. Its row has the reason."""
 
 
 def register(app: Celery) -> Task:
-    """Make the task of an application."""
+    """Register the task with an application."""
 
     @app.task(name=TASK, throws=(JobFailed,))  # type: ignore[untyped-decorator]
     def generate(job_id: str, model: str) -> str:
         status = app.loop_thread.wait()
         if status is None:
-            raise Ignore  # a message too many, or the job was handed back
+            raise Ignore  # the job was not claimed, or was requeued
         if status is JobStatus.FAILED:
             raise JobFailed(f"{job_id} failed")
         return str(status.value)

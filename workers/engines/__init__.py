@@ -1,1 +1,1 @@
-"""The engines behind one small protocol (`workers.engines.base`)."""
+"""The engines, behind the protocol in `workers.engines.base`."""

@@ -1,4 +1,4 @@
-"""What a worker asks of an engine."""
+"""The interface between a worker and its engine."""
 
 from __future__ import annotations
 
@@ -14,32 +14,36 @@ from shared.domain.request import GenerateRequest
 
 
 class EngineError(HeadraceError):
-    """The engine could not run this request; it can run others. `code` is the job's error code."""
+    """The engine could not run this request but can run others. `code` is the job's error code."""
 
     code = ErrorCode.ENGINE_ERROR
 
 
 class UpstreamError(EngineError):
-    """The server that this engine relays to could not run this request."""
+    """The upstream could not run this request."""
 
     code = ErrorCode.UPSTREAM_ERROR
 
 
 class EngineDead(HeadraceError):
-    """The engine has ended and runs nothing any more."""
+    """The engine has died and runs no more requests."""
 
 
 class Resume(IntEnum):
-    """What becomes of a request that was cut: what is more goes on at a lower price."""
+    """How an interrupted request can be resumed; higher is cheaper.
 
-    NOT = 0
-    BY_REPEATING = 1
+    `NONE`: not at all, it starts again. `REGENERATE`: from the start, comparing each token with the emitted ones.
+    `EXACT`: after the last emitted token.
+    """
+
+    NONE = 0
+    REGENERATE = 1
     EXACT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class PromptInfo:
-    """What the engine knows of the prompt once it has been prefilled: tokens, and those of them cached."""
+    """Number of tokens in the prompt, and how many of them were in the prefix cache."""
 
     prompt_tokens: int
     cached_tokens: int = 0
@@ -47,7 +51,7 @@ class PromptInfo:
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """A KV cache: the part in use (0 to 1), and counts since the engine's first start."""
+    """A KV cache: the fraction in use (0 to 1), and counts since the engine was first started."""
 
     usage: float
     preemptions: int
@@ -57,12 +61,12 @@ class CacheStats:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """What was told so far does not hold: the answer comes again, from its beginning."""
+    """Everything emitted so far is invalid; the answer follows from its start."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Requests in the engine, running or waiting inside it, those of them that wait, and its KV cache if it has one."""
+    """Requests in the engine, how many of them it has queued, and its KV cache if it has one."""
 
     requests: int
     waiting: int = 0
@@ -70,45 +74,55 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """Generates many requests at once, on the event loop that `start` was awaited on."""
+    """Generates answers to many requests concurrently, on the event loop that called `start`."""
 
     @property
     def slots(self) -> int:
-        """Requests that it runs at once."""
+        """Number of requests that it runs concurrently."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies how the model is run; available once the engine has started.
+
+        Engines with the same fingerprint are expected to generate the same tokens for a request.
+        """
 
     async def start(self) -> None:
-        """Load the model. Raises where that fails."""
+        """Load the model. Raises an exception if that fails."""
 
     async def stop(self) -> None:
-        """Free everything. It may be started again afterwards."""
+        """Release all resources. The engine can be started again."""
 
     @property
     def dead(self) -> bool:
-        """Whether it has ended by itself. It can be stopped and started again."""
+        """Whether it has died. It can be stopped and started again."""
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
-        """How a request that was cut can go on after its last token, its text being as if uncut.
+        """How the request can be resumed if it is interrupted.
 
-        Where that turns out not to be so, `generate` yields `Restarted`, and then all of it.
+        If that fails, `generate` yields `Restarted` and the whole answer.
         """
 
     def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted | Usage, None]:
         """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
 
-        `request_id` is the job's id, a dash, and the number of the attempt.
+        An engine whose upstream reports the usage yields no `PromptInfo` but ends with that `Usage`, which takes
+        precedence over the sum of the deltas.
 
-        An engine that is told by somebody else what was used yields no `PromptInfo`, and that `Usage` last: it goes
-        before what the deltas add up to.
+        Closing the generator, or cancelling the task that iterates over it, aborts the request and returns after the
+        engine has freed it.
 
-        `prior` is what earlier attempts made, where it goes on. Closing the generator, or cancelling
-        the task that iterates it, aborts the request and returns once the engine has freed it.
+        `request_id`: the job's id, a dash, and the attempt number.
+        `prior`: what earlier attempts emitted; the answer continues after it.
+        `comparable`: False if `prior` was generated with a different fingerprint. A regenerated answer must not be
+        compared with it then: the engine yields `Restarted` unless it resumes exactly.
 
         Raises:
-            InvalidRequest: the request can never run.
+            InvalidRequest: no engine of this model can run the request.
             EngineError: this request failed.
-            EngineDead: the engine has ended.
+            EngineDead: the engine has died.
         """
 
     def stats(self) -> EngineStats: ...

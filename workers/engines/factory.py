@@ -1,4 +1,4 @@
-"""From a model's declaration to its engine. The import is here, so that no engine's worker loads another's."""
+"""Creates the engine of a model. Engines are imported here on demand, so that a worker loads only its own."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.vllm import VllmModel
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
 
 
-def make_engine(model: ModelSpec) -> Engine:
-    """The engine that a model's `engine:` names; not started yet."""
+def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
+    """The model's engine, not started."""
     match model:
         case VllmModel():
             from workers.engines.vllm.engine import VllmEngine
 
-            return VllmEngine(model)
+            return VllmEngine(model, metrics)
         case OpenAIModel():
             from workers.engines.openai.engine import OpenAIEngine
 
-            return OpenAIEngine(model)
+            return OpenAIEngine(model, metrics)
         case SimulatedModel():
             from workers.engines.simulated.engine import SimulatedEngine
 

@@ -1,13 +1,13 @@
-"""The minimum interval between flushes."""
+"""The minimum interval between two flushes of the logs."""
 
 from __future__ import annotations
 
-# From one flush of everything to the next: so much for each log that was in the last one, and no more than that.
-# Nobody reads a text that comes in 50 pieces a second as less smooth than one that comes in 200; it costs a quarter.
+# The interval grows with the number of logs, up to a maximum: text that arrives 50 times a second reads as smoothly as
+# text that arrives 200 times, at a quarter of the cost.
 INTERVAL_PER_LOG_S = 0.002
 MAX_INTERVAL_S = 0.02
 
 
 def flush_interval_s(logs: int) -> float:
-    """Seconds from one flush to the next while so many logs grow: text that is there sooner waits."""
+    """Minimum interval in seconds before the next flush, given the number of logs in the last one."""
     return min(INTERVAL_PER_LOG_S * logs, MAX_INTERVAL_S)

@@ -1,7 +1,7 @@
-"""Gives out text and tokens together, whole: what has been shown is always the text of certain tokens.
+"""Releases text only together with whole tokens.
 
-An engine that looks for stop strings holds back text that may begin one, and so shows the half of a token's
-text. Were a log to end there, the next worker could not go on after its last token.
+An engine that looks for stop strings holds back text that may be the start of one, and may therefore release part of a
+token's text. If the log ended there, the next worker could not resume after its last token.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from collections import deque
 
 
 class TokenBoundaries:
-    """One choice's tokens, with their text as decoded, and the text that may be shown."""
+    """The tokens of one choice, their decoded text, and the text that the engine has released."""
 
     def __init__(self) -> None:
-        # Tokens, and where the text ends that they make; a part of a character ends with its last part.
-        self._waiting: deque[tuple[list[int], int]] = deque()
-        self._textless: list[int] = []
+        # Tokens with the offset at which their text ends. Tokens that decode to parts of one character are one entry.
+        self._pending: deque[tuple[list[int], int]] = deque()
+        self._without_text: list[int] = []
         self._decoded = 0
-        self._text = ""
-        self._given = 0
+        self._released = ""
+        self._taken = 0
 
-    def made(self, token_id: int, text: str) -> None:
-        """A token and the text that it adds; none, where it is a part of a character."""
-        self._textless.append(token_id)
+    def add(self, token_id: int, text: str) -> None:
+        """Add a token and its decoded text, which is empty if the token is part of a character."""
+        self._without_text.append(token_id)
         if text:
             self._decoded += len(text)
-            self._waiting.append((self._textless, self._decoded))
-            self._textless = []
+            self._pending.append((self._without_text, self._decoded))
+            self._without_text = []
 
-    def may_show(self, text: str) -> None:
-        """More text that holds no part of a stop string."""
-        self._text += text
+    def release(self, text: str) -> None:
+        """Add text that is not part of a stop string."""
+        self._released += text
 
     def take(self, *, finished: bool) -> list[tuple[int, str]]:
-        """The tokens that are whole now, each with its text; all of them once the choice is finished."""
+        """Remove and return the tokens whose text is released, each with its text; all tokens if `finished`."""
         taken: list[tuple[int, str]] = []
-        while self._waiting and (finished or self._waiting[0][1] <= len(self._text)):
-            tokens, end = self._waiting.popleft()
+        while self._pending and (finished or self._pending[0][1] <= len(self._released)):
+            tokens, end = self._pending.popleft()
             taken += [(token, "") for token in tokens[:-1]]
-            taken.append((tokens[-1], self._text[self._given : end]))
-            self._given = min(end, len(self._text))
+            taken.append((tokens[-1], self._released[self._taken : end]))
+            self._taken = min(end, len(self._released))
         if finished:
-            taken += [(token, "") for token in self._textless]
-            if taken and (rest := self._text[self._given :]):
+            taken += [(token, "") for token in self._without_text]
+            if taken and (rest := self._released[self._taken :]):
                 token, text = taken[-1]
                 taken[-1] = (token, text + rest)
         return taken

@@ -1,1 +1,1 @@
-"""Attempts of jobs on an engine."""
+"""Runs jobs on an engine."""

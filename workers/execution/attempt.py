@@ -15,16 +15,16 @@ from typing import TypeVar
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Delta, EventType, seq_before
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
-from shared.domain.priorities import Hint, first
+from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, build_result, exhausted
 from shared.domain.transcript import Transcript, tokens_by_attempt
 from shared.postgres.claim_store import ClaimStore
 from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
-from shared.telemetry.metrics import job_ended
+from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, AttemptTrace, Traces
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted
-from workers.execution import job_metrics
+from workers.execution.job_metrics import JobMetrics
 from workers.execution.log_writer import LogBuffer, LogWriter
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class AttemptContext:
     max_attempts: int
     send: Callable[[Hint], None]
     on_engine_death: Callable[[], None]
+    metrics: Metrics
     traces: Traces = NO_TRACES
 
 
@@ -81,9 +82,10 @@ class JobAttempt:
         self.stop_reason: StopReason | None = None
         self._submitted_at = 0.0
         self._context = context
-        self._log = LogBuffer(job.id, job.attempt, job.model, counted=job.request.token_counts)
+        self._log = LogBuffer(job.id, job.attempt, context.metrics, job.model, counted=job.request.token_counts)
         self._transcript = Transcript(job.request.sampling.n)
         self._trace = AttemptTrace()
+        self._metrics = JobMetrics(context.metrics, job)
         self._generation: asyncio.Task[None] | None = None
         self._prompt = PromptInfo(0)
         self._reported_usage: Usage | None = None
@@ -99,7 +101,7 @@ class JobAttempt:
 
     async def run(self) -> JobStatus | None:
         """Run the attempt. Returns the job's final status; None if it was requeued or the claim was lost."""
-        job_metrics.claimed(self.job)
+        self._metrics.claimed()
         self._trace = self._context.traces.claimed(self.job)
         if not await self._open_log():
             return None
@@ -117,7 +119,7 @@ class JobAttempt:
     async def _open_log(self) -> bool:
         """Take over the log of earlier attempts, and resume after their last token if that is exact.
 
-        False: a later attempt owns the log.
+        Returns False if a later attempt owns the log.
         """
         job, log = self.job, self._log
         if job.attempt > 1:
@@ -125,14 +127,15 @@ class JobAttempt:
                 events = await self._retry(lambda: self._context.logs.take_over(job.id, job.attempt), "log")
             except Fenced:
                 return False
-            log.adopt(events, events[-1].seq if events else seq_before(job.attempt))
+            log.resume_after(events, events[-1].seq if events else seq_before(job.attempt))
             self._transcript = Transcript.of(events, job.request.sampling.n)
             self._prior_tokens = self._transcript.tokens
             self._earlier_tokens = tokens_by_attempt(events)
             has_output = bool(self._transcript.deltas) or not events  # a lost log may have had output
             if has_output and not (events and self._context.engine.resume_mode(job.request)):
                 self._restart()
-        log.event(EventType.STARTED, {"attempt": job.attempt, "worker": self._context.worker})
+        started = {"attempt": job.attempt, "worker": self._context.worker}
+        log.event(EventType.STARTED, started | {"fingerprint": self._context.engine.fingerprint})
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens",
             job.id, job.model, job.attempt, self._context.worker, job.request_context.request_id, self._prior_tokens,
@@ -143,7 +146,7 @@ class JobAttempt:
         """Discard the output so far, here and at the readers."""
         self._transcript.clear()
         self._prior_tokens = 0
-        self._log.discard()
+        self._log.discard_pending()
         self._log.event(EventType.RESTARTED, {"attempt": self.job.attempt})
 
     async def _generate(self) -> None:
@@ -151,7 +154,7 @@ class JobAttempt:
         if self.stop_reason is None:
             self._generation = asyncio.create_task(self._publish_output(), name=f"generate-{self.job.id}")
         # After the task is created: submitting to the engine takes longer than publishing the start.
-        self._context.log_writer.touch(self._log)
+        self._context.log_writer.schedule(self._log)
         if self._generation is None:
             return
         deadline = None
@@ -168,9 +171,11 @@ class JobAttempt:
         if prior and all(choice.finish_reason for choice in self._transcript.choices()):
             return  # an earlier attempt ended after its last token, before it wrote the row
         self._submitted_at = time.monotonic()
-        job_metrics.submitted(job, self._submitted_at - self.claimed_at)
-        self._trace.generates(self._database_now(), self._prior_tokens)
-        outputs = self._context.engine.generate(f"{job.id}-{job.attempt}", job.request, prior)
+        self._metrics.submitted(self._submitted_at - self.claimed_at)
+        self._trace.generation_started(self._database_now(), self._prior_tokens)
+        engine = self._context.engine
+        comparable = self._transcript.fingerprints <= {engine.fingerprint}
+        outputs = engine.generate(f"{job.id}-{job.attempt}", job.request, prior, comparable=comparable)
         async with aclosing(outputs):
             async for item in outputs:
                 match item:
@@ -188,16 +193,16 @@ class JobAttempt:
             self._first_token_at = self._database_now()
             delta.prompt_tokens = self._prompt.prompt_tokens or None
             is_first_of_job = not any(self._earlier_tokens.values())
-            job_metrics.first_token(
-                self.job, time.monotonic() - self._submitted_at, self._first_token_at if is_first_of_job else None
+            self._metrics.first_token(
+                time.monotonic() - self._submitted_at, self._first_token_at if is_first_of_job else None
             )
             self._trace.first_token(self._first_token_at, self._prompt.prompt_tokens, self._prompt.cached_tokens)
         self._transcript.add(delta)
         self._log.delta(delta)
-        self._context.log_writer.touch(self._log)
+        self._context.log_writer.schedule(self._log)
 
     async def _finish(self) -> JobStatus | None:
-        """End or requeue the job, by how the generation ended."""
+        """End or requeue the job, depending on how the generation ended."""
         assert self._generation is None or self._generation.done()
         cancelled = self._generation is None or self._generation.cancelled()
         error = None if self._generation is None or cancelled else self._generation.exception()
@@ -233,7 +238,7 @@ class JobAttempt:
         return JobStatus.COMPLETED, None
 
     async def _end(self, status: JobStatus, failure: Failure | None) -> JobStatus | None:
-        """Write the result to the row, then append the last event. None: a later attempt owns the job."""
+        """Write the result to the row, then append the last event. Returns None if a later attempt owns the job."""
         job, context, usage = self.job, self._context, self._usage()
         outcome = AttemptOutcome(status.value)
         self._log.seal()
@@ -253,13 +258,13 @@ class JobAttempt:
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
             logger.warning("job=%s attempt=%d is no longer owned by this worker; result dropped", job.id, job.attempt)
-            job_metrics.result_fenced(job)
+            self._metrics.result_fenced()
             return None
-        job_ended(job, result)
-        job_metrics.attempt_ended(job, outcome)
+        self._metrics.job_ended(result)
+        self._metrics.attempt_ended(outcome)
         self._trace.ended(result.finished_at, outcome, usage.prompt_tokens, self._tokens)
         self._log.close(last, context.log_ttl_s)
-        context.log_writer.touch(self._log)
+        context.log_writer.schedule(self._log)
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s %s prompt=%d output=%d ms=%d",
             job.id, job.model, job.attempt, context.worker, job.request_context.request_id, status.value,
@@ -272,7 +277,7 @@ class JobAttempt:
         """Return the job to the queue with its output so far; a job that is being cancelled ends instead."""
         job, context = self.job, self._context
         self._log.seal()
-        context.log_writer.touch(self._log)
+        context.log_writer.schedule(self._log)
         requeued = await self._retry(
             lambda: context.store.requeue(
                 job.id,
@@ -286,13 +291,13 @@ class JobAttempt:
         )
         if not requeued:
             return await self._end(JobStatus.CANCELLED, CANCELLED)
-        job_metrics.attempt_ended(job, outcome)
+        self._metrics.attempt_ended(outcome)
         self._trace.ended(self._database_now(), outcome, self._prompt.prompt_tokens, self._tokens)
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s handed back after %d tokens (%s)",
             job.id, job.model, job.attempt, context.worker, job.request_context.request_id, self._tokens, outcome,
         )  # fmt: skip
-        context.send(first(Hint(job.id, job.model, job.priority)))
+        context.send(to_front(Hint(job.id, job.model, job.priority)))
         return None
 
     async def _retry(self, call: Callable[[], Awaitable[T]], what: str) -> T:

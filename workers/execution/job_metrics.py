@@ -5,39 +5,49 @@ from __future__ import annotations
 from datetime import datetime
 
 from shared.domain.job import AttemptOutcome, Job
-from shared.telemetry import metrics
-from shared.telemetry.metrics import model_label, priority_label
+from shared.domain.result import JobResult
+from shared.telemetry.metrics import Metrics, priority_label
 
 
-def claimed(job: Job) -> None:
-    """Record a claim. Only the first one measures the time in the queue."""
-    if job.attempt == 1:
-        waited = job.attempts[-1].started_at - job.created_at
-        metrics.QUEUE_WAIT.labels(model_label(job.model), priority_label(job.priority)).observe(waited.total_seconds())
+class JobMetrics:
+    """Records one attempt of a job."""
 
+    __slots__ = ("_job", "_metrics", "_model", "_priority")
 
-def submitted(job: Job, after_s: float) -> None:
-    """Record that an attempt was submitted to the engine, `after_s` seconds after its claim."""
-    metrics.DISPATCH.labels(model_label(job.model)).observe(after_s)
+    def __init__(self, metrics: Metrics, job: Job) -> None:
+        self._metrics = metrics
+        self._job = job
+        self._model, self._priority = metrics.model_label(job.model), priority_label(job.priority)
 
+    def claimed(self) -> None:
+        """Record the claim. Only the first one measures the time in the queue."""
+        job = self._job
+        if job.attempt == 1:
+            waited = job.attempts[-1].started_at - job.created_at
+            self._metrics.queue_wait.labels(self._model, self._priority).observe(waited.total_seconds())
 
-def first_token(job: Job, engine_s: float, at: datetime | None) -> None:
-    """Record an attempt's first token, `engine_s` seconds after its submission.
+    def submitted(self, after_s: float) -> None:
+        """Record that the attempt was submitted to the engine, `after_s` seconds after its claim."""
+        self._metrics.dispatch.labels(self._model).observe(after_s)
 
-    `at` is the time of it, or None if an earlier attempt had generated a token.
-    """
-    model = model_label(job.model)
-    metrics.ENGINE_FIRST_TOKEN.labels(model).observe(engine_s)
-    if at is not None and job.first_token_at is None:
-        took = (at - job.created_at).total_seconds()
-        metrics.TIME_TO_FIRST_TOKEN.labels(model, priority_label(job.priority)).observe(took)
+    def first_token(self, engine_s: float, at: datetime | None) -> None:
+        """Record the attempt's first token, `engine_s` seconds after its submission.
 
+        `at` is the time of it, or None if an earlier attempt had generated a token.
+        """
+        self._metrics.engine_first_token.labels(self._model).observe(engine_s)
+        if at is not None and self._job.first_token_at is None:
+            took = (at - self._job.created_at).total_seconds()
+            self._metrics.time_to_first_token.labels(self._model, self._priority).observe(took)
 
-def attempt_ended(job: Job, outcome: AttemptOutcome) -> None:
-    """Record the end of an attempt that still owned its job."""
-    metrics.ATTEMPTS.labels(model_label(job.model), outcome).inc()
+    def attempt_ended(self, outcome: AttemptOutcome) -> None:
+        """Record the end of the attempt, if it still owned its job."""
+        self._metrics.attempts.labels(self._model, outcome).inc()
 
+    def job_ended(self, result: JobResult) -> None:
+        """Record the end of the job, if this attempt wrote it."""
+        self._metrics.job_ended(self._job, result)
 
-def result_fenced(job: Job) -> None:
-    """Record a result that was not written because a later attempt owns the job."""
-    metrics.FENCED_WRITES.labels(model_label(job.model), "result").inc()
+    def result_fenced(self) -> None:
+        """Record a result that was not written because a later attempt owns the job."""
+        self._metrics.fenced_writes.labels(self._model, "result").inc()

@@ -1,4 +1,4 @@
-"""The worker's side of the event log: a buffer for each running job, and one writer for all."""
+"""Writes running jobs' event logs: a buffer for each job, and one writer for all buffers."""
 
 from __future__ import annotations
 
@@ -14,76 +14,76 @@ from shared.postgres.claim_store import Claim
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
 from shared.runtime.aio import wait_for_event
 from shared.runtime.outages import is_outage
-from shared.telemetry.metrics import FENCED_WRITES, model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.pacing import flush_interval_s
 from workers.execution.token_metrics import TokenMetrics
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = (0.05, 2.0)
-# Events in one append of a log that is written again.
+# Events in one append when a whole log is written again.
 CHUNK_EVENTS = 1000
 
 
 @dataclass(slots=True, eq=False)
 class LogBuffer:
-    """One running job's log, as its worker writes it: everything is kept here until the job ends."""
+    """The log of one running job. All events are kept in memory until the job ends."""
 
     job_id: str
     attempt: int
+    metrics: Metrics
     model: str = ""
     events: list[Event] = field(default_factory=list)
     seq: int = 0
     written: int = 0
     fenced: bool = False
     ttl_s: int = RUNNING_TTL_S
-    # Each delta tells its number of tokens.
+    # Whether delta events include their number of tokens.
     counted: bool = False
-    # Somebody waits for what is new in it: a start, the first text, the end.
+    # Whether the next events are written without delay: the start, the first text or the end.
     urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
     _pending: dict[int, Delta] = field(default_factory=dict)
-    _meter: TokenMetrics = field(init=False)
+    _token_metrics: TokenMetrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self._meter = TokenMetrics(self.model)
+        self._token_metrics = TokenMetrics(self.metrics, self.model)
 
     def delta(self, delta: Delta) -> None:
-        """Add text; it joins what the same choice gained since the last flush."""
-        waiting = self._pending.get(delta.index)
-        self._pending[delta.index] = waiting.merged(delta) if waiting else delta
+        """Add a delta; it is merged with the choice's other deltas since the last flush."""
+        pending = self._pending.get(delta.index)
+        self._pending[delta.index] = pending.merged(delta) if pending else delta
 
     def event(self, kind: EventType, payload: dict[str, Any]) -> None:
-        """Add an event of another type, after all text so far."""
+        """Add an event of another type, after all pending deltas."""
         self.seal()
         self.seq += 1
         self.events.append(event(self.seq, kind, payload))
 
     def seal(self) -> None:
-        """Give the text that waits its place in the log.
+        """Turn the pending deltas into events.
 
-        Tokens that made no text yet (half an emoji) wait on, so that the log always ends where the text does:
-        a next attempt can go on after its last token.
+        Tokens without text so far (half an emoji) stay pending, so that the log ends at a boundary of the text, and
+        the next attempt can resume after its last token.
         """
         now = time.monotonic()
         for index, delta in list(self._pending.items()):
-            if delta.shown:
+            if delta.visible:
                 self.seq += 1
-                self._meter.made(index, delta.tokens, now)
-                self.events.append(delta_event(self.seq, delta, counted=self.counted))
+                self._token_metrics.record(index, delta.tokens, now)
+                self.events.append(delta_event(self.seq, delta, with_count=self.counted))
                 del self._pending[index]
 
-    def discard(self) -> None:
-        """Forget what waits."""
+    def discard_pending(self) -> None:
         self._pending.clear()
 
-    def adopt(self, events: list[Event], seq: int) -> None:
-        """Go on after the events of earlier attempts."""
+    def resume_after(self, events: list[Event], seq: int) -> None:
+        """Continue after the events of earlier attempts, which are in Redis; the next event follows `seq`."""
         self.events, self.seq, self.written = events, seq, seq
 
     @property
     def unwritten(self) -> list[Event]:
-        """The events that Redis has not confirmed: `seq` grows by one from event to event, but at a lost log."""
+        """The events that Redis has not confirmed."""
         count = 0
         for item in reversed(self.events):
             if item.seq <= self.written:
@@ -92,32 +92,43 @@ class LogBuffer:
         return self.events[len(self.events) - count :]
 
     def close(self, last: Event, ttl_s: int) -> None:
-        """Add the last event, once the row is committed, and let Redis keep the log for as long as this."""
+        """Add the last event, once the row is committed; Redis keeps the log for `ttl_s` seconds from then."""
         self.seq = last.seq
         self.events.append(last)
         self.ttl_s = ttl_s
         self.urgent = True
 
-    def wrote(self, events: Sequence[Event]) -> None:
-        """These are in Redis now."""
+    def mark_written(self, events: Sequence[Event]) -> None:
+        """Record that Redis has these events."""
         self.written = events[-1].seq
         if self.urgent and any(item.type is EventType.DELTA for item in events):
             self.urgent = False
 
+    def fence(self) -> None:
+        """Stop writing: a later attempt owns the log."""
+        self.fenced = True
+        self.metrics.fenced_writes.labels(self.metrics.model_label(self.model), "log").inc()
+        logger.warning(
+            "job=%s attempt=%d does not own its log any more; dropping its events", self.job_id, self.attempt
+        )
+
 
 class LogWriter:
-    """Writes the logs of all running jobs, one round trip for all that have something new.
+    """Writes the logs of all running jobs; one round trip writes all logs with new events.
 
-    A log in which somebody waits for what is new (a start, a first token, an end) is written at once, and it alone. All
-    others keep a distance to the last time, which grows with their number: a lone stream waits for two milliseconds
-    at most, and under load many tokens of many jobs share a message. While Redis is away, text gathers here and jobs go
-    on.
+    Urgent logs (a start, a first token, an end) are written at once, without the others. Other logs are written at a
+    minimum interval that grows with their number: a single stream is delayed by at most two milliseconds, and under
+    load many tokens of many jobs share a message. While Redis is unavailable, events stay in memory and jobs continue.
     """
 
-    def __init__(self, logs: EventLog, held: Callable[[], Awaitable[Sequence[Claim]]], *, late_s: float) -> None:
-        """`held` asks the rows what this worker owns. A log whose first event is later than `late_s` asks too."""
+    def __init__(self, logs: EventLog, claims: Callable[[], Awaitable[Sequence[Claim]]], *, late_s: float) -> None:
+        """`claims` reads this worker's claims from the rows.
+
+        A log that Redis has lost is written again only if its attempt still has the claim. The same holds for the
+        first write of a log that was opened more than `late_s` seconds ago.
+        """
         self._logs = logs
-        self._held = held
+        self._claims = claims
         self._late_s = late_s
         self._dirty: dict[LogBuffer, None] = {}
         self._wake = asyncio.Event()
@@ -125,8 +136,8 @@ class LogWriter:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def touch(self, log: LogBuffer) -> None:
-        """Say that a log has something new."""
+    def schedule(self, log: LogBuffer) -> None:
+        """Schedule a log's new events for writing; those of a fenced log are dropped."""
         if not log.fenced:
             self._dirty[log] = None
             self._idle.clear()
@@ -135,20 +146,20 @@ class LogWriter:
                 self._urgent.set()
 
     async def run(self) -> None:
-        """Flush for ever; cancel to stop."""
+        """Write until cancelled."""
         delay = RETRY_S[0]
         next_at = 0.0
         while True:
             await self._wake.wait()
-            if not self._urgent.is_set() and (early := next_at - time.monotonic()) > 0:
-                await wait_for_event(self._urgent, early)
+            if not self._urgent.is_set() and (wait_s := next_at - time.monotonic()) > 0:
+                await wait_for_event(self._urgent, wait_s)
             self._wake.clear()
             self._urgent.clear()
-            everything = time.monotonic() >= next_at
-            batch = [log for log in self._dirty if everything or log.urgent]
+            due = time.monotonic() >= next_at
+            batch = [log for log in self._dirty if due or log.urgent]
             for log in batch:
                 del self._dirty[log]
-            if everything:
+            if due:
                 next_at = time.monotonic() + flush_interval_s(len(batch))
             if self._dirty:
                 self._wake.set()
@@ -158,72 +169,66 @@ class LogWriter:
             except Exception as error:
                 if not is_outage(error):
                     raise
-                logger.warning("cannot write logs, %d wait: %s", len(batch), error)
+                logger.warning("cannot write %d logs, retrying: %s", len(batch), error)
                 for log in batch:
-                    self.touch(log)
+                    self.schedule(log)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_S[1])
             if not self._dirty:
                 self._idle.set()
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until everything is written, for so long at most."""
+        """Wait until all scheduled events are written, for at most `timeout_s` seconds."""
         await wait_for_event(self._idle, timeout_s)
 
     async def _flush(self, batch: list[LogBuffer]) -> None:
         appends: list[Append] = []
         logs: list[LogBuffer] = []
-        unsure: list[LogBuffer] = []
+        unverified: list[LogBuffer] = []
         for log in batch:
             log.seal()
             if unwritten := log.unwritten:
                 if log.written == 0 and time.monotonic() - log.opened > self._late_s:
-                    unsure.append(log)
+                    unverified.append(log)
                 else:
                     logs.append(log)
                     appends.append(Append(log.job_id, log.attempt, unwritten, log.ttl_s))
         results = await self._logs.append(appends) if appends else []
         for log, sent, last in zip(logs, appends, results, strict=True):
             if last == FENCED:
-                self._fence(log)
+                log.fence()
             elif last < sent.events[-1].seq:
-                unsure.append(log)
+                unverified.append(log)
             else:
-                log.wrote(sent.events)
-        if unsure:
-            await self._write_again(unsure)
+                log.mark_written(sent.events)
+        if unverified:
+            await self._rewrite(unverified)
 
-    async def _write_again(self, logs: list[LogBuffer]) -> None:
-        """Write whole logs where Redis has nothing of them, not even a fence: the rows say which are ours."""
-        held = {(item.job_id, item.attempt) for item in await self._held()}
-        ours: list[LogBuffer] = []
+    async def _rewrite(self, logs: list[LogBuffer]) -> None:
+        """Write whole logs that Redis has lost. Their fences are lost too, so the rows decide about the ownership."""
+        claims = {(claim.job_id, claim.attempt) for claim in await self._claims()}
+        owned: list[LogBuffer] = []
         for log in logs:
-            if (log.job_id, log.attempt) in held:
-                ours.append(log)
+            if (log.job_id, log.attempt) in claims:
+                owned.append(log)
             else:
-                self._fence(log)
-        if not ours:
+                log.fence()
+        if not owned:
             return
-        logger.warning("Redis has lost %d logs of running jobs; writing them again", len(ours))
-        for log in ours:
+        logger.warning("Redis has lost %d logs of running jobs, writing them again", len(owned))
+        for log in owned:
             await self._write_whole(log)
 
     async def _write_whole(self, log: LogBuffer) -> None:
-        """One log in pieces that do not keep Redis from its other work."""
+        """Write one log in chunks that do not block Redis for long."""
         events = list(log.events)
         for start in range(0, len(events), CHUNK_EVENTS):
-            piece = events[start : start + CHUNK_EVENTS]
-            (last,) = await self._logs.append([Append(log.job_id, log.attempt, piece, log.ttl_s, force=start == 0)])
+            chunk = events[start : start + CHUNK_EVENTS]
+            (last,) = await self._logs.append([Append(log.job_id, log.attempt, chunk, log.ttl_s, force=start == 0)])
             if last == FENCED:
-                self._fence(log)
+                log.fence()
                 return
-            if last < piece[-1].seq:  # lost again in between
-                self.touch(log)
+            if last < chunk[-1].seq:  # lost again meanwhile
+                self.schedule(log)
                 return
-        log.wrote(events)
-
-    @staticmethod
-    def _fence(log: LogBuffer) -> None:
-        log.fenced = True
-        FENCED_WRITES.labels(model_label(log.model), "log").inc()
-        logger.warning("job=%s attempt=%d writes no log any more: it is not its owner", log.job_id, log.attempt)
+        log.mark_written(events)

@@ -46,7 +46,7 @@ class Runner:
         return not self._paused
 
     async def run(self, job_id: str) -> JobStatus | None:
-        """Run a job to its end. None: it could not be claimed, its claim was lost, or it was requeued."""
+        """Run a job. Returns its final status; None if it was not claimed, lost its claim or was requeued."""
         self.last_message = time.monotonic()
         if self._paused:
             return None
@@ -119,7 +119,7 @@ class Runner:
                 self._idle.set()
 
     async def _claim(self, job_id: str) -> Job | None:
-        """Claim a job. None: it is not queued any more, or the runner was paused.
+        """Claim a job. Returns None if it is not queued any more, or if the runner is paused.
 
         A message waits here while the database is unavailable: otherwise a worker would empty its queue.
         """

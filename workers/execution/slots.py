@@ -1,30 +1,30 @@
-"""How many jobs a worker may have in hand: all that its engine holds, and of batches only what others leave."""
+"""Admission control: batch jobs get only the slots that urgent jobs leave free."""
 
 from __future__ import annotations
 
 import threading
 
-# Of an engine whose jobs are not set aside, batches leave one slot in so many to what is asked for one by one.
-KEPT_SHARE = 8
+# Without preemption, one slot in this many is reserved for urgent jobs.
+RESERVED_SHARE = 8
 
 
 class SlotPool:
-    """The slots of one engine, as its worker gives them to messages. Safe to use from any thread.
+    """Counts the jobs in the slots of one engine. Methods may be called from any thread.
 
-    Where batch jobs are set aside for urgent ones (`yields`; the runner does it), urgent jobs may take all slots,
-    whatever batches have. Where they are not, a few slots are kept from batches.
+    If batch jobs yield, that is, the runner preempts them for urgent jobs, urgent jobs may take all slots regardless of
+    batch jobs. Otherwise some slots are reserved for urgent jobs.
     """
 
     def __init__(self, slots: int, *, yields: bool) -> None:
         self.slots = slots
         self.yields = yields
-        self._batch_slots = slots if yields else max(1, slots - max(1, slots // KEPT_SHARE))
+        self._batch_slots = slots if yields else max(1, slots - max(1, slots // RESERVED_SHARE))
         self._urgent = 0
         self._batch = 0
         self._lock = threading.Lock()
 
-    def take(self, *, batch: bool) -> bool:
-        """A job is in hand from now on. Whether there was room for it."""
+    def acquire(self, *, batch: bool) -> bool:
+        """Count a job in. Returns whether there was a free slot for it."""
         with self._lock:
             room = self.batch_room if batch else self.urgent_room
             if batch:
@@ -33,8 +33,8 @@ class SlotPool:
                 self._urgent += 1
         return room > 0
 
-    def leave(self, *, batch: bool) -> None:
-        """It is not any more."""
+    def release(self, *, batch: bool) -> None:
+        """Count a job out."""
         with self._lock:
             if batch:
                 self._batch -= 1
@@ -43,10 +43,10 @@ class SlotPool:
 
     @property
     def urgent_room(self) -> int:
-        """Jobs that are asked for one by one and could begin now."""
+        """The number of urgent jobs that could start now."""
         return self.slots - self._urgent - (0 if self.yields else self._batch)
 
     @property
     def batch_room(self) -> int:
-        """Jobs of batches that could begin now."""
+        """The number of batch jobs that could start now; negative if urgent jobs have taken slots of running ones."""
         return self._batch_slots - self._urgent - self._batch

@@ -1,26 +1,26 @@
-"""Counts one running job's tokens, as often as they are written, not as often as they are made."""
+"""Token counts and latencies of one running job, updated at each flush instead of at each token."""
 
 from __future__ import annotations
 
-from shared.telemetry.metrics import GENERATED_TOKENS, INTER_TOKEN_LATENCY, model_label
+from shared.telemetry.metrics import Metrics
 
 
 class TokenMetrics:
-    """The gaps between a job's tokens. What is written together shares the time since what was written before it."""
+    """Counts a job's tokens and the gaps between them. Tokens of one flush share the time since the flush before."""
 
-    __slots__ = ("_gaps", "_last", "_made")
+    __slots__ = ("_count", "_gaps", "_last")
 
-    def __init__(self, model: str) -> None:
-        label = model_label(model)
-        self._made = GENERATED_TOKENS.labels(label)
-        self._gaps = INTER_TOKEN_LATENCY.labels(label)
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        label = metrics.model_label(model)
+        self._count = metrics.generated_tokens.labels(label)
+        self._gaps = metrics.inter_token_latency.labels(label)
         self._last: dict[int, float] = {}
 
-    def made(self, choice: int, tokens: int, now: float) -> None:
-        """So many tokens of a choice are ready to be written, at this moment of the monotonic clock."""
+    def record(self, choice: int, tokens: int, now: float) -> None:
+        """Record new tokens of a choice at a moment of the monotonic clock."""
         if not tokens:
             return
-        self._made.inc(tokens)
+        self._count.inc(tokens)
         last = self._last.get(choice)
         if last is not None:
             self._gaps.observe((now - last) / tokens, tokens)

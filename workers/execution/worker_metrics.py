@@ -1,4 +1,4 @@
-"""Gauges of a worker, read at each scrape."""
+"""Gauges of a worker, collected at each scrape."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from shared.telemetry import metrics
-from shared.telemetry.metrics import model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
 from workers.execution.runner import Runner
 
 
 class WorkerMetrics(Collector):
-    """What is read when Prometheus asks: the worker's load and its engine's. Costs nothing in between."""
+    """Collects the load of the worker and of its engine; costs nothing between scrapes."""
 
-    def __init__(self, model: str, runner: Runner, engine: Engine, stalled_s: Callable[[], float]) -> None:
-        """`stalled_s`: how long messages have waited while there was room."""
-        self._labels = (model_label(model),)
+    def __init__(
+        self, metrics: Metrics, model: str, runner: Runner, engine: Engine, stalled_s: Callable[[], float]
+    ) -> None:
+        """`stalled_s` returns for how long messages have waited although slots are free."""
+        self._metrics = metrics
+        self._labels = (metrics.model_label(model),)
         self._runner = runner
         self._engine = engine
         self._stalled_s = stalled_s
 
     def collect(self) -> Iterable[Metric]:
-        runner, stats = self._runner, self._engine.stats()
-        yield metrics.WORKER_JOBS.family([(self._labels, runner.running)])
-        yield metrics.WORKER_SLOTS.family([(self._labels, runner.slot_pool.slots)])
-        yield metrics.WORKER_READY.family([(self._labels, float(runner.accepting))])
-        yield metrics.WORKER_STALLED.family([(self._labels, self._stalled_s())])
-        yield metrics.ENGINE_RUNNING.family([(self._labels, stats.requests - stats.waiting)])
-        yield metrics.ENGINE_WAITING.family([(self._labels, stats.waiting)])
-        for reading, value in (
-            (metrics.ENGINE_KV_USAGE, "usage"),
-            (metrics.ENGINE_PREEMPTIONS, "preemptions"),
-            (metrics.ENGINE_CACHE_QUERIES, "queried_tokens"),
-            (metrics.ENGINE_CACHE_HITS, "hit_tokens"),
+        metrics, runner, stats = self._metrics, self._runner, self._engine.stats()
+        yield metrics.worker_jobs.family([(self._labels, runner.running)])
+        yield metrics.worker_slots.family([(self._labels, runner.slot_pool.slots)])
+        yield metrics.worker_ready.family([(self._labels, float(runner.accepting))])
+        yield metrics.worker_stalled.family([(self._labels, self._stalled_s())])
+        yield metrics.engine_requests_running.family([(self._labels, stats.requests - stats.waiting)])
+        yield metrics.engine_requests_waiting.family([(self._labels, stats.waiting)])
+        for gauge, value in (
+            (metrics.engine_kv_cache_usage, "usage"),
+            (metrics.engine_preemptions, "preemptions"),
+            (metrics.engine_prefix_cache_queried_tokens, "queried_tokens"),
+            (metrics.engine_prefix_cache_hit_tokens, "hit_tokens"),
         ):
-            yield reading.family([(self._labels, getattr(stats.cache, value))] if stats.cache is not None else ())
+            yield gauge.family([(self._labels, getattr(stats.cache, value))] if stats.cache is not None else ())

@@ -1,1 +1,1 @@
-"""What keeps a worker healthy: lease, engine restarts, redelivery, cancels, watchdog."""
+"""Keeps a worker healthy: lease, engine restarts, redelivery, cancellation, watchdog."""

@@ -1,4 +1,4 @@
-"""Listens for cancels: job ids on this worker's own channel."""
+"""Receives cancellations: job ids on the worker's channel."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from workers.execution.runner import Runner
 
 logger = logging.getLogger(__name__)
 
+RETRY_S = 1.0
+
 
 class CancelListener:
-    """Stops a job as soon as its cancel is asked for. What is missed here, the next heartbeat finds."""
+    """Stops jobs as soon as their cancellation is requested. The next heartbeat stops those missed here."""
 
     def __init__(self, redis: Redis, runner: Runner, worker: str) -> None:
         self._redis = redis
@@ -24,7 +26,7 @@ class CancelListener:
         self._channel = redis_keys.worker_channel(worker)
 
     async def run(self) -> None:
-        """Listen for ever; cancel to stop."""
+        """Listen until cancelled."""
         while True:
             try:
                 async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
@@ -36,5 +38,5 @@ class CancelListener:
             except Exception as error:
                 if not is_redis_outage(error):
                     raise
-                logger.warning("the control channel is away, trying again: %s", error)
-                await asyncio.sleep(1)
+                logger.warning("cannot listen for cancellations, retrying: %s", error)
+                await asyncio.sleep(RETRY_S)

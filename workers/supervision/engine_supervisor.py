@@ -1,4 +1,4 @@
-"""Keeps the engine alive: where it dies, its jobs go back at once, and it is started again, with back-off."""
+"""Restarts the engine when it dies: requeues its jobs at once, and retries the start with back-off."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 from shared.domain.job import WorkerState
 from shared.runtime.aio import wait_for_event
-from shared.telemetry.metrics import ENGINE_RESTARTS, model_label
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 BACK_OFF_S = 1.0
-# An engine that lives for so long has recovered: its next death starts the back-off anew.
+# An engine that has run for this long has recovered: the back-off starts from its minimum again.
 RECOVERED_S = 60.0
 
 
 class EngineSupervisor:
-    """Watches one engine. While it is down the worker takes no messages and is not ready."""
+    """Supervises one engine. While it is down, the worker accepts no messages and is not ready."""
 
     def __init__(
         self,
@@ -34,11 +34,13 @@ class EngineSupervisor:
         log_writer: LogWriter,
         heartbeat: Heartbeat,
         consumer: ConsumerControl,
+        metrics: Metrics,
         model: str,
         *,
         back_off_max_s: float,
     ) -> None:
-        self._model = model_label(model)
+        """`engine_death` is set by jobs that find the engine dead; the engine is polled as well."""
+        self._restarts = metrics.engine_restarts.labels(metrics.model_label(model))
         self._engine = engine
         self._engine_death = engine_death
         self._runner = runner
@@ -49,7 +51,7 @@ class EngineSupervisor:
         self._delay_s = BACK_OFF_S
 
     async def run(self) -> None:
-        """Watch for ever; cancel to stop."""
+        """Supervise until cancelled."""
         started = time.monotonic()
         while True:
             await wait_for_event(self._engine_death, POLL_S)
@@ -57,29 +59,29 @@ class EngineSupervisor:
             if self._engine.dead:
                 if time.monotonic() - started > RECOVERED_S:
                     self._delay_s = BACK_OFF_S
-                await self._replace()
+                await self._restart()
                 started = time.monotonic()
 
-    async def _replace(self) -> None:
-        ENGINE_RESTARTS.labels(self._model).inc()
-        logger.error("the engine has died; %d jobs go back to the queue", self._runner.running)
+    async def _restart(self) -> None:
+        self._restarts.inc()
+        logger.error("the engine has died; requeuing %d jobs", self._runner.running)
         self._runner.pause()
         self._consumer.pause()
-        await self._heartbeat.show(WorkerState.RESTARTING)
+        await self._heartbeat.set_state(WorkerState.RESTARTING)
         await self._runner.requeue_all()
         await self._log_writer.drain(5)
         while True:
             await self._engine.stop()
-            logger.warning("starting the engine again in %.0f s", self._delay_s)
+            logger.warning("restarting the engine in %.0f s", self._delay_s)
             await asyncio.sleep(self._delay_s)
             self._delay_s = min(2 * self._delay_s, self._back_off_max_s)
             try:
                 await self._engine.start()
                 break
             except Exception:
-                # Whatever keeps it from starting, a GPU that is still taken or a full disk, may pass.
-                logger.exception("the engine did not start")
+                # The cause may be temporary, such as a GPU that is still in use or a full disk.
+                logger.exception("the engine failed to start")
         self._runner.resume()
-        await self._heartbeat.show(WorkerState.READY)
+        await self._heartbeat.set_state(WorkerState.READY)
         self._consumer.resume()
-        logger.warning("the engine is back")
+        logger.warning("the engine is running again")

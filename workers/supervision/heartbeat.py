@@ -1,4 +1,4 @@
-"""The worker's heartbeat: one lease for all of its jobs, and the database's word on which those are."""
+"""The worker's heartbeat: renews one lease for all of its jobs, and reconciles them with its claims in the database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Renews the lease, stops what is not ours any more, cancels what should be, returns what is not run."""
+    """Renews the lease and compares the worker's claims with its running jobs.
+
+    Jobs whose claim is lost or that are being cancelled are stopped; claims without a running job are released.
+    """
 
     def __init__(
         self,
@@ -34,51 +37,52 @@ class Heartbeat:
         self._store = store
         self._model = model
         self._settings = settings
-        self._terminator: set[tuple[str, int]] = set()
+        self._not_running: set[tuple[str, int]] = set()
         self._state = WorkerState.READY
-        self._beacon = HeartbeatFile(settings.beacon)
+        self._file = HeartbeatFile(settings.beacon)
 
     async def run(self) -> None:
         """Renew the lease until cancelled."""
         await run_periodically(self.renew, "lease renewal", interval_s=self._settings.heartbeat_s)
 
-    async def show(self, state: WorkerState) -> None:
-        """Say what this worker can do now; at once where the database is there, else at the next heartbeat."""
+    async def set_state(self, state: WorkerState) -> None:
+        """Publish the worker's state now, or with a later heartbeat if the database is unavailable."""
         self._state = state
         try:
             await self.renew()
         except Exception as error:
             if not is_outage(error):
                 raise
-            logger.warning("cannot show that this worker is %s, trying again: %s", state.value, error)
+            logger.warning("cannot publish the state %s, retrying: %s", state.value, error)
 
     async def renew(self) -> None:
-        self._beacon.show(self._state)
+        """Renew the lease and reconcile the running jobs with the claims, once."""
+        self._file.write(self._state)
         before = time.monotonic()
-        held = await self._store.heartbeat(
+        claims = await self._store.heartbeat(
             self._model,
             slots=self._runner.slot_pool.slots,
             running=self._engine.stats().requests,
             lease_s=self._settings.lease_s,
             state=self._state,
         )
-        ours = {(item.job_id, item.attempt) for item in held}
+        owned = {(claim.job_id, claim.attempt) for claim in claims}
         for job_id, attempt in self._runner.claimed_before(before):
-            if (job_id, attempt) not in ours:
+            if (job_id, attempt) not in owned:
                 logger.warning("job=%s attempt=%d is no longer owned by this worker; stopping it", job_id, attempt)
                 self._runner.stop(job_id, StopReason.CLAIM_LOST, attempt)
-        for item in held:
-            if item.status is JobStatus.CANCELLING:
-                self._runner.stop(item.job_id, StopReason.CANCELLED, item.attempt)
-        await self._give_up({(item.job_id, item.attempt) for item in self._runner.not_running(held)})
+        for claim in claims:
+            if claim.status is JobStatus.CANCELLING:
+                self._runner.stop(claim.job_id, StopReason.CANCELLED, claim.attempt)
+        await self._release({(claim.job_id, claim.attempt) for claim in self._runner.not_running(claims)})
 
-    async def _give_up(self, unowned: set[tuple[str, int]]) -> None:
-        """Give up what is claimed in our name and does not run here, at two heartbeats in a row.
+    async def _release(self, not_running: set[tuple[str, int]]) -> None:
+        """Release claims that are not running here after two consecutive heartbeats.
 
-        That is a claim whose answer was lost with its connection, or a result that could not be written. The
-        sweeper treats it as lost with its worker, so that it is tried again, but not for ever.
+        The reply to such a claim was lost with its connection, or the job's result could not be written. Sweepers
+        treat the job as if its worker had died, so that the number of attempts stays limited.
         """
-        for job_id, attempt in unowned & self._terminator:
-            logger.warning("job=%s attempt=%d is claimed but does not run; giving it up", job_id, attempt)
+        for job_id, attempt in not_running & self._not_running:
+            logger.warning("job=%s attempt=%d is claimed but not running; releasing the claim", job_id, attempt)
             await self._store.release_claim(job_id, attempt)
-        self._terminator = unowned
+        self._not_running = not_running

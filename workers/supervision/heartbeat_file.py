@@ -1,4 +1,4 @@
-"""A worker's word on itself, in a file, for a probe that runs beside it in its container."""
+"""The worker's state in a file, for a probe in the same container."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from shared.domain.job import WorkerState
 
 
 class HeartbeatFile:
-    """A file that holds the worker's state and is written again at each heartbeat; none where `path` is None."""
+    """A file with the worker's state, rewritten at each heartbeat. There is no file if `path` is None."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         if path is not None:
-            path.unlink(missing_ok=True)  # one that was here before may have left it
+            path.unlink(missing_ok=True)  # a previous worker may have left it
 
-    def show(self, state: WorkerState) -> None:
-        """Write the file, in one step."""
+    def write(self, state: WorkerState) -> None:
+        """Write the file atomically."""
         if self._path is not None:
             new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
             new.write_text(state.value)

@@ -1,8 +1,8 @@
-"""Finds jobs whose message was lost: each worker asks the rows.
+"""Resends lost messages of queued jobs. Each worker does this for its own model.
 
-A message can be lost with Redis, or with a worker that died with it in hand. The signs, with no threshold to
-guess: the queue is empty while rows wait; one of its priority's lists is, while rows of those priorities wait; or
-a row waits that is older than one already served.
+A message can be lost with Redis, or with a worker that had fetched it. A job's message counts as lost if the queue, or
+the list of the job's priority, is empty although the job is queued, or if a younger job of the same priority has been
+claimed. None of these needs a timeout to be tuned.
 """
 
 from __future__ import annotations
@@ -13,47 +13,52 @@ import time
 from redis.asyncio import Redis
 
 from shared.domain.job import JOB_ID_PREFIX
-from shared.domain.priorities import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES, Hint, first
+from shared.domain.priorities import BANDS, BATCH_PRIORITIES, URGENT_PRIORITIES, Hint, to_front
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis import job_queue as queue
 from shared.redis.job_queue import HintSender
 from shared.runtime.periodic import run_periodically
-from shared.telemetry.metrics import RESENT, model_label
+from shared.telemetry.metrics import Metrics
 from workers.execution.runner import Runner
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
-# A hint travels in milliseconds; a row younger than this may still have its own on the way.
-ON_THE_WAY_S = 2.0
-OVERTAKEN_S = 10
-# What may be in some worker's hands already is sent again this rarely, and so many at a time.
-AGAIN_S = 30.0
-AT_ONCE = 50
+# Messages arrive within milliseconds; that of a row younger than this may still be in transit.
+IN_TRANSIT_S = 2.0
+# A queued job counts as passed over if it is this many seconds older than a claimed one.
+PASSED_OVER_S = 10
+# While the queue is not empty, a worker may already have fetched a job's message. So no job is resent more often than
+# this, and no more than this many jobs are resent at a time.
+RESEND_INTERVAL_S = 30.0
+RESEND_LIMIT = 50
 
 
 class Redelivery:
-    """Sends hints again for jobs of this worker's model."""
+    """Resends lost messages of one model's jobs."""
 
-    def __init__(self, runner: Runner, store: RecoveryStore, redis: Redis, hints: HintSender, model: str) -> None:
+    def __init__(
+        self, runner: Runner, store: RecoveryStore, redis: Redis, hints: HintSender, metrics: Metrics, model: str
+    ) -> None:
         self._runner = runner
         self._store = store
         self._redis = redis
         self._hints = hints
+        self._metrics = metrics
         self._model = model
         self._sent: dict[str, float] = {}
 
     async def run(self) -> None:
         """Check until cancelled."""
-        await run_periodically(self.heal, "redelivery check", interval_s=INTERVAL_S)
+        await run_periodically(self.resend_lost, "redelivery check", interval_s=INTERVAL_S)
 
-    async def heal(self) -> int:
-        """Send hints for jobs that have none. Returns how many."""
+    async def resend_lost(self) -> int:
+        """Resend all messages that are lost. Returns their number."""
         if not self._runner.accepting:
             return 0
         depths = await queue.depths(self._redis, self._model)
         if any(depths.values()):
-            lost = self._not_lately(await self._passed_over(depths))
+            lost = self._not_recently_sent(await self._lost_in_queue(depths))
         else:
             slot_pool, lost = self._runner.slot_pool, []
             for room, priorities in (
@@ -62,37 +67,37 @@ class Redelivery:
             ):
                 if room > 0:
                     lost += await self._store.waiting(
-                        self._model, limit=room, older_than_s=ON_THE_WAY_S, priorities=priorities
+                        self._model, limit=room, older_than_s=IN_TRANSIT_S, priorities=priorities
                     )
         for hint in lost:
             self._hints.put(hint)
         if lost:
-            RESENT.labels(model_label(self._model)).inc(len(lost))
-            logger.warning("model=%s %d waiting jobs had no message; sent again", self._model, len(lost))
+            self._metrics.hints_resent.labels(self._metrics.model_label(self._model)).inc(len(lost))
+            logger.warning("model=%s the messages of %d queued jobs were lost; sent again", self._model, len(lost))
         return len(lost)
 
-    async def _passed_over(self, depths: dict[int, int]) -> list[Hint]:
-        """Rows without a message in a queue that is not empty. Those that were overtaken go first."""
+    async def _lost_in_queue(self, depths: dict[int, int]) -> list[Hint]:
+        """Hints for jobs whose message is lost although the queue is not empty; those passed over go to its front."""
         found: list[Hint] = []
         for step, messages in depths.items():
             if not messages:
                 found += await self._store.waiting(
-                    self._model, limit=AT_ONCE, older_than_s=ON_THE_WAY_S, priorities=BANDS[step]
+                    self._model, limit=RESEND_LIMIT, older_than_s=IN_TRANSIT_S, priorities=BANDS[step]
                 )
-        for priority, served in list(self._runner.last_claimed.items()):
-            before = earlier(served, OVERTAKEN_S)
-            found += map(first, await self._store.queued_before(self._model, priority, before, limit=AT_ONCE))
+        for priority, claimed in list(self._runner.last_claimed.items()):
+            before = id_before(claimed, PASSED_OVER_S)
+            found += map(to_front, await self._store.queued_before(self._model, priority, before, limit=RESEND_LIMIT))
         return found
 
-    def _not_lately(self, hints: list[Hint]) -> list[Hint]:
+    def _not_recently_sent(self, hints: list[Hint]) -> list[Hint]:
         now = time.monotonic()
-        self._sent = {job_id: sent for job_id, sent in self._sent.items() if now - sent < AGAIN_S}
+        self._sent = {job_id: sent for job_id, sent in self._sent.items() if now - sent < RESEND_INTERVAL_S}
         fresh = {hint.job_id: hint for hint in hints if hint.job_id not in self._sent}
         self._sent |= dict.fromkeys(fresh, now)
         return list(fresh.values())
 
 
-def earlier(job_id: str, seconds: int) -> str:
-    """The id that a job would have had so many seconds earlier: a UUIDv7 begins with 48 bits of milliseconds."""
+def id_before(job_id: str, seconds: int) -> str:
+    """The first id of the time `seconds` before a job's submission: a UUIDv7 starts with 48 bits of milliseconds."""
     milliseconds = int(job_id.removeprefix(JOB_ID_PREFIX)[:12], 16) - seconds * 1000
     return f"{JOB_ID_PREFIX}{milliseconds:012x}"

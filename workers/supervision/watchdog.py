@@ -1,6 +1,6 @@
-"""Notices a worker that has room while messages wait on its queue: its consumer is stuck, and it must end.
+"""Detects a stuck consumer: messages stay on the queue although the worker has free slots.
 
-Celery's consumers have stopped after reconnects in several versions; nothing fails then, the queue just grows.
+In several versions of Celery, consumers have stopped after a reconnect. Nothing fails then; the queue only grows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STUCK_S = 10.0
 
 
 class Watchdog:
-    """Calls `on_stuck` once messages have waited for 10 s, room being there, without one being taken."""
+    """Calls `on_stuck` if messages wait for more than `STUCK_S` seconds, slots are free and none is consumed."""
 
     def __init__(self, runner: Runner, redis: Redis, model: str, on_stuck: Callable[[], None]) -> None:
         self._runner = runner
@@ -39,21 +39,21 @@ class Watchdog:
 
     async def _check(self) -> None:
         try:
-            waiting = self.untaken(await queue.depths(self._redis, self._model)) if self._runner.accepting else 0
+            waiting = self.consumable(await queue.depths(self._redis, self._model)) if self._runner.accepting else 0
         except Exception:
-            self._waiting_since = None  # nobody knows whether messages wait
+            self._waiting_since = None  # it is unknown whether messages wait
             raise
         if self.stuck(waiting, time.monotonic()):
             logger.critical(
-                "model=%s %d messages wait and none is taken, though there is room: ending this worker",
+                "model=%s %d messages are waiting and none is consumed although slots are free; stopping this worker",
                 self._model,
                 waiting,
             )
             self._waiting_since = None
             self._on_stuck()
 
-    def untaken(self, depths: dict[int, int]) -> int:
-        """Messages that wait though there is room for their kind."""
+    def consumable(self, depths: dict[int, int]) -> int:
+        """The number of waiting messages for which slots are free."""
         slot_pool = self._runner.slot_pool
         return sum(
             messages
@@ -62,7 +62,7 @@ class Watchdog:
         )
 
     def stuck(self, waiting: int, now: float) -> bool:
-        """Whether messages wait for too long, room being there, as seen at a moment of the monotonic clock."""
+        """Whether the consumer is stuck, given the consumable messages at a moment of the monotonic clock."""
         if waiting == 0 or not self._runner.accepting:
             self._waiting_since = None
         elif self._waiting_since is None or self._runner.last_message > self._waiting_since:
@@ -70,6 +70,6 @@ class Watchdog:
         return self._waiting_since is not None and now - self._waiting_since > STUCK_S
 
     def stalled_s(self) -> float:
-        """How long messages have waited by now, room being there."""
+        """For how many seconds messages have waited although slots are free."""
         since = self._waiting_since
         return 0.0 if since is None else time.monotonic() - since

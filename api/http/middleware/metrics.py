@@ -8,7 +8,7 @@ import time
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.telemetry import metrics
+from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +20,9 @@ NO_ROUTE = "(none)"
 class MetricsMiddleware:
     """ASGI middleware, the outermost: records each response when its headers are sent."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,8 +37,8 @@ class MetricsMiddleware:
             method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
             # Set by the router; its path is the template.
             route = getattr(scope.get("route"), "path", NO_ROUTE)
-            metrics.HTTP_REQUESTS.labels(method, route, str(status)).inc()
-            metrics.HTTP_RESPONSE.labels(method, route).observe(time.monotonic() - began)
+            self._metrics.http_requests.labels(method, route, str(status)).inc()
+            self._metrics.http_response.labels(method, route).observe(time.monotonic() - began)
 
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start" and not started:
@@ -50,7 +51,7 @@ class MetricsMiddleware:
             if not started:
                 record(500)  # sent by the server, outside of all middleware
             if _is_send_timeout(error):
-                metrics.STREAM_DROPS.inc()
+                self._metrics.stream_drops.inc()
             raise
 
 

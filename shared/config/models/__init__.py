@@ -1,1 +1,1 @@
-"""The models of `models.yaml`: one file for each engine."""
+"""The models declared in models.yaml, with one spec module per engine."""

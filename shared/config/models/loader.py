@@ -1,10 +1,10 @@
-"""The models that this installation serves, as declared in `models.yaml`."""
+"""Loads the models that this installation serves from `models.yaml`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import yaml
 import yaml.reader
@@ -16,10 +16,9 @@ from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.vllm import VllmModel
 
-ENGINES = ("vllm", "openai", "simulated")
-
-
-ModelSpec = Annotated[VllmModel | OpenAIModel | SimulatedModel, Field(discriminator="engine")]
+_AnySpec = VllmModel | OpenAIModel | SimulatedModel
+ModelSpec = Annotated[_AnySpec, Field(discriminator="engine")]
+ENGINES = tuple(get_args(spec.model_fields["engine"].annotation)[0] for spec in get_args(_AnySpec))
 
 
 class _File(BaseModel):
@@ -30,7 +29,7 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The models by name, in the file's order."""
+    """The models by name, in the order of the file."""
 
     models: dict[str, ModelSpec]
 
@@ -42,10 +41,10 @@ class Registry:
 
 
 def load_registry(path: Path) -> Registry:
-    """Read and check `models.yaml`.
+    """Read and validate `models.yaml`.
 
     Raises:
-        RegistryError: the file is missing, is not YAML, or a field is wrong; the message names line and field.
+        RegistryError: the file is missing, is not YAML, or a field is wrong; the message names the line and the field.
     """
     try:
         content = path.read_bytes()
@@ -89,16 +88,16 @@ def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
             found = f", got {problem['ctx']['tag']!r}" if "ctx" in problem and "tag" in problem["ctx"] else ""
             message = f"must be one of {', '.join(ENGINES)}{found}"
         case "extra_forbidden":
-            message = "there is no such field"
+            message = "unknown field"
         case "missing":
             message = "this field is required"
         case "model_type" | "model_attributes_type" | "dict_type":
-            message = "must have fields" if location else "this field is required"
+            message = "must be a mapping" if location else "this field is required"
     return f"{path}, line {_line(tree, location)}: {_field(location)}: {message}"
 
 
 def _steps(location: tuple[int | str, ...]) -> list[int | str]:
-    """A pydantic location without the tags that it adds for the union's members."""
+    """A pydantic location without the union tags that pydantic inserts."""
     return [step for position, step in enumerate(location) if not (position == 2 and step in ENGINES)]
 
 
@@ -110,7 +109,7 @@ def _field(location: tuple[int | str, ...]) -> str:
 
 
 def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
-    """The line (from 1) where a location stands in the file; where it is missing, its parent's."""
+    """The line (counted from 1) of a location; of its closest existing parent if it is missing."""
     line = node.start_mark.line + 1 if node else 1
     for step in _steps(location):
         if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):

@@ -1,4 +1,4 @@
-"""Spec of a model that is simulated."""
+"""Spec of a simulated model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.config.models.base import Spec
+from shared.config.models.base import PromptTokenizer, Spec, WordTokenizer
 
 
 class SimulatedOptions(BaseModel):
-    """How the simulated engine behaves. Times in milliseconds."""
+    """The rate, length and failures of the simulated engine. Times are in milliseconds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -18,12 +18,12 @@ class SimulatedOptions(BaseModel):
     itl_ms: float = Field(5, ge=0)
     default_tokens: int = Field(64, ge=1, description="Length of an answer without max_tokens.")
     max_model_len: int = Field(8192, ge=2)
-    fail_on: str | None = Field(None, description="A prompt that contains this fails, as an engine would.")
-    die_on: str | None = Field(None, description="A prompt that contains this ends the engine, with all its jobs.")
+    fail_on: str | None = Field(None, description="A request fails if its prompt contains this text.")
+    die_on: str | None = Field(None, description="The engine dies, with all its jobs, if a prompt contains this text.")
 
 
 class SimulatedModel(Spec):
-    """No model: deterministic text at a fixed rate, for load tests and for trying things out."""
+    """Deterministic text at a fixed rate, for load tests and trials."""
 
     engine: Literal["simulated"]
     slots: int = Field(256, ge=1, le=4096)
@@ -32,3 +32,7 @@ class SimulatedModel(Spec):
     @property
     def max_model_len(self) -> int | None:
         return self.options.max_model_len
+
+    @property
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        return WordTokenizer()

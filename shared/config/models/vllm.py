@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from shared.config.bundled_model import BUNDLED_PREFIX, bundled_model_path
-from shared.config.models.base import RegistryError, Spec
+from shared.config.models.base import PromptTokenizer, RegistryError, Spec, TokenizerFiles
 
 DEFAULT_SLOTS = 64
 
 
 class VllmOptions(TypedDict, total=False):
-    """`AsyncEngineArgs` by name: those that are read here too; the others are vLLM's to check."""
+    """vLLM's `AsyncEngineArgs` by name. Only the options that are also read here are declared; vLLM checks the rest."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
@@ -25,38 +25,43 @@ class VllmOptions(TypedDict, total=False):
 
 
 class ChatSettings(BaseModel):
-    """How a model's conversations are rendered and its answers parsed: what `vllm serve` calls the same.
+    """How conversations are rendered and answers parsed, with the names of `vllm serve`.
 
-    With a `tool_call_parser` tools are called automatically; without one no tool is called at all.
+    Tool calls are enabled by naming a `tool_call_parser`; without one, no tools are called.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    tool_call_parser: str | None = Field(None, min_length=1, description="How the model writes tool calls.")
-    reasoning_parser: str | None = Field(None, min_length=1, description="How the model writes its reasoning.")
-    chat_template: str | None = Field(None, min_length=1, description="A Jinja file, in place of the model's own.")
+    tool_call_parser: str | None = Field(None, min_length=1, description="vLLM's parser for the model's tool calls.")
+    reasoning_parser: str | None = Field(None, min_length=1, description="vLLM's parser for the model's reasoning.")
+    chat_template: str | None = Field(
+        None, min_length=1, description="A Jinja file that replaces the model's template."
+    )
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
     default_chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Variables of the template; a request's own go before them."
+        default_factory=dict, description="Variables for the template; those of a request take precedence."
     )
     exclude_tools_when_tool_choice_none: bool = False
-    tool_strict_level: str | None = Field(None, description="Of vLLM 0.32 and later.")
+    tool_strict_level: str | None = Field(None, description="Needs vLLM 0.32 or later.")
 
 
-# What a vLLM model's options may not say, since `chat` does.
-_SAID_IN_CHAT = ("reasoning_parser", "tool_call_parser", "chat_template", "enable_auto_tool_choice")
+# Engine options that are set in `chat` instead.
+_CHAT_OPTIONS = ("reasoning_parser", "tool_call_parser", "chat_template", "enable_auto_tool_choice")
 
 
 def _engine_options(options: VllmOptions) -> VllmOptions:
-    for name in _SAID_IN_CHAT:
+    for name in _CHAT_OPTIONS:
         if name in options:
-            where = "chat.tool_call_parser turns it on" if name == "enable_auto_tool_choice" else f"say chat.{name}"
-            raise ValueError(f"{name} is not an engine's option; {where} instead")
+            hint = "chat.tool_call_parser enables it" if name == "enable_auto_tool_choice" else f"set chat.{name}"
+            raise ValueError(f"{name} is not an engine option; {hint} instead")
     return options
 
 
 class VllmModel(Spec):
-    """A model in a vLLM engine of our own. `options` are `AsyncEngineArgs` by name."""
+    """A model that runs in a vLLM engine inside the worker. `options` are `AsyncEngineArgs` by name."""
+
+    package: ClassVar[str | None] = "vllm"
+    loads_model: ClassVar[bool] = True
 
     engine: Literal["vllm"]
     model: str = Field(min_length=1, description="A local folder, a hub id, or bundled:NAME.")
@@ -65,25 +70,39 @@ class VllmModel(Spec):
 
     @property
     def slots(self) -> int:
-        """Sequences that the engine runs at once (`max_num_seqs`)."""
+        """Number of sequences that the engine runs at the same time (`max_num_seqs`)."""
         return self.options.get("max_num_seqs", DEFAULT_SLOTS)
+
+    def with_dtype(self, dtype: str) -> VllmModel:
+        """The same model with its dtype named: the fingerprint includes the dtype that a worker uses."""
+        return self.model_copy(update={"options": {**self.options, "dtype": dtype}})
+
+    @property
+    def bundled_model(self) -> str | None:
+        return self.model.removeprefix(BUNDLED_PREFIX) if self.model.startswith(BUNDLED_PREFIX) else None
 
     @property
     def source(self) -> str:
-        """What vLLM is given: a folder's path, or a hub id."""
-        if self.model.startswith(BUNDLED_PREFIX):
-            return str(bundled_model_path(self.model))
-        return self.model
+        """The model for vLLM: a path or a hub id."""
+        return str(bundled_model_path(self.model)) if self.bundled_model is not None else self.model
 
     @property
     def folder(self) -> Path | None:
-        """The model's files, where they are on this machine."""
+        """The folder with the model's files; None if they are not on this machine."""
         path = Path(self.source).expanduser()
         return path if path.is_dir() else None
 
     @property
+    def prompt_tokenizer(self) -> PromptTokenizer | None:
+        folder = self.folder
+        if folder is None or not all((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            return None
+        renders_chat = self.chat.chat_template is None and not self.chat.default_chat_template_kwargs
+        return TokenizerFiles(folder, renders_chat)
+
+    @property
     def chat_template_text(self) -> str | None:
-        """The template that `chat.chat_template` names; None: the model's own.
+        """The content of `chat.chat_template`; None if the model's own template is used.
 
         Raises:
             RegistryError: the file cannot be read.
@@ -99,7 +118,7 @@ class VllmModel(Spec):
 
     @property
     def max_model_len(self) -> int | None:
-        """Context length in tokens, prompt and output together; None where only the engine can tell."""
+        """Context length in tokens, prompt and output together; None if only the engine knows it."""
         if (chosen := self.options.get("max_model_len")) is not None:
             return chosen
         if self.folder is None or not (config := self.folder / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""The schema: its steps run up, down and up again, and end where the models are."""
+"""Migrations: up, down and up again; the result equals the tables in code."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def tables(connection: Connection) -> set[str]:
     return set(inspect(connection).get_table_names())
 
 
-async def test_models_equal_migrations(database: AsyncEngine) -> None:
+async def test_migrations_create_the_tables_in_code(database: AsyncEngine) -> None:
     async with database.connect() as connection:
         assert await connection.run_sync(differences) == []
 
 
-async def test_up_down_and_up_again(database: AsyncEngine, database_url: str) -> None:
+async def test_downgrade_and_upgrade_again(database: AsyncEngine, database_url: str) -> None:
     migrate(database_url, "downgrade", "base")
     async with database.connect() as connection:
         assert await connection.run_sync(tables) == {"alembic_version"}
@@ -36,13 +36,13 @@ async def test_up_down_and_up_again(database: AsyncEngine, database_url: str) ->
         assert await connection.run_sync(differences) == []
 
 
-async def test_a_database_behind_is_refused(database: AsyncEngine, database_url: str) -> None:
+async def test_a_database_behind_the_migrations_is_refused(database: AsyncEngine, database_url: str) -> None:
     migrate(database_url, "downgrade", "base")
     with pytest.raises(SchemaMismatch, match="python -m migrations upgrade"):
         await check_schema(database)
 
 
-async def test_a_database_ahead_is_refused(database: AsyncEngine, database_url: str) -> None:
+async def test_a_database_ahead_of_this_version_is_refused(database: AsyncEngine, database_url: str) -> None:
     await check_schema(database)
     async with database.begin() as connection:
         await connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'from-the-future'")
@@ -107,7 +107,7 @@ async def test_existing_rows_get_the_project_of_their_key(database: AsyncEngine,
 async def test_processes_of_the_previous_version_can_write(
     database: AsyncEngine, database_url: str, revision: str
 ) -> None:
-    """They know no projects, and run on while the schema is migrated and new processes are started."""
+    """They do not know projects, and keep running while the schema is migrated and new processes start."""
     migrate(database_url, "downgrade", "0006")
     migrate(database_url, "upgrade", revision)
     async with database.begin() as connection:
@@ -122,7 +122,7 @@ async def test_processes_of_the_previous_version_can_write(
             assert (await connection.execute(wrong)).scalar() == 0, table
 
 
-async def test_an_interrupted_backfill_goes_on(database: AsyncEngine, database_url: str) -> None:
+async def test_an_interrupted_backfill_resumes(database: AsyncEngine, database_url: str) -> None:
     migrate(database_url, "downgrade", "0006")
     async with database.begin() as connection:
         await connection.exec_driver_sql(OLD_KEYS)

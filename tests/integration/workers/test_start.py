@@ -1,4 +1,4 @@
-"""A worker that cannot work does not start, and says why."""
+"""A worker that cannot run exits with an error that names the cause."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def run(servers: Servers, database_url: str, models: Path, *arguments: str) -> s
     )
 
 
-def test_celerys_own_worker_is_refused(servers: Servers, database_url: str, tmp_path: Path) -> None:
+def test_the_celery_worker_command_is_rejected(servers: Servers, database_url: str, tmp_path: Path) -> None:
     models = write_models(tmp_path / "models.yaml", [SIM])
     ended = run(servers, database_url, models, "celery", "-A", "workers.app", "worker", "-c", "1")
     assert ended.returncode != 0
     assert "python -m workers MODEL" in ended.stderr
 
 
-def test_an_unknown_model_is_refused(servers: Servers, database_url: str, tmp_path: Path) -> None:
+def test_an_unknown_model_is_rejected(servers: Servers, database_url: str, tmp_path: Path) -> None:
     models = write_models(tmp_path / "models.yaml", [SIM])
     ended = run(servers, database_url, models, "workers", "other")
     assert ended.returncode == 2
@@ -51,10 +51,10 @@ def test_an_unknown_engine_option_is_named(servers: Servers, database_url: str, 
     model = {"name": "m", "engine": "vllm", "model": str(tmp_path), "options": {option: 1}}
     ended = run(servers, database_url, write_models(tmp_path / "models.yaml", [model]), "workers", "m")
     assert ended.returncode != 0
-    assert f"m.options: vLLM knows no {option}" in ended.stderr
+    assert f"m.options: vLLM has no {option}" in ended.stderr
 
 
-def test_an_upstream_key_that_is_not_set_is_named(servers: Servers, database_url: str, tmp_path: Path) -> None:
+def test_a_missing_upstream_key_is_named(servers: Servers, database_url: str, tmp_path: Path) -> None:
     options = {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "HEADRACE_TEST_NO_SUCH_KEY"}
     model = {"name": "m", "engine": "openai", "model": "x", "options": options}
     ended = run(servers, database_url, write_models(tmp_path / "models.yaml", [model]), "workers", "m")

@@ -35,6 +35,16 @@ def test_an_upstreams_key_goes_to_its_worker_alone(parts: Parts, monkeypatch: py
     assert [child.name for child in children if "UP_KEY" in child.environment] == ["worker-up-1"]
 
 
+def test_an_engine_whose_package_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text(MODELS)
+    settings = load_settings({"HEADRACE_MODELS": str(models), "ENGINE": "simulated"})
+    monkeypatch.setenv("UP_KEY", "sk-secret")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(SettingError, match=r"the engine of big needs the package 'vllm', which ENGINE=simulated"):
+        check_engine(settings, load_models(models))
+
+
 def test_an_upstreams_key_that_is_not_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = tmp_path / "models.yaml"
     models.write_text("".join(MODELS.splitlines(keepends=True)[:-1]))

@@ -1,7 +1,7 @@
-"""A request as an OpenAI-compatible server takes it.
+"""Converts a request into the body of an OpenAI-compatible API.
 
-Only what was asked for is sent, since many servers refuse a parameter that they do not know. What OpenAI's API has
-no name for goes under vLLM's.
+Only parameters that the client set are sent, because many servers refuse unknown ones. A parameter that OpenAI's API
+does not have is sent under vLLM's name.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, GenerateRequest, StructuredOutputs
 
-# OpenAI's API asks for a name; nobody sees it.
+# Required by OpenAI's API; not shown to anyone.
 SCHEMA_NAME = "answer"
 
 
-def asked(request: GenerateRequest, *, max_tokens_field: str) -> dict[str, Any]:
-    """The body, but for the model and how it is streamed.
+def request_body(request: GenerateRequest, *, max_tokens_field: str) -> dict[str, Any]:
+    """The body without the model and the streaming options.
 
     Raises:
-        InvalidRequest: it cannot be streamed, and so not be relayed.
+        InvalidRequest: the request cannot be streamed and therefore cannot be relayed.
     """
     if request.prompt_logprobs is not None:
         raise InvalidRequest(
-            "prompt_logprobs: this model's answers are relayed from a stream, which has none; leave it out",
+            "prompt_logprobs: this model is relayed from a stream, which does not carry them; omit the parameter",
             param="prompt_logprobs",
         )
     body = request.sampling.model_dump(exclude_defaults=True, exclude={"max_tokens"})
@@ -38,7 +38,7 @@ def asked(request: GenerateRequest, *, max_tokens_field: str) -> dict[str, Any]:
         if request.logprobs is not None:
             body["logprobs"] = request.logprobs
         if request.structured_outputs is not None:
-            body["structured_outputs"] = _by_vllm(request.structured_outputs)
+            body["structured_outputs"] = _vllm_names(request.structured_outputs)
         return body
     body["messages"] = [message.model_dump(exclude_none=True) for message in request.messages]
     if request.logprobs is not None:
@@ -46,21 +46,21 @@ def asked(request: GenerateRequest, *, max_tokens_field: str) -> dict[str, Any]:
         if request.logprobs:
             body["top_logprobs"] = request.logprobs
     if request.structured_outputs is not None:
-        body |= _format(request.structured_outputs)
+        body |= _response_format(request.structured_outputs)
     return body | _options(request.chat or ChatOptions())
 
 
-def _format(wanted: StructuredOutputs) -> dict[str, Any]:
-    if wanted.json_schema is not None:
-        schema = {"name": SCHEMA_NAME, "schema": wanted.json_schema}
+def _response_format(output: StructuredOutputs) -> dict[str, Any]:
+    if output.json_schema is not None:
+        schema = {"name": SCHEMA_NAME, "schema": output.json_schema}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
-    if wanted.json_object:
+    if output.json_object:
         return {"response_format": {"type": "json_object"}}
-    return {"structured_outputs": _by_vllm(wanted)}
+    return {"structured_outputs": _vllm_names(output)}
 
 
-def _by_vllm(wanted: StructuredOutputs) -> dict[str, Any]:
-    fields = wanted.model_dump(exclude_none=True)
+def _vllm_names(output: StructuredOutputs) -> dict[str, Any]:
+    fields = output.model_dump(exclude_none=True)
     return {("json" if name == "json_schema" else name): value for name, value in fields.items()}
 
 

@@ -1,7 +1,6 @@
-"""OpenAI's stream, as it comes off the wire, to deltas.
+"""Parses OpenAI's event stream into deltas.
 
-Under load many events come with one read: what a choice gains in one read is one delta, and only the last of it
-costs more than its JSON.
+Under load one read returns many events; those of one choice become one delta.
 """
 
 from __future__ import annotations
@@ -13,16 +12,17 @@ import orjson
 from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
 from workers.engines.base import UpstreamError
+from workers.engines.upstream.errors import ErrorBody
 
 MAX_LINE_BYTES = 1 << 20
-MAX_TOLD = 500
-# Any other is a stop.
-REASONS = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
-STRANGE = "The upstream sent something that is not OpenAI's stream."
+MAX_MESSAGE = 500
+# Any other finish reason becomes "stop".
+FINISH_REASONS = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
+NOT_A_STREAM = "The upstream sent something that is not OpenAI's stream."
 
 
-class Reply:
-    """One answer of so many choices, while it is read."""
+class StreamParser:
+    """The parser of one answer; an implementation of `workers.engines.upstream.engine.Reply`."""
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
@@ -40,14 +40,14 @@ class Reply:
         return not self._open
 
     def feed(self, data: bytes) -> list[Delta]:
-        """What one read adds: a delta for each choice that gained something.
+        """Parse the bytes of one read; returns one delta for each choice in them.
 
-        Where the upstream reports an error, or this is no such stream, it is `done`, and `failure` says so.
+        An error from the upstream, or data that is not a stream, sets `done` and `failure`.
         """
         if self._rest:
             data = self._rest + data
         *lines, self._rest = data.split(b"\n")
-        gained: dict[int, _Gain] = {}
+        parts: dict[int, _Part] = {}
         try:
             for line in lines:
                 if line.startswith(b"data:"):
@@ -55,60 +55,60 @@ class Reply:
                     if payload == b"[DONE]":
                         self.done = True
                         break
-                    self._take(orjson.loads(payload), gained)
+                    self._parse_chunk(orjson.loads(payload), parts)
         except UpstreamError as error:
             self.failure, self.done = error, True
         except (ValueError, TypeError, KeyError, AttributeError):
-            self.failure, self.done = UpstreamError(STRANGE), True
+            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
         if len(self._rest) > MAX_LINE_BYTES:
-            self.failure, self.done = UpstreamError(STRANGE), True
-        if gained:
+            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
+        if parts:
             self.begun = True
-        return [gain.delta(index) for index, gain in gained.items()]
+        return [part.delta(index) for index, part in parts.items()]
 
-    def _take(self, chunk: dict[str, Any], gained: dict[int, _Gain]) -> None:
+    def _parse_chunk(self, chunk: dict[str, Any], parts: dict[int, _Part]) -> None:
         if error := chunk.get("error"):
-            raise UpstreamError(f"The upstream failed: {_message(error) or 'it does not say why'}")
+            raise UpstreamError(f"The upstream failed: {_message(error) or 'no reason was given'}")
         if usage := chunk.get("usage"):
             self.usage = _usage(usage)
         for choice in chunk.get("choices") or ():
             index = choice.get("index", 0)
             delta = choice.get("delta")
-            piece = choice if delta is None else delta
+            content = choice if delta is None else delta
             text = choice.get("text") if delta is None else delta.get("content")
-            reasoning = piece.get("reasoning") or piece.get("reasoning_content")
-            calls = piece.get("tool_calls")
+            reasoning = content.get("reasoning") or content.get("reasoning_content")
+            calls = content.get("tool_calls")
             reason = choice.get("finish_reason")
             logprobs = choice.get("logprobs")
             if not (text or reasoning or calls or reason or logprobs):
                 continue
             if index not in self._open:
                 if 0 <= index < self._choices:
-                    continue  # it has its finish reason already
+                    continue  # it already has its finish reason
                 raise ValueError(index)
-            if (gain := gained.get(index)) is None:
-                gain = gained[index] = _Gain()
+            if (part := parts.get(index)) is None:
+                part = parts[index] = _Part()
             if text:
-                gain.add(text, gain.texts)
+                part.add(text, part.texts)
             if reasoning:
-                gain.add(reasoning, gain.thoughts)
+                part.add(reasoning, part.reasoning)
             if calls:
-                gain.call(calls, self._calls.setdefault(index, []))
+                part.add_calls(calls, self._calls.setdefault(index, []))
             if logprobs:
-                gain.logprobs += _entries(logprobs)
+                part.logprobs += _entries(logprobs)
             if reason:
-                gain.reason, gain.stop_reason = REASONS.get(reason, "stop"), choice.get("stop_reason")
+                part.reason, part.stop_reason = FINISH_REASONS.get(reason, "stop"), choice.get("stop_reason")
                 self._open.discard(index)
 
 
-class _Gain:
-    """What one choice gained in one read. A chunk with something in it counts as a token, unless logprobs say more."""
+class _Part:
+    """The content of one choice in one read. A chunk counts as one token unless there are more logprobs."""
 
-    __slots__ = ("calls", "chunks", "logprobs", "reason", "stop_reason", "texts", "thoughts")
+    __slots__ = ("calls", "chunks", "logprobs", "reason", "reasoning", "stop_reason", "texts")
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.thoughts: list[str] = []
+        self.reasoning: list[str] = []
         self.calls: list[CallDelta] = []
         self.logprobs: list[dict[str, Any]] = []
         self.chunks = 0
@@ -121,9 +121,12 @@ class _Gain:
         texts.append(text)
         self.chunks += 1
 
-    def call(self, fragments: list[dict[str, Any]], begun: list[str]) -> None:
-        """Fragments of calls. `begun` has the ids of this choice's calls so far: some servers number none of their
-        fragments, and some name a call in each."""
+    def add_calls(self, fragments: list[dict[str, Any]], begun: list[str]) -> None:
+        """Add fragments of tool calls.
+
+        `begun`: the ids of this choice's calls so far, which is extended. It is needed because some servers do not
+        number their fragments and some repeat the call's name in each.
+        """
         for fragment in fragments:
             function = fragment.get("function") or {}
             call_id, number = fragment.get("id"), fragment.get("index")
@@ -147,7 +150,7 @@ class _Gain:
             (),
             self.reason,
             max(self.chunks, len(self.logprobs)),
-            "".join(self.thoughts),
+            "".join(self.reasoning),
             joined_calls(self.calls),
             tuple(self.logprobs),
             self.stop_reason,
@@ -163,11 +166,11 @@ def _usage(usage: dict[str, Any]) -> Usage:
 
 
 def _entries(logprobs: dict[str, Any]) -> list[dict[str, Any]]:
-    """A conversation's logprobs, or the four lists of a completion's, as entries."""
+    """One entry per token, from a chat's `content` list or a completion's four lists."""
     if "tokens" not in logprobs:
         return [
-            {**_entry(one), "top": [_entry(other) for other in one.get("top_logprobs") or ()]}
-            for one in logprobs.get("content") or ()
+            {**_entry(item), "top": [_entry(other) for other in item.get("top_logprobs") or ()]}
+            for item in logprobs.get("content") or ()
         ]
     tops = logprobs.get("top_logprobs") or [None] * len(logprobs["tokens"])
     return [
@@ -179,9 +182,9 @@ def _entries(logprobs: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _entry(one: dict[str, Any]) -> dict[str, Any]:
-    token, logprob = str(one["token"]), one["logprob"]
-    known = one.get("bytes")
+def _entry(item: dict[str, Any]) -> dict[str, Any]:
+    token, logprob = str(item["token"]), item["logprob"]
+    known = item.get("bytes")
     return {
         "token": token,
         "logprob": None if logprob is None else float(logprob),
@@ -189,29 +192,21 @@ def _entry(one: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def told(body: bytes) -> str:
-    """The message of an error's body, in any of the shapes that are about: OpenAI's, TGI's, Gemini's list."""
+def parse_error(content: bytes) -> ErrorBody:
+    """Parse an error's body in the shape of OpenAI, TGI or Gemini (a list), or as plain text."""
     try:
-        content = orjson.loads(body)
+        error = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return body.decode("utf-8", "replace").strip()[:MAX_TOLD]
-    if isinstance(content, list) and content:
-        content = content[0]
-    if isinstance(content, dict):
-        content = content.get("error") or content
-    return _message(content)
-
-
-def told_param(body: bytes) -> str | None:
-    """The field that an error's body is about, where it says so."""
-    try:
-        param = orjson.loads(body)["error"]["param"]
-    except (ValueError, TypeError, KeyError, IndexError):
-        return None
-    return param if isinstance(param, str) else None
+        return ErrorBody(content.decode("utf-8", "replace").strip()[:MAX_MESSAGE])
+    if isinstance(error, list) and error:
+        error = error[0]
+    if isinstance(error, dict):
+        error = error.get("error") or error
+    param = error.get("param") if isinstance(error, dict) else None
+    return ErrorBody(_message(error), param if isinstance(param, str) else None)
 
 
 def _message(error: Any) -> str:
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or ""
-    return str(error).strip()[:MAX_TOLD]
+    return str(error).strip()[:MAX_MESSAGE]

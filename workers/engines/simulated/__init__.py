@@ -1,1 +1,1 @@
-"""An engine without a model, for tests and for trying the platform."""
+"""An engine without a model, for tests and trials."""

@@ -1,6 +1,6 @@
-"""The smallest value that a JSON Schema takes, for the engine that has no model to write one.
+"""Creates a minimal value for a JSON Schema.
 
-Of formats and bounds it knows the usual ones. A `pattern` or a `not` is left unread: the value may miss it.
+The common formats and bounds are supported. `pattern` and `not` are ignored, so the value may violate them.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ FORMATS = {
     "uri": "https://example.com/",
     "uuid": "00000000-0000-4000-8000-000000000000",
 }
-# A schema that asks for itself without an end has no value; this says so before Python's stack does.
+# An endlessly recursive schema has no value; this limit is reached before Python's recursion limit.
 MAX_DEPTH = 64
 
 
 def json_sample(schema: Any, root: dict[str, Any] | None = None, depth: int = 0) -> Any:
-    """A value for a schema; what is not required is left out.
+    """A value for a schema, with the required properties only.
 
     Raises:
-        ValueError: there is none, or a `$ref` leads nowhere.
+        ValueError: the schema has no value, or a `$ref` cannot be resolved.
     """
     if depth > MAX_DEPTH:
-        raise ValueError("it asks for itself without an end")
+        raise ValueError("it is endlessly recursive")
     if schema is False:
-        raise ValueError("it takes no value")
+        raise ValueError("it accepts no value")
     if not isinstance(schema, dict):
         return {}
     root = schema if root is None else root
     if "$ref" in schema:
-        return json_sample(_pointed(root, schema["$ref"]), root, depth + 1)
+        return json_sample(_resolved(root, schema["$ref"]), root, depth + 1)
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
         return schema["enum"][0]
-    for either in ("anyOf", "oneOf"):
-        if schema.get(either):
-            return json_sample(_merged(schema, schema[either][0], either), root, depth + 1)
+    for keyword in ("anyOf", "oneOf"):
+        if schema.get(keyword):
+            return json_sample(_merged(schema, schema[keyword][0], keyword), root, depth + 1)
     if schema.get("allOf"):
         first, *rest = schema["allOf"]
         left = {**schema, "allOf": rest}
@@ -68,19 +68,19 @@ def json_sample(schema: Any, root: dict[str, Any] | None = None, depth: int = 0)
             return None
 
 
-def _pointed(root: dict[str, Any], reference: str) -> Any:
-    """What a `#/...` points at."""
-    place: Any = root
+def _resolved(root: dict[str, Any], reference: str) -> Any:
+    """The target of a reference such as `#/$defs/name`."""
+    target: Any = root
     for step in reference.removeprefix("#").split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
-        if not isinstance(place, dict) or name not in place:
-            raise ValueError(f"$ref {reference!r} leads nowhere")
-        place = place[name]
-    return place
+        if not isinstance(target, dict) or name not in target:
+            raise ValueError(f"$ref {reference!r} cannot be resolved")
+        target = target[name]
+    return target
 
 
 def _merged(schema: dict[str, Any], other: Any, without: str) -> dict[str, Any]:
-    """Both schemas as one, less a keyword that has been dealt with."""
+    """Both schemas combined, without a keyword that has been applied."""
     base = {name: value for name, value in schema.items() if name != without}
     if not isinstance(other, dict):
         return base
@@ -109,7 +109,7 @@ def _text(schema: dict[str, Any]) -> str:
 
 
 def _number(schema: dict[str, Any], *, whole: bool) -> int | float:
-    """Zero, or what is nearest to it within the bounds."""
+    """Zero, or the number within the bounds that is closest to zero."""
     step = schema.get("multipleOf", 1 if whole else 0.5)
     low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
     high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))

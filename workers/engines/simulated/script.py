@@ -1,7 +1,7 @@
-"""What the simulated engine answers beside its free text: reasoning, tool calls, structured outputs, logprobs.
+"""Reasoning, tool calls, structured outputs and logprobs of the simulated engine.
 
-An answer is a script, one delta a token, that follows from the request alone; so an answer that was cut goes on
-wherever it was cut.
+An answer is a script with one delta per token that depends on the request alone, so an interrupted answer can resume at
+any token.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from shared.domain.events import CallDelta, Delta
 from shared.domain.request import ChatOptions, GenerateRequest, StructuredOutputs, Tool
 from workers.engines.simulated.json_sample import json_sample
 
-THOUGHTS = ("The", " wheel", " asks", " for", " water", ".")
+REASONING = ("The", " wheel", " asks", " for", " water", ".")
+# Characters per token.
 FRAGMENT = 6
-# Tokens of a script stand above those of the free text.
+# The token ids of scripts are above those of the free text.
 FIRST_ID = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Deltas of a token each. With a `reason` they are the whole answer; without one free text follows."""
+    """Deltas of one token each. With a finish `reason` they are the whole answer; otherwise free text follows."""
 
     deltas: tuple[Delta, ...]
     reason: str | None
 
     def step(self, position: int) -> Delta:
-        """The token at a position, with the reason where it is the last."""
+        """The delta at a position, with the finish reason if it is the last."""
         delta = self.deltas[position]
         last = position == len(self.deltas) - 1
         return Delta(
@@ -45,36 +46,36 @@ class Script:
         )
 
     def text_of(self, token_id: int) -> bytes:
-        """What a token of it reads as."""
+        """The text of one of its tokens, as it appears in logprobs."""
         delta = self.deltas[token_id - FIRST_ID]
         calls = "".join((call.name or "") + call.arguments for call in delta.tool_calls)
         return (delta.text + delta.reasoning + calls).encode()
 
 
 def script_of(request: GenerateRequest, index: int, seed: str) -> Script:
-    """What choice `index` says before its free text, or instead of it.
+    """The script of choice `index`.
 
     Raises:
-        InvalidRequest: what is asked for cannot be made.
+        InvalidRequest: the simulated engine does not support the request.
     """
     chat = request.chat or ChatOptions()
     deltas: list[Delta] = []
     budget = request.sampling.thinking_token_budget
     if (chat.reasoning_effort not in (None, "none") or budget) and chat.include_reasoning:
-        deltas += [Delta(index, reasoning=word) for word in THOUGHTS[:budget]]
-    if called := _called(request, chat):
-        for number, tool in enumerate(called):
+        deltas += [Delta(index, reasoning=word) for word in REASONING[:budget]]
+    if tools := _called_tools(request, chat):
+        for number, tool in enumerate(tools):
             deltas += _call(index, number, tool, seed)
         return Script(tuple(deltas), "tool_calls")
     if request.structured_outputs is not None:
-        text = _instance(request.structured_outputs)
+        text = _structured_text(request.structured_outputs)
         deltas += [Delta(index, piece) for piece in _pieces(text)]
         return Script(tuple(deltas), "stop")
     return Script(tuple(deltas), None)
 
 
-def _called(request: GenerateRequest, chat: ChatOptions) -> list[Tool]:
-    """The tools that are called: none where the conversation waits for no call."""
+def _called_tools(request: GenerateRequest, chat: ChatOptions) -> list[Tool]:
+    """The tools to call. By default the first one, unless the last message is a tool's result."""
     tools = chat.tools or []
     match chat.tool_choice:
         case {"name": name}:
@@ -87,12 +88,12 @@ def _called(request: GenerateRequest, chat: ChatOptions) -> list[Tool]:
         case "none":
             return []
         case _:
-            answered = request.messages is not None and request.messages[-1:] and request.messages[-1].role == "tool"
-            return [] if answered else tools[:1]
+            has_result = request.messages is not None and request.messages[-1:] and request.messages[-1].role == "tool"
+            return [] if has_result else tools[:1]
 
 
 def _call(index: int, number: int, tool: Tool, seed: str) -> Iterator[Delta]:
-    """A call's fragments: its id and name, then its arguments."""
+    """The fragments of a call: its id and name, then its arguments."""
     name = tool.function.name
     digest = hashlib.sha256(f"{seed}/{number}/{name}".encode("utf-8", "surrogatepass")).hexdigest()
     yield Delta(index, tool_calls=(CallDelta(number, f"call_{digest[:24]}", name),))
@@ -104,18 +105,19 @@ def _call(index: int, number: int, tool: Tool, seed: str) -> Iterator[Delta]:
         yield Delta(index, tool_calls=(CallDelta(number, arguments=piece),))
 
 
-def _instance(wanted: StructuredOutputs) -> str:
-    if wanted.choice is not None:
-        return wanted.choice[0]
-    if wanted.json_schema is not None:
+def _structured_text(output: StructuredOutputs) -> str:
+    """A text that satisfies the constraint."""
+    if output.choice is not None:
+        return output.choice[0]
+    if output.json_schema is not None:
         try:
-            return _json(json_sample(wanted.json_schema))
+            return _json(json_sample(output.json_schema))
         except ValueError as error:
             raise InvalidRequest(f"The schema: {error}.", param="structured_outputs") from error
-    if wanted.json_object:
+    if output.json_object:
         return "{}"
     raise InvalidRequest(
-        "The simulated engine makes json_schema, json_object and choice only.", param="structured_outputs"
+        "The simulated engine supports only json_schema, json_object and choice.", param="structured_outputs"
     )
 
 
@@ -124,22 +126,22 @@ def _json(value: Any) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """A text as tokens; an empty text is one too, since its end is drawn."""
+    """A text as tokens; an empty text is one token, because its end is generated too."""
     return [text[at : at + FRAGMENT] for at in range(0, len(text), FRAGMENT)] or [""]
 
 
 def logprob_entries(texts: list[bytes], first: int, top: int) -> tuple[dict[str, Any], ...]:
-    """Made up, and always the same: an entry for each token, the first of them at a position of its choice."""
+    """Invented but deterministic logprobs: an entry for each token, of which the first is at position `first`."""
     return tuple(_entry(text, position, top) for position, text in enumerate(texts, first))
 
 
 def _entry(text: bytes, position: int, top: int) -> dict[str, Any]:
     logprob = -(1 + position % 7) / 8
-    drawn = {"token": text.decode(errors="replace"), "logprob": logprob, "bytes": list(text)}
-    others = [_other(rank, logprob) for rank in range(1, top)]
-    return {**drawn, "top": [drawn, *others][:top]}
+    sampled = {"token": text.decode(errors="replace"), "logprob": logprob, "bytes": list(text)}
+    others = [_alternative(rank, logprob) for rank in range(1, top)]
+    return {**sampled, "top": [sampled, *others][:top]}
 
 
-def _other(rank: int, best: float) -> dict[str, Any]:
+def _alternative(rank: int, best: float) -> dict[str, Any]:
     token = f" drop{rank}"
     return {"token": token, "logprob": best - rank, "bytes": list(token.encode())}

@@ -1,1 +1,1 @@
-"""What engines share that relay jobs to another server."""
+"""Shared by the engines that relay jobs to another server."""

@@ -1,4 +1,4 @@
-"""How long to wait before a request is sent again: as long as the server asks, else twice as long each time."""
+"""The delay before a failed request is retried: the server's Retry-After, or exponential backoff."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-BACK_OFF_S = (0.5, 8.0)
-# A server that asks for more is not waited for: the job holds a slot meanwhile.
-LONGEST_S = 60.0
+# First and longest delay.
+BACKOFF_S = (0.5, 8.0)
+# A request is not retried after a longer Retry-After, because its job occupies a slot meanwhile.
+MAX_RETRY_AFTER_S = 60.0
 
 
-def wait_s(failures: int, asked_s: float | None) -> float | None:
-    """Seconds to wait after so many failures before this one; None: it is not worth it. Many clients do not meet."""
-    first, longest = BACK_OFF_S
-    back_off = min(longest, first * 2.0**failures) * random.uniform(0.5, 1)
-    if asked_s is None:
-        return back_off
-    return max(back_off, asked_s * random.uniform(1, 1.25)) if asked_s <= LONGEST_S else None
+def backoff_s(failures: int, requested_s: float | None) -> float | None:
+    """Seconds to wait after `failures` earlier failures, with jitter; None if the request should not be retried.
+
+    `requested_s`: the delay that the server requested.
+    """
+    first, longest = BACKOFF_S
+    delay = min(longest, first * 2.0**failures) * random.uniform(0.5, 1)
+    if requested_s is None:
+        return delay
+    return max(delay, requested_s * random.uniform(1, 1.25)) if requested_s <= MAX_RETRY_AFTER_S else None
 
 
-def asked_wait_s(headers: Mapping[str, str]) -> float | None:
-    """What `Retry-After` (seconds, or a date) asks for; None where it asks for nothing that can be read."""
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """The delay in `Retry-After` (seconds or a date); None if it is missing or cannot be parsed."""
     value = headers.get("Retry-After", "")
     try:
         seconds = float(value)

@@ -1,4 +1,4 @@
-"""A beat that many wait for together."""
+"""Delays reads so that many connections are read in one iteration of the event loop."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import asyncio
 
 
 class ReadCoalescer:
-    """Who waits for it goes on together with all others that do: one timer, and their work in one turn of the loop."""
+    """Wakes all its waiters together, with one timer."""
 
     def __init__(self) -> None:
         self._next: asyncio.Event | None = None
 
-    async def wait(self, within_s: float) -> None:
-        """Wait for the next beat. Who waits first says when it comes."""
+    async def wait(self, interval_s: float) -> None:
+        """Wait for the next wake-up. The first waiter sets its time: after `interval_s` seconds."""
         if self._next is None:
             self._next = asyncio.Event()
-            asyncio.get_running_loop().call_later(within_s, self._strike)
+            asyncio.get_running_loop().call_later(interval_s, self._wake)
         await self._next.wait()
 
-    def _strike(self) -> None:
+    def _wake(self) -> None:
         assert self._next is not None
         self._next.set()
         self._next = None

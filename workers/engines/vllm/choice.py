@@ -1,4 +1,4 @@
-"""One choice of an answer: vLLM's tokens as they come, to deltas of whole tokens."""
+"""Converts vLLM's output for one choice into deltas of whole tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.engines.vllm.regenerate import Regeneration
 
 
 class Choice:
-    """What one choice gains, in order."""
+    """The state of one choice: its decoder, its parser, and the answer that it is compared with, if any."""
 
     def __init__(
         self,
@@ -31,90 +31,90 @@ class Choice:
         parsing: Parsing | None,
         top: int | None,
     ) -> None:
-        """`top`: how many entries `top` of a logprob has at most; None: all that vLLM tells of."""
+        """`top`: maximum number of alternatives in a logprobs entry; None for all that vLLM returns."""
         self._index = index
         self._tokenizer = tokenizer
         self._params = params
         self._prompt = list(prompt)
         self._parsing = parsing
         self._top = top
-        self._whole = TokenBoundaries()
-        self._decoding = _Decoding(tokenizer, self._prompt, params)
+        self._boundaries = TokenBoundaries()
+        self._decoder = _Decoder(tokenizer, self._prompt, params)
         self._logprobs: deque[dict[str, Any]] = deque()
-        self._repeat: Regeneration | None = None
+        self._regeneration: Regeneration | None = None
 
-    def go_on(self, made: Sequence[int]) -> None:
-        """Begin after these tokens, which are a part of the prompt now: nothing of them is told again."""
+    def resume(self, tokens: Sequence[int]) -> None:
+        """Continue after these tokens, which vLLM receives as part of the prompt."""
         if self._parsing is not None:
-            for token in made:
-                self._parsing.feed(Delta(self._index, self._decoding.text_of(token), (token,)), finished=False)
-        self._decoding = _Decoding(self._tokenizer, [*self._prompt, *made], self._params)
+            for token in tokens:
+                self._parsing.feed(Delta(self._index, self._decoder.text_of(token), (token,)), finished=False)
+        self._decoder = _Decoder(self._tokenizer, [*self._prompt, *tokens], self._params)
 
-    def repeat(self, made: Sequence[int], *, finished: bool) -> None:
-        """Begin anew, and tell nothing that was told before: these tokens, and the end where it was `finished`."""
-        self._repeat = Regeneration(self._index, made, finished=finished)
+    def regenerate(self, tokens: Sequence[int], *, finished: bool) -> None:
+        """Start again, and suppress the output while it equals these tokens and, if `finished`, their end."""
+        self._regeneration = Regeneration(self._index, tokens, finished=finished)
 
     @property
-    def repeated(self) -> bool:
-        """Whether all that was told has come again."""
-        return self._repeat is None or self._repeat.done
+    def caught_up(self) -> bool:
+        """Whether everything emitted earlier has been regenerated."""
+        return self._regeneration is None or self._regeneration.done
 
     @property
     def diverged(self) -> bool:
-        """Whether it comes out otherwise than it was told."""
-        return self._repeat is not None and self._repeat.diverged
+        """Whether the regenerated answer differs from the emitted one."""
+        return self._regeneration is not None and self._regeneration.diverged
 
-    def forget(self) -> Delta:
-        """All that was made since the beginning; from now on everything is told."""
-        whole = self._repeat.whole() if self._repeat is not None else Delta(self._index)
-        self._repeat = None
-        return whole
+    def end_regeneration(self) -> Delta:
+        """Stop suppressing output; returns everything that was regenerated."""
+        output = self._regeneration.output() if self._regeneration is not None else Delta(self._index)
+        self._regeneration = None
+        return output
 
     def take(self, output: CompletionOutput) -> Delta:
-        """What an output adds that was not told before; with the finish reason, where it is the last."""
+        """The part of an output that was not emitted before."""
         finished = output.finish_reason is not None
         for token in output.token_ids:
-            self._whole.made(token, self._decoding.text_of(token))
+            self._boundaries.add(token, self._decoder.text_of(token))
         if output.logprobs is not None:
             # After a stop string there may be more of these than tokens.
-            for token, likely in zip(output.token_ids, output.logprobs, strict=False):
-                self._logprobs.append(entry(token, likely, self._top, self._tokenizer))
-        self._whole.may_show(output.text)
-        pieces = self._whole.take(finished=finished)
-        if self._parsing is None and self._repeat is None:
+            for token, candidates in zip(output.token_ids, output.logprobs, strict=False):
+                self._logprobs.append(entry(token, candidates, self._top, self._tokenizer))
+        self._boundaries.release(output.text)
+        pieces = self._boundaries.take(finished=finished)
+        if self._parsing is None and self._regeneration is None:
             delta = Delta(self._index, "".join(text for _, text in pieces), tuple(token for token, _ in pieces))
-            return self._with_rest(delta, output if finished else None)
-        made = [Delta(self._index, text, (token,)) for token, text in pieces]
-        if finished and not made:
-            made = [Delta(self._index)]
+            return self._completed(delta, output if finished else None)
+        deltas = [Delta(self._index, text, (token,)) for token, text in pieces]
+        if finished and not deltas:
+            deltas = [Delta(self._index)]
         new = Delta(self._index)
-        for number, delta in enumerate(made, 1):
-            last = output if finished and number == len(made) else None
+        for number, delta in enumerate(deltas, 1):
+            last = output if finished and number == len(deltas) else None
             if self._parsing is not None:
                 delta = self._parsing.feed(delta, finished=last is not None)
-            self._with_rest(delta, last)
-            if self._repeat is None or not self._repeat.told(delta):
+            self._completed(delta, last)
+            if self._regeneration is None or not self._regeneration.was_emitted(delta):
                 new = new.merged(delta)
         return new
 
-    def _with_rest(self, delta: Delta, last: CompletionOutput | None) -> Delta:
-        """A delta with its tokens' logprobs, and with how the choice ended."""
+    def _completed(self, delta: Delta, last: CompletionOutput | None) -> Delta:
+        """Add the logprobs of a delta's tokens, and the finish reason if it is the last delta."""
         if self._logprobs:
             entries = tuple(self._logprobs.popleft() for _ in delta.token_ids)
-            if self._parsing is None or not self._parsing.hides:
+            if self._parsing is None or not self._parsing.hides_tokens:
                 delta.logprobs = entries
         if last is not None:
             delta.finish_reason, delta.stop_reason = last.finish_reason, last.stop_reason
-            if self._parsing is not None and self._parsing.calls and last.finish_reason == "stop":
+            if self._parsing is not None and self._parsing.ends_in_tool_calls and last.finish_reason == "stop":
                 delta.finish_reason = "tool_calls"
         return delta
 
 
-class _Decoding:
-    """The text that each token adds, by vLLM's own detokenizer; empty where it is a part of a character."""
+class _Decoder:
+    """Decodes tokens one by one with vLLM's detokenizer; the text of a token that is part of a character is empty."""
 
     def __init__(self, tokenizer: Any, before: list[int], params: SamplingParams) -> None:
-        # All that a detokenizer asks of a request.
+        # The attributes of a request that the detokenizer reads.
         request: Any = SimpleNamespace(
             request_id="", sampling_params=params, prompt_token_ids=before, prompt_embeds=None
         )

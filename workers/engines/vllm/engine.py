@@ -1,14 +1,16 @@
-"""The `vllm` engine: requests in, deltas out, on one `AsyncLLM`."""
+"""The `vllm` engine."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Sequence
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.envs import enable_envs_cache
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -16,27 +18,43 @@ from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
+from shared.telemetry.metrics import Metrics
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted, Resume
+from workers.engines.vllm.dtype import choose_dtype
 from workers.engines.vllm.executor import cpu_options
 from workers.engines.vllm.output import OutputBuilder
-from workers.engines.vllm.request import REFUSED, Rendered, Rendering, check_parsers, may_prefill, refusal
+from workers.engines.vllm.request import (
+    VALIDATION_ERRORS,
+    Rendered,
+    Renderer,
+    check_parsers,
+    invalid_request,
+    is_resumable,
+)
 from workers.engines.vllm.scheduler import scheduler_options
 from workers.engines.vllm.stats import VllmStats, stat_logger
 
+logger = logging.getLogger(__name__)
+
 
 class VllmEngine:
-    """Continuous batching of up to `slots` sequences."""
+    """Runs up to `slots` sequences with continuous batching on one `AsyncLLM`."""
 
     _llm: AsyncLLM
-    _rendering: Rendering
+    _renderer: Renderer
+    _fingerprint: str
 
-    def __init__(self, model: VllmModel) -> None:
+    def __init__(self, model: VllmModel, metrics: Metrics) -> None:
         self._model = model
-        self._stats = VllmStats(model.name)
+        self._stats = VllmStats(metrics, model.name)
 
     @property
     def slots(self) -> int:
         return self._model.slots
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
     async def start(self) -> None:
         options = {
@@ -46,28 +64,33 @@ class VllmEngine:
             **cpu_options(self._model.options),
             **scheduler_options(),
             **self._model.options,
+            "dtype": choose_dtype(self._model.options, on_cpu=current_platform.is_cpu()),
         }
         unknown = options.keys() - AsyncEngineArgs.__dataclass_fields__.keys()
         if unknown:
             raise InvalidRequest(
-                f"models.yaml: {self._model.name}.options: vLLM knows no {', '.join(sorted(unknown))};"
+                f"models.yaml: {self._model.name}.options: vLLM has no {', '.join(sorted(unknown))};"
                 " options are AsyncEngineArgs by name"
             )
         if self._model.chat.reasoning_parser is not None:
-            # A grammar holds from the end of the reasoning on, which the engine has to see.
+            # A grammar starts at the end of the reasoning, which the engine has to detect.
             options["reasoning_parser"] = self._model.chat.reasoning_parser
         check_parsers(self._model)
         template = self._model.chat_template_text
         arguments = AsyncEngineArgs(model=self._model.source, **options)
-        logger = stat_logger(self._stats, beside_own=not arguments.disable_log_stats)
+        logger = stat_logger(self._stats, with_vllms_own=not arguments.disable_log_stats)
         self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[logger])
-        # vLLM asks for a variable at each token that it counts, which costs 6 µs where it is not cached.
+        # vLLM reads a variable for each token that it counts, which takes 6 µs if it is not cached.
         enable_envs_cache()
         try:
-            self._rendering = Rendering(self._model, template, self._llm)
+            self._renderer = Renderer(self._model, template, self._llm)
         except InvalidRequest:
             self._llm.shutdown()
             raise
+        # "auto" and other names of dtypes are resolved by now.
+        dtype = str(self._llm.model_config.dtype).removeprefix("torch.")
+        self._fingerprint = self._model.with_dtype(dtype).fingerprint
+        logger.info("model=%s loaded dtype=%s fingerprint=%s", self._model.name, dtype, self._fingerprint)
 
     async def stop(self) -> None:
         self._llm.shutdown()
@@ -77,19 +100,22 @@ class VllmEngine:
         return bool(self._llm.errored)
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
-        """Whatever was asked for: what cannot be prefilled and gone on with is made again (`repeat.py`)."""
-        return Resume.EXACT if may_prefill(request) else Resume.BY_REPEATING
+        return Resume.EXACT if is_resumable(request) else Resume.REGENERATE
 
     def stats(self) -> EngineStats:
         requests = int(self._llm.output_processor.get_num_unfinished_requests())
         return EngineStats(requests, min(self._stats.waiting, requests), self._stats.cache)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = ()
+        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
-        rendered = await self._rendering.render(request_id.rpartition("-")[0], request)
-        answer = OutputBuilder(request, rendered, self._rendering, prior)
-        outputs = self._outputs(request_id, request, rendered, answer.made)
+        rendered = await self._renderer.render(request_id.rpartition("-")[0], request)
+        if prior and not comparable and not rendered.resumable:
+            logger.info("call=%s restarts: its output so far was generated with another fingerprint", request_id)
+            yield Restarted()
+            prior = ()
+        answer = OutputBuilder(request, rendered, self._renderer, prior)
+        outputs = self._outputs(request_id, request, rendered, answer.resumed_tokens)
         first = True
         try:
             async for output in outputs:
@@ -109,23 +135,23 @@ class VllmEngine:
         except EngineDead:
             raise
         except BaseException as error:
-            if first and isinstance(error, REFUSED):
-                raise refusal(error, request) from error
+            if first and isinstance(error, VALIDATION_ERRORS):
+                raise invalid_request(error, request) from error
             await outputs.aclose()
             with contextlib.suppress(EngineDeadError):
-                # The engine handles its messages in order: when it answers this, the abort is done.
+                # The engine handles its messages in order: once it answers this one, the abort is done.
                 await self._llm.is_sleeping()
             raise
 
     def _outputs(
-        self, request_id: str, request: GenerateRequest, rendered: Rendered, made: list[int]
+        self, request_id: str, request: GenerateRequest, rendered: Rendered, resumed_tokens: list[int]
     ) -> AsyncGenerator[RequestOutput, None]:
-        """vLLM's outputs for a prompt, and for what was made after it by earlier attempts."""
+        """vLLM's outputs for the prompt, extended by the tokens of earlier attempts."""
         prompt, params = rendered.prompt, rendered.params
-        if made:
-            prompt = tokens_input([*rendered.token_ids, *made])
-            params.max_tokens = (params.max_tokens or 0) - len(made)
-            params.min_tokens = max(0, params.min_tokens - len(made))
+        if resumed_tokens:
+            prompt = tokens_input([*rendered.token_ids, *resumed_tokens])
+            params.max_tokens = (params.max_tokens or 0) - len(resumed_tokens)
+            params.min_tokens = max(0, params.min_tokens - len(resumed_tokens))
             params.prompt_logprobs = None
         outputs: AsyncGenerator[RequestOutput, None] = self._llm.generate(
             prompt, params, request_id, priority=request.priority, **rendered.reasoning
@@ -134,12 +160,12 @@ class VllmEngine:
 
 
 def _check(output: RequestOutput, request: GenerateRequest) -> None:
-    """Raise what it means that a choice has ended otherwise than by its text."""
+    """Raise the error for a choice that ended abnormally."""
     for choice in output.outputs:
         if choice.finish_reason == "abort":
-            raise EngineDead  # told to end by somebody else
+            raise EngineDead  # not aborted by this worker
         if choice.finish_reason == "error":
             if request.structured_outputs is not None:
-                # A request fails alone where its grammar cannot be compiled, which some show only then.
-                raise InvalidRequest("What the output must be could not be compiled.", param="structured_outputs")
+                # Some grammars turn out to be invalid only when the engine compiles them; only this request fails.
+                raise InvalidRequest("structured_outputs could not be compiled.", param="structured_outputs")
             raise EngineError("the engine gave up")

@@ -1,9 +1,9 @@
-"""On a CPU: the model runs in the engine's own process, on all cores that the worker may use.
+"""Runs the model in the engine's process on a CPU, on all cores that the worker may use.
 
-vLLM's CPU platform always runs the model in a process of its own, and the engine's process waits for each step in a
-busy loop; one core is left out of the computation for that. On two cores that is half the machine. vLLM takes an
-executor by its import path (`distributed_executor_backend`), so here is the one that it uses on a GPU, under a name
-that the CPU platform leaves alone. `docs/benchmarks.md` says what it brings.
+vLLM's CPU platform runs the model in a separate process for which the engine's process waits in a busy loop, and keeps
+one core free for that: half of a machine with two cores. vLLM accepts an executor by import path
+(`distributed_executor_backend`). This is the executor that it uses on a GPU, under a name that the CPU platform does
+not replace. Measurements: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 NODES = Path("/sys/devices/system/node/online")
 CPUS = Path("/sys/devices/system/cpu")
-# Whoever sets one of these has thought of placement: vLLM does as it is told then.
-PLACED = ("distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+# If one of these options is set, vLLM's own placement is used.
+PLACEMENT_OPTIONS = (
+    "distributed_executor_backend",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+)
 
 
 class InProcessExecutor(UniProcExecutor):  # type: ignore[misc]
@@ -27,17 +32,16 @@ class InProcessExecutor(UniProcExecutor):  # type: ignore[misc]
 
 
 def cpu_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What to add to a model's engine options on a CPU; also tells OpenMP, by the environment, how many threads to use.
+    """Engine options for a CPU. Also sets OpenMP's environment variables, which the engine's process inherits.
 
-    Nothing on a GPU, on several NUMA nodes (vLLM binds a process to each), and where placement was chosen by hand.
+    Empty on a GPU, with several NUMA nodes (vLLM binds a process to each), and if the options choose a placement.
     """
-    if not current_platform.is_cpu() or any(name in options for name in PLACED):
+    if not current_platform.is_cpu() or any(name in options for name in PLACEMENT_OPTIONS):
         return {}
     if os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto" or not _one_node():
         return {}
-    # Read by the engine's process, which is spawned, when it loads OpenMP.
     os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
-    # A thread that waits for another, whose core another process has for the moment, sleeps instead of spinning.
+    # A waiting thread sleeps instead of spinning: the thread it waits for may need its core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return {"distributed_executor_backend": f"{InProcessExecutor.__module__}.{InProcessExecutor.__qualname__}"}
 
@@ -47,7 +51,7 @@ def _one_node() -> bool:
 
 
 def _cores() -> int:
-    """Physical cores that this process may use, as far as its container's quota goes."""
+    """Number of physical cores that this process may use, limited by its container's quota."""
     threads = os.sched_getaffinity(0)
     siblings = [CPUS / f"cpu{number}" / "topology" / "thread_siblings_list" for number in threads]
     cores = len({path.read_text() for path in siblings}) if all(path.exists() for path in siblings) else len(threads)
@@ -55,7 +59,7 @@ def _cores() -> int:
 
 
 def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    """Whole cores that cgroup v2 allows; None without a limit."""
+    """Number of whole cores that cgroup v2 allows; None without a limit."""
     try:
         allowed, period = file.read_text().split()
     except (OSError, ValueError):

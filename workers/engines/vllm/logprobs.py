@@ -1,4 +1,4 @@
-"""vLLM's log probabilities, in the form that deltas carry."""
+"""Converts vLLM's log probabilities into the entries of deltas."""
 
 from __future__ import annotations
 
@@ -8,26 +8,32 @@ from typing import Any
 
 from vllm.logprobs import Logprob
 
-# JSON has no infinity; vLLM's server, and OpenAI's, say this instead.
+# JSON has no infinity; the servers of vLLM and OpenAI return this value instead.
 LOWEST = -9999.0
 
 
 def entry(
-    token_id: int, likely: Mapping[int, Logprob] | None, count: int | None, tokenizer: Any, *, told: bool = True
+    token_id: int,
+    candidates: Mapping[int, Logprob] | None,
+    top: int | None,
+    tokenizer: Any,
+    *,
+    missing: float | None = LOWEST,
 ) -> dict[str, Any]:
-    """A token's: `likely` has the drawn token first, then the likeliest; `count` of them are told of, None: all.
+    """The entry of one token.
 
-    `told`: whether vLLM says what it does not know as the lowest, rather than as nothing (a prompt's first token).
+    `candidates`: the sampled token, then the most likely ones; the first `top` of them are alternatives (None: all).
+    `missing`: the log probability of a token that has none.
     """
-    drawn = None if likely is None else likely.get(token_id)
-    if likely is None or drawn is None:
+    sampled = None if candidates is None else candidates.get(token_id)
+    if candidates is None or sampled is None:
         text = tokenizer.decode([token_id])
-        return {"token": text, "logprob": LOWEST if told else None, "bytes": _bytes(text), "top": []}
-    top = [_one(one, other, tokenizer) for one, other in islice(likely.items(), count)]
-    return {**_one(token_id, drawn, tokenizer), "top": top}
+        return {"token": text, "logprob": missing, "bytes": _bytes(text), "top": []}
+    alternatives = [_alternative(other, logprob, tokenizer) for other, logprob in islice(candidates.items(), top)]
+    return {**_alternative(token_id, sampled, tokenizer), "top": alternatives}
 
 
-def _one(token_id: int, logprob: Logprob, tokenizer: Any) -> dict[str, Any]:
+def _alternative(token_id: int, logprob: Logprob, tokenizer: Any) -> dict[str, Any]:
     text = logprob.decoded_token
     if text is None:
         text = tokenizer.decode([token_id])
@@ -38,18 +44,18 @@ def _bytes(text: str) -> list[int]:
     return list(text.encode("utf-8", "replace"))
 
 
-def of_prompt(likely: Sequence[Mapping[int, Logprob] | None]) -> list[dict[str, Any] | None]:
-    """A prompt's, as vLLM's server tells them: for each token what is likely in its place, by token id."""
+def prompt_logprobs(tokens: Sequence[Mapping[int, Logprob] | None]) -> list[dict[str, Any] | None]:
+    """The log probabilities of a prompt in the form of vLLM's server: for each token, the candidates by token id."""
     return [
         None
-        if step is None
+        if candidates is None
         else {
             str(token_id): {
-                "logprob": max(one.logprob, LOWEST),
-                "rank": one.rank,
-                "decoded_token": one.decoded_token,
+                "logprob": max(logprob.logprob, LOWEST),
+                "rank": logprob.rank,
+                "decoded_token": logprob.decoded_token,
             }
-            for token_id, one in step.items()
+            for token_id, logprob in candidates.items()
         }
-        for step in likely
+        for candidates in tokens
     ]

@@ -1,7 +1,7 @@
-"""One choice's text, parsed by vLLM's own parser into text, reasoning and tool calls.
+"""Parses the output of one choice into text, reasoning and tool calls with vLLM's parsers.
 
-The parser is fed one token at a time, however many come at once. So its state follows from the tokens alone, and
-the next worker rebuilds it by feeding it the log's.
+The parser is fed one token at a time, however many arrive together. Its state therefore follows from the tokens alone,
+and the next worker rebuilds it from the tokens in the log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workers.engines.base import EngineError
 
 
 class Parsing:
-    """A live parser and the request that it parses for."""
+    """A parser with state, and the request whose answer it parses."""
 
     def __init__(self, parser: Parser, request: ChatCompletionRequest, prompt: list[int]) -> None:
         self._parser = parser
@@ -26,18 +26,17 @@ class Parsing:
         self._called = False
 
     @property
-    def calls(self) -> bool:
-        """Whether an answer that ends here by itself ends in tool calls. vLLM, as OpenAI, says "stop" after the
-        call of a named tool."""
+    def ends_in_tool_calls(self) -> bool:
+        """Whether the finish reason "stop" becomes "tool_calls". vLLM and OpenAI keep "stop" for a named tool."""
         return self._called and not isinstance(self._request.tool_choice, ChatCompletionNamedToolChoiceParam)
 
     @property
-    def hides(self) -> bool:
-        """Whether tokens must not be told: they would give away the reasoning that was not asked for."""
+    def hides_tokens(self) -> bool:
+        """Whether logprobs are omitted because their tokens would reveal reasoning that the client excluded."""
         return not self._request.include_reasoning
 
     def feed(self, delta: Delta, *, finished: bool) -> Delta:
-        """What a token, and the text that it adds, turn out to be. (An end may come without a token.)
+        """Parse a delta of at most one token.
 
         Raises:
             EngineError: the parser failed.

@@ -1,8 +1,8 @@
-"""An answer that is made once more from its beginning, and told from where it broke off.
+"""Compares an answer that is generated again with what was emitted before the interruption.
 
-Where more than the tokens counts (a grammar's state, the random numbers of a seed, penalties over the output), they
-cannot be prefilled and gone on with. Made again they come out the same, as far as the engine is deterministic;
-where they do not, somebody has to say so.
+If the tokens are not the whole state of a request (a grammar's state, the random numbers of a seed, penalties over the
+output), they cannot be prefilled. The answer is generated again from its start and is the same as far as the engine is
+deterministic; a difference is detected here.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from shared.domain.events import Delta
 
 
 class Regeneration:
-    """One choice's: what was told of it, and what is made again."""
+    """The emitted tokens of one choice that are still to be matched, and the deltas generated again."""
 
-    def __init__(self, index: int, told: Iterable[int], *, finished: bool) -> None:
-        """`told`: the tokens; `finished`: whether its end was told, too."""
+    def __init__(self, index: int, tokens: Iterable[int], *, finished: bool) -> None:
+        """`tokens`: the emitted tokens; `finished`: whether the finish reason was emitted too."""
         self._index = index
-        self._told = deque(told)
+        self._expected = deque(tokens)
         self._finished = finished
-        self._again: list[Delta] = []
-        self.done = not self._told and not finished
+        self._deltas: list[Delta] = []
+        self.done = not self._expected and not finished
         self.diverged = False
 
-    def told(self, delta: Delta) -> bool:
-        """Whether this next delta, of one token, was told before; it is kept."""
-        self._again.append(delta)
+    def was_emitted(self, delta: Delta) -> bool:
+        """Match the next delta, which has one token, and keep it. False once everything emitted was matched."""
+        self._deltas.append(delta)
         if self.done:
             return False
-        if not self._told or (self._told.popleft(),) != delta.token_ids:
+        if not self._expected or (self._expected.popleft(),) != delta.token_ids:
             self.diverged = True
         elif delta.finish_reason is not None:
-            self.done = self._finished and not self._told
+            self.done = self._finished and not self._expected
             self.diverged = not self.done
-        elif not self._told:
+        elif not self._expected:
             self.done = not self._finished
         return True
 
-    def whole(self) -> Delta:
-        """All that was made again."""
-        whole = Delta(self._index)
-        for delta in self._again:
-            whole = whole.merged(delta)
-        return whole
+    def output(self) -> Delta:
+        """All deltas generated again, as one."""
+        output = Delta(self._index)
+        for delta in self._deltas:
+            output = output.merged(delta)
+        return output

@@ -1,4 +1,4 @@
-"""From a request to what vLLM generates from: its own request, rendered, with its sampling parameters."""
+"""Converts a request into vLLM's: its prompt's tokens and its sampling parameters."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, GenerateRequest
 from workers.engines.vllm.parsing import Parsing
 
-# vLLM's own validation error is a ValueError in some of these versions, and not in others.
-REFUSED = (ValueError, VLLMValidationError)
-# What vLLM calls differently; the message says the rest.
+# vLLM's validation error is a ValueError in only some of the supported versions.
+VALIDATION_ERRORS = (ValueError, VLLMValidationError)
+# Parameters that vLLM's requests name differently.
 PARAMS = {"top_logprobs": "logprobs", "response_format": "structured_outputs", "input_text": "prompt"}
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A request as vLLM has it. `reasoning` goes to `AsyncLLM.generate` as it is."""
+    """A request in vLLM's form. `reasoning` is passed to `AsyncLLM.generate` as keyword arguments."""
 
     openai: ChatCompletionRequest | CompletionRequest
     prompt: TokensInput
@@ -40,14 +40,17 @@ class Rendered:
 
     @property
     def token_ids(self) -> list[int]:
-        """The prompt's."""
+        """The tokens of the prompt."""
         return list(self.prompt["prompt_token_ids"])
 
     @property
-    def prefills(self) -> bool:
-        """Whether what was made can be prefilled with the prompt, and gone on with: the tokens are all there is to
-        know. Else there is more: penalties and bad words look at the output alone, a grammar and a seed begin with
-        it, a stop string that is shown may be half there, and several choices have one prompt."""
+    def resumable(self) -> bool:
+        """Whether the request can resume exactly, with its output so far prefilled as part of the prompt.
+
+        It cannot if the tokens are not its whole state: penalties and bad words consider the output only, a grammar and
+        a seed start with the output, a stop string that is part of the text may be incomplete, and several choices
+        share one prompt.
+        """
         params = self.params
         return (
             params.n == 1
@@ -61,7 +64,7 @@ class Rendered:
 
 
 def check_parsers(model: VllmModel) -> None:
-    """Raise `InvalidRequest` where `models.yaml` names a parser that this vLLM does not have."""
+    """Raise `InvalidRequest` if models.yaml names a parser that this version of vLLM does not have."""
     for field, named, known in (
         ("tool_call_parser", model.chat.tool_call_parser, ToolParserManager.list_registered),
         ("reasoning_parser", model.chat.reasoning_parser, ReasoningParserManager.list_registered),
@@ -72,8 +75,8 @@ def check_parsers(model: VllmModel) -> None:
             )
 
 
-def may_prefill(request: GenerateRequest) -> bool:
-    """What `Rendered.prefills` will turn out to be, as far as it can be told before: a parser may add a grammar."""
+def is_resumable(request: GenerateRequest) -> bool:
+    """Predicts `Rendered.resumable` before the request is rendered. It may be wrong: a parser can add a grammar."""
     sampling, choice = request.sampling, None if request.chat is None else request.chat.tool_choice
     return (
         sampling.n == 1
@@ -87,11 +90,11 @@ def may_prefill(request: GenerateRequest) -> bool:
     )
 
 
-class Rendering:
-    """vLLM's renderer, with what it knows of the model's conversations."""
+class Renderer:
+    """Renders requests with vLLM's renderer and the model's chat settings."""
 
     def __init__(self, model: VllmModel, template: str | None, llm: AsyncLLM) -> None:
-        """Raises `InvalidRequest` where the model's tokenizer cannot do what its `chat` asks for."""
+        """Raises `InvalidRequest` if the model's tokenizer does not support its `chat` settings."""
         self._llm = llm
         self._chat = model.chat
         self._template = template
@@ -101,7 +104,7 @@ class Rendering:
                 renderer=llm.renderer,
                 request_logger=None,
                 chat_template=self._template,
-                **_settings(model.chat),
+                **_renderer_settings(model.chat),
             )
         except (TypeError, ValueError) as error:
             raise InvalidRequest(f"models.yaml: {model.name}.chat: {error}") from error
@@ -109,36 +112,37 @@ class Rendering:
         self._defaults = llm.model_config.get_diff_sampling_param()
 
     async def render(self, job: str, request: GenerateRequest) -> Rendered:
-        """The prompt's tokens and vLLM's sampling parameters.
+        """Render a request of a job.
 
         Raises:
-            InvalidRequest: the template or vLLM refuses it, or it does not fit the context.
+            InvalidRequest: the template or vLLM refuses the request, or it does not fit the context.
         """
         try:
-            openai, inputs = await self._rendered(request)
+            openai, inputs = await self._openai_request(request)
             if not isinstance(inputs, list):
                 raise InvalidRequest(inputs.error.message, param=_param(inputs.error.param, request, openai))
             prompt = cast(TokensInput, inputs[0])
-            params = openai.to_sampling_params(self._room(request, len(prompt["prompt_token_ids"])), self._defaults)
-        except (ValidationError, *REFUSED) as error:
-            raise refusal(error, request) from error
+            max_tokens = self._max_tokens(request, len(prompt["prompt_token_ids"]))
+            params = openai.to_sampling_params(max_tokens, self._defaults)
+        except (ValidationError, *VALIDATION_ERRORS) as error:
+            raise invalid_request(error, request) from error
         params.output_kind = RequestOutputKind.DELTA
         if request.prompt_only:
             params.max_tokens, params.min_tokens = 1, 0
         rendered = Rendered(openai, prompt, params, self._reasoning(openai, prompt))
-        if params.seed is None and params.temperature > 0 and not rendered.prefills:
-            # Drawn again by the next worker, it comes out the same.
+        if params.seed is None and params.temperature > 0 and not rendered.resumable:
+            # The next worker must sample the same tokens.
             params.seed = zlib.crc32(job.encode())
         return rendered
 
-    async def _rendered(self, request: GenerateRequest) -> tuple[ChatCompletionRequest | CompletionRequest, Any]:
-        """vLLM's request, and the prompts of it, or vLLM's error."""
+    async def _openai_request(self, request: GenerateRequest) -> tuple[ChatCompletionRequest | CompletionRequest, Any]:
+        """The request as vLLM's OpenAI server has it, with a list of its prompts or vLLM's error response."""
         fields = request.sampling.model_dump(exclude_none=True, exclude_defaults=True, exclude={"max_tokens"})
         if request.structured_outputs is not None:
-            wanted = request.structured_outputs.model_dump(exclude_none=True)
-            if "json_schema" in wanted:
-                wanted["json"] = wanted.pop("json_schema")
-            fields["structured_outputs"] = wanted
+            structured = request.structured_outputs.model_dump(exclude_none=True)
+            if "json_schema" in structured:
+                structured["json"] = structured.pop("json_schema")
+            fields["structured_outputs"] = structured
         if request.prompt_logprobs is not None:
             fields["prompt_logprobs"] = request.prompt_logprobs
         fields["echo"] = request.echo
@@ -148,28 +152,28 @@ class Rendering:
         if request.logprobs is not None:
             fields |= {"logprobs": True, "top_logprobs": request.logprobs}
         messages: list[Any] = [message.model_dump(exclude_none=True) for message in request.messages]
-        chat = ChatCompletionRequest(messages=messages, **fields, **_options(request.chat or ChatOptions()))
+        chat = ChatCompletionRequest(messages=messages, **fields, **_chat_options(request.chat or ChatOptions()))
         rendered = await self._renderer.render_chat(chat)
         return chat, rendered[1] if isinstance(rendered, tuple) else rendered
 
-    def _room(self, request: GenerateRequest, prompt_tokens: int) -> int:
-        """How many tokens may be made: as many as are asked for, where the context has room for them."""
+    def _max_tokens(self, request: GenerateRequest, prompt_tokens: int) -> int:
+        """The requested number of output tokens, or what the prompt leaves of the context if that is less."""
         limit = int(self._llm.model_config.max_model_len)
-        room = limit - prompt_tokens
-        if room < 1:
+        available = limit - prompt_tokens
+        if available < 1:
             raise InvalidRequest(
                 f"This model's context is {limit} tokens, prompt and answer together; the prompt has {prompt_tokens}.",
                 param=_prompt_param(request),
             )
-        return min(request.sampling.max_tokens or room, room)
+        return min(request.sampling.max_tokens or available, available)
 
     @property
     def tokenizer(self) -> Any:
-        """vLLM's; None where the model's options skip it."""
+        """vLLM's tokenizer; None if the model's options disable it."""
         return self._llm.renderer.tokenizer
 
     def parsing(self, rendered: Rendered) -> Parsing | None:
-        """A live parser for one choice; None where the text is the answer."""
+        """A new parser for one choice; None if the text is not parsed."""
         openai = rendered.openai
         parser = self._parser(openai)
         if parser is None or not isinstance(openai, ChatCompletionRequest):
@@ -191,7 +195,7 @@ class Rendering:
         return dict(params.with_defaults(self._chat.default_chat_template_kwargs).chat_template_kwargs)
 
     def _reasoning(self, openai: ChatCompletionRequest | CompletionRequest, prompt: TokensInput) -> dict[str, Any]:
-        """From where on a grammar holds: what vLLM's server tells its engine (`resolve_reasoning_ended`)."""
+        """Where a grammar starts: the arguments that vLLM's server passes to its engine (`resolve_reasoning_ended`)."""
         if not isinstance(openai, ChatCompletionRequest):
             return {}
         parser = self._parser(openai)
@@ -209,8 +213,8 @@ class Rendering:
         return {"reasoning_ended": ended, "reasoning_parser_kwargs": kwargs}
 
 
-def refusal(error: Exception, request: GenerateRequest) -> InvalidRequest:
-    """What a client is told of vLLM's refusal: its words, and the field that they are about."""
+def invalid_request(error: Exception, request: GenerateRequest) -> InvalidRequest:
+    """The error for a request that vLLM refuses: vLLM's message and the field that it concerns."""
     if isinstance(error, ValidationError):
         problem = error.errors(include_url=False)[0]
         inner = problem.get("ctx", {}).get("error")
@@ -239,7 +243,7 @@ def _prompt_param(request: GenerateRequest) -> str:
     return "messages" if request.messages is not None else "prompt"
 
 
-def _settings(chat: ChatSettings) -> dict[str, Any]:
+def _renderer_settings(chat: ChatSettings) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "chat_template_content_format": chat.chat_template_content_format,
         "enable_auto_tools": chat.tool_call_parser is not None,
@@ -253,8 +257,8 @@ def _settings(chat: ChatSettings) -> dict[str, Any]:
     return settings
 
 
-def _options(chat: ChatOptions) -> dict[str, Any]:
-    """The options of a conversation, as vLLM's request has them."""
+def _chat_options(chat: ChatOptions) -> dict[str, Any]:
+    """The chat options as fields of vLLM's request."""
     options = chat.model_dump(exclude_none=True, exclude_defaults=True)
     if isinstance(chat.tool_choice, dict):
         options["tool_choice"] = {"type": "function", "function": {"name": chat.tool_choice["name"]}}

@@ -46,7 +46,8 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import Servers
-from tests.support.dying import dies
+from tests.support.interrupt import interrupt_at
+from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.stack import write_models
 from tests.support.waiting import eventually
 from workers.execution.log_writer import LogBuffer
@@ -137,8 +138,14 @@ class World:
 
     async def sweep(self) -> None:
         await Sweeper(
-            self.recovery_store, self.terminator, self.hints.append, interval_s=1, lease_s=1, max_attempts=3
-        ).sweep(take=False)
+            self.recovery_store,
+            self.terminator,
+            self.hints.append,
+            api_metrics(),
+            interval_s=1,
+            lease_s=1,
+            max_attempts=3,
+        ).sweep(recover=False)
 
     async def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return the lines of the output file and of the error file."""
@@ -180,7 +187,8 @@ def make_world(
     registry = load_registry(write_models(folder / "models.yaml", [{"name": "sim", "engine": "simulated"}]))
     batches, blobs, recovery_store = BatchStore(database), LocalBlobs(folder / "files"), RecoveryStore(database)
     hints: list[Hint] = []
-    terminator = JobTerminator(recovery_store, logs, 60)
+    metrics = api_metrics()
+    terminator = JobTerminator(recovery_store, logs, 60, metrics)
     admission = Admission(registry, ContextWindow(registry))
     jobs = JobService(
         admission=admission,
@@ -188,9 +196,10 @@ def make_world(
         logs=logs,
         terminator=terminator,
         hints=HintSender(celery_app(servers.redis(15)), redis),
-        hub=StreamHub(redis, logs, store, resync_s=60),
+        hub=StreamHub(redis, logs, store, metrics, resync_s=60),
         redis=redis,
         queue_estimates=QueueEstimates(QueueStore(database), registry),
+        metrics=metrics,
     )
     steps = BatchSteps(
         registry=registry,
@@ -200,6 +209,7 @@ def make_world(
         jobs=jobs,
         terminator=terminator,
         send=hints.append,
+        metrics=metrics,
         max_line_bytes=100_000,
         max_jobs=MAX_JOBS,
         keep_s=None,
@@ -289,7 +299,7 @@ async def test_each_line_runs_once_wherever_a_driver_dies(world: World) -> None:
     while batch.ended_at is None:
         claimed = await world.store.claim(f"driver-{at}", lease_s=0)
         assert claimed is not None
-        if await dies(world.steps.take(claimed), at):
+        if await interrupt_at(world.steps.take(claimed), at):
             deaths[claimed.status] += 1
             at += 1
         else:
@@ -425,10 +435,10 @@ async def test_running_jobs_are_cancelled_after_the_grace_period(world: World) -
     job = await world.start((await world.queued())[0])
     await world.store.cancel(batch.id)
     await world.step(batch)
-    assert (await world.worker.held())[0].status is JobStatus.IN_PROGRESS
+    assert (await world.worker.list_claims())[0].status is JobStatus.IN_PROGRESS
     await world.sql("UPDATE batches SET cancelling_at = now() - interval '11 min'")
     await world.step(batch)
-    assert (await world.worker.held())[0].status is JobStatus.CANCELLING
+    assert (await world.worker.list_claims())[0].status is JobStatus.CANCELLING
     await world.finish(job, JobStatus.CANCELLED, CANCELLED_BY_CLIENT)
     batch = await world.step(batch)
     assert (batch.status, batch.failed) == (BatchStatus.CANCELLED, 1)
@@ -632,7 +642,7 @@ async def test_a_response_is_built_from_the_log_of_its_job(world: World) -> None
     (job_id,) = await world.queued()
     job = await world.start(job_id)
     delta = Delta(0, "It turns.", (1, 2), "stop")
-    log = LogBuffer(job.id, job.attempt)
+    log = LogBuffer(job.id, job.attempt, worker_metrics())
     log.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
     log.delta(delta)
     log.seal()

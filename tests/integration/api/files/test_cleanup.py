@@ -16,7 +16,7 @@ from api.files.cleanup import ORPHAN_S, FileCleanup
 from api.files.store import FileStore, Purpose, StoredFile
 from shared.domain.errors import FileInUse
 from shared.domain.owner import Owner
-from tests.support.dying import dies
+from tests.support.interrupt import interrupt_at
 
 CHAT = "/v1/chat/completions"
 
@@ -104,7 +104,7 @@ async def test_cleanup_can_be_interrupted_anywhere(
         at += 1
         file = await upload(files, blobs, owner, 3600)
         await expire(database, file)
-        died = await dies(cleanup.expire(), at)
+        died = await interrupt_at(cleanup.expire(), at)
         await cleanup.expire()
         for name in os.listdir(tmp_path):
             os.utime(tmp_path / name, (0, 0))

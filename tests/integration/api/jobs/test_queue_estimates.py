@@ -26,6 +26,7 @@ from shared.domain.result import JobResult
 from shared.postgres.job_store import JobStore, NewJob
 from shared.redis.event_log import EventLog
 from tests.conftest import Workers
+from tests.support.metrics import api_metrics
 
 UPSTREAM = OpenAIOptions(base_url="http://127.0.0.1:1/v1")
 REGISTRY = Registry(
@@ -141,7 +142,7 @@ async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
 async def test_readers_receive_their_position_only_when_it_changes(
     store: JobStore, queue_store: QueueStore, logs: EventLog, redis: Redis, workers: Workers, owner: Owner
 ) -> None:
-    hub = StreamHub(redis, logs, store, resync_s=60)
+    hub = StreamHub(redis, logs, store, api_metrics(), resync_s=60)
     jobs = [await submit(store, owner) for _ in range(3)]
     running = await workers("w").claim(jobs[0].id)
     assert running is not None

@@ -1,4 +1,4 @@
-"""API keys as an operator handles them: `python -m api.keys`, and what the table then holds."""
+"""API keys as an operator manages them, with `python -m api.keys`, and the rows that result."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.support.stack import REPOSITORY
 from tests.support.waiting import eventually
 
 Keys = Callable[..., subprocess.CompletedProcess[str]]
-CHOSEN = "a-key-that-somebody-chose"
+CHOSEN = "a-key-that-an-operator-chose"
 
 
 @pytest.fixture
 def keys(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Keys:
-    """The command, on a fresh database; in this process, because starting one takes a second."""
+    """Runs the command on a fresh database, in this process, because starting one takes a second."""
     monkeypatch.setenv("DATABASE_URL", database_url)
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def _exit_code(arguments: Sequence[str]) -> int:
 
 
 def test_the_command_runs_as_a_module(database_url: str) -> None:
-    made = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "api.keys", "create", "laptop"],
         env={**os.environ, "DATABASE_URL": database_url},
         cwd=REPOSITORY,
@@ -63,7 +63,7 @@ def test_the_command_runs_as_a_module(database_url: str) -> None:
         timeout=60,
         check=False,
     )
-    assert (made.returncode, made.stdout[:3]) == (0, "hr_")
+    assert (result.returncode, result.stdout[:3]) == (0, "hr_")
 
 
 def prefix(key: str) -> str:
@@ -71,7 +71,7 @@ def prefix(key: str) -> str:
 
 
 async def stored(database: AsyncEngine) -> str:
-    """Everything in the table, as text."""
+    """The rows of the table, as text."""
     async with database.connect() as connection:
         rows = await connection.execute(text("SELECT api_keys::text FROM api_keys ORDER BY id"))
         return "\n".join(row[0] for row in rows)
@@ -84,11 +84,11 @@ async def principal(database: AsyncEngine, key: str) -> Principal:
 
 
 async def test_a_key_is_shown_once_and_stored_as_its_hash(keys: Keys, database: AsyncEngine) -> None:
-    made = keys("create", "laptop")
-    assert made.returncode == 0
-    key = made.stdout.strip()
+    result = keys("create", "laptop")
+    assert result.returncode == 0
+    key = result.stdout.strip()
     assert re.fullmatch(r"hr_[0-9a-f]{8}_[A-Za-z0-9_-]{43}", key)
-    assert "shown once" in made.stderr
+    assert "shown once" in result.stderr
     row = await stored(database)
     assert hashlib.sha256(key.encode()).hexdigest() in row
     assert prefix(key) in row
@@ -99,7 +99,7 @@ async def test_a_key_is_shown_once_and_stored_as_its_hash(keys: Keys, database: 
     assert re.search(rf"^{prefix(key)} .* valid .* laptop$", listed, re.MULTILINE)
 
 
-async def test_two_keys_of_a_name_are_two_keys(keys: Keys, database: AsyncEngine) -> None:
+async def test_two_keys_with_the_same_name_are_different(keys: Keys, database: AsyncEngine) -> None:
     first, second = (keys("create", "laptop").stdout.strip() for _ in range(2))
     assert first != second
     one, two = await principal(database, first), await principal(database, second)
@@ -107,17 +107,17 @@ async def test_two_keys_of_a_name_are_two_keys(keys: Keys, database: AsyncEngine
     assert one.project_id == two.project_id, "both are keys of the project `laptop`"
 
 
-async def test_a_revoked_key_is_found_no_more(keys: Keys, database: AsyncEngine) -> None:
-    kept, gone = (keys("create", name).stdout.strip() for name in ("kept", "gone"))
-    assert keys("revoke", prefix(gone)).returncode == 0
+async def test_a_revoked_key_is_not_found(keys: Keys, database: AsyncEngine) -> None:
+    valid, revoked = (keys("create", name).stdout.strip() for name in ("valid", "revoked"))
+    assert keys("revoke", prefix(revoked)).returncode == 0
     store = ApiKeyStore(database)
-    assert await store.find(gone) is None
-    assert await store.find(kept) is not None
+    assert await store.find(revoked) is None
+    assert await store.find(valid) is not None
     lines = keys("list").stdout.splitlines()
-    assert [("revoked" in line, line.split()[-1]) for line in lines] == [(False, "kept"), (True, "gone")]
+    assert [(" revoked " in line, line.split()[-1]) for line in lines] == [(False, "valid"), (True, "revoked")]
 
 
-def test_revoking_what_is_not_valid_says_so(keys: Keys) -> None:
+def test_revoking_an_unknown_or_invalid_key_fails(keys: Keys) -> None:
     key = keys("create", "laptop").stdout.strip()
     assert keys("revoke", prefix(key)).returncode == 0
     for wrong in (prefix(key), "hr_00000000", ""):
@@ -125,17 +125,17 @@ def test_revoking_what_is_not_valid_says_so(keys: Keys) -> None:
         assert (again.returncode, again.stderr) == (1, f"no valid key has the prefix {wrong!r}\n")
 
 
-async def test_ensure_makes_a_chosen_key_once(keys: Keys, database: AsyncEngine) -> None:
+async def test_ensure_stores_a_chosen_key_once(keys: Keys, database: AsyncEngine) -> None:
     for _ in range(2):
-        made = keys("ensure", "default", HEADRACE_API_KEY=CHOSEN)
-        assert (made.returncode, made.stdout) == (0, "")
+        result = keys("ensure", "default", HEADRACE_API_KEY=CHOSEN)
+        assert (result.returncode, result.stdout) == (0, "")
     assert await ApiKeyStore(database).find(CHOSEN) is not None
     (row,) = (await stored(database)).splitlines()
     assert CHOSEN not in row
     assert CHOSEN[:5] not in keys("list").stdout
 
 
-def test_ensure_says_when_the_key_was_revoked(keys: Keys) -> None:
+def test_ensure_refuses_a_revoked_key(keys: Keys) -> None:
     keys("ensure", "default", HEADRACE_API_KEY=CHOSEN)
     assert keys("revoke", CHOSEN[:4]).returncode == 0
     again = keys("ensure", "default", HEADRACE_API_KEY=CHOSEN)
@@ -145,20 +145,20 @@ def test_ensure_says_when_the_key_was_revoked(keys: Keys) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "short"])
-def test_ensure_refuses_a_guessable_key(keys: Keys, key: str) -> None:
+def test_ensure_refuses_a_short_key(keys: Keys, key: str) -> None:
     refused = keys("ensure", "default", HEADRACE_API_KEY=key)
     assert refused.returncode == 2
     assert refused.stderr == "HEADRACE_API_KEY: must have at least 16 characters\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("create",), ("delete", "x"), ("revoke",)])
-def test_a_wrong_command_shows_the_usage(keys: Keys, arguments: tuple[str, ...]) -> None:
+def test_an_invalid_command_shows_the_usage(keys: Keys, arguments: tuple[str, ...]) -> None:
     refused = keys(*arguments)
     assert refused.returncode == 2
     assert refused.stderr.startswith("usage: python -m api.keys")
 
 
-async def test_a_key_belongs_to_the_project_that_is_named(keys: Keys, database: AsyncEngine) -> None:
+async def test_a_key_belongs_to_the_named_project(keys: Keys, database: AsyncEngine) -> None:
     web, batch, other = (
         keys(*arguments).stdout.strip()
         for arguments in (
@@ -220,14 +220,14 @@ async def test_the_cache_does_not_outlive_a_key(keys: Keys, database: AsyncEngin
 
 
 @pytest.mark.parametrize("duration", ["", "90", "d", "-1d", "1w", "9999999d"])
-def test_a_wrong_duration_is_refused(keys: Keys, duration: str) -> None:
+def test_an_invalid_duration_is_refused(keys: Keys, duration: str) -> None:
     refused = keys("create", "laptop", f"--expires={duration}")
     assert refused.returncode == 2
     assert "must be a duration such as 90d" in refused.stderr
 
 
 async def test_rotation_overlaps(keys: Keys, database: AsyncEngine) -> None:
-    """Both keys are valid during the overlap, act for the same project, and the old one expires at its end."""
+    """During the overlap, both keys are valid for the same project; then the old one expires."""
     old = keys("create", "web", "--project", "shop", "--scope", "inference", "--scope", "admin").stdout.strip()
     rotated = keys("rotate", prefix(old), "--overlap", "1h")
     assert rotated.returncode == 0
@@ -254,7 +254,7 @@ async def test_rotation_does_not_extend_a_key(keys: Keys, database: AsyncEngine)
     assert found.expires_in_s == pytest.approx(3600, abs=60)
 
 
-def test_rotating_what_is_not_one_valid_key_changes_nothing(keys: Keys) -> None:
+def test_rotation_requires_exactly_one_valid_key(keys: Keys) -> None:
     keys("ensure", "a", HEADRACE_API_KEY="same-prefix-one-000")
     keys("ensure", "b", HEADRACE_API_KEY="same-prefix-two-000")
     before = keys("list").stdout
@@ -288,7 +288,7 @@ async def test_the_last_use_of_a_key_is_recorded_once_a_minute(keys: Keys, datab
     assert re.search(r"used \d{4}-", keys("list").stdout)
 
 
-async def test_a_revoked_key_works_no_longer_than_it_is_cached(keys: Keys, database: AsyncEngine) -> None:
+async def test_a_revoked_key_is_refused_when_its_cache_entry_expires(keys: Keys, database: AsyncEngine) -> None:
     key = keys("create", "laptop").stdout.strip()
     cached, uncached = (Authenticator(ApiKeyStore(database), cache_s=seconds) for seconds in (1.0, 0.0))
     assert await cached.principal(key) == await uncached.principal(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +17,21 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
-from shared.telemetry import metrics
-from shared.telemetry.instruments import Exporter
+from shared.telemetry.metrics import OTHER, Metrics
 from tests.conftest import Workers
+from tests.support.metrics import api_metrics
 from tests.support.stack import write_models
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    names = ["busy", "idle"]
-    metrics.declare_models(Exporter.API, names)
-    models = [{"name": name, "engine": "simulated", "slots": 3} for name in names]
-    yield load_registry(write_models(tmp_path / "models.yaml", models))
-    metrics._declared.difference_update(names)
+def registry(tmp_path: Path) -> Registry:
+    models = [{"name": name, "engine": "simulated", "slots": 3} for name in ("busy", "idle")]
+    return load_registry(write_models(tmp_path / "models.yaml", models))
+
+
+@pytest.fixture
+def metrics(registry: Registry) -> Metrics:
+    return api_metrics(*registry.models)
 
 
 async def submit(store: JobStore, owner: Owner, model: str, priority: int) -> str:
@@ -40,7 +41,7 @@ async def submit(store: JobStore, owner: Owner, model: str, priority: int) -> st
 
 
 async def test_jobs_are_counted_by_model_and_priority_band(
-    database: AsyncEngine, store: JobStore, owner: Owner, workers: Workers, registry: Registry
+    database: AsyncEngine, store: JobStore, owner: Owner, workers: Workers, metrics: Metrics
 ) -> None:
     jobs = [await submit(store, owner, "busy", priority) for priority in (0, 1, 4, 9, 9)]
     await submit(store, owner, "removed", 4)
@@ -52,8 +53,8 @@ async def test_jobs_are_counted_by_model_and_priority_band(
     async with database.begin() as connection:
         await connection.execute(text("UPDATE jobs SET created_at = now() - interval '90 s' WHERE priority = 1"))
 
-    fleet = await QueueStatsStore(database).read()
-    assert fleet.waiting == {("busy", "0-2"): 2, ("busy", "9"): 2, (metrics.OTHER, "3-5"): 1}
+    fleet = await QueueStatsStore(database, metrics).read()
+    assert fleet.waiting == {("busy", "0-2"): 2, ("busy", "9"): 2, (OTHER, "3-5"): 1}
     assert fleet.running == {("busy", "3-5"): 1}
     assert 90 <= fleet.oldest["busy", "0-2"] < 150
     assert fleet.oldest["busy", "9"] < 60
@@ -69,10 +70,10 @@ def samples(queue_metrics: QueueMetrics) -> dict[tuple[str, ...], float]:
 
 
 async def test_every_model_has_series_with_zeros(
-    database: AsyncEngine, store: JobStore, owner: Owner, redis: Redis, registry: Registry
+    database: AsyncEngine, store: JobStore, owner: Owner, redis: Redis, registry: Registry, metrics: Metrics
 ) -> None:
     await submit(store, owner, "removed", 4)
-    queue_metrics = QueueMetrics(QueueStatsStore(database), redis, registry)
+    queue_metrics = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
     await queue_metrics.refresh()
     values = samples(queue_metrics)
     for model in registry.models:
@@ -81,14 +82,14 @@ async def test_every_model_has_series_with_zeros(
         for priority in ("0-2", "3-5", "6-8", "9"):
             assert values["headrace_jobs_waiting", model, priority] == 0
             assert values["headrace_queue_oldest_age_seconds", model, priority] == 0
-    assert values["headrace_jobs_waiting", metrics.OTHER, "3-5"] == 1
+    assert values["headrace_jobs_waiting", OTHER, "3-5"] == 1
     assert values["headrace_database_up",] == values["headrace_redis_up",] == 1
 
 
-async def test_series_are_absent_during_an_outage(registry: Registry) -> None:
+async def test_series_are_absent_during_an_outage(registry: Registry, metrics: Metrics) -> None:
     unreachable = connect("postgresql+asyncpg://nobody@127.0.0.1:1/none")
     async with Redis(port=1) as unreachable_redis:
-        queue_metrics = QueueMetrics(QueueStatsStore(unreachable), unreachable_redis, registry)
+        queue_metrics = QueueMetrics(QueueStatsStore(unreachable, metrics), unreachable_redis, registry, metrics)
         await queue_metrics.refresh()
     await unreachable.dispose()
     values = samples(queue_metrics)
@@ -98,7 +99,7 @@ async def test_series_are_absent_during_an_outage(registry: Registry) -> None:
 
 
 async def test_scrapes_within_the_cache_time_share_one_read(
-    database: AsyncEngine, redis: Redis, registry: Registry
+    database: AsyncEngine, redis: Redis, registry: Registry, metrics: Metrics
 ) -> None:
     reads = 0
 
@@ -108,7 +109,7 @@ async def test_scrapes_within_the_cache_time_share_one_read(
             reads += 1
             return await super().read()
 
-    queue_metrics = QueueMetrics(Counting(database), redis, registry)
+    queue_metrics = QueueMetrics(Counting(database, metrics), redis, registry, metrics)
     for _ in range(5):
         await queue_metrics.refresh()
     assert reads == 1

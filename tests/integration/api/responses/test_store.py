@@ -69,7 +69,7 @@ class TestInserting:
     async def test_responses_and_plain_jobs_share_a_group_commit(
         self, database: AsyncEngine, store: JobStore, responses: ResponseStore, owner: Owner
     ) -> None:
-        facts = [replace(FACTS, asked={"user": str(number)}) if number % 3 else None for number in range(60)]
+        facts = [replace(FACTS, request_params={"user": str(number)}) if number % 3 else None for number in range(60)]
         inserted = await asyncio.gather(*(store.insert(new(owner, item)) for item in facts))
         for (job, _), expected in zip(inserted, facts, strict=True):
             found = await responses.get(job.id, owner.project_id)

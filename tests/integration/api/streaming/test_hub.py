@@ -19,6 +19,7 @@ from shared.postgres.job_store import JobStore, NewJob
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import Append, EventLog
 from tests.conftest import Workers
+from tests.support.metrics import api_metrics
 from tests.support.waiting import eventually
 
 WITHIN_S = 20
@@ -29,7 +30,7 @@ LAST = event(3, EventType.COMPLETED, {"usage": {}})
 
 @pytest.fixture
 async def hub(redis: Redis, logs: EventLog, store: JobStore) -> AsyncIterator[StreamHub]:
-    hub = StreamHub(redis, logs, store, resync_s=0.2)
+    hub = StreamHub(redis, logs, store, api_metrics(), resync_s=0.2)
     running = asyncio.create_task(hub.run())
     yield hub
     running.cancel()
@@ -81,7 +82,7 @@ async def test_a_published_end_wakes_waiting_readers(
     redis: Redis, logs: EventLog, store: JobStore, workers: Workers, running: Job
 ) -> None:
     """The resync interval is too long to find it."""
-    hub = StreamHub(redis, logs, store, resync_s=3600)
+    hub = StreamHub(redis, logs, store, api_metrics(), resync_s=3600)
     receiving = asyncio.create_task(hub.run())
     waiting = asyncio.create_task(hub.wait_for_end(running.id))
     await asyncio.wait({waiting}, timeout=0.2)

@@ -1,4 +1,4 @@
-"""The guarded transitions of a job's row."""
+"""State changes of a job's row, each of which is one guarded statement."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REQUEST = GenerateRequest(
 )
 
 
-def ending(status: JobStatus = JobStatus.COMPLETED) -> JobResult:
+def result(status: JobStatus = JobStatus.COMPLETED) -> JobResult:
     return JobResult(
         status=status,
         finished_at=datetime.now(UTC),
@@ -46,60 +46,60 @@ async def submit(store: JobStore, owner: Owner, *, model: str = "m", priority: i
     return job
 
 
-async def beat(workers: Workers, worker: str, lease_s: float = 60) -> None:
+async def send_heartbeat(workers: Workers, worker: str, lease_s: float = 60) -> None:
     await workers(worker).heartbeat("m", slots=4, running=0, lease_s=lease_s)
 
 
-async def test_what_is_inserted_is_read_back(store: JobStore, owner: Owner) -> None:
+async def test_an_inserted_job_is_read_back(store: JobStore, owner: Owner) -> None:
     job = await submit(store, owner)
     assert await store.get(job.id) == job
     assert job.request == REQUEST
 
 
-async def test_anothers_job_is_not_found(store: JobStore, owner: Owner) -> None:
+async def test_a_job_of_another_project_is_not_found(store: JobStore, owner: Owner) -> None:
     job = await submit(store, owner)
     assert await store.get(job.id, owner.project_id + 1) is None
     assert await store.get("job_unknown", owner.project_id) is None
 
 
-async def test_one_of_many_claims_wins(store: JobStore, workers: Workers, owner: Owner) -> None:
+async def test_one_of_many_concurrent_claims_succeeds(store: JobStore, workers: Workers, owner: Owner) -> None:
     job = await submit(store, owner)
     claims = await asyncio.gather(*(workers(f"w{i}").claim(job.id) for i in range(8)))
-    (won,) = [claim for claim in claims if claim is not None]
-    assert (won.attempt, won.status) == (1, JobStatus.IN_PROGRESS)
-    assert won.attempts[-1].worker == won.worker
+    (claimed,) = [claim for claim in claims if claim is not None]
+    assert (claimed.attempt, claimed.status) == (1, JobStatus.IN_PROGRESS)
+    assert claimed.attempts[-1].worker == claimed.worker
 
 
-async def test_finish_needs_attempt_and_worker(store: JobStore, workers: Workers, owner: Owner) -> None:
+async def test_finish_requires_the_attempt_and_the_worker(store: JobStore, workers: Workers, owner: Owner) -> None:
     job = await submit(store, owner)
     await workers("w").claim(job.id)
-    assert not await workers("w").finish(job.id, 2, ending())
-    assert not await workers("other").finish(job.id, 1, ending())
-    assert await workers("w").finish(job.id, 1, ending())
-    assert not await workers("w").finish(job.id, 1, ending(JobStatus.FAILED))
+    assert not await workers("w").finish(job.id, 2, result())
+    assert not await workers("other").finish(job.id, 1, result())
+    assert await workers("w").finish(job.id, 1, result())
+    assert not await workers("w").finish(job.id, 1, result(JobStatus.FAILED))
     done = await store.get(job.id)
     assert done is not None
-    assert (done.status, done.output, done.usage) == (JobStatus.COMPLETED, ending().output, Usage(3, 0, 2))
+    assert (done.status, done.output, done.usage) == (JobStatus.COMPLETED, result().output, Usage(3, 0, 2))
     assert [(item.number, item.worker, item.tokens, item.outcome) for item in done.attempts] == [
         (1, "w", 2, "completed")
     ]
 
 
-async def test_an_error_may_quote_any_text(store: JobStore, workers: Workers, owner: Owner) -> None:
+async def test_an_error_message_may_contain_u_0000(store: JobStore, workers: Workers, owner: Owner) -> None:
     job = await submit(store, owner)
     await workers("w").claim(job.id)
-    failed = replace(ending(JobStatus.FAILED), error=Failure(ErrorCode.ENGINE_ERROR, "cannot read 'a\x00b'"))
+    failed = replace(result(JobStatus.FAILED), error=Failure(ErrorCode.ENGINE_ERROR, "cannot read 'a\x00b'"))
     assert await workers("w").finish(job.id, 1, failed)
     done = await store.get(job.id)
     assert done is not None
     assert done.error == Failure("engine_error", "cannot read 'a\ufffdb'")
 
 
-async def test_finish_races_cancel_with_one_end(store: JobStore, workers: Workers, owner: Owner) -> None:
+async def test_a_concurrent_cancel_does_not_prevent_finish(store: JobStore, workers: Workers, owner: Owner) -> None:
     for _ in range(10):
         job = await submit(store, owner)
         await workers("w").claim(job.id)
-        finished, _ = await asyncio.gather(workers("w").finish(job.id, 1, ending()), store.mark_cancelling(job.id))
+        finished, _ = await asyncio.gather(workers("w").finish(job.id, 1, result()), store.mark_cancelling(job.id))
         after = await store.get(job.id)
         assert finished
         assert after is not None
@@ -107,7 +107,7 @@ async def test_finish_races_cancel_with_one_end(store: JobStore, workers: Worker
         assert await store.mark_cancelling(job.id) is None
 
 
-async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Workers, owner: Owner) -> None:
+async def test_requeued_jobs_are_claimed_again(store: JobStore, workers: Workers, owner: Owner) -> None:
     job = await submit(store, owner)
     await workers("w").claim(job.id)
     assert await workers("w").requeue(job.id, 1, tokens=5, outcome=AttemptOutcome.HANDED_BACK)
@@ -115,53 +115,55 @@ async def test_given_back_jobs_are_claimed_again(store: JobStore, workers: Worke
     assert again is not None
     assert again.attempt == 2
     assert [item.outcome for item in again.attempts] == ["handed_back", None]
-    assert not await workers("w").finish(job.id, 1, ending()), "the first attempt is fenced"
+    assert not await workers("w").finish(job.id, 1, result()), "the first attempt is fenced"
 
 
-async def test_a_silent_workers_jobs_are_queued_again(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+async def test_jobs_of_a_dead_worker_are_requeued(
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
 ) -> None:
-    await beat(workers, "dead", lease_s=-1)
-    await beat(workers, "alive")
-    lost, kept = await submit(store, owner), await submit(store, owner)
+    await send_heartbeat(workers, "dead", lease_s=-1)
+    await send_heartbeat(workers, "alive")
+    lost, running = await submit(store, owner), await submit(store, owner)
     await workers("dead").claim(lost.id)
-    await workers("alive").claim(kept.id)
-    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [lost.id]
-    assert await rescues.requeue_stalled(3) == []
-    assert not await workers("dead").finish(lost.id, 1, ending())
+    await workers("alive").claim(running.id)
+    assert [hint.job_id for hint in await recovery_store.requeue_stalled(3)] == [lost.id]
+    assert await recovery_store.requeue_stalled(3) == []
+    assert not await workers("dead").finish(lost.id, 1, result())
 
 
-async def test_deaths_are_capped(store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner) -> None:
+async def test_the_number_of_worker_deaths_is_limited(
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
+) -> None:
     job = await submit(store, owner)
     for attempt in (1, 2):
         claimed = await workers(f"dead{attempt}").claim(job.id)
         assert claimed is not None
-        assert len(await rescues.requeue_stalled(3)) == 1
+        assert len(await recovery_store.requeue_stalled(3)) == 1
     await workers("dead3").claim(job.id)
-    assert await rescues.requeue_stalled(3) == []
-    assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
+    assert await recovery_store.requeue_stalled(3) == []
+    assert [item.id for item in await recovery_store.stalled_to_end(3)] == [job.id]
 
 
-async def test_hand_backs_are_not_deaths(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+async def test_requeues_by_a_worker_are_not_deaths(
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
 ) -> None:
     job = await submit(store, owner)
     for attempt in range(1, 6):
         await workers("w").claim(job.id)
         await workers("w").requeue(job.id, attempt, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
     await workers("dead").claim(job.id)
-    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
+    assert [hint.job_id for hint in await recovery_store.requeue_stalled(3)] == [job.id]
 
 
-async def test_heartbeat_tells_what_is_held(store: JobStore, workers: Workers, owner: Owner) -> None:
+async def test_a_heartbeat_returns_the_claims(store: JobStore, workers: Workers, owner: Owner) -> None:
     job = await submit(store, owner)
     await workers("w").claim(job.id)
     await store.mark_cancelling(job.id)
-    (held,) = await workers("w").heartbeat("m", slots=4, running=1, lease_s=60)
-    assert (held.job_id, held.attempt, held.status) == (job.id, 1, JobStatus.CANCELLING)
+    (claim,) = await workers("w").heartbeat("m", slots=4, running=1, lease_s=60)
+    assert (claim.job_id, claim.attempt, claim.status) == (job.id, 1, JobStatus.CANCELLING)
     assert await store.live_workers() == {"m": 1}
     await workers("w").heartbeat("m", slots=4, running=0, lease_s=60, state=WorkerState.RESTARTING)
-    assert await store.live_workers() == {}, "alive, and not ready"
+    assert await store.live_workers() == {}, "alive but not ready"
     await workers("w").heartbeat("m", slots=4, running=0, lease_s=60)
     assert await store.live_workers() == {"m": 1}
     await workers("w").end_lease()
@@ -179,13 +181,13 @@ async def test_pages_are_newest_first(store: JobStore, owner: Owner) -> None:
     assert await store.page(owner.project_id + 1) == []
 
 
-async def test_delete_forgets_only_what_has_ended(
+async def test_only_ended_jobs_are_deleted(
     store: JobStore, workers: Workers, owner: Owner, database: AsyncEngine
 ) -> None:
     job = await submit(store, owner)
     assert not await store.delete(job.id, owner.project_id)
     await workers("w").claim(job.id)
-    await workers("w").finish(job.id, 1, ending())
+    await workers("w").finish(job.id, 1, result())
     assert not await store.delete(job.id, owner.project_id + 1)
     assert await store.delete(job.id, owner.project_id)
     assert await store.get(job.id) is None
@@ -195,27 +197,29 @@ async def test_delete_forgets_only_what_has_ended(
     assert row.usage["completion_tokens"] == 2
 
 
-async def test_waiting_jobs_in_serving_order(store: JobStore, rescues: RecoveryStore, owner: Owner) -> None:
+async def test_waiting_jobs_are_in_the_order_of_service(
+    store: JobStore, recovery_store: RecoveryStore, owner: Owner
+) -> None:
     late, urgent = await submit(store, owner), await submit(store, owner, priority=0)
-    waiting = await rescues.waiting("m", limit=5, older_than_s=0, priorities=range(10))
+    waiting = await recovery_store.waiting("m", limit=5, older_than_s=0, priorities=range(10))
     assert [hint.job_id for hint in waiting] == [urgent.id, late.id]
-    assert await rescues.waiting("m", limit=5, older_than_s=60, priorities=range(10)) == []
+    assert await recovery_store.waiting("m", limit=5, older_than_s=60, priorities=range(10)) == []
 
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])
 async def test_an_ended_job_never_changes(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner, status: JobStatus
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner, status: JobStatus
 ) -> None:
     job = await submit(store, owner)
     await workers("w").claim(job.id)
-    assert await workers("w").finish(job.id, 1, ending(status))
+    assert await workers("w").finish(job.id, 1, result(status))
     before = await store.get(job.id)
     assert await workers("v").claim(job.id) is None
     assert await store.mark_cancelling(job.id) is None
-    assert not await rescues.end_queued(job.id, 1, ending(JobStatus.CANCELLED))
-    assert not await rescues.end_lost(job.id, 1, ending(JobStatus.FAILED))
+    assert not await recovery_store.end_queued(job.id, 1, result(JobStatus.CANCELLED))
+    assert not await recovery_store.end_lost(job.id, 1, result(JobStatus.FAILED))
     assert not await workers("w").requeue(job.id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
-    assert await rescues.requeue_stalled(3) == []
+    assert await recovery_store.requeue_stalled(3) == []
     assert await store.get(job.id) == before
 
 
@@ -223,76 +227,76 @@ class TestIdempotency:
     def new(self, owner: Owner) -> NewJob:
         return NewJob(owner=owner, model="m", priority=3, request=REQUEST)
 
-    async def test_one_key_makes_one_job(self, store: JobStore, owner: Owner) -> None:
+    async def test_a_key_creates_one_job(self, store: JobStore, owner: Owner) -> None:
         idempotency = Idempotency("k", "digest")
-        made = await asyncio.gather(*(store.insert(self.new(owner), idempotency) for _ in range(8)))
-        assert len({job.id for job, _ in made}) == 1
-        assert [created for _, created in made].count(True) == 1
+        results = await asyncio.gather(*(store.insert(self.new(owner), idempotency) for _ in range(8)))
+        assert len({job.id for job, _ in results}) == 1
+        assert [created for _, created in results].count(True) == 1
         assert len(await store.page(owner.project_id)) == 1
 
-    async def test_another_request_is_refused(self, store: JobStore, owner: Owner) -> None:
+    async def test_another_request_with_the_same_key_is_refused(self, store: JobStore, owner: Owner) -> None:
         await store.insert(self.new(owner), Idempotency("k", "digest"))
         with pytest.raises(KeyReused):
             await store.insert(self.new(owner), Idempotency("k", "other"))
 
-    async def test_a_deleted_job_is_not_made_again(self, store: JobStore, workers: Workers, owner: Owner) -> None:
+    async def test_a_deleted_job_is_not_created_again(self, store: JobStore, workers: Workers, owner: Owner) -> None:
         job, _ = await store.insert(self.new(owner), Idempotency("k", "digest"))
         await workers("w").claim(job.id)
-        await workers("w").finish(job.id, 1, ending())
+        await workers("w").finish(job.id, 1, result())
         await store.delete(job.id, owner.project_id)
         with pytest.raises(KeyReused, match="deleted"):
             await store.insert(self.new(owner), Idempotency("k", "digest"))
 
-    async def test_old_keys_are_forgotten(self, store: JobStore, rescues: RecoveryStore, owner: Owner) -> None:
+    async def test_old_keys_are_deleted(self, store: JobStore, recovery_store: RecoveryStore, owner: Owner) -> None:
         first, _ = await store.insert(self.new(owner), Idempotency("k", "digest"))
-        await rescues.delete_idempotency_keys(60)
+        await recovery_store.delete_idempotency_keys(60)
         assert (await store.insert(self.new(owner), Idempotency("k", "digest")))[0].id == first.id
-        await rescues.delete_idempotency_keys(-1)
+        await recovery_store.delete_idempotency_keys(-1)
         assert (await store.insert(self.new(owner), Idempotency("k", "digest")))[1]
 
 
 class TestDeadlines:
-    async def test_a_late_job_is_not_claimed(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+    async def test_an_overdue_job_is_not_claimed(
+        self, store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
     ) -> None:
         for job in (
             await submit(store, owner, start_within_s=-1.0),
             await submit(store, owner, finish_within_s=-1.0),
         ):
             assert await workers("w").claim(job.id) is None
-            assert job.id in [item.id for item in await rescues.overdue()]
+            assert job.id in [item.id for item in await recovery_store.overdue()]
 
-    async def test_a_job_in_time_is_claimed(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+    async def test_a_job_within_its_deadlines_is_claimed(
+        self, store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
     ) -> None:
         job = await submit(store, owner, start_within_s=60.0, finish_within_s=90.0)
-        assert await rescues.overdue() == []
+        assert await recovery_store.overdue() == []
         assert await workers("w").claim(job.id) is not None
 
-    async def test_once_started_only_the_end_counts(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner, database: AsyncEngine
+    async def test_a_started_job_has_no_start_deadline(
+        self, store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner, database: AsyncEngine
     ) -> None:
         job = await submit(store, owner, start_within_s=60.0)
         await workers("w").claim(job.id)
         await workers("w").requeue(job.id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET start_before = now() - interval '1 minute'"))
-        assert await rescues.overdue() == []
+        assert await recovery_store.overdue() == []
         assert await workers("w").claim(job.id) is not None
 
-    async def test_a_late_job_of_a_silent_worker_ends(
-        self, store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner, database: AsyncEngine
+    async def test_an_overdue_job_of_a_dead_worker_is_not_requeued(
+        self, store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner, database: AsyncEngine
     ) -> None:
         job = await submit(store, owner, finish_within_s=60.0)
         await workers("dead").claim(job.id)
         async with database.begin() as connection:
             await connection.execute(text("UPDATE jobs SET finish_before = now() - interval '1 minute'"))
-        assert await rescues.requeue_stalled(3) == []
-        assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
+        assert await recovery_store.requeue_stalled(3) == []
+        assert [item.id for item in await recovery_store.stalled_to_end(3)] == [job.id]
 
 
-async def test_an_engines_death_counts_as_a_workers(
-    store: JobStore, workers: Workers, rescues: RecoveryStore, owner: Owner
+async def test_the_death_of_an_engine_counts_like_that_of_a_worker(
+    store: JobStore, workers: Workers, recovery_store: RecoveryStore, owner: Owner
 ) -> None:
     job = await submit(store, owner)
     for attempt in (1, 2):
@@ -301,4 +305,4 @@ async def test_an_engines_death_counts_as_a_workers(
     claimed = await workers("dead").claim(job.id)
     assert claimed is not None
     assert claimed.deaths == 2
-    assert [item.id for item in await rescues.stalled_to_end(3)] == [job.id]
+    assert [item.id for item in await recovery_store.stalled_to_end(3)] == [job.id]

@@ -1,12 +1,12 @@
-"""No interleaving of what workers, sweepers, clients and outages do breaks a job's invariants.
+"""No interleaving of the actions of workers, sweepers and clients with outages breaks a job's invariants.
 
-Hypothesis draws the interleavings and runs them on the real PostgreSQL and Redis with the real runner, lease,
-sweeper, cancel and streams; only the engine is steered, token by token. A worker that is told nothing stands
-still, as a stopped process does, and whatever it does later, it does as a zombie.
+Hypothesis generates the interleavings and runs them on real PostgreSQL and Redis servers with the real runner, lease,
+sweeper, cancel and streams; only the engine is controlled by the test, token by token. A worker acts only when a rule
+makes it act. Otherwise it is like a stopped process, and what it does after its lease has expired, it does as a zombie.
 
-CI runs the same examples each time. To look for new ones:
+CI runs the same examples each time. To search for new ones:
 
-    HEADRACE_STATE_MACHINE_EXAMPLES=2000 pytest tests/integration/shared/postgres/test_state_machine.py --timeout 0
+    make test-long ARGS="-k state_machine"
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -52,6 +51,8 @@ from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
+from tests.support.examples import LONG, drawn
+from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
 from workers.execution.attempt import AttemptContext, StopReason
@@ -65,22 +66,19 @@ T = TypeVar("T")
 
 MODEL = "m"
 WORKERS = 3
-# Jobs that have not ended, at any time.
+# Maximum number of jobs that have not ended.
 JOBS = 3
 MAX_ATTEMPTS = 3
 LOG_TTL_S = 3600
-# Leases are let run out, by SQL; they do not run out by themselves.
+# Leases expire only if a rule changes their row.
 LEASE_S = 600
 WITHIN_S = 10.0
+LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
 
-EXPLORE = int(os.environ.get("HEADRACE_STATE_MACHINE_EXAMPLES", "0"))
 SETTINGS = settings(
-    max_examples=EXPLORE or 60,
+    drawn(60, long=2000),
     stateful_step_count=40,
-    derandomize=not EXPLORE,
-    database=None,
-    deadline=None,  # a step is some round trips to real servers
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
@@ -92,7 +90,7 @@ a_zombie = st.sampled_from([0, 1, 3, 5])
 
 @dataclass(eq=False)
 class Reader:
-    """A client of the native stream, and what it has seen over all its connections."""
+    """A client of the native stream, and the events that it received over all its connections."""
 
     seen: list[Event] = field(default_factory=list)
     following: asyncio.Task[None] | None = None
@@ -103,7 +101,7 @@ class Reader:
 
 
 class Worker:
-    """One worker process: runner, lease and log_writer on an engine that is steered."""
+    """One worker process: runner, lease and log writer, with an engine that the test controls."""
 
     def __init__(self, number: int, database: AsyncEngine, redis: Redis, worker_settings: WorkerSettings) -> None:
         self.name = f"worker-{number}"
@@ -112,7 +110,7 @@ class Worker:
         self.flushes = True
         self.runs: dict[tuple[str, int], asyncio.Task[JobStatus | None]] = {}
         logs = EventLog(redis)
-        self.log_writer = LogWriter(logs, store.held, late_s=0)
+        self.log_writer = LogWriter(logs, store.list_claims, late_s=0)
         context = AttemptContext(
             worker=self.name,
             engine=self.engine,
@@ -123,30 +121,31 @@ class Worker:
             max_attempts=MAX_ATTEMPTS,
             send=lambda _: None,
             on_engine_death=lambda: None,
+            metrics=worker_metrics(),
         )
         self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
-        self.lease = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
+        self.heartbeat = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.log_writer.run())
 
     async def deliver(self, job_id: str) -> Call | None:
-        """A message for a job arrives. Its call, if it is run; returns once it waits for tokens, or has ended."""
-        entered = self.engine.next_call(job_id)
+        """Deliver a message for a job. Returns its call once it waits for tokens; None if the job was not run."""
+        next_call = self.engine.next_call(job_id)
         run = asyncio.create_task(self.runner.run(job_id))
-        either: set[asyncio.Future[Any]] = {entered, run}
+        either: set[asyncio.Future[Any]] = {next_call, run}
         await asyncio.wait(either, timeout=WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
-        if entered.done():
-            call = entered.result()
+        if next_call.done():
+            call = next_call.result()
             self.runs[job_id, call.attempt] = run
             await self.flush()
             return call
-        assert run.done(), "a message is neither run nor dropped"
-        self.engine.forget(job_id)
+        assert run.done(), "a message either starts a run or is dropped"
+        self.engine.discard_next_call(job_id)
         run.result()
         await self.flush()
         return None
 
-    async def ended(self, call: Call, why: str) -> None:
-        """Wait for the end of a run that has every reason to end."""
+    async def wait_ended(self, call: Call, why: str) -> None:
+        """Wait for the end of a run that must end, for the given reason."""
         run = self.runs[call.job_id, call.attempt]
         done, _ = await asyncio.wait({run}, timeout=WITHIN_S)
         assert done, f"{self.name}: a run does not end: {why}"
@@ -158,26 +157,26 @@ class Worker:
             await self.log_writer.drain(WITHIN_S)
 
     async def hold_flushes(self) -> None:
-        """Write nothing to Redis for now."""
+        """Stop writing to Redis."""
         if self.flushes:
             await self.flush()
-            await _cancelled([self._flushing])
+            await _cancel([self._flushing])
             self.flushes = False
 
-    async def go_on_flushing(self) -> None:
+    async def resume_flushes(self) -> None:
         if not self.flushes:
             self._flushing = asyncio.create_task(self.log_writer.run())
             self.flushes = True
             await self.flush()
 
     async def kill(self) -> None:
-        """`kill -9`: nothing of it runs any more."""
-        inside = [call.task for call in self.engine.calls.values() if call.task is not None]
-        await _cancelled([*self.runs.values(), *inside, self._flushing])
+        """`kill -9`: stop all tasks of the process."""
+        calls = [call.task for call in self.engine.calls.values() if call.task is not None]
+        await _cancel([*self.runs.values(), *calls, self._flushing])
 
 
 class World:
-    """API, workers and servers, and what must be true of them. Lives on one event loop."""
+    """API, workers and servers, with their invariants. Runs on one event loop."""
 
     def __init__(self, database: AsyncEngine, redis: Redis, owner: Owner, worker_settings: WorkerSettings) -> None:
         self.database = database
@@ -186,22 +185,30 @@ class World:
         self.worker_settings = worker_settings
         self.store = JobStore(database)
         self.logs = EventLog(redis)
-        self.hub = StreamHub(redis, self.logs, self.store, resync_s=0.2)
-        rescues = RecoveryStore(database)
-        unowned = JobTerminator(rescues, self.logs, LOG_TTL_S)
+        metrics = api_metrics()
+        self.hub = StreamHub(redis, self.logs, self.store, metrics, resync_s=0.2)
+        recovery_store = RecoveryStore(database)
+        terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S, metrics)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             admission=Admission(registry, ContextWindow(registry)),
             store=self.store,
             logs=self.logs,
-            terminator=unowned,
+            terminator=terminator,
             hints=HintSender(celery_app("redis://127.0.0.1:1/0"), redis),
             hub=self.hub,
             redis=redis,
             queue_estimates=QueueEstimates(QueueStore(database), registry),
+            metrics=metrics,
         )
         self.sweeper = Sweeper(
-            rescues, unowned, lambda _: None, interval_s=1, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS
+            recovery_store,
+            terminator,
+            lambda _: None,
+            metrics,
+            interval_s=1,
+            lease_s=LEASE_S,
+            max_attempts=MAX_ATTEMPTS,
         )
         self.jobs: list[str] = []
         self.by_key: dict[str, str] = {}
@@ -223,12 +230,12 @@ class World:
         return [job_id for job_id in self.jobs if job_id not in self.ends]
 
     def job(self, number: int) -> str:
-        """A job that has not ended, or the last one that has."""
+        """Choose a job that has not ended, or the one that ended last."""
         jobs = [*self.open_jobs, *list(self.ends)[-1:]]
         return jobs[number % len(jobs)]
 
     async def run(self, number: int) -> tuple[Worker, Call]:
-        """Something that runs, whether it should or not; where nothing does, a new job."""
+        """Choose a running call, whether or not it still owns its job; without one, start a new job."""
         runs = [(worker, call) for worker in self.workers for call in worker.engine.calls.values()]
         if runs:
             return runs[number % len(runs)]
@@ -250,7 +257,7 @@ class World:
         async with self.database.begin() as connection:
             await connection.execute(text(sql), values)
 
-    # What happens
+    # Actions
 
     async def submit(self, choices: int, key: str | None, late: str | None) -> None:
         request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
@@ -262,10 +269,10 @@ class World:
             start_within_s=LEASE_S if late == "start" else None,
             finish_within_s=LEASE_S if late == "finish" else None,
         )
-        # As two API processes would at once.
+        # With a key, submit twice at the same time, as two API processes could.
         idempotency = Idempotency(key, "digest") if key else None
-        made = [self.service.submit(Principal.of(self.owner), new, idempotency) for _ in range(2 if key else 1)]
-        ids = {job.id for job, _ in await asyncio.gather(*made)}
+        submits = [self.service.submit(Principal.of(self.owner), new, idempotency) for _ in range(2 if key else 1)]
+        ids = {job.id for job, _ in await asyncio.gather(*submits)}
         assert len(ids) == 1, "one idempotency key, one job"
         (job_id,) = ids
         if key is not None:
@@ -276,25 +283,25 @@ class World:
             self._follow(job_id)
 
     async def deliver(self, worker: Worker, job_id: str, count: int = 0) -> Call | None:
-        """A message arrives; where it starts a run, that makes some tokens."""
+        """Deliver a message; if it starts a run, generate `count` tokens."""
         older = [call for call in worker.engine.calls.values() if call.job_id == job_id]
         call = await worker.deliver(job_id)
         if call is None:
             return None
         holder = self.claimed_by.setdefault((job_id, call.attempt), worker.name)
         assert holder == worker.name, "an attempt has one worker"
-        assert call.prior == text_of_tokens(call.made), "an attempt goes on where the text ends"
+        assert call.prior == text_of_tokens(call.generated), "an attempt resumes at the end of the text"
         for overtaken in older:
-            await worker.ended(overtaken, "the same worker runs a later attempt")
+            await worker.wait_ended(overtaken, "the same worker runs a later attempt")
         if (job_id, call.attempt) in worker.engine.calls:
             await self.tokens(worker, call, count)
         return call
 
     async def deliver_to_all(self, job_id: str) -> None:
         calls = await asyncio.gather(*(worker.deliver(job_id) for worker in self.workers))
-        won = [(worker, call) for worker, call in zip(self.workers, calls, strict=True) if call is not None]
-        assert len(won) <= 1, "one claim wins"
-        for worker, call in won:
+        claimed = [(worker, call) for worker, call in zip(self.workers, calls, strict=True) if call is not None]
+        assert len(claimed) <= 1, "one claim succeeds"
+        for worker, call in claimed:
             assert (job_id, call.attempt) not in self.claimed_by
             self.claimed_by[job_id, call.attempt] = worker.name
 
@@ -304,34 +311,34 @@ class World:
 
     async def finish(self, worker: Worker, call: Call, reason: str) -> None:
         call.finish(reason)
-        await worker.ended(call, "its engine has finished")
+        await worker.wait_ended(call, "its engine has finished")
 
     async def fail(self, worker: Worker, call: Call) -> None:
         call.fail(EngineError("it failed"))
-        await worker.ended(call, "its engine failed")
+        await worker.wait_ended(call, "its engine failed")
 
     async def stop(self, worker: Worker, call: Call, why: StopReason) -> None:
         worker.runner.stop(call.job_id, why, call.attempt)
-        await worker.ended(call, f"{why} was asked for")
+        await worker.wait_ended(call, f"{why} was requested")
 
     async def engine_dies(self, worker: Worker) -> None:
-        inside = list(worker.engine.calls.values())
+        calls = list(worker.engine.calls.values())
         worker.engine.die()
-        for call in inside:
-            await worker.ended(call, "its engine died")
+        for call in calls:
+            await worker.wait_ended(call, "its engine died")
         await worker.engine.start()
 
     async def heartbeat(self, worker: Worker) -> None:
-        held = {
+        claims = {
             (row.id, row.attempt): row.status
             for row in await self._rows("SELECT id, attempt, status FROM jobs WHERE worker = :w", w=worker.name)
         }
-        stopped = [call for key, call in worker.engine.calls.items() if held.get(key) != JobStatus.IN_PROGRESS]
-        await worker.lease.renew()
+        stopped = [call for key, call in worker.engine.calls.items() if claims.get(key) != JobStatus.IN_PROGRESS]
+        await worker.heartbeat.renew()
         for call in stopped:
-            await worker.ended(call, "the row says that it is not its, or cancelled")
+            await worker.wait_ended(call, "its row has another owner, or is being cancelled")
 
-    async def lease_runs_out(self, worker: Worker) -> None:
+    async def expire_lease(self, worker: Worker) -> None:
         await self._change(
             "UPDATE workers SET lease_expires_at = now() - interval '1 second' WHERE id = :id", id=worker.name
         )
@@ -339,37 +346,37 @@ class World:
     async def kill(self, number: int) -> None:
         worker = self.workers[number]
         await worker.kill()
-        await self.lease_runs_out(worker)
+        await self.expire_lease(worker)
         self.workers[number] = self._worker()
-        await self.workers[number].lease.renew()
+        await self.workers[number].heartbeat.renew()
 
     async def sweep(self) -> None:
         await self.sweeper.sweep()
 
     async def check_swept(self) -> None:
-        """Nothing is left for a second sweep."""
-        left = await self._rows(
+        """A second sweep would have nothing to do."""
+        remaining = await self._rows(
             "SELECT id, status, deaths FROM jobs WHERE status IN ('in_progress', 'cancelling')"
             " AND worker NOT IN (SELECT id FROM workers WHERE lease_expires_at > now())"
             " OR status = 'queued' AND (finish_before < now() OR start_before < now() AND started_at IS NULL)"
         )
-        assert left == []
+        assert remaining == []
 
     async def cancel(self, job_id: str) -> None:
         job = await self.service.cancel(job_id, self.owner.project_id)
         assert job.status.terminal or job.status is JobStatus.CANCELLING
 
-    async def claim_answer_is_lost(self, worker: Worker, job_id: str) -> None:
-        """The claim is committed, and the worker never hears of it; its heartbeats do."""
+    async def lose_claim_response(self, worker: Worker, job_id: str) -> None:
+        """The claim is committed, but the worker never receives the response; its heartbeats release the claim."""
         claimed = await worker.store.claim(job_id)
         if claimed is None:
             return
         self.claimed_by[job_id, claimed.attempt] = worker.name
         await self.heartbeat(worker)
         await self.heartbeat(worker)
-        assert (await self.row(job_id)).worker != worker.name, "it is given up"
+        assert (await self.row(job_id)).worker != worker.name, "the claim is released"
 
-    async def deadline_passes(self, job_id: str) -> None:
+    async def pass_deadline(self, job_id: str) -> None:
         await self._change(
             "UPDATE jobs SET start_before = CASE WHEN start_before IS NULL THEN NULL ELSE now() - interval '1 s' END,"
             " finish_before = CASE WHEN finish_before IS NULL THEN NULL ELSE now() - interval '1 s' END"
@@ -377,21 +384,21 @@ class World:
             id=job_id,
         )
 
-    async def redis_is_wiped(self) -> None:
+    async def wipe_redis(self) -> None:
         await self.redis.flushdb()
         self.flushed = True
 
     async def reconnect(self, job_id: str) -> None:
-        """The reader's connection is cut; it resumes after the last event that it saw."""
+        """Close the reader's connection; the reader resumes after the last event that it received."""
         reader = self.readers[job_id]
         if reader.following is None or reader.following.done():
             return
-        await _cancelled([reader.following])
+        await _cancel([reader.following])
         job = await self.service.get(job_id, self.owner.project_id)
         if await self.service.check_cursor(job, reader.cursor, "starting_after"):
             self._follow(job_id)
         else:
-            reader.following = None  # it was cut after the last event
+            reader.following = None  # it had already received the last event
 
     def _follow(self, job_id: str) -> None:
         reader = self.readers[job_id]
@@ -403,10 +410,10 @@ class World:
 
         reader.following = asyncio.create_task(follow())
 
-    # What must be true
+    # Invariants
 
     async def check(self) -> None:
-        """The invariants, after each step."""
+        """Check the invariants, after each step."""
         for row in await self._rows("SELECT * FROM jobs ORDER BY id"):
             history = [item["outcome"] for item in row.attempts]
             numbers = [item["number"] for item in row.attempts]
@@ -416,7 +423,7 @@ class World:
             assert deaths <= MAX_ATTEMPTS
             assert running == (row.worker is not None)
             assert row.id not in self.cancelling or row.status == "cancelling" or JobStatus(row.status).terminal, (
-                "what is being cancelled never runs again"
+                "a job that is being cancelled never runs again"
             )
             if row.status == JobStatus.CANCELLING:
                 self.cancelling.add(row.id)
@@ -432,7 +439,7 @@ class World:
             assert job_id in self.jobs
 
     def _check_end(self, row: Row[Any], deaths: int) -> None:
-        """An end never changes, and its archive and output are the same thing."""
+        """An ended job never changes, and its archive and output agree."""
         first = self.ends.setdefault(row.id, row)
         if first is not row:
             assert first == row, "exactly one end"
@@ -445,9 +452,9 @@ class World:
         output = Transcript.of(events, choices).choices()
         assert [choice["text"] for choice in row.output] == [choice.text for choice in output]
         assert [choice["finish_reason"] for choice in row.output] == [choice.finish_reason for choice in output]
-        made = row.usage["completion_tokens"]
-        assert made % choices == 0
-        assert {choice.text for choice in output} == {text_of_tokens(made // choices)}, "each token once"
+        tokens = row.usage["completion_tokens"]
+        assert tokens % choices == 0
+        assert {choice.text for choice in output} == {text_of_tokens(tokens // choices)}, "each token once"
         if row.error_code == ErrorCode.ATTEMPTS_EXHAUSTED:
             engine_died = row.attempts[-1]["outcome"] == "failed"
             assert (row.status, deaths + engine_died) == ("failed", MAX_ATTEMPTS)
@@ -455,7 +462,7 @@ class World:
             assert deaths < MAX_ATTEMPTS or row.status == "cancelled"
 
     async def _check_log(self, row: Row[Any]) -> None:
-        """What Redis holds is what the owner has written, and nothing of those before it."""
+        """Redis contains what the owner wrote, and nothing that an earlier owner wrote later."""
         events = await self.logs.read(row.id)
         _check_ascending(events)
         writer = 0
@@ -467,14 +474,16 @@ class World:
             elif event.type is EventType.DELTA:
                 attempts = {token_id // IDS_PER_ATTEMPT for token_id in event.delta().token_ids}
                 assert attempts == {writer}, f"attempt {attempts} writes into the log of {writer}"
-                assert event.delta().text or event.delta().finish_reason, "a log ends where its text does"
+                assert event.delta().text or event.delta().finish_reason, "a log ends where its text ends"
         assert writer <= row.attempt
         if JobStatus(row.status).terminal:
             archived = [event.line() for event in parse_archive(row.log)]
-            assert [event.line() for event in events] == archived[: len(events)], "Redis holds what the row does"
+            assert [event.line() for event in events] == archived[: len(events)], (
+                "Redis and the row have the same events"
+            )
 
     async def finish_all(self) -> None:
-        """Every job can still be brought to an end, and every reader sees it."""
+        """Every job can still end, and every reader receives the end."""
         for number in range(WORKERS):
             await self.kill(number)
         for _ in range(MAX_ATTEMPTS + 1):
@@ -491,12 +500,12 @@ class World:
             reader = self.readers[job_id]
             if reader.following is not None:
                 done, _ = await asyncio.wait({reader.following}, timeout=WITHIN_S)
-                assert done, "a reader waits for the end of a job that has ended"
+                assert done, "a reader receives the end of a job that has ended"
                 reader.following.result()
             seen = [event.line() for event in reader.seen]
             if not self.flushed:
                 assert seen == archived
-            # Where Redis lost a log, a reader may have seen more than was kept: up to the restart.
+            # If Redis lost a log, a reader may have received events, before the restart, that were not kept.
             assert seen[-len(archived) :] == archived
             replay = [event.line() async for events in self.service.follow(job_id) for event in events]
             assert replay == archived
@@ -505,18 +514,18 @@ class World:
         for worker in self.workers:
             await worker.kill()
         followers = [reader.following for reader in self.readers.values() if reader.following is not None]
-        await _cancelled([*followers, self._live])
+        await _cancel([*followers, self._live])
         await self.redis.aclose()
         await self.database.dispose()
 
 
 def _check_ascending(events: list[Event]) -> None:
-    """Numbers rise; by one, but where an attempt begins anew after a lost log."""
+    """`seq` increases by one, or by more where an attempt restarts after a lost log."""
     for before, after in itertools.pairwise(events):
         assert after.seq == before.seq + 1 or (after.seq > before.seq and after.type is EventType.RESTARTED)
 
 
-async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     tasks = list(tasks)
     for task in tasks:
         task.cancel()
@@ -535,12 +544,12 @@ async def _open_world(database_url: str, redis_url: str) -> World:
     )
     world = World(database, redis, owner, worker_settings)
     for worker in world.workers:
-        await worker.lease.renew()
+        await worker.heartbeat.renew()
     return world
 
 
 class Jobs(RuleBasedStateMachine):
-    """What can happen, in any order."""
+    """Rules that Hypothesis runs in any order."""
 
     database_url: str
     redis_url: str
@@ -559,18 +568,18 @@ class Jobs(RuleBasedStateMachine):
             self._loop.run(self.world.close())
             self._loop.close()
 
-    def _do(self, happens: Coroutine[Any, Any, T]) -> T:
+    def _do(self, action: Coroutine[Any, Any, T]) -> T:
         try:
-            return self._loop.run(happens)
+            return self._loop.run(action)
         except BaseException:
             self._holds = False
             raise
 
-    def _to_job(self, number: int, happens: Callable[[str], Coroutine[Any, Any, None]]) -> None:
-        self._do(happens(self.world.job(number)))
+    def _to_job(self, number: int, action: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+        self._do(action(self.world.job(number)))
 
-    def _to_run(self, number: int, happens: Callable[[Worker, Call], Coroutine[Any, Any, None]]) -> None:
-        self._do(happens(*self._do(self.world.run(number))))
+    def _to_run(self, number: int, action: Callable[[Worker, Call], Coroutine[Any, Any, None]]) -> None:
+        self._do(action(*self._do(self.world.run(number))))
 
     @initialize()
     def one_job(self) -> None:
@@ -586,11 +595,11 @@ class Jobs(RuleBasedStateMachine):
             self._do(self.world.submit(choices, key, late))
 
     @rule(job=a_job, worker=a_worker, count=st.integers(0, 5))
-    def a_message_arrives(self, job: int, worker: int, count: int) -> None:
+    def deliver_a_message(self, job: int, worker: int, count: int) -> None:
         self._do(self.world.deliver(self.world.workers[worker], self.world.job(job), count))
 
     @rule(job=a_job)
-    def a_message_arrives_at_all_workers(self, job: int) -> None:
+    def deliver_a_message_to_all_workers(self, job: int) -> None:
         self._to_job(job, self.world.deliver_to_all)
 
     @rule(run=a_run, count=st.integers(1, 9))
@@ -609,7 +618,7 @@ class Jobs(RuleBasedStateMachine):
         self._to_run(run, lambda worker, call: self.world.stop(worker, call, why))
 
     @rule(worker=a_worker)
-    def the_engine_dies(self, worker: int) -> None:
+    def kill_an_engine(self, worker: int) -> None:
         self._do(self.world.engine_dies(self.world.workers[worker]))
 
     @rule(worker=a_worker)
@@ -617,28 +626,28 @@ class Jobs(RuleBasedStateMachine):
         self._do(self.world.heartbeat(self.world.workers[worker]))
 
     @rule(worker=a_worker)
-    def the_lease_runs_out(self, worker: int) -> None:
-        self._do(self.world.lease_runs_out(self.world.workers[worker]))
+    def expire_a_lease(self, worker: int) -> None:
+        self._do(self.world.expire_lease(self.world.workers[worker]))
 
     @rule(worker=a_worker)
     def kill(self, worker: int) -> None:
         self._do(self.world.kill(worker))
 
     @rule(worker=a_worker)
-    def a_worker_writes_no_log(self, worker: int) -> None:
+    def hold_the_flushes_of_a_worker(self, worker: int) -> None:
         self._do(self.world.workers[worker].hold_flushes())
 
     @rule(worker=a_worker)
-    def it_writes_its_log_again(self, worker: int) -> None:
-        self._do(self.world.workers[worker].go_on_flushing())
+    def resume_the_flushes_of_a_worker(self, worker: int) -> None:
+        self._do(self.world.workers[worker].resume_flushes())
 
     @rule()
     def sweep(self) -> None:
         self._do(self.world.sweep())
         self._do(self.world.check_swept())
 
-    # A worker falls silent, and another goes on. The first comes back, and has not noticed. Each way in which its
-    # fence could be missing has a rule of its own, so that it is drawn often.
+    # A worker stops, another resumes its job, and the first one continues without having noticed. Each way in which its
+    # fence could be missing has a rule of its own, so that Hypothesis chooses it often.
 
     @rule(run=a_run, other=a_worker, zombie=a_zombie)
     def failover(self, run: int, other: int, zombie: int) -> None:
@@ -659,39 +668,39 @@ class Jobs(RuleBasedStateMachine):
     def _fail_over(self, run: int, other: int, zombie: int, *, end: bool = False, wipe: bool = False) -> None:
         world = self.world
 
-        async def happens(worker: Worker, call: Call) -> None:
-            await world.lease_runs_out(worker)
+        async def action(worker: Worker, call: Call) -> None:
+            await world.expire_lease(worker)
             await world.sweep()
-            rescuer = world.workers[other]
-            rescue = await world.deliver(rescuer, call.job_id, 1)
-            if rescue is not None and end:
-                await world.finish(rescuer, rescue, "stop")
+            successor = world.workers[other]
+            resumed = await world.deliver(successor, call.job_id, 1)
+            if resumed is not None and end:
+                await world.finish(successor, resumed, "stop")
             if wipe:
-                await world.redis_is_wiped()
+                await world.wipe_redis()
             for _ in range(zombie):
                 if not call.ended.is_set():
                     await world.tokens(worker, call, 1)
 
-        self._to_run(run, happens)
+        self._to_run(run, action)
 
     @rule(job=a_job)
     def cancel(self, job: int) -> None:
         self._to_job(job, self.world.cancel)
 
     @rule(job=a_job, worker=a_worker)
-    def a_claims_answer_is_lost(self, job: int, worker: int) -> None:
-        self._to_job(job, lambda job_id: self.world.claim_answer_is_lost(self.world.workers[worker], job_id))
+    def lose_the_response_to_a_claim(self, job: int, worker: int) -> None:
+        self._to_job(job, lambda job_id: self.world.lose_claim_response(self.world.workers[worker], job_id))
 
     @rule(job=a_job)
-    def its_deadline_passes(self, job: int) -> None:
-        self._to_job(job, self.world.deadline_passes)
+    def pass_a_deadline(self, job: int) -> None:
+        self._to_job(job, self.world.pass_deadline)
 
     @rule()
-    def redis_is_wiped(self) -> None:
-        self._do(self.world.redis_is_wiped())
+    def wipe_redis(self) -> None:
+        self._do(self.world.wipe_redis())
 
     @rule(job=a_job)
-    def the_reader_reconnects(self, job: int) -> None:
+    def reconnect_a_reader(self, job: int) -> None:
         self._to_job(job, self.world.reconnect)
 
     @rule(
@@ -711,12 +720,12 @@ class Jobs(RuleBasedStateMachine):
             "finish": lambda: world.finish(worker, call, "stop"),
             "hand back": lambda: world.stop(worker, call, StopReason.REQUEUED),
             "sweep": world.sweep,
-            "heartbeat": worker.lease.renew,
+            "heartbeat": worker.heartbeat.renew,
             "message": lambda: world.deliver(other, call.job_id),
         }
         await asyncio.gather(*(races[name]() for name in sorted(what)))
         if "heartbeat" in what:
-            await world.heartbeat(worker)  # which waits for what the first one has stopped
+            await world.heartbeat(worker)  # waits for the runs that the first one has stopped
 
     @rule(job=a_job, what=st.sets(st.sampled_from(["cancel", "message", "late", "sweep"]), min_size=2))
     def at_the_same_time_to_a_job(self, job: int, what: set[str]) -> None:
@@ -726,23 +735,24 @@ class Jobs(RuleBasedStateMachine):
         world = self.world
         races: dict[str, Callable[[], Awaitable[object]]] = {
             "cancel": lambda: world.cancel(job_id),
-            "late": lambda: world.deadline_passes(job_id),
+            "late": lambda: world.pass_deadline(job_id),
             "message": lambda: world.deliver_to_all(job_id),
             "sweep": world.sweep,
         }
         await asyncio.gather(*(races[name]() for name in sorted(what)))
 
     @invariant()
-    def it_holds(self) -> None:
+    def invariants_hold(self) -> None:
         self._do(self.world.check())
 
 
 # A failure is made small first, which takes a while.
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(LONG_S if LONG else 900)
+@pytest.mark.hypothesis
 def test_no_interleaving_breaks_a_job(servers: Servers, database_url: str) -> None:
-    class Here(Jobs):
+    class LocalJobs(Jobs):
         pass
 
-    Here.database_url = database_url
-    Here.redis_url = servers.redis(TEST_REDIS_DB)
-    run_state_machine_as_test(Here, settings=SETTINGS)
+    LocalJobs.database_url = database_url
+    LocalJobs.redis_url = servers.redis(TEST_REDIS_DB)
+    run_state_machine_as_test(LocalJobs, settings=SETTINGS)

@@ -1,4 +1,4 @@
-"""Jobs that end while nobody owns them: what earlier attempts made is kept, and readers learn it."""
+"""Jobs that end without an owner keep the output of earlier attempts, and readers receive the end."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import Append, EventLog
 from tests.conftest import Workers
+from tests.support.metrics import api_metrics
 
 
 @pytest.fixture
-def unowned(rescues: RecoveryStore, logs: EventLog) -> JobTerminator:
-    return JobTerminator(rescues, logs, 60)
+def terminator(recovery_store: RecoveryStore, logs: EventLog) -> JobTerminator:
+    return JobTerminator(recovery_store, logs, 60, api_metrics())
 
 
 @pytest.fixture
-async def handed_back(store: JobStore, workers: Workers, logs: EventLog, owner: Owner) -> Job:
-    """A job that waits for its second attempt; the first one made some text."""
+async def requeued(store: JobStore, workers: Workers, logs: EventLog, owner: Owner) -> Job:
+    """A job that waits for its second attempt, with text from the first."""
     job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
     await workers("w").claim(job.id)
     events = [event(1, EventType.STARTED, {"attempt": 1}), delta_event(2, Delta(0, "so far", (7, 8)))]
@@ -35,26 +36,26 @@ async def handed_back(store: JobStore, workers: Workers, logs: EventLog, owner: 
     return found
 
 
-async def test_the_text_so_far_is_kept(
-    unowned: JobTerminator, store: JobStore, logs: EventLog, handed_back: Job
+async def test_the_output_so_far_is_kept(
+    terminator: JobTerminator, store: JobStore, logs: EventLog, requeued: Job
 ) -> None:
-    assert await unowned.end(handed_back, JobStatus.CANCELLED, CANCELLED)
-    done = await store.get(handed_back.id)
+    assert await terminator.end(requeued, JobStatus.CANCELLED, CANCELLED)
+    done = await store.get(requeued.id)
     assert done is not None
     assert done.usage is not None
     assert (done.output[0].text, done.usage.completion_tokens) == ("so far", 2)
-    assert [(item.seq, item.type) for item in await logs.read(handed_back.id)][-1] == (3, EventType.CANCELLED)
-    assert not await unowned.end(handed_back, JobStatus.CANCELLED, CANCELLED), "it has moved on"
+    assert [(item.seq, item.type) for item in await logs.read(requeued.id)][-1] == (3, EventType.CANCELLED)
+    assert not await terminator.end(requeued, JobStatus.CANCELLED, CANCELLED), "the job has ended"
 
 
-async def test_a_lost_log_ends_above_all_that_a_reader_may_have_seen(
-    unowned: JobTerminator, store: JobStore, logs: EventLog, redis: Redis, handed_back: Job
+async def test_the_end_of_a_lost_log_is_above_any_readers_cursor(
+    terminator: JobTerminator, store: JobStore, logs: EventLog, redis: Redis, requeued: Job
 ) -> None:
-    """A reader at any cursor of the lost log gets the end, and is told to discard what it has."""
+    """A reader at any cursor of the lost log receives the end, after a restart that discards its text."""
     await redis.flushdb()
-    assert await unowned.end(handed_back, JobStatus.CANCELLED, CANCELLED)
-    done = await store.get(handed_back.id)
-    archived = await store.archived_log(handed_back.id)
+    assert await terminator.end(requeued, JobStatus.CANCELLED, CANCELLED)
+    done = await store.get(requeued.id)
+    archived = await store.archived_log(requeued.id)
     assert done is not None
     assert archived is not None
     assert done.output[0].text == ""
@@ -63,27 +64,27 @@ async def test_a_lost_log_ends_above_all_that_a_reader_may_have_seen(
         (1_000_001, EventType.RESTARTED),
         (1_000_002, EventType.CANCELLED),
     ]
-    assert await logs.read(handed_back.id) == events
+    assert await logs.read(requeued.id) == events
 
 
-async def test_a_worker_that_lives_after_all_keeps_its_log(
-    unowned: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, owner: Owner
+async def test_a_worker_that_turns_out_to_be_alive_keeps_its_log(
+    terminator: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, owner: Owner
 ) -> None:
-    """Its lease was over when the job was read, and is renewed before the job is ended: nothing has changed."""
+    """Its lease had expired when the job was read, and is renewed before the job is ended: nothing changes."""
     job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
     await workers("w").claim(job.id)
     await logs.append([Append(job.id, 1, [event(1, EventType.STARTED, {"attempt": 1})])])
     read = await store.get(job.id)
     assert read is not None
     await workers("w").heartbeat("m", slots=1, running=1, lease_s=60)
-    assert not await unowned.end(read, JobStatus.FAILED, CANCELLED)
+    assert not await terminator.end(read, JobStatus.FAILED, CANCELLED)
     assert await logs.append([Append(job.id, 1, [delta_event(2, Delta(0, "on", (7,)))])]) == [2], "it is not fenced"
-    (held,) = await workers("w").held()
+    (held,) = await workers("w").list_claims()
     assert held.status is JobStatus.IN_PROGRESS
 
 
-async def test_what_a_lost_attempt_made_is_counted(
-    unowned: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, owner: Owner
+async def test_the_tokens_of_a_lost_attempt_are_counted(
+    terminator: JobTerminator, store: JobStore, workers: Workers, logs: EventLog, owner: Owner
 ) -> None:
     job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
     await workers("dead").claim(job.id)
@@ -91,7 +92,7 @@ async def test_what_a_lost_attempt_made_is_counted(
     await logs.append([Append(job.id, 1, [started, delta_event(2, Delta(0, "so far", (7, 8)))])])
     read = await store.get(job.id)
     assert read is not None
-    assert await unowned.end(read, JobStatus.FAILED, CANCELLED)
+    assert await terminator.end(read, JobStatus.FAILED, CANCELLED)
     done = await store.get(job.id)
     assert done is not None
     assert [(item.worker, item.tokens, item.outcome) for item in done.attempts] == [("dead", 2, "worker_lost")]

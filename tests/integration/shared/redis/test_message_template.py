@@ -1,4 +1,4 @@
-"""The messages that hints become are Celery's own."""
+"""Hints are sent as the messages that Celery itself would send."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def lists(redis: Redis) -> dict[Any, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("priority", range(10))
-async def test_equal_to_what_send_task_puts_there(servers: Servers, redis: Redis, priority: int) -> None:
+async def test_a_message_equals_that_of_send_task(servers: Servers, redis: Redis, priority: int) -> None:
     app = celery_app(servers.redis(TEST_REDIS_DB))
     sender = HintSender(app, redis)
     sender.put(Hint(JOB, "a/model:1", priority))
@@ -46,13 +46,13 @@ async def test_equal_to_what_send_task_puts_there(servers: Servers, redis: Redis
     for messages in (*ours.values(), *theirs.values()):
         for message in messages:
             assert message["properties"].pop("delivery_tag")
-            # No result backend: nobody replies, and nobody reads who sent it.
+            # Without a result backend, nothing reads the reply queue or the sender.
             message["properties"].pop("reply_to")
             message["headers"].pop("origin")
     assert ours == theirs
 
 
-async def test_many_at_once_keep_their_order_and_have_tags_of_their_own(servers: Servers, redis: Redis) -> None:
+async def test_a_batch_keeps_its_order_and_each_message_has_its_own_tag(servers: Servers, redis: Redis) -> None:
     sender = HintSender(celery_app(servers.redis(TEST_REDIS_DB)), redis)
     ids = [f"job_{number:032x}" for number in range(20)]
     for number, job_id in enumerate(ids):
@@ -65,11 +65,11 @@ async def test_many_at_once_keep_their_order_and_have_tags_of_their_own(servers:
     assert len(tags) == 20
 
 
-async def test_what_is_put_while_others_are_sent_goes_next(servers: Servers, redis: Redis) -> None:
-    """It does not wait for the pause that is for a Redis that is away."""
+async def test_a_hint_put_during_a_flush_is_sent_next(servers: Servers, redis: Redis) -> None:
+    """It does not wait for the retry delay of an outage."""
 
     class Pausing(HintSender):
-        """Lets a second hint come while the first is on its way."""
+        """Puts a second hint while the first is being sent."""
 
         async def flush(self) -> bool:
             sending = asyncio.create_task(super().flush())
@@ -94,10 +94,10 @@ async def test_what_is_put_while_others_are_sent_goes_next(servers: Servers, red
     sending.cancel()
 
 
-async def test_a_redis_that_refuses_writes_costs_no_hint(servers: Servers, redis: Redis) -> None:
-    """Its disk is full, say: that is an answer, not an outage of the connection."""
+async def test_no_hint_is_lost_if_redis_refuses_writes(servers: Servers, redis: Redis) -> None:
+    """For example with a full disk: Redis replies with an error, and the connection stays up."""
     sender = HintSender(celery_app(servers.redis(TEST_REDIS_DB)), redis)
-    await redis.set(queue_name("m"), "not a list")  # LPUSH is answered by an error
+    await redis.set(queue_name("m"), "not a list")  # so that LPUSH returns an error
     sender.put(Hint(JOB, "m", 0))
     assert not await sender.flush()
     await redis.delete(queue_name("m"))

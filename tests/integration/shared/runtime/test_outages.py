@@ -1,4 +1,4 @@
-"""What counts as an outage, told from real servers' own errors: it is waited out; a fault is not."""
+"""Errors of real servers are classified as outages, which are retried, or faults."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def by_the_driver(engine: AsyncEngine, statement: str) -> None:
 
 @pytest.fixture(params=[by_sqlalchemy, by_the_driver])
 def database_error(request: pytest.FixtureRequest) -> ErrorOf:
-    """The error of a statement that fails."""
+    """Returns the error of a failing statement."""
 
     async def error_of(engine: AsyncEngine, statement: str) -> BaseException:
         with pytest.raises((sqlalchemy.exc.SQLAlchemyError, OSError)) as caught:
@@ -43,7 +43,7 @@ def database_error(request: pytest.FixtureRequest) -> ErrorOf:
 
 @pytest.fixture
 async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[AsyncEngine]:
-    """An engine on a server that answers each connection with one error: PostgreSQL's protocol, `ErrorResponse`."""
+    """An engine for a server that replies to each connection with an `ErrorResponse` of PostgreSQL's protocol."""
     state, message = request.param
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -73,7 +73,9 @@ async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[AsyncEngine]
     ],
     indirect=True,
 )
-async def test_a_server_that_takes_nobody_now(refusing: AsyncEngine, database_error: ErrorOf) -> None:
+async def test_a_server_that_refuses_connections_temporarily_is_an_outage(
+    refusing: AsyncEngine, database_error: ErrorOf
+) -> None:
     assert is_database_outage(await database_error(refusing, "SELECT 1"))
 
 
@@ -82,21 +84,21 @@ async def test_a_server_that_takes_nobody_now(refusing: AsyncEngine, database_er
     [("28P01", "password authentication failed"), ("3D000", 'database "none" does not exist')],
     indirect=True,
 )
-async def test_a_server_that_never_takes_us(refusing: AsyncEngine, database_error: ErrorOf) -> None:
+async def test_a_server_that_rejects_the_login_is_a_fault(refusing: AsyncEngine, database_error: ErrorOf) -> None:
     assert not is_outage(await database_error(refusing, "SELECT 1"))
 
 
-async def test_a_server_that_is_not_there(database_error: ErrorOf) -> None:
+async def test_a_refused_connection_is_an_outage(database_error: ErrorOf) -> None:
     engine = connect(f"postgresql+asyncpg://nobody@127.0.0.1:{free_port()}/none")
     assert is_database_outage(await database_error(engine, "SELECT 1"))
     await engine.dispose()
 
 
-async def test_a_backend_that_is_ended(database: AsyncEngine, database_error: ErrorOf) -> None:
+async def test_a_terminated_backend_is_an_outage(database: AsyncEngine, database_error: ErrorOf) -> None:
     assert is_database_outage(await database_error(database, "SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
-async def test_a_pool_that_is_used_up(database_url: str, database_error: ErrorOf) -> None:
+async def test_an_exhausted_pool_is_an_outage(database_url: str, database_error: ErrorOf) -> None:
     engine = connect(database_url, pool_size=1)
     async with engine.connect():
         error = await database_error(engine, "SELECT 1")
@@ -115,18 +117,18 @@ async def test_a_pool_that_is_used_up(database_url: str, database_error: ErrorOf
         "INSERT INTO jobs (id) VALUES ('job_x')",
     ],
 )
-async def test_a_fault_is_no_outage(database: AsyncEngine, database_error: ErrorOf, statement: str) -> None:
+async def test_a_failing_statement_is_a_fault(database: AsyncEngine, database_error: ErrorOf, statement: str) -> None:
     assert not is_outage(await database_error(database, statement))
 
 
-async def test_redis_that_is_not_there() -> None:
-    async with Redis.from_url(f"redis://127.0.0.1:{free_port()}/0") as away:
+async def test_a_refused_connection_to_redis_is_an_outage() -> None:
+    async with Redis.from_url(f"redis://127.0.0.1:{free_port()}/0") as unreachable:
         with pytest.raises((RedisError, OSError)) as caught:
-            await away.ping()
+            await unreachable.ping()
     assert is_redis_outage(caught.value)
 
 
-async def test_a_fault_of_redis_is_no_outage(redis: Redis) -> None:
+async def test_a_failing_redis_command_is_a_fault(redis: Redis) -> None:
     await redis.set("text", "x")
     with pytest.raises(RedisError) as caught:
         await redis.sadd("text", "y")
@@ -134,5 +136,5 @@ async def test_a_fault_of_redis_is_no_outage(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), AssertionError(), RuntimeError("x")])
-def test_our_own_faults_are_no_outage(error: Exception) -> None:
+def test_python_errors_are_faults(error: Exception) -> None:
     assert not is_outage(error)

@@ -1,4 +1,4 @@
-"""The workers' Redis transport, where its connection is lost with messages in hand."""
+"""The workers' Redis transport: batch messages on demand, and connections lost with reserved messages."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def connection(servers: Servers, redis: Redis) -> Iterator[Any]:
         yield opened
 
 
-def test_batches_wait_for_room_and_hold_nothing_up(servers: Servers, redis: Redis) -> None:
-    """Without room for batches others are taken all the same; when room comes, a look takes as many as fit."""
+def test_batch_messages_wait_for_free_slots_and_delay_no_others(servers: Servers, redis: Redis) -> None:
+    """Without free slots for batch jobs, urgent messages are fetched; a poll fetches as many batch messages as fit."""
     room = 1
     taken: list[str] = []
     app = celery_app(servers.redis(TEST_REDIS_DB))
@@ -54,28 +54,28 @@ def test_batches_wait_for_room_and_hold_nothing_up(servers: Servers, redis: Redi
 
             channel._brpop_start()
             room = 2
-            channel.look_for_batch()
+            channel.poll_batch()
             assert taken == ["batch 0", "urgent", "batch 1", "batch 2"]
-            channel.look_for_batch()
-            assert len(taken) == 4, "there is no room"
+            channel.poll_batch()
+            assert len(taken) == 4, "no slot is free"
             publish("another", 0)
             connection.drain_events(timeout=5)
 
             room = 1
             channel._brpop_start()
-            channel.look_for_batch()
-            assert taken[4:] == ["another"], "what is waited for comes by itself, and not twice"
+            channel.poll_batch()
+            assert taken[4:] == ["another"], "the BRPOP in progress includes batch messages"
             connection.drain_events(timeout=5)
             assert taken[5:] == ["batch 3"]
 
 
-def test_a_closed_channel_says_so(connection: Any) -> None:
-    """Celery waits out connection errors; kombu's own AttributeError here ended the worker."""
+def test_a_closed_channel_raises_a_connection_error(connection: Any) -> None:
+    """Celery survives connection errors; the AttributeError that kombu raised here ended the worker."""
     channel = connection.channel()
     KOMBU.Queue("jobs", channel=channel).declare()
     connection.Producer(channel).publish("a hint", routing_key="jobs")
     message = channel.basic_get("jobs")
     channel.close()
-    channel._disconnect_pools()  # as where the connection broke
+    channel._disconnect_pools()  # as after a broken connection
     with pytest.raises(connection.connection_errors, match="closed"):
         message.ack()

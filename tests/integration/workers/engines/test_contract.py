@@ -1,66 +1,58 @@
-"""What every engine must do: one suite over the simulated one, the real one, and one that relays."""
+"""The contract of all engines: one suite for the simulated engine, vLLM, and a relaying engine."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from benchmarks.upstream import Pace, serve
-from shared.config.bundled_model import bundled_model_path
 from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
-from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
+from tests.support.metrics import worker_metrics
 from workers.engines.base import Engine, PromptInfo
 from workers.engines.factory import make_engine
 from workers.engines.simulated.engine import SimulatedEngine
 from workers.execution.log_writer import LogBuffer
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     # torch and vLLM warn about themselves at import.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-MODELS: dict[str, ModelSpec] = {
-    "simulated": SimulatedModel(
-        name="sim",
-        engine="simulated",
-        slots=8,
-        # Without a rate a delta is one token, as far as its text goes.
-        options=SimulatedOptions(ttft_ms=1, itl_ms=0, max_model_len=256, fail_on="<<fail>>"),
-    ),
-    "vllm": VllmModel(
-        name="smollm2",
-        engine="vllm",
-        model=str(bundled_model_path("SmolLM2-135M-Instruct")),
-        options={
-            "dtype": "float32",
-            "enforce_eager": True,
-            "max_model_len": 256,
-            "max_num_seqs": 8,
-            "kv_cache_memory_bytes": 1 << 28,
-        },
-    ),
-}
+SIMULATED = SimulatedModel(
+    name="sim",
+    engine="simulated",
+    slots=8,
+    # Without a rate, each delta is one token or the tokens of one character.
+    options=SimulatedOptions(ttft_ms=1, itl_ms=0, max_model_len=256, fail_on="<<fail>>"),
+)
+# A relaying engine cannot resume, because it does not know the tokens.
+RESUMING = ["simulated", pytest.param("vllm", marks=pytest.mark.vllm)]
+resuming_engines = pytest.mark.parametrize("engine", RESUMING, indirect=True)
 
 
-# An engine that relays cannot go on where it was cut: nobody but its upstream knows the tokens.
-that_continue = pytest.mark.parametrize("engine", list(MODELS), indirect=True)
+@asynccontextmanager
+async def started(model: ModelSpec) -> AsyncIterator[Engine]:
+    engine = make_engine(model, worker_metrics(model.name))
+    await engine.start()
+    yield engine
+    await engine.stop()
 
 
 @asynccontextmanager
 async def relayed() -> AsyncIterator[OpenAIModel]:
-    """A model of a simulated upstream in this process."""
+    """A model relayed to a simulated upstream in this process."""
     server, _ = await serve(Pace(ttft_ms=1, itl_ms=1, default_tokens=1000, max_model_len=256), "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     yield OpenAIModel(name="up", engine="openai", model="sim", slots=8, options=OpenAIOptions(base_url=url))
@@ -68,13 +60,23 @@ async def relayed() -> AsyncIterator[OpenAIModel]:
     await server.wait_closed()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[*MODELS, "openai"])
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    async with relayed() if request.param == "openai" else nullcontext(MODELS[request.param]) as model:
-        engine = make_engine(model)
-        await engine.start()
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def simulated_engine() -> AsyncIterator[Engine]:
+    async with started(SIMULATED) as engine:
         yield engine
-        await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def relaying_engine() -> AsyncIterator[Engine]:
+    async with relayed() as model, started(model) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module", params=[*RESUMING, "openai"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    fixtures = {"simulated": "simulated_engine", "vllm": "real_engine", "openai": "relaying_engine"}
+    engine: Engine = request.getfixturevalue(fixtures[request.param])
+    return engine
 
 
 def chat(content: str = "Repeat exactly: 😀🐦🌊 Füße, naïve", **sampling: Any) -> GenerateRequest:
@@ -86,17 +88,23 @@ async def outputs(
     engine: Engine, request: GenerateRequest, name: str = "r", prior: list[Delta] | None = None
 ) -> tuple[PromptInfo, list[Delta]]:
     async with aclosing(engine.generate(name, request, prior or [])) as items:
-        made = [item async for item in items]
-    if isinstance(made[-1], Usage):
-        used = made.pop()
-        assert isinstance(used, Usage)
-        prompt: object = PromptInfo(used.prompt_tokens, used.cached_tokens)
-        assert used.completion_tokens == sum(delta.tokens for delta in made if isinstance(delta, Delta))
+        received = [item async for item in items]
+    if isinstance(received[-1], Usage):
+        usage = received.pop()
+        assert isinstance(usage, Usage)
+        prompt: object = PromptInfo(usage.prompt_tokens, usage.cached_tokens)
+        assert usage.completion_tokens == sum(delta.tokens for delta in received if isinstance(delta, Delta))
     else:
-        prompt = made.pop(0)
+        prompt = received.pop(0)
     assert isinstance(prompt, PromptInfo)
-    assert all(isinstance(delta, Delta) for delta in made)
-    return prompt, [delta for delta in made if isinstance(delta, Delta)]
+    assert all(isinstance(delta, Delta) for delta in received)
+    return prompt, [delta for delta in received if isinstance(delta, Delta)]
+
+
+async def resumed(engine: Engine, request: GenerateRequest, logs: list[list[Delta]]) -> list[list[Delta]]:
+    """The deltas that follow each of these logs. All requests run at once, which is faster than one after another."""
+    received = await asyncio.gather(*(outputs(engine, request, f"cut{number}", log) for number, log in enumerate(logs)))
+    return [deltas for _, deltas in received]
 
 
 def text(deltas: list[Delta], index: int = 0) -> str:
@@ -104,15 +112,15 @@ def text(deltas: list[Delta], index: int = 0) -> str:
 
 
 def as_logged(deltas: list[Delta]) -> list[Delta]:
-    """As a log keeps them, flushed after each token."""
-    log = LogBuffer("job", 1)
+    """The deltas of a log that is flushed after each token."""
+    log = LogBuffer("job", 1, worker_metrics())
     for delta in deltas:
         log.delta(delta)
         log.seal()
     return [event.delta() for event in log.events]
 
 
-async def test_prompt_first_then_text_to_its_end(engine: Engine) -> None:
+async def test_prompt_info_then_text(engine: Engine) -> None:
     prompt, deltas = await outputs(engine, chat(ignore_eos=True))
     assert prompt.prompt_tokens > 4
     assert sum(delta.tokens for delta in deltas) == 24
@@ -122,21 +130,21 @@ async def test_prompt_first_then_text_to_its_end(engine: Engine) -> None:
     assert engine.stats().requests == 0
 
 
-async def test_raw_prompts(engine: Engine) -> None:
+async def test_raw_prompt(engine: Engine) -> None:
     request = GenerateRequest(prompt="The mill by the river", sampling=Sampling(temperature=0, max_tokens=5))
     prompt, deltas = await outputs(engine, request)
     assert 0 < prompt.prompt_tokens < 8
     assert text(deltas)
 
 
-async def test_as_many_at_once_as_slots_each_as_if_alone(engine: Engine) -> None:
+async def test_concurrent_requests_do_not_affect_each_other(engine: Engine) -> None:
     requests = [chat(f"Write about {i}.", ignore_eos=True) for i in range(engine.slots)]
     alone = [text((await outputs(engine, request, f"a{i}"))[1]) for i, request in enumerate(requests)]
     together = await asyncio.gather(*(outputs(engine, request, f"t{i}") for i, request in enumerate(requests)))
     assert [text(deltas) for _, deltas in together] == alone
 
 
-async def test_closing_aborts(engine: Engine) -> None:
+async def test_closing_the_generator_aborts(engine: Engine) -> None:
     items = engine.generate("closed", chat(max_tokens=200, ignore_eos=True))
     async for item in items:
         if isinstance(item, Delta):
@@ -146,7 +154,7 @@ async def test_closing_aborts(engine: Engine) -> None:
     assert engine.stats().requests == 0
 
 
-async def test_cancelling_aborts(engine: Engine) -> None:
+async def test_cancelling_the_task_aborts(engine: Engine) -> None:
     begun = asyncio.Event()
 
     async def consume() -> None:
@@ -162,73 +170,75 @@ async def test_cancelling_aborts(engine: Engine) -> None:
     assert engine.stats().requests == 0
 
 
-@that_continue
-async def test_a_cut_request_goes_on_as_if_uncut(engine: Engine) -> None:
+@resuming_engines
+async def test_resume(engine: Engine) -> None:
     request = chat(max_tokens=40, ignore_eos=True)
     assert engine.resume_mode(request)
     _, deltas = await outputs(engine, request)
-    whole, logged = text(deltas), as_logged(deltas)
-    for cut in (1, 2, 3, 5, 8, len(logged) - 1):
+    complete, logged = text(deltas), as_logged(deltas)
+    cuts = (1, 2, 3, 5, 8, len(logged) - 1)
+    for cut, rest in zip(cuts, await resumed(engine, request, [logged[:cut] for cut in cuts]), strict=True):
         prior = logged[:cut]
-        _, rest = await outputs(engine, request, f"cut{cut}", prior)
-        assert text(prior) + text(rest) == whole, f"cut after {cut} events"
-        made = sum(delta.tokens for delta in [*prior, *rest])
-        assert (made, rest[-1].finish_reason) == (40, "length")
+        assert text(prior) + text(rest) == complete, f"interrupted after {cut} events"
+        tokens = sum(delta.tokens for delta in [*prior, *rest])
+        assert (tokens, rest[-1].finish_reason) == (40, "length")
 
 
-@that_continue
-async def test_a_log_of_merged_deltas_can_be_cut_anywhere(engine: Engine) -> None:
-    """Several tokens in one flush: the log must still end where its text does."""
+@resuming_engines
+async def test_resume_from_a_log_with_several_tokens_per_flush(engine: Engine) -> None:
+    """The log must still end at a token boundary."""
     request = chat(max_tokens=40, ignore_eos=True)
     _, deltas = await outputs(engine, request)
-    whole = text(deltas)
+    complete = text(deltas)
     for size in (2, 3):
-        log = LogBuffer("job", 1)
+        log = LogBuffer("job", 1, worker_metrics())
         for number, delta in enumerate(deltas, 1):
             log.delta(delta)
             if number % size == 0:
                 log.seal()
         logged = [event.delta() for event in log.events]
-        for cut in range(1, len(logged) - 1, 3):
-            _, rest = await outputs(engine, request, f"merged{size}-{cut}", logged[:cut])
-            assert text(logged[:cut]) + text(rest) == whole, f"{size} tokens a flush, cut after {cut}"
+        cuts = range(1, len(logged) - 1, 3)
+        for cut, rest in zip(cuts, await resumed(engine, request, [logged[:cut] for cut in cuts]), strict=True):
+            assert text(logged[:cut]) + text(rest) == complete, (
+                f"{size} tokens per flush, interrupted after {cut} events"
+            )
 
 
-@that_continue
-async def test_a_cut_request_with_a_stop_string_goes_on_as_if_uncut(engine: Engine) -> None:
+@resuming_engines
+async def test_resume_with_stop_strings(engine: Engine) -> None:
     _, plain = await outputs(engine, chat(max_tokens=40, ignore_eos=True))
     stop = text(plain)[-12:-4]
-    request = chat(max_tokens=40, ignore_eos=True, stop=[stop, "never to be found"])
+    request = chat(max_tokens=40, ignore_eos=True, stop=[stop, "does not occur"])
     assert engine.resume_mode(request)
     _, deltas = await outputs(engine, request)
-    whole, logged = text(deltas), as_logged(deltas)
-    assert whole == text(plain)[: text(plain).index(stop)]
-    for cut in range(1, len(logged)):
+    complete, logged = text(deltas), as_logged(deltas)
+    assert complete == text(plain)[: text(plain).index(stop)]
+    cuts = range(1, len(logged))
+    for cut, rest in zip(cuts, await resumed(engine, request, [logged[:cut] for cut in cuts]), strict=True):
         prior = logged[:cut]
-        _, rest = await outputs(engine, request, f"stop{cut}", prior)
-        assert text(prior) + text(rest) == whole, f"cut after {cut} events"
+        assert text(prior) + text(rest) == complete, f"interrupted after {cut} events"
         assert rest[-1].finish_reason == "stop"
 
 
-@that_continue
-async def test_what_was_shown_is_always_the_text_of_whole_tokens(engine: Engine) -> None:
+@resuming_engines
+async def test_text_ends_at_token_boundaries(engine: Engine) -> None:
     _, plain = await outputs(engine, chat(max_tokens=40, ignore_eos=True))
-    _, held = await outputs(engine, chat(max_tokens=40, ignore_eos=True, stop=["a stop string that never comes"]))
+    _, held = await outputs(engine, chat(max_tokens=40, ignore_eos=True, stop=["a stop string that does not occur"]))
     boundaries = [len(text(plain[: i + 1])) for i in range(len(plain))]
-    shown = 0
+    length = 0
     for delta in held[:-1]:
-        shown += len(delta.text)
-        assert shown == 0 or shown in boundaries
+        length += len(delta.text)
+        assert length == 0 or length in boundaries
     assert text(held) == text(plain)
     assert [t for d in held for t in d.token_ids] == [t for d in plain for t in d.token_ids]
 
 
-async def test_stop_strings_end_the_text_and_are_not_in_it(engine: Engine) -> None:
+async def test_stop_strings_end_the_text_and_are_excluded(engine: Engine) -> None:
     _, deltas = await outputs(engine, chat(ignore_eos=True))
-    whole = text(deltas)
-    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    complete = text(deltas)
+    stop = complete[len(complete) // 2 : len(complete) // 2 + 3]
     _, stopped = await outputs(engine, chat(ignore_eos=True, stop=[stop]))
-    assert text(stopped) == whole[: whole.index(stop)]
+    assert text(stopped) == complete[: complete.index(stop)]
     assert stopped[-1].finish_reason == "stop"
 
 
@@ -239,25 +249,25 @@ async def test_several_choices(engine: Engine) -> None:
         assert [delta.finish_reason for delta in deltas if delta.index == index and delta.finish_reason] == ["length"]
 
 
-async def test_without_max_tokens_the_context_is_the_limit(engine: Engine) -> None:
+async def test_context_limits_the_answer_without_max_tokens(engine: Engine) -> None:
     request = GenerateRequest(prompt="mill " * 250, sampling=Sampling(temperature=0, ignore_eos=True))
     prompt, deltas = await outputs(engine, request)
     assert prompt.prompt_tokens + sum(delta.tokens for delta in deltas) == 256
 
 
 @pytest.mark.parametrize("max_tokens", [None, 1])
-async def test_what_does_not_fit_is_refused(engine: Engine, max_tokens: int | None) -> None:
+async def test_prompt_that_does_not_fit_is_refused(engine: Engine, max_tokens: int | None) -> None:
     request = GenerateRequest(prompt="mill " * 300, sampling=Sampling(max_tokens=max_tokens))
     with pytest.raises(InvalidRequest, match="256 tokens"):
         await outputs(engine, request)
     assert engine.stats().requests == 0
 
 
-async def test_a_simulated_engine_that_is_late_gives_what_is_due_at_once() -> None:
-    """The text is that of one token at a time, cut at whole characters."""
+async def test_late_simulated_engine_returns_all_due_tokens() -> None:
+    """The text is the same as one token at a time, and ends at whole characters."""
     one_by_one = SimulatedEngine(SimulatedModel(name="m", engine="simulated", options=SimulatedOptions(itl_ms=0)))
     late = SimulatedEngine(SimulatedModel(name="m", engine="simulated", options=SimulatedOptions(itl_ms=0.01)))
-    for stop in ([], ["never in it"]):
+    for stop in ([], ["does not occur"]):
         request = chat(max_tokens=500, stop=stop)
         _, expected = await outputs(one_by_one, request)
         _, deltas = await outputs(late, request)

@@ -1,4 +1,4 @@
-"""The runner on real servers, its engine steered token by token."""
+"""The runner on real servers, with an engine that the test controls token by token."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import EventLog
 from tests.conftest import Workers
+from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
+from workers.engines.base import Resume
 from workers.execution.attempt import AttemptContext, StopReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
@@ -33,14 +35,14 @@ WITHIN_S = 20
 
 
 class Worker:
-    """A runner and what it needs."""
+    """A runner with its engine and log writer."""
 
     def __init__(self, name: str, store: ClaimStore, logs: EventLog, slots: int) -> None:
         self.name = name
         self.store = store
         self.engine = SteeredEngine(slots)
         self.sent: list[Hint] = []
-        self.log_writer = LogWriter(logs, store.held, late_s=60)
+        self.log_writer = LogWriter(logs, store.list_claims, late_s=60)
         context = AttemptContext(
             worker=name,
             engine=self.engine,
@@ -51,11 +53,12 @@ class Worker:
             max_attempts=3,
             send=self.sent.append,
             on_engine_death=lambda: None,
+            metrics=worker_metrics(),
         )
         self.runner = Runner(context, SlotPool(slots, yields=True))
 
     async def start(self, job: Job) -> tuple[Run, Call]:
-        """Run a job; returns once it is in the engine."""
+        """Run a job; returns once the engine has its request."""
         entered = self.engine.next_call(job.id)
         run = asyncio.create_task(self.runner.run(job.id))
         return run, await asyncio.wait_for(entered, WITHIN_S)
@@ -89,10 +92,10 @@ async def read(store: JobStore, job: Job) -> Job:
     return found
 
 
-async def test_the_database_breaks_while_a_result_is_written(
+async def test_a_result_survives_broken_database_connections(
     worker: Worker, store: JobStore, logs: EventLog, job: Job, database: AsyncEngine
 ) -> None:
-    """The statement hangs on a lock, and its connection is cut: it is tried again, and written once."""
+    """The statement waits for a lock and its connection is cut: it is retried, and the result is written once."""
     run, call = await worker.start(job)
     await call.tokens(5)
     async with transaction(database) as locking:
@@ -112,7 +115,7 @@ async def test_the_database_breaks_while_a_result_is_written(
 
 
 async def _blocked(database: AsyncEngine) -> int:
-    """The server process that waits for a lock."""
+    """The pid of the server process that waits for a lock."""
 
     async def probe() -> int | None:
         async with database.connect() as connection:
@@ -129,40 +132,40 @@ async def _blocked(database: AsyncEngine) -> int:
 
 
 async def _cut(database: AsyncEngine, pid: int) -> None:
-    """End a server process; returns when it has gone."""
+    """Terminate a server process; returns when it has ended."""
     async with database.connect() as connection:
         gone = await connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
         assert gone.scalar_one()
 
 
-async def test_an_unexpected_exception_fails_its_job_alone(
+async def test_an_unexpected_exception_fails_only_its_own_job(
     worker: Worker, store: JobStore, job: Job, owner: Owner
 ) -> None:
     other, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="y")))
     run, call = await worker.start(job)
-    fine, fine_call = await worker.start(other)
+    other_run, other_call = await worker.start(other)
     await call.tokens(3)
     call.fail(ZeroDivisionError("as engines do"))
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
     failed = await read(store, job)
     assert failed.error is not None
     assert (failed.error.code, failed.error.message) == ("engine_error", "ZeroDivisionError: as engines do")
-    assert failed.output[0].text == text_of_tokens(3), "what it made is kept"
-    fine_call.finish("stop")
-    assert await asyncio.wait_for(fine, WITHIN_S) is JobStatus.COMPLETED
+    assert failed.output[0].text == text_of_tokens(3), "its output so far is kept"
+    other_call.finish("stop")
+    assert await asyncio.wait_for(other_run, WITHIN_S) is JobStatus.COMPLETED
 
 
-async def test_a_lost_job_is_stopped_and_nothing_is_written(
-    worker: Worker, store: JobStore, workers: Workers, rescues: RecoveryStore, logs: EventLog, job: Job
+async def test_a_job_without_its_claim_is_stopped_and_writes_nothing(
+    worker: Worker, store: JobStore, workers: Workers, recovery_store: RecoveryStore, logs: EventLog, job: Job
 ) -> None:
     run, call = await worker.start(job)
     await call.tokens(3)
     await worker.log_writer.drain(WITHIN_S)
-    assert [hint.job_id for hint in await rescues.requeue_stalled(3)] == [job.id]
+    assert [hint.job_id for hint in await recovery_store.requeue_stalled(3)] == [job.id]
     async with working("v", workers("v"), logs) as second:
-        rescue, rescuing = await second.start(job)
-        assert rescuing.prior == text_of_tokens(3)
-        await rescuing.tokens(2)
+        second_run, second_call = await second.start(job)
+        assert second_call.prior == text_of_tokens(3)
+        await second_call.tokens(2)
         await second.log_writer.drain(WITHIN_S)
         before, log_before = await read(store, job), await logs.read(job.id)
 
@@ -173,16 +176,18 @@ async def test_a_lost_job_is_stopped_and_nothing_is_written(
         assert (await read(store, job), await logs.read(job.id)) == (before, log_before)
         assert worker.engine.calls == {}, "its slot is free"
 
-        rescuing.finish("stop")
-        assert await asyncio.wait_for(rescue, WITHIN_S) is JobStatus.COMPLETED
+        second_call.finish("stop")
+        assert await asyncio.wait_for(second_run, WITHIN_S) is JobStatus.COMPLETED
     assert (await read(store, job)).output[0].text == text_of_tokens(6)
 
 
-async def test_a_later_attempt_here_stops_the_one_before(worker: Worker, rescues: RecoveryStore, job: Job) -> None:
-    """Its lease ran out unnoticed, and the job came back to it: the first attempt holds a slot for nothing."""
+async def test_a_later_attempt_on_the_same_worker_stops_the_earlier_one(
+    worker: Worker, recovery_store: RecoveryStore, job: Job
+) -> None:
+    """The worker's lease expired unnoticed and it claimed the job again: the first attempt must free its slot."""
     run, call = await worker.start(job)
     await call.tokens(1)
-    await rescues.requeue_stalled(3)
+    await recovery_store.requeue_stalled(3)
     later, later_call = await worker.start(job)
     assert await asyncio.wait_for(run, WITHIN_S) is None
     assert list(worker.engine.calls) == [(job.id, 2)]
@@ -190,22 +195,22 @@ async def test_a_later_attempt_here_stops_the_one_before(worker: Worker, rescues
     assert await asyncio.wait_for(later, WITHIN_S) is JobStatus.COMPLETED
 
 
-async def test_a_jobs_end_is_not_a_message(worker: Worker, job: Job) -> None:
-    """A worker whose consumer is stuck still ends jobs; the watchdog must not take that for life."""
+async def test_the_end_of_a_job_does_not_count_as_a_message(worker: Worker, job: Job) -> None:
+    """A worker with a stuck consumer still ends jobs; the watchdog must not mistake that for consuming."""
     run, call = await worker.start(job)
-    taken = worker.runner.last_message
+    last_message = worker.runner.last_message
     call.finish("stop")
     await asyncio.wait_for(run, WITHIN_S)
-    assert worker.runner.last_message == taken
+    assert worker.runner.last_message == last_message
 
 
-async def test_an_end_while_redis_is_wiped_is_in_the_row(
+async def test_a_job_that_ends_after_redis_was_wiped_has_its_log_in_the_row(
     worker: Worker, store: JobStore, logs: EventLog, job: Job
 ) -> None:
     run, call = await worker.start(job)
     await call.tokens(3)
     await worker.log_writer.drain(WITHIN_S)
-    await logs.forget(job.id)
+    await logs.delete(job.id)
     call.finish("stop")
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
     await worker.log_writer.drain(WITHIN_S)
@@ -214,13 +219,13 @@ async def test_an_end_while_redis_is_wiped_is_in_the_row(
     events = parse_archive(archived)
     assert [item.type for item in events][-1] is EventType.COMPLETED
     written = [item.line() for item in await logs.read(job.id)]
-    assert written == [item.line() for item in events][: len(written)], "nothing, or the whole"
+    assert written == [item.line() for item in events][: len(written)], "a prefix of the log, possibly empty or whole"
 
 
-async def test_a_claim_on_its_way_when_the_drain_begins_is_handed_back(
+async def test_a_claim_in_progress_when_a_drain_starts_is_requeued(
     worker: Worker, store: JobStore, job: Job, database: AsyncEngine
 ) -> None:
-    """The drain waits for the claim, and the job does not run here to its end."""
+    """The drain waits for the claim, and the job is not run to its end."""
     async with transaction(database) as locking:
         await locking.execute(text("LOCK TABLE jobs IN SHARE MODE"))
         run = asyncio.create_task(worker.runner.run(job.id))
@@ -236,10 +241,10 @@ async def test_a_claim_on_its_way_when_the_drain_begins_is_handed_back(
     assert worker.engine.calls == {}
 
 
-async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
+async def test_batch_jobs_are_preempted_by_urgent_ones_and_lose_no_token(
     workers: Workers, store: JobStore, logs: EventLog, owner: Owner
 ) -> None:
-    """The engine is full of batch jobs. An urgent one begins at once; the batch job goes on at its next token."""
+    """An urgent job starts at once in an engine full of batch jobs; the batch job resumes at its next token."""
 
     async def submit(priority: int, choices: int = 1) -> Job:
         request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
@@ -254,8 +259,10 @@ async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
         urgent = await submit(3)
         _, urgent_call = await worker.start(urgent)
         await urgent_call.tokens(1)
-        assert await asyncio.wait_for(runs[newer.id][0], WITHIN_S) is None, "the one that has made least goes"
-        assert worker.sent == [Hint(newer.id, "m", BATCH_PRIORITY, front=True)], "before other batches, and no further"
+        assert await asyncio.wait_for(runs[newer.id][0], WITHIN_S) is None, "the one claimed last is preempted"
+        assert worker.sent == [Hint(newer.id, "m", BATCH_PRIORITY, front=True)], (
+            "to the front of the batch messages only"
+        )
         assert {job_id for job_id, _ in worker.engine.calls} == {several.id, older.id, urgent.id}
         row = await read(store, newer)
         assert (row.status, row.deaths) == (JobStatus.QUEUED, 0)
@@ -265,9 +272,9 @@ async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
         await asyncio.wait_for(runs[older.id][0], WITHIN_S)
         await worker.start(await submit(6))
         await asyncio.wait_for(runs[several.id][0], WITHIN_S)
-        assert len(worker.engine.calls) == 3, "what cannot continue was set aside last"
+        assert len(worker.engine.calls) == 3, "the job that cannot resume was preempted last"
 
-        # Urgent jobs give way to nobody: a batch job that comes now finds no room, and goes back.
+        # Urgent jobs are not preempted: a batch job that is claimed now finds no slot and is requeued.
         assert await asyncio.wait_for(worker.runner.run(older.id), WITHIN_S) is None
         urgent_call.finish("stop")
         await urgent_call.ended.wait()
@@ -282,10 +289,49 @@ async def test_batch_jobs_are_set_aside_for_urgent_ones_and_lose_no_token(
     assert EventType.RESTARTED not in {item.type for item in await logs.read(newer.id)}
 
 
-async def test_an_answer_that_is_told_anew_counts_once(worker: Worker, store: JobStore, job: Job) -> None:
-    """Also what waited for its text when the engine noticed is discarded."""
+@pytest.mark.parametrize(
+    ("choices", "fingerprint", "restarts"),
+    [(1, "fp_other", False), (2, "fp_steered", False), (2, "fp_other", True)],
+    ids=["exact, another fingerprint", "regenerated, the same", "regenerated, another fingerprint"],
+)
+async def test_nothing_is_regenerated_across_fingerprints(
+    worker: Worker,
+    workers: Workers,
+    store: JobStore,
+    logs: EventLog,
+    owner: Owner,
+    choices: int,
+    fingerprint: str,
+    restarts: bool,
+) -> None:
+    request = GenerateRequest(prompt="x", sampling=Sampling(n=choices))
+    job, _ = await store.insert(NewJob(owner, "m", 3, request))
+    worker.engine.several_choices = Resume.REGENERATE
     run, call = await worker.start(job)
-    await call.tokens(4)  # the fourth makes no text yet
+    await call.tokens(3)
+    await worker.runner.requeue_all()
+    assert await asyncio.wait_for(run, WITHIN_S) is None
+    await worker.log_writer.drain(WITHIN_S)
+    async with working("v", workers("v"), logs) as other:
+        other.engine.several_choices = Resume.REGENERATE
+        other.engine.fingerprint = fingerprint
+        run, call = await other.start(job)
+        assert call.prior == ("" if restarts else text_of_tokens(3))
+        await call.tokens(1 + 3 * restarts)
+        call.finish("stop")
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+        await other.log_writer.drain(WITHIN_S)
+    done = await read(store, job)
+    assert [choice.text for choice in done.output] == [text_of_tokens(5)] * choices
+    assert (EventType.RESTARTED in {item.type for item in await logs.read(job.id)}) is restarts
+    assert [attempt.fingerprint for attempt in done.attempts] == ["fp_steered", fingerprint]
+    assert done.fingerprint == fingerprint
+
+
+async def test_a_restarted_answer_is_counted_once(worker: Worker, store: JobStore, job: Job) -> None:
+    """Tokens that still waited for their text at the restart are discarded too."""
+    run, call = await worker.start(job)
+    await call.tokens(4)  # the fourth has no text yet
     call.restart()
     await call.tokens(5)
     call.finish("stop")

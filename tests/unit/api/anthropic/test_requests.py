@@ -160,6 +160,7 @@ def normalized(request: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize("name", REQUESTS)
 def test_requests_are_converted_as_by_vllm(name: str) -> None:
     request = {"model": "m", "max_tokens": 4096, **REQUESTS[name]}

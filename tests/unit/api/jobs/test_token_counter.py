@@ -13,13 +13,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from api.jobs.context_window import ContextWindow
-from api.jobs.token_counter import TokenCounter, simulated_tokens
+from api.jobs.token_counter import TokenCounter, count_words
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
 from shared.config.models.vllm import ChatSettings, VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, Tool
+from tests.support.examples import drawn
 from workers.engines.base import PromptInfo
 from workers.engines.simulated.engine import SimulatedEngine
 
@@ -45,7 +46,7 @@ def chat(*contents: str, max_tokens: int | None = None) -> GenerateRequest:
     return GenerateRequest(messages=messages, sampling=Sampling(max_tokens=max_tokens))
 
 
-@hypothesis.settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@drawn(50, long=1000)
 @hypothesis.given(
     request=some.builds(chat, TEXTS, TEXTS) | some.builds(lambda text: GenerateRequest(prompt=text), TEXTS)
 )
@@ -53,7 +54,7 @@ async def test_simulated_tokens_match_the_simulated_engine(request: GenerateRequ
     options = SimulatedOptions(ttft_ms=0, itl_ms=0, default_tokens=1)
     engine = SimulatedEngine(SimulatedModel(name="sim", engine="simulated", options=options))
     info = [item async for item in engine.generate("x", request) if isinstance(item, PromptInfo)]
-    assert [item.prompt_tokens for item in info] == [simulated_tokens(request)]
+    assert [item.prompt_tokens for item in info] == [count_words(request)]
 
 
 def test_a_conversation_is_counted_with_its_template(tmp_path: Path) -> None:

@@ -26,12 +26,15 @@ def job(number: int = 1, **request: Any) -> Job:
     return Job(f"job_{number:032d}", Owner(1, 1), "m", JobStatus.QUEUED, 3, generate, datetime.now(UTC))
 
 
-def log(*deltas: Delta, counted: bool = False, end: EventType = EventType.COMPLETED) -> list[Event]:
+def log(
+    *deltas: Delta, counted: bool = False, end: EventType = EventType.COMPLETED, fingerprint: str | None = None
+) -> list[Event]:
     payload: dict[str, Any] = {"usage": USAGE}
     if end is EventType.FAILED:
         payload["error"] = {"message": "no", "code": "engine_error"}
-    events = [delta_event(seq, delta, counted=counted) for seq, delta in enumerate(deltas, 2)]
-    return [event(1, EventType.STARTED, {"attempt": 1, "worker": "w"}), *events, event(9, end, payload)]
+    events = [delta_event(seq, delta, with_count=counted) for seq, delta in enumerate(deltas, 2)]
+    started = {"attempt": 1, "worker": "w"} | ({"fingerprint": fingerprint} if fingerprint else {})
+    return [event(1, EventType.STARTED, started), *events, event(9, end, payload)]
 
 
 async def batches(events: Sequence[Event], gate: asyncio.Event | None = None) -> AsyncIterator[list[Event]]:
@@ -62,7 +65,7 @@ async def chunks_of(
 
 async def test_chat_chunks() -> None:
     first, text, last, done = await chunks_of(
-        CHAT, [job()], [log(Delta(0, "Müh", (1,)), Delta(0, "le", (2,), "stop"))], fingerprint="fp_1"
+        CHAT, [job()], [log(Delta(0, "Müh", (1,)), Delta(0, "le", (2,), "stop"), fingerprint="fp_1")]
     )
     assert first["choices"] == [
         {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -110,7 +113,7 @@ async def test_a_chunk_has_one_fragment_of_a_call() -> None:
 
 async def test_usage_is_sent_at_the_end_or_with_every_chunk() -> None:
     deltas = (Delta(0, "a", (1, 2), prompt_tokens=3), Delta(0, "b", (3,), "stop"))
-    chunks = await chunks_of(CHAT, [job()], [log(*deltas)], include_usage=True, fingerprint="fp_1")
+    chunks = await chunks_of(CHAT, [job()], [log(*deltas, fingerprint="fp_1")], include_usage=True)
     assert [chunk["usage"] for chunk in chunks[:-2]] == [None] * 3
     assert (chunks[-2]["choices"], chunks[-2]["usage"]["total_tokens"]) == ([], 5)
     assert [chunk["system_fingerprint"] for chunk in chunks[:-1] if "system_fingerprint" in chunk] == ["fp_1"]

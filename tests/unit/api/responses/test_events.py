@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -30,6 +30,7 @@ from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.response import ResponseFacts, StoredResponse
+from tests.support.examples import drawn
 
 DIGITS = "0190" + "a" * 28
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "cached_tokens": 2}
@@ -54,7 +55,7 @@ def response(*, background: bool = False, **parameters: Any) -> StoredResponse:
 def log(*deltas: Delta, ending: EventType = EventType.COMPLETED, **error: str) -> list[Event]:
     """Build the log of one attempt."""
     events = [event(1, EventType.STARTED, {"attempt": 1, "worker": "w"})]
-    events += [delta_event(number, delta, counted=True) for number, delta in enumerate(deltas, 2)]
+    events += [delta_event(number, delta, with_count=True) for number, delta in enumerate(deltas, 2)]
     payload: dict[str, Any] = {"usage": USAGE, "timings": {}}
     if error:
         payload["error"] = error
@@ -242,7 +243,7 @@ async def stream(to: StoredResponse, batches: list[list[Event]], after: int | No
     return events
 
 
-@settings(deadline=None, max_examples=50)
+@drawn(50, long=3000)
 @given(DELTAS, st.sampled_from([kind for kind in EventType if kind.terminal]), st.integers(1, 5), st.booleans())
 async def test_a_stream_resumed_after_any_event_has_the_remaining_events(
     deltas: list[Delta], ending: EventType, size: int, restarts: bool

@@ -1,4 +1,4 @@
-"""models.yaml: what is wrong in it is told with file, line, field and what would be right."""
+"""models.yaml: defaults and properties of the models, and error messages with file, line and field."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.config.models.base import RegistryError
-from shared.config.models.loader import load_registry
+from shared.config.models.base import RegistryError, TokenizerFiles, WordTokenizer
+from shared.config.models.loader import ENGINES, load_registry
 from shared.config.models.openai import OpenAIModel
+from shared.config.models.simulated import SimulatedModel
 from shared.config.models.vllm import ChatSettings, VllmModel
 
 GOOD = """\
@@ -34,7 +35,7 @@ def write(folder: Path, content: str | bytes) -> Path:
     return file
 
 
-def test_a_good_file(tmp_path: Path) -> None:
+def test_valid_file(tmp_path: Path) -> None:
     registry = load_registry(write(tmp_path, GOOD))
     assert list(registry.models) == ["small", "org/large:7b"]
     assert (registry["small"].slots, registry["org/large:7b"].slots) == (4, 64)
@@ -50,12 +51,12 @@ def test_a_good_file(tmp_path: Path) -> None:
     [
         ("engine: vllm", "engine: vlm", 6, "models[1].engine: must be one of vllm, openai, simulated, got 'vlm'"),
         ("    engine: simulated\n", "", 2, "models[0].engine: must be one of vllm, openai, simulated"),
-        ("slots", "slotz", 4, "models[0].slotz: there is no such field"),
+        ("slots", "slotz", 4, "models[0].slotz: unknown field"),
         ("slots: 4", "slots: many", 4, "models[0].slots: Input should be a valid integer"),
         ("slots: 4", "slots: 0", 4, "models[0].slots: Input should be greater than or equal to 1"),
         ("slots: 4", "options: {ttft_ms: fast}", 4, "models[0].options.ttft_ms: Input should be a valid number"),
-        ("slots: 4", "options:\n      itl: 5", 5, "models[0].options.itl: there is no such field"),
-        ("slots: 4", "options: [1]", 4, "models[0].options: must have fields"),
+        ("slots: 4", "options:\n      itl: 5", 5, "models[0].options.itl: unknown field"),
+        ("slots: 4", "options: [1]", 4, "models[0].options: must be a mapping"),
         ("    model: /models/large\n", "", 5, "models[1].model: this field is required"),
         ("name: small", "nam: small", 2, "models[0].name: this field is required"),
         ("name: small", "name: a b", 2, "models[0].name: "),
@@ -66,7 +67,7 @@ def test_a_good_file(tmp_path: Path) -> None:
             "kv_cache_dtype: auto",
             "reasoning_parser: qwen3",
             8,
-            "models[1].options: reasoning_parser is not an engine's",
+            "models[1].options: reasoning_parser is not an engine option",
         ),
         (
             "kv_cache_dtype: auto",
@@ -74,10 +75,10 @@ def test_a_good_file(tmp_path: Path) -> None:
             8,
             "models[1].options: enable_auto_tool_choice is not",
         ),
-        ("tool_call_parser: hermes", "tool_parser: hermes", 12, "models[1].chat.tool_parser: there is no such field"),
+        ("tool_call_parser: hermes", "tool_parser: hermes", 12, "models[1].chat.tool_parser: unknown field"),
         ("tool_call_parser: hermes", "tool_call_parser: ''", 12, "models[1].chat.tool_call_parser: String should have"),
         ("tool_call_parser: hermes", "chat_template_content_format: xml", 12, "models[1].chat.chat_template_content_"),
-        ("{enable_thinking: false}", "fast", 13, "models[1].chat.default_chat_template_kwargs: must have fields"),
+        ("{enable_thinking: false}", "fast", 13, "models[1].chat.default_chat_template_kwargs: must be a mapping"),
         ("models:", "modells:", 1, "models: this field is required"),
         ("    slots: 4", "   slots: 4", 4, "not valid YAML"),
         ("    slots: 4", "\tslots: 4", 4, "not valid YAML"),
@@ -85,7 +86,7 @@ def test_a_good_file(tmp_path: Path) -> None:
         ("name: small", "name: sm\x00all", 2, "not valid YAML"),
     ],
 )
-def test_a_typo_is_told_with_its_line(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+def test_errors_have_the_line(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
     assert right in GOOD
     file = write(tmp_path, GOOD.replace(right, wrong, 1))
     with pytest.raises(RegistryError) as caught:
@@ -104,11 +105,40 @@ models:
 """
 
 
-def test_a_model_of_an_upstream(tmp_path: Path) -> None:
+def test_upstream_model(tmp_path: Path) -> None:
     model = load_registry(write(tmp_path, UPSTREAM))["gpt"]
     assert isinstance(model, OpenAIModel)
     assert (model.slots, model.max_model_len, model.options.max_retries) == (256, None, 3)
     assert model.options.base_url == "https://api.example.com/v1"
+
+
+def test_engine_names() -> None:
+    assert ENGINES == ("vllm", "openai", "simulated")
+
+
+def test_engine_properties(tmp_path: Path) -> None:
+    upstream = load_registry(write(tmp_path, UPSTREAM))["gpt"]
+    simulated = SimulatedModel(name="s", engine="simulated")
+    bundled = VllmModel(name="v", engine="vllm", model="bundled:Small")
+    models = (upstream, simulated, bundled)
+    assert [model.yields for model in models] == [False, True, True]
+    assert [model.package for model in models] == [None, None, "vllm"]
+    assert [model.loads_model for model in models] == [False, False, True]
+    assert [model.secret_env for model in models] == ["UPSTREAM_API_KEY", None, None]
+    assert [model.bundled_model for model in models] == [None, None, "Small"]
+    assert [model.prompt_tokenizer for model in models] == [None, WordTokenizer(), None]
+    assert bundled.source.endswith("/models/Small")
+
+
+def test_prompt_tokenizer_of_a_local_model(tmp_path: Path) -> None:
+    model = VllmModel(name="m", engine="vllm", model=str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert model.prompt_tokenizer is None, "one of the files is missing"
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert model.prompt_tokenizer == TokenizerFiles(tmp_path, renders_chat=True)
+    for chat in (ChatSettings(chat_template="x"), ChatSettings(default_chat_template_kwargs={"a": 1})):
+        changed = model.model_copy(update={"chat": chat})
+        assert changed.prompt_tokenizer == TokenizerFiles(tmp_path, renders_chat=False)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +146,13 @@ def test_a_model_of_an_upstream(tmp_path: Path) -> None:
     [
         ("    model: gpt-x\n", "", 2, "model: this field is required"),
         ("      base_url: https://api.example.com/v1/\n", "", 5, "options.base_url: this field is required"),
-        ("https://api", "api", 6, "options.base_url: must be an address such as https://api.openai.com/v1"),
-        ("https://api", "file://api", 6, "options.base_url: must be an address"),
-        ("https://api", "https://user:pass@api", 6, "options.base_url: must be an address"),
-        ("/v1/", "/v1?key=7", 6, "options.base_url: must be an address"),
-        ("example.com", "example.com:port", 6, "options.base_url: must be an address"),
-        ("UPSTREAM_API_KEY", "sk-12345", 7, "options.api_key_env: must be the name of an environment variable"),
-        ("api_key_env: U", "api_key: U", 7, "options.api_key: there is no such field"),
+        ("https://api", "api", 6, "options.base_url: must be a URL such as https://api.openai.com/v1"),
+        ("https://api", "file://api", 6, "options.base_url: must be a URL"),
+        ("https://api", "https://user:pass@api", 6, "options.base_url: must be a URL"),
+        ("/v1/", "/v1?key=7", 6, "options.base_url: must be a URL"),
+        ("example.com", "example.com:port", 6, "options.base_url: must be a URL"),
+        ("UPSTREAM_API_KEY", "sk-12345", 7, "options.api_key_env: must be the name of the environment variable"),
+        ("api_key_env: U", "api_key: U", 7, "options.api_key: unknown field"),
         ("api_key_env: UPSTREAM_API_KEY", "max_retries: -1", 7, "options.max_retries: Input should be greater"),
         ("api_key_env: UPSTREAM_API_KEY", "read_timeout_s: 0", 7, "options.read_timeout_s: Input should be greater"),
         (
@@ -134,7 +164,7 @@ def test_a_model_of_an_upstream(tmp_path: Path) -> None:
         ("gpt-x\n", "gpt-x\n    slots: 0\n", 5, "slots: Input should be greater"),
     ],
 )
-def test_a_typo_in_an_upstream(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+def test_errors_in_an_upstream_model(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
     assert right in UPSTREAM
     file = write(tmp_path, UPSTREAM.replace(right, wrong, 1))
     with pytest.raises(RegistryError) as caught:
@@ -144,7 +174,7 @@ def test_a_typo_in_an_upstream(tmp_path: Path, right: str, wrong: str, line: int
 
 
 @pytest.mark.parametrize("content", ["", "# models:\n", "- name: small\n", "hello\n", "7\n"])
-def test_a_file_of_something_else(tmp_path: Path, content: str) -> None:
+def test_file_without_models(tmp_path: Path, content: str) -> None:
     file = write(tmp_path, content)
     with pytest.raises(RegistryError) as caught:
         load_registry(file)
@@ -152,13 +182,13 @@ def test_a_file_of_something_else(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("models", ["", " []", " small", " {name: small}"])
-def test_models_are_a_list_with_something_in_it(tmp_path: Path, models: str) -> None:
-    file = write(tmp_path, f"# ours\nmodels:{models}\n")
+def test_models_must_be_a_non_empty_list(tmp_path: Path, models: str) -> None:
+    file = write(tmp_path, f"# comment\nmodels:{models}\n")
     with pytest.raises(RegistryError, match=r"(?i)line 2: models: .*list"):
         load_registry(file)
 
 
-def test_each_mistake_is_told(tmp_path: Path) -> None:
+def test_all_errors_are_reported(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD.replace("slots: 4", "slots: x").replace("model: /", "modell: /"))
     with pytest.raises(RegistryError) as caught:
         load_registry(file)
@@ -169,24 +199,24 @@ def test_each_mistake_is_told(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+def test_file_in_another_encoding(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD.encode() + "# Mühle\n".encode("latin-1"))
     with pytest.raises(RegistryError, match="line 14: not valid YAML: not UTF-8"):
         load_registry(file)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"none\.yaml: cannot be read .*; set HEADRACE_MODELS"):
-        load_registry(tmp_path / "none.yaml")
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"missing\.yaml: cannot be read .*; set HEADRACE_MODELS"):
+        load_registry(tmp_path / "missing.yaml")
 
 
-def test_no_python_is_made_of_yaml(tmp_path: Path) -> None:
+def test_yaml_cannot_create_python_objects(tmp_path: Path) -> None:
     file = write(tmp_path, "models: !!python/object/apply:os.getpid []\n")
     with pytest.raises(RegistryError, match="line 1: not valid YAML"):
         load_registry(file)
 
 
-def test_a_chat_template_is_read_from_its_file(tmp_path: Path) -> None:
+def test_chat_template_is_read_from_its_file(tmp_path: Path) -> None:
     def model(**chat: str) -> VllmModel:
         return VllmModel(name="m", engine="vllm", model="x", chat=ChatSettings.model_validate(chat))
 
@@ -195,6 +225,6 @@ def test_a_chat_template_is_read_from_its_file(tmp_path: Path) -> None:
     assert model().chat_template_text is None
     assert model(chat_template=str(file)).chat_template_text == "{{ messages }}"
     with pytest.raises(
-        RegistryError, match=r"m\.chat\.chat_template: .*lost\.jinja cannot be read .*name a Jinja file"
+        RegistryError, match=r"m\.chat\.chat_template: .*missing\.jinja cannot be read .*name a Jinja file"
     ):
-        _ = model(chat_template=str(tmp_path / "lost.jinja")).chat_template_text
+        _ = model(chat_template=str(tmp_path / "missing.jinja")).chat_template_text

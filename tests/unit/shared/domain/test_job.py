@@ -1,16 +1,16 @@
-"""The words that rows, the API and metrics use for jobs and attempts."""
+"""The names of statuses and outcomes, which rows, the API and metrics contain."""
 
 from __future__ import annotations
 
 from shared.domain.job import TERMINAL, AttemptOutcome, JobStatus
 
 
-def test_a_job_succeeds_with_a_complete_or_a_cut_answer() -> None:
+def test_completed_and_incomplete_jobs_have_succeeded() -> None:
     assert {status.value for status in JobStatus if status.succeeded} == {"completed", "incomplete"}
     assert all(status in TERMINAL for status in JobStatus if status.succeeded)
 
 
-def test_outcomes_are_stored_under_these_names() -> None:
+def test_the_stored_names_of_outcomes_do_not_change() -> None:
     assert {outcome.value for outcome in AttemptOutcome} == {
         "completed",
         "incomplete",

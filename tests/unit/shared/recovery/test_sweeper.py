@@ -1,4 +1,4 @@
-"""A sweeper takes jobs from silent workers only after a lease's time without failed or slow sweeps."""
+"""A sweeper recovers the jobs of dead workers only after the length of a lease without failed or slow sweeps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisGone
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
+from tests.support.metrics import api_metrics
 
 LEASE_S = 5.0
 
@@ -33,43 +34,44 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class RecordingSweeper(Sweeper):
-    """Records whether each sweep may take jobs; a sweep takes `duration_s` and raises `error`, if there is one."""
+    """Records whether each sweep recovers jobs. A sweep takes `duration_s` and raises `error` if that is set."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(
             cast("RecoveryStore", None),
             cast("JobTerminator", None),
             lambda _: None,
+            api_metrics(),
             interval_s=1,
             lease_s=LEASE_S,
             max_attempts=3,
         )
         self.clock = clock
-        self.taken: list[bool] = []
+        self.recovers: list[bool] = []
         self.duration_s = 0.0
         self.error: Exception | None = None
 
-    async def sweep(self, *, take: bool = True) -> int:
-        self.taken.append(take)
+    async def sweep(self, *, recover: bool = True) -> int:
+        self.recovers.append(recover)
         self.clock.now += self.duration_s
         if self.error is not None:
             raise self.error
         return 0
 
     async def rounds(self, count: int) -> list[bool]:
-        """Sweep once a second; returns which of the sweeps could take jobs."""
-        self.taken.clear()
+        """Sweep once a second. Returns for each sweep whether it recovered jobs."""
+        self.recovers.clear()
         for _ in range(count):
             self.clock.now += 1
             await self._sweep_steadily()
-        return self.taken
+        return self.recovers
 
 
-async def test_a_new_sweeper_takes_nothing_for_a_lease(clock: Clock) -> None:
+async def test_a_new_sweeper_recovers_nothing_for_the_length_of_a_lease(clock: Clock) -> None:
     assert await RecordingSweeper(clock).rounds(6) == [False] * 4 + [True] * 2
 
 
-async def test_a_failed_sweep_starts_the_wait_again(clock: Clock) -> None:
+async def test_a_failed_sweep_restarts_the_wait(clock: Clock) -> None:
     sweeper = RecordingSweeper(clock)
     await sweeper.rounds(5)
     sweeper.error = RedisGone("refused")
@@ -79,11 +81,11 @@ async def test_a_failed_sweep_starts_the_wait_again(clock: Clock) -> None:
     assert await sweeper.rounds(6) == [False] * 4 + [True] * 2
 
 
-async def test_a_slow_sweep_starts_the_wait_again(clock: Clock) -> None:
+async def test_a_slow_sweep_restarts_the_wait(clock: Clock) -> None:
     sweeper = RecordingSweeper(clock)
     await sweeper.rounds(5)
     sweeper.duration_s = LEASE_S / 2
-    assert await sweeper.rounds(1) == [True], "half a lease is in time"
+    assert await sweeper.rounds(1) == [True], "half a lease is not slow"
     sweeper.duration_s += 0.5
     assert await sweeper.rounds(1) == [True]
     sweeper.duration_s = 0

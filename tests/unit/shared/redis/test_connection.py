@@ -1,3 +1,5 @@
+"""Connections to Redis: packing of commands, and kinds of addresses."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -22,12 +24,12 @@ def connection_to(url: str) -> Any:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_commands_are_packed_as_by_redis_py(command: tuple[bytes | str | int | float, ...]) -> None:
+def test_commands_are_packed_as_redis_py_packs_them(command: tuple[bytes | str | int | float, ...]) -> None:
     connection = connection_to("redis://127.0.0.1:1/0")
-    theirs = Connection()
-    assert b"".join(connection.pack_command(*command)) == b"".join(theirs.pack_command(*command))
+    reference = Connection()
+    assert b"".join(connection.pack_command(*command)) == b"".join(reference.pack_command(*command))
     both = [command, ("PING",)]
-    assert b"".join(connection.pack_commands(both)) == b"".join(theirs.pack_commands(both))
+    assert b"".join(connection.pack_commands(both)) == b"".join(reference.pack_commands(both))
 
 
 @pytest.mark.parametrize(
@@ -38,5 +40,5 @@ def test_commands_are_packed_as_by_redis_py(command: tuple[bytes | str | int | f
         ("unix:///run/valkey.sock?db=1", UnixDomainSocketConnection),
     ],
 )
-def test_any_kind_of_address_is_taken(url: str, kind: type) -> None:
+def test_each_kind_of_address_is_supported(url: str, kind: type) -> None:
     assert isinstance(connection_to(url), kind)

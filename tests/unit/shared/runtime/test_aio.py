@@ -1,3 +1,5 @@
+"""Waiting for events and cancelling tasks does not lose cancellations."""
+
 from __future__ import annotations
 
 import asyncio
@@ -9,20 +11,20 @@ from shared.runtime.aio import cancel_and_wait, wait_for_event
 WITHIN_S = 20
 
 
-class Deaf:
-    """Loses the first cancel that it gets."""
+class IgnoresFirstCancel:
+    """Ignores its first cancellation, as a task in `asyncio.wait_for` may."""
 
-    heard = 0
+    cancels = 0
 
     async def run(self) -> None:
-        while self.heard < 2:
+        while self.cancels < 2:
             try:
                 await asyncio.sleep(WITHIN_S)
             except asyncio.CancelledError:
-                self.heard += 1
+                self.cancels += 1
 
 
-async def test_an_event_that_comes_is_told_from_one_that_does_not() -> None:
+async def test_waiting_returns_whether_the_event_is_set() -> None:
     event = asyncio.Event()
     assert not await wait_for_event(event, 0.001)
     waiting = asyncio.create_task(wait_for_event(event, WITHIN_S))
@@ -32,7 +34,7 @@ async def test_an_event_that_comes_is_told_from_one_that_does_not() -> None:
     assert await wait_for_event(event, 0)
 
 
-async def test_a_cancel_in_the_turn_of_the_event_is_heard() -> None:
+async def test_a_cancellation_in_the_same_iteration_as_the_event_is_not_lost() -> None:
     event = asyncio.Event()
     waiting = asyncio.create_task(wait_for_event(event, WITHIN_S))
     await asyncio.sleep(0)
@@ -42,16 +44,16 @@ async def test_a_cancel_in_the_turn_of_the_event_is_heard() -> None:
         await waiting
 
 
-async def test_a_task_that_loses_its_first_cancel_is_ended_all_the_same() -> None:
-    deaf = Deaf()
-    task = asyncio.create_task(deaf.run())
+async def test_a_task_that_ignores_its_first_cancellation_is_cancelled_again() -> None:
+    task_body = IgnoresFirstCancel()
+    task = asyncio.create_task(task_body.run())
     await asyncio.sleep(0)
     await cancel_and_wait(task, again_s=0.01)
     assert task.done()
-    assert deaf.heard == 2
+    assert task_body.cancels == 2
 
 
-async def test_what_ended_tasks_raise_is_not_told() -> None:
+async def test_results_and_exceptions_of_cancelled_tasks_are_discarded() -> None:
     async def fails() -> None:
         try:
             await asyncio.sleep(WITHIN_S)
@@ -69,40 +71,40 @@ async def test_what_ended_tasks_raise_is_not_told() -> None:
     await cancel_and_wait()
 
 
-async def test_who_ends_tasks_leaves_none_behind_when_it_is_cancelled() -> None:
-    heard = asyncio.Event()
+async def test_a_cancelled_caller_still_waits_for_the_tasks() -> None:
+    cancelled = asyncio.Event()
 
-    async def takes_its_time() -> None:
+    async def ends_slowly() -> None:
         try:
             await asyncio.sleep(WITHIN_S)
         finally:
-            heard.set()
+            cancelled.set()
             await leave.wait()
 
     leave = asyncio.Event()
-    task = asyncio.create_task(takes_its_time())
+    task = asyncio.create_task(ends_slowly())
     await asyncio.sleep(0)
     ending = asyncio.create_task(cancel_and_wait(task))
-    await heard.wait()
+    await cancelled.wait()
     for _ in range(3):
         ending.cancel()
         await asyncio.wait((ending,), timeout=0.01)
     assert not ending.done()
-    assert not task.done(), "it is not cut short on its way out"
+    assert not task.done(), "its clean-up is not interrupted"
     leave.set()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(ending, WITHIN_S)
     assert task.cancelled()
 
 
-async def test_what_ends_tasks_within_what_is_ended_ends_them_too() -> None:
+async def test_a_cancelled_task_can_cancel_and_wait_for_others() -> None:
     async def holds() -> None:
         try:
             await asyncio.sleep(WITHIN_S)
         finally:
             await cancel_and_wait(inner, again_s=0.05)
 
-    inner = asyncio.create_task(Deaf().run())
+    inner = asyncio.create_task(IgnoresFirstCancel().run())
     outer = asyncio.create_task(holds())
     await asyncio.sleep(0)
     await cancel_and_wait(outer, again_s=0.02)

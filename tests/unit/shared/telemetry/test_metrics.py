@@ -1,4 +1,4 @@
-"""Metrics: bounded labels, buckets that resolve the goals, names and units as Prometheus's users expect them."""
+"""Metrics: bounded labels, buckets with edges at the latency goals, names and units by Prometheus's conventions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,32 +23,35 @@ from shared.domain.job import Failure, Job, JobStatus, Usage, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
-from shared.telemetry import metrics
-from shared.telemetry.instruments import DEFINITIONS, Across, Exporter, WeightedHistogram, registry
+from shared.telemetry.instruments import Aggregation, Exporter, WeightedHistogram
+from shared.telemetry.metrics import (
+    FIRST_TOKEN_BUCKETS,
+    INTER_TOKEN_BUCKETS,
+    OTHER,
+    WAIT_BUCKETS,
+    Metrics,
+    priority_label,
+)
 from shared.telemetry.scrape_targets import scrape_target
+from tests.support.metrics import api_metrics, worker_metrics
 from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
     "code", "at", "kind", "method", "model", "outcome", "priority", "reason", "route", "state", "status", "write",
 }  # fmt: skip
-NOBODY = "somebody's invention"
+MODEL = "sim"
+UNDECLARED = "invented"
+DEFINITIONS = api_metrics().definitions
 
 
-def samples(exporter: Exporter) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """All that a process of this kind shows, by name and labels."""
-    text = generate_latest(registry(exporter)).decode()
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """The values that a process exports, by name and labels."""
+    text = generate_latest(metrics.registry()).decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-
-
-@pytest.fixture
-def model() -> Iterator[str]:
-    metrics.declare_models(Exporter.WORKER, ["declared"])
-    yield "declared"
-    metrics._declared.discard("declared")
 
 
 def test_names_and_units() -> None:
@@ -62,33 +64,41 @@ def test_names_and_units() -> None:
             assert definition.name.endswith("_seconds"), definition.name
         assert not re.search(r"_(ms|milliseconds|minutes|kb|mb|percent)(_|$)", definition.name)
         assert definition.exporters
-        assert definition.what.endswith("."), definition.name
+        assert definition.help_text.endswith("."), definition.name
 
 
 def test_labels_are_few_and_bounded() -> None:
     for definition in DEFINITIONS:
         for label in definition.labels:
-            assert label.name in LABELS, f"{definition.name}: is {label.name} bounded? A job's id or a key never is"
-            assert label.values or label.bound, f"{definition.name}: {label.name} does not say what bounds it"
+            assert label.name in LABELS, f"{definition.name}: is {label.name} bounded? Job ids and keys are not"
+            assert label.values or label.bound, f"{definition.name}: {label.name} does not say what limits its values"
         assert len(definition.labels) <= 3
 
 
-def test_a_model_that_is_not_declared_is_no_label(model: str) -> None:
-    assert metrics.model_label(model) == model
-    assert metrics.model_label(NOBODY) == metrics.OTHER
-    metrics.submitted(NOBODY, 4)
-    TokenMetrics(NOBODY).made(0, 3, 1.0)
-    shown = {**samples(Exporter.API), **samples(Exporter.WORKER)}
-    assert not [key for key in shown if NOBODY in dict(key[1]).values()]
+@pytest.mark.parametrize("metrics", [api_metrics(MODEL), worker_metrics(MODEL)])
+def test_undeclared_models_are_not_labels(metrics: Metrics) -> None:
+    assert metrics.model_label(MODEL) == MODEL
+    assert metrics.model_label(UNDECLARED) == OTHER
+    metrics.submitted(UNDECLARED, 4)
+    TokenMetrics(metrics, UNDECLARED).record(0, 3, 1.0)
+    assert not [key for key in samples(metrics) if UNDECLARED in dict(key[1]).values()]
 
 
-def test_priorities_are_the_bands_of_the_queue() -> None:
-    assert [metrics.priority_label(priority) for priority in range(10)] == [
+def test_counts_are_not_shared_between_objects() -> None:
+    counted, other = api_metrics(MODEL), api_metrics(MODEL)
+    counted.submitted(MODEL, 4)
+    key = ("headrace_jobs_submitted_total", (("model", MODEL), ("priority", "3-5")))
+    assert samples(counted)[key] == 1
+    assert samples(other)[key] == 0
+
+
+def test_priorities_are_labelled_by_band() -> None:
+    assert [priority_label(priority) for priority in range(10)] == [
         *["0-2"] * 3, *["3-5"] * 3, *["6-8"] * 3, "9",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("buckets", [metrics.FIRST_TOKEN_BUCKETS, metrics.WAIT_BUCKETS])
+@pytest.mark.parametrize("buckets", [FIRST_TOKEN_BUCKETS, WAIT_BUCKETS])
 @pytest.mark.parametrize("goal", [0.2, 0.5])
 def test_buckets_resolve_the_goals(buckets: tuple[float, ...], goal: float) -> None:
     at = buckets.index(goal)
@@ -96,7 +106,7 @@ def test_buckets_resolve_the_goals(buckets: tuple[float, ...], goal: float) -> N
     assert buckets[at + 1] / goal <= 1.5 + 1e-9
 
 
-def test_a_value_at_an_edge_is_below_it() -> None:
+def test_a_bucket_includes_its_upper_bound() -> None:
     histogram = WeightedHistogram("h_seconds", "A histogram.", "model", (0.2, 0.5))
     child = histogram.labels("m")
     for value in (0.2, 0.2000001, 0.5, 0.6):
@@ -105,9 +115,9 @@ def test_a_value_at_an_edge_is_below_it() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 5)), max_size=30))
-def test_the_weighted_histogram_shows_what_prometheus_clients_would(values: list[tuple[float, int]]) -> None:
-    ours = WeightedHistogram("h_seconds", "A histogram.", "model", metrics.INTER_TOKEN_BUCKETS)
-    theirs = Histogram("h_seconds", "A histogram.", ["model"], buckets=metrics.INTER_TOKEN_BUCKETS, registry=None)
+def test_the_weighted_histogram_exports_the_same_as_prometheus_clients(values: list[tuple[float, int]]) -> None:
+    ours = WeightedHistogram("h_seconds", "A histogram.", "model", INTER_TOKEN_BUCKETS)
+    theirs = Histogram("h_seconds", "A histogram.", ["model"], buckets=INTER_TOKEN_BUCKETS, registry=None)
     child, other = ours.labels("m"), theirs.labels("m")
     for value, times in values:
         child.observe(value, times)
@@ -115,68 +125,67 @@ def test_the_weighted_histogram_shows_what_prometheus_clients_would(values: list
             other.observe(value)
     shown = []
     for collector in (ours, theirs):
-        made = CollectorRegistry()
-        made.register(collector)
+        registry = CollectorRegistry()
+        registry.register(collector)
         shown.append(
             [
                 (sample.name, sample.labels, pytest.approx(sample.value))
-                for family in text_string_to_metric_families(generate_latest(made).decode())
+                for family in text_string_to_metric_families(generate_latest(registry).decode())
                 for sample in family.samples
             ]
         )
     assert shown[0] == shown[1]
 
 
-def test_tokens_that_go_together_share_their_gap(model: str) -> None:
-    before = samples(Exporter.WORKER)
-    meter = TokenMetrics(model)
-    meter.made(0, 1, 100.0)
-    meter.made(1, 1, 100.1)  # another choice has gaps of its own
-    meter.made(0, 4, 100.08)  # 20 ms each
-    meter.made(0, 0, 100.2)
-    meter.made(0, 1, 100.28)
-    after = samples(Exporter.WORKER)
+def test_tokens_of_one_flush_share_their_gap() -> None:
+    metrics = worker_metrics(MODEL)
+    tokens = TokenMetrics(metrics, MODEL)
+    tokens.record(0, 1, 100.0)
+    tokens.record(1, 1, 100.1)  # another choice has gaps of its own
+    tokens.record(0, 4, 100.08)  # 20 ms each
+    tokens.record(0, 0, 100.2)
+    tokens.record(0, 1, 100.28)
+    found = samples(metrics)
 
-    def grown(name: str, **labels: str) -> float:
-        key = (name, tuple(sorted({"model": model, **labels}.items())))
-        return after[key] - before.get(key, 0.0)
+    def value(name: str, **labels: str) -> float:
+        return found[name, tuple(sorted({"model": MODEL, **labels}.items()))]
 
-    assert grown("headrace_generated_tokens_total") == 7
-    assert grown("headrace_inter_token_latency_seconds_count") == 5
-    assert grown("headrace_inter_token_latency_seconds_sum") == pytest.approx(0.28)
-    assert grown("headrace_inter_token_latency_seconds_bucket", le="0.02") == 4
+    assert value("headrace_generated_tokens_total") == 7
+    assert value("headrace_inter_token_latency_seconds_count") == 5
+    assert value("headrace_inter_token_latency_seconds_sum") == pytest.approx(0.28)
+    assert value("headrace_inter_token_latency_seconds_bucket", le="0.02") == 4
 
 
-def test_each_process_shows_its_own_and_no_other() -> None:
+def test_each_process_exports_only_its_own_metrics() -> None:
     for exporter in Exporter:
-        shown = {family.name for family in registry(exporter).collect()}
+        exported = {family.name for family in Metrics(exporter, [MODEL]).registry().collect()}
         for definition in DEFINITIONS:
-            if definition.collector is not None:
+            if not definition.scraped:
                 name = definition.name.removesuffix("_total")
-                assert (name in shown) == (exporter in definition.exporters), (exporter, name)
+                assert (name in exported) == (exporter in definition.exporters), (exporter, name)
 
 
-def test_counters_begin_at_zero(model: str) -> None:
-    shown = samples(Exporter.WORKER)
+def test_counters_start_at_zero() -> None:
+    found = samples(worker_metrics(MODEL))
     for status in JobStatus:
-        labels = (("model", model), ("priority", "3-5"), ("status", status.value))
-        assert (("headrace_jobs_finished_total", labels) in shown) == status.terminal
-    assert ("headrace_rescues_total", (("model", model),)) in shown
+        labels = (("model", MODEL), ("priority", "3-5"), ("status", status.value))
+        assert found.get(("headrace_jobs_finished_total", labels)) == (0 if status.terminal else None)
+    assert found["headrace_rescues_total", (("model", MODEL),)] == 0
 
 
-def test_what_all_read_alike_is_a_max() -> None:
+def test_values_that_all_processes_read_are_aggregated_by_max() -> None:
     by_name = {definition.name: definition for definition in DEFINITIONS}
     for name in ("jobs_waiting", "jobs_running", "queue_oldest_age_seconds", "workers", "worker_slots"):
-        assert by_name[f"headrace_{name}"].across is Across.MAX
-    assert by_name["headrace_worker_jobs"].across is Across.SUM
+        assert by_name[f"headrace_{name}"].aggregation is Aggregation.MAX
+    assert by_name["headrace_worker_jobs"].aggregation is Aggregation.SUM
 
 
-def test_a_job_that_ended_is_counted_once_with_its_tokens(model: str) -> None:
-    began = datetime(2026, 1, 1, tzinfo=UTC)
-    job = Job(new_job_id(), Owner(1, 1), model, JobStatus.IN_PROGRESS, 9, GenerateRequest(prompt="x"), began)
-    ending = JobResult(
+def test_the_end_of_a_job_is_counted_once_with_its_tokens() -> None:
+    created = datetime(2026, 1, 1, tzinfo=UTC)
+    job = Job(new_job_id(), Owner(1, 1), MODEL, JobStatus.IN_PROGRESS, 9, GenerateRequest(prompt="x"), created)
+    result = JobResult(
         JobStatus.FAILED,
-        began + timedelta(seconds=2),
+        created + timedelta(seconds=2),
         (),
         Usage(11, 5, 7),
         Failure("engine_error", "It broke."),
@@ -184,19 +193,21 @@ def test_a_job_that_ended_is_counted_once_with_its_tokens(model: str) -> None:
         (),
         "",
     )
-    before = samples(Exporter.API)
-    metrics.job_ended(job, ending)
-    after = samples(Exporter.API)
-    grown = {key: value - before.get(key, 0.0) for key, value in after.items() if value != before.get(key, 0.0)}
-    short = {(name, *(value for _, value in labels)): value for (name, labels), value in grown.items()}
-    assert {key: value for key, value in short.items() if "bucket" not in key[0] and "headrace" in key[0]} == {
-        ("headrace_jobs_finished_total", model, "9", "failed"): 1,
-        ("headrace_job_errors_total", "engine_error", model): 1,
-        ("headrace_job_duration_seconds_count", model, "9"): 1,
-        ("headrace_job_duration_seconds_sum", model, "9"): 2,
-        ("headrace_prompt_tokens_total", model): 11,
-        ("headrace_cached_tokens_total", model): 5,
-        ("headrace_completion_tokens_total", model): 7,
+    metrics = api_metrics(MODEL)
+    metrics.job_ended(job, result)
+    counted = {
+        (name, *(value for _, value in labels)): value
+        for (name, labels), value in samples(metrics).items()
+        if value and name.startswith("headrace") and not name.endswith("_bucket")
+    }
+    assert counted == {
+        ("headrace_jobs_finished_total", MODEL, "9", "failed"): 1,
+        ("headrace_job_errors_total", "engine_error", MODEL): 1,
+        ("headrace_job_duration_seconds_count", MODEL, "9"): 1,
+        ("headrace_job_duration_seconds_sum", MODEL, "9"): 2,
+        ("headrace_prompt_tokens_total", MODEL): 11,
+        ("headrace_cached_tokens_total", MODEL): 5,
+        ("headrace_completion_tokens_total", MODEL): 7,
     }
 
 
@@ -205,7 +216,7 @@ class Route:
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers as its path says: a number is a status; else it fails."""
+    """Responds with 200 on a route and 404 elsewhere; raises for a path that ends in `fault`."""
     if scope["path"].startswith("/v1/jobs/"):
         scope["route"] = Route()
     if scope["path"].endswith("fault"):
@@ -214,28 +225,27 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _call(method: str, path: str) -> None:
+async def _call(metrics: Metrics, method: str, path: str) -> None:
     async def receive() -> Message:
         return await asyncio.Future()
 
     async def send(_: Message) -> None:
         pass
 
-    await MetricsMiddleware(_app)({"type": "http", "method": method, "path": path}, receive, send)
+    await MetricsMiddleware(_app, metrics)({"type": "http", "method": method, "path": path}, receive, send)
 
 
-async def test_http_is_counted_by_route_template_never_by_path() -> None:
-    before = samples(Exporter.API)
+async def test_http_is_counted_by_route_template_instead_of_path() -> None:
+    metrics = api_metrics()
     for number in range(5):
-        await _call("GET", f"/v1/jobs/job_{number}")
-        await _call("INVENTED", f"/invented/{number}")
+        await _call(metrics, "GET", f"/v1/jobs/job_{number}")
+        await _call(metrics, "INVENTED", f"/invented/{number}")
     with pytest.raises(RuntimeError):
-        await _call("GET", "/v1/jobs/fault")
-    after = samples(Exporter.API)
+        await _call(metrics, "GET", "/v1/jobs/fault")
     requests = {
-        tuple(value for _, value in labels): value - before.get((name, labels), 0.0)
-        for (name, labels), value in after.items()
-        if name == "headrace_http_requests_total" and value != before.get((name, labels), 0.0)
+        tuple(value for _, value in labels): value
+        for (name, labels), value in samples(metrics).items()
+        if name == "headrace_http_requests_total"
     }
     assert requests == {
         ("GET", "/v1/jobs/{job_id}", "200"): 5,
@@ -244,8 +254,8 @@ async def test_http_is_counted_by_route_template_never_by_path() -> None:
     }
 
 
-class Stuck:
-    """A stream whose reader takes nothing: what sse-starlette raises, as it does, in a group or alone."""
+class Stalled:
+    """A stream that ends because its client reads nothing: sse-starlette raises the error alone or in a group."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -256,8 +266,8 @@ class Stuck:
 
 
 @pytest.mark.parametrize("error", [SendTimeoutError(), ExceptionGroup("tasks", [SendTimeoutError()])])
-async def test_a_reader_that_takes_nothing_is_counted_when_it_is_dropped(error: Exception) -> None:
-    before = samples(Exporter.API)
+async def test_a_disconnected_slow_reader_is_counted(error: Exception) -> None:
+    metrics = api_metrics()
 
     async def never(*_: object) -> Message:
         return await asyncio.Future()
@@ -266,22 +276,20 @@ async def test_a_reader_that_takes_nothing_is_counted_when_it_is_dropped(error: 
         pass
 
     with pytest.raises(type(error)):
-        await MetricsMiddleware(Stuck(error))({"type": "http", "method": "GET", "path": "/"}, never, send)
-    after = samples(Exporter.API)
-    dropped = ("headrace_stream_drops_total", ())
-    assert after[dropped] - before[dropped] == 1
+        await MetricsMiddleware(Stalled(error), metrics)({"type": "http", "method": "GET", "path": "/"}, never, send)
+    assert samples(metrics)["headrace_stream_drops_total", ()] == 1
 
 
-def test_processes_name_themselves_and_forget_the_dead(tmp_path: Path) -> None:
+def test_a_process_writes_its_scrape_target_and_removes_stale_ones(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    left = tmp_path / f"worker-{dead.pid}.json"
-    left.write_text("[]")
+    stale = tmp_path / f"worker-{dead.pid}.json"
+    stale.write_text("[]")
     other = tmp_path / f"api-{os.getppid()}.json"
     other.write_text("[]")
     with scrape_target(tmp_path, "worker", "0.0.0.0", 1234):
-        mine = tmp_path / f"worker-{os.getpid()}.json"
-        assert json.loads(mine.read_text()) == [{"targets": ["127.0.0.1:1234"]}]
-        assert not left.exists()
+        own = tmp_path / f"worker-{os.getpid()}.json"
+        assert json.loads(own.read_text()) == [{"targets": ["127.0.0.1:1234"]}]
+        assert not stale.exists()
         assert other.exists()
-    assert not mine.exists()
+    assert not own.exists()

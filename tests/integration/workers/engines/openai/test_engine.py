@@ -1,4 +1,4 @@
-"""The engine that relays, against a server that misbehaves: what is tried again, and what a job is told."""
+"""The relaying engine with a faulty upstream: retries, error messages, and the conversion of requests and answers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from shared.domain.job import Choice, ToolCall, Usage
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from shared.domain.transcript import Transcript
 from tests.support.faulty_upstream import Answer, End, FaultyUpstream, faulty_upstream, refusal
+from tests.support.metrics import worker_metrics
 from tests.support.ports import free_port
 from workers.engines.base import UpstreamError
 from workers.engines.openai.engine import OpenAIEngine
 
 KEY = "sk-a-secret"
 CHAT = GenerateRequest(messages=[Message(role="user", content="Hello")])
-AT_ONCE = {"retry_after": "0"}
+NO_DELAY = {"retry_after": "0"}
 
 
 @pytest.fixture
@@ -44,14 +45,15 @@ async def engine(upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch) -> A
 
 def make(url: str, **options: Any) -> OpenAIEngine:
     return OpenAIEngine(
-        OpenAIModel(name="up", engine="openai", model="theirs", options=OpenAIOptions(base_url=url, **options))
+        OpenAIModel(name="up", engine="openai", model="theirs", options=OpenAIOptions(base_url=url, **options)),
+        worker_metrics("up"),
     )
 
 
 async def run(
     engine: OpenAIEngine, request: GenerateRequest = CHAT, deltas: list[Delta] | None = None
 ) -> tuple[list[Delta], Usage | None]:
-    """What the engine makes of a request; `deltas` has it where the request fails, too."""
+    """The deltas and usage of a request. `deltas` collects them even if the request fails."""
     deltas = [] if deltas is None else deltas
     async with aclosing(engine.generate("r", request)) as items:
         async for item in items:
@@ -66,32 +68,32 @@ def text(deltas: list[Delta]) -> str:
     return "".join(delta.text for delta in deltas)
 
 
-def whole(deltas: list[Delta]) -> Choice:
+def choice_of(deltas: list[Delta]) -> Choice:
     transcript = Transcript(1)
     for delta in deltas:
         transcript.add(delta)
     return transcript.choices()[0]
 
 
-async def failure(engine: OpenAIEngine, made: str = "") -> UpstreamError:
-    """The error of a request that fails after so much text, or a part of it that came before the error."""
+async def failure(engine: OpenAIEngine, expected_text: str = "") -> UpstreamError:
+    """The error of a request that fails after a prefix of the expected text."""
     deltas: list[Delta] = []
     with pytest.raises(UpstreamError) as caught:
         await run(engine, deltas=deltas)
-    assert made.startswith(text(deltas))
+    assert expected_text.startswith(text(deltas))
     assert caught.value.code == ErrorCode.UPSTREAM_ERROR
     assert KEY not in caught.value.message
     assert "127.0.0.1" not in caught.value.message
     return caught.value
 
 
-async def test_usage_is_what_the_upstream_says(engine: OpenAIEngine) -> None:
+async def test_usage_is_the_upstreams(engine: OpenAIEngine) -> None:
     deltas, usage = await run(engine)
     assert text(deltas) == "0 1 2 "
     assert usage == Usage(70, 50, 90)
 
 
-async def test_without_usage_chunks_are_counted(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_chunks_are_counted_if_usage_is_missing(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     upstream.answers = [Answer(4, End.NO_USAGE)]
     deltas, usage = await run(engine)
     assert usage is None
@@ -99,8 +101,10 @@ async def test_without_usage_chunks_are_counted(engine: OpenAIEngine, upstream: 
 
 
 @pytest.mark.parametrize("tokens", [0, 4])
-async def test_usage_that_is_none_costs_no_answer(engine: OpenAIEngine, upstream: FaultyUpstream, tokens: int) -> None:
-    """It comes after the finish reason: the answer is whole, and its chunks are counted."""
+async def test_malformed_usage_does_not_fail_the_answer(
+    engine: OpenAIEngine, upstream: FaultyUpstream, tokens: int
+) -> None:
+    """It follows the finish reason: the answer is complete, and its chunks are counted."""
     upstream.answers = [Answer(tokens, End.BROKEN_USAGE)]
     deltas, usage = await run(engine)
     assert usage is None
@@ -110,7 +114,7 @@ async def test_usage_that_is_none_costs_no_answer(engine: OpenAIEngine, upstream
     assert len(upstream.seen) == 1
 
 
-async def test_what_the_upstream_is_sent(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_request_sent_to_the_upstream(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     await run(engine)
     await run(engine, GenerateRequest(prompt="Once", sampling=Sampling(max_tokens=5, stop=["x"], temperature=0)))
     first, second = upstream.seen
@@ -121,7 +125,7 @@ async def test_what_the_upstream_is_sent(engine: OpenAIEngine, upstream: FaultyU
     assert second.body == {**stream, "prompt": "Once", "max_tokens": 5, "stop": ["x"], "temperature": 0}
 
 
-async def test_max_tokens_under_the_newer_name(upstream: FaultyUpstream) -> None:
+async def test_max_tokens_field(upstream: FaultyUpstream) -> None:
     engine = make(upstream.url, max_tokens_field="max_completion_tokens")
     await engine.start()
     await run(engine, GenerateRequest(messages=CHAT.messages, sampling=Sampling(max_tokens=5)))
@@ -132,57 +136,59 @@ async def test_max_tokens_under_the_newer_name(upstream: FaultyUpstream) -> None
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("upstream_reason", "reason"),
     [("stop", "stop"), ("length", "length"), ("content_filter", "stop"), ("tool_calls", "tool_calls")],
 )
-async def test_finish_reasons(engine: OpenAIEngine, upstream: FaultyUpstream, theirs: str, ours: str) -> None:
-    upstream.answers = [Answer(1, finish_reason=theirs)]
+async def test_finish_reasons(
+    engine: OpenAIEngine, upstream: FaultyUpstream, upstream_reason: str, reason: str
+) -> None:
+    upstream.answers = [Answer(1, finish_reason=upstream_reason)]
     deltas, _ = await run(engine)
-    assert deltas[-1].finish_reason == ours
+    assert deltas[-1].finish_reason == reason
 
 
 @pytest.mark.parametrize(
-    "passing",
+    "transient",
     [
-        refusal(429, **AT_ONCE),
-        refusal(500, **AT_ONCE),
-        refusal(503, **AT_ONCE),
+        refusal(429, **NO_DELAY),
+        refusal(500, **NO_DELAY),
+        refusal(503, **NO_DELAY),
         Answer(0, End.CUT),
         Answer(0, End.SHORT),
     ],
     ids=["429", "500", "503", "cut", "short"],
 )
-async def test_what_passes_before_the_first_token_is_tried_again(
-    engine: OpenAIEngine, upstream: FaultyUpstream, passing: Answer
+async def test_transient_failures_before_the_first_token_are_retried(
+    engine: OpenAIEngine, upstream: FaultyUpstream, transient: Answer
 ) -> None:
-    upstream.answers = [passing]
+    upstream.answers = [transient]
     deltas, usage = await run(engine)
     assert text(deltas) == "0 1 2 "
     assert usage == Usage(70, 50, 90)
     assert len(upstream.seen) == 2
 
 
-async def test_it_waits_as_long_as_it_is_asked_to(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_retry_after_is_honoured(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     upstream.answers = [refusal(429, retry_after="1")]
     await run(engine)
     assert upstream.seen[1].at - upstream.seen[0].at >= 1
 
 
-async def test_it_does_not_wait_for_ever(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_long_retry_after_fails_the_request(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     upstream.answers = [refusal(429, "come tomorrow", retry_after="86400")]
     error = await failure(engine)
     assert "HTTP 429: come tomorrow" in error.message
     assert len(upstream.seen) == 1
 
 
-async def test_it_gives_up(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
-    upstream.answers = [refusal(500, f"key {KEY}", **AT_ONCE)] * 3
+async def test_retries_are_limited(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    upstream.answers = [refusal(500, f"key {KEY}", **NO_DELAY)] * 3
     error = await failure(engine)
     assert "HTTP 500: key ***" in error.message
     assert len(upstream.seen) == 3
 
 
-async def test_an_upstream_that_is_away() -> None:
+async def test_unreachable_upstream() -> None:
     engine = make(f"http://127.0.0.1:{free_port()}/v1", max_retries=1)
     await engine.start()
     error = await failure(engine)
@@ -192,7 +198,7 @@ async def test_an_upstream_that_is_away() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "requests"), [(0, 2), (2, 1)])
-async def test_an_upstream_that_falls_silent(upstream: FaultyUpstream, tokens: int, requests: int) -> None:
+async def test_silent_upstream(upstream: FaultyUpstream, tokens: int, requests: int) -> None:
     upstream.answers = [Answer(tokens, End.SILENCE)] * 2
     engine = make(upstream.url, read_timeout_s=0.2, max_retries=1)
     await engine.start()
@@ -212,7 +218,7 @@ async def test_an_upstream_that_falls_silent(upstream: FaultyUpstream, tokens: i
     ],
     ids=lambda value: value.name if isinstance(value, End) else "",
 )
-async def test_a_stream_that_breaks_after_text_is_not_tried_again(
+async def test_failures_after_text_are_not_retried(
     engine: OpenAIEngine, upstream: FaultyUpstream, end: End, words: str
 ) -> None:
     upstream.answers = [Answer(2, end)]
@@ -221,7 +227,7 @@ async def test_a_stream_that_breaks_after_text_is_not_tried_again(
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
-async def test_a_request_that_is_refused(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
+async def test_refused_request(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
     upstream.answers = [refusal(status, "the prompt is too long")]
     with pytest.raises(InvalidRequest, match=r"^the prompt is too long$"):
         await run(engine)
@@ -229,20 +235,20 @@ async def test_a_request_that_is_refused(engine: OpenAIEngine, upstream: FaultyU
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_key_that_is_refused(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
+async def test_refused_key(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
     upstream.answers = [refusal(status, f"Incorrect API key provided: {KEY}")]
     assert (await failure(engine)).message == f"The upstream refused the key (HTTP {status})."
 
 
 @pytest.mark.parametrize("status", [302, 402, 405])
-async def test_any_other_answer(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
+async def test_other_status(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
     upstream.answers = [refusal(status, "hm", location="http://127.0.0.1:1/")]
     assert f"HTTP {status}: hm" in (await failure(engine)).message
     assert len(upstream.seen) == 1
 
 
-@pytest.mark.parametrize("tokens", [0, 2], ids=["before the answer", "in mid-answer"])
-async def test_a_cancel_closes_the_connection(engine: OpenAIEngine, upstream: FaultyUpstream, tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [0, 2], ids=["before the answer", "during the answer"])
+async def test_cancel_closes_the_connection(engine: OpenAIEngine, upstream: FaultyUpstream, tokens: int) -> None:
     upstream.answers = [Answer(tokens, End.SILENCE)]
     task = asyncio.create_task(run(engine))
     async with asyncio.timeout(10):
@@ -253,7 +259,7 @@ async def test_a_cancel_closes_the_connection(engine: OpenAIEngine, upstream: Fa
         await upstream.left.wait()
 
 
-async def test_a_cancel_while_it_waits_to_try_again(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_cancel_during_the_delay_before_a_retry(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     upstream.answers = [refusal(503, retry_after="50")]
     task = asyncio.create_task(run(engine))
     async with asyncio.timeout(10):
@@ -263,20 +269,20 @@ async def test_a_cancel_while_it_waits_to_try_again(engine: OpenAIEngine, upstre
             await task
 
 
-async def test_connections_are_used_again(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_connections_are_reused(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     for _ in range(3):
         await run(engine)
     assert len(engine._session.connector._conns) == 1  # type: ignore[union-attr]
 
 
-async def test_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UPSTREAM_API_KEY", raising=False)
     engine = make("http://127.0.0.1:1/v1", api_key_env="UPSTREAM_API_KEY")
     with pytest.raises(InvalidRequest, match=r"up\.options\.api_key_env: UPSTREAM_API_KEY is not set"):
         await engine.start()
 
 
-async def test_it_does_not_continue(engine: OpenAIEngine) -> None:
+async def test_requests_cannot_be_resumed(engine: OpenAIEngine) -> None:
     assert not engine.resume_mode(CHAT)
 
 
@@ -323,7 +329,7 @@ TOOL = Tool(function=Function(name="weather", parameters={"type": "object"}))
     ],
     ids=str,
 )
-async def test_what_a_conversation_asks_for_is_sent_and_nothing_else(
+async def test_only_parameters_of_the_chat_request_are_sent(
     engine: OpenAIEngine, upstream: FaultyUpstream, fields: dict[str, Any], sent: dict[str, Any]
 ) -> None:
     await run(engine, CHAT.model_copy(update=fields))
@@ -331,7 +337,7 @@ async def test_what_a_conversation_asks_for_is_sent_and_nothing_else(
     assert {name: value for name, value in upstream.seen[0].body.items() if name not in always} == sent
 
 
-async def test_what_a_completion_asks_for_is_sent(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_parameters_of_a_completion_are_sent(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     schema = StructuredOutputs(json_schema={"type": "object"})
     await run(
         engine, GenerateRequest(prompt=[1, 2], echo=True, prompt_only=True, logprobs=2, structured_outputs=schema)
@@ -341,7 +347,7 @@ async def test_what_a_completion_asks_for_is_sent(engine: OpenAIEngine, upstream
     assert body["structured_outputs"] == {"json": {"type": "object"}}
 
 
-async def test_a_conversation_with_calls_is_sent_as_it_was(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_messages_with_tool_calls_are_sent_unchanged(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
     messages = [
         {"role": "user", "content": "Hello"},
@@ -352,16 +358,14 @@ async def test_a_conversation_with_calls_is_sent_as_it_was(engine: OpenAIEngine,
     assert upstream.seen[0].body["messages"] == messages
 
 
-async def test_prompt_logprobs_cannot_be_relayed(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_prompt_logprobs_are_refused(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     with pytest.raises(InvalidRequest, match="prompt_logprobs") as caught:
         await run(engine, CHAT.model_copy(update={"prompt_logprobs": 1}))
     assert caught.value.param == "prompt_logprobs"
     assert not upstream.seen
 
 
-async def test_a_refusal_names_the_field_that_the_upstream_names(
-    engine: OpenAIEngine, upstream: FaultyUpstream
-) -> None:
+async def test_refusal_has_the_upstreams_param(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     upstream.answers = [Answer(status=400, body='{"error": {"message": "no", "param": "tools"}}')]
     with pytest.raises(InvalidRequest) as caught:
         await run(engine)
@@ -390,38 +394,36 @@ def fragment(
             fragment(0, arguments=":1}"),
             fragment(1, "b", "tide", "{}"),
         ],
-        # An id and a name in each fragment.
+        # Each fragment has an id and a name.
         [fragment(0, "a", "weather", '{"x"'), fragment(0, "a", "weather", ":1}"), fragment(1, "b", "tide", "{}")],
-        # No numbers.
+        # Fragments have no index.
         [fragment(None, "a", "weather", '{"x"'), fragment(None, None, None, ":1}"), fragment(None, "b", "tide", "{}")],
     ],
-    ids=["as OpenAI", "named each time", "not numbered"],
+    ids=["OpenAI", "name in each fragment", "no index"],
 )
-async def test_tool_calls_are_read(
-    engine: OpenAIEngine, upstream: FaultyUpstream, fragments: list[dict[str, Any]]
-) -> None:
+async def test_tool_calls(engine: OpenAIEngine, upstream: FaultyUpstream, fragments: list[dict[str, Any]]) -> None:
     upstream.answers = [Answer(choices=tuple(fragments), finish_reason="tool_calls")]
     deltas, _ = await run(engine)
-    choice = whole(deltas)
+    choice = choice_of(deltas)
     assert choice.tool_calls == (ToolCall("a", "weather", '{"x":1}'), ToolCall("b", "tide", "{}"))
     assert choice.finish_reason == "tool_calls"
-    told = [call for delta in deltas for call in delta.tool_calls]
-    assert [call.id for call in told if call.id] == ["a", "b"]
-    assert [call.name for call in told if call.name] == ["weather", "tide"]
+    calls = [call for delta in deltas for call in delta.tool_calls]
+    assert [call.id for call in calls if call.id] == ["a", "b"]
+    assert [call.name for call in calls if call.name] == ["weather", "tide"]
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
-async def test_reasoning_is_read(engine: OpenAIEngine, upstream: FaultyUpstream, field: str) -> None:
+async def test_reasoning(engine: OpenAIEngine, upstream: FaultyUpstream, field: str) -> None:
     upstream.answers = [
         Answer(choices=({"delta": {field: "Hm, "}}, {"delta": {field: "rain"}}, {"delta": {"content": "Rain."}}))
     ]
     deltas, _ = await run(engine)
-    choice = whole(deltas)
+    choice = choice_of(deltas)
     assert (choice.reasoning, choice.text) == ("Hm, rain", "Rain.")
     assert sum(delta.tokens for delta in deltas) == 3
 
 
-async def test_logprobs_of_a_conversation_are_read(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_logprobs_of_a_chat(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     entry = {
         "token": "ü",
         "logprob": -0.5,
@@ -431,14 +433,14 @@ async def test_logprobs_of_a_conversation_are_read(engine: OpenAIEngine, upstrea
     content = [entry, {"token": "!", "logprob": -2}]
     upstream.answers = [Answer(choices=({"delta": {"content": "ü!"}, "logprobs": {"content": content}},))]
     deltas, _ = await run(engine)
-    assert whole(deltas).logprobs == [
+    assert choice_of(deltas).logprobs == [
         {"token": "ü", "logprob": -0.5, "bytes": [195, 188], "top": [{"token": "u", "logprob": -1.0, "bytes": [117]}]},
         {"token": "!", "logprob": -2.0, "bytes": [33], "top": []},
     ]
     assert sum(delta.tokens for delta in deltas) == 2
 
 
-async def test_logprobs_of_a_completion_are_read(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+async def test_logprobs_of_a_completion(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     lists = {
         "tokens": ["a", "b"],
         "token_logprobs": [None, -1],
@@ -447,7 +449,7 @@ async def test_logprobs_of_a_completion_are_read(engine: OpenAIEngine, upstream:
     }
     upstream.answers = [Answer(choices=({"text": "ab", "logprobs": lists, "finish_reason": "stop", "stop_reason": 7},))]
     deltas, _ = await run(engine, GenerateRequest(prompt="x", logprobs=1))
-    choice = whole(deltas)
+    choice = choice_of(deltas)
     assert choice.logprobs == [
         {"token": "a", "logprob": None, "bytes": [97], "top": []},
         {"token": "b", "logprob": -1.0, "bytes": [98], "top": [{"token": "b", "logprob": -1.0, "bytes": [98]}]},
@@ -467,19 +469,19 @@ async def test_logprobs_of_a_completion_are_read(engine: OpenAIEngine, upstream:
     ],
     ids=str,
 )
-async def test_what_is_not_openais_stream_fails_the_job(
+async def test_malformed_stream_fails_the_job(
     engine: OpenAIEngine, upstream: FaultyUpstream, choice: dict[str, Any]
 ) -> None:
     upstream.answers = [Answer(1, choices=(choice,))] * 3
     assert "not OpenAI's stream" in (await failure(engine, "0 x")).message
 
 
-async def test_after_the_first_text_many_events_come_with_one_read(
+async def test_reads_after_the_first_text_are_coalesced(
     engine: OpenAIEngine, upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.engines.openai.engine.flush_interval_s", lambda _: 0.3)
+    monkeypatch.setattr("workers.engines.upstream.engine.flush_interval_s", lambda _: 0.3)
     upstream.answers = [Answer(100, pause_s=0.001), Answer(100, pause_s=0.001)]
     for deltas, usage in await asyncio.gather(run(engine), run(engine)):
         assert text(deltas) == "".join(f"{position} " for position in range(100))
         assert usage is not None
-        assert len(deltas) < 50, "the server sends them one by one"
+        assert len(deltas) < 50, "one read returns many events"

@@ -1,4 +1,4 @@
-"""The engine that relays, over TLS, on the loop that workers have."""
+"""The relaying engine over TLS, on uvloop as in a worker."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from cryptography.x509.oid import NameOID
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest, Message
+from tests.support.metrics import worker_metrics
 from workers.engines.openai.engine import OpenAIEngine
 
 STREAMS, TOKENS = 8, 30
@@ -33,11 +34,11 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A key and a certificate of its own for 127.0.0.1."""
+    """A key with a self-signed certificate for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "upstream")])
     now = datetime.now(UTC)
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -53,13 +54,13 @@ def certificate(tmp_path: Path) -> Path:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path = tmp_path / "upstream.pem"
-    path.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
+    path.write_bytes(secret + signed.public_bytes(serialization.Encoding.PEM))
     return path
 
 
 @pytest.fixture
 def upstream(certificate: Path) -> Iterator[str]:
-    """A server that closes each connection at once after its answer, as many in front of a model do."""
+    """A server that closes each connection right after its answer, as many proxies do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -89,7 +90,7 @@ def answer(listening: socket.socket, context: ssl.SSLContext) -> None:
         connection.sendall(chunk(None) + b"0\r\n\r\n")
         connection.setblocking(False)
         with suppress(ssl.SSLError):
-            connection.unwrap()  # says that it closes, and does not wait for the same
+            connection.unwrap()  # sends close_notify and does not wait for the peer's
 
 
 def chunk(payload: object) -> bytes:
@@ -97,7 +98,7 @@ def chunk(payload: object) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def test_nothing_is_lost_where_the_server_closes_at_once(
+def test_nothing_is_lost_if_the_server_closes_the_connection(
     upstream: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusting = ssl.create_default_context(cafile=str(certificate))
@@ -107,7 +108,10 @@ def test_nothing_is_lost_where_the_server_closes_at_once(
 
 
 async def texts_of(url: str) -> list[str]:
-    engine = OpenAIEngine(OpenAIModel(name="up", engine="openai", model="m", options=OpenAIOptions(base_url=url)))
+    engine = OpenAIEngine(
+        OpenAIModel(name="up", engine="openai", model="m", options=OpenAIOptions(base_url=url)),
+        worker_metrics("up"),
+    )
     await engine.start()
     try:
         return await asyncio.gather(*(text_of(engine) for _ in range(STREAMS)))

@@ -1,4 +1,4 @@
-"""vLLM's scheduler, as it is used on a CPU: batches give way to prompts that somebody waits for."""
+"""The scheduler for CPUs: batch requests skip a step for an interactive prompt."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 
 from shared.config.bundled_model import bundled_model_path
 
+pytestmark = pytest.mark.vllm
+
 
 @pytest.fixture(scope="module")
 def steps() -> list[set[str]]:
-    """Whose tokens each step gave: three batch requests, an urgent one, one more of a batch, an urgent long prompt."""
+    """The requests that received a token in each step: 3 of a batch, an urgent one, one more of a batch, a long one."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.stepping", str(bundled_model_path("SmolLM2-135M-Instruct"))],
         capture_output=True,
@@ -30,23 +32,23 @@ def batches(step: set[str]) -> int:
     return sum(name.startswith("batch") for name in step)
 
 
-def test_an_urgent_prompt_has_its_step_to_itself(steps: list[set[str]]) -> None:
+def test_urgent_prompt_has_a_step_of_its_own(steps: list[set[str]]) -> None:
     at = next(number for number, step in enumerate(steps) if "urgent" in step)
     assert batches(steps[at - 1]) == 3
     assert steps[at] == {"urgent"}
-    assert steps[at + 1] == {"urgent", "batch-0", "batch-1", "batch-2"}, "its next tokens ride along"
+    assert steps[at + 1] == {"urgent", "batch-0", "batch-1", "batch-2"}, "its next tokens share a step with the batch"
 
 
-def test_a_batch_prompt_has_not(steps: list[set[str]]) -> None:
+def test_batch_prompt_shares_its_step(steps: list[set[str]]) -> None:
     at = next(number for number, step in enumerate(steps) if "later" in step)
     assert batches(steps[at]) == 3
 
 
-def test_batches_give_way_in_no_two_steps_in_a_row(steps: list[set[str]]) -> None:
+def test_batches_never_skip_two_consecutive_steps(steps: list[set[str]]) -> None:
     at = next(number for number, step in enumerate(steps) if "long" in step)
     assert [batches(step) for step in steps[at - 2 : at + 1]] == [0, 3, 0], "its prompt takes three steps"
 
 
-def test_all_end_with_all_their_tokens(steps: list[set[str]]) -> None:
+def test_all_requests_complete(steps: list[set[str]]) -> None:
     for name in ("batch-0", "batch-1", "batch-2", "urgent", "later", "long"):
         assert sum(name in step for step in steps) == 12

@@ -1,4 +1,4 @@
-"""A coroutine that dies at a chosen wait, as a process that is killed there."""
+"""Interrupts a coroutine at a chosen await, as if its process had been killed there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class _Dying(Generic[T]):
+class _Interruptible(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T], at: int) -> None:
         self._coroutine = coroutine
         self._at = at
@@ -36,11 +36,11 @@ class _Dying(Generic[T]):
                 resume, argument = steps.throw, error
 
 
-async def dies(coroutine: Coroutine[Any, Any, Any], at: int) -> bool:
-    """Run a coroutine, which is cut off at its wait number `at`, from 1. False: it ended before."""
+async def interrupt_at(coroutine: Coroutine[Any, Any, Any], at: int) -> bool:
+    """Run a coroutine, and cancel it at its await number `at`, counted from 1. False: it ended before."""
 
     async def run() -> None:
-        await _Dying(coroutine, at)
+        await _Interruptible(coroutine, at)
 
     task = asyncio.create_task(run())
     await asyncio.wait((task,))

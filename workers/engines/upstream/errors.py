@@ -1,0 +1,72 @@
+"""Classifies the failures of requests to an upstream: retry, fail the job, or refuse the request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+
+from shared.domain.errors import InvalidRequest
+from workers.engines.base import UpstreamError
+from workers.engines.upstream.backoff import retry_after_s
+
+INVALID_REQUEST = (400, 404, 413, 422)
+KEY_REFUSED = (401, 403)
+# In addition to every status from 500 on.
+TRANSIENT = (408, 429)
+
+
+class TransientError(Exception):
+    """A failure that may not recur. The message is for the client, `details`, which quote no content, for the log."""
+
+    def __init__(self, message: str, details: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.details = details
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBody:
+    """An upstream's error: its message, and the request field that it names."""
+
+    message: str
+    param: str | None = None
+
+
+def status_error(
+    status: int, headers: Mapping[str, str], body: ErrorBody, default_param: str
+) -> InvalidRequest | TransientError | UpstreamError:
+    """The error for a response other than 200."""
+    message = body.message
+    if status in INVALID_REQUEST:
+        return InvalidRequest(
+            message or f"The upstream refused the request (HTTP {status}).", param=body.param or default_param
+        )
+    text = f"The upstream answered HTTP {status}{f': {message}' if message else ''}."
+    if status in TRANSIENT or status >= 500:
+        return TransientError(text, f"HTTP {status}", retry_after_s(headers))
+    return UpstreamError(text)
+
+
+def connection_error(error: aiohttp.ClientError | TimeoutError) -> TransientError:
+    """The error for a connection that failed. The exception's text may quote the answer, so most of it is dropped."""
+    details = type(error).__name__
+    match error:
+        case TimeoutError():
+            return TransientError("The upstream did not answer in time.", details)
+        case aiohttp.ClientConnectorError():
+            return TransientError("The upstream cannot be reached.", f"{details}: {error}")
+        case _:
+            return TransientError("The connection to the upstream broke.", details)
+
+
+def failure_kind(error: aiohttp.ClientError | TimeoutError) -> str:
+    """The metric label of a connection that failed."""
+    match error:
+        case TimeoutError():
+            return "timeout"
+        case aiohttp.ClientConnectorError():
+            return "unreachable"
+        case _:
+            return "broken"
