@@ -40,6 +40,7 @@ from tests.support.database import (
     run_sql,
     switch_database,
 )
+from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
 from tests.support.scheduling import Parallel, write_list
 
