@@ -3,13 +3,13 @@ ENGINE ?= cpu
 export ENGINE
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up worker env test chaos bench lint fmt lock clean dev
+.PHONY: help up worker env test test-long chaos bench lint fmt lock clean dev
 
 BOOTSTRAP := sh launcher/bootstrap.sh
 
 help:  ## show this list
 	@echo "make TARGET   (ENGINE=cpu|gpu|simulated, now $(ENGINE))"
-	@sed -n 's/^\([a-z]*\):.*##\(.*\)/  \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*##\(.*\)/  \1\t\2/p' Makefile
 
 up:  ## install what is missing and start everything; stop it with Ctrl-C
 	@exec $(BOOTSTRAP) -m launcher
@@ -24,9 +24,18 @@ env:  ## write .env with new secrets, for `docker compose up`
 dev:
 	@$(BOOTSTRAP) --dev
 
-test: dev  ## run the test suite; ARGS are passed to pytest: make test ARGS="-k cancel"
+# By file in parallel processes; tests/support/scheduling.py keeps vLLM's tests for last.
+PYTEST := .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test: dev model  ## run the test suite; ARGS are passed to pytest: make test ARGS="-k cancel"
+	@exec $(PYTEST) $(ARGS)
+
+test-long: dev model  ## run the long sweeps that `make test` runs a part of (docs/testing.md)
+	@exec $(PYTEST) -m "long or hypothesis" --hypothesis-profile long --timeout 7200 $(ARGS)
+
+.PHONY: model
+model:
 	@test "$(ENGINE)" = simulated || .venv/bin/python -m launcher.bundled_model SmolLM2-135M-Instruct
-	@exec .venv/bin/python -m pytest $(ARGS)
 
 chaos: dev  ## inject faults while 10,000 jobs run: make chaos ARGS="--quick --seed 7"
 	@exec .venv/bin/python -m chaos $(ARGS)

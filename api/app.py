@@ -31,7 +31,7 @@ from api.settings import ApiSettings
 from shared.config.models.loader import load_registry
 from shared.runtime.gc_tuning import freeze_gc
 from shared.telemetry.instruments import Exporter
-from shared.telemetry.logs import requests_come
+from shared.telemetry.logs import redact_errors
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
 
@@ -58,7 +58,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         async with open_resources(settings, registry, metrics, traces) as resources:
             set_resources(app, resources)
             freeze_gc()
-            requests_come()
+            redact_errors()
             yield
 
     app = FastAPI(
@@ -68,7 +68,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     if settings.regions:
         app.add_middleware(RegionRedirectMiddleware, own=settings.region, regions=settings.regions)
     app.add_middleware(ShutdownMiddleware)
-    if traces.on:
+    if traces.enabled:
         app.add_middleware(TracingMiddleware, traces=traces)
     app.add_middleware(RequestIdMiddleware, conventions=CONVENTIONS)
     app.add_middleware(MetricsMiddleware, metrics=metrics)

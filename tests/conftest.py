@@ -1,4 +1,4 @@
-"""Real servers for tests: one PostgreSQL and one Valkey per run, a fresh database and an empty Redis per test.
+"""Real servers for tests: one PostgreSQL and one Valkey per process, a fresh database and an empty Redis per test.
 
 The servers come from Python wheels, or from DATABASE_URL (whose user must be able to create databases) and REDIS_URL
 (whose databases 0 to 15 are flushed). If neither is available, tests fail instead of being skipped.
@@ -10,11 +10,15 @@ import itertools
 import os
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+import pytest_asyncio
 import redis as sync_redis
 from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
@@ -27,14 +31,60 @@ from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
 from shared.redis.event_log import EventLog
-from tests.support.database import TEMPLATE, create_database, drop_database, make_owner, migrate, switch_database
+from tests.support.database import (
+    TEMPLATE,
+    create_database,
+    drop_database,
+    make_owner,
+    migrate,
+    run_sql,
+    switch_database,
+)
+from tests.support.metrics import worker_metrics
+from tests.support.real_engine import SMOLLM2
+from tests.support.scheduling import Parallel, write_list
 
 Workers = Callable[[str], ClaimStore]
 
 TEST_REDIS_DB = 15
 SIM_REDIS_DB = 14
 VLLM_REDIS_DB = 13
+# Tests with these fixtures need all cores.
+VLLM_FIXTURES = {"vllm_stack", "real_engine"}
 _unreserved = itertools.cycle(range(VLLM_REDIS_DB))
+
+# `make test` draws the same examples each time, `make test-long` many others.
+hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, database=None, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=3000, database=None, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("ci")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Parallel())
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests with vLLM come last and, in a parallel run, alone."""
+    for item in items:
+        if VLLM_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("vllm")
+        if operation := getattr(item, "operation_label", None):  # schemathesis calls all operations' tests the same
+            item._id = item.id.with_params(operation)
+    if twice := [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]:
+        raise pytest.UsageError(f"pytest-xdist would run only one of the tests called {twice}")
+    items.sort(key=_with_vllm)
+    write_list(config, [item.nodeid for item in items if _with_vllm(item)])
+
+
+def _with_vllm(item: pytest.Item) -> bool:
+    return item.get_closest_marker("vllm") is not None
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `make test`: two, or none beside pytest's own if both would use the same given servers."""
+    return 0 if {"DATABASE_URL", "REDIS_URL"} & os.environ.keys() else 2
 
 
 @dataclass(frozen=True)
@@ -65,6 +115,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         postgres = start_postgres(Path(folder.name) / "data")
         stops += [postgres.stop, folder.cleanup]
         postgres_url = postgres.url
+        # Tests kill processes, never the machine: what the kernel has is not lost.
+        run_sql(postgres_url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
     if redis_url is None:
         valkey = start_valkey(tmp_path_factory.mktemp("valkey"), persist=False)
         stops.append(valkey.stop)
@@ -74,6 +126,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     yield Servers(postgres_url, redis_url)
     for stop in stops:
         stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def real_engine() -> AsyncIterator[Any]:
+    """A vLLM engine in this process, for tests whose loop is the session's."""
+    from workers.engines.vllm.engine import VllmEngine
+
+    engine = VllmEngine(SMOLLM2, worker_metrics(SMOLLM2.name))
+    await engine.start()
+    yield engine
+    await engine.stop()
 
 
 @pytest.fixture

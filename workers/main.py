@@ -54,7 +54,7 @@ def main() -> int:
     from shared.telemetry.instruments import Exporter
     from shared.telemetry.logs import configure_logging
     from shared.telemetry.metrics import Metrics
-    from shared.telemetry.tracing_setup import wanted
+    from shared.telemetry.tracing_setup import configured_exporter
     from workers.app import app
     from workers.consumer.loop_thread import LoopThread
     from workers.consumer.pool import EnginePool
@@ -68,7 +68,7 @@ def main() -> int:
     settings = settings_or_exit(WorkerSettings)
     configure_logging(settings.log_level, settings.log_format)
     try:
-        wanted()
+        configured_exporter()
         registry = load_registry(settings.models)
     except HeadraceError as error:
         print(error, file=sys.stderr)

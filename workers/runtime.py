@@ -26,7 +26,7 @@ from shared.redis.job_queue import HintSender
 from shared.runtime.gc_tuning import freeze_gc
 from shared.runtime.outages import is_outage
 from shared.runtime.supervisor import Supervisor
-from shared.telemetry.logs import requests_come
+from shared.telemetry.logs import redact_errors
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
 from workers.engines.base import Engine
@@ -162,7 +162,7 @@ class WorkerRuntime:
         run("engine_supervisor", engine_supervisor.run())
         run("watchdog", watchdog.run())
         freeze_gc()
-        requests_come()
+        redact_errors()
 
     async def run(self, job_id: str) -> JobStatus | None:
         """Run a job; see `Runner.run`."""

@@ -29,12 +29,12 @@ async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator
     async def frames() -> AsyncIterator[bytes]:
         if first:
             yield first
-        with jobs.traces.reading(job, after) as reading:
+        with jobs.traces.streaming(job, after) as trace:
             async for events in jobs.follow(job.id, after, queued):
                 if not events[0].seq:
                     yield _POSITION % events[0].data
                     continue
-                reading.got(len(events))
+                trace.delivered(len(events))
                 yield b"".join(
                     [b"id: %d\nevent: job.%b\ndata: %b\n\n" % (event.seq, event.name, event.data) for event in events]
                 )

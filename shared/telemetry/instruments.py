@@ -1,4 +1,4 @@
-"""The kinds of instruments, and the set of them that one process has.
+"""The instruments that metrics are made of, and the set of them in one process.
 
 Each process exports only its own metrics, so that a worker shows no zeros for HTTP requests.
 """
@@ -185,7 +185,7 @@ class InstrumentSet:
         return counter
 
     def gauge(self, name: str, help_text: str, labels: Sequence[Label], *exporters: Exporter) -> Gauge:
-        """A gauge of which each process has its own part."""
+        """A gauge that each process sets for itself."""
         gauge = Gauge(name, help_text, [label.name for label in labels], registry=None)
         self._add(Definition(name, "gauge", help_text, tuple(labels), exporters), gauge)
         return gauge
@@ -220,7 +220,7 @@ class InstrumentSet:
         return ScrapedMetric(name, help_text, [label.name for label in labels])
 
     def registry(self, *collectors: Collector) -> CollectorRegistry:
-        """What the process exports: its instruments, these collectors, and the metrics of the Python runtime."""
+        """All that the process exports: its instruments, these collectors, and the metrics of the Python runtime."""
         registry = CollectorRegistry()
         instruments = [instrument for definition, instrument in self._instruments if self._exports(definition)]
         for collector in (*instruments, *collectors, REGISTRY):

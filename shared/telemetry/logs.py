@@ -1,11 +1,11 @@
 """One line per event, as text for people or as JSON for collectors.
 
-What is known by name stands in a message's template as `name=%s`, before or after its words: these become fields of a
-JSON line, and `name=value` in a text line. Ids and numbers are named so; a prompt, an output or a key never is.
+A `name=%s` at the start or the end of a message's template is a field: a field of the JSON line, `name=value` in the
+text line. Fields are ids and numbers, never prompts, outputs or keys.
 
-Prompts get into logs by errors: pydantic, asyncpg, upstreams and models quote what they were given. So once a process
-serves (`requests_come`), an error is logged by its type and the places that it came through, without its words, but for
-those of the network and the system (`TOLD`), which know no request.
+Prompts get into logs through errors: pydantic, asyncpg, upstreams and models quote their input. So once a process
+serves requests (`redact_errors`), an error is logged as its type and its stack frames, without its message. Messages
+of network and system errors are kept (`SAFE_ERRORS`): they contain no part of a request.
 """
 
 from __future__ import annotations
@@ -25,93 +25,93 @@ from redis.exceptions import RedisError
 from shared.domain.errors import Unavailable
 
 FORMATS = ("text", "json")
-# Errors that are logged in their own words while requests are in hand.
-TOLD = (OSError, RedisError)
+# Errors whose messages are never redacted.
+SAFE_ERRORS = (OSError, RedisError)
 _FIELD = re.compile(r"(\w+)=%(?:\.\d+)?[sdf]")
 _BEFORE = re.compile(r"(?:\w+=%(?:\.\d+)?[sdf] )*")
 _AFTER = re.compile(r"(?: \w+=%(?:\.\d+)?[sdf])*$")
 _PLAIN = re.compile(r"[^\s\"=]+")
 
-_requests_come = False
+_redacting = False
 
 
-def requests_come() -> None:
-    """From now on this process has prompts in hand, which an error may quote."""
-    global _requests_come
-    _requests_come = True
+def redact_errors() -> None:
+    """Omit errors' messages from now on: the process is about to serve requests, which errors may quote."""
+    global _redacting
+    _redacting = True
 
 
-def configure_logging(level: str, form: str) -> None:
-    """Send every logger's lines to stderr, in one of `FORMATS`."""
+def configure_logging(level: str, log_format: str) -> None:
+    """Write all loggers' lines to stderr, in one of `FORMATS`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.captureWarnings(True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
-    # Celery's two lines for each task; a job's own say more.
+    # Celery logs two lines for each task; the job's own lines contain more.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
 
 
 class Line(NamedTuple):
-    """What a record says: fields before its words, the words, and fields after them."""
+    """The parts of a record: the fields before its text, the text, and the fields after it."""
 
     before: list[tuple[str, Any]]
-    words: str
+    text: str
     after: list[tuple[str, Any]]
 
 
 class _Lines(logging.Formatter):
-    """Takes records apart."""
+    """Splits records into their parts."""
 
     def line(self, record: logging.LogRecord) -> Line:
         if not isinstance(record.msg, str) or not isinstance(record.args, tuple):
             return Line([], record.getMessage(), [])
-        arguments = tuple(_told(item) if isinstance(item, BaseException) else item for item in record.args)
-        before, words, after = _template(record.msg)
+        arguments = tuple(_redacted(item) if isinstance(item, BaseException) else item for item in record.args)
+        before, template, after = _split(record.msg)
         end = len(arguments) - len(after)
         within = arguments[len(before) : end]
-        text = words % within if record.args else words
-        if record.name == "asyncio" and _requests_come:
-            text = text.partition("\n")[0]  # what follows has the error's words
+        text = template % within if record.args else template
+        if record.name == "asyncio" and _redacting:
+            text = text.partition("\n")[0]  # the other lines contain the error's message
         return Line(
             list(zip(before, arguments, strict=False)), text, list(zip(after, arguments[max(0, end) :], strict=False))
         )
 
     def trace(self, record: logging.LogRecord) -> str | None:
-        """The record's error and what caused it."""
+        """The record's error with its causes."""
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return None
-        return _places(error) if _requests_come else "".join(traceback.format_exception(error)).rstrip()
+        return _frames(error) if _redacting else "".join(traceback.format_exception(error)).rstrip()
 
 
 class TextLines(_Lines):
     """`2026-01-01T00:00:00.000 INFO workers.execution.attempt job=job_1 started`, in local time."""
 
     def format(self, record: logging.LogRecord) -> str:
-        before, words, after = self.line(record)
+        before, text, after = self.line(record)
         time_ = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}"
-        parts = (time_, record.levelname, record.name, *_pairs(before), words, *_pairs(after))
-        text = " ".join(part for part in parts if part)
+        parts = (time_, record.levelname, record.name, *_pairs(before), text, *_pairs(after))
+        line = " ".join(part for part in parts if part)
         trace = self.trace(record)
-        return f"{text}\n{trace}" if trace else text
+        return f"{line}\n{trace}" if trace else line
 
 
 class JsonLines(_Lines):
-    """`{"time":"2026-01-01T00:00:00.000Z","level":"info","logger":...,"message":...}` and the fields."""
+    """`{"time":"2026-01-01T00:00:00.000Z","level":"info","logger":...,"message":...}`, and the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        before, words, after = self.line(record)
+        before, text, after = self.line(record)
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": words,
+            "message": text,
         }
         line |= {name: value for name, value in (*before, *after) if value is not None}
         if trace := self.trace(record):
@@ -120,15 +120,15 @@ class JsonLines(_Lines):
 
 
 @lru_cache(maxsize=1000)
-def _template(template: str) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
-    """The fields' names before a template's words, the words' template, the names after them."""
+def _split(template: str) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """The names of the fields before the text, the text's template, and the names of the fields after it."""
     before = _BEFORE.match(template)
     head = before[0] if before else ""
     rest = template[len(head) :]
     after = _AFTER.search(rest)
     tail = after[0] if after else ""
-    words = rest[: len(rest) - len(tail)]
-    return tuple(_FIELD.findall(head)), words, tuple(_FIELD.findall(tail))
+    text = rest[: len(rest) - len(tail)]
+    return tuple(_FIELD.findall(head)), text, tuple(_FIELD.findall(tail))
 
 
 def _pairs(fields: Iterable[tuple[str, Any]]) -> Iterable[str]:
@@ -138,28 +138,28 @@ def _pairs(fields: Iterable[tuple[str, Any]]) -> Iterable[str]:
             yield f"{name}={text if _PLAIN.fullmatch(text) else orjson.dumps(text).decode()}"
 
 
-def _told(error: BaseException) -> Any:
-    """An error as a line may have it."""
-    if not _requests_come or isinstance(error, TOLD):
+def _redacted(error: BaseException) -> Any:
+    """What a line may contain of an error: the error itself, or its type."""
+    if not _redacting or isinstance(error, SAFE_ERRORS):
         return error
     if isinstance(error, Unavailable) and error.__cause__ is not None:
-        return f"{type(error).__name__}({_told(error.__cause__)})"
-    # SQLAlchemy's errors say little by their type; the database's own code says it all.
+        return f"{type(error).__name__}({_redacted(error.__cause__)})"
+    # The type of an SQLAlchemy error is unspecific; the database's error code is not.
     cause = getattr(error, "orig", None)
     state = getattr(cause, "sqlstate", None)
     name = type(error).__name__
     return f"{name}({type(cause).__name__}{f', SQLSTATE {state}' if state else ''})" if cause is not None else name
 
 
-def _places(error: BaseException) -> str:
-    """Errors, the last one's causes before it, and through which places each came."""
+def _frames(error: BaseException) -> str:
+    """An error after its causes, each followed by its stack frames."""
     lines: list[str] = []
     current: BaseException | None = error
     seen: set[int] = set()
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        told = _told(current)
-        name = f"{type(current).__name__}: {told}" if isinstance(told, BaseException) else told
+        redacted = _redacted(current)
+        name = f"{type(current).__name__}: {redacted}" if isinstance(redacted, BaseException) else redacted
         frames = [
             f"  {frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(current.__traceback__)
         ]

@@ -1,8 +1,8 @@
-"""Every metric of Headrace: name, labels, buckets, who serves it. The table in docs/metrics.md is held to from here.
+"""All metrics of Headrace: names, help texts, labels, buckets and exporters. A test compares docs/metrics.md with them.
 
-Seconds and bytes are the units. No label ever holds a job's id, a key or a worker's name, and a model only where
-models.yaml declares it (`model_label`): a client cannot make series. Which process a value is from, Prometheus adds
-itself (`instance`).
+Units are seconds and bytes. No label contains a job id, a key or a worker's name, and models that models.yaml does not
+declare share one label (`Metrics.model_label`), so that clients cannot create series. Prometheus adds the process
+(`instance`) itself.
 """
 
 from __future__ import annotations
@@ -16,28 +16,21 @@ from shared.domain.errors import ErrorCode
 from shared.domain.job import TERMINAL, AttemptOutcome, Job, WorkerState
 from shared.domain.priorities import BANDS
 from shared.domain.result import JobResult
-from shared.telemetry.instruments import (
-    Aggregation,
-    Definition,
-    Exporter,
-    InstrumentSet,
-    Label,
-)
+from shared.telemetry.instruments import Aggregation, Definition, Exporter, InstrumentSet, Label
 
 API, WORKER = Exporter.API, Exporter.WORKER
 
-# Models that models.yaml does not declare (any more): their rows are still there.
+# Models that models.yaml does not declare, or no longer: their rows remain.
 OTHER = "(other)"
 _BAND_NAMES = {
     priority: f"{band[0]}-{band[-1]}" if len(band) > 1 else str(band[0]) for band in BANDS.values() for priority in band
 }
-
 PRIORITY_LABELS = tuple(dict.fromkeys(_BAND_NAMES.values()))
 
 MODEL = Label("model", bound="names in models.yaml, and `(other)`")
 PRIORITY = Label("priority", PRIORITY_LABELS)
 
-# With edges at the goals, 200 and 500 ms, and close to both sides of them.
+# With bounds at the latency goals, 200 and 500 ms, and close to them on both sides.
 FIRST_TOKEN_BUCKETS = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300,
 )  # fmt: skip
@@ -52,12 +45,10 @@ DURATION_BUCKETS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 6
 
 
 class Metrics:
-    """The metrics of one process.
-
-    Models other than the process's `models` are labelled `(other)`; the counters of these models start at 0.
-    """
+    """The metrics of one process."""
 
     def __init__(self, exporter: Exporter, models: Iterable[str]) -> None:
+        """`models`: the models that the process serves; all others are labelled `OTHER`."""
         names = tuple(models)
         self._models = frozenset(names)
         self._instruments = new = InstrumentSet(exporter)
@@ -66,7 +57,7 @@ class Metrics:
 
         self.http_requests = new.counter(
             "headrace_http_requests_total",
-            "Answers, by route template, method and status; counted when their head is sent.",
+            "HTTP responses by route template, method and status, counted when the headers are sent.",
             (
                 Label("method", bound="HTTP's own methods, and `(other)`"),
                 Label("route", bound="route templates, and `(none)`"),
@@ -76,7 +67,7 @@ class Metrics:
         )
         self.http_response = new.histogram(
             "headrace_http_response_seconds",
-            "From a request to its answer's head: all of a plain call, a stream's beginning.",
+            "Time from request to response headers.",
             (
                 Label("method", bound="HTTP's own methods, and `(other)`"),
                 Label("route", bound="route templates, and `(none)`"),
@@ -85,74 +76,80 @@ class Metrics:
             API,
         )
 
-        # Jobs, as they come and go
+        # Jobs: events
 
         self.jobs_submitted = new.counter(
-            "headrace_jobs_submitted_total", "Jobs whose rows were committed.", (MODEL, PRIORITY), API
+            "headrace_jobs_submitted_total",
+            "Submitted jobs, counted when their row is committed.",
+            (MODEL, PRIORITY),
+            API,
         )
         self.jobs_finished = new.counter(
             "headrace_jobs_finished_total",
-            "Jobs that ended, by how; counted by the process that wrote the end.",
+            "Ended jobs by final status, counted by the process that wrote it.",
             (MODEL, PRIORITY, Label("status", tuple(status.value for status in TERMINAL))),
             API,
             WORKER,
         )
         self.job_errors = new.counter(
             "headrace_job_errors_total",
-            "Jobs that ended with an error, by its code.",
+            "Jobs that ended with an error, by error code.",
             (MODEL, Label("code", tuple(code.value for code in ErrorCode))),
             API,
             WORKER,
         )
         self.attempts = new.counter(
             "headrace_attempts_total",
-            "Attempts that ended, by how. More than one a job: something died, or a worker was drained.",
+            "Ended attempts by outcome; more than one per job means a failure, a drain or a preemption.",
             (MODEL, Label("outcome", tuple(outcome.value for outcome in AttemptOutcome))),
             API,
             WORKER,
         )
         self.rescues = new.counter(
-            "headrace_rescues_total", "Jobs taken from a silent worker and queued again.", (MODEL,), API, WORKER
+            "headrace_rescues_total", "Jobs requeued because their worker's lease expired.", (MODEL,), API, WORKER
         )
         self.hints_resent = new.counter(
-            "headrace_hints_resent_total", "Waiting jobs whose message was lost, and sent again.", (MODEL,), WORKER
+            "headrace_hints_resent_total",
+            "Messages sent again for queued jobs whose message was lost.",
+            (MODEL,),
+            WORKER,
         )
         self.fenced_writes = new.counter(
             "headrace_fenced_writes_total",
-            "Writes refused because a later attempt owns the job.",
+            "Writes rejected because a later attempt owns the job.",
             (MODEL, Label("write", ("log", "result"))),
             WORKER,
         )
 
-        # Jobs, from the rows. Each API process reports all of them, so they are aggregated by `max`, never by `sum`.
+        # Jobs: state, from the rows. Each API process reports all of it, so it is aggregated by `max`, not by `sum`.
 
         self.jobs_waiting = new.scraped(
             "headrace_jobs_waiting", "Queued jobs.", (MODEL, PRIORITY), API, aggregation=Aggregation.MAX
         )
         self.jobs_running = new.scraped(
             "headrace_jobs_running",
-            "Jobs that a worker has claimed.",
+            "Jobs claimed by a worker.",
             (MODEL, PRIORITY),
             API,
             aggregation=Aggregation.MAX,
         )
         self.queue_oldest_age = new.scraped(
             "headrace_queue_oldest_age_seconds",
-            "How long the oldest queued job has been waiting since its submit; 0 where none waits.",
+            "Time since submit of the oldest queued job; 0 if none.",
             (MODEL, PRIORITY),
             API,
             aggregation=Aggregation.MAX,
         )
         self.workers = new.scraped(
             "headrace_workers",
-            "Workers whose lease is valid.",
+            "Workers with a valid lease.",
             (MODEL, Label("state", tuple(state.value for state in WorkerState))),
             API,
             aggregation=Aggregation.MAX,
         )
         self.worker_slots = new.scraped(
             "headrace_worker_slots",
-            "Jobs that one worker of the model runs at once. From models.yaml, so it is there without a worker too.",
+            "Jobs that one worker of the model runs at the same time; from models.yaml, so it needs no worker.",
             (MODEL,),
             API,
             WORKER,
@@ -160,76 +157,80 @@ class Metrics:
         )
         self.database_up = new.scraped(
             "headrace_database_up",
-            "1: the process reached PostgreSQL at this scrape.",
+            "1 if the process reached PostgreSQL at this scrape, 0 if not.",
             (),
             API,
             aggregation=Aggregation.MIN,
         )
         self.redis_up = new.scraped(
-            "headrace_redis_up", "1: the process reached Redis at this scrape.", (), API, aggregation=Aggregation.MIN
+            "headrace_redis_up",
+            "1 if the process reached Redis at this scrape, 0 if not.",
+            (),
+            API,
+            aggregation=Aggregation.MIN,
         )
 
-        # Latency. Time to the first token is queue wait, then dispatch, then the engine.
+        # Latency. The time to the first token is the sum of queue wait, dispatch and the engine's time.
 
         self.time_to_first_token = new.histogram(
             "headrace_time_to_first_token_seconds",
-            "From a job's commit to its first token in the worker.",
+            "Time from a job's commit to its first token in the worker.",
             (MODEL, PRIORITY),
             FIRST_TOKEN_BUCKETS,
             WORKER,
         )
         self.queue_wait = new.histogram(
             "headrace_queue_wait_seconds",
-            "From a job's commit to its first claim by a worker.",
+            "Time from a job's commit to its first claim.",
             (MODEL, PRIORITY),
             WAIT_BUCKETS,
             WORKER,
         )
         self.dispatch = new.histogram(
             "headrace_dispatch_seconds",
-            "From a claim to the engine being given the request.",
+            "Time from claim to engine call.",
             (MODEL,),
             WAIT_BUCKETS,
             WORKER,
         )
         self.engine_first_token = new.histogram(
             "headrace_engine_first_token_seconds",
-            "From the engine being given a request to its first token.",
+            "Time from engine call to first token.",
             (MODEL,),
             FIRST_TOKEN_BUCKETS,
             WORKER,
         )
         self.engine_queue = new.histogram(
             "headrace_engine_queue_seconds",
-            "vLLM: a finished request's wait inside the engine.",
+            "vLLM: time that a finished request waited in the engine's queue.",
             (MODEL,),
             WAIT_BUCKETS,
             WORKER,
         )
         self.engine_prefill = new.histogram(
             "headrace_engine_prefill_seconds",
-            "vLLM: a finished request's prefill, from being scheduled to its first token.",
+            "vLLM: prefill time of a finished request, from its scheduling to its first token.",
             (MODEL,),
             FIRST_TOKEN_BUCKETS,
             WORKER,
         )
         self.stream_first_token = new.histogram(
             "headrace_stream_first_token_seconds",
-            "From a reader's coming to the first text given to it, where it came before the text was there.",
+            "Time from connect to first token, for readers connected before it was generated.",
             (),
             FIRST_TOKEN_BUCKETS,
             API,
         )
         self.inter_token_latency = new.weighted_histogram(
             "headrace_inter_token_latency_seconds",
-            "Between two tokens of one choice after the first; tokens that go in one flush share their gap.",
+            "Time between consecutive tokens of a choice; tokens of one flush share their gap.",
             MODEL,
             INTER_TOKEN_BUCKETS,
             WORKER,
         )
         self.job_duration = new.histogram(
             "headrace_job_duration_seconds",
-            "From a job's commit to its end.",
+            "Time from a job's commit to its end.",
             (MODEL, PRIORITY),
             DURATION_BUCKETS,
             API,
@@ -239,13 +240,16 @@ class Metrics:
         # Tokens
 
         self.generated_tokens = new.loop_counter(
-            "headrace_generated_tokens_total", "Tokens that engines made, counted as they are written.", MODEL, WORKER
+            "headrace_generated_tokens_total",
+            "Tokens generated by engines, counted when they are written to the log.",
+            MODEL,
+            WORKER,
         )
         self.prompt_tokens = new.counter(
             "headrace_prompt_tokens_total", "Prompt tokens in the usage of ended jobs.", (MODEL,), API, WORKER
         )
         self.cached_tokens = new.counter(
-            "headrace_cached_tokens_total", "Of those, tokens that the prefix cache held.", (MODEL,), API, WORKER
+            "headrace_cached_tokens_total", "Prompt tokens served from the prefix cache.", (MODEL,), API, WORKER
         )
         self.completion_tokens = new.counter(
             "headrace_completion_tokens_total", "Completion tokens in the usage of ended jobs.", (MODEL,), API, WORKER
@@ -255,31 +259,31 @@ class Metrics:
 
         self.stream_readers = new.gauge(
             "headrace_stream_readers",
-            "Readers of jobs: of their text, or waiting for their end alone.",
+            "Open readers of jobs, by whether they read text or only wait for the end.",
             (Label("kind", ("text", "end")),),
             API,
         )
         self.stream_opens = new.counter(
             "headrace_stream_opens_total",
-            "Streams begun: at a job's start, or resumed after a cursor.",
+            "Opened event streams, by whether they start at the first event or after a cursor.",
             (Label("at", ("start", "cursor")),),
             API,
         )
         self.stream_catch_ups = new.counter(
             "headrace_stream_catch_ups_total",
-            "Times a reader went back to the log: it was too slow, or a live message was lost.",
+            "Times a reader fell back to the event log: too slow, or a live message was lost.",
             (Label("reason", ("slow", "gap")),),
             API,
         )
         self.stream_drops = new.counter(
-            "headrace_stream_drops_total", "Readers dropped because they took nothing for too long.", (), API
+            "headrace_stream_drops_total", "Readers disconnected because they read nothing for too long.", (), API
         )
 
         # Batches
 
         self.batch_lines = new.counter(
             "headrace_batch_lines_total",
-            "Lines of batches: made jobs, and, once their batch has ended, gone well or badly.",
+            "Batch lines submitted; completed and failed are counted when the batch ends.",
             (Label("outcome", ("submitted", "completed", "failed")),),
             API,
         )
@@ -287,37 +291,40 @@ class Metrics:
         # Workers
 
         self.worker_jobs = new.scraped(
-            "headrace_worker_jobs", "Jobs that a worker has claimed and runs.", (MODEL,), WORKER
+            "headrace_worker_jobs", "Jobs that the worker has claimed and is running.", (MODEL,), WORKER
         )
         self.worker_ready = new.scraped(
-            "headrace_worker_ready", "1: the worker takes jobs; 0: it drains, or its engine restarts.", (MODEL,), WORKER
+            "headrace_worker_ready",
+            "1 if the worker accepts jobs, 0 while it drains or restarts its engine.",
+            (MODEL,),
+            WORKER,
         )
         self.worker_stalled = new.scraped(
             "headrace_worker_stalled_seconds",
-            "How long messages have waited while this worker had room and took none. It ends itself after 10 s.",
+            "Time that messages have waited while this worker had free slots; it exits after 10 s.",
             (MODEL,),
             WORKER,
             aggregation=Aggregation.MAX,
         )
         self.engine_requests_running = new.scraped(
-            "headrace_engine_requests_running", "Requests that the engine computes.", (MODEL,), WORKER
+            "headrace_engine_requests_running", "Requests that the engine is processing.", (MODEL,), WORKER
         )
         self.engine_requests_waiting = new.scraped(
             "headrace_engine_requests_waiting",
-            "Requests that wait inside the engine, for room in its KV cache.",
+            "Requests that wait in the engine for space in its KV cache.",
             (MODEL,),
             WORKER,
         )
         self.engine_kv_cache_usage = new.scraped(
             "headrace_engine_kv_cache_usage_ratio",
-            "vLLM: the part of the KV cache that is in use, 0 to 1.",
+            "vLLM: fraction of the KV cache in use.",
             (MODEL,),
             WORKER,
             aggregation=Aggregation.MAX,
         )
         self.engine_preemptions = new.scraped(
             "headrace_engine_preemptions_total",
-            "vLLM: requests thrown out of a full KV cache, to be computed again.",
+            "vLLM: requests preempted because the KV cache was full.",
             (MODEL,),
             WORKER,
         )
@@ -328,49 +335,48 @@ class Metrics:
             WORKER,
         )
         self.engine_prefix_cache_hit_tokens = new.scraped(
-            "headrace_engine_prefix_cache_hit_tokens_total", "vLLM: tokens found there.", (MODEL,), WORKER
+            "headrace_engine_prefix_cache_hit_tokens_total", "vLLM: tokens found in the prefix cache.", (MODEL,), WORKER
         )
         self.engine_restarts = new.counter(
-            "headrace_engine_restarts_total", "Times a worker's engine died and was started again.", (MODEL,), WORKER
+            "headrace_engine_restarts_total", "Engine restarts after a failure.", (MODEL,), WORKER
         )
         self.upstream_requests = new.counter(
             "headrace_upstream_requests_total",
-            "Answers of the server behind an `openai` model, by their status.",
+            "Responses of the upstream of an `openai` model, by status.",
             (MODEL, Label("status", bound="HTTP status codes")),
             WORKER,
         )
         self.upstream_failures = new.counter(
             "headrace_upstream_failures_total",
-            "Requests to it whose connection failed: not answered in time, not reached, broken before or within the"
-            " answer.",
+            "Upstream requests that failed at connection level: timeout, unreachable, broken.",
             (MODEL, Label("kind", ("timeout", "unreachable", "broken"))),
             WORKER,
         )
         self.upstream_retries = new.counter(
-            "headrace_upstream_retries_total", "Requests that were sent to an upstream again.", (MODEL,), WORKER
+            "headrace_upstream_retries_total", "Retried upstream requests.", (MODEL,), WORKER
         )
 
         new.start_at_zero(MODEL, names)
 
     @property
     def definitions(self) -> Sequence[Definition]:
-        """All metrics, in the order of the documentation."""
+        """All metrics, including those that this process does not export, in the order of docs/metrics.md."""
         return self._instruments.definitions
 
     def registry(self, *collectors: Collector) -> CollectorRegistry:
-        """What the process exports: its metrics, these collectors, and the metrics of the Python runtime."""
+        """All that the process exports: its metrics, these collectors, and the metrics of the Python runtime."""
         return self._instruments.registry(*collectors)
 
     def model_label(self, model: str) -> str:
-        """A model as a label."""
+        """The label of a model."""
         return model if model in self._models else OTHER
 
     def submitted(self, model: str, priority: int) -> None:
-        """Count a job whose row has been committed."""
+        """Count a job after its row is committed."""
         self.jobs_submitted.labels(self.model_label(model), priority_label(priority)).inc()
 
     def job_ended(self, job: Job, result: JobResult) -> None:
-        """Count the end of a job. Called by the process that wrote it to the row, and only by that one."""
+        """Count a job's end. Called only by the process that wrote it to the row."""
         model, priority = self.model_label(job.model), priority_label(job.priority)
         self.jobs_finished.labels(model, priority, result.status.value).inc()
         if result.error is not None:
@@ -382,5 +388,5 @@ class Metrics:
 
 
 def priority_label(priority: int) -> str:
-    """A priority as a label: the range of priorities that share a list in Redis."""
+    """The label of a priority: the range of priorities that share a list in Redis."""
     return _BAND_NAMES[priority]

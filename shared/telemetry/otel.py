@@ -1,6 +1,6 @@
-"""Traces by OpenTelemetry's SDK. Configured by its own variables: endpoint, headers, sampler, resource attributes.
+"""Tracing with OpenTelemetry's SDK, whose own variables set endpoint, headers, sampler and resource attributes.
 
-Parents are always told by a `traceparent`: of the request, of the row. There is no current span.
+The parent of a span is always given by a `traceparent`, from the request or the row: there is no current span.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from shared.domain.job import JOB_ID_PREFIX, Attempt, AttemptOutcome, Job, JobStatus
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
-from shared.telemetry.tracing import AttemptTrace, Reading, RequestTrace, Traces
+from shared.telemetry.tracing import AttemptTrace, RequestTrace, StreamTrace, Traces
 
 # Outcomes that set an error on the attempt's span.
 FAULTS = (AttemptOutcome.FAILED, AttemptOutcome.ENGINE_LOST, AttemptOutcome.WORKER_LOST)
@@ -33,7 +33,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class Ids(RandomIdGenerator):
-    """Random ids, but for those that follow from a job: whoever tells of an attempt gives its span the same id."""
+    """Random ids, unless set: ids derived from a job let several processes report the span of the same attempt."""
 
     def __init__(self) -> None:
         self.span_id: int | None = None
@@ -49,9 +49,9 @@ class Ids(RandomIdGenerator):
 
 
 class OtelTraces(Traces):
-    """Makes spans, and sends them from a thread of its own. To be used from one thread."""
+    """Creates spans and exports them in a background thread. Not thread-safe."""
 
-    on = True
+    enabled = True
 
     def __init__(self, exporter: str, service: str, instance: str) -> None:
         self._ids = Ids()
@@ -59,8 +59,8 @@ class OtelTraces(Traces):
         if SERVICE_NAME not in OTELResourceDetector().detect().attributes:
             resource = resource.merge(Resource({SERVICE_NAME: service}))
         self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
-        sending: SpanExporter = ConsoleSpanExporter() if exporter == "console" else OTLPSpanExporter()
-        self._provider.add_span_processor(BatchSpanProcessor(sending))
+        span_exporter: SpanExporter = ConsoleSpanExporter() if exporter == "console" else OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(span_exporter))
         self._tracer = self._provider.get_tracer("headrace")
 
     def request(self, method: str, path: str, traceparent: str | None) -> RequestTrace:
@@ -68,7 +68,7 @@ class OtelTraces(Traces):
             method,
             _parent(traceparent),
             SpanKind.SERVER,
-            _known(
+            _without_none(
                 {
                     "http.request.method": method,
                     "url.path": path,
@@ -76,7 +76,7 @@ class OtelTraces(Traces):
                 }
             ),
         )
-        REQUEST_CONTEXT.set(replace(REQUEST_CONTEXT.get(), traceparent=_written(span)))
+        REQUEST_CONTEXT.set(replace(REQUEST_CONTEXT.get(), traceparent=_traceparent(span)))
         return _Request(span, method)
 
     @contextmanager
@@ -86,37 +86,37 @@ class OtelTraces(Traces):
             f"submit {model}", _parent(origin.traceparent), SpanKind.PRODUCER, {"gen_ai.request.model": model}
         )
         try:
-            yield replace(origin, traceparent=_written(span))
+            yield replace(origin, traceparent=_traceparent(span))
         except BaseException as error:
-            span.set_status(Status(StatusCode.ERROR, type(error).__name__))  # its words may quote the prompt
+            span.set_status(Status(StatusCode.ERROR, type(error).__name__))  # its message may quote the prompt
             raise
         finally:
             span.end()
 
     def claimed(self, job: Job) -> AttemptTrace:
-        *before, current = job.attempts
-        if before and before[-1].outcome == AttemptOutcome.WORKER_LOST:
-            self._lost(job, before[-1], before[-1].ended_at or current.started_at)
-        self._waited(job, before, current.started_at)
+        *earlier, current = job.attempts
+        if earlier and earlier[-1].outcome == AttemptOutcome.WORKER_LOST:
+            self._report_lost(job, earlier[-1], earlier[-1].ended_at or current.started_at)
+        self._report_queued(job, earlier, current.started_at)
         return _Attempt(self, job, current)
 
     def ended_without_worker(self, job: Job, status: JobStatus, now: datetime) -> None:
         if job.status is JobStatus.QUEUED:
-            self._waited(job, list(job.attempts), now, status.value)
+            self._report_queued(job, list(job.attempts), now, status.value)
         elif job.attempts:
-            self._lost(job, job.attempts[-1], now)
+            self._report_lost(job, job.attempts[-1], now)
 
     @contextmanager
-    def reading(self, job: Job, after: int) -> Iterator[Reading]:
-        links = [_context(REQUEST_CONTEXT.get().traceparent)]
+    def streaming(self, job: Job, after: int) -> Iterator[StreamTrace]:
+        links = [_span_context(REQUEST_CONTEXT.get().traceparent)]
         span = self.of_job(
             job, "stream", None, {"headrace.after": after}, links=[Link(link) for link in links if link.is_valid]
         )
-        reading = _Reading()
+        trace = _Stream()
         try:
-            yield reading
+            yield trace
         finally:
-            span.set_attribute("headrace.events", reading.events)
+            span.set_attribute("headrace.events", trace.events)
             span.end()
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ class OtelTraces(Traces):
         span_id: int | None = None,
         links: list[Link] | None = None,
     ) -> Span:
-        """A span of the job's trace, below its submit. A job that came without one has a trace named after it."""
+        """A span below the job's submit. Without a `traceparent` in the row, the trace id is the UUID of the job id."""
         parent = _parent(job.request_context.traceparent)
         self._ids.span_id, self._ids.trace_id = span_id, _uuid(job)
         try:
@@ -141,7 +141,7 @@ class OtelTraces(Traces):
                 name,
                 parent,
                 kind,
-                _known(
+                _without_none(
                     {
                         "headrace.job.id": job.id,
                         "headrace.request.id": job.request_context.request_id,
@@ -156,7 +156,7 @@ class OtelTraces(Traces):
             self._ids.span_id = self._ids.trace_id = None
 
     def of_attempt(self, job: Job, attempt: Attempt) -> Span:
-        """The span of an attempt, which is the same one, whoever tells of it."""
+        """The span of an attempt, with the same id in every process."""
         return self.of_job(
             job,
             f"attempt {attempt.number}",
@@ -167,18 +167,18 @@ class OtelTraces(Traces):
         )
 
     def phase(self, parent: Span, name: str, start: datetime, attributes: Mapping[str, Value]) -> Span:
-        """A span below an attempt's."""
+        """A span below that of an attempt."""
         return self._tracer.start_span(
             name, set_span_in_context(parent, Context()), attributes=dict(attributes), start_time=_ns(start)
         )
 
-    def _lost(self, job: Job, attempt: Attempt, ended_at: datetime) -> None:
+    def _report_lost(self, job: Job, attempt: Attempt, ended_at: datetime) -> None:
         span = self.of_attempt(job, attempt)
         _end(span, ended_at, AttemptOutcome.WORKER_LOST)
 
-    def _waited(self, job: Job, before: list[Attempt], until: datetime, outcome: str | None = None) -> None:
-        """How long a job waited for a worker, and what became of it where none came."""
-        since = before[-1].ended_at if before else job.created_at
+    def _report_queued(self, job: Job, earlier: list[Attempt], until: datetime, outcome: str | None = None) -> None:
+        """Report the job's time in the queue. `outcome` is its final status if no worker claimed it."""
+        since = earlier[-1].ended_at if earlier else job.created_at
         span = self.of_job(job, f"queue {job.model}", since, {"headrace.outcome": outcome})
         span.end(_ns(until))
 
@@ -188,7 +188,7 @@ class _Request(RequestTrace):
         self._span = span
         self._method = method
 
-    def answered(self, status: int) -> None:
+    def response_started(self, status: int) -> None:
         self._span.set_attribute("http.response.status_code", status)
         self._span.add_event("answer")
         if status >= 500:
@@ -208,7 +208,7 @@ class _Attempt(AttemptTrace):
         self._span = traces.of_attempt(job, attempt)
         self._phase: Span | None = None
 
-    def generates(self, now: datetime, tokens_before: int) -> None:
+    def generation_started(self, now: datetime, tokens_before: int) -> None:
         self._span.set_attribute("headrace.tokens_before", tokens_before)
         self._phase = self._traces.phase(self._span, "prefill", now, {})
 
@@ -227,11 +227,11 @@ class _Attempt(AttemptTrace):
         _end(self._span, now, outcome)
 
 
-class _Reading(Reading):
+class _Stream(StreamTrace):
     def __init__(self) -> None:
         self.events = 0
 
-    def got(self, events: int) -> None:
+    def delivered(self, events: int) -> None:
         self.events += events
 
 
@@ -242,27 +242,27 @@ def _end(span: Span, now: datetime, outcome: AttemptOutcome) -> None:
     span.end(_ns(now))
 
 
-def _known(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
+def _without_none(attributes: Mapping[str, Value | None]) -> dict[str, Value]:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
 def _parent(traceparent: str | None) -> Context:
-    """A context with that parent; without one where there is none, or it is not well formed."""
+    """The context of a parent span; an empty one if `traceparent` is missing or malformed."""
     carrier = {"traceparent": traceparent} if traceparent else {}
     return _PROPAGATOR.extract(carrier, Context())
 
 
-def _context(traceparent: str | None) -> SpanContext:
+def _span_context(traceparent: str | None) -> SpanContext:
     return get_current_span(_parent(traceparent)).get_span_context()
 
 
-def _written(span: Span) -> str:
+def _traceparent(span: Span) -> str:
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
 def _ns(moment: datetime | None) -> int | None:
-    """Nanoseconds since 1970."""
+    """Nanoseconds since the Unix epoch."""
     if moment is None:
         return None
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
@@ -270,7 +270,7 @@ def _ns(moment: datetime | None) -> int | None:
 
 
 def _uuid(job: Job) -> int:
-    """The UUID in its id, which may end with a region."""
+    """The UUID in the job's id, which may end with a region."""
     return int(job.id.removeprefix(JOB_ID_PREFIX)[:32], 16)
 
 

@@ -1,20 +1,19 @@
-"""Spans of a job's way, for OpenTelemetry; off unless the standard variables ask for them.
+"""The interface of tracing, and an implementation that does nothing.
 
-The interface of tracing, and an implementation that does nothing. `shared.telemetry.otel` implements it with
-OpenTelemetry, and is imported only if tracing is enabled.
+`shared.telemetry.otel` implements it with OpenTelemetry, and is imported only if tracing is enabled.
 
-    POST /v1/jobs                the HTTP request, for as long as it is answered; a child of the client's `traceparent`
-    └ submit sim                 until the row is committed. Its name goes into the row, as `traceparent`
-      ├ queue sim                from there, or from the end of the attempt before, to a worker's claim
-      ├ attempt 1                worker_lost: told by whoever found it so
+    POST /v1/jobs                the HTTP request up to the end of its response; a child of the client's `traceparent`
+    └ submit sim                 until the row is committed; stored in the row as `traceparent`
+      ├ queue sim                from the commit, or the end of the previous attempt, to a worker's claim
+      ├ attempt 1                worker_lost: reported by the process that detected it
       │ └ prefill
       ├ queue sim
       ├ attempt 2                on another worker
-      │ ├ prefill                from the engine's call to its first token
-      │ └ decode                 from there to its last
+      │ ├ prefill                from the engine call to the first token
+      │ └ decode                 from the first token to the last
       └ stream                   a reader of GET /v1/jobs/{id}/stream, linked to its own request
 
-The row decides about a job, so the row carries its trace: through lost, doubled and repeated messages, to any worker.
+The trace context is stored in the row, so it survives lost, duplicated and repeated messages.
 """
 
 from __future__ import annotations
@@ -28,63 +27,63 @@ from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 
 
 class RequestTrace:
-    """An HTTP request's span."""
+    """The span of an HTTP request."""
 
-    def answered(self, status: int) -> None:
-        """The answer begins."""
+    def response_started(self, status: int) -> None:
+        """The response headers were sent."""
 
     def ended(self, route: str, job_id: str | None) -> None:
-        """The answer is whole, or its reader has gone."""
+        """The response is complete, or the client has disconnected."""
 
 
 class AttemptTrace:
-    """An attempt's span, and those of its engine's phases. Times are the database's clock, as far as it is known."""
+    """The spans of an attempt and of its engine's phases. Times are estimates of the database's clock."""
 
-    def generates(self, now: datetime, tokens_before: int) -> None:
-        """The engine is asked, to go on after so many tokens."""
+    def generation_started(self, now: datetime, tokens_before: int) -> None:
+        """The engine was called, to resume after this number of tokens."""
 
     def first_token(self, now: datetime, prompt_tokens: int, cached_tokens: int) -> None:
-        """The prompt has been prefilled."""
+        """The engine has prefilled the prompt."""
 
     def ended(self, now: datetime, outcome: AttemptOutcome, prompt_tokens: int, tokens: int) -> None:
-        """This attempt is over and has made so many tokens."""
+        """The attempt has ended after generating this number of tokens."""
 
 
-class Reading:
-    """A reader's span."""
+class StreamTrace:
+    """The span of a reader of a job."""
 
-    def got(self, events: int) -> None:
-        """It was given so many events more."""
+    def delivered(self, events: int) -> None:
+        """The reader received this number of further events."""
 
 
 class Traces:
-    """Makes spans. These make none."""
+    """Creates spans. This base class creates none."""
 
-    on = False
+    enabled = False
 
     def request(self, method: str, path: str, traceparent: str | None) -> RequestTrace:
-        """A request has come, with the `traceparent` that it had. Sets `REQUEST_CONTEXT` for what is done for it."""
+        """A request has arrived with this `traceparent`. Sets `REQUEST_CONTEXT` to the request's span."""
         return RequestTrace()
 
     @contextmanager
     def submitting(self, model: str) -> Iterator[RequestContext]:
-        """A job is committed meanwhile; yields where it comes from."""
+        """The span of a submit; yields the context to store in the job's row."""
         yield REQUEST_CONTEXT.get()
 
     def claimed(self, job: Job) -> AttemptTrace:
-        """A worker has claimed a job. Tells how long it waited, and of the attempt before, if it was lost."""
+        """A worker has claimed a job. Also reports the time in the queue, and the previous attempt if it was lost."""
         return AttemptTrace()
 
     def ended_without_worker(self, job: Job, status: JobStatus, now: datetime) -> None:
-        """A job has ended without a worker, as it was read before."""
+        """A job has ended without a worker; `job` is its state before that."""
 
     @contextmanager
-    def reading(self, job: Job, after: int) -> Iterator[Reading]:
-        """A reader follows a job after a cursor meanwhile."""
-        yield Reading()
+    def streaming(self, job: Job, after: int) -> Iterator[StreamTrace]:
+        """The span of a reader that follows a job after a cursor."""
+        yield StreamTrace()
 
     def close(self) -> None:
-        """Send what waits. Blocks, for some seconds at most."""
+        """Send the remaining spans. Blocks for a few seconds at most."""
 
 
 NO_TRACES = Traces()

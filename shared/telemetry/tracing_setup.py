@@ -1,4 +1,4 @@
-"""Enables tracing by the standard OpenTelemetry variables."""
+"""Enables tracing according to the standard OpenTelemetry variables."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
 
 
 class TracingError(HeadraceError):
-    """A variable of OpenTelemetry's asks for what is not there."""
+    """The value of an OpenTelemetry variable is not supported."""
 
 
-def wanted(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The exporter that OpenTelemetry's variables ask for; None: no traces.
+def configured_exporter(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The exporter that OpenTelemetry's variables configure; None if tracing is disabled.
 
     Raises:
-        TracingError: names the variable and what it may be.
+        TracingError: a value is not supported; the message names the variable and the supported values.
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
@@ -41,12 +41,12 @@ def wanted(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def open_traces(service: str, instance: str) -> Traces:
-    """Traces of this process, where they are asked for.
+    """Start tracing in this process if it is configured.
 
     Raises:
-        TracingError: as `wanted`.
+        TracingError: as `configured_exporter`.
     """
-    exporter = wanted()
+    exporter = configured_exporter()
     if exporter is None:
         return NO_TRACES
     from shared.telemetry.otel import OtelTraces

@@ -9,8 +9,8 @@ import pytest
 
 from shared.config.bundled_model import bundled_model_path
 from tests.conftest import SIM_REDIS_DB, VLLM_REDIS_DB, Servers
-from tests.support.database import TEMPLATE, create_database, drop_database, switch_database
-from tests.support.stack import Stack, write_models
+from tests.support.database import create_database, drop_database, switch_database
+from tests.support.stack import Stack, stack_template, write_models
 
 FAIL = "<<fail>>"
 # Of the real engine, as vLLM's own server has them too where the two are compared.
@@ -35,7 +35,7 @@ def make_stack(
     """A stack on a database and a Redis database of its own; nothing started yet."""
     folder = tmp_path_factory.mktemp(name)
     database = f"stack_{name}"
-    create_database(servers.postgres_url, database, template=TEMPLATE)
+    create_database(servers.postgres_url, database, template=stack_template(servers.postgres_url))
     return Stack(
         switch_database(servers.postgres_url, database),
         servers.empty_redis(redis_db),
@@ -94,7 +94,7 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
         stack.start_worker("smollm2", within_s=240)
         yield stack
     finally:
-        stack.stop()
+        stack.stop(gently=True)  # vLLM has files to remove
         drop_database(servers.postgres_url, "stack_vllm")
 
 

@@ -28,7 +28,7 @@ GATE: Any = {"name": "gate", "input_schema": {"type": "object", "properties": {}
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API and one worker for `sim`; `up` is somebody else's, whose tokens nobody here can count."""
+    """The API, a worker for `sim` and one for `quick`; `up` is somebody else's, whose tokens nobody here can count."""
     models: list[dict[str, object]] = [
         {
             "name": "sim",
@@ -36,6 +36,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "slots": 32,
             "options": {"ttft_ms": 5, "itl_ms": 5, "fail_on": FAIL, "max_model_len": CONTEXT},
         },
+        {"name": "quick", "engine": "simulated", "options": {"ttft_ms": 5, "itl_ms": 0.2, "max_model_len": CONTEXT}},
         {
             "name": "up",
             "engine": "openai",
@@ -56,6 +57,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     try:
         stack.start_api()
         stack.start_worker("sim")
+        stack.start_worker("quick")
         yield stack
     finally:
         stack.stop()
@@ -217,7 +219,7 @@ async def test_a_call_that_max_tokens_cuts_is_told_as_it_is(client: anthropic.As
 
 async def test_thinking(client: anthropic.AsyncAnthropic) -> None:
     asked: Any = {
-        "model": "sim",
+        "model": "quick",
         "max_tokens": 2000,
         "messages": HELLO,
         "thinking": {"type": "enabled", "budget_tokens": 1024},
@@ -238,7 +240,7 @@ async def test_thinking(client: anthropic.AsyncAnthropic) -> None:
     off = await client.messages.create(**{**asked, "thinking": {"type": "disabled"}})
     assert [block.type for block in off.content] == ["text"]
     again = await client.messages.create(
-        model="sim", max_tokens=5, messages=[*HELLO, whole.to_param(), {"role": "user", "content": "And now?"}]
+        model="quick", max_tokens=5, messages=[*HELLO, whole.to_param(), {"role": "user", "content": "And now?"}]
     )
     assert again.usage.output_tokens == 5
 
@@ -326,7 +328,7 @@ async def test_a_stream_goes_on_when_its_worker_is_killed(
 ) -> None:
     asked: Any = {"model": "sim", "max_tokens": 600, "messages": HELLO}
     whole = await client.messages.create(**asked)
-    (worker,) = [name for name in stack.processes if name.startswith("worker")]
+    (worker,) = stack.workers("sim")
     kinds = []
     async with client.messages.stream(**asked) as stream:
         job_id = stream.response.headers["x-headrace-job-id"]

@@ -15,6 +15,7 @@ import hypothesis.strategies as some
 import pytest
 
 from tests.e2e.test_jobs import ended, submit
+from tests.support.examples import drawn
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually
@@ -676,7 +677,7 @@ FIELDS = (
 CHANGES = some.dictionaries(some.sampled_from(FIELDS) | some.text(max_size=8), VALUES, min_size=1, max_size=3)
 
 
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@drawn(150, long=5000)
 @hypothesis.given(path=some.sampled_from(POSTS), changes=CHANGES)
 def test_no_body_is_an_internal_error(sim_stack: Stack, path: str, changes: dict[str, Any]) -> None:
     body = body_for(path, **changes)

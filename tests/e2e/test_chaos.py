@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,16 @@ async def test_each_fault_once(tmp_path: Path) -> None:
     assert result.accepted > 100
     assert result.readers > 10
     assert not result.verdict.exhausted
+
+
+@pytest.mark.long
+async def test_faults_that_overlap(tmp_path: Path) -> None:
+    """As `make chaos` with 2,000 jobs."""
+    plan = Plan(seed=secrets.randbelow(10**6), faults=tuple(FAULTS), jobs=2000, quick=True)
+    print(f"seed {plan.seed}")
+    result = await run(plan, tmp_path, print)
+    print(table(result))
+    assert not result.verdict.broken, failures(result)
 
 
 def test_faults_are_chosen_by_name() -> None:

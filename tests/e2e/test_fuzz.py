@@ -1,7 +1,7 @@
 """Every route, fuzzed from its OpenAPI document: no 5xx, documented statuses alone, answers of the documented shape.
 
-Requests that fit the document and requests that do not, the same at each run. Half of those that name a job, a file or
-a batch name one that is there.
+Requests that fit the document and requests that do not, the same at each run of `make test`. Half of those that name
+a job, a file or a batch name one that is there.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from api.settings import ApiSettings
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.support.database import drop_database
+from tests.support.examples import LONG, drawn
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually_sync
 
 SEED = 20260
-EXAMPLES = 40
 CHECKS: list[Any] = [
     not_a_server_error,
     status_code_conformance,
@@ -60,7 +60,8 @@ def document() -> dict[str, Any]:
 def configuration() -> SchemathesisConfig:
     config = SchemathesisConfig()
     project = config.projects.default
-    project.seed = SEED
+    if not LONG:
+        project.seed = SEED
     # The tests' own key is sent.
     project.generation.with_security_parameters = False
     # Which method a path does not take is no operation's own.
@@ -165,10 +166,7 @@ statuses: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
 @schema.parametrize()  # type: ignore[untyped-decorator]  # it ships no types
 @hypothesis.settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
+    drawn(40, long=1000),
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
 )

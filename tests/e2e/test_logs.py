@@ -233,10 +233,11 @@ def crashing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iter
         stack.start_worker("smollm2", within_s=240)
         yield stack
     finally:
-        stack.stop()
+        stack.stop(gently=True)
         drop_database(servers.postgres_url, "stack_crash")
 
 
+@pytest.mark.vllm
 async def test_a_crashing_vllm_does_not_log_what_it_was_given(crashing: Stack) -> None:
     """vLLM logs the scheduler's output when a step fails, with each request's stop strings and schemas."""
     async with crashing.client() as client:

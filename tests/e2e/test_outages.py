@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -26,7 +25,7 @@ from tests.e2e.test_jobs import ended, running, submit
 from tests.support.database import TEMPLATE, create_database, drop_database, migrate, switch_database
 from tests.support.servers import OwnServers
 from tests.support.sse import text_of
-from tests.support.stack import Stack, write_models
+from tests.support.stack import Process, Stack, stack_template, write_models
 from tests.support.waiting import eventually, eventually_sync
 from workers.engines.simulated.engine import SimulatedEngine
 
@@ -56,7 +55,7 @@ def stack(own: OwnServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """An API on an empty database and an empty Redis; workers are each test's own."""
     own.start()
     own.flush_redis()
-    create_database(own.postgres_url, "outages", template=TEMPLATE)
+    create_database(own.postgres_url, "outages", template=stack_template(own.postgres_url))
     folder = tmp_path_factory.mktemp("stack")
     stack = Stack(
         switch_database(own.postgres_url, "outages"),
@@ -437,7 +436,7 @@ class TestWorkers:
 
 
 @contextlib.contextmanager
-def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def stopped(process: Process) -> Iterator[None]:
     """A process that stands still meanwhile."""
     process.send_signal(signal.SIGSTOP)
     try:

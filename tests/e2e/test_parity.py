@@ -27,13 +27,17 @@ from shared.config.bundled_model import bundled_model_path
 from tests.e2e.conftest import VLLM_OPTIONS
 from tests.e2e.parity_cases import CASES, CHAT, IN_STREAM, OTHERWISE, REFUSED, SOONER, TAKEN, Case
 from tests.support.ports import free_port
-from tests.support.stack import Stack
+from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import eventually_sync
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [
+    pytest.mark.timeout(900),
+    # torch and vLLM warn about themselves at import.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 MODEL = "smollm2"
-AT_ONCE = 4
+AT_ONCE = 16
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 PER_ANSWER = {"id", "created", "model", "system_fingerprint", "prompt_tokens_details"}
 TOLERANCE = 2e-3
@@ -83,20 +87,24 @@ async def send_all(client: httpx.AsyncClient) -> dict[tuple[str, bool], Answer]:
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Answer]:
-    """What vLLM's own server answers, with the options of the stack's engine."""
+    """What vLLM's own server answers, with the options of the stack's engine, and its executor, which is faster."""
+    from workers.engines.vllm.executor import cpu_options
+
     folder = tmp_path_factory.mktemp("vllm_server")
     port = free_port()
+    options = {**VLLM_OPTIONS, **cpu_options(VLLM_OPTIONS)}
     flags = [
         *("--model", str(bundled_model_path("SmolLM2-135M-Instruct")), "--served-model-name", MODEL),
         *("--host", "127.0.0.1", "--port", str(port), "--disable-log-stats"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        *(word for name, value in VLLM_OPTIONS.items() for word in _flag(name, value)),
+        *(word for name, value in options.items() for word in _flag(name, value)),
     ]
     log = folder / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags],
             env={**os.environ, **OFFLINE},
+            cwd=REPOSITORY,
             stdout=output,
             stderr=subprocess.STDOUT,
         )

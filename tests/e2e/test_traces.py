@@ -265,7 +265,9 @@ async def test_a_job_submitted_where_tracing_is_off_has_a_trace_named_after_it(
 
 async def test_a_collector_that_is_away_stops_nobody(stack: Stack) -> None:
     environment = stack.environment
-    stack.environment = environment | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    # The timeout is how long a process that stops tries to send its last spans.
+    away = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    stack.environment = environment | away
     try:
         with stack.second_api() as url:
             async with stack.client(base_url=url) as client:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TEST_REDIS_DB, Servers
-from tests.support.stack import REPOSITORY, write_models
+from tests.support.forked import run_forked
+from tests.support.stack import write_models
 
 API, WORKER, KEYS, MIGRATIONS = ("api",), ("workers", "sim"), ("api.keys", "list"), ("migrations", "current")
 BOTH = [API, WORKER]
@@ -26,15 +26,8 @@ def start(tmp_path: Path, command: tuple[str, ...], **settings: str | None) -> s
         "HEADRACE_MODELS": str(write_models(tmp_path / "models.yaml", [{"name": "sim", "engine": "simulated"}])),
         "HEADRACE_PORT": "0",
     }
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        env={name: value for name, value in {**os.environ, **valid, **settings}.items() if value is not None},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {name: value for name, value in {**os.environ, **valid, **settings}.items() if value is not None}
+    return run_forked(*command, environment=environment)
 
 
 @pytest.mark.parametrize(

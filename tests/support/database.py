@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
@@ -13,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from api.keys.store import ApiKeyStore
 from shared.domain.owner import Owner
+from tests.support.forked import run_forked
 
 TEMPLATE = "headrace_template"
 
@@ -45,13 +45,7 @@ def drop_database(url: str, name: str) -> None:
 
 def migrate(url: str, step: str = "upgrade", *revision: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m migrations`."""
-    return subprocess.run(
-        [sys.executable, "-m", "migrations", step, *revision],
-        env={**os.environ, "DATABASE_URL": url},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    return run_forked("migrations", step, *revision, environment={**os.environ, "DATABASE_URL": url}, check=True)
 
 
 async def make_owner(engine: AsyncEngine, name: str) -> Owner:

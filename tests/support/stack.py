@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,15 +14,19 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.support.database import TEMPLATE, create_database, switch_database
+from tests.support.forked import Forked, run_forked
 from tests.support.ports import free_port
 from tests.support.waiting import eventually_sync
 
 KEY = "hr_e2etests_" + "0" * 43
+Process = subprocess.Popen[bytes] | Forked
+STACK_TEMPLATE = "headrace_stack_template"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Stack:
-    """API and worker processes, whose logs are in `folder`."""
+    """API and worker processes on a database made from `stack_template`. Their logs are in `folder`."""
 
     def __init__(self, database_url: str, redis_url: str, models: Path, folder: Path, **settings: object) -> None:
         self.folder = folder
@@ -42,36 +46,33 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
             **{name: str(value) for name, value in settings.items()},
         }
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Process] = {}
+        self._forks = '"engine": "vllm"' not in models.read_text()
+        self._models: dict[str, str] = {}
         self._count = 0
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `python -m ...` and wait until it exits."""
-        return subprocess.run(
-            [sys.executable, "-m", *arguments],
-            env=self.environment,
-            cwd=REPOSITORY,
-            check=check,
-            capture_output=True,
-            text=True,
-        )
+        return run_forked(*arguments, environment=self.environment, check=check)
 
-    def start(self, name: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *arguments: str, **settings: str) -> Process:
         """Start `python -m ...` as a process called `name`."""
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                env={**self.environment, **settings},
-                cwd=REPOSITORY,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.processes[name] = process
-        return process
+        log, environment = self.folder / f"{name}.log", {**self.environment, **settings}
+        if self._forks and arguments[0] in ("api", "workers"):
+            self.processes[name] = Forked(*arguments, environment=environment, out=log, err=log)
+        else:
+            with log.open("ab") as file:
+                self.processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", *arguments],
+                    env=environment,
+                    cwd=REPOSITORY,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        return self.processes[name]
 
     def start_api(self) -> None:
-        self.command("api.keys", "ensure", "e2e")
         self.start("api", "api")
         eventually_sync(self._alive, f"the API responds; see {self.folder}/api.log", within_s=60)
 
@@ -113,6 +114,7 @@ class Stack:
         self._count += 1
         name = f"worker-{self._count}"
         process = self.start(name, "workers", model, **settings)
+        self._models[name] = model
         log = self.folder / f"{name}.log"
 
         def ready() -> bool:
@@ -122,27 +124,32 @@ class Stack:
         eventually_sync(ready, f"{name} is ready; see {log}", within_s=within_s)
         return name
 
+    def workers(self, model: str) -> list[str]:
+        """The names of the processes that serve a model."""
+        return [name for name in self.processes if self._models.get(name) == model]
+
     def kill(self, name: str) -> None:
         """`kill -9` a process, as if its node were lost."""
         process = self.processes.pop(name)
         process.kill()
         process.wait()
 
-    def stop(self) -> None:
-        """Send SIGTERM to all processes, and SIGKILL to those that do not exit."""
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            for child in children:
-                if child.is_running():
-                    child.kill()
+    def stop(self, *, gently: bool = False) -> None:
+        """End all processes with what they have started. By SIGKILL, as a drain is not what is tested here."""
+        running = [process for process in self.processes.values() if process.poll() is None]
+        children = [child for process in running for child in psutil.Process(process.pid).children(recursive=True)]
+        if gently:
+            for process in running:
+                process.terminate()
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+        for process in running:
+            process.kill()
+            process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         self.processes.clear()
 
     def client(self, **options: Any) -> httpx.AsyncClient:
@@ -154,6 +161,15 @@ class Stack:
     def _alive(self) -> bool:
         assert self.processes["api"].poll() is None, (self.folder / "api.log").read_text()[-3000:]
         return _answers(self.url)
+
+
+@functools.cache
+def stack_template(url: str) -> str:
+    """The name of the template for stacks: migrated, and with the key that their clients use."""
+    create_database(url, STACK_TEMPLATE, template=TEMPLATE)
+    environment = {**os.environ, "DATABASE_URL": switch_database(url, STACK_TEMPLATE), "HEADRACE_API_KEY": KEY}
+    run_forked("api.keys", "ensure", "e2e", environment=environment, check=True)
+    return STACK_TEMPLATE
 
 
 def _answers(url: str) -> bool:

@@ -172,7 +172,7 @@ class JobAttempt:
             return  # an earlier attempt ended after its last token, before it wrote the row
         self._submitted_at = time.monotonic()
         self._metrics.submitted(self._submitted_at - self.claimed_at)
-        self._trace.generates(self._database_now(), self._prior_tokens)
+        self._trace.generation_started(self._database_now(), self._prior_tokens)
         engine = self._context.engine
         comparable = self._transcript.fingerprints <= {engine.fingerprint}
         outputs = engine.generate(f"{job.id}-{job.attempt}", job.request, prior, comparable=comparable)

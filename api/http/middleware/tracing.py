@@ -26,7 +26,7 @@ class TracingMiddleware:
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                trace.answered(message["status"])
+                trace.response_started(message["status"])
             await send(message)
 
         try:

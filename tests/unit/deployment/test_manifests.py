@@ -1,4 +1,4 @@
-"""Images, docker-compose.yml and the Kubernetes manifests: they render, they are judged well, and they name what is."""
+"""Images, docker-compose.yml and Kubernetes manifests: they render, pass linters and refer to existing settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOCKERFILES = ("api/Dockerfile", "workers/Dockerfile")
 COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
 VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
 
-# Read elsewhere than by the settings of API and workers.
+# Variables that are read elsewhere than in the settings of API and workers.
 OTHER_VARIABLES = {
     "DATABASE_URL",
     "REDIS_URL",
@@ -41,7 +41,7 @@ FOREIGN = ("PYTHON", "HF_", "TORCHINDUCTOR_", "TRITON_", "XDG_", "PATH")
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each overlay as kubectl would apply it."""
+    """The overlays as kubectl renders them."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed: the manifests are not rendered")
     folder = tmp_path_factory.mktemp("rendered")
@@ -68,7 +68,7 @@ def pods(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def tool(name: str) -> str:
     path = judge(name)
     if path is None:
-        pytest.skip(f"{name} is not there; make it once: python -m tests.support.judges")
+        pytest.skip(f"{name} is not installed; install it with: python -m tests.support.judges")
     return str(path)
 
 
@@ -78,7 +78,7 @@ def passes(*command: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kubernetes_would_take_it(rendered: dict[str, Path], overlay: str, tmp_path: Path) -> None:
+def test_kubernetes_accepts_the_manifests(rendered: dict[str, Path], overlay: str, tmp_path: Path) -> None:
     validate = tool("kubernetes-validate")
     known = [item for item in objects(rendered[overlay]) if item["kind"] != "ScaledObject"]
     behaviors = [
@@ -103,18 +103,18 @@ def test_kubernetes_would_take_it(rendered: dict[str, Path], overlay: str, tmp_p
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS[:3])
-def test_checkov_has_nothing_to_say(rendered: dict[str, Path], overlay: str) -> None:
+def test_checkov_reports_nothing(rendered: dict[str, Path], overlay: str) -> None:
     config = str(REPOSITORY / "k8s" / "checkov.yaml")
     passes(tool("checkov"), "--config-file", config, "--skip-download", "--compact", "-f", str(rendered[overlay]))
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)
-def test_hadolint_has_nothing_to_say(file: str) -> None:
+def test_hadolint_reports_nothing(file: str) -> None:
     passes(tool("hadolint"), file)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS[1:])
-def test_a_model_scales_by_its_own_work(rendered: dict[str, Path], overlay: str) -> None:
+def test_a_model_scales_by_its_own_jobs(rendered: dict[str, Path], overlay: str) -> None:
     deployments = {item["metadata"]["name"]: item for item in objects(rendered[overlay], "Deployment")}
     scaled = objects(rendered[overlay], "ScaledObject")
     assert scaled
@@ -122,7 +122,7 @@ def test_a_model_scales_by_its_own_work(rendered: dict[str, Path], overlay: str)
         jsonschema.validate(item, SCALED_OBJECT)
         spec = item["spec"]
         worker = deployments[spec["scaleTargetRef"]["name"]]
-        assert "replicas" not in worker["spec"], "an apply would undo what KEDA has decided"
+        assert "replicas" not in worker["spec"], "applying the manifest would reset the replicas that KEDA has set"
         model = worker["spec"]["template"]["spec"]["containers"][0]["args"][-1]
         query = spec["triggers"][0]["metadata"]["query"]
         assert " ".join(query.split()) == (
@@ -131,10 +131,10 @@ def test_a_model_scales_by_its_own_work(rendered: dict[str, Path], overlay: str)
             f' / max(headrace_worker_slots{{model="{model}"}})'
         )
         assert spec["minReplicaCount"] == 0
-        assert spec["triggers"][0]["metadata"]["activationThreshold"] == "0"  # one waiting job is enough
+        assert spec["triggers"][0]["metadata"]["activationThreshold"] == "0"  # one waiting job starts a worker
 
 
-def test_a_scaled_object_with_a_wrong_field_is_found(rendered: dict[str, Path]) -> None:
+def test_the_schema_rejects_an_invalid_scaled_object(rendered: dict[str, Path]) -> None:
     (item,) = objects(rendered["gpu"], "ScaledObject")
     item["spec"]["triggers"][0]["metadata"]["threshold"] = 1
     with pytest.raises(jsonschema.ValidationError):
@@ -145,7 +145,7 @@ def test_a_scaled_object_with_a_wrong_field_is_found(rendered: dict[str, Path]) 
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_workers_serve_models_that_are_declared(rendered: dict[str, Path], overlay: str, tmp_path: Path) -> None:
+def test_workers_serve_the_declared_models(rendered: dict[str, Path], overlay: str, tmp_path: Path) -> None:
     (config,) = [
         item for item in objects(rendered[overlay], "ConfigMap") if item["metadata"]["name"].startswith("models-")
     ]
@@ -155,12 +155,12 @@ def test_workers_serve_models_that_are_declared(rendered: dict[str, Path], overl
     assert served == list(load_registry(file).models)
 
 
-def test_a_laptop_serves_what_make_up_serves() -> None:
+def test_the_cpu_overlay_serves_the_models_of_make_up() -> None:
     assert (REPOSITORY / "k8s/overlays/cpu/models.yaml").read_text() == (REPOSITORY / "models.yaml").read_text()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pods_name_settings_ports_and_probes_that_are(rendered: dict[str, Path], overlay: str) -> None:
+def test_pods_refer_to_existing_settings_ports_and_probes(rendered: dict[str, Path], overlay: str) -> None:
     settings = next(
         item["data"]
         for item in objects(rendered[overlay], "ConfigMap")
@@ -188,7 +188,7 @@ def test_pods_name_settings_ports_and_probes_that_are(rendered: dict[str, Path],
             assert f"--port={container['ports'][0]['containerPort']}" in container["args"]
 
 
-def test_compose_names_settings_that_are() -> None:
+def test_compose_refers_to_existing_settings() -> None:
     for name, service in COMPOSE["services"].items():
         variables = set(service.get("environment", {}))
         if name == "api":
@@ -201,7 +201,7 @@ def test_compose_names_settings_that_are() -> None:
             assert service["image"].endswith(f":${{HEADRACE_VERSION:-{VERSION}}}")
 
 
-def test_compose_gives_drains_their_time() -> None:
+def test_compose_waits_for_drains() -> None:
     services = COMPOSE["services"]
     for name in ("worker", "worker-gpu", "worker-light"):
         drain_s = default(services[name]["environment"]["HEADRACE_DRAIN_S"])
@@ -210,7 +210,7 @@ def test_compose_gives_drains_their_time() -> None:
     assert seconds(services["api"]["stop_grace_period"]) > stop_s + 10
 
 
-def test_each_variable_of_compose_is_in_the_example_or_has_a_default() -> None:
+def test_compose_variables_are_in_the_example_or_have_a_default() -> None:
     example = (REPOSITORY / ".env.example").read_text()
     given = set(re.findall(r"^([A-Z_]+)=", example, re.MULTILINE))
     text = (REPOSITORY / "docker-compose.yml").read_text()
@@ -220,7 +220,7 @@ def test_each_variable_of_compose_is_in_the_example_or_has_a_default() -> None:
     assert given - {"COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"} <= set(used)
 
 
-def test_env_is_written_once_with_secrets_of_its_own(tmp_path: Path) -> None:
+def test_env_is_written_once_with_generated_secrets(tmp_path: Path) -> None:
     (tmp_path / "launcher").mkdir()
     for file in ("launcher/compose_env.sh", ".env.example"):
         shutil.copy(REPOSITORY / file, tmp_path / file)
@@ -239,19 +239,19 @@ def test_env_is_written_once_with_secrets_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)
-def test_images_name_settings_that_are(file: str) -> None:
+def test_images_refer_to_existing_settings(file: str) -> None:
     text = (REPOSITORY / file).read_text()
     (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", text, re.MULTILINE)
     variables = {name for name in re.findall(r"(?:^|\s)([A-Z_]+)=", block) if not name.startswith(FOREIGN)}
     check_variables(variables, ApiSettings if file.startswith("api") else WorkerSettings)
-    assert not re.search(r"(?i)(password|secret|token|api_key)\s*=", text), "a secret would stay in a layer"
+    assert not re.search(r"(?i)(password|secret|token|api_key)\s*=", text), "the image's layers would contain a secret"
     users = re.findall(r"^USER (\S+)$", text, re.MULTILINE)
     assert users
     assert set(users) == {"10001:10001"}
 
 
 def check_variables(names: set[str], *kinds: type[ApiSettings | WorkerSettings]) -> None:
-    """Each is read by a process of these kinds."""
+    """Check that each variable is read by a process of these kinds."""
     known = OTHER_VARIABLES | {f"HEADRACE_{field}".upper() for kind in kinds for field in kind.model_fields}
     assert names <= known, f"nothing reads {names - known}"
 

@@ -1,4 +1,4 @@
-"""Dashboards, rules and docs name metrics that exist, and ask for them in a way that any number of processes bears."""
+"""Dashboards, rules and docs use existing metrics, with expressions that are correct for any number of processes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ RULES = yaml.safe_load((OBSERVE / "rules" / "headrace.rules.yml").read_text())
 RULE_TESTS = yaml.safe_load((OBSERVE / "rules" / "headrace.test.yml").read_text())
 DEFINITIONS = api_metrics().definitions
 BY_NAME = {definition.name: definition for definition in DEFINITIONS}
-# What every API process reads alike from the rows. Slots are too, but a worker's own stand beside its jobs.
-FLEET = {
+# Values that every API process reads from the rows. Not the slots: workers export them as well, beside their jobs.
+QUEUE_STATE = {
     name for name, one in BY_NAME.items() if one.aggregation is Aggregation.MAX and one.exporters == (Exporter.API,)
 }
-# Prometheus's own, and its client library's.
+# Metrics of the Prometheus client library.
 FOREIGN = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 
 
@@ -44,7 +44,7 @@ RECORDED = {rule["record"] for rule in rules() if "record" in rule}
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Every PromQL expression of dashboards and rules, and where it is."""
+    """All PromQL expressions of dashboards and rules, each with its location."""
     for path in DASHBOARDS:
         for panel in dashboard(path)["panels"]:
             for target in panel.get("targets", ()):
@@ -57,7 +57,7 @@ EXPRESSIONS = list(expressions())
 
 
 def names(expression: str) -> set[str]:
-    """The metrics that an expression names."""
+    """The metrics in an expression."""
     return set(re.findall(r"\b(?:headrace|process)[a-z_0-9:]*", re.sub(r'"[^"]*"', '""', expression)))
 
 
@@ -66,32 +66,32 @@ def defined(name: str) -> Definition | None:
 
 
 @pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])
-def test_expressions_name_what_is_defined(where: str, expression: str) -> None:
+def test_expressions_use_defined_metrics(where: str, expression: str) -> None:
     for name in names(expression) - RECORDED - FOREIGN:
         definition = defined(name)
-        assert definition is not None, f"{where} asks for {name}, which nothing defines"
+        assert definition is not None, f"{where}: {name} is not defined"
         if name.endswith(("_bucket", "_sum", "_count")):
             assert definition.kind == "histogram"
 
 
 @pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])
-def test_counters_are_rates_and_what_all_read_alike_is_a_max(where: str, expression: str) -> None:
+def test_expressions_aggregate_each_metric_correctly(where: str, expression: str) -> None:
     for name in names(expression) - RECORDED - FOREIGN:
         definition = defined(name)
         assert definition is not None
         before = [expression[: found.start()] for found in re.finditer(rf"\b{name}\b", expression)]
         if definition.kind in ("counter", "histogram"):
-            assert all(re.search(r"(rate|increase)\(\s*$", text) for text in before), f"{where}: {name} is no rate"
-        elif name in FLEET:
+            assert all(re.search(r"(rate|increase)\(\s*$", text) for text in before), f"{where}: {name} needs a rate"
+        elif name in QUEUE_STATE:
             assert all(re.search(r"\bmax( by \([a-z, ]*\))? \($|\bmax\($", text) for text in before), (
-                f"{where}: {name} must be a max over processes first"
+                f"{where}: {name} needs a max over processes first"
             )
         elif definition.aggregation is Aggregation.MIN:
-            assert all(re.search(r"\b(min|absent)\($", text) for text in before), f"{where}: {name} must be a min"
+            assert all(re.search(r"\b(min|absent)\($", text) for text in before), f"{where}: {name} needs a min"
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
-def test_dashboards_are_sound(path: Path) -> None:
+def test_dashboards_are_valid(path: Path) -> None:
     board = dashboard(path)
     assert re.fullmatch(r"headrace-[a-z]+", board["uid"])
     assert board["title"]
@@ -100,10 +100,10 @@ def test_dashboards_are_sound(path: Path) -> None:
     ids = [panel["id"] for panel in board["panels"]]
     assert len(ids) == len(set(ids))
     for panel in board["panels"]:
-        spot = panel["gridPos"]
-        assert spot["w"] > 0
-        assert spot["h"] > 0
-        assert spot["x"] + spot["w"] <= 24, panel["title"]
+        position = panel["gridPos"]
+        assert position["w"] > 0
+        assert position["h"] > 0
+        assert position["x"] + position["w"] <= 24, panel["title"]
         if panel["type"] == "row":
             continue
         assert panel["type"] in ("timeseries", "stat")
@@ -130,18 +130,18 @@ def _overlap(one: dict[str, int], other: dict[str, int]) -> bool:
     )
 
 
-def test_dashboards_are_different() -> None:
+def test_dashboards_have_unique_ids() -> None:
     assert len(DASHBOARDS) == len({dashboard(path)["uid"] for path in DASHBOARDS}) == 3
 
 
-def test_the_overview_splits_the_first_token_in_its_second_row() -> None:
+def test_the_second_row_of_the_overview_shows_the_stages_of_the_first_token() -> None:
     panels = dashboard(OBSERVE / "grafana" / "dashboards" / "overview.json")["panels"]
     second = [panel for panel in panels if panel["type"] == "row"][1]
     assert "first tokens slow" in second["title"]
     stages = panels[panels.index(second) + 1]
     assert stages["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"] == "normal"
-    named = set().union(*(names(target["expr"]) for target in stages["targets"]))
-    assert {name.rpartition("_")[0] for name in named} == {
+    stage_metrics = set().union(*(names(target["expr"]) for target in stages["targets"]))
+    assert {name.rpartition("_")[0] for name in stage_metrics} == {
         "headrace_queue_wait_seconds",
         "headrace_dispatch_seconds",
         "headrace_engine_first_token_seconds",
@@ -149,7 +149,7 @@ def test_the_overview_splits_the_first_token_in_its_second_row() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
-def test_every_alert_has_a_runbook_and_a_test_that_sees_it_fire(alert: dict[str, Any]) -> None:
+def test_every_alert_has_a_runbook_section_and_a_test_in_which_it_fires(alert: dict[str, Any]) -> None:
     name = alert["alert"]
     assert alert["labels"]["severity"] in ("warning", "critical")
     assert alert["annotations"]["summary"]
@@ -163,15 +163,15 @@ def test_every_alert_has_a_runbook_and_a_test_that_sees_it_fire(alert: dict[str,
         for case in test.get("alert_rule_test", ())
         if case["alertname"] == name and case["exp_alerts"]
     ]
-    assert fired, f"observe/rules/headrace.test.yml never sees {name} fire"
+    assert fired, f"no test in observe/rules/headrace.test.yml lets {name} fire"
 
 
-def test_the_runbook_has_no_section_too_many() -> None:
+def test_the_runbook_has_one_section_for_each_alert() -> None:
     sections = re.findall(r"^## (\w+)$", (REPOSITORY / "docs" / "runbook.md").read_text(), re.MULTILINE)
     assert sections == [alert["alert"] for alert in ALERTS]
 
 
-def test_the_table_of_metrics_is_what_is_defined() -> None:
+def test_the_documented_table_matches_the_definitions() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
     shown = [line for line in page.splitlines() if line.startswith("| `headrace_")]
     assert shown == [_row(definition) for definition in DEFINITIONS], "\n".join(map(_row, DEFINITIONS))
@@ -183,7 +183,7 @@ def _row(definition: Definition) -> str:
     return f"| {' | '.join(columns)} | {definition.help_text} |"
 
 
-def test_prometheus_finds_api_and_workers_in_each_configuration() -> None:
+def test_each_configuration_scrapes_api_and_workers() -> None:
     for kind in ("one-box", "compose", "kubernetes"):
         config = yaml.safe_load((OBSERVE / f"prometheus.{kind}.yml").read_text())
         assert [job["job_name"] for job in config["scrape_configs"]] == ["headrace-api", "headrace-worker"]
@@ -191,7 +191,7 @@ def test_prometheus_finds_api_and_workers_in_each_configuration() -> None:
         assert [path.name for path in OBSERVE.glob(pattern)] == ["headrace.rules.yml"]
 
 
-def test_kubernetes_pods_are_what_prometheus_looks_for() -> None:
+def test_kubernetes_pods_match_the_scrape_configuration() -> None:
     config = yaml.safe_load((OBSERVE / "prometheus.kubernetes.yml").read_text())
     manifests = {"api": "k8s/base/api.yaml", "worker": "k8s/worker/worker.yaml"}
     for job in config["scrape_configs"]:
@@ -210,15 +210,15 @@ def test_kubernetes_pods_are_what_prometheus_looks_for() -> None:
         )
 
 
-def test_composes_services_are_what_prometheus_looks_for() -> None:
+def test_compose_services_match_the_scrape_configuration() -> None:
     config = yaml.safe_load((OBSERVE / "prometheus.compose.yml").read_text())
     services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
-    asked: dict[str, int] = {}
+    scraped: dict[str, int] = {}
     for job in config["scrape_configs"]:
         for discovery in job["dns_sd_configs"]:
-            asked |= dict.fromkeys(discovery["names"], discovery["port"])
+            scraped |= dict.fromkeys(discovery["names"], discovery["port"])
     workers = {name for name, service in services.items() if "HEADRACE_METRICS_PORT" in service.get("environment", {})}
-    assert set(asked) == {"api", *workers}
+    assert set(scraped) == {"api", *workers}
     for name in workers:
-        assert services[name]["environment"]["HEADRACE_METRICS_PORT"] == asked[name]
+        assert services[name]["environment"]["HEADRACE_METRICS_PORT"] == scraped[name]
         assert services[name]["environment"]["HEADRACE_METRICS_HOST"] == "0.0.0.0"

@@ -1,4 +1,4 @@
-"""The rules as promtool sees them: they parse, and their own tests see each alert fire."""
+"""promtool accepts the rules and Prometheus's configurations, and the rules pass their own tests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ def test_the_rules_parse() -> None:
     assert "SUCCESS" in promtool("check", "rules", str(OBSERVE / "rules" / "headrace.rules.yml"))
 
 
-def test_the_rules_do_what_their_tests_say() -> None:
+def test_the_rules_pass_their_tests() -> None:
     assert "SUCCESS" in promtool("test", "rules", str(OBSERVE / "rules" / "headrace.test.yml"))
 
 
-def test_prometheus_takes_the_configurations() -> None:
-    for kind in ("one-box", "compose"):  # Debian's build knows no Kubernetes
+def test_the_configurations_are_valid() -> None:
+    for kind in ("one-box", "compose"):  # Debian's build does not support Kubernetes
         assert "SUCCESS" in promtool("check", "config", str(OBSERVE / f"prometheus.{kind}.yml"))

@@ -6,7 +6,7 @@ makes it act. Otherwise it is like a stopped process, and what it does after its
 
 CI runs the same examples each time. To search for new ones:
 
-    HEADRACE_STATE_MACHINE_EXAMPLES=2000 pytest tests/integration/shared/postgres/test_state_machine.py --timeout 0
+    make test-long ARGS="-k state_machine"
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -52,6 +51,7 @@ from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.support.database import make_owner
+from tests.support.examples import LONG, drawn
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
@@ -73,15 +73,12 @@ LOG_TTL_S = 3600
 # Leases expire only if a rule changes their row.
 LEASE_S = 600
 WITHIN_S = 10.0
+LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
 
-EXPLORE = int(os.environ.get("HEADRACE_STATE_MACHINE_EXAMPLES", "0"))
 SETTINGS = settings(
-    max_examples=EXPLORE or 60,
+    drawn(60, long=2000),
     stateful_step_count=40,
-    derandomize=not EXPLORE,
-    database=None,
-    deadline=None,  # a step takes several round trips to real servers
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
@@ -749,8 +746,9 @@ class Jobs(RuleBasedStateMachine):
         self._do(self.world.check())
 
 
-# Hypothesis shrinks a failure before it reports it, which takes a while.
-@pytest.mark.timeout(900)
+# A failure is made small first, which takes a while.
+@pytest.mark.timeout(LONG_S if LONG else 900)
+@pytest.mark.hypothesis
 def test_no_interleaving_breaks_a_job(servers: Servers, database_url: str) -> None:
     class LocalJobs(Jobs):
         pass

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from benchmarks.upstream import Pace, serve
-from shared.config.bundled_model import bundled_model_path
 from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
-from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Usage
@@ -27,36 +25,29 @@ from workers.engines.simulated.engine import SimulatedEngine
 from workers.execution.log_writer import LogBuffer
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     # torch and vLLM warn about themselves at import.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-MODELS: dict[str, ModelSpec] = {
-    "simulated": SimulatedModel(
-        name="sim",
-        engine="simulated",
-        slots=8,
-        # Without a rate, each delta is one token or the tokens of one character.
-        options=SimulatedOptions(ttft_ms=1, itl_ms=0, max_model_len=256, fail_on="<<fail>>"),
-    ),
-    "vllm": VllmModel(
-        name="smollm2",
-        engine="vllm",
-        model=str(bundled_model_path("SmolLM2-135M-Instruct")),
-        options={
-            "dtype": "float32",
-            "enforce_eager": True,
-            "max_model_len": 256,
-            "max_num_seqs": 8,
-            "kv_cache_memory_bytes": 1 << 28,
-        },
-    ),
-}
-
-
+SIMULATED = SimulatedModel(
+    name="sim",
+    engine="simulated",
+    slots=8,
+    # Without a rate, each delta is one token or the tokens of one character.
+    options=SimulatedOptions(ttft_ms=1, itl_ms=0, max_model_len=256, fail_on="<<fail>>"),
+)
 # A relaying engine cannot resume, because it does not know the tokens.
-resuming_engines = pytest.mark.parametrize("engine", list(MODELS), indirect=True)
+RESUMING = ["simulated", pytest.param("vllm", marks=pytest.mark.vllm)]
+resuming_engines = pytest.mark.parametrize("engine", RESUMING, indirect=True)
+
+
+@asynccontextmanager
+async def started(model: ModelSpec) -> AsyncIterator[Engine]:
+    engine = make_engine(model, worker_metrics(model.name))
+    await engine.start()
+    yield engine
+    await engine.stop()
 
 
 @asynccontextmanager
@@ -69,13 +60,23 @@ async def relayed() -> AsyncIterator[OpenAIModel]:
     await server.wait_closed()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[*MODELS, "openai"])
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    async with relayed() if request.param == "openai" else nullcontext(MODELS[request.param]) as model:
-        engine = make_engine(model, worker_metrics(model.name))
-        await engine.start()
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def simulated_engine() -> AsyncIterator[Engine]:
+    async with started(SIMULATED) as engine:
         yield engine
-        await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def relaying_engine() -> AsyncIterator[Engine]:
+    async with relayed() as model, started(model) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module", params=[*RESUMING, "openai"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    fixtures = {"simulated": "simulated_engine", "vllm": "real_engine", "openai": "relaying_engine"}
+    engine: Engine = request.getfixturevalue(fixtures[request.param])
+    return engine
 
 
 def chat(content: str = "Repeat exactly: 😀🐦🌊 Füße, naïve", **sampling: Any) -> GenerateRequest:
@@ -98,6 +99,12 @@ async def outputs(
     assert isinstance(prompt, PromptInfo)
     assert all(isinstance(delta, Delta) for delta in received)
     return prompt, [delta for delta in received if isinstance(delta, Delta)]
+
+
+async def resumed(engine: Engine, request: GenerateRequest, logs: list[list[Delta]]) -> list[list[Delta]]:
+    """The deltas that follow each of these logs. All requests run at once, which is faster than one after another."""
+    received = await asyncio.gather(*(outputs(engine, request, f"cut{number}", log) for number, log in enumerate(logs)))
+    return [deltas for _, deltas in received]
 
 
 def text(deltas: list[Delta], index: int = 0) -> str:
@@ -169,9 +176,9 @@ async def test_resume(engine: Engine) -> None:
     assert engine.resume_mode(request)
     _, deltas = await outputs(engine, request)
     complete, logged = text(deltas), as_logged(deltas)
-    for cut in (1, 2, 3, 5, 8, len(logged) - 1):
+    cuts = (1, 2, 3, 5, 8, len(logged) - 1)
+    for cut, rest in zip(cuts, await resumed(engine, request, [logged[:cut] for cut in cuts]), strict=True):
         prior = logged[:cut]
-        _, rest = await outputs(engine, request, f"cut{cut}", prior)
         assert text(prior) + text(rest) == complete, f"interrupted after {cut} events"
         tokens = sum(delta.tokens for delta in [*prior, *rest])
         assert (tokens, rest[-1].finish_reason) == (40, "length")
@@ -190,8 +197,8 @@ async def test_resume_from_a_log_with_several_tokens_per_flush(engine: Engine) -
             if number % size == 0:
                 log.seal()
         logged = [event.delta() for event in log.events]
-        for cut in range(1, len(logged) - 1, 3):
-            _, rest = await outputs(engine, request, f"merged{size}-{cut}", logged[:cut])
+        cuts = range(1, len(logged) - 1, 3)
+        for cut, rest in zip(cuts, await resumed(engine, request, [logged[:cut] for cut in cuts]), strict=True):
             assert text(logged[:cut]) + text(rest) == complete, (
                 f"{size} tokens per flush, interrupted after {cut} events"
             )
@@ -206,9 +213,9 @@ async def test_resume_with_stop_strings(engine: Engine) -> None:
     _, deltas = await outputs(engine, request)
     complete, logged = text(deltas), as_logged(deltas)
     assert complete == text(plain)[: text(plain).index(stop)]
-    for cut in range(1, len(logged)):
+    cuts = range(1, len(logged))
+    for cut, rest in zip(cuts, await resumed(engine, request, [logged[:cut] for cut in cuts]), strict=True):
         prior = logged[:cut]
-        _, rest = await outputs(engine, request, f"stop{cut}", prior)
         assert text(prior) + text(rest) == complete, f"interrupted after {cut} events"
         assert rest[-1].finish_reason == "stop"
 

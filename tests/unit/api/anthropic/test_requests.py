@@ -160,6 +160,7 @@ def normal(made: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_request_becomes_what_vllm_makes_of_it(name: str) -> None:
     request = {"model": "m", "max_tokens": 4096, **REQUESTS[name]}

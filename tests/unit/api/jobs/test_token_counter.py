@@ -20,6 +20,7 @@ from shared.config.models.simulated import SimulatedModel, SimulatedOptions
 from shared.config.models.vllm import ChatSettings, VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, Tool
+from tests.support.examples import drawn
 from workers.engines.base import PromptInfo
 from workers.engines.simulated.engine import SimulatedEngine
 
@@ -45,7 +46,7 @@ def chat(*contents: str, max_tokens: int | None = None) -> GenerateRequest:
     return GenerateRequest(messages=messages, sampling=Sampling(max_tokens=max_tokens))
 
 
-@hypothesis.settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@drawn(50, long=1000)
 @hypothesis.given(
     request=some.builds(chat, TEXTS, TEXTS) | some.builds(lambda text: GenerateRequest(prompt=text), TEXTS)
 )

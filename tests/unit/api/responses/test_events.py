@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -30,6 +30,7 @@ from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.response import ResponseFacts, StoredResponse
+from tests.support.examples import drawn
 
 DIGITS = "0190" + "a" * 28
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "cached_tokens": 2}
@@ -240,7 +241,7 @@ async def stream(of: StoredResponse, batches: list[list[Event]], after: int | No
     return events
 
 
-@settings(deadline=None, max_examples=50)
+@drawn(50, long=3000)
 @given(DELTAS, st.sampled_from([kind for kind in EventType if kind.terminal]), st.integers(1, 5), st.booleans())
 async def test_resuming_after_every_event_gives_the_rest(
     deltas: list[Delta], ending: EventType, size: int, restarts: bool

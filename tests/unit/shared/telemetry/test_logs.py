@@ -1,4 +1,4 @@
-"""Log lines: fields by name in both formats, and no words of errors that may quote a prompt."""
+"""Log lines: named fields in both formats, and no messages of errors that may quote a prompt."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import sqlalchemy.exc
 
 import shared.telemetry.logs
 from shared.domain.errors import InvalidRequest, Unavailable
-from shared.telemetry.logs import JsonLines, TextLines, requests_come
+from shared.telemetry.logs import JsonLines, TextLines, redact_errors
 
 MARKER = "the prompt"
 
 
 @pytest.fixture
 def serving() -> Iterator[None]:
-    """Requests are in hand."""
-    before = shared.telemetry.logs._requests_come
-    requests_come()
+    """The process serves requests."""
+    before = shared.telemetry.logs._redacting
+    redact_errors()
     yield
-    shared.telemetry.logs._requests_come = before
+    shared.telemetry.logs._redacting = before
 
 
 def record(template: str, *args: Any, error: BaseException | None = None) -> logging.LogRecord:
@@ -41,12 +41,12 @@ def as_json(template: str, *args: Any, error: BaseException | None = None) -> di
 
 
 def as_text(template: str, *args: Any, error: BaseException | None = None) -> str:
-    """Without the time."""
+    """The line without its time."""
     return TextLines().format(record(template, *args, error=error)).partition(" ")[2]
 
 
 class TestFields:
-    def test_names_before_and_after_the_words_are_fields(self) -> None:
+    def test_names_before_and_after_the_text_are_fields(self) -> None:
         template, args = "job=%s attempt=%d %s after %d tokens output=%d s=%.1f", ("job_1", 2, "ended", 3, 4, 0.5)
         line = as_json(template, *args)
         assert line.pop("time").endswith("Z")
@@ -61,17 +61,17 @@ class TestFields:
         }
         assert as_text(template, *args) == "INFO api.x job=job_1 attempt=2 ended after 3 tokens output=4 s=0.5"
 
-    def test_names_among_the_words_are_words(self) -> None:
+    def test_names_within_the_text_are_text(self) -> None:
         line = as_json("model=%s: it has a=%d and more", "m", 1)
         assert line["message"] == "model=m: it has a=1 and more"
         assert "model" not in line
 
-    def test_what_is_not_known_is_left_out(self) -> None:
+    def test_a_field_that_is_none_is_omitted(self) -> None:
         assert "request" not in as_json("request=%s queued", None)
         assert as_text("request=%s queued", None) == "INFO api.x queued"
 
-    def test_a_value_cannot_pass_for_another_field(self) -> None:
-        """A request's id is the client's own text."""
+    def test_a_value_cannot_inject_another_field(self) -> None:
+        """Clients choose their request ids."""
         odd = 'x" job=job_2 level=error'
         line = as_json("request=%s queued", odd)
         assert (line["request"], line["level"], "job" in line) == (odd, "info", False)
@@ -82,13 +82,13 @@ class TestFields:
         assert as_json("%d%% of it", 5)["message"] == "5% of it"
         assert as_json("a=%s", 1)["message"] == "a=1"
 
-    def test_a_line_is_one_line_whatever_is_in_it(self) -> None:
+    def test_newlines_do_not_break_a_json_line(self) -> None:
         text = JsonLines().format(record("request=%s two\nlines", "a\nb", error=ValueError("c\nd")))
         assert "\n" not in text
 
 
 def raised(error: Exception) -> Exception:
-    """The error with a place that it came from."""
+    """The error with a stack frame."""
 
     def fail() -> None:
         raise error
@@ -121,16 +121,16 @@ class TestErrors:
         ],
         ids=lambda error: type(error).__name__,
     )
-    @pytest.mark.parametrize("say", [as_json, as_text])
-    def test_what_it_quotes_is_left_out(self, say: Callable[..., Any], error: Exception) -> None:
-        for said in (
-            say("job=%s failed: %s", "job_1", error),
-            say("failed", error=raised(error)),
+    @pytest.mark.parametrize("write", [as_json, as_text])
+    def test_the_message_is_omitted(self, write: Callable[..., Any], error: Exception) -> None:
+        for line in (
+            write("job=%s failed: %s", "job_1", error),
+            write("failed", error=raised(error)),
         ):
-            assert MARKER not in str(said)
-            assert type(error).__name__ in str(said)
+            assert MARKER not in str(line)
+            assert type(error).__name__ in str(line)
 
-    def test_causes_and_places_are_there_and_their_words_are_not(self) -> None:
+    def test_causes_and_stack_frames_are_logged_without_messages(self) -> None:
         def fail() -> None:
             try:
                 int(MARKER)
@@ -140,48 +140,48 @@ class TestErrors:
         try:
             fail()
         except RuntimeError as error:
-            told = as_json("failed", error=error)["error"]
-        assert told.index("ValueError") < told.index("RuntimeError")
-        assert f"{__file__}:" in told
-        assert " fail" in told
-        assert MARKER not in told
+            logged = as_json("failed", error=error)["error"]
+        assert logged.index("ValueError") < logged.index("RuntimeError")
+        assert f"{__file__}:" in logged
+        assert " fail" in logged
+        assert MARKER not in logged
 
-    def test_what_the_network_says_is_told(self) -> None:
+    def test_messages_of_network_errors_are_logged(self) -> None:
         for error in (ConnectionRefusedError(111, "refused"), redis.exceptions.ConnectionError("refused")):
-            assert "refused" in as_json("Redis is away: %s", error)["message"]
-            assert "refused" in as_json("away", error=raised(error))["error"]
+            assert "refused" in as_json("Redis is unavailable: %s", error)["message"]
+            assert "refused" in as_json("unavailable", error=raised(error))["error"]
 
-    def test_why_a_service_is_away_is_told(self) -> None:
+    def test_the_cause_of_unavailable_is_logged(self) -> None:
         error = Unavailable(MARKER)
-        assert as_json("away: %s", error)["message"] == "away: Unavailable"
+        assert as_json("failed: %s", error)["message"] == "failed: Unavailable"
         error.__cause__ = ValueError(MARKER)
-        assert as_json("away: %s", error)["message"] == "away: Unavailable(ValueError)"
+        assert as_json("failed: %s", error)["message"] == "failed: Unavailable(ValueError)"
         error.__cause__ = OSError(28, "No space left on device")
-        assert as_json("away: %s", error)["message"] == "away: Unavailable([Errno 28] No space left on device)"
+        assert as_json("failed: %s", error)["message"] == "failed: Unavailable([Errno 28] No space left on device)"
 
-    def test_the_databases_code_is_told(self) -> None:
+    def test_the_databases_error_code_is_logged(self) -> None:
         cause = asyncpg.exceptions.UniqueViolationError(MARKER)
         error = sqlalchemy.exc.DBAPIError("INSERT", {}, cause)
         assert as_json("failed: %s", error)["message"] == "failed: DBAPIError(UniqueViolationError, SQLSTATE 23505)"
 
-    def test_asyncio_quotes_errors_in_its_own_words(self) -> None:
-        said = logging.LogRecord(
+    def test_errors_that_asyncio_quotes_are_omitted(self) -> None:
+        line = logging.LogRecord(
             "asyncio", logging.ERROR, "x.py", 1, f"Task exception was never retrieved\nfuture: {MARKER}", (), None
         )
-        assert MARKER not in JsonLines().format(said)
+        assert MARKER not in JsonLines().format(line)
 
 
-def test_before_requests_come_errors_are_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that does not start says why."""
-    monkeypatch.setattr(shared.telemetry.logs, "_requests_come", False)
+def test_errors_before_the_first_request_are_logged_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log shows why an engine does not start."""
+    monkeypatch.setattr(shared.telemetry.logs, "_redacting", False)
     error = raised(ValueError("No available memory"))
     assert "No available memory" in as_json("failed: %s", error)["message"]
     assert "No available memory" in as_json("failed", error=error)["error"]
     assert "Traceback" in as_text("failed", error=error)
 
 
-@pytest.mark.parametrize(("form", "begins"), [("json", "{"), ("text", "20")])
-def test_the_format_is_a_setting(form: str, begins: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("form", "start"), [("json", "{"), ("text", "20")])
+def test_the_format_is_configurable(form: str, start: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -192,4 +192,4 @@ def test_the_format_is_a_setting(form: str, begins: str, capsys: pytest.CaptureF
         logging.captureWarnings(False)
         root.handlers[:] = handlers
         root.setLevel(level)
-    assert capsys.readouterr().err.startswith(begins)
+    assert capsys.readouterr().err.startswith(start)

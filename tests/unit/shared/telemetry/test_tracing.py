@@ -1,10 +1,10 @@
-"""Whether traces are asked for."""
+"""Which OpenTelemetry variables enable tracing."""
 
 from __future__ import annotations
 
 import pytest
 
-from shared.telemetry.tracing_setup import TracingError, wanted
+from shared.telemetry.tracing_setup import TracingError, configured_exporter
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
 
@@ -23,17 +23,17 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
         (ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "otlp"),
     ],
 )
-def test_by_the_standard_variables(environ: dict[str, str], exporter: str | None) -> None:
-    assert wanted(environ) == exporter
+def test_the_standard_variables_select_the_exporter(environ: dict[str, str], exporter: str | None) -> None:
+    assert configured_exporter(environ) == exporter
 
 
 @pytest.mark.parametrize(
-    ("environ", "says"),
+    ("environ", "message"),
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: must be one of otlp, console, none; got 'zipkin'"),
         (ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf"),
     ],
 )
-def test_what_is_not_there_is_refused_by_its_name(environ: dict[str, str], says: str) -> None:
-    with pytest.raises(TracingError, match=says):
-        wanted(environ)
+def test_errors_name_the_variable(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(TracingError, match=message):
+        configured_exporter(environ)

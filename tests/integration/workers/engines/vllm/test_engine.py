@@ -5,44 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
 import jsonschema
 import pytest
-import pytest_asyncio
 
-from shared.config.bundled_model import bundled_model_path
-from shared.config.models.vllm import ChatSettings, VllmModel
+from shared.config.models.vllm import ChatSettings
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Choice
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from shared.domain.transcript import Transcript
 from tests.support.metrics import worker_metrics
+from tests.support.real_engine import SMOLLM2
 from workers.engines.base import EngineError, PromptInfo, Restarted, Resume
 from workers.execution.log_writer import LogBuffer
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.vllm,
     # torch and vLLM warn about themselves at import.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-MODEL = VllmModel(
-    name="smollm2",
-    engine="vllm",
-    model=str(bundled_model_path("SmolLM2-135M-Instruct")),
-    options={
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 256,
-        "max_num_seqs": 8,
-        "kv_cache_memory_bytes": 1 << 28,
-    },
-    chat=ChatSettings(tool_call_parser="hermes"),
-)
+MODEL = SMOLLM2
 WEATHER = {
     "type": "object",
     "properties": {
@@ -63,14 +51,9 @@ CALL_PATTERN = (
 )
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine() -> AsyncIterator[Any]:
-    from workers.engines.vllm.engine import VllmEngine
-
-    engine = VllmEngine(MODEL, worker_metrics(MODEL.name))
-    await engine.start()
-    yield engine
-    await engine.stop()
+@pytest.fixture
+def engine(real_engine: Any) -> Any:
+    return real_engine
 
 
 def make_request(messages: list[Message] | None = None, **fields: Any) -> GenerateRequest:

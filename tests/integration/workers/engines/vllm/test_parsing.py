@@ -12,7 +12,10 @@ from shared.domain.events import Delta
 from shared.domain.job import Choice as Answer
 from shared.domain.transcript import Transcript
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 CALLS = (
     '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich 🌊", "days": [1, 2]}}\n</tool_call>\n'

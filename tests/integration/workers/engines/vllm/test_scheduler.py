@@ -10,6 +10,8 @@ import pytest
 
 from shared.config.bundled_model import bundled_model_path
 
+pytestmark = pytest.mark.vllm
+
 
 @pytest.fixture(scope="module")
 def steps() -> list[set[str]]:

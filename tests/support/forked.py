@@ -1,0 +1,104 @@
+"""Processes of ours, forked from one that has imported what they import: importing takes a second of a core, each time.
+
+What such a process runs is what `python -m MODULE` runs: the same main module, as `__main__`, in its own environment
+and session. Modules that read the environment when they are imported (`workers.app`) are not imported beforehand.
+Not for vLLM, whose engine is spawned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.process
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([f"{__package__}.imported"])
+_one = threading.Lock()
+
+
+class Forked:
+    """A forked process, as far as tests use `subprocess.Popen`."""
+
+    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str], out: Path, err: Path) -> None:
+        self.args = [sys.executable, "-m", module, *arguments]
+        # A daemon: it does not outlive the tests.
+        self._process = _context.Process(
+            target=_run, args=(module, arguments, dict(environment), out, err), daemon=True
+        )
+        with _one:
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def poll(self) -> int | None:
+        with _one:  # the exit status can be read once
+            return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        multiprocessing.connection.wait([self._process.sentinel], timeout)
+        status = self.poll()
+        if status is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return status
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, sig)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def run_forked(
+    module: str, *arguments: str, environment: Mapping[str, str], check: bool = False, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run`, with the output captured."""
+    with tempfile.TemporaryDirectory(prefix="headrace-tests-") as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = Forked(module, *arguments, environment=environment, out=out, err=err)
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.kill()
+        ended = subprocess.CompletedProcess(process.args, status, out.read_text(), err.read_text())
+    if check:
+        ended.check_returncode()
+    return ended
+
+
+def _run(module: str, arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
+    """In the new process. What multiprocessing has made of it is undone first."""
+    os.setsid()
+    os.chdir(REPOSITORY)
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, stream.fileno())
+        os.close(file)
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+    multiprocessing.process._parent_process = None  # type: ignore[attr-defined]
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
