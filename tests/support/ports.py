@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import socket
+from collections.abc import Iterator
 
 # Below what Linux gives to outgoing connections (32768 and up), one of which could take a port before its server does.
 FIRST, LAST = 20_000, 32_000
@@ -14,7 +15,7 @@ SHARE = 2_000
 _process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % ((LAST - FIRST) // SHARE)
 _share = range(FIRST + _process * SHARE, FIRST + (_process + 1) * SHARE)
 _offset = random.SystemRandom().randrange(SHARE)
-_candidates = itertools.cycle([*_share[_offset:], *_share[:_offset]])
+_candidates: Iterator[int] = itertools.cycle([*_share[_offset:], *_share[:_offset]])
 
 
 def free_port() -> int:

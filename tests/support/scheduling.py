@@ -47,7 +47,7 @@ def write_list(config: pytest.Config, alone: list[str]) -> None:
         part.replace(file)
 
 
-class AloneLast(LoadFileScheduling):
+class AloneLast(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no types
     """A file's tests run in one process; the group `ALONE` runs when all other processes have ended."""
 
     def __init__(self, config: pytest.Config, log: Producer, alone: Path) -> None:
@@ -71,7 +71,7 @@ class AloneLast(LoadFileScheduling):
         super()._assign_work_unit(node)
 
     def remove_node(self, node: WorkerController) -> str | None:
-        crashed = super().remove_node(node)
+        crashed: str | None = super().remove_node(node)
         if self.workqueue:
             for other in self.nodes:
                 self._reschedule(other)
