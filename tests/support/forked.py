@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from multiprocessing.forkserver import _forkserver  # type: ignore[attr-defined]
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,7 +34,6 @@ class Forked:
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str], out: Path, err: Path) -> None:
         self.args = [sys.executable, "-m", module, *arguments]
-        # A daemon: it does not outlive the tests.
         self._process = _context.Process(
             target=_run, args=(module, arguments, dict(environment), out, err), daemon=True
         )
@@ -88,6 +88,11 @@ def run_forked(
 
 def _run(module: str, arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
     """In the new process. What multiprocessing has made of it is undone first."""
+    from tests.support.imported import die
+
+    die()
+    os.close(_forkserver._forkserver_alive_fd)  # or the server, and with it this process, would outlive the tests
+    _forkserver._forkserver_alive_fd = None
     os.setsid()
     os.chdir(REPOSITORY)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
