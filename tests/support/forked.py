@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import multiprocessing.process
 import os
 import runpy
@@ -20,8 +21,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from multiprocessing.forkserver import _forkserver  # type: ignore[attr-defined]
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _context = multiprocessing.get_context("forkserver")
@@ -91,8 +92,9 @@ def _run(module: str, arguments: tuple[str, ...], environment: dict[str, str], o
     from tests.support.imported import die
 
     die()
-    os.close(_forkserver._forkserver_alive_fd)  # or the server, and with it this process, would outlive the tests
-    _forkserver._forkserver_alive_fd = None
+    forkserver: Any = vars(multiprocessing.forkserver)["_forkserver"]
+    os.close(forkserver._forkserver_alive_fd)  # or the server, and with it this process, would outlive the tests
+    forkserver._forkserver_alive_fd = None
     os.setsid()
     os.chdir(REPOSITORY)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
