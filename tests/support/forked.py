@@ -35,6 +35,8 @@ class Forked:
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str], out: Path, err: Path) -> None:
         self.args = [sys.executable, "-m", module, *arguments]
+        for path in (out, err):
+            path.touch()  # readable before the process has started to write
         self._process = _context.Process(
             target=_run, args=(module, arguments, dict(environment), out, err), daemon=True
         )
