@@ -1,1 +1,1 @@
-"""The HTTP API: takes jobs, commits them, and streams what the workers make of them."""
+"""The HTTP API: accepts jobs, commits them, and streams the workers' output."""

@@ -43,7 +43,7 @@ CONVENTIONS = (anthropic_errors.CONVENTIONS,)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """The application for these settings. It creates its resources when it starts.
+    """Create the application. It opens its resources at startup.
 
     Raises:
         shared.config.models.base.RegistryError: models.yaml is not valid.

@@ -56,7 +56,7 @@ from shared.telemetry.tracing import NO_TRACES, Traces
 async def open_resources(
     settings: ApiSettings, registry: Registry, metrics: Metrics, traces: Traces = NO_TRACES
 ) -> AsyncIterator[Resources]:
-    """Create everything that lives as long as the application; close it at the end."""
+    """Create the application's resources; close them on exit."""
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, traces.close)
         database = connect(settings.database_url, pool_size=20)

@@ -21,13 +21,15 @@ class HttpSettings(SettingsGroup):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="A larger request is rejected with 413.")
-    stop_grace_s: float = Field(5.0, ge=0, description="At SIGTERM: seconds for requests to end.")
+    stop_grace_s: float = Field(5.0, ge=0, description="Seconds that open requests get to finish after SIGTERM.")
 
 
 class AuthSettings(SettingsGroup):
     """Authentication by API keys."""
 
-    key_cache_s: float = Field(5.0, ge=0, description="How long a valid key is cached: a revoked one works that long.")
+    key_cache_s: float = Field(
+        5.0, ge=0, description="How long a valid key is cached. A revoked key works for up to that long."
+    )
 
 
 class StreamSettings(SettingsGroup):
@@ -35,18 +37,20 @@ class StreamSettings(SettingsGroup):
 
     ping_s: float = Field(15.0, gt=0, description="Seconds between comments on an idle SSE stream.")
     send_timeout_s: float = Field(60.0, gt=0, description="A client that reads nothing for this long is disconnected.")
-    resync_s: float = Field(5.0, gt=0, description="A stream silent for this long is checked against log and row.")
+    resync_s: float = Field(
+        5.0, gt=0, description="A stream without events for this long is checked against the log and the row."
+    )
 
 
 class FileSettings(SettingsGroup):
-    """Uploaded files and files of results."""
+    """Uploaded files and result files."""
 
     files: str = Field(
         default_factory=lambda: str(Path(os.environ.get("HEADRACE_HOME") or REPOSITORY / ".headrace") / "files"),
         description="Where file contents are stored: a directory that all API processes share, or s3://bucket/prefix.",
     )
     file_retention_s: float = Field(
-        30 * 24 * 3600.0, ge=0, description="How long a file without `expires_after` is kept; 0: until it is deleted."
+        30 * 24 * 3600.0, ge=0, description="Retention of a file without `expires_after`; 0: until it is deleted."
     )
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1, description="A larger upload is rejected with 413.")
     max_file_lines: int = Field(50_000, ge=1, description="An upload with more lines is rejected with 400.")
@@ -62,7 +66,7 @@ class FileSettings(SettingsGroup):
 class BatchSettings(SettingsGroup):
     """Batches."""
 
-    batch_jobs: int = Field(500, ge=1, description="Jobs of one batch that are queued or running at a time.")
+    batch_jobs: int = Field(500, ge=1, description="Maximum number of queued and running jobs per batch.")
     batch_poll_s: float = Field(1.0, gt=0, description="Seconds between checks of a batch.")
 
 
@@ -70,12 +74,12 @@ class RetentionSettings(SettingsGroup):
     """Retention of jobs and responses."""
 
     retention_s: int = Field(
-        30 * 24 * 3600, ge=0, description="How long an ended job, with its response, is kept; 0: without limit."
+        30 * 24 * 3600, ge=0, description="Retention of an ended job and its response; 0: unlimited."
     )
 
 
 class RegionSettings(SettingsGroup):
-    """Several regions."""
+    """Multiple regions."""
 
     region: str = Field("", pattern=f"^({REGION})?$", description="This region's code, the suffix of ids created here.")
     regions: Annotated[dict[str, str], NoDecode] = Field(
@@ -88,17 +92,15 @@ class RegionSettings(SettingsGroup):
         if isinstance(text, dict):
             return text  # the default
         if text and not info.data.get("region"):
-            raise ValueError("HEADRACE_REGION must say which of them this is")
+            raise ValueError("requires HEADRACE_REGION, the code of this region")
         regions = {}
         for item in filter(None, text.split(",")):
             code, _, url = item.strip().partition("=")
             parts = urlsplit(url)
             if not re.fullmatch(REGION, code):
-                raise ValueError(
-                    f"{code!r} must be a region's code, such as eu or us2; write eu=https://eu.example.com"
-                )
+                raise ValueError(f"{code!r} must be a region code such as eu or us2; write eu=https://eu.example.com")
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-                raise ValueError(f"{code}: must be an address such as https://eu.example.com")
+                raise ValueError(f"{code}: must be a URL such as https://eu.example.com")
             regions[code] = url.rstrip("/")
         return regions
 

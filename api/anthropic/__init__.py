@@ -1,1 +1,1 @@
-"""The Anthropic-compatible face: the same jobs, in the shapes of Anthropic's Messages API."""
+"""The Anthropic dialect: the Messages API."""

@@ -1,4 +1,4 @@
-"""Anthropic's error shape: `{"type": "error", "error": {type, message}}`, with the type that goes with a status.
+"""Anthropic's error body: `{"type": "error", "error": {type, message}}`. The type depends on the status.
 
 https://docs.anthropic.com/en/api/errors
 """
@@ -25,21 +25,21 @@ _TYPES = {
 
 
 class AnthropicErrorBody(BaseModel):
-    """What went wrong; the message names the field."""
+    """An error; the message names the field."""
 
     type: str
     message: str
 
 
 class AnthropicErrorResponse(BaseModel):
-    """Anthropic's error shape."""
+    """Anthropic's error body."""
 
     type: Literal["error"] = "error"
     error: AnthropicErrorBody
 
 
 def anthropic_error(status: int, message: str) -> dict[str, Any]:
-    """The body of an error with this HTTP status."""
+    """Build the body of an error with this HTTP status."""
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return AnthropicErrorResponse(error=AnthropicErrorBody(type=kind, message=message)).model_dump()
 

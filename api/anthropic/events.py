@@ -1,7 +1,7 @@
-"""A job's events as Anthropic's, streamed and whole.
+"""Converts a job's events to Anthropic's stream events, and finished jobs to messages.
 
-https://docs.anthropic.com/en/api/messages-streaming. A message is a list of blocks; a stream opens and closes them one
-after the other.
+A message is a list of content blocks; a stream opens and closes them one after the other.
+https://docs.anthropic.com/en/api/messages-streaming
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from api.anthropic.schemas import (
     ToolUseContent,
 )
 from api.http.errors import render
-from api.streaming.errors import CannotRestart, CutShort
+from api.streaming.errors import CannotRestart, StreamAborted
 from shared.domain.errors import ErrorCode, UpstreamFailed
 from shared.domain.events import Event, EventType
 from shared.domain.job import Job, Usage
 
 
 def ping() -> ServerSentEvent:
-    """What keeps proxies from closing an idle stream; clients ignore it."""
+    """An event that keeps proxies from closing an idle stream. Clients ignore it."""
     return ServerSentEvent(event="ping", data='{"type": "ping"}')
 
 
 def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
-    """A finished job as one message."""
+    """Convert a finished job to a message."""
     assert job.usage is not None
     (choice,) = job.output
     content: list[TextContent | ThinkingContent | ToolUseContent] = []
@@ -58,24 +58,23 @@ def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
 
 
 async def frames(job: Job, events: AsyncIterator[list[Event]], *, hides_thinking: bool) -> AsyncIterator[bytes]:
-    """A job's events as SSE frames, from `message_start` to `message_stop`, or to `error` where the job failed.
+    """Convert a job's events to SSE frames, from `message_start` to `message_stop`, or `error` if the job failed.
 
     Raises:
-        CutShort: after an `error`, where the job has not ended.
+        StreamAborted: after an `error`, if the job has not ended.
     """
     stream = _Stream(job, hides_thinking=hides_thinking)
     async for batch in events:
-        if made := b"".join(frame for event in batch for frame in stream.of(event)):
-            yield made
-        if stream.broken:
+        if encoded := b"".join(frame for event in batch for frame in stream.convert(event)):
+            yield encoded
+        if stream.aborted:
             if not stream.failed:
-                raise CutShort([job])
+                raise StreamAborted([job])
             return
 
 
 class _Stream:
-    """One stream's state: the block that is open. `broken`: it has told its reader that it cannot go on; `failed`:
-    because its job did."""
+    """The state of a stream. `aborted`: an error has been sent; `failed`: because the job failed."""
 
     def __init__(self, job: Job, *, hides_thinking: bool) -> None:
         self._job = job
@@ -85,15 +84,15 @@ class _Stream:
         self._open: str | None = None
         self._call = -1
         self._arguments: str | None = None
-        self._held = ""
+        self._deferred_text = ""
         self._finish: str | None = None
         self._stop_reason: int | str | None = None
-        self.broken = self.failed = False
+        self.aborted = self.failed = False
 
-    def of(self, event: Event) -> list[bytes]:
-        """The frames of an event; none for some, nor after the stream is broken."""
+    def convert(self, event: Event) -> list[bytes]:
+        """Convert an event to frames; some events, and all after an abort, have none."""
         match event.type:
-            case _ if self.broken:
+            case _ if self.aborted:
                 return []
             case EventType.STARTED:
                 return []
@@ -101,7 +100,7 @@ class _Stream:
                 payload = event.payload()
                 return [*self._start(payload.get("prompt_tokens", 0)), *self._delta(payload)]
             case EventType.RESTARTED if self._blocks:
-                return self._break(CannotRestart().message, ErrorCode.WORKER_LOST)
+                return self._abort(CannotRestart().message, ErrorCode.WORKER_LOST)
             case EventType.RESTARTED:
                 return []
             case EventType.COMPLETED | EventType.INCOMPLETE:
@@ -110,10 +109,10 @@ class _Stream:
             case _:
                 self.failed = True
                 error = event.payload()["error"]
-                return self._break(error["message"], error["code"])
+                return self._abort(error["message"], error["code"])
 
     def _start(self, prompt_tokens: int) -> list[bytes]:
-        """`message_start`, once. How many of the prompt's tokens were cached is told at the end."""
+        """Return `message_start`, once. The number of cached tokens is only known at the end."""
         if self._started:
             return []
         self._started = True
@@ -128,38 +127,38 @@ class _Stream:
         return [_frame("message_start", message=message.model_dump()), _frame("ping")]
 
     def _delta(self, payload: dict[str, Any]) -> list[bytes]:
-        made: list[bytes] = []
+        frames: list[bytes] = []
         if reasoning := payload.get("reasoning"):
             if self._open != "thinking":
-                made += self._begin("thinking", thinking="", signature="")
+                frames += self._begin("thinking", thinking="", signature="")
             if not self._hides_thinking:
-                made.append(self._grow("thinking_delta", thinking=reasoning))
+                frames.append(self._grow("thinking_delta", thinking=reasoning))
         if text := payload["text"]:
-            if self._open == "tool_use":  # a call may be open still; its arguments stay together
-                self._held += text
+            if self._open == "tool_use":  # the call may be incomplete; its block must not be split
+                self._deferred_text += text
             else:
-                made += self._text(text)
+                frames += self._text(text)
         for call in payload.get("tool_calls", ()):
-            made += self._call_fragment(call)
+            frames += self._call_fragment(call)
         self._finish = payload.get("finish_reason") or self._finish
         self._stop_reason = payload.get("stop_reason", self._stop_reason)
-        return made
+        return frames
 
     def _text(self, text: str) -> list[bytes]:
         opened = self._begin("text", text="") if self._open != "text" else []
         return [*opened, self._grow("text_delta", text=text)]
 
     def _call_fragment(self, call: dict[str, Any]) -> list[bytes]:
-        made: list[bytes] = []
+        frames: list[bytes] = []
         if call["index"] != self._call or self._open != "tool_use":
             if call.get("id") is None:
-                return self._break("the engine went back to a tool call that had ended", ErrorCode.ENGINE_ERROR)
+                return self._abort("the engine continued a tool call that had ended", ErrorCode.ENGINE_ERROR)
             self._call, self._arguments = call["index"], ""
-            made += self._begin("tool_use", id=call["id"], name=call["name"], input={})
+            frames += self._begin("tool_use", id=call["id"], name=call["name"], input={})
         if arguments := call["arguments"]:
             self._arguments = (self._arguments or "") + arguments
-            made.append(self._grow("input_json_delta", partial_json=arguments))
-        return made
+            frames.append(self._grow("input_json_delta", partial_json=arguments))
+        return frames
 
     def _begin(self, kind: str, **block: Any) -> list[bytes]:
         closed = self._close()
@@ -172,14 +171,14 @@ class _Stream:
         return _frame("content_block_delta", index=self._blocks - 1, delta={"type": kind, **delta})
 
     def _close(self) -> list[bytes]:
-        """Close the open block, and then give the text that came while it was a call's."""
+        """Close the open block, and then emit the text that was deferred while it was a tool call."""
         if self._open is None:
             return []
         signed = [self._grow("signature_delta", signature=_signature(self._job.id))] if self._open == "thinking" else []
         closed = [*signed, _frame("content_block_stop", index=self._blocks - 1)]
         self._open = None
-        if self._held:
-            text, self._held = self._held, ""
+        if self._deferred_text:
+            text, self._deferred_text = self._deferred_text, ""
             return [*closed, *self._text(text), *self._close()]
         return closed
 
@@ -197,8 +196,8 @@ class _Stream:
             _frame("message_stop"),
         ]
 
-    def _break(self, message: str, code: str) -> list[bytes]:
-        self.broken = True
+    def _abort(self, message: str, code: str) -> list[bytes]:
+        self.aborted = True
         failure = render(UpstreamFailed(message, code=code))
         return [_frame("error", error=anthropic_error(failure.status_code, failure.message)["error"])]
 
@@ -226,14 +225,15 @@ def _usage(usage: Usage) -> MessageUsage:
 def _stop(
     finish_reason: str | None, stop_reason: int | str | None, last_call: str | None
 ) -> tuple[StopReason, str | None]:
-    """`stop_reason` and `stop_sequence`, as vLLM's endpoint has them.
+    """Return `stop_reason` and `stop_sequence`, as vLLM's endpoint does.
 
-    Only a text is a stop sequence; a token's id ends a turn. A last call that a stop sequence cut short must not run.
+    Only a string is a stop sequence; a stop token means `end_turn`. If a stop sequence truncated the last tool call,
+    the reason is not `tool_use`, so that clients do not run the call.
     """
     if finish_reason == "length":
         return "max_tokens", None
-    cut = isinstance(stop_reason, str) and last_call is not None and _object(last_call) is None
-    if last_call is not None and not cut:
+    truncated = isinstance(stop_reason, str) and last_call is not None and _object(last_call) is None
+    if last_call is not None and not truncated:
         return "tool_use", None
     if isinstance(stop_reason, str):
         return "stop_sequence", stop_reason
@@ -241,7 +241,7 @@ def _stop(
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """A call's arguments; what is no JSON object is wrapped as Anthropic's page on tool streaming wraps it."""
+    """Parse a call's arguments. If they are not a JSON object, wrap them as in Anthropic's page on tool streaming."""
     parsed = _object(arguments or "{}")
     return {"INVALID_JSON": arguments} if parsed is None else parsed
 

@@ -1,7 +1,7 @@
-"""A Messages request as what an engine is asked for.
+"""Converts a Messages request to an engine request.
 
-Held equal, by a test, to what vLLM's own Anthropic endpoint makes of the same request (vllm.entrypoints.anthropic),
-but for an assistant's turn at the end: it is gone on with here, as Anthropic's API does.
+A test compares the result with that of vLLM's Anthropic endpoint (vllm.entrypoints.anthropic). The exception is an
+assistant message at the end, which is continued here, as in Anthropic's API.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from shared.domain.request import (
     Tool,
 )
 
-# Claude Code puts a text with a hash of the request before its system prompt, which no prefix cache could stand.
+# Claude Code starts its system prompt with a hash of the request, which would defeat prefix caching.
 BILLING = "x-anthropic-billing-header"
 _TOOL_CHOICES: dict[str, Literal["auto", "required", "none"]] = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def generate_request(body: MessagesRequest) -> GenerateRequest:
-    """What the engine is asked for.
+    """Build the engine request.
 
     Raises:
-        InvalidRequest: no message says anything.
+        InvalidRequest: all messages are empty.
     """
-    given: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "max_tokens": body.max_tokens,
         "stop": body.stop_sequences,
         "temperature": body.temperature,
@@ -51,19 +51,19 @@ def generate_request(body: MessagesRequest) -> GenerateRequest:
         "top_p": body.top_p,
         "thinking_token_budget": body.thinking.budget_tokens if body.thinking is not None else None,
     }
-    sampling = Sampling.model_validate({name: value for name, value in given.items() if value is not None})
+    sampling = Sampling.model_validate({name: value for name, value in parameters.items() if value is not None})
     return conversation(body).model_copy(update={"sampling": sampling, "priority": body.priority})
 
 
 def conversation(body: CountTokensRequest) -> GenerateRequest:
-    """The prompt's part of it.
+    """Build the part of the engine request that determines the prompt.
 
     Raises:
-        InvalidRequest: no message says anything.
+        InvalidRequest: all messages are empty.
     """
     messages = [message for turn in body.messages for message in _messages(turn)]
     if not messages:
-        raise InvalidRequest("messages: none of them says anything", param="messages")
+        raise InvalidRequest("messages: all messages are empty", param="messages")
     if system := _system_text(body.system):
         messages.insert(0, Message(role="system", content=system))
     structured = None
@@ -109,9 +109,9 @@ def _system_text(blocks: list[TextBlock]) -> str:
 
 
 def _messages(turn: InputMessage) -> list[Message]:
-    """A turn as messages: results of tools come first, each as one of its own."""
+    """Convert an input message. Each tool result becomes a message, before the rest."""
     texts: list[str] = []
-    thoughts: list[str] = []
+    thinking: list[str] = []
     calls: list[MessageToolCall] = []
     results: list[Message] = []
     for block in turn.content:
@@ -119,19 +119,19 @@ def _messages(turn: InputMessage) -> list[Message]:
             case TextBlock() if block.text and not (turn.role == "system" and block.text.startswith(BILLING)):
                 texts.append(block.text)
             case ThinkingBlock():
-                thoughts.append(block.thinking)
+                thinking.append(block.thinking)
             case ToolUseBlock():
                 arguments = json.dumps(block.input, ensure_ascii=False)
                 calls.append(MessageToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=arguments)))
             case ToolResultBlock():
                 content = "\n".join(item.text for item in block.content)
                 results.append(Message(role="tool", tool_call_id=block.tool_use_id, content=content))
-            case _:  # an empty text, a billing text, and thinking that nobody can read
+            case _:  # an empty text, a billing text, and redacted thinking
                 pass
     if not texts and turn.role != "assistant":
         return results
-    said = ("" if turn.role == "system" else "\n").join(texts) if texts else None if calls else ""
+    text = ("" if turn.role == "system" else "\n").join(texts) if texts else None if calls else ""
     return [
         *results,
-        Message(role=turn.role, content=said, reasoning="".join(thoughts) or None, tool_calls=calls or None),
+        Message(role=turn.role, content=text, reasoning="".join(thinking) or None, tool_calls=calls or None),
     ]

@@ -1,4 +1,4 @@
-"""`/v1/messages`: jobs, asked for synchronously as Anthropic's API is."""
+"""`/v1/messages`: Anthropic's Messages API, executed as jobs."""
 
 from __future__ import annotations
 
@@ -29,22 +29,20 @@ def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
 
 
 ERRORS = _errors(
-    on_400="The request is not valid; the message names the field.",
-    on_401="No valid API key.",
-    on_404="No such model.",
+    on_400="The request is invalid; the message names the field.",
+    on_401="The API key is missing or invalid.",
+    on_404="The model does not exist.",
     on_413="The body is too large.",
-    on_503="A service is away; `Retry-After` says when to try again.",
+    on_503="A service is unavailable; retry after `Retry-After` seconds.",
 )
 FAILED = _errors(
     on_409="The job was cancelled by another call.",
-    on_422="The Idempotency-Key was used with another request.",
-    on_500="The job failed; the message says why.",
-    on_502="The server that this model is relayed to failed.",
-    on_504="Start-Before or Cancel-After has passed.",
+    on_422="The Idempotency-Key was used with a different request.",
+    on_500="The job failed; the message has the reason.",
+    on_502="The upstream server of this model failed.",
+    on_504="The deadline of Start-Before or Cancel-After has passed.",
 )
-Version = Annotated[
-    str | None, Header(description="Accepted: the shapes are those of 2023-06-01, the only version there is.")
-]
+Version = Annotated[str | None, Header(description="Accepted and ignored: 2023-06-01, the only version, is served.")]
 
 
 @router.post(
@@ -61,7 +59,7 @@ async def messages(
     submission: Submission,
     anthropic_version: Version = None,
 ) -> Response:
-    """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
+    """Create a message, streamed or not. The job is cancelled if the client disconnects."""
     user_id = body.metadata.user_id if body.metadata is not None else None
     principal = principal.acting_for(user_id)
     new = NewJob(
@@ -75,18 +73,20 @@ async def messages(
     )
     job, created = await jobs.submit(principal, new, submission.idempotency(request.url.path, body))
 
-    async def show(ended: Sequence[Job]) -> dict[str, Any]:
+    async def response_body(ended: Sequence[Job]) -> dict[str, Any]:
         return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
 
     def stream() -> AsyncIterator[bytes]:
         return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
 
-    return await call.respond([job], created=created, stream=stream if body.stream else None, body=show, heartbeat=ping)
+    return await call.respond(
+        [job], created=created, stream=stream if body.stream else None, body=response_body, heartbeat=ping
+    )
 
 
 @router.post("/count_tokens", responses=ERRORS)
 async def count_tokens(
     body: CountTokensRequest, _: AnthropicPrincipal, admission: CurrentAdmission, anthropic_version: Version = None
 ) -> TokensCount:
-    """Count a conversation's tokens, without running it."""
+    """Count the tokens of a conversation without running it."""
     return TokensCount(input_tokens=await admission.count_tokens(body.model, conversation(body)))

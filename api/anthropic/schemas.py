@@ -1,6 +1,6 @@
-"""Anthropic's shapes, as far as they are supported. A parameter that is not is refused, never ignored.
+"""Schemas of Anthropic's Messages API. Unsupported parameters are rejected, never ignored.
 
-The exceptions are hints that have nothing to do here: `cache_control` (prefixes are cached anyway), `service_tier`.
+The exceptions are hints without effect here: `cache_control` (prefixes are always cached) and `service_tier`.
 https://docs.anthropic.com/en/api/messages
 """
 
@@ -33,7 +33,7 @@ class _Strict(BaseModel):
 
 
 class CacheControl(_Strict):
-    """Accepted and not used: the engine caches every prefix."""
+    """Accepted and ignored: the engine caches every prefix."""
 
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
@@ -44,7 +44,7 @@ class _Cacheable(_Strict):
 
 
 class TextBlock(_Cacheable):
-    """A piece of text."""
+    """A text."""
 
     type: Literal["text"]
     text: UnicodeText
@@ -52,7 +52,7 @@ class TextBlock(_Cacheable):
 
 
 class ThinkingBlock(_Strict):
-    """What the model thought in an earlier turn. The signature is not looked at."""
+    """The model's thinking in an earlier turn. The signature is ignored."""
 
     type: Literal["thinking"]
     thinking: UnicodeText
@@ -60,20 +60,20 @@ class ThinkingBlock(_Strict):
 
 
 class RedactedThinkingBlock(_Strict):
-    """Thinking that only its maker can read; left out."""
+    """Encrypted thinking; ignored."""
 
     type: Literal["redacted_thinking"]
     data: str
 
 
 class DirectCaller(_Strict):
-    """A call that the model made itself."""
+    """The caller of a tool call: the model."""
 
     type: Literal["direct"]
 
 
 class ToolUseBlock(_Cacheable):
-    """A call of an earlier turn of the model's."""
+    """A tool call in an earlier turn of the model."""
 
     type: Literal["tool_use"]
     id: UnicodeText
@@ -94,7 +94,7 @@ TextBlocks = Annotated[
 
 
 class ToolResultBlock(_Cacheable):
-    """What a tool answered. `is_error` is left to the content to say."""
+    """The result of a tool call. `is_error` is ignored; the content describes the error."""
 
     type: Literal["tool_result"]
     tool_use_id: UnicodeText
@@ -110,7 +110,7 @@ def _block_type(block: Any) -> str | None:
     return f"<{kind}>" if kind in _BLOCKS else None
 
 
-# Tags in <> are left out where an error names its field.
+# Tags in <> are omitted from the field names in errors.
 Block = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ThinkingBlock, Tag("<thinking>")]
@@ -120,7 +120,7 @@ Block = Annotated[
     Discriminator(
         _block_type,
         custom_error_type="block_type",
-        custom_error_message=f"must be a block whose type is one of {', '.join(_BLOCKS)}; this model takes text only",
+        custom_error_message=f"must be a block whose type is one of {', '.join(_BLOCKS)}; this model accepts text only",
     ),
 ]
 
@@ -132,7 +132,7 @@ Blocks = Annotated[
 
 
 class InputMessage(_Strict):
-    """One turn. A user's may hold results of tools, an assistant's calls of them; `system` stands where it stands."""
+    """A message. User messages may have tool results, assistant messages tool calls. `system` may occur anywhere."""
 
     role: Literal["user", "assistant", "system"]
     content: Blocks
@@ -143,7 +143,7 @@ class InputMessage(_Strict):
         for position, block in enumerate(self.content):
             if block.type not in allowed:
                 raise contradiction(
-                    f"content[{position}]", f"a {block.type} block cannot stand in a message of role {self.role}"
+                    f"content[{position}]", f"a {block.type} block is not allowed in a message of role {self.role}"
                 )
         return self
 
@@ -168,44 +168,44 @@ class ToolChoice(_Strict):
     @model_validator(mode="after")
     def _name_goes_with_tool(self) -> Self:
         if (self.type == "tool") != (self.name is not None):
-            raise contradiction("name", "name is the tool's, and goes with type `tool` alone")
+            raise contradiction("name", "name is required with type `tool`, and not allowed with other types")
         return self
 
 
 class Thinking(_Strict):
-    """Whether the model thinks before it answers, and for how many tokens at most."""
+    """Whether the model thinks before its output, and the limit of thinking tokens."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(None, ge=1024, lt=2**31)
     display: Literal["summarized", "omitted"] | None = Field(
-        None, description="`omitted`: thinking blocks are empty. Else they hold all that was thought."
+        None, description="`omitted`: thinking blocks are empty; otherwise they have the complete thinking."
     )
 
     @model_validator(mode="after")
     def _budget_goes_with_enabled(self) -> Self:
         if (self.type == "enabled") != (self.budget_tokens is not None):
             raise contradiction(
-                "budget_tokens", "budget_tokens is required with type `enabled`, and goes with no other"
+                "budget_tokens", "budget_tokens is required with type `enabled`, and not allowed with other types"
             )
         return self
 
 
 class OutputFormat(_Strict):
-    """The JSON Schema that the answer's text is an instance of."""
+    """The JSON Schema that the output must match."""
 
     type: Literal["json_schema"]
     json_schema: JsonObject = Field(alias="schema")
 
 
 class OutputConfig(_Strict):
-    """How much the model thinks, and the form of its answer."""
+    """Thinking effort and output format."""
 
     effort: Effort | None = None
     format: OutputFormat | None = None
 
 
 class RequestMetadata(_Strict):
-    """Kept with the job as its metadata."""
+    """Stored as the job's metadata."""
 
     user_id: Annotated[UnicodeText, StringConstraints(max_length=512)] | None = None
 
@@ -241,25 +241,25 @@ class CountTokensRequest(_Cacheable):
         return data
 
     @model_validator(mode="after")
-    def _tools_go_together(self) -> Self:
+    def _consistent_tools(self) -> Self:
         names = [tool.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
-            raise contradiction("tools", "the names of tools must differ")
+            raise contradiction("tools", "the names of tools must be unique")
         choice = self.tool_choice
         if choice is not None and choice.type in ("any", "tool") and not names:
-            raise contradiction("tool_choice", f"tool_choice `{choice.type}` needs tools")
+            raise contradiction("tool_choice", f"tool_choice `{choice.type}` requires tools")
         if choice is not None and choice.name is not None and choice.name not in names:
             raise contradiction("tool_choice", f"tool_choice names {choice.name!r}, which is not in tools")
         return self
 
     @model_validator(mode="after")
-    def _last_turn_can_be_answered(self) -> Self:
+    def _last_message_can_be_continued(self) -> Self:
         last = self.messages[-1]
         if last.role == "assistant" and any(block.type != "text" for block in last.content):
             raise contradiction(
                 "messages",
-                "the last message is the assistant's: only one of text alone can be gone on with;"
-                " answer its tool_use blocks with tool_result blocks in a message of the user's",
+                "the last message is an assistant message, which can be continued only if all its blocks are text;"
+                " send the results of tool_use blocks as tool_result blocks in a user message",
             )
         return self
 
@@ -288,17 +288,17 @@ class MessagesRequest(CountTokensRequest):
         }
     )
 
-    max_tokens: int = Field(ge=1, lt=2**31, description="Output tokens at most, thinking included.")
+    max_tokens: int = Field(ge=1, lt=2**31, description="Limit of output tokens, including thinking.")
     stop_sequences: list[Annotated[UnicodeText, StringConstraints(min_length=1)]] | None = Field(
-        None, max_length=MAX_STOPS, fail_fast=True, description="Texts that end the answer; never part of it."
+        None, max_length=MAX_STOPS, fail_fast=True, description="Strings that end the output and are not part of it."
     )
     stream: bool = False
     temperature: float | None = Field(None, ge=0, le=2)
     top_k: int | None = Field(None, ge=0, lt=2**31)
     top_p: float | None = Field(None, gt=0, le=1)
     metadata: RequestMetadata | None = None
-    service_tier: Literal["auto", "standard_only"] | None = Field(None, description="Accepted and not used.")
-    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower is served first, as in vLLM.")
+    service_tier: Literal["auto", "standard_only"] | None = Field(None, description="Accepted and ignored.")
+    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower values are served first, as in vLLM.")
 
     @model_validator(mode="after")
     def _thinking_leaves_room(self) -> Self:
@@ -315,20 +315,20 @@ class MessagesRequest(CountTokensRequest):
 
 
 class TokensCount(BaseModel):
-    """Tokens of the prompt, as the model's chat template renders it."""
+    """Number of tokens of the prompt rendered by the model's chat template."""
 
     input_tokens: int
 
 
 class TextContent(BaseModel):
-    """Text of the answer."""
+    """A text of the output."""
 
     type: Literal["text"] = "text"
     text: str
 
 
 class ThinkingContent(BaseModel):
-    """What the model thought. The signature says nothing; clients send it back."""
+    """The model's thinking. The signature is a placeholder that clients send back."""
 
     type: Literal["thinking"] = "thinking"
     thinking: str
@@ -336,7 +336,7 @@ class ThinkingContent(BaseModel):
 
 
 class ToolUseContent(BaseModel):
-    """A call. Where the model wrote no JSON object, `input` is `{"INVALID_JSON": what it wrote}`."""
+    """A tool call. If the arguments are not a JSON object, `input` is `{"INVALID_JSON": arguments}`."""
 
     type: Literal["tool_use"] = "tool_use"
     id: str
@@ -348,7 +348,7 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
 class MessageUsage(BaseModel):
-    """Tokens, under Anthropic's names: input_tokens are those that the prefix cache did not hold."""
+    """Token counts. `input_tokens` excludes tokens found in the prefix cache."""
 
     input_tokens: int
     output_tokens: int
@@ -357,7 +357,7 @@ class MessageUsage(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """The answer."""
+    """The response message."""
 
     id: str
     type: Literal["message"] = "message"

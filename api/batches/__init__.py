@@ -1,1 +1,1 @@
-"""Batches: a file of requests, run when there is room, and a file of their answers."""
+"""Batches: files of requests, executed at the lowest priority."""

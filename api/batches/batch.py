@@ -1,4 +1,4 @@
-"""A batch: its value and its states."""
+"""The batch value and its states."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def new_batch_id(region: str = "") -> str:
 
 
 def is_batch_id(text: str) -> bool:
-    """Whether a batch could have this id."""
+    """Whether a text is a well-formed batch id."""
     return is_id(PREFIX, text)
 
 
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """What is wrong with a line of a batch's input, or, without a line, with all of it."""
+    """An error in a line of a batch's input; without a line, in the input as a whole."""
 
     code: str
     message: str
@@ -46,7 +46,7 @@ class LineError:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a line begins: its number, from 1, and its byte."""
+    """The start of a line: its number, from 1, and its byte offset."""
 
     line: int = 1
     offset: int = 0
@@ -54,7 +54,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class BatchUsage:
-    """Tokens of all requests of a batch together."""
+    """Total tokens of a batch's requests."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -63,9 +63,10 @@ class BatchUsage:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch as its row tells it. Times are UTC.
+    """A batch as stored. Times are UTC.
 
-    `ending` is what it will be once its results are written; None while that is open. `over`: its time is up.
+    `ending` is its final status, which it takes once its results are written; None if not yet decided. `expired`: its
+    completion window has passed.
     """
 
     id: str
@@ -80,7 +81,7 @@ class Batch:
     metadata: dict[str, str] | None = None
     output_expires_after_s: int | None = None
     ending: BatchStatus | None = None
-    over: bool = False
+    expired: bool = False
     errors: tuple[LineError, ...] = ()
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -97,6 +98,6 @@ class Batch:
 
 
 def result_file_ids(batch_id: str) -> tuple[str, str]:
-    """The files of a batch's output and of its errors: the same whoever writes them, and however often."""
+    """The ids of a batch's output and error files, derived from its id so that a repeated write reuses them."""
     output, errors = (sibling(batch_id, PREFIX, FILE_ID_PREFIX, digit) for digit in "01")
     return output, errors

@@ -1,4 +1,4 @@
-"""Drives batches: every API process may, none must. Who finds one due takes its next step."""
+"""Runs the steps of batches. Any API process can claim a batch that is due and run its next step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from shared.runtime.outages import is_outage
 
 logger = logging.getLogger(__name__)
 
-# Steps that one process takes at the same time: reading a long file must not keep others' jobs from coming.
-AT_ONCE = 4
-# After an outage, or a fault, which should not be.
-AGAIN_S, FAULT_S = 2.0, 30.0
+# Steps that one process runs concurrently, so that reading a long file does not delay other batches.
+MAX_CONCURRENT_STEPS = 4
+# Delay before a failed step is retried: after an outage, and after an unexpected error.
+OUTAGE_RETRY_S, ERROR_RETRY_S = 2.0, 30.0
 
 
 class BatchDriver:
-    """Takes steps of batches for as long as its process lives."""
+    """Claims due batches and runs their steps."""
 
     def __init__(self, store: BatchStore, steps: BatchSteps, *, poll_s: float, lease_s: float) -> None:
         self._store = store
@@ -36,74 +36,74 @@ class BatchDriver:
         self._lease_s = lease_s
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._wake = asyncio.Event()
-        self._steps_taken: set[asyncio.Task[None]] = set()
+        self._running_steps: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
-        """A batch was made or cancelled: look now."""
+        """Check for due batches now: one has been created or cancelled."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Drive for ever; cancel to stop. A step that is cut off by that is another process's to take."""
+        """Run steps until cancelled. Another process retries the steps that the cancel interrupts."""
         try:
             while True:
                 self._wake.clear()
                 try:
-                    await self._take_due()
+                    await self._claim_due()
                 except Exception as error:
                     if not (is_outage(error) or isinstance(error, Unavailable)):
                         raise
-                    logger.warning("cannot look for batches, trying again: %s", error)
+                    logger.warning("cannot check for batches, retrying: %s", error)
                 await wait_for_event(self._wake, self._poll_s * random.uniform(0.8, 1.2))
         finally:
-            await cancel_and_wait(*self._steps_taken)
+            await cancel_and_wait(*self._running_steps)
 
-    async def _take_due(self) -> None:
-        while len(self._steps_taken) < AT_ONCE:
+    async def _claim_due(self) -> None:
+        while len(self._running_steps) < MAX_CONCURRENT_STEPS:
             batch = await self._store.claim(self._name, self._lease_s)
             if batch is None:
                 return
-            task = asyncio.create_task(self._step(batch), name=batch.id)
-            self._steps_taken.add(task)
-            task.add_done_callback(self._stepped)
+            task = asyncio.create_task(self._run_step(batch), name=batch.id)
+            self._running_steps.add(task)
+            task.add_done_callback(self._on_step_done)
 
-    def _stepped(self, task: asyncio.Task[None]) -> None:
-        self._steps_taken.discard(task)
+    def _on_step_done(self, task: asyncio.Task[None]) -> None:
+        self._running_steps.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.warning("batch=%s is left until its lease is over: %s", task.get_name(), error)
+            logger.warning("batch=%s step abandoned until its lease expires: %s", task.get_name(), error)
         self.wake()
 
-    async def _step(self, batch: Batch) -> None:
-        """Take a step, and say when the next is due."""
+    async def _run_step(self, batch: Batch) -> None:
+        """Run a step, and schedule the next."""
         try:
-            further = await self._with_lease(batch, self._steps.take(batch))
+            step_follows = await self._with_lease(batch, self._steps.take(batch))
         except Exception as error:
             if is_outage(error) or isinstance(error, Unavailable):
-                logger.warning("batch=%s goes on when everything is back: %s", batch.id, error)
-                wait_s = AGAIN_S
+                logger.warning("batch=%s step failed during an outage, retrying: %s", batch.id, error)
+                wait_s = OUTAGE_RETRY_S
             else:
-                logger.exception("batch=%s its step failed", batch.id)
-                wait_s = FAULT_S
+                logger.exception("batch=%s step failed", batch.id)
+                wait_s = ERROR_RETRY_S
         else:
-            wait_s = 0.0 if further else self._poll_s
-        await self._store.due_in(batch.id, self._name, wait_s)
+            wait_s = 0.0 if step_follows else self._poll_s
+        await self._store.reschedule(batch.id, self._name, wait_s)
 
     async def _with_lease(self, batch: Batch, step: Coroutine[Any, Any, bool]) -> bool:
-        """Keep the batch for as long as the step takes; drop the step where another driver has the batch."""
-        taking = asyncio.create_task(step)
-        keeping = asyncio.create_task(self._keep(batch))
+        """Run a step while renewing the lease; cancel the step if the lease is lost."""
+        running = asyncio.create_task(step)
+        renewing = asyncio.create_task(self._renew_lease(batch))
         try:
-            await asyncio.wait((taking, keeping), return_when=asyncio.FIRST_COMPLETED)
-            if taking.done():
-                return taking.result()
-            keeping.result()
+            await asyncio.wait((running, renewing), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            renewing.result()
             return False
         finally:
-            await cancel_and_wait(taking, keeping)
+            await cancel_and_wait(running, renewing)
 
-    async def _keep(self, batch: Batch) -> None:
+    async def _renew_lease(self, batch: Batch) -> None:
         """Renew the lease until it is lost."""
         while True:
             await asyncio.sleep(self._lease_s / 3)
-            if not await self._store.due_in(batch.id, self._name, self._lease_s):
-                logger.warning("batch=%s another driver has taken it over", batch.id)
+            if not await self._store.reschedule(batch.id, self._name, self._lease_s):
+                logger.warning("batch=%s lease taken over by another process", batch.id)
                 return

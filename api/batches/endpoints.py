@@ -1,4 +1,4 @@
-"""The calls that a batch can make: how a line's body becomes a job, and a job that ended well the call's answer."""
+"""The endpoints that a batch can call: they convert a line's body to a job, and a successful job to a response body."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from api.openai.completions import CHAT, TEXT, Dialect, completion_body
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
-from api.responses.events import replayed
+from api.responses.error_params import rename_param
+from api.responses.events import build_response
 from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
 from shared.domain.errors import InvalidRequest
@@ -21,7 +22,7 @@ from shared.domain.response import StoredResponse
 
 @dataclass(frozen=True, slots=True)
 class LineJob:
-    """What a line's body asks for."""
+    """The job that a line's body describes."""
 
     model: str
     request: GenerateRequest
@@ -30,47 +31,55 @@ class LineJob:
 
 
 class Endpoint(Protocol):
-    """A call."""
+    """An endpoint that batches can call."""
 
     @property
     def reads_log(self) -> bool:
-        """Whether its answer is made from the job's log too."""
+        """Whether the response body is built from the job's log."""
 
     def job(self, body: dict[str, Any]) -> LineJob:
-        """Check a body as the call does.
+        """Validate a body as a synchronous call does, and convert it.
 
         Raises:
-            pydantic.ValidationError, shared.domain.errors.InvalidRequest: it is refused; `param` names the field.
+            pydantic.ValidationError, shared.domain.errors.InvalidRequest: the body is invalid.
         """
 
-    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
-        """What the call would have answered with. The body has become this job before."""
+    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
+        """Replace a job's parameter in an error by the endpoint's."""
+
+    def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
+        """Build the body that a synchronous call would have returned. `job` was created from `body`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completions:
     """Chat and plain completions."""
 
-    face: Dialect
+    dialect: Dialect
     schema: type[ChatCompletionRequest | CompletionRequest]
     reads_log: bool = False
 
     def job(self, body: dict[str, Any]) -> LineJob:
         request = self.schema.model_validate(body)
         if request.stream:
-            raise _streamed()
+            raise _streaming_not_supported()
         generate, *more = request.generate_requests()
         if more:
-            raise InvalidRequest("prompt: a line has one prompt; give each a line.", param="prompt")
+            raise InvalidRequest(
+                "prompt: a batch line takes a single prompt; send one line per prompt.", param="prompt"
+            )
         return LineJob(request.model, generate, request.metadata or {}, end_user_name(request.user))
 
-    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
-        return completion_body(self.face, [job])
+    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
+        return error  # the names are the same
+
+    def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
+        return completion_body(self.dialect, [job])
 
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """The Responses API. A line's response is its line of the output file: it is not stored beside it."""
+    """The Responses API. A line's response is written to the output file only, not stored as a response."""
 
     reads_log: bool = True
 
@@ -81,19 +90,24 @@ class Responses:
             request.model, request.generate_request(messages), request.metadata, end_user_name(request.end_user)
         )
 
-    def answer(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
-        return replayed(StoredResponse(job, self._request(body).facts()), log)
+    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
+        return rename_param(error)
+
+    def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
+        return build_response(StoredResponse(job, self._request(body).facts()), log)
 
     @staticmethod
     def _request(body: dict[str, Any]) -> ResponseCreate:
         request = ResponseCreate.model_validate(body)
         if request.stream:
-            raise _streamed()
+            raise _streaming_not_supported()
         if request.background:
-            raise InvalidRequest("background: a batch runs in the background as a whole.", param="background")
+            raise InvalidRequest(
+                "background: not supported in a batch, which always runs in the background.", param="background"
+            )
         if request.previous_response_id is not None:
             raise InvalidRequest(
-                "previous_response_id: a batch's lines go on from nothing; give the conversation as input.",
+                "previous_response_id: not supported in a batch; send the conversation as input.",
                 param="previous_response_id",
             )
         return request.model_copy(update={"store": False})
@@ -106,5 +120,5 @@ ENDPOINTS: dict[str, Endpoint] = {
 }
 
 
-def _streamed() -> InvalidRequest:
-    return InvalidRequest("stream: a batch's answers are not streamed.", param="stream")
+def _streaming_not_supported() -> InvalidRequest:
+    return InvalidRequest("stream: not supported in a batch.", param="stream")

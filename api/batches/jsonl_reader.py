@@ -1,4 +1,4 @@
-"""A file's lines, one at a time, from any line on, with where the next one begins."""
+"""Reads the lines of a JSONL file from any position."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from dataclasses import dataclass
 
 from api.batches.batch import Position
 
-# So many lines are read, and checked or answered, before other requests of this process have their turn: about a
-# millisecond.
-TURN = 20
+# Number of lines between yields to the event loop: about a millisecond of work.
+YIELD_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line, without its end. `data` is None where it is longer than is allowed; `then` is the next one's place."""
+    """A line without its line break. `data` is None if it is too long; `next` is the start of the next line."""
 
     number: int
     data: bytes | None
-    then: Position
+    next: Position
 
     @property
     def blank(self) -> bool:
@@ -27,20 +26,21 @@ class Line:
 
 
 async def read_lines(chunks: AsyncIterator[bytes], start: Position, max_bytes: int) -> AsyncIterator[Line]:
-    """The lines of a file whose bytes from `start` on are given; holds no more than `max_bytes` and a chunk."""
-    number, begin = start.line, start.offset
-    kept, size = b"", 0
+    """Yield the lines of a file, given its bytes from `start` on. Buffers at most `max_bytes` and a chunk."""
+    number, offset = start.line, start.offset
+    buffered, size = b"", 0
     async for chunk in chunks:
         first = 0
         while (end := chunk.find(b"\n", first)) >= 0:
             size += end - first
-            begin += size + 1
-            if number % TURN == 0:
+            offset += size + 1
+            if number % YIELD_LINES == 0:
                 await asyncio.sleep(0)
-            yield Line(number, kept + chunk[first:end] if size <= max_bytes else None, Position(number + 1, begin))
+            data = buffered + chunk[first:end] if size <= max_bytes else None
+            yield Line(number, data, Position(number + 1, offset))
             number, first = number + 1, end + 1
-            kept, size = b"", 0
+            buffered, size = b"", 0
         size += len(chunk) - first
-        kept = kept + chunk[first:] if size <= max_bytes else b""
+        buffered = buffered + chunk[first:] if size <= max_bytes else b""
     if size:
-        yield Line(number, kept if size <= max_bytes else None, Position(number + 1, begin + size))
+        yield Line(number, buffered if size <= max_bytes else None, Position(number + 1, offset + size))

@@ -1,4 +1,4 @@
-"""Writes a batch's results: a line for each request, into the output file or into the error file."""
+"""Writes a batch's results: one line per request, in the output file or the error file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from api.batches.batch import Batch, BatchStatus, BatchUsage, result_file_ids
 from api.batches.endpoints import ENDPOINTS
 from api.batches.jsonl_reader import Line
-from api.batches.request_line import LineRejected, parse, said
+from api.batches.request_line import LineRejected, custom_id_and_body, parse
 from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import render
@@ -25,16 +25,16 @@ from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
 
 PAGE = 50
-EXPIRED = {
+EXPIRED_ERROR = {
     "code": "batch_expired",
     "message": "This request could not be executed before the completion window expired.",
 }
-CANCELLED = {"code": "batch_cancelled", "message": "This batch was cancelled before the request was executed."}
+CANCELLED_ERROR = {"code": "batch_cancelled", "message": "This batch was cancelled before the request was executed."}
 
 
 @dataclass(slots=True)
 class Results:
-    """What was written. A file is None where it would be empty."""
+    """The result files and totals of a batch. A file is None if it would be empty."""
 
     output: ResultFile | None = None
     errors: ResultFile | None = None
@@ -47,7 +47,7 @@ class Results:
 async def write_results(
     batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs, admission: Admission
 ) -> Results:
-    """Write a batch's results, all of whose jobs have ended. Written again they are the same."""
+    """Write the results of a batch whose jobs have all ended. Idempotent."""
     results = Results()
     output_id, errors_id = result_file_ids(batch.id)
     jobs = _Jobs(batch, store)
@@ -56,16 +56,16 @@ async def write_results(
         async for line in lines:
             if line.blank:
                 continue
-            ran = await jobs.of(line.number)
-            entry = await _entry(batch, line, ran, admission)
-            if ran is not None and ran.job.usage is not None:
-                results.usage = _sum(results.usage, ran.job.usage)
-            if entry.good:
+            result = await jobs.of_line(line.number)
+            entry = await _entry(batch, line, result, admission)
+            if result is not None and result.job.usage is not None:
+                results.usage = _sum(results.usage, result.job.usage)
+            if entry.succeeded:
                 results.completed += 1
                 await output.write(entry.content)
             else:
                 results.failed += 1
-                results.expired += entry.content["error"] is EXPIRED
+                results.expired += entry.content["error"] is EXPIRED_ERROR
                 await errors.write(entry.content)
         await output.flush()
         await errors.flush()
@@ -76,57 +76,59 @@ async def write_results(
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    good: bool
+    succeeded: bool
     content: dict[str, Any]
 
 
-async def _entry(batch: Batch, line: Line, ran: LineResult | None, admission: Admission) -> _Entry:
-    """The result of a line, which ran as this job, or not at all."""
-    custom_id, body = said(line)
-    if ran is None:
+async def _entry(batch: Batch, line: Line, result: LineResult | None, admission: Admission) -> _Entry:
+    """Build the result of a line. `result` is None if the line got no job."""
+    custom_id, body = custom_id_and_body(line)
+    if result is None:
         content: dict[str, Any] = {"id": f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"}
         content["custom_id"] = custom_id
         if line.number >= batch.next.line:
-            error = CANCELLED if batch.ending is BatchStatus.CANCELLED else EXPIRED
+            error = CANCELLED_ERROR if batch.ending is BatchStatus.CANCELLED else EXPIRED_ERROR
             return _Entry(False, {**content, "response": None, "error": error})
         rejection = await _rejection(batch, line, admission)
         return _Entry(False, {**content, "response": _failed(content["id"], rejection), "error": None})
 
-    job = ran.job
+    job = result.job
     content = {"id": f"batch_req_{job.id.removeprefix('job_')}", "custom_id": custom_id}
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status.succeeded:
-        log = parse_archive(ran.log) if ran.log is not None else ()
+        log = parse_archive(result.log) if result.log is not None else ()
         try:
-            answer = ENDPOINTS[batch.endpoint].answer(body, job, log)
+            response_body = ENDPOINTS[batch.endpoint].response_body(body, job, log)
         except (ValidationError, InvalidRequest):
             rejection = await _rejection(batch, line, admission)
             return _Entry(False, {**content, "response": _failed(job.id, rejection), "error": None})
-        response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": answer}
+        response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": response_body}
         return _Entry(True, {**content, "response": response, "error": None})
     assert job.error is not None
     if job.error.code == ErrorCode.DEADLINE_EXCEEDED:
-        return _Entry(False, {**content, "response": None, "error": EXPIRED})
+        return _Entry(False, {**content, "response": None, "error": EXPIRED_ERROR})
     if job.status is JobStatus.CANCELLED and batch.ending is BatchStatus.CANCELLED:
-        return _Entry(False, {**content, "response": None, "error": CANCELLED})
+        return _Entry(False, {**content, "response": None, "error": CANCELLED_ERROR})
     response = _failed(job.id, UpstreamFailed(job.error.message, code=job.error.code))
     return _Entry(False, {**content, "response": response, "error": None})
 
 
 async def _rejection(batch: Batch, line: Line, admission: Admission) -> HeadraceError:
-    """Why a line of a valid file got no job, or why its job cannot be shown: the reason is not stored but found again.
+    """Determine again, because it is not stored, why a line got no job or why its job has no response body.
 
-    A line may be rejected because it does not fit the model's context, or because this version is stricter.
+    The line may not fit the model's context, or validation may have become stricter since.
     """
     try:
         job = parse(line, batch.endpoint).job
         await admission.check(job.model, job.request)
     except LineRejected as rejected:
         return InvalidRequest(rejected.message, param=rejected.error.param)
-    except (InvalidRequest, NotFound) as error:
+    except InvalidRequest as error:
+        return ENDPOINTS[batch.endpoint].rename_param(error)
+    except NotFound as error:
         return error
-    return InvalidRequest("This request was refused when its turn came.")
+    return InvalidRequest("This request was rejected after validation.")
 
 
 def _deleted() -> HeadraceError:
@@ -134,9 +136,10 @@ def _deleted() -> HeadraceError:
 
 
 def _failed(request_id: str, error: HeadraceError) -> dict[str, Any]:
-    """What a synchronous call would have answered."""
-    answer = render(error)
-    return {"status_code": answer.status_code, "request_id": request_id, "body": orjson.Fragment(bytes(answer.body))}
+    """The response that a synchronous call would have returned."""
+    response = render(error)
+    body = orjson.Fragment(bytes(response.body))
+    return {"status_code": response.status_code, "request_id": request_id, "body": body}
 
 
 def _sum(usage: BatchUsage, more: Usage) -> BatchUsage:
@@ -148,7 +151,7 @@ def _sum(usage: BatchUsage, more: Usage) -> BatchUsage:
 
 
 class _Jobs:
-    """A batch's jobs, asked for in the order of their lines."""
+    """Reads a batch's jobs in the order of their lines."""
 
     def __init__(self, batch: Batch, store: BatchStore) -> None:
         self._batch = batch
@@ -158,8 +161,8 @@ class _Jobs:
         self._after = 0
         self._more = True
 
-    async def of(self, line: int) -> LineResult | None:
-        """The job of a line; None where it has none."""
+    async def of_line(self, line: int) -> LineResult | None:
+        """Return the job of a line; None if it has none."""
         if not self._page and self._more:
             self._page.extend(await self._store.jobs(self._batch.id, self._after, PAGE, log=self._log))
             self._more = bool(self._page)
@@ -171,7 +174,7 @@ class _Jobs:
 
 
 class _Writer:
-    """A file of results; begun with its first line, and whole when the stack is closed."""
+    """Writes a result file. It is created with its first line, and complete when the stack is closed."""
 
     def __init__(self, stack: AsyncExitStack, blobs: Blobs, file_id: str) -> None:
         self._stack = stack
@@ -196,5 +199,5 @@ class _Writer:
         self._buffer.clear()
 
     def file(self, name: str) -> ResultFile | None:
-        """The file, once it is whole."""
+        """The file, for use once it is complete; None if it would be empty."""
         return ResultFile(self._id, name, self._size) if self._blob is not None else None

@@ -16,14 +16,12 @@ from api.keys.auth import CurrentPrincipal
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=JsonRoute)
 
-NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorResponse, "description": "No such batch or file, or not yours."}
-}
+NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "Not found."}}
 
 
 @router.post("", responses={**ERRORS, **NOT_FOUND})
 async def create(body: BatchCreate, principal: CurrentPrincipal, batches: Batches) -> BatchView:
-    """Run the requests of an uploaded file, when nothing more urgent waits."""
+    """Create a batch, which runs the requests of an uploaded file at the lowest priority."""
     return batch_view(await batches.create(principal.owner, body))
 
 
@@ -41,7 +39,7 @@ async def list_batches(
 
 @router.get("/{batch_id}", responses={**ERRORS, **NOT_FOUND})
 async def get_batch(batch_id: str, principal: CurrentPrincipal, batches: Batches) -> BatchView:
-    """A batch: how far it has come, and the files of its results once it has ended."""
+    """Get a batch: its progress and, once it has ended, its result files."""
     return batch_view(await batches.get(batch_id, principal.project_id))
 
 
@@ -50,5 +48,5 @@ async def get_batch(batch_id: str, principal: CurrentPrincipal, batches: Batches
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The batch has ended."}},
 )
 async def cancel(batch_id: str, principal: CurrentPrincipal, batches: Batches) -> BatchView:
-    """Cancel a batch: what waits ends now, what runs may finish for ten minutes; then it is `cancelled`."""
+    """Cancel a batch. Queued requests end immediately; running requests have ten minutes to finish."""
     return batch_view(await batches.cancel(batch_id, principal.project_id))

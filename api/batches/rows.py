@@ -1,4 +1,4 @@
-"""The batches' rows as values, and how far the jobs of a batch have come."""
+"""Conversion of batch rows, and the query that counts a batch's jobs."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ COLUMNS = (
     BatchRow.failed,
     BatchRow.next_line,
     BatchRow.next_offset,
-    (BatchRow.expires_at <= func.clock_timestamp()).label("over"),
+    (BatchRow.expires_at <= func.clock_timestamp()).label("expired"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Jobs of a batch: those that have not ended, and those that ended well and badly."""
+    """Numbers of a batch's jobs. `open` have not ended; `failed` have ended without success."""
 
     open: int
     completed: int
@@ -52,7 +52,7 @@ class Tally:
 
 
 def to_batch(row: Row[Any]) -> Batch:
-    """The batch of a row of `COLUMNS`."""
+    """Convert a row of `COLUMNS`."""
     return Batch(
         id=row.id,
         project_id=row.project_id,
@@ -66,7 +66,7 @@ def to_batch(row: Row[Any]) -> Batch:
         metadata=row.metadata,
         output_expires_after_s=row.output_expires_after_s,
         ending=BatchStatus(row.ending) if row.ending is not None else None,
-        over=row.over,
+        expired=row.expired,
         errors=tuple(LineError(**error) for error in row.errors or ()),
         output_file_id=row.output_file_id,
         error_file_id=row.error_file_id,
@@ -84,7 +84,7 @@ def to_batch(row: Row[Any]) -> Batch:
 
 
 def tally_query(batch_id: str) -> Any:
-    """Counts of a batch's jobs from its `settled_line` on, and of those before the first that has not ended."""
+    """Count a batch's jobs from its `settled_line` on, and separately those before the first unfinished one."""
     settled_line = select(BatchRow.settled_line).where(BatchRow.id == batch_id).scalar_subquery()
     recent = (
         select(JobRow.batch_line, JobRow.status, JobRow.finished_at)
@@ -92,14 +92,14 @@ def tally_query(batch_id: str) -> Any:
         .cte("recent")
     )
     first_open = select(func.min(recent.c.batch_line)).where(recent.c.finished_at.is_(None)).scalar_subquery()
-    ended, well = recent.c.finished_at.is_not(None), recent.c.status.in_(SUCCEEDED)
+    ended, succeeded = recent.c.finished_at.is_not(None), recent.c.status.in_(SUCCEEDED)
     settled = func.coalesce(recent.c.batch_line < first_open, True)
     return select(
         func.count().filter(~ended).label("open"),
-        func.count().filter(ended, well).label("completed"),
-        func.count().filter(ended, ~well).label("failed"),
-        func.count().filter(settled, well).label("settled_completed"),
-        func.count().filter(settled, ~well).label("settled_failed"),
+        func.count().filter(ended, succeeded).label("completed"),
+        func.count().filter(ended, ~succeeded).label("failed"),
+        func.count().filter(settled, succeeded).label("settled_completed"),
+        func.count().filter(settled, ~succeeded).label("settled_failed"),
         func.coalesce(first_open, func.max(recent.c.batch_line) + 1).label("first_open"),
         settled_line.label("since"),
     ).select_from(recent)

@@ -1,4 +1,4 @@
-"""OpenAI's shapes of batches."""
+"""Schemas of OpenAI's Batch API."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ class BatchCreate(BaseModel):
         },
     )
 
-    input_file_id: str = Field(description="A file of purpose `batch`.")
+    input_file_id: str = Field(description="The id of a file with purpose `batch`.")
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
-    completion_window: str = Field(description="`24h`, `90m`: what has not ended by then expires. 30 days at most.")
+    completion_window: str = Field(
+        description="For example `24h` or `90m`; at most 30 days. Requests that have not ended by then expire."
+    )
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
-    output_expires_after: ExpiresAfter | None = Field(None, description="When the files of results are forgotten.")
+    output_expires_after: ExpiresAfter | None = Field(None, description="Retention of the result files.")
 
 
 class RequestCounts(BaseModel):
-    """Requests of a batch, as they were counted last."""
+    """Numbers of requests, as last counted."""
 
     total: int
     completed: int
@@ -46,7 +48,7 @@ class RequestCounts(BaseModel):
 
 
 class BatchErrorView(BaseModel):
-    """What is wrong with a line of the input."""
+    """An error in a line of the input."""
 
     code: str
     line: int | None
@@ -55,26 +57,26 @@ class BatchErrorView(BaseModel):
 
 
 class BatchErrors(BaseModel):
-    """What is wrong with the input; the first 100."""
+    """The first 100 errors in the input."""
 
     object: Literal["list"] = "list"
     data: list[BatchErrorView]
 
 
 class InputDetails(BaseModel):
-    """Prompt tokens that the prefix cache held."""
+    """Prompt tokens found in the prefix cache."""
 
     cached_tokens: int
 
 
 class OutputDetails(BaseModel):
-    """Not counted apart."""
+    """Reasoning tokens are not counted separately."""
 
     reasoning_tokens: Literal[0] = 0
 
 
 class BatchUsageView(BaseModel):
-    """Tokens of all requests together, once the batch has ended."""
+    """Total tokens of all requests, once the batch has ended."""
 
     input_tokens: int
     input_tokens_details: InputDetails
@@ -110,14 +112,14 @@ class BatchView(BaseModel):
 
 
 class BatchList(PageView[BatchView]):
-    """A page of batches, newest first. `after=last_id` gives the next."""
+    """A page of batches, newest first. `after=last_id` selects the next page."""
 
 
 def batch_view(batch: Batch) -> BatchView:
-    """A batch as the API shows it."""
+    """Convert a batch to its API view."""
 
-    def seconds(moment: datetime | None) -> int | None:
-        return None if moment is None else int(moment.timestamp())
+    def seconds(time: datetime | None) -> int | None:
+        return None if time is None else int(time.timestamp())
 
     def ended(status: BatchStatus) -> int | None:
         return seconds(batch.ended_at) if batch.status is status else None

@@ -1,4 +1,4 @@
-"""What can be done with batches."""
+"""Operations on batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_WINDOW_S = 30 * 24 * 3600
 
 
 class BatchService:
-    """Makes, finds and cancels batches."""
+    """Creates, looks up and cancels batches."""
 
     def __init__(self, store: BatchStore, files: FileService, driver: BatchDriver) -> None:
         self._store = store
@@ -28,17 +28,17 @@ class BatchService:
         self._driver = driver
 
     async def create(self, owner: Owner, body: BatchCreate) -> Batch:
-        """Commit a batch. When this returns, it is safe.
+        """Commit a batch. When this returns, it is durable.
 
         Raises:
-            NotFound: there is no such file, or it is another project's.
-            InvalidRequest: the window or the file's purpose is wrong.
+            NotFound: the file does not exist or belongs to another project.
+            InvalidRequest: the completion window or the file's purpose is invalid.
         """
         window_s = _window_s(body.completion_window)
         file = await self._files.get(body.input_file_id, owner.project_id, "input_file_id")
         if file.purpose is not Purpose.BATCH:
             raise InvalidRequest(
-                f"input_file_id: must be a file of purpose `batch`, got `{file.purpose.value}`", param="input_file_id"
+                f"input_file_id: must be a file with purpose `batch`, got `{file.purpose.value}`", param="input_file_id"
             )
         batch = await self._store.insert(
             owner,
@@ -55,28 +55,28 @@ class BatchService:
         return batch
 
     async def get(self, batch_id: str, project_id: int) -> Batch:
-        """A batch of a project.
+        """Return a batch of a project.
 
         Raises:
-            NotFound: there is none, or it is another project's.
+            NotFound: it does not exist or belongs to another project.
         """
         return await own_or_404("batch", batch_id, project_id, is_batch_id, self._store.get)
 
     async def page(self, project_id: int, *, limit: int, after: str | None) -> Page[Batch]:
-        """A page of a project's batches, newest first.
+        """Return a page of a project's batches, newest first.
 
         Raises:
-            InvalidRequest: `after` is not a batch's id.
+            InvalidRequest: `after` is not a batch id.
         """
         check_after(after, "batch", is_batch_id)
         return await fetch_page(limit, lambda count: self._store.page(project_id, limit=count, after=after))
 
     async def cancel(self, batch_id: str, project_id: int) -> Batch:
-        """Cancel a batch: what waits ends now, what runs may finish. Again: no change.
+        """Cancel a batch: queued jobs end immediately, running jobs may finish. Idempotent.
 
         Raises:
-            NotFound: there is none, or it is another project's.
-            Conflict: it has ended, or is writing its results.
+            NotFound: it does not exist or belongs to another project.
+            Conflict: it has ended or is writing its results.
         """
         batch = await self.get(batch_id, project_id)
         if await self._store.cancel(batch_id):
@@ -92,7 +92,7 @@ def _window_s(window: str) -> float:
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 0 < seconds <= MAX_WINDOW_S:
         raise InvalidRequest(
-            f"completion_window: must be hours or minutes such as 24h or 90m (30 days at most), got {window[:64]!r}",
+            f"completion_window: must be hours or minutes such as 24h or 90m (at most 30 days), got {window[:64]!r}",
             param="completion_window",
         )
     return seconds

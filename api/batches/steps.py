@@ -1,4 +1,4 @@
-"""The steps of a batch. Each can be cut off anywhere and taken again, by any process; see `api.batches.store`."""
+"""The steps of a batch. A step can be interrupted anywhere and repeated by any process; see `api.batches.store`."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-# What running requests of a cancelled batch get, as at OpenAI.
+# Time that the running requests of a cancelled batch have to finish, as at OpenAI.
 CANCEL_GRACE = timedelta(minutes=10)
-# One transaction's jobs, and bytes of their lines.
+# Maximum jobs per transaction, and bytes of their lines.
 CHUNK_JOBS = 100
 CHUNK_BYTES = 4 * 1024 * 1024
 
-GONE = LineError("input_file_missing", "The content of the input file is gone.")
+INPUT_MISSING = LineError("input_file_missing", "The content of the input file is missing.")
 
 
 class BatchSteps:
-    """Takes one step of a batch at a time."""
+    """Runs the steps of batches."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class BatchSteps:
         max_jobs: int,
         keep_s: float | None,
     ) -> None:
-        """Results are kept for `keep_s` seconds, or for ever, where their batch does not say."""
+        """`keep_s` is the retention of result files, in seconds, if the batch does not set it; None: unlimited."""
         self._registry = registry
         self._admission = admission
         self._store = store
@@ -71,11 +71,11 @@ class BatchSteps:
         self._keep_s = keep_s
 
     async def take(self, batch: Batch) -> bool:
-        """Take the next step. True: another can follow at once; False: jobs must come further first.
+        """Run the next step. Returns True if another can follow immediately, False if jobs have to progress first.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError, redis.exceptions.RedisError, api.files.blobs.BlobsUnavailable:
-                a service is away; take the step again.
+                a service is unavailable; repeat the step.
         """
         try:
             match batch.status:
@@ -85,46 +85,46 @@ class BatchSteps:
                     return await self._advance(batch)
                 case BatchStatus.CANCELLING:
                     await self._cancel_jobs(batch)
-                    return await self._end(batch)
+                    return await self._finish(batch)
                 case BatchStatus.FINALIZING:
-                    return await self._end(batch)
+                    return await self._finish(batch)
         except BlobMissing:
-            logger.error("batch=%s its input file's content is gone", batch.id)
-            await self._store.fail(batch, [GONE])
+            logger.error("batch=%s input file content is missing", batch.id)
+            await self._store.fail(batch, [INPUT_MISSING])
         return False
 
     async def _validate(self, batch: Batch) -> bool:
         async with self._lines(batch, Position()) as lines:
-            found = await validate(lines, batch.endpoint, self._registry)
-        if found.errors:
-            logger.info("batch=%s failed: its input is not valid", batch.id)
-            await self._store.fail(batch, found.errors)
+            validation = await validate(lines, batch.endpoint, self._registry)
+        if validation.errors:
+            logger.info("batch=%s failed: its input is invalid", batch.id)
+            await self._store.fail(batch, validation.errors)
             return False
-        logger.info("batch=%s has %d requests", batch.id, found.requests)
-        return await self._store.begin(batch.id, found.requests)
+        logger.info("batch=%s has %d requests", batch.id, validation.requests)
+        return await self._store.begin(batch.id, validation.requests)
 
     async def _advance(self, batch: Batch) -> bool:
-        """Keep up to `max_jobs` jobs on their way; decide when there is nothing more to wait for."""
+        """Keep up to `max_jobs` jobs queued or running. Finalize the batch if it has expired or its jobs have ended."""
         tally = await self._store.tally(batch.id)
         if tally is None:
             return False
-        if batch.over:
-            logger.info("batch=%s its time is up", batch.id)
+        if batch.expired:
+            logger.info("batch=%s expired", batch.id)
             return await self._store.finalize(batch.id, BatchStatus.EXPIRED)
         if batch.submitted == batch.total and not tally.open:
             return await self._store.finalize(batch.id, BatchStatus.COMPLETED)
         if batch.submitted < batch.total:
-            await self._feed(batch, self._max_jobs - tally.open)
+            await self._submit_lines(batch, self._max_jobs - tally.open)
         return False
 
-    async def _feed(self, batch: Batch, room: int) -> None:
-        """Make jobs of the next lines."""
+    async def _submit_lines(self, batch: Batch, room: int) -> None:
+        """Submit jobs for up to `room` of the next lines."""
         jobs: list[BatchJob] = []
         requests = size = 0
-        then = batch.next
+        next_line = batch.next
 
         async def submit() -> bool:
-            hints = await self._store.submit(batch, jobs, requests, then)
+            hints = await self._store.submit(batch, jobs, requests, next_line)
             for hint in hints or ():
                 self._metrics.submitted(hint.model, hint.priority)
                 logger.info("job=%s model=%s attempt=%d batch=%s queued", hint.job_id, hint.model, 0, batch.id)
@@ -137,7 +137,7 @@ class BatchSteps:
             async for line in lines:
                 if room <= 0:
                     break
-                then = line.then
+                next_line = line.next
                 if line.blank:
                     continue
                 requests += 1
@@ -145,18 +145,18 @@ class BatchSteps:
                 try:
                     jobs.append(await self._admitted(batch, line))
                     room -= 1
-                except (LineRejected, InvalidRequest, NotFound) as error:  # it gets no job; its result says why
-                    logger.warning("batch=%s line=%d is rejected: %s", batch.id, line.number, error)
+                except (LineRejected, InvalidRequest, NotFound) as error:  # no job; the result reports the reason
+                    logger.warning("batch=%s line=%d rejected after validation: %s", batch.id, line.number, error)
                 if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
                     if not await submit():
                         return
-                    batch = replace(batch, next=then, submitted=batch.submitted + requests)
+                    batch = replace(batch, next=next_line, submitted=batch.submitted + requests)
                     jobs, requests, size = [], 0, 0
         if requests:
             await submit()
 
     async def _admitted(self, batch: Batch, line: Line) -> BatchJob:
-        """The job of a line. Raises `LineRejected`, and as `Admission.admit`."""
+        """Parse and admit a line. Raises `LineRejected`, and as `Admission.admit`."""
         job = parse(line, batch.endpoint).job
         owner = Owner(batch.project_id, batch.key_id, job.end_user)
         new = await self._admission.admit(
@@ -165,23 +165,23 @@ class BatchSteps:
         return replace(job, model=new.model, request=new.request, metadata=new.metadata)
 
     async def _cancel_jobs(self, batch: Batch) -> None:
-        """End what waits; what runs, or was set aside while it ran, is let finish for a while."""
+        """Cancel queued jobs, and after `CANCEL_GRACE` those that are running or were preempted."""
         assert batch.cancelling_at is not None
-        patient = datetime.now(UTC) < batch.cancelling_at + CANCEL_GRACE
+        in_grace_period = datetime.now(UTC) < batch.cancelling_at + CANCEL_GRACE
         for job in await self._store.open_jobs(batch.id):
-            if job.status is JobStatus.QUEUED and not (patient and job.started_at):
+            if job.status is JobStatus.QUEUED and not (in_grace_period and job.started_at):
                 await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
-            elif not patient and job.status is JobStatus.IN_PROGRESS:
+            elif not in_grace_period and job.status is JobStatus.IN_PROGRESS:
                 await self._jobs.cancel(job.id, job.owner.project_id)
 
-    async def _end(self, batch: Batch) -> bool:
+    async def _finish(self, batch: Batch) -> bool:
         """Write the results once all jobs have ended."""
         tally = await self._store.tally(batch.id)
         if tally is None or tally.open:
             return False
         assert batch.ending is not None
         results = Results()
-        if batch.total:  # one that was cancelled before its input was read has no requests
+        if batch.total:  # 0 if it was cancelled before its input was read
             async with self._lines(batch, Position()) as lines:
                 results = await write_results(batch, lines, self._store, self._blobs, self._admission)
         ending = batch.ending
@@ -205,6 +205,6 @@ class BatchSteps:
 
     @asynccontextmanager
     async def _lines(self, batch: Batch, start: Position) -> AsyncIterator[AsyncIterator[Line]]:
-        """A batch's input from a line on."""
+        """Read a batch's input from a position on."""
         async with aclosing(self._blobs.read(batch.input_file_id, start.offset)) as chunks:
             yield read_lines(chunks, start, self._max_line_bytes)

@@ -1,8 +1,8 @@
-"""SQL about batches. As with jobs, every change of state is one guarded transaction: the row decides.
+"""SQL about batches. As for jobs, every state change is a single guarded transaction.
 
-A batch's next step may be taken by any process. `claim` gives it to one of them for a while, which saves work; that
-two of them take the same step all the same, because the first was slow, changes nothing: the second finds the row
-moved on. No line runs twice, because the line to go on at and the jobs of the lines before it are committed together.
+Any process can run a batch's next step. `claim` leases the batch to one of them, which avoids duplicate work but is not
+required for correctness: if two processes run the same step, the guard of the second finds that the row has changed.
+No line runs twice, because the position of the next line is committed together with the jobs of the lines before it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
-from api.files.store import Purpose, insert_file, kept
+from api.files.store import Purpose, insert_file, not_expired
 from shared.domain.job import Job, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
@@ -42,7 +42,7 @@ from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """What the job of a line is made from."""
+    """The job of a line, before it is stored."""
 
     line: int
     model: str
@@ -53,7 +53,7 @@ class BatchJob:
 
 @dataclass(frozen=True, slots=True)
 class LineResult:
-    """The job that a line has become. `log` is its events as lines, where they were asked for."""
+    """The job of a line. `log` is the archive of its events, if requested."""
 
     line: int
     job: Job
@@ -62,7 +62,7 @@ class LineResult:
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """A file of results whose blob is whole."""
+    """A result file whose blob is complete."""
 
     id: str
     filename: str
@@ -97,7 +97,7 @@ class BatchStore(JobRowStore):
         metadata: dict[str, str] | None,
         output_expires_after_s: int | None = None,
     ) -> Batch | None:
-        """Commit a new batch, `validating`. When this returns, it is safe. None: the file is gone."""
+        """Commit a new batch in state `validating`. Returns None if the file does not exist."""
         values: dict[Any, Any] = {
             BatchRow.id: new_batch_id(self._region),
             BatchRow.project_id: owner.project_id,
@@ -111,24 +111,26 @@ class BatchStore(JobRowStore):
             BatchRow.expires_at: func.now() + seconds(window_s),
         }
         async with transaction(self._engine) as connection:
-            # Held until the batch is committed, so that who deletes the file sees the batch.
-            file = select(FileRow.id).where(FileRow.id == input_file_id, FileRow.project_id == owner.project_id, kept())
+            # Locks the file until the batch is committed, so that a concurrent delete sees the batch.
+            file = select(FileRow.id).where(
+                FileRow.id == input_file_id, FileRow.project_id == owner.project_id, not_expired()
+            )
             if (await connection.execute(file.with_for_update(read=True))).first() is None:
                 return None
             return to_batch((await connection.execute(insert(BatchRow).values(values).returning(*COLUMNS))).one())
 
     async def get(self, batch_id: str, project_id: int) -> Batch | None:
-        """A batch of a project."""
+        """Return a batch of a project; None if there is none."""
         statement = select(*COLUMNS).where(BatchRow.id == batch_id, BatchRow.project_id == project_id)
         return await self._one(statement, to_batch)
 
     async def page(self, project_id: int, *, limit: int, after: str | None) -> list[Batch]:
-        """A project's batches, newest first, older than `after`."""
+        """Return a project's batches that are older than `after`, newest first."""
         statement = select(*COLUMNS).where(BatchRow.project_id == project_id)
         return await self._all(page_by_id(statement, BatchRow.id, limit=limit, after=after), to_batch)
 
     async def cancel(self, batch_id: str) -> bool:
-        """Ask for a batch's cancellation: no line becomes a job from now on. False: it is too late, or done."""
+        """Move a batch to `cancelling`: no more lines are submitted. Returns False if its state does not allow it."""
         return await self._move(
             batch_id,
             (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS),
@@ -140,10 +142,10 @@ class BatchStore(JobRowStore):
             },
         )
 
-    # Who takes the next step
+    # Leases
 
     async def claim(self, driver: str, lease_s: float) -> Batch | None:
-        """A batch that needs a step, for this driver alone until the lease is over. None: none needs one now."""
+        """Lease a batch that is due to this driver. Returns None if none is due."""
         due = (
             select(BatchRow.id)
             .where(BatchRow.ended_at.is_(None), BatchRow.due_at <= func.clock_timestamp())
@@ -160,8 +162,8 @@ class BatchStore(JobRowStore):
         )
         return await self._one(statement, to_batch)
 
-    async def due_in(self, batch_id: str, driver: str, wait_s: float) -> bool:
-        """Let a claimed batch be due in so many seconds. False: it is another driver's by now."""
+    async def reschedule(self, batch_id: str, driver: str, wait_s: float) -> bool:
+        """Make a leased batch due in `wait_s` seconds. Returns False if another driver has leased it."""
         statement = (
             update(BatchRow)
             .where(BatchRow.id == batch_id, BatchRow.driver == driver)
@@ -169,10 +171,10 @@ class BatchStore(JobRowStore):
         )
         return await self._changes(statement)
 
-    # The steps
+    # Steps. Each returns False, or None, if the batch is no longer in the expected state.
 
     async def begin(self, batch_id: str, total: int) -> bool:
-        """The input is valid, and has so many requests. False: the batch has moved on."""
+        """Start a batch whose input is valid and has `total` requests."""
         return await self._move(
             batch_id,
             (BatchStatus.VALIDATING,),
@@ -181,7 +183,7 @@ class BatchStore(JobRowStore):
         )
 
     async def fail(self, batch: Batch, errors: Sequence[LineError]) -> bool:
-        """The input is not valid, or gone. False: the batch has moved on."""
+        """Fail a batch whose input is invalid or missing."""
         return await self._move(
             batch.id,
             (batch.status,),
@@ -189,10 +191,12 @@ class BatchStore(JobRowStore):
             {BatchRow.errors: [asdict(error) for error in errors], BatchRow.ended_at: func.clock_timestamp()},
         )
 
-    async def submit(self, batch: Batch, jobs: Sequence[BatchJob], requests: int, then: Position) -> list[Hint] | None:
-        """Commit the jobs of the next lines, which had so many requests, and where to go on.
+    async def submit(
+        self, batch: Batch, jobs: Sequence[BatchJob], requests: int, next_line: Position
+    ) -> list[Hint] | None:
+        """Commit the jobs of the next `requests` lines, and the position of the line after them.
 
-        None: another driver was faster, or no line may become a job any more; nothing was written.
+        Returns None, and writes nothing, if another driver was faster or the batch has been cancelled or has expired.
         """
         advance = (
             update(BatchRow)
@@ -204,8 +208,8 @@ class BatchStore(JobRowStore):
             )
             .values(
                 {
-                    BatchRow.next_line: then.line,
-                    BatchRow.next_offset: then.offset,
+                    BatchRow.next_line: next_line.line,
+                    BatchRow.next_offset: next_line.offset,
                     BatchRow.submitted: BatchRow.submitted + requests,
                 }
             )
@@ -234,7 +238,7 @@ class BatchStore(JobRowStore):
         return [Hint(record["id"], record["model"], BATCH_PRIORITY) for record in records]
 
     async def tally(self, batch_id: str) -> Tally | None:
-        """Count a batch's jobs, and keep the counts in its row. None: it has ended, or another driver counts now."""
+        """Count a batch's jobs, and store the counts. Returns None if it has ended or another driver is counting."""
         query = tally_query(batch_id).cte("tally")
         completed = BatchRow.settled_completed + query.c.completed
         failed = BatchRow.settled_failed + query.c.failed
@@ -243,7 +247,7 @@ class BatchStore(JobRowStore):
             .where(
                 BatchRow.id == batch_id,
                 BatchRow.ended_at.is_(None),
-                # What another driver has settled meanwhile must not be counted twice.
+                # Jobs that another driver has settled in the meantime must not be counted twice.
                 BatchRow.settled_line == query.c.since,
             )
             .values(
@@ -260,7 +264,7 @@ class BatchStore(JobRowStore):
         return await self._one(statement, lambda row: Tally(row.open, row.completed, row.failed))
 
     async def finalize(self, batch_id: str, ending: BatchStatus) -> bool:
-        """No line becomes a job from now on; results are written once all jobs have ended. False: it moved on."""
+        """Stop submitting lines; the results are written once all jobs have ended."""
         return await self._move(
             batch_id,
             (BatchStatus.IN_PROGRESS,),
@@ -280,9 +284,9 @@ class BatchStore(JobRowStore):
         usage: BatchUsage,
         keep_s: float | None = None,
     ) -> bool:
-        """End a batch, and make files of its results, to be kept for so long.
+        """End a batch, and insert its result files, to be retained for `keep_s` seconds (None: unlimited).
 
-        False: another driver was faster; nothing was written.
+        Returns False, and writes nothing, if another driver was faster.
         """
         values = {
             BatchRow.status: ending.value,
@@ -319,7 +323,7 @@ class BatchStore(JobRowStore):
     # Jobs of a batch
 
     async def jobs(self, batch_id: str, after_line: int, limit: int, *, log: bool = False) -> list[LineResult]:
-        """Jobs by their lines, in order, behind a line."""
+        """Return the jobs of the lines after `after_line`, in order."""
         statement = (
             select(*JOB_COLUMNS, JobRow.batch_line, JobRow.log if log else null().label("log"))
             .where(JobRow.batch_id == batch_id, JobRow.batch_line > after_line)
@@ -329,7 +333,7 @@ class BatchStore(JobRowStore):
         return await self._all(statement, lambda row: LineResult(row.batch_line, to_job(row), row.log))
 
     async def open_jobs(self, batch_id: str) -> list[Job]:
-        """Jobs that have not ended."""
+        """Return the jobs that have not ended."""
         return await self._jobs(select(*JOB_COLUMNS).where(JobRow.batch_id == batch_id, JobRow.finished_at.is_(None)))
 
     async def _move(

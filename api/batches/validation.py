@@ -1,4 +1,4 @@
-"""Checks all lines of a batch's input, with a memory that does not grow with it but for a digest a line."""
+"""Validates all lines of a batch's input. Memory grows only by a digest per line."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from api.batches.jsonl_reader import Line
 from api.batches.request_line import LineRejected, parse
 from shared.config.models.loader import Registry
 
-# More errors than this are not told of.
+# Maximum number of errors reported.
 MAX_ERRORS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """How many requests there are, or what is wrong with them."""
+    """The number of requests and the errors found."""
 
     requests: int
     errors: tuple[LineError, ...]
 
 
 async def validate(lines: AsyncIterator[Line], endpoint: str, registry: Registry) -> Validation:
-    """Check lines up to the last, or to `MAX_ERRORS` errors. Blank ones are skipped; they count as lines."""
+    """Validate the lines; stop after `MAX_ERRORS` errors. Blank lines are skipped but keep their numbers."""
     seen: set[bytes] = set()
     errors: list[LineError] = []
     requests = 0
@@ -33,16 +33,16 @@ async def validate(lines: AsyncIterator[Line], endpoint: str, registry: Registry
             continue
         requests += 1
         try:
-            found = parse(line, endpoint, registry)
-        except LineRejected as refused:
-            errors.append(refused.error)
+            request = parse(line, endpoint, registry)
+        except LineRejected as rejected:
+            errors.append(rejected.error)
         else:
-            digest = hashlib.blake2b(found.custom_id.encode(), digest_size=16).digest()
+            digest = hashlib.blake2b(request.custom_id.encode(), digest_size=16).digest()
             if digest in seen:
                 errors.append(
                     LineError(
                         "duplicate_custom_id",
-                        f"The custom_id `{found.custom_id}` is another line's too; it must be unique in a batch.",
+                        f"The custom_id `{request.custom_id}` is used by another line; it must be unique in a batch.",
                         line.number,
                         "custom_id",
                     )

@@ -1,1 +1,1 @@
-"""`python -m api.failed`: the operator's command for failed jobs; see `api.jobs.dead_letters`."""
+"""`python -m api.failed`: operator command for failed jobs; see `api.jobs.dead_letters`."""

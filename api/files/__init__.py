@@ -1,1 +1,1 @@
-"""Files: what batches read and what they leave."""
+"""Files: the input and the results of batches."""

@@ -1,6 +1,6 @@
-"""Where files' bytes are kept. Written once, under a name, then only read: in a directory, or in S3.
+"""Storage of file contents as immutable blobs, in a directory or in S3.
 
-What begins to be written exists only once it is whole.
+A blob becomes visible when it is complete, not before.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ _UNFINISHED = ".unfinished-"
 
 
 class BlobMissing(HeadraceError):
-    """There is no blob of this name."""
+    """No blob has this name."""
 
 
 class BlobsUnavailable(Unavailable):
-    """The file store cannot be used right now; try again."""
+    """The file store is temporarily unavailable; try again."""
 
 
 class BlobWriter(Protocol):
     """A blob that is being written."""
 
     async def write(self, data: bytes) -> None:
-        """Append. Raises `BlobsUnavailable`: the disk is full, or away."""
+        """Append data. Raises `BlobsUnavailable` on an I/O error, such as a full disk."""
 
 
 class Blobs(Protocol):
     """Blobs by name."""
 
     def writing(self, name: str) -> AbstractAsyncContextManager[BlobWriter]:
-        """Write a blob. It is there, and on disk, once the block has ended; an error in the block leaves nothing."""
+        """Write a blob. It is durable once the block has exited; an error in the block discards it."""
 
     def read(self, name: str, offset: int = 0) -> AsyncGenerator[bytes]:
-        """A blob's bytes in chunks, from an offset on; close it. Raises `BlobMissing`."""
+        """Yield a blob's bytes in chunks, from an offset. The caller closes the generator. Raises `BlobMissing`."""
 
     async def delete(self, name: str) -> None:
-        """Forget a blob; one that is not there is fine."""
+        """Delete a blob if it exists."""
 
     def names(self, older_than_s: float) -> AsyncIterator[list[str]]:
-        """All whole blobs that were written so long ago, some at a time."""
+        """Yield the names of complete blobs older than this, in pages."""
 
-    async def tidy(self, older_than_s: float) -> None:
-        """Forget what nobody has written to for so long and was never finished: its writer has died."""
+    async def delete_unfinished(self, older_than_s: float) -> None:
+        """Delete unfinished blobs whose last write is older than this: their writers have died."""
 
 
 class LocalBlobs:
-    """Blobs as files of one directory, which all API processes must share."""
+    """Blobs as files in a directory, which all API processes must share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,13 +63,13 @@ class LocalBlobs:
     @asynccontextmanager
     async def writing(self, name: str) -> AsyncIterator[BlobWriter]:
         unfinished = self._folder / f"{_UNFINISHED}{secrets.token_hex(8)}"
-        # Not in a thread, which could go on after a cancel, and leave a file that nobody knows.
+        # Not in a thread, which would continue after a cancel and leave an orphaned file.
         file = self._create(unfinished)
         try:
             yield _LocalWriter(file)
             await asyncio.to_thread(self._publish, file, unfinished, self._folder / name)
         finally:
-            # Nothing is left of it where it was not published. Without a wait, so that a cancel cannot prevent it.
+            # Discard it if it was not published. No await here, so that a cancel cannot prevent it.
             file.close()
             unfinished.unlink(missing_ok=True)
 
@@ -83,7 +83,7 @@ class LocalBlobs:
 
     async def delete(self, name: str) -> None:
         def delete() -> None:
-            with _told():
+            with _raise_unavailable():
                 (self._folder / name).unlink(missing_ok=True)
 
         await asyncio.to_thread(delete)
@@ -91,16 +91,16 @@ class LocalBlobs:
     async def names(self, older_than_s: float) -> AsyncIterator[list[str]]:
         yield await asyncio.to_thread(self._names, time.time() - older_than_s)
 
-    async def tidy(self, older_than_s: float) -> None:
-        await asyncio.to_thread(self._tidy, time.time() - older_than_s)
+    async def delete_unfinished(self, older_than_s: float) -> None:
+        await asyncio.to_thread(self._delete_unfinished, time.time() - older_than_s)
 
     def _create(self, path: Path) -> BinaryIO:
-        with _told():
+        with _raise_unavailable():
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
     def _publish(self, file: BinaryIO, unfinished: Path, path: Path) -> None:
-        with _told():
+        with _raise_unavailable():
             file.flush()
             os.fsync(file.fileno())
             unfinished.rename(path)
@@ -121,20 +121,20 @@ class LocalBlobs:
         return file
 
     def _names(self, before: float) -> list[str]:
-        with _told():
+        with _raise_unavailable():
             try:
                 entries = os.scandir(self._folder)
             except FileNotFoundError:
-                return []  # nothing was ever written
-        with _told(), entries:
+                return []  # nothing has been written yet
+        with _raise_unavailable(), entries:
             return [
                 entry.name
                 for entry in entries
                 if not entry.name.startswith(_UNFINISHED) and entry.stat().st_mtime < before
             ]
 
-    def _tidy(self, before: float) -> None:
-        with _told():
+    def _delete_unfinished(self, before: float) -> None:
+        with _raise_unavailable():
             for path in self._folder.glob(f"{_UNFINISHED}*"):
                 if path.stat().st_mtime < before:
                     path.unlink(missing_ok=True)
@@ -148,13 +148,13 @@ class _LocalWriter:
         await asyncio.to_thread(self._write, data)
 
     def _write(self, data: bytes) -> None:
-        with _told():
+        with _raise_unavailable():
             self._file.write(data)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What the file system refuses, as what it means here."""
+def _raise_unavailable() -> Iterator[None]:
+    """Convert file system errors to `BlobsUnavailable`."""
     try:
         yield
     except OSError as error:
@@ -162,5 +162,5 @@ def _told() -> Iterator[None]:
 
 
 def _read(file: BinaryIO) -> bytes:
-    with _told():
+    with _raise_unavailable():
         return file.read(CHUNK)

@@ -1,4 +1,4 @@
-"""Forgets files whose time is up, and bytes that no file knows. Every API process may; each step is harmless twice."""
+"""Deletes expired files and orphaned contents. Every API process runs it; all steps are idempotent."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from shared.runtime.periodic import run_periodically
 logger = logging.getLogger(__name__)
 
 EXPIRE_S = 60.0
-TIDY_S = 3600.0
-# An upload, or a result whose row is being written, may be as old as this; what is older has lost its writer.
+ORPHAN_CHECK_S = 3600.0
+# Minimum age of an orphan. Younger content without a row may belong to an upload or a result in progress.
 ORPHAN_S = 24 * 3600.0
 
 
 class FileCleanup:
-    """Sweeps files and their bytes for as long as its process lives."""
+    """Periodically deletes expired files and orphaned contents."""
 
     def __init__(self, store: FileStore, blobs: Blobs) -> None:
         self._store = store
         self._blobs = blobs
-        self._tidied_at = -math.inf
+        self._orphans_checked_at = -math.inf
 
     async def run(self) -> None:
-        """Sweep until cancelled."""
+        """Clean up until cancelled."""
         await run_periodically(
-            self._sweep,
+            self._clean_up,
             "file cleanup",
             interval_s=EXPIRE_S,
             jitter=0.2,
@@ -39,14 +39,14 @@ class FileCleanup:
             tolerates=lambda error: is_outage(error) or isinstance(error, Unavailable),
         )
 
-    async def _sweep(self) -> None:
+    async def _clean_up(self) -> None:
         await self.expire()
-        if time.monotonic() - self._tidied_at >= TIDY_S:
-            self._tidied_at = time.monotonic()
-            await self.tidy()
+        if time.monotonic() - self._orphans_checked_at >= ORPHAN_CHECK_S:
+            self._orphans_checked_at = time.monotonic()
+            await self.delete_orphans()
 
     async def expire(self) -> int:
-        """Forget files whose time is up, but for those that an unfinished batch reads. Returns how many."""
+        """Delete expired files, except the input of unfinished batches. Returns their number."""
         count = 0
         while expired := await self._store.expire():
             for file_id in expired:
@@ -55,16 +55,16 @@ class FileCleanup:
             count += len(expired)
         return count
 
-    async def tidy(self, older_than_s: float = ORPHAN_S) -> int:
-        """Forget what a writer that died has left, half or whole, and what a deletion did not reach.
+    async def delete_orphans(self, older_than_s: float = ORPHAN_S) -> int:
+        """Delete unfinished contents of writers that have died, and complete contents without a row.
 
-        Returns how many whole ones there were.
+        Returns the number of complete ones.
         """
-        await self._blobs.tidy(older_than_s)
+        await self._blobs.delete_unfinished(older_than_s)
         count = 0
         async for names in self._blobs.names(older_than_s):
-            for name in await self._store.unknown(names):
-                logger.info("file=%s its bytes are nobody's; deleted", name)
+            for name in await self._store.orphans(names):
+                logger.info("file=%s orphaned content deleted", name)
                 await self._blobs.delete(name)
                 count += 1
         return count

@@ -1,4 +1,4 @@
-"""A multipart form, read as it comes: the bytes of a part are handed on at once and kept nowhere."""
+"""Streaming parser for multipart forms: yields the bytes of each part without buffering them."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from shared.domain.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part begins. `filename` is None for a plain field."""
+    """The start of a part. `filename` is None for a plain field."""
 
     name: str
     filename: str | None
 
 
 async def read_form(content_type: str, body: AsyncIterator[bytes]) -> AsyncIterator[Part | bytes]:
-    """Each part, followed by its bytes in chunks.
+    """Yield each part, followed by its bytes in chunks.
 
     Raises:
-        InvalidRequest: it is no form, or not a whole one.
+        InvalidRequest: the body is not a form, or is incomplete.
     """
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_param("boundary")
     if header.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
         raise InvalidRequest("The body must be a form, sent with `Content-Type: multipart/form-data`.")
-    reader = _Reader()
+    parsed = _ParsedItems()
     try:
-        parser = MultipartParser(boundary.encode("latin-1", "replace"), reader.callbacks())  # type: ignore[arg-type]
+        parser = MultipartParser(boundary.encode("latin-1", "replace"), parsed.callbacks())  # type: ignore[arg-type]
         async for data in body:
             parser.write(data)
-            for item in reader.take():
+            for item in parsed.drain():
                 yield item
     except FormParserError as error:
         raise InvalidRequest(f"The body is not a valid form: {error}") from None
-    if not reader.ended:
-        raise InvalidRequest("The body is not a valid form: it ends too early.")
+    if not parsed.ended:
+        raise InvalidRequest("The body is not a valid form: it is incomplete.")
 
 
-class _Reader:
-    """What the parser has found since it was last asked."""
+class _ParsedItems:
+    """Collects the parser's output until it is drained."""
 
     def __init__(self) -> None:
         self.ended = False
-        self._found: list[Part | bytes] = []
+        self._items: list[Part | bytes] = []
         self._name = bytearray()
         self._value = bytearray()
         self._headers = Message()
@@ -61,19 +61,19 @@ class _Reader:
             "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
             "on_header_end": self._on_header_end,
             "on_headers_finished": self._on_headers_finished,
-            "on_part_data": lambda data, start, end: self._found.append(data[start:end]),
+            "on_part_data": lambda data, start, end: self._items.append(data[start:end]),
             "on_end": self._on_end,
         }
 
-    def take(self) -> list[Part | bytes]:
-        found, self._found = self._found, []
-        return found
+    def drain(self) -> list[Part | bytes]:
+        items, self._items = self._items, []
+        return items
 
     def _on_part_begin(self) -> None:
         self._headers = Message()
 
     def _on_header_end(self) -> None:
-        # Browsers and SDKs send names in UTF-8, as the standard for forms says.
+        # Browsers and SDKs send names in UTF-8 (RFC 7578).
         self._headers[self._name.decode("latin-1")] = self._value.decode("utf-8", "replace")
         self._name.clear()
         self._value.clear()
@@ -83,7 +83,7 @@ class _Reader:
         if not isinstance(name, str):
             raise InvalidRequest("The body is not a valid form: a part has no name.")
         filename = self._headers.get_filename()
-        self._found.append(Part(name, filename))
+        self._items.append(Part(name, filename))
 
     def _on_end(self) -> None:
         self.ended = True

@@ -19,9 +19,7 @@ PATH = "/v1/files"
 
 router = APIRouter(prefix=PATH, tags=["files"])
 
-NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorResponse, "description": "No such file, or not yours."}
-}
+NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "Not found."}}
 FORM = {
     "requestBody": {
         "required": True,
@@ -38,7 +36,7 @@ FORM = {
                             "type": "integer",
                             "minimum": MIN_KEEP_S,
                             "maximum": MAX_KEEP_S,
-                            "description": "Forget the file then.",
+                            "description": "Seconds from the upload until the file is deleted.",
                         },
                     },
                 }
@@ -54,7 +52,7 @@ FORM = {
     openapi_extra=FORM,
 )
 async def upload(principal: CurrentPrincipal, files: Files, request: Request) -> FileView:
-    """Upload a batch's input: JSON lines, one request each."""
+    """Upload the input of a batch: JSON lines with one request each."""
     headers = request.headers
     file = await files.upload(
         principal.owner, headers.get("content-type", ""), headers.get("content-length", ""), request.stream()
@@ -78,7 +76,7 @@ async def list_files(
 
 @router.get("/{file_id}", responses={**ERRORS, **NOT_FOUND})
 async def get_file(file_id: str, principal: CurrentPrincipal, files: Files) -> FileView:
-    """A file, without its content."""
+    """Get a file's metadata."""
     return file_view(await files.get(file_id, principal.project_id))
 
 
@@ -88,7 +86,7 @@ async def get_file(file_id: str, principal: CurrentPrincipal, files: Files) -> F
     responses={**ERRORS, **NOT_FOUND, 200: {"content": {"application/jsonl": {}}, "description": "The file's bytes."}},
 )
 async def content(file_id: str, principal: CurrentPrincipal, files: Files) -> StreamingResponse:
-    """A file's content."""
+    """Download a file's content."""
     file = await files.get(file_id, principal.project_id)
     headers = {
         "Content-Length": str(file.bytes),
@@ -99,9 +97,13 @@ async def content(file_id: str, principal: CurrentPrincipal, files: Files) -> St
 
 @router.delete(
     "/{file_id}",
-    responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "An unfinished batch reads it."}},
+    responses={
+        **ERRORS,
+        **NOT_FOUND,
+        409: {"model": ErrorResponse, "description": "The file is the input of an unfinished batch."},
+    },
 )
 async def delete(file_id: str, principal: CurrentPrincipal, files: Files) -> FileDeleted:
-    """Forget a file and its content."""
+    """Delete a file and its content."""
     await files.delete(file_id, principal.project_id)
     return FileDeleted(id=file_id)

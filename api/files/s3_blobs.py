@@ -1,9 +1,9 @@
-"""Blobs in a bucket of S3, or of anything that speaks it: MinIO, Ceph, R2, SeaweedFS.
+"""Blobs in a bucket of S3 or a compatible store: MinIO, Ceph, R2, SeaweedFS.
 
-A blob is a multipart upload, which S3 shows once it is completed and not before. Reads are ranges, each a request of
-its own that is tried again by itself, so a slow reader holds no connection open.
+A blob is a multipart upload, which becomes visible when it is completed. Reads are range requests, which are retried
+individually, so that a slow reader holds no connection open.
 
-Credentials, region and endpoint are the usual AWS environment variables, or the machine's role.
+Credentials, region and endpoint come from the standard AWS environment variables or the instance role.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from api.files.blobs import BlobMissing, BlobsUnavailable, BlobWriter
 
 SCHEME = "s3://"
 READ_BYTES = 1024 * 1024
-# S3's smallest part. A writer holds two of them at most, and what is written meanwhile.
+# S3's minimum part size. A writer buffers up to `CONCURRENT_PARTS` parts.
 PART_BYTES = 5 * 1024 * 1024
-PARTS_AT_ONCE = 2
-# Beyond this a request would wait longer than its client; whoever asks tries again.
+CONCURRENT_PARTS = 2
+# With more retries a request would outlast its client's timeout; the caller retries instead.
 RETRIES, RETRY_S = 3, timedelta(seconds=10)
 
 
 class S3Blobs:
-    """Blobs as objects under one prefix of a bucket."""
+    """Blobs as objects under a prefix of a bucket."""
 
     def __init__(self, address: str) -> None:
         """`address`: `s3://bucket/prefix`."""
@@ -37,31 +37,33 @@ class S3Blobs:
         self._store = S3Store(
             bucket,
             prefix=prefix.strip("/") or None,
-            client_options={"allow_http": True},  # an endpoint without TLS is named by the operator
+            client_options={"allow_http": True},  # the operator may configure an endpoint without TLS
             retry_config={"max_retries": RETRIES, "retry_timeout": RETRY_S},
         )
 
     @asynccontextmanager
     async def writing(self, name: str) -> AsyncIterator[BlobWriter]:
         writer = _S3Writer()
-        putting: asyncio.Future[object] = asyncio.ensure_future(
-            obstore.put_async(self._store, name, writer.parts(), chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+        upload: asyncio.Future[object] = asyncio.ensure_future(
+            obstore.put_async(
+                self._store, name, writer.parts(), chunk_size=PART_BYTES, max_concurrency=CONCURRENT_PARTS
+            )
         )
-        putting.add_done_callback(writer.over)
+        upload.add_done_callback(writer.upload_done)
         try:
             yield writer
         except BaseException as error:
-            # Not cancelled: told, so that it takes back the parts that it has sent.
-            writer.give_up(error)
-            await asyncio.wait([putting])
+            # Abort through the writer instead of a cancel, so that the parts already sent are deleted.
+            writer.abort(error)
+            await asyncio.wait([upload])
             raise
-        with _told():
+        with _raise_unavailable():
             await writer.finish()
-            await asyncio.shield(putting)
+            await asyncio.shield(upload)
 
     async def read(self, name: str, offset: int = 0) -> AsyncGenerator[bytes]:
         try:
-            with _told():
+            with _raise_unavailable():
                 size = (await obstore.head_async(self._store, name))["size"]
         except BlobsUnavailable as error:
             if isinstance(error.__cause__, FileNotFoundError):
@@ -69,65 +71,65 @@ class S3Blobs:
             raise
         while offset < size:
             end = min(offset + READ_BYTES, size)
-            with _told():
+            with _raise_unavailable():
                 data = await obstore.get_range_async(self._store, name, start=offset, end=end)
             yield data.to_bytes()
             offset = end
 
     async def delete(self, name: str) -> None:
-        with _told():
+        with _raise_unavailable():
             await obstore.delete_async(self._store, name)
 
     async def names(self, older_than_s: float) -> AsyncIterator[list[str]]:
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        with _told():
+        with _raise_unavailable():
             async for page in obstore.list(self._store, chunk_size=1000):
                 yield [item["path"] for item in page if item["last_modified"] < before]
 
-    async def tidy(self, older_than_s: float) -> None:
-        """Nothing: uploads that were cut off are the bucket's own to forget, by its rule for incomplete uploads."""
+    async def delete_unfinished(self, older_than_s: float) -> None:
+        """Do nothing: the bucket's lifecycle rule deletes incomplete multipart uploads."""
 
 
 class _S3Writer:
-    """Hands what is written to the upload, no faster than it goes out."""
+    """Passes written data to the upload, with backpressure."""
 
     def __init__(self) -> None:
         self._next: asyncio.Queue[bytes | None] = asyncio.Queue(1)
-        self._over = asyncio.Event()
+        self._done = asyncio.Event()
         self._upload: asyncio.Future[object] | None = None
         self._error: BaseException | None = None
 
     async def write(self, data: bytes) -> None:
-        with _told():
+        with _raise_unavailable():
             await self._put(data)
 
     async def finish(self) -> None:
         await self._put(None)
 
-    def give_up(self, error: BaseException) -> None:
-        """End the upload with an error: nothing of it is kept."""
+    def abort(self, error: BaseException) -> None:
+        """Make the upload fail, so that nothing is stored."""
         self._error = error
         while not self._next.empty():
             self._next.get_nowait()
         self._next.put_nowait(None)
 
-    def over(self, upload: asyncio.Future[object]) -> None:
-        """The upload has ended, well or badly."""
+    def upload_done(self, upload: asyncio.Future[object]) -> None:
+        """The upload has succeeded or failed."""
         if not upload.cancelled():
-            upload.exception()  # it is told to who writes; here it is only seen
+            upload.exception()  # mark it as retrieved; `_put` raises it
         self._upload = upload
-        self._over.set()
+        self._done.set()
 
     async def parts(self) -> AsyncIterator[bytes]:
         while (data := await self._next.get()) is not None:
             yield data
         if self._error is not None:
-            raise _GivenUp
+            raise _Aborted
 
     async def _put(self, data: bytes | None) -> None:
-        """Wait for room. Raises what has ended the upload before."""
+        """Wait for room in the queue. Raises the error of an upload that has failed."""
         putting: asyncio.Future[object] = asyncio.ensure_future(self._next.put(data))
-        ended = asyncio.ensure_future(self._over.wait())
+        ended = asyncio.ensure_future(self._done.wait())
         try:
             await asyncio.wait((putting, ended), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -137,13 +139,13 @@ class _S3Writer:
             self._upload.result()
 
 
-class _GivenUp(Exception):
-    """Whoever wrote has ended before the end."""
+class _Aborted(Exception):
+    """The writer has aborted the upload."""
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What S3 refuses, as what it means here."""
+def _raise_unavailable() -> Iterator[None]:
+    """Convert S3 errors to `BlobsUnavailable`."""
     try:
         yield
     except (BaseError, OSError) as error:

@@ -1,4 +1,4 @@
-"""OpenAI's shapes of files."""
+"""Schemas of OpenAI's Files API."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.files.store import Purpose, StoredFile
 from api.http.pagination import PageView
 
-# OpenAI's bounds: an hour, and thirty days.
+# OpenAI's bounds: one hour to thirty days.
 MIN_KEEP_S, MAX_KEEP_S = 3600, 30 * 24 * 3600
 
 
 class ExpiresAfter(BaseModel):
-    """How long a file is kept from when it is made."""
+    """Retention of a file, in seconds from its creation."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -37,11 +37,11 @@ class FileView(BaseModel):
 
 
 class FileList(PageView[FileView]):
-    """A page of files. `after=last_id` gives the next."""
+    """A page of files. `after=last_id` selects the next page."""
 
 
 class FileDeleted(BaseModel):
-    """A file that is gone."""
+    """A deleted file."""
 
     id: str
     object: Literal["file"] = "file"
@@ -49,7 +49,7 @@ class FileDeleted(BaseModel):
 
 
 def file_view(file: StoredFile) -> FileView:
-    """A file as the API shows it."""
+    """Convert a file to its API view."""
     return FileView(
         id=file.id,
         bytes=file.bytes,

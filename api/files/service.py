@@ -1,4 +1,4 @@
-"""What can be done with files."""
+"""Operations on files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class FileService:
-    """Takes, finds, reads and forgets files."""
+    """Uploads, looks up, reads and deletes files."""
 
     def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, keep_s: float | None) -> None:
-        """Files are kept for `keep_s` seconds, or for ever, where their upload does not say."""
+        """`keep_s` is the retention, in seconds, of files without `expires_after`; None: unlimited."""
         self._store = store
         self._blobs = blobs
         self._max_bytes = max_bytes
@@ -29,27 +29,27 @@ class FileService:
         self._keep_s = keep_s
 
     async def upload(self, owner: Owner, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
-        """Store the file of a form; see `Upload.take`."""
+        """Store the file of a form; see `Upload.receive`."""
         upload = Upload(
             self._store, self._blobs, max_bytes=self._max_bytes, max_lines=self._max_lines, keep_s=self._keep_s
         )
-        return await upload.take(owner, content_type, length, body)
+        return await upload.receive(owner, content_type, length, body)
 
     async def get(self, file_id: str, project_id: int, param: str = "file_id") -> StoredFile:
-        """A file of a project; `param` is where its id was given.
+        """Return a file of a project. `param` is the parameter that holds its id, for the error.
 
         Raises:
-            NotFound: there is none, or it is another project's.
+            NotFound: it does not exist or belongs to another project.
         """
         return await own_or_404("file", file_id, project_id, is_file_id, self._store.get, param)
 
     async def page(
         self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool
     ) -> Page[StoredFile]:
-        """A page of a project's files.
+        """Return a page of a project's files.
 
         Raises:
-            InvalidRequest: `after` is not a file's id.
+            InvalidRequest: `after` is not a file id.
         """
         check_after(after, "file", is_file_id)
         return await fetch_page(
@@ -58,17 +58,17 @@ class FileService:
         )
 
     async def content(self, file: StoredFile) -> AsyncIterator[bytes]:
-        """A file's bytes, once they are known to be there.
+        """Return an iterator over a file's bytes, once the first chunk has been read.
 
         Raises:
-            NotFound: they are gone: the file was deleted just now, or its folder was.
+            NotFound: the content is missing, for example because the file has just been deleted.
         """
         chunks = self._blobs.read(file.id)
         try:
             first = await anext(chunks, b"")
         except BlobMissing:
             raise NotFound(
-                f"The content of file `{file.id}` is gone.", param="file_id", code="file_not_found"
+                f"The content of file `{file.id}` is missing.", param="file_id", code="file_not_found"
             ) from None
 
         async def content() -> AsyncIterator[bytes]:
@@ -80,16 +80,16 @@ class FileService:
         return content()
 
     async def delete(self, file_id: str, project_id: int) -> None:
-        """Forget a file.
+        """Delete a file and its content.
 
         Raises:
-            NotFound: there is none, or it is another project's.
-            FileInUse: a batch that has not ended reads it.
+            NotFound: it does not exist or belongs to another project.
+            FileInUse: the file is the input of an unfinished batch.
         """
         await self.get(file_id, project_id)
         if not await self._store.delete(file_id, project_id):
-            return  # another call was faster
+            return  # a concurrent call has deleted it
         try:
             await self._blobs.delete(file_id)
         except HeadraceError as error:
-            logger.warning("file=%s its bytes stay until they are tidied away: %s", file_id, error)
+            logger.warning("file=%s cannot delete content; cleanup will: %s", file_id, error)

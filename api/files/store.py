@@ -1,4 +1,4 @@
-"""SQL about files: what they are called and whose they are. Their bytes are blobs (`api.files.blobs`)."""
+"""SQL about files: their metadata. Their contents are blobs (`api.files.blobs`)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILE_ID_PREFIX = "file-"
 
 
 class Purpose(StrEnum):
-    """What a file is for."""
+    """The purpose of a file, as in OpenAI's API."""
 
     BATCH = "batch"
     BATCH_OUTPUT = "batch_output"
@@ -43,7 +43,7 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file. `bytes` is its size."""
+    """A file's metadata. `bytes` is its size."""
 
     id: str
     project_id: int
@@ -65,12 +65,12 @@ _COLUMNS: tuple[Any, ...] = (
     FileRow.created_at,
     FileRow.expires_at,
 )
-# Some files are forgotten at a time.
-EXPIRED_AT_ONCE = 100
+# Maximum number of files deleted by one statement.
+EXPIRE_LIMIT = 100
 
 
 def is_file_id(text: str) -> bool:
-    """Whether a file could have this id."""
+    """Whether a text is a well-formed file id."""
     return is_id(FILE_ID_PREFIX, text)
 
 
@@ -78,39 +78,39 @@ class FileStore(Store):
     """Files in PostgreSQL."""
 
     def new_id(self) -> str:
-        """An id for a file that is to be stored."""
+        """Generate an id for a new file."""
         return new_id(FILE_ID_PREFIX, self._region)
 
     async def insert(
         self, file_id: str, owner: Owner, purpose: Purpose, filename: str, size: int, keep_s: float | None = None
     ) -> StoredFile:
-        """Make a file of a blob that is whole, and keep it for so long, or for ever."""
+        """Insert a file whose blob is complete, to be retained for `keep_s` seconds; None: unlimited."""
         async with self._engine.connect() as connection:
             return await insert_file(connection, file_id, owner, purpose, filename, size, keep_s)
 
     async def get(self, file_id: str, project_id: int) -> StoredFile | None:
-        """A file of a project."""
-        statement = select(*_COLUMNS).where(FileRow.id == file_id, FileRow.project_id == project_id, kept())
+        """Return a file of a project; None if there is none."""
+        statement = select(*_COLUMNS).where(FileRow.id == file_id, FileRow.project_id == project_id, not_expired())
         return await self._one(statement, _file)
 
     async def page(
         self, project_id: int, *, purpose: str | None, limit: int, after: str | None, ascending: bool = False
     ) -> list[StoredFile]:
-        """A project's files, newest first unless `ascending`, from behind `after`."""
-        statement = select(*_COLUMNS).where(FileRow.project_id == project_id, kept())
+        """Return a project's files after `after`, newest first unless `ascending`."""
+        statement = select(*_COLUMNS).where(FileRow.project_id == project_id, not_expired())
         if purpose is not None:
             statement = statement.where(FileRow.purpose == purpose)
         page = page_by_id(statement, FileRow.id, limit=limit, after=after, ascending=ascending)
         return await self._all(page, _file)
 
     async def delete(self, file_id: str, project_id: int) -> bool:
-        """Forget a file of a project; its blob is the caller's to delete afterwards. False: there is none.
+        """Delete a file of a project; the caller then deletes its blob. Returns False if there is no such file.
 
         Raises:
-            FileInUse: a batch that has not ended reads it.
+            FileInUse: the file is the input of an unfinished batch.
         """
         async with transaction(self._engine) as connection:
-            # Who makes a batch of this file waits for this lock, or this waits for it and then sees the batch.
+            # Serializes with the creation of batches, which locks the file: one of the two sees the other's change.
             found = select(FileRow.id).where(FileRow.id == file_id, FileRow.project_id == project_id).with_for_update()
             if (await connection.execute(found)).first() is None:
                 return False
@@ -120,24 +120,23 @@ class FileStore(Store):
         return True
 
     async def expire(self) -> list[str]:
-        """Forget some files whose time is up, but for those that an unfinished batch reads; returns their ids.
+        """Delete up to `EXPIRE_LIMIT` expired files, except the input of unfinished batches. Returns their ids.
 
-        Their blobs are the caller's to delete afterwards. No batch can be made of them meanwhile: they are `kept` no
-        more.
+        The caller then deletes their blobs. No batch can be created from an expired file in the meantime.
         """
         due = (
             select(FileRow.id)
             .where(FileRow.expires_at <= func.clock_timestamp(), ~_in_use(FileRow.id))
-            .limit(EXPIRED_AT_ONCE)
+            .limit(EXPIRE_LIMIT)
             .with_for_update(skip_locked=True)
             .scalar_subquery()
         )
         async with self._engine.connect() as connection:
-            found = await connection.execute(delete(FileRow).where(FileRow.id.in_(due)).returning(FileRow.id))
-            return list(found.scalars())
+            deleted = await connection.execute(delete(FileRow).where(FileRow.id.in_(due)).returning(FileRow.id))
+            return list(deleted.scalars())
 
-    async def unknown(self, names: Sequence[str]) -> list[str]:
-        """Those of these ids that were made here and are no file's. A bucket may be shared with other regions."""
+    async def orphans(self, names: Sequence[str]) -> list[str]:
+        """Return those of these file ids of this region that have no row. Regions may share a bucket."""
         names = [name for name in names if is_file_id(name) and region_of(FILE_ID_PREFIX, name) == self._region]
         statement = select(FileRow.id).where(FileRow.id == func.any(bindparam("names", list(names), type_=ARRAY(Text))))
         async with self._engine.connect() as connection:
@@ -145,13 +144,13 @@ class FileStore(Store):
         return [name for name in names if name not in known]
 
 
-def kept() -> ColumnElement[bool]:
-    """A file's time is not up."""
+def not_expired() -> ColumnElement[bool]:
+    """Condition: the file has not expired."""
     return or_(FileRow.expires_at.is_(None), FileRow.expires_at > func.clock_timestamp())
 
 
 def _in_use(file_id: Any) -> ColumnElement[bool]:
-    """An unfinished batch reads a file."""
+    """Condition: the file is the input of an unfinished batch."""
     return exists().where(BatchRow.input_file_id == file_id, BatchRow.ended_at.is_(None))
 
 
@@ -164,7 +163,7 @@ async def insert_file(
     size: int,
     keep_s: float | None,
 ) -> StoredFile:
-    """Make a file in a transaction of the caller's."""
+    """Insert a file in the caller's transaction."""
     values: dict[Any, Any] = {
         FileRow.id: file_id,
         FileRow.project_id: owner.project_id,

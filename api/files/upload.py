@@ -1,4 +1,4 @@
-"""Takes an upload: a form with a file and its purpose, written to the blob store as it comes."""
+"""Receives uploads: forms with a file, which is streamed to the blob store, and its purpose."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from api.files.store import FileStore, Purpose, StoredFile
 from shared.domain.errors import InvalidRequest, TooLarge
 from shared.domain.owner import Owner
 
-# A form's boundaries, headers and other fields, beside the file.
+# Allowance for the form's boundaries, headers and other fields.
 FORM_BYTES = 16 * 1024
 MAX_FIELD_BYTES = 1024
 MAX_FILENAME = 255
@@ -21,7 +21,7 @@ FIELDS = ("purpose", ANCHOR, SECONDS)
 
 
 class Upload:
-    """One upload, up to the file's bytes and lines that are allowed."""
+    """One upload, limited in bytes and lines."""
 
     def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, keep_s: float | None) -> None:
         self._store = store
@@ -33,14 +33,14 @@ class Upload:
         self._filename: str | None = None
         self._size = 0
         self._lines = 0
-        self._last = b""
+        self._last_byte = b""
 
-    async def take(self, owner: Owner, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
-        """Store the file of a form. When this returns, the file is safe.
+    async def receive(self, owner: Owner, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
+        """Store the file of a form. When this returns, the file is durable.
 
         Raises:
-            TooLarge: the file is larger than is allowed.
-            InvalidRequest: the form or its purpose is wrong, or the file has too many lines or none.
+            TooLarge: the file exceeds the size limit.
+            InvalidRequest: the form or a field is invalid, or the file is empty or has too many lines.
         """
         if length.isdigit() and int(length) > self._max_bytes + FORM_BYTES:
             raise self._too_large()
@@ -75,16 +75,14 @@ class Upload:
     def _begin(self, part: Part) -> None:
         if part.name == "file":
             if self._filename is not None:
-                raise InvalidRequest("file: send one file", param="file")
+                raise InvalidRequest("file: must be given only once", param="file")
             if part.filename is None:
-                raise InvalidRequest("file: must be a file, with a file name", param="file")
+                raise InvalidRequest("file: must be a file with a file name", param="file")
             self._filename = (part.filename.replace("\0", "") or "upload")[-MAX_FILENAME:]
         elif part.name not in FIELDS:
-            raise InvalidRequest(
-                f"{part.name[:64]}: this parameter is not known or not supported", param=part.name[:64]
-            )
+            raise InvalidRequest(f"{part.name[:64]}: this parameter is unknown or not supported", param=part.name[:64])
         elif part.name in self._fields:
-            raise InvalidRequest(f"{part.name}: send it once", param=part.name)
+            raise InvalidRequest(f"{part.name}: must be given only once", param=part.name)
         else:
             self._fields[part.name] = b""
 
@@ -96,13 +94,13 @@ class Upload:
     def _count(self, data: bytes) -> None:
         self._size += len(data)
         self._lines += data.count(b"\n")
-        self._last = data[-1:] or self._last
+        self._last_byte = data[-1:] or self._last_byte
         if self._size > self._max_bytes:
             raise self._too_large()
         self._check_lines()
 
     def _check_lines(self) -> None:
-        lines = self._lines + (self._last not in (b"\n", b""))
+        lines = self._lines + (self._last_byte not in (b"\n", b""))
         if lines > self._max_lines:
             raise InvalidRequest(f"file: has more than {self._max_lines} lines", param="file")
 
@@ -113,15 +111,15 @@ class Upload:
         if purpose is None:
             raise InvalidRequest("purpose: this field is required", param="purpose")
         if purpose != Purpose.BATCH.value.encode():
-            shown = purpose.decode("utf-8", "replace")[:64]
-            raise InvalidRequest(f"purpose: must be `batch`, got {shown!r}", param="purpose")
+            text = purpose.decode("utf-8", "replace")[:64]
+            raise InvalidRequest(f"purpose: must be `batch`, got {text!r}", param="purpose")
         if ANCHOR in self._fields or SECONDS in self._fields:
             self._keep_s = self._expires_after()
         if not self._size:
             raise InvalidRequest("file: is empty", param="file")
 
     def _expires_after(self) -> int:
-        """Seconds, as OpenAI's clients send them."""
+        """Parse `expires_after`, in seconds."""
         anchor, seconds = (self._fields.get(name, b"").decode("utf-8", "replace")[:64] for name in (ANCHOR, SECONDS))
         if anchor != "created_at":
             raise InvalidRequest(f"{ANCHOR}: must be `created_at`, got {anchor!r}", param=ANCHOR)

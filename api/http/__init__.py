@@ -1,1 +1,1 @@
-"""HTTP without any dialect: errors, JSON bodies, SSE, headers, middleware."""
+"""HTTP, independent of the API dialects: errors, JSON bodies, SSE, headers, middleware."""

@@ -15,10 +15,10 @@ class Conventions:
     error_body: Callable[[int, str], dict[str, Any]]
     """An error's body, from its HTTP status and message."""
     request_id_header: str
-    """A second response header for the request id."""
+    """An additional response header for the request id."""
 
     def cover(self, path: str) -> bool:
-        """Whether they apply to a path."""
+        """Whether these conventions apply to a path."""
         return path == self.prefix or path.startswith(f"{self.prefix}/")
 
 

@@ -1,4 +1,4 @@
-"""FastAPI dependencies of every feature, and the only access to the application's resources."""
+"""FastAPI dependencies shared by all features, and access to the application's resources."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def set_resources(app: FastAPI, resources: Resources) -> None:
 def resource(kind: type[T]) -> Callable[[Request], Coroutine[Any, Any, T]]:
     """A dependency that returns the application's resource of a type."""
 
-    # A coroutine function: FastAPI runs a plain function in a thread, for each request.
+    # A coroutine function, because FastAPI runs a plain function in a thread for each request.
     async def dependency(request: Request) -> T:
         return get_resource(request, kind)
 

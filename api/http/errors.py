@@ -1,6 +1,6 @@
-"""Every error as OpenAI's JSON: `{"error": {message, type, param, code}}`. Status codes are decided here.
+"""Maps exceptions to HTTP status codes and OpenAI's error body: `{"error": {message, type, param, code}}`.
 
-A dialect can give errors under its path prefix another body; see `api.http.conventions`.
+A dialect can define another body for its path prefix; see `api.http.conventions`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from shared.runtime.outages import is_database_outage, is_redis_outage
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = "2"
-# The job has ended; OpenAI's clients would submit it again, twice.
-ENDED = {"x-should-retry": "false"}
+# The job has ended. Without this header, OpenAI's clients would submit the request again, up to twice.
+NO_RETRY = {"x-should-retry": "false"}
 
 T = TypeVar("T", str, str | None)
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, and with which field."""
+    """An error: what went wrong, and in which parameter."""
 
     message: str
     type: str
@@ -61,7 +61,7 @@ class ErrorResponse(BaseModel):
 
 
 class JsonErrorResponse(JSONResponse):
-    """An error. When it is sent, it takes the shape that the request's path calls for."""
+    """An error response. Its body follows the conventions of the request's path."""
 
     def __init__(self, status: int, body: ErrorResponse, headers: Mapping[str, str]) -> None:
         super().__init__(body.model_dump(), status, headers)
@@ -92,14 +92,14 @@ def error_response(
 
 
 def _encodable(text: T) -> T:
-    """A text that may quote the client's own, which may hold unpaired surrogates."""
+    """Replace unpaired surrogates, which an error may quote from the client's request."""
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
 def unavailable(what: str) -> JsonErrorResponse:
     return error_response(
         503,
-        f"{what} cannot be reached right now; try again.",
+        f"{what} is temporarily unavailable; try again.",
         kind="server_error",
         code="unavailable",
         headers={"Retry-After": RETRY_AFTER_S},
@@ -109,7 +109,7 @@ def unavailable(what: str) -> JsonErrorResponse:
 def stopping() -> JsonErrorResponse:
     return error_response(
         503,
-        "This server is stopping; try again.",
+        "This server is shutting down; try again.",
         kind="server_error",
         code="unavailable",
         headers={"Retry-After": RETRY_AFTER_S},
@@ -117,7 +117,7 @@ def stopping() -> JsonErrorResponse:
 
 
 def render(error: Exception) -> JsonErrorResponse:
-    """The answer to an error that reached the top."""
+    """The response to an exception that no route has handled."""
     match error:
         case InvalidRequest():
             return error_response(400, error.message, param=error.param)
@@ -134,33 +134,33 @@ def render(error: Exception) -> JsonErrorResponse:
         case TooLarge():
             return error_response(413, error.message)
         case UpstreamFailed(code="invalid_request"):
-            return error_response(400, error.message, code=error.code, headers=ENDED)
+            return error_response(400, error.message, code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="deadline_exceeded"):
-            return error_response(504, error.message, kind="server_error", code=error.code, headers=ENDED)
+            return error_response(504, error.message, kind="server_error", code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="cancelled"):
-            return error_response(409, error.message, kind="conflict_error", code=error.code, headers=ENDED)
+            return error_response(409, error.message, kind="conflict_error", code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="upstream_error"):
-            return error_response(502, error.message, kind="server_error", code=error.code, headers=ENDED)
+            return error_response(502, error.message, kind="server_error", code=error.code, headers=NO_RETRY)
         case UpstreamFailed():
-            return error_response(500, error.message, kind="server_error", code=error.code, headers=ENDED)
+            return error_response(500, error.message, kind="server_error", code=error.code, headers=NO_RETRY)
         case ClientDisconnect():
-            return error_response(499, "The client has left.")  # nobody reads it
+            return error_response(499, "The client has disconnected.")  # for metrics and traces: no client receives it
         case Unavailable():
             return error_response(
                 503, error.message, kind="server_error", code="unavailable", headers={"Retry-After": RETRY_AFTER_S}
             )
     if isinstance(error, RedisError) and is_redis_outage(error):
-        logger.warning("Redis is away: %s", error)
+        logger.warning("Redis unavailable: %s", error)
         return unavailable("Redis")
     if is_database_outage(error):
-        logger.warning("the database is away: %s", error)
+        logger.warning("PostgreSQL unavailable: %s", error)
         return unavailable("The database")
     logger.error("request=%s unexpected error", REQUEST_CONTEXT.get().request_id, exc_info=error)
     return error_response(500, "The server had an error.", kind="server_error", code="internal_error")
 
 
 def install(app: FastAPI, conventions: Sequence[Conventions]) -> None:
-    """Make the application return every error in this shape, or in that of the conventions for the path."""
+    """Register the error handlers: OpenAI's error body, or that of the conventions for the path."""
     app.state.conventions = tuple(conventions)
 
     async def on_error(_: Request, error: Exception) -> JsonErrorResponse:
@@ -179,12 +179,12 @@ def install(app: FastAPI, conventions: Sequence[Conventions]) -> None:
                 return error_response(404, f"There is no {method} {path}.", code="not_found")
             case 405:
                 return error_response(
-                    405, f"{path} does not take {method}.", code="method_not_allowed", headers=headers
+                    405, f"{path} does not support {method}.", code="method_not_allowed", headers=headers
                 )
             case 400 if isinstance(error.__cause__, HeadraceError):
                 return render(error.__cause__)
             case 400 if error.__cause__ is not None:
-                return error_response(400, f"The body is not valid JSON: {_unreadable(error.__cause__)}.")
+                return error_response(400, f"The body is not valid JSON: {_json_error(error.__cause__)}.")
         kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
         return error_response(error.status_code, str(error.detail), kind=kind, headers=headers)
 
@@ -194,8 +194,8 @@ def install(app: FastAPI, conventions: Sequence[Conventions]) -> None:
     app.add_exception_handler(HTTPException, on_http)
 
 
-def _unreadable(error: BaseException) -> str:
-    """Why a body that may be JSON by its grammar was not read."""
+def _json_error(error: BaseException) -> str:
+    """Why a body was rejected that may be grammatically valid JSON."""
     match error:
         case RecursionError():
             return "it is nested too deeply"
@@ -204,4 +204,4 @@ def _unreadable(error: BaseException) -> str:
         case ValueError():
             return "a number has too many digits"
         case _:
-            return "it cannot be read"
+            return "it cannot be parsed"

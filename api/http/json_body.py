@@ -1,8 +1,8 @@
-"""Reads JSON bodies. An object with very many members, or deep nesting, is refused before it is looked at.
+"""Parses JSON bodies. Objects with too many members and deep nesting are rejected before validation.
 
-Each unknown member is an error of its own, and a body of 4 MB holds 350,000: seconds of work to describe them all.
-Lists need no such limit, since the schemas stop at a list's first error. What is nested more deeply than pydantic can
-write could be read, and not be stored.
+Validation reports each unknown member as an error; a body of 4 MB holds 350,000 of them, which takes seconds.
+Lists need no limit, because the schemas stop at the first error of a list. Nesting is limited because pydantic cannot
+serialize, and thus store, very deep values.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MAX_DEPTH = 100
 
 
 def loads(body: bytes) -> Any:
-    """A JSON value.
+    """Parse a JSON value.
 
     Raises:
-        ValueError: it is no JSON, or no UTF-8, or has a number of too many digits.
-        RecursionError: it is nested far too deeply.
-        InvalidRequest: as `check_shape`.
+        ValueError: the body is not JSON or not UTF-8, or a number has too many digits.
+        RecursionError: the parser's nesting limit is exceeded.
+        InvalidRequest: `check_shape` rejects the value.
     """
     value = json.loads(body)
     check_shape(body, value)
@@ -34,8 +34,8 @@ def loads(body: bytes) -> Any:
 
 
 def check_shape(text: bytes, value: Any) -> None:
-    """Raise `InvalidRequest` where a JSON value is nested too deeply, or an object in it has too many members."""
-    # Most texts are too short of colons and brackets to need a look at the value.
+    """Raise `InvalidRequest` if a JSON value is nested too deeply or an object in it has too many members."""
+    # Fast path: most bodies have too few colons and brackets to exceed a limit.
     if text.count(b":") <= MAX_MEMBERS and text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
         return
     level = [value]
@@ -46,23 +46,23 @@ def check_shape(text: bytes, value: Any) -> None:
                 inside += item
             elif isinstance(item, dict):
                 if len(item) > MAX_MEMBERS:
-                    raise InvalidRequest(f"An object has {len(item)} members; {MAX_MEMBERS} are allowed.")
+                    raise InvalidRequest(f"An object has {len(item)} members; the maximum is {MAX_MEMBERS}.")
                 inside += item.values()
         level = [item for item in inside if isinstance(item, dict | list)]
         if not level:
             return
-    raise InvalidRequest(f"It is nested more than {MAX_DEPTH} levels deep.")
+    raise InvalidRequest(f"The JSON is nested more than {MAX_DEPTH} levels deep.")
 
 
 class JsonRequest(Request):
-    """A request whose JSON is read so."""
+    """A request that parses its body with `loads`."""
 
     async def json(self) -> Any:
         return loads(await self.body())
 
 
 class JsonRoute(APIRoute):
-    """A route whose JSON body is read so."""
+    """A route that parses its body with `loads`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

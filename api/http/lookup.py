@@ -1,4 +1,4 @@
-"""Finding what a client names: its own, or nothing. Somebody else's is not told from what does not exist."""
+"""Looks up resources of a project. Another project's resource is reported like one that does not exist."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ async def own_or_404(
     get: Callable[[str, int], Awaitable[T | None]],
     param: str | None = None,
 ) -> T:
-    """A job, file or batch of a project; `param` is where its id was given.
+    """Return a job, file or batch of a project. `param` is the parameter that holds its id, for the error.
 
     Raises:
-        NotFound: there is none, or it is another project's.
+        NotFound: it does not exist or belongs to another project.
     """
     item = await get(item_id, project_id) if is_id(item_id) else None
     if item is None:

@@ -1,4 +1,4 @@
-"""Pages of lists, the same for every resource: `limit` and `after` select a page, `has_more` announces another."""
+"""Cursor pagination of all lists: `limit` and `after` select a page; `has_more` says whether another follows."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from shared.domain.errors import InvalidRequest
 T = TypeVar("T")
 V = TypeVar("V")
 
-After = Annotated[str | None, Query(description="`last_id` of the page before.")]
+After = Annotated[str | None, Query(description="`last_id` of the previous page.")]
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Consecutive items of a list. `has_more`: others follow."""
+    """Consecutive items of a list. `has_more`: more items follow."""
 
     items: Sequence[T]
     has_more: bool
 
 
 class PageView(BaseModel, Generic[V]):
-    """A page as the API shows it."""
+    """A page in the API's format."""
 
     object: Literal["list"] = "list"
     data: list[V]
@@ -37,7 +37,7 @@ class PageView(BaseModel, Generic[V]):
 
     @classmethod
     def of(cls, page: Page[T], view: Callable[[T], V], id_of: Callable[[T], str] = attrgetter("id")) -> Self:
-        """The view of a page, from the view and the id of an item."""
+        """Build the view of a page; `view` and `id_of` convert an item."""
         items = page.items
         return cls(
             data=[view(item) for item in items],
@@ -48,16 +48,16 @@ class PageView(BaseModel, Generic[V]):
 
 
 async def fetch_page(limit: int, fetch: Callable[[int], Awaitable[Sequence[T]]]) -> Page[T]:
-    """The page that a query returns: `fetch` takes the number of items to read."""
+    """Fetch a page. `fetch` receives the number of items to read: one more than the page, to set `has_more`."""
     return cut_page(await fetch(limit + 1), limit)
 
 
 def cut_page(items: Sequence[T], limit: int) -> Page[T]:
-    """The page at the head of a list."""
+    """The first page of a list."""
     return Page(items[:limit], has_more=len(items) > limit)
 
 
 def check_after(after: str | None, what: str, is_id: Callable[[str], bool]) -> None:
     """Raise `InvalidRequest` if `after` cannot be the id of a `what`."""
     if after is not None and not is_id(after):
-        raise InvalidRequest(f"after: must be a {what}'s id, got {after[:64]!r}", param="after")
+        raise InvalidRequest(f"after: must be a {what} id, got {after[:64]!r}", param="after")

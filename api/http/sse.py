@@ -1,4 +1,4 @@
-"""One way to answer with a stream of server-sent events."""
+"""Responses that stream server-sent events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from api.settings import StreamSettings
 
 
 def heartbeat() -> ServerSentEvent:
-    """A comment: keeps proxies from closing an idle stream; clients ignore it."""
+    """A comment, which keeps proxies from closing an idle stream. Clients ignore it."""
     return ServerSentEvent(comment="ping")
 
 
@@ -21,7 +21,7 @@ def event_stream(
     *,
     heartbeat: Callable[[], ServerSentEvent] = heartbeat,
 ) -> EventSourceResponse:
-    """Stream encoded frames, with heartbeats; a reader that takes nothing for long is dropped."""
+    """Stream encoded frames with heartbeats. A client that reads nothing for `send_timeout_s` is disconnected."""
     return EventSourceResponse(
         frames,
         headers=headers,

@@ -1,4 +1,4 @@
-"""What every submit may carry in its headers: a key that makes it idempotent, and deadlines."""
+"""Headers of a submit: the idempotency key and the deadlines."""
 
 from __future__ import annotations
 
@@ -20,41 +20,47 @@ MAX_DURATION_S = 30 * 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class SubmitHeaders:
-    """Times are seconds from now."""
+    """The headers' values. Times are in seconds from now."""
 
     idempotency_key: str | None = None
     start_within_s: float | None = None
     finish_within_s: float | None = None
 
     def idempotency(self, path: str, body: BaseModel) -> Idempotency | None:
-        """The key, and the digest of what is asked for with it."""
+        """The idempotency key with a digest of the request; None without a key."""
         if self.idempotency_key is None:
             return None
-        asked: dict[str, Any] = {
+        request: dict[str, Any] = {
             "path": path,
             "body": body.model_dump(mode="json", exclude_unset=True),
             "times": [self.start_within_s, self.finish_within_s],
         }
-        text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+        text = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
         return Idempotency(self.idempotency_key, hashlib.sha256(text).hexdigest())
 
 
 async def submit_headers(
     idempotency_key: Annotated[
-        str | None, Header(description="The same key with the same request gives the same job, for a day.")
+        str | None, Header(description="For 24 hours, a request with the same key returns the same job.")
     ] = None,
     start_before: Annotated[
-        str | None, Header(description="`30s`: a job not started by then is `expired`.", examples=["30s"])
+        str | None,
+        Header(
+            description="A job that has not started by then becomes `expired`, for example `30s`.", examples=["30s"]
+        ),
     ] = None,
     cancel_after: Annotated[
         str | None,
-        Header(description="`90s`: a job not finished by then is cancelled; its text is kept.", examples=["90s"]),
+        Header(
+            description="A job that has not finished by then is cancelled; its partial output is kept.",
+            examples=["90s"],
+        ),
     ] = None,
 ) -> SubmitHeaders:
-    """Read and check the headers.
+    """Parse and validate the headers.
 
     Raises:
-        InvalidRequest: names the header that is wrong.
+        InvalidRequest: a header is invalid; `param` names it.
     """
     if idempotency_key is not None and not (0 < len(idempotency_key) <= 255 and idempotency_key.isprintable()):
         raise InvalidRequest("Idempotency-Key: must be 1 to 255 printable characters", param="Idempotency-Key")
@@ -69,14 +75,14 @@ def replay_headers(created: bool) -> dict[str, str]:
 
 
 def _seconds(name: str, value: str | None) -> float | None:
-    """A duration as fal and RunPod write it: `90s`, `1.5m`, `500ms`, `2h`; a bare number is seconds."""
+    """Parse a duration in the format of fal and RunPod: `90s`, `1.5m`, `500ms`, `2h`; a bare number is seconds."""
     if value is None:
         return None
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|)", value.strip())
     seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if not 0 < seconds <= MAX_DURATION_S:
         raise InvalidRequest(
-            f"{name}: must be a duration such as 90s or 5m (30 days at most), got {value!r}", param=name
+            f"{name}: must be a duration such as 90s or 5m (at most 30 days), got {value!r}", param=name
         )
     return seconds
 

@@ -1,8 +1,8 @@
-"""Counts a prompt's tokens without torch: the model's tokenizer, and its chat template in Jinja's sandbox.
+"""Rejects, at submit, prompts that do not fit the model's context.
 
-Used to refuse at submit what cannot fit. Where a model's files are not on this machine, or a conversation has more
-than turns of text (tools, documents, a last message to go on with), only max_tokens is looked at, and the worker,
-whose own rendering is the authority, refuses instead.
+The prompt is not counted if the model's files are missing on this machine or the conversation has more than text
+messages (tools, documents, a last message to continue). Then only max_tokens is checked here, and the worker, whose
+rendering is authoritative, rejects the job.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 
-# A token of a byte-level tokenizer is at least one byte, so shorter prompts need no counting. A chat
-# template adds a few dozen tokens to each conversation, and some to each message.
+# A token of a byte-level tokenizer is at least one byte, so shorter prompts need not be counted. This is the allowance
+# for the chat template, which adds a few dozen tokens per conversation and a few per message.
 TEMPLATE_TOKENS = 256
 
 logger = logging.getLogger(__name__)
 
 
 class ContextWindow:
-    """Refuses prompts that leave no room in their model's context."""
+    """Checks prompts against their model's context length."""
 
     def __init__(self, registry: Registry) -> None:
         self._limits = {name: model.max_model_len for name, model in registry.models.items()}
         self._counters = {name: _counter(model.prompt_tokenizer) for name, model in registry.models.items()}
 
     async def check(self, model: str, request: GenerateRequest) -> None:
-        """Raise `InvalidRequest` where the prompt leaves no room, or max_tokens is more than there ever is.
+        """Raise `InvalidRequest` if the prompt leaves no room for output, or max_tokens exceeds the context length.
 
-        As in vLLM, an answer whose max_tokens is more than the prompt leaves may fill the context, and no more.
+        As in vLLM, a max_tokens greater than the room that the prompt leaves is accepted: the output ends there.
         """
         limit, count = self._limits[model], self._counters[model]
         if limit is None:
             return
-        wanted = request.sampling.max_tokens
+        max_tokens = request.sampling.max_tokens
         param = "messages" if request.messages is not None else "prompt"
-        if wanted is not None and wanted > limit:
+        if max_tokens is not None and max_tokens > limit:
             raise InvalidRequest(
-                f"max_tokens: this model's context is {limit} tokens, prompt and answer together; got {wanted}",
+                f"max_tokens: this model's context is {limit} tokens, including the prompt; got {max_tokens}",
                 param="max_tokens",
             )
         if count is None:
@@ -54,22 +54,22 @@ class ContextWindow:
         tokens = await asyncio.to_thread(count, request) if size > 20_000 else count(request)
         if tokens is not None and tokens >= limit:
             raise InvalidRequest(
-                f"{param}: this model's context is {limit} tokens, prompt and answer together; the prompt has {tokens}",
+                f"{param}: this model's context is {limit} tokens, including the output; the prompt has {tokens}",
                 param=param,
             )
 
     async def count(self, model: str, request: GenerateRequest) -> int:
-        """Tokens of a prompt.
+        """Count the tokens of a prompt.
 
         Raises:
-            InvalidRequest: they cannot be counted here, or the model's template refuses the prompt.
+            InvalidRequest: the tokens cannot be counted here, or the chat template rejects the prompt.
         """
         count = self._counters[model]
         tokens = await asyncio.to_thread(count, request) if count is not None else None
         if tokens is None:
             raise InvalidRequest(
-                f"The tokens of `{model}` cannot be counted here: this process lacks its tokenizer or chat template,"
-                " or tools, calls or a turn to go on with make the prompt what the engine alone can render.",
+                f"Cannot count tokens for `{model}`: its tokenizer or chat template is not available here, or the"
+                " prompt has tools, tool calls or a message to continue, which only the engine can render.",
                 param="model",
             )
         return tokens

@@ -1,4 +1,4 @@
-"""`python -m api.failed list|replay`: the jobs that failed because their workers died, for operators."""
+"""`python -m api.failed list|replay`: lists and replays jobs that failed because their workers died."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared.postgres.job_store import JobStore, NewJob
 
 
 class DeadLetterSettings(RegionSettings, Settings):
-    """Redis is not used: workers find a replayed job's row."""
+    """Settings of the command. Redis is not used: workers find a replayed job in the database."""
 
     redis_url: str = "redis://unused"
 
@@ -48,7 +48,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 async def replay(store: JobStore, admission: Admission, job_id: str) -> int:
-    """Submit a failed job's request again, as a new job of the same key. The failed job stays as it is."""
+    """Submit a failed job's request again as a new job of the same owner. The failed job is unchanged."""
     job = await store.get(job_id)
     if job is None or job.status is not JobStatus.FAILED:
         print(f"there is no failed job {job_id}", file=sys.stderr)
@@ -63,16 +63,16 @@ async def replay(store: JobStore, admission: Admission, job_id: str) -> int:
     try:
         new = await admission.admit(Principal.of(new.owner), new)
     except (InvalidRequest, NotFound) as error:
-        print(f"{job_id} cannot run again: {error}", file=sys.stderr)
+        print(f"{job_id} cannot be replayed: {error}", file=sys.stderr)
         return 1
     submitted, _ = await store.insert(new)
-    print(f"{job_id} runs again as {submitted.id}")
+    print(f"{job_id} replayed as {submitted.id}")
     return 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m api.failed", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="list them, with their attempts")
-    actions.add_parser("replay", help="submit their requests again").add_argument("job", nargs="+")
+    actions.add_parser("list", help="list failed jobs and their attempts")
+    actions.add_parser("replay", help="submit failed jobs again").add_argument("job", nargs="+")
     return asyncio.run(run(parser.parse_args()))

@@ -10,7 +10,7 @@ from fastapi import Request
 from sse_starlette.sse import AppStatus
 
 from api.jobs.service import JobService
-from api.streaming.errors import CutShort
+from api.streaming.errors import StreamAborted
 from shared.domain.errors import HeadraceError
 from shared.domain.job import Job
 from shared.runtime.aio import cancel_and_wait
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 async def cancel_on_disconnect(
     frames: AsyncIterator[bytes], jobs: JobService, submitted: Sequence[Job], *, keep: bool
 ) -> AsyncIterator[bytes]:
-    """Pass frames on; if the client disconnects or the stream is `CutShort`, cancel the jobs, unless `keep`."""
+    """Yield the frames. If the client disconnects or on `StreamAborted`, cancel the unfinished jobs, unless `keep`."""
     unfinished = submitted
     try:
         async for frame in frames:
             yield frame
         unfinished = ()
-    except CutShort as cut:
-        unfinished = cut.left
+    except StreamAborted as aborted:
+        unfinished = aborted.unfinished
     finally:
-        # A stream that is closed because this process stops has not been abandoned by its client.
+        # A stream that the shutdown of this process closes has not been abandoned by its client.
         if unfinished and not keep and not AppStatus.should_exit:
             await asyncio.shield(cancel_abandoned(jobs, unfinished))
 
@@ -38,11 +38,11 @@ async def cancel_on_disconnect(
 async def while_connected(
     request: Request, jobs: JobService, submitted: Sequence[Job], *, keep: bool
 ) -> list[Job] | None:
-    """Wait for the jobs to end, and return them; if the client disconnects first, cancel them, unless `keep`.
+    """Wait for the jobs to end, and return them. If the client disconnects first, cancel them, unless `keep`.
 
     Returns None if the client has disconnected.
     """
-    ended = asyncio.gather(*(jobs.finished(job.id, job.owner.project_id) for job in submitted))
+    ended = asyncio.gather(*(jobs.wait_for_end(job.id, job.owner.project_id) for job in submitted))
     disconnected = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)
@@ -61,10 +61,10 @@ async def _disconnected(request: Request) -> None:
 
 
 async def cancel_abandoned(jobs: JobService, submitted: Iterable[Job]) -> None:
-    """Cancel jobs whose result no client waits for any more."""
+    """Cancel jobs whose client has disconnected."""
     for job in submitted:
-        logger.info("job=%s its client has disconnected; cancelling it", job.id)
+        logger.info("job=%s client disconnected; cancelling", job.id)
         try:
             await jobs.cancel(job.id, job.owner.project_id)
         except (HeadraceError, OSError) as error:
-            logger.warning("job=%s cannot be cancelled and runs to its end: %s", job.id, error)
+            logger.warning("job=%s cannot cancel; the job runs to completion: %s", job.id, error)

@@ -1,4 +1,4 @@
-"""A job's events as the native stream: the log's own bytes in SSE frames."""
+"""The native event stream: SSE frames with the unchanged bytes of the log's events."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _POSITION = b"event: job.queued\ndata: %b\n\n"
 
 
 async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
-    """`job.queued` while it waits and whenever its queue position changes, and the log after the cursor.
+    """Stream the log after a cursor and, while the job is queued, `job.queued` at each change of its position.
 
-    Positions have no id, because they are not in the log. A job that has lost its worker
-    is queued again, and reported so.
+    Positions have no id, because they are not in the log. They are also sent if the job is queued again after the loss
+    of its worker.
 
-    Returns once the first frame is known, so that a database outage is an error response, not a broken stream.
+    Returns once the first frame is known, so that a database outage results in an error response, not a broken stream.
     """
     first, position = b"", None
     if job.status is JobStatus.QUEUED and after == 0:

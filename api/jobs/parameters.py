@@ -1,6 +1,6 @@
-"""What may be asked of a model, under vLLM's names: one definition for native jobs and for OpenAI's calls.
+"""Generation parameters of native jobs and OpenAI requests.
 
-Names, bounds and defaults are those of vLLM's server. A parameter that is not supported is refused, never ignored.
+Names, bounds and defaults are those of vLLM's server. Unsupported parameters are rejected, never ignored.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from shared.domain.request import (
 )
 
 DEFAULT_PRIORITY = 3
-# vLLM's own limit, unless a server raises it.
+# vLLM's default limit.
 MAX_LOGPROBS = 20
-KINDS_OF_STRUCTURE = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-# What an answer of this API or of OpenAI's may hold, and what says nothing when a client sends it back.
+STRUCTURE_TYPES = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+# Empty values that response messages may have. They are dropped when a client sends the message back.
 EMPTY_IN_MESSAGES: tuple[Any, ...] = (None, [])
 
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 
 class ChatMessage(Message):
-    """A message as OpenAI's clients send it: content is a text, or a list of text parts."""
+    """A message in OpenAI's format. Its content is a string or a list of text parts."""
 
     @model_validator(mode="before")
     @classmethod
-    def _as_it_was_answered(cls, data: Any) -> Any:
-        """An answer's message can be sent back as it came: with nulls, empty lists, or `reasoning_content`."""
+    def _accept_response_message(cls, data: Any) -> Any:
+        """Accept a response's message unchanged: with nulls, empty lists, or `reasoning_content`."""
         if not isinstance(data, dict):
             return data
         message = {name: value for name, value in data.items() if name == "content" or value not in EMPTY_IN_MESSAGES}
@@ -52,19 +52,19 @@ class ChatMessage(Message):
     @field_validator("content", mode="before")
     @classmethod
     def _text_parts(cls, content: Any) -> Any:
-        """Parts are joined with line breaks, as vLLM joins them for templates that take a text."""
+        """Join parts with line breaks, as vLLM does for chat templates that expect a string."""
         if not isinstance(content, list):
             return content
         texts: list[str] = []
         for position, part in enumerate(content):
             if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-                raise ValueError(f"content part {position} is not a text part; this model takes text only")
+                raise ValueError(f"content part {position} is not a text part; this model accepts text only")
             texts.append(part["text"])
         return "\n".join(texts)
 
 
 class JsonSchemaFormat(BaseModel):
-    """A JSON Schema that the text must follow."""
+    """A JSON Schema that the output must match."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,30 +75,30 @@ class JsonSchemaFormat(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """What the text must be, in OpenAI's words, with vLLM's `structural_tag` in its two forms."""
+    """OpenAI's `response_format`, with both forms of vLLM's `structural_tag`."""
 
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
-    format: JsonObject | None = Field(None, description="Of a structural_tag.")
+    format: JsonObject | None = Field(None, description="For type structural_tag.")
     structures: list[JsonObject] | None = Field(
-        None, fail_fast=True, description="Of a structural_tag, in its older form."
+        None, fail_fast=True, description="For type structural_tag, in its legacy form."
     )
     triggers: list[UnicodeText] | None = Field(
-        None, fail_fast=True, description="Of a structural_tag, in its older form."
+        None, fail_fast=True, description="For type structural_tag, in its legacy form."
     )
 
     @model_validator(mode="after")
-    def _has_what_its_type_needs(self) -> Self:
+    def _required_fields_are_set(self) -> Self:
         if self.type == "json_schema" and self.json_schema is None:
-            raise contradiction("json_schema", "json_schema must be given when type is 'json_schema'")
+            raise contradiction("json_schema", "json_schema is required with type 'json_schema'")
         if self.type == "structural_tag" and self.format is None and (self.structures is None or self.triggers is None):
-            raise contradiction("format", "a structural_tag needs `format`, or `structures` and `triggers`")
+            raise contradiction("format", "structural_tag requires `format`, or `structures` and `triggers`")
         return self
 
     def structure(self) -> StructuredOutputs | None:
-        """The same in one form for all; None for plain text."""
+        """Convert to the engine's form; None for plain text."""
         match self.type:
             case "text":
                 return None
@@ -113,11 +113,11 @@ class ResponseFormat(BaseModel):
 
 
 class Structure(BaseModel):
-    """vLLM's `structured_outputs`: exactly one of these."""
+    """vLLM's `structured_outputs`; exactly one field must be set."""
 
     model_config = ConfigDict(extra="forbid")
 
-    json_schema: JsonObject | None = Field(None, alias="json", description="A JSON Schema, or its text.")
+    json_schema: JsonObject | None = Field(None, alias="json", description="A JSON Schema, as an object or a string.")
     regex: UnicodeText | None = None
     choice: list[UnicodeText] | None = Field(None, min_length=1, fail_fast=True)
     grammar: UnicodeText | None = None
@@ -137,19 +137,19 @@ class Structure(BaseModel):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if len(self.structure().model_dump(exclude_none=True)) != 1:
-            raise ValueError(f"give exactly one of {', '.join(KINDS_OF_STRUCTURE)}")
+            raise ValueError(f"give exactly one of {', '.join(STRUCTURE_TYPES)}")
         return self
 
     def structure(self) -> StructuredOutputs:
-        """The same in one form for all."""
-        given = self.model_dump(exclude_none=True)
-        if not given.get("json_object", True):
-            del given["json_object"]
-        return StructuredOutputs(**given)
+        """Convert to the engine's form."""
+        fields = self.model_dump(exclude_none=True)
+        if not fields.get("json_object", True):
+            del fields["json_object"]
+        return StructuredOutputs(**fields)
 
 
 class NamedFunction(BaseModel):
-    """The function that must be called."""
+    """The function that the model must call."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -157,7 +157,7 @@ class NamedFunction(BaseModel):
 
 
 class NamedTool(BaseModel):
-    """The tool that must be called."""
+    """The tool that the model must call."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -167,49 +167,48 @@ class NamedTool(BaseModel):
 
 def _without_template(kwargs: dict[str, Any]) -> dict[str, Any]:
     if kwargs.get("chat_template") is not None:
-        raise ValueError("a template cannot come with a request; it is code")
+        raise ValueError("must not contain chat_template: a request cannot bring its own template, which is code")
     return kwargs
 
 
 class CommonParameters(Sampling):
-    """What every kind of request may have."""
+    """Parameters of all request types."""
 
     model: str = Field(min_length=1, description="A name from `GET /v1/models`.")
-    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower is served first, as in vLLM.")
-    response_format: ResponseFormat | None = Field(None, description="What the text must be, in OpenAI's words.")
-    structured_outputs: Structure | None = Field(None, description="What the text must be, in vLLM's words.")
+    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower values are served first, as in vLLM.")
+    response_format: ResponseFormat | None = Field(None, description="The format of the output, as in OpenAI's API.")
+    structured_outputs: Structure | None = Field(None, description="The format of the output, as in vLLM.")
     prompt_logprobs: Logprobs | None = Field(
-        None, description="Log probabilities of the prompt's tokens, and of so many likeliest in their places."
+        None,
+        description="Return log probabilities of the prompt tokens and of this many most likely alternatives for each.",
     )
 
     @model_validator(mode="after")
     def _one_structure(self) -> Self:
         if self.structured_outputs is not None and self.response_format not in (None, ResponseFormat(type="text")):
-            raise contradiction(
-                "response_format", "response_format and structured_outputs exclude each other; give one of them"
-            )
+            raise contradiction("response_format", "response_format and structured_outputs are mutually exclusive")
         return self
 
     def structure(self) -> StructuredOutputs | None:
-        """What the text must be; None: anything."""
+        """The required format of the output; None if unconstrained."""
         if self.structured_outputs is not None:
             return self.structured_outputs.structure()
         return self.response_format.structure() if self.response_format is not None else None
 
 
 class ChatParameters(CommonParameters):
-    """What a request with a conversation may have."""
+    """Parameters of requests with a conversation."""
 
     tools: list[Tool] | None = Field(None, min_length=1, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
-        None, description="By default `auto` where there are tools."
+        None, description="Defaults to `auto` if there are tools."
     )
     parallel_tool_calls: bool = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    include_reasoning: bool = Field(True, description="Whether the answer tells the reasoning.")
+    include_reasoning: bool = Field(True, description="Whether the response includes the reasoning.")
     add_generation_prompt: bool = True
     continue_final_message: bool = Field(
-        False, description="The last message is gone on with; add_generation_prompt must be false then."
+        False, description="Continue the last message; requires add_generation_prompt to be false."
     )
     add_special_tokens: bool = False
     chat_template_kwargs: Annotated[JsonObject, AfterValidator(_without_template)] | None = None
@@ -228,32 +227,32 @@ class ChatParameters(CommonParameters):
         )
 
     @model_validator(mode="after")
-    def _tools_fit_together(self) -> Self:
+    def _consistent_chat_options(self) -> Self:
         if self.tool_choice is not None and self.tool_choice != "none" and self.tools is None:
-            raise contradiction("tool_choice", "tool_choice needs tools")
+            raise contradiction("tool_choice", "tool_choice requires tools")
         if isinstance(self.tool_choice, NamedTool):
             name = self.tool_choice.function.name
             if name not in {tool.function.name for tool in self.tools or ()}:
-                raise contradiction("tool_choice", f"tool_choice names {name!r}, which is none of the tools")
+                raise contradiction("tool_choice", f"tool_choice names {name!r}, which is not in tools")
             if self.structured_outputs is not None:
                 raise contradiction(
-                    "structured_outputs", "structured_outputs and a named tool exclude each other; give one of them"
+                    "structured_outputs", "structured_outputs and a named tool_choice are mutually exclusive"
                 )
         if self.continue_final_message and self.add_generation_prompt:
             raise contradiction(
-                "continue_final_message", "continue_final_message needs add_generation_prompt to be false"
+                "continue_final_message", "continue_final_message requires add_generation_prompt to be false"
             )
         return self
 
     def chat_options(self) -> ChatOptions | None:
-        """How the conversation is rendered and its answer parsed; None: as always."""
-        asked = self.model_fields_set & ChatOptions.model_fields.keys()
-        if not asked:
+        """Options for rendering the conversation and parsing the output; None for the defaults."""
+        names = self.model_fields_set & ChatOptions.model_fields.keys()
+        if not names:
             return None
-        given = self.model_dump(include=asked)
+        options = self.model_dump(include=names)
         if isinstance(self.tool_choice, NamedTool):
-            given["tool_choice"] = {"name": self.tool_choice.function.name}
-        return ChatOptions.model_validate(given)
+            options["tool_choice"] = {"name": self.tool_choice.function.name}
+        return ChatOptions.model_validate(options)
 
 
 def _is_named(function: Any) -> bool:
@@ -261,25 +260,27 @@ def _is_named(function: Any) -> bool:
 
 
 def is_token_ids(prompt: Any) -> bool:
-    """Whether a prompt is given as token ids."""
+    """Whether a prompt is a list of token ids."""
     return isinstance(prompt, list) and bool(prompt) and all(type(token) is int for token in prompt)
 
 
 def check_prompts(prompts: list[Any]) -> None:
-    """Raise `ValueError` where these are not prompts: texts, or lists of token ids."""
+    """Raise `ValueError` if these are not prompts: strings, or lists of token ids."""
     if not prompts or "" in prompts or [] in prompts:
         raise ValueError("must not be empty")
     if not (all(isinstance(prompt, str) for prompt in prompts) or all(map(is_token_ids, prompts))):
-        raise ValueError("must be a text or a list of token ids, or, where several are taken, a list of either")
+        raise ValueError(
+            "must be a string or a list of token ids, or, if several prompts are allowed, a list of either"
+        )
     for prompt in prompts:
         if isinstance(prompt, str):
             unicode_text(prompt)
         elif not all(0 <= token < 2**31 for token in prompt):
-            raise ValueError("token ids are from 0 to 2,147,483,647")
+            raise ValueError("token ids must be from 0 to 2,147,483,647")
 
 
 def sampling_of(request: Sampling) -> Sampling:
-    """The sampling parameters of a larger request, and nothing else of it."""
+    """Extract the sampling parameters of a request."""
     return Sampling.model_validate(
         request.model_dump(include=set(Sampling.model_fields), exclude_unset=True, exclude_none=True)
     )

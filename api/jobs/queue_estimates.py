@@ -1,8 +1,8 @@
 """Queue positions and expected waits of jobs, without a count per request.
 
-Counts are at most a second old, or, if the queue is so long that counting is slow, old enough to limit the load on the
-database. The position of a single submit is exact. Of many submits within one second, each gets the position at the
-last count plus the jobs that this process has submitted since. Positions over a thousand are rounded down.
+Counts are cached for a second, or longer if the queue is so long that counting is slow. The position of a single submit
+is exact. During a burst of submits, a job's position is the last count plus the jobs that this process has submitted
+since. Positions over a thousand are rounded down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FRESH_S = 1.0
-# A result stays fresh for at least this many times as long as its query took.
+# A result is cached for at least this many times its query's duration.
 MIN_QUERY_INTERVAL = 20
 
 
@@ -35,7 +35,7 @@ class _Result(Generic[T]):
 
 
 class _Cache(Generic[T]):
-    """Query results by name. Callers that find one stale share a single query for the new one."""
+    """Query results by name. Concurrent callers share one query."""
 
     def __init__(self) -> None:
         self._results: dict[Hashable, _Result[T]] = {}
@@ -61,7 +61,7 @@ class _Cache(Generic[T]):
 
 
 class QueueEstimates:
-    """Positions and waits of queued jobs. During a database outage both are unknown, which is not an error."""
+    """Positions and expected waits of queued jobs. During a database outage both are None."""
 
     def __init__(self, store: QueueStore, registry: Registry) -> None:
         self._store = store
@@ -71,7 +71,7 @@ class QueueEstimates:
         self._paces: _Cache[Pace] = _Cache()
 
     async def submitted(self, job: Job) -> tuple[int | None, float | None]:
-        """The position and the wait in seconds of a job that has just been submitted: the last of its priority."""
+        """Position and expected wait, in seconds, of a job that has just been submitted: the last of its priority."""
         try:
             cached = await self._positions.get((job.model, job.priority), lambda: self._position(job))
             position = cached.value
@@ -81,7 +81,7 @@ class QueueEstimates:
             return self._unknown(job, error)
 
     async def waiting(self, job: Job) -> tuple[int | None, float | None]:
-        """The position and the wait in seconds of any job; None for one that is not queued."""
+        """Position and expected wait, in seconds, of any job; None if it is not queued."""
         if job.status is not JobStatus.QUEUED:
             return None, None
         try:
@@ -91,11 +91,11 @@ class QueueEstimates:
             return self._unknown(job, error)
 
     async def orders(self, models: Sequence[str]) -> dict[str, Order]:
-        """The queues of these models. Raises during a database outage."""
+        """Return the queues of these models. Raises during a database outage."""
         return (await self._orders.get(tuple(models), lambda: self._store.orders(models))).value
 
     async def wait_s(self, model: str, priority: int, position: int) -> float | None:
-        """Seconds until the job at a position starts. Raises during a database outage."""
+        """Return the seconds until the job at a position starts. Raises during a database outage."""
         pace = (await self._paces.get(model, lambda: self._store.pace(model))).value
         spec = self._registry.models.get(model)  # None if the model has been removed from models.yaml
         preempts = spec is not None and spec.yields and not is_batch(priority)
@@ -112,5 +112,5 @@ class QueueEstimates:
     def _unknown(job: Job, error: Exception) -> tuple[None, None]:
         if not is_database_outage(error):
             raise error
-        logger.warning("job=%s its queue position is unavailable: %s", job.id, error)
+        logger.warning("job=%s cannot determine its queue position: %s", job.id, error)
         return None, None

@@ -1,7 +1,7 @@
-"""Reports changed queue positions to the readers of queued jobs, for a whole API process at once.
+"""Reports queue positions to the readers of queued jobs.
 
-One query per second serves all readers; there is none while nobody follows a queued job. A reader receives at most one
-position per second, and readers are served in small groups, so that thousands of them do not delay other requests.
+One query per second serves all readers of the process; without readers there is none. A reader receives at most one
+position per second. Readers are served in small groups, so that thousands of them do not delay other requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def position_data(position: int | None, eta_s: float | None) -> bytes:
 
 
 class QueuePositions:
-    """Watches the queues of the jobs that readers of this process follow."""
+    """Reports changed positions to this process's readers."""
 
     def __init__(self, hub: StreamHub, estimates: QueueEstimates) -> None:
         self._hub = hub
@@ -38,7 +38,7 @@ class QueuePositions:
         await run_periodically(self.report, "queue position update", interval_s=FRESH_S, tolerates=is_database_outage)
 
     async def report(self) -> int:
-        """Report the positions that have changed. Returns how many."""
+        """Report the positions that have changed. Returns their number."""
         readers = self._hub.queued_readers()
         if not readers:
             return 0

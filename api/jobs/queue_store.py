@@ -1,4 +1,4 @@
-"""SQL about queues: the order of the queued jobs, and how fast a model's workers serve them."""
+"""SQL about queues: the order of queued jobs, and the rate at which they are served."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from shared.domain.priorities import BATCH_PRIORITY
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, WorkerRow
 
-# Positions are exact up to this one; beyond it, that of every `STEP`th job is known.
+# Positions up to this one are exact; beyond it, only every `STEP`th job is listed.
 EXACT = 1000
 STEP = 100
-# Literals instead of parameters, so that every plan can use the partial indexes.
+# Literals, not parameters, so that generic plans can use the partial indexes.
 _QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED}'")
 _RUNNING = JobRow.status.in_([literal_column(f"'{status}'") for status in RUNNING])
 # The service time of a model is the mean of its last `SAMPLE` successful jobs of the last `SAMPLE_S` seconds.
@@ -26,16 +26,16 @@ SAMPLE_S = 3600
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A model's queue in the order of service: the first `EXACT` jobs and every `STEP`th after them."""
+    """A model's queue in the order of service: the first `EXACT` jobs, then every `STEP`th."""
 
     keys: list[tuple[int, str]] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
 
     def position(self, priority: int, job_id: str, *, known_queued: bool) -> int | None:
-        """The number of jobs before this one; None if it was not queued.
+        """Return the number of jobs before this one; None if it was not queued.
 
-        Beyond the first `EXACT` jobs the queue does not show whether a job is in it: the position of a job that is
-        `known_queued` is then rounded down by less than `STEP`.
+        Beyond the first `EXACT` jobs, membership is unknown: the position of a job that is `known_queued` is rounded
+        down by less than `STEP`, that of others is None.
         """
         key = (priority, job_id)
         at = bisect_left(self.keys, key)
@@ -48,10 +48,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a model is served.
+    """The rate at which a model's jobs are served.
 
-    `slots` are those of its live workers. `running` counts running jobs, `urgent` those of them that belong to no
-    batch. `service_s` is the mean time of its last jobs; None if none has ended lately.
+    `slots` is the total of its live workers, `running` the number of running jobs, `urgent` that of running jobs not in
+    a batch. `service_s` is the mean service time of recent jobs; None if there are none.
     """
 
     slots: int
@@ -60,10 +60,10 @@ class Pace:
     service_s: float | None
 
     def wait_s(self, position: int, occupied: int) -> float | None:
-        """Seconds until the job at a position starts, if `occupied` slots are not preempted for it.
+        """Estimate the seconds until the job at a position starts, if `occupied` slots are not preempted for it.
 
-        0 if a slot is free for it. Otherwise, as many jobs as there are slots end per service time. None if that is
-        unknown: there is no live worker, or no job of the model has ended lately.
+        0 if a slot is free. Otherwise assumes that one job per slot ends in each service time. None if there is no
+        live worker or the service time is unknown.
         """
         turns = position + 1 - max(0, self.slots - occupied)
         if not self.slots:
@@ -77,7 +77,7 @@ class QueueStore(Store):
     """Queues in PostgreSQL."""
 
     async def position(self, job: Job) -> int:
-        """The number of jobs of the same model that are served before this one, at most `EXACT`."""
+        """Count the jobs of the same model that are served before this one, up to `EXACT`."""
         ahead = (
             select(JobRow.id)
             .where(
@@ -92,7 +92,7 @@ class QueueStore(Store):
         return int(row.ahead) if row is not None else 0
 
     async def orders(self, models: Sequence[str]) -> dict[str, Order]:
-        """The queues of these models, from one scan of the queue's index."""
+        """Read the queues of these models in one index scan."""
         position = func.row_number().over(partition_by=JobRow.model, order_by=(JobRow.priority, JobRow.id)) - 1
         waiting = (
             select(JobRow.model, JobRow.priority, JobRow.id, position.label("position"))
@@ -112,7 +112,7 @@ class QueueStore(Store):
         return found
 
     async def pace(self, model: str) -> Pace:
-        """How fast a model is served at present."""
+        """Read the current pace of a model."""
         slots = (
             select(func.coalesce(func.sum(WorkerRow.slots), 0))
             .where(
@@ -130,12 +130,15 @@ class QueueStore(Store):
             .limit(SAMPLE)
             .subquery()
         )
-        well = recent.c.status.in_(SUCCEEDED)
+        succeeded = recent.c.status.in_(SUCCEEDED)
         statement = select(
             slots.label("slots"),
             select(func.count()).select_from(running).scalar_subquery().label("running"),
             select(func.count()).where(running.c.priority < BATCH_PRIORITY).scalar_subquery().label("urgent"),
-            select(func.avg(func.extract("epoch", recent.c.took))).where(well).scalar_subquery().label("service_s"),
+            select(func.avg(func.extract("epoch", recent.c.took)))
+            .where(succeeded)
+            .scalar_subquery()
+            .label("service_s"),
         )
         async with self._engine.connect() as connection:
             row = (await connection.execute(statement)).one()

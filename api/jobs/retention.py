@@ -1,4 +1,4 @@
-"""Forgets what is kept no longer. Every API process does it, in small batches, so that none is needed."""
+"""Deletes jobs after their retention period. Every API process runs it, in small batches."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shared.runtime.periodic import run_periodically
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 30.0
-# Rows a statement, and what other writers get between two.
+# Rows per statement, and the pause between statements, which leaves room for other writers.
 BATCH = 200
 PAUSE_S = 0.1
-# What readers of an answer that is not stored get after its end, to read it to the end.
+# Time that readers of a response with `store` false have to read it after its end.
 UNSTORED_S = 60.0
 
 
 class Retention:
-    """Deletes ended jobs `keep_s` after their end (0: never), and what was not to be stored at all soon after it."""
+    """Deletes jobs `keep_s` after their end (0: never); clears responses with `store` false soon after it."""
 
     def __init__(self, store: RetentionStore, *, keep_s: float) -> None:
         self._store = store
@@ -31,12 +31,12 @@ class Retention:
         await run_periodically(self.sweep, "retention sweep", interval_s=INTERVAL_S, jitter=0.2)
 
     async def sweep(self, *, unstored_s: float = UNSTORED_S) -> int:
-        """Forget all that is due. Returns how many jobs that was."""
-        forgotten = await self._all(lambda: self._store.purge_unstored(unstored_s, BATCH))
+        """Delete or purge all jobs that are due. Returns their number."""
+        purged = await self._all(lambda: self._store.purge_unstored(unstored_s, BATCH))
         deleted = await self._all(lambda: self._store.delete_ended(self._keep_s, BATCH)) if self._keep_s else 0
         if deleted:
             logger.info("deleted %d jobs that ended more than %d s ago", deleted, self._keep_s)
-        return forgotten + deleted
+        return purged + deleted
 
     @staticmethod
     async def _all(step: Callable[[], Awaitable[int]]) -> int:

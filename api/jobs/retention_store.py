@@ -1,4 +1,4 @@
-"""SQL that forgets: jobs whose time is over, and answers that were not to be kept. In small batches, by any process."""
+"""SQL of retention. Statements are limited in size and safe to run in several processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from shared.postgres.tables import BatchRow, JobRow, ResponseRow
 
 
 class RetentionStore(Store):
-    """Ended jobs that are kept no longer."""
+    """Deletes and clears ended jobs."""
 
     async def delete_ended(self, older_than_s: float, limit: int) -> int:
-        """Delete jobs, and the responses that they are, whose end is longer ago. Returns how many.
+        """Delete jobs that ended more than `older_than_s` ago, with their responses. Returns their number.
 
-        A batch's jobs stay until it has ended: its results are written from them.
+        The jobs of an unfinished batch are kept, because its result files are written from them.
         """
         unfinished = exists().where(BatchRow.id == JobRow.batch_id, BatchRow.ended_at.is_(None))
         old = (
@@ -31,7 +31,10 @@ class RetentionStore(Store):
             return (await connection.execute(delete(JobRow).where(JobRow.id.in_(old)))).rowcount
 
     async def purge_unstored(self, older_than_s: float, limit: int) -> int:
-        """Forget input and output of responses with `store` false whose end is longer ago. Returns how many."""
+        """Purge input and output of responses with `store` false that ended more than `older_than_s` ago.
+
+        Returns their number.
+        """
         old = (
             select(ResponseRow.job_id)
             .join(JobRow, JobRow.id == ResponseRow.job_id)

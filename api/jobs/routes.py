@@ -38,9 +38,9 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
     responses={
         **ERRORS,
         **NOT_FOUND,
-        200: {"model": JobView, "description": "`Prefer: wait=N`: the job ended in time."},
+        200: {"model": JobView, "description": "The job has ended within `Prefer: wait=N`."},
         413: {"model": ErrorResponse, "description": "The body is too large."},
-        422: {"model": ErrorResponse, "description": "The Idempotency-Key was used with another request."},
+        422: {"model": ErrorResponse, "description": "The Idempotency-Key was used with a different request."},
     },
 )
 async def submit(
@@ -49,9 +49,11 @@ async def submit(
     jobs: Jobs,
     submission: Submission,
     request: Request,
-    prefer: Annotated[str | None, Header(description="`wait=N`: wait up to N (at most 60) seconds.")] = None,
+    prefer: Annotated[
+        str | None, Header(description="`wait=N`: wait up to N seconds (at most 60) for the job to end.")
+    ] = None,
 ) -> Response:
-    """Submit a job. 202: it is committed and will run."""
+    """Submit a job. Status 202 means that it is committed and will run."""
     wait_s = _wait(prefer)
     principal = principal.acting_for(body.user)
     new = NewJob(
@@ -70,12 +72,12 @@ async def submit(
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:
             async with asyncio.timeout(wait_s):
-                job = await jobs.finished(job.id, principal.project_id)
+                job = await jobs.wait_for_end(job.id, principal.project_id)
         except TimeoutError:
             job = await jobs.get(job.id, principal.project_id)
-    fresh = created and job.status is JobStatus.QUEUED
-    position, eta_s = await (jobs.queue_estimates.submitted(job) if fresh else jobs.queue_estimates.waiting(job))
-    return _answer(job, position, eta_s, headers)
+    just_queued = created and job.status is JobStatus.QUEUED
+    position, eta_s = await (jobs.queue_estimates.submitted(job) if just_queued else jobs.queue_estimates.waiting(job))
+    return _job_response(job, position, eta_s, headers)
 
 
 @router.get("", responses=ERRORS)
@@ -98,9 +100,9 @@ async def list_jobs(
     responses={**ERRORS, **NOT_FOUND, 202: {"model": JobView, "description": "The job has not ended."}},
 )
 async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Response:
-    """A job: 200 once it has ended, 202 before."""
+    """Get a job. Status 200 if it has ended, 202 before."""
     job = await jobs.get(job_id, principal.project_id)
-    return _answer(job, *await jobs.queue_estimates.waiting(job), {})
+    return _job_response(job, *await jobs.queue_estimates.waiting(job), {})
 
 
 @router.get(
@@ -110,7 +112,7 @@ async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Respo
         **ERRORS,
         **NOT_FOUND,
         200: {"content": {"text/event-stream": {}}, "description": "The job's events."},
-        204: {"description": "The cursor is the job's last event: nothing follows."},
+        204: {"description": "The cursor is the job's last event; no more events follow."},
     },
 )
 async def stream(
@@ -119,9 +121,9 @@ async def stream(
     jobs: Jobs,
     settings: CurrentStreamSettings,
     starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
-    last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
+    last_event_id: Annotated[str | None, Header(description="The same, as sent by browsers.")] = None,
 ) -> Response:
-    """Follow a job over SSE, from its start or after a cursor, for as long as its result is kept."""
+    """Stream a job's events over SSE, from the start or after a cursor, as long as the job is retained."""
     param, cursor = ("Last-Event-ID", last_event_id) if last_event_id else ("starting_after", starting_after)
     after = _cursor(param, cursor) if cursor is not None else 0
     job = await jobs.get(job_id, principal.project_id)
@@ -132,7 +134,7 @@ async def stream(
 
 @router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})
 async def cancel(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobView:
-    """Cancel a job. `cancelling` until the engine has freed it, then `cancelled`, with the text so far."""
+    """Cancel a job. It is `cancelling` until the engine has released it, then `cancelled`, with its partial output."""
     return job_view(await jobs.cancel(job_id, principal.project_id))
 
 
@@ -141,12 +143,12 @@ async def cancel(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobVie
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The job has not ended."}},
 )
 async def delete(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobDeleted:
-    """Forget an ended job's input and output."""
+    """Delete an ended job's input and output."""
     await jobs.delete(job_id, principal.project_id)
     return JobDeleted(id=job_id)
 
 
-def _answer(job: Job, position: int | None, eta_s: float | None, headers: dict[str, str]) -> Response:
+def _job_response(job: Job, position: int | None, eta_s: float | None, headers: dict[str, str]) -> Response:
     view = job_view(job, position=position, eta_s=eta_s)
     headers |= {"Location": view.status_url}
     if not job.status.terminal:
@@ -156,7 +158,7 @@ def _answer(job: Job, position: int | None, eta_s: float | None, headers: dict[s
 
 
 def _wait(prefer: str | None) -> int:
-    """Seconds of `Prefer: wait=N` (RFC 7240); 0 without it."""
+    """Parse the seconds of `Prefer: wait=N` (RFC 7240); 0 if absent."""
     for preference in (prefer or "").split(","):
         name, _, value = preference.strip().partition("=")
         if name.lower() != "wait":
@@ -169,5 +171,5 @@ def _wait(prefer: str | None) -> int:
 
 def _cursor(name: str, value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,16}", value) or int(value) > MAX_CURSOR:
-        raise InvalidRequest(f"{name}: must be an event's id (a number), got {value[:64]!r}", param=name)
+        raise InvalidRequest(f"{name}: must be an event id (a number), got {value[:64]!r}", param=name)
     return int(value)

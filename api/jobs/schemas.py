@@ -1,4 +1,4 @@
-"""The shapes of native jobs."""
+"""Schemas of the native jobs API."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from shared.domain.request import (
 
 
 class JobCreate(ChatParameters):
-    """A job to submit: `messages` (rendered by the model's chat template) or a raw `prompt`, and sampling."""
+    """A job to submit: `messages` (rendered by the model's chat template) or a raw `prompt`, and parameters."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -51,13 +51,14 @@ class JobCreate(ChatParameters):
 
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     prompt: str | Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(
-        None, description="A text, or token ids."
+        None, description="A string or a list of token ids."
     )
     logprobs: Logprobs | None = Field(
-        None, description="Log probabilities of the output's tokens, and of so many likeliest in their places."
+        None,
+        description="Return log probabilities of the output tokens and of this many most likely alternatives for each.",
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
-    user: UnicodeText | None = Field(None, description="Your name for the end user; stored with the job.")
+    user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -71,11 +72,11 @@ class JobCreate(ChatParameters):
         if (self.messages is None) == (self.prompt is None):
             raise contradiction("messages", "give exactly one of `messages` and `prompt`")
         if self.messages is None and (options := self.model_fields_set & ChatOptions.model_fields.keys()):
-            raise contradiction(min(options), "this needs `messages`; a raw `prompt` has no chat template")
+            raise contradiction(min(options), "this requires `messages`; a raw `prompt` has no chat template")
         return self
 
     def generate_request(self) -> GenerateRequest:
-        """What the engine is asked for."""
+        """Build the engine request."""
         messages = None
         if self.messages is not None:
             messages = [Message.model_validate(message.model_dump()) for message in self.messages]
@@ -92,7 +93,7 @@ class JobCreate(ChatParameters):
 
 
 class ToolCallView(BaseModel):
-    """A function that the model called; `arguments` is JSON, as the model wrote it."""
+    """A function call by the model; `arguments` is JSON, as generated."""
 
     id: str
     name: str
@@ -100,37 +101,37 @@ class ToolCallView(BaseModel):
 
 
 class ChoiceView(BaseModel):
-    """One answer."""
+    """One of the job's `n` outputs."""
 
     index: int
     text: str
     finish_reason: Literal["stop", "length", "tool_calls"] | None = Field(
-        description="None: it was cut, by a cancel or a failure."
+        description="Null if a cancel or a failure ended the output."
     )
     stop_reason: int | str | None = Field(None, description="The stop string or stop token that ended it.")
-    reasoning: str | None = Field(None, description="What the model thought before its text.")
+    reasoning: str | None = Field(None, description="The reasoning that precedes the text.")
     tool_calls: list[ToolCallView] = Field(default_factory=list)
     logprobs: list[dict[str, Any]] | None = Field(
-        None, description="For each token `token`, `logprob`, `bytes`, and in `top` the likeliest in its place."
+        None, description="For each token: `token`, `logprob`, `bytes`, and in `top` the most likely alternatives."
     )
     prompt_logprobs: list[dict[str, Any] | None] | None = Field(
-        None, description="For each token of the prompt what is likely in its place, by token id; the first choice's."
+        None, description="For each prompt token: the most likely tokens by token id. Only in the first choice."
     )
 
 
 class UsageView(BaseModel):
-    """Tokens of the job."""
+    """Token counts of the job."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    cached_tokens: int = Field(description="Prompt tokens that the engine's prefix cache held.")
+    cached_tokens: int = Field(description="Prompt tokens found in the engine's prefix cache.")
 
 
 class TimingsView(BaseModel):
-    """Milliseconds since submit; null where not reached."""
+    """Milliseconds since submit; null if not reached."""
 
-    queued_ms: int | None = Field(description="Until a worker took the job.")
+    queued_ms: int | None = Field(description="Until a worker claimed the job.")
     ttft_ms: int | None = Field(description="Until the first token.")
     total_ms: int | None = Field(description="Until the end.")
 
@@ -143,7 +144,7 @@ class JobErrorView(BaseModel):
 
 
 class AttemptView(BaseModel):
-    """One worker's try at the job."""
+    """One execution of the job by a worker."""
 
     number: int
     worker: str
@@ -164,11 +165,15 @@ class JobView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    start_before: datetime | None = Field(description="From `Start-Before`: expired, if not started by then.")
-    finish_before: datetime | None = Field(description="From `Cancel-After`: cancelled, if not finished by then.")
-    queue_position: int | None = Field(None, description="Jobs served before this one, while it is queued.")
+    start_before: datetime | None = Field(
+        description="From `Start-Before`: the job expires if it has not started by then."
+    )
+    finish_before: datetime | None = Field(
+        description="From `Cancel-After`: the job is cancelled if it has not finished by then."
+    )
+    queue_position: int | None = Field(None, description="Number of jobs served before this one, while it is queued.")
     eta_s: float | None = Field(
-        None, description="Seconds until it starts, from what the model's last jobs took; null where that is unknown."
+        None, description="Estimated seconds until it starts, from the model's recent jobs; null if unknown."
     )
     output_text: str | None = Field(description="The first choice's text.")
     output: list[ChoiceView]
@@ -184,11 +189,11 @@ class JobView(BaseModel):
 
 
 class JobList(PageView[JobView]):
-    """A page of jobs, newest first. `after=last_id` gives the next."""
+    """A page of jobs, newest first. `after=last_id` selects the next page."""
 
 
 class JobDeleted(BaseModel):
-    """A job whose input and output are forgotten."""
+    """A job whose input and output have been deleted."""
 
     id: str
     object: Literal["job.deleted"] = "job.deleted"
@@ -196,7 +201,7 @@ class JobDeleted(BaseModel):
 
 
 def job_view(job: Job, *, position: int | None = None, eta_s: float | None = None) -> JobView:
-    """A job as the API shows it."""
+    """Convert a job to its API view."""
     url = f"/v1/jobs/{job.id}"
     usage = job.usage
     return JobView(

@@ -1,4 +1,4 @@
-"""What can be done with jobs, whichever face of the API asks."""
+"""Operations on jobs, shared by all API dialects."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class JobService:
-    """Submits, finds, follows, cancels and forgets jobs."""
+    """Submits, looks up, follows, cancels and deletes jobs."""
 
     def __init__(
         self,
@@ -64,17 +64,17 @@ class JobService:
     async def submit(
         self, principal: Principal, new: NewJob, idempotency: Idempotency | None = None
     ) -> tuple[Job, bool]:
-        """Admit a job, commit it, and send a worker a hint. When this returns, the job is safe.
+        """Admit a job, commit it, and send the workers a hint. When this returns, the job is durable.
 
-        The second value is False if the job was created by an earlier call with this idempotency key.
+        The second value is False if an earlier call with this idempotency key created the job.
 
         Raises:
-            NotFound, InvalidRequest: as `Admission.admit`.
-            KeyReused: the idempotency key was used with another request.
+            Forbidden, NotFound, InvalidRequest: as `Admission.admit`.
+            KeyReused: the idempotency key was used with a different request.
         """
         new = await self._admission.admit(principal, new)
-        with self.traces.submitting(new.model) as origin:
-            job, created = await self._store.insert(replace(new, request_context=origin), idempotency)
+        with self.traces.submitting(new.model) as request_context:
+            job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
         if created:
             self._metrics.submitted(job.model, job.priority)
             logger.info(
@@ -82,24 +82,24 @@ class JobService:
                 job.id, job.model, job.attempt, job.request_context.request_id,
             )  # fmt: skip
             self._hints.put(Hint(job.id, job.model, job.priority))
-            await asyncio.sleep(0)  # the hint goes before the answer is made
+            await asyncio.sleep(0)  # send the hint before building the response
         return job, created
 
     async def get(self, job_id: str, project_id: int) -> Job:
-        """A job of a project.
+        """Return a job of a project.
 
         Raises:
-            NotFound: there is none, or it is another project's.
+            NotFound: it does not exist or belongs to another project.
         """
         return await own_or_404("job", job_id, project_id, is_job_id, self._store.get)
 
     async def page(
         self, project_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
     ) -> Page[Job]:
-        """A page of a project's jobs, newest first.
+        """Return a page of a project's jobs, newest first.
 
         Raises:
-            InvalidRequest: `after` is not a job's id.
+            InvalidRequest: `after` is not a job id.
         """
         check_after(after, "job", is_job_id)
         return await fetch_page(
@@ -109,30 +109,30 @@ class JobService:
     def follow(
         self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
     ) -> AsyncIterator[list[Event]]:
-        """A job's events after a cursor, in batches, up to and including its last; see `StreamHub.follow`."""
+        """Yield a job's events after a cursor, in batches, up to and including its last; see `StreamHub.follow`."""
         return self._hub.follow(job_id, after, queued, new=new)
 
     async def check_cursor(self, job: Job, after: int, param: str) -> bool:
-        """Whether anything can follow a cursor: not after the last event of a job that has ended.
+        """Whether events can follow a cursor; False if it is the last event of an ended job.
 
         Raises:
-            InvalidRequest: the cursor, which was given as `param`, is beyond the last event.
+            InvalidRequest: the cursor, from the parameter `param`, is beyond the last event.
         """
         if not after:
             return True
         last = await self._hub.last_seq(job.id)
-        told = last > 0 or job.attempt == 0  # a started job without events: Redis has lost them for now
-        if told and after > last:
+        known = last > 0 or job.attempt == 0  # a started job without events: Redis has lost its log
+        if known and after > last:
             raise InvalidRequest(f"{param}: {after} is beyond the job's last event, {last}", param=param)
         return not (job.status.terminal and after == last)
 
-    async def finished(self, job_id: str, project_id: int) -> Job:
-        """Wait for a job's end."""
+    async def wait_for_end(self, job_id: str, project_id: int) -> Job:
+        """Wait for a job to end, and return it."""
         await self._hub.wait_for_end(job_id)
         return await self.get(job_id, project_id)
 
     async def cancel(self, job_id: str, project_id: int) -> Job:
-        """Cancel a job: at once while it waits, through its worker while it runs. Again: no change."""
+        """Cancel a job: immediately while it is queued, through its worker while it runs. Idempotent."""
         job = await self.get(job_id, project_id)
         while not job.status.terminal:
             if job.status is JobStatus.QUEUED:
@@ -143,13 +143,13 @@ class JobService:
                     "job=%s model=%s attempt=%d worker=%s request=%s cancelling",
                     job.id, job.model, job.attempt, worker, job.request_context.request_id,
                 )  # fmt: skip
-                await self._tell_worker(worker, job_id)
+                await self._notify_worker(worker, job_id)
                 return await self.get(job_id, project_id)
             job = await self.get(job_id, project_id)
         return job
 
     async def delete(self, job_id: str, project_id: int) -> None:
-        """Forget a finished job's input and output.
+        """Delete an ended job's input and output.
 
         Raises:
             Conflict: the job has not ended.
@@ -160,10 +160,10 @@ class JobService:
         try:
             await self._logs.delete(job_id)
         except (RedisError, OSError) as error:
-            logger.warning("job=%s its log stays in Redis until it expires: %s", job_id, error)
+            logger.warning("job=%s cannot delete its log; it remains until it expires: %s", job_id, error)
 
-    async def _tell_worker(self, worker: str, job_id: str) -> None:
+    async def _notify_worker(self, worker: str, job_id: str) -> None:
         try:
             await self._redis.publish(redis_keys.worker_channel(worker), job_id)
         except (RedisError, OSError) as error:
-            logger.warning("job=%s its worker will see the cancel at its next heartbeat: %s", job_id, error)
+            logger.warning("job=%s cannot notify the worker; it will cancel at its next heartbeat: %s", job_id, error)

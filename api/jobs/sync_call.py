@@ -1,4 +1,4 @@
-"""Synchronous calls, the same for every dialect: the client receives the result of its jobs, streamed or whole."""
+"""Synchronous calls, shared by all API dialects: the client waits for the result of its jobs, or streams it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shared.domain.job import Job
 
 
 class SyncCall:
-    """One request whose client waits for its jobs."""
+    """A request whose client waits for the result of its jobs."""
 
     def __init__(self, request: Request, jobs: JobService, submission: SubmitHeaders, settings: StreamSettings) -> None:
         self._request = request
@@ -37,11 +37,11 @@ class SyncCall:
         background: bool = False,
         heartbeat: Callable[[], ServerSentEvent] = heartbeat,
     ) -> Response:
-        """Send `stream`; if that is None, wait for the jobs' end and return their `body`.
+        """Return `stream` as an SSE response; without it, wait for the jobs to end and return their `body`.
 
-        If the client disconnects, its jobs are cancelled, unless it sent an idempotency key: it may then come back
-        for the result. `background` jobs are neither waited for nor cancelled. `created` is False if an earlier call
-        with the same idempotency key created the jobs.
+        If the client disconnects, its jobs are cancelled, unless it sent an idempotency key, with which it can retry.
+        `background` jobs are neither awaited nor cancelled. `created` is False if an earlier call with the same
+        idempotency key created the jobs.
 
         Raises:
             UpstreamFailed: a job did not complete.

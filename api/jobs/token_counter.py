@@ -1,4 +1,4 @@
-"""Counts a prompt's tokens without torch: the model's tokenizer, and its chat template in Jinja's sandbox."""
+"""Counts a prompt's tokens without torch: with the model's tokenizer, and its chat template in Jinja's sandbox."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from shared.domain.request import ChatOptions, GenerateRequest
 
 logger = logging.getLogger(__name__)
 
-# What changes a prompt beside its messages.
-_RENDERED = ChatOptions.model_fields.keys() - {"tool_choice", "parallel_tool_calls", "include_reasoning"}
+# Chat options that change the rendered prompt.
+_PROMPT_OPTIONS = ChatOptions.model_fields.keys() - {"tool_choice", "parallel_tool_calls", "include_reasoning"}
 
 
 class TokenCounter:
-    """One model's tokenizer and template."""
+    """Counts tokens with one model's tokenizer and chat template."""
 
     def __init__(self, folder: Path, *, renders_chat: bool = True) -> None:
         """`renders_chat`: see `shared.config.models.base.TokenizerFiles`."""
@@ -42,7 +42,7 @@ class TokenCounter:
         self._template = environment.from_string(template) if isinstance(template, str) and renders_chat else None
 
     def count(self, request: GenerateRequest) -> int | None:
-        """Tokens of the prompt; None where a conversation cannot be rendered as the worker will."""
+        """Count the tokens of a prompt; None if its conversation cannot be rendered exactly as by the worker."""
         if request.messages is None:
             if isinstance(request.prompt, list):
                 return len(request.prompt)
@@ -52,16 +52,18 @@ class TokenCounter:
         messages = [message.model_dump(exclude_none=True) for message in request.messages]
         try:
             text = self._template.render(messages=messages, add_generation_prompt=True, **self._special)
-        except (_Refused, SecurityError) as error:
-            raise InvalidRequest(f"The model's chat template refuses this: {error}", param="messages") from error
-        except Exception as error:  # it counts on something that is not here
-            logger.warning("a chat template cannot be rendered without its engine: %s", error)
+        except (_TemplateError, SecurityError) as error:
+            raise InvalidRequest(
+                f"The model's chat template rejects the conversation: {error}", param="messages"
+            ) from error
+        except Exception as error:  # the template needs something that only the engine provides
+            logger.warning("cannot render the chat template outside the engine: %s", error)
             return None
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def count_words(request: GenerateRequest) -> int:
-    """Tokens of a prompt whose tokens are words; see `workers.engines.simulated.engine`."""
+    """Count the tokens of a model whose tokens are words; see `workers.engines.simulated.engine`."""
     if isinstance(request.prompt, list):
         return len(request.prompt)
     if request.messages is None:
@@ -69,18 +71,18 @@ def count_words(request: GenerateRequest) -> int:
     return len("\n".join(f"{item.role}: {item.content or ''}" for item in request.messages).split()) + 1
 
 
-class _Refused(TemplateError):
-    """The template itself said no."""
+class _TemplateError(TemplateError):
+    """The template called `raise_exception`."""
 
 
 def _raise(message: str) -> Any:
-    raise _Refused(message)
+    raise _TemplateError(message)
 
 
 def _is_plain(request: GenerateRequest) -> bool:
-    """Whether the prompt is turns of text and nothing else."""
-    beside = request.chat is not None and _RENDERED & request.chat.model_fields_set
-    return not beside and all(
+    """Whether the conversation consists of text messages only."""
+    other_options = request.chat is not None and _PROMPT_OPTIONS & request.chat.model_fields_set
+    return not other_options and all(
         item.content is not None and not (item.tool_calls or item.tool_call_id or item.reasoning)
         for item in request.messages or ()
     )

@@ -1,1 +1,1 @@
-"""Health checks, and the queue as metrics."""
+"""Health checks and queue metrics."""

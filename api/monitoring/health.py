@@ -1,6 +1,6 @@
 """`/healthz`: the process is alive. `/readyz`: it can serve requests. `/metrics`: Prometheus metrics.
 
-None requires a key, as is usual for Prometheus and for orchestrators.
+None of them requires an API key, as is usual for Prometheus and orchestrators.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ router = APIRouter(tags=["health"])
 
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The process is alive."""
 
     status: str = "ok"
 
 
 class Readiness(BaseModel):
-    """What the service needs, one by one: "ok", or what is missing."""
+    """The state of each dependency: `ok`, or the problem."""
 
     status: str = Field(description="ok, or unready")
     checks: dict[str, str]
@@ -30,13 +30,13 @@ class Readiness(BaseModel):
 
 @router.get("/healthz")
 async def healthz() -> Alive:
-    """Alive: the process answers."""
+    """Liveness check."""
     return Alive()
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "Something is missing."}})
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "A dependency is unavailable."}})
 async def readyz(check: CurrentReadiness, response: Response) -> Readiness:
-    """Ready: database, Redis, and a live worker for each model."""
+    """Readiness check: database, Redis, and a live worker for each model."""
     checks = await check.run()
     ready = all(state == OK for state in checks.values())
     response.status_code = 200 if ready else 503
@@ -45,6 +45,6 @@ async def readyz(check: CurrentReadiness, response: Response) -> Readiness:
 
 @router.get("/metrics", include_in_schema=False)  # for Prometheus, not for clients
 async def show_metrics(queue_metrics: CurrentQueueMetrics, metrics: CurrentMetrics) -> Response:
-    """This process's metrics and those of the queue in the database, in Prometheus's text format."""
+    """Return the metrics of this process and of the queue, in Prometheus's text format."""
     await queue_metrics.refresh()
     return Response(generate_latest(metrics), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -1,4 +1,4 @@
-"""The queue as Prometheus metrics, read from rows at each scrape."""
+"""Queue metrics for Prometheus, read from the database at each scrape."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from shared.telemetry.metrics import OTHER, PRIORITY_LABELS, Metrics
 
 logger = logging.getLogger(__name__)
 
-# What several Prometheus servers ask for at once is read once.
+# Concurrent scrapes share one read.
 FRESH_S = 1.0
-# Prometheus waits for 10 s by default; what takes longer than this is away.
-PATIENCE_S = 4.0
+# A slower service counts as unavailable. Prometheus's scrape timeout is 10 s by default.
+TIMEOUT_S = 4.0
 
 
 class QueueMetrics(Collector):
-    """Jobs and workers as the rows have them, and whether database and Redis answer.
+    """Numbers of jobs and workers, and whether the database and Redis are available.
 
-    Every API process shows the same, so Prometheus takes the max. Where the database is away there are no numbers
-    rather than old ones.
+    Every API process exports the same values, so that queries use max(). During a database outage the series are
+    absent rather than stale.
     """
 
     def __init__(self, store: QueueStatsStore, redis: Redis, registry: Registry, metrics: Metrics) -> None:
@@ -43,7 +43,7 @@ class QueueMetrics(Collector):
         self._reading = asyncio.Lock()
 
     async def refresh(self) -> None:
-        """Read everything, unless that was done a moment ago. Call before `collect`."""
+        """Read the values, unless the last read was less than `FRESH_S` ago. Call before `collect`."""
         async with self._reading:
             if time.monotonic() - self._read_at < FRESH_S:
                 return
@@ -52,17 +52,17 @@ class QueueMetrics(Collector):
 
     async def _read_fleet(self) -> QueueStats | None:
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 return await self._store.read()
         except Exception as error:
             if not (is_database_outage(error) or isinstance(error, TimeoutError)):
                 raise
-            logger.warning("the queue cannot be read for /metrics: %s", error or "the database is too slow")
+            logger.warning("cannot read the queue for /metrics: %s", error or "the query timed out")
             return None
 
     async def _ping(self) -> bool:
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await self._redis.ping()
         except Exception as error:
             if not (is_redis_outage(error) or isinstance(error, TimeoutError)):
@@ -77,7 +77,7 @@ class QueueMetrics(Collector):
         yield metrics.worker_slots.family([((name,), model.slots) for name, model in models.items()])
         if fleet is None:
             return
-        # Zero is shown too: a series that ends tells nothing.
+        # Zeros are exported too: a series that disappears is ambiguous.
         jobs = [(model, priority) for model in models for priority in PRIORITY_LABELS]
         jobs += [key for key in {*fleet.waiting, *fleet.running} if key[0] == OTHER]
         workers = [(model, state.value) for model in models for state in WorkerState]

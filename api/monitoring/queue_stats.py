@@ -1,4 +1,4 @@
-"""What the rows say of all jobs and workers together, by model: the queue as one number for each."""
+"""SQL that counts queued and running jobs and live workers by model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """Jobs by model and priority, as labels, and workers by model and state. `oldest` is in seconds since submit."""
+    """Jobs by model and priority (metric labels), workers by model and state. `oldest`: seconds since submit."""
 
     waiting: Counter[Key] = field(default_factory=Counter)
     running: Counter[Key] = field(default_factory=Counter)
@@ -27,14 +27,14 @@ class QueueStats:
 
 
 class QueueStatsStore(Store):
-    """Reads the fleet. Each statement walks a partial index: of what is queued, of what runs, of workers."""
+    """Reads the statistics. Each statement uses an index: of queued jobs, of running jobs, of workers."""
 
     def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
         super().__init__(engine)
         self._model_label = metrics.model_label
 
     async def read(self) -> QueueStats:
-        """The fleet now."""
+        """Read the current statistics."""
         age = func.extract("epoch", func.clock_timestamp() - func.min(JobRow.created_at))
         queued = (
             select(JobRow.model, JobRow.priority, func.count(), age)

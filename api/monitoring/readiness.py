@@ -1,4 +1,4 @@
-"""Checks the services that this process needs, one by one."""
+"""Checks the services that this process depends on."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class ReadinessCheck:
         self._registry = registry
 
     async def run(self) -> dict[str, str]:
-        """The state of each service, by name: `OK`, or what is missing."""
+        """Return the state of each dependency by name: `OK`, or the problem."""
         checks: dict[str, str] = {}
         workers: dict[str, int] | None = None
         try:
             workers = await self._store.live_workers()
             checks["database"] = OK
         except (SQLAlchemyError, OSError) as error:
-            logger.warning("the database is unavailable: %s", error)
-            checks["database"] = "cannot be reached"
+            logger.warning("PostgreSQL unavailable: %s", error)
+            checks["database"] = "unavailable"
         try:
             await self._redis.ping()
             checks["redis"] = OK
         except (RedisError, OSError) as error:
-            logger.warning("Redis is unavailable: %s", error)
-            checks["redis"] = "cannot be reached"
+            logger.warning("Redis unavailable: %s", error)
+            checks["redis"] = "unavailable"
         for name in self._registry.models:
             if workers is None:
                 checks[f"model {name}"] = "unknown"

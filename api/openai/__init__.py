@@ -1,1 +1,1 @@
-"""The OpenAI-compatible face: the same jobs, in the shapes of OpenAI's API."""
+"""The OpenAI dialect: chat completions, completions and models."""

@@ -1,4 +1,4 @@
-"""Finished jobs as OpenAI's answers. Two faces differ in little: a `Face` says in what."""
+"""Builds OpenAI response bodies from finished jobs. A `Dialect` holds the differences between chat and completions."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from api.openai.logprobs import CompletionLogprobsOf, chat_logprobs
+from api.openai.logprobs import CompletionLogprobsBuilder, chat_logprobs
 from api.openai.schemas import CompletionUsage, PromptTokensDetails
 from shared.domain.job import Choice, Job, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What tells a chat completion from a plain one."""
+    """The differences between chat completions and plain completions."""
 
     prefix: str
-    whole_object: str
+    object: str
     chunk_object: str
     chat: bool
 
@@ -38,7 +38,7 @@ def usage_view(usage: Usage) -> CompletionUsage:
 
 
 def total(usages: Sequence[Usage]) -> Usage:
-    """What several jobs used together."""
+    """The total usage of several jobs."""
     return Usage(
         sum(usage.prompt_tokens for usage in usages),
         sum(usage.cached_tokens for usage in usages),
@@ -47,40 +47,40 @@ def total(usages: Sequence[Usage]) -> Usage:
 
 
 def role_of(job: Job) -> str:
-    """Who speaks: the assistant, or whoever's last message is gone on with, as vLLM has it."""
+    """The role of the output: `assistant` or, as in vLLM, that of the last message if the request continues it."""
     request = job.request
     if request.chat is None or request.chat.add_generation_prompt or not request.messages:
         return "assistant"
     return request.messages[-1].role
 
 
-def completion_body(face: Dialect, jobs: Sequence[Job]) -> dict[str, Any]:
-    """Finished jobs, one for each prompt, as one answer: `ChatCompletion` or `Completion` in `api.openai.schemas`."""
+def completion_body(dialect: Dialect, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Build the `ChatCompletion` or `Completion` body of finished jobs, one per prompt."""
     first = jobs[0]
-    choice_of = _chat_choice if face.chat else _text_choice
+    choice_of = _chat_choice if dialect.chat else _text_choice
     choices = [
         {"index": index, **choice_of(job, choice)}
         for index, (job, choice) in enumerate((job, choice) for job in jobs for choice in job.output)
     ]
-    answer: dict[str, Any] = {
-        "id": face.completion_id(first),
-        "object": face.whole_object,
+    body: dict[str, Any] = {
+        "id": dialect.completion_id(first),
+        "object": dialect.object,
         "created": int(first.created_at.timestamp()),
         "model": first.model,
         "choices": choices,
         "system_fingerprint": first.fingerprint,
         "usage": usage_view(total([job.usage for job in jobs if job.usage is not None])).model_dump(),
     }
-    if face.chat:
-        answer["prompt_logprobs"] = first.output[0].prompt_logprobs
-    return answer
+    if dialect.chat:
+        body["prompt_logprobs"] = first.output[0].prompt_logprobs
+    return body
 
 
 def _chat_choice(job: Job, choice: Choice) -> dict[str, Any]:
-    said_nothing = not choice.text and (choice.tool_calls or choice.reasoning)
+    no_text = not choice.text and (choice.tool_calls or choice.reasoning)
     message: dict[str, Any] = {
         "role": role_of(job),
-        "content": None if said_nothing else choice.text,
+        "content": None if no_text else choice.text,
         "refusal": None,
         "reasoning": choice.reasoning,
     }
@@ -100,10 +100,10 @@ def _chat_choice(job: Job, choice: Choice) -> dict[str, Any]:
 
 def _text_choice(job: Job, choice: Choice) -> dict[str, Any]:
     top = job.request.logprobs
-    known = top is not None and choice.logprobs is not None
+    has_logprobs = top is not None and choice.logprobs is not None
     return {
         "text": choice.text,
-        "logprobs": CompletionLogprobsOf(top or 0).of(choice.logprobs or ()) if known else None,
+        "logprobs": CompletionLogprobsBuilder(top or 0).build(choice.logprobs or ()) if has_logprobs else None,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
         "prompt_logprobs": job.output[0].prompt_logprobs,

@@ -1,7 +1,7 @@
-"""Log probabilities in the two shapes that OpenAI has for them: a list for chat, four lists for plain completions.
+"""Log probabilities in OpenAI's two formats: a list of objects for chat, four lists for plain completions.
 
-An entry of the log has the token that was drawn, and in `top` what was likely in its place, the drawn one first, as
-vLLM has them (`shared.domain.events.Delta`).
+An entry of the log has the sampled token and, in `top`, the most likely tokens, with the sampled one first, as in vLLM
+(`shared.domain.events.Delta`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def chat_logprobs(entries: Sequence[dict[str, Any]], top: int) -> dict[str, Any]:
-    """`{"content": [...]}`, with the `top` likeliest for each token."""
+    """Build `{"content": [...]}`, with the `top` most likely tokens for each token."""
     content = [
         {
             "token": entry["token"],
@@ -24,31 +24,31 @@ def chat_logprobs(entries: Sequence[dict[str, Any]], top: int) -> dict[str, Any]
     return {"content": content}
 
 
-class CompletionLogprobsOf:
-    """One choice's log probabilities, as they come. Offsets go on from what came before."""
+class CompletionLogprobsBuilder:
+    """Builds the log probabilities of one choice, chunk by chunk. Text offsets continue across chunks."""
 
     def __init__(self, top: int) -> None:
         self._top = top
         self._offset = 0
 
-    def of(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Four lists: an item for each token. The first token of an echoed prompt has no probability."""
+    def build(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Build the four lists, with an item per token. The first token of an echoed prompt has no probability."""
         offsets: list[int] = []
-        likely: list[dict[str, float] | None] = []
+        top: list[dict[str, float] | None] = []
         for entry in entries:
             offsets.append(self._offset)
             self._offset += len(entry["token"])
-            likely.append(self._likely(entry))
+            top.append(self._top_of(entry))
         return {
             "text_offset": offsets,
             "token_logprobs": [entry["logprob"] for entry in entries],
             "tokens": [entry["token"] for entry in entries],
-            "top_logprobs": likely,
+            "top_logprobs": top,
         }
 
-    def _likely(self, entry: dict[str, Any]) -> dict[str, float] | None:
-        """The drawn token and the likeliest, which it may be one of."""
+    def _top_of(self, entry: dict[str, Any]) -> dict[str, float] | None:
+        """The sampled token and the `top` most likely others."""
         if entry["logprob"] is None:
             return None
-        others = [one for one in entry["top"] if one["token"] != entry["token"]]
-        return {one["token"]: one["logprob"] for one in (entry, *others[: self._top])}
+        others = [item for item in entry["top"] if item["token"] != entry["token"]]
+        return {item["token"]: item["logprob"] for item in (entry, *others[: self._top])}

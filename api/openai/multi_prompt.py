@@ -1,4 +1,4 @@
-"""A call with several prompts: a job for each, submitted together or not at all."""
+"""Calls with several prompts: one job per prompt, submitted all or none."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from shared.postgres.job_store import Idempotency, NewJob
 async def submit_all(
     jobs: JobService, principal: Principal, requests: Sequence[NewJob], idempotency: Idempotency | None
 ) -> tuple[list[Job], bool]:
-    """The jobs of one call, in order; False beside them where this idempotency key made them before.
+    """Submit the jobs of one call. Returns them in order, and False if an earlier call with this key created them.
 
     Raises:
-        HeadraceError: one is refused; those that were made are cancelled.
+        HeadraceError: a job was rejected; those already created are cancelled.
     """
-    keys = [None if idempotency is None else _key_of(idempotency, place) for place in range(len(requests))]
+    keys = [None if idempotency is None else _derive_key(idempotency, index) for index in range(len(requests))]
     outcomes = await asyncio.gather(
         *(jobs.submit(principal, new, key) for new, key in zip(requests, keys, strict=True)), return_exceptions=True
     )
-    made = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+    results = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
-            await cancel_abandoned(jobs, [job for job, created in made if created])
+            await cancel_abandoned(jobs, [job for job, created in results if created])
             raise outcome
-    return [job for job, _ in made], made[0][1]
+    return [job for job, _ in results], results[0][1]
 
 
-def _key_of(idempotency: Idempotency, place: int) -> Idempotency:
-    """The call's own key for its first prompt; keys that nobody sends for the others."""
-    if place == 0:
+def _derive_key(idempotency: Idempotency, index: int) -> Idempotency:
+    """The call's own key for the first prompt; keys derived from it for the others."""
+    if index == 0:
         return idempotency
-    return Idempotency(hashlib.sha256(f"{idempotency.key}\n{place}".encode()).hexdigest(), idempotency.request_sha256)
+    return Idempotency(hashlib.sha256(f"{idempotency.key}\n{index}".encode()).hexdigest(), idempotency.request_sha256)

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`, `/v1/completions`, `/v1/models`: jobs, asked for synchronously."""
+"""`/v1/chat/completions`, `/v1/completions`, `/v1/models`: synchronous calls, executed as jobs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def chat_completions(
     request: Request,
     submission: Submission,
 ) -> Response:
-    """Answer a conversation, streamed or not. The job is cancelled when the client leaves."""
+    """Create a chat completion, streamed or not. The job is cancelled if the client disconnects."""
     return await _complete(CHAT, body, principal.acting_for(body.user), jobs, call, request, submission)
 
 
@@ -64,13 +64,13 @@ async def completions(
     request: Request,
     submission: Submission,
 ) -> Response:
-    """Continue a prompt, streamed or not. The job is cancelled when the client leaves."""
+    """Create a completion of a prompt, streamed or not. The job is cancelled if the client disconnects."""
     return await _complete(TEXT, body, principal.acting_for(body.user), jobs, call, request, submission)
 
 
 @router.get("/models", responses=ERRORS)
 async def models(_: CurrentPrincipal, registry: CurrentRegistry) -> ModelList:
-    """The models that are served."""
+    """List the models."""
     return ModelList(
         data=[ModelView(id=name, max_model_len=model.max_model_len) for name, model in registry.models.items()]
     )
@@ -78,7 +78,7 @@ async def models(_: CurrentPrincipal, registry: CurrentRegistry) -> ModelList:
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
 async def model(name: str, _: CurrentPrincipal, registry: CurrentRegistry) -> ModelView:
-    """One model."""
+    """Get a model."""
     if name not in registry:
         raise NotFound(f"The model `{name}` does not exist.", param="model", code="model_not_found")
     return ModelView(id=name, max_model_len=registry[name].max_model_len)
@@ -107,7 +107,7 @@ async def _complete(
     ]
     submitted, created = await submit_all(jobs, principal, requests, submission.idempotency(request.url.path, body))
 
-    async def show(ended: Sequence[Job]) -> dict[str, Any]:
+    async def completion(ended: Sequence[Job]) -> dict[str, Any]:
         return completion_body(dialect, ended)
 
     def stream() -> AsyncIterator[bytes]:
@@ -115,8 +115,8 @@ async def _complete(
             dialect,
             submitted,
             [jobs.follow(job.id, new=created) for job in submitted],
-            usage_in_the_end=body.usage_in_the_end,
-            usage_always=body.usage_always,
+            include_usage=body.include_usage,
+            continuous_usage=body.continuous_usage,
         )
 
-    return await call.respond(submitted, created=created, stream=stream if body.stream else None, body=show)
+    return await call.respond(submitted, created=created, stream=stream if body.stream else None, body=completion)

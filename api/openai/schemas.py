@@ -1,4 +1,4 @@
-"""OpenAI's shapes. A parameter that is not supported is refused, never ignored."""
+"""Schemas of OpenAI's chat completions, completions and models. Unsupported parameters are rejected, never ignored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from api.jobs.parameters import (
 )
 from shared.domain.request import MAX_MESSAGES, GenerateRequest, Message, TokenId, UnicodeText, contradiction
 
-# vLLM's own limit, unless a server raises it.
+# vLLM's default limit.
 MAX_PROMPTS = 1024
 
 Prompt = str | list[int]
@@ -29,34 +29,34 @@ TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class StreamOptions(BaseModel):
-    """What a streamed answer carries beside its text."""
+    """Options of a stream."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    include_usage: bool | None = Field(False, description="The usage, in a chunk of its own before the end.")
+    include_usage: bool | None = Field(False, description="Send the usage in an additional chunk before the end.")
     continuous_usage_stats: bool | None = Field(
-        False, description="With include_usage: each chunk tells the usage so far."
+        False, description="With include_usage: send the usage so far in each chunk."
     )
 
 
 class _OpenAIRequest(CommonParameters):
-    """What chat and plain completions have in common."""
+    """Parameters that chat completions and plain completions share."""
 
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: UnicodeText | None = Field(None, description="Your name for the end user; stored with the job.")
+    user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_default(cls, data: Any) -> Any:
-        """OpenAI's clients send null for what is not given."""
+        """Drop nulls, which OpenAI's clients send for unset parameters."""
         if isinstance(data, dict):
             return {name: value for name, value in data.items() if value is not None}
         return data
 
     @model_validator(mode="after")
-    def _streams_what_can_be_streamed(self) -> Self:
+    def _consistent_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise contradiction("stream_options", "stream_options is only allowed with stream=true")
         if self.prompt_logprobs and self.stream:
@@ -64,12 +64,12 @@ class _OpenAIRequest(CommonParameters):
         return self
 
     @property
-    def usage_in_the_end(self) -> bool:
+    def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
-    def usage_always(self) -> bool:
-        return self.usage_in_the_end and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
 class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
@@ -90,20 +90,22 @@ class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="The newer name of max_tokens.")
-    logprobs: bool = Field(False, description="Whether the answer tells its tokens' log probabilities.")
-    top_logprobs: Logprobs = Field(0, description="With logprobs: those of so many likeliest in each place too.")
-    echo: bool = Field(False, description="Whether the answer begins with the assistant's message it goes on with.")
+    logprobs: bool = Field(False, description="Return log probabilities of the output tokens.")
+    top_logprobs: Logprobs = Field(
+        0, description="With logprobs: also return this many most likely alternatives for each."
+    )
+    echo: bool = Field(False, description="Prepend the last message if it is continued.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens
         if self.top_logprobs and not self.logprobs:
-            raise contradiction("top_logprobs", "top_logprobs needs logprobs to be true")
+            raise contradiction("top_logprobs", "top_logprobs requires logprobs to be true")
         return self.checked()
 
     def generate_requests(self) -> list[GenerateRequest]:
-        """What the engine is asked for: one request."""
+        """Build the engine request, as a list of one."""
         return [
             GenerateRequest(
                 messages=[Message.model_validate(message.model_dump()) for message in self.messages],
@@ -114,15 +116,15 @@ class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
                 logprobs=self.top_logprobs if self.logprobs else None,
                 prompt_logprobs=self.prompt_logprobs,
                 echo=self.echo,
-                token_counts=self.usage_always,
+                token_counts=self.continuous_usage,
             )
         ]
 
 
 class CompletionRequest(_OpenAIRequest):
-    """`POST /v1/completions`: raw prompts, no chat template. `max_tokens` is 16 unless given, as OpenAI's.
+    """`POST /v1/completions`: raw prompts, without a chat template. As at OpenAI, `max_tokens` defaults to 16.
 
-    Several prompts are answered in one, `n` choices for each, in their order.
+    Several prompts result in one response, with `n` choices for each prompt, in order.
     """
 
     model_config = ConfigDict(
@@ -132,14 +134,16 @@ class CompletionRequest(_OpenAIRequest):
     )
 
     prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)] = Field(
-        description="A text or token ids, or a list of either."
+        description="A string, a list of token ids, or a list of either."
     )
-    max_tokens: int | None = Field(16, ge=0, lt=2**31, description="0 with `echo`: the prompt alone.")
+    max_tokens: int | None = Field(
+        16, ge=0, lt=2**31, description="0 is allowed with `echo`, to return only the prompt."
+    )
     logprobs: Logprobs | None = Field(
-        None, description="Log probabilities of the tokens, and of so many likeliest in their places."
+        None, description="Return log probabilities of the tokens and of this many most likely alternatives for each."
     )
-    echo: bool = Field(False, description="Whether the answer begins with the prompt.")
-    add_special_tokens: Literal[True] = Field(True, description="The prompt's text gets the model's special tokens.")
+    echo: bool = Field(False, description="Prepend the prompt to the output.")
+    add_special_tokens: Literal[True] = Field(True, description="Add the model's special tokens to a text prompt.")
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -148,28 +152,28 @@ class CompletionRequest(_OpenAIRequest):
         prompts = prompt if several else [prompt]
         check_prompts(prompts)
         if len(prompts) > MAX_PROMPTS:
-            raise ValueError(f"has {len(prompts)} prompts; {MAX_PROMPTS} at most")
+            raise ValueError(f"has {len(prompts)} prompts; the maximum is {MAX_PROMPTS}")
         return prompt
 
     @model_validator(mode="after")
-    def _draws_something(self) -> Self:
+    def _max_tokens_or_echo(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
-            raise contradiction("max_tokens", "max_tokens must be at least 1; 0 is for `echo` alone")
+            raise contradiction("max_tokens", "max_tokens must be at least 1; 0 requires `echo`")
         return self
 
     @property
     def prompts(self) -> list[Prompt]:
-        """One or more."""
+        """The prompts as a list."""
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
 
     def generate_requests(self) -> list[GenerateRequest]:
-        """What the engine is asked for: a request for each prompt."""
+        """Build one engine request per prompt."""
         sampling = sampling_of(self.model_copy(update={"max_tokens": self.max_tokens or 1}))
         prompt_logprobs = self.prompt_logprobs
         if prompt_logprobs is None and self.echo and not self.stream:
-            prompt_logprobs = self.logprobs  # as vLLM answers
+            prompt_logprobs = self.logprobs  # as in vLLM
         return [
             GenerateRequest(
                 prompt=prompt,
@@ -180,20 +184,20 @@ class CompletionRequest(_OpenAIRequest):
                 prompt_logprobs=prompt_logprobs,
                 echo=self.echo,
                 prompt_only=self.max_tokens == 0,
-                token_counts=self.usage_always,
+                token_counts=self.continuous_usage,
             )
             for prompt in self.prompts
         ]
 
 
 class PromptTokensDetails(BaseModel):
-    """Prompt tokens that the prefix cache held."""
+    """Prompt tokens found in the prefix cache."""
 
     cached_tokens: int
 
 
 class CompletionUsage(BaseModel):
-    """Tokens, under OpenAI's names."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -205,14 +209,14 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class CalledFunction(BaseModel):
-    """What is called, with arguments in JSON as the model wrote it."""
+    """A called function; `arguments` is JSON, as generated."""
 
     name: str
     arguments: str
 
 
 class ToolCallView(BaseModel):
-    """A call that the model asks for."""
+    """A tool call by the model."""
 
     id: str
     type: Literal["function"]
@@ -220,7 +224,7 @@ class ToolCallView(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """The model's turn. `tool_calls` is there where something is called; `content` is null where nothing is said."""
+    """The model's message. `tool_calls` is present only if there are calls; `content` is null if there is no text."""
 
     role: str
     content: str | None
@@ -230,27 +234,27 @@ class AssistantMessage(BaseModel):
 
 
 class TokenLogprob(BaseModel):
-    """A token that could have been drawn."""
+    """The log probability of a candidate token."""
 
     token: str
     logprob: float
     bytes: list[int] | None
 
 
-class DrawnLogprob(TokenLogprob):
-    """A token that was drawn."""
+class SampledLogprob(TokenLogprob):
+    """The log probability of a sampled token."""
 
     top_logprobs: list[TokenLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """Log probabilities, token by token."""
+    """Log probabilities by token."""
 
-    content: list[DrawnLogprob]
+    content: list[SampledLogprob]
 
 
 class PromptLogprob(BaseModel):
-    """What is likely in the place of a token of the prompt."""
+    """The log probability of a candidate for a prompt token."""
 
     logprob: float
     rank: int | None
@@ -261,7 +265,7 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class ChatChoice(BaseModel):
-    """One answer. `stop_reason` is the stop string or stop token that ended it."""
+    """A choice. `stop_reason` is the stop string or stop token that ended it."""
 
     index: int
     message: AssistantMessage
@@ -271,7 +275,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answer to a chat request."""
+    """A chat completion."""
 
     id: str
     object: Literal["chat.completion"]
@@ -284,7 +288,7 @@ class ChatCompletion(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Log probabilities in four lists of the tokens' length; offsets are characters of the choice's text."""
+    """Log probabilities as four lists with an item per token; offsets are characters of the choice's text."""
 
     text_offset: list[int]
     token_logprobs: list[float | None]
@@ -293,7 +297,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One continuation. `stop_reason` is the stop string or stop token that ended it."""
+    """A choice. `stop_reason` is the stop string or stop token that ended it."""
 
     index: int
     text: str
@@ -304,7 +308,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The answer to a completion request."""
+    """A completion."""
 
     id: str
     object: Literal["text_completion"]
@@ -316,7 +320,7 @@ class Completion(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A model that is served."""
+    """A model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -326,7 +330,7 @@ class ModelView(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models that are served."""
+    """The list of models."""
 
     object: Literal["list"] = "list"
     data: list[ModelView]

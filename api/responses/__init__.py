@@ -1,1 +1,1 @@
-"""OpenAI's Responses API: the same jobs, as responses that are kept, chained and resumed."""
+"""The Responses dialect: stored, chained and resumable responses, as in OpenAI's API."""

@@ -1,7 +1,7 @@
-"""A job's log as the events of a response.
+"""Converts a job's log to the events of a response.
 
-The same log gives the same events with the same numbers, whoever asks, whenever, on whichever API process; so a
-stream is resumed after event N by making all of it again and leaving out what was seen.
+The conversion is deterministic: the same log results in the same events and sequence numbers on every API process. A
+stream is resumed after event N by converting the log from its start and skipping the events up to N.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from shared.domain.events import SEQ_PER_ATTEMPT, Event, EventType
 from shared.domain.job import JobStatus
 from shared.domain.response import StoredResponse
 
-# A log that was lost with Redis restarts far above every number it had (`shared.domain.events.seq_before`). So do the
-# numbers of response events, several of which follow from one event of the log, and the positions of items.
+# A log that Redis has lost restarts far above all its sequence numbers (`shared.domain.events.seq_before`). So do the
+# numbers of response events, several of which can result from one event of the log, and the indices of items.
 NUMBERS_PER_SEQ = 10
 ITEMS_PER_ATTEMPT = 1000
 
-# The last event of a stream, by how its job ended. OpenAI has no event for a response that was cancelled; it is told
-# as incomplete, and the response in it has the status `cancelled`.
+# The last event of a stream, by the last event of the log. OpenAI has no event for a cancelled response; it is reported
+# as incomplete, and the response in the event has the status `cancelled`.
 _LAST = {
     EventType.COMPLETED: "response.completed",
     EventType.INCOMPLETE: "response.incomplete",
@@ -36,50 +36,50 @@ ResponseEvent = dict[str, Any]
 
 
 class ResponseEvents:
-    """One stream as it is made. `response` is the response as the events so far tell it."""
+    """Converts the events of one stream. `response` is the response after the events so far."""
 
     def __init__(self, response: StoredResponse) -> None:
         self._stored = response
         self._digits = response.digits
         self.response = view(response, JobStatus.QUEUED)
-        self._made: list[ResponseEvent] = []
+        self._pending: list[ResponseEvent] = []
         self._number = 0
         self._seq = 0
         self._started = False
         self._begin(0)
 
     def opening(self) -> list[ResponseEvent]:
-        """What comes before a log's first event; `response.queued` in the background alone, as at OpenAI."""
-        self._tell("response.created", response=self.response)
+        """Return the events before a log's first. As at OpenAI, only background responses have `response.queued`."""
+        self._emit("response.created", response=self.response)
         if self._stored.facts.background:
-            self._tell("response.queued", response=self.response)
-        return self._take()
+            self._emit("response.queued", response=self.response)
+        return self._drain()
 
-    def of(self, event: Event) -> list[ResponseEvent]:
-        """What an event of the log makes; nothing, for some."""
-        whole = event.seq == self._seq + 1
+    def convert(self, event: Event) -> list[ResponseEvent]:
+        """Convert an event of the log; some result in no response event."""
+        contiguous = event.seq == self._seq + 1
         self._seq = event.seq
         match event.type:
             case EventType.STARTED:
                 self._start()
             case EventType.DELTA:
-                self._grow(event)
+                self._delta(event)
             case EventType.RESTARTED:
-                self._restart(event.seq, whole=whole)
+                self._restart(event.seq, contiguous=contiguous)
             case _:
                 self._end(event)
-        return self._take()
+        return self._drain()
 
-    # What happens in a log
+    # Events of the log
 
     def _start(self) -> None:
         if self._started:
             return
         self._started = True
         self.response = view(self._stored, JobStatus.IN_PROGRESS)
-        self._tell("response.in_progress", response=self.response)
+        self._emit("response.in_progress", response=self.response)
 
-    def _grow(self, event: Event) -> None:
+    def _delta(self, event: Event) -> None:
         delta = event.delta()
         if delta.reasoning:
             self._reasoning_tokens += event.payload().get("tokens", 0)
@@ -87,29 +87,29 @@ class ResponseEvents:
             if not isinstance(reasoning, ReasoningOutput):
                 reasoning = ReasoningOutput(self._digits, self._next_index)
                 self._add(reasoning)
-            self._tell_of_open(reasoning.grown(delta.reasoning))
+            self._emit_for_item(reasoning.append(delta.reasoning))
         if delta.text:
             message = self._open
             if not isinstance(message, MessageOutput):
                 message = MessageOutput(self._digits, self._next_index)
                 self._add(message)
-            self._tell_of_open(message.grown(delta.text, delta.logprobs))
+            self._emit_for_item(message.append(delta.text, delta.logprobs))
         for fragment in delta.tool_calls:
             call = self._open
             if not (isinstance(call, CallOutput) and call.number == fragment.index):
                 call = CallOutput(self._digits, self._next_index, fragment)
                 self._add(call)
             if fragment.arguments:
-                self._tell_of_open(call.grown(fragment.arguments))
+                self._emit_for_item(call.append(fragment.arguments))
 
-    def _restart(self, seq: int, *, whole: bool) -> None:
-        """The job is answered anew: what was open ends as incomplete, and the answer begins with a new item.
+    def _restart(self, seq: int, *, contiguous: bool) -> None:
+        """The job has been restarted: the open item ends as incomplete, and the output begins with a new item.
 
-        Where the log before it is lost, numbers and places go on above all that it can have had.
+        If the earlier log is lost, sequence numbers and indices continue above all that it can have had.
         """
         self._start()
         self._close("incomplete")
-        if whole:
+        if contiguous:
             self._begin(self._next_index)
         else:
             self._number = NUMBERS_PER_SEQ * seq
@@ -126,12 +126,12 @@ class ResponseEvents:
             "output": self._items,
             "usage": usage(payload["usage"], self._reasoning_tokens),
         }
-        self._tell(_LAST[event.type], response=self.response)
+        self._emit(_LAST[event.type], response=self.response)
 
     # Items
 
     def _begin(self, index: int) -> None:
-        """Items from this place on are the answer."""
+        """Start the output at this item index; earlier items are discarded."""
         self._first = index
         self._items: list[dict[str, Any]] = []
         self._open: OutputItem | None = None
@@ -143,56 +143,56 @@ class ResponseEvents:
 
     def _add(self, item: OutputItem) -> None:
         self._close("completed")
-        self._tell("response.output_item.added", output_index=self._next_index, item=item.added())
+        self._emit("response.output_item.added", output_index=self._next_index, item=item.empty_view())
         self._open = item
-        for fields in item.opened():
-            self._tell_of_open(fields)
+        for fields in item.opening_events():
+            self._emit_for_item(fields)
 
     def _close(self, status: str) -> None:
         item = self._open
         if item is None:
             return
-        for fields in item.closed():
-            self._tell_of_open(fields)
+        for fields in item.closing_events():
+            self._emit_for_item(fields)
         done = item.view(status)
-        self._tell("response.output_item.done", output_index=self._first + len(self._items), item=done)
+        self._emit("response.output_item.done", output_index=self._first + len(self._items), item=done)
         self._items.append(done)
         self._open = None
 
     # Events
 
-    def _tell_of_open(self, fields: Fields) -> None:
+    def _emit_for_item(self, fields: Fields) -> None:
         assert self._open is not None
         kind, more = fields
-        self._tell(kind, item_id=self._open.id, output_index=self._first + len(self._items), **more)
+        self._emit(kind, item_id=self._open.id, output_index=self._first + len(self._items), **more)
 
-    def _tell(self, kind: str, **fields: Any) -> None:
-        self._made.append({"type": kind, "sequence_number": self._number, **fields})
+    def _emit(self, kind: str, **fields: Any) -> None:
+        self._pending.append({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
 
-    def _take(self) -> list[ResponseEvent]:
-        made, self._made = self._made, []
-        return made
+    def _drain(self) -> list[ResponseEvent]:
+        pending, self._pending = self._pending, []
+        return pending
 
 
-def replayed(response: StoredResponse, log: Iterable[Event]) -> dict[str, Any]:
-    """A response as its log so far tells it."""
+def build_response(response: StoredResponse, log: Iterable[Event]) -> dict[str, Any]:
+    """Build a response's body from its log so far."""
     events = ResponseEvents(response)
     for event in log:
-        events.of(event)
+        events.convert(event)
     return events.response
 
 
 async def frames(
     response: StoredResponse, log: AsyncIterator[list[Event]], after: int | None = None
 ) -> AsyncIterator[bytes]:
-    """A response's whole log as frames of server-sent events, those after a number alone."""
+    """Convert a response's complete log to SSE frames, and yield those after a sequence number."""
     events = ResponseEvents(response)
     if opening := _encoded(events.opening(), after):
         yield opening
     async for batch in log:
-        if made := b"".join(_encoded(events.of(event), after) for event in batch):
-            yield made
+        if encoded := b"".join(_encoded(events.convert(event), after) for event in batch):
+            yield encoded
 
 
 def _encoded(events: list[ResponseEvent], after: int | None) -> bytes:

@@ -1,7 +1,7 @@
-"""What a response's input is made of: messages, calls of functions, their outputs, and reasoning.
+"""The input items of a response: messages, function calls, their outputs, and reasoning.
 
-Items are read in OpenAI's spellings and kept in one: a message's content is a list of parts. What cannot be used here
-(images, files, references, other tools' items) is refused by name.
+All of OpenAI's notations are accepted and normalized: a message's content becomes a list of parts. Unsupported items
+(images, files, references, items of other tools) are rejected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Item(BaseModel):
 
 
 class TextPart(BaseModel):
-    """A text in a message. What came beside one that a model wrote (annotations, logprobs) is not needed again."""
+    """A text in a message. The annotations and logprobs of output texts are dropped."""
 
     type: Literal["input_text", "output_text"]
     text: UnicodeText
@@ -33,7 +33,7 @@ class TextPart(BaseModel):
 
 
 class MessageItem(_Item):
-    """A turn of the conversation."""
+    """A message of the conversation."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -44,10 +44,10 @@ class MessageItem(_Item):
     def _parts(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "content" not in data:
             return data
-        written = data.get("role") == "assistant"
+        is_output = data.get("role") == "assistant"
         texts = _texts(data["content"], "content")
-        kept = {"type": "output_text", "annotations": []} if written else {"type": "input_text"}
-        return {**data, "content": [{**kept, "text": text} for text in texts]}
+        part = {"type": "output_text", "annotations": []} if is_output else {"type": "input_text"}
+        return {**data, "content": [{**part, "text": text} for text in texts]}
 
     @property
     def text(self) -> str:
@@ -55,7 +55,7 @@ class MessageItem(_Item):
 
 
 class FunctionCallItem(_Item):
-    """A call that the model made."""
+    """A function call by the model."""
 
     type: Literal["function_call"]
     call_id: UnicodeText = Field(min_length=1, max_length=128)
@@ -64,7 +64,7 @@ class FunctionCallItem(_Item):
 
 
 class FunctionCallOutputItem(_Item):
-    """What a called function gave."""
+    """The output of a called function."""
 
     type: Literal["function_call_output"]
     call_id: UnicodeText = Field(min_length=1, max_length=128)
@@ -79,7 +79,7 @@ class FunctionCallOutputItem(_Item):
 
 
 class SummaryPart(BaseModel):
-    """A piece of a summary of reasoning."""
+    """A part of a reasoning summary."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -88,7 +88,7 @@ class SummaryPart(BaseModel):
 
 
 class ReasoningPart(BaseModel):
-    """A piece of reasoning."""
+    """A part of the reasoning."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -97,7 +97,7 @@ class ReasoningPart(BaseModel):
 
 
 class ReasoningItem(_Item):
-    """What the model thought before it answered."""
+    """The model's reasoning before its output."""
 
     type: Literal["reasoning"]
     summary: list[SummaryPart] = Field(default_factory=list, fail_fast=True)
@@ -107,7 +107,7 @@ class ReasoningItem(_Item):
     @classmethod
     def _readable(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("encrypted_content") is not None:
-            raise contradiction("encrypted_content", "encrypted_content: encrypted reasoning cannot be read here")
+            raise contradiction("encrypted_content", "encrypted_content: encrypted reasoning is not supported")
         return data
 
     @property
@@ -127,63 +127,65 @@ _KINDS: dict[str, type[_Item]] = {
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
 
-def read_items(given: Any) -> Any:
-    """The items of an `input`: a text is one message of the user's. What is no list is left to be refused.
+def read_items(value: Any) -> Any:
+    """Parse an `input`: a string, which becomes one user message, or a list of items.
+
+    Other values are returned unchanged, and rejected by the schema.
 
     Raises:
-        pydantic_core.PydanticCustomError: names the first item that is wrong, and its field.
+        pydantic_core.PydanticCustomError: an item is invalid; names the first one and its field.
     """
-    if isinstance(given, str):
-        given = [{"role": "user", "content": given}]
-    if not isinstance(given, list):
-        return given
-    items = [_read_item(item, f"input[{position}]") for position, item in enumerate(given)]
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list):
+        return value
+    items = [_read_item(item, f"input[{position}]") for position, item in enumerate(value)]
     seen: set[str] = set()
     for position, item in enumerate(items):
         if item.id is not None and item.id in seen:
-            raise contradiction(f"input[{position}].id", f"input[{position}].id: {item.id!r} is another item's id too")
+            raise contradiction(f"input[{position}].id", f"input[{position}].id: {item.id!r} is used by another item")
         seen.update(filter(None, [item.id]))
     return items
 
 
-def _read_item(given: Any, place: str) -> _Item:
-    if not isinstance(given, dict):
-        raise contradiction(place, f"{place}: must be an object")
-    given = {name: value for name, value in given.items() if value is not None}
-    kind = given.get("type", "message" if "role" in given else None)
+def _read_item(value: Any, path: str) -> _Item:
+    if not isinstance(value, dict):
+        raise contradiction(path, f"{path}: must be an object")
+    fields = {name: field for name, field in value.items() if field is not None}
+    kind = fields.get("type", "message" if "role" in fields else None)
     model = _KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:
         known = ", ".join(_KINDS)
-        shown = "nothing" if kind is None else repr(str(kind)[:64])
-        raise contradiction(f"{place}.type", f"{place}.type: must be one of {known}; got {shown}")
+        got = "nothing" if kind is None else repr(str(kind)[:64])
+        raise contradiction(f"{path}.type", f"{path}.type: must be one of {known}; got {got}")
     try:
-        return model.model_validate(given)
+        return model.model_validate(fields)
     except ValidationError as error:
         message, param = describe(error.errors(include_url=False))
-        within = f"{place}.{param}" if param else place
-        text = f"{place}.{message}" if param and message.startswith(param) else f"{within}: {message}"
-        raise contradiction(within, text) from None
+        field = f"{path}.{param}" if param else path
+        text = f"{path}.{message}" if param and message.startswith(param) else f"{field}: {message}"
+        raise contradiction(field, text) from None
 
 
 def _texts(content: Any, field: str) -> list[str]:
-    """The texts of a content: one, or a list of text parts."""
+    """The texts of a content, which is a string or a list of text parts."""
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list):
-        raise contradiction(field, f"{field}: must be a text or a list of text parts")
+        raise contradiction(field, f"{field}: must be a string or a list of text parts")
     return [_text(part, f"{field}[{position}]") for position, part in enumerate(content)]
 
 
-def _text(part: Any, place: str) -> str:
+def _text(part: Any, path: str) -> str:
     if not (isinstance(part, dict) and part.get("type") in TEXT_PARTS and isinstance(part.get("text"), str)):
         kind = part.get("type") if isinstance(part, dict) else None
-        raise contradiction(place, f"{place}: is not a text part ({str(kind)[:64]!r}); this model takes text only")
+        raise contradiction(path, f"{path}: is not a text part ({str(kind)[:64]!r}); this model accepts text only")
     return str(part["text"])
 
 
-def listed(items: list[dict[str, Any]], digits: str) -> list[dict[str, Any]]:
-    """Stored input items as they are listed: each with an id, its own or one that follows from its place."""
+def with_ids(items: list[dict[str, Any]], digits: str) -> list[dict[str, Any]]:
+    """Add status and ids to stored input items. Items without an id get one derived from their index."""
     return [
-        {"id": f"{_PREFIXES[item['type']]}_{digits}_in{place}", "status": "completed", **item}
-        for place, item in enumerate(items)
+        {"id": f"{_PREFIXES[item['type']]}_{digits}_in{index}", "status": "completed", **item}
+        for index, item in enumerate(items)
     ]

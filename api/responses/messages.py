@@ -1,7 +1,7 @@
-"""A response's items as the conversation that an engine is given.
+"""Converts a response's items to the conversation for the engine.
 
-A turn of the assistant's may span several items (reasoning, a message, calls); they become one message, as chat
-templates have it.
+An assistant turn may span several items (reasoning, a message, calls). They become one message, as chat templates
+expect.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from shared.domain.response import StoredResponse
 def conversation(
     instructions: str | None, previous: StoredResponse | None, items: Sequence[InputItem]
 ) -> list[Message]:
-    """The whole conversation: instructions, what came before, and the new items.
+    """Build the complete conversation: instructions, the previous response's conversation, and the new items.
 
     Raises:
-        InvalidRequest: an output belongs to no call.
+        InvalidRequest: a function_call_output has no function_call.
     """
     messages = [Message(role="system", content=instructions)] if instructions is not None else []
     if previous is not None:
-        messages += _said_before(previous)
+        messages += _previous_messages(previous)
     messages += to_messages(items)
-    called: set[str] = set()
+    call_ids: set[str] = set()
     for message in messages:
-        called.update(call.id for call in message.tool_calls or ())
-        if message.role == "tool" and message.tool_call_id not in called:
+        call_ids.update(call.id for call in message.tool_calls or ())
+        if message.role == "tool" and message.tool_call_id not in call_ids:
             raise InvalidRequest(
                 f"input: there is no function_call for the function_call_output with call_id"
-                f" {message.tool_call_id!r}; give it, or the previous_response_id of the response that has it",
+                f" {message.tool_call_id!r}; send it, or the previous_response_id of the response that contains it",
                 param="input",
             )
     return messages
 
 
-def _said_before(previous: StoredResponse) -> list[Message]:
-    """A response's conversation, its answer included; its instructions are its own."""
+def _previous_messages(previous: StoredResponse) -> list[Message]:
+    """A response's conversation, including its output but not its instructions."""
     messages = list(previous.job.request.messages or ())
     if "instructions" in previous.facts.request_params:
         del messages[0]
-    return messages + [_answer(choice) for choice in previous.job.output[:1]]
+    return messages + [_output_message(choice) for choice in previous.job.output[:1]]
 
 
-def _answer(choice: Choice) -> Message:
+def _output_message(choice: Choice) -> Message:
     calls = [
         MessageToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
         for call in choice.tool_calls
@@ -62,11 +62,11 @@ def _answer(choice: Choice) -> Message:
 
 
 def to_messages(items: Sequence[InputItem]) -> list[Message]:
-    """Items as messages, in their order."""
+    """Convert items to messages, in order."""
     messages: list[Message] = []
     turn = _Turn()
     for item in items:
-        if not turn.takes(item):
+        if not turn.accepts(item):
             messages += turn.messages()
             turn = _Turn()
         match item:
@@ -86,14 +86,14 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
 
 @dataclass(slots=True)
 class _Turn:
-    """A turn of the assistant's as it is put together."""
+    """An assistant turn under construction."""
 
     reasoning: str | None = None
     text: str | None = None
     calls: list[MessageToolCall] = field(default_factory=list)
 
-    def takes(self, item: InputItem) -> bool:
-        """Whether an item belongs to this turn: thoughts come first, then a text, then calls."""
+    def accepts(self, item: InputItem) -> bool:
+        """Whether an item belongs to this turn. The order is: reasoning, message, calls."""
         match item:
             case ReasoningItem():
                 return self.reasoning is None and self.text is None and not self.calls

@@ -1,7 +1,7 @@
-"""The items of a response's output as they grow, and what each has to say in a stream.
+"""The items of a response's output during streaming, and their events.
 
-Each method gives events as `(type, fields)`, in the order of OpenAI's streams; their numbers and the item's place are
-added by `api.responses.events`.
+The methods return events as `(type, fields)`, in the order of OpenAI's streams. `api.responses.events` adds the
+sequence numbers and the index of the item.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ Fields = tuple[str, dict[str, Any]]
 
 
 class OutputItem(Protocol):
-    """One item. It is opened, grows, and is closed."""
+    """An output item. It is opened, extended by deltas, and closed."""
 
     id: str
 
-    def opened(self) -> list[Fields]:
-        """What follows `response.output_item.added`."""
+    def opening_events(self) -> list[Fields]:
+        """The events after `response.output_item.added`."""
 
-    def closed(self) -> list[Fields]:
-        """What goes before `response.output_item.done`."""
+    def closing_events(self) -> list[Fields]:
+        """The events before `response.output_item.done`."""
 
     def view(self, status: str) -> dict[str, Any]:
-        """The item as it is now."""
+        """The item with its current content."""
 
-    def added(self) -> dict[str, Any]:
-        """The item as it is announced: with nothing in it."""
+    def empty_view(self) -> dict[str, Any]:
+        """The item without content, for `response.output_item.added`."""
 
 
 class MessageOutput:
-    """The text of the answer."""
+    """The text of the output."""
 
     def __init__(self, digits: str, index: int) -> None:
         self.id = f"msg_{digits}_{index}"
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
 
-    def grown(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Fields:
+    def append(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Fields:
         entries = [_logprob(entry) for entry in logprobs]
         self._texts.append(text)
         self._logprobs += entries
         return "response.output_text.delta", {"content_index": 0, "delta": text, "logprobs": entries}
 
-    def opened(self) -> list[Fields]:
+    def opening_events(self) -> list[Fields]:
         return [("response.content_part.added", {"content_index": 0, "part": _output_text("", [])})]
 
-    def closed(self) -> list[Fields]:
+    def closing_events(self) -> list[Fields]:
         text = "".join(self._texts)
         return [
             ("response.output_text.done", {"content_index": 0, "text": text, "logprobs": self._logprobs}),
@@ -57,30 +57,30 @@ class MessageOutput:
         ]
 
     def view(self, status: str) -> dict[str, Any]:
-        return self._with([_output_text("".join(self._texts), self._logprobs)], status)
+        return self._item([_output_text("".join(self._texts), self._logprobs)], status)
 
-    def added(self) -> dict[str, Any]:
-        return self._with([], "in_progress")
+    def empty_view(self) -> dict[str, Any]:
+        return self._item([], "in_progress")
 
-    def _with(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
+    def _item(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
         return {"id": self.id, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
 class ReasoningOutput:
-    """What the model thinks, as it is: nothing summarizes it."""
+    """The model's reasoning, unsummarized."""
 
     def __init__(self, digits: str, index: int) -> None:
         self.id = f"rs_{digits}_{index}"
         self._texts: list[str] = []
 
-    def grown(self, text: str) -> Fields:
+    def append(self, text: str) -> Fields:
         self._texts.append(text)
         return "response.reasoning_text.delta", {"content_index": 0, "delta": text}
 
-    def opened(self) -> list[Fields]:
+    def opening_events(self) -> list[Fields]:
         return [("response.content_part.added", {"content_index": 0, "part": _reasoning_text("")})]
 
-    def closed(self) -> list[Fields]:
+    def closing_events(self) -> list[Fields]:
         text = "".join(self._texts)
         return [
             ("response.reasoning_text.done", {"content_index": 0, "text": text}),
@@ -88,17 +88,17 @@ class ReasoningOutput:
         ]
 
     def view(self, status: str) -> dict[str, Any]:
-        return self._with([_reasoning_text("".join(self._texts))], status)
+        return self._item([_reasoning_text("".join(self._texts))], status)
 
-    def added(self) -> dict[str, Any]:
-        return self._with([], "in_progress")
+    def empty_view(self) -> dict[str, Any]:
+        return self._item([], "in_progress")
 
-    def _with(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
+    def _item(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
         return {"id": self.id, "type": "reasoning", "status": status, "summary": [], "content": content}
 
 
 class CallOutput:
-    """A call of a function, of which the first fragment is known. `number` is its place among the answer's calls."""
+    """A function call, created from its first fragment. `number` is its index among the output's calls."""
 
     def __init__(self, digits: str, index: int, first: CallDelta) -> None:
         self.id = f"fc_{digits}_{index}"
@@ -107,23 +107,23 @@ class CallOutput:
         self._name = first.name or ""
         self._arguments: list[str] = []
 
-    def grown(self, arguments: str) -> Fields:
+    def append(self, arguments: str) -> Fields:
         self._arguments.append(arguments)
         return "response.function_call_arguments.delta", {"delta": arguments}
 
-    def opened(self) -> list[Fields]:
+    def opening_events(self) -> list[Fields]:
         return []
 
-    def closed(self) -> list[Fields]:
+    def closing_events(self) -> list[Fields]:
         return [("response.function_call_arguments.done", {"arguments": "".join(self._arguments)})]
 
     def view(self, status: str) -> dict[str, Any]:
-        return self._with("".join(self._arguments), status)
+        return self._item("".join(self._arguments), status)
 
-    def added(self) -> dict[str, Any]:
-        return self._with("", "in_progress")
+    def empty_view(self) -> dict[str, Any]:
+        return self._item("", "in_progress")
 
-    def _with(self, arguments: str, status: str) -> dict[str, Any]:
+    def _item(self, arguments: str, status: str) -> dict[str, Any]:
         return {
             "id": self.id,
             "type": "function_call",
@@ -143,7 +143,7 @@ def _reasoning_text(text: str) -> dict[str, Any]:
 
 
 def _logprob(entry: dict[str, Any]) -> dict[str, Any]:
-    """A log's entry under OpenAI's names."""
+    """Convert a log entry to OpenAI's field names."""
     return {
         "token": entry["token"],
         "logprob": entry["logprob"],

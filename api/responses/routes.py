@@ -28,9 +28,7 @@ MAX_NUMBER = 2**53
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"], route_class=JsonRoute)
 
-NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorResponse, "description": "No such response or model, or not yours, or not stored."}
-}
+NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "Not found, or not stored."}}
 
 
 @router.post(
@@ -45,11 +43,12 @@ async def create(
     call: CurrentSyncCall,
     submission: Submission,
 ) -> Response:
-    """Answer an input: whole, as a stream, or in the background. What is not in the background ends with its client."""
+    """Create a response, streamed, in the background, or neither. It is cancelled if the client disconnects, unless it
+    runs in the background."""
     response, created = await responses.create(body, principal.acting_for(body.end_user), submission)
 
-    async def show(found: Sequence[Job]) -> dict[str, Any]:
-        return await responses.shown(replace(response, job=found[0]))
+    async def response_body(jobs: Sequence[Job]) -> dict[str, Any]:
+        return await responses.body(replace(response, job=jobs[0]))
 
     def stream() -> AsyncIterator[bytes]:
         return responses.stream(response)
@@ -58,7 +57,7 @@ async def create(
         [response.job],
         created=created,
         stream=stream if body.stream else None,
-        body=show,
+        body=response_body,
         background=response.facts.background,
     )
 
@@ -73,24 +72,24 @@ async def retrieve(
     principal: CurrentPrincipal,
     settings: CurrentStreamSettings,
     responses: Responses,
-    stream: Annotated[bool, Query(description="Its events, from the first or after a cursor.")] = False,
+    stream: Annotated[bool, Query(description="Stream the events, from the first or after a cursor.")] = False,
     starting_after: Annotated[
-        int | None, Query(ge=0, le=MAX_NUMBER, description="Events after this `sequence_number`, with stream=true.")
+        int | None, Query(ge=0, le=MAX_NUMBER, description="With stream=true: start after this `sequence_number`.")
     ] = None,
 ) -> Response:
-    """A response as it is now, or its stream, for as long as it is kept."""
+    """Get a response's current state, or its stream, as long as it is retained."""
     if starting_after is not None and not stream:
         raise InvalidRequest("starting_after: is only allowed with stream=true", param="starting_after")
     response = await responses.get(response_id, principal.project_id)
     if stream:
         return event_stream(responses.stream(response, starting_after), settings)
-    return JSONResponse(await responses.shown(response))
+    return JSONResponse(await responses.body(response))
 
 
 @router.post("/{response_id}/cancel", response_model=ResponseView, responses={**ERRORS, **NOT_FOUND})
 async def cancel(response_id: str, principal: CurrentPrincipal, responses: Responses) -> Response:
-    """Cancel a response in the background; its text so far is kept."""
-    return JSONResponse(await responses.shown(await responses.cancel(response_id, principal.project_id)))
+    """Cancel a background response; its partial output is kept."""
+    return JSONResponse(await responses.body(await responses.cancel(response_id, principal.project_id)))
 
 
 @router.delete(
@@ -98,7 +97,7 @@ async def cancel(response_id: str, principal: CurrentPrincipal, responses: Respo
     responses={**ERRORS, **NOT_FOUND, 409: {"model": ErrorResponse, "description": "The response has not ended."}},
 )
 async def delete(response_id: str, principal: CurrentPrincipal, responses: Responses) -> ResponseDeleted:
-    """Forget an ended response's input and output."""
+    """Delete an ended response's input and output."""
     await responses.delete(response_id, principal.project_id)
     return ResponseDeleted(id=response_id)
 
@@ -109,9 +108,11 @@ async def input_items(
     principal: CurrentPrincipal,
     responses: Responses,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Annotated[Literal["asc", "desc"], Query(description="The last item first, or the first.")] = "desc",
+    order: Annotated[
+        Literal["asc", "desc"], Query(description="`desc`: last item first; `asc`: first item first.")
+    ] = "desc",
     after: After = None,
 ) -> InputItemList:
-    """A response's own input items; those before them are its `previous_response_id`'s."""
+    """List a response's own input items, without those of its `previous_response_id`."""
     page = await responses.input_items(response_id, principal.project_id, limit=limit, order=order, after=after)
     return InputItemList.of(page, dict, itemgetter("id"))

@@ -1,4 +1,4 @@
-"""OpenAI's shapes of responses, as far as they are supported. A parameter that is not is refused, never ignored."""
+"""Schemas of OpenAI's Responses API. Unsupported parameters are rejected, never ignored."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FunctionTool(BaseModel):
 
 
 class FunctionChoice(BaseModel):
-    """The one function that must be called."""
+    """The function that the model must call."""
 
     model_config = _STRICT
 
@@ -54,11 +54,11 @@ class FunctionChoice(BaseModel):
     name: Name
 
 
-def _choice(given: Any) -> Any:
-    if given in ("none", "auto", "required"):
-        return given
-    if isinstance(given, dict) and given.keys() == {"type", "name"} and given["type"] == "function":
-        return given
+def _choice(value: Any) -> Any:
+    if value in ("none", "auto", "required"):
+        return value
+    if isinstance(value, dict) and value.keys() == {"type", "name"} and value["type"] == "function":
+        return value
     raise ValueError('must be "none", "auto", "required" or {"type": "function", "name": ...}')
 
 
@@ -66,7 +66,7 @@ ToolChoice = Annotated[Literal["none", "auto", "required"] | FunctionChoice, Bef
 
 
 class TextFormat(BaseModel):
-    """What the text must be: anything, any JSON object, or an instance of a JSON Schema."""
+    """The format of the output: unconstrained, any JSON object, or an instance of a JSON Schema."""
 
     model_config = _STRICT
 
@@ -74,20 +74,20 @@ class TextFormat(BaseModel):
     name: Name | None = None
     schema_: JsonObject | None = Field(None, alias="schema")
     description: UnicodeText | None = None
-    strict: bool | None = Field(None, description="A schema always holds here; false changes nothing.")
+    strict: bool | None = Field(None, description="No effect: the output always matches the schema.")
 
     @model_validator(mode="after")
-    def _schema_where_it_belongs(self) -> Self:
+    def _schema_matches_type(self) -> Self:
         for name, value in (("name", self.name), ("schema", self.schema_)):
             if value is None and self.type == "json_schema":
                 raise contradiction(name, f"text.format.{name}: this field is required with type json_schema")
             if value is not None and self.type != "json_schema":
-                raise contradiction(name, f"text.format.{name}: belongs to type json_schema, not {self.type}")
+                raise contradiction(name, f"text.format.{name}: is only allowed with type json_schema, not {self.type}")
         return self
 
 
 class TextConfig(BaseModel):
-    """How the text is written."""
+    """Options of the output text."""
 
     model_config = _STRICT
 
@@ -95,7 +95,7 @@ class TextConfig(BaseModel):
 
 
 class ReasoningConfig(BaseModel):
-    """How much the model thinks before it answers, where it can."""
+    """Reasoning effort, for models that support it."""
 
     model_config = _STRICT
 
@@ -103,7 +103,7 @@ class ReasoningConfig(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """Streams are not padded."""
+    """Options of a stream. Streams are not padded."""
 
     model_config = _STRICT
 
@@ -138,33 +138,37 @@ class ResponseCreate(BaseModel):
 
     model: str = Field(min_length=1, description="A name from `GET /v1/models`.")
     input: list[InputItem] = Field(
-        min_length=1, max_length=MAX_MESSAGES, fail_fast=True, description="A text, or items: what the model is asked."
+        min_length=1, max_length=MAX_MESSAGES, fail_fast=True, description="A string, or a list of items."
     )
-    instructions: UnicodeText | None = Field(None, description="Before all else; not carried over to a next response.")
-    previous_response_id: str | None = Field(None, description="The response that this one goes on from.")
+    instructions: UnicodeText | None = Field(None, description="System message; not carried over to later responses.")
+    previous_response_id: str | None = Field(None, description="The response to continue.")
     tools: list[FunctionTool] = Field(default_factory=list, max_length=128, fail_fast=True)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     text: TextConfig = TextConfig()
     reasoning: ReasoningConfig = ReasoningConfig()
-    max_output_tokens: int | None = Field(None, ge=1, lt=2**31, description="Reasoning included.")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
+    max_output_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="Limit of output tokens, including reasoning."
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="0 means greedy decoding.")
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description=f"With `include: [{LOGPROBS}]`.")
     include: list[Literal["message.output_text.logprobs"]] = Field(default_factory=list, fail_fast=True)
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
-    store: bool = Field(True, description="False: it cannot be asked for again, and is soon forgotten.")
-    background: bool = Field(False, description="Answer at once; the response goes on when its client leaves.")
+    store: bool = Field(
+        True, description="If false, the response cannot be retrieved, and is deleted soon after its end."
+    )
+    background: bool = Field(False, description="Return immediately; the response continues without the client.")
     stream: bool = False
     stream_options: StreamOptions | None = None
     truncation: Literal["disabled"] = "disabled"
     service_tier: Literal["auto", "default"] = "auto"
-    user: UnicodeText | None = Field(None, description="Your name for the end user; stored with the job.")
-    safety_identifier: UnicodeText | None = Field(None, description="As `user`, and preferred to it.")
-    prompt_cache_key: UnicodeText | None = Field(None, description="Shown again, and not used.")
+    user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
+    safety_identifier: UnicodeText | None = Field(None, description="Same as `user`; takes precedence over it.")
+    prompt_cache_key: UnicodeText | None = Field(None, description="Returned in the response; no effect.")
 
-    # Beyond OpenAI's, as vLLM's server takes them.
-    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower is served first, as in vLLM.")
+    # vLLM's extensions of OpenAI's API.
+    priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower values are served first, as in vLLM.")
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
@@ -175,8 +179,8 @@ class ResponseCreate(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_openai_sends_it(cls, data: Any) -> Any:
-        """Null is what is not given; the input may be a text; another tool than a function is named."""
+    def _normalize(cls, data: Any) -> Any:
+        """Drop nulls, parse the input items, and name an unsupported tool in the error."""
         if not isinstance(data, dict):
             return data
         data = {name: value for name, value in data.items() if value is not None}
@@ -185,8 +189,8 @@ class ResponseCreate(BaseModel):
         for position, tool in enumerate(data["tools"] if isinstance(data.get("tools"), list) else ()):
             kind = tool.get("type") if isinstance(tool, dict) else None
             if isinstance(kind, str) and kind != "function":
-                place = f"tools[{position}].type"
-                raise contradiction(place, f"{place}: {kind[:64]!r} is not supported; function tools alone are")
+                path = f"tools[{position}].type"
+                raise contradiction(path, f"{path}: {kind[:64]!r} is not supported; only function tools are")
         if isinstance(data.get("stop"), str):
             data["stop"] = [data["stop"]]
         return data
@@ -196,20 +200,22 @@ class ResponseCreate(BaseModel):
         if self.stream_options is not None and not self.stream:
             raise contradiction("stream_options", "stream_options is only allowed with stream=true")
         if self.background and not self.store:
-            raise contradiction("store", "store must be true with background=true: it is asked for again by its id")
+            raise contradiction(
+                "store", "store must be true with background=true, because the response is retrieved by its id"
+            )
         if self.top_logprobs is not None and LOGPROBS not in self.include:
-            raise contradiction("top_logprobs", f'top_logprobs needs include: ["{LOGPROBS}"]')
+            raise contradiction("top_logprobs", f'top_logprobs requires include: ["{LOGPROBS}"]')
         names = [tool.name for tool in self.tools]
         if isinstance(self.tool_choice, FunctionChoice) and self.tool_choice.name not in names:
             raise contradiction("tool_choice", f"tool_choice: there is no tool `{self.tool_choice.name}` in tools")
         if self.tool_choice == "required" and not names:
-            raise contradiction("tool_choice", "tool_choice: `required` needs tools")
+            raise contradiction("tool_choice", "tool_choice: `required` requires tools")
         if len(set(names)) < len(names):
-            raise contradiction("tools", "tools: two have the same name")
+            raise contradiction("tools", "tools: names must be unique")
         return self
 
     def generate_request(self, messages: list[Message]) -> GenerateRequest:
-        """What the engine is asked for, with the conversation that the input belongs to."""
+        """Build the engine request for a conversation that ends with the input."""
         return GenerateRequest(
             messages=messages,
             sampling=self._sampling(),
@@ -217,22 +223,22 @@ class ResponseCreate(BaseModel):
             chat=self._chat(),
             structured_outputs=self._structured_outputs(),
             logprobs=(self.top_logprobs or 0) if LOGPROBS in self.include else None,
-            token_counts=True,  # of which reasoning's are told
+            token_counts=True,  # needed for usage.output_tokens_details.reasoning_tokens
         )
 
     @property
     def end_user(self) -> str | None:
-        """The client's name for the person behind the request."""
+        """The client's identifier of the end user."""
         return self.safety_identifier or self.user
 
-    def asked(self) -> dict[str, Any]:
-        """What the response shows of its request."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True, include=_SHOWN)
+    def echoed(self) -> dict[str, Any]:
+        """The request parameters that the response repeats."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, include=_ECHOED)
 
     def facts(self) -> ResponseFacts:
-        """What its job need not know."""
+        """The data of the response that its job does not have."""
         return ResponseFacts(
-            request_params=self.asked(),
+            request_params=self.echoed(),
             input=[item.model_dump(mode="json", exclude_none=True) for item in self.input],
             previous_id=self.previous_response_id,
             background=self.background,
@@ -240,8 +246,8 @@ class ResponseCreate(BaseModel):
         )
 
     def _sampling(self) -> Sampling:
-        given = self.model_dump(include=set(Sampling.model_fields), exclude_unset=True)
-        return Sampling(**given, max_tokens=self.max_output_tokens)
+        parameters = self.model_dump(include=set(Sampling.model_fields), exclude_unset=True)
+        return Sampling(**parameters, max_tokens=self.max_output_tokens)
 
     def _chat(self) -> ChatOptions | None:
         if not self.tools and self.reasoning.effort is None:
@@ -272,7 +278,7 @@ class ResponseCreate(BaseModel):
                 return None
 
 
-_SHOWN = {
+_ECHOED = {
     "instructions",
     "previous_response_id",
     "tools",
@@ -295,7 +301,7 @@ _SHOWN = {
 
 
 class ResponseError(BaseModel):
-    """Why the response failed. `code` is OpenAI's, `type` is the job's own code."""
+    """Why the response failed. `code` is OpenAI's error code, `type` is the job's."""
 
     code: Literal["server_error", "invalid_prompt"]
     message: str
@@ -303,26 +309,26 @@ class ResponseError(BaseModel):
 
 
 class IncompleteDetails(BaseModel):
-    """Why it is not whole."""
+    """Why the response is incomplete."""
 
     reason: Literal["max_output_tokens"]
 
 
 class InputTokensDetails(BaseModel):
-    """Prompt tokens that the prefix cache held."""
+    """Prompt tokens found in the prefix cache."""
 
     cached_tokens: int
     cache_write_tokens: Literal[0] = 0
 
 
 class OutputTokensDetails(BaseModel):
-    """Output tokens that were reasoning."""
+    """Reasoning tokens of the output."""
 
     reasoning_tokens: int
 
 
 class ResponseUsage(BaseModel):
-    """Tokens, under this API's names."""
+    """Token counts."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -365,7 +371,7 @@ class ResponseView(BaseModel):
 
 
 class ResponseDeleted(BaseModel):
-    """A response whose input and output are forgotten."""
+    """A response whose input and output have been deleted."""
 
     id: str
     object: Literal["response.deleted"] = "response.deleted"

@@ -1,4 +1,4 @@
-"""What can be done with responses: each is a job, and what `JobService` does with jobs."""
+"""Operations on responses. A response is a job with additional data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from api.http.pagination import Page, cut_page
 from api.http.submit_headers import SubmitHeaders
 from api.jobs.service import JobService
 from api.keys.principal import Principal
-from api.responses.events import frames, replayed
-from api.responses.input_items import listed
+from api.responses.error_params import rename_param
+from api.responses.events import build_response, frames
+from api.responses.input_items import with_ids
 from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
 from api.responses.store import ResponseStore
@@ -22,14 +23,12 @@ from shared.domain.events import parse_archive
 from shared.domain.response import StoredResponse, job_id_of
 from shared.postgres.job_store import JobStore, NewJob
 
-# How long a cancel waits for the engine to let go, so that its answer says `cancelled`.
+# How long a cancel waits for the job to end, so that the returned response has the status `cancelled`.
 CANCEL_WAIT_S = 10.0
-# What jobs call these parameters.
-_PARAMS = {"messages": "input", "max_tokens": "max_output_tokens"}
 
 
 class ResponseService:
-    """Makes, finds, follows, cancels and forgets responses."""
+    """Creates, looks up, streams, cancels and deletes responses."""
 
     def __init__(self, jobs: JobService, store: ResponseStore, job_store: JobStore) -> None:
         self._jobs = jobs
@@ -39,14 +38,14 @@ class ResponseService:
     async def create(
         self, body: ResponseCreate, principal: Principal, submission: SubmitHeaders
     ) -> tuple[StoredResponse, bool]:
-        """Commit a response and its job together. When this returns, both are safe.
+        """Commit a response together with its job. When this returns, both are durable.
 
-        False beside it: it is the one that this idempotency key made before.
+        The second value is False if an earlier call with this idempotency key created the response.
 
         Raises:
-            NotFound: there is no such model.
-            InvalidRequest: the input does not fit, or there is nothing to go on from.
-            KeyReused: the idempotency key was used with another request.
+            NotFound: the model or the previous response does not exist.
+            InvalidRequest: the input does not fit the context, or the previous response has no output to continue.
+            KeyReused: the idempotency key was used with a different request.
         """
         previous = None
         if body.previous_response_id is not None:
@@ -65,7 +64,7 @@ class ResponseService:
         try:
             job, created = await self._jobs.submit(principal, new, submission.idempotency("/v1/responses", body))
         except InvalidRequest as error:
-            raise _in_our_words(error) from None
+            raise rename_param(error) from None
         if created:
             return StoredResponse(job, facts), True
         existing = await self._store.get(job.id, principal.project_id, unstored=True)
@@ -74,35 +73,35 @@ class ResponseService:
         return existing, False
 
     async def get(self, response_id: str, project_id: int) -> StoredResponse:
-        """A stored response of a project.
+        """Return a stored response of a project.
 
         Raises:
-            NotFound: there is none, or it is another project's, or was not to be stored.
+            NotFound: it does not exist, belongs to another project, or has `store` false.
         """
         job_id = job_id_of(response_id)
-        found = await self._store.get(job_id, project_id) if job_id is not None else None
-        if found is None:
+        response = await self._store.get(job_id, project_id) if job_id is not None else None
+        if response is None:
             raise _not_found(f"response `{response_id[:64]}`")
-        return found
+        return response
 
-    async def shown(self, response: StoredResponse) -> dict[str, Any]:
-        """A response as it is now: once it has ended, as its stream's last event tells it."""
+    async def body(self, response: StoredResponse) -> dict[str, Any]:
+        """Build a response's current body. After its end it is the same as in the last event of its stream."""
         job = response.job
         if not job.status.terminal:
             return view(response, job.status)
         archived = await self._job_store.archived_log(job.id)
-        return replayed(response, parse_archive(archived or ""))
+        return build_response(response, parse_archive(archived or ""))
 
     def stream(self, response: StoredResponse, after: int | None = None) -> AsyncIterator[bytes]:
-        """A response's events after a number, up to and with its last, as frames."""
+        """Stream a response's events after a sequence number, up to and including the last, as SSE frames."""
         return frames(response, self._jobs.follow(response.job.id), after)
 
     async def cancel(self, response_id: str, project_id: int) -> StoredResponse:
-        """Cancel a response in the background, and wait a while for its end. Again, or too late: no change.
+        """Cancel a background response, and wait up to `CANCEL_WAIT_S` for its end. No effect if it has ended.
 
         Raises:
             NotFound: as `get`.
-            InvalidRequest: somebody waits for it; who leaves cancels it.
+            InvalidRequest: the response is not a background response.
         """
         response = await self.get(response_id, project_id)
         if not response.facts.background:
@@ -111,13 +110,13 @@ class ResponseService:
         if not job.status.terminal:
             try:
                 async with asyncio.timeout(CANCEL_WAIT_S):
-                    job = await self._jobs.finished(job.id, project_id)
+                    job = await self._jobs.wait_for_end(job.id, project_id)
             except TimeoutError:
                 job = await self._jobs.get(job.id, project_id)
         return replace(response, job=job)
 
     async def delete(self, response_id: str, project_id: int) -> None:
-        """Forget a response's input and output.
+        """Delete a response's input and output.
 
         Raises:
             NotFound: as `get`.
@@ -129,14 +128,14 @@ class ResponseService:
     async def input_items(
         self, response_id: str, project_id: int, *, limit: int, order: Literal["asc", "desc"], after: str | None
     ) -> Page[dict[str, Any]]:
-        """A page of a response's own input items.
+        """Return a page of a response's own input items, without those of previous responses.
 
         Raises:
             NotFound: as `get`.
             InvalidRequest: the response has no item with the id `after`.
         """
         response = await self.get(response_id, project_id)
-        items = listed(response.facts.input, response.digits)
+        items = with_ids(response.facts.input, response.digits)
         if order == "desc":
             items.reverse()
         if after is not None:
@@ -151,25 +150,17 @@ class ResponseService:
             previous = await self.get(response_id, project_id)
         except NotFound:
             raise NotFound(
-                f"There is no response `{response_id[:64]}` to go on from.",
+                f"The previous response `{response_id[:64]}` does not exist.",
                 param="previous_response_id",
                 code="previous_response_not_found",
             ) from None
         if not previous.job.status.succeeded:
             raise InvalidRequest(
-                f"previous_response_id: that response is {STATUS[previous.job.status]}; only one that is completed or"
-                " incomplete has an answer to go on from",
+                f"previous_response_id: the response is {STATUS[previous.job.status]}; only a completed or incomplete"
+                " response can be continued",
                 param="previous_response_id",
             )
         return previous
-
-
-def _in_our_words(error: InvalidRequest) -> InvalidRequest:
-    """An error about a job's parameter as one about the response's."""
-    param = error.param or ""
-    ours = _PARAMS.get(param, param)
-    text = error.message
-    return InvalidRequest(f"{ours}{text.removeprefix(param)}" if text.startswith(param) else text, param=ours or None)
 
 
 def _not_found(what: str) -> NotFound:

@@ -1,4 +1,4 @@
-"""SQL about responses. Their rows are written with their jobs', by `shared.postgres.job_store`."""
+"""SQL about responses. `shared.postgres.job_store` inserts their rows together with their jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ResponseStore(Store):
     """Responses in PostgreSQL."""
 
     async def get(self, job_id: str, project_id: int, *, unstored: bool = False) -> StoredResponse | None:
-        """The response that a job of a project is; one that is not to be shown again only where `unstored` asks so."""
+        """Return a project's response by its job's id; with `unstored`, also one with `store` false."""
         statement = (
             select(
                 *COLUMNS,

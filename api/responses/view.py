@@ -1,4 +1,4 @@
-"""A response as the API shows it."""
+"""The body of a response object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shared.domain.errors import ErrorCode
 from shared.domain.job import JobStatus
 from shared.domain.response import StoredResponse
 
-# A job's status, as a response has it.
+# The response status for each job status.
 STATUS = {
     JobStatus.QUEUED: "queued",
     JobStatus.IN_PROGRESS: "in_progress",
@@ -20,8 +20,8 @@ STATUS = {
     JobStatus.EXPIRED: "failed",
 }
 
-# What is shown of a request that did not say it.
-_NOT_ASKED: dict[str, Any] = {
+# Values of parameters that the request did not set.
+_UNSET: dict[str, Any] = {
     "instructions": None,
     "previous_response_id": None,
     "max_output_tokens": None,
@@ -35,8 +35,8 @@ _NOT_ASKED: dict[str, Any] = {
 
 
 def view(response: StoredResponse, status: JobStatus) -> dict[str, Any]:
-    """A response that has this status, without what only its end brings."""
-    job, asked = response.job, response.facts.request_params
+    """Build a response with this status, without the fields that are set at its end."""
+    job, parameters = response.job, response.facts.request_params
     return {
         "id": response.id,
         "object": "response",
@@ -48,14 +48,14 @@ def view(response: StoredResponse, status: JobStatus) -> dict[str, Any]:
         "output": [],
         "usage": None,
         "metadata": job.metadata,
-        **_NOT_ASKED,
-        **asked,
-        "reasoning": {"effort": None, "summary": None, **asked["reasoning"]},
+        **_UNSET,
+        **parameters,
+        "reasoning": {"effort": None, "summary": None, **parameters["reasoning"]},
     }
 
 
 def usage(counted: dict[str, int], reasoning_tokens: int) -> dict[str, Any]:
-    """The usage that a log's last event tells."""
+    """Convert the usage in a log's last event."""
     prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
     return {
         "input_tokens": prompt,
@@ -67,7 +67,7 @@ def usage(counted: dict[str, int], reasoning_tokens: int) -> dict[str, Any]:
 
 
 def error(failure: dict[str, str] | None) -> dict[str, str] | None:
-    """The error that a log's last event tells; a client that cancelled its response knows."""
+    """Convert the error in a log's last event. A cancel is not reported as an error."""
     if failure is None or failure["code"] == ErrorCode.CANCELLED:
         return None
     code = "invalid_prompt" if failure["code"] == ErrorCode.INVALID_REQUEST else "server_error"

@@ -1,1 +1,1 @@
-"""Event streams of jobs for readers of this API process."""
+"""Delivers jobs' events to the readers of this API process."""

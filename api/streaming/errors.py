@@ -8,13 +8,13 @@ from shared.domain.errors import HeadraceError
 from shared.domain.job import Job
 
 
-class CutShort(HeadraceError):
-    """A stream has told its reader that it cannot go on, and some of its jobs have not ended: those that are `left`."""
+class StreamAborted(HeadraceError):
+    """A stream has sent an error frame and stopped although the `unfinished` jobs have not ended."""
 
-    def __init__(self, left: Sequence[Job]) -> None:
+    def __init__(self, unfinished: Sequence[Job]) -> None:
         super().__init__()
-        self.left = left
+        self.unfinished = unfinished
 
 
 class CannotRestart(HeadraceError):
-    """The job was started again after text had been sent; this kind of stream cannot take text back."""
+    """The job was restarted after text had been sent; this kind of stream cannot retract text."""

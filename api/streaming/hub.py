@@ -1,13 +1,13 @@
-"""Follows jobs for readers: first the stored events, then live ones, without gaps or duplicates.
+"""Delivers jobs' events to readers: first the stored events, then live ones, without gaps or duplicates.
 
-One subscriber per API process receives the live events of every job that has a reader here (see
-`shared.redis.event_log`). A reader first subscribes to the job and reads its stored events in one step, then receives
-live events. It returns to the log when it is too slow for its buffer, when a live event is missing, and when the
-`SilenceCheck` finds that it has missed something.
+Each API process has one subscriber, which receives the live events of every job that has a reader in the process (see
+`shared.redis.event_log`). A reader subscribes to the job and reads its stored events in one step, then receives live
+events. It reads the log again if its buffer overflows, if a live event is missing, and if the `SilenceCheck` finds
+that it has missed events.
 
 A reader of the native stream also receives the job's queue position while the job waits (`api.jobs.queue_positions`).
 
-Events come in batches: all that have arrived while the reader was busy.
+Events are delivered in batches: all that arrived while the reader was busy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class StreamHub:
-    """All readers of this API process."""
+    """The readers of this API process."""
 
     def __init__(self, redis: Redis, logs: EventLog, store: JobStore, metrics: Metrics, *, resync_s: float) -> None:
         self._redis = redis
@@ -43,18 +43,18 @@ class StreamHub:
         self._stored = StoredEvents(logs, store, self._id)
         self._readers: dict[str, set[Reader]] = {}
         self._silence_check = SilenceCheck(self._readers, self._stored, resync_s=resync_s)
-        # Jobs whose end some of their readers here did not receive live: one may have subscribed after the end.
+        # Jobs with a reader that did not receive the end as a live event: it may have subscribed after the end.
         self._to_unsubscribe: set[str] = set()
 
     async def run(self) -> None:
-        """Receive live events for ever; cancel to stop."""
+        """Receive live events until cancelled."""
         checking = asyncio.create_task(self._silence_check.run(), name="silence-check")
         try:
             while True:
                 try:
                     async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
                         await pubsub.subscribe(redis_keys.api_channel(self._id))
-                        self._all_fall_behind()  # the logs have what was published before
+                        self._all_fall_behind()  # earlier events are in the logs
                         while not checking.done():
                             message = await pubsub.get_message(timeout=1)
                             if message is not None:
@@ -73,7 +73,7 @@ class StreamHub:
     ) -> AsyncIterator[list[Event]]:
         """Yield a job's events after a cursor, in batches, up to and including its last.
 
-        With `queued` its queue positions too: batches of one event without a number. `new`: see `EventReader`.
+        With `queued`, also yields its queue positions: batches of one event without a number. `new`: see `EventReader`.
         """
         return self._read(job_id, EventReader(after, self._metrics, queued=queued, new=new))
 
@@ -83,11 +83,11 @@ class StreamHub:
             pass
 
     async def last_seq(self, job_id: str) -> int:
-        """The number of a job's last event so far; 0 if there is none."""
+        """The sequence number of a job's last event so far; 0 if there is none."""
         return await self._stored.last_seq(job_id)
 
     def queued_readers(self) -> list[tuple[str, QueuedReader]]:
-        """The readers that receive queue positions, with the ids of their jobs."""
+        """The readers that receive queue positions, with their jobs' ids."""
         return [
             (job_id, reader.queued)
             for job_id, readers in self._readers.items()
@@ -96,7 +96,7 @@ class StreamHub:
         ]
 
     def report_position(self, job_id: str, queued: QueuedReader, position: Event) -> None:
-        """Deliver a queue position to a reader, if it is still here."""
+        """Deliver a queue position to a reader, if it is still registered."""
         for reader in self._readers.get(job_id, ()):
             if isinstance(reader, EventReader) and reader.queued is queued:
                 reader.report_position(position)
@@ -113,7 +113,7 @@ class StreamHub:
                     reader.behind = False
                     stored = await reader.catch_up(self._stored, job_id)
                     if stored is None:
-                        reader.fall_behind()  # live events do not connect to those it has
+                        reader.fall_behind()  # buffered live events may not follow its last event
                         events = []
                     elif stored.ended and not stored.events:
                         return
@@ -133,7 +133,10 @@ class StreamHub:
             await self._remove(job_id, reader, end_was_live=end_was_live)
 
     async def _remove(self, job_id: str, reader: Reader, *, end_was_live: bool) -> None:
-        """Forget a reader. Publishing a job's end removes its subscribers, so that a live end needs no unsubscribe."""
+        """Remove a reader, and unsubscribe from the job after the last one.
+
+        Publishing a job's end removes its subscribers, so readers that received it live need no unsubscribe.
+        """
         if not end_was_live:
             self._to_unsubscribe.add(job_id)
         readers = self._readers[job_id]
@@ -146,7 +149,7 @@ class StreamHub:
             await self._stored.unsubscribe(job_id)
 
     def _dispatch(self, message: bytes) -> None:
-        """Offer the lines `<job> <seq> <type> <json>` of a message to the jobs' readers."""
+        """Pass the lines `<job> <seq> <type> <json>` of a message to the jobs' readers."""
         for job, lines in itertools.groupby(message.split(b"\n"), _job_of):
             if readers := self._readers.get(job.decode()):
                 events = [parse_line(line[len(job) + 1 :]) for line in lines]

@@ -1,4 +1,4 @@
-"""Readers of one job: where each is in the job's events, and the live events that wait for it."""
+"""Readers of a job's events: their cursors and their buffers of live events."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from api.streaming.stored_events import StoredEvents, StoredRead
 from shared.domain.events import Event
 from shared.telemetry.metrics import Metrics
 
-# Live events that may wait for a slow reader; with more, it continues from the log.
+# Maximum number of live events buffered for a slow reader. Beyond it, the reader continues from the log.
 BUFFER = 256
 
 
 class Reader(ABC):
-    """A reader is `behind` until it has read the stored events, and whenever it may have missed a live one."""
+    """A reader is `behind` until it has read the stored events, and whenever it may have missed a live event."""
 
     __slots__ = ("_metrics", "active_at", "after", "behind", "live", "wake")
 
     def __init__(self, after: int, metrics: ReaderMetrics) -> None:
-        """`after` is the number of the last event that the reader has received."""
+        """`after` is the sequence number of the last event that the reader has received."""
         self.after = after
         self.live: list[Event] = []
         self.behind = True
@@ -45,19 +45,19 @@ class Reader(ABC):
 
     @abstractmethod
     def take_live(self) -> list[Event]:
-        """The live events after the cursor; none if the reader has to catch up first."""
+        """Return the buffered live events after the cursor; none if the reader must catch up first."""
 
     @abstractmethod
     def next_batch(self, events: list[Event]) -> list[Event]:
-        """The batch to deliver after a read that returned these events; the cursor moves behind them."""
+        """Return the batch to deliver after a read that returned these events, and advance the cursor."""
 
     @abstractmethod
     def is_stale(self, last_seq: int, *, ended: bool) -> bool:
-        """Whether the reader has missed something, given the job's last event number and whether the job has ended."""
+        """Whether the reader has missed events, given the job's last sequence number and whether the job has ended."""
 
     @abstractmethod
     def _wanted(self, events: Sequence[Event]) -> Sequence[Event]:
-        """The live events that this reader waits for."""
+        """Filter the live events that this reader receives."""
 
     @property
     def ready(self) -> bool:
@@ -65,7 +65,7 @@ class Reader(ABC):
         return bool(self.live) or self.behind
 
     def offer(self, events: Sequence[Event]) -> None:
-        """Live events have arrived."""
+        """Buffer live events, or fall behind if the buffer is full."""
         self.active_at = time.monotonic()
         events = self._wanted(events)
         if not events:
@@ -79,7 +79,7 @@ class Reader(ABC):
         self.wake.set()
 
     def fall_behind(self) -> None:
-        """Drop the live events that wait: the log has them."""
+        """Drop the buffered live events, which are in the log too."""
         self.live.clear()
         self.behind = True
         self.wake.set()
@@ -87,10 +87,10 @@ class Reader(ABC):
 
 @dataclass(slots=True, eq=False)
 class QueuedReader:
-    """The queue in which a reader's job may wait.
+    """The queue of a reader's job.
 
-    `position` is the last one reported, or None if the job was running at its last event. `event_at` is when that
-    event was delivered, on the monotonic clock.
+    `position` is the last one reported; None if the reader has received an event since. `event_at` is the delivery
+    time of the last event, on the monotonic clock.
     """
 
     model: str
@@ -107,7 +107,7 @@ class EventReader(Reader):
     _metrics: EventReaderMetrics
 
     def __init__(self, after: int, metrics: Metrics, *, queued: QueuedReader | None = None, new: bool = False) -> None:
-        """`new`: the job has just been submitted, so that the first catch-up need not read its row."""
+        """`new`: the job has just been submitted, so the first catch-up need not read its row."""
         super().__init__(after, EventReaderMetrics(metrics, after))
         self.queued = queued
         self.position: Event | None = None
@@ -124,12 +124,12 @@ class EventReader(Reader):
             live = [event for event in live if event.seq > after]
         if not live or (live[0].seq == after + 1 and live[-1].seq == after + len(live)):
             return live
-        self._metrics.fell_behind("gap")  # a message was lost with a connection
+        self._metrics.fell_behind("gap")  # a message was lost when the connection broke
         self.fall_behind()
         return []
 
     def next_batch(self, events: list[Event]) -> list[Event]:
-        """The events, or, if there are none, a new queue position: an event without a number."""
+        """The events; if there are none, a new queue position (an event without a number)."""
         self._metrics.read(events)
         position, self.position = self.position, None
         if events:
@@ -143,7 +143,7 @@ class EventReader(Reader):
         return ended or last_seq > self.after
 
     def report_position(self, position: Event) -> None:
-        """Deliver a queue position, unless an event comes first."""
+        """Deliver a queue position with the next batch, unless that has events."""
         self.position = position
         self.wake.set()
 

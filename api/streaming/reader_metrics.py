@@ -1,4 +1,4 @@
-"""Metrics of the readers of one job."""
+"""Metrics of readers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class ReaderMetrics:
 
 
 class EventReaderMetrics(ReaderMetrics):
-    """Counts a reader of events, and measures the time from its connect to its first token.
+    """Counts a reader of events and measures the time from connect to first token.
 
-    A reader that finds text at its first read connected after the text was generated, and is not measured.
+    Readers that find text at their first read connected after it was generated and are not measured.
     """
 
     __slots__ = ("_after", "_done", "_opened_at", "_waited")
@@ -49,7 +49,7 @@ class EventReaderMetrics(ReaderMetrics):
         super().opened()
 
     def read(self, events: Sequence[Event]) -> None:
-        """The reader has made a read, which may have returned no events."""
+        """Record a read, which may have returned no events."""
         if self._done:
             return
         if any(event.type is EventType.DELTA for event in events):

@@ -1,4 +1,4 @@
-"""Checks readers without live events against the stores: a lost message or a Redis restart must not stall them."""
+"""Checks idle readers against the stores, so that a lost message or a Redis restart does not stall them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK = 500
 
 
 class SilenceCheck:
-    """Makes readers catch up that have had no live event for `resync_s` seconds and have missed something."""
+    """Finds readers that have missed events, among those without a live event for `resync_s` seconds."""
 
     def __init__(self, readers: Mapping[str, AbstractSet[Reader]], stored: StoredEvents, *, resync_s: float) -> None:
         """`readers` are the hub's, by job."""
@@ -25,7 +25,7 @@ class SilenceCheck:
         self._resync_s = resync_s
 
     async def run(self) -> None:
-        """Check for ever; cancel to stop."""
+        """Check until cancelled."""
         while True:
             await asyncio.sleep(self._resync_s / CHECKS)
             now = time.monotonic()

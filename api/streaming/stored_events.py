@@ -1,7 +1,7 @@
-"""Reads jobs' events where they are stored: in the log, and in the row once the job has ended.
+"""Reads stored events: from the log in Redis, or from the row once the job has ended.
 
-Each read also subscribes this process to the jobs' live events. An outage of Redis or of the database is not an error:
-whatever the other store knows is returned.
+Each read also subscribes this process to the job's live events. An outage of Redis or of the database is not an error:
+reads use the store that is available.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class StoredRead:
-    """Events after a cursor. `ended`: the job has ended, so that nothing will follow them."""
+    """Events after a cursor. `ended`: the job has ended, so no more events follow."""
 
     events: list[Event]
     ended: bool
 
 
 class StoredEvents:
-    """The stored events of all jobs, for one subscriber to live events."""
+    """Reads stored events for a subscriber to live events."""
 
     def __init__(self, logs: EventLog, store: JobStore, subscriber: str) -> None:
         self._logs = logs
@@ -40,9 +40,9 @@ class StoredEvents:
         self._subscriber = subscriber
 
     async def read(self, job_id: str, after: int, *, new: bool) -> StoredRead | None:
-        """A job's events after a cursor: from the log, or, if the log has none and the job has ended, from the row.
+        """Return a job's events after a cursor: from the log or, if that has none and the job has ended, from the row.
 
-        With `new` the row is not read. Returns None after a pause if an outage leaves the answer open.
+        With `new` the row is not read. Returns None, after a pause, if an outage prevents the read.
         """
         outage: Exception | None = None
         try:
@@ -61,15 +61,15 @@ class StoredEvents:
         if archived is not None:
             return StoredRead([event for event in parse_archive(archived) if event.seq > after], ended=True)
         if outage is not None:
-            logger.warning("job=%s events cannot be read, retrying: %s", job_id, outage)
+            logger.warning("job=%s cannot read events, retrying: %s", job_id, outage)
             await asyncio.sleep(RETRY_S)
             return None
         return StoredRead([], ended=False)
 
     async def has_ended(self, job_id: str) -> bool | None:
-        """Whether the row says that a job has ended; if not, its end will be published to this subscriber.
+        """Whether a job has ended according to its row; if not, its end will be published to this subscriber.
 
-        Returns None after a pause if an outage leaves the answer open.
+        Returns None, after a pause, if an outage prevents the check.
         """
         outage: Exception | None = None
         try:
@@ -84,40 +84,40 @@ class StoredEvents:
                 raise
             outage = error
         if outage is not None:
-            logger.warning("job=%s its end cannot be checked, retrying: %s", job_id, outage)
+            logger.warning("job=%s cannot check whether the job has ended, retrying: %s", job_id, outage)
             await asyncio.sleep(RETRY_S)
             return None
         return False
 
     async def states(self, job_ids: Sequence[str]) -> tuple[dict[str, int], set[str]]:
-        """The jobs' last event numbers according to their logs, and the jobs that have ended according to their rows.
+        """Return the jobs' last sequence numbers from their logs, and the ids of those that have ended from their rows.
 
-        During an outage either is empty.
+        Either is empty if its store is unavailable.
         """
         last: dict[str, int] = {}
         ended: set[str] = set()
         try:
             last = dict(zip(job_ids, await self._logs.follow_all(job_ids, self._subscriber), strict=True))
         except (RedisError, OSError) as error:
-            logger.warning("%d silent streams cannot be checked against their logs: %s", len(job_ids), error)
+            logger.warning("cannot check %d silent streams against their logs: %s", len(job_ids), error)
         try:
             ended = await self._store.ended(job_ids)
         except Exception as error:
             if not is_database_outage(error):
                 raise
-            logger.warning("%d silent streams cannot be checked against their rows: %s", len(job_ids), error)
+            logger.warning("cannot check %d silent streams against their rows: %s", len(job_ids), error)
         return last, ended
 
     async def last_seq(self, job_id: str) -> int:
-        """The number of a job's last event so far; 0 if there is none."""
+        """Return the sequence number of a job's last event so far; 0 if there is none."""
         archived = await self._store.archived_log(job_id)
         if archived is not None:
             return max((event.seq for event in parse_archive(archived)), default=0)
         return await self._logs.last_seq(job_id)
 
     async def unsubscribe(self, job_id: str) -> None:
-        """Stop the live events of a job."""
+        """Stop receiving a job's live events."""
         try:
             await self._logs.unfollow(job_id, self._subscriber)
         except (RedisError, OSError) as error:
-            logger.info("job=%s still counts as followed until its log expires: %s", job_id, error)
+            logger.info("job=%s cannot unsubscribe; the subscription expires with the log: %s", job_id, error)

@@ -144,7 +144,7 @@ async def test_a_model_name_must_be_a_string(sim: httpx.AsyncClient, path: str, 
 @pytest.mark.parametrize("name", ["temprature", "best_of", "use_beam_search", "", "\x00", "é", "x" * 3000])
 async def test_an_unknown_parameter_is_rejected_by_name(sim: httpx.AsyncClient, path: str, name: str) -> None:
     response = await send(sim, path, body_for(path, **{name: 1}))
-    refused(response, name, "not known or not supported", param=name or "''")
+    refused(response, name, "unknown or not supported", param=name or "''")
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,10 @@ async def test_an_unknown_parameter_is_rejected_by_name(sim: httpx.AsyncClient, 
         ({"prompt": "x", "messages": MESSAGES}, "messages", ["messages", "prompt", "exactly one"]),
         ({"prompt": ""}, "prompt", ["must not be empty"]),
         ({"prompt": []}, "prompt", ["must not be empty"]),
-        ({"prompt": 7}, "prompt", ["a text or a list of token ids"]),
-        ({"prompt": ["a", "b"]}, "prompt", ["a text or a list of token ids"]),
-        ({"prompt": [1, True]}, "prompt", ["a text or a list of token ids"]),
-        ({"prompt": "x", "tools": TOOLS}, "tools", ["needs `messages`"]),
+        ({"prompt": 7}, "prompt", ["a string or a list of token ids"]),
+        ({"prompt": ["a", "b"]}, "prompt", ["a string or a list of token ids"]),
+        ({"prompt": [1, True]}, "prompt", ["a string or a list of token ids"]),
+        ({"prompt": "x", "tools": TOOLS}, "tools", ["requires `messages`"]),
         ({"prompt": "x", "logprobs": True}, "logprobs", ["valid integer"]),
         ({"prompt": "x", "logprobs": 21}, "logprobs", ["less than or equal to 20"]),
         ({"messages": []}, "messages", ["at least 1"]),
@@ -168,8 +168,8 @@ async def test_an_unknown_parameter_is_rejected_by_name(sim: httpx.AsyncClient, 
         ({"messages": [{"content": "x"}]}, "messages[0].role", ["required"]),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", ["'user'", "'assistant'"]),
         ({"messages": [*MESSAGES, {"role": "user", "content": 7}]}, "messages[1].content", ["valid string"]),
-        ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour", ["not known"]),
-        ({"prompt": "x", "stream": True}, "stream", ["not known"]),
+        ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour", ["is unknown"]),
+        ({"prompt": "x", "stream": True}, "stream", ["is unknown"]),
     ],
 )
 async def test_a_native_job_requires_exactly_one_valid_input(
@@ -183,7 +183,7 @@ async def test_a_native_job_requires_exactly_one_valid_input(
     [
         ({"messages": None}, "messages", ["required"]),
         ({"messages": []}, "messages", ["at least 1"]),
-        ({"prompt": "x"}, "prompt", ["not known"]),
+        ({"prompt": "x"}, "prompt", ["is unknown"]),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", ["'user'"]),
         ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content", ["valid string"]),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", ["valid string"]),
@@ -201,28 +201,28 @@ async def test_a_native_job_requires_exactly_one_valid_input(
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content", ["part 0"]),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "messages[0].content", ["part 0"]),
         ({"stream_options": {"include_usage": True}}, "stream_options", ["stream=true"]),
-        ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour", ["not known"]),
+        ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour", ["is unknown"]),
         ({"stream": True, "stream_options": []}, "stream_options", ["must be an object"]),
         ({"stream": "yes"}, "stream", ["valid boolean"]),
         ({"max_completion_tokens": 0}, "max_completion_tokens", ["greater than or equal to 1"]),
         ({"max_completion_tokens": "many"}, "max_completion_tokens", ["valid integer"]),
         ({"max_completion_tokens": 3, "min_tokens": 4}, "min_tokens", ["at most max_tokens=3"]),
         ({"logprobs": 1}, "logprobs", ["valid boolean"]),
-        ({"top_logprobs": 2}, "top_logprobs", ["needs logprobs"]),
+        ({"top_logprobs": 2}, "top_logprobs", ["requires logprobs"]),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", ["less than or equal to 20"]),
         ({"tools": []}, "tools", ["at least 1"]),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", ["'function'"]),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", ["required"]),
-        ({"tool_choice": "auto"}, "tool_choice", ["needs tools"]),
+        ({"tool_choice": "auto"}, "tool_choice", ["requires tools"]),
         ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice", ["auto", "required"]),
         ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice", ["auto", "required"]),
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}},
             "tool_choice",
-            ["'other'", "none of the tools"],
+            ["'other'", "not in tools"],
         ),
         ({"response_format": {"type": "xml"}}, "response_format.type", ["'json_schema'"]),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", ["must be given"]),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", ["json_schema is required"]),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
             "response_format.json_schema.schema",
@@ -232,16 +232,16 @@ async def test_a_native_job_requires_exactly_one_valid_input(
         ({"structured_outputs": {}}, "structured_outputs", ["exactly one of json, regex"]),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", ["exactly one of"]),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", ["JSON Schema"]),
-        ({"structured_outputs": {"whitespace_pattern": "x"}}, "structured_outputs.whitespace_pattern", ["not known"]),
+        ({"structured_outputs": {"whitespace_pattern": "x"}}, "structured_outputs.whitespace_pattern", ["is unknown"]),
         (
             {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
             "response_format",
-            ["exclude each other"],
+            ["mutually exclusive"],
         ),
         ({"continue_final_message": True}, "continue_final_message", ["add_generation_prompt"]),
         ({"reasoning_effort": "some"}, "reasoning_effort", ["'high'"]),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", ["template"]),
-        ({"chat_template": "x"}, "chat_template", ["not known"]),
+        ({"chat_template": "x"}, "chat_template", ["is unknown"]),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", ["stream=true"]),
     ],
 )
@@ -259,18 +259,18 @@ async def test_chat_requests_are_validated(
         ({"prompt": []}, "prompt", ["must not be empty"]),
         ({"prompt": ["a", ""]}, "prompt", ["must not be empty"]),
         ({"prompt": [[1], []]}, "prompt", ["must not be empty"]),
-        ({"prompt": ["a", 1]}, "prompt", ["a text or a list of token ids"]),
-        ({"prompt": ["a", [1]]}, "prompt", ["a text or a list of token ids"]),
-        ({"prompt": {"text": "a"}}, "prompt", ["a text or a list of token ids"]),
-        ({"prompt": ["a"] * 1025}, "prompt", ["1025 prompts; 1024 at most"]),
+        ({"prompt": ["a", 1]}, "prompt", ["a string or a list of token ids"]),
+        ({"prompt": ["a", [1]]}, "prompt", ["a string or a list of token ids"]),
+        ({"prompt": {"text": "a"}}, "prompt", ["a string or a list of token ids"]),
+        ({"prompt": ["a"] * 1025}, "prompt", ["1025 prompts; the maximum is 1024"]),
         ({"max_tokens": 0}, "max_tokens", ["at least 1", "`echo`"]),
         ({"logprobs": True}, "logprobs", ["valid integer"]),
         ({"logprobs": 21}, "logprobs", ["less than or equal to 20"]),
-        ({"top_logprobs": 1}, "top_logprobs", ["not known"]),
-        ({"tools": []}, "tools", ["not known"]),
-        ({"suffix": "x"}, "suffix", ["not known"]),
+        ({"top_logprobs": 1}, "top_logprobs", ["is unknown"]),
+        ({"tools": []}, "tools", ["is unknown"]),
+        ({"suffix": "x"}, "suffix", ["is unknown"]),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", ["stream=true"]),
-        ({"messages": MESSAGES}, "messages", ["not known"]),
+        ({"messages": MESSAGES}, "messages", ["is unknown"]),
         ({"max_tokens": None, "min_tokens": 17}, "min_tokens", ["at most max_tokens=16"]),
         ({"stream_options": {"include_usage": True}}, "stream_options", ["stream=true"]),
     ],
@@ -446,7 +446,7 @@ async def test_unpaired_surrogates_in_the_prompt_are_rejected(
 
 @pytest.mark.parametrize("path", POSTS)
 async def test_an_unpaired_surrogate_in_a_parameters_name(sim: httpx.AsyncClient, path: str) -> None:
-    refused(await send(sim, path, body_for(path, **{SURROGATE: 1})), "parameter's name", "unpaired surrogate")
+    refused(await send(sim, path, body_for(path, **{SURROGATE: 1})), "parameter name", "unpaired surrogate")
 
 
 async def test_paired_surrogates_are_one_character(sim: httpx.AsyncClient) -> None:
@@ -537,7 +537,7 @@ def ended_job(sim_stack: Stack) -> dict[str, Any]:
 @pytest.mark.parametrize("cursor", ["abc", "-1", "1.5", "", " ", "1e3", "0x1", "٣", "²", "9" * 17, "9" * 5000, "\x00"])
 async def test_a_cursor_must_be_a_number(sim: httpx.AsyncClient, ended_job: dict[str, Any], cursor: str) -> None:
     response = await sim.get(ended_job["stream_url"], params={"starting_after": cursor})
-    refused(response, "starting_after", "event's id (a number)", param="starting_after")
+    refused(response, "starting_after", "event id (a number)", param="starting_after")
 
 
 @pytest.mark.parametrize("cursor", [b"abc", b"-1", b"1.5", b"1e3", b"\xb2", b"9" * 17, b"9" * 5000])
@@ -545,7 +545,7 @@ async def test_a_last_event_id_must_be_a_number(
     sim: httpx.AsyncClient, ended_job: dict[str, Any], cursor: bytes
 ) -> None:
     response = await sim.get(ended_job["stream_url"], headers={b"Last-Event-ID": cursor})
-    refused(response, "Last-Event-ID", "event's id (a number)", param="Last-Event-ID")
+    refused(response, "Last-Event-ID", "event id (a number)", param="Last-Event-ID")
 
 
 @pytest.mark.parametrize("beyond", [100, 2**53])

@@ -52,7 +52,7 @@ def error_of(response: httpx.Response, status: int) -> str:
     ("changes", "words"),
     [
         (WIDE, "An object has 500"),
-        ({"messages": [WIDE]}, "An object has 5000 members; 4096 are allowed"),
+        ({"messages": [WIDE]}, "An object has 5000 members; the maximum is 4096"),
         ({"metadata": WIDE}, "An object has 5000 members"),
         ({"tools": [{"x": [{"y": WIDE}]}]}, "An object has 5000 members"),
         ({"metadata": deep(150)}, "more than 100 levels deep"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import multiprocessing.process
 import os
 import runpy
@@ -21,6 +22,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _context = multiprocessing.get_context("forkserver")
@@ -33,7 +35,8 @@ class Forked:
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str], out: Path, err: Path) -> None:
         self.args = [sys.executable, "-m", module, *arguments]
-        # Daemon processes end with the tests.
+        for path in (out, err):
+            path.touch()  # so that tests can read it before the process writes to it
         self._process = _context.Process(
             target=_run, args=(module, arguments, dict(environment), out, err), daemon=True
         )
@@ -88,6 +91,12 @@ def run_forked(
 
 def _run(module: str, arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
     """Entry point of the new process. First resets the state that multiprocessing has set."""
+    from tests.support.imported import die
+
+    die()
+    forkserver: Any = vars(multiprocessing.forkserver)["_forkserver"]
+    os.close(forkserver._forkserver_alive_fd)  # otherwise the server, and so this process, would outlive the tests
+    forkserver._forkserver_alive_fd = None
     os.setsid()
     os.chdir(REPOSITORY)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):

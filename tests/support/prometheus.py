@@ -50,7 +50,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus_of(targets: Path, folder: Path) -> Iterator[Prometheus]:
-    """Start Prometheus with the configuration for one host and short intervals; `targets` is the folder of its target files."""
+    """Start Prometheus with the configuration for one host and short intervals. It reads its targets from `targets`."""
     config = yaml.safe_load((OBSERVE / "prometheus.one-box.yml").read_text())
     config["global"] = {"scrape_interval": "2s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(OBSERVE / pattern) for pattern in config["rule_files"]]

@@ -1,4 +1,4 @@
-"""Refuses bodies over a limit, whether they announce their length or not."""
+"""Rejects bodies over the size limit, with or without a Content-Length."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from shared.domain.errors import TooLarge
 
 
 class BodyLimitMiddleware:
-    """ASGI middleware: reads the body up to the limit, then hands it on whole; else answers 413.
+    """ASGI middleware: buffers the body and passes it on as one message, or responds with 413.
 
-    What is sent to one of the `streamed` paths is handed on as it comes; its route has a limit of its own.
+    Bodies of POST requests to the `streamed` paths are not buffered; their routes enforce their own limits.
     """
 
     def __init__(self, app: ASGIApp, limit: int, streamed: Collection[str] = ()) -> None:
@@ -46,7 +46,7 @@ class BodyLimitMiddleware:
         await self._app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> Message | None:
-        """The whole body as one message (or the disconnect that came instead); None when it is too large."""
+        """Read the complete body as one message, or a disconnect; None if the body is too large."""
         chunks: list[bytes] = []
         size = 0
         while True:

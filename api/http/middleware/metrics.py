@@ -1,4 +1,4 @@
-"""What an API process counts of HTTP, and the queue as the rows have it, which it reads when Prometheus asks."""
+"""HTTP metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_ROUTE = "(none)"
 
 
 class MetricsMiddleware:
-    """ASGI middleware, outside of all others: counts answers when their head is sent."""
+    """ASGI middleware, the outermost: records each response when its headers are sent."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -31,31 +31,31 @@ class MetricsMiddleware:
         began = time.monotonic()
         started = False
 
-        def answered(status: int) -> None:
+        def record(status: int) -> None:
             nonlocal started
             started = True
             method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
-            # The route that the router has found; its path is the template.
+            # Set by the router; its path is the template.
             route = getattr(scope.get("route"), "path", NO_ROUTE)
             self._metrics.http_requests.labels(method, route, str(status)).inc()
             self._metrics.http_response.labels(method, route).observe(time.monotonic() - began)
 
-        async def counting(message: Message) -> None:
+        async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start" and not started:
-                answered(message["status"])
+                record(message["status"])
             await send(message)
 
         try:
-            await self._app(scope, receive, counting)
+            await self._app(scope, receive, counting_send)
         except Exception as error:
             if not started:
-                answered(500)  # what the server makes of it, outside of all middleware
-            if _reader_is_stuck(error):
+                record(500)  # sent by the server, outside of all middleware
+            if _is_send_timeout(error):
                 self._metrics.stream_drops.inc()
             raise
 
 
-def _reader_is_stuck(error: BaseException) -> bool:
+def _is_send_timeout(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
-        return any(_reader_is_stuck(one) for one in error.exceptions)
+        return any(_is_send_timeout(one) for one in error.exceptions)
     return isinstance(error, SendTimeoutError)

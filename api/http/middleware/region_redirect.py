@@ -1,4 +1,4 @@
-"""Several regions: each keeps its own jobs, and any of them knows from an id where its home is."""
+"""Redirects requests to the region that owns the resource, which is part of its id."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.domain.ids import REGION
 
-# `/v1/jobs/job_<hex>_eu/stream`, `/v1/files/file-<hex>_eu`: whatever is asked for by an id of ours.
-_HOME = re.compile(rf"/v1/(?:[a-z_]+/)+[a-z]+[-_][0-9a-f]{{32}}_({REGION})(?:/|$)")
+# `/v1/jobs/job_<hex>_eu/stream`, `/v1/files/file-<hex>_eu`: every path with the id of a resource.
+_REGION_IN_PATH = re.compile(rf"/v1/(?:[a-z_]+/)+[a-z]+[-_][0-9a-f]{{32}}_({REGION})(?:/|$)")
 
 
 class RegionRedirectMiddleware:
-    """ASGI middleware: what is asked of a job, file or batch of another region is answered 307 to that region.
+    """ASGI middleware: redirects requests for a job, file, batch or response of another region to that region.
 
-    307 keeps method and body (RFC 9110, 15.4.8). An id without a region, or of one that is not known, is served here.
+    Status 307 keeps method and body (RFC 9110, 15.4.8). Ids without a region or with an unknown one are served here.
     """
 
     def __init__(self, app: ASGIApp, own: str, regions: Mapping[str, str]) -> None:
@@ -25,8 +25,8 @@ class RegionRedirectMiddleware:
         self._others = {code: url for code, url in regions.items() if code != own}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = _HOME.match(scope["path"]) if scope["type"] == "http" else None
-        home = self._others.get(found[1]) if found else None
+        match = _REGION_IN_PATH.match(scope["path"]) if scope["type"] == "http" else None
+        home = self._others.get(match[1]) if match else None
         if home is None:
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""Request ids."""
+"""Adds request ids to responses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 
 
 class RequestIdMiddleware:
-    """ASGI middleware: every response carries `x-request-id`, with the client's own value if it sent one.
+    """ASGI middleware: adds `x-request-id` to every response, with the client's value if it sent one.
 
-    Once the request's job is committed (`request.state.job_id`), every response carries the job's id too, errors
-    included, so that the client can find the job.
+    Once the request's job is committed (`request.state.job_id`), every response, errors included, also carries the
+    job's id, so that the client can look up the job.
     """
 
     def __init__(self, app: ASGIApp, conventions: Sequence[Conventions] = ()) -> None:
@@ -33,7 +33,7 @@ class RequestIdMiddleware:
 
         REQUEST_CONTEXT.set(RequestContext(request_id))
 
-        async def with_id(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
@@ -43,4 +43,4 @@ class RequestIdMiddleware:
                     headers["x-headrace-job-id"] = job_id
             await send(message)
 
-        await self._app(scope, receive, with_id)
+        await self._app(scope, receive, send_with_id)

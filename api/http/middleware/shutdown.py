@@ -1,4 +1,4 @@
-"""Requests that the end of this process cuts short."""
+"""Responds to requests that a shutdown interrupts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from api.http import errors
 
 
 class ShutdownMiddleware:
-    """ASGI middleware: a request that the end of this process cuts short is answered 503, to be tried again."""
+    """ASGI middleware: responds with 503 to a request that is cancelled by the shutdown of this process."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -18,13 +18,13 @@ class ShutdownMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def noting(message: Message) -> None:
+        async def tracking_send(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, tracking_send)
         except asyncio.CancelledError:
             if started or scope["type"] != "http":
                 raise

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TEST_REDIS_DB, Servers
-from tests.support.stack import REPOSITORY, write_models
+from tests.support.forked import run_forked
+from tests.support.stack import write_models
 
 SIM = {"name": "sim", "engine": "simulated"}
 
 
 def run(servers: Servers, database_url: str, models: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        env={
-            **os.environ,
-            "DATABASE_URL": database_url,
-            "REDIS_URL": servers.redis(TEST_REDIS_DB),
-            "HEADRACE_MODELS": str(models),
-        },
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {
+        **os.environ,
+        "DATABASE_URL": database_url,
+        "REDIS_URL": servers.redis(TEST_REDIS_DB),
+        "HEADRACE_MODELS": str(models),
+    }
+    return run_forked(*arguments, environment=environment)
 
 
 def test_the_celery_worker_command_is_rejected(servers: Servers, database_url: str, tmp_path: Path) -> None:

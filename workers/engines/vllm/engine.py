@@ -78,8 +78,8 @@ class VllmEngine:
         check_parsers(self._model)
         template = self._model.chat_template_text
         arguments = AsyncEngineArgs(model=self._model.source, **options)
-        logger = stat_logger(self._stats, with_vllms_own=not arguments.disable_log_stats)
-        self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[logger])
+        stats = stat_logger(self._stats, with_vllms_own=not arguments.disable_log_stats)
+        self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stats])
         # vLLM reads a variable for each token that it counts, which takes 6 µs if it is not cached.
         enable_envs_cache()
         try:

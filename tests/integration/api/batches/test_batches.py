@@ -1,4 +1,4 @@
-"""Batches over real stores: whatever dies wherever, each line has one job and one result."""
+"""Batches with real stores. Each line gets exactly one job and one result, even if drivers die at any point."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ from workers.execution.log_writer import LogBuffer
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 MAX_JOBS = 8
-CANCELLED_BY_HAND = Failure("cancelled", "The job was cancelled.")
+CANCELLED_BY_CLIENT = Failure("cancelled", "The job was cancelled.")
 
 
 @dataclass
 class World:
-    """The parts that a batch needs, and a worker that does what the test says."""
+    """The components that batches need, and a worker controlled by the test."""
 
     database: AsyncEngine
     folder: Path
@@ -79,23 +79,24 @@ class World:
             await blob.write(content)
         return await self.files.insert(file_id, self.owner, purpose, "in.jsonl", len(content))
 
-    async def batch(self, *prompts: str, content: bytes | None = None) -> Batch:
-        """A new batch; its custom ids are its prompts."""
+    async def batch(self, *prompts: str, content: bytes | None = None, endpoint: str = CHAT) -> Batch:
+        """Create a batch whose custom ids are its prompts."""
         file = await self.upload(content if content is not None else b"".join(map(line, prompts)))
-        batch = await self.store.insert(self.owner, CHAT, file.id, "24h", 86400, {"a": "b"})
+        batch = await self.store.insert(self.owner, endpoint, file.id, "24h", 86400, {"a": "b"})
         assert batch is not None
         return batch
 
-    async def again(self, batch: Batch) -> Batch:
+    async def reload(self, batch: Batch) -> Batch:
         found = await self.store.get(batch.id, self.owner.project_id)
         assert found is not None
         return found
 
     async def step(self, batch: Batch) -> Batch:
-        await self.steps.take(await self.again(batch))
-        return await self.again(batch)
+        await self.steps.take(await self.reload(batch))
+        return await self.reload(batch)
 
-    async def to(self, batch: Batch, status: BatchStatus) -> Batch:
+    async def advance(self, batch: Batch, status: BatchStatus) -> Batch:
+        """Run steps until the batch has a status."""
         for _ in range(5):
             if batch.status is status:
                 return batch
@@ -121,7 +122,7 @@ class World:
         assert await self.worker.finish(job.id, job.attempt, ending)
 
     async def work(self) -> int:
-        """Run all that waits."""
+        """Run all queued jobs. Returns their number."""
         queued = await self.queued()
         for job_id in queued:
             await self.finish(await self.start(job_id))
@@ -131,7 +132,7 @@ class World:
         async with self.database.connect() as connection:
             await connection.execute(text(statement), values)
 
-    async def time_is_up(self, batch: Batch) -> None:
+    async def expire(self, batch: Batch) -> None:
         await self.sql("UPDATE batches SET expires_at = now() - interval '1 s' WHERE id = :id", id=batch.id)
         await self.sql("UPDATE jobs SET finish_before = now() - interval '1 s' WHERE batch_id = :id", id=batch.id)
 
@@ -147,7 +148,7 @@ class World:
         ).sweep(recover=False)
 
     async def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The lines of the output file and of the error file."""
+        """Return the lines of the output file and of the error file."""
         found = []
         for file_id in (batch.output_file_id, batch.error_file_id):
             content = b""
@@ -209,7 +210,7 @@ def make_world(
         terminator=terminator,
         send=hints.append,
         metrics=metrics,
-        max_line_bytes=10_000,
+        max_line_bytes=100_000,
         max_jobs=MAX_JOBS,
         keep_s=None,
     )
@@ -229,7 +230,7 @@ def make_world(
     )
 
 
-async def test_a_batch_from_its_file_to_its_results(world: World) -> None:
+async def test_a_batch_writes_results_for_all_its_lines(world: World) -> None:
     batch = await world.batch("one", "two", "three")
     assert batch.status is BatchStatus.VALIDATING
     batch = await world.step(batch)
@@ -245,7 +246,7 @@ async def test_a_batch_from_its_file_to_its_results(world: World) -> None:
     batch = await world.step(batch)
     assert (batch.status, batch.completed, batch.failed) == (BatchStatus.IN_PROGRESS, 1, 1)
     await world.finish(await world.start(third))
-    batch = await world.to(batch, BatchStatus.COMPLETED)
+    batch = await world.advance(batch, BatchStatus.COMPLETED)
     assert (batch.total, batch.completed, batch.failed) == (3, 2, 1)
     assert batch.usage is not None
     assert (batch.usage.prompt_tokens, batch.usage.completion_tokens) == (9, 6)
@@ -264,9 +265,9 @@ async def test_a_batch_from_its_file_to_its_results(world: World) -> None:
     assert error["response"]["body"]["error"]["code"] == "engine_error"
 
 
-async def test_only_so_many_jobs_are_on_their_way(world: World) -> None:
+async def test_the_number_of_unfinished_jobs_is_limited(world: World) -> None:
     prompts = [f"p{number}" for number in range(3 * MAX_JOBS)]
-    batch = await world.to(await world.batch(*prompts), BatchStatus.IN_PROGRESS)
+    batch = await world.advance(await world.batch(*prompts), BatchStatus.IN_PROGRESS)
     for _ in range(3):
         batch = await world.step(batch)
         assert len(await world.queued()) == MAX_JOBS
@@ -277,20 +278,20 @@ async def test_only_so_many_jobs_are_on_their_way(world: World) -> None:
     assert (batch.submitted, batch.completed) == (MAX_JOBS + 3, 3)
 
 
-async def test_counts_stay_right_while_an_early_job_runs_long(world: World) -> None:
+async def test_counts_are_correct_while_an_early_job_is_running(world: World) -> None:
     prompts = [f"p{number}" for number in range(3 * MAX_JOBS)]
-    batch = await world.step(await world.to(await world.batch(*prompts), BatchStatus.IN_PROGRESS))
+    batch = await world.step(await world.advance(await world.batch(*prompts), BatchStatus.IN_PROGRESS))
     slow = await world.start((await world.queued())[4])
     while await world.work():
         batch = await world.step(batch)
     assert (batch.completed, batch.status) == (len(prompts) - 1, BatchStatus.IN_PROGRESS)
     await world.finish(slow)
-    batch = await world.to(batch, BatchStatus.COMPLETED)
+    batch = await world.advance(batch, BatchStatus.COMPLETED)
     assert batch.completed == len(prompts)
 
 
-async def test_wherever_a_driver_dies_each_line_runs_once(world: World) -> None:
-    """Each step is cut off at its first wait, its second, and so on, until it gets through."""
+async def test_each_line_runs_once_wherever_a_driver_dies(world: World) -> None:
+    """Each step is interrupted at its first await, its second, and so on, until it completes."""
     prompts = [f"p{number}" for number in range(2 * MAX_JOBS + 3)]
     content = b"\n".join(line(prompt) for prompt in prompts)  # with blank lines between
     batch = await world.batch(content=content)
@@ -304,7 +305,7 @@ async def test_wherever_a_driver_dies_each_line_runs_once(world: World) -> None:
         else:
             at = 1
             await world.work()
-        batch = await world.again(batch)
+        batch = await world.reload(batch)
     assert set(deaths) == {BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING}
     assert min(deaths.values()) > 3
     assert batch.status is BatchStatus.COMPLETED
@@ -314,11 +315,11 @@ async def test_wherever_a_driver_dies_each_line_runs_once(world: World) -> None:
     assert [item["custom_id"] for item in output] == prompts
     assert errors == []
     assert set(os.listdir(world.folder)) == {batch.input_file_id, batch.output_file_id}, (
-        "nothing is left of what was cut off"
+        "interrupted steps leave no files"
     )
 
 
-async def test_many_drivers_at_once(
+async def test_concurrent_drivers_run_each_line_once(
     world: World,
     database_url: str,
     redis: Redis,
@@ -327,7 +328,7 @@ async def test_many_drivers_at_once(
     servers: Servers,
     tmp_path: Path,
 ) -> None:
-    """Their leases are over at once, so that all of them take every step."""
+    """Their leases expire immediately, so that all of them run every step."""
     prompts = [f"p{number}" for number in range(6 * MAX_JOBS)]
 
     async def drive(other: World) -> None:
@@ -349,46 +350,46 @@ async def test_many_drivers_at_once(
 
         await eventually(ended, "the batch ends")
         await asyncio.gather(*drivers)
-    batch = await world.again(batch)
+    batch = await world.reload(batch)
     assert (batch.status, batch.completed) == (BatchStatus.COMPLETED, len(prompts))
     assert await world.lines(batch) == list(range(1, len(prompts) + 1))
     output, _ = await world.results(batch)
     assert [item["custom_id"] for item in output] == prompts
 
 
-async def test_a_step_that_was_overtaken_changes_nothing(world: World) -> None:
-    batch = await world.to(await world.batch("one", "two"), BatchStatus.IN_PROGRESS)
+async def test_a_stale_step_changes_nothing(world: World) -> None:
+    batch = await world.advance(await world.batch("one", "two"), BatchStatus.IN_PROGRESS)
     await world.steps.take(batch)
     before = await world.lines(batch)
     await world.steps.take(batch)
     assert await world.lines(batch) == before == [1, 2]
     await world.work()
-    stale = await world.to(batch, BatchStatus.FINALIZING)
-    done = await world.to(batch, BatchStatus.COMPLETED)
+    stale = await world.advance(batch, BatchStatus.FINALIZING)
+    done = await world.advance(batch, BatchStatus.COMPLETED)
     await world.steps.take(stale)
-    assert await world.again(batch) == done
+    assert await world.reload(batch) == done
     assert (await world.results(done))[0]
 
 
-async def test_the_database_holds_a_line_to_one_job(world: World) -> None:
-    batch = await world.step(await world.to(await world.batch("one", "two"), BatchStatus.IN_PROGRESS))
+async def test_the_database_rejects_a_second_job_for_a_line(world: World) -> None:
+    batch = await world.step(await world.advance(await world.batch("one", "two"), BatchStatus.IN_PROGRESS))
     with pytest.raises(IntegrityError):
         await world.sql("UPDATE jobs SET batch_line = 1 WHERE batch_id = :id", id=batch.id)
 
 
-async def test_a_claimed_batch_is_anothers_only_when_the_lease_is_over(world: World) -> None:
+async def test_a_leased_batch_can_be_claimed_only_after_the_lease(world: World) -> None:
     batch = await world.batch("one")
     claimed = await world.store.claim("a", lease_s=60)
     assert claimed is not None
     assert claimed.id == batch.id
     assert await world.store.claim("b", lease_s=60) is None
-    assert not await world.store.due_in(batch.id, "b", 0)
-    assert await world.store.due_in(batch.id, "a", 0)
+    assert not await world.store.reschedule(batch.id, "b", 0)
+    assert await world.store.reschedule(batch.id, "a", 0)
     assert await world.store.claim("b", lease_s=60) is not None
-    assert not await world.store.due_in(batch.id, "a", 60), "it is b's now"
+    assert not await world.store.reschedule(batch.id, "a", 60), "b has claimed it"
 
 
-async def test_an_invalid_input_fails_with_line_numbers(world: World) -> None:
+async def test_a_batch_with_invalid_lines_fails_with_their_numbers(world: World) -> None:
     batch = await world.batch(content=line("one") + b"\noops\n" + line("one") + line("two", temperature=9))
     batch = await world.step(batch)
     assert batch.status is BatchStatus.FAILED
@@ -400,16 +401,16 @@ async def test_an_invalid_input_fails_with_line_numbers(world: World) -> None:
     assert await world.lines(batch) == []
 
 
-async def test_an_input_whose_content_is_gone_fails(world: World) -> None:
+async def test_a_batch_whose_input_content_is_missing_fails(world: World) -> None:
     batch = await world.batch("one")
     await world.blobs.delete(batch.input_file_id)
     batch = await world.step(batch)
     assert (batch.status, batch.errors[0].code) == (BatchStatus.FAILED, "input_file_missing")
 
 
-async def test_cancelling_ends_what_waits_and_lets_finish_what_runs(world: World) -> None:
+async def test_a_cancel_ends_queued_jobs_and_lets_running_jobs_finish(world: World) -> None:
     prompts = [f"p{number}" for number in range(MAX_JOBS + 2)]
-    batch = await world.step(await world.to(await world.batch(*prompts), BatchStatus.IN_PROGRESS))
+    batch = await world.step(await world.advance(await world.batch(*prompts), BatchStatus.IN_PROGRESS))
     first, second, *_ = await world.queued()
     await world.finish(await world.start(first))
     running = await world.start(second)
@@ -429,8 +430,8 @@ async def test_cancelling_ends_what_waits_and_lets_finish_what_runs(world: World
     assert not await world.store.cancel(batch.id)
 
 
-async def test_what_runs_too_long_after_a_cancel_is_cancelled(world: World) -> None:
-    batch = await world.step(await world.to(await world.batch("one"), BatchStatus.IN_PROGRESS))
+async def test_running_jobs_are_cancelled_after_the_grace_period(world: World) -> None:
+    batch = await world.step(await world.advance(await world.batch("one"), BatchStatus.IN_PROGRESS))
     job = await world.start((await world.queued())[0])
     await world.store.cancel(batch.id)
     await world.step(batch)
@@ -438,25 +439,25 @@ async def test_what_runs_too_long_after_a_cancel_is_cancelled(world: World) -> N
     await world.sql("UPDATE batches SET cancelling_at = now() - interval '11 min'")
     await world.step(batch)
     assert (await world.worker.list_claims())[0].status is JobStatus.CANCELLING
-    await world.finish(job, JobStatus.CANCELLED, CANCELLED_BY_HAND)
+    await world.finish(job, JobStatus.CANCELLED, CANCELLED_BY_CLIENT)
     batch = await world.step(batch)
     assert (batch.status, batch.failed) == (BatchStatus.CANCELLED, 1)
 
 
-async def test_a_batch_cancelled_before_it_was_read_has_no_requests(world: World) -> None:
+async def test_a_batch_cancelled_during_validation_has_no_requests(world: World) -> None:
     batch = await world.batch(content=b"never read")
     await world.store.cancel(batch.id)
-    await world.steps.take(batch)  # by a driver that had begun to read
+    await world.steps.take(batch)  # by a driver that claimed it before the cancel
     batch = await world.step(batch)
     assert (batch.status, batch.total) == (BatchStatus.CANCELLED, 0)
     assert (batch.output_file_id, batch.error_file_id) == (None, None)
 
 
-async def test_what_has_not_ended_in_the_window_expires(world: World) -> None:
+async def test_requests_that_have_not_ended_in_the_window_expire(world: World) -> None:
     prompts = [f"p{number}" for number in range(MAX_JOBS + 2)]
-    batch = await world.step(await world.to(await world.batch(*prompts), BatchStatus.IN_PROGRESS))
+    batch = await world.step(await world.advance(await world.batch(*prompts), BatchStatus.IN_PROGRESS))
     await world.finish(await world.start((await world.queued())[0]))
-    await world.time_is_up(batch)
+    await world.expire(batch)
     batch = await world.step(batch)
     assert batch.status is BatchStatus.FINALIZING
     batch = await world.step(batch)
@@ -470,58 +471,58 @@ async def test_what_has_not_ended_in_the_window_expires(world: World) -> None:
     assert {item["error"]["code"] for item in errors} == {"batch_expired"}
 
 
-async def test_a_batch_that_ended_while_no_driver_lived_is_completed(world: World) -> None:
-    batch = await world.step(await world.to(await world.batch("one"), BatchStatus.IN_PROGRESS))
+async def test_a_batch_whose_jobs_ended_in_time_is_completed_after_the_window(world: World) -> None:
+    batch = await world.step(await world.advance(await world.batch("one"), BatchStatus.IN_PROGRESS))
     await world.work()
     await world.sql("UPDATE batches SET expires_at = now() - interval '1 s'")
-    batch = await world.to(batch, BatchStatus.COMPLETED)
+    batch = await world.advance(batch, BatchStatus.COMPLETED)
     assert batch.completed == 1
 
 
-async def test_no_line_becomes_a_job_after_a_cancel_or_the_window(world: World) -> None:
-    stale = await world.to(await world.batch("one"), BatchStatus.IN_PROGRESS)
+async def test_no_line_is_submitted_after_a_cancel_or_the_window(world: World) -> None:
+    stale = await world.advance(await world.batch("one"), BatchStatus.IN_PROGRESS)
     await world.store.cancel(stale.id)
     await world.steps.take(stale)
     assert await world.lines(stale) == []
-    stale = await world.to(await world.batch("one"), BatchStatus.IN_PROGRESS)
-    await world.time_is_up(stale)
-    await world.steps.take(replace(stale, over=False))
+    stale = await world.advance(await world.batch("one"), BatchStatus.IN_PROGRESS)
+    await world.expire(stale)
+    await world.steps.take(replace(stale, expired=False))
     assert await world.lines(stale) == []
 
 
-async def test_jobs_that_are_cancelled_or_deleted_by_hand_are_errors(world: World) -> None:
-    batch = await world.step(await world.to(await world.batch("one", "two"), BatchStatus.IN_PROGRESS))
+async def test_jobs_cancelled_or_deleted_by_the_client_are_errors(world: World) -> None:
+    batch = await world.step(await world.advance(await world.batch("one", "two"), BatchStatus.IN_PROGRESS))
     first, second = await world.queued()
-    await world.finish(await world.start(first), JobStatus.CANCELLED, CANCELLED_BY_HAND)
+    await world.finish(await world.start(first), JobStatus.CANCELLED, CANCELLED_BY_CLIENT)
     await world.finish(await world.start(second))
     assert await JobStore(world.database).delete(second, world.owner.project_id)
-    batch = await world.to(batch, BatchStatus.COMPLETED)
+    batch = await world.advance(batch, BatchStatus.COMPLETED)
     _, errors = await world.results(batch)
     assert [item["response"]["status_code"] for item in errors] == [409, 404]
 
 
-async def test_a_line_that_is_refused_only_when_its_turn_comes_is_an_error(world: World) -> None:
-    """As after an update of this server that validates more strictly."""
-    batch = await world.to(await world.batch("one", "two"), BatchStatus.IN_PROGRESS)
+async def test_a_line_rejected_after_validation_is_an_error(world: World) -> None:
+    """For example after an update that validates more strictly."""
+    batch = await world.advance(await world.batch("one", "two"), BatchStatus.IN_PROGRESS)
     async with world.blobs.writing(batch.input_file_id) as blob:
         await blob.write(line("one", temperature=9) + line("two"))
     batch = await world.step(batch)
     assert batch.submitted == 2
     await world.work()
-    batch = await world.to(batch, BatchStatus.COMPLETED)
+    batch = await world.advance(batch, BatchStatus.COMPLETED)
     assert (batch.completed, batch.failed) == (1, 1)
     _, (error,) = await world.results(batch)
     assert error["response"]["status_code"] == 400
     assert error["response"]["body"]["error"]["param"] == "body.temperature"
 
 
-async def test_a_line_that_does_not_fit_the_context_gets_no_job_and_an_error_of_its_own(world: World) -> None:
+async def test_a_line_that_does_not_fit_the_context_is_an_error_without_a_job(world: World) -> None:
     content = line("one", max_tokens=100_000) + line("two")
-    batch = await world.step(await world.to(await world.batch(content=content), BatchStatus.IN_PROGRESS))
+    batch = await world.step(await world.advance(await world.batch(content=content), BatchStatus.IN_PROGRESS))
     assert await world.lines(batch) == [2]
     assert batch.submitted == 2
     await world.work()
-    batch = await world.to(batch, BatchStatus.COMPLETED)
+    batch = await world.advance(batch, BatchStatus.COMPLETED)
     assert (batch.completed, batch.failed) == (1, 1)
     (output,), (error,) = await world.results(batch)
     assert (output["custom_id"], error["custom_id"], error["error"]) == ("two", "one", None)
@@ -531,78 +532,100 @@ async def test_a_line_that_does_not_fit_the_context_gets_no_job_and_an_error_of_
     assert "this model's context is 8192 tokens" in failure["message"]
 
 
-async def test_a_line_whose_model_was_removed_after_the_upload_gets_an_error_of_its_own(world: World) -> None:
-    batch = await world.to(await world.batch("one", "two"), BatchStatus.IN_PROGRESS)
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"input": "the mill", "max_output_tokens": 100_000}, "max_output_tokens"),
+        ({"input": "mill " * 9_000}, "input"),
+    ],
+    ids=["max_output_tokens", "input"],
+)
+async def test_the_error_of_a_response_line_names_its_own_parameters(
+    world: World, body: dict[str, Any], param: str
+) -> None:
+    item = {"custom_id": "a", "method": "POST", "url": RESPONSES, "body": {"model": "sim", **body}}
+    content = json.dumps(item).encode()
+    batch = await world.advance(await world.batch(content=content, endpoint=RESPONSES), BatchStatus.IN_PROGRESS)
+    batch = await world.advance(batch, BatchStatus.COMPLETED)
+    _, (error,) = await world.results(batch)
+    assert error["response"]["status_code"] == 400
+    failure = error["response"]["body"]["error"]
+    assert failure["param"] == param
+    assert failure["message"].startswith(f"{param}: this model's context is 8192 tokens")
+
+
+async def test_a_line_whose_model_has_been_removed_is_an_error(world: World) -> None:
+    batch = await world.advance(await world.batch("one", "two"), BatchStatus.IN_PROGRESS)
     async with world.blobs.writing(batch.input_file_id) as blob:
-        await blob.write(line("one", model="gone") + line("two"))
+        await blob.write(line("one", model="removed") + line("two"))
     batch = await world.step(batch)
     await world.work()
-    batch = await world.to(batch, BatchStatus.COMPLETED)
+    batch = await world.advance(batch, BatchStatus.COMPLETED)
     assert (batch.completed, batch.failed) == (1, 1)
     _, (error,) = await world.results(batch)
     assert error["response"]["status_code"] == 404
     assert error["response"]["body"]["error"]["code"] == "model_not_found"
 
 
-async def test_a_file_is_kept_while_a_batch_reads_it(world: World) -> None:
+async def test_the_input_of_an_unfinished_batch_cannot_be_deleted(world: World) -> None:
     batch = await world.batch("one")
     with pytest.raises(FileInUse):
         await world.files.delete(batch.input_file_id, world.owner.project_id)
     await world.store.cancel(batch.id)
-    await world.to(batch, BatchStatus.CANCELLED)
+    await world.advance(batch, BatchStatus.CANCELLED)
     assert await world.files.delete(batch.input_file_id, world.owner.project_id)
     assert await world.store.insert(world.owner, CHAT, batch.input_file_id, "24h", 60, None) is None
 
 
-async def test_a_batch_says_where_it_goes_on(world: World) -> None:
+async def test_the_position_of_the_next_line_is_stored(world: World) -> None:
     batch = await world.batch("one", "two")
     assert batch.next == Position(1, 0)
-    batch = await world.step(await world.to(batch, BatchStatus.IN_PROGRESS))
+    batch = await world.step(await world.advance(batch, BatchStatus.IN_PROGRESS))
     assert batch.next == Position(3, len(line("one") + line("two")))
 
 
-async def test_a_driver_waits_for_what_is_away(world: World) -> None:
+async def test_a_driver_retries_a_step_after_an_outage(world: World) -> None:
     batch = await world.batch("one")
     blob = world.folder / batch.input_file_id
     content = blob.read_bytes()
     blob.unlink()
-    blob.mkdir()  # cannot be read, and is not missing
+    blob.mkdir()  # an I/O error, not a missing file
     driver = BatchDriver(world.store, world.steps, poll_s=0.02, lease_s=6)
     running = asyncio.create_task(driver.run())
 
-    async def tried() -> bool:
+    async def rescheduled() -> bool:
         async with world.database.connect() as connection:
             query = text("SELECT count(*) FROM batches WHERE driver IS NOT NULL AND due_at < now() + interval '3 s'")
             return bool((await connection.execute(query)).scalar_one())
 
     async def ended() -> bool:
         await world.work()
-        return (await world.again(batch)).ended_at is not None
+        return (await world.reload(batch)).ended_at is not None
 
-    await eventually(tried, "the driver has put the batch off")
+    await eventually(rescheduled, "the driver has rescheduled the batch")
     blob.rmdir()
     blob.write_bytes(content)
     await eventually(ended, "the batch ends")
     running.cancel()
     await asyncio.wait((running,))
-    assert (await world.again(batch)).status is BatchStatus.COMPLETED
+    assert (await world.reload(batch)).status is BatchStatus.COMPLETED
 
 
-async def test_a_driver_stops_in_the_turn_in_which_it_is_woken(world: World) -> None:
-    # With asyncio.wait_for it went on, on Python 3.11, and its process could not end.
+async def test_a_driver_that_is_woken_and_cancelled_at_once_stops(world: World) -> None:
+    # With asyncio.wait_for on Python 3.11, it missed the cancel, and the process did not exit.
     driver = BatchDriver(world.store, world.steps, poll_s=60, lease_s=60)
-    looked = asyncio.Event()
+    checked = asyncio.Event()
     claim = world.store.claim
 
     async def claiming(name: str, lease_s: float) -> Batch | None:
         found = await claim(name, lease_s)
-        looked.set()
+        checked.set()
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world.store, "claim", claiming)
         running = asyncio.create_task(driver.run())
-        await asyncio.wait_for(looked.wait(), 20)
+        await asyncio.wait_for(checked.wait(), 20)
         await asyncio.sleep(0)
         driver.wake()
         running.cancel()
@@ -611,13 +634,11 @@ async def test_a_driver_stops_in_the_turn_in_which_it_is_woken(world: World) -> 
     assert running.cancelled()
 
 
-async def test_a_response_is_told_from_its_log(world: World) -> None:
+async def test_a_response_is_built_from_the_log_of_its_job(world: World) -> None:
     body = {"model": "sim", "input": "the mill", "max_output_tokens": 9}
     content = json.dumps({"custom_id": "a", "method": "POST", "url": RESPONSES, "body": body}).encode()
-    file = await world.upload(content)
-    batch = await world.store.insert(world.owner, RESPONSES, file.id, "24h", 86400, None)
-    assert batch is not None
-    batch = await world.step(await world.to(batch, BatchStatus.IN_PROGRESS))
+    batch = await world.batch(content=content, endpoint=RESPONSES)
+    batch = await world.step(await world.advance(batch, BatchStatus.IN_PROGRESS))
     (job_id,) = await world.queued()
     job = await world.start(job_id)
     delta = Delta(0, "It turns.", (1, 2), "stop")
@@ -639,7 +660,7 @@ async def test_a_response_is_told_from_its_log(world: World) -> None:
         tokens={1: 2},
     )
     assert await world.worker.finish(job.id, job.attempt, ending)
-    (output,), errors = await world.results(await world.to(batch, BatchStatus.COMPLETED))
+    (output,), errors = await world.results(await world.advance(batch, BatchStatus.COMPLETED))
     assert errors == []
     response = output["response"]["body"]
     assert (response["id"], response["status"]) == (f"resp_{job_id.removeprefix('job_')}", "completed")

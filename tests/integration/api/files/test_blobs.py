@@ -1,4 +1,4 @@
-"""Blobs, in a directory and in S3: whole or not there."""
+"""Blobs in a directory and in S3."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def s3() -> Iterator[S3]:
 
 @pytest.fixture
 def in_s3(s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3Blobs:
-    """Under a prefix of its own."""
+    """Blobs under a new prefix."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     return S3Blobs(f"s3://{BUCKET}/{secrets.token_hex(4)}/files")
@@ -34,8 +34,8 @@ def in_s3(s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3Blobs:
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     if request.param == "directory":
         return LocalBlobs(tmp_path / "new" / "folder")
-    found: S3Blobs = request.getfixturevalue("in_s3")
-    return found
+    s3_blobs: S3Blobs = request.getfixturevalue("in_s3")
+    return s3_blobs
 
 
 async def content(blobs: Blobs, name: str, offset: int = 0) -> bytes:
@@ -53,7 +53,7 @@ async def write(blobs: Blobs, name: str, *pieces: bytes) -> None:
 
 
 class TestBoth:
-    """What the interface promises."""
+    """The contract of the interface."""
 
     async def test_a_blob_is_read_back_from_any_offset(self, blobs: Blobs) -> None:
         data = os.urandom(2 * CHUNK + 5)
@@ -62,18 +62,18 @@ class TestBoth:
         assert await content(blobs, "a", CHUNK + 3) == data[CHUNK + 3 :]
         assert await content(blobs, "a", len(data)) == b""
 
-    async def test_a_long_blob_is_the_same_in_all_its_parts(self, blobs: Blobs) -> None:
+    async def test_a_blob_of_several_parts_is_read_back(self, blobs: Blobs) -> None:
         data = os.urandom(2 * PART_BYTES + READ_BYTES + 7)
         await write(blobs, "a", *[data[at : at + 100_000] for at in range(0, len(data), 100_000)])
         assert await content(blobs, "a") == data
         assert await content(blobs, "a", PART_BYTES - 1) == data[PART_BYTES - 1 :]
 
-    async def test_an_empty_blob_is_there(self, blobs: Blobs) -> None:
+    async def test_an_empty_blob_exists(self, blobs: Blobs) -> None:
         await write(blobs, "a")
         assert await content(blobs, "a") == b""
 
     @pytest.mark.parametrize("size", [100, PART_BYTES + 1], ids=["small", "more than a part"])
-    async def test_what_is_not_finished_is_not_there(self, blobs: Blobs, size: int) -> None:
+    async def test_an_unfinished_blob_does_not_exist(self, blobs: Blobs, size: int) -> None:
         async def write_half() -> None:
             async with blobs.writing("a") as blob:
                 await blob.write(b"x" * size)
@@ -87,39 +87,39 @@ class TestBoth:
             await content(blobs, "a")
         assert await names(blobs) == set()
 
-    async def test_a_writer_that_is_cancelled_leaves_nothing(self, blobs: Blobs) -> None:
-        begun = asyncio.Event()
+    async def test_a_cancelled_writer_leaves_nothing(self, blobs: Blobs) -> None:
+        started = asyncio.Event()
 
         async def write_half() -> None:
             async with blobs.writing("a") as blob:
                 await blob.write(b"x" * (PART_BYTES + 1))
-                begun.set()
+                started.set()
                 await asyncio.Event().wait()
 
         writing = asyncio.create_task(write_half())
-        await asyncio.wait_for(begun.wait(), 20)
+        await asyncio.wait_for(started.wait(), 20)
         writing.cancel()
         await asyncio.wait([writing])
         assert writing.cancelled()
         assert await names(blobs) == set()
 
-    async def test_written_again_it_is_the_new_one(self, blobs: Blobs) -> None:
+    async def test_a_second_write_replaces_the_blob(self, blobs: Blobs) -> None:
         for data in (b"one", b"two"):
             await write(blobs, "a", data)
         assert await content(blobs, "a") == b"two"
 
-    async def test_a_deleted_blob_is_gone(self, blobs: Blobs) -> None:
+    async def test_a_deleted_blob_does_not_exist(self, blobs: Blobs) -> None:
         await write(blobs, "a")
         await blobs.delete("a")
         await blobs.delete("a")
         with pytest.raises(BlobMissing):
             await content(blobs, "a")
 
-    async def test_there_are_no_names_before_the_first_blob(self, blobs: Blobs) -> None:
-        await blobs.tidy(3600)
+    async def test_a_store_without_blobs_has_no_names(self, blobs: Blobs) -> None:
+        await blobs.delete_unfinished(3600)
         assert await names(blobs) == set()
 
-    async def test_names_are_those_of_old_and_whole_blobs(self, blobs: Blobs) -> None:
+    async def test_names_are_those_of_complete_blobs_of_the_given_age(self, blobs: Blobs) -> None:
         for name in ("a", "b"):
             await write(blobs, name, b"x")
         async with blobs.writing("c"):
@@ -129,39 +129,39 @@ class TestBoth:
 
 
 class TestDirectory:
-    async def test_only_its_user_may_read_it(self, tmp_path: Path) -> None:
+    async def test_only_the_owner_has_access(self, tmp_path: Path) -> None:
         await write(LocalBlobs(tmp_path / "new"), "a")
         assert (tmp_path / "new" / "a").stat().st_mode & 0o077 == 0
 
-    async def test_what_a_dead_writer_left_is_tidied_away(self, tmp_path: Path) -> None:
+    async def test_unfinished_blobs_of_dead_writers_are_deleted(self, tmp_path: Path) -> None:
         blobs = LocalBlobs(tmp_path)
-        await write(blobs, "whole")
+        await write(blobs, "complete")
         async with blobs.writing("b"):
-            left = next(tmp_path / name for name in os.listdir(tmp_path) if name != "whole")
-            copy = tmp_path / f"{left.name}-of-a-dead-writer"
+            unfinished = next(tmp_path / name for name in os.listdir(tmp_path) if name != "complete")
+            copy = tmp_path / f"{unfinished.name}-of-a-dead-writer"
             copy.write_bytes(b"half")
-            for path in (copy, tmp_path / "whole"):
+            for path in (copy, tmp_path / "complete"):
                 os.utime(path, (0, 0))
-            await blobs.tidy(3600)
+            await blobs.delete_unfinished(3600)
             assert not copy.exists()
-            assert left.exists()
-        assert set(os.listdir(tmp_path)) == {"whole", "b"}
+            assert unfinished.exists()
+        assert set(os.listdir(tmp_path)) == {"complete", "b"}
 
-    async def test_a_folder_that_cannot_be_used_is_told(self, tmp_path: Path) -> None:
+    async def test_an_unusable_directory_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
         with pytest.raises(BlobsUnavailable):
             await write(LocalBlobs(tmp_path / "file"), "a")
 
 
 class TestS3:
-    async def test_it_is_under_its_prefix(self, in_s3: S3Blobs, s3: S3) -> None:
+    async def test_objects_have_the_prefix(self, in_s3: S3Blobs, s3: S3) -> None:
         before = set(s3.keys())
         await write(in_s3, "a", b"x")
         (key,) = set(s3.keys()) - before
         assert key.endswith("/files/a")
 
-    async def test_nothing_is_kept_of_what_was_not_finished(self, in_s3: S3Blobs, s3: S3) -> None:
-        """Not even hidden parts, which S3 would be paid for."""
+    async def test_the_parts_of_an_unfinished_blob_are_deleted(self, in_s3: S3Blobs, s3: S3) -> None:
+        """S3 charges for the parts of incomplete uploads."""
 
         async def write_half() -> None:
             async with in_s3.writing("a") as blob:
@@ -174,14 +174,14 @@ class TestS3:
             await write_half()
         assert s3.unfinished() == []
 
-    async def test_an_s3_that_is_away_is_told(self, in_s3: S3Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_an_unavailable_s3_is_reported(self, in_s3: S3Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-        away = S3Blobs(f"s3://{BUCKET}/x")
+        unavailable = S3Blobs(f"s3://{BUCKET}/x")
         with pytest.raises(BlobsUnavailable):
-            await write(away, "a", *[b"x" * PART_BYTES] * 4)
+            await write(unavailable, "a", *[b"x" * PART_BYTES] * 4)
         with pytest.raises(BlobsUnavailable):
-            await content(away, "a")
+            await content(unavailable, "a")
 
-    async def test_a_bucket_that_does_not_exist_is_told(self, in_s3: S3Blobs) -> None:
+    async def test_a_missing_bucket_is_reported(self, in_s3: S3Blobs) -> None:
         with pytest.raises(BlobsUnavailable):
             await write(S3Blobs("s3://no-such-bucket"), "a", b"x")

@@ -1,4 +1,4 @@
-"""Files expire, and bytes that are nobody's are found: nothing else is touched."""
+"""Cleanup deletes expired files and orphaned contents, and nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def blobs(tmp_path: Path) -> LocalBlobs:
 
 
 @pytest.fixture
-def keeper(files: FileStore, blobs: LocalBlobs) -> FileCleanup:
+def cleanup(files: FileStore, blobs: LocalBlobs) -> FileCleanup:
     return FileCleanup(files, blobs)
 
 
@@ -43,28 +43,28 @@ async def upload(files: FileStore, blobs: LocalBlobs, owner: Owner, keep_s: floa
     return await files.insert(file_id, owner, Purpose.BATCH, "a", 1, keep_s)
 
 
-async def time_is_up(database: AsyncEngine, file: StoredFile) -> None:
+async def expire(database: AsyncEngine, file: StoredFile) -> None:
     async with database.connect() as connection:
         await connection.execute(text("UPDATE files SET expires_at = now() WHERE id = :id"), {"id": file.id})
 
 
-async def test_a_file_is_gone_from_the_moment_its_time_is_up(
-    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
+async def test_an_expired_file_is_not_found_even_before_cleanup(
+    files: FileStore, blobs: LocalBlobs, cleanup: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
-    kept, expiring = await upload(files, blobs, owner), await upload(files, blobs, owner, 3600)
+    retained, expiring = await upload(files, blobs, owner), await upload(files, blobs, owner, 3600)
     assert expiring.expires_at is not None
     assert (expiring.expires_at - expiring.created_at).total_seconds() == 3600
-    assert await keeper.expire() == 0
-    await time_is_up(database, expiring)
+    assert await cleanup.expire() == 0
+    await expire(database, expiring)
     assert await files.get(expiring.id, owner.project_id) is None
-    assert [file.id for file in await files.page(owner.project_id, purpose=None, limit=9, after=None)] == [kept.id]
+    assert [file.id for file in await files.page(owner.project_id, purpose=None, limit=9, after=None)] == [retained.id]
     assert await BatchStore(database).insert(owner, CHAT, expiring.id, "24h", 60, None) is None
-    assert await keeper.expire() == 1
-    assert os.listdir(tmp_path) == [kept.id]
+    assert await cleanup.expire() == 1
+    assert os.listdir(tmp_path) == [retained.id]
 
 
-async def test_what_an_unfinished_batch_reads_stays_until_its_end(
-    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
+async def test_the_input_of_an_unfinished_batch_is_not_deleted(
+    files: FileStore, blobs: LocalBlobs, cleanup: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
     file = await upload(files, blobs, owner, 3600)
     batches = BatchStore(database)
@@ -72,53 +72,54 @@ async def test_what_an_unfinished_batch_reads_stays_until_its_end(
     assert batch is not None
     with pytest.raises(FileInUse):
         await files.delete(file.id, owner.project_id)
-    await time_is_up(database, file)
-    assert await keeper.expire() == 0
+    await expire(database, file)
+    assert await cleanup.expire() == 0
     assert os.listdir(tmp_path) == [file.id]
     assert await batches.fail(batch, [])
-    assert await keeper.expire() == 1
+    assert await cleanup.expire() == 1
     assert os.listdir(tmp_path) == []
 
 
-async def test_orphans_are_found_and_what_is_young_is_left(
-    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
+async def test_only_old_orphans_of_this_region_are_deleted(
+    files: FileStore, blobs: LocalBlobs, cleanup: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
-    """An upload died between its bytes and its row, or a deletion between the row and the bytes. What another region
-    made is its to sweep: buckets may be shared."""
+    """Orphans result from an upload that died before its row was inserted, or a deletion after its row was deleted.
+
+    Regions may share a bucket; each deletes its own orphans."""
     file, orphan, young = await upload(files, blobs, owner), files.new_id(), files.new_id()
     elsewhere = FileStore(database, "eu").new_id()
     for name in (orphan, young, "not-ours", elsewhere):
         (tmp_path / name).write_bytes(b"x")
     for name in (orphan, file.id, "not-ours", elsewhere):
         os.utime(tmp_path / name, (0, 0))
-    assert await keeper.tidy(ORPHAN_S) == 1
+    assert await cleanup.delete_orphans(ORPHAN_S) == 1
     assert set(os.listdir(tmp_path)) == {file.id, young, "not-ours", elsewhere}
 
 
-async def test_a_keeper_may_die_anywhere(
-    files: FileStore, blobs: LocalBlobs, keeper: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
+async def test_cleanup_can_be_interrupted_anywhere(
+    files: FileStore, blobs: LocalBlobs, cleanup: FileCleanup, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
     at = 0
     while True:
         at += 1
         file = await upload(files, blobs, owner, 3600)
-        await time_is_up(database, file)
-        died = await interrupt_at(keeper.expire(), at)
-        await keeper.expire()
+        await expire(database, file)
+        died = await interrupt_at(cleanup.expire(), at)
+        await cleanup.expire()
         for name in os.listdir(tmp_path):
             os.utime(tmp_path / name, (0, 0))
-        await keeper.tidy(ORPHAN_S)
+        await cleanup.delete_orphans(ORPHAN_S)
         assert os.listdir(tmp_path) == []
         if not died:
             break
     assert at > 2
 
 
-async def test_many_keepers_at_once(
+async def test_concurrent_cleanups_delete_each_file_once(
     files: FileStore, blobs: LocalBlobs, database: AsyncEngine, owner: Owner, tmp_path: Path
 ) -> None:
     for _ in range(20):
-        await time_is_up(database, await upload(files, blobs, owner))
+        await expire(database, await upload(files, blobs, owner))
     counts = await asyncio.gather(*[FileCleanup(files, blobs).expire() for _ in range(4)])
     assert sum(counts) == 20
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""Uploads: within their limits, and nothing is left of one that fails."""
+"""Upload limits. A failed upload leaves nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def chunks(*pieces: bytes | Exception) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def test_the_largest_file_fits(files: FileService, owner: Owner, tmp_path: Path) -> None:
+async def test_a_file_of_the_maximum_size_is_accepted(files: FileService, owner: Owner, tmp_path: Path) -> None:
     content = b"x" * MAX_BYTES
     file = await files.upload(owner, TYPE, "", chunks(FILE, content, b"\r\n", PURPOSE[:-2], END))
     assert file.bytes == MAX_BYTES
@@ -47,18 +47,22 @@ async def test_the_largest_file_fits(files: FileService, owner: Owner, tmp_path:
 
 
 @pytest.mark.parametrize("lines", [b"x\n" * MAX_LINES, b"x\n" * (MAX_LINES - 1) + b"x"])
-async def test_the_longest_file_fits(files: FileService, owner: Owner, lines: bytes) -> None:
+async def test_a_file_with_the_maximum_number_of_lines_is_accepted(
+    files: FileService, owner: Owner, lines: bytes
+) -> None:
     assert (await files.upload(owner, TYPE, "", chunks(PURPOSE, FILE, lines, END))).bytes == len(lines)
 
 
 @pytest.mark.parametrize("lines", [b"x\n" * MAX_LINES + b"x", b"x\n" * (MAX_LINES + 1)])
-async def test_a_longer_file_is_refused(files: FileService, owner: Owner, tmp_path: Path, lines: bytes) -> None:
+async def test_a_file_with_more_lines_is_rejected(
+    files: FileService, owner: Owner, tmp_path: Path, lines: bytes
+) -> None:
     with pytest.raises(InvalidRequest, match=f"more than {MAX_LINES} lines"):
         await files.upload(owner, TYPE, "", chunks(PURPOSE, FILE, lines, END))
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_larger_file_is_refused_before_it_is_read(files: FileService, owner: Owner) -> None:
+async def test_a_larger_file_is_rejected_before_it_is_read(files: FileService, owner: Owner) -> None:
     unread = chunks(AssertionError("it was read"))
     with pytest.raises(TooLarge):
         await files.upload(owner, TYPE, str(MAX_BYTES + FORM_BYTES + 1), unread)
@@ -71,9 +75,9 @@ async def test_a_larger_file_is_refused_before_it_is_read(files: FileService, ow
         (PURPOSE, FILE, *[b"x" * 10_000] * 20, END),
         (b"--b\r\nX: " + b"x" * 4000, *[b"\r\nX: " + b"x" * 4000] * 40),
     ],
-    ids=["at once", "in pieces", "headers"],
+    ids=["one chunk", "several chunks", "headers"],
 )
-async def test_a_larger_file_that_hides_its_length_is_refused(
+async def test_a_larger_file_without_a_content_length_is_rejected(
     files: FileService, owner: Owner, tmp_path: Path, pieces: tuple[bytes, ...]
 ) -> None:
     with pytest.raises((TooLarge, InvalidRequest)):
@@ -81,13 +85,15 @@ async def test_a_larger_file_that_hides_its_length_is_refused(
     assert os.listdir(tmp_path) == []
 
 
-async def test_nothing_is_left_of_a_client_that_leaves(files: FileService, owner: Owner, tmp_path: Path) -> None:
+async def test_an_upload_of_a_client_that_disconnects_leaves_nothing(
+    files: FileService, owner: Owner, tmp_path: Path
+) -> None:
     with pytest.raises(ClientDisconnect):
         await files.upload(owner, TYPE, "", chunks(PURPOSE, FILE, b"half", ClientDisconnect()))
     assert os.listdir(tmp_path) == []
 
 
-async def test_nothing_is_left_where_the_row_cannot_be_written(
+async def test_an_upload_whose_row_cannot_be_inserted_leaves_nothing(
     files: FileService, owner: Owner, tmp_path: Path
 ) -> None:
     with pytest.raises(IntegrityError):

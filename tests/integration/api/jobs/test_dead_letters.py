@@ -1,4 +1,4 @@
-"""Replays of failed jobs pass the same admission as any other submit."""
+"""Replays of failed jobs."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def admission(model: str) -> Admission:
     return Admission(registry, ContextWindow(registry))
 
 
-async def test_a_replay_is_a_new_job_of_the_same_key(
+async def test_a_replay_is_a_new_job_of_the_same_owner(
     store: JobStore, failed: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await replay(store, admission("m"), failed.id) == 0
-    again = await store.get(capsys.readouterr().out.split()[-1], failed.owner.project_id)
-    assert again is not None
-    assert (again.status, again.request) == (JobStatus.QUEUED, failed.request)
-    assert again.metadata == {"a": "b", "replay_of": failed.id}
+    replayed = await store.get(capsys.readouterr().out.split()[-1], failed.owner.project_id)
+    assert replayed is not None
+    assert (replayed.status, replayed.request) == (JobStatus.QUEUED, failed.request)
+    assert replayed.metadata == {"a": "b", "replay_of": failed.id}
 
 
 async def test_a_replay_for_a_removed_model_is_rejected(
     store: JobStore, failed: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await replay(store, admission("another"), failed.id) == 1
-    assert capsys.readouterr().err.startswith(f"{failed.id} cannot run again: The model `m` does not exist")
+    assert capsys.readouterr().err.startswith(f"{failed.id} cannot be replayed: The model `m` does not exist")
     assert [job.id for job in await store.page(failed.owner.project_id)] == [failed.id]

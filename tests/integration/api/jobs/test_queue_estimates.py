@@ -1,4 +1,4 @@
-"""Places in the queue and what they promise: in the order of service, however long the queue and however it moves."""
+"""Queue positions and expected waits."""
 
 from __future__ import annotations
 
@@ -39,32 +39,34 @@ LEASE_S = 60
 
 
 @pytest.fixture
-def backlogs(database: AsyncEngine) -> QueueStore:
+def queue_store(database: AsyncEngine) -> QueueStore:
     return QueueStore(database)
 
 
 @pytest.fixture
-def backlog(backlogs: QueueStore) -> QueueEstimates:
-    return QueueEstimates(backlogs, REGISTRY)
+def queue_estimates(queue_store: QueueStore) -> QueueEstimates:
+    return QueueEstimates(queue_store, REGISTRY)
 
 
 async def submit(store: JobStore, owner: Owner, priority: int = 3, model: str = "m") -> Job:
     return (await store.insert(NewJob(owner, model, priority, GenerateRequest(prompt="x"))))[0]
 
 
-async def test_places_follow_priority_then_order(store: JobStore, backlogs: QueueStore, owner: Owner) -> None:
+async def test_positions_follow_priority_then_submit_order(
+    store: JobStore, queue_store: QueueStore, owner: Owner
+) -> None:
     late, first, second, urgent = [await submit(store, owner, priority) for priority in (9, 3, 3, 0)]
     await submit(store, owner, model="other")
     jobs = [urgent, first, second, late]
-    assert [await backlogs.position(job) for job in jobs] == [0, 1, 2, 3]
-    orders = await backlogs.orders(["m", "none"])
+    assert [await queue_store.position(job) for job in jobs] == [0, 1, 2, 3]
+    orders = await queue_store.orders(["m", "none"])
     assert [orders["m"].position(job.priority, job.id, known_queued=False) for job in jobs] == [0, 1, 2, 3]
     assert orders["m"].position(3, "job_f", known_queued=True) is None
     assert orders["none"].keys == []
 
 
-async def test_places_far_back_are_told_by_the_hundred(
-    store: JobStore, backlogs: QueueStore, backlog: QueueEstimates, owner: Owner, database: AsyncEngine
+async def test_positions_beyond_the_exact_ones_are_rounded_down(
+    store: JobStore, queue_store: QueueStore, queue_estimates: QueueEstimates, owner: Owner, database: AsyncEngine
 ) -> None:
     job = await submit(store, owner, 9)
     async with database.connect() as connection:
@@ -75,17 +77,17 @@ async def test_places_far_back_are_told_by_the_hundred(
                 " FROM jobs, generate_series(1, 5250) n"
             )
         )
-    order = (await backlogs.orders(["m"]))["m"]
-    assert len(order.keys) == EXACT + 43, "what is kept does not grow with the queue"
-    places = [order.position(3, f"job_{n:032}", known_queued=True) for n in (1, 1000, 1001, 1099, 1100, 1101, 5250)]
-    assert places == [0, 999, 1000, 1000, 1000, 1100, 5200]
+    order = (await queue_store.orders(["m"]))["m"]
+    assert len(order.keys) == EXACT + 43, "its size is limited"
+    positions = [order.position(3, f"job_{n:032}", known_queued=True) for n in (1, 1000, 1001, 1099, 1100, 1101, 5250)]
+    assert positions == [0, 999, 1000, 1000, 1000, 1100, 5200]
     assert order.position(3, f"job_{1050:032}", known_queued=False) is None
-    assert await backlog.waiting(job) == (5200, None)
+    assert await queue_estimates.waiting(job) == (5200, None)
     assert STEP > 5250 - 5200
 
 
 @pytest.mark.parametrize(
-    ("pace", "place", "in_the_way", "wait_s"),
+    ("pace", "position", "occupied", "wait_s"),
     [
         (Pace(0, 0, 0, 2.0), 0, 0, None),
         (Pace(4, 0, 0, None), 3, 0, 0.0),
@@ -97,14 +99,16 @@ async def test_places_far_back_are_told_by_the_hundred(
     ],
     ids=str,
 )
-def test_waits(pace: Pace, place: int, in_the_way: int, wait_s: float | None) -> None:
-    assert pace.wait_s(place, in_the_way) == wait_s
+def test_the_wait_depends_on_free_slots_and_service_time(
+    pace: Pace, position: int, occupied: int, wait_s: float | None
+) -> None:
+    assert pace.wait_s(position, occupied) == wait_s
 
 
-async def test_the_pace_is_what_live_workers_were_measured_at(
+async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
     store: JobStore,
-    backlogs: QueueStore,
-    backlog: QueueEstimates,
+    queue_store: QueueStore,
+    queue_estimates: QueueEstimates,
     workers: Workers,
     owner: Owner,
     database: AsyncEngine,
@@ -112,65 +116,65 @@ async def test_the_pace_is_what_live_workers_were_measured_at(
     async def heartbeat(model: str, slots: int) -> None:
         await workers(f"w-{model}").heartbeat(model, slots=slots, running=0, lease_s=LEASE_S)
 
-    assert await backlogs.pace("m") == Pace(0, 0, 0, None)
+    assert await queue_store.pace("m") == Pace(0, 0, 0, None)
     for model in ("m", "up"):
         await heartbeat(model, 2)
         for priority in (3, 9, 9, 3):
             job = await submit(store, owner, priority, model)
             claimed = await workers(f"w-{model}").claim(job.id)
-        assert await backlogs.pace(model) == Pace(2, 4, 2, None), "none has ended yet"
+        assert await queue_store.pace(model) == Pace(2, 4, 2, None), "none has ended yet"
         assert claimed is not None
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome="completed") for attempt in claimed.attempts)
         ending = JobResult(JobStatus.COMPLETED, now, (Choice(0, "a", "stop"),), Usage(), None, now, attempts, "")
         assert await workers(f"w-{model}").finish(job.id, 1, ending)
     async with database.connect() as connection:
-        taken = "UPDATE jobs SET attempt_started_at = finished_at - interval '3 s' WHERE finished_at IS NOT NULL"
-        await connection.execute(text(taken))
-    assert await backlogs.pace("m") == Pace(2, 3, 1, 3.0)
+        statement = "UPDATE jobs SET attempt_started_at = finished_at - interval '3 s' WHERE finished_at IS NOT NULL"
+        await connection.execute(text(statement))
+    assert await queue_store.pace("m") == Pace(2, 3, 1, 3.0)
 
-    # Three run, two of them a batch's: a slot would be made free for an urgent job, but not at an upstream.
-    assert await backlog.waiting(await submit(store, owner, 3, "m")) == (0, 0.0)
-    assert await backlog.waiting(await submit(store, owner, 9, "m")) == (1, 3.0)
-    assert await backlog.waiting(await submit(store, owner, 3, "up")) == (0, 1.5)
+    # Three jobs run, two of them in batches. An urgent job preempts those, except on an upstream model.
+    assert await queue_estimates.waiting(await submit(store, owner, 3, "m")) == (0, 0.0)
+    assert await queue_estimates.waiting(await submit(store, owner, 9, "m")) == (1, 3.0)
+    assert await queue_estimates.waiting(await submit(store, owner, 3, "up")) == (0, 1.5)
 
 
-async def test_readers_are_told_when_they_move_and_only_then(
-    store: JobStore, backlogs: QueueStore, logs: EventLog, redis: Redis, workers: Workers, owner: Owner
+async def test_readers_receive_their_position_only_when_it_changes(
+    store: JobStore, queue_store: QueueStore, logs: EventLog, redis: Redis, workers: Workers, owner: Owner
 ) -> None:
     hub = StreamHub(redis, logs, store, api_metrics(), resync_s=60)
     jobs = [await submit(store, owner) for _ in range(3)]
     running = await workers("w").claim(jobs[0].id)
     assert running is not None
-    followed = {job.id: QueuedReader("m", 3, place) for job, place in zip(jobs, (None, 0, 1), strict=True)}
+    followed = {job.id: QueuedReader("m", 3, position) for job, position in zip(jobs, (None, 0, 1), strict=True)}
     follows = {job_id: hub.follow(job_id, 0, queued) for job_id, queued in followed.items()}
-    news = {job_id: asyncio.ensure_future(anext(follow)) for job_id, follow in follows.items()}
+    pending = {job_id: asyncio.ensure_future(anext(follow)) for job_id, follow in follows.items()}
 
-    async def told() -> dict[int, bytes]:
-        """Who was told what, with counts that are fresh."""
-        count = await QueuePositions(hub, QueueEstimates(backlogs, REGISTRY)).report()
-        found = {}
+    async def report() -> dict[int, bytes]:
+        """Report positions from new counts. Returns what each reader received."""
+        count = await QueuePositions(hub, QueueEstimates(queue_store, REGISTRY)).report()
+        received = {}
         for number, job in enumerate(jobs):
-            if news[job.id] in (await asyncio.wait([news[job.id]], timeout=0.05))[0]:
-                (event,) = news[job.id].result()
+            if pending[job.id] in (await asyncio.wait([pending[job.id]], timeout=0.05))[0]:
+                (event,) = pending[job.id].result()
                 assert (event.seq, event.type.value) == (0, "queued")
-                found[number] = event.data
-                news[job.id] = asyncio.ensure_future(anext(follows[job.id]))
-        assert len(found) == count
-        return found
+                received[number] = event.data
+                pending[job.id] = asyncio.ensure_future(anext(follows[job.id]))
+        assert len(received) == count
+        return received
 
-    assert await told() == {}
+    assert await report() == {}
     urgent = await submit(store, owner, 0)
-    assert await told() == {1: b'{"position":1,"eta_s":null}', 2: b'{"position":2,"eta_s":null}'}
-    assert await told() == {}
+    assert await report() == {1: b'{"position":1,"eta_s":null}', 2: b'{"position":2,"eta_s":null}'}
+    assert await report() == {}
     assert await workers("w").claim(urgent.id) is not None
     assert await workers("w").requeue(jobs[0].id, 1, tokens=0, outcome=AttemptOutcome.HANDED_BACK)
-    assert await told() == {0: b'{"position":0,"eta_s":null}'}, "it ran, and waits again"
+    assert await report() == {0: b'{"position":0,"eta_s":null}'}, "it was running, and is queued again"
     assert await workers("w").claim(jobs[0].id) is not None
-    assert await told() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
-    for waiting in news.values():
+    assert await report() == {1: b'{"position":0,"eta_s":null}', 2: b'{"position":1,"eta_s":null}'}
+    for waiting in pending.values():
         waiting.cancel()
-    await asyncio.gather(*news.values(), return_exceptions=True)
+    await asyncio.gather(*pending.values(), return_exceptions=True)
     for follow in follows.values():
         await follow.aclose()  # type: ignore[attr-defined]
-    assert await QueuePositions(hub, QueueEstimates(backlogs, REGISTRY)).report() == 0
+    assert await QueuePositions(hub, QueueEstimates(queue_store, REGISTRY)).report() == 0

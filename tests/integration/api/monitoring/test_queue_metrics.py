@@ -1,4 +1,4 @@
-"""The queue as /metrics shows it, read from rows; and what is shown while the servers are away."""
+"""Queue metrics, also while PostgreSQL and Redis are unavailable."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ async def submit(store: JobStore, owner: Owner, model: str, priority: int) -> st
     return job.id
 
 
-async def test_the_rows_are_counted_by_model_and_band(
+async def test_jobs_are_counted_by_model_and_priority_band(
     database: AsyncEngine, store: JobStore, owner: Owner, workers: Workers, metrics: Metrics
 ) -> None:
     jobs = [await submit(store, owner, "busy", priority) for priority in (0, 1, 4, 9, 9)]
-    await submit(store, owner, "gone", 4)
+    await submit(store, owner, "removed", 4)
     worker = workers("w1")
     await worker.heartbeat("busy", slots=3, running=1, lease_s=60)
     await workers("w2").heartbeat("busy", slots=3, running=0, lease_s=60, state=WorkerState.DRAINING)
@@ -61,44 +61,44 @@ async def test_the_rows_are_counted_by_model_and_band(
     assert fleet.workers == {("busy", "ready"): 1, ("busy", "draining"): 1}
 
 
-def shown(readings: QueueMetrics) -> dict[tuple[str, ...], float]:
+def samples(queue_metrics: QueueMetrics) -> dict[tuple[str, ...], float]:
     return {
         (sample.name, *sample.labels.values()): sample.value
-        for family in readings.collect()
+        for family in queue_metrics.collect()
         for sample in family.samples
     }
 
 
-async def test_zero_is_shown_for_every_model(
+async def test_every_model_has_series_with_zeros(
     database: AsyncEngine, store: JobStore, owner: Owner, redis: Redis, registry: Registry, metrics: Metrics
 ) -> None:
-    await submit(store, owner, "gone", 4)
-    readings = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
-    await readings.refresh()
-    found = shown(readings)
+    await submit(store, owner, "removed", 4)
+    queue_metrics = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
+    await queue_metrics.refresh()
+    values = samples(queue_metrics)
     for model in registry.models:
-        assert found["headrace_worker_slots", model] == 3
-        assert found["headrace_workers", model, "ready"] == 0
+        assert values["headrace_worker_slots", model] == 3
+        assert values["headrace_workers", model, "ready"] == 0
         for priority in ("0-2", "3-5", "6-8", "9"):
-            assert found["headrace_jobs_waiting", model, priority] == 0
-            assert found["headrace_queue_oldest_age_seconds", model, priority] == 0
-    assert found["headrace_jobs_waiting", OTHER, "3-5"] == 1
-    assert found["headrace_database_up",] == found["headrace_redis_up",] == 1
+            assert values["headrace_jobs_waiting", model, priority] == 0
+            assert values["headrace_queue_oldest_age_seconds", model, priority] == 0
+    assert values["headrace_jobs_waiting", OTHER, "3-5"] == 1
+    assert values["headrace_database_up",] == values["headrace_redis_up",] == 1
 
 
-async def test_what_cannot_be_read_is_not_shown(registry: Registry, metrics: Metrics) -> None:
-    nobody = connect("postgresql+asyncpg://nobody@127.0.0.1:1/none")
-    async with Redis(port=1) as silent:
-        readings = QueueMetrics(QueueStatsStore(nobody, metrics), silent, registry, metrics)
-        await readings.refresh()
-    await nobody.dispose()
-    found = shown(readings)
-    assert found["headrace_database_up",] == found["headrace_redis_up",] == 0
-    assert not [key for key in found if key[0] in ("headrace_jobs_waiting", "headrace_workers")]
-    assert found["headrace_worker_slots", "idle"] == 3
+async def test_series_are_absent_during_an_outage(registry: Registry, metrics: Metrics) -> None:
+    unreachable = connect("postgresql+asyncpg://nobody@127.0.0.1:1/none")
+    async with Redis(port=1) as unreachable_redis:
+        queue_metrics = QueueMetrics(QueueStatsStore(unreachable, metrics), unreachable_redis, registry, metrics)
+        await queue_metrics.refresh()
+    await unreachable.dispose()
+    values = samples(queue_metrics)
+    assert values["headrace_database_up",] == values["headrace_redis_up",] == 0
+    assert not [key for key in values if key[0] in ("headrace_jobs_waiting", "headrace_workers")]
+    assert values["headrace_worker_slots", "idle"] == 3
 
 
-async def test_scrapes_at_once_read_once(
+async def test_scrapes_within_the_cache_time_share_one_read(
     database: AsyncEngine, redis: Redis, registry: Registry, metrics: Metrics
 ) -> None:
     reads = 0
@@ -109,7 +109,7 @@ async def test_scrapes_at_once_read_once(
             reads += 1
             return await super().read()
 
-    readings = QueueMetrics(Counting(database, metrics), redis, registry, metrics)
+    queue_metrics = QueueMetrics(Counting(database, metrics), redis, registry, metrics)
     for _ in range(5):
-        await readings.refresh()
+        await queue_metrics.refresh()
     assert reads == 1

@@ -1,4 +1,4 @@
-"""Responses in the database: committed with their jobs, and kept for as long as they should be."""
+"""Responses in the database, and their retention."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def count(database: AsyncEngine, table: type[JobRow | ResponseRow]) -> int
 
 
 async def age(database: AsyncEngine, age_s: float, *job_ids: str) -> None:
-    """Let jobs have ended so long ago."""
+    """Complete jobs, with an end `age_s` seconds ago."""
     statement = (
         update(JobRow).where(JobRow.id.in_(job_ids)).values(finished_at=func.now() - seconds(age_s), status="completed")
     )
@@ -56,7 +56,9 @@ async def age(database: AsyncEngine, age_s: float, *job_ids: str) -> None:
 
 
 class TestInserting:
-    async def test_both_are_there_at_once(self, store: JobStore, responses: ResponseStore, owner: Owner) -> None:
+    async def test_a_response_is_inserted_with_its_job(
+        self, store: JobStore, responses: ResponseStore, owner: Owner
+    ) -> None:
         job, created = await store.insert(new(owner))
         found = await responses.get(job.id, owner.project_id)
         assert created
@@ -64,22 +66,26 @@ class TestInserting:
         assert (found.job, found.facts) == (job, FACTS)
         assert found.id == job.id.replace("job_", "resp_")
 
-    async def test_many_together_with_plain_jobs(
+    async def test_responses_and_plain_jobs_share_a_group_commit(
         self, database: AsyncEngine, store: JobStore, responses: ResponseStore, owner: Owner
     ) -> None:
         facts = [replace(FACTS, request_params={"user": str(number)}) if number % 3 else None for number in range(60)]
-        made = await asyncio.gather(*(store.insert(new(owner, one)) for one in facts))
-        for (job, _), one in zip(made, facts, strict=True):
+        inserted = await asyncio.gather(*(store.insert(new(owner, item)) for item in facts))
+        for (job, _), expected in zip(inserted, facts, strict=True):
             found = await responses.get(job.id, owner.project_id)
-            assert (found.facts if found is not None else None) == one
+            assert (found.facts if found is not None else None) == expected
         assert await count(database, ResponseRow) == 40
 
-    async def test_neither_where_one_cannot_be(self, database: AsyncEngine, store: JobStore, owner: Owner) -> None:
+    async def test_a_response_that_cannot_be_inserted_leaves_no_job(
+        self, database: AsyncEngine, store: JobStore, owner: Owner
+    ) -> None:
         with pytest.raises(DBAPIError):
             await store.insert(new(owner, replace(FACTS, previous_id="\0")))
         assert (await count(database, JobRow), await count(database, ResponseRow)) == (0, 0)
 
-    async def test_an_idempotency_key_makes_one(self, database: AsyncEngine, store: JobStore, owner: Owner) -> None:
+    async def test_an_idempotency_key_creates_one_response(
+        self, database: AsyncEngine, store: JobStore, owner: Owner
+    ) -> None:
         key = Idempotency("k", "digest")
         (one, first), (other, second) = await asyncio.gather(
             store.insert(new(owner), key), store.insert(new(owner), key)
@@ -88,11 +94,13 @@ class TestInserting:
         assert {first, second} == {True, False}
         assert await count(database, ResponseRow) == 1
 
-    async def test_another_keys_is_not_found(self, store: JobStore, responses: ResponseStore, owner: Owner) -> None:
+    async def test_a_response_of_another_project_is_not_found(
+        self, store: JobStore, responses: ResponseStore, owner: Owner
+    ) -> None:
         job, _ = await store.insert(new(owner))
         assert await responses.get(job.id, owner.project_id + 1) is None
 
-    async def test_deleting_the_job_forgets_the_response(
+    async def test_deleting_the_job_deletes_the_response(
         self, database: AsyncEngine, store: JobStore, workers: Workers, owner: Owner
     ) -> None:
         job, _ = await store.insert(new(owner))
@@ -105,56 +113,60 @@ class TestInserting:
 
 
 class TestRetention:
-    async def test_what_ended_long_ago_goes_in_batches(
+    async def test_jobs_past_their_retention_are_deleted(
         self, database: AsyncEngine, store: JobStore, retention: Retention, owner: Owner
     ) -> None:
-        made = await asyncio.gather(*(store.insert(new(owner, FACTS if n % 2 else None)) for n in range(BATCH + 50)))
-        ids = [job.id for job, _ in made]
+        inserted = await asyncio.gather(
+            *(store.insert(new(owner, FACTS if n % 2 else None)) for n in range(BATCH + 50))
+        )
+        ids = [job.id for job, _ in inserted]
         old, young, waiting = ids[: BATCH + 10], ids[BATCH + 10 : -5], ids[-5:]
         await age(database, 3601, *old)
         await age(database, 3500, *young)
         assert await retention.sweep() == len(old)
         assert await retention.sweep() == 0
         async with database.connect() as connection:
-            left = set((await connection.execute(select(JobRow.id))).scalars())
-        assert left == {*young, *waiting}
+            remaining = set((await connection.execute(select(JobRow.id))).scalars())
+        assert remaining == {*young, *waiting}
         assert await count(database, ResponseRow) == sum(n % 2 for n in range(BATCH + 10, BATCH + 50))
 
-    async def test_many_processes_sweep_at_once(
+    async def test_concurrent_sweeps_delete_each_job_once(
         self, database: AsyncEngine, store: JobStore, retention: Retention, owner: Owner
     ) -> None:
-        made = await asyncio.gather(*(store.insert(new(owner)) for _ in range(300)))
-        await age(database, 3601, *(job.id for job, _ in made))
+        inserted = await asyncio.gather(*(store.insert(new(owner)) for _ in range(300)))
+        await age(database, 3601, *(job.id for job, _ in inserted))
         assert sum(await asyncio.gather(*(retention.sweep() for _ in range(4)))) == 300
         assert await count(database, JobRow) == 0
 
-    async def test_nothing_goes_where_all_is_kept(self, database: AsyncEngine, store: JobStore, owner: Owner) -> None:
+    async def test_nothing_is_deleted_with_unlimited_retention(
+        self, database: AsyncEngine, store: JobStore, owner: Owner
+    ) -> None:
         job, _ = await store.insert(new(owner))
         await age(database, 1e9, job.id)
         assert await Retention(RetentionStore(database), keep_s=0).sweep() == 0
         assert await count(database, JobRow) == 1
 
-    async def test_what_was_not_to_be_stored_is_forgotten(
+    async def test_a_response_with_store_false_is_cleared_soon_after_its_end(
         self, database: AsyncEngine, store: JobStore, responses: ResponseStore, retention: Retention, owner: Owner
     ) -> None:
-        async def made(*, stored: bool) -> Job:
+        async def insert(*, stored: bool) -> Job:
             return (await store.insert(new(owner, replace(FACTS, stored=stored))))[0]
 
-        kept, unstored, running, fresh = [await made(stored=n == 0) for n in range(4)]
-        await age(database, 61, kept.id, unstored.id)
-        await age(database, 10, fresh.id)
+        stored, unstored, running, recent = [await insert(stored=n == 0) for n in range(4)]
+        await age(database, 61, stored.id, unstored.id)
+        await age(database, 10, recent.id)
         assert await responses.get(unstored.id, owner.project_id) is None
         assert await responses.get(unstored.id, owner.project_id, unstored=True) is not None
         assert await retention.sweep() == 1
         assert await retention.sweep() == 0
         assert await store.get(unstored.id, owner.project_id) is None
-        for job in (kept, running, fresh):
+        for job in (stored, running, recent):
             assert await store.get(job.id, owner.project_id) is not None
         async with database.connect() as connection:
-            bare = (await connection.execute(select(JobRow).where(JobRow.id == unstored.id))).one()
-        assert (bare.request, bare.output, bare.log, bare.model) == ({}, None, None, "m")
+            cleared = (await connection.execute(select(JobRow).where(JobRow.id == unstored.id))).one()
+        assert (cleared.request, cleared.output, cleared.log, cleared.model) == ({}, None, None, "m")
 
-    async def test_a_batchs_jobs_stay_until_it_has_ended(
+    async def test_the_jobs_of_an_unfinished_batch_are_not_deleted(
         self, database: AsyncEngine, store: JobStore, retention: Retention, owner: Owner
     ) -> None:
         batches, files = BatchStore(database), FileStore(database)

@@ -1,4 +1,4 @@
-"""Waiting for a job's end, and following it, where the log and the row do not agree."""
+"""Following jobs and waiting for their end, also if the log and the row differ."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def hub(redis: Redis, logs: EventLog, store: JobStore) -> AsyncIterator[St
 
 @pytest.fixture
 async def running(store: JobStore, workers: Workers, logs: EventLog, owner: Owner) -> Job:
-    """A job that has made some text."""
+    """A running job with some output."""
     job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
     await workers("w").claim(job.id)
     await logs.append([Append(job.id, 1, [STARTED, TEXT])])
@@ -47,7 +47,7 @@ async def running(store: JobStore, workers: Workers, logs: EventLog, owner: Owne
 
 
 async def finish(workers: Workers, job: Job) -> None:
-    """The row alone: as where the worker dies before the log has its last event."""
+    """End the job in its row only, as if the worker died before it appended the last event."""
     now = datetime.now(UTC)
     ending = JobResult(
         status=JobStatus.COMPLETED,
@@ -62,14 +62,14 @@ async def finish(workers: Workers, job: Job) -> None:
     assert await workers("w").finish(job.id, 1, ending)
 
 
-async def test_an_end_that_is_in_the_row_alone_is_found(hub: StreamHub, workers: Workers, running: Job) -> None:
+async def test_an_end_that_only_the_row_has_is_found(hub: StreamHub, workers: Workers, running: Job) -> None:
     await finish(workers, running)
     await asyncio.wait_for(hub.wait_for_end(running.id), WITHIN_S)
     followed = [item async for batch in hub.follow(running.id) for item in batch]
     assert [item.line() for item in followed] == [item.line() for item in (STARTED, TEXT, LAST)]
 
 
-async def test_it_is_found_by_those_who_wait_already(hub: StreamHub, workers: Workers, running: Job) -> None:
+async def test_readers_that_are_already_waiting_find_it_too(hub: StreamHub, workers: Workers, running: Job) -> None:
     waiting = asyncio.create_task(hub.wait_for_end(running.id))
     batches = hub.follow(running.id)
     assert [item.seq for item in await anext(batches)] == [1, 2]
@@ -78,10 +78,10 @@ async def test_it_is_found_by_those_who_wait_already(hub: StreamHub, workers: Wo
     assert [item.seq for item in await asyncio.wait_for(anext(batches), WITHIN_S)] == [3]
 
 
-async def test_an_end_that_is_published_wakes_who_waits(
+async def test_a_published_end_wakes_waiting_readers(
     redis: Redis, logs: EventLog, store: JobStore, workers: Workers, running: Job
 ) -> None:
-    """Without any looking again."""
+    """The resync interval is too long to find it."""
     hub = StreamHub(redis, logs, store, api_metrics(), resync_s=3600)
     receiving = asyncio.create_task(hub.run())
     waiting = asyncio.create_task(hub.wait_for_end(running.id))
@@ -94,13 +94,13 @@ async def test_an_end_that_is_published_wakes_who_waits(
     await asyncio.gather(receiving, return_exceptions=True)
 
 
-async def test_of_a_new_job_the_row_is_not_asked(
+async def test_the_row_of_a_new_job_is_not_read(
     redis: Redis, hub: StreamHub, logs: EventLog, store: JobStore, running: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    reads: list[str] = []
 
     async def archived_log(job_id: str) -> str | None:
-        asked.append(job_id)
+        reads.append(job_id)
         return None
 
     job, _ = await store.insert(NewJob(running.owner, "m", 3, GenerateRequest(prompt="x")))
@@ -110,12 +110,12 @@ async def test_of_a_new_job_the_row_is_not_asked(
     await eventually(lambda: is_followed(redis, job), "the reader follows the job")
     await logs.append([Append(job.id, 1, [STARTED, TEXT])])
     assert [item.seq for item in await asyncio.wait_for(first, WITHIN_S)] == [1, 2]
-    assert not asked
+    assert not reads
     await logs.append([Append(job.id, 1, [LAST])])
     assert [item.seq async for batch in batches for item in batch] == [3]
 
 
-async def test_the_last_event_ends_the_set_of_followers(
+async def test_the_last_event_removes_all_subscribers(
     redis: Redis, hub: StreamHub, logs: EventLog, running: Job
 ) -> None:
     readers = [asyncio.create_task(read(hub, running)) for _ in range(2)]
@@ -126,10 +126,10 @@ async def test_the_last_event_ends_the_set_of_followers(
     await asyncio.wait_for(waiting, WITHIN_S)
     assert not await redis.exists(redis_keys.followers(running.id))
     assert await read(hub, running) == [1, 2, 3]
-    assert not await redis.exists(redis_keys.followers(running.id)), "a late reader takes itself off"
+    assert not await redis.exists(redis_keys.followers(running.id)), "a late reader unsubscribes"
 
 
-async def test_who_follows_after_the_end_is_taken_off_though_another_has_still_to_leave(
+async def test_the_last_of_the_readers_unsubscribes_one_that_came_after_the_end(
     redis: Redis, hub: StreamHub, logs: EventLog, running: Job
 ) -> None:
     slow = hub.follow(running.id)

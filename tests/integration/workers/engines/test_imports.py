@@ -43,7 +43,7 @@ def worker_main(monkeypatch: pytest.MonkeyPatch) -> None:
         (["workers.engines.factory"], "pydantic"),
         (["workers.engines.openai.engine"], "aiohttp"),
         (["workers.engines.simulated.engine"], "pydantic"),
-        (VLLM, "vllm"),
+        pytest.param(VLLM, "vllm", marks=pytest.mark.vllm),
     ],
     ids=["factory", "openai", "simulated", "vllm"],
 )

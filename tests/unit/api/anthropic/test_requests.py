@@ -1,4 +1,4 @@
-"""A Messages request becomes what vLLM's own Anthropic endpoint makes of it."""
+"""Messages requests are converted as by vLLM's Anthropic endpoint."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
             {"type": "text", "text": "Be short."},
         ],
     },
-    "a system turn": {"messages": [USER, {"role": "system", "content": "Be short."}, USER]},
+    "a system message": {"messages": [USER, {"role": "system", "content": "Be short."}, USER]},
     "an empty system": {"messages": [USER], "system": ""},
-    "turns": {"messages": [USER, {"role": "assistant", "content": "High."}, USER]},
+    "several messages": {"messages": [USER, {"role": "assistant", "content": "High."}, USER]},
     "sampling": {
         "messages": [USER],
         "stop_sequences": ["\n\n", "END"],
@@ -73,7 +73,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "tools": {"messages": [USER], "tools": [TOOL, OTHER]},
     "strict tools": {"messages": [USER], "tools": [{**TOOL, "strict": True}]},
     "auto": {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "auto"}},
-    "one at a time": {
+    "no parallel calls": {
         "messages": [USER],
         "tools": [TOOL],
         "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
@@ -81,16 +81,16 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "any": {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "any"}},
     "one tool": {"messages": [USER], "tools": [TOOL, OTHER], "tool_choice": {"type": "tool", "name": "level"}},
     "no tool": {"messages": [USER], "tools": [TOOL], "tool_choice": {"type": "none"}},
-    "results of tools": {"messages": CALLED, "tools": [TOOL, OTHER]},
-    "results alone": {
+    "tool results": {"messages": CALLED, "tools": [TOOL, OTHER]},
+    "tool results only": {
         "messages": [*CALLED[:2], {"role": "user", "content": CALLED[2]["content"][:2]}],
         "tools": [TOOL, OTHER],
     },
     "thinking": {"messages": [USER], "thinking": {"type": "enabled", "budget_tokens": 2048}},
-    "no thinking": {"messages": [USER], "thinking": {"type": "disabled"}},
+    "thinking disabled": {"messages": [USER], "thinking": {"type": "disabled"}},
     "adaptive thinking": {"messages": [USER], "thinking": {"type": "adaptive"}},
     "effort": {"messages": [USER], "thinking": {"type": "adaptive"}, "output_config": {"effort": "xhigh"}},
-    "effort and no thinking": {
+    "effort with thinking disabled": {
         "messages": [USER],
         "thinking": {"type": "disabled"},
         "output_config": {"effort": "high"},
@@ -102,85 +102,85 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-def ours(request: dict[str, Any]) -> dict[str, Any]:
-    """Our request, under OpenAI's names."""
-    made = generate_request(MessagesRequest.model_validate(request))
-    assert made.messages is not None
-    assert made.chat is not None
-    choice = made.chat.tool_choice
+def converted(request: dict[str, Any]) -> dict[str, Any]:
+    """Our engine request, with OpenAI's parameter names."""
+    engine_request = generate_request(MessagesRequest.model_validate(request))
+    assert engine_request.messages is not None
+    assert engine_request.chat is not None
+    choice = engine_request.chat.tool_choice
     return {
-        "messages": [message.model_dump(exclude_none=True) for message in made.messages],
-        "tools": [tool.model_dump(exclude_none=True) for tool in made.chat.tools or ()],
+        "messages": [message.model_dump(exclude_none=True) for message in engine_request.messages],
+        "tools": [tool.model_dump(exclude_none=True) for tool in engine_request.chat.tools or ()],
         "tool_choice": {"type": "function", "function": choice} if isinstance(choice, dict) else choice,
-        "parallel_tool_calls": made.chat.parallel_tool_calls,
-        "reasoning_effort": made.chat.reasoning_effort,
-        "json_schema": made.structured_outputs.json_schema if made.structured_outputs else None,
-        "sampling": made.sampling.model_dump(exclude_unset=True),
+        "parallel_tool_calls": engine_request.chat.parallel_tool_calls,
+        "reasoning_effort": engine_request.chat.reasoning_effort,
+        "json_schema": engine_request.structured_outputs.json_schema if engine_request.structured_outputs else None,
+        "sampling": engine_request.sampling.model_dump(exclude_unset=True),
     }
 
 
-def vllms(request: dict[str, Any]) -> dict[str, Any]:
-    """vLLM's, in the same form. Text parts of a message are joined as its renderer joins them."""
+def converted_by_vllm(request: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's request in the same form. Text parts of a message are joined as by its renderer."""
     protocol = pytest.importorskip("vllm.entrypoints.anthropic.protocol")
     serving = pytest.importorskip("vllm.entrypoints.anthropic.serving")
     chat = serving.AnthropicServingMessages.to_chat_completion_request(
         protocol.AnthropicMessagesRequest.model_validate(request)
     )
-    made = chat.model_dump(exclude_none=True)
+    engine_request = chat.model_dump(exclude_none=True)
     messages = []
-    for message in made["messages"]:
+    for message in engine_request["messages"]:
         message = {name: list(value) if name == "tool_calls" else value for name, value in message.items()}
         if isinstance(message.get("content"), list):
             message["content"] = "\n".join(part["text"] for part in message["content"])
         messages.append(message)
-    given = {
-        "max_tokens": made["max_tokens"],
-        "stop": made.get("stop"),
-        **{name: made.get(name) for name in ("temperature", "top_k", "top_p", "thinking_token_budget")},
+    sampling = {
+        "max_tokens": engine_request["max_tokens"],
+        "stop": engine_request.get("stop"),
+        **{name: engine_request.get(name) for name in ("temperature", "top_k", "top_p", "thinking_token_budget")},
     }
-    schema = made.get("response_format", {}).get("json_schema", {})
+    schema = engine_request.get("response_format", {}).get("json_schema", {})
     return {
         "messages": messages,
-        "tools": made.get("tools", []),
-        "tool_choice": made.get("tool_choice"),
-        "parallel_tool_calls": made.get("parallel_tool_calls", True),
-        "reasoning_effort": made.get("reasoning_effort"),
+        "tools": engine_request.get("tools", []),
+        "tool_choice": engine_request.get("tool_choice"),
+        "parallel_tool_calls": engine_request.get("parallel_tool_calls", True),
+        "reasoning_effort": engine_request.get("reasoning_effort"),
         "json_schema": schema.get("schema", schema.get("json_schema")),
-        "sampling": {name: value for name, value in given.items() if value not in (None, [])},
+        "sampling": {name: value for name, value in sampling.items() if value not in (None, [])},
     }
 
 
-def normal(made: dict[str, Any]) -> dict[str, Any]:
-    """Arguments are JSON; how it is spaced is no difference."""
+def normalized(request: dict[str, Any]) -> dict[str, Any]:
+    """Parse the arguments of calls, so that JSON formatting is ignored."""
     import json
 
-    for message in made["messages"]:
+    for message in request["messages"]:
         for call in message.get("tool_calls", ()):
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    return made
+    return request
 
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_request_becomes_what_vllm_makes_of_it(name: str) -> None:
+def test_requests_are_converted_as_by_vllm(name: str) -> None:
     request = {"model": "m", "max_tokens": 4096, **REQUESTS[name]}
-    assert normal(ours(request)) == normal(vllms(request))
+    assert normalized(converted(request)) == normalized(converted_by_vllm(request))
 
 
-def test_an_assistants_last_turn_is_gone_on_with() -> None:
-    """Where we part from vLLM's endpoint, which would begin a new turn."""
-    made = generate_request(
+def test_a_final_assistant_message_is_continued() -> None:
+    """Unlike vLLM's endpoint, which starts a new message."""
+    engine_request = generate_request(
         MessagesRequest.model_validate(
             {"model": "m", "max_tokens": 5, "messages": [USER, {"role": "assistant", "content": "It is ("}]}
         )
     )
-    assert made.chat is not None
-    assert (made.chat.continue_final_message, made.chat.add_generation_prompt) == (True, False)
+    assert engine_request.chat is not None
+    assert (engine_request.chat.continue_final_message, engine_request.chat.add_generation_prompt) == (True, False)
 
 
-def test_messages_that_say_nothing_are_refused() -> None:
+def test_empty_messages_are_rejected() -> None:
     body = CountTokensRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": ""}]})
-    with pytest.raises(InvalidRequest, match="none of them says anything"):
+    with pytest.raises(InvalidRequest, match="all messages are empty"):
         conversation(body)
 
 
@@ -188,18 +188,18 @@ def test_messages_that_say_nothing_are_refused() -> None:
     ("changes", "words"),
     [
         ({"tool_choice": {"type": "tool", "name": "x"}, "tools": [TOOL]}, "'x', which is not in tools"),
-        ({"tool_choice": {"type": "any"}}, "needs tools"),
-        ({"tool_choice": {"type": "tool"}, "tools": [TOOL]}, "goes with type `tool`"),
-        ({"tools": [TOOL, TOOL]}, "must differ"),
+        ({"tool_choice": {"type": "any"}}, "requires tools"),
+        ({"tool_choice": {"type": "tool"}, "tools": [TOOL]}, "required with type `tool`"),
+        ({"tools": [TOOL, TOOL]}, "must be unique"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "custom"),
         ({"thinking": {"type": "enabled"}}, "budget_tokens is required"),
         ({"thinking": {"type": "enabled", "budget_tokens": 4096}}, "less than max_tokens=4096, got 4096"),
         ({"messages": [USER, CALLED[1]]}, "tool_result"),
-        ({"messages": [{"role": "user", "content": CALLED[1]["content"]}]}, "cannot stand in a message of role user"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "this model takes text only"),
+        ({"messages": [{"role": "user", "content": CALLED[1]["content"]}]}, "not allowed in a message of role user"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "accepts text only"),
         ({"mcp_servers": []}, "Extra inputs"),
     ],
 )
-def test_what_cannot_be_done_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_invalid_requests_are_rejected(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         MessagesRequest.model_validate({"model": "m", "max_tokens": 4096, "messages": [USER], **changes})

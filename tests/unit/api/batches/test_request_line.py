@@ -1,4 +1,4 @@
-"""A batch's lines: read from anywhere, checked as their endpoint checks them, refused with their numbers."""
+"""Reading, parsing and validating the lines of a batch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def jsonl(*lines: Any) -> bytes:
 
 
 @given(some.lists(some.binary(max_size=20)))
-async def test_lines_are_those_of_the_whole(pieces: list[bytes]) -> None:
+async def test_chunk_boundaries_do_not_affect_the_lines(pieces: list[bytes]) -> None:
     whole = b"".join(pieces)
     expected = whole.split(b"\n")
     if expected[-1] == b"":
@@ -60,29 +60,29 @@ async def test_lines_are_those_of_the_whole(pieces: list[bytes]) -> None:
 
 
 @given(some.lists(some.sampled_from([b"one", b"", b"\r", b"two two", "🌊".encode()]), min_size=1))
-async def test_reading_goes_on_at_any_line(texts: list[bytes]) -> None:
+async def test_reading_resumes_at_any_line(texts: list[bytes]) -> None:
     whole = b"\n".join(texts)
     lines = await all_lines([whole])
     for position, line in enumerate(lines):
-        assert await all_lines([whole[line.then.offset :]], line.then) == lines[position + 1 :]
+        assert await all_lines([whole[line.next.offset :]], line.next) == lines[position + 1 :]
 
 
-async def test_a_long_line_is_told_and_not_kept() -> None:
+async def test_a_long_line_is_reported_without_its_data() -> None:
     lines = await all_lines([b"x" * 6, b"x" * 6 + b"\nok\n" + b"y" * 11], limit=10)
     assert [(line.number, line.data) for line in lines] == [(1, None), (2, b"ok"), (3, None)]
-    assert lines[1].then == Position(3, 16)
+    assert lines[1].next == Position(3, 16)
 
 
-# Checking
+# Parsing
 
 
-def test_a_chat_request_becomes_a_job_of_the_lowest_priority() -> None:
+def test_a_chat_request_becomes_a_job_with_the_lowest_priority() -> None:
     body = {**request()["body"], "priority": 0, "metadata": {"a": "b"}}
-    found = parse(Line(7, jsonl(request("x\u0000🌊", body=body)), Position(8)), CHAT)
-    assert found.custom_id == "x\u0000🌊"
-    assert (found.job.line, found.job.model, found.job.metadata) == (7, "sim", {"a": "b"})
-    assert found.job.request.priority == 9
-    assert found.job.request.sampling.max_tokens == 4
+    parsed = parse(Line(7, jsonl(request("x\u0000🌊", body=body)), Position(8)), CHAT)
+    assert parsed.custom_id == "x\u0000🌊"
+    assert (parsed.job.line, parsed.job.model, parsed.job.metadata) == (7, "sim", {"a": "b"})
+    assert parsed.job.request.priority == 9
+    assert parsed.job.request.sampling.max_tokens == 4
 
 
 def test_a_completion_has_its_endpoints_defaults() -> None:
@@ -128,40 +128,40 @@ def without(name: str) -> dict[str, Any]:
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_what_cannot_run_is_refused(registry: Registry, line: Any, code: str, param: str | None) -> None:
+def test_invalid_lines_are_rejected(registry: Registry, line: Any, code: str, param: str | None) -> None:
     data = line if isinstance(line, bytes) else json.dumps(line).encode()
-    with pytest.raises(LineRejected) as refused:
+    with pytest.raises(LineRejected) as rejected:
         parse(Line(12, data, Position(13)), CHAT, registry)
-    error = refused.value.error
+    error = rejected.value.error
     assert (error.code, error.line, error.param) == (code, 12, param)
     assert error.message
 
 
-def test_a_line_that_was_too_long_is_refused() -> None:
-    with pytest.raises(LineRejected, match="longer"):
+def test_a_line_without_data_is_rejected_as_too_long() -> None:
+    with pytest.raises(LineRejected, match="exceeds the maximum size"):
         parse(Line(1, None, Position(2)), CHAT)
 
 
 async def check(registry: Registry, data: bytes) -> tuple[int, list[tuple[str, int | None]]]:
-    found = await validate(read_lines(chunks_of([data]), Position(), LIMIT), CHAT, registry)
-    return found.requests, [(error.code, error.line) for error in found.errors]
+    validation = await validate(read_lines(chunks_of([data]), Position(), LIMIT), CHAT, registry)
+    return validation.requests, [(error.code, error.line) for error in validation.errors]
 
 
-async def test_blank_lines_are_skipped_and_counted(registry: Registry) -> None:
+async def test_blank_lines_are_skipped_but_numbered(registry: Registry) -> None:
     data = jsonl(request("a"), b"", b"  \r", request("b"), b"oops") + b"\n"
     assert await check(registry, data) == (3, [("invalid_json_line", 5)])
 
 
-async def test_a_custom_id_is_one_lines_only(registry: Registry) -> None:
+async def test_custom_ids_must_be_unique(registry: Registry) -> None:
     assert await check(registry, jsonl(request("a"), request("b"), request("a"))) == (3, [("duplicate_custom_id", 3)])
 
 
 @pytest.mark.parametrize("data", [b"\n", b"\n \n\r\n"])
-async def test_a_file_without_requests_is_refused(registry: Registry, data: bytes) -> None:
+async def test_a_file_without_requests_is_rejected(registry: Registry, data: bytes) -> None:
     assert await check(registry, data) == (0, [("empty_file", None)])
 
 
-async def test_the_first_errors_are_told(registry: Registry) -> None:
+async def test_the_number_of_reported_errors_is_limited(registry: Registry) -> None:
     _, errors = await check(registry, b"oops\n" * 1000)
     assert errors == [("invalid_json_line", line) for line in range(1, MAX_ERRORS + 1)]
 
@@ -170,11 +170,11 @@ async def test_the_first_errors_are_told(registry: Registry) -> None:
 
 
 def response(**body: Any) -> dict[str, Any]:
-    whole = {"model": "sim", "input": "the mill", **body}
-    return {"custom_id": "a", "method": "POST", "url": RESPONSES, "body": whole}
+    body = {"model": "sim", "input": "the mill", **body}
+    return {"custom_id": "a", "method": "POST", "url": RESPONSES, "body": body}
 
 
-async def test_a_response_becomes_the_job_that_it_would_alone(registry: Registry) -> None:
+async def test_a_response_line_becomes_the_same_job_as_a_single_call(registry: Registry) -> None:
     (line,) = await all_lines([jsonl(response(instructions="Be brief.", max_output_tokens=5, metadata={"a": "b"}))])
     job = parse(line, RESPONSES, registry).job
     assert job.request.messages is not None
@@ -197,10 +197,8 @@ async def test_a_response_becomes_the_job_that_it_would_alone(registry: Registry
     ],
     ids=str,
 )
-async def test_a_response_that_a_batch_cannot_make_is_refused(
-    registry: Registry, body: dict[str, Any], param: str
-) -> None:
+async def test_unsupported_response_lines_are_rejected(registry: Registry, body: dict[str, Any], param: str) -> None:
     (line,) = await all_lines([jsonl(response(**body))])
-    with pytest.raises(LineRejected) as refused:
+    with pytest.raises(LineRejected) as rejected:
         parse(line, RESPONSES, registry)
-    assert (refused.value.error.line, refused.value.error.param) == (1, param)
+    assert (rejected.value.error.line, rejected.value.error.param) == (1, param)

@@ -1,4 +1,4 @@
-"""Forms, read as they come."""
+"""Streaming parser for multipart forms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def parts(data: bytes, size: int = 7, content_type: str = TYPE) -> list[tu
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 10_000])
-async def test_any_chunks_give_the_same_parts(size: int) -> None:
+async def test_chunk_boundaries_do_not_affect_the_parts(size: int) -> None:
     assert await parts(FORM, size) == [
         (Part("purpose", None), b"batch"),
         (Part("file", "Mühle.jsonl"), b"line one\r\n--b0und\n\r\n"),
@@ -54,6 +54,6 @@ async def test_any_chunks_give_the_same_parts(size: int) -> None:
         (FORM, "multipart/form-data; boundary=" + "b" * 5000),
     ],
 )
-async def test_what_is_no_form_is_refused(data: bytes, content_type: str) -> None:
+async def test_invalid_forms_are_rejected(data: bytes, content_type: str) -> None:
     with pytest.raises(InvalidRequest):
         await parts(data, content_type=content_type)

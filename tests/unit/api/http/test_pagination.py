@@ -1,4 +1,4 @@
-"""Pages: where they end, and what announces the next."""
+"""Pagination."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ITEMS = [{"id": "a"}, {"id": "b"}, {"id": "c"}]
 
 
 @pytest.mark.parametrize(("limit", "size", "more"), [(2, 2, True), (3, 3, False), (4, 3, False)])
-async def test_a_page_reads_one_item_more_to_know_whether_others_follow(limit: int, size: int, more: bool) -> None:
+async def test_a_page_reads_one_extra_item_to_set_has_more(limit: int, size: int, more: bool) -> None:
     counts: list[int] = []
 
     async def fetch(count: int) -> list[dict[str, str]]:
@@ -24,7 +24,7 @@ async def test_a_page_reads_one_item_more_to_know_whether_others_follow(limit: i
     assert counts == [limit + 1]
 
 
-def test_a_view_names_the_first_and_the_last_item() -> None:
+def test_a_view_has_the_ids_of_its_first_and_last_item() -> None:
     view = PageView[str].of(cut_page(ITEMS, 2), itemgetter("id"), itemgetter("id"))
     assert view.model_dump() == {
         "object": "list",
@@ -35,14 +35,14 @@ def test_a_view_names_the_first_and_the_last_item() -> None:
     }
 
 
-def test_an_empty_page_names_no_item() -> None:
+def test_an_empty_page_has_no_ids() -> None:
     view = PageView[str].of(Page([], has_more=False), itemgetter("id"), itemgetter("id"))
     assert (view.data, view.first_id, view.last_id, view.has_more) == ([], None, None, False)
 
 
-def test_after_must_be_an_id_of_the_kind() -> None:
+def test_after_must_be_a_valid_id() -> None:
     check_after(None, "job", str.isdigit)
     check_after("7", "job", str.isdigit)
-    with pytest.raises(InvalidRequest, match=r"^after: must be a job's id, got 'x'$") as caught:
+    with pytest.raises(InvalidRequest, match=r"^after: must be a job id, got 'x'$") as caught:
         check_after("x", "job", str.isdigit)
     assert caught.value.param == "after"

@@ -1,4 +1,4 @@
-"""A hostile body costs little: a list stops at its first error, and objects of very many members are refused."""
+"""Hostile bodies are cheap: lists stop at their first error, and objects with too many members are rejected."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ MANY = 2_000
 
 
 def schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """A core schema and all that it is made of."""
+    """Yield a core schema and all schemas inside it."""
     if isinstance(schema, dict):
         if isinstance(schema.get("type"), str):
             yield schema
         for name, part in schema.items():
-            if name != "json_schema_input_schema":  # documents, and checks nothing
+            if name != "json_schema_input_schema":  # for documentation only
                 yield from schemas(part)
     elif isinstance(schema, list):
         for part in schema:
@@ -49,7 +49,7 @@ def schemas(schema: Any) -> Iterator[dict[str, Any]]:
     dict.fromkeys(field.field_info.annotation for route in ROUTES for field in [route.body_field] if field is not None),
     ids=lambda body: body.__name__,
 )
-def test_every_list_of_a_request_stops_at_its_first_error(body: type[BaseModel]) -> None:
+def test_every_list_in_a_request_stops_at_its_first_error(body: type[BaseModel]) -> None:
     lists = [
         schema
         for schema in schemas(body.__pydantic_core_schema__)
@@ -61,34 +61,34 @@ def test_every_list_of_a_request_stops_at_its_first_error(body: type[BaseModel])
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
 @pytest.mark.parametrize("field", ["messages", "prompt", "stop", "stop_sequences", "tools", "system", "n"])
 @pytest.mark.parametrize("item", [{}, 1, None, [{}], {"role": "user", "content": [{}] * MANY}])
-def test_a_list_of_faults_is_few_errors(body: type[BaseModel], field: str, item: object) -> None:
-    """Thousands of token ids are no fault; what is one is told by a few errors."""
-    faults = 0
+def test_a_list_of_invalid_items_has_few_errors(body: type[BaseModel], field: str, item: object) -> None:
+    """The exception is a prompt of thousands of token ids, which is valid."""
+    errors = 0
     try:
         body.model_validate({"model": "m", field: [item] * MANY})
-    except ValidationError as refused:
-        faults = refused.error_count()
-    assert faults < 20
-    assert faults or (field, item) == ("prompt", 1)
+    except ValidationError as invalid:
+        errors = invalid.error_count()
+    assert errors < 20
+    assert errors or (field, item) == ("prompt", 1)
 
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.body_field], ids=lambda route: route.path)
-def test_every_body_is_read_so(route: APIRoute) -> None:
+def test_every_route_with_a_body_is_a_json_route(route: APIRoute) -> None:
     assert isinstance(route, JsonRoute)
 
 
 @pytest.mark.parametrize("wrapped", ["%s", '{"a": [%s]}', '[[{"b": %s}]]'])
-def test_an_object_of_very_many_members_is_refused(wrapped: str) -> None:
+def test_an_object_with_too_many_members_is_rejected(wrapped: str) -> None:
     def text(members: int) -> bytes:
         return (wrapped % json.dumps({str(number): 0 for number in range(members)})).encode()
 
     assert loads(text(MAX_MEMBERS)) == json.loads(text(MAX_MEMBERS))
-    with pytest.raises(InvalidRequest, match=f"{MAX_MEMBERS + 1} members; {MAX_MEMBERS} are allowed"):
+    with pytest.raises(InvalidRequest, match=f"{MAX_MEMBERS + 1} members; the maximum is {MAX_MEMBERS}"):
         loads(text(MAX_MEMBERS + 1))
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}"), ('[{"a": ', "}]")])
-def test_what_is_nested_very_deeply_is_refused(opening: str, closing: str) -> None:
+def test_deeply_nested_json_is_rejected(opening: str, closing: str) -> None:
     def text(levels: int) -> bytes:
         times = levels // len(closing)
         return (opening * times + "1" + closing * times).encode()

@@ -1,4 +1,4 @@
-"""Counting prompts at submit: as the engine counts, and never with the template's code let loose."""
+"""Prompts are counted as by the engine, with the chat template in a sandbox."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXTS = some.text(max_size=60)
 
 
 def model_folder(folder: Path, template: str | None) -> Path:
-    """A model's files as far as the API reads them: a token is a word."""
+    """Write the model files that the API reads. A token is a word."""
     tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -50,21 +50,21 @@ def chat(*contents: str, max_tokens: int | None = None) -> GenerateRequest:
 @hypothesis.given(
     request=some.builds(chat, TEXTS, TEXTS) | some.builds(lambda text: GenerateRequest(prompt=text), TEXTS)
 )
-async def test_the_simulated_engine_counts_the_same(request: GenerateRequest) -> None:
+async def test_simulated_tokens_match_the_simulated_engine(request: GenerateRequest) -> None:
     options = SimulatedOptions(ttft_ms=0, itl_ms=0, default_tokens=1)
     engine = SimulatedEngine(SimulatedModel(name="sim", engine="simulated", options=options))
     info = [item async for item in engine.generate("x", request) if isinstance(item, PromptInfo)]
     assert [item.prompt_tokens for item in info] == [count_words(request)]
 
 
-def test_a_conversation_is_rendered_before_it_is_counted(tmp_path: Path) -> None:
+def test_a_conversation_is_counted_with_its_template(tmp_path: Path) -> None:
     counter = TokenCounter(model_folder(tmp_path, TEMPLATE))
     assert counter.count(chat("one two")) == 4  # <user> one two <assistant>
     assert counter.count(chat("one", "two")) == 5  # <user> one <user> two <assistant>
     assert counter.count(GenerateRequest(prompt="one two three")) == 3
 
 
-def test_a_template_file_goes_before_the_configs(tmp_path: Path) -> None:
+def test_a_template_file_takes_precedence_over_the_config(tmp_path: Path) -> None:
     model_folder(tmp_path, TEMPLATE)
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }} fixed")
     assert TokenCounter(tmp_path).count(chat("one two three")) == 2
@@ -83,27 +83,27 @@ def test_without_a_template_a_conversation_is_not_counted(tmp_path: Path) -> Non
         ([Message(role="tool", content="one", tool_call_id="a")], None),
     ],
 )
-def test_more_than_turns_of_text_is_the_workers_to_count(
+def test_conversations_with_more_than_text_are_not_counted(
     tmp_path: Path, messages: list[Message], chat_options: ChatOptions | None
 ) -> None:
     request = GenerateRequest(messages=messages, chat=chat_options)
     assert TokenCounter(model_folder(tmp_path, TEMPLATE)).count(request) is None
 
 
-def test_so_is_what_a_template_needs_and_does_not_find_here(tmp_path: Path) -> None:
+def test_a_template_that_needs_the_engine_is_not_counted(tmp_path: Path) -> None:
     assert TokenCounter(model_folder(tmp_path, "{{ strftime_now('%d') }}")).count(chat("one")) is None
 
 
-def test_a_template_that_refuses_is_told(tmp_path: Path) -> None:
+def test_a_conversation_that_the_template_rejects_is_an_error(tmp_path: Path) -> None:
     counter = TokenCounter(model_folder(tmp_path, "{{ raise_exception('roles must alternate') }}"))
-    with pytest.raises(InvalidRequest, match="chat template refuses this: roles must alternate") as caught:
+    with pytest.raises(InvalidRequest, match="chat template rejects the conversation: roles must alternate") as caught:
         counter.count(chat("one"))
     assert caught.value.param == "messages"
 
 
-def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
+def test_a_template_cannot_escape_the_sandbox(tmp_path: Path) -> None:
     counter = TokenCounter(model_folder(tmp_path, "{{ ''.__class__.__mro__[1].__subclasses__() }}"))
-    with pytest.raises(InvalidRequest, match="chat template refuses this"):
+    with pytest.raises(InvalidRequest, match="chat template rejects the conversation"):
         counter.count(chat("one"))
 
 
@@ -111,7 +111,7 @@ def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
     ("words", "max_tokens", "param"),
     [(297, 300, None), (298, 1, "messages"), (298, None, "messages"), (297, None, None), (1, 301, "max_tokens")],
 )
-async def test_prompt_and_answer_share_the_context(
+async def test_prompt_and_output_share_the_context(
     tmp_path: Path, words: int, max_tokens: int | None, param: str | None
 ) -> None:
     model_folder(tmp_path, TEMPLATE)
@@ -131,7 +131,7 @@ async def test_prompt_and_answer_share_the_context(
     [ChatSettings(chat_template="other.jinja"), ChatSettings(default_chat_template_kwargs={"a": 1})],
     ids=str,
 )
-async def test_a_conversation_that_is_rendered_otherwise_is_not_counted(tmp_path: Path, settings: ChatSettings) -> None:
+async def test_a_conversation_with_a_configured_template_is_not_counted(tmp_path: Path, settings: ChatSettings) -> None:
     model = VllmModel(
         name="m",
         engine="vllm",
@@ -145,12 +145,12 @@ async def test_a_conversation_that_is_rendered_otherwise_is_not_counted(tmp_path
         await check.check("m", GenerateRequest(prompt="word " * 1000))
 
 
-async def test_a_model_whose_files_are_elsewhere_is_not_counted() -> None:
+async def test_prompts_of_a_model_without_local_files_are_not_counted() -> None:
     model = VllmModel(name="m", engine="vllm", model="org/on-the-hub", options={"max_model_len": 10})
     await ContextWindow(Registry({"m": model})).check("m", chat("word " * 1000))
 
 
-async def test_of_an_upstreams_model_max_tokens_alone_is_looked_at() -> None:
+async def test_only_max_tokens_is_checked_for_upstream_models() -> None:
     url = "http://127.0.0.1:1/v1"
     models = {
         "limited": OpenAIOptions(base_url=url, max_model_len=10),

@@ -1,4 +1,4 @@
-"""Events become OpenAI's chunks: of one job, and of several that are the prompts of one call."""
+"""Conversion of events to OpenAI's chunks, for one job and for the jobs of a call with several prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from api.openai.chunks import DONE, frames
 from api.openai.completions import CHAT, TEXT, Dialect
-from api.streaming.errors import CutShort
+from api.streaming.errors import StreamAborted
 from shared.domain.events import CallDelta, Delta, Event, EventType, delta_event, event
 from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
@@ -22,23 +22,23 @@ USAGE = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": 2}
 
 
 def job(number: int = 1, **request: Any) -> Job:
-    asked = GenerateRequest(messages=[Message(role="user", content="x")], **request)
-    return Job(f"job_{number:032d}", Owner(1, 1), "m", JobStatus.QUEUED, 3, asked, datetime.now(UTC))
+    generate = GenerateRequest(messages=[Message(role="user", content="x")], **request)
+    return Job(f"job_{number:032d}", Owner(1, 1), "m", JobStatus.QUEUED, 3, generate, datetime.now(UTC))
 
 
 def log(
     *deltas: Delta, counted: bool = False, end: EventType = EventType.COMPLETED, fingerprint: str | None = None
 ) -> list[Event]:
-    told: dict[str, Any] = {"usage": USAGE}
+    payload: dict[str, Any] = {"usage": USAGE}
     if end is EventType.FAILED:
-        told["error"] = {"message": "no", "code": "engine_error"}
-    made = [delta_event(seq, delta, with_count=counted) for seq, delta in enumerate(deltas, 2)]
+        payload["error"] = {"message": "no", "code": "engine_error"}
+    events = [delta_event(seq, delta, with_count=counted) for seq, delta in enumerate(deltas, 2)]
     started = {"attempt": 1, "worker": "w"} | ({"fingerprint": fingerprint} if fingerprint else {})
-    return [event(1, EventType.STARTED, started), *made, event(9, end, told)]
+    return [event(1, EventType.STARTED, started), *events, event(9, end, payload)]
 
 
 async def batches(events: Sequence[Event], gate: asyncio.Event | None = None) -> AsyncIterator[list[Event]]:
-    """One event a batch; the first waits for the gate."""
+    """Yield batches of one event, once the gate is open."""
     if gate is not None:
         await gate.wait()
     for item in events:
@@ -46,24 +46,24 @@ async def batches(events: Sequence[Event], gate: asyncio.Event | None = None) ->
 
 
 async def chunks_of(
-    face: Dialect, jobs: list[Job], logs: list[list[Event]], *, left: list[Job] | None = None, **options: Any
+    dialect: Dialect, jobs: list[Job], logs: list[list[Event]], *, unfinished: list[Job] | None = None, **options: Any
 ) -> list[Any]:
-    """What was sent: chunks, and `[DONE]` as a text; `left` gets the jobs that the stream left running."""
+    """Return the chunks, and `[DONE]` as a string. The jobs of a `StreamAborted` are added to `unfinished`."""
     sent = b""
     try:
-        async for frame in frames(face, jobs, [batches(events) for events in logs], **options):
+        async for frame in frames(dialect, jobs, [batches(events) for events in logs], **options):
             sent += frame
-    except CutShort as cut:
-        if left is None:
+    except StreamAborted as aborted:
+        if unfinished is None:
             raise
-        left.extend(cut.left)
+        unfinished.extend(aborted.unfinished)
     return [
         "[DONE]" if frame + b"\n\n" == DONE else orjson.loads(frame.removeprefix(b"data: "))
         for frame in sent.split(b"\n\n")[:-1]
     ]
 
 
-async def test_a_chat() -> None:
+async def test_chat_chunks() -> None:
     first, text, last, done = await chunks_of(
         CHAT, [job()], [log(Delta(0, "Müh", (1,)), Delta(0, "le", (2,), "stop"), fingerprint="fp_1")]
     )
@@ -83,7 +83,7 @@ async def test_a_chat() -> None:
     assert first["id"] == text["id"] == last["id"] == "chatcmpl-" + "1".zfill(32)
 
 
-async def test_what_is_more_than_text() -> None:
+async def test_reasoning_and_tool_calls_have_their_own_deltas() -> None:
     deltas = (
         Delta(0, reasoning="so", token_ids=(1,)),
         Delta(0, tool_calls=(CallDelta(0, "c", "f", '{"a"'),), token_ids=(2,)),
@@ -102,7 +102,7 @@ async def test_what_is_more_than_text() -> None:
 async def test_a_chunk_has_one_fragment_of_a_call() -> None:
     calls = (CallDelta(0, arguments="}"), CallDelta(1, "d", "g", "{}"))
     delta = Delta(0, "and", (1, 2), "tool_calls", tool_calls=calls, prompt_tokens=3)
-    chunks = await chunks_of(CHAT, [job()], [log(delta, counted=True)], usage_in_the_end=True, usage_always=True)
+    chunks = await chunks_of(CHAT, [job()], [log(delta, counted=True)], include_usage=True, continuous_usage=True)
     assert [chunk["choices"][0]["delta"] for chunk in chunks[1:-2]] == [
         {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}], "content": "and"},
         {"tool_calls": [{"index": 1, "id": "d", "type": "function", "function": {"name": "g", "arguments": "{}"}}]},
@@ -111,18 +111,18 @@ async def test_a_chunk_has_one_fragment_of_a_call() -> None:
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks[:-2]] == [0, 2, 2, 2]
 
 
-async def test_usage_in_the_end_and_with_every_chunk() -> None:
+async def test_usage_is_sent_at_the_end_or_with_every_chunk() -> None:
     deltas = (Delta(0, "a", (1, 2), prompt_tokens=3), Delta(0, "b", (3,), "stop"))
-    chunks = await chunks_of(CHAT, [job()], [log(*deltas, fingerprint="fp_1")], usage_in_the_end=True)
+    chunks = await chunks_of(CHAT, [job()], [log(*deltas, fingerprint="fp_1")], include_usage=True)
     assert [chunk["usage"] for chunk in chunks[:-2]] == [None] * 3
     assert (chunks[-2]["choices"], chunks[-2]["usage"]["total_tokens"]) == ([], 5)
     assert [chunk["system_fingerprint"] for chunk in chunks[:-1] if "system_fingerprint" in chunk] == ["fp_1"]
-    chunks = await chunks_of(CHAT, [job()], [log(*deltas, counted=True)], usage_in_the_end=True, usage_always=True)
-    told = [chunk["usage"] for chunk in chunks[:-2]]
-    assert [(usage["prompt_tokens"], usage["completion_tokens"]) for usage in told] == [(3, 0), (3, 2), (3, 3)]
+    chunks = await chunks_of(CHAT, [job()], [log(*deltas, counted=True)], include_usage=True, continuous_usage=True)
+    usages = [chunk["usage"] for chunk in chunks[:-2]]
+    assert [(usage["prompt_tokens"], usage["completion_tokens"]) for usage in usages] == [(3, 0), (3, 2), (3, 3)]
 
 
-async def test_several_prompts_are_numbered_in_their_order_as_they_come() -> None:
+async def test_choices_of_several_prompts_are_sent_as_they_arrive_with_their_own_index() -> None:
     jobs = [job(number, sampling=Sampling(n=2)) for number in (1, 2)]
     logs = [
         log(Delta(0, f"{name}0", (1,), "stop"), Delta(1, f"{name}1", (2,), "length"), end=EventType.INCOMPLETE)
@@ -131,79 +131,79 @@ async def test_several_prompts_are_numbered_in_their_order_as_they_come() -> Non
     gate = asyncio.Event()
     streams = [batches(logs[0], gate), batches(logs[1])]
     sent: list[Any] = []
-    async for frame in frames(TEXT, jobs, streams, usage_in_the_end=True):
-        sent += [one for one in frame.split(b"\n\n") if one]
+    async for frame in frames(TEXT, jobs, streams, include_usage=True):
+        sent += [part for part in frame.split(b"\n\n") if part]
         if len(sent) == 2:
-            gate.set()  # the second prompt was not held up by the first
-    chunks = [orjson.loads(one.removeprefix(b"data: ")) for one in sent[:-1]]
+            gate.set()  # the first prompt did not delay the second
+    chunks = [orjson.loads(part.removeprefix(b"data: ")) for part in sent[:-1]]
     assert [chunk["choices"][0]["index"] for chunk in chunks[:-1]] == [2, 3, 0, 1]
     assert {chunk["id"] for chunk in chunks} == {"cmpl-" + "1".zfill(32)}
     assert chunks[-1]["usage"]["completion_tokens"] == 4
     assert sent[-1] + b"\n\n" == DONE
 
 
-async def test_one_that_fails_ends_the_call() -> None:
+async def test_a_failed_job_ends_the_stream() -> None:
     logs = [log(Delta(0, "a", (1,), "stop")), log(end=EventType.FAILED)]
-    told = await chunks_of(TEXT, [job(1), job(2)], logs)
-    assert told[-1]["error"]["code"] == "engine_error"
-    assert "[DONE]" not in told
+    chunks = await chunks_of(TEXT, [job(1), job(2)], logs)
+    assert chunks[-1]["error"]["code"] == "engine_error"
+    assert "[DONE]" not in chunks
 
 
-async def test_one_that_fails_leaves_those_that_run() -> None:
+async def test_a_failed_job_reports_the_unfinished_jobs() -> None:
     jobs = [job(1), job(2)]
     streams = [batches(log(), asyncio.Event()), batches(log(end=EventType.FAILED))]
-    with pytest.raises(CutShort) as cut:
+    with pytest.raises(StreamAborted) as aborted:
         async for _ in frames(TEXT, jobs, streams):
             pass
-    assert cut.value.left == jobs[:1]
+    assert aborted.value.unfinished == jobs[:1]
 
 
-async def test_a_stream_that_breaks_is_told_of() -> None:
-    async def breaks() -> AsyncIterator[list[Event]]:
+async def test_an_error_of_a_stream_is_raised() -> None:
+    async def broken() -> AsyncIterator[list[Event]]:
         yield log()[:1]
-        raise ConnectionError("away")
+        raise ConnectionError("unavailable")
 
     with pytest.raises(ConnectionError):
-        async for _ in frames(TEXT, [job(1), job(2)], [batches(log()), breaks()]):
+        async for _ in frames(TEXT, [job(1), job(2)], [batches(log()), broken()]):
             pass
 
 
-async def test_a_restart_after_text_cannot_be_taken_back() -> None:
+async def test_a_restart_after_text_ends_the_stream_with_an_error() -> None:
     started = log(Delta(0, "a", (1,)))[:2]
     events = [*started, event(3, EventType.RESTARTED, {"attempt": 2}), *log(Delta(0, "b", (1,), "stop"))]
-    left: list[Job] = []
-    asked = job()
-    told = await chunks_of(CHAT, [asked], [events], left=left)
-    assert told[-1]["error"]["code"] == "worker_lost"
-    assert left == [asked], "it runs on for nobody"
+    unfinished: list[Job] = []
+    restarted = job()
+    chunks = await chunks_of(CHAT, [restarted], [events], unfinished=unfinished)
+    assert chunks[-1]["error"]["code"] == "worker_lost"
+    assert unfinished == [restarted], "the job is still running"
 
 
-async def test_a_restart_before_text_opens_once() -> None:
+async def test_a_restart_before_text_sends_the_opening_chunk_once() -> None:
     events = [log()[0], event(2, EventType.RESTARTED, {"attempt": 2}), *log(Delta(0, "b", (1,), "stop"))]
-    told = await chunks_of(CHAT, [job()], [events])
-    assert [chunk["choices"][0]["delta"] for chunk in told[:-1]] == [
+    chunks = await chunks_of(CHAT, [job()], [events])
+    assert [chunk["choices"][0]["delta"] for chunk in chunks[:-1]] == [
         {"role": "assistant", "content": ""},
         {"content": "b"},
     ]
 
 
-async def test_logprobs_of_completions_go_on_from_chunk_to_chunk() -> None:
+async def test_text_offsets_of_logprobs_continue_across_chunks() -> None:
     def entry(token: str, logprob: float | None, *others: str) -> dict[str, Any]:
-        top = [{"token": one, "logprob": -2.0, "bytes": None} for one in (token, *others)]
+        top = [{"token": item, "logprob": -2.0, "bytes": None} for item in (token, *others)]
         return {"token": token, "logprob": logprob, "bytes": None, "top": top}
 
     deltas = (
         Delta(0, "the", logprobs=(entry("the", None),)),
         Delta(0, " mill", (1,), "stop", logprobs=(entry(" mi", -1.0, "x", "y"), entry("ll", -3.0))),
     )
-    told = await chunks_of(TEXT, [job(logprobs=1)], [log(*deltas)])
-    assert told[0]["choices"][0]["logprobs"] == {
+    chunks = await chunks_of(TEXT, [job(logprobs=1)], [log(*deltas)])
+    assert chunks[0]["choices"][0]["logprobs"] == {
         "text_offset": [0],
         "token_logprobs": [None],
         "tokens": ["the"],
         "top_logprobs": [None],
     }
-    assert told[1]["choices"][0]["logprobs"] == {
+    assert chunks[1]["choices"][0]["logprobs"] == {
         "text_offset": [3, 6],
         "token_logprobs": [-1.0, -3.0],
         "tokens": [" mi", "ll"],

@@ -1,4 +1,4 @@
-"""What OpenAI's requests become for the engine; refusals are in tests/e2e/test_bad_input.py."""
+"""Conversion of OpenAI requests to engine requests. Invalid requests are tested in tests/e2e/test_bad_input.py."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from shared.domain.request import (
     StructuredOutputs,
 )
 
-ASK: Any = [{"role": "user", "content": "the mill"}]
+MESSAGES: Any = [{"role": "user", "content": "the mill"}]
 TOOL: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 
 
 def chat(**body: Any) -> GenerateRequest:
-    (request,) = ChatCompletionRequest.model_validate({"model": "m", "messages": ASK, **body}).generate_requests()
+    (request,) = ChatCompletionRequest.model_validate({"model": "m", "messages": MESSAGES, **body}).generate_requests()
     return request
 
 
@@ -31,13 +31,13 @@ def completions(**body: Any) -> list[GenerateRequest]:
     return CompletionRequest.model_validate({"model": "m", "prompt": "x", **body}).generate_requests()
 
 
-def test_a_plain_chat_asks_for_nothing_else() -> None:
+def test_a_plain_chat_uses_the_defaults() -> None:
     assert chat(max_tokens=None, tools=None).model_dump(exclude_defaults=True, exclude={"messages", "sampling"}) == {
         "priority": 3
     }
 
 
-def test_tools_and_their_choice() -> None:
+def test_tools_and_tool_choice() -> None:
     named = {"type": "function", "function": {"name": "look_up"}}
     request = chat(tools=[TOOL], tool_choice=named, parallel_tool_calls=False)
     assert request.chat is not None
@@ -62,7 +62,7 @@ def test_template_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "wanted"),
+    ("body", "expected"),
     [
         ({"response_format": {"type": "text"}}, None),
         ({"response_format": {"type": "json_object"}}, {"json_object": True}),
@@ -80,12 +80,12 @@ def test_template_options() -> None:
         ({"structured_outputs": {"choice": ["a"]}, "response_format": {"type": "text"}}, {"choice": ["a"]}),
     ],
 )
-def test_structure(asked: dict[str, Any], wanted: dict[str, Any] | None) -> None:
-    expected = None if wanted is None else StructuredOutputs(**wanted)
-    assert chat(**asked).structured_outputs == expected
-    assert completions(**asked)[0].structured_outputs == expected
-    job = JobCreate.model_validate({"model": "m", "prompt": "x", **asked})
-    assert job.generate_request().structured_outputs == expected
+def test_structured_outputs(body: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    structured = None if expected is None else StructuredOutputs(**expected)
+    assert chat(**body).structured_outputs == structured
+    assert completions(**body)[0].structured_outputs == structured
+    job = JobCreate.model_validate({"model": "m", "prompt": "x", **body})
+    assert job.generate_request().structured_outputs == structured
 
 
 def test_logprobs() -> None:
@@ -97,9 +97,9 @@ def test_logprobs() -> None:
     assert completions(logprobs=0)[0].logprobs == 0
 
 
-def test_an_answer_goes_back_as_it_came() -> None:
+def test_response_messages_are_accepted_unchanged() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    told = [
+    history = [
         {"role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None, "tool_calls": [call]},
         {
             "role": "tool",
@@ -108,7 +108,7 @@ def test_an_answer_goes_back_as_it_came() -> None:
         },
         {"role": "assistant", "content": "x", "reasoning_content": "y", "tool_calls": []},
     ]
-    assert chat(messages=[*ASK, *told]).messages == [
+    assert chat(messages=[*MESSAGES, *history]).messages == [
         Message(role="user", content="the mill"),
         Message(
             role="assistant",
@@ -135,13 +135,13 @@ def test_prompts(prompt: Any, prompts: list[Any]) -> None:
 def test_echo() -> None:
     (request,) = completions(echo=True, logprobs=1, max_tokens=0)
     assert (request.echo, request.prompt_only, request.sampling.max_tokens) == (True, True, 1)
-    assert request.prompt_logprobs == 1, "as vLLM answers"
+    assert request.prompt_logprobs == 1, "as in vLLM"
     assert completions(echo=True, logprobs=1, stream=True)[0].prompt_logprobs is None
     with pytest.raises(ValidationError, match="at least 1"):
         completions(max_tokens=0)
 
 
-def test_token_counts_are_told_where_each_chunk_has_a_usage() -> None:
+def test_token_counts_are_requested_for_continuous_usage() -> None:
     def counted(**options: Any) -> bool:
         return chat(stream=True, stream_options=options).token_counts
 

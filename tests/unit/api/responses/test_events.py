@@ -1,4 +1,4 @@
-"""A response's stream follows from its job's log alone, and is resumed anywhere by making it again."""
+"""Conversion of logs to response events is deterministic, so that streams can be resumed after any event."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from api.responses.events import ResponseEvents, frames, replayed
+from api.responses.events import ResponseEvents, build_response, frames
 from api.responses.schemas import ResponseCreate, ResponseView
 from shared.domain.events import (
     CallDelta,
@@ -37,8 +37,8 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "cached_tokens": 2}
 SDK_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
-def response(*, background: bool = False, **asked: Any) -> StoredResponse:
-    body = ResponseCreate.model_validate({"model": "sim", "input": "x", "background": background, **asked})
+def response(*, background: bool = False, **parameters: Any) -> StoredResponse:
+    body = ResponseCreate.model_validate({"model": "sim", "input": "x", "background": background, **parameters})
     job = Job(
         f"job_{DIGITS}",
         Owner(1, 1),
@@ -49,11 +49,11 @@ def response(*, background: bool = False, **asked: Any) -> StoredResponse:
         datetime(2026, 1, 2, tzinfo=UTC),
         {"a": "b"},
     )
-    return StoredResponse(job, ResponseFacts(body.asked(), [], background=background))
+    return StoredResponse(job, ResponseFacts(body.echoed(), [], background=background))
 
 
 def log(*deltas: Delta, ending: EventType = EventType.COMPLETED, **error: str) -> list[Event]:
-    """A log of one attempt."""
+    """Build the log of one attempt."""
     events = [event(1, EventType.STARTED, {"attempt": 1, "worker": "w"})]
     events += [delta_event(number, delta, with_count=True) for number, delta in enumerate(deltas, 2)]
     payload: dict[str, Any] = {"usage": USAGE, "timings": {}}
@@ -62,16 +62,16 @@ def log(*deltas: Delta, ending: EventType = EventType.COMPLETED, **error: str) -
     return [*events, event(len(events) + 1, ending, payload)]
 
 
-def made(events: Sequence[Event], of: StoredResponse | None = None) -> list[dict[str, Any]]:
-    stream = ResponseEvents(of or response())
-    return [*stream.opening(), *(item for entry in events for item in stream.of(entry))]
+def convert(events: Sequence[Event], to: StoredResponse | None = None) -> list[dict[str, Any]]:
+    stream = ResponseEvents(to or response())
+    return [*stream.opening(), *(item for entry in events for item in stream.convert(entry))]
 
 
 def kinds(events: Sequence[dict[str, Any]]) -> list[str]:
     return [item["type"].removeprefix("response.") for item in events]
 
 
-TALKATIVE = log(
+ALL_ITEMS = log(
     Delta(0, "", (1, 2), reasoning="hm"),
     Delta(0, "", reasoning="m"),
     Delta(0, "The ", logprobs=({"token": "The ", "logprob": -0.5, "bytes": [84], "top": []},)),
@@ -82,8 +82,8 @@ TALKATIVE = log(
 )
 
 
-def test_the_order_of_a_text() -> None:
-    events = made(log(Delta(0, "The "), Delta(0, "mill"), Delta(0, "", finish_reason="stop")))
+def test_the_event_order_of_a_text_response() -> None:
+    events = convert(log(Delta(0, "The "), Delta(0, "mill"), Delta(0, "", finish_reason="stop")))
     assert kinds(events) == [
         "created",
         "in_progress",
@@ -104,8 +104,8 @@ def test_the_order_of_a_text() -> None:
     assert last["usage"]["input_tokens_details"]["cached_tokens"] == 2
 
 
-def test_reasoning_text_and_calls_are_items_one_after_the_other() -> None:
-    events = made(TALKATIVE)
+def test_reasoning_text_and_calls_are_consecutive_items() -> None:
+    events = convert(ALL_ITEMS)
     items = [item["item"] for item in events if item["type"] == "response.output_item.done"]
     assert [item["type"] for item in items] == ["reasoning", "message", "function_call", "function_call"]
     assert items[0]["content"] == [{"type": "reasoning_text", "text": "hmm"}]
@@ -120,16 +120,16 @@ def test_reasoning_text_and_calls_are_items_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_every_event_is_one_that_the_sdk_knows(background: bool) -> None:
-    for item in made(TALKATIVE, response(background=background)):
-        known = SDK_EVENT.validate_python(item)
-        assert known.type == item["type"]
-        # All required fields are there, as only a validation that is not the SDK's lenient one shows.
-        assert not type(known).model_validate(item).model_extra, item["type"]
+def test_every_event_is_valid_for_the_sdk(background: bool) -> None:
+    for item in convert(ALL_ITEMS, response(background=background)):
+        parsed = SDK_EVENT.validate_python(item)
+        assert parsed.type == item["type"]
+        # Unlike the SDK's own parsing, this validation requires all fields.
+        assert not type(parsed).model_validate(item).model_extra, item["type"]
 
 
-def test_the_whole_response_is_what_the_api_documents_and_the_sdk_reads() -> None:
-    asked: dict[str, Any] = {
+def test_a_complete_response_is_valid_for_the_api_schema_and_the_sdk() -> None:
+    parameters: dict[str, Any] = {
         "instructions": "Be brief.",
         "tools": [{"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}],
         "tool_choice": {"type": "function", "name": "weather"},
@@ -137,13 +137,13 @@ def test_the_whole_response_is_what_the_api_documents_and_the_sdk_reads() -> Non
         "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
         "max_output_tokens": 9,
     }
-    whole = replayed(response(**asked), TALKATIVE)
-    assert whole.keys() == ResponseView.model_fields.keys()
-    ResponseView.model_validate(whole)
-    read = Response.model_validate(whole)
-    assert read.output_text == "The mill 🌊"
-    assert read.instructions == "Be brief."
-    assert read.tools[0].type == "function"
+    body = build_response(response(**parameters), ALL_ITEMS)
+    assert body.keys() == ResponseView.model_fields.keys()
+    ResponseView.model_validate(body)
+    parsed = Response.model_validate(body)
+    assert parsed.output_text == "The mill 🌊"
+    assert parsed.instructions == "Be brief."
+    assert parsed.tools[0].type == "function"
 
 
 @pytest.mark.parametrize(
@@ -157,31 +157,33 @@ def test_the_whole_response_is_what_the_api_documents_and_the_sdk_reads() -> Non
         (EventType.CANCELLED, "deadline_exceeded", "incomplete", "cancelled", "server_error"),
     ],
 )
-def test_ends(ending: EventType, code: str | None, last: str, status: str, error: str | None) -> None:
-    said = {"code": code, "message": "no"} if code else {}
-    events = made(log(Delta(0, "The "), ending=ending, **said))
-    whole = events[-1]["response"]
+def test_the_last_event_reports_how_the_job_ended(
+    ending: EventType, code: str | None, last: str, status: str, error: str | None
+) -> None:
+    failure = {"code": code, "message": "no"} if code else {}
+    events = convert(log(Delta(0, "The "), ending=ending, **failure))
+    body = events[-1]["response"]
     assert kinds(events)[-1] == last
-    assert whole["status"] == status
-    assert (whole["error"] or {}).get("code") == error
-    assert whole["output"][0]["status"] == "incomplete"
-    assert (whole["incomplete_details"] is not None) == (status == "incomplete")
+    assert body["status"] == status
+    assert (body["error"] or {}).get("code") == error
+    assert body["output"][0]["status"] == "incomplete"
+    assert (body["incomplete_details"] is not None) == (status == "incomplete")
 
 
-def test_a_job_that_never_ran() -> None:
+def test_a_job_that_was_cancelled_before_it_started() -> None:
     ended = event(1, EventType.CANCELLED, {"usage": USAGE, "error": {"code": "cancelled", "message": "no"}})
-    assert kinds(made([ended], response(background=True))) == ["created", "queued", "incomplete"]
+    assert kinds(convert([ended], response(background=True))) == ["created", "queued", "incomplete"]
 
 
-def test_a_job_that_went_on_elsewhere_is_one_stream() -> None:
+def test_a_job_resumed_by_another_worker_is_one_stream() -> None:
     events = log(Delta(0, "The "), Delta(0, "mill"))
     events.insert(2, event(3, EventType.STARTED, {"attempt": 2, "worker": "v"}))
     events[3:] = [item._replace(seq=number) for number, item in enumerate(events[3:], 4)]
-    assert kinds(made(events)) == kinds(made(log(Delta(0, "The "), Delta(0, "mill"))))
+    assert kinds(convert(events)) == kinds(convert(log(Delta(0, "The "), Delta(0, "mill"))))
 
 
 def restarted(seq: int) -> list[Event]:
-    """What a log has from a restart on, which has this number."""
+    """Build the events of a log from a restart with this sequence number on."""
     return [
         event(seq, EventType.RESTARTED, {"attempt": 2}),
         event(seq + 1, EventType.STARTED, {"attempt": 2, "worker": "v"}),
@@ -190,28 +192,28 @@ def restarted(seq: int) -> list[Event]:
     ]
 
 
-def test_a_restart_ends_what_was_said_as_incomplete_and_begins_a_new_item() -> None:
-    events = made([*log(Delta(0, "The "))[:2], *restarted(3)])
+def test_a_restart_ends_the_open_item_as_incomplete_and_starts_a_new_one() -> None:
+    events = convert([*log(Delta(0, "The "))[:2], *restarted(3)])
     done = [item for item in events if item["type"] == "response.output_item.done"]
     assert [(item["output_index"], item["item"]["status"]) for item in done] == [(0, "incomplete"), (1, "completed")]
     assert [item["sequence_number"] for item in events] == list(range(len(events)))
-    (answer,) = events[-1]["response"]["output"]
-    assert answer == done[1]["item"]
-    assert answer["content"][0]["text"] == "A wheel"
+    (output,) = events[-1]["response"]["output"]
+    assert output == done[1]["item"]
+    assert output["content"][0]["text"] == "A wheel"
 
 
-def test_a_lost_log_goes_on_above_what_anybody_has_seen() -> None:
+def test_sequence_numbers_after_a_lost_log_exceed_all_earlier_ones() -> None:
     after = restarted(seq_before(2) + 1)
-    live, again = made([*log(Delta(0, "The "))[:2], *after]), made(after)
-    at = next(number for number, item in enumerate(again) if item["sequence_number"] > 1_000_000)
-    # From the restart on, who was there and who comes later read the same.
-    assert live[-len(again) + at :] == again[at:]
+    live, late = convert([*log(Delta(0, "The "))[:2], *after]), convert(after)
+    at = next(number for number, item in enumerate(late) if item["sequence_number"] > 1_000_000)
+    # From the restart on, a reader that was connected and a later one receive the same events.
+    assert live[-len(late) + at :] == late[at:]
     assert [item["sequence_number"] for item in live] == sorted({item["sequence_number"] for item in live})
-    assert kinds(again[:at]) == ["created", "in_progress"]
-    assert live[: len(again[:at])] == again[:at]
+    assert kinds(late[:at]) == ["created", "in_progress"]
+    assert live[: len(late[:at])] == late[:at]
 
 
-# The same for all logs
+# Properties of all logs
 
 DELTAS = st.lists(
     st.builds(
@@ -227,12 +229,12 @@ DELTAS = st.lists(
 )
 
 
-async def stream(of: StoredResponse, batches: list[list[Event]], after: int | None) -> list[dict[str, Any]]:
+async def stream(to: StoredResponse, batches: list[list[Event]], after: int | None) -> list[dict[str, Any]]:
     async def read() -> AsyncIterator[list[Event]]:
         for batch in batches:
             yield batch
 
-    text = b"".join([frame async for frame in frames(of, read(), after)])
+    text = b"".join([frame async for frame in frames(to, read(), after)])
     events = []
     for frame in text.split(b"\n\n")[:-1]:
         name, data = frame.split(b"\n")
@@ -243,26 +245,26 @@ async def stream(of: StoredResponse, batches: list[list[Event]], after: int | No
 
 @example_count(50, long=3000)
 @given(DELTAS, st.sampled_from([kind for kind in EventType if kind.terminal]), st.integers(1, 5), st.booleans())
-async def test_resuming_after_every_event_gives_the_rest(
+async def test_a_stream_resumed_after_any_event_has_the_remaining_events(
     deltas: list[Delta], ending: EventType, size: int, restarts: bool
 ) -> None:
-    said = {} if ending in (EventType.COMPLETED, EventType.INCOMPLETE) else {"code": "engine_error", "message": "no"}
-    events = log(*deltas, ending=ending, **said)
+    failure = {} if ending in (EventType.COMPLETED, EventType.INCOMPLETE) else {"code": "engine_error", "message": "no"}
+    events = log(*deltas, ending=ending, **failure)
     if restarts:
         events = [*events[:-1], *restarted(len(events))]
-    of = response(background=True)
-    whole = await stream(of, [events], None)
-    assert [item["sequence_number"] for item in whole] == list(range(len(whole)))
-    # As it came, however it was cut; and as the row keeps it.
-    cut = [events[start : start + size] for start in range(0, len(events), size)]
-    kept = parse_archive(archive(events))
-    for number in range(len(whole)):
-        assert await stream(of, cut, number) == whole[number + 1 :]
-    assert await stream(of, [kept], None) == whole
-    assert replayed(of, kept) == orjson.loads(orjson.dumps(whole[-1]["response"]))
-    # Each item is announced once and ends once, with what its deltas add up to.
-    for item in (entry for entry in whole if entry["type"] == "response.output_item.done"):
-        own = [entry for entry in whole if entry.get("item_id") == item["item"]["id"]]
+    to = response(background=True)
+    complete = await stream(to, [events], None)
+    assert [item["sequence_number"] for item in complete] == list(range(len(complete)))
+    # From the log, in batches of any size, and from the archive in the row.
+    batches = [events[start : start + size] for start in range(0, len(events), size)]
+    archived = parse_archive(archive(events))
+    for number in range(len(complete)):
+        assert await stream(to, batches, number) == complete[number + 1 :]
+    assert await stream(to, [archived], None) == complete
+    assert build_response(to, archived) == orjson.loads(orjson.dumps(complete[-1]["response"]))
+    # The deltas of each item add up to its final content.
+    for item in (entry for entry in complete if entry["type"] == "response.output_item.done"):
+        own = [entry for entry in complete if entry.get("item_id") == item["item"]["id"]]
         deltas_text = "".join(entry["delta"] for entry in own if entry["type"].endswith(".delta"))
-        kept_text = item["item"].get("arguments")
-        assert deltas_text == (item["item"]["content"][0]["text"] if kept_text is None else kept_text)
+        arguments = item["item"].get("arguments")
+        assert deltas_text == (item["item"]["content"][0]["text"] if arguments is None else arguments)
