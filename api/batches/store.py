@@ -238,7 +238,7 @@ class BatchStore(JobRowStore):
         return [Hint(record["id"], record["model"], BATCH_PRIORITY) for record in records]
 
     async def tally(self, batch_id: str) -> Tally | None:
-        """Count a batch's jobs, and store the counts. Returns None if it has ended or another driver is counting."""
+        """Count a batch's jobs, and store the counts. Returns None if it has ended or on a concurrent update."""
         query = tally_query(batch_id).cte("tally")
         completed = BatchRow.settled_completed + query.c.completed
         failed = BatchRow.settled_failed + query.c.failed

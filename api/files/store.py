@@ -136,7 +136,7 @@ class FileStore(Store):
             return list(deleted.scalars())
 
     async def orphans(self, names: Sequence[str]) -> list[str]:
-        """Return those of these file ids of this region that have no row. Regions may share a bucket."""
+        """Return the file ids among these names that this region created and that have no row."""
         names = [name for name in names if is_file_id(name) and region_of(FILE_ID_PREFIX, name) == self._region]
         statement = select(FileRow.id).where(FileRow.id == func.any(bindparam("names", list(names), type_=ARRAY(Text))))
         async with self._engine.connect() as connection:

@@ -20,7 +20,7 @@ UNSTORED_S = 60.0
 
 
 class Retention:
-    """Deletes jobs `keep_s` after their end (0: never); clears responses with `store` false soon after it."""
+    """Deletes jobs `keep_s` after their end (0: never); purges responses with `store` false soon after it."""
 
     def __init__(self, store: RetentionStore, *, keep_s: float) -> None:
         self._store = store
