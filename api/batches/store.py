@@ -282,9 +282,9 @@ class BatchStore(JobRowStore):
         completed: int,
         failed: int,
         usage: BatchUsage,
-        keep_s: float | None = None,
+        retention_s: float | None = None,
     ) -> bool:
-        """End a batch, and insert its result files, to be retained for `keep_s` seconds (None: unlimited).
+        """End a batch, and insert its result files, to be retained for `retention_s` seconds (None: unlimited).
 
         Returns False, and writes nothing, if another driver was faster.
         """
@@ -316,7 +316,7 @@ class BatchStore(JobRowStore):
                     Purpose.BATCH_OUTPUT,
                     file.filename,
                     file.bytes,
-                    keep_s,
+                    retention_s,
                 )
         return True
 
