@@ -112,7 +112,7 @@ class SteeredEngine:
         """Die and fail all requests."""
         self.dead = True
         for call in self.calls.values():
-            call.fail(EngineDead("the test ended it"))
+            call.fail(EngineDead("killed by the test"))
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
         return Resume.EXACT if request.sampling.n == 1 else self.several_choices
