@@ -46,8 +46,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
     """Create the application. It opens its resources at startup.
 
     Raises:
-        shared.config.models.base.RegistryError: models.yaml is not valid.
-        shared.telemetry.tracing_setup.TracingError: an OpenTelemetry variable is not valid.
+        shared.config.models.base.RegistryError: models.yaml is invalid.
+        shared.telemetry.tracing_setup.TracingError: an OpenTelemetry variable is invalid.
     """
     registry = load_registry(settings.models)
     metrics = Metrics(Exporter.API, registry.models)

@@ -96,9 +96,13 @@ async def open_resources(
         in_s3 = settings.files.startswith(SCHEME)
         blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))
         file_store, batches = FileStore(database, settings.region), BatchStore(database, settings.region)
-        keep_s = settings.file_retention_s or None
+        file_retention_s = settings.file_retention_s or None
         files = FileService(
-            file_store, blobs, max_bytes=settings.max_file_bytes, max_lines=settings.max_file_lines, keep_s=keep_s
+            file_store,
+            blobs,
+            max_bytes=settings.max_file_bytes,
+            max_lines=settings.max_file_lines,
+            retention_s=file_retention_s,
         )
         steps = BatchSteps(
             registry=registry,
@@ -111,10 +115,10 @@ async def open_resources(
             metrics=metrics,
             max_line_bytes=settings.max_body_bytes,
             max_jobs=settings.batch_jobs,
-            keep_s=keep_s,
+            retention_s=file_retention_s,
         )
         driver = BatchDriver(batches, steps, poll_s=settings.batch_poll_s, lease_s=settings.lease_s)
-        retention = Retention(RetentionStore(database), keep_s=settings.retention_s)
+        retention = Retention(RetentionStore(database), retention_s=settings.retention_s)
         supervisor = Supervisor(on_failure=lambda: signal.raise_signal(signal.SIGTERM))
         stack.push_async_callback(supervisor.stop)
         supervisor.start("hint_sender", hints.run())

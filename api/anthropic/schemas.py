@@ -166,7 +166,7 @@ class ToolChoice(_Strict):
     disable_parallel_tool_use: bool = False
 
     @model_validator(mode="after")
-    def _name_goes_with_tool(self) -> Self:
+    def _name_requires_type_tool(self) -> Self:
         if (self.type == "tool") != (self.name is not None):
             raise contradiction("name", "name is required with type `tool`, and not allowed with other types")
         return self
@@ -182,7 +182,7 @@ class Thinking(_Strict):
     )
 
     @model_validator(mode="after")
-    def _budget_goes_with_enabled(self) -> Self:
+    def _budget_requires_type_enabled(self) -> Self:
         if (self.type == "enabled") != (self.budget_tokens is not None):
             raise contradiction(
                 "budget_tokens", "budget_tokens is required with type `enabled`, and not allowed with other types"

@@ -55,9 +55,9 @@ class BatchSteps:
         metrics: Metrics,
         max_line_bytes: int,
         max_jobs: int,
-        keep_s: float | None,
+        retention_s: float | None,
     ) -> None:
-        """`keep_s` is the retention of result files, in seconds, if the batch does not set it; None: unlimited."""
+        """`retention_s` is the retention of result files, in seconds, if the batch does not set it; None: unlimited."""
         self._registry = registry
         self._admission = admission
         self._store = store
@@ -68,7 +68,7 @@ class BatchSteps:
         self._metrics = metrics
         self._max_line_bytes = max_line_bytes
         self._max_jobs = max_jobs
-        self._keep_s = keep_s
+        self._retention_s = retention_s
 
     async def take(self, batch: Batch) -> bool:
         """Run the next step. Returns True if another can follow immediately, False if jobs have to progress first.
@@ -195,7 +195,7 @@ class BatchSteps:
             completed=results.completed,
             failed=results.failed,
             usage=results.usage,
-            keep_s=batch.output_expires_after_s or self._keep_s,
+            retention_s=batch.output_expires_after_s or self._retention_s,
         )
         if ended:
             self._metrics.batch_lines.labels("completed").inc(results.completed)

@@ -238,7 +238,7 @@ class BatchStore(JobRowStore):
         return [Hint(record["id"], record["model"], BATCH_PRIORITY) for record in records]
 
     async def tally(self, batch_id: str) -> Tally | None:
-        """Count a batch's jobs, and store the counts. Returns None if it has ended or another driver is counting."""
+        """Count a batch's jobs, and store the counts. Returns None if it has ended or on a concurrent update."""
         query = tally_query(batch_id).cte("tally")
         completed = BatchRow.settled_completed + query.c.completed
         failed = BatchRow.settled_failed + query.c.failed
@@ -282,9 +282,9 @@ class BatchStore(JobRowStore):
         completed: int,
         failed: int,
         usage: BatchUsage,
-        keep_s: float | None = None,
+        retention_s: float | None = None,
     ) -> bool:
-        """End a batch, and insert its result files, to be retained for `keep_s` seconds (None: unlimited).
+        """End a batch, and insert its result files, to be retained for `retention_s` seconds (None: unlimited).
 
         Returns False, and writes nothing, if another driver was faster.
         """
@@ -316,7 +316,7 @@ class BatchStore(JobRowStore):
                     Purpose.BATCH_OUTPUT,
                     file.filename,
                     file.bytes,
-                    keep_s,
+                    retention_s,
                 )
         return True
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from api.files.dependencies import Files
-from api.files.schemas import MAX_KEEP_S, MIN_KEEP_S, FileDeleted, FileList, FileView, file_view
+from api.files.schemas import MAX_RETENTION_S, MIN_RETENTION_S, FileDeleted, FileList, FileView, file_view
 from api.http.errors import ErrorResponse
 from api.http.openapi import ERRORS
 from api.http.pagination import After
@@ -34,8 +34,8 @@ FORM = {
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
                         "expires_after[seconds]": {
                             "type": "integer",
-                            "minimum": MIN_KEEP_S,
-                            "maximum": MAX_KEEP_S,
+                            "minimum": MIN_RETENTION_S,
+                            "maximum": MAX_RETENTION_S,
                             "description": "Seconds from the upload until the file is deleted.",
                         },
                     },

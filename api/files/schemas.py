@@ -10,7 +10,7 @@ from api.files.store import Purpose, StoredFile
 from api.http.pagination import PageView
 
 # OpenAI's bounds: one hour to thirty days.
-MIN_KEEP_S, MAX_KEEP_S = 3600, 30 * 24 * 3600
+MIN_RETENTION_S, MAX_RETENTION_S = 3600, 30 * 24 * 3600
 
 
 class ExpiresAfter(BaseModel):
@@ -19,7 +19,7 @@ class ExpiresAfter(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     anchor: Literal["created_at"]
-    seconds: int = Field(ge=MIN_KEEP_S, le=MAX_KEEP_S)
+    seconds: int = Field(ge=MIN_RETENTION_S, le=MAX_RETENTION_S)
 
 
 class FileView(BaseModel):

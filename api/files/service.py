@@ -20,18 +20,24 @@ logger = logging.getLogger(__name__)
 class FileService:
     """Uploads, looks up, reads and deletes files."""
 
-    def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, keep_s: float | None) -> None:
-        """`keep_s` is the retention, in seconds, of files without `expires_after`; None: unlimited."""
+    def __init__(
+        self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, retention_s: float | None
+    ) -> None:
+        """`retention_s` is the retention, in seconds, of files without `expires_after`; None: unlimited."""
         self._store = store
         self._blobs = blobs
         self._max_bytes = max_bytes
         self._max_lines = max_lines
-        self._keep_s = keep_s
+        self._retention_s = retention_s
 
     async def upload(self, owner: Owner, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
         """Store the file of a form; see `Upload.receive`."""
         upload = Upload(
-            self._store, self._blobs, max_bytes=self._max_bytes, max_lines=self._max_lines, keep_s=self._keep_s
+            self._store,
+            self._blobs,
+            max_bytes=self._max_bytes,
+            max_lines=self._max_lines,
+            retention_s=self._retention_s,
         )
         return await upload.receive(owner, content_type, length, body)
 

@@ -82,11 +82,11 @@ class FileStore(Store):
         return new_id(FILE_ID_PREFIX, self._region)
 
     async def insert(
-        self, file_id: str, owner: Owner, purpose: Purpose, filename: str, size: int, keep_s: float | None = None
+        self, file_id: str, owner: Owner, purpose: Purpose, filename: str, size: int, retention_s: float | None = None
     ) -> StoredFile:
-        """Insert a file whose blob is complete, to be retained for `keep_s` seconds; None: unlimited."""
+        """Insert a file whose blob is complete, to be retained for `retention_s` seconds; None: unlimited."""
         async with self._engine.connect() as connection:
-            return await insert_file(connection, file_id, owner, purpose, filename, size, keep_s)
+            return await insert_file(connection, file_id, owner, purpose, filename, size, retention_s)
 
     async def get(self, file_id: str, project_id: int) -> StoredFile | None:
         """Return a file of a project; None if there is none."""
@@ -136,7 +136,7 @@ class FileStore(Store):
             return list(deleted.scalars())
 
     async def orphans(self, names: Sequence[str]) -> list[str]:
-        """Return those of these file ids of this region that have no row. Regions may share a bucket."""
+        """Return the file ids among these names that this region created and that have no row."""
         names = [name for name in names if is_file_id(name) and region_of(FILE_ID_PREFIX, name) == self._region]
         statement = select(FileRow.id).where(FileRow.id == func.any(bindparam("names", list(names), type_=ARRAY(Text))))
         async with self._engine.connect() as connection:
@@ -161,7 +161,7 @@ async def insert_file(
     purpose: Purpose,
     filename: str,
     size: int,
-    keep_s: float | None,
+    retention_s: float | None,
 ) -> StoredFile:
     """Insert a file in the caller's transaction."""
     values: dict[Any, Any] = {
@@ -172,8 +172,8 @@ async def insert_file(
         FileRow.filename: filename,
         FileRow.bytes: size,
     }
-    if keep_s is not None:
-        values[FileRow.expires_at] = func.now() + seconds(keep_s)
+    if retention_s is not None:
+        values[FileRow.expires_at] = func.now() + seconds(retention_s)
     row = (await connection.execute(insert(FileRow).values(values).returning(*_COLUMNS))).one()
     return _file(row)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from api.files.blobs import Blobs
 from api.files.multipart import Part, read_form
-from api.files.schemas import MAX_KEEP_S, MIN_KEEP_S
+from api.files.schemas import MAX_RETENTION_S, MIN_RETENTION_S
 from api.files.store import FileStore, Purpose, StoredFile
 from shared.domain.errors import InvalidRequest, TooLarge
 from shared.domain.owner import Owner
@@ -23,12 +23,14 @@ FIELDS = ("purpose", ANCHOR, SECONDS)
 class Upload:
     """One upload, limited in bytes and lines."""
 
-    def __init__(self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, keep_s: float | None) -> None:
+    def __init__(
+        self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, retention_s: float | None
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._max_bytes = max_bytes
         self._max_lines = max_lines
-        self._keep_s = keep_s
+        self._retention_s = retention_s
         self._fields: dict[str, bytes] = {}
         self._filename: str | None = None
         self._size = 0
@@ -59,7 +61,9 @@ class Upload:
             self._check()
         assert self._filename is not None
         try:
-            return await self._store.insert(file_id, owner, Purpose.BATCH, self._filename, self._size, self._keep_s)
+            return await self._store.insert(
+                file_id, owner, Purpose.BATCH, self._filename, self._size, self._retention_s
+            )
         except Exception:
             await self._blobs.delete(file_id)
             raise
@@ -114,7 +118,7 @@ class Upload:
             text = purpose.decode("utf-8", "replace")[:64]
             raise InvalidRequest(f"purpose: must be `batch`, got {text!r}", param="purpose")
         if ANCHOR in self._fields or SECONDS in self._fields:
-            self._keep_s = self._expires_after()
+            self._retention_s = self._expires_after()
         if not self._size:
             raise InvalidRequest("file: is empty", param="file")
 
@@ -123,9 +127,10 @@ class Upload:
         anchor, seconds = (self._fields.get(name, b"").decode("utf-8", "replace")[:64] for name in (ANCHOR, SECONDS))
         if anchor != "created_at":
             raise InvalidRequest(f"{ANCHOR}: must be `created_at`, got {anchor!r}", param=ANCHOR)
-        if not (re.fullmatch("[0-9]{1,9}", seconds) and MIN_KEEP_S <= int(seconds) <= MAX_KEEP_S):
+        if not (re.fullmatch("[0-9]{1,9}", seconds) and MIN_RETENTION_S <= int(seconds) <= MAX_RETENTION_S):
             raise InvalidRequest(
-                f"{SECONDS}: must be a number from {MIN_KEEP_S} to {MAX_KEEP_S}, got {seconds!r}", param=SECONDS
+                f"{SECONDS}: must be a number from {MIN_RETENTION_S} to {MAX_RETENTION_S}, got {seconds!r}",
+                param=SECONDS,
             )
         return int(seconds)
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Resources:
-    """The objects that live as long as the application, by type."""
+    """The application's long-lived objects, by type."""
 
     def __init__(self) -> None:
         self._by_type: dict[type[Any], Any] = {}

@@ -55,7 +55,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """OpenAI's error shape."""
+    """OpenAI's error body."""
 
     error: ErrorBody
 

@@ -1,4 +1,4 @@
-"""Parses JSON bodies. Objects with too many members and deep nesting are rejected before validation.
+"""Parses JSON bodies. Rejects objects with too many members and deeply nested values before validation.
 
 Validation reports each unknown member as an error; a body of 4 MB holds 350,000 of them, which takes seconds.
 Lists need no limit, because the schemas stop at the first error of a list. Nesting is limited because pydantic cannot

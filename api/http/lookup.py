@@ -1,4 +1,4 @@
-"""Looks up resources of a project. Another project's resource is reported like one that does not exist."""
+"""Looks up resources of a project. Another project's resource is reported as not found."""
 
 from __future__ import annotations
 

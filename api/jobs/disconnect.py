@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 async def cancel_on_disconnect(
     frames: AsyncIterator[bytes], jobs: JobService, submitted: Sequence[Job], *, keep: bool
 ) -> AsyncIterator[bytes]:
-    """Yield the frames. If the client disconnects or on `StreamAborted`, cancel the unfinished jobs, unless `keep`."""
+    """Yield the frames. If the client disconnects or the stream aborts, cancel the unfinished jobs, unless `keep`."""
     unfinished = submitted
     try:
         async for frame in frames:

@@ -20,11 +20,11 @@ UNSTORED_S = 60.0
 
 
 class Retention:
-    """Deletes jobs `keep_s` after their end (0: never); clears responses with `store` false soon after it."""
+    """Deletes jobs `retention_s` after their end (0: never); purges responses with `store` false soon after it."""
 
-    def __init__(self, store: RetentionStore, *, keep_s: float) -> None:
+    def __init__(self, store: RetentionStore, *, retention_s: float) -> None:
         self._store = store
-        self._keep_s = keep_s
+        self._retention_s = retention_s
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -33,9 +33,11 @@ class Retention:
     async def sweep(self, *, unstored_s: float = UNSTORED_S) -> int:
         """Delete or purge all jobs that are due. Returns their number."""
         purged = await self._all(lambda: self._store.purge_unstored(unstored_s, BATCH))
-        deleted = await self._all(lambda: self._store.delete_ended(self._keep_s, BATCH)) if self._keep_s else 0
+        deleted = (
+            await self._all(lambda: self._store.delete_ended(self._retention_s, BATCH)) if self._retention_s else 0
+        )
         if deleted:
-            logger.info("deleted %d jobs that ended more than %d s ago", deleted, self._keep_s)
+            logger.info("deleted %d jobs that ended more than %d s ago", deleted, self._retention_s)
         return purged + deleted
 
     @staticmethod

@@ -11,7 +11,7 @@ from shared.postgres.tables import BatchRow, JobRow, ResponseRow
 
 
 class RetentionStore(Store):
-    """Deletes and clears ended jobs."""
+    """Deletes and purges ended jobs."""
 
     async def delete_ended(self, older_than_s: float, limit: int) -> int:
         """Delete jobs that ended more than `older_than_s` ago, with their responses. Returns their number.

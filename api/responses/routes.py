@@ -43,8 +43,7 @@ async def create(
     call: CurrentSyncCall,
     submission: Submission,
 ) -> Response:
-    """Create a response, streamed, in the background, or neither. It is cancelled if the client disconnects, unless it
-    runs in the background."""
+    """Create a response. Unless it runs in the background, it is cancelled if the client disconnects."""
     response, created = await responses.create(body, principal.acting_for(body.end_user), submission)
 
     async def response_body(jobs: Sequence[Job]) -> dict[str, Any]:

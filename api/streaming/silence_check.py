@@ -19,7 +19,7 @@ class SilenceCheck:
     """Finds readers that have missed events, among those without a live event for `resync_s` seconds."""
 
     def __init__(self, readers: Mapping[str, AbstractSet[Reader]], stored: StoredEvents, *, resync_s: float) -> None:
-        """`readers` are the hub's, by job."""
+        """`readers`: the hub's readers, by job id."""
         self._readers = readers
         self._stored = stored
         self._resync_s = resync_s

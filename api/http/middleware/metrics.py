@@ -28,7 +28,7 @@ class MetricsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.monotonic()
+        started_at = time.monotonic()
         started = False
 
         def record(status: int) -> None:
@@ -38,7 +38,7 @@ class MetricsMiddleware:
             # Set by the router; its path is the template.
             route = getattr(scope.get("route"), "path", NO_ROUTE)
             self._metrics.http_requests.labels(method, route, str(status)).inc()
-            self._metrics.http_response.labels(method, route).observe(time.monotonic() - began)
+            self._metrics.http_response.labels(method, route).observe(time.monotonic() - started_at)
 
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start" and not started:

@@ -212,7 +212,7 @@ def make_world(
         metrics=metrics,
         max_line_bytes=100_000,
         max_jobs=MAX_JOBS,
-        keep_s=None,
+        retention_s=None,
     )
     worker = ClaimStore(database, "w")
     return World(

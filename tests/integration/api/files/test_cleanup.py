@@ -36,11 +36,11 @@ def cleanup(files: FileStore, blobs: LocalBlobs) -> FileCleanup:
     return FileCleanup(files, blobs)
 
 
-async def upload(files: FileStore, blobs: LocalBlobs, owner: Owner, keep_s: float | None = None) -> StoredFile:
+async def upload(files: FileStore, blobs: LocalBlobs, owner: Owner, retention_s: float | None = None) -> StoredFile:
     file_id = files.new_id()
     async with blobs.writing(file_id) as blob:
         await blob.write(b"x")
-    return await files.insert(file_id, owner, Purpose.BATCH, "a", 1, keep_s)
+    return await files.insert(file_id, owner, Purpose.BATCH, "a", 1, retention_s)
 
 
 async def expire(database: AsyncEngine, file: StoredFile) -> None:

@@ -28,7 +28,9 @@ END = b"\r\n--b--\r\n"
 
 @pytest.fixture
 def files(database: AsyncEngine, tmp_path: Path) -> FileService:
-    return FileService(FileStore(database), LocalBlobs(tmp_path), max_bytes=MAX_BYTES, max_lines=MAX_LINES, keep_s=None)
+    return FileService(
+        FileStore(database), LocalBlobs(tmp_path), max_bytes=MAX_BYTES, max_lines=MAX_LINES, retention_s=None
+    )
 
 
 async def chunks(*pieces: bytes | Exception) -> AsyncIterator[bytes]:

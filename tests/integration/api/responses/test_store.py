@@ -34,7 +34,7 @@ def responses(database: AsyncEngine) -> ResponseStore:
 
 @pytest.fixture
 def retention(database: AsyncEngine) -> Retention:
-    return Retention(RetentionStore(database), keep_s=3600)
+    return Retention(RetentionStore(database), retention_s=3600)
 
 
 def new(owner: Owner, facts: ResponseFacts | None = FACTS) -> NewJob:
@@ -143,7 +143,7 @@ class TestRetention:
     ) -> None:
         job, _ = await store.insert(new(owner))
         await age(database, 1e9, job.id)
-        assert await Retention(RetentionStore(database), keep_s=0).sweep() == 0
+        assert await Retention(RetentionStore(database), retention_s=0).sweep() == 0
         assert await count(database, JobRow) == 1
 
     async def test_a_response_with_store_false_is_cleared_soon_after_its_end(

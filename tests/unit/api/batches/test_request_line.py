@@ -50,8 +50,8 @@ def jsonl(*lines: Any) -> bytes:
 
 @given(some.lists(some.binary(max_size=20)))
 async def test_chunk_boundaries_do_not_affect_the_lines(pieces: list[bytes]) -> None:
-    whole = b"".join(pieces)
-    expected = whole.split(b"\n")
+    content = b"".join(pieces)
+    expected = content.split(b"\n")
     if expected[-1] == b"":
         expected.pop()
     lines = await all_lines(pieces)
@@ -61,10 +61,10 @@ async def test_chunk_boundaries_do_not_affect_the_lines(pieces: list[bytes]) -> 
 
 @given(some.lists(some.sampled_from([b"one", b"", b"\r", b"two two", "🌊".encode()]), min_size=1))
 async def test_reading_resumes_at_any_line(texts: list[bytes]) -> None:
-    whole = b"\n".join(texts)
-    lines = await all_lines([whole])
+    content = b"\n".join(texts)
+    lines = await all_lines([content])
     for position, line in enumerate(lines):
-        assert await all_lines([whole[line.next.offset :]], line.next) == lines[position + 1 :]
+        assert await all_lines([content[line.next.offset :]], line.next) == lines[position + 1 :]
 
 
 async def test_a_long_line_is_reported_without_its_data() -> None:

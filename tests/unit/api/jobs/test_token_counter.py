@@ -50,7 +50,7 @@ def chat(*contents: str, max_tokens: int | None = None) -> GenerateRequest:
 @hypothesis.given(
     request=some.builds(chat, TEXTS, TEXTS) | some.builds(lambda text: GenerateRequest(prompt=text), TEXTS)
 )
-async def test_simulated_tokens_match_the_simulated_engine(request: GenerateRequest) -> None:
+async def test_words_are_counted_as_by_the_simulated_engine(request: GenerateRequest) -> None:
     options = SimulatedOptions(ttft_ms=0, itl_ms=0, default_tokens=1)
     engine = SimulatedEngine(SimulatedModel(name="sim", engine="simulated", options=options))
     info = [item async for item in engine.generate("x", request) if isinstance(item, PromptInfo)]
