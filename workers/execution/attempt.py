@@ -174,7 +174,8 @@ class JobAttempt:
         self._metrics.submitted(self._submitted_at - self.claimed_at)
         self._trace.generation_started(self._database_now(), self._prior_tokens)
         engine = self._context.engine
-        comparable = self._transcript.fingerprints <= {engine.fingerprint}
+        # Attempts of versions that did not report a fingerprint count as comparable: a difference shows then.
+        comparable = self._transcript.fingerprints - {None} <= {engine.fingerprint}
         outputs = engine.generate(f"{job.id}-{job.attempt}", job.request, prior, comparable=comparable)
         async with aclosing(outputs):
             async for item in outputs:
