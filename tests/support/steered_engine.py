@@ -8,7 +8,8 @@ from contextlib import aclosing
 
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
-from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted, Resume
+from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted
+from workers.engines.resume import Resume
 
 DEADLINE_S = 20.0
 # Token ids identify the attempt that generated them: `attempt * IDS_PER_ATTEMPT + position`.

@@ -55,7 +55,7 @@ from tests.support.examples import LONG, example_count
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
-from workers.execution.attempt import AttemptContext, StopReason
+from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -317,7 +317,7 @@ class World:
         call.fail(EngineError("it failed"))
         await worker.wait_ended(call, "its engine failed")
 
-    async def stop(self, worker: Worker, call: Call, why: StopReason) -> None:
+    async def stop(self, worker: Worker, call: Call, why: InterruptReason) -> None:
         worker.runner.stop(call.job_id, why, call.attempt)
         await worker.wait_ended(call, f"{why} was requested")
 
@@ -613,8 +613,8 @@ class Jobs(RuleBasedStateMachine):
         else:
             self._to_run(run, lambda worker, call: self.world.finish(worker, call, how))
 
-    @rule(run=a_run, why=st.sampled_from([StopReason.REQUEUED, StopReason.DEADLINE_EXCEEDED]))
-    def stop(self, run: int, why: StopReason) -> None:
+    @rule(run=a_run, why=st.sampled_from([InterruptReason.REQUEUED, InterruptReason.DEADLINE_EXCEEDED]))
+    def stop(self, run: int, why: InterruptReason) -> None:
         self._to_run(run, lambda worker, call: self.world.stop(worker, call, why))
 
     @rule(worker=a_worker)
@@ -718,7 +718,7 @@ class Jobs(RuleBasedStateMachine):
         races: dict[str, Callable[[], Awaitable[object]]] = {
             "cancel": lambda: world.cancel(call.job_id),
             "finish": lambda: world.finish(worker, call, "stop"),
-            "hand back": lambda: world.stop(worker, call, StopReason.REQUEUED),
+            "hand back": lambda: world.stop(worker, call, InterruptReason.REQUEUED),
             "sweep": world.sweep,
             "heartbeat": worker.heartbeat.renew,
             "message": lambda: world.deliver(other, call.job_id),
