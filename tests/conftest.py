@@ -134,9 +134,11 @@ async def real_engine() -> AsyncIterator[Any]:
     from workers.engines.vllm.engine import VllmEngine
 
     engine = VllmEngine(SMOLLM2, worker_metrics(SMOLLM2.name))
-    await engine.start()
-    yield engine
-    await engine.stop()
+    try:
+        await engine.start()
+        yield engine
+    finally:  # else its process would keep this one from exiting
+        await engine.stop()
 
 
 @pytest.fixture

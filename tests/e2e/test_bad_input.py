@@ -592,9 +592,9 @@ async def test_a_long_wait_is_capped(sim: httpx.AsyncClient) -> None:
         ("limit", "9" * 5000, "integer"),
         ("status", "done", "'queued'"),
         ("status", "", "'queued'"),
-        ("after", "garbage", "job's id"),
-        ("after", "\x00", "job's id"),
-        ("after", "", "job's id"),
+        ("after", "garbage", "job id"),
+        ("after", "\x00", "job id"),
+        ("after", "", "job id"),
         ("model", "\x00", "model"),
     ],
 )
