@@ -34,7 +34,7 @@ def main() -> int:
             case "current":
                 command.current(config)
     except (SQLAlchemyError, OSError) as error:
-        print(f"DATABASE_URL: the migration failed: {error}", file=sys.stderr)
+        print(f"DATABASE_URL: the database cannot be migrated: {error}", file=sys.stderr)
         return 1
     return 0
 

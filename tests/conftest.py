@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Parallel())
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m selects
+@pytest.hookimpl(tryfirst=True)  # before selection by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort tests that use vLLM last. In a parallel run, no other tests run beside them."""
     for item in items:
@@ -134,9 +134,11 @@ async def real_engine() -> AsyncIterator[Any]:
     from workers.engines.vllm.engine import VllmEngine
 
     engine = VllmEngine(SMOLLM2, worker_metrics(SMOLLM2.name))
-    await engine.start()
-    yield engine
-    await engine.stop()
+    try:
+        await engine.start()
+        yield engine
+    finally:  # else its process would keep this one from exiting
+        await engine.stop()
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
 from workers.engines.base import Engine
 from workers.engines.factory import make_engine
-from workers.execution.attempt import AttemptContext, StopReason
+from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -176,7 +176,7 @@ class WorkerRuntime:
             await parts.terminator.end(job, JobStatus.CANCELLED, CANCELLED)
         else:
             await parts.jobs.mark_cancelling(job_id)
-            parts.runner.stop(job_id, StopReason.CANCELLED)
+            parts.runner.stop(job_id, InterruptReason.CANCELLED)
 
     async def drain(self) -> None:
         """Finish or requeue all jobs. Does nothing before the start."""

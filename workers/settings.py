@@ -12,8 +12,10 @@ from shared.config.settings import Settings
 class WorkerSettings(Settings):
     """A worker's settings, in addition to the common ones."""
 
-    beacon: Path | None = Field(
-        None, description="The file in which the worker writes its state at each heartbeat; see workers.probe."
+    heartbeat_file: Path | None = Field(
+        None,
+        validation_alias="HEADRACE_BEACON",
+        description="The file in which the worker writes its state at each heartbeat; see workers.probe.",
     )
     drain_s: float = Field(30.0, ge=0, description="Seconds that running jobs get to finish at SIGTERM.")
     engine_back_off_max_s: float = Field(

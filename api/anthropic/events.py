@@ -15,8 +15,8 @@ from sse_starlette import ServerSentEvent
 from api.anthropic.error_shape import anthropic_error
 from api.anthropic.schemas import (
     AssistantMessage,
+    InterruptReason,
     MessageUsage,
-    StopReason,
     TextContent,
     ThinkingContent,
     ToolUseContent,
@@ -224,7 +224,7 @@ def _usage(usage: Usage) -> MessageUsage:
 
 def _stop(
     finish_reason: str | None, stop_reason: int | str | None, last_call: str | None
-) -> tuple[StopReason, str | None]:
+) -> tuple[InterruptReason, str | None]:
     """Return `stop_reason` and `stop_sequence`, as vLLM's endpoint does.
 
     Only a string is a stop sequence; a stop token means `end_turn`. If a stop sequence truncated the last tool call,

@@ -67,7 +67,7 @@ class RedactedThinkingBlock(_Strict):
 
 
 class DirectCaller(_Strict):
-    """The caller of a tool call: the model."""
+    """Marks a tool call that the model itself made."""
 
     type: Literal["direct"]
 
@@ -344,7 +344,7 @@ class ToolUseContent(BaseModel):
     input: dict[str, Any]
 
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+InterruptReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
 class MessageUsage(BaseModel):
@@ -364,6 +364,6 @@ class AssistantMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     model: str
     content: list[TextContent | ThinkingContent | ToolUseContent]
-    stop_reason: StopReason | None
+    stop_reason: InterruptReason | None
     stop_sequence: str | None
     usage: MessageUsage

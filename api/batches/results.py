@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -119,6 +120,7 @@ async def _rejection(batch: Batch, line: Line, admission: Admission) -> Headrace
 
     The line may not fit the model's context, or validation may have become stricter since.
     """
+    await asyncio.sleep(0)  # parsing a line and counting its tokens takes some milliseconds
     try:
         job = parse(line, batch.endpoint).job
         await admission.check(job.model, job.request)

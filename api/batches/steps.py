@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -142,6 +143,7 @@ class BatchSteps:
                     continue
                 requests += 1
                 size += len(line.data or b"")
+                await asyncio.sleep(0)  # parsing a line and counting its tokens takes some milliseconds
                 try:
                     jobs.append(await self._admitted(batch, line))
                     room -= 1

@@ -34,8 +34,8 @@ from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
-from shared.postgres.job_rows import COLUMNS as JOB_COLUMNS
-from shared.postgres.job_rows import JobRowStore, insert_queued, to_job
+from shared.postgres.job_statements import COLUMNS as JOB_COLUMNS
+from shared.postgres.job_statements import JobRowStore, insert_queued, to_job
 from shared.postgres.store import Records, page_by_id, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 

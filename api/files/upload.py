@@ -120,7 +120,7 @@ class Upload:
         if ANCHOR in self._fields or SECONDS in self._fields:
             self._retention_s = self._expires_after()
         if not self._size:
-            raise InvalidRequest("file: is empty", param="file")
+            raise InvalidRequest("file: must not be empty", param="file")
 
     def _expires_after(self) -> int:
         """Parse `expires_after`, in seconds."""

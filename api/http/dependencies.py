@@ -32,7 +32,7 @@ def set_resources(app: FastAPI, resources: Resources) -> None:
 
 
 def resource(kind: type[T]) -> Callable[[Request], Coroutine[Any, Any, T]]:
-    """A dependency that returns the application's resource of a type."""
+    """Return a FastAPI dependency that provides the application's resource of the given type."""
 
     # A coroutine function, because FastAPI runs a plain function in a thread for each request.
     async def dependency(request: Request) -> T:

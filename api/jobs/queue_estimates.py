@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from api.jobs.queue_store import EXACT, Order, Pace, QueueStore
+from api.jobs.queue_store import EXACT, QueueOrder, QueueStore, ServiceRate
 from shared.config.models.loader import Registry
 from shared.domain.job import Job, JobStatus
 from shared.domain.priorities import is_batch
@@ -67,8 +67,8 @@ class QueueEstimates:
         self._store = store
         self._registry = registry
         self._positions: _Cache[int] = _Cache()
-        self._orders: _Cache[dict[str, Order]] = _Cache()
-        self._paces: _Cache[Pace] = _Cache()
+        self._orders: _Cache[dict[str, QueueOrder]] = _Cache()
+        self._paces: _Cache[ServiceRate] = _Cache()
 
     async def submitted(self, job: Job) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of a job that has just been submitted: the last of its priority."""
@@ -90,7 +90,7 @@ class QueueEstimates:
         except Exception as error:
             return self._unknown(job, error)
 
-    async def orders(self, models: Sequence[str]) -> dict[str, Order]:
+    async def orders(self, models: Sequence[str]) -> dict[str, QueueOrder]:
         """Return the queues of these models. Raises during a database outage."""
         return (await self._orders.get(tuple(models), lambda: self._store.orders(models))).value
 

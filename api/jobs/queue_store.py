@@ -25,7 +25,7 @@ SAMPLE_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class QueueOrder:
     """A model's queue in the order of service: the first `EXACT` jobs, then every `STEP`th."""
 
     keys: list[tuple[int, str]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ServiceRate:
     """The rate at which a model's jobs are served.
 
     `slots` is the total of its live workers, `running` the number of running jobs, `urgent` that of running jobs not in
@@ -74,7 +74,7 @@ class Pace:
 
 
 class QueueStore(Store):
-    """Queues in PostgreSQL."""
+    """Reads the order and the service rate of queued jobs from PostgreSQL."""
 
     async def position(self, job: Job) -> int:
         """Count the jobs of the same model that are served before this one, up to `EXACT`."""
@@ -91,7 +91,7 @@ class QueueStore(Store):
         row = await self._first(select(func.count().label("ahead")).select_from(ahead))
         return int(row.ahead) if row is not None else 0
 
-    async def orders(self, models: Sequence[str]) -> dict[str, Order]:
+    async def orders(self, models: Sequence[str]) -> dict[str, QueueOrder]:
         """Read the queues of these models in one index scan."""
         position = func.row_number().over(partition_by=JobRow.model, order_by=(JobRow.priority, JobRow.id)) - 1
         waiting = (
@@ -104,14 +104,14 @@ class QueueStore(Store):
         )
         known = or_(waiting.c.position < EXACT, waiting.c.position % STEP == 0)
         statement = select(waiting).where(known).order_by(waiting.c.model, waiting.c.position)
-        found = {model: Order() for model in models}
+        found = {model: QueueOrder() for model in models}
         async with self._engine.connect() as connection:
             for model, priority, job_id, number in await connection.execute(statement):
                 found[model].keys.append((priority, job_id))
                 found[model].positions.append(number)
         return found
 
-    async def pace(self, model: str) -> Pace:
+    async def pace(self, model: str) -> ServiceRate:
         """Read the current pace of a model."""
         slots = (
             select(func.coalesce(func.sum(WorkerRow.slots), 0))
@@ -142,4 +142,4 @@ class QueueStore(Store):
         )
         async with self._engine.connect() as connection:
             row = (await connection.execute(statement)).one()
-        return Pace(row.slots, row.running, row.urgent, None if row.service_s is None else float(row.service_s))
+        return ServiceRate(row.slots, row.running, row.urgent, None if row.service_s is None else float(row.service_s))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete, exists, func, select
 
 from shared.domain.job import TERMINAL
-from shared.postgres.job_rows import purge_statement
+from shared.postgres.job_statements import purge_statement
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import BatchRow, JobRow, ResponseRow
 

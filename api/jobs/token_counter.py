@@ -63,7 +63,7 @@ class TokenCounter:
 
 
 def count_words(request: GenerateRequest) -> int:
-    """Count the tokens of a model whose tokens are words; see `workers.engines.simulated.engine`."""
+    """Count the tokens of a prompt for a model whose tokens are words, as `workers.engines.simulated.engine` does."""
     if isinstance(request.prompt, list):
         return len(request.prompt)
     if request.messages is None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.keys.principal import Scope
-from api.keys.store import ApiKeyStore, generate_key
+from api.keys.store import ApiKeyStore, ProjectExists, generate_key
 from api.settings import ApiSettings
 from shared.config.settings import settings_or_exit
 from shared.postgres.engine import connect
@@ -39,13 +39,23 @@ async def run(arguments: argparse.Namespace) -> int:
 
 async def create(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
     key = generate_key()
-    await store.create(
-        arguments.name,
-        key,
-        project=arguments.project,
-        scopes=arguments.scope or (Scope.INFERENCE,),
-        expires_in_s=arguments.expires,
-    )
+    try:
+        await store.create(
+            arguments.name,
+            key,
+            project=arguments.project,
+            # Without --project, the key must not gain access to what an older key of its name has created.
+            new_project=arguments.project is None,
+            scopes=arguments.scope or (Scope.INFERENCE,),
+            expires_in_s=arguments.expires,
+        )
+    except ProjectExists:
+        print(
+            f"the project {arguments.name!r} exists; add --project {arguments.name} to create another of its keys,"
+            " or choose another name",
+            file=sys.stderr,
+        )
+        return 1
     _show(key)
     return 0
 
@@ -149,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_project(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--project", help="the project that the key belongs to, created if missing (default: the key's name)"
+        "--project",
+        help="the project that the key belongs to, created if missing (default: a new project with the key's name)",
     )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.keys.principal import Principal, Scope
+from shared.domain.errors import Conflict
 from shared.postgres.engine import transaction
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, ProjectRow
@@ -73,6 +74,10 @@ def _valid() -> ColumnElement[bool]:
     return and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()))
 
 
+class ProjectExists(Conflict):
+    """A project with this name exists."""
+
+
 class ApiKeyStore(Store):
     """API keys and projects in PostgreSQL."""
 
@@ -82,18 +87,22 @@ class ApiKeyStore(Store):
         key: str,
         *,
         project: str | None = None,
+        new_project: bool = False,
         scopes: Iterable[Scope] = (Scope.INFERENCE,),
         expires_in_s: float | None = None,
     ) -> None:
         """Store a key of a project (default: the project named like the key), which is created if it is missing.
 
         A key that is already stored does not change.
+
+        Raises:
+            ProjectExists: with `new_project`, a project with this name exists.
         """
         async with transaction(self._engine) as connection:
             known = select(exists().where(ApiKeyRow.sha256 == digest(key)))
             if (await connection.execute(known)).scalar_one():
                 return
-            project_id = await _project_id(connection, project or name)
+            project_id = await _project_id(connection, project or name, must_be_new=new_project)
             statement = insert(ApiKeyRow).values(
                 name=name,
                 prefix=public_prefix(key),
@@ -114,7 +123,7 @@ class ApiKeyStore(Store):
             old = select(ApiKeyRow.id, ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes).where(
                 ApiKeyRow.prefix == prefix, _valid()
             )
-            found = (await connection.execute(old.with_for_update())).all()
+            found = (await connection.execute(old.with_for_update(key_share=True))).all()
             if len(found) != 1:
                 return len(found)
             row = found[0]
@@ -147,7 +156,7 @@ class ApiKeyStore(Store):
                     ApiKeyRow.last_used_at < func.now() - seconds(LAST_USED_RESOLUTION_S),
                 ),
             )
-            .with_for_update(skip_locked=True)
+            .with_for_update(skip_locked=True, key_share=True)
             .scalar_subquery()
         )
         used = update(ApiKeyRow).where(ApiKeyRow.id == stale).values(last_used_at=func.now()).returning(ApiKeyRow.id)
@@ -208,9 +217,10 @@ def _api_key(row: Row[Any]) -> ApiKey:
     )
 
 
-async def _project_id(connection: AsyncConnection, name: str) -> int:
+async def _project_id(connection: AsyncConnection, name: str, *, must_be_new: bool) -> int:
     """Return the id of the project with this name, which is created if it is missing."""
     created = insert(ProjectRow).values(name=name).on_conflict_do_nothing(index_elements=[ProjectRow.name])
-    await connection.execute(created)
+    if not (await connection.execute(created)).rowcount and must_be_new:
+        raise ProjectExists
     found = await connection.execute(select(ProjectRow.id).where(ProjectRow.name == name))
     return int(found.scalar_one())

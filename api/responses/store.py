@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from shared.domain.response import ResponseFacts, StoredResponse
-from shared.postgres.job_rows import COLUMNS, to_job
+from shared.postgres.job_statements import COLUMNS, to_job
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, ResponseRow
 

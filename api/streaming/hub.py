@@ -2,7 +2,7 @@
 
 Each API process has one subscriber, which receives the live events of every job that has a reader in the process (see
 `shared.redis.event_log`). A reader subscribes to the job and reads its stored events in one step, then receives live
-events. It reads the log again if its buffer overflows, if a live event is missing, and if the `SilenceCheck` finds
+events. It reads the log again if its buffer overflows, if a live event is missing, and if the `IdleReaderCheck` finds
 that it has missed events.
 
 A reader of the native stream also receives the job's queue position while the job waits (`api.jobs.queue_positions`).
@@ -20,8 +20,8 @@ from collections.abc import AsyncIterator
 
 from redis.asyncio import Redis
 
+from api.streaming.idle_reader_check import IdleReaderCheck
 from api.streaming.reader import EndReader, EventReader, QueuedReader, Reader
-from api.streaming.silence_check import SilenceCheck
 from api.streaming.stored_events import RETRY_S, StoredEvents
 from shared.domain.events import Event, parse_line
 from shared.postgres.job_store import JobStore
@@ -42,13 +42,13 @@ class StreamHub:
         self._id = secrets.token_hex(8)
         self._stored = StoredEvents(logs, store, self._id)
         self._readers: dict[str, set[Reader]] = {}
-        self._silence_check = SilenceCheck(self._readers, self._stored, resync_s=resync_s)
+        self._idle_reader_check = IdleReaderCheck(self._readers, self._stored, resync_s=resync_s)
         # Jobs with a reader that did not receive the end as a live event: it may have subscribed after the end.
         self._to_unsubscribe: set[str] = set()
 
     async def run(self) -> None:
         """Receive live events until cancelled."""
-        checking = asyncio.create_task(self._silence_check.run(), name="silence-check")
+        checking = asyncio.create_task(self._idle_reader_check.run(), name="idle-reader-check")
         try:
             while True:
                 try:

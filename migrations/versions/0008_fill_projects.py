@@ -1,48 +1,75 @@
-"""Projects, step 2 of 3 (backfill): sets `project_id` of existing rows, in batches that are committed one by one.
+"""Projects, step 2 of 3 (backfill): `project_id` of existing rows, in batches that are committed one by one.
 
-If it is interrupted, run it again: rows that have a project are skipped.
+Rows that another transaction has locked are skipped and filled in the next pass, so that the backfill never waits for
+a writer while it holds locks. If it is interrupted, run it again: rows that have a project are skipped.
 """
 
 from __future__ import annotations
 
-import sqlalchemy as sa
+import time
+
 from alembic import op
+
+from migrations.online import execute
 
 revision = "0008"
 down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-BATCH = 5000
-# Tables whose primary key is `id`. `idempotency_keys`, whose rows live for a day, is filled in one statement.
-TABLES = ("jobs", "files", "batches")
+BATCH = 500
+PASS_PAUSE_S = 0.1
+# The columns of each table's key.
+KEYS = {"jobs": ("id",), "files": ("id",), "batches": ("id",), "idempotency_keys": ("key_id", "key")}
 
 
 def upgrade() -> None:
     with op.get_context().autocommit_block():
-        connection = op.get_bind()
-        for table in TABLES:
-            step = sa.text(
-                f"""
-                WITH batch AS (
-                    SELECT id FROM {table} WHERE id > :after AND project_id IS NULL ORDER BY id LIMIT :limit
-                ), filled AS (
-                    UPDATE {table} SET project_id = api_keys.project_id
-                    FROM api_keys, batch
-                    WHERE batch.id = {table}.id AND api_keys.id = {table}.key_id
-                )
-                SELECT max(id) FROM batch
-                """  # noqa: S608  # `table` is one of TABLES
-            )
-            after: str | None = ""
-            while after is not None:
-                after = connection.execute(step, {"after": after, "limit": BATCH}).scalar()
-        op.execute(
-            """
-            UPDATE idempotency_keys SET project_id = api_keys.project_id
-            FROM api_keys WHERE api_keys.id = idempotency_keys.key_id AND idempotency_keys.project_id IS NULL
-            """
+        for table, columns in KEYS.items():
+            if columns == ("id",):
+                _fill_by_id(table)
+            else:
+                _fill(table, columns)
+
+
+def _fill_by_id(table: str) -> None:
+    """Fill a table that may be large: each pass reads it once, in the order of its ids."""
+    step = f"""
+        WITH batch AS (
+            SELECT id FROM {table} WHERE id > :after AND project_id IS NULL
+            ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+        ), filled AS (
+            UPDATE {table} SET project_id = api_keys.project_id
+            FROM api_keys, batch
+            WHERE batch.id = {table}.id AND api_keys.id = {table}.key_id
         )
+        SELECT max(id) FROM batch
+        """  # noqa: S608  # the names are those above
+    while True:
+        after: str | None = ""
+        while after is not None:
+            after = execute(step, {"after": after, "limit": BATCH}).scalar()
+        if not execute(f"SELECT EXISTS (SELECT FROM {table} WHERE project_id IS NULL)").scalar():  # noqa: S608
+            return
+        time.sleep(PASS_PAUSE_S)
+
+
+def _fill(table: str, columns: tuple[str, ...]) -> None:
+    """Fill a table that is small."""
+    step = f"""
+        UPDATE {table} SET project_id = api_keys.project_id
+        FROM api_keys
+        WHERE api_keys.id = {table}.key_id AND ({", ".join(columns)}) IN (
+            SELECT {", ".join(f"{table}.{column}" for column in columns)} FROM {table}
+            WHERE project_id IS NULL LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+        )
+        """  # noqa: S608
+    while True:
+        while execute(step).rowcount:
+            pass
+        if not execute(f"SELECT EXISTS (SELECT FROM {table} WHERE project_id IS NULL)").scalar():  # noqa: S608
+            return
+        time.sleep(PASS_PAUSE_S)
 
 
 def downgrade() -> None:

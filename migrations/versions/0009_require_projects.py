@@ -1,13 +1,15 @@
-"""Projects, step 3 of 3 (contract): `project_id` is required; lists and idempotency keys are keyed by it.
+"""Projects, step 3 of 3 (contract): `project_id` is required, and lists and idempotency keys go by it.
 
-Indexes are built concurrently and constraints are validated without blocking writes. The triggers of step 1 stay:
-processes of the previous version may still be running. A later version drops them.
+Indexes are built concurrently, and constraints are validated without blocking writes. What the previous version needs
+stays until a later version drops it: the triggers of step 1, the indexes by key, and the primary key
+`(key_id, key)` of idempotency keys.
 """
 
 from __future__ import annotations
 
-import sqlalchemy as sa
 from alembic import op
+
+from migrations.online import execute
 
 revision = "0009"
 down_revision = "0008"
@@ -15,42 +17,40 @@ branch_labels = None
 depends_on = None
 
 OWNED = ("jobs", "files", "batches", "idempotency_keys")
-LISTED = ("jobs", "files", "batches")
+INDEXES = {
+    "jobs_by_project": "INDEX CONCURRENTLY jobs_by_project ON jobs (project_id, id)",
+    "files_by_project": "INDEX CONCURRENTLY files_by_project ON files (project_id, id)",
+    "batches_by_project": "INDEX CONCURRENTLY batches_by_project ON batches (project_id, id)",
+    "idempotency_keys_by_project": (
+        "UNIQUE INDEX CONCURRENTLY idempotency_keys_by_project ON idempotency_keys (project_id, key)"
+    ),
+}
 
 
 def upgrade() -> None:
     with op.get_context().autocommit_block():
         for table in OWNED:
-            op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {table}_project_id_fkey")
-            # Because of the validated check, SET NOT NULL does not scan the table while it holds an exclusive lock.
-            op.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {table}_has_project")
-            op.execute(
-                f"ALTER TABLE {table} ADD CONSTRAINT {table}_has_project CHECK (project_id IS NOT NULL) NOT VALID"
+            execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {table}_project_id_fkey")
+            # With a validated check, SET NOT NULL does not scan the table under its exclusive lock.
+            execute(
+                f"""
+                ALTER TABLE {table}
+                    DROP CONSTRAINT IF EXISTS {table}_has_project,
+                    ADD CONSTRAINT {table}_has_project CHECK (project_id IS NOT NULL) NOT VALID
+                """
             )
-            op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {table}_has_project")
-            op.alter_column(table, "project_id", nullable=False)
-            op.execute(f"ALTER TABLE {table} DROP CONSTRAINT {table}_has_project")
-        for table in LISTED:
+            execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {table}_has_project")
+            execute(f"ALTER TABLE {table} ALTER COLUMN project_id SET NOT NULL")
+            execute(f"ALTER TABLE {table} DROP CONSTRAINT {table}_has_project")
+        for name, definition in INDEXES.items():
             # An interrupted build leaves an invalid index behind.
-            _drop_index(f"{table}_by_project")
-            op.create_index(f"{table}_by_project", table, ["project_id", "id"], postgresql_concurrently=True)
-            _drop_index(f"{table}_by_key")
-    # Few rows, which live for a day: the key is replaced in one transaction.
-    op.drop_constraint("idempotency_keys_pkey", "idempotency_keys", type_="primary")
-    op.create_primary_key("idempotency_keys_pkey", "idempotency_keys", ["project_id", "key"])
+            execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+            execute(f"CREATE {definition}")
 
 
 def downgrade() -> None:
-    op.drop_constraint("idempotency_keys_pkey", "idempotency_keys", type_="primary")
-    op.create_primary_key("idempotency_keys_pkey", "idempotency_keys", ["key_id", "key"])
     with op.get_context().autocommit_block():
-        for table in LISTED:
-            _drop_index(f"{table}_by_key")
-            op.create_index(f"{table}_by_key", table, ["key_id", "id"], postgresql_concurrently=True)
-            _drop_index(f"{table}_by_project")
+        for name in INDEXES:
+            execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         for table in OWNED:
-            op.alter_column(table, "project_id", existing_type=sa.BigInteger(), nullable=True)
-
-
-def _drop_index(name: str) -> None:
-    op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+            execute(f"ALTER TABLE {table} ALTER COLUMN project_id DROP NOT NULL")

@@ -1,1 +1,1 @@
-"""Values and rules, without I/O."""
+"""Domain types and rules: jobs, requests, events, ids, errors. Nothing here performs I/O."""

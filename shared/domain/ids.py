@@ -13,6 +13,8 @@ REGION = "[a-z][a-z0-9]{0,15}"
 
 _COUNTER_BITS = 12
 _RANDOM_BITS = 62
+# Longer than the steps by which a clock is usually corrected, shorter than what redelivery takes for a lost message.
+_MAX_AHEAD_MS = 1000
 
 
 class _Clock:
@@ -20,7 +22,8 @@ class _Clock:
 
     RFC 9562, section 6.2, method 1 (fixed bit-length dedicated counter): the counter fills `rand_a` and starts at a
     random value with its highest bit clear in each new millisecond. If it overflows, or if the system clock steps
-    back, the timestamp runs ahead of the system clock until the clock catches up.
+    back a little, the timestamp runs ahead of the system clock until the clock catches up. A larger step back is
+    followed at once: ids that are far ahead of those of other processes would break the order of the queue.
     """
 
     def __init__(self) -> None:
@@ -32,7 +35,7 @@ class _Clock:
         """The next timestamp (48 bits) and counter (12 bits)."""
         now = time.time_ns() // 1_000_000
         with self._lock:
-            if now > self._milliseconds:
+            if now > self._milliseconds or now < self._milliseconds - _MAX_AHEAD_MS:
                 self._milliseconds, self._counter = now, secrets.randbits(_COUNTER_BITS - 1)
             elif self._counter + 1 < 1 << _COUNTER_BITS:
                 self._counter += 1

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, WorkerState
 from shared.domain.result import JobResult
 from shared.postgres.group_commit import GroupCommit
-from shared.postgres.job_rows import (
+from shared.postgres.job_statements import (
     COLUMNS,
     LOST,
     JobRowStore,

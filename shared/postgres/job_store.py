@@ -1,7 +1,8 @@
 """SQL for the client's operations on jobs: submit, read, list, cancel and delete.
 
 Every change of a job's state is one guarded statement, here, in `shared.postgres.claim_store` or in
-`shared.postgres.recovery_store`. A guard names the states that may be left and, for a worker, the attempt and worker
+`shared.postgres.recovery_store`. The two that all of them share, which create and end a job, are in
+`shared.postgres.job_statements`. A guard names the states that may be left and, for a worker, the attempt and worker
 that own the job, so that a duplicate, late or fenced write changes nothing and reports that.
 """
 
@@ -37,7 +38,7 @@ from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
-from shared.postgres.job_rows import COLUMNS, JobRowStore, insert_queued, purge_statement, to_job
+from shared.postgres.job_statements import COLUMNS, JobRowStore, insert_queued, purge_statement, to_job
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, page_by_id, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow

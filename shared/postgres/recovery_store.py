@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
-from shared.postgres.job_rows import (
+from shared.postgres.job_statements import (
     COLUMNS,
     LOST,
     JobRowStore,
@@ -28,7 +28,7 @@ from shared.postgres.tables import IdempotencyKeyRow, JobRow, WorkerRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequeuedJob(Hint):
-    """The hint for a requeued job, and the attempt that `worker` lost."""
+    """The queue message of a requeued job, and the attempt that ended when `worker` was lost."""
 
     attempt: int
     worker: str

@@ -1,4 +1,4 @@
-"""What all stores share: connections, reading rows, and rows as statement parameters."""
+"""The base class of all stores, and helpers that read rows and pass rows as parameters."""
 
 from __future__ import annotations
 

@@ -106,6 +106,7 @@ class JobRow(Base):
 
     __table_args__ = (
         Index("jobs_by_project", "project_id", "id"),
+        Index("jobs_by_key", "key_id", "id"),  # for processes of the previous version; to be dropped
         Index("jobs_batch_line", "batch_id", "batch_line", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
         Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
@@ -146,14 +147,18 @@ class IdempotencyKeyRow(Base):
 
     __tablename__ = "idempotency_keys"
 
-    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    # The primary key is that of the previous version; a later one replaces it by (project_id, key).
+    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
     key: Mapped[str] = mapped_column(Text, primary_key=True)
-    key_id: Mapped[int] = mapped_column(ForeignKey("api_keys.id"))
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
     request_sha256: Mapped[str] = mapped_column(Text)
     job_id: Mapped[str] = mapped_column(Text(collation="C"))
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
-    __table_args__ = (Index("idempotency_keys_by_age", "created_at"),)
+    __table_args__ = (
+        Index("idempotency_keys_by_project", "project_id", "key", unique=True),
+        Index("idempotency_keys_by_age", "created_at"),
+    )
 
 
 class FileRow(Base):
@@ -172,6 +177,7 @@ class FileRow(Base):
 
     __table_args__ = (
         Index("files_by_project", "project_id", "id"),
+        Index("files_by_key", "key_id", "id"),  # as `jobs_by_key`
         Index("files_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )
 
@@ -223,6 +229,7 @@ class BatchRow(Base):
 
     __table_args__ = (
         Index("batches_by_project", "project_id", "id"),
+        Index("batches_by_key", "key_id", "id"),  # as `jobs_by_key`
         Index("batches_due", "due_at", postgresql_where=text("ended_at IS NULL")),
         Index("batches_by_input", "input_file_id", postgresql_where=text("ended_at IS NULL")),
     )

@@ -85,4 +85,6 @@ class JobTerminator:
         try:
             await self._logs.append([append])
         except (RedisError, OSError) as error:
-            logger.warning("job=%s cannot publish the end, readers will find it in the row: %s", append.job_id, error)
+            logger.warning(
+                "job=%s cannot publish the last event, readers will read it from the row: %s", append.job_id, error
+            )

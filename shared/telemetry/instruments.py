@@ -49,7 +49,9 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What Prometheus and the documentation show of a metric. The name ends in its unit, or in `_total` if it counts.
+    """The definition of a metric, as exported to Prometheus and listed in docs/metrics.md.
+
+    The name ends in its unit, or in `_total` if it counts.
 
     `scraped`: its value is read at each scrape, see `ScrapedMetric`.
     """

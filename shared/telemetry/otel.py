@@ -156,7 +156,7 @@ class OtelTraces(Traces):
             self._ids.span_id = self._ids.trace_id = None
 
     def of_attempt(self, job: Job, attempt: Attempt) -> Span:
-        """The span of an attempt, with the same id in every process."""
+        """Create the span of an attempt. Its id follows from job and attempt: all processes agree on it."""
         return self.of_job(
             job,
             f"attempt {attempt.number}",

@@ -39,7 +39,7 @@ def _no_unexpected_error(sim_stack: Stack) -> Iterator[None]:
     assert b"Traceback" not in log.read_bytes()[before:]
 
 
-def refused(
+def assert_error(
     response: httpx.Response, *words: str, status: int = 400, param: str | None = None, code: str | None = None
 ) -> None:
     """Assert that the response is an error in OpenAI's format with these fields and words."""
@@ -91,20 +91,20 @@ async def send(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Respons
 async def test_a_body_that_is_not_a_json_object_is_rejected(
     sim: httpx.AsyncClient, path: str, content: bytes, words: list[str]
 ) -> None:
-    refused(await send(sim, path, content), *words)
+    assert_error(await send(sim, path, content), *words)
 
 
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", None])
 async def test_another_content_type_is_rejected(sim: httpx.AsyncClient, content_type: str | None) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     response = await sim.post(JOBS, content=json.dumps(body_for(JOBS)), headers=headers)
-    refused(response, "Content-Type: application/json")
+    assert_error(response, "Content-Type: application/json")
 
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("size", [BODY_LIMIT + 1, 20 * BODY_LIMIT])
 async def test_a_body_over_the_limit_is_rejected(sim: httpx.AsyncClient, path: str, size: int) -> None:
-    refused(await send(sim, path, b" " * size), str(BODY_LIMIT), status=413)
+    assert_error(await send(sim, path, b" " * size), str(BODY_LIMIT), status=413)
 
 
 @pytest.mark.parametrize("size", [BODY_LIMIT + 1, 20 * BODY_LIMIT])
@@ -115,7 +115,7 @@ async def test_a_chunked_body_over_the_limit_is_rejected(sim: httpx.AsyncClient,
 
     response = await sim.post(JOBS, content=chunks(), headers={"Content-Type": "application/json"})
     assert "content-length" not in response.request.headers
-    refused(response, str(BODY_LIMIT), status=413)
+    assert_error(response, str(BODY_LIMIT), status=413)
 
 
 async def test_a_body_at_the_limit_is_accepted(sim: httpx.AsyncClient) -> None:
@@ -131,20 +131,20 @@ async def test_a_body_at_the_limit_is_accepted(sim: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize("model", ["gpt-4", "SIM", "sim ", "../sim", "sim\x00", "x" * 5000])
 async def test_an_unknown_model_is_rejected_with_the_known_ones(sim: httpx.AsyncClient, path: str, model: str) -> None:
     response = await send(sim, path, body_for(path, model=model))
-    refused(response, "sim, small, orphan", status=404, param="model", code="model_not_found")
+    assert_error(response, "sim, small, orphan", status=404, param="model", code="model_not_found")
 
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("model", ["", 7, ["sim"], None])
 async def test_a_model_name_must_be_a_string(sim: httpx.AsyncClient, path: str, model: object) -> None:
-    refused(await send(sim, path, body_for(path, model=model)), "model", param="model")
+    assert_error(await send(sim, path, body_for(path, model=model)), "model", param="model")
 
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("name", ["temprature", "best_of", "use_beam_search", "", "\x00", "é", "x" * 3000])
 async def test_an_unknown_parameter_is_rejected_by_name(sim: httpx.AsyncClient, path: str, name: str) -> None:
     response = await send(sim, path, body_for(path, **{name: 1}))
-    refused(response, name, "unknown or not supported", param=name or "''")
+    assert_error(response, name, "unknown or not supported", param=name or "''")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ async def test_an_unknown_parameter_is_rejected_by_name(sim: httpx.AsyncClient, 
 async def test_a_native_job_requires_exactly_one_valid_input(
     sim: httpx.AsyncClient, given: dict[str, Any], param: str, words: list[str]
 ) -> None:
-    refused(await send(sim, JOBS, {"model": "sim", **given}), *words, param=param)
+    assert_error(await send(sim, JOBS, {"model": "sim", **given}), *words, param=param)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ async def test_a_native_job_requires_exactly_one_valid_input(
 async def test_chat_requests_are_validated(
     sim: httpx.AsyncClient, changes: dict[str, Any], param: str, words: list[str]
 ) -> None:
-    refused(await send(sim, CHAT, body_for(CHAT, **changes)), *words, param=param)
+    assert_error(await send(sim, CHAT, body_for(CHAT, **changes)), *words, param=param)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ async def test_chat_requests_are_validated(
 async def test_completion_requests_are_validated(
     sim: httpx.AsyncClient, changes: dict[str, Any], param: str, words: list[str]
 ) -> None:
-    refused(await send(sim, COMPLETIONS, body_for(COMPLETIONS, **changes)), *words, param=param)
+    assert_error(await send(sim, COMPLETIONS, body_for(COMPLETIONS, **changes)), *words, param=param)
 
 
 async def test_text_parts_and_one_prompt_in_a_list_are_accepted(sim: httpx.AsyncClient) -> None:
@@ -360,7 +360,7 @@ async def test_a_parameter_out_of_bounds_is_rejected_by_name(
     named = response.json()["error"]["param"]
     assert named is not None
     assert named == field or named.startswith((f"{field}.", f"{field}[")), named
-    refused(response, f"{field}", words, param=named)
+    assert_error(response, f"{field}", words, param=named)
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -368,15 +368,15 @@ async def test_a_parameter_out_of_bounds_is_rejected_by_name(
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 async def test_numbers_must_be_finite(sim: httpx.AsyncClient, path: str, field: str, value: str) -> None:
     body = json.dumps(body_for(path, **{field: "@"})).replace('"@"', value).encode()
-    refused(await send(sim, path, body), field, param=field)
+    assert_error(await send(sim, path, body), field, param=field)
 
 
 @pytest.mark.parametrize("path", POSTS)
 async def test_contradictory_parameters_are_rejected(sim: httpx.AsyncClient, path: str) -> None:
     response = await send(sim, path, body_for(path, min_tokens=5, max_tokens=4))
-    refused(response, "min_tokens must be at most max_tokens=4, got 5", param="min_tokens")
+    assert_error(response, "min_tokens must be at most max_tokens=4, got 5", param="min_tokens")
     response = await send(sim, path, body_for(path, n=2, temperature=0))
-    refused(response, "n must be 1 with greedy sampling (temperature 0), got 2", param="n")
+    assert_error(response, "n must be 1 with greedy sampling (temperature 0), got 2", param="n")
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -385,9 +385,9 @@ async def test_a_request_that_exceeds_the_context_is_rejected_at_submit(sim: htt
     given = {"messages": [{"role": "user", "content": long}]} if path == CHAT else {"prompt": long}
     field = next(iter(given))
     response = await send(sim, path, body_for(path, **given))
-    refused(response, f"context is {CONTEXT} tokens", "the prompt has 409", param=field)
+    assert_error(response, f"context is {CONTEXT} tokens", "the prompt has 409", param=field)
     response = await send(sim, path, body_for(path, max_tokens=CONTEXT + 1))
-    refused(response, f"context is {CONTEXT} tokens", f"got {CONTEXT + 1}", param="max_tokens")
+    assert_error(response, f"context is {CONTEXT} tokens", f"got {CONTEXT + 1}", param="max_tokens")
 
 
 # Invalid Unicode
@@ -409,7 +409,7 @@ async def test_unpaired_surrogates_are_rejected(sim: httpx.AsyncClient, path: st
     response = await send(sim, path, body_for(path, **changes))
     named = response.json()["error"]["param"]
     assert named is not None
-    refused(response, param=named)
+    assert_error(response, param=named)
 
 
 @pytest.mark.parametrize(
@@ -441,12 +441,12 @@ async def test_unpaired_surrogates_are_rejected(sim: httpx.AsyncClient, path: st
 async def test_unpaired_surrogates_in_the_prompt_are_rejected(
     sim: httpx.AsyncClient, path: str, field: str, changes: dict[str, Any]
 ) -> None:
-    refused(await send(sim, path, body_for(path, **changes)), field, param=field)
+    assert_error(await send(sim, path, body_for(path, **changes)), field, param=field)
 
 
 @pytest.mark.parametrize("path", POSTS)
 async def test_an_unpaired_surrogate_in_a_parameters_name(sim: httpx.AsyncClient, path: str) -> None:
-    refused(await send(sim, path, body_for(path, **{SURROGATE: 1})), "parameter name", "unpaired surrogate")
+    assert_error(await send(sim, path, body_for(path, **{SURROGATE: 1})), "parameter name", "unpaired surrogate")
 
 
 async def test_paired_surrogates_are_one_character(sim: httpx.AsyncClient) -> None:
@@ -487,13 +487,13 @@ UNKNOWN_IDS = [
 @pytest.mark.parametrize(("method", "suffix"), [("GET", ""), ("GET", "/stream"), ("POST", "/cancel"), ("DELETE", "")])
 async def test_an_unknown_job_is_not_found(sim: httpx.AsyncClient, method: str, suffix: str, job_id: str) -> None:
     url = sim.base_url.copy_with(raw_path=f"/v1/jobs/{job_id}{suffix}".encode())
-    refused(await sim.request(method, url), "no job", status=404, param="job_id", code="job_not_found")
+    assert_error(await sim.request(method, url), "no job", status=404, param="job_id", code="job_not_found")
 
 
 @pytest.mark.parametrize("name", ["nope", "%00", "%ff", "a/b", "x" * 5000], ids=lambda name: name[:20])
 async def test_an_unknown_model_is_not_found(sim: httpx.AsyncClient, name: str) -> None:
     url = sim.base_url.copy_with(raw_path=f"/v1/models/{name}".encode())
-    refused(await sim.get(url), "does not exist", status=404, param="model", code="model_not_found")
+    assert_error(await sim.get(url), "does not exist", status=404, param="model", code="model_not_found")
 
 
 @pytest.mark.parametrize(
@@ -511,14 +511,14 @@ async def test_an_unknown_model_is_not_found(sim: httpx.AsyncClient, name: str) 
 )
 async def test_a_wrong_method_is_rejected(sim: httpx.AsyncClient, method: str, path: str, allowed: str) -> None:
     response = await sim.request(method, path)
-    refused(response, method, path, status=405, code="method_not_allowed")
+    assert_error(response, method, path, status=405, code="method_not_allowed")
     assert allowed in response.headers["allow"]
 
 
 @pytest.mark.parametrize("path", ["//", "/v1", "/v1/job", "/v1/jobs/job_x/cancel/now", "/v2/jobs", "/%00", "/v1/file"])
 async def test_an_unknown_path_is_not_found(sim: httpx.AsyncClient, path: str) -> None:
     response = await sim.get(sim.base_url.copy_with(raw_path=path.encode()))
-    refused(response, "GET", status=404, code="not_found")
+    assert_error(response, "GET", status=404, code="not_found")
 
 
 # Cursors, waiting and lists
@@ -537,7 +537,7 @@ def ended_job(sim_stack: Stack) -> dict[str, Any]:
 @pytest.mark.parametrize("cursor", ["abc", "-1", "1.5", "", " ", "1e3", "0x1", "٣", "²", "9" * 17, "9" * 5000, "\x00"])
 async def test_a_cursor_must_be_a_number(sim: httpx.AsyncClient, ended_job: dict[str, Any], cursor: str) -> None:
     response = await sim.get(ended_job["stream_url"], params={"starting_after": cursor})
-    refused(response, "starting_after", "event id (a number)", param="starting_after")
+    assert_error(response, "starting_after", "event id (a number)", param="starting_after")
 
 
 @pytest.mark.parametrize("cursor", [b"abc", b"-1", b"1.5", b"1e3", b"\xb2", b"9" * 17, b"9" * 5000])
@@ -545,7 +545,7 @@ async def test_a_last_event_id_must_be_a_number(
     sim: httpx.AsyncClient, ended_job: dict[str, Any], cursor: bytes
 ) -> None:
     response = await sim.get(ended_job["stream_url"], headers={b"Last-Event-ID": cursor})
-    refused(response, "Last-Event-ID", "event id (a number)", param="Last-Event-ID")
+    assert_error(response, "Last-Event-ID", "event id (a number)", param="Last-Event-ID")
 
 
 @pytest.mark.parametrize("beyond", [100, 2**53])
@@ -553,15 +553,15 @@ async def test_a_cursor_beyond_the_end_is_rejected(
     sim: httpx.AsyncClient, ended_job: dict[str, Any], beyond: int
 ) -> None:
     response = await sim.get(ended_job["stream_url"], params={"starting_after": beyond})
-    refused(response, f"{beyond} is beyond the job's last event", param="starting_after")
+    assert_error(response, f"{beyond} is beyond the job's last event", param="starting_after")
     response = await sim.get(ended_job["stream_url"], headers={"Last-Event-ID": str(beyond)})
-    refused(response, f"{beyond} is beyond the job's last event", param="Last-Event-ID")
+    assert_error(response, f"{beyond} is beyond the job's last event", param="Last-Event-ID")
 
 
 async def test_a_cursor_of_a_job_without_events_is_rejected(sim: httpx.AsyncClient) -> None:
     job = await submit(sim, model="orphan")
     response = await sim.get(job["stream_url"], params={"starting_after": 7})
-    refused(response, "7 is beyond the job's last event, 0", param="starting_after")
+    assert_error(response, "7 is beyond the job's last event, 0", param="starting_after")
     await sim.post(job["cancel_url"])
 
 
@@ -575,7 +575,7 @@ async def test_an_empty_last_event_id_is_ignored(sim: httpx.AsyncClient, ended_j
 async def test_a_wait_must_be_a_number_of_seconds(sim: httpx.AsyncClient, wait: str) -> None:
     headers = {b"Prefer": f"respond-async, wait={wait}".encode("latin-1")}
     response = await sim.post(JOBS, json=body_for(JOBS), headers=headers)
-    refused(response, "Prefer: wait must be a number of seconds", param="Prefer")
+    assert_error(response, "Prefer: wait must be a number of seconds", param="Prefer")
 
 
 async def test_a_long_wait_is_capped(sim: httpx.AsyncClient) -> None:
@@ -599,7 +599,7 @@ async def test_a_long_wait_is_capped(sim: httpx.AsyncClient) -> None:
     ],
 )
 async def test_list_parameters_are_validated(sim: httpx.AsyncClient, name: str, value: str, words: str) -> None:
-    refused(await sim.get(JOBS, params={name: value}), name, words, param=name)
+    assert_error(await sim.get(JOBS, params={name: value}), name, words, param=name)
 
 
 # Keys
@@ -644,7 +644,7 @@ async def test_every_route_requires_a_valid_key(
         response = await client.request(
             method, path, headers=headers, json=body_for(path) if method == "POST" else None
         )
-    refused(response, status=401, code="invalid_api_key")
+    assert_error(response, status=401, code="invalid_api_key")
     assert response.headers["www-authenticate"] == "Bearer"
 
 
@@ -652,7 +652,7 @@ async def test_a_revoked_key_is_rejected(sim_stack: Stack) -> None:
     key = sim_stack.command("api.keys", "create", "revoked").stdout.strip()
     sim_stack.command("api.keys", "revoke", "_".join(key.split("_")[:2]))
     async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
-        refused(await client.get("/v1/models"), "not valid", status=401, code="invalid_api_key")
+        assert_error(await client.get("/v1/models"), "not valid", status=401, code="invalid_api_key")
 
 
 async def test_a_cached_key_is_rejected_soon_after_it_is_revoked(sim_stack: Stack) -> None:

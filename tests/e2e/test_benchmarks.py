@@ -18,7 +18,7 @@ def test_the_autoscaled_fleet_runs_on_the_real_queue() -> None:
     }
     modelled, real = (int(value) for value in figures["jobs"])
     assert modelled == real > 50
-    assert int(figures["peak workers"][1]) >= 1
+    assert int(figures["max workers"][1]) >= 1
 
 
 def test_a_quick_run_prints_its_figures() -> None:

@@ -18,7 +18,7 @@ from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import wait_for_end, wait_until_running
 from tests.support.database import drop_database
-from tests.support.faulty_upstream import faulty_upstream, refusal
+from tests.support.faulty_upstream import error_answer, faulty_upstream
 from tests.support.ports import free_port
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually
@@ -179,10 +179,10 @@ async def test_logs_contain_no_prompt_output_or_key(stack: Stack, client: httpx.
     async with client.stream("POST", "/v1/chat/completions", json={"model": "sim", "messages": chat, "stream": True}):
         pass  # disconnect
     async with faulty_upstream(PORT) as upstream:
-        upstream.answers = [refusal(500, f"cannot: {MARKER}"), refusal(500, f"cannot: {MARKER}")]
+        upstream.answers = [error_answer(500, f"cannot: {MARKER}"), error_answer(500, f"cannot: {MARKER}")]
         failed = await wait_for_end(client, await submit(client, model="up", prompt=MARKER))
         assert MARKER in failed["error"]["message"]
-        upstream.answers = [refusal(400, f"no: {MARKER}"), refusal(401, f"no: {MARKER} for {UPSTREAM_KEY}")]
+        upstream.answers = [error_answer(400, f"no: {MARKER}"), error_answer(401, f"no: {MARKER} for {UPSTREAM_KEY}")]
         for _ in range(2):
             assert (await wait_for_end(client, await submit(client, model="up", messages=chat)))["status"] == "failed"
     # Pydantic's error quotes a row that cannot be parsed.

@@ -94,7 +94,7 @@ async def test_another_project_gets_404(sim_stack: Stack) -> None:
     ("method", "path"), [("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/models"), ("GET", "/v1/files")]
 )
 async def test_a_key_without_the_inference_scope_is_rejected(sim_stack: Stack, method: str, path: str) -> None:
-    key = create_key(sim_stack, "operator", "--scope", "admin")
+    key = create_key(sim_stack, "operator", "--project", "operators", "--scope", "admin")
     async with bearer(sim_stack, key) as client:
         rejected = await client.request(method, path, json={"model": "sim", "prompt": "x"})
         assert rejected.status_code == 403

@@ -304,7 +304,7 @@ class TestConversations:
         with pytest.raises(openai.BadRequestError, match="queued"):
             await sdk.responses.create(model="sim", input="two", previous_response_id=queued.id)
         await sdk.responses.cancel(queued.id)
-        key = sim_stack.command("api.keys", "create", "stranger").stdout.strip()
+        key = sim_stack.command("api.keys", "create", "stranger", "--project", "responses-stranger").stdout.strip()
         async with openai.AsyncOpenAI(base_url=f"{sim_stack.url}/v1", api_key=key, max_retries=0) as other_client:
             for call in (
                 other_client.responses.create(model="sim", input="two", previous_response_id=first.id),

@@ -15,7 +15,7 @@ from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import wait_for_end
 from tests.support.database import drop_database
-from tests.support.faulty_upstream import Answer, End, FaultyUpstream, faulty_upstream, refusal
+from tests.support.faulty_upstream import Answer, End, FaultyUpstream, error_answer, faulty_upstream
 from tests.support.ports import free_port
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
@@ -86,7 +86,7 @@ async def wait_for_text(client: httpx.AsyncClient, job_id: str, text: str) -> No
 
 
 async def test_a_native_job(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
-    upstream.answers = [refusal(503, retry_after="0"), Answer(5)]
+    upstream.answers = [error_answer(503, retry_after="0"), Answer(5)]
     job_id = await submit(client)
     assert text_of(await follow(client, job_id)) == "0 1 2 3 4 "
     done = await wait_for_end(client, job_id)
@@ -129,7 +129,7 @@ async def test_a_cancel_disconnects_from_the_upstream(client: httpx.AsyncClient,
 async def test_an_upstream_error_fails_the_job(
     client: httpx.AsyncClient, sdk: openai.AsyncOpenAI, upstream: FaultyUpstream
 ) -> None:
-    upstream.answers = [refusal(500, "oops", retry_after="0")] * 4
+    upstream.answers = [error_answer(500, "oops", retry_after="0")] * 4
     job_id = await submit(client)
     done = await wait_for_end(client, job_id)
     assert (done["status"], done["error"]["code"]) == ("failed", "upstream_error")
@@ -147,7 +147,7 @@ async def test_an_error_in_the_stream_keeps_its_text(client: httpx.AsyncClient, 
 
 
 async def test_a_request_that_the_upstream_rejects(sdk: openai.AsyncOpenAI, upstream: FaultyUpstream) -> None:
-    upstream.answers = [refusal(400, "the prompt is too long")]
+    upstream.answers = [error_answer(400, "the prompt is too long")]
     with pytest.raises(openai.BadRequestError, match="the prompt is too long"):
         await sdk.chat.completions.create(model="up", messages=MESSAGES)
 

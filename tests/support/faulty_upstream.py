@@ -16,13 +16,13 @@ from aiohttp import web
 class End(Enum):
     """How an answer ends, after its tokens."""
 
-    WHOLE = "a finish reason, usage, [DONE]"
+    COMPLETE = "a finish reason, usage, [DONE]"
     NO_USAGE = "a finish reason, [DONE]"
     BROKEN_USAGE = "a finish reason, malformed usage, [DONE]"
     SHORT = "the end of the body"
-    CUT = "the connection is closed"
+    DISCONNECT = "the connection is closed"
     ERROR = "an error event"
-    STRANGE = "a line that is not JSON"
+    INVALID_JSON = "a line that is not JSON"
     SILENCE = "nothing, until the client disconnects"
 
 
@@ -34,7 +34,7 @@ class Answer:
     """
 
     tokens: int = 0
-    end: End = End.WHOLE
+    end: End = End.COMPLETE
     choices: tuple[dict[str, Any], ...] = ()
     finish_reason: str = "stop"
     status: int = 200
@@ -56,7 +56,7 @@ class Seen:
 USAGE = {"prompt_tokens": 70, "completion_tokens": 90, "prompt_tokens_details": {"cached_tokens": 50}}
 
 
-def refusal(status: int, message: str = "no", **headers: str) -> Answer:
+def error_answer(status: int, message: str = "no", **headers: str) -> Answer:
     """An error in OpenAI's format; `retry_after="1"` sets the header Retry-After."""
     body = json.dumps({"error": {"message": message, "type": "error", "code": None}})
     return Answer(status=status, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
@@ -104,19 +104,19 @@ class FaultyUpstream:
         for choice in answer.choices:
             await send({"choices": [{"index": 0, **choice}]})
         match answer.end:
-            case End.WHOLE | End.NO_USAGE | End.BROKEN_USAGE:
+            case End.COMPLETE | End.NO_USAGE | End.BROKEN_USAGE:
                 await send({"choices": [{"index": 0, "delta": {}, "finish_reason": answer.finish_reason}]})
-                if answer.end is End.WHOLE:
+                if answer.end is End.COMPLETE:
                     await send({"choices": [], "usage": USAGE})
                 elif answer.end is End.BROKEN_USAGE:
                     await send({"choices": [], "usage": {"prompt_tokens": "many", "completion_tokens": None}})
                 await response.write(b"data: [DONE]\n\n")
-            case End.CUT:
+            case End.DISCONNECT:
                 assert request.transport is not None
                 request.transport.close()
             case End.ERROR:
                 await send({"error": {"message": "out of memory", "type": "server_error", "code": 500}})
-            case End.STRANGE:
+            case End.INVALID_JSON:
                 await response.write(b"data: <html>\n\n")
             case End.SILENCE:
                 await asyncio.Event().wait()

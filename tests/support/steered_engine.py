@@ -8,7 +8,8 @@ from contextlib import aclosing
 
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
-from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted, Resume
+from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted
+from workers.engines.resume import Resume
 
 DEADLINE_S = 20.0
 # Token ids identify the attempt that generated them: `attempt * IDS_PER_ATTEMPT + position`.
@@ -112,7 +113,7 @@ class SteeredEngine:
         """Die and fail all requests."""
         self.dead = True
         for call in self.calls.values():
-            call.fail(EngineDead("the test ended it"))
+            call.fail(EngineDead("killed by the test"))
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
         return Resume.EXACT if request.sampling.n == 1 else self.several_choices

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol
 
 from shared.domain.errors import ErrorCode, HeadraceError
 from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
+from workers.engines.resume import Resume
 
 
 class EngineError(HeadraceError):
@@ -27,18 +27,6 @@ class UpstreamError(EngineError):
 
 class EngineDead(HeadraceError):
     """The engine has died and runs no more requests."""
-
-
-class Resume(IntEnum):
-    """How an interrupted request can be resumed; higher is cheaper.
-
-    `NONE`: not at all, it starts again. `REGENERATE`: from the start, comparing each token with the emitted ones.
-    `EXACT`: after the last emitted token.
-    """
-
-    NONE = 0
-    REGENERATE = 1
-    EXACT = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 RETRY_S = (0.1, 2.0)
 
 
-class StopReason(StrEnum):
+class InterruptReason(StrEnum):
     """Why a running attempt was stopped from outside."""
 
     CANCELLED = "cancelled"
@@ -47,8 +47,8 @@ class StopReason(StrEnum):
 
 # Attempts that were stopped for these reasons return their jobs to the queue.
 _REQUEUE_OUTCOMES = {
-    StopReason.REQUEUED: AttemptOutcome.HANDED_BACK,
-    StopReason.PREEMPTED: AttemptOutcome.SET_ASIDE,
+    InterruptReason.REQUEUED: AttemptOutcome.HANDED_BACK,
+    InterruptReason.PREEMPTED: AttemptOutcome.SET_ASIDE,
 }
 
 
@@ -79,7 +79,7 @@ class JobAttempt:
         self.job = job
         # On the monotonic clock, as is `_submitted_at`, when the engine received the request.
         self.claimed_at = time.monotonic()
-        self.stop_reason: StopReason | None = None
+        self.interrupt_reason: InterruptReason | None = None
         self._submitted_at = 0.0
         self._context = context
         self._log = LogBuffer(job.id, job.attempt, context.metrics, job.model, counted=job.request.token_counts)
@@ -97,7 +97,7 @@ class JobAttempt:
     @property
     def active(self) -> bool:
         """Whether it generates or is about to: it has not been stopped, and the engine has not finished."""
-        return self.stop_reason is None and not (self._generation is not None and self._generation.done())
+        return self.interrupt_reason is None and not (self._generation is not None and self._generation.done())
 
     async def run(self) -> JobStatus | None:
         """Run the attempt. Returns the job's final status; None if it was requeued or the claim was lost."""
@@ -108,11 +108,11 @@ class JobAttempt:
         await self._generate()
         return await self._finish()
 
-    def stop(self, reason: StopReason) -> None:
+    def stop(self, reason: InterruptReason) -> None:
         """Stop the attempt: the engine aborts the request, and the output so far is kept. The first reason counts."""
-        if self.stop_reason is not None:
+        if self.interrupt_reason is not None:
             return
-        self.stop_reason = reason
+        self.interrupt_reason = reason
         if self._generation is not None:
             self._generation.cancel()
 
@@ -151,7 +151,7 @@ class JobAttempt:
 
     async def _generate(self) -> None:
         """Generate in a separate task, so that a stop cancels that task and nothing else."""
-        if self.stop_reason is None:
+        if self.interrupt_reason is None:
             self._generation = asyncio.create_task(self._publish_output(), name=f"generate-{self.job.id}")
         # After the task is created: submitting to the engine takes longer than publishing the start.
         self._context.log_writer.schedule(self._log)
@@ -160,7 +160,9 @@ class JobAttempt:
         deadline = None
         if self.job.finish_before is not None:
             left_s = (self.job.finish_before - self._database_now()).total_seconds()
-            deadline = asyncio.get_running_loop().call_later(max(0.0, left_s), self.stop, StopReason.DEADLINE_EXCEEDED)
+            deadline = asyncio.get_running_loop().call_later(
+                max(0.0, left_s), self.stop, InterruptReason.DEADLINE_EXCEEDED
+            )
         await asyncio.wait([self._generation])
         if deadline is not None:
             deadline.cancel()
@@ -174,7 +176,8 @@ class JobAttempt:
         self._metrics.submitted(self._submitted_at - self.claimed_at)
         self._trace.generation_started(self._database_now(), self._prior_tokens)
         engine = self._context.engine
-        comparable = self._transcript.fingerprints <= {engine.fingerprint}
+        # Attempts of versions that did not report a fingerprint count as comparable: a difference shows then.
+        comparable = self._transcript.fingerprints - {None} <= {engine.fingerprint}
         outputs = engine.generate(f"{job.id}-{job.attempt}", job.request, prior, comparable=comparable)
         async with aclosing(outputs):
             async for item in outputs:
@@ -212,9 +215,9 @@ class JobAttempt:
             if self.job.deaths + 1 >= self._context.max_attempts:
                 return await self._end(JobStatus.FAILED, exhausted(self._context.max_attempts))
             return await self._requeue(AttemptOutcome.ENGINE_LOST, died=True)
-        if self.stop_reason is StopReason.CLAIM_LOST:
+        if self.interrupt_reason is InterruptReason.CLAIM_LOST:
             return None
-        requeue_outcome = _REQUEUE_OUTCOMES.get(self.stop_reason) if self.stop_reason is not None else None
+        requeue_outcome = _REQUEUE_OUTCOMES.get(self.interrupt_reason) if self.interrupt_reason is not None else None
         if cancelled and requeue_outcome is not None:
             return await self._requeue(requeue_outcome)
         return await self._end(*self._status(error))
@@ -229,9 +232,9 @@ class JobAttempt:
             return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, f"{type(error).__name__}: {error}")
         choices = self._transcript.choices()
         if not all(choice.finish_reason for choice in choices):
-            if self.stop_reason is None:
+            if self.interrupt_reason is None:
                 return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, "The engine ended the request too early.")
-            is_late = self.stop_reason is StopReason.DEADLINE_EXCEEDED
+            is_late = self.interrupt_reason is InterruptReason.DEADLINE_EXCEEDED
             return JobStatus.CANCELLED, LATE if is_late else CANCELLED
         if any(choice.finish_reason == "length" for choice in choices):
             return JobStatus.INCOMPLETE, None

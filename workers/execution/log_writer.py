@@ -15,7 +15,7 @@ from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
 from shared.runtime.aio import wait_for_event
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
-from workers.engines.pacing import flush_interval_s
+from workers.engines.flush_interval import flush_interval_s
 from workers.execution.token_metrics import TokenMetrics
 
 logger = logging.getLogger(__name__)

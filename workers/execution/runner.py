@@ -13,7 +13,7 @@ from shared.domain.priorities import is_batch
 from shared.postgres.claim_store import Claim
 from shared.runtime.aio import cancel_and_wait
 from shared.runtime.outages import is_outage
-from workers.execution.attempt import RETRY_S, AttemptContext, JobAttempt, StopReason
+from workers.execution.attempt import RETRY_S, AttemptContext, InterruptReason, JobAttempt
 from workers.execution.slots import SlotPool
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Runner:
                 self._preempt_batch_jobs()
                 return await attempt.run()
 
-    def stop(self, job_id: str, reason: StopReason, attempt: int | None = None) -> None:
+    def stop(self, job_id: str, reason: InterruptReason, attempt: int | None = None) -> None:
         """Stop a job, or that attempt of it, if it runs here."""
         running = self._attempts.get(job_id)
         if running is not None and attempt in (None, running.job.attempt):
@@ -89,7 +89,7 @@ class Runner:
     async def requeue_all(self) -> None:
         """Return all running jobs to the queue; returns when that is done."""
         for attempt in list(self._attempts.values()):
-            attempt.stop(StopReason.REQUEUED)
+            attempt.stop(InterruptReason.REQUEUED)
         await self._idle.wait()
 
     def not_running(self, claims: list[Claim]) -> list[Claim]:
@@ -144,10 +144,10 @@ class Runner:
         """Keep a running attempt where `stop` finds it."""
         job_id = attempt.job.id
         # An earlier attempt may still run here: its lease expired before this worker noticed.
-        self.stop(job_id, StopReason.CLAIM_LOST)
+        self.stop(job_id, InterruptReason.CLAIM_LOST)
         self._attempts[job_id] = attempt
         if self._paused:
-            attempt.stop(StopReason.REQUEUED)  # paused during the claim
+            attempt.stop(InterruptReason.REQUEUED)  # paused during the claim
         try:
             yield attempt
         finally:
@@ -169,4 +169,4 @@ class Runner:
         batch.sort(key=lambda attempt: (-resume_mode(attempt.job.request), -attempt.claimed_at))
         for attempt in batch[:excess]:
             logger.info("job=%s preempted by an urgent job", attempt.job.id)
-            attempt.stop(StopReason.PREEMPTED)
+            attempt.stop(InterruptReason.PREEMPTED)

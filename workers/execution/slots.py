@@ -1,4 +1,4 @@
-"""Admission control: batch jobs get only the slots that urgent jobs leave free."""
+"""Slot allocation: batch jobs get only the slots that urgent jobs leave free."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from shared.redis import keys as redis_keys
 from shared.runtime.outages import is_redis_outage
-from workers.execution.attempt import StopReason
+from workers.execution.attempt import InterruptReason
 from workers.execution.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class CancelListener:
         self._channel = redis_keys.worker_channel(worker)
 
     async def run(self) -> None:
-        """Listen until cancelled."""
+        """Listen for cancellations of jobs until this task is cancelled."""
         while True:
             try:
                 async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
@@ -34,7 +34,7 @@ class CancelListener:
                     while True:
                         message = await pubsub.get_message(timeout=1)
                         if message is not None:
-                            self._runner.stop(message["data"].decode(), StopReason.CANCELLED)
+                            self._runner.stop(message["data"].decode(), InterruptReason.CANCELLED)
             except Exception as error:
                 if not is_redis_outage(error):
                     raise

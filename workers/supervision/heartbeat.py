@@ -10,7 +10,7 @@ from shared.postgres.claim_store import ClaimStore
 from shared.runtime.outages import is_outage
 from shared.runtime.periodic import run_periodically
 from workers.engines.base import Engine
-from workers.execution.attempt import StopReason
+from workers.execution.attempt import InterruptReason
 from workers.execution.runner import Runner
 from workers.settings import WorkerSettings
 from workers.supervision.heartbeat_file import HeartbeatFile
@@ -39,7 +39,7 @@ class Heartbeat:
         self._settings = settings
         self._not_running: set[tuple[str, int]] = set()
         self._state = WorkerState.READY
-        self._file = HeartbeatFile(settings.beacon)
+        self._file = HeartbeatFile(settings.heartbeat_file)
 
     async def run(self) -> None:
         """Renew the lease until cancelled."""
@@ -70,10 +70,10 @@ class Heartbeat:
         for job_id, attempt in self._runner.claimed_before(before):
             if (job_id, attempt) not in owned:
                 logger.warning("job=%s attempt=%d is no longer owned by this worker; stopping it", job_id, attempt)
-                self._runner.stop(job_id, StopReason.CLAIM_LOST, attempt)
+                self._runner.stop(job_id, InterruptReason.CLAIM_LOST, attempt)
         for claim in claims:
             if claim.status is JobStatus.CANCELLING:
-                self._runner.stop(claim.job_id, StopReason.CANCELLED, claim.attempt)
+                self._runner.stop(claim.job_id, InterruptReason.CANCELLED, claim.attempt)
         await self._release({(claim.job_id, claim.attempt) for claim in self._runner.not_running(claims)})
 
     async def _release(self, not_running: set[tuple[str, int]]) -> None:

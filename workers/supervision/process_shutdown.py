@@ -30,7 +30,11 @@ class ProcessShutdown:
             self._forcing = asyncio.create_task(self._force(), name="process-shutdown")
 
     async def _force(self) -> None:
-        await self._release()
+        try:
+            await self._release()
+        except Exception:
+            # The lease expires, and other workers take over the jobs. This process must end in any case.
+            logger.exception("cannot release the jobs of this worker; ending the process")
         await asyncio.sleep(FORCE_AFTER_S)
         logger.critical("Celery does not stop; ending the process")
         os._exit(EXIT_FAULT)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from random import Random
+
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.keys.principal import Scope
+from api.keys.store import ApiKeyStore
 from shared.postgres.schema_version import SchemaMismatch, check_schema
 from shared.postgres.tables import Base
 from tests.support.database import migrate
@@ -138,3 +143,92 @@ async def test_an_interrupted_backfill_resumes(database: AsyncEngine, database_u
     migrate(database_url, "upgrade")
     async with database.connect() as connection:
         assert await connection.run_sync(differences) == []
+
+
+async def test_submits_go_through_while_the_schema_is_migrated(database: AsyncEngine, database_url: str) -> None:
+    """The previous version inserts jobs and idempotency keys, and ends many jobs in one statement, all the time."""
+    migrate(database_url, "downgrade", "0006")
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(OLD_KEYS)
+        await connection.execute(text(OLD_ROWS[0]), {"rows": 20_000})
+    migrated = asyncio.Event()
+    written: list[int] = []
+
+    async def submit(writer: int) -> None:
+        while not migrated.is_set() or len(written) < 50:
+            number = len(written)
+            written.append(writer)
+            async with database.begin() as connection:
+                await connection.execute(
+                    text(
+                        "INSERT INTO idempotency_keys (key_id, key, request_sha256, job_id)"
+                        " VALUES (:key_id, :key, 'x', 'job') ON CONFLICT DO NOTHING"
+                    ),
+                    {"key_id": 1 + number % 3, "key": str(number)},
+                )
+                await connection.execute(
+                    text(
+                        "INSERT INTO jobs (id, key_id, model, status, priority, request, metadata)"
+                        " SELECT 'job_w' || :number || '_' || n, 1 + n % 3, 'm', 'queued', 3, '{}', '{}'"
+                        " FROM generate_series(1, 20) AS n"
+                    ),
+                    {"number": str(number)},
+                )
+
+    async def end(writer: int) -> None:
+        random = Random(writer)
+        while not migrated.is_set():
+            ids = [f"job_{random.randint(1, 20_000):06d}" for _ in range(20)]
+            async with database.begin() as connection:
+                await connection.execute(
+                    text("UPDATE jobs SET output = '[]' WHERE id = ANY(:ids)"), {"ids": sorted(ids, reverse=True)}
+                )
+
+    async def upgrade() -> None:
+        try:
+            await asyncio.to_thread(migrate, database_url, "upgrade")
+        finally:
+            migrated.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        for writer in range(4):
+            tasks.create_task(submit(writer))
+        tasks.create_task(end(0))
+        tasks.create_task(upgrade())
+    async with database.connect() as connection:
+        assert await connection.run_sync(differences) == []
+        jobs = (await connection.execute(text("SELECT count(*) FROM jobs WHERE id LIKE 'job_w%'"))).scalar()
+    assert jobs == 20 * len(written)
+
+
+async def test_a_downgrade_gives_no_key_more_rights(database: AsyncEngine, database_url: str) -> None:
+    """The previous version knows neither expiry nor scopes."""
+    store = ApiKeyStore(database)
+    names = ("plain", "later", "expired", "operator")
+    for name in names:
+        scopes = [Scope.ADMIN] if name == "operator" else [Scope.INFERENCE]
+        await store.create(name, f"hr_{name}_{'k' * 43}", scopes=scopes, expires_in_s=None if name == "plain" else 3600)
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET expires_at = now() WHERE name = 'expired'"))
+        await connection.execute(text("UPDATE api_keys SET expires_at = NULL WHERE name = 'operator'"))
+    migrate(database_url, "downgrade", "0006")
+    async with database.connect() as connection:
+        valid = await connection.execute(text("SELECT name FROM api_keys WHERE revoked_at IS NULL ORDER BY id"))
+        assert list(valid.scalars()) == ["plain", "later"]
+
+
+async def test_project_names_are_never_shared_by_accident(database: AsyncEngine, database_url: str) -> None:
+    migrate(database_url, "downgrade", "0006")
+    async with database.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO api_keys (name, prefix, sha256) VALUES ('a', '1', '1'), ('a', '2', '2'), ('a#2', '3', '3')"
+            )
+        )
+    migrate(database_url, "upgrade", "0007")
+    async with database.begin() as connection:
+        # By a process of the previous version.
+        await connection.execute(text("INSERT INTO api_keys (name, prefix, sha256) VALUES ('a', '4', '4')"))
+    async with database.connect() as connection:
+        projects = await connection.execute(text("SELECT count(DISTINCT project_id), count(*) FROM api_keys"))
+        assert projects.one() == (4, 4)

@@ -252,7 +252,11 @@ def test_images_refer_to_existing_settings(file: str) -> None:
 
 def check_variables(names: set[str], *kinds: type[ApiSettings | WorkerSettings]) -> None:
     """Check that each variable is read by a process of these kinds."""
-    known = OTHER_VARIABLES | {f"HEADRACE_{field}".upper() for kind in kinds for field in kind.model_fields}
+    known = OTHER_VARIABLES | {
+        str(field.validation_alias or f"HEADRACE_{name}".upper())
+        for kind in kinds
+        for name, field in kind.model_fields.items()
+    }
     assert names <= known, f"nothing reads {names - known}"
 
 

@@ -10,11 +10,11 @@ from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.openai.request import request_body
 from workers.engines.openai.stream import StreamParser, parse_error
-from workers.engines.upstream.engine import RelayEngine
+from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.errors import ErrorBody
 
 
-class OpenAIEngine(RelayEngine):
+class OpenAIEngine(UpstreamEngine):
     """The `openai` engine."""
 
     def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:

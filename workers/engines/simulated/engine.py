@@ -20,7 +20,8 @@ from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
-from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Resume
+from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
+from workers.engines.resume import Resume
 from workers.engines.simulated.script import Script, logprob_entries, script_of
 from workers.engines.token_boundaries import TokenBoundaries
 

@@ -22,8 +22,9 @@ from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import EngineStats, PromptInfo, Resume, UpstreamError
-from workers.engines.pacing import flush_interval_s
+from workers.engines.base import EngineStats, PromptInfo, UpstreamError
+from workers.engines.flush_interval import flush_interval_s
+from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
 from workers.engines.upstream.errors import (
     KEY_REFUSED,
@@ -39,7 +40,7 @@ from workers.engines.upstream.session import open_session, read_error, read_tail
 logger = logging.getLogger(__name__)
 
 
-class Reply(Protocol):
+class ReplyParser(Protocol):
     """The parser of one streamed answer."""
 
     @property
@@ -66,7 +67,7 @@ class Reply(Protocol):
         """Parse the bytes of one read."""
 
 
-class RelayEngine(ABC):
+class UpstreamEngine(ABC):
     """Relays up to `slots` requests at the same time, each on its own connection."""
 
     _session: aiohttp.ClientSession
@@ -100,7 +101,7 @@ class RelayEngine(ABC):
         """
 
     @abstractmethod
-    def reply(self, request: GenerateRequest) -> Reply:
+    def reply(self, request: GenerateRequest) -> ReplyParser:
         """A parser for the answer."""
 
     @abstractmethod

@@ -19,7 +19,8 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted, Resume
+from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted
+from workers.engines.resume import Resume
 from workers.engines.vllm.dtype import choose_dtype
 from workers.engines.vllm.executor import cpu_options
 from workers.engines.vllm.output import OutputBuilder

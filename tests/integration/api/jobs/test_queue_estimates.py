@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
-from api.jobs.queue_store import EXACT, STEP, Pace, QueueStore
+from api.jobs.queue_store import EXACT, STEP, QueueStore, ServiceRate
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
 from shared.config.models.loader import Registry
@@ -89,18 +89,18 @@ async def test_positions_beyond_the_exact_ones_are_rounded_down(
 @pytest.mark.parametrize(
     ("pace", "position", "occupied", "wait_s"),
     [
-        (Pace(0, 0, 0, 2.0), 0, 0, None),
-        (Pace(4, 0, 0, None), 3, 0, 0.0),
-        (Pace(4, 0, 0, None), 4, 0, None),
-        (Pace(4, 4, 1, 2.0), 0, 4, 0.5),
-        (Pace(4, 4, 1, 2.0), 0, 1, 0.0),
-        (Pace(4, 4, 1, 2.0), 7, 4, 4.0),
-        (Pace(4, 9, 9, 2.0), 7, 9, 4.0),
+        (ServiceRate(0, 0, 0, 2.0), 0, 0, None),
+        (ServiceRate(4, 0, 0, None), 3, 0, 0.0),
+        (ServiceRate(4, 0, 0, None), 4, 0, None),
+        (ServiceRate(4, 4, 1, 2.0), 0, 4, 0.5),
+        (ServiceRate(4, 4, 1, 2.0), 0, 1, 0.0),
+        (ServiceRate(4, 4, 1, 2.0), 7, 4, 4.0),
+        (ServiceRate(4, 9, 9, 2.0), 7, 9, 4.0),
     ],
     ids=str,
 )
 def test_the_wait_depends_on_free_slots_and_service_time(
-    pace: Pace, position: int, occupied: int, wait_s: float | None
+    pace: ServiceRate, position: int, occupied: int, wait_s: float | None
 ) -> None:
     assert pace.wait_s(position, occupied) == wait_s
 
@@ -116,13 +116,13 @@ async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
     async def heartbeat(model: str, slots: int) -> None:
         await workers(f"w-{model}").heartbeat(model, slots=slots, running=0, lease_s=LEASE_S)
 
-    assert await queue_store.pace("m") == Pace(0, 0, 0, None)
+    assert await queue_store.pace("m") == ServiceRate(0, 0, 0, None)
     for model in ("m", "up"):
         await heartbeat(model, 2)
         for priority in (3, 9, 9, 3):
             job = await submit(store, owner, priority, model)
             claimed = await workers(f"w-{model}").claim(job.id)
-        assert await queue_store.pace(model) == Pace(2, 4, 2, None), "none has ended yet"
+        assert await queue_store.pace(model) == ServiceRate(2, 4, 2, None), "none has ended yet"
         assert claimed is not None
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome="completed") for attempt in claimed.attempts)
@@ -131,7 +131,7 @@ async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
     async with database.connect() as connection:
         statement = "UPDATE jobs SET attempt_started_at = finished_at - interval '3 s' WHERE finished_at IS NOT NULL"
         await connection.execute(text(statement))
-    assert await queue_store.pace("m") == Pace(2, 3, 1, 3.0)
+    assert await queue_store.pace("m") == ServiceRate(2, 3, 1, 3.0)
 
     # Three jobs run, two of them in batches. An urgent job preempts those, except on an upstream model.
     assert await queue_estimates.waiting(await submit(store, owner, 3, "m")) == (0, 0.0)

@@ -100,7 +100,7 @@ async def test_a_key_is_shown_once_and_stored_as_its_hash(keys: Keys, database: 
 
 
 async def test_two_keys_with_the_same_name_are_different(keys: Keys, database: AsyncEngine) -> None:
-    first, second = (keys("create", "laptop").stdout.strip() for _ in range(2))
+    first, second = (keys("create", "laptop", "--project", "laptop").stdout.strip() for _ in range(2))
     assert first != second
     one, two = await principal(database, first), await principal(database, second)
     assert one.key_id != two.key_id
@@ -175,7 +175,7 @@ async def test_a_key_belongs_to_the_named_project(keys: Keys, database: AsyncEng
 
 async def test_a_key_has_the_scopes_that_it_was_created_with(keys: Keys, database: AsyncEngine) -> None:
     default, both, admin = (
-        keys("create", "k", *arguments).stdout.strip()
+        keys("create", "k", "--project", "k", *arguments).stdout.strip()
         for arguments in ((), ("--scope", "inference", "--scope", "admin"), ("--scope", "admin"))
     )
     assert (await principal(database, default)).scopes == {Scope.INFERENCE}
@@ -217,6 +217,16 @@ async def test_the_cache_does_not_outlive_a_key(keys: Keys, database: AsyncEngin
         return False
 
     await eventually(refused, "the key has expired", within_s=5)
+
+
+def test_a_key_joins_an_existing_project_only_if_it_is_named(keys: Keys) -> None:
+    """A second key of a name must not silently gain access to what the first has created."""
+    assert keys("create", "alice").returncode == 0
+    refused = keys("create", "alice")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "add --project alice" in refused.stderr
+    assert keys("create", "alice", "--project", "alice").returncode == 0
+    assert len(keys("list").stdout.splitlines()) == 2
 
 
 @pytest.mark.parametrize("duration", ["", "90", "d", "-1d", "1w", "9999999d"])

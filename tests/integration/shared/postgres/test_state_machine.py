@@ -55,7 +55,7 @@ from tests.support.examples import LONG, example_count
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
 from workers.engines.base import EngineError
-from workers.execution.attempt import AttemptContext, StopReason
+from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -297,10 +297,13 @@ class World:
             await self.tokens(worker, call, count)
         return call
 
-    async def deliver_to_all(self, job_id: str) -> None:
+    async def deliver_to_all(self, job_id: str, *, sweeping: bool) -> None:
+        """Deliver a message to every worker at once. While it is `sweeping`, a claim whose worker's lease has expired
+        may be taken back at once, and another worker's claim succeed too, as the next attempt."""
         calls = await asyncio.gather(*(worker.deliver(job_id) for worker in self.workers))
         claimed = [(worker, call) for worker, call in zip(self.workers, calls, strict=True) if call is not None]
-        assert len(claimed) <= 1, "one claim succeeds"
+        assert len({call.attempt for _, call in claimed}) == len(claimed), "an attempt is claimed once"
+        assert len(claimed) <= 1 or sweeping, "one claim succeeds"
         for worker, call in claimed:
             assert (job_id, call.attempt) not in self.claimed_by
             self.claimed_by[job_id, call.attempt] = worker.name
@@ -317,7 +320,7 @@ class World:
         call.fail(EngineError("it failed"))
         await worker.wait_ended(call, "its engine failed")
 
-    async def stop(self, worker: Worker, call: Call, why: StopReason) -> None:
+    async def stop(self, worker: Worker, call: Call, why: InterruptReason) -> None:
         worker.runner.stop(call.job_id, why, call.attempt)
         await worker.wait_ended(call, f"{why} was requested")
 
@@ -600,7 +603,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(job=a_job)
     def deliver_a_message_to_all_workers(self, job: int) -> None:
-        self._to_job(job, self.world.deliver_to_all)
+        self._to_job(job, lambda job_id: self.world.deliver_to_all(job_id, sweeping=False))
 
     @rule(run=a_run, count=st.integers(1, 9))
     def tokens(self, run: int, count: int) -> None:
@@ -613,8 +616,8 @@ class Jobs(RuleBasedStateMachine):
         else:
             self._to_run(run, lambda worker, call: self.world.finish(worker, call, how))
 
-    @rule(run=a_run, why=st.sampled_from([StopReason.REQUEUED, StopReason.DEADLINE_EXCEEDED]))
-    def stop(self, run: int, why: StopReason) -> None:
+    @rule(run=a_run, why=st.sampled_from([InterruptReason.REQUEUED, InterruptReason.DEADLINE_EXCEEDED]))
+    def stop(self, run: int, why: InterruptReason) -> None:
         self._to_run(run, lambda worker, call: self.world.stop(worker, call, why))
 
     @rule(worker=a_worker)
@@ -718,7 +721,7 @@ class Jobs(RuleBasedStateMachine):
         races: dict[str, Callable[[], Awaitable[object]]] = {
             "cancel": lambda: world.cancel(call.job_id),
             "finish": lambda: world.finish(worker, call, "stop"),
-            "hand back": lambda: world.stop(worker, call, StopReason.REQUEUED),
+            "hand back": lambda: world.stop(worker, call, InterruptReason.REQUEUED),
             "sweep": world.sweep,
             "heartbeat": worker.heartbeat.renew,
             "message": lambda: world.deliver(other, call.job_id),
@@ -736,7 +739,7 @@ class Jobs(RuleBasedStateMachine):
         races: dict[str, Callable[[], Awaitable[object]]] = {
             "cancel": lambda: world.cancel(job_id),
             "late": lambda: world.pass_deadline(job_id),
-            "message": lambda: world.deliver_to_all(job_id),
+            "message": lambda: world.deliver_to_all(job_id, sweeping="sweep" in what),
             "sweep": world.sweep,
         }
         await asyncio.gather(*(races[name]() for name in sorted(what)))

@@ -52,7 +52,7 @@ async def test_urgent_events_are_written_before_others(
     log_writer: LogWriter, logs: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("INTERVAL_PER_LOG_S", "MAX_INTERVAL_S"):
-        monkeypatch.setattr(f"workers.engines.pacing.{name}", 60)
+        monkeypatch.setattr(f"workers.engines.flush_interval.{name}", 60)
     log, other = LogBuffer(JOB, 1, worker_metrics()), LogBuffer("job_2", 1, worker_metrics())
     await write(log_writer, log, "a")
     log.delta(Delta(0, "b", (1,)))

@@ -24,8 +24,8 @@ from tests.conftest import Workers
 from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
-from workers.engines.base import Resume
-from workers.execution.attempt import AttemptContext, StopReason
+from workers.engines.resume import Resume
+from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -170,7 +170,7 @@ async def test_a_job_without_its_claim_is_stopped_and_writes_nothing(
         before, log_before = await read(store, job), await logs.read(job.id)
 
         await call.tokens(4)
-        worker.runner.stop(job.id, StopReason.CLAIM_LOST, 1)
+        worker.runner.stop(job.id, InterruptReason.CLAIM_LOST, 1)
         assert await asyncio.wait_for(run, WITHIN_S) is None
         await worker.log_writer.drain(WITHIN_S)
         assert (await read(store, job), await logs.read(job.id)) == (before, log_before)

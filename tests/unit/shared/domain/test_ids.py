@@ -40,11 +40,23 @@ def test_ids_of_one_millisecond_are_ordered_and_valid(monkeypatch: pytest.Monkey
     assert len({item.int >> 80 for item in parsed}) > 1
 
 
-def test_a_clock_that_steps_back_does_not_change_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_steps_back_a_little_does_not_change_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     before = new_job_id()
-    earlier = time.time_ns() - 3600 * 10**9
+    earlier = time.time_ns() - 900 * 10**6
     monkeypatch.setattr(time, "time_ns", lambda: earlier)
     assert new_job_id() > before
+
+
+def test_a_clock_that_steps_back_far_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that stay an hour ahead of those of other processes would break the order of the queue for an hour."""
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 3600 * 10**9)
+    ahead = new_job_id()
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    back = [new_job_id() for _ in range(1000)]
+    assert back == sorted(back)
+    assert int(back[0][4:16], 16) == now // 10**6
+    assert back[-1] < ahead
 
 
 def test_threads_never_get_the_same_timestamp_and_counter() -> None:

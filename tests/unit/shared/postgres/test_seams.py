@@ -20,8 +20,8 @@ from shared.postgres.tables import JobRow
 from tests.support.stack import REPOSITORY
 
 PACKAGES = ("api", "launcher", "shared", "workers")
-ENTRY = "shared/postgres/job_rows.py:insert_queued"
-EXIT = "shared/postgres/job_rows.py:end_statement"
+ENTRY = "shared/postgres/job_statements.py:insert_queued"
+EXIT = "shared/postgres/job_statements.py:end_statement"
 
 OPEN_STATUSES = {status.name for status in JobStatus if not status.terminal}
 COLUMNS = set(inspect(JobRow).column_attrs.keys())

@@ -50,3 +50,13 @@ async def test_a_second_fault_releases_nothing_twice(exits: asyncio.Queue[int]) 
     await exits.get()
     assert releases == 1
     assert exits.empty()
+
+
+async def test_the_process_ends_though_its_jobs_cannot_be_released(exits: asyncio.Queue[int]) -> None:
+    """Their lease expires; a process that stayed would hold them."""
+
+    async def release() -> None:
+        raise ValueError("the heartbeat's statement is wrong")
+
+    ProcessShutdown(release).begin()
+    assert await exits.get() == EXIT_FAULT

@@ -15,7 +15,7 @@ from shared.domain.events import Delta
 from shared.domain.job import Choice, ToolCall, Usage
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from shared.domain.transcript import Transcript
-from tests.support.faulty_upstream import Answer, End, FaultyUpstream, faulty_upstream, refusal
+from tests.support.faulty_upstream import Answer, End, FaultyUpstream, error_answer, faulty_upstream
 from tests.support.metrics import worker_metrics
 from tests.support.ports import free_port
 from workers.engines.base import UpstreamError
@@ -150,10 +150,10 @@ async def test_finish_reasons(
 @pytest.mark.parametrize(
     "transient",
     [
-        refusal(429, **NO_DELAY),
-        refusal(500, **NO_DELAY),
-        refusal(503, **NO_DELAY),
-        Answer(0, End.CUT),
+        error_answer(429, **NO_DELAY),
+        error_answer(500, **NO_DELAY),
+        error_answer(503, **NO_DELAY),
+        Answer(0, End.DISCONNECT),
         Answer(0, End.SHORT),
     ],
     ids=["429", "500", "503", "cut", "short"],
@@ -169,20 +169,20 @@ async def test_transient_failures_before_the_first_token_are_retried(
 
 
 async def test_retry_after_is_honoured(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
-    upstream.answers = [refusal(429, retry_after="1")]
+    upstream.answers = [error_answer(429, retry_after="1")]
     await run(engine)
     assert upstream.seen[1].at - upstream.seen[0].at >= 1
 
 
 async def test_long_retry_after_fails_the_request(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
-    upstream.answers = [refusal(429, "come tomorrow", retry_after="86400")]
+    upstream.answers = [error_answer(429, "come tomorrow", retry_after="86400")]
     error = await failure(engine)
     assert "HTTP 429: come tomorrow" in error.message
     assert len(upstream.seen) == 1
 
 
 async def test_retries_are_limited(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
-    upstream.answers = [refusal(500, f"key {KEY}", **NO_DELAY)] * 3
+    upstream.answers = [error_answer(500, f"key {KEY}", **NO_DELAY)] * 3
     error = await failure(engine)
     assert "HTTP 500: key ***" in error.message
     assert len(upstream.seen) == 3
@@ -211,10 +211,10 @@ async def test_silent_upstream(upstream: FaultyUpstream, tokens: int, requests: 
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        (End.CUT, "connection to the upstream broke"),
+        (End.DISCONNECT, "connection to the upstream broke"),
         (End.SHORT, "ended its answer too early"),
         (End.ERROR, "The upstream failed: out of memory"),
-        (End.STRANGE, "not OpenAI's stream"),
+        (End.INVALID_JSON, "not OpenAI's stream"),
     ],
     ids=lambda value: value.name if isinstance(value, End) else "",
 )
@@ -228,7 +228,7 @@ async def test_failures_after_text_are_not_retried(
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
 async def test_refused_request(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
-    upstream.answers = [refusal(status, "the prompt is too long")]
+    upstream.answers = [error_answer(status, "the prompt is too long")]
     with pytest.raises(InvalidRequest, match=r"^the prompt is too long$"):
         await run(engine)
     assert len(upstream.seen) == 1
@@ -236,13 +236,13 @@ async def test_refused_request(engine: OpenAIEngine, upstream: FaultyUpstream, s
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_refused_key(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
-    upstream.answers = [refusal(status, f"Incorrect API key provided: {KEY}")]
+    upstream.answers = [error_answer(status, f"Incorrect API key provided: {KEY}")]
     assert (await failure(engine)).message == f"The upstream refused the key (HTTP {status})."
 
 
 @pytest.mark.parametrize("status", [302, 402, 405])
 async def test_other_status(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
-    upstream.answers = [refusal(status, "hm", location="http://127.0.0.1:1/")]
+    upstream.answers = [error_answer(status, "hm", location="http://127.0.0.1:1/")]
     assert f"HTTP {status}: hm" in (await failure(engine)).message
     assert len(upstream.seen) == 1
 
@@ -260,7 +260,7 @@ async def test_cancel_closes_the_connection(engine: OpenAIEngine, upstream: Faul
 
 
 async def test_cancel_during_the_delay_before_a_retry(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
-    upstream.answers = [refusal(503, retry_after="50")]
+    upstream.answers = [error_answer(503, retry_after="50")]
     task = asyncio.create_task(run(engine))
     async with asyncio.timeout(10):
         await upstream.arrived.wait()

@@ -20,7 +20,8 @@ from shared.domain.request import ChatOptions, Function, GenerateRequest, Messag
 from shared.domain.transcript import Transcript
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
-from workers.engines.base import EngineError, PromptInfo, Restarted, Resume
+from workers.engines.base import EngineError, PromptInfo, Restarted
+from workers.engines.resume import Resume
 from workers.execution.log_writer import LogBuffer
 
 pytestmark = [

@@ -15,7 +15,7 @@ CHECKS = 5
 CHUNK = 500
 
 
-class SilenceCheck:
+class IdleReaderCheck:
     """Finds readers that have missed events, among those without a live event for `resync_s` seconds."""
 
     def __init__(self, readers: Mapping[str, AbstractSet[Reader]], stored: StoredEvents, *, resync_s: float) -> None:
