@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated
 
@@ -30,6 +31,7 @@ class Authenticator:
         self._store = store
         self._cache_s = cache_s
         self._cache: dict[str, tuple[float, Principal]] = {}
+        self._lookups: dict[str, asyncio.Task[Principal | None]] = {}
 
     async def principal(self, key: str) -> Principal:
         """Return the principal of a valid key.
@@ -40,15 +42,34 @@ class Authenticator:
         sha256, now = digest(key), time.monotonic()
         if (cached := self._cache.get(sha256)) is not None and cached[0] > now:
             return cached[1]
-        found = await self._store.find(key)
+        if (lookup := self._lookups.get(sha256)) is None:
+            lookup = self._lookups[sha256] = asyncio.create_task(self._look_up(key, sha256, now), name="key-lookup")
+            lookup.add_done_callback(_retrieve_error)
+        principal = await asyncio.shield(lookup)  # shared: one request's cancellation must not end the others'
+        if principal is None:
+            raise Unauthorized("The API key is not valid.")
+        return principal
+
+    async def _look_up(self, key: str, sha256: str, now: float) -> Principal | None:
+        """Look up a key for all requests that need it now: a burst after a pause costs one query, not one each."""
+        try:
+            found = await self._store.find(key)
+        finally:
+            del self._lookups[sha256]
         if found is None:
             self._cache.pop(sha256, None)
-            raise Unauthorized("The API key is not valid.")
+            return None
         if len(self._cache) >= CACHE_SIZE:
             self._cache.clear()
         cache_s = self._cache_s if found.expires_in_s is None else min(self._cache_s, found.expires_in_s)
         self._cache[sha256] = (now + cache_s, found.principal)
         return found.principal
+
+
+def _retrieve_error(lookup: asyncio.Task[Principal | None]) -> None:
+    """Mark a lookup's error as handled, though every request that waited for it may have been cancelled."""
+    if not lookup.cancelled():
+        lookup.exception()
 
 
 async def current_principal(

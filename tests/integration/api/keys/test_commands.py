@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import os
@@ -20,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.keys.__main__ import main
 from api.keys.auth import Authenticator
 from api.keys.principal import Principal, Scope
-from api.keys.store import ApiKeyStore
+from api.keys.store import ApiKeyStore, ValidKey
 from shared.domain.errors import Forbidden, Unauthorized
 from tests.support.stack import REPOSITORY
 from tests.support.waiting import eventually
@@ -314,3 +315,33 @@ async def test_a_revoked_key_is_refused_when_its_cache_entry_expires(keys: Keys,
         return False
 
     await eventually(refused, "the cached key is refused", within_s=5)
+
+
+class CountingStore(ApiKeyStore):
+    """Counts lookups."""
+
+    lookups = 0
+
+    async def find(self, key: str) -> ValidKey | None:
+        self.lookups += 1
+        return await super().find(key)
+
+
+async def test_a_burst_of_requests_looks_a_key_up_once(keys: Keys, database: AsyncEngine) -> None:
+    key = keys("create", "laptop").stdout.strip()
+    store = CountingStore(database)
+    authenticator = Authenticator(store, cache_s=60)
+    waiting = [asyncio.create_task(authenticator.principal(key)) for _ in range(50)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    principals = await asyncio.gather(*waiting[1:])
+    assert len(set(principals)) == 1
+    assert store.lookups == 1
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[0]
+
+    refused = await asyncio.gather(
+        *(authenticator.principal("hr_unknown_key") for _ in range(50)), return_exceptions=True
+    )
+    assert {type(error) for error in refused} == {Unauthorized}
+    assert store.lookups == 2
