@@ -31,13 +31,13 @@ def execute(statement: str, parameters: Mapping[str, Any] | None = None) -> Curs
     connection = op.get_bind()
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     try:
-        for attempt in range(1, ATTEMPTS + 1):
+        for _ in range(ATTEMPTS - 1):
             try:
                 return connection.execute(text(statement), parameters or {})
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in RETRIED or attempt == ATTEMPTS:
+                if getattr(error.orig, "sqlstate", None) not in RETRIED:
                     raise
                 time.sleep(PAUSE_S)
+        return connection.execute(text(statement), parameters or {})
     finally:
         connection.execute(text("SET lock_timeout = DEFAULT"))
-    raise AssertionError

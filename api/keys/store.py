@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, exists, func, or_, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.keys.principal import Principal, Scope
@@ -103,14 +103,7 @@ class ApiKeyStore(Store):
             if (await connection.execute(known)).scalar_one():
                 return
             project_id = await _project_id(connection, project or name, must_be_new=new_project)
-            statement = insert(ApiKeyRow).values(
-                name=name,
-                prefix=public_prefix(key),
-                sha256=digest(key),
-                project_id=project_id,
-                scopes=sorted(scope.value for scope in scopes),
-                expires_at=None if expires_in_s is None else func.now() + seconds(expires_in_s),
-            )
+            statement = _insert(name, key, project_id, sorted(scope.value for scope in scopes), expires_in_s)
             await connection.execute(statement.on_conflict_do_nothing(index_elements=[ApiKeyRow.sha256]))
 
     async def rotate(self, prefix: str, key: str, *, overlap_s: float, expires_in_s: float | None = None) -> int:
@@ -127,16 +120,7 @@ class ApiKeyStore(Store):
             if len(found) != 1:
                 return len(found)
             row = found[0]
-            await connection.execute(
-                insert(ApiKeyRow).values(
-                    name=row.name,
-                    prefix=public_prefix(key),
-                    sha256=digest(key),
-                    project_id=row.project_id,
-                    scopes=row.scopes,
-                    expires_at=None if expires_in_s is None else func.now() + seconds(expires_in_s),
-                )
-            )
+            await connection.execute(_insert(row.name, key, row.project_id, row.scopes, expires_in_s))
             ends = func.least(func.now() + seconds(overlap_s), ApiKeyRow.expires_at)
             await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == row.id).values(expires_at=ends))
         return 1
@@ -201,6 +185,17 @@ class ApiKeyStore(Store):
         statement = update(ApiKeyRow).where(ApiKeyRow.prefix == prefix, _valid()).values(revoked_at=func.now())
         async with self._engine.connect() as connection:
             return int((await connection.execute(statement)).rowcount)
+
+
+def _insert(name: str, key: str, project_id: int, scopes: list[str], expires_in_s: float | None) -> Insert:
+    return insert(ApiKeyRow).values(
+        name=name,
+        prefix=public_prefix(key),
+        sha256=digest(key),
+        project_id=project_id,
+        scopes=scopes,
+        expires_at=None if expires_in_s is None else func.now() + seconds(expires_in_s),
+    )
 
 
 def _api_key(row: Row[Any]) -> ApiKey:

@@ -19,17 +19,25 @@ depends_on = None
 
 BATCH = 500
 PASS_PAUSE_S = 0.1
-# The columns of each table's key.
-KEYS = {"jobs": ("id",), "files": ("id",), "batches": ("id",), "idempotency_keys": ("key_id", "key")}
+TABLES = ("jobs", "files", "batches")
+# Few rows, which live for a day: no order is needed to find them.
+IDEMPOTENCY_KEYS = f"""
+UPDATE idempotency_keys SET project_id = api_keys.project_id
+FROM api_keys
+WHERE api_keys.id = idempotency_keys.key_id AND (key_id, key) IN (
+    SELECT key_id, key FROM idempotency_keys WHERE project_id IS NULL LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+)
+"""  # noqa: S608  # the value is the number above
 
 
 def upgrade() -> None:
     with op.get_context().autocommit_block():
-        for table, columns in KEYS.items():
-            if columns == ("id",):
-                _fill_by_id(table)
-            else:
-                _fill(table, columns)
+        for table in TABLES:
+            _fill_by_id(table)
+        while _unfilled("idempotency_keys"):
+            while execute(IDEMPOTENCY_KEYS).rowcount:
+                pass
+            time.sleep(PASS_PAUSE_S)
 
 
 def _fill_by_id(table: str) -> None:
@@ -45,31 +53,16 @@ def _fill_by_id(table: str) -> None:
         )
         SELECT max(id) FROM batch
         """  # noqa: S608  # the names are those above
-    while True:
+    while _unfilled(table):
         after: str | None = ""
         while after is not None:
             after = execute(step, {"after": after, "limit": BATCH}).scalar()
-        if not execute(f"SELECT EXISTS (SELECT FROM {table} WHERE project_id IS NULL)").scalar():  # noqa: S608
-            return
         time.sleep(PASS_PAUSE_S)
 
 
-def _fill(table: str, columns: tuple[str, ...]) -> None:
-    """Fill a table that is small."""
-    step = f"""
-        UPDATE {table} SET project_id = api_keys.project_id
-        FROM api_keys
-        WHERE api_keys.id = {table}.key_id AND ({", ".join(columns)}) IN (
-            SELECT {", ".join(f"{table}.{column}" for column in columns)} FROM {table}
-            WHERE project_id IS NULL LIMIT {BATCH} FOR UPDATE SKIP LOCKED
-        )
-        """  # noqa: S608
-    while True:
-        while execute(step).rowcount:
-            pass
-        if not execute(f"SELECT EXISTS (SELECT FROM {table} WHERE project_id IS NULL)").scalar():  # noqa: S608
-            return
-        time.sleep(PASS_PAUSE_S)
+def _unfilled(table: str) -> bool:
+    """Whether a table has rows without a project."""
+    return bool(execute(f"SELECT EXISTS (SELECT FROM {table} WHERE project_id IS NULL)").scalar())  # noqa: S608
 
 
 def downgrade() -> None:

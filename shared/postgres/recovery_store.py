@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, delete, func, or_, select, type_coerce, update
+from sqlalchemy import ColumnElement, Row, delete, func, or_, select, type_coerce, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus
@@ -139,32 +139,29 @@ class RecoveryStore(JobRowStore):
 
     async def waiting(self, model: str, *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
         """Return the next queued jobs of a model that were released to the queue, in the order of service."""
-        statement = (
-            select(JobRow.id, JobRow.model, JobRow.priority)
-            .where(
-                JobRow.status == JobStatus.QUEUED.value,
-                JobRow.model == model,
-                JobRow.dispatched_at.is_not(None),
-                JobRow.priority.between(priorities[0], priorities[-1]),
-                JobRow.created_at < func.now() - seconds(older_than_s),
-            )
-            .order_by(JobRow.priority, JobRow.id)
-            .limit(limit)
+        return await self._released(
+            model,
+            JobRow.priority.between(priorities[0], priorities[-1]),
+            JobRow.created_at < func.now() - seconds(older_than_s),
+            limit=limit,
         )
-        return await self._all(statement, _hint)
 
     async def queued_before(self, model: str, priority: int, before: str, *, limit: int) -> list[Hint]:
         """Return released, queued jobs that precede the job `before`, which was served: their messages were lost."""
+        return await self._released(model, JobRow.priority == priority, JobRow.id < before, limit=limit)
+
+    async def _released(self, model: str, *conditions: ColumnElement[bool], limit: int) -> list[Hint]:
+        """Return queued jobs of a model in the order of service. Jobs that a dispatcher withholds are not among them:
+        they have no message that could be lost."""
         statement = (
             select(JobRow.id, JobRow.model, JobRow.priority)
             .where(
                 JobRow.status == JobStatus.QUEUED.value,
                 JobRow.model == model,
                 JobRow.dispatched_at.is_not(None),
-                JobRow.priority == priority,
-                JobRow.id < before,
+                *conditions,
             )
-            .order_by(JobRow.id)
+            .order_by(JobRow.priority, JobRow.id)
             .limit(limit)
         )
         return await self._all(statement, _hint)

@@ -9,7 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore
@@ -79,6 +79,15 @@ OLD_ROWS = (
 OWNED = ("jobs", "files", "batches", "idempotency_keys")
 
 
+async def assert_rows_have_the_project_of_their_key(connection: AsyncConnection) -> None:
+    for table in OWNED:
+        wrong = text(
+            f"SELECT count(*) FROM {table} JOIN api_keys ON api_keys.id = key_id"  # noqa: S608
+            f" WHERE {table}.project_id IS DISTINCT FROM api_keys.project_id"
+        )
+        assert (await connection.execute(wrong)).scalar() == 0, table
+
+
 async def test_existing_rows_get_the_project_of_their_key(database: AsyncEngine, database_url: str) -> None:
     """Each key becomes the only key of a project, and its rows belong to that project: down and up again."""
     migrate(database_url, "downgrade", "0006")
@@ -95,12 +104,7 @@ async def test_existing_rows_get_the_project_of_their_key(database: AsyncEngine,
                 )
             )
             assert list(names.scalars()) == ["web", "batch", "web#3"]
-            for table in OWNED:
-                wrong = text(
-                    f"SELECT count(*) FROM {table} JOIN api_keys ON api_keys.id = key_id"  # noqa: S608
-                    f" WHERE {table}.project_id IS DISTINCT FROM api_keys.project_id"
-                )
-                assert (await connection.execute(wrong)).scalar() == 0, table
+            await assert_rows_have_the_project_of_their_key(connection)
             scopes = await connection.execute(text("SELECT DISTINCT scopes FROM api_keys"))
             assert list(scopes.scalars()) == [["inference"]]
             undispatched = await connection.execute(text("SELECT count(*) FROM jobs WHERE dispatched_at IS NULL"))
@@ -119,12 +123,7 @@ async def test_processes_of_the_previous_version_can_write(
         await connection.exec_driver_sql(OLD_KEYS)
         for statement in OLD_ROWS:
             await connection.execute(text(statement), {"rows": 3} if ":rows" in statement else {})
-        for table in OWNED:
-            wrong = text(
-                f"SELECT count(*) FROM {table} JOIN api_keys ON api_keys.id = key_id"  # noqa: S608
-                f" WHERE {table}.project_id IS DISTINCT FROM api_keys.project_id"
-            )
-            assert (await connection.execute(wrong)).scalar() == 0, table
+        await assert_rows_have_the_project_of_their_key(connection)
 
 
 async def test_an_interrupted_backfill_resumes(database: AsyncEngine, database_url: str) -> None:
