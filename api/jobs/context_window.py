@@ -20,7 +20,7 @@ from shared.domain.request import GenerateRequest
 # A token of a byte-level tokenizer is at least one byte, so shorter prompts need not be counted. This is the allowance
 # for the chat template, which adds a few dozen tokens per conversation and a few per message.
 TEMPLATE_TOKENS = 256
-# Larger prompts are counted in a thread: 4,000 bytes take about 5 ms.
+# Larger prompts are counted in a thread: 4,000 bytes take up to some milliseconds.
 INLINE_BYTES = 4000
 
 logger = logging.getLogger(__name__)
