@@ -69,7 +69,7 @@ async def open_resources(
         terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
-        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s)
+        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s)
         sweeper = Sweeper(
             recovery_store,
             terminator,

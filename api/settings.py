@@ -35,7 +35,7 @@ class AuthSettings(SettingsGroup):
 class StreamSettings(SettingsGroup):
     """Server-sent event streams."""
 
-    ping_s: float = Field(15.0, gt=0, description="Seconds between comments on an idle SSE stream.")
+    ping_s: float = Field(15.0, gt=0, description="Seconds between keepalive events on an idle SSE stream.")
     send_timeout_s: float = Field(60.0, gt=0, description="A client that reads nothing for this long is disconnected.")
     resync_s: float = Field(
         5.0, gt=0, description="A stream without events for this long is checked against the log and the row."

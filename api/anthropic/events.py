@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
-from sse_starlette import ServerSentEvent
 
 from api.anthropic.error_shape import anthropic_error
 from api.anthropic.schemas import (
@@ -27,10 +26,8 @@ from shared.domain.errors import ErrorCode, UpstreamFailed
 from shared.domain.events import Event, EventType
 from shared.domain.job import Job, Usage
 
-
-def ping() -> ServerSentEvent:
-    """An event that keeps proxies from closing an idle stream. Clients ignore it."""
-    return ServerSentEvent(event="ping", data='{"type": "ping"}')
+# Keeps proxies and clients from closing an idle stream. Anthropic's clients skip it at any position.
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
 def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
@@ -65,6 +62,8 @@ async def frames(job: Job, events: AsyncIterator[list[Event]], *, hides_thinking
     """
     stream = _Stream(job, hides_thinking=hides_thinking)
     async for batch in events:
+        if not batch:
+            yield PING
         if encoded := b"".join(frame for event in batch for frame in stream.convert(event)):
             yield encoded
         if stream.aborted:
@@ -124,7 +123,7 @@ class _Stream:
             stop_sequence=None,
             usage=_usage(Usage(prompt_tokens)),
         )
-        return [_frame("message_start", message=message.model_dump()), _frame("ping")]
+        return [_frame("message_start", message=message.model_dump()), PING]
 
     def _delta(self, payload: dict[str, Any]) -> list[bytes]:
         frames: list[bytes] = []

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 
 from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
-from api.anthropic.events import frames, message_body, ping
+from api.anthropic.events import frames, message_body
 from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
 from api.http.json_body import JsonRoute
@@ -79,9 +79,7 @@ async def messages(
     def stream() -> AsyncIterator[bytes]:
         return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
 
-    return await call.respond(
-        [job], created=created, stream=stream if body.stream else None, body=response_body, heartbeat=ping
-    )
+    return await call.respond([job], created=created, stream=stream if body.stream else None, body=response_body)
 
 
 @router.post("/count_tokens", responses=ERRORS)

@@ -1,32 +1,44 @@
-"""Responses that stream server-sent events."""
+"""Responses that stream server-sent events.
+
+All dialects write the same kind of bytes, because many clients have a parser of their own: UTF-8, lines that end with
+`\\n`, `data` in one line, frames that end with one empty line, no comments, and in `data` no character that a parser
+which splits at Unicode's line ends would split at.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 
 from api.settings import StreamSettings
 
+# Characters that JSON allows in strings, and at which `str.splitlines` splits: NEL, LINE and PARAGRAPH SEPARATOR.
+_SEPARATORS = {b"\xc2\x85": b"\\u0085", b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029"}
 
-def heartbeat() -> ServerSentEvent:
-    """A comment, which keeps proxies from closing an idle stream. Clients ignore it."""
-    return ServerSentEvent(comment="ping")
+
+def escape_separators(encoded: bytes) -> bytes:
+    """Escape Unicode's line ends in encoded JSON."""
+    if b"\xe2\x80" in encoded or b"\xc2\x85" in encoded:
+        for separator, escaped in _SEPARATORS.items():
+            encoded = encoded.replace(separator, escaped)
+    return encoded
 
 
 def event_stream(
-    frames: AsyncIterator[bytes],
-    settings: StreamSettings,
-    headers: Mapping[str, str] | None = None,
-    *,
-    heartbeat: Callable[[], ServerSentEvent] = heartbeat,
+    frames: AsyncIterator[bytes], settings: StreamSettings, headers: Mapping[str, str] | None = None
 ) -> EventSourceResponse:
-    """Stream encoded frames with heartbeats. A client that reads nothing for `send_timeout_s` is disconnected."""
+    """Stream encoded frames, keepalives included. A client that reads nothing for `send_timeout_s` is disconnected."""
     return EventSourceResponse(
-        frames,
+        _escaped(frames),
         headers=headers,
-        ping=settings.ping_s,
-        ping_message_factory=heartbeat,
-        sep="\n",
+        ping=0,  # its pings have other line ends, and may be sent between the last frame and the end
         send_timeout=settings.send_timeout_s,
     )
+
+
+async def _escaped(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async with aclosing(frames):  # type: ignore[type-var]  # all are generators
+        async for frame in frames:
+            yield escape_separators(frame)

@@ -10,13 +10,14 @@ from api.streaming.reader import QueuedReader
 from shared.domain.job import Job, JobStatus
 
 _POSITION = b"event: job.queued\ndata: %b\n\n"
+_KEEPALIVE = b"event: job.keepalive\ndata: {}\n\n"
 
 
 async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
     """Stream the log after a cursor and, while the job is queued, `job.queued` at each change of its position.
 
-    Positions have no id, because they are not in the log. They are also sent if the job is queued again after the loss
-    of its worker.
+    Positions and keepalives have no id, because they are not in the log. Positions are also sent if the job is queued
+    again after the loss of its worker.
 
     Returns once the first frame is known, so that a database outage results in an error response, not a broken stream.
     """
@@ -31,6 +32,9 @@ async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator
             yield first
         with jobs.traces.streaming(job, after) as trace:
             async for events in jobs.follow(job.id, after, queued):
+                if not events:
+                    yield _KEEPALIVE
+                    continue
                 if not events[0].seq:
                     yield _POSITION % events[0].data
                     continue

@@ -109,7 +109,7 @@ class JobService:
     def follow(
         self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
     ) -> AsyncIterator[list[Event]]:
-        """Yield a job's events after a cursor, in batches, up to and including its last; see `StreamHub.follow`."""
+        """Yield a job's events after a cursor, in batches up to its last, and keepalives; see `StreamHub.follow`."""
         return self._hub.follow(job_id, after, queued, new=new)
 
     async def check_cursor(self, job: Job, after: int, param: str) -> bool:

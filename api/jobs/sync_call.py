@@ -7,9 +7,8 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from sse_starlette import ServerSentEvent
 
-from api.http.sse import event_stream, heartbeat
+from api.http.sse import event_stream
 from api.http.submit_headers import SubmitHeaders, replay_headers
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.jobs.service import JobService
@@ -35,7 +34,6 @@ class SyncCall:
         stream: Callable[[], AsyncIterator[bytes]] | None,
         body: Callable[[Sequence[Job]], Awaitable[dict[str, Any]]],
         background: bool = False,
-        heartbeat: Callable[[], ServerSentEvent] = heartbeat,
     ) -> Response:
         """Return `stream` as an SSE response; without it, wait for the jobs to end and return their `body`.
 
@@ -51,7 +49,7 @@ class SyncCall:
         keep = background or self._submission.idempotency_key is not None
         if stream is not None:
             frames = cancel_on_disconnect(stream(), self._jobs, submitted, keep=keep)
-            return event_stream(frames, self._settings, headers, heartbeat=heartbeat)
+            return event_stream(frames, self._settings, headers)
         if background:
             return JSONResponse(await body(submitted), headers=headers)
         ended = await while_connected(self._request, self._jobs, submitted, keep=keep)

@@ -42,6 +42,8 @@ async def frames(
         async for position, batch in batches:
             current = chunks[position]
             encoded = b"".join(map(current.convert, batch))
+            if not batch and position == next(index for index, item in enumerate(chunks) if not item.ended):
+                encoded = current.keepalive()  # one is enough for all jobs
             if current.usage is not None:
                 open_streams -= 1
                 if not open_streams:
@@ -178,6 +180,17 @@ class Chunks:
                 self.ended = self.aborted = True
                 error = event.payload()["error"]
                 return _error(error["message"], error["code"])
+
+    def keepalive(self) -> bytes:
+        """Encode a chunk without content, for a stream that is idle.
+
+        Clients may index `choices[0]`, so there is a choice; its delta is empty, as in the last chunk of a choice. The
+        first chunk of a chat has the role, because some clients require it there.
+        """
+        if self._chat and not (self._opened or self._continuous_usage):
+            return self._open()
+        content: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+        return self._encoder.chunk({"index": self._first_index, **content, "logprobs": None, "finish_reason": None})
 
     def _delta(self, payload: dict[str, Any]) -> bytes:
         if self._continuous_usage:

@@ -70,6 +70,14 @@ class ResponseEvents:
                 self._end(event)
         return self._drain()
 
+    def keepalive(self, after: int | None) -> bytes:
+        """OpenAI's undocumented event of that name; it does not change the response.
+
+        Its number is that of the last event that the client has, so that it is no new position to resume from.
+        """
+        number = max(self._number - 1, after or 0)
+        return b'event: keepalive\ndata: {"type":"keepalive","sequence_number":%d}\n\n' % number
+
     # Events of the log
 
     def _start(self) -> None:
@@ -191,6 +199,8 @@ async def frames(
     if opening := _encoded(events.opening(), after):
         yield opening
     async for batch in log:
+        if not batch:
+            yield events.keepalive(after)
         if encoded := b"".join(_encoded(events.convert(event), after) for event in batch):
             yield encoded
 

@@ -7,7 +7,9 @@ that it has missed events.
 
 A reader of the native stream also receives the job's queue position while the job waits (`api.jobs.queue_positions`).
 
-Events are delivered in batches: all that arrived while the reader was busy.
+Events are delivered in batches: all that arrived while the reader was busy. An empty batch means that there was none
+for `ping_s` seconds: the stream then sends a keepalive. Keepalives come from here because only the converter of a
+stream knows which frame is valid at its current position.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import secrets
 from collections.abc import AsyncIterator
 
@@ -36,9 +39,19 @@ logger = logging.getLogger(__name__)
 class StreamHub:
     """The readers of this API process."""
 
-    def __init__(self, redis: Redis, logs: EventLog, store: JobStore, metrics: Metrics, *, resync_s: float) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        logs: EventLog,
+        store: JobStore,
+        metrics: Metrics,
+        *,
+        resync_s: float,
+        ping_s: float = math.inf,
+    ) -> None:
         self._redis = redis
         self._metrics = metrics
+        self._ping_s = ping_s
         self._id = secrets.token_hex(8)
         self._stored = StoredEvents(logs, store, self._id)
         self._readers: dict[str, set[Reader]] = {}
@@ -71,11 +84,11 @@ class StreamHub:
     def follow(
         self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
     ) -> AsyncIterator[list[Event]]:
-        """Yield a job's events after a cursor, in batches, up to and including its last.
+        """Yield a job's events after a cursor, in batches, up to and including its last; an empty batch is a keepalive.
 
         With `queued`, also yields its queue positions: batches of one event without a number. `new`: see `EventReader`.
         """
-        return self._read(job_id, EventReader(after, self._metrics, queued=queued, new=new))
+        return self._read(job_id, EventReader(after, self._metrics, ping_s=self._ping_s, queued=queued, new=new))
 
     async def wait_for_end(self, job_id: str) -> None:
         """Wait until a job has ended."""
@@ -122,8 +135,10 @@ class StreamHub:
                 else:
                     events = reader.take_live()
                     end_was_live = bool(events) and events[-1].type.terminal
-                if batch := reader.next_batch(events):
+                batch = reader.next_batch(events)
+                if batch or reader.idle:
                     yield batch
+                    reader.delivered()
                 if events and events[-1].type.terminal:
                     return
                 if not reader.ready:

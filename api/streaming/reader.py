@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -60,9 +61,17 @@ class Reader(ABC):
         """Filter the live events that this reader receives."""
 
     @property
+    def idle(self) -> bool:
+        """Whether a keepalive is due."""
+        return False
+
+    def delivered(self) -> None:  # noqa: B027  # only readers of events keep track
+        """The last batch has been sent."""
+
+    @property
     def ready(self) -> bool:
         """Whether another read would return something."""
-        return bool(self.live) or self.behind
+        return bool(self.live) or self.behind or self.idle
 
     def offer(self, events: Sequence[Event]) -> None:
         """Buffer live events, or fall behind if the buffer is full."""
@@ -102,16 +111,57 @@ class QueuedReader:
 class EventReader(Reader):
     """Reads a job's events, without gaps or duplicates; with `queued`, also its queue position while it waits."""
 
-    __slots__ = ("_new", "position", "queued")
+    __slots__ = ("_delivered_at", "_idle", "_new", "_ping_s", "_timer", "position", "queued")
 
     _metrics: EventReaderMetrics
 
-    def __init__(self, after: int, metrics: Metrics, *, queued: QueuedReader | None = None, new: bool = False) -> None:
-        """`new`: the job has just been submitted, so the first catch-up need not read its row."""
+    def __init__(
+        self,
+        after: int,
+        metrics: Metrics,
+        *,
+        ping_s: float = math.inf,
+        queued: QueuedReader | None = None,
+        new: bool = False,
+    ) -> None:
+        """`ping_s`: seconds without a batch after which the reader is idle.
+
+        `new`: the job has just been submitted, so the first catch-up need not read its row.
+        """
         super().__init__(after, EventReaderMetrics(metrics, after))
         self.queued = queued
         self.position: Event | None = None
         self._new = new
+        self._ping_s = ping_s
+        self._idle = False
+        self._delivered_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def opened(self) -> None:
+        super().opened()
+        self.delivered()
+        if self._ping_s != math.inf:
+            self._timer = asyncio.get_running_loop().call_later(self._ping_s, self._check_idle)
+
+    def closed(self) -> None:
+        super().closed()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def idle(self) -> bool:
+        return self._idle
+
+    def delivered(self) -> None:
+        self._idle, self._delivered_at = False, time.monotonic()
+
+    def _check_idle(self) -> None:
+        """Report the reader as idle, or check again when it may be: restarting a timer per batch would cost more."""
+        left_s = self._delivered_at + self._ping_s - time.monotonic()
+        if left_s <= 0:
+            self._idle, left_s = True, self._ping_s
+            self.wake.set()
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._check_idle)
 
     async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
         new, self._new = self._new, False
@@ -149,7 +199,7 @@ class EventReader(Reader):
 
     @property
     def ready(self) -> bool:
-        return bool(self.live) or self.behind or self.position is not None
+        return super().ready or self.position is not None
 
     def _wanted(self, events: Sequence[Event]) -> Sequence[Event]:
         return events

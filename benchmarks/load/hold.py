@@ -27,7 +27,7 @@ class Held(asyncio.Protocol):
             if not data.startswith(b"HTTP/1.1 200"):
                 self._hold.failures.append(data[:300].decode(errors="replace"))
             self.opened.set_result(None)
-        elif b": ping" in data:
+        elif b"keepalive" in data:
             self._hold.late.append(max(0.0, now - self._last - self._hold.heartbeat_s))
         self._last = now
 

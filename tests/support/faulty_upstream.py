@@ -28,9 +28,9 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: an error's status and body, or a stream of tokens, `choices` and an end.
+    """One answer: an error's status and body, a stream of tokens, `choices` and an end, or `raw` bytes.
 
-    `pause_s`: seconds after each token.
+    `pause_s`: seconds after each token. `raw`: writes, and pauses in seconds between them; `headers` go with them.
     """
 
     tokens: int = 0
@@ -41,6 +41,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
     pause_s: float = 0
+    raw: tuple[bytes | float, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -63,10 +64,11 @@ def error_answer(status: int, message: str = "no", **headers: str) -> Answer:
 
 
 class FaultyUpstream:
-    """Returns `answers` in order, then complete answers."""
+    """Returns `answers` in order, then `default`."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
+        self.default = Answer(3)
         self.seen: list[Seen] = []
         self.url = ""
         self.arrived = asyncio.Event()
@@ -76,7 +78,7 @@ class FaultyUpstream:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.seen.append(Seen(asyncio.get_running_loop().time(), request.path, headers, await request.json()))
         self.arrived.set()
-        answer = self.answers.pop(0) if self.answers else Answer(3)
+        answer = self.answers.pop(0) if self.answers else self.default
         if answer.status != 200:
             return web.Response(
                 status=answer.status, text=answer.body, content_type="application/json", headers=answer.headers
@@ -88,7 +90,12 @@ class FaultyUpstream:
             raise
 
     async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **answer.headers})
+        if answer.raw is not None:
+            await response.prepare(request)
+            for part in answer.raw:
+                await (response.write(part) if isinstance(part, bytes) else asyncio.sleep(part))
+            return response
         if answer.end is End.SILENCE and not answer.tokens:
             await asyncio.Event().wait()
         await response.prepare(request)

@@ -83,6 +83,56 @@ async def test_chat_chunks() -> None:
     assert first["id"] == text["id"] == last["id"] == "chatcmpl-" + "1".zfill(32)
 
 
+async def idle(events: Sequence[Event], position: int) -> AsyncIterator[list[Event]]:
+    """The batches of a stream that is idle before the event at a position."""
+    for item in events[:position]:
+        yield [item]
+    yield []
+    for item in events[position:]:
+        yield [item]
+
+
+async def decoded(dialect: Dialect, streams: list[AsyncIterator[list[Event]]], **options: Any) -> list[Any]:
+    jobs = [job(number) for number in range(1, len(streams) + 1)]
+    sent = b"".join([frame async for frame in frames(dialect, jobs, streams, **options)])
+    return [orjson.loads(frame.removeprefix(b"data: ")) for frame in sent.removesuffix(DONE).split(b"\n\n")[:-1]]
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("options", [{}, {"include_usage": True}, {"include_usage": True, "continuous_usage": True}])
+@pytest.mark.parametrize("dialect", [CHAT, TEXT])
+async def test_keepalives_add_one_chunk_without_content(
+    dialect: Dialect, options: dict[str, Any], position: int
+) -> None:
+    """Except for the opening chunk of a chat, which then comes earlier."""
+    events = log(Delta(0, "a", (1,), prompt_tokens=3), Delta(0, "b", (2,), "stop"), counted=bool(options))
+    without = await decoded(dialect, [batches(events)], **options)
+    chunks = await decoded(dialect, [idle(events, position)], **options)
+    opens = dialect.chat and position == 0 and "continuous_usage" not in options
+    empty: dict[str, Any] = {"delta": {}} if dialect.chat else {"text": ""}
+    keepalive = {"index": 0, **empty, "logprobs": None, "finish_reason": None}
+    added = [chunk for chunk in chunks if chunk["choices"] == [keepalive]]
+    assert len(added) == (0 if opens else 1)
+    assert [chunk for chunk in chunks if chunk not in added] == without
+
+
+async def test_only_the_first_open_job_of_a_call_reports_silence() -> None:
+    gate, done = asyncio.Event(), log(Delta(0, "a", (1,), "stop"))
+
+    async def silent_first() -> AsyncIterator[list[Event]]:
+        yield []
+        await gate.wait()
+        yield done
+
+    async def silent_second() -> AsyncIterator[list[Event]]:
+        yield []
+        yield done
+        gate.set()
+
+    chunks = await decoded(TEXT, [silent_first(), silent_second()])
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["", "a", "a"]
+
+
 async def test_reasoning_and_tool_calls_have_their_own_deltas() -> None:
     deltas = (
         Delta(0, reasoning="so", token_ids=(1,)),
