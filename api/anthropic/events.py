@@ -27,7 +27,7 @@ from shared.domain.events import Event, EventType
 from shared.domain.job import Job, Usage
 
 # Keeps proxies and clients from closing an idle stream. Anthropic's clients skip it at any position.
-PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
 def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
