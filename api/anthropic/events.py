@@ -20,11 +20,11 @@ from api.anthropic.schemas import (
     ThinkingContent,
     ToolUseContent,
 )
-from api.http.errors import render
+from api.http.errors import render_failure
 from api.streaming.errors import CannotRestart, StreamAborted
-from shared.domain.errors import ErrorCode, UpstreamFailed
+from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType
-from shared.domain.job import Job, Usage
+from shared.domain.job import Failure, Job, Usage
 
 # Keeps proxies and clients from closing an idle stream. Anthropic's clients skip it at any position.
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -99,7 +99,7 @@ class _Stream:
                 payload = event.payload()
                 return [*self._start(payload.get("prompt_tokens", 0)), *self._delta(payload)]
             case EventType.RESTARTED if self._blocks:
-                return self._abort(CannotRestart().message, ErrorCode.WORKER_LOST)
+                return self._abort(Failure(ErrorCode.WORKER_LOST, CannotRestart().message))
             case EventType.RESTARTED:
                 return []
             case EventType.COMPLETED | EventType.INCOMPLETE:
@@ -107,8 +107,7 @@ class _Stream:
                 return [*self._start(usage.prompt_tokens), *self._end(usage)]
             case _:
                 self.failed = True
-                error = event.payload()["error"]
-                return self._abort(error["message"], error["code"])
+                return self._abort(Failure.of(event.payload()["error"]))
 
     def _start(self, prompt_tokens: int) -> list[bytes]:
         """Return `message_start`, once. The number of cached tokens is only known at the end."""
@@ -151,7 +150,7 @@ class _Stream:
         frames: list[bytes] = []
         if call["index"] != self._call or self._open != "tool_use":
             if call.get("id") is None:
-                return self._abort("the engine continued a tool call that had ended", ErrorCode.ENGINE_ERROR)
+                return self._abort(Failure(ErrorCode.ENGINE_ERROR, "the engine continued a tool call that had ended"))
             self._call, self._arguments = call["index"], ""
             frames += self._begin("tool_use", id=call["id"], name=call["name"], input={})
         if arguments := call["arguments"]:
@@ -195,10 +194,10 @@ class _Stream:
             _frame("message_stop"),
         ]
 
-    def _abort(self, message: str, code: str) -> list[bytes]:
+    def _abort(self, failure: Failure) -> list[bytes]:
         self.aborted = True
-        failure = render(UpstreamFailed(message, code=code))
-        return [_frame("error", error=anthropic_error(failure.status_code, failure.message)["error"])]
+        response = render_failure(failure)
+        return [_frame("error", error=anthropic_error(response.status_code, response.message)["error"])]
 
 
 def _frame(kind: str, **fields: Any) -> bytes:

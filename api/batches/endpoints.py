@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from api.openai import error_params as openai_params
 from api.openai.completions import CHAT, TEXT, Dialect, completion_body
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
-from api.responses.error_params import rename_param
+from api.responses import error_params as responses_params
 from api.responses.events import build_response
 from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Event
-from shared.domain.job import Job
+from shared.domain.job import Failure, Job
 from shared.domain.owner import end_user_name
 from shared.domain.request import GenerateRequest
 from shared.domain.response import StoredResponse
@@ -47,6 +48,9 @@ class Endpoint(Protocol):
     def rename_param(self, error: InvalidRequest) -> InvalidRequest:
         """Replace a job's parameter in an error by the endpoint's."""
 
+    def rename_failure(self, job: Job, failure: Failure) -> Failure:
+        """Do the same in the failure of a job."""
+
     def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
         """Build the body that a synchronous call would have returned. `job` was created from `body`."""
 
@@ -73,6 +77,9 @@ class Completions:
     def rename_param(self, error: InvalidRequest) -> InvalidRequest:
         return error  # the names are the same
 
+    def rename_failure(self, job: Job, failure: Failure) -> Failure:
+        return openai_params.rename_failure(job, failure)
+
     def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
         return completion_body(self.dialect, [job])
 
@@ -91,7 +98,10 @@ class Responses:
         )
 
     def rename_param(self, error: InvalidRequest) -> InvalidRequest:
-        return rename_param(error)
+        return responses_params.rename_param(error)
+
+    def rename_failure(self, job: Job, failure: Failure) -> Failure:
+        return responses_params.rename_failure(job, failure)
 
     def response_body(self, body: dict[str, Any], job: Job, log: Sequence[Event]) -> dict[str, Any]:
         return build_response(StoredResponse(job, self._request(body).facts()), log)

@@ -19,9 +19,9 @@ from api.batches.jsonl_reader import Line
 from api.batches.request_line import LineRejected, custom_id_and_body, parse
 from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
-from api.http.errors import render
+from api.http.errors import JsonErrorResponse, render, render_failure
 from api.jobs.admission import Admission
-from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound, UpstreamFailed
+from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
 
@@ -111,7 +111,8 @@ async def _entry(batch: Batch, line: Line, result: LineResult | None, admission:
         return _Entry(False, {**content, "response": None, "error": EXPIRED_ERROR})
     if job.status is JobStatus.CANCELLED and batch.ending is BatchStatus.CANCELLED:
         return _Entry(False, {**content, "response": None, "error": CANCELLED_ERROR})
-    response = _failed(job.id, UpstreamFailed(job.error.message, code=job.error.code))
+    failure = ENDPOINTS[batch.endpoint].rename_failure(job, job.error)
+    response = _response(job.id, render_failure(failure))
     return _Entry(False, {**content, "response": response, "error": None})
 
 
@@ -139,7 +140,10 @@ def _deleted() -> HeadraceError:
 
 def _failed(request_id: str, error: HeadraceError) -> dict[str, Any]:
     """The response that a synchronous call would have returned."""
-    response = render(error)
+    return _response(request_id, render(error))
+
+
+def _response(request_id: str, response: JsonErrorResponse) -> dict[str, Any]:
     body = orjson.Fragment(bytes(response.body))
     return {"status_code": response.status_code, "request_id": request_id, "body": body}
 

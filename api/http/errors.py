@@ -33,6 +33,7 @@ from shared.domain.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from shared.domain.job import Failure
 from shared.domain.request_context import REQUEST_CONTEXT
 from shared.runtime.outages import is_database_outage, is_redis_outage
 
@@ -134,7 +135,7 @@ def render(error: Exception) -> JsonErrorResponse:
         case TooLarge():
             return error_response(413, error.message)
         case UpstreamFailed(code="invalid_request"):
-            return error_response(400, error.message, code=error.code, headers=NO_RETRY)
+            return error_response(400, error.message, param=error.param, code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="deadline_exceeded"):
             return error_response(504, error.message, kind="server_error", code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="cancelled"):
@@ -157,6 +158,11 @@ def render(error: Exception) -> JsonErrorResponse:
         return unavailable("The database")
     logger.error("request=%s unexpected error", REQUEST_CONTEXT.get().request_id, exc_info=error)
     return error_response(500, "The server had an error.", kind="server_error", code="internal_error")
+
+
+def render_failure(failure: Failure) -> JsonErrorResponse:
+    """The response of a synchronous call whose job failed, and the content of the error in its stream."""
+    return render(UpstreamFailed(failure.message, code=failure.code, param=failure.param))
 
 
 def install(app: FastAPI, conventions: Sequence[Conventions]) -> None:

@@ -141,6 +141,7 @@ class JobErrorView(BaseModel):
 
     code: str
     message: str
+    param: str | None = Field(None, description="The parameter that an `invalid_request` is about.")
 
 
 class AttemptView(BaseModel):
@@ -227,7 +228,7 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         if usage is not None
         else None,
         timings=TimingsView(**job.timings()),
-        error=JobErrorView(code=job.error.code, message=job.error.message) if job.error else None,
+        error=JobErrorView.model_validate(job.error, from_attributes=True) if job.error else None,
         attempts=[AttemptView.model_validate(item, from_attributes=True) for item in job.attempts],
         metadata=job.metadata,
         user=job.owner.end_user,

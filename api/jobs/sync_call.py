@@ -14,7 +14,7 @@ from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.jobs.service import JobService
 from api.settings import StreamSettings
 from shared.domain.errors import UpstreamFailed
-from shared.domain.job import Job
+from shared.domain.job import Failure, Job
 
 
 class SyncCall:
@@ -34,12 +34,13 @@ class SyncCall:
         stream: Callable[[], AsyncIterator[bytes]] | None,
         body: Callable[[Sequence[Job]], Awaitable[dict[str, Any]]],
         background: bool = False,
+        rename: Callable[[Job, Failure], Failure] = lambda _, failure: failure,
     ) -> Response:
         """Return `stream` as an SSE response; without it, wait for the jobs to end and return their `body`.
 
         If the client disconnects, its jobs are cancelled, unless it sent an idempotency key, with which it can retry.
         `background` jobs are neither awaited nor cancelled. `created` is False if an earlier call with the same
-        idempotency key created the jobs.
+        idempotency key created the jobs. `rename` names the dialect's parameters in the failure of a job.
 
         Raises:
             UpstreamFailed: a job did not complete.
@@ -58,5 +59,6 @@ class SyncCall:
         for job in ended:
             if not job.status.succeeded:
                 assert job.error is not None
-                raise UpstreamFailed(job.error.message, code=job.error.code)
+                failure = rename(job, job.error)
+                raise UpstreamFailed(failure.message, code=failure.code, param=failure.param)
         return JSONResponse(await body(ended), headers=headers)

@@ -9,11 +9,14 @@ from typing import Any
 
 import orjson
 
+from api.http.errors import render_failure
 from api.openai.completions import Dialect, role_of, total, usage_view
+from api.openai.error_params import rename_failure
 from api.openai.logprobs import CompletionLogprobsBuilder, chat_logprobs
 from api.streaming.errors import CannotRestart, StreamAborted
+from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType
-from shared.domain.job import Job, Usage
+from shared.domain.job import Failure, Job, Usage
 from shared.runtime.aio import cancel_and_wait
 
 DONE = b"data: [DONE]\n\n"
@@ -169,7 +172,7 @@ class Chunks:
                 return b"" if self._continuous_usage or self._opened else self._open()
             case EventType.RESTARTED if self._sent_text:
                 self.aborted = True
-                return _error(CannotRestart().message, "worker_lost")
+                return _error(Failure(ErrorCode.WORKER_LOST, CannotRestart().message))
             case EventType.RESTARTED:
                 return b""
             case EventType.COMPLETED | EventType.INCOMPLETE:
@@ -178,8 +181,7 @@ class Chunks:
                 return b""
             case _:
                 self.ended = self.aborted = True
-                error = event.payload()["error"]
-                return _error(error["message"], error["code"])
+                return _error(rename_failure(self._job, Failure.of(event.payload()["error"])))
 
     def keepalive(self) -> bytes:
         """Encode a chunk without content, for a stream that is idle.
@@ -289,6 +291,5 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _error(message: str, code: str) -> bytes:
-    body = {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
-    return b"data: %s\n\n" % orjson.dumps(body)
+def _error(failure: Failure) -> bytes:
+    return b"data: %b\n\n" % bytes(render_failure(failure).body)

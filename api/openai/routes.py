@@ -18,6 +18,7 @@ from api.keys.auth import CurrentPrincipal
 from api.keys.principal import Principal
 from api.openai.chunks import frames
 from api.openai.completions import CHAT, TEXT, Dialect, completion_body
+from api.openai.error_params import rename_failure
 from api.openai.multi_prompt import submit_all
 from api.openai.schemas import (
     ChatCompletion,
@@ -119,4 +120,6 @@ async def _complete(
             continuous_usage=body.continuous_usage,
         )
 
-    return await call.respond(submitted, created=created, stream=stream if body.stream else None, body=completion)
+    return await call.respond(
+        submitted, created=created, stream=stream if body.stream else None, body=completion, rename=rename_failure
+    )

@@ -129,7 +129,7 @@ class ResponseEvents:
         status = JobStatus(event.type.value)
         self.response = {
             **view(self._stored, status),
-            "error": error(payload.get("error")),
+            "error": error(self._stored.job, payload.get("error")),
             "incomplete_details": {"reason": "max_output_tokens"} if status is JobStatus.INCOMPLETE else None,
             "output": self._items,
             "usage": usage(payload["usage"], self._reasoning_tokens),

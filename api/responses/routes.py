@@ -20,6 +20,7 @@ from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentSyncCall
 from api.keys.auth import CurrentPrincipal
 from api.responses.dependencies import Responses
+from api.responses.error_params import rename_failure
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job
@@ -58,6 +59,7 @@ async def create(
         stream=stream if body.stream else None,
         body=response_body,
         background=response.facts.background,
+        rename=rename_failure,
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from api.responses.error_params import rename_failure
 from shared.domain.errors import ErrorCode
-from shared.domain.job import JobStatus
+from shared.domain.job import Failure, Job, JobStatus
 from shared.domain.response import StoredResponse
 
 # The response status for each job status.
@@ -66,9 +67,11 @@ def usage(counted: dict[str, int], reasoning_tokens: int) -> dict[str, Any]:
     }
 
 
-def error(failure: dict[str, str] | None) -> dict[str, str] | None:
+def error(job: Job, stored: dict[str, str] | None) -> dict[str, str] | None:
     """Convert the error in a log's last event. A cancel is not reported as an error."""
-    if failure is None or failure["code"] == ErrorCode.CANCELLED:
+    if stored is None or stored["code"] == ErrorCode.CANCELLED:
         return None
-    code = "invalid_prompt" if failure["code"] == ErrorCode.INVALID_REQUEST else "server_error"
-    return {"code": code, "message": failure["message"], "type": failure["code"]}
+    failure = rename_failure(job, Failure.of(stored))
+    code = "invalid_prompt" if failure.code == ErrorCode.INVALID_REQUEST else "server_error"
+    param = {} if failure.param is None else {"param": failure.param}
+    return {"code": code, "message": failure.message, "type": failure.code, **param}

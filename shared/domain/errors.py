@@ -77,6 +77,7 @@ class TooLarge(HeadraceError):
 class UpstreamFailed(HeadraceError):
     """The job behind a synchronous request failed."""
 
-    def __init__(self, message: str, *, code: str) -> None:
+    def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.param = param

@@ -110,10 +110,24 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job failed: an error code (`shared.domain.errors.ErrorCode`) and a message."""
+    """Why a job failed: an error code (`shared.domain.errors.ErrorCode`) and a message.
+
+    `param` is the parameter that an `invalid_request` is about, by its name in a job.
+    """
 
     code: str
     message: str
+    param: str | None = None
+
+    @classmethod
+    def of(cls, payload: dict[str, str]) -> Failure:
+        """Decode the `error` of a log's last event. Other members, which a newer version may write, are ignored."""
+        return cls(payload["code"], payload["message"], payload.get("param"))
+
+    def payload(self) -> dict[str, str]:
+        """Encode the `error` of a log's last event."""
+        param = {} if self.param is None else {"param": self.param}
+        return {"code": str(self.code), "message": self.message, **param}
 
 
 class AttemptOutcome(StrEnum):

@@ -65,7 +65,7 @@ def build_result(
         "timings": ended.timings(),
     }
     if failure is not None:
-        payload["error"] = {"code": str(failure.code), "message": failure.message}
+        payload["error"] = failure.payload()
     fingerprints = fingerprint_by_attempt(events)
     last = event(seq, EventType(status.value), payload)
     result = JobResult(

@@ -65,6 +65,7 @@ COLUMNS = (
     JobRow.usage,
     JobRow.error_code,
     JobRow.error_message,
+    JobRow.error_param,
     JobRow.request_id,
     JobRow.traceparent,
 )
@@ -94,7 +95,7 @@ def to_job(row: Any) -> Job:
         finished_at=row.finished_at,
         output=tuple(Choice.of(choice) for choice in row.output or ()),
         usage=Usage(**row.usage) if row.usage is not None else None,
-        error=Failure(row.error_code, row.error_message) if row.error_code is not None else None,
+        error=Failure(row.error_code, row.error_message, row.error_param) if row.error_code is not None else None,
         attempts=tuple(attempts),
         request_context=RequestContext(row.request_id, row.traceparent),
     )
@@ -152,6 +153,7 @@ _RESULTS = Records(
     usage=JSONB,
     error_code=Text,
     error_message=Text,
+    error_param=Text,
     attempts=JSONB,
     log=Text,
 )
@@ -203,6 +205,7 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
                 JobRow.usage: result.usage,
                 JobRow.error_code: result.error_code,
                 JobRow.error_message: result.error_message,
+                JobRow.error_param: result.error_param,
                 JobRow.attempts: result.attempts,
                 JobRow.log: result.log,
             }
@@ -225,6 +228,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "error_code": error.code if error else None,
         # A message may quote anything, and `text` refuses U+0000.
         "error_message": error.message.replace("\0", "\ufffd") if error else None,
+        "error_param": error.param.replace("\0", "\ufffd") if error and error.param is not None else None,
         "attempts": [asdict(attempt) for attempt in result.attempts],
         "log": result.log,
     }
@@ -238,7 +242,15 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
     purged = (
         update(JobRow)
         .where(*guards, JobRow.deleted_at.is_(None), JobRow.status.in_(TERMINAL))
-        .values(request={}, job_metadata={}, output=None, log=None, error_message=None, deleted_at=func.now())
+        .values(
+            request={},
+            job_metadata={},
+            output=None,
+            log=None,
+            error_message=None,
+            error_param=None,
+            deleted_at=func.now(),
+        )
         .returning(JobRow.id)
         .cte("purged")
     )

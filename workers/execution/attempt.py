@@ -224,7 +224,7 @@ class JobAttempt:
 
     def _status(self, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
         if isinstance(error, InvalidRequest):
-            return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message)
+            return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message, error.param)
         if isinstance(error, EngineError):
             return JobStatus.FAILED, Failure(error.code, error.message)
         if error is not None:
