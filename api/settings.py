@@ -42,6 +42,17 @@ class StreamSettings(SettingsGroup):
     )
 
 
+class ConversationSettings(SettingsGroup):
+    """Conversations that `previous_response_id` continues."""
+
+    max_conversation_bytes: int = Field(
+        4 * 1024 * 1024, ge=1024, description="A larger conversation, with all its earlier turns, is rejected with 400."
+    )
+    max_conversation_messages: int = Field(
+        10_000, ge=2, description="A conversation with more messages is rejected with 400."
+    )
+
+
 class FileSettings(SettingsGroup):
     """Uploaded files and result files."""
 
@@ -109,6 +120,7 @@ class ApiSettings(
     HttpSettings,
     AuthSettings,
     StreamSettings,
+    ConversationSettings,
     FileSettings,
     BatchSettings,
     RetentionSettings,

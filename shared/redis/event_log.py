@@ -28,13 +28,17 @@ logger = logging.getLogger(__name__)
 
 RUNNING_TTL_S = 24 * 3600
 FENCED = -1
+# A page ends with the event that reaches one of these numbers.
+PAGE_EVENTS = 256
+PAGE_BYTES = 128 * 1024
 
 
 def _script(name: str) -> str:
     return files("shared.redis").joinpath(f"event_log_{name}.lua").read_text(encoding="utf-8")
 
 
-_APPEND, _TAKE_OVER, _FOLLOW_ALL = _script("append"), _script("take_over"), _script("follow_all")
+_APPEND, _TAKE_OVER = _script("append"), _script("take_over")
+_FOLLOW, _FOLLOW_ALL = _script("follow"), _script("follow_all")
 
 
 class Fenced(Exception):
@@ -55,6 +59,14 @@ class Append:
     force: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Consecutive events of a log. `more`: others may follow."""
+
+    events: list[Event]
+    more: bool
+
+
 class EventLog:
     """The logs of all jobs. Methods raise `redis.exceptions.RedisError` if Redis is unavailable."""
 
@@ -62,6 +74,7 @@ class EventLog:
         self._redis = redis
         self._append = redis.register_script(_APPEND)
         self._take_over = redis.register_script(_TAKE_OVER)
+        self._follow = redis.register_script(_FOLLOW)
         self._follow_all = redis.register_script(_FOLLOW_ALL)
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
@@ -91,7 +104,7 @@ class EventLog:
         entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
         if entries is None:
             raise Fenced
-        return [_entry(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in entries]
+        return [_script_entry(*entry) for entry in entries]
 
     async def read(self, job_id: str, after: int = 0) -> list[Event]:
         """The events after the one with `seq` `after`."""
@@ -103,15 +116,12 @@ class EventLog:
         entries: Any = await self._redis.xrevrange(redis_keys.log(job_id), count=1)
         return _entry(*entries[0]).seq if entries else 0
 
-    async def follow(self, job_id: str, api_id: str, after: int) -> list[Event]:
-        """Register an API process as a follower and read the events after `after`, atomically."""
-        followers = redis_keys.followers(job_id)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.sadd(followers, api_id)
-            pipe.expire(followers, RUNNING_TTL_S)
-            pipe.xrange(redis_keys.log(job_id), min=f"({after}-0")
-            *_, entries = await pipe.execute()
-        return [_entry(entry_id, fields) for entry_id, fields in entries]
+    async def follow(self, job_id: str, api_id: str, after: int) -> LogPage:
+        """Register an API process as a follower and read a page of events after `after`, atomically."""
+        keys = [redis_keys.log(job_id), redis_keys.followers(job_id)]
+        args: list[Any] = [api_id, RUNNING_TTL_S, after, PAGE_EVENTS, PAGE_BYTES]
+        entries, more = await self._follow(keys=keys, args=args)
+        return LogPage([_script_entry(*entry) for entry in entries], more=bool(more))
 
     async def follow_all(self, job_ids: Sequence[str], api_id: str) -> list[int]:
         """Register an API process as a follower of many jobs. Returns for each the `seq` of its last event, or 0."""
@@ -124,6 +134,10 @@ class EventLog:
 
     async def delete(self, job_id: str) -> None:
         await self._redis.delete(redis_keys.log(job_id), redis_keys.fence(job_id), redis_keys.followers(job_id))
+
+
+def _script_entry(entry_id: bytes, fields: Sequence[bytes]) -> Event:
+    return _entry(entry_id, dict(zip(fields[::2], fields[1::2], strict=True)))
 
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:

@@ -99,12 +99,11 @@ async def test_the_row_of_a_new_job_is_not_read(
 ) -> None:
     reads: list[str] = []
 
-    async def archived_log(job_id: str) -> str | None:
+    async def archive_page(job_id: str, **_: object) -> None:
         reads.append(job_id)
-        return None
 
     job, _ = await store.insert(NewJob(running.owner, "m", 3, GenerateRequest(prompt="x")))
-    monkeypatch.setattr(store, "archived_log", archived_log)
+    monkeypatch.setattr(store, "archive_page", archive_page)
     batches = hub.follow(job.id, new=True)
     first = asyncio.ensure_future(anext(batches))
     await eventually(lambda: is_followed(redis, job), "the reader follows the job")
