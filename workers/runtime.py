@@ -103,7 +103,7 @@ class WorkerRuntime:
         engine = await self._start_engine()
 
         logs = EventLog(redis)
-        claims = ClaimStore(database, self._worker)
+        claims = ClaimStore(database, self._worker, model.name)
         recovery_store = RecoveryStore(database)
         terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(self._app, redis)
