@@ -156,7 +156,7 @@ class WorkerRuntime:
         run("log_writer", log_writer.run())
         run("hint_sender", hints.run())
         run("heartbeat", heartbeat.run())
-        run("cancel_listener", CancelListener(redis, runner, self._worker).run())
+        run("cancel_listener", CancelListener(redis, runner, self._worker, metrics).run())
         run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())

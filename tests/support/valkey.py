@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from launcher.embedded import valkey_binary
 from launcher.linux import die_with_parent
@@ -35,7 +37,7 @@ class ValkeyServer:
                 stderr=log,
                 preexec_fn=die_with_parent(signal.SIGKILL),
             )
-        self.admin = redis.Redis(port=self.port, decode_responses=True, single_connection_client=True)
+        self.admin: Any = redis.Redis(port=self.port, decode_responses=True, single_connection_client=True)
         eventually_sync(self._answers, "the server answers")
 
     @property
@@ -93,7 +95,7 @@ class ValkeyServer:
     def running_a_script(self) -> Iterator[None]:
         """Run a script that does not end, which makes the server refuse all commands (BUSY)."""
         self.config(busy_reply_threshold=50)
-        client = redis.Redis(port=self.port, socket_timeout=0.2, retry=None)
+        client = redis.Redis(port=self.port, socket_timeout=0.2, retry=Retry(NoBackoff(), 0))
         with contextlib.closing(client), contextlib.suppress(redis.exceptions.TimeoutError):
             client.eval("while true do end", 0)
         try:

@@ -77,7 +77,7 @@ class MessageFilter:
 
     def drop(self, source: str, reason: str) -> None:
         self._dropped.labels(source).inc()
-        logger.warning("a malformed message was dropped: source=%s, %s", source, reason)
+        logger.warning("a malformed message was dropped: %s source=%s", reason, source)
 
 
 def _problem(message: Any) -> str | None:

@@ -172,7 +172,7 @@ async def replying(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
 @pytest.mark.parametrize("replying", REPLIES, indirect=True)
 async def test_a_redis_server_that_refuses_commands_is_an_outage(replying: Redis) -> None:
     """By any command, and by a script."""
-    for call in (replying.set("key", "x"), replying.register_script("return 1")(), replying.execute_command("PING")):
+    for call in (replying.set("key", "x"), replying.register_script("return 1")(), replying.ping()):
         with pytest.raises((RedisError, OSError)) as caught:
             await call
         assert is_redis_outage(caught.value), repr(caught.value)
@@ -185,7 +185,7 @@ async def test_a_redis_server_that_refuses_commands_is_an_outage(replying: Redis
 )
 async def test_a_redis_server_that_rejects_a_command_is_not(replying: Redis) -> None:
     with pytest.raises(RedisError) as caught:
-        await replying.execute_command("PING")
+        await replying.ping()
     assert not is_outage(caught.value)
 
 
