@@ -29,6 +29,8 @@ from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
+from api.keys.open_requests import OpenRequests
+from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
 from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
@@ -129,12 +131,19 @@ async def open_resources(
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
 
+        keys = ApiKeyStore(database)
+        authenticator = Authenticator(keys, settings.key_cache_s)
+        open_requests = OpenRequests(settings.project_streams, metrics)
+        revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)
+        supervisor.start("revocation_check", revocation_check.run())
+
         queue_metrics = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
         stack.enter_context(scrape_target(settings.metrics_targets, "api", settings.host, settings.port))
         resources = Resources()
         resources.add(StreamSettings, settings)
         resources.add(Registry, registry)
-        resources.add(Authenticator, Authenticator(ApiKeyStore(database), settings.key_cache_s))
+        resources.add(Authenticator, authenticator)
+        resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)
         resources.add(JobService, jobs)
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store))

@@ -28,6 +28,7 @@ from shared.domain.errors import (
     InvalidRequest,
     KeyReused,
     NotFound,
+    QuotaExceeded,
     TooLarge,
     Unauthorized,
     Unavailable,
@@ -133,6 +134,9 @@ def render(error: Exception) -> JsonErrorResponse:
             return error_response(409, error.message, kind="conflict_error")
         case TooLarge():
             return error_response(413, error.message)
+        case QuotaExceeded():
+            headers = {"Retry-After": str(error.retry_after_s)}
+            return error_response(429, error.message, kind="rate_limit_error", code="quota_exceeded", headers=headers)
         case UpstreamFailed(code="invalid_request"):
             return error_response(400, error.message, code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="deadline_exceeded"):

@@ -9,13 +9,27 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, exists, func, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Row,
+    Text,
+    and_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import Insert, insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.keys.principal import Principal, Scope
 from shared.domain.errors import Conflict
 from shared.postgres.engine import transaction
+from shared.postgres.group_commit import GroupCommit
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, ProjectRow
 
@@ -81,6 +95,10 @@ class ProjectExists(Conflict):
 class ApiKeyStore(Store):
     """API keys and projects in PostgreSQL."""
 
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        self._lookups = GroupCommit(self._find)
+
     async def create(
         self,
         name: str,
@@ -128,9 +146,13 @@ class ApiKeyStore(Store):
     async def find(self, key: str) -> ValidKey | None:
         """Return the principal of a key that is neither revoked nor expired, else None. Records the key's use.
 
-        The use is written at most once a minute per key, without waiting for another process that writes it.
+        The use is written at most once a minute per key, without waiting for another process that writes it. Concurrent
+        lookups share a query, so that guessed keys do not cost a round trip each.
         """
-        valid = (ApiKeyRow.sha256 == digest(key), _valid())
+        return await self._lookups(digest(key))
+
+    async def _find(self, digests: Sequence[str]) -> list[ValidKey | None]:
+        valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", list(digests), type_=ARRAY(Text))), _valid())
         stale = (
             select(ApiKeyRow.id)
             .where(
@@ -143,9 +165,10 @@ class ApiKeyStore(Store):
             .with_for_update(skip_locked=True, key_share=True)
             .scalar_subquery()
         )
-        used = update(ApiKeyRow).where(ApiKeyRow.id == stale).values(last_used_at=func.now()).returning(ApiKeyRow.id)
+        used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
         statement = (
             select(
+                ApiKeyRow.sha256,
                 ApiKeyRow.id,
                 ApiKeyRow.project_id,
                 ApiKeyRow.scopes,
@@ -154,12 +177,16 @@ class ApiKeyStore(Store):
             .where(*valid)
             .add_cte(used.cte("used"))
         )
-        row = await self._first(statement)
-        if row is None:
-            return None
-        scopes = frozenset(Scope(scope) for scope in row.scopes)
-        left = None if row.expires_in_s is None else float(row.expires_in_s)
-        return ValidKey(Principal(row.project_id, row.id, scopes), left)
+        async with self._engine.connect() as connection:
+            found = {row.sha256: _valid_key(row) for row in await connection.execute(statement)}
+        return [found.get(sha256) for sha256 in digests]
+
+    async def valid_ids(self, key_ids: Iterable[int]) -> set[int]:
+        """Return the ids of those keys that are neither revoked nor expired."""
+        ids = bindparam("ids", list(key_ids), type_=ARRAY(BigInteger))
+        async with self._engine.connect() as connection:
+            found = await connection.execute(select(ApiKeyRow.id).where(ApiKeyRow.id == func.any(ids), _valid()))
+            return set(found.scalars())
 
     async def all(self) -> Sequence[ApiKey]:
         """Return all keys, oldest first."""
@@ -196,6 +223,12 @@ def _insert(name: str, key: str, project_id: int, scopes: list[str], expires_in_
         scopes=scopes,
         expires_at=None if expires_in_s is None else func.now() + seconds(expires_in_s),
     )
+
+
+def _valid_key(row: Any) -> ValidKey:
+    scopes = frozenset(Scope(scope) for scope in row.scopes)
+    left = None if row.expires_in_s is None else float(row.expires_in_s)
+    return ValidKey(Principal(row.project_id, row.id, scopes), left)
 
 
 def _api_key(row: Row[Any]) -> ApiKey:

@@ -74,6 +74,14 @@ class TooLarge(HeadraceError):
     """The request body is too large."""
 
 
+class QuotaExceeded(HeadraceError):
+    """A quota of the project is used up."""
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class UpstreamFailed(HeadraceError):
     """The job behind a synchronous request failed."""
 
