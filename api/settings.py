@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -51,11 +51,26 @@ class AuthSettings(SettingsGroup):
     key_cache_s: float = Field(
         5.0, ge=0, description="How long a key is cached. A revoked key works, and its streams go on, for that long."
     )
+    revoked_jobs: Literal["finish", "cancel"] = Field(
+        "finish", description="Whether the jobs and batches of a revoked key go on or are cancelled."
+    )
 
 
 class QuotaSettings(SettingsGroup):
     """Quotas per project."""
 
+    project_queued_jobs: int = Field(
+        10_000, ge=0, description="Maximum number of queued jobs of a project, without batches; 0: unlimited."
+    )
+    project_urgent_jobs: int = Field(
+        100, ge=0, description="Maximum number of queued jobs of a project with a priority of 0 to 2; 0: unlimited."
+    )
+    project_running_jobs: int = Field(
+        0, ge=0, description="With this many running jobs, a project's submits are rejected; 0: unlimited."
+    )
+    project_request_bytes: int = Field(
+        1024**3, ge=0, description="Maximum size of the requests of a project's open jobs together; 0: unlimited."
+    )
     project_streams: int = Field(
         1000, ge=0, description="Maximum number of open event streams of a project in one API process; 0: unlimited."
     )

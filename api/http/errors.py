@@ -125,7 +125,7 @@ def render(error: Exception) -> JsonErrorResponse:
         case Unauthorized():
             return error_response(401, error.message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         case Forbidden():
-            return error_response(403, error.message, code="insufficient_permissions")
+            return error_response(403, error.message, param=error.param, code=error.code)
         case NotFound():
             return error_response(404, error.message, param=error.param, code=error.code)
         case KeyReused():

@@ -48,6 +48,13 @@ class Unauthorized(HeadraceError):
 class Forbidden(HeadraceError):
     """The API key has no scope for this request."""
 
+    def __init__(
+        self, message: str | None = None, *, param: str | None = None, code: str = "insufficient_permissions"
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
 
 class NotFound(HeadraceError):
     """Not found."""

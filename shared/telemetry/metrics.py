@@ -48,6 +48,7 @@ class Quota(StrEnum):
     """The quotas of a project."""
 
     QUEUED_JOBS = "queued_jobs"
+    URGENT_JOBS = "urgent_jobs"
     RUNNING_JOBS = "running_jobs"
     REQUEST_BYTES = "request_bytes"
     STREAMS = "streams"
