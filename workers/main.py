@@ -57,6 +57,7 @@ def main() -> int:
     from shared.telemetry.tracing_setup import configured_exporter
     from workers.app import app
     from workers.consumer.loop_thread import LoopThread
+    from workers.consumer.message_filter import MessageFilter
     from workers.consumer.pool import EnginePool
     from workers.consumer.signals import HeadraceWorker
     from workers.consumer.transport import use_transport
@@ -85,7 +86,7 @@ def main() -> int:
     exported = metrics.registry()
     runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported)
     app.loop_thread = LoopThread(runtime)
-    use_transport(app, lambda: runtime.slot_pool.batch_room)
+    use_transport(app, lambda: runtime.slot_pool.batch_room, MessageFilter(app, arguments.model, metrics))
     celery_worker = HeadraceWorker(
         app=app,
         hostname=worker,

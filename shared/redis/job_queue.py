@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from shared.domain.priorities import PRIORITY_STEPS, Hint
 from shared.redis.message_template import HintMessages
+from shared.runtime.outages import is_redis_outage
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +116,23 @@ class HintSender:
 
 
 async def depths(redis: Redis, model: str) -> dict[int, int]:
-    """The number of messages on a model's queue, by the first priority of their list (`BANDS`)."""
+    """The number of messages on a model's queue, by the first priority of their list (`BANDS`).
+
+    A key that is not a list is deleted: no message could be sent or fetched.
+    """
+    lists = [list_name(queue_name(model), step) for step in PRIORITY_STEPS]
     async with redis.pipeline(transaction=False) as pipe:
-        for step in PRIORITY_STEPS:
-            pipe.llen(list_name(queue_name(model), step))
-        return dict(zip(PRIORITY_STEPS, await pipe.execute(), strict=True))
+        for name in lists:
+            pipe.llen(name)
+        lengths = await pipe.execute(raise_on_error=False)
+    for number, (name, length) in enumerate(zip(lists, lengths, strict=True)):
+        if isinstance(length, RedisError):
+            if is_redis_outage(length):
+                raise length
+            logger.warning("%s is not a list, deleting it: %s", name, length)
+            await redis.delete(name)
+            lengths[number] = 0
+    return dict(zip(PRIORITY_STEPS, lengths, strict=True))
 
 
 def list_name(queue: str, priority: int) -> str:

@@ -158,6 +158,13 @@ class Metrics:
             (MODEL,),
             WORKER,
         )
+        self.malformed_messages = new.counter(
+            "headrace_malformed_messages_total",
+            "Messages in Redis that were dropped because no process of Headrace sends such a message.",
+            (Label("source", ("queue", "control", "cancel", "events", "log")),),
+            API,
+            WORKER,
+        )
         self.fenced_writes = new.counter(
             "headrace_fenced_writes_total",
             "Writes rejected because a later attempt owns the job.",
