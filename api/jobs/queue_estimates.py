@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -27,8 +28,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 FRESH_S = 1.0
 POSITION_FRESH_S = 0.05
-# A result is cached for at least this many times its query's duration.
+# A result is cached for at least this many times its query's duration, which in a burst includes waiting for a
+# connection: a position for at most `MAX_POSITION_S`.
 MIN_QUERY_INTERVAL = 20
+MAX_POSITION_S = 1.0
+MAX_PLACES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,9 @@ class _Result(Generic[T]):
 class _Cache(Generic[T]):
     """Query results by name. Concurrent callers share one query."""
 
-    def __init__(self, fresh_s: float = FRESH_S) -> None:
+    def __init__(self, fresh_s: float = FRESH_S, max_s: float = math.inf) -> None:
         self._fresh_s = fresh_s
+        self._max_s = max_s
         self._results: dict[Hashable, _Result[T]] = {}
         self._queries: dict[Hashable, asyncio.Task[_Result[T]]] = {}
 
@@ -58,7 +63,8 @@ class _Cache(Generic[T]):
             started = time.monotonic()
             value = await query()
             took = time.monotonic() - started
-            self._results[name] = _Result(value, started + max(self._fresh_s, MIN_QUERY_INTERVAL * took))
+            lasts_s = min(self._max_s, max(self._fresh_s, MIN_QUERY_INTERVAL * took))
+            self._results[name] = _Result(value, started + lasts_s)
             return self._results[name]
         finally:
             del self._queries[name]
@@ -70,20 +76,25 @@ class QueueEstimates:
     def __init__(self, store: QueueStore, registry: Registry) -> None:
         self._store = store
         self._registry = registry
-        # The position of the job that was counted, minus its place among this process's submits: see `_place`.
-        self._positions: _Cache[int] = _Cache(POSITION_FRESH_S)
+        # The position of the job that was counted, minus its place among this process's submits.
+        self._positions: _Cache[int] = _Cache(POSITION_FRESH_S, MAX_POSITION_S)
         self._created: Counter[tuple[str, int]] = Counter()
+        # The places of the last submits, by job id. Not every submit reports its position.
+        self._places: dict[str, int] = {}
         self._orders: _Cache[dict[str, QueueOrder]] = _Cache()
         self._paces: _Cache[ServiceRate] = _Cache()
 
     def created(self, job: Job) -> None:
         """Note that this process has submitted a job."""
         self._created[job.model, job.priority] += 1
+        if len(self._places) >= MAX_PLACES:
+            del self._places[next(iter(self._places))]
+        self._places[job.id] = self._place(job)
 
     async def submitted(self, job: Job) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of a job that has just been submitted: the last of its priority."""
         try:
-            place = self._place(job)
+            place = self._places.pop(job.id, None) or self._place(job)
 
             async def count() -> int:
                 return await self._position(job) - place
