@@ -72,7 +72,7 @@ class QuotaSettings(SettingsGroup):
         1024**3, ge=0, description="Maximum size of the requests of a project's open jobs together; 0: unlimited."
     )
     project_streams: int = Field(
-        1000, ge=0, description="Maximum number of open event streams of a project in one API process; 0: unlimited."
+        2500, ge=0, description="Maximum number of open event streams of a project in one API process; 0: unlimited."
     )
 
 
