@@ -59,6 +59,9 @@ class _Phase(Enum):
     NOTHING = auto()  # what arrives is discarded
 
 
+_BODY = _Phase.BODY
+
+
 class Connections:
     """The client connections of this process, and their limits."""
 
@@ -273,13 +276,16 @@ class LimitedProtocol(HttpToolsProtocol):
         self._header_count += 1
         if self._header_count > MAX_HEADERS:
             self._reject(431, HttpRejection.TOO_LARGE, f"The request has more than {MAX_HEADERS} headers.")
-        if self._phase is _Phase.BODY:
+        if self._phase is _BODY:
             return  # a trailer must not become a header of the request
-        if len(name) == 4 and name.lower() == b"host":
+        name = name.lower()
+        if name == b"host":
             self._hosts += 1
             if not _HOST.fullmatch(value):
                 self._reject(400, HttpRejection.MALFORMED, "The Host header is not valid.")
-        super().on_header(name, value)
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._hosts > 1 or (not self._hosts and self.parser.get_http_version() == "1.1"):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from api.jobs.context_window import ContextWindow
-from api.jobs.quotas import ProjectQuotas
+from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from shared.config.models.loader import Registry
 from shared.domain.errors import NotFound
@@ -22,23 +19,6 @@ class Admission:
         self._context = context
         self._quotas = quotas
 
-    @asynccontextmanager
-    async def admitted(self, principal: Principal, new: NewJob) -> AsyncIterator[NewJob]:
-        """Admit a job that a client submits now, within its project's quotas. It is stored within the context.
-
-        Lines of batches and replays are admitted without quotas: only a part of a batch is queued at a time
-        (HEADRACE_BATCH_JOBS), and an operator replays.
-
-        Raises:
-            QuotaExceeded: the project has used up a quota; otherwise as `admit`.
-        """
-        new = await self.admit(principal, new)
-        if self._quotas is None:
-            yield new
-            return
-        async with self._quotas.hold(new):
-            yield new
-
     async def admit(self, principal: Principal, new: NewJob) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed.
 
@@ -53,6 +33,17 @@ class Admission:
         principal.require_priority(new.priority)
         await self.check(new.model, new.request)
         return new
+
+    async def reserve(self, new: NewJob) -> Reservation:
+        """Reserve a part of its project's quotas for an admitted job, until the caller has stored it.
+
+        For jobs that a client submits now. Lines of batches and replays are admitted without quotas: only a part of a
+        batch is queued at a time (HEADRACE_BATCH_JOBS), and an operator replays.
+
+        Raises:
+            QuotaExceeded: the project has used up a quota.
+        """
+        return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""

@@ -1,9 +1,9 @@
 """Queue positions and expected waits of jobs, without a count per request.
 
 Orders and rates are cached for a second, or longer if the queue is so long that counting is slow. The position of a
-single submit is exact. During a burst of submits, one in 50 ms is counted, and the position of the others is that count
-plus the jobs that this process has submitted since, by any API and of any priority that is served earlier. Positions
-over a thousand are rounded down.
+single submit is exact. During a burst of submits, one in 250 ms is counted, and the position of the others is that
+count plus the jobs that this process has submitted since, by any API and of any priority that is served earlier.
+Positions over a thousand are rounded down.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FRESH_S = 1.0
-POSITION_FRESH_S = 0.05
+POSITION_FRESH_S = 0.25
 # A result is cached for at least this many times its query's duration, which in a burst includes waiting for a
 # connection: a position for at most `MAX_POSITION_S`.
 MIN_QUERY_INTERVAL = 20

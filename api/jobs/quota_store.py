@@ -32,26 +32,10 @@ _COUNT = Prepared(
 class ProjectUsage:
     """What a project's jobs use, without those of batches. `urgent`: queued jobs of the most urgent priorities."""
 
-    queued: int = 0
-    urgent: int = 0
-    running: int = 0
-    request_bytes: int = 0
-
-    def __add__(self, other: ProjectUsage) -> ProjectUsage:
-        return ProjectUsage(
-            self.queued + other.queued,
-            self.urgent + other.urgent,
-            self.running + other.running,
-            self.request_bytes + other.request_bytes,
-        )
-
-    def __sub__(self, other: ProjectUsage) -> ProjectUsage:
-        return ProjectUsage(
-            self.queued - other.queued,
-            self.urgent - other.urgent,
-            self.running - other.running,
-            self.request_bytes - other.request_bytes,
-        )
+    queued: int
+    urgent: int
+    running: int
+    request_bytes: int
 
 
 class QuotaStore(Store):

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from api.jobs.quota_store import ProjectUsage, QuotaStore
 from api.settings import QuotaSettings
@@ -32,20 +30,48 @@ _URGENT = BANDS[PRIORITY_STEPS[0]]
 
 
 @dataclass(slots=True)
+class _Jobs:
+    """A number of jobs, how many of them are urgent, and the size of their requests."""
+
+    count: int = 0
+    urgent: int = 0
+    request_bytes: int = 0
+
+    def add(self, other: _Jobs, sign: int = 1) -> None:
+        self.count += sign * other.count
+        self.urgent += sign * other.urgent
+        self.request_bytes += sign * other.request_bytes
+
+
+@dataclass(slots=True)
 class _Project:
-    """The last count of a project, and what this process has submitted since that count began."""
+    """The last count of a project, what this process has submitted since that count began, and is submitting now."""
 
     counted: ProjectUsage | None = None
-    submitted: ProjectUsage = field(default_factory=ProjectUsage)
-    inserting: ProjectUsage = field(default_factory=ProjectUsage)
+    submitted: _Jobs = field(default_factory=_Jobs)
+    submitting: _Jobs = field(default_factory=_Jobs)
     fresh_until: float = 0.0
     recount_after: float = 0.0
     counting: asyncio.Task[None] | None = None
 
-    @property
-    def used(self) -> ProjectUsage:
-        assert self.counted is not None
-        return self.counted + self.submitted + self.inserting
+
+class Reservation:
+    """A job's part of its project's quotas until it is stored; then the count of rows includes it."""
+
+    __slots__ = ("_job", "_project")
+
+    def __init__(self, project: _Project | None, job: _Jobs) -> None:
+        self._project = project
+        self._job = job
+
+    def release(self) -> None:
+        """The job was stored. If that failed, it is counted until the next count of rows."""
+        if self._project is not None:
+            self._project.submitting.add(self._job, -1)
+            self._project.submitted.add(self._job)
+
+
+NO_RESERVATION = Reservation(None, _Jobs())
 
 
 class ProjectQuotas:
@@ -65,67 +91,66 @@ class ProjectQuotas:
             )
         )
 
-    @asynccontextmanager
-    async def hold(self, new: NewJob) -> AsyncIterator[None]:
-        """Admit a job, which is stored within the context.
+    async def reserve(self, new: NewJob) -> Reservation:
+        """Admit a job, which the caller stores; it releases the reservation afterwards.
 
         Raises:
             QuotaExceeded: its project has used up a quota.
             sqlalchemy.exc.SQLAlchemyError, OSError: the database is unavailable.
         """
         if not self._limited:
-            yield
-            return
-        job = ProjectUsage(1, int(new.priority in _URGENT), 0, _size(new.request))
-        project = await self._admit(new.owner.project_id, job)
-        project.inserting += job
-        try:
-            yield
-            project.submitted += job
-        finally:
-            project.inserting -= job
-
-    async def _admit(self, project_id: int, job: ProjectUsage) -> _Project:
+            return NO_RESERVATION
+        job = _Jobs(1, int(new.priority in _URGENT), _size(new.request))
+        project_id = new.owner.project_id
         project = self._projects.get(project_id)
         if project is None:
-            if len(self._projects) >= MAX_PROJECTS:
-                self._projects = {key: one for key, one in self._projects.items() if one.inserting.queued}
-            project = self._projects[project_id] = _Project()
+            project = self._add_project(project_id)
+        now = time.monotonic()
         if project.counted is None:
             await self._count(project_id, project)
-        elif time.monotonic() >= project.fresh_until:
+        elif now >= project.fresh_until:
             self._start_count(project_id, project)
-        if self._exceeded(project.used, job) is not None and time.monotonic() >= project.recount_after:
+        if self._exceeded(project, job) is not None and time.monotonic() >= project.recount_after:
             await self._count(project_id, project)
-        if (exceeded := self._exceeded(project.used, job)) is not None:
+        if (exceeded := self._exceeded(project, job)) is not None:
             quota, message = exceeded
             self._metrics.quota_rejections.labels(quota.value).inc()
             raise QuotaExceeded(message, retry_after_s=RETRY_S)
+        project.submitting.add(job)
+        return Reservation(project, job)
+
+    def _add_project(self, project_id: int) -> _Project:
+        if len(self._projects) >= MAX_PROJECTS:
+            self._projects = {key: one for key, one in self._projects.items() if one.submitting.count}
+        project = self._projects[project_id] = _Project()
         return project
 
-    def _exceeded(self, used: ProjectUsage, job: ProjectUsage) -> tuple[Quota, str] | None:
+    def _exceeded(self, project: _Project, job: _Jobs) -> tuple[Quota, str] | None:
         """The quota that the job would exceed, and the message for its client."""
-        settings = self._settings
+        settings, counted = self._settings, project.counted
+        assert counted is not None
+        submitted, submitting = project.submitted, project.submitting
         limit = settings.project_queued_jobs
-        if limit and used.queued >= limit:
+        if limit and counted.queued + submitted.count + submitting.count >= limit:
             return Quota.QUEUED_JOBS, (
                 f"This project has {limit} queued jobs, the maximum (HEADRACE_PROJECT_QUEUED_JOBS); try again when some"
                 " have started, or send the requests as a batch."
             )
         limit = settings.project_urgent_jobs
-        if limit and job.urgent and used.urgent >= limit:
+        if limit and job.urgent and counted.urgent + submitted.urgent + submitting.urgent >= limit:
             return Quota.URGENT_JOBS, (
                 f"This project has {limit} queued jobs of the priorities {_URGENT[0]} to {_URGENT[-1]}, the maximum"
                 " (HEADRACE_PROJECT_URGENT_JOBS); use a higher priority number, or try again when some have started."
             )
         limit = settings.project_running_jobs
-        if limit and used.running >= limit:
+        if limit and counted.running >= limit:
             return Quota.RUNNING_JOBS, (
-                f"This project has {used.running} running jobs, the maximum is {limit} (HEADRACE_PROJECT_RUNNING_JOBS);"
-                " try again when some have ended."
+                f"This project has {counted.running} running jobs, the maximum is {limit}"
+                " (HEADRACE_PROJECT_RUNNING_JOBS); try again when some have ended."
             )
         limit = settings.project_request_bytes
-        if limit and used.request_bytes + job.request_bytes > limit:
+        used = counted.request_bytes + submitted.request_bytes + submitting.request_bytes
+        if limit and used + job.request_bytes > limit:
             return Quota.REQUEST_BYTES, (
                 f"The requests of this project's open jobs would have more than {limit} bytes"
                 " (HEADRACE_PROJECT_REQUEST_BYTES); try again when some have ended."
@@ -144,10 +169,10 @@ class ProjectQuotas:
 
     async def _run_count(self, project_id: int, project: _Project) -> None:
         try:
-            # What is being inserted now may or may not be counted; it is added until the next count.
-            before, started_at = project.submitted, time.monotonic()
+            # What is stored during the count may or may not be counted; it is added until the next count.
+            before, started_at = replace(project.submitted), time.monotonic()
             project.counted = await self._store.usage(project_id)
-            project.submitted -= before
+            project.submitted.add(before, -1)
             took_s = time.monotonic() - started_at
             project.fresh_until = started_at + max(FRESH_S, MIN_COUNT_INTERVAL * took_s)
             project.recount_after = started_at + MIN_COUNT_INTERVAL * took_s

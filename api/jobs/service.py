@@ -69,13 +69,16 @@ class JobService:
         The second value is False if an earlier call with this idempotency key created the job.
 
         Raises:
-            Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admitted`.
+            Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
             KeyReused: the idempotency key was used with a different request.
         """
-        async with self._admission.admitted(principal, new) as admitted:
-            with self.traces.submitting(admitted.model) as request_context:
-                new = replace(admitted, request_context=request_context)
-                job, created = await self._store.insert(new, idempotency)
+        new = await self._admission.admit(principal, new)
+        reservation = await self._admission.reserve(new)
+        try:
+            with self.traces.submitting(new.model) as request_context:
+                job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
+        finally:
+            reservation.release()
         if created:
             self._metrics.submitted(job.model, job.priority)
             logger.info(

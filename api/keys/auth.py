@@ -7,7 +7,7 @@ import time
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from api.keys.open_requests import OpenRequest
 from api.keys.principal import Principal, Scope
@@ -18,8 +18,26 @@ CACHE_SIZE = 10_000
 # A longer key is rejected without a lookup.
 MAX_KEY = 1024
 _INVALID = "The API key is not valid."
-bearer = HTTPBearer(auto_error=False, description="An API key: `python -m api.keys create NAME`.")
-api_key_header = APIKeyHeader(
+
+
+class _Bearer(HTTPBearer):
+    """Describes the bearer key in the OpenAPI document. The middleware reads it."""
+
+    async def __call__(self, request: Request) -> None:
+        return None
+
+
+class _ApiKeyHeader(APIKeyHeader):
+    """The same for `x-api-key`."""
+
+    async def __call__(self, request: Request) -> None:
+        return None
+
+
+bearer = _Bearer(
+    auto_error=False, scheme_name="HTTPBearer", description="An API key: `python -m api.keys create NAME`."
+)
+api_key_header = _ApiKeyHeader(
     name="x-api-key",
     scheme_name="AnthropicKey",
     auto_error=False,
@@ -92,11 +110,8 @@ def _retrieve_error(lookup: asyncio.Task[Principal | None]) -> None:
         lookup.exception()
 
 
-async def current_request(
-    request: Request,
-    _: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],  # for the OpenAPI document
-) -> OpenRequest:
-    """Return the request as the middleware has authenticated it; its key has the `inference` scope.
+async def current_principal(request: Request, _: Annotated[None, Depends(bearer)]) -> Principal:
+    """Return the principal of a request, which the middleware has authenticated, if the key has the `inference` scope.
 
     Raises:
         Unauthorized: the request was not authenticated.
@@ -106,22 +121,22 @@ async def current_request(
     if open_request is None:
         raise Unauthorized
     open_request.principal.require(Scope.INFERENCE)
-    return open_request
-
-
-async def current_principal(request: Annotated[OpenRequest, Depends(current_request)]) -> Principal:
-    """Return the principal of a request whose key has the `inference` scope."""
-    return request.principal
+    return open_request.principal
 
 
 async def anthropic_principal(
-    principal: Annotated[Principal, Depends(current_principal)],
-    _: Annotated[str | None, Depends(api_key_header)],  # for the OpenAPI document
+    principal: Annotated[Principal, Depends(current_principal)], _: Annotated[None, Depends(api_key_header)]
 ) -> Principal:
     """The same, documented to accept the key as `x-api-key`."""
     return principal
 
 
-CurrentRequest = Annotated[OpenRequest, Depends(current_request)]
+async def current_request(request: Request) -> OpenRequest:
+    """Return the request as the middleware has authenticated it. Only for routes that also require a principal."""
+    open_request: OpenRequest = request.state.open_request
+    return open_request
+
+
 CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
 AnthropicPrincipal = Annotated[Principal, Depends(anthropic_principal)]
+CurrentRequest = Annotated[OpenRequest, Depends(current_request)]
