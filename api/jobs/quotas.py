@@ -21,8 +21,10 @@ from shared.postgres.job_store import NewJob
 from shared.telemetry.metrics import Metrics, Quota
 
 FRESH_S = 1.0
-# Counts of a project take at most about one in this many seconds of a connection's time.
+# A rejected submit is counted again if the last count is older than this many times its duration, which under load
+# includes waiting for a connection: at most `MAX_RECOUNT_S`.
 MIN_COUNT_INTERVAL = 5
+MAX_RECOUNT_S = 0.02
 RETRY_S = 5
 # Projects that are remembered between their submits.
 MAX_PROJECTS = 10_000
@@ -175,7 +177,7 @@ class ProjectQuotas:
             project.submitted.add(before, -1)
             took_s = time.monotonic() - started_at
             project.fresh_until = started_at + max(FRESH_S, MIN_COUNT_INTERVAL * took_s)
-            project.recount_after = started_at + MIN_COUNT_INTERVAL * took_s
+            project.recount_after = started_at + min(MAX_RECOUNT_S, MIN_COUNT_INTERVAL * took_s)
         finally:
             project.counting = None
 
