@@ -12,8 +12,11 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from shared.config.postgres_url import driver_arguments
 from shared.runtime.outages import is_wrong_server
 
+# Without an address: the driver gets the URL, because SQLAlchemy's URLs lack most of libpq's parameters.
+DRIVER = "postgresql+asyncpg://"
 _POOL_STATE = "headrace_pool_state"
 
 
@@ -48,11 +51,11 @@ def connect(url: str, *, pool_size: int = 10) -> AsyncEngine:
     """Create an engine. It hands out open connections only, so that no request fails because the server was restarted.
 
     Outside of `transaction`, each statement is a transaction of its own, in one round trip. Waiting for a connection,
-    from the pool or from the server, times out after 5 s.
+    from the pool or from the server, times out after 5 s (or the URL's `connect_timeout`, from the server).
     """
     state = _PoolState()
     engine = create_async_engine(
-        url,
+        DRIVER,
         execution_options={_POOL_STATE: state},
         pool_size=pool_size,
         max_overflow=0,
@@ -61,7 +64,7 @@ def connect(url: str, *, pool_size: int = 10) -> AsyncEngine:
         hide_parameters=True,  # otherwise errors would quote prompts in the logs
         json_serializer=_dumps,
         json_deserializer=orjson.loads,
-        connect_args={"timeout": 5, "command_timeout": 30, "server_settings": {"application_name": "headrace"}},
+        connect_args={"command_timeout": 30, **driver_arguments(url)},
     )
     event.listen(engine.sync_engine, "connect", state.on_connect)
     event.listen(engine.sync_engine, "checkout", state.on_checkout)

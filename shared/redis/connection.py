@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
+from redis.backoff import NoBackoff
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import ReadOnlyError
+
+from shared.config.redis_url import parse_redis_url
 
 CONNECTIONS = 32
 WAIT_S = 5.0
@@ -46,11 +55,32 @@ class _Unix(_Primary, UnixDomainSocketConnection):
     pass
 
 
-_CLASSES: Mapping[Any, Any] = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
+class _SentinelTcp(_Primary, SentinelManagedConnection):
+    pass
+
+
+class _SentinelTls(_Primary, SentinelManagedSSLConnection):
+    pass
+
+
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to the primary that the sentinels name."""
 
 
 def connect_redis(url: str) -> Redis:
     """A client whose calls wait up to 5 s for a free connection instead of failing when all are in use."""
-    pool = BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=WAIT_S)
-    pool.connection_class = _CLASSES[pool.connection_class]
-    return Redis.from_pool(pool)
+    address = parse_redis_url(url)
+    options: dict[str, Any] = {"max_connections": CONNECTIONS, "timeout": WAIT_S, "db": address.db, **address.login}
+    options |= address.tls or {}
+    if address.path is not None:
+        return Redis.from_pool(BlockingConnectionPool(connection_class=_Unix, path=address.path, **options))
+    if address.service_name is not None:
+        # Without retries: another sentinel is asked instead.
+        arguments = {**address.sentinel_arguments(), "retry": Retry(NoBackoff(), 0)}
+        sentinel = Sentinel(address.hosts, sentinel_kwargs=arguments)  # type: ignore[no-untyped-call]
+        options["connection_class"] = _SentinelTcp if address.tls is None else _SentinelTls
+        client: Redis = sentinel.master_for(address.service_name, connection_pool_class=_SentinelPool, **options)
+        return client
+    ((host, port),) = address.hosts
+    options["connection_class"] = _Tcp if address.tls is None else _Tls
+    return Redis.from_pool(BlockingConnectionPool(host=host, port=port, **options))

@@ -14,6 +14,7 @@ from celery import Celery
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from shared.config.redis_url import parse_redis_url
 from shared.domain.priorities import PRIORITY_STEPS, Hint
 from shared.redis.message_template import HintMessages
 from shared.runtime.outages import is_redis_outage
@@ -36,7 +37,7 @@ def celery_app(redis_url: str) -> Celery:
     Messages are acknowledged early and there is no result backend: the row is authoritative, and a broker that comes
     back must not run a job again. Task events are for Flower.
     """
-    app = Celery("headrace", broker=redis_url, set_as_current=False)
+    app = Celery("headrace", set_as_current=False)
     app.conf.update(
         task_acks_late=False,
         task_ignore_result=True,
@@ -59,7 +60,15 @@ def celery_app(redis_url: str) -> Celery:
             "health_check_interval": 10,
         },
     )
+    use_broker(app, redis_url)
     return app
+
+
+def use_broker(app: Celery, redis_url: str) -> None:
+    """Use the Redis at a URL (`shared.config.redis_url`) as the broker of an application."""
+    settings = parse_redis_url(redis_url).celery_settings()
+    options = app.conf.broker_transport_options | settings.pop("broker_transport_options", {})
+    app.conf.update(settings, broker_transport_options=options)
 
 
 class HintSender:

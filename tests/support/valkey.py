@@ -23,15 +23,26 @@ from tests.support.waiting import eventually_sync
 class ValkeyServer:
     """A server on 127.0.0.1 with options of its own. It ends with the thread that started it."""
 
-    def __init__(self, folder: Path, *arguments: str, port: int | None = None, **options: str) -> None:
-        """`options` are settings of valkey.conf, with `_` for `-`; `arguments` come first on the command line."""
-        self.port = port or free_port()
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {"bind": "127.0.0.1", "port": str(self.port), "dir": str(folder), "save": "", **options}
+    def __init__(self, folder: Path, **options: str) -> None:
+        """`options` are settings of valkey.conf, with `_` for `-`."""
+        port = free_port()
+        settings = {"bind": "127.0.0.1", "port": str(port), "dir": str(folder), "save": "", **options}
         words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+        self._start(folder, port, words)
+
+    @classmethod
+    def sentinel(cls, folder: Path, config: Path, port: int) -> ValkeyServer:
+        """A sentinel with a configuration file, which it rewrites."""
+        server = cls.__new__(cls)
+        server._start(folder, port, [str(config), "--sentinel"])
+        return server
+
+    def _start(self, folder: Path, port: int, words: list[str]) -> None:
+        self.port = port
+        folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{self.port}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [str(valkey_binary()), *arguments, *words],
+                [str(valkey_binary()), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

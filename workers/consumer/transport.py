@@ -30,8 +30,10 @@ from kombu.connection import Connection as KombuConnection
 from kombu.exceptions import InconsistencyError
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.json import loads
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.redis.job_queue import list_name
@@ -146,6 +148,26 @@ class Transport(redis.Transport):
     connection_errors = (*redis.Transport.connection_errors, RedisError)
 
 
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The same on a server that sentinels name."""
+
+    from_transport_options = (*redis.SentinelChannel.from_transport_options, "batch_room", "message_filter")  # type: ignore[assignment]
+
+    sentinel_kwargs: Any = None
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        # Without retries: another sentinel is asked instead.
+        self.sentinel_kwargs = {**self.sentinel_kwargs, "retry": Retry(NoBackoff(), 0)}
+        return super()._sentinel_managed_pool(asynchronous)  # type: ignore[no-untyped-call]  # as above
+
+
+class SentinelTransport(Transport):
+    """A transport with those channels."""
+
+    default_port = 26379  # type: ignore[assignment]
+    Channel = SentinelChannel
+
+
 class Connection(KombuConnection):
     """A connection that reconnects at short intervals."""
 
@@ -171,8 +193,9 @@ class PacedConsumer(Consumer):  # type: ignore[misc]
 
 
 def use_transport(app: Celery, batch_room: Callable[[], int], message_filter: MessageFilter) -> None:
-    """Use these connections in an application, and this transport for redis:// and rediss:// in this process."""
+    """Use these connections in an application, and these transports for all Redis URLs of this process."""
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:{Transport.__name__}"))
+    TRANSPORT_ALIASES["sentinel"] = f"{__name__}:{SentinelTransport.__name__}"
     app.amqp.Connection = Connection
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,
