@@ -96,6 +96,8 @@ async def _complete(
     submission: SubmitHeaders,
     work: BodyWork,
 ) -> Response:
+    if body.stream:
+        call.open_stream()
     requests = [
         NewJob(
             owner=principal.owner,
