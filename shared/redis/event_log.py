@@ -14,7 +14,7 @@ checked in the row that it still owns the job.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -102,6 +102,15 @@ class EventLog:
         """The `seq` of the last event in a log, or 0 if it has none."""
         entries: Any = await self._redis.xrevrange(redis_keys.log(job_id), count=1)
         return _entry(*entries[0]).seq if entries else 0
+
+    async def generated(self, attempts: Iterable[tuple[str, int]]) -> set[str]:
+        """Those of these jobs whose attempt, given by its number, has written a token to the log."""
+        wanted = list(attempts)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, _ in wanted:
+                pipe.hget(redis_keys.fence(job_id), "generated")
+            found = await pipe.execute()
+        return {job_id for (job_id, attempt), value in zip(wanted, found, strict=True) if value == b"%d" % attempt}
 
     async def follow(self, job_id: str, api_id: str, after: int) -> list[Event]:
         """Register an API process as a follower and read the events after `after`, atomically."""
