@@ -50,6 +50,7 @@ _WAITING = (
     .where(
         JobRow.id == func.any(bindparam("ids", type_=ARRAY(Text))),
         JobRow.status == JobStatus.QUEUED.value,
+        or_(bindparam("only_model", type_=Text).is_(None), JobRow.model == bindparam("only_model", type_=Text)),
         ~overdue(),
         # A suspect runs alone, so a claim for others does not include it.
         or_(bindparam("suspects", type_=Boolean), ~JobRow.suspect),
@@ -78,9 +79,11 @@ _FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text)
 class ClaimStore(JobRowStore):
     """The claims, results and lease of one worker. Concurrent claims are committed together, and so are results."""
 
-    def __init__(self, engine: AsyncEngine, worker: str) -> None:
+    def __init__(self, engine: AsyncEngine, worker: str, model: str | None = None) -> None:
+        """Only jobs of `model` can be claimed, whatever a message says; None: jobs of any model."""
         super().__init__(engine)
         self._worker = worker
+        self._model = model
         self._claims = GroupCommit(self._claim)
         self._suspect_claims = GroupCommit(self._claim_suspects)
         self._results = GroupCommit(self._finish, weigh=lambda record: len(record["log"]))
@@ -93,10 +96,13 @@ class ClaimStore(JobRowStore):
         return await (self._suspect_claims if suspects else self._claims)(job_id)
 
     async def suspect_priority(self, job_id: str) -> int | None:
-        """The priority of a queued job that is a suspect (`shared.domain.suspects`); None if it is not one."""
+        """The priority of a queued job of this model that is a suspect (`shared.domain.suspects`); None if it is not
+        one."""
         statement = select(JobRow.priority).where(
             JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.suspect
         )
+        if self._model is not None:
+            statement = statement.where(JobRow.model == self._model)
         row = await self._first(statement)
         return None if row is None else int(row.priority)
 
@@ -112,7 +118,9 @@ class ClaimStore(JobRowStore):
         return await self._claim(job_ids, suspects=True)
 
     async def _claim(self, job_ids: Sequence[str], suspects: bool = False) -> list[Job | None]:
-        parameters = {"ids": list(job_ids), "claimant": self._worker, "suspects": suspects}
+        parameters = {
+            "ids": list(job_ids), "claimant": self._worker, "only_model": self._model, "suspects": suspects,
+        }  # fmt: skip
         rows = await _CLAIM.run(self._engine, parameters)
         claimed = {row.id: _readable(row) for row in rows}
         # If a duplicated message puts a job into one batch twice, one of its claims succeeds.
