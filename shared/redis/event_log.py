@@ -125,6 +125,15 @@ class EventLog:
         entries: Any = await self._redis.xrevrange(redis_keys.log(job_id), count=1)
         return _seq(entries[0][0]) if entries else 0
 
+    async def generated(self, attempts: Iterable[tuple[str, int]]) -> set[str]:
+        """Those of these jobs whose attempt, given by its number, has written a token to the log."""
+        wanted = list(attempts)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, _ in wanted:
+                pipe.hget(redis_keys.fence(job_id), "generated")
+            found = await pipe.execute()
+        return {job_id for (job_id, attempt), value in zip(wanted, found, strict=True) if value == b"%d" % attempt}
+
     async def follow(self, job_id: str, api_id: str, after: int) -> LogPage:
         """Register an API process as a follower and read a page of events after `after`, atomically."""
         keys = [redis_keys.log(job_id), redis_keys.followers(job_id)]
