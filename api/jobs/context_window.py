@@ -60,6 +60,21 @@ class ContextWindow:
                 param=param,
             )
 
+    def length(self, model: str) -> int | None:
+        """The model's context length in tokens; None if it is unknown."""
+        return self._limits[model]
+
+    async def tokens(self, model: str, request: GenerateRequest) -> int | None:
+        """The number of tokens of a prompt; None if they cannot be counted here.
+
+        Raises:
+            InvalidRequest: the chat template rejects the prompt.
+        """
+        count = self._counters[model]
+        if count is None:
+            return None
+        return await asyncio.to_thread(count, request) if _bytes(request) > INLINE_BYTES else count(request)
+
     async def count(self, model: str, request: GenerateRequest) -> int:
         """Count the tokens of a prompt.
 
