@@ -10,6 +10,7 @@ from api.openai.logprobs import CompletionLogprobsBuilder, chat_logprobs
 from api.openai.schemas import CompletionUsage, PromptTokensDetails
 from shared.domain.job import Choice, Job, Usage
 from shared.domain.logprobs import prompt_entry_object
+from shared.runtime.chunked_json import Mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,6 @@ def _text_choice(job: Job, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _prompt_logprobs(job: Job) -> list[dict[str, Any] | None] | None:
+def _prompt_logprobs(job: Job) -> Sequence[dict[str, Any] | None] | None:
     stored = job.output[0].prompt_logprobs
-    return None if stored is None else [prompt_entry_object(entry) for entry in stored]
+    return None if stored is None else Mapped(stored, prompt_entry_object)

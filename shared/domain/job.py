@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -81,9 +82,15 @@ class Choice:
     finish_reason: str | None = None
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    logprobs: list[Any] | None = None
+    logprobs: Sequence[Any] | None = None
     stop_reason: int | str | None = None
-    prompt_logprobs: list[Any] | None = None
+    prompt_logprobs: Sequence[Any] | None = None
+
+    @property
+    def size(self) -> int:
+        """About the bytes of the choice as JSON, which indicate the time that it takes to process."""
+        size = len(self.text) + len(self.reasoning or "") + sum(len(call.arguments) for call in self.tool_calls)
+        return size + _ENTRY_BYTES * (len(self.logprobs or ()) + len(self.prompt_logprobs or ()))
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:
@@ -100,6 +107,10 @@ class Choice:
             if (value := getattr(self, name)) is not None:
                 stored[name] = value
         return stored
+
+
+# A small entry of log probabilities.
+_ENTRY_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)

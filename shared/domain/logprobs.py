@@ -72,6 +72,15 @@ def entry_object(stored: Any) -> dict[str, Any]:
     return {**found[position], "top": found}
 
 
+def sampled(stored: Any) -> tuple[str, float | None]:
+    """The sampled token of a stored entry, and its log probability."""
+    if isinstance(stored, dict) or any(isinstance(item, list) for item in stored):  # bytes shift the positions
+        entry = entry_object(stored)
+        return entry["token"], entry["logprob"]
+    at = 1 + 2 * (stored[0] or 0)
+    return stored[at], stored[at + 1]
+
+
 def encode_prompt_entry(candidates: Iterable[tuple[int, float, int | None, str | None]] | None) -> bytes:
     """Encode the entry of one token of a prompt: the id, log probability, rank and text of each candidate."""
     return NOTHING if candidates is None else kept_json([value for item in candidates for value in item])

@@ -7,10 +7,12 @@ any thread stops the event loop for a third of a second. Here, no piece takes lo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Sequence
 from json.decoder import JSONDecodeError
 from json.decoder import scanstring as _scanstring  # type: ignore[attr-defined]  # not in typeshed
 from json.scanner import make_scanner
+from operator import itemgetter
 from typing import Any, Generic, TypeVar, overload
 
 import orjson
@@ -29,8 +31,10 @@ _string: Callable[[str, int, bool], tuple[str, int]] = _scanstring
 _SPACE = " \t\n\r"
 
 
-def loads(text: str) -> Any:
+def loads(text: str, *, lazy: Collection[str] = ()) -> Any:
     """Parse a JSON value, with the same results and errors as `json.loads`.
+
+    The large lists that objects have under the names `lazy` become a `LazyList`.
 
     Raises:
         json.JSONDecodeError: the text is not JSON.
@@ -39,14 +43,14 @@ def loads(text: str) -> Any:
     """
     if text.startswith("\ufeff"):
         raise JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", text, 0)
-    value, end = _value(text, _skip(text, 0), 0)
+    value, end = _value(text, _skip(text, 0), 0, lazy)
     end = _skip(text, end)
     if end != len(text):
         raise JSONDecodeError("Extra data", text, end)
     return value
 
 
-def _value(text: str, start: int, depth: int) -> tuple[Any, int]:
+def _value(text: str, start: int, depth: int, lazy: Collection[str] = (), name: str | None = None) -> tuple[Any, int]:
     """Parse the value at a position. Returns the position after it too."""
     first = text[start : start + 1]
     if first == '"':
@@ -61,7 +65,11 @@ def _value(text: str, start: int, depth: int) -> tuple[Any, int]:
             raise RecursionError from None
         if len(window) < WINDOW:
             return _scanned(text, start, start)
-        return _object(text, start, depth + 1) if first == "{" else _list(text, start, depth + 1)
+        if first == "{":
+            return _object(text, start, depth + 1, lazy)
+        if name in lazy:
+            return _lazy_list(text, start, depth + 1)
+        return _list(text, start, depth + 1, lazy)
     return value, start + size
 
 
@@ -72,7 +80,7 @@ def _scanned(text: str, start: int, at: int) -> tuple[Any, int]:
         raise JSONDecodeError("Expecting value", text, stop.value) from None
 
 
-def _object(text: str, start: int, depth: int) -> tuple[dict[str, Any], int]:
+def _object(text: str, start: int, depth: int, lazy: Collection[str]) -> tuple[dict[str, Any], int]:
     value: dict[str, Any] = {}
     at = _skip(text, start + 1)
     if text[at : at + 1] == "}":
@@ -84,7 +92,7 @@ def _object(text: str, start: int, depth: int) -> tuple[dict[str, Any], int]:
         at = _skip(text, at)
         if text[at : at + 1] != ":":
             raise JSONDecodeError("Expecting ':' delimiter", text, at)
-        value[name], at = _value(text, _skip(text, at + 1), depth)
+        value[name], at = _value(text, _skip(text, at + 1), depth, lazy, name)
         at = _skip(text, at)
         match text[at : at + 1]:
             case "}":
@@ -95,28 +103,48 @@ def _object(text: str, start: int, depth: int) -> tuple[dict[str, Any], int]:
                 raise JSONDecodeError("Expecting ',' delimiter", text, at)
 
 
-def _list(text: str, start: int, depth: int) -> tuple[list[Any], int]:
+def _list(text: str, start: int, depth: int, lazy: Collection[str]) -> tuple[list[Any], int]:
     value: list[Any] = []
+    end = start
+    for items, end in _runs(text, start, depth, lazy):
+        value += items
+    return value, end
+
+
+def _lazy_list(text: str, start: int, depth: int) -> tuple[LazyList, int]:
+    runs, count, at = [], 0, start + 1
+    for items, end in _runs(text, start, depth, ()):
+        if items:
+            runs.append((count, at))
+            count += len(items)
+        at = end
+    return LazyList(text, start, runs, count, depth), at
+
+
+def _runs(text: str, start: int, depth: int, lazy: Collection[str]) -> Iterator[tuple[list[Any], int]]:
+    """Parse a list in runs of items. Yields each with the position after it; the last position is after the list."""
     at = _skip(text, start + 1)
     if text[at : at + 1] == "]":
-        return value, at + 1
+        yield [], at + 1
+        return
     one_by_one_until = 0
     while True:
         if at >= one_by_one_until:
             items, after = _items(text, at)
             if items:
-                value += items
                 at = _skip(text, after)
+                yield items, at
                 continue
             one_by_one_until = at + WINDOW
-        item, at = _value(text, at, depth)
-        value.append(item)
+        item, at = _value(text, at, depth, lazy)
         at = _skip(text, at)
         match text[at : at + 1]:
             case "]":
-                return value, at + 1
+                yield [item], at + 1
+                return
             case ",":
                 at = _skip(text, at + 1)
+                yield [item], at
             case _:
                 raise JSONDecodeError("Expecting ',' delimiter", text, at)
 
@@ -148,6 +176,41 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
+class LazyList(Sequence[Any]):
+    """A list in a JSON text, whose items are parsed each time they are read. Meant to be read in order."""
+
+    def __init__(self, text: str, start: int, runs: Sequence[tuple[int, int]], count: int, depth: int) -> None:
+        """`runs` has the index of the first item of each run of items, and the run's position in the text."""
+        self._text = text
+        self._start = start
+        self._runs = runs
+        self._count = count
+        self._depth = depth
+        self._parsed: tuple[int, list[Any]] = (0, [])  # the run that was read last, and the index of its first item
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Any: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Any]: ...
+    def __getitem__(self, at: int | slice) -> Any:
+        if isinstance(at, slice):
+            return [self._item(index) for index in range(*at.indices(self._count))]
+        return self._item(range(self._count)[at])
+
+    def _item(self, index: int) -> Any:
+        first, items = self._parsed
+        if not 0 <= index - first < len(items):
+            run = bisect_right(self._runs, index, key=itemgetter(0)) - 1
+            first, at = self._runs[run]
+            # A run is parsed as the rest of the list, of which only the first items are read.
+            items, _ = next(_runs(self._text, at - 1, self._depth, ()))
+            self._parsed = first, items
+        return items[index - first]
+
+
 class Mapped(Sequence[T], Generic[S, T]):
     """A sequence that converts the items of another each time they are read, so that they are never all in memory."""
 
@@ -167,6 +230,11 @@ class Mapped(Sequence[T], Generic[S, T]):
             return [self._convert(item) for item in self._items[at]]
         return self._convert(self._items[at])
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 def dump_pieces(value: Any) -> Iterator[bytes]:
     """Encode a value as JSON in pieces. The items of a large `Mapped` are converted and encoded a few at a time."""
@@ -178,20 +246,20 @@ def dump_pieces(value: Any) -> Iterator[bytes]:
                 yield from dump_pieces(item)
                 opening = b","
             yield b"{}" if opening == b"{" else b"}"
-        case list() if any(isinstance(item, dict | list | Mapped) for item in value[:1]):
+        case list() if any(isinstance(item, dict | list | Mapped | LazyList) for item in value[:1]):
             opening = b"["
             for item in value:
                 yield opening
                 yield from dump_pieces(item)
                 opening = b","
             yield b"]"
-        case list() | Mapped() if value:
+        case list() | Mapped() | LazyList() if value:
             opening = b"["
             for start in range(0, len(value), ITEMS):
                 yield opening + orjson.dumps(value[start : start + ITEMS])[1:-1]
                 opening = b","
             yield b"]"
-        case Mapped():
+        case Mapped() | LazyList():
             yield b"[]"
         case _:
             yield orjson.dumps(value)

@@ -2,9 +2,9 @@
 
 python -m tests.support.step_times FILE MODULE ARGUMENTS...
 
-A step is one call of a callback or of a task until its next await. FILE gets a line for each step that takes longer than
-`RECORD_S`: its CPU time in milliseconds, and what ran. The loops are asyncio's own, because uvloop's steps cannot be
-measured; the code that runs on them is the same.
+A step is one call of a callback or of a task until its next await. FILE gets a line for each step that takes longer
+than `RECORD_S`: its CPU time in milliseconds, and what ran. The loops are asyncio's own, because uvloop's steps cannot
+be measured; the code that runs on them is the same.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.runtime import chunked_json
-from shared.runtime.chunked_json import Mapped, dump_pieces, loads
+from shared.runtime.chunked_json import LazyList, Mapped, dump_pieces, loads
 
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+STORABLE = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+    max_leaves=60,
+)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=60)
 
 
@@ -101,12 +108,39 @@ def test_no_piece_takes_long(text: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("small_windows")
 def test_encodes_as_orjson_does() -> None:
-    @given(st.recursive(SCALARS.filter(lambda item: not isinstance(item, int)), lambda inner: st.lists(inner)
-           | st.dictionaries(st.text(), inner), max_leaves=60))  # fmt: skip
+    @given(STORABLE)
     def check(value: Any) -> None:
         assert b"".join(dump_pieces(value)) == orjson.dumps(value)
 
     check()
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_lazy_lists_have_the_same_items() -> None:
+    @given(st.lists(STORABLE), st.sampled_from([(",", ":"), (", ", ": ")]))
+    def check(items: list[Any], separators: tuple[str, str]) -> None:
+        text = json.dumps([{"items": items, "end": 1}, {"other": items}], separators=separators)
+        first, second = loads(text, lazy=("items",))
+        assert isinstance(second["other"], list)
+        assert list(first["items"]) == items
+        assert (len(first["items"]), first["end"]) == (len(items), 1)
+        assert [first["items"][at] for at in reversed(range(len(items)))] == items[::-1]
+        assert first["items"][1:3] == items[1:3]
+        assert json.loads(b"".join(dump_pieces(first))) == json.loads(json.dumps({"items": items, "end": 1}))
+
+    check()
+
+
+def test_a_lazy_list_does_not_hold_its_items() -> None:
+    entry = [0, *(value for number in range(21) for value in (f" token{number}", -12.345678))]
+    (value,) = loads(json.dumps([{"logprobs": [entry] * 10_000}]), lazy=("logprobs",))
+    assert isinstance(value["logprobs"], LazyList)
+    tracemalloc.start()
+    for start in range(0, 10_000, 64):
+        assert value["logprobs"][start : start + 64][0] == entry
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 @pytest.mark.parametrize("count", [0, 1, 64, 65, 200])
