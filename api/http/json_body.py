@@ -13,7 +13,11 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.types import Receive, Scope
 
+from api.http.dependencies import get_resource
+from api.http.members import MemberReader, Shape
 from shared.domain.errors import InvalidRequest
 
 MAX_MEMBERS = 4096
@@ -55,19 +59,31 @@ def check_shape(text: bytes, value: Any) -> None:
 
 
 class JsonRequest(Request):
-    """A request that parses its body with `loads`."""
+    """A request that parses its body with `loads` and normalizes it (see `api.http.members`)."""
+
+    def __init__(self, scope: Scope, receive: Receive, shape: Shape) -> None:
+        super().__init__(scope, receive)
+        self._shape = shape
 
     async def json(self) -> Any:
-        return loads(await self.body())
+        reading = get_resource(self, MemberReader).read(self._shape, loads(await self.body()))
+        self.state.ignored = reading.ignored
+        return reading.body
 
 
 class JsonRoute(APIRoute):
-    """A route that parses its body with `loads`."""
+    """A route whose body, if it has one, is read by `JsonRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        schema = self.body_field.field_info.annotation
+        assert isinstance(schema, type)
+        assert issubclass(schema, BaseModel)
+        shape = Shape(schema)
 
         async def handle_json(request: Request) -> Response:
-            return await handle(JsonRequest(request.scope, request.receive))
+            return await handle(JsonRequest(request.scope, request.receive, shape))
 
         return handle_json

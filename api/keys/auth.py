@@ -73,10 +73,12 @@ def _retrieve_error(lookup: asyncio.Task[Principal | None]) -> None:
 
 
 async def current_principal(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    api_key: Annotated[str | None, Depends(api_key_header)],
 ) -> Principal:
-    """Return the principal of a request whose bearer key has the `inference` scope."""
-    return await _principal(request, credentials.credentials if credentials is not None else None)
+    """Return the principal of a request whose key, the bearer key or `x-api-key`, has the `inference` scope."""
+    return await _principal(request, credentials.credentials if credentials is not None else api_key)
 
 
 async def anthropic_principal(
@@ -84,7 +86,7 @@ async def anthropic_principal(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     api_key: Annotated[str | None, Depends(api_key_header)],
 ) -> Principal:
-    """The same for routes that also accept the key as `x-api-key`."""
+    """The same for routes of Anthropic's API, on which `x-api-key` takes precedence."""
     return await _principal(request, api_key or (credentials.credentials if credentials is not None else None))
 
 

@@ -76,6 +76,13 @@ class Metrics:
             API,
         )
 
+        self.ignored_parameters = new.counter(
+            "headrace_ignored_parameters_total",
+            "Requests and batch lines with a parameter that was accepted and ignored, by parameter.",
+            (Label("parameter", bound="known parameters of the APIs, and `(other)`"),),
+            API,
+        )
+
         # Jobs: events
 
         self.jobs_submitted = new.counter(

@@ -24,6 +24,7 @@ from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.files.blobs import LocalBlobs
 from api.files.store import FileStore, Purpose, StoredFile
+from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
@@ -203,6 +204,7 @@ def make_world(
     )
     steps = BatchSteps(
         registry=registry,
+        members=MemberReader(metrics, refuse_unknown=False),
         admission=admission,
         store=batches,
         blobs=blobs,
