@@ -327,7 +327,7 @@ async def test_another_projects_files_and_batches_return_404(stack: Stack, sdk: 
         ({"completion_window": "721h"}, "completion_window"),
         ({"endpoint": "/v1/embeddings"}, "endpoint"),
         ({"input_file_id": None}, "input_file_id"),
-        ({"output_expires_after": {}}, "output_expires_after.anchor"),
+        ({"output_expires_after": {"seconds": 3600}}, "output_expires_after.anchor"),
         (
             {"output_expires_after": {"anchor": "created_at", "seconds": 2_592_001}},
             "output_expires_after.seconds",

@@ -1,4 +1,4 @@
-"""Unknown parameters, browsers and aliases, over real processes. `tests/unit/api/http/test_members.py` has all members."""
+"""Unknown parameters, browsers and aliases, over real processes. All members: `tests/unit/api/http/test_members.py`."""
 
 from __future__ import annotations
 

@@ -515,7 +515,7 @@ async def test_a_line_rejected_after_validation_is_an_error(world: World) -> Non
     assert (batch.completed, batch.failed) == (1, 1)
     _, (error,) = await world.results(batch)
     assert error["response"]["status_code"] == 400
-    assert error["response"]["body"]["error"]["param"] == "body.temperature"
+    assert error["response"]["body"]["error"]["param"] == "temperature"
 
 
 async def test_a_line_that_does_not_fit_the_context_is_an_error_without_a_job(world: World) -> None:
