@@ -23,7 +23,9 @@ from api.http.middleware.region_redirect import RegionRedirectMiddleware
 from api.http.middleware.request_id import RequestIdMiddleware
 from api.http.middleware.shutdown import ShutdownMiddleware
 from api.http.middleware.tracing import TracingMiddleware
+from api.http.server import Connections
 from api.jobs import routes as jobs
+from api.keys.middleware import AuthenticationMiddleware
 from api.monitoring import health
 from api.openai import routes as openai
 from api.pages import routes as pages
@@ -74,7 +76,9 @@ def create_app(settings: ApiSettings) -> FastAPI:
         title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.cors_origins = settings.cors_origins
+    app.state.connections = Connections(settings, settings.send_timeout_s, metrics)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH,))
+    app.add_middleware(AuthenticationMiddleware, metrics=metrics, api_key_prefix=anthropic_errors.PREFIX)
     if settings.regions:
         app.add_middleware(RegionRedirectMiddleware, own=settings.region, regions=settings.regions)
     app.add_middleware(ShutdownMiddleware)

@@ -11,6 +11,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from api.batches.driver import BatchDriver
+from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
@@ -26,10 +27,14 @@ from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import QueueStore
+from api.jobs.quota_store import QuotaStore
+from api.jobs.quotas import ProjectQuotas
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
+from api.keys.open_requests import OpenRequests
+from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
 from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
@@ -81,7 +86,8 @@ async def open_resources(
             max_attempts=settings.max_attempts,
         )
         queue_estimates = QueueEstimates(QueueStore(database), registry)
-        admission = Admission(registry, ContextWindow(registry))
+        quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
+        admission = Admission(registry, ContextWindow(registry), quotas)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -132,18 +138,31 @@ async def open_resources(
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
 
+        batch_service = BatchService(batches, files, driver)
+        if settings.revoked_jobs == "cancel":
+            revoked_work = RevokedWork(
+                RevokedWorkStore(database), jobs, batch_service, interval_s=settings.key_cache_s / 2
+            )
+            supervisor.start("revoked_work", revoked_work.run())
+        keys = ApiKeyStore(database)
+        authenticator = Authenticator(keys, settings.key_cache_s)
+        open_requests = OpenRequests(settings.project_streams, metrics)
+        revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)
+        supervisor.start("revocation_check", revocation_check.run())
+
         queue_metrics = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
         stack.enter_context(scrape_target(settings.metrics_targets, "api", settings.host, settings.port))
         resources = Resources()
         resources.add(StreamSettings, settings)
         resources.add(Registry, registry)
         resources.add(MemberReader, members)
-        resources.add(Authenticator, Authenticator(ApiKeyStore(database), settings.key_cache_s))
+        resources.add(Authenticator, authenticator)
+        resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)
         resources.add(JobService, jobs)
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store))
         resources.add(FileService, files)
-        resources.add(BatchService, BatchService(batches, files, driver))
+        resources.add(BatchService, batch_service)
         resources.add(ReadinessCheck, ReadinessCheck(store, redis, registry))
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))

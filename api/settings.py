@@ -26,6 +26,27 @@ class HttpSettings(SettingsGroup):
         description="Origins whose pages may call the API from a browser: https://a.example.com,https://b.example.com;"
         " or * for all.",
     )
+    max_header_bytes: int = Field(
+        32 * 1024, ge=1024, description="A request whose request line and headers are larger is rejected with 431."
+    )
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds in which a client must send a request's headers, or its first request."
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds in which a client must send a body, besides those that its size allows."
+    )
+    min_body_rate: int = Field(
+        4096, ge=1, description="Bytes per second at which a body must arrive, after `body_timeout_s` seconds."
+    )
+    keep_alive_s: int = Field(
+        65, ge=1, description="Seconds until an idle connection is closed; more than a proxy keeps its connections."
+    )
+    max_connections: int = Field(
+        10_000, ge=1, description="Open connections; beyond it, the one that has been idle longest is closed."
+    )
+    max_connections_per_address: int = Field(
+        0, ge=0, description="Open connections per client address; behind a proxy, that is its address. 0: unlimited."
+    )
     stop_grace_s: float = Field(5.0, ge=0, description="Seconds that open requests get to finish after SIGTERM.")
 
     @field_validator("cors_origins", mode="before")
@@ -55,7 +76,30 @@ class AuthSettings(SettingsGroup):
     """Authentication by API keys."""
 
     key_cache_s: float = Field(
-        5.0, ge=0, description="How long a valid key is cached. A revoked key works for up to that long."
+        5.0, ge=0, description="How long a key is cached. A revoked key works, and its streams go on, for that long."
+    )
+    revoked_jobs: Literal["finish", "cancel"] = Field(
+        "finish", description="Whether the jobs and batches of a revoked key go on or are cancelled."
+    )
+
+
+class QuotaSettings(SettingsGroup):
+    """Quotas per project."""
+
+    project_queued_jobs: int = Field(
+        10_000, ge=0, description="Maximum number of queued jobs of a project, without batches; 0: unlimited."
+    )
+    project_urgent_jobs: int = Field(
+        100, ge=0, description="Maximum number of queued jobs of a project with a priority of 0 to 2; 0: unlimited."
+    )
+    project_running_jobs: int = Field(
+        0, ge=0, description="With this many running jobs, a project's submits are rejected; 0: unlimited."
+    )
+    project_request_bytes: int = Field(
+        1024**3, ge=0, description="Maximum size of the requests of a project's open jobs together; 0: unlimited."
+    )
+    project_streams: int = Field(
+        2500, ge=0, description="Maximum number of open event streams of a project in one API process; 0: unlimited."
     )
 
 
@@ -136,6 +180,7 @@ class ApiSettings(
     HttpSettings,
     CompatibilitySettings,
     AuthSettings,
+    QuotaSettings,
     StreamSettings,
     FileSettings,
     BatchSettings,

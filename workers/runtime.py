@@ -103,7 +103,7 @@ class WorkerRuntime:
         engine = await self._start_engine()
 
         logs = EventLog(redis)
-        claims = ClaimStore(database, self._worker)
+        claims = ClaimStore(database, self._worker, model.name)
         recovery_store = RecoveryStore(database)
         terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(self._app, redis)
@@ -156,7 +156,7 @@ class WorkerRuntime:
         run("log_writer", log_writer.run())
         run("hint_sender", hints.run())
         run("heartbeat", heartbeat.run())
-        run("cancel_listener", CancelListener(redis, runner, self._worker).run())
+        run("cancel_listener", CancelListener(redis, runner, self._worker, metrics).run())
         run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())

@@ -33,6 +33,7 @@ ERRORS = _errors(
     on_401="The API key is missing or invalid.",
     on_404="The model does not exist.",
     on_413="The body is too large.",
+    on_429="A quota of the project is used up; retry after `Retry-After` seconds.",
     on_503="A service is unavailable; retry after `Retry-After` seconds.",
 )
 FAILED = _errors(
@@ -60,6 +61,8 @@ async def messages(
     anthropic_version: Version = None,
 ) -> Response:
     """Create a message, streamed or not. The job is cancelled if the client disconnects."""
+    if body.stream:
+        call.open_stream()
     user_id = body.metadata.user_id if body.metadata is not None else None
     principal = principal.acting_for(user_id)
     new = NewJob(

@@ -18,7 +18,7 @@ from api.http.submit_headers import Submission, replay_headers
 from api.jobs.dependencies import Jobs
 from api.jobs.native_stream import native_stream
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
-from api.keys.auth import CurrentPrincipal
+from api.keys.auth import CurrentPrincipal, CurrentRequest
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job, JobStatus
@@ -118,6 +118,7 @@ async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Respo
 async def stream(
     job_id: str,
     principal: CurrentPrincipal,
+    open_request: CurrentRequest,
     jobs: Jobs,
     settings: CurrentStreamSettings,
     starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
@@ -129,6 +130,7 @@ async def stream(
     job = await jobs.get(job_id, principal.project_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
+    open_request.open_stream()
     return event_stream(await native_stream(jobs, job, after), settings)
 
 

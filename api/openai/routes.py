@@ -94,6 +94,8 @@ async def _complete(
     request: Request,
     submission: SubmitHeaders,
 ) -> Response:
+    if body.stream:
+        call.open_stream()
     requests = [
         NewJob(
             owner=principal.owner,

@@ -58,7 +58,7 @@ class StreamHub:
                         while not checking.done():
                             message = await pubsub.get_message(timeout=1)
                             if message is not None:
-                                self._dispatch(message["data"])
+                                self._receive(message["data"])
                     checking.result()
                 except Exception as error:
                     if not is_redis_outage(error):
@@ -147,6 +147,14 @@ class StreamHub:
         if job_id in self._to_unsubscribe:
             self._to_unsubscribe.discard(job_id)
             await self._stored.unsubscribe(job_id)
+
+    def _receive(self, message: bytes) -> None:
+        """Dispatch a message. One that is malformed is dropped: readers that miss its events read them from the log."""
+        try:
+            self._dispatch(message)
+        except (ValueError, KeyError) as error:
+            self._metrics.malformed_messages.labels("events").inc()
+            logger.warning("a malformed message was dropped: %s source=%s", type(error).__name__, "events")
 
     def _dispatch(self, message: bytes) -> None:
         """Pass the lines `<job> <seq> <type> <json>` of a message to the jobs' readers."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
+from sqlalchemy import ARRAY, Text, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -48,6 +48,7 @@ _WAITING = (
     .where(
         JobRow.id == func.any(bindparam("ids", type_=ARRAY(Text))),
         JobRow.status == JobStatus.QUEUED.value,
+        or_(bindparam("only_model", type_=Text).is_(None), JobRow.model == bindparam("only_model", type_=Text)),
         ~overdue(),
     )
     .order_by(JobRow.id)
@@ -74,9 +75,11 @@ _FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text)
 class ClaimStore(JobRowStore):
     """The claims, results and lease of one worker. Concurrent claims are committed together, and so are results."""
 
-    def __init__(self, engine: AsyncEngine, worker: str) -> None:
+    def __init__(self, engine: AsyncEngine, worker: str, model: str | None = None) -> None:
+        """Only jobs of `model` can be claimed, whatever a message says; None: jobs of any model."""
         super().__init__(engine)
         self._worker = worker
+        self._model = model
         self._claims = GroupCommit(self._claim)
         self._results = GroupCommit(self._finish, weigh=lambda record: len(record["log"]))
 
@@ -89,7 +92,9 @@ class ClaimStore(JobRowStore):
         return await self._results(result_record(job_id, attempt, result))
 
     async def _claim(self, job_ids: Sequence[str]) -> list[Job | None]:
-        rows = await _CLAIM.run(self._engine, {"ids": list(job_ids), "claimant": self._worker})
+        rows = await _CLAIM.run(
+            self._engine, {"ids": list(job_ids), "claimant": self._worker, "only_model": self._model}
+        )
         claimed = {row.id: _readable(row) for row in rows}
         # If a duplicated message puts a job into one batch twice, one of its claims succeeds.
         return [claimed.pop(job_id, None) for job_id in job_ids]

@@ -19,6 +19,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Double,
+    Integer,
     SmallInteger,
     Text,
     bindparam,
@@ -85,6 +86,7 @@ _NEW = Records(
     model=Text,
     priority=SmallInteger,
     request=JSON,
+    request_bytes=Integer,
     metadata=JSON,
     start_within_s=Double,
     finish_within_s=Double,
@@ -99,6 +101,7 @@ _INSERT = Prepared(
             JobRow.key_id: _NEW.key_id,
             JobRow.end_user: _NEW.end_user,
             JobRow.priority: _NEW.priority,
+            JobRow.request_bytes: _NEW.request_bytes,
             JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
             JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
             JobRow.request_id: _NEW.request_id,
@@ -232,6 +235,11 @@ class JobStore(JobRowStore):
         )
         return await self._jobs(statement)
 
+    async def is_writable(self) -> bool:
+        """Whether the database accepts writes; a standby, for example, does not."""
+        row = await self._first(select(func.current_setting("transaction_read_only")))
+        return row is not None and row[0] == "off"
+
     async def live_workers(self) -> dict[str, int]:
         """Count the workers that are alive and ready, by model."""
         statement = (
@@ -244,6 +252,7 @@ class JobStore(JobRowStore):
 
 
 def _record(job_id: str, new: NewJob) -> dict[str, Any]:
+    request = new.request.model_dump_json(exclude_none=True, exclude_defaults=True)
     return {
         "id": job_id,
         "project_id": new.owner.project_id,
@@ -251,7 +260,8 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "end_user": new.owner.end_user,
         "model": new.model,
         "priority": new.priority,
-        "request": new.request.model_dump_json(exclude_none=True, exclude_defaults=True),
+        "request": request,
+        "request_bytes": len(request),
         "metadata": new.metadata,
         "start_within_s": new.start_within_s,
         "finish_within_s": new.finish_within_s,

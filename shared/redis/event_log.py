@@ -14,15 +14,17 @@ checked in the row that it still owns the job.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from shared.domain.events import Event, EventType
 from shared.redis import keys as redis_keys
+from shared.runtime.outages import is_redis_outage
 
 logger = logging.getLogger(__name__)
 
@@ -88,20 +90,27 @@ class EventLog:
             Fenced: a later attempt owns the log.
         """
         keys = [redis_keys.log(job_id), redis_keys.fence(job_id)]
-        entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
+        try:
+            entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
+        except ResponseError as error:
+            if is_redis_outage(error):
+                raise
+            logger.warning("job=%s its log cannot be read, starting a new one: %s", job_id, error)
+            await self.delete(job_id)
+            entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
         if entries is None:
             raise Fenced
-        return [_entry(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in entries]
+        return _events([(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in entries])
 
     async def read(self, job_id: str, after: int = 0) -> list[Event]:
         """The events after the one with `seq` `after`."""
         entries: Any = await self._redis.xrange(redis_keys.log(job_id), min=f"({after}-0")
-        return [_entry(entry_id, fields) for entry_id, fields in entries]
+        return _events(entries)
 
     async def last_seq(self, job_id: str) -> int:
         """The `seq` of the last event in a log, or 0 if it has none."""
         entries: Any = await self._redis.xrevrange(redis_keys.log(job_id), count=1)
-        return _entry(*entries[0]).seq if entries else 0
+        return _seq(entries[0][0]) if entries else 0
 
     async def follow(self, job_id: str, api_id: str, after: int) -> list[Event]:
         """Register an API process as a follower and read the events after `after`, atomically."""
@@ -111,7 +120,7 @@ class EventLog:
             pipe.expire(followers, RUNNING_TTL_S)
             pipe.xrange(redis_keys.log(job_id), min=f"({after}-0")
             *_, entries = await pipe.execute()
-        return [_entry(entry_id, fields) for entry_id, fields in entries]
+        return _events(entries)
 
     async def follow_all(self, job_ids: Sequence[str], api_id: str) -> list[int]:
         """Register an API process as a follower of many jobs. Returns for each the `seq` of its last event, or 0."""
@@ -126,6 +135,16 @@ class EventLog:
         await self._redis.delete(redis_keys.log(job_id), redis_keys.fence(job_id), redis_keys.followers(job_id))
 
 
-def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
-    seq = int(entry_id.partition(b"-")[0])
-    return Event(seq, EventType(fields[b"t"].decode()), fields[b"e"], fields.get(b"k", b""))
+def _events(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
+    """The events of a log's entries. Those that are no events are skipped: others may have written to Redis."""
+    events = []
+    for entry_id, fields in entries:
+        try:
+            events.append(Event(_seq(entry_id), EventType(fields[b"t"].decode()), fields[b"e"], fields.get(b"k", b"")))
+        except (ValueError, KeyError) as error:
+            logger.warning("a log has an entry that is no event: %s", type(error).__name__)
+    return events
+
+
+def _seq(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])

@@ -24,3 +24,8 @@ def api_channel(api_id: str) -> str:
 def worker_channel(worker_id: str) -> str:
     """Channel: ids of jobs that this worker must cancel."""
     return f"hr:worker:{worker_id}"
+
+
+def write_check() -> str:
+    """String: written by readiness checks, which a server that cannot write must fail."""
+    return "hr:write-check"

@@ -15,6 +15,7 @@ import hypothesis.strategies as some
 import pytest
 
 from tests.e2e.test_jobs import submit, wait_for_end
+from tests.e2e.test_projects import key_id
 from tests.support.examples import example_count
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
@@ -655,7 +656,7 @@ async def test_every_route_requires_a_valid_key(
 
 async def test_a_revoked_key_is_rejected(sim_stack: Stack) -> None:
     key = sim_stack.command("api.keys", "create", "revoked").stdout.strip()
-    sim_stack.command("api.keys", "revoke", "_".join(key.split("_")[:2]))
+    sim_stack.command("api.keys", "revoke", key_id(sim_stack, key))
     async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
         assert_error(await client.get("/v1/models"), "not valid", status=401, code="invalid_api_key")
 
@@ -665,7 +666,7 @@ async def test_a_cached_key_is_rejected_soon_after_it_is_revoked(sim_stack: Stac
     key = sim_stack.command("api.keys", "create", "used").stdout.strip()
     async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
         assert (await client.get("/v1/models")).status_code == 200
-        sim_stack.command("api.keys", "revoke", "_".join(key.split("_")[:2]))
+        sim_stack.command("api.keys", "revoke", key_id(sim_stack, key))
 
         async def answers_401() -> bool:
             return (await client.get("/v1/models")).status_code == 401

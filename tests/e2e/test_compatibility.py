@@ -41,8 +41,10 @@ STREAMED = [path for path in REQUESTS if path not in ("/v1/jobs", "/v1/messages/
 
 @pytest.fixture(scope="module")
 def strict_url(sim_stack: Stack) -> Iterator[str]:
-    """An API that refuses unknown parameters and allows pages of one origin."""
-    with sim_stack.second_api(HEADRACE_UNKNOWN_PARAMETERS="refuse", HEADRACE_CORS_ORIGINS=ORIGIN) as url:
+    """An API that refuses unknown parameters and allows pages of one origin. It leaves batches to the other one."""
+    with sim_stack.second_api(
+        HEADRACE_UNKNOWN_PARAMETERS="refuse", HEADRACE_CORS_ORIGINS=ORIGIN, HEADRACE_BATCH_POLL_S="3600"
+    ) as url:
         yield url
 
 
@@ -144,7 +146,7 @@ async def test_results_of_a_batch_name_ignored_parameters_and_invalid_lines(sim_
 async def test_result_files_have_no_unescaped_line_breaks(sim_stack: Stack) -> None:
     """`str.splitlines()` breaks lines at more characters than `\\n`."""
     text = "a\u2028b\u2029c\x85d\x0be\x1cf"
-    body = {"model": "sim", "prompt": text, "echo": True, "max_tokens": 0}
+    body = {"model": "sim", "prompt": text, "echo": True, "max_tokens": 1}
     content = json.dumps({"custom_id": text, "method": "POST", "url": "/v1/completions", "body": body}).encode()
     async with openai.AsyncOpenAI(base_url=f"{sim_stack.url}/v1", api_key=KEY, max_retries=0) as sdk:
         file = await sdk.files.create(file=("in.jsonl", content), purpose="batch")
@@ -154,7 +156,7 @@ async def test_result_files_have_no_unescaped_line_breaks(sim_stack: Stack) -> N
         (only,) = (await sdk.files.content(done.output_file_id)).text.splitlines()
     result = json.loads(only)
     assert result["custom_id"] == text
-    assert result["response"]["body"]["choices"][0]["text"].strip() == text
+    assert result["response"]["body"]["choices"][0]["text"].startswith(text)
 
 
 # Browsers

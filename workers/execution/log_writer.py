@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from shared.domain.events import Delta, Event, EventType, delta_event, event
 from shared.postgres.claim_store import Claim
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
@@ -164,7 +166,12 @@ class LogWriter:
             if self._dirty:
                 self._wake.set()
             try:
-                await self._flush(batch)
+                try:
+                    await self._flush(batch)
+                except ResponseError as error:
+                    if is_outage(error):
+                        raise
+                    await self._flush_one_by_one(batch)
                 delay = RETRY_S[0]
             except Exception as error:
                 if not is_outage(error):
@@ -203,6 +210,23 @@ class LogWriter:
                 log.mark_written(sent.events)
         if unverified:
             await self._rewrite(unverified)
+
+    async def _flush_one_by_one(self, batch: list[LogBuffer]) -> None:
+        """Write logs separately because Redis rejected them: a key of one is not what Headrace has written to it.
+
+        That log is deleted and written again, as if Redis had lost it.
+        """
+        for log in batch:
+            try:
+                await self._flush([log])
+            except ResponseError as error:
+                if is_outage(error):
+                    raise
+                log.metrics.malformed_messages.labels("log").inc()
+                logger.warning("job=%s Redis rejected its events, writing its log again: %s", log.job_id, error)
+                await self._logs.delete(log.job_id)
+                log.written = 0
+                self.schedule(log)
 
     async def _rewrite(self, logs: list[LogBuffer]) -> None:
         """Write whole logs that Redis has lost. Their fences are lost too, so the rows decide about the ownership."""
