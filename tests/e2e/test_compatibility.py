@@ -131,7 +131,7 @@ async def test_results_of_a_batch_name_ignored_parameters_and_invalid_lines(sim_
         errors = (await sdk.files.content(done.error_file_id)).text
     results = {item["custom_id"]: item for item in map(json.loads, output.splitlines())}
     assert set(results) == {"good", "other", "more"}
-    assert results["good"][IGNORED] == ["store", "messages[].colour"]
+    assert results["good"][IGNORED] == ["messages[].colour", "store"]
     assert results["more"][IGNORED] == ["comment"]
     assert IGNORED not in results["other"]
     failed = {item["custom_id"]: item["response"] for item in map(json.loads, errors.splitlines())}
