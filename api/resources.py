@@ -39,6 +39,7 @@ from api.keys.store import ApiKeyStore
 from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
+from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
 from api.settings import ApiSettings, StreamSettings
@@ -160,7 +161,8 @@ async def open_resources(
         resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)
         resources.add(JobService, jobs)
-        resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store))
+        conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
+        resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
         resources.add(ReadinessCheck, ReadinessCheck(store, redis, registry))

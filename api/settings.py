@@ -113,6 +113,17 @@ class StreamSettings(SettingsGroup):
     )
 
 
+class ConversationSettings(SettingsGroup):
+    """Conversations that `previous_response_id` continues."""
+
+    max_conversation_bytes: int = Field(
+        4 * 1024 * 1024, ge=1024, description="A larger conversation, with all its earlier turns, is rejected with 400."
+    )
+    max_conversation_messages: int = Field(
+        10_000, ge=2, description="A conversation with more messages is rejected with 400."
+    )
+
+
 class FileSettings(SettingsGroup):
     """Uploaded files and result files."""
 
@@ -182,6 +193,7 @@ class ApiSettings(
     AuthSettings,
     QuotaSettings,
     StreamSettings,
+    ConversationSettings,
     FileSettings,
     BatchSettings,
     RetentionSettings,

@@ -64,7 +64,7 @@ class Parts:
         address = [f"--port={self.settings.flower_port}", f"--address={self.settings.flower_address}"]
         # Not on the command line, which all users of the machine can read.
         login = {"FLOWER_BASIC_AUTH": f"admin:{password}"} if password else {}
-        return self._child("flower", ["-m", "celery", "-A", "workers.app", "flower", *address], login)
+        return self._child("flower", ["-m", "workers.flower", *address], login)
 
     def _child(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Child:
         secrets = _SECRETS.union(*(secret_of(model) for model in self.registry.models.values()))

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
-from api.http.json_body import JsonRoute
+from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND
 from api.http.pagination import After
 from api.http.sse import event_stream
@@ -48,6 +48,7 @@ async def submit(
     principal: CurrentPrincipal,
     jobs: Jobs,
     submission: Submission,
+    work: CurrentBodyWork,
     request: Request,
     prefer: Annotated[
         str | None, Header(description="`wait=N`: wait up to N seconds (at most 60) for the job to end.")
@@ -60,12 +61,13 @@ async def submit(
         owner=principal.owner,
         model=body.model,
         priority=body.priority,
-        request=body.generate_request(),
+        request=await work.run(body.generate_request),
         metadata=body.metadata,
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
     )
-    job, created = await jobs.submit(principal, new, submission.idempotency("/v1/jobs", body))
+    idempotency = await work.run(submission.idempotency, "/v1/jobs", body)
+    job, created = await jobs.submit(principal, new, idempotency)
     request.state.job_id = job.id
     headers = replay_headers(created)
     if wait_s:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
-from api.http.json_body import JsonRoute
+from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.openapi import ERRORS, FAILED, STREAMED
 from api.http.pagination import After
 from api.http.sse import event_stream
@@ -42,11 +42,12 @@ async def create(
     responses: Responses,
     call: CurrentSyncCall,
     submission: Submission,
+    work: CurrentBodyWork,
 ) -> Response:
     """Create a response. Unless it runs in the background, it is cancelled if the client disconnects."""
     if body.stream:
         call.open_stream()
-    response, created = await responses.create(body, principal.acting_for(body.end_user), submission)
+    response, created = await responses.create(body, principal.acting_for(body.end_user), submission, work)
 
     async def response_body(jobs: Sequence[Job]) -> dict[str, Any]:
         return await responses.body(replace(response, job=jobs[0]))

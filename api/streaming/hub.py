@@ -3,7 +3,8 @@
 Each API process has one subscriber, which receives the live events of every job that has a reader in the process (see
 `shared.redis.event_log`). A reader subscribes to the job and reads its stored events in one step, then receives live
 events. It reads the log again if its buffer overflows, if a live event is missing, and if the `IdleReaderCheck` finds
-that it has missed events.
+that it has missed events. The log is read in pages, the next one when the reader has taken the one before, so that a
+reader holds a page and a buffer at most, however long the log is.
 
 A reader of the native stream also receives the job's queue position while the job waits (`api.jobs.queue_positions`).
 
@@ -31,6 +32,9 @@ from shared.runtime.outages import is_redis_outage
 from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+# Maximum number of events that are delivered together.
+BATCH = 256
 
 
 class StreamHub:
@@ -119,11 +123,16 @@ class StreamHub:
                         return
                     else:
                         events = stored.events
+                        if stored.more:
+                            reader.fall_behind()  # the next page comes before live events
                 else:
                     events = reader.take_live()
                     end_was_live = bool(events) and events[-1].type.terminal
-                if batch := reader.next_batch(events):
-                    yield batch
+                batch = reader.next_batch(events)
+                for start in range(0, len(batch), BATCH):
+                    yield batch[start : start + BATCH]
+                    if start + BATCH < len(batch):
+                        await asyncio.sleep(0)  # formatting a batch takes some milliseconds
                 if events and events[-1].type.terminal:
                     return
                 if not reader.ready:

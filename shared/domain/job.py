@@ -177,6 +177,8 @@ class Job:
     finish_before: datetime | None = None
     attempt: int = 0
     deaths: int = 0
+    suspect: bool = False
+    exposures: int = 0
     worker: str | None = None
     started_at: datetime | None = None
     first_token_at: datetime | None = None

@@ -9,7 +9,7 @@ that own the job, so that a duplicate, late or fenced write changes nothing and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
+    literal,
     select,
     update,
 )
@@ -41,8 +42,9 @@ from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import COLUMNS, JobRowStore, insert_queued, purge_statement, to_job
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, page_by_id, seconds
+from shared.postgres.store import Records, json_text, page_by_id, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
+from shared.runtime.offload import off_loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,27 @@ _INSERT_WITH_RESPONSES = Prepared(
 )
 
 
+# Characters of the archived log in one page.
+ARCHIVE_PAGE = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivePage:
+    """Lines of an archived log. `next_start` is the position after them; None if they are the last."""
+
+    text: str
+    next_start: int | None
+
+
+def _archive_query(job_id: str, *, after: int, start: int, size: int) -> Any:
+    begin: Any = literal(start or 1)
+    if after and not start:
+        # A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
+        begin = func.coalesce(func.strpos(JobRow.log, f"\n{after} "), 0) + 1
+    page = func.coalesce(func.substr(JobRow.log, begin, size), "")  # a deleted job has no log
+    return select(page.label("page"), begin.label("start")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+
+
 class JobStore(JobRowStore):
     """Jobs in PostgreSQL."""
 
@@ -149,7 +172,7 @@ class JobStore(JobRowStore):
             KeyReused: the key was used with another request, or its job was deleted.
         """
         job_id = new_job_id(self._region)
-        record = _record(job_id, new)
+        record = await off_loop(new.request.size, _record, job_id, new)
         if idempotency is None:
             return _job(job_id, new, await self._commit(record)), True
         async with transaction(self._engine) as connection:
@@ -179,6 +202,29 @@ class JobStore(JobRowStore):
         """Return the events of a job that has ended, as lines; None if it has not ended."""
         statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
         return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log
+
+    async def archive_page(self, job_id: str, *, after: int = 0, start: int = 0) -> ArchivePage | None:
+        """Return the next lines of the archived log of a job that has ended; None if it has not ended.
+
+        `start` is the position from the previous page; without it, the page begins about the event after `after`.
+        """
+        size = ARCHIVE_PAGE
+        while True:
+            row = await self._first(_archive_query(job_id, after=after, start=start, size=size))
+            if row is None:
+                return None
+            text: str = row.page
+            if len(text) < size:
+                return ArchivePage(text, None)
+            if end := text.rfind("\n") + 1:
+                return ArchivePage(text[:end], row.start + end)
+            size *= 8  # a line is longer than a page
+
+    async def archived_last_seq(self, job_id: str) -> int | None:
+        """Return the number of the last event of a job that has ended; 0 if it has no log, None if it has not ended."""
+        last = func.split_part(func.split_part(JobRow.log, "\n", -1), " ", 1)
+        statement = select(last.label("seq")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+        return await self._one(statement, lambda row: int(row.seq or 0))
 
     async def ended(self, job_ids: Sequence[str]) -> set[str]:
         """Return the ids of those jobs that have ended."""
@@ -267,7 +313,18 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "finish_within_s": new.finish_within_s,
         "request_id": new.request_context.request_id,
         "traceparent": new.request_context.traceparent,
-        "response": None if new.response is None else {"job_id": job_id, **asdict(new.response)},
+        "response": None if new.response is None else _response_record(job_id, new.response),
+    }
+
+
+def _response_record(job_id: str, response: ResponseFacts) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "request_params": json_text(response.request_params),
+        "input": json_text(response.input),
+        "previous_id": response.previous_id,
+        "background": response.background,
+        "stored": response.stored,
     }
 
 

@@ -90,6 +90,9 @@ class JobRow(Base):
     attempt_started_at: Mapped[datetime | None] = mapped_column(Timestamp)
     deaths: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    # See `shared.domain.suspects`. `deaths` are those that the job was charged with, `exposures` the others.
+    suspect: Mapped[bool] = mapped_column(server_default=text("false"))
+    exposures: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
 
     start_before: Mapped[datetime | None] = mapped_column(Timestamp)
     finish_before: Mapped[datetime | None] = mapped_column(Timestamp)

@@ -14,7 +14,7 @@ checked in the row that it still owns the job.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -30,13 +30,17 @@ logger = logging.getLogger(__name__)
 
 RUNNING_TTL_S = 24 * 3600
 FENCED = -1
+# A page ends with the event that reaches one of these numbers.
+PAGE_EVENTS = 256
+PAGE_BYTES = 128 * 1024
 
 
 def _script(name: str) -> str:
     return files("shared.redis").joinpath(f"event_log_{name}.lua").read_text(encoding="utf-8")
 
 
-_APPEND, _TAKE_OVER, _FOLLOW_ALL = _script("append"), _script("take_over"), _script("follow_all")
+_APPEND, _TAKE_OVER = _script("append"), _script("take_over")
+_FOLLOW, _FOLLOW_ALL = _script("follow"), _script("follow_all")
 
 
 class Fenced(Exception):
@@ -57,6 +61,14 @@ class Append:
     force: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Consecutive events of a log. `more`: others may follow."""
+
+    events: list[Event]
+    more: bool
+
+
 class EventLog:
     """The logs of all jobs. Methods raise `redis.exceptions.RedisError` if Redis is unavailable."""
 
@@ -64,6 +76,7 @@ class EventLog:
         self._redis = redis
         self._append = redis.register_script(_APPEND)
         self._take_over = redis.register_script(_TAKE_OVER)
+        self._follow = redis.register_script(_FOLLOW)
         self._follow_all = redis.register_script(_FOLLOW_ALL)
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
@@ -100,7 +113,7 @@ class EventLog:
             entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
         if entries is None:
             raise Fenced
-        return _events([(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in entries])
+        return _events(entries)
 
     async def read(self, job_id: str, after: int = 0) -> list[Event]:
         """The events after the one with `seq` `after`."""
@@ -112,15 +125,25 @@ class EventLog:
         entries: Any = await self._redis.xrevrange(redis_keys.log(job_id), count=1)
         return _seq(entries[0][0]) if entries else 0
 
-    async def follow(self, job_id: str, api_id: str, after: int) -> list[Event]:
-        """Register an API process as a follower and read the events after `after`, atomically."""
-        followers = redis_keys.followers(job_id)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.sadd(followers, api_id)
-            pipe.expire(followers, RUNNING_TTL_S)
-            pipe.xrange(redis_keys.log(job_id), min=f"({after}-0")
-            *_, entries = await pipe.execute()
-        return _events(entries)
+    async def generated(self, attempts: Iterable[tuple[str, int]]) -> set[str]:
+        """Those of these jobs whose attempt, given by its number, has written a token to the log."""
+        wanted = list(attempts)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, _ in wanted:
+                pipe.hget(redis_keys.fence(job_id), "generated")
+            found = await pipe.execute()
+        return {job_id for (job_id, attempt), value in zip(wanted, found, strict=True) if value == b"%d" % attempt}
+
+    async def follow(self, job_id: str, api_id: str, after: int) -> LogPage:
+        """Register an API process as a follower and read a page of events after `after`, atomically."""
+        keys = [redis_keys.log(job_id), redis_keys.followers(job_id)]
+        while True:
+            args: list[Any] = [api_id, RUNNING_TTL_S, after, PAGE_EVENTS, PAGE_BYTES]
+            entries, more = await self._follow(keys=keys, args=args)
+            events = _events(entries)
+            if events or not more:
+                return LogPage(events, more=bool(more))
+            after = _seq(entries[-1][0])  # none of these entries is an event
 
     async def follow_all(self, job_ids: Sequence[str], api_id: str) -> list[int]:
         """Register an API process as a follower of many jobs. Returns for each the `seq` of its last event, or 0."""
@@ -135,10 +158,15 @@ class EventLog:
         await self._redis.delete(redis_keys.log(job_id), redis_keys.fence(job_id), redis_keys.followers(job_id))
 
 
-def _events(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
-    """The events of a log's entries. Those that are no events are skipped: others may have written to Redis."""
+def _events(entries: Iterable[tuple[bytes, Sequence[bytes] | Mapping[bytes, bytes]]]) -> list[Event]:
+    """The events of a log's entries. Those that are no events are skipped: others may have written to Redis.
+
+    The fields of an entry are a mapping or, as scripts return them, a list of names and values.
+    """
     events = []
     for entry_id, fields in entries:
+        if not isinstance(fields, Mapping):
+            fields = dict(zip(fields[::2], fields[1::2], strict=True))
         try:
             events.append(Event(_seq(entry_id), EventType(fields[b"t"].decode()), fields[b"e"], fields.get(b"k", b"")))
         except (ValueError, KeyError) as error:

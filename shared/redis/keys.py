@@ -7,7 +7,8 @@ def log(job_id: str) -> str:
 
 
 def fence(job_id: str) -> str:
-    """Hash: `attempt` is the one that may write to the log, `seq` is that of the log's last event."""
+    """Hash: `attempt` is the one that may write to the log, `seq` is that of the log's last event, and `generated` is
+    the last attempt that wrote a token."""
     return f"hr:fence:{job_id}"
 
 

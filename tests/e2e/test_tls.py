@@ -52,7 +52,7 @@ def own_database(servers: Servers) -> Iterator[str]:
 @contextlib.contextmanager
 def flower(stack: Stack, **settings: str) -> Iterator[str]:
     port = free_port()
-    arguments = ("celery", "-A", "workers.app", "flower", f"--port={port}", "--address=127.0.0.1")
+    arguments = ("workers.flower", f"--port={port}", "--address=127.0.0.1")
     process = stack.start("flower", *arguments, FLOWER_UNAUTHENTICATED_API="true", **settings)
     try:
         yield f"http://127.0.0.1:{port}"

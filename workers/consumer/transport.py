@@ -19,6 +19,7 @@ list of batch messages is left out. Slots that become free during such a BRPOP a
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from queue import Empty
@@ -38,6 +39,8 @@ from redis.retry import Retry
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.redis.job_queue import list_name
 from workers.consumer.message_filter import MAX_COMMAND_BYTES, MessageFilter
+
+logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 
@@ -186,6 +189,7 @@ class PacedConsumer(Consumer):  # type: ignore[misc]
 
     def on_connection_error_after_connected(self, error: BaseException) -> None:
         super().on_connection_error_after_connected(error)
+        logger.warning("Redis: %s", error)  # Celery logs only the kind of error
         pause_s = self._restarted + RETRY_S - time.monotonic()
         if pause_s > 0:
             time.sleep(pause_s)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
+import signal
 import time
 from collections.abc import AsyncGenerator, Sequence
 
@@ -91,6 +93,8 @@ class SimulatedEngine:
             await asyncio.sleep(options.ttft_ms / 1000)
             if options.fail_on and options.fail_on in prompt:
                 raise EngineError("the simulated engine is configured to fail on this prompt")
+            if options.kill_on and options.kill_on in prompt:
+                os.kill(os.getpid(), signal.SIGKILL)
             if options.die_on and options.die_on in prompt:
                 self._died.set()
             yield PromptInfo(prompt_tokens)

@@ -16,6 +16,7 @@ from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, Job
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.domain.result import JobResult
+from shared.domain.suspects import Verdict
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
@@ -301,7 +302,9 @@ async def test_the_death_of_an_engine_counts_like_that_of_a_worker(
     job = await submit(store, owner)
     for attempt in (1, 2):
         await workers("w").claim(job.id)
-        await workers("w").requeue(job.id, attempt, tokens=0, outcome=AttemptOutcome.ENGINE_LOST, died=True)
+        await workers("w").requeue(
+            job.id, attempt, tokens=0, outcome=AttemptOutcome.ENGINE_LOST, death=Verdict(charged=True, suspect=True)
+        )
     claimed = await workers("dead").claim(job.id)
     assert claimed is not None
     assert claimed.deaths == 2
