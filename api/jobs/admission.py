@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from api.jobs.context_window import ContextWindow
+from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from shared.config.models.loader import Registry
@@ -17,6 +18,7 @@ class Admission:
     def __init__(self, registry: Registry, context: ContextWindow, quotas: ProjectQuotas | None = None) -> None:
         self._registry = registry
         self._context = context
+        self._logprobs = LogprobLimit(registry, context)
         self._quotas = quotas
 
     async def admit(self, principal: Principal, new: NewJob) -> NewJob:
@@ -25,7 +27,7 @@ class Admission:
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
             NotFound: the model does not exist.
-            InvalidRequest: the prompt does not fit the model's context.
+            InvalidRequest: the prompt does not fit the model's context, or too many log probabilities are requested.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
@@ -49,6 +51,7 @@ class Admission:
         """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""
         self._check_model(model)
         await self._context.check(model, request)
+        await self._logprobs.check(model, request)
 
     async def count_tokens(self, model: str, request: GenerateRequest) -> int:
         """Count the tokens of a prompt, as the context check does.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -22,7 +21,8 @@ from api.jobs.parameters import (
     check_prompts,
     sampling_of,
 )
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Choice, Job, JobStatus
+from shared.domain.logprobs import entry_object, prompt_entry_object
 from shared.domain.request import (
     MAX_MESSAGES,
     ChatOptions,
@@ -220,7 +220,7 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         queue_position=position,
         eta_s=eta_s,
         output_text=job.output[0].text if job.output else None,
-        output=[ChoiceView.model_validate(asdict(choice)) for choice in job.output],
+        output=[_choice_view(choice) for choice in job.output],
         usage=UsageView(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -237,4 +237,20 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         status_url=url,
         stream_url=f"{url}/stream",
         cancel_url=f"{url}/cancel",
+    )
+
+
+def _choice_view(choice: Choice) -> ChoiceView:
+    logprobs, prompt_logprobs = choice.logprobs, choice.prompt_logprobs
+    return ChoiceView(
+        index=choice.index,
+        text=choice.text,
+        finish_reason=choice.finish_reason,
+        stop_reason=choice.stop_reason,
+        reasoning=choice.reasoning,
+        tool_calls=[ToolCallView(id=call.id, name=call.name, arguments=call.arguments) for call in choice.tool_calls],
+        logprobs=None if logprobs is None else [entry_object(entry) for entry in logprobs],
+        prompt_logprobs=(
+            None if prompt_logprobs is None else [prompt_entry_object(entry) for entry in prompt_logprobs]
+        ),
     )

@@ -50,6 +50,7 @@ from tests.conftest import Servers
 from tests.support.interrupt import interrupt_at
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.stack import write_models
+from tests.support.transcripts import output_of
 from tests.support.waiting import eventually
 from workers.execution.log_writer import LogBuffer
 
@@ -116,7 +117,7 @@ class World:
 
     async def finish(self, job: Job, status: JobStatus = JobStatus.COMPLETED, failure: Failure | None = None) -> None:
         assert job.request.messages is not None
-        output = (Choice(0, (job.request.messages[0].content or "").upper(), "stop"),)
+        output = output_of(Choice(0, (job.request.messages[0].content or "").upper(), "stop"))
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome=status.value) for attempt in job.attempts)
         ending = JobResult(status, now, output, Usage(3, 1, 2), failure, now, attempts, "")
@@ -648,7 +649,7 @@ async def test_a_response_is_built_from_the_log_of_its_job(world: World) -> None
     log.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
     log.delta(delta)
     log.seal()
-    ending, _ = build_result(
+    ending, _ = await build_result(
         job,
         log.events,
         log.seq + 1,
