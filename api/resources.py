@@ -21,6 +21,7 @@ from api.files.s3_blobs import SCHEME, S3Blobs
 from api.files.service import FileService
 from api.files.store import FileStore
 from api.http.dependencies import Resources
+from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
@@ -112,8 +113,10 @@ async def open_resources(
             max_lines=settings.max_file_lines,
             retention_s=file_retention_s,
         )
+        members = MemberReader(metrics, refuse_unknown=settings.unknown_parameters == "refuse")
         steps = BatchSteps(
             registry=registry,
+            members=members,
             admission=admission,
             store=batches,
             blobs=blobs,
@@ -155,6 +158,7 @@ async def open_resources(
         resources = Resources()
         resources.add(StreamSettings, settings)
         resources.add(Registry, registry)
+        resources.add(MemberReader, members)
         resources.add(Authenticator, authenticator)
         resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)

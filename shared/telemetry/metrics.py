@@ -101,6 +101,12 @@ class Metrics:
             API,
         )
 
+        self.ignored_parameters = new.counter(
+            "headrace_ignored_parameters_total",
+            "Requests and batch lines with a parameter that was accepted and ignored, by parameter.",
+            (Label("parameter", bound="known parameters of the APIs, and `(other)`"),),
+            API,
+        )
         self.http_rejections = new.counter(
             "headrace_http_rejections_total",
             "Requests that the HTTP server rejected before the application received them, and connections it closed.",
