@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from api.http.members import MemberRules
 from api.http.pagination import PageView
+from api.jobs import dialects
 from api.jobs.parameters import DEFAULT_PRIORITY as DEFAULT_PRIORITY
 from api.jobs.parameters import (
     MAX_METADATA,
@@ -35,6 +37,7 @@ from shared.domain.request import (
 class JobCreate(ChatParameters):
     """A job to submit: `messages` (rendered by the model's chat template) or a raw `prompt`, and parameters."""
 
+    member_rules: ClassVar[MemberRules] = dialects.JOB
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [

@@ -2,7 +2,7 @@
 
 python -m tests.support.step_times FILE MODULE ARGUMENTS...
 
-A step is one call of a callback or of a task until its next await. FILE gets a line for each step that takes longer
+A step is one call of a callback, or of a task until its next await. FILE gets a line for each step that takes longer
 than `RECORD_S`: its CPU time in milliseconds, and what ran. The loops are asyncio's own, because uvloop's steps cannot
 be measured; the code that runs on them is the same.
 """
@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 RECORD_S = 0.005
+# Where coroutines, asynchronous generators and generators refer to what they wait for.
+_AWAITED = ("cr_await", "ag_await", "gi_yieldfrom")
 
 
 def record_steps(file: TextIO) -> None:
     """Measure all steps of asyncio's loops in this process from now on."""
-    run = asyncio.events.Handle._run  # type: ignore[attr-defined]
+    run = asyncio.events.Handle._run
 
     def measured(handle: Any) -> None:
         callback = handle._callback
@@ -33,7 +35,7 @@ def record_steps(file: TextIO) -> None:
             file.write(f"{taken * 1000:.1f} {_describe(callback)}\n")
             file.flush()
 
-    asyncio.events.Handle._run = measured  # type: ignore[attr-defined]
+    asyncio.events.Handle._run = measured  # type: ignore[assignment,method-assign]
 
 
 def longest_step_ms(file: Path) -> tuple[float, str]:
@@ -52,9 +54,7 @@ def _describe(callback: Any) -> str:
     names = []
     while place is not None:
         names.append(getattr(place, "__qualname__", type(place).__name__))
-        place = (
-            getattr(place, "cr_await", None) or getattr(place, "ag_await", None) or getattr(place, "gi_yieldfrom", None)
-        )
+        place = next((found for name in _AWAITED if (found := getattr(place, name, None)) is not None), None)
     return f"{owner.get_name()}: {' > '.join(names)}"
 
 

@@ -24,6 +24,7 @@ from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.files.blobs import LocalBlobs
 from api.files.store import FileStore, Purpose, StoredFile
+from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
@@ -204,6 +205,7 @@ def make_world(
     )
     steps = BatchSteps(
         registry=registry,
+        members=MemberReader(metrics, refuse_unknown=False),
         admission=admission,
         store=batches,
         blobs=blobs,
@@ -514,7 +516,7 @@ async def test_a_line_rejected_after_validation_is_an_error(world: World) -> Non
     assert (batch.completed, batch.failed) == (1, 1)
     _, (error,) = await world.results(batch)
     assert error["response"]["status_code"] == 400
-    assert error["response"]["body"]["error"]["param"] == "body.temperature"
+    assert error["response"]["body"]["error"]["param"] == "temperature"
 
 
 async def test_a_line_that_does_not_fit_the_context_is_an_error_without_a_job(world: World) -> None:

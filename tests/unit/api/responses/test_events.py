@@ -32,6 +32,7 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.response import ResponseFacts, StoredResponse
 from tests.support.examples import example_count
+from tests.support.members import read
 
 DIGITS = "0190" + "a" * 28
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "cached_tokens": 2}
@@ -39,7 +40,7 @@ SDK_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def response(*, background: bool = False, **parameters: Any) -> StoredResponse:
-    body = ResponseCreate.model_validate({"model": "sim", "input": "x", "background": background, **parameters})
+    body = read(ResponseCreate, {"model": "sim", "input": "x", "background": background, **parameters})
     job = Job(
         f"job_{DIGITS}",
         Owner(1, 1),
