@@ -12,6 +12,7 @@ from api.anthropic.events import frames, message_body, ping
 from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
 from api.http.json_body import CurrentBodyWork, JsonRoute
+from api.http.large_json import JsonBody
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
 from api.keys.auth import AnthropicPrincipal
@@ -78,8 +79,11 @@ async def messages(
     idempotency = await work.run(submission.idempotency, request.url.path, body)
     job, created = await jobs.submit(principal, new, idempotency)
 
-    async def response_body(ended: Sequence[Job]) -> dict[str, Any]:
-        return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
+    async def response_body(ended: Sequence[Job]) -> JsonBody:
+        def build() -> dict[str, Any]:
+            return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
+
+        return JsonBody(build, ended[0].output_size)
 
     def stream() -> AsyncIterator[bytes]:
         return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Response
@@ -15,15 +16,21 @@ from shared.runtime.offload import INLINE_BYTES, off_loop
 CHUNK = 64 * 1024
 
 
-async def json_response(
-    build: Callable[[], Any], *, size: int, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
-    """Respond with the JSON of a value. `size` is about its bytes; a large value is built in a thread, too.
+@dataclass(frozen=True, slots=True)
+class JsonBody:
+    """A value to encode. `size` is about its bytes; if they are many, `build` runs in a thread too.
 
     The value may have lists that convert their items when they are read (`shared.runtime.chunked_json.Mapped`).
     """
-    value = await off_loop(size, build)
-    if size <= INLINE_BYTES:
+
+    build: Callable[[], Any]
+    size: int
+
+
+async def json_response(body: JsonBody, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Respond with the JSON of a value."""
+    value = await off_loop(body.size, body.build)
+    if body.size <= INLINE_BYTES:
         return Response(b"".join(dump_pieces(value)), status, headers, "application/json")
     return StreamingResponse(encoded(value), status, headers, "application/json")
 

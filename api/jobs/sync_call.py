@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from sse_starlette import ServerSentEvent
 
+from api.http.large_json import JsonBody, json_response
 from api.http.sse import event_stream, heartbeat
 from api.http.submit_headers import SubmitHeaders, replay_headers
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
@@ -47,7 +46,7 @@ class SyncCall:
         *,
         created: bool,
         stream: Callable[[], AsyncIterator[bytes]] | None,
-        body: Callable[[Sequence[Job]], Awaitable[dict[str, Any]]],
+        body: Callable[[Sequence[Job]], Awaitable[JsonBody]],
         background: bool = False,
         heartbeat: Callable[[], ServerSentEvent] = heartbeat,
     ) -> Response:
@@ -71,7 +70,7 @@ class SyncCall:
             frames = cancel_on_disconnect(stream(), self._jobs, submitted, keep=keep)
             return event_stream(frames, self._settings, headers, heartbeat=heartbeat)
         if background:
-            return JSONResponse(await body(submitted), headers=headers)
+            return await json_response(await body(submitted), headers=headers)
         ended = await while_connected(self._request, self._jobs, submitted, keep=keep)
         if ended is None:
             return Response(status_code=499)  # the client has disconnected
@@ -79,4 +78,4 @@ class SyncCall:
             if not job.status.succeeded:
                 assert job.error is not None
                 raise UpstreamFailed(job.error.message, code=job.error.code)
-        return JSONResponse(await body(ended), headers=headers)
+        return await json_response(await body(ended), headers=headers)

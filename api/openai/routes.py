@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from api.http.dependencies import CurrentRegistry
 from api.http.json_body import BodyWork, CurrentBodyWork, JsonRoute
+from api.http.large_json import JsonBody
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
 from api.http.submit_headers import Submission, SubmitHeaders
 from api.jobs.dependencies import CurrentSyncCall, Jobs
@@ -114,8 +115,8 @@ async def _complete(
     idempotency = await work.run(submission.idempotency, request.url.path, body)
     submitted, created = await submit_all(jobs, principal, requests, idempotency)
 
-    async def completion(ended: Sequence[Job]) -> dict[str, Any]:
-        return completion_body(dialect, ended)
+    async def completion(ended: Sequence[Job]) -> JsonBody:
+        return JsonBody(partial(completion_body, dialect, ended), sum(job.output_size for job in ended))
 
     def stream() -> AsyncIterator[bytes]:
         return frames(

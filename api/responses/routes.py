@@ -8,11 +8,11 @@ from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import JSONResponse
 
 from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
 from api.http.json_body import CurrentBodyWork, JsonRoute
+from api.http.large_json import JsonBody, json_response
 from api.http.openapi import ERRORS, FAILED, STREAMED
 from api.http.pagination import After
 from api.http.sse import event_stream
@@ -49,7 +49,7 @@ async def create(
         call.open_stream()
     response, created = await responses.create(body, principal.acting_for(body.end_user), submission, work)
 
-    async def response_body(jobs: Sequence[Job]) -> dict[str, Any]:
+    async def response_body(jobs: Sequence[Job]) -> JsonBody:
         return await responses.body(replace(response, job=jobs[0]))
 
     def stream() -> AsyncIterator[bytes]:
@@ -87,13 +87,14 @@ async def retrieve(
     if stream:
         open_request.open_stream()
         return event_stream(responses.stream(response, starting_after), settings)
-    return JSONResponse(await responses.body(response))
+    return await json_response(await responses.body(response))
 
 
 @router.post("/{response_id}/cancel", response_model=ResponseView, responses={**ERRORS, **NOT_FOUND})
 async def cancel(response_id: str, principal: CurrentPrincipal, responses: Responses) -> Response:
     """Cancel a background response; its partial output is kept."""
-    return JSONResponse(await responses.body(await responses.cancel(response_id, principal.project_id)))
+    response = await responses.cancel(response_id, principal.project_id)
+    return await json_response(await responses.body(response))
 
 
 @router.delete(

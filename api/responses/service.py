@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from api.http.json_body import BodyWork
+from api.http.large_json import JsonBody
 from api.http.pagination import Page, cut_page
 from api.http.submit_headers import SubmitHeaders
 from api.jobs.service import JobService
 from api.keys.principal import Principal
 from api.responses.error_params import rename_param
-from api.responses.events import build_response, frames
+from api.responses.events import ResponseEvents, frames
 from api.responses.input_items import with_ids
 from api.responses.limits import ConversationLimits
 from api.responses.messages import conversation
@@ -21,10 +22,11 @@ from api.responses.schemas import ResponseCreate
 from api.responses.store import ResponseStore
 from api.responses.view import STATUS, view
 from shared.domain.errors import InvalidRequest, NotFound
-from shared.domain.events import parse_archive
+from shared.domain.events import Event, parse_archive
 from shared.domain.request import GenerateRequest
 from shared.domain.response import StoredResponse, job_id_of
 from shared.postgres.job_store import JobStore, NewJob
+from shared.runtime.time_slice import TimeSlice
 
 # How long a cancel waits for the job to end, so that the returned response has the status `cancelled`.
 CANCEL_WAIT_S = 10.0
@@ -91,13 +93,28 @@ class ResponseService:
             raise _not_found(f"response `{response_id[:64]}`")
         return response
 
-    async def body(self, response: StoredResponse) -> dict[str, Any]:
+    async def body(self, response: StoredResponse) -> JsonBody:
         """Build a response's current body. After its end it is the same as in the last event of its stream."""
         job = response.job
         if not job.status.terminal:
-            return view(response, job.status)
-        archived = await self._job_store.archived_log(job.id)
-        return build_response(response, parse_archive(archived or ""))
+            return JsonBody(lambda: view(response, job.status), response.facts.size)
+        events = ResponseEvents(response)
+        slice_ = TimeSlice()
+        async for page in self._archive(job.id):
+            for event in page:
+                events.convert(event)
+                if slice_.over:
+                    await slice_.give_way()
+        return JsonBody(lambda: events.response, events.size + response.facts.size)
+
+    async def _archive(self, job_id: str) -> AsyncIterator[list[Event]]:
+        """Read the archived log of an ended job, a page at a time."""
+        page = await self._job_store.archive_page(job_id)
+        while page is not None:
+            yield parse_archive(page.text)
+            if page.next_start is None:
+                return
+            page = await self._job_store.archive_page(job_id, start=page.next_start)
 
     def stream(self, response: StoredResponse, after: int | None = None) -> AsyncIterator[bytes]:
         """Stream a response's events after a sequence number, up to and including the last, as SSE frames."""

@@ -109,7 +109,8 @@ class Choice:
         return stored
 
 
-# A small entry of log probabilities.
+# The members of a choice, and a small entry of log probabilities.
+_CHOICE_BYTES = 256
 _ENTRY_BYTES = 64
 
 
@@ -202,6 +203,11 @@ class Job:
     error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
     request_context: RequestContext = NO_CONTEXT
+
+    @property
+    def output_size(self) -> int:
+        """About the bytes of the output as JSON."""
+        return sum(choice.size for choice in self.output) + _CHOICE_BYTES * len(self.output)
 
     @property
     def fingerprint(self) -> str | None:

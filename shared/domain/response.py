@@ -21,6 +21,10 @@ def job_id_of(response_id: str) -> str | None:
     return job_id if response_id.startswith(RESPONSE_ID_PREFIX) and is_job_id(job_id) else None
 
 
+# A small function tool.
+_TOOL_BYTES = 256
+
+
 @dataclass(frozen=True, slots=True)
 class ResponseFacts:
     """The data of a response that its job lacks.
@@ -35,6 +39,15 @@ class ResponseFacts:
     previous_id: str | None = None
     background: bool = False
     stored: bool = True
+
+    @property
+    def size(self) -> int:
+        """About the bytes of the parameters as JSON: those that may be large are texts, tools and a schema."""
+        params = self.request_params
+        size = len(params.get("instructions") or "")
+        for tool in params.get("tools") or ():
+            size += _TOOL_BYTES + len(tool.get("description") or "")
+        return size
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ any thread stops the event loop for a third of a second. Here, no piece takes lo
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from json.decoder import JSONDecodeError
 from json.decoder import scanstring as _scanstring  # type: ignore[attr-defined]  # not in typeshed
 from json.scanner import make_scanner
-from operator import itemgetter
 from typing import Any, Generic, TypeVar, overload
 
 import orjson
@@ -105,20 +105,19 @@ def _object(text: str, start: int, depth: int, lazy: Collection[str]) -> tuple[d
 
 def _list(text: str, start: int, depth: int, lazy: Collection[str]) -> tuple[list[Any], int]:
     value: list[Any] = []
-    end = start
-    for items, end in _runs(text, start, depth, lazy):
+    at = start
+    for items, at in _runs(text, start, depth, lazy):  # noqa: B007  # the position after the list is returned
         value += items
-    return value, end
+    return value, at
 
 
 def _lazy_list(text: str, start: int, depth: int) -> tuple[LazyList, int]:
-    runs, count, at = [], 0, start + 1
+    value, at = LazyList(text, depth), start + 1
     for items, end in _runs(text, start, depth, ()):
         if items:
-            runs.append((count, at))
-            count += len(items)
+            value.add(at, len(items))
         at = end
-    return LazyList(text, start, runs, count, depth), at
+    return value, at
 
 
 def _runs(text: str, start: int, depth: int, lazy: Collection[str]) -> Iterator[tuple[list[Any], int]]:
@@ -176,17 +175,22 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-class LazyList(Sequence[Any]):
-    """A list in a JSON text, whose items are parsed each time they are read. Meant to be read in order."""
+class Runs(Sequence[Any], ABC):
+    """A list whose items are parsed, a run of them at a time, when they are read. Meant to be read in order."""
 
-    def __init__(self, text: str, start: int, runs: Sequence[tuple[int, int]], count: int, depth: int) -> None:
-        """`runs` has the index of the first item of each run of items, and the run's position in the text."""
-        self._text = text
-        self._start = start
-        self._runs = runs
-        self._count = count
-        self._depth = depth
-        self._parsed: tuple[int, list[Any]] = (0, [])  # the run that was read last, and the index of its first item
+    def __init__(self) -> None:
+        self._firsts: list[int] = []  # the index of each run's first item
+        self._count = 0
+        self._read: tuple[int, list[Any]] = (0, [])  # the run that was read last, and the index of its first item
+
+    @abstractmethod
+    def _parse(self, run: int) -> list[Any]:
+        """Parse a run, which is given by its number."""
+
+    def _add(self, count: int) -> None:
+        """Add a run of items at the end."""
+        self._firsts.append(self._count)
+        self._count += count
 
     def __len__(self) -> int:
         return self._count
@@ -201,14 +205,48 @@ class LazyList(Sequence[Any]):
         return self._item(range(self._count)[at])
 
     def _item(self, index: int) -> Any:
-        first, items = self._parsed
+        first, items = self._read
         if not 0 <= index - first < len(items):
-            run = bisect_right(self._runs, index, key=itemgetter(0)) - 1
-            first, at = self._runs[run]
-            # A run is parsed as the rest of the list, of which only the first items are read.
-            items, _ = next(_runs(self._text, at - 1, self._depth, ()))
-            self._parsed = first, items
+            run = bisect_right(self._firsts, index) - 1
+            first, items = self._read = self._firsts[run], self._parse(run)
         return items[index - first]
+
+
+class LazyList(Runs):
+    """A list in a JSON text."""
+
+    def __init__(self, text: str, depth: int) -> None:
+        super().__init__()
+        self._text = text
+        self._depth = depth
+        self._starts: list[int] = []
+
+    def add(self, start: int, count: int) -> None:
+        """Add the items at a position of the text."""
+        self._add(count)
+        self._starts.append(start)
+
+    def _parse(self, run: int) -> list[Any]:
+        # It is parsed like a list that starts there, of which only the first items are read.
+        items, _ = next(_runs(self._text, self._starts[run] - 1, self._depth, ()))
+        return items
+
+
+class EncodedLists(Runs):
+    """The items of several lists in JSON."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lists: list[bytes] = []
+
+    def add(self, items: Sequence[Any]) -> None:
+        """Add items, which are encoded."""
+        if items:
+            self._add(len(items))
+            self._lists.append(orjson.dumps(items))
+
+    def _parse(self, run: int) -> list[Any]:
+        return orjson.loads(self._lists[run])  # type: ignore[no-any-return]
 
 
 class Mapped(Sequence[T], Generic[S, T]):
@@ -246,20 +284,20 @@ def dump_pieces(value: Any) -> Iterator[bytes]:
                 yield from dump_pieces(item)
                 opening = b","
             yield b"{}" if opening == b"{" else b"}"
-        case list() if any(isinstance(item, dict | list | Mapped | LazyList) for item in value[:1]):
+        case list() if any(isinstance(item, dict | list | Mapped | Runs) for item in value[:1]):
             opening = b"["
             for item in value:
                 yield opening
                 yield from dump_pieces(item)
                 opening = b","
             yield b"]"
-        case list() | Mapped() | LazyList() if value:
+        case list() | Mapped() | Runs() if value:
             opening = b"["
             for start in range(0, len(value), ITEMS):
                 yield opening + orjson.dumps(value[start : start + ITEMS])[1:-1]
                 opening = b","
             yield b"]"
-        case Mapped() | LazyList():
+        case Mapped() | Runs():
             yield b"[]"
         case _:
             yield orjson.dumps(value)

@@ -106,7 +106,9 @@ def test_responses() -> None:
         body = ResponseCreate.model_validate({"model": "m", "input": "x"})
         stored = StoredResponse(replace(OLD_JOB, status=JobStatus.QUEUED), ResponseFacts(body.echoed(), []))
         stream = ResponseEvents(stored)
-        return orjson.dumps([*stream.opening(), *(item for entry in log for item in stream.convert(entry))])
+        return orjson.dumps(
+            [*stream.opening(), *(item for entry in log for item in stream.convert(entry))], default=list
+        )
 
     assert render(NEW_LOG) == render(OLD_LOG)
     assert b'"top_logprobs":[{"token":"The"' in render(NEW_LOG)
