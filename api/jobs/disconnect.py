@@ -42,7 +42,7 @@ async def while_connected(
 
     Returns None if the client has disconnected.
     """
-    ended = asyncio.gather(*(jobs.wait_for_end(job.id, job.owner.project_id) for job in submitted))
+    ended = asyncio.gather(*(jobs.ended(job) for job in submitted))
     disconnected = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)

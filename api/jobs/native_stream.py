@@ -10,7 +10,7 @@ from api.jobs.queue_positions import position_data
 from api.jobs.service import JobService
 from api.streaming.reader import QueuedReader
 from shared.domain.events import Event
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import JobStatus, JobSummary
 from shared.domain.logprobs import entry_object, prompt_entry_object
 
 _POSITION = b"event: job.queued\ndata: %b\n\n"
@@ -28,7 +28,7 @@ def native_data(event: Event) -> bytes:
     return orjson.dumps(payload)
 
 
-async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
+async def native_stream(jobs: JobService, job: JobSummary, after: int) -> AsyncIterator[bytes]:
     """Stream the log after a cursor and, while the job is queued, `job.queued` at each change of its position.
 
     Positions have no id, because they are not in the log. They are also sent if the job is queued again after the loss

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from api.jobs.queue_store import EXACT, QueueOrder, QueueStore, ServiceRate
 from shared.config.models.loader import Registry
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import JobStatus, JobSummary
 from shared.domain.priorities import is_batch
 from shared.runtime.outages import is_database_outage
 
@@ -84,14 +84,14 @@ class QueueEstimates:
         self._orders: _Cache[dict[str, QueueOrder]] = _Cache()
         self._paces: _Cache[ServiceRate] = _Cache()
 
-    def created(self, job: Job) -> None:
+    def created(self, job: JobSummary) -> None:
         """Note that this process has submitted a job."""
         self._created[job.model, job.priority] += 1
         if len(self._places) >= MAX_PLACES:
             del self._places[next(iter(self._places))]
         self._places[job.id] = self._place(job)
 
-    async def submitted(self, job: Job) -> tuple[int | None, float | None]:
+    async def submitted(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of a job that has just been submitted: the last of its priority."""
         try:
             place = self._places.pop(job.id, None) or self._place(job)
@@ -104,7 +104,7 @@ class QueueEstimates:
         except Exception as error:
             return self._unknown(job, error)
 
-    async def waiting(self, job: Job) -> tuple[int | None, float | None]:
+    async def waiting(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of any job; None if it is not queued."""
         if job.status is not JobStatus.QUEUED:
             return None, None
@@ -125,11 +125,11 @@ class QueueEstimates:
         preempts = spec is not None and spec.yields and not is_batch(priority)
         return pace.wait_s(position, pace.urgent if preempts else pace.running)
 
-    def _place(self, job: Job) -> int:
+    def _place(self, job: JobSummary) -> int:
         """The number of jobs that this process has submitted so far and that are served no later than this job."""
         return sum(self._created[job.model, priority] for priority in range(job.priority + 1))
 
-    async def _position(self, job: Job) -> int:
+    async def _position(self, job: JobSummary) -> int:
         position = await self._store.position(job)
         if position < EXACT:
             return position
@@ -137,7 +137,7 @@ class QueueEstimates:
         return order.position(job.priority, job.id, known_queued=True) or position
 
     @staticmethod
-    def _unknown(job: Job, error: Exception) -> tuple[None, None]:
+    def _unknown(job: JobSummary, error: Exception) -> tuple[None, None]:
         if not is_database_outage(error):
             raise error
         logger.warning("job=%s cannot determine its queue position: %s", job.id, error)

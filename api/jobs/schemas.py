@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from api.http.large_json import JsonBody
 from api.http.members import MemberRules
 from api.http.pagination import PageView
 from api.jobs import dialects
@@ -21,7 +23,7 @@ from api.jobs.parameters import (
     check_prompts,
     sampling_of,
 )
-from shared.domain.job import Choice, Job, JobStatus
+from shared.domain.job import Choice, JobStatus, JobSummary, output_size
 from shared.domain.logprobs import entry_object, prompt_entry_object
 from shared.domain.request import (
     MAX_MESSAGES,
@@ -32,6 +34,7 @@ from shared.domain.request import (
     UnicodeText,
     contradiction,
 )
+from shared.runtime.chunked_json import Mapped
 
 
 class JobCreate(ChatParameters):
@@ -157,8 +160,8 @@ class AttemptView(BaseModel):
     outcome: str | None = Field(description="Null while it runs.")
 
 
-class JobView(BaseModel):
-    """A job."""
+class JobSummaryView(BaseModel):
+    """A job without its output."""
 
     id: str
     object: Literal["job"] = "job"
@@ -178,8 +181,6 @@ class JobView(BaseModel):
     eta_s: float | None = Field(
         None, description="Estimated seconds until it starts, from the model's recent jobs; null if unknown."
     )
-    output_text: str | None = Field(description="The first choice's text.")
-    output: list[ChoiceView]
     usage: UsageView | None
     timings: TimingsView
     error: JobErrorView | None
@@ -191,8 +192,19 @@ class JobView(BaseModel):
     cancel_url: str
 
 
-class JobList(PageView[JobView]):
-    """A page of jobs, newest first. `after=last_id` selects the next page."""
+class JobView(JobSummaryView):
+    """A job."""
+
+    output_text: str | None = Field(description="The first choice's text.")
+    output: list[ChoiceView]
+
+
+class JobList(PageView[JobSummaryView]):
+    """A page of jobs, newest first, without their outputs. `after=last_id` selects the next page."""
+
+
+class JobListWithOutput(PageView[JobView]):
+    """A page of jobs with their outputs."""
 
 
 class JobDeleted(BaseModel):
@@ -203,11 +215,11 @@ class JobDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def job_view(job: Job, *, position: int | None = None, eta_s: float | None = None) -> JobView:
-    """Convert a job to its API view."""
+def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float | None = None) -> JobSummaryView:
+    """Convert a job to its API view, without its output."""
     url = f"/v1/jobs/{job.id}"
     usage = job.usage
-    return JobView(
+    return JobSummaryView(
         id=job.id,
         model=job.model,
         status=job.status,
@@ -219,8 +231,6 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         finish_before=job.finish_before,
         queue_position=position,
         eta_s=eta_s,
-        output_text=job.output[0].text if job.output else None,
-        output=[_choice_view(choice) for choice in job.output],
         usage=UsageView(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -240,17 +250,29 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
     )
 
 
-def _choice_view(choice: Choice) -> ChoiceView:
+def with_output(view: JobSummaryView, output: Sequence[Choice]) -> JsonBody:
+    """The body of a `JobView`. Log probabilities are converted while they are encoded."""
+
+    def build() -> dict[str, Any]:
+        return {
+            **view.model_dump(mode="json"),
+            "output_text": output[0].text if output else None,
+            "output": [_choice_view(choice) for choice in output],
+        }
+
+    return JsonBody(build, output_size(output))
+
+
+def _choice_view(choice: Choice) -> dict[str, Any]:
+    """The members of a `ChoiceView`."""
     logprobs, prompt_logprobs = choice.logprobs, choice.prompt_logprobs
-    return ChoiceView(
-        index=choice.index,
-        text=choice.text,
-        finish_reason=choice.finish_reason,
-        stop_reason=choice.stop_reason,
-        reasoning=choice.reasoning,
-        tool_calls=[ToolCallView(id=call.id, name=call.name, arguments=call.arguments) for call in choice.tool_calls],
-        logprobs=None if logprobs is None else [entry_object(entry) for entry in logprobs],
-        prompt_logprobs=(
-            None if prompt_logprobs is None else [prompt_entry_object(entry) for entry in prompt_logprobs]
-        ),
-    )
+    return {
+        "index": choice.index,
+        "text": choice.text,
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+        "reasoning": choice.reasoning,
+        "tool_calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in choice.tool_calls],
+        "logprobs": None if logprobs is None else Mapped(logprobs, entry_object),
+        "prompt_logprobs": None if prompt_logprobs is None else Mapped(prompt_logprobs, prompt_entry_object),
+    }

@@ -47,7 +47,7 @@ async def create(
     """Create a response. Unless it runs in the background, it is cancelled if the client disconnects."""
     if body.stream:
         call.open_stream()
-    response, created = await responses.create(body, principal.acting_for(body.end_user), submission, work)
+    response, job, created = await responses.create(body, principal.acting_for(body.end_user), submission, work)
 
     async def response_body(jobs: Sequence[Job]) -> JsonBody:
         return await responses.body(replace(response, job=jobs[0]))
@@ -56,7 +56,7 @@ async def create(
         return responses.stream(response)
 
     return await call.respond(
-        [response.job],
+        [job],
         created=created,
         stream=stream if body.stream else None,
         body=response_body,

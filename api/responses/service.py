@@ -17,19 +17,23 @@ from api.responses.error_params import rename_param
 from api.responses.events import ResponseEvents, frames
 from api.responses.input_items import with_ids
 from api.responses.limits import ConversationLimits
-from api.responses.messages import conversation
+from api.responses.messages import PreviousTurns, conversation
 from api.responses.schemas import ResponseCreate
 from api.responses.store import ResponseStore
 from api.responses.view import STATUS, view
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import Event, parse_archive
+from shared.domain.job import Job
 from shared.domain.request import GenerateRequest
 from shared.domain.response import StoredResponse, job_id_of
 from shared.postgres.job_store import JobStore, NewJob
+from shared.runtime.offload import off_loop
 from shared.runtime.time_slice import TimeSlice
 
 # How long a cancel waits for the job to end, so that the returned response has the status `cancelled`.
 CANCEL_WAIT_S = 10.0
+# A small input item.
+_ITEM_BYTES = 128
 
 
 class ResponseService:
@@ -43,10 +47,10 @@ class ResponseService:
 
     async def create(
         self, body: ResponseCreate, principal: Principal, submission: SubmitHeaders, work: BodyWork
-    ) -> tuple[StoredResponse, bool]:
+    ) -> tuple[StoredResponse, Job, bool]:
         """Commit a response together with its job. When this returns, both are durable.
 
-        The second value is False if an earlier call with this idempotency key created the response.
+        The last value is False if an earlier call with this idempotency key created the response.
 
         Raises:
             NotFound: the model or the previous response does not exist.
@@ -57,7 +61,7 @@ class ResponseService:
         previous = None
         if body.previous_response_id is not None:
             previous = await self._previous(body.previous_response_id, principal.project_id)
-            work = BodyWork(work.size + previous.job.request.size)
+            work = BodyWork(work.size + previous.job.request.size + previous.job.output_size)
         facts = await work.run(body.facts)
         new = NewJob(
             owner=principal.owner,
@@ -75,11 +79,11 @@ class ResponseService:
         except InvalidRequest as error:
             raise rename_param(error) from None
         if created:
-            return StoredResponse(job, facts), True
+            return StoredResponse(job, facts), job, True
         existing = await self._store.get(job.id, principal.project_id, unstored=True)
         if existing is None:
             raise _not_found("response of this Idempotency-Key any more")
-        return existing, False
+        return existing, job, False
 
     async def get(self, response_id: str, project_id: int) -> StoredResponse:
         """Return a stored response of a project.
@@ -134,9 +138,10 @@ class ResponseService:
         if not job.status.terminal:
             try:
                 async with asyncio.timeout(CANCEL_WAIT_S):
-                    job = await self._jobs.wait_for_end(job.id, project_id)
+                    await self._jobs.wait_for_end(job.id)
             except TimeoutError:
-                job = await self._jobs.get(job.id, project_id)
+                pass
+            job = await self._jobs.summary(job.id, project_id)
         return replace(response, job=job)
 
     async def delete(self, response_id: str, project_id: int) -> None:
@@ -159,24 +164,31 @@ class ResponseService:
             InvalidRequest: the response has no item with the id `after`.
         """
         response = await self.get(response_id, project_id)
-        items = with_ids(response.facts.input, response.digits)
-        if order == "desc":
-            items.reverse()
-        if after is not None:
-            ids = [item["id"] for item in items]
-            if after not in ids:
-                raise InvalidRequest(f"after: there is no input item {after[:64]!r} in this response", param="after")
-            items = items[ids.index(after) + 1 :]
-        return cut_page(items, limit)
+        stored = await self._store.input(response.job.id, project_id) or []
 
-    def _request(self, body: ResponseCreate, previous: StoredResponse | None) -> GenerateRequest:
+        def page() -> Page[dict[str, Any]]:
+            items = with_ids(stored, response.digits)
+            if order == "desc":
+                items.reverse()
+            if after is not None:
+                ids = [item["id"] for item in items]
+                if after not in ids:
+                    raise InvalidRequest(
+                        f"after: there is no input item {after[:64]!r} in this response", param="after"
+                    )
+                del items[: ids.index(after) + 1]
+            return cut_page(items, limit)
+
+        return await off_loop(len(stored) * _ITEM_BYTES, page)
+
+    def _request(self, body: ResponseCreate, previous: PreviousTurns | None) -> GenerateRequest:
         messages = conversation(body.instructions, previous, body.input)
         request = body.generate_request(messages)
         if previous is not None:
             self._limits.check(request)
         return request
 
-    async def _previous(self, response_id: str, project_id: int) -> StoredResponse:
+    async def _previous(self, response_id: str, project_id: int) -> PreviousTurns:
         try:
             previous = await self.get(response_id, project_id)
         except NotFound:
@@ -191,7 +203,8 @@ class ResponseService:
                 " response can be continued",
                 param="previous_response_id",
             )
-        return previous
+        job = await self._jobs.get(previous.job.id, project_id)
+        return PreviousTurns(job, has_instructions="instructions" in previous.facts.request_params)
 
 
 def _not_found(what: str) -> NotFound:

@@ -114,6 +114,11 @@ _CHOICE_BYTES = 256
 _ENTRY_BYTES = 64
 
 
+def output_size(output: Sequence[Choice]) -> int:
+    """About the bytes of an output as JSON."""
+    return sum(choice.size for choice in output) + _CHOICE_BYTES * len(output)
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts: of the prompt, of its part that was in the prefix cache, and of all choices together."""
@@ -176,16 +181,15 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job, as stored in its row. Times are in UTC."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    """A job without its request and its output, as lists and polls need it. Times are in UTC."""
 
     id: str
     owner: Owner
     model: str
     status: JobStatus
     priority: int
-    request: GenerateRequest
     created_at: datetime
     metadata: dict[str, str] = field(default_factory=dict)
     start_before: datetime | None = None
@@ -198,16 +202,10 @@ class Job:
     started_at: datetime | None = None
     first_token_at: datetime | None = None
     finished_at: datetime | None = None
-    output: tuple[Choice, ...] = ()
     usage: Usage | None = None
     error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
     request_context: RequestContext = NO_CONTEXT
-
-    @property
-    def output_size(self) -> int:
-        """About the bytes of the output as JSON."""
-        return sum(choice.size for choice in self.output) + _CHOICE_BYTES * len(self.output)
 
     @property
     def fingerprint(self) -> str | None:
@@ -232,3 +230,16 @@ class Job:
             "ttft_ms": since_submit(self.first_token_at),
             "total_ms": since_submit(self.finished_at),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(JobSummary):
+    """A job, as stored in its row."""
+
+    request: GenerateRequest
+    output: tuple[Choice, ...] = ()
+
+    @property
+    def output_size(self) -> int:
+        """About the bytes of the output as JSON."""
+        return output_size(self.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from shared.domain.job import JOB_ID_PREFIX, Job, is_job_id
+from shared.domain.job import JOB_ID_PREFIX, JobSummary, is_job_id
 
 RESPONSE_ID_PREFIX = "resp_"
 
@@ -30,8 +30,8 @@ class ResponseFacts:
     """The data of a response that its job lacks.
 
     `request_params` are the request's parameters that the response repeats, under the API's names. `input` has the
-    request's own input items, without those of earlier responses. A response that is not `stored` cannot be retrieved,
-    and its data is purged soon.
+    request's own input items, without those of earlier responses; it is not read back with the response. A response
+    that is not `stored` cannot be retrieved, and its data is purged soon.
     """
 
     request_params: dict[str, Any]
@@ -54,7 +54,7 @@ class ResponseFacts:
 class StoredResponse:
     """A response, as stored in its rows."""
 
-    job: Job
+    job: JobSummary
     facts: ResponseFacts
 
     @property

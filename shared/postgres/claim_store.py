@@ -24,9 +24,9 @@ from shared.postgres.job_statements import (
     end_statement,
     overdue,
     owned,
+    read_job,
     requeued,
     result_record,
-    to_job,
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import seconds
@@ -122,7 +122,7 @@ class ClaimStore(JobRowStore):
             "ids": list(job_ids), "claimant": self._worker, "only_model": self._model, "suspects": suspects,
         }  # fmt: skip
         rows = await _CLAIM.run(self._engine, parameters)
-        claimed = {row.id: _readable(row) for row in rows}
+        claimed = {row.id: await _readable(row) for row in rows}
         # If a duplicated message puts a job into one batch twice, one of its claims succeeds.
         return [claimed.pop(job_id, None) for job_id in job_ids]
 
@@ -205,13 +205,13 @@ class ClaimStore(JobRowStore):
         return [Claim(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(claims)]
 
 
-def _readable(row: Any) -> Job | None:
+async def _readable(row: Any) -> Job | None:
     """The job of a claimed row; None if its request cannot be read, for instance because a newer version wrote it.
 
     The worker does not run such a job, so its heartbeats release the claim.
     """
     try:
-        return to_job(row)
+        return await read_job(row)
     except ValueError:
         logger.exception("job=%s cannot be read", row.id)
         return None

@@ -33,14 +33,24 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import ErrorCode, KeyReused
-from shared.domain.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_id
+from shared.domain.job import RUNNING, TERMINAL, Choice, Job, JobStatus, JobSummary, WorkerState, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
-from shared.postgres.job_statements import COLUMNS, JobRowStore, insert_queued, purge_statement, to_job
+from shared.postgres.job_statements import (
+    COLUMNS,
+    OUTPUT,
+    SUMMARY_COLUMNS,
+    JobRowStore,
+    insert_queued,
+    purge_statement,
+    read_job,
+    to_output,
+    to_summary,
+)
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, json_text, page_by_id, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
@@ -134,6 +144,11 @@ _INSERT_WITH_RESPONSES = Prepared(
 )
 
 
+def _job_query(columns: Sequence[Any], job_id: str, project_id: int | None) -> Any:
+    statement = select(*columns).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))
+    return statement if project_id is None else statement.where(JobRow.project_id == project_id)
+
+
 # Characters of the archived log in one page.
 ARCHIVE_PAGE = 128 * 1024
 
@@ -181,11 +196,10 @@ class JobStore(JobRowStore):
                 prepared, parameters = _insert_statement([record])
                 (inserted,) = _in_order(await connection.execute(prepared.statement, parameters), [record])
                 return _job(job_id, new, inserted), True
-            existing = select(*COLUMNS).where(JobRow.id == existing_id, JobRow.deleted_at.is_(None))
-            row = (await connection.execute(existing)).first()
-        if row is None:
+        existing = await self.get(existing_id)
+        if existing is None:
             raise KeyReused("The job of this Idempotency-Key was deleted.")
-        return to_job(row), False
+        return existing, False
 
     async def _insert(self, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
         prepared, parameters = _insert_statement(new)
@@ -193,10 +207,19 @@ class JobStore(JobRowStore):
 
     async def get(self, job_id: str, project_id: int | None = None) -> Job | None:
         """Return a job; with `project_id`, only if that project owns it."""
-        statement = select(*COLUMNS).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))
-        if project_id is not None:
-            statement = statement.where(JobRow.project_id == project_id)
-        return await self._one(statement, to_job)
+        row = await self._first(_job_query(COLUMNS, job_id, project_id))
+        return await read_job(row) if row is not None else None
+
+    async def summary(self, job_id: str, project_id: int) -> JobSummary | None:
+        """Return a project's job without its request and its output."""
+        return await self._one(_job_query(SUMMARY_COLUMNS, job_id, project_id), to_summary)
+
+    async def result(self, job_id: str, project_id: int) -> tuple[JobSummary, tuple[Choice, ...]] | None:
+        """Return a project's job without its request, and its output."""
+        row = await self._first(_job_query((*SUMMARY_COLUMNS, OUTPUT), job_id, project_id))
+        if row is None:
+            return None
+        return to_summary(row), await off_loop(len(row.output or ""), to_output, row.output)
 
     async def archived_log(self, job_id: str) -> str | None:
         """Return the events of a job that has ended, as lines; None if it has not ended."""
@@ -242,14 +265,14 @@ class JobStore(JobRowStore):
         model: str | None = None,
         limit: int = 20,
         after: str | None = None,
-    ) -> list[Job]:
-        """Return one page of a project's jobs, newest first, after the id `after`."""
-        statement = select(*COLUMNS).where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
+    ) -> list[JobSummary]:
+        """Return one page of a project's jobs, newest first, after the id `after`, without requests and outputs."""
+        statement = select(*SUMMARY_COLUMNS).where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
         if status is not None:
             statement = statement.where(JobRow.status == status.value)
         if model is not None:
             statement = statement.where(JobRow.model == model)
-        return await self._jobs(page_by_id(statement, JobRow.id, limit=limit, after=after))
+        return await self._all(page_by_id(statement, JobRow.id, limit=limit, after=after), to_summary)
 
     async def delete(self, job_id: str, project_id: int) -> bool:
         """Delete the input and output of a job that has ended; the row remains, for accounting. False: not found."""
@@ -267,10 +290,10 @@ class JobStore(JobRowStore):
         async with self._engine.connect() as connection:
             return (await connection.execute(statement)).scalar_one_or_none()
 
-    async def exhausted(self, limit: int = 1000) -> list[Job]:
+    async def exhausted(self, limit: int = 1000) -> list[JobSummary]:
         """Return the jobs that failed because their workers or engines died too often, newest first."""
         statement = (
-            select(*COLUMNS)
+            select(*SUMMARY_COLUMNS)
             .where(
                 JobRow.status == JobStatus.FAILED.value,
                 JobRow.error_code == ErrorCode.ATTEMPTS_EXHAUSTED.value,
@@ -279,7 +302,7 @@ class JobStore(JobRowStore):
             .order_by(JobRow.id.desc())
             .limit(limit)
         )
-        return await self._jobs(statement)
+        return await self._all(statement, to_summary)
 
     async def is_writable(self) -> bool:
         """Whether the database accepts writes; a standby, for example, does not."""
