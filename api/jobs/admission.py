@@ -7,7 +7,7 @@ from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from shared.config.models.loader import Registry
-from shared.domain.errors import NotFound
+from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import NewJob
 
@@ -53,15 +53,22 @@ class Admission:
         await self._context.check(model, request)
         await self._logprobs.check(model, request)
 
-    async def count_tokens(self, model: str, request: GenerateRequest) -> int:
-        """Count the tokens of a prompt, as the context check does.
+    async def count_tokens(self, model: str, request: GenerateRequest) -> int | None:
+        """Count the tokens of a prompt; None if only a worker of the model can.
 
         Raises:
             NotFound: the model does not exist.
-            InvalidRequest: the tokens cannot be counted here, or the chat template rejects the prompt.
+            InvalidRequest: neither can, or the chat template rejects the prompt.
         """
         self._check_model(model)
-        return await self._context.count(model, request)
+        tokens = await self._context.count(model, request)
+        if tokens is None and not self._registry[model].loads_model:
+            raise InvalidRequest(
+                f"Cannot count tokens for `{model}`: its tokenizer is not available, and its upstream server would run"
+                " the request.",
+                param="model",
+            )
+        return tokens
 
     def _check_model(self, model: str) -> None:
         if model not in self._registry:
