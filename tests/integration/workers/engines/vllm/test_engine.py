@@ -202,10 +202,19 @@ class TestTools:
             (tmp_path / name).symlink_to(folder / name)
         (tmp_path / "chat_template.jinja").write_text(HERMES)
         counter, renderer = TokenCounter(tmp_path), Renderer(MODEL, HERMES, engine._llm)
-        for request in (make_request(messages), tools("auto", messages=messages), tools("none", messages=messages)):
+        short = [
+            Tool(function=Function(name="f", parameters={"type": "object"}, strict=True)),
+            Tool(function=Function(name="g")),
+        ]
+        for options in (
+            None,
+            ChatOptions(tools=short, tool_choice="auto"),
+            ChatOptions(tools=short, tool_choice="none"),
+        ):
+            request = make_request(messages, chat=options, sampling={"max_tokens": 1})
             rendered = await renderer.render("job", request)
             assert counter.count(request) == len(rendered.token_ids)
-        assert len(rendered.token_ids) > 200
+        assert len(rendered.token_ids) > 150
 
     async def test_tools_without_a_parser_are_refused(self, engine: Any) -> None:
         from workers.engines.vllm.request import Renderer
