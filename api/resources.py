@@ -21,6 +21,7 @@ from api.files.s3_blobs import SCHEME, S3Blobs
 from api.files.service import FileService
 from api.files.store import FileStore
 from api.http.dependencies import Resources
+from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
@@ -53,6 +54,7 @@ from shared.redis.connection import connect_redis
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.supervisor import Supervisor
+from shared.telemetry.loop_lag import measure_loop_lag
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.scrape_targets import scrape_target
 from shared.telemetry.tracing import NO_TRACES, Traces
@@ -111,8 +113,10 @@ async def open_resources(
             max_lines=settings.max_file_lines,
             retention_s=file_retention_s,
         )
+        members = MemberReader(metrics, refuse_unknown=settings.unknown_parameters == "refuse")
         steps = BatchSteps(
             registry=registry,
+            members=members,
             admission=admission,
             store=batches,
             blobs=blobs,
@@ -135,6 +139,7 @@ async def open_resources(
         supervisor.start("batch_driver", driver.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
+        supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
         if settings.revoked_jobs == "cancel":
@@ -153,6 +158,7 @@ async def open_resources(
         resources = Resources()
         resources.add(StreamSettings, settings)
         resources.add(Registry, registry)
+        resources.add(MemberReader, members)
         resources.add(Authenticator, authenticator)
         resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)

@@ -21,6 +21,11 @@ class HttpSettings(SettingsGroup):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="A larger request is rejected with 413.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may call the API from a browser: https://a.example.com,https://b.example.com;"
+        " or * for all.",
+    )
     max_header_bytes: int = Field(
         32 * 1024, ge=1024, description="A request whose request line and headers are larger is rejected with 431."
     )
@@ -43,6 +48,28 @@ class HttpSettings(SettingsGroup):
         0, ge=0, description="Open connections per client address; behind a proxy, that is its address. 0: unlimited."
     )
     stop_grace_s: float = Field(5.0, ge=0, description="Seconds that open requests get to finish after SIGTERM.")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, text: str | tuple[str, ...]) -> tuple[str, ...]:
+        if not isinstance(text, str):
+            return text  # the default
+        origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+        for origin in origins:
+            # The exact form in which browsers send it.
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+", origin):
+                raise ValueError(f"{origin!r} must be an origin such as https://chat.example.com, without a path, or *")
+        return origins
+
+
+class CompatibilitySettings(SettingsGroup):
+    """How strictly requests are read."""
+
+    unknown_parameters: Literal["accept", "refuse"] = Field(
+        "accept",
+        description="`accept`: parameters that are unknown or have no effect are named in `x-headrace-ignored`."
+        " `refuse`: they are rejected with 400.",
+    )
 
 
 class AuthSettings(SettingsGroup):
@@ -162,6 +189,7 @@ class RegionSettings(SettingsGroup):
 
 class ApiSettings(
     HttpSettings,
+    CompatibilitySettings,
     AuthSettings,
     QuotaSettings,
     StreamSettings,

@@ -20,6 +20,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope
 
+from api.http.dependencies import get_resource
+from api.http.members import MemberReader, Shape
 from api.http.validation import describe
 from shared.domain.errors import InvalidRequest
 from shared.runtime import chunked_json
@@ -84,37 +86,46 @@ def check_shape(text: bytes, value: Any) -> None:
 
 
 class JsonRequest(Request):
-    """A request that parses its body with `loads`. A large body is also validated, as FastAPI would do later."""
+    """A request that parses its body with `loads` and normalizes it (see `api.http.members`).
 
-    def __init__(self, scope: Scope, receive: Receive, schema: type[BaseModel] | None) -> None:
+    A large body is also validated, as FastAPI would do later.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, schema: type[BaseModel], shape: Shape) -> None:
         super().__init__(scope, receive)
         self._schema = schema
+        self._shape = shape
 
     async def json(self) -> Any:
         body = await self.body()
         return await off_loop(len(body), self._parse, body)
 
     def _parse(self, body: bytes) -> Any:
-        value = loads(body)
-        if self._schema is None or len(body) <= INLINE_BYTES:
-            return value
+        reading = get_resource(self, MemberReader).read(self._shape, loads(body))
+        self.state.ignored = reading.ignored
+        if len(body) <= INLINE_BYTES:
+            return reading.body
         try:
-            return self._schema.model_validate(value, from_attributes=True)
+            return self._schema.model_validate(reading.body, from_attributes=True)
         except ValidationError as error:
             message, param = describe(error.errors(include_url=False, include_context=True, include_input=False))
             raise InvalidRequest(message, param=param) from None
 
 
 class JsonRoute(APIRoute):
-    """A route that parses its body with `loads`."""
+    """A route whose body, if it has one, is read by `JsonRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        schema = self.body_field.field_info.annotation if self.body_field is not None else None
-        assert schema is None or (isinstance(schema, type) and issubclass(schema, BaseModel))
+        if self.body_field is None:
+            return handle
+        schema = self.body_field.field_info.annotation
+        assert isinstance(schema, type)
+        assert issubclass(schema, BaseModel)
+        shape = Shape(schema)
 
         async def handle_json(request: Request) -> Response:
-            return await handle(JsonRequest(request.scope, request.receive, schema))
+            return await handle(JsonRequest(request.scope, request.receive, schema, shape))
 
         return handle_json
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from api.jobs.context_window import ContextWindow
+from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from shared.config.models.loader import Registry
@@ -23,6 +24,7 @@ class Admission:
     def __init__(self, registry: Registry, context: ContextWindow, quotas: ProjectQuotas | None = None) -> None:
         self._registry = registry
         self._context = context
+        self._logprobs = LogprobLimit(registry, context)
         self._quotas = quotas
 
     async def admit(self, principal: Principal, new: NewJob) -> NewJob:
@@ -31,7 +33,8 @@ class Admission:
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
             NotFound: the model does not exist.
-            InvalidRequest: the prompt does not fit the model's context, or a structured output exceeds a bound.
+            InvalidRequest: the prompt does not fit the model's context, too many log probabilities are requested, or a
+                structured output exceeds a bound.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
@@ -56,6 +59,7 @@ class Admission:
         self._check_model(model)
         await self._check_structure(model, request)
         await self._context.check(model, request)
+        await self._logprobs.check(model, request)
 
     async def count_tokens(self, model: str, request: GenerateRequest) -> int:
         """Count the tokens of a prompt, as the context check does.

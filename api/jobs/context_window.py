@@ -68,6 +68,23 @@ class ContextWindow:
                 param=param,
             )
 
+    def length(self, model: str) -> int | None:
+        """The model's context length in tokens; None if it is unknown."""
+        return self._limits[model]
+
+    async def tokens(self, model: str, request: GenerateRequest) -> int | None:
+        """The number of tokens of a prompt, which may be too low for one that does not fit; None if it is unknown.
+
+        Raises:
+            InvalidRequest: the chat template rejects the prompt.
+        """
+        limit, count = self._limits[model], self._counters[model]
+        if count is None:
+            return None
+        if _bytes(request) <= INLINE_BYTES:
+            return count(request, limit)
+        return await self._in_thread(count, request, limit)
+
     async def count(self, model: str, request: GenerateRequest) -> int:
         """Count the tokens of a prompt.
 

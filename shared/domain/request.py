@@ -177,7 +177,8 @@ class Function(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    # The APIs' own bounds: OpenAI's chat completions 64, OpenAI's responses and Anthropic's messages 128.
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
     description: UnicodeText | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None

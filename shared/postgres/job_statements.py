@@ -235,7 +235,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "status": result.status.value,
         "finished_at": result.finished_at,
         "first_token_at": result.first_token_at,
-        "output": [choice.stored() for choice in result.output],
+        "output": result.output,
         "usage": asdict(result.usage),
         "error_code": error.code if error else None,
         # A message may quote anything, and `text` refuses U+0000.

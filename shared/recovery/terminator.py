@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from shared.domain.events import Event, EventType, event, seq_before
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.result import build_result
-from shared.domain.transcript import Transcript, tokens_by_attempt
+from shared.domain.transcript import Transcript
 from shared.postgres.recovery_store import LostJob, RecoveryStore
 from shared.redis.event_log import Append, EventLog, Fenced
 from shared.telemetry.metrics import Metrics
@@ -60,9 +60,9 @@ class JobTerminator:
             # Redis has lost the log. Readers may have seen text from it that is not in the result.
             new.append(event(seq_before(attempt) + 1, EventType.RESTARTED, {"attempt": job.attempt}))
             events = list(new)
-        transcript = Transcript.of(events, job.request.sampling.n)
+        transcript = await Transcript.of(events, job.request.sampling.n)
         seq = events[-1].seq + 1 if events else 1
-        result, last = build_result(
+        result, last = await build_result(
             job,
             events,
             seq,
@@ -73,7 +73,7 @@ class JobTerminator:
             first_token_at=None,
             finished_at=datetime.now(UTC),
             outcome=AttemptOutcome.WORKER_LOST,
-            tokens=tokens_by_attempt(events),
+            tokens=transcript.tokens_by_attempt,
         )
         end = self._store.end_lost if running else self._store.end_queued
         ended = await end(job.id, job.attempt, result)

@@ -18,7 +18,7 @@ from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, build_result, exhausted
 from shared.domain.suspects import Verdict, kills_late
-from shared.domain.transcript import Transcript, tokens_by_attempt
+from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
 from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
@@ -178,10 +178,10 @@ class JobAttempt:
             except Fenced:
                 return False
             log.resume_after(events, events[-1].seq if events else seq_before(job.attempt))
-            self._transcript = Transcript.of(events, job.request.sampling.n)
+            self._transcript = await Transcript.of(events, job.request.sampling.n)
             self._prior_tokens = self._transcript.tokens
-            self._earlier_tokens = tokens_by_attempt(events)
-            has_output = bool(self._transcript.deltas) or not events  # a lost log may have had output
+            self._earlier_tokens = self._transcript.tokens_by_attempt
+            has_output = not self._transcript.empty or not events  # a lost log may have had output
             if has_output and not (events and self._context.engine.resume_mode(job.request)):
                 self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
@@ -219,8 +219,8 @@ class JobAttempt:
 
     async def _publish_output(self) -> None:
         job = self.job
-        prior = list(self._transcript.deltas)
-        if prior and all(choice.finish_reason for choice in self._transcript.choices()):
+        prior = self._transcript.deltas()
+        if prior and all(self._transcript.finish_reasons):
             return  # an earlier attempt ended after its last token, before it wrote the row
         if self._context.engine.dead:
             raise EngineDead
@@ -301,13 +301,13 @@ class JobAttempt:
         if error is not None:
             logger.error("job=%s failed unexpectedly", self.job.id, exc_info=error)
             return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, f"{type(error).__name__}: {error}")
-        choices = self._transcript.choices()
-        if not all(choice.finish_reason for choice in choices):
+        reasons = self._transcript.finish_reasons
+        if not all(reasons):
             if self.interrupt_reason is None:
                 return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, "The engine ended the request too early.")
             is_late = self.interrupt_reason is InterruptReason.DEADLINE_EXCEEDED
             return JobStatus.CANCELLED, LATE if is_late else CANCELLED
-        if any(choice.finish_reason == "length" for choice in choices):
+        if "length" in reasons:
             return JobStatus.INCOMPLETE, None
         return JobStatus.COMPLETED, None
 
@@ -316,7 +316,7 @@ class JobAttempt:
         job, context, usage = self.job, self._context, self._usage()
         outcome = AttemptOutcome(status.value)
         self._log.seal()
-        result, last = build_result(
+        result, last = await build_result(
             job,
             self._log.events,
             self._log.seq + 1,

@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from shared.domain.events import Delta, Event, EventType, delta_event, event
+from shared.domain.events import Delta, Event, EventType, delta_event, event, merge_deltas
 from shared.postgres.claim_store import Claim
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
 from shared.runtime.aio import wait_for_event
@@ -45,7 +45,7 @@ class LogBuffer:
     # Whether the next events are written without delay: the start, the first text or the end.
     urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
-    _pending: dict[int, Delta] = field(default_factory=dict)
+    _pending: dict[int, list[Delta]] = field(default_factory=dict)
     _token_metrics: TokenMetrics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +54,10 @@ class LogBuffer:
     def delta(self, delta: Delta) -> None:
         """Add a delta; it is merged with the choice's other deltas since the last flush."""
         pending = self._pending.get(delta.index)
-        self._pending[delta.index] = pending.merged(delta) if pending else delta
+        if pending is None:
+            self._pending[delta.index] = [delta]
+        else:
+            pending.append(delta)
 
     def event(self, kind: EventType, payload: dict[str, Any]) -> None:
         """Add an event of another type, after all pending deltas."""
@@ -69,7 +72,8 @@ class LogBuffer:
         the next attempt can resume after its last token.
         """
         now = time.monotonic()
-        for index, delta in list(self._pending.items()):
+        for index, deltas in list(self._pending.items()):
+            delta = merge_deltas(deltas)
             if delta.visible:
                 self.seq += 1
                 self._token_metrics.record(index, delta.tokens, now)

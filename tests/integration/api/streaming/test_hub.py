@@ -24,6 +24,7 @@ from shared.redis import keys as redis_keys
 from shared.redis.event_log import PAGE_BYTES, Append, EventLog
 from tests.conftest import Workers
 from tests.support.metrics import api_metrics
+from tests.support.transcripts import output_of
 from tests.support.waiting import eventually
 
 WITHIN_S = 20
@@ -56,7 +57,7 @@ async def finish(workers: Workers, job: Job) -> None:
     ending = JobResult(
         status=JobStatus.COMPLETED,
         finished_at=now,
-        output=(Choice(0, "ok", "stop"),),
+        output=output_of(Choice(0, "ok", "stop")),
         usage=Usage(1, 0, 1),
         error=None,
         first_token_at=now,

@@ -20,17 +20,21 @@ from shared.domain.suspects import Verdict
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
+from tests.support.transcripts import output_of
 
 REQUEST = GenerateRequest(
     messages=[Message(role="user", content="a\x00b 🌊")], sampling=Sampling(max_tokens=4), priority=3
 )
 
 
+OUTPUT = (Choice(0, "ok\x00🌊", "stop"),)
+
+
 def result(status: JobStatus = JobStatus.COMPLETED) -> JobResult:
     return JobResult(
         status=status,
         finished_at=datetime.now(UTC),
-        output=(Choice(0, "ok\x00🌊", "stop"),),
+        output=output_of(*OUTPUT),
         usage=Usage(3, 0, 2),
         error=None,
         first_token_at=datetime.now(UTC),
@@ -80,7 +84,7 @@ async def test_finish_requires_the_attempt_and_the_worker(store: JobStore, worke
     assert not await workers("w").finish(job.id, 1, result(JobStatus.FAILED))
     done = await store.get(job.id)
     assert done is not None
-    assert (done.status, done.output, done.usage) == (JobStatus.COMPLETED, result().output, Usage(3, 0, 2))
+    assert (done.status, done.output, done.usage) == (JobStatus.COMPLETED, OUTPUT, Usage(3, 0, 2))
     assert [(item.number, item.worker, item.tokens, item.outcome) for item in done.attempts] == [
         (1, "w", 2, "completed")
     ]

@@ -40,7 +40,6 @@ from shared.domain.events import Event, EventType, parse_archive
 from shared.domain.job import RUNNING, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
-from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
@@ -54,6 +53,7 @@ from tests.support.database import make_owner
 from tests.support.examples import LONG, example_count
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
+from tests.support.transcripts import transcript_of
 from workers.engines.base import EngineError
 from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
@@ -454,7 +454,7 @@ class World:
         assert events[-1].type.value == row.status
         assert not any(event.type.terminal for event in events[:-1])
         choices = row.request.get("sampling", {}).get("n", 1)
-        output = Transcript.of(events, choices).choices()
+        output = transcript_of(events, choices).choices()
         assert [choice["text"] for choice in row.output] == [choice.text for choice in output]
         assert [choice["finish_reason"] for choice in row.output] == [choice.finish_reason for choice in output]
         tokens = row.usage["completion_tokens"]
