@@ -54,6 +54,7 @@ from shared.redis.connection import connect_redis
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.supervisor import Supervisor
+from shared.telemetry.loop_lag import measure_loop_lag
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.scrape_targets import scrape_target
 from shared.telemetry.tracing import NO_TRACES, Traces
@@ -138,6 +139,7 @@ async def open_resources(
         supervisor.start("batch_driver", driver.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
+        supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
         if settings.revoked_jobs == "cancel":

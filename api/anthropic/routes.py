@@ -17,6 +17,7 @@ from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
 from api.jobs.parameters import DEFAULT_PRIORITY
 from api.keys.auth import AnthropicPrincipal
+from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job
 from shared.domain.request import Sampling
 from shared.postgres.job_store import NewJob
@@ -79,7 +80,10 @@ async def messages(
         finish_within_s=submission.finish_within_s,
     )
     idempotency = await work.run(submission.idempotency, request.url.path, body)
-    job, created = await jobs.submit(principal, new, idempotency)
+    try:
+        job, created = await jobs.submit(principal, new, idempotency)
+    except InvalidRequest as error:
+        raise error.renamed({"structured_outputs": "output_config.format"}) from None
 
     async def response_body(ended: Sequence[Job]) -> dict[str, Any]:
         return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")

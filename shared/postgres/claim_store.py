@@ -184,6 +184,11 @@ class ClaimStore(JobRowStore):
             await connection.execute(renew)
             return await self._list_claims(connection)
 
+    async def renew_lease(self, lease_s: float) -> None:
+        """Extend this worker's lease, if it has one: a lease that was ended stays ended."""
+        expires = func.clock_timestamp() + seconds(lease_s)
+        await self._changes(update(WorkerRow).where(WorkerRow.id == self._worker).values(lease_expires_at=expires))
+
     async def list_claims(self) -> list[Claim]:
         """Return the running jobs that this worker owns."""
         async with self._engine.connect() as connection:

@@ -65,6 +65,7 @@ WAIT_BUCKETS = (
 INTER_TOKEN_BUCKETS = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5,
 )  # fmt: skip
+LOOP_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 DURATION_BUCKETS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300, 600, 1800, 7200)
 
 
@@ -124,6 +125,17 @@ class Metrics:
             "Submits and streams rejected with 429 because a quota of their project was used up.",
             (Label("reason", tuple(quota.value for quota in Quota)),),
             API,
+        )
+
+        # The event loop
+
+        self.loop_lag = new.histogram(
+            "headrace_event_loop_lag_seconds",
+            "Delay of timers on the event loop, measured 20 times a second.",
+            (),
+            LOOP_LAG_BUCKETS,
+            API,
+            WORKER,
         )
 
         # Jobs: events
