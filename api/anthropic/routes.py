@@ -121,10 +121,10 @@ async def count_tokens(
     new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=counting, metadata={})
     job, _ = await jobs.submit(principal, new)
 
-    async def response_body(ended: Sequence[Job]) -> dict[str, Any]:
+    async def response_body(ended: Sequence[Job]) -> JsonBody:
         usage = ended[0].usage
         assert usage is not None
         await jobs.delete(job.id, principal.project_id)
-        return TokensCount(input_tokens=usage.prompt_tokens).model_dump()
+        return JsonBody(TokensCount(input_tokens=usage.prompt_tokens).model_dump, 0)
 
     return await call.respond([job], created=True, stream=None, body=response_body)

@@ -269,7 +269,7 @@ def _ns(moment: datetime | None) -> int | None:
     return ((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
-def _uuid(job: Job) -> int:
+def _uuid(job: JobSummary) -> int:
     """The UUID in the job's id, which may end with a region."""
     return int(job.id.removeprefix(JOB_ID_PREFIX)[:32], 16)
 
