@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.domain.priorities import PRIORITY_STEPS, Hint
+from shared.redis.broker_url import broker_url
 from shared.redis.message_template import HintMessages
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def celery_app(redis_url: str) -> Celery:
     Messages are acknowledged early and there is no result backend: the row is authoritative, and a broker that comes
     back must not run a job again. Task events are for Flower.
     """
-    app = Celery("headrace", broker=redis_url, set_as_current=False)
+    app = Celery("headrace", broker=broker_url(redis_url), set_as_current=False)
     app.conf.update(
         task_acks_late=False,
         task_ignore_result=True,
