@@ -50,6 +50,7 @@ def main() -> int:
     from shared.config.settings import settings_or_exit
     from shared.domain.errors import HeadraceError
     from shared.postgres.schema_version import database_or_exit
+    from shared.redis.broker_url import broker_url
     from shared.redis.job_queue import queue_name
     from shared.telemetry.instruments import Exporter
     from shared.telemetry.logs import configure_logging
@@ -80,7 +81,7 @@ def main() -> int:
     database_or_exit(settings.database_url)
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
-    app.conf.broker_url = settings.redis_url
+    app.conf.broker_url = broker_url(settings.redis_url)
     metrics = Metrics(Exporter.WORKER, [arguments.model])
     exported = metrics.registry()
     runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported)
