@@ -61,10 +61,10 @@ class Parts:
         ]
 
     def flower(self, password: str) -> Child:
-        address = [f"--port={self.settings.flower_port}", f"--address={self.settings.flower_address}"]
+        options = [f"--port={self.settings.flower_port}", f"--address={self.settings.flower_address}"]
         # Not on the command line, which all users of the machine can read.
         login = {"FLOWER_BASIC_AUTH": f"admin:{password}"}
-        return self._child("flower", ["-m", "celery", "-A", "workers.app", "flower", *address], login)
+        return self._child("flower", ["-m", "workers.flower", *options], login)
 
     def _child(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Child:
         secrets = _SECRETS.union(*(secret_of(model) for model in self.registry.models.values()))

@@ -11,7 +11,7 @@ from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, message_body, ping
 from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
-from api.http.json_body import JsonRoute
+from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
 from api.keys.auth import AnthropicPrincipal
@@ -33,6 +33,7 @@ ERRORS = _errors(
     on_401="The API key is missing or invalid.",
     on_404="The model does not exist.",
     on_413="The body is too large.",
+    on_429="A quota of the project is used up; retry after `Retry-After` seconds.",
     on_503="A service is unavailable; retry after `Retry-After` seconds.",
 )
 FAILED = _errors(
@@ -57,21 +58,25 @@ async def messages(
     call: CurrentSyncCall,
     request: Request,
     submission: Submission,
+    work: CurrentBodyWork,
     anthropic_version: Version = None,
 ) -> Response:
     """Create a message, streamed or not. The job is cancelled if the client disconnects."""
+    if body.stream:
+        call.open_stream()
     user_id = body.metadata.user_id if body.metadata is not None else None
     principal = principal.acting_for(user_id)
     new = NewJob(
         owner=principal.owner,
         model=body.model,
         priority=body.priority,
-        request=generate_request(body),
+        request=await work.run(generate_request, body),
         metadata={} if user_id is None else {"user_id": user_id},
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
     )
-    job, created = await jobs.submit(principal, new, submission.idempotency(request.url.path, body))
+    idempotency = await work.run(submission.idempotency, request.url.path, body)
+    job, created = await jobs.submit(principal, new, idempotency)
 
     async def response_body(ended: Sequence[Job]) -> dict[str, Any]:
         return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
@@ -86,7 +91,12 @@ async def messages(
 
 @router.post("/count_tokens", responses=ERRORS)
 async def count_tokens(
-    body: CountTokensRequest, _: AnthropicPrincipal, admission: CurrentAdmission, anthropic_version: Version = None
+    body: CountTokensRequest,
+    _: AnthropicPrincipal,
+    admission: CurrentAdmission,
+    work: CurrentBodyWork,
+    anthropic_version: Version = None,
 ) -> TokensCount:
     """Count the tokens of a conversation without running it."""
-    return TokensCount(input_tokens=await admission.count_tokens(body.model, conversation(body)))
+    request = await work.run(conversation, body)
+    return TokensCount(input_tokens=await admission.count_tokens(body.model, request))

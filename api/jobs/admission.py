@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from api.jobs.context_window import ContextWindow
+from api.jobs.logprob_limit import LogprobLimit
+from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from shared.config.models.loader import Registry
 from shared.domain.errors import NotFound
@@ -13,28 +15,43 @@ from shared.postgres.job_store import NewJob
 class Admission:
     """Runs the checks that a job must pass before it is stored."""
 
-    def __init__(self, registry: Registry, context: ContextWindow) -> None:
+    def __init__(self, registry: Registry, context: ContextWindow, quotas: ProjectQuotas | None = None) -> None:
         self._registry = registry
         self._context = context
+        self._logprobs = LogprobLimit(registry, context)
+        self._quotas = quotas
 
     async def admit(self, principal: Principal, new: NewJob) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed.
 
         Raises:
-            Forbidden: the key may not be used for inference.
+            Forbidden: the key may not be used for inference, or not for this priority.
             NotFound: the model does not exist.
-            InvalidRequest: the prompt does not fit the model's context.
+            InvalidRequest: the prompt does not fit the model's context, or too many log probabilities are requested.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
         principal.require(Scope.INFERENCE)
+        principal.require_priority(new.priority)
         await self.check(new.model, new.request)
         return new
+
+    async def reserve(self, new: NewJob) -> Reservation:
+        """Reserve a part of its project's quotas for an admitted job, until the caller has stored it.
+
+        For jobs that a client submits now. Lines of batches and replays are admitted without quotas: only a part of a
+        batch is queued at a time (HEADRACE_BATCH_JOBS), and an operator replays.
+
+        Raises:
+            QuotaExceeded: the project has used up a quota.
+        """
+        return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""
         self._check_model(model)
         await self._context.check(model, request)
+        await self._logprobs.check(model, request)
 
     async def count_tokens(self, model: str, request: GenerateRequest) -> int:
         """Count the tokens of a prompt, as the context check does.

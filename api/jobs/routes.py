@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
-from api.http.json_body import JsonRoute
+from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.openapi import ERRORS, NOT_FOUND
 from api.http.pagination import After
 from api.http.sse import event_stream
@@ -18,7 +18,7 @@ from api.http.submit_headers import Submission, replay_headers
 from api.jobs.dependencies import Jobs
 from api.jobs.native_stream import native_stream
 from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
-from api.keys.auth import CurrentPrincipal
+from api.keys.auth import CurrentPrincipal, CurrentRequest
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job, JobStatus
@@ -48,6 +48,7 @@ async def submit(
     principal: CurrentPrincipal,
     jobs: Jobs,
     submission: Submission,
+    work: CurrentBodyWork,
     request: Request,
     prefer: Annotated[
         str | None, Header(description="`wait=N`: wait up to N seconds (at most 60) for the job to end.")
@@ -60,12 +61,13 @@ async def submit(
         owner=principal.owner,
         model=body.model,
         priority=body.priority,
-        request=body.generate_request(),
+        request=await work.run(body.generate_request),
         metadata=body.metadata,
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
     )
-    job, created = await jobs.submit(principal, new, submission.idempotency("/v1/jobs", body))
+    idempotency = await work.run(submission.idempotency, "/v1/jobs", body)
+    job, created = await jobs.submit(principal, new, idempotency)
     request.state.job_id = job.id
     headers = replay_headers(created)
     if wait_s:
@@ -118,6 +120,7 @@ async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Respo
 async def stream(
     job_id: str,
     principal: CurrentPrincipal,
+    open_request: CurrentRequest,
     jobs: Jobs,
     settings: CurrentStreamSettings,
     starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
@@ -129,6 +132,7 @@ async def stream(
     job = await jobs.get(job_id, principal.project_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
+    open_request.open_stream()
     return event_stream(await native_stream(jobs, job, after), settings)
 
 

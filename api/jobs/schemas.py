@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from api.http.members import MemberRules
 from api.http.pagination import PageView
+from api.jobs import dialects
 from api.jobs.parameters import DEFAULT_PRIORITY as DEFAULT_PRIORITY
 from api.jobs.parameters import (
     MAX_METADATA,
@@ -20,7 +21,8 @@ from api.jobs.parameters import (
     check_prompts,
     sampling_of,
 )
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Choice, Job, JobStatus
+from shared.domain.logprobs import entry_object, prompt_entry_object
 from shared.domain.request import (
     MAX_MESSAGES,
     ChatOptions,
@@ -35,6 +37,7 @@ from shared.domain.request import (
 class JobCreate(ChatParameters):
     """A job to submit: `messages` (rendered by the model's chat template) or a raw `prompt`, and parameters."""
 
+    member_rules: ClassVar[MemberRules] = dialects.JOB
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -217,7 +220,7 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         queue_position=position,
         eta_s=eta_s,
         output_text=job.output[0].text if job.output else None,
-        output=[ChoiceView.model_validate(asdict(choice)) for choice in job.output],
+        output=[_choice_view(choice) for choice in job.output],
         usage=UsageView(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -234,4 +237,20 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         status_url=url,
         stream_url=f"{url}/stream",
         cancel_url=f"{url}/cancel",
+    )
+
+
+def _choice_view(choice: Choice) -> ChoiceView:
+    logprobs, prompt_logprobs = choice.logprobs, choice.prompt_logprobs
+    return ChoiceView(
+        index=choice.index,
+        text=choice.text,
+        finish_reason=choice.finish_reason,
+        stop_reason=choice.stop_reason,
+        reasoning=choice.reasoning,
+        tool_calls=[ToolCallView(id=call.id, name=call.name, arguments=call.arguments) for call in choice.tool_calls],
+        logprobs=None if logprobs is None else [entry_object(entry) for entry in logprobs],
+        prompt_logprobs=(
+            None if prompt_logprobs is None else [prompt_entry_object(entry) for entry in prompt_logprobs]
+        ),
     )

@@ -69,18 +69,23 @@ class JobService:
         The second value is False if an earlier call with this idempotency key created the job.
 
         Raises:
-            Forbidden, NotFound, InvalidRequest: as `Admission.admit`.
+            Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
             KeyReused: the idempotency key was used with a different request.
         """
         new = await self._admission.admit(principal, new)
-        with self.traces.submitting(new.model) as request_context:
-            job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
+        reservation = await self._admission.reserve(new)
+        try:
+            with self.traces.submitting(new.model) as request_context:
+                job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
+        finally:
+            reservation.release()
         if created:
             self._metrics.submitted(job.model, job.priority)
             logger.info(
                 "job=%s model=%s attempt=%d request=%s queued",
                 job.id, job.model, job.attempt, job.request_context.request_id,
             )  # fmt: skip
+            self.queue_estimates.created(job)
             self._hints.put(Hint(job.id, job.model, job.priority))
             await asyncio.sleep(0)  # send the hint before building the response
         return job, created

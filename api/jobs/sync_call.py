@@ -13,6 +13,7 @@ from api.http.sse import event_stream, heartbeat
 from api.http.submit_headers import SubmitHeaders, replay_headers
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.jobs.service import JobService
+from api.keys.open_requests import OpenRequest
 from api.settings import StreamSettings
 from shared.domain.errors import UpstreamFailed
 from shared.domain.job import Job
@@ -26,6 +27,19 @@ class SyncCall:
         self._jobs = jobs
         self._submission = submission
         self._settings = settings
+
+    @property
+    def _open_request(self) -> OpenRequest:
+        open_request: OpenRequest = self._request.state.open_request
+        return open_request
+
+    def open_stream(self) -> None:
+        """Count the call as an open stream of its project. Called before its jobs are submitted.
+
+        Raises:
+            QuotaExceeded: the project has too many open streams.
+        """
+        self._open_request.open_stream()
 
     async def respond(
         self,
@@ -48,7 +62,11 @@ class SyncCall:
         """
         self._request.state.job_id = submitted[0].id
         headers = replay_headers(created)
-        keep = background or self._submission.idempotency_key is not None
+
+        def keep() -> bool:
+            """Whether the jobs go on without the client. A client whose key was revoked has not abandoned them."""
+            return background or self._submission.idempotency_key is not None or self._open_request.interrupted
+
         if stream is not None:
             frames = cancel_on_disconnect(stream(), self._jobs, submitted, keep=keep)
             return event_stream(frames, self._settings, headers, heartbeat=heartbeat)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,17 @@ class TokenCounter:
         environment.globals["raise_exception"] = _raise
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         self._template = environment.from_string(template) if isinstance(template, str) and renders_chat else None
+        self._longest_token = _longest_token(self._tokenizer)
 
-    def count(self, request: GenerateRequest) -> int | None:
-        """Count the tokens of a prompt; None if its conversation cannot be rendered exactly as by the worker."""
+    def count(self, request: GenerateRequest, limit: int | None = None) -> int | None:
+        """Count the tokens of a prompt; None if its conversation cannot be rendered exactly as by the worker.
+
+        With a limit, the result for a longer prompt may be `AtLeast` the limit: it is not encoded completely.
+        """
         if request.messages is None:
             if isinstance(request.prompt, list):
                 return len(request.prompt)
-            return len(self._tokenizer.encode(request.prompt or "").ids)
+            return self._encoded(request.prompt or "", limit, add_special_tokens=True)
         if self._template is None or not _is_plain(request):
             return None
         messages = [message.model_dump(exclude_none=True) for message in request.messages]
@@ -59,16 +65,86 @@ class TokenCounter:
         except Exception as error:  # the template needs something that only the engine provides
             logger.warning("cannot render the chat template outside the engine: %s", error)
             return None
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._encoded(text, limit, add_special_tokens=False)
+
+    def _encoded(self, text: str, limit: int | None, *, add_special_tokens: bool) -> int:
+        if limit is not None and self._longest_token is not None:
+            fewest = len(text.encode("utf-8", "surrogatepass")) // self._longest_token
+            if fewest >= limit:
+                return AtLeast(fewest)
+        tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False) if add_special_tokens else 0
+        for piece in _pieces(text):
+            # `encode` would hold the interpreter's lock for half a second per megabyte.
+            tokens += len(self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0])
+            if limit is not None and tokens >= limit and piece is not text:
+                return AtLeast(tokens)
+        return tokens
 
 
-def count_words(request: GenerateRequest) -> int:
+class AtLeast(int):
+    """A number of tokens that the prompt has at least."""
+
+
+# Characters that are encoded in one piece, because an encoded text takes up to 100 times its size.
+PIECE = 64 * 1024
+# Every byte-level pre-tokenizer splits here.
+_WORD_END = re.compile(r"[^\W\d_](?=[ \n,.;:!?，。、；：！？])")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long text after words; a word that is longer than a piece is cut too, and then counted inexactly."""
+    start = 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        for match in _WORD_END.finditer(text, end - PIECE // 16, end + 1):
+            end = match.end()
+        yield text[start:end]
+        start = end
+    yield text[start:] if start else text
+
+
+def _longest_token(tokenizer: Tokenizer) -> int | None:
+    """The bytes of a tokenizer's longest token; None if a token can stand for any number of bytes."""
+    state = json.loads(tokenizer.to_str())
+    pre_tokenizer = state.get("pre_tokenizer") or {}
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    if (
+        state.get("normalizer") is not None  # it may remove text
+        or state["model"].get("type") != "BPE"
+        or state["model"].get("unk_token") is not None
+        or state.get("truncation") is not None
+        or not all(step.get("type") in ("ByteLevel", "Digits") or _splits_only(step) for step in steps)
+        or all(step.get("type") != "ByteLevel" for step in steps)
+        or any(token["lstrip"] or token["rstrip"] for token in state["added_tokens"])
+    ):
+        return None
+    # In a byte-level vocabulary each character stands for one byte.
+    added = [len(token["content"].encode()) for token in state["added_tokens"]]
+    return max([*map(len, state["model"]["vocab"]), *added], default=None)
+
+
+def _splits_only(step: dict[str, Any]) -> bool:
+    """Whether a pre-tokenizer splits the text without removing any of it."""
+    return step.get("type") == "Split" and step.get("behavior") != "Removed"
+
+
+def count_words(request: GenerateRequest, limit: int | None = None) -> int:
     """Count the tokens of a prompt for a model whose tokens are words, as `workers.engines.simulated.engine` does."""
     if isinstance(request.prompt, list):
         return len(request.prompt)
     if request.messages is None:
-        return len((request.prompt or "").split()) + 1
-    return len("\n".join(f"{item.role}: {item.content or ''}" for item in request.messages).split()) + 1
+        return _words(request.prompt or "") + 1
+    return _words("\n".join(f"{item.role}: {item.content or ''}" for item in request.messages)) + 1
+
+
+def _words(text: str) -> int:
+    words = 0
+    for start in range(0, len(text), PIECE):
+        piece = text[start : start + PIECE]
+        words += len(piece.split())
+        if start and not (text[start - 1].isspace() or piece[0].isspace()):
+            words -= 1  # a word that two pieces share
+    return words
 
 
 class _TemplateError(TemplateError):

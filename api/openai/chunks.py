@@ -213,7 +213,7 @@ class Chunks:
             choice["stop_reason"] = payload.get("stop_reason")
         return choice
 
-    def _logprobs(self, index: int, entries: list[dict[str, Any]], top: int) -> dict[str, Any]:
+    def _logprobs(self, index: int, entries: list[Any], top: int) -> dict[str, Any]:
         if self._chat:
             return chat_logprobs(entries, top)
         if index not in self._offsets:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from shared.domain.logprobs import entry_object
 
-def chat_logprobs(entries: Sequence[dict[str, Any]], top: int) -> dict[str, Any]:
-    """Build `{"content": [...]}`, with the `top` most likely tokens for each token."""
+
+def chat_logprobs(entries: Sequence[Any], top: int) -> dict[str, Any]:
+    """Build `{"content": [...]}` from stored entries, with the `top` most likely tokens for each token."""
     content = [
         {
             "token": entry["token"],
@@ -19,7 +21,7 @@ def chat_logprobs(entries: Sequence[dict[str, Any]], top: int) -> dict[str, Any]
             "bytes": entry["bytes"],
             "top_logprobs": entry["top"][:top],
         }
-        for entry in entries
+        for entry in map(entry_object, entries)
     ]
     return {"content": content}
 
@@ -31,8 +33,9 @@ class CompletionLogprobsBuilder:
         self._top = top
         self._offset = 0
 
-    def build(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def build(self, stored: Sequence[Any]) -> dict[str, Any]:
         """Build the four lists, with an item per token. The first token of an echoed prompt has no probability."""
+        entries = [entry_object(entry) for entry in stored]
         offsets: list[int] = []
         top: list[dict[str, float] | None] = []
         for entry in entries:

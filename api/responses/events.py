@@ -93,7 +93,7 @@ class ResponseEvents:
             if not isinstance(message, MessageOutput):
                 message = MessageOutput(self._digits, self._next_index)
                 self._add(message)
-            self._emit_for_item(message.append(delta.text, delta.logprobs))
+            self._emit_for_item(message.append(delta.text, event.payload().get("logprobs", ())))
         for fragment in delta.tool_calls:
             call = self._open
             if not (isinstance(call, CallOutput) and call.number == fragment.index):

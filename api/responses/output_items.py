@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from shared.domain.events import CallDelta
+from shared.domain.logprobs import entry_object
 
 Fields = tuple[str, dict[str, Any]]
 
@@ -40,8 +41,8 @@ class MessageOutput:
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
 
-    def append(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Fields:
-        entries = [_logprob(entry) for entry in logprobs]
+    def append(self, text: str, logprobs: Sequence[Any]) -> Fields:
+        entries = [_logprob(entry_object(entry)) for entry in logprobs]
         self._texts.append(text)
         self._logprobs += entries
         return "response.output_text.delta", {"content_index": 0, "delta": text, "logprobs": entries}

@@ -12,13 +12,13 @@ from fastapi.responses import JSONResponse
 
 from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
-from api.http.json_body import JsonRoute
+from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.openapi import ERRORS, FAILED, STREAMED
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentSyncCall
-from api.keys.auth import CurrentPrincipal
+from api.keys.auth import CurrentPrincipal, CurrentRequest
 from api.responses.dependencies import Responses
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
 from shared.domain.errors import InvalidRequest
@@ -42,9 +42,12 @@ async def create(
     responses: Responses,
     call: CurrentSyncCall,
     submission: Submission,
+    work: CurrentBodyWork,
 ) -> Response:
     """Create a response. Unless it runs in the background, it is cancelled if the client disconnects."""
-    response, created = await responses.create(body, principal.acting_for(body.end_user), submission)
+    if body.stream:
+        call.open_stream()
+    response, created = await responses.create(body, principal.acting_for(body.end_user), submission, work)
 
     async def response_body(jobs: Sequence[Job]) -> dict[str, Any]:
         return await responses.body(replace(response, job=jobs[0]))
@@ -69,6 +72,7 @@ async def create(
 async def retrieve(
     response_id: str,
     principal: CurrentPrincipal,
+    open_request: CurrentRequest,
     settings: CurrentStreamSettings,
     responses: Responses,
     stream: Annotated[bool, Query(description="Stream the events, from the first or after a cursor.")] = False,
@@ -81,6 +85,7 @@ async def retrieve(
         raise InvalidRequest("starting_after: is only allowed with stream=true", param="starting_after")
     response = await responses.get(response_id, principal.project_id)
     if stream:
+        open_request.open_stream()
         return event_stream(responses.stream(response, starting_after), settings)
     return JSONResponse(await responses.body(response))
 

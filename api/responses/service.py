@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Literal
 
+from api.http.json_body import BodyWork
 from api.http.pagination import Page, cut_page
 from api.http.submit_headers import SubmitHeaders
 from api.jobs.service import JobService
@@ -14,12 +15,14 @@ from api.keys.principal import Principal
 from api.responses.error_params import rename_param
 from api.responses.events import build_response, frames
 from api.responses.input_items import with_ids
+from api.responses.limits import ConversationLimits
 from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
 from api.responses.store import ResponseStore
 from api.responses.view import STATUS, view
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import parse_archive
+from shared.domain.request import GenerateRequest
 from shared.domain.response import StoredResponse, job_id_of
 from shared.postgres.job_store import JobStore, NewJob
 
@@ -30,13 +33,14 @@ CANCEL_WAIT_S = 10.0
 class ResponseService:
     """Creates, looks up, streams, cancels and deletes responses."""
 
-    def __init__(self, jobs: JobService, store: ResponseStore, job_store: JobStore) -> None:
+    def __init__(self, jobs: JobService, store: ResponseStore, job_store: JobStore, limits: ConversationLimits) -> None:
+        self._limits = limits
         self._jobs = jobs
         self._store = store
         self._job_store = job_store
 
     async def create(
-        self, body: ResponseCreate, principal: Principal, submission: SubmitHeaders
+        self, body: ResponseCreate, principal: Principal, submission: SubmitHeaders, work: BodyWork
     ) -> tuple[StoredResponse, bool]:
         """Commit a response together with its job. When this returns, both are durable.
 
@@ -44,25 +48,28 @@ class ResponseService:
 
         Raises:
             NotFound: the model or the previous response does not exist.
-            InvalidRequest: the input does not fit the context, or the previous response has no output to continue.
+            InvalidRequest: the input does not fit the context, the previous response has no output to continue, or the
+                conversation is too large.
             KeyReused: the idempotency key was used with a different request.
         """
         previous = None
         if body.previous_response_id is not None:
             previous = await self._previous(body.previous_response_id, principal.project_id)
-        facts = body.facts()
+            work = BodyWork(work.size + previous.job.request.size)
+        facts = await work.run(body.facts)
         new = NewJob(
             owner=principal.owner,
             model=body.model,
             priority=body.priority,
-            request=body.generate_request(conversation(body.instructions, previous, body.input)),
+            request=await work.run(self._request, body, previous),
             metadata=body.metadata,
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
             response=facts,
         )
+        idempotency = await work.run(submission.idempotency, "/v1/responses", body)
         try:
-            job, created = await self._jobs.submit(principal, new, submission.idempotency("/v1/responses", body))
+            job, created = await self._jobs.submit(principal, new, idempotency)
         except InvalidRequest as error:
             raise rename_param(error) from None
         if created:
@@ -144,6 +151,13 @@ class ResponseService:
                 raise InvalidRequest(f"after: there is no input item {after[:64]!r} in this response", param="after")
             items = items[ids.index(after) + 1 :]
         return cut_page(items, limit)
+
+    def _request(self, body: ResponseCreate, previous: StoredResponse | None) -> GenerateRequest:
+        messages = conversation(body.instructions, previous, body.input)
+        request = body.generate_request(messages)
+        if previous is not None:
+            self._limits.check(request)
+        return request
 
     async def _previous(self, response_id: str, project_id: int) -> StoredResponse:
         try:

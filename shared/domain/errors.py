@@ -48,6 +48,13 @@ class Unauthorized(HeadraceError):
 class Forbidden(HeadraceError):
     """The API key has no scope for this request."""
 
+    def __init__(
+        self, message: str | None = None, *, param: str | None = None, code: str = "insufficient_permissions"
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
 
 class NotFound(HeadraceError):
     """Not found."""
@@ -72,6 +79,14 @@ class KeyReused(Conflict):
 
 class TooLarge(HeadraceError):
     """The request body is too large."""
+
+
+class QuotaExceeded(HeadraceError):
+    """A quota of the project is used up."""
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UpstreamFailed(HeadraceError):

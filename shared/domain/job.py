@@ -73,7 +73,7 @@ class Choice:
     """One generated answer. `finish_reason`: "stop", "length", "tool_calls", or None if it was interrupted.
 
     `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
-    token, as in `shared.domain.events.Delta`; only the first choice has `prompt_logprobs`.
+    token, in the stored form (`shared.domain.logprobs`); only the first choice has `prompt_logprobs`.
     """
 
     index: int
@@ -81,9 +81,9 @@ class Choice:
     finish_reason: str | None = None
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: list[Any] | None = None
     stop_reason: int | str | None = None
-    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    prompt_logprobs: list[Any] | None = None
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:
@@ -93,10 +93,13 @@ class Choice:
 
     def stored(self) -> dict[str, Any]:
         """Return the form that is stored in the job's row."""
-        return {name: value for name, value in asdict(self).items() if name in _ALWAYS or value not in (None, ())}
-
-
-_ALWAYS = ("index", "text", "finish_reason")
+        stored: dict[str, Any] = {"index": self.index, "text": self.text, "finish_reason": self.finish_reason}
+        if self.tool_calls:
+            stored["tool_calls"] = [asdict(call) for call in self.tool_calls]
+        for name in ("reasoning", "logprobs", "stop_reason", "prompt_logprobs"):
+            if (value := getattr(self, name)) is not None:
+                stored[name] = value
+        return stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,8 @@ class Job:
     finish_before: datetime | None = None
     attempt: int = 0
     deaths: int = 0
+    suspect: bool = False
+    exposures: int = 0
     worker: str | None = None
     started_at: datetime | None = None
     first_token_at: datetime | None = None

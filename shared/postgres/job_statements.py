@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     ColumnElement,
+    Integer,
     Select,
     SmallInteger,
     Text,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.domain.job import RUNNING, TERMINAL, Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
@@ -55,6 +57,8 @@ COLUMNS = (
     JobRow.finish_before,
     JobRow.attempt,
     JobRow.deaths,
+    JobRow.suspect,
+    JobRow.exposures,
     JobRow.worker,
     JobRow.attempt_started_at,
     JobRow.attempts,
@@ -88,6 +92,8 @@ def to_job(row: Any) -> Job:
         finish_before=row.finish_before,
         attempt=row.attempt,
         deaths=row.deaths,
+        suspect=row.suspect,
+        exposures=row.exposures,
         worker=row.worker,
         started_at=row.started_at,
         first_token_at=row.first_token_at,
@@ -131,13 +137,22 @@ def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
     return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
 
 
-def requeued(tokens: int, outcome: AttemptOutcome, *, deaths: int) -> dict[Any, Any]:
-    """The values that put a running job back into the queue. `deaths` is 1 if its worker or engine died, else 0."""
+def requeued(tokens: int, outcome: AttemptOutcome) -> dict[Any, Any]:
+    """The values that put a running job back into the queue."""
     return {
         JobRow.status: JobStatus.QUEUED.value,
         JobRow.worker: None,
-        JobRow.deaths: JobRow.deaths + deaths,
         JobRow.attempts: ended_attempt(tokens, outcome),
+    }
+
+
+def after_death(charged: Any, suspect: Any) -> dict[Any, Any]:
+    """The values that record the death of a job's worker or engine; the arguments are SQL or those of a `Verdict`."""
+    charge = sql_cast(charged, Integer)
+    return {
+        JobRow.deaths: JobRow.deaths + charge,
+        JobRow.exposures: JobRow.exposures + 1 - charge,
+        JobRow.suspect: suspect,
     }
 
 
@@ -220,7 +235,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "status": result.status.value,
         "finished_at": result.finished_at,
         "first_token_at": result.first_token_at,
-        "output": [choice.stored() for choice in result.output],
+        "output": result.output,
         "usage": asdict(result.usage),
         "error_code": error.code if error else None,
         # A message may quote anything, and `text` refuses U+0000.

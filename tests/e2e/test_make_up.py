@@ -98,10 +98,9 @@ def children(launcher: Launcher) -> dict[str, psutil.Process]:
     """The processes that the launcher started, by the names in its messages."""
     named = {}
     for child in psutil.Process(launcher.running[-1].pid).children():
-        words = child.cmdline()
-        program = Path(words[0]).name if words else ""
+        program = Path(child.exe()).name
         name = {"postgres": "postgres", "valkey-server": "valkey"}.get(program)
-        named[name or {"api": "api", "workers": "worker-sim-1"}.get(words[2], "flower")] = child
+        named[name or {"workers": "worker-sim-1", "workers.flower": "flower"}.get(child.cmdline()[2], "api")] = child
     return named
 
 
@@ -112,7 +111,8 @@ async def test_every_part_is_killed_under_load(launcher: Launcher, client: httpx
     assert set(children(launcher)) == set(PARTS)
 
     async def more_jobs_end(after: int) -> bool:
-        running.cancelled()
+        if running.done():
+            running.result()
         return sum(reader.terminal is not None for reader, _ in list(load.readers.values())) > after + 2 * SUBMITTERS
 
     for part in PARTS:

@@ -15,6 +15,9 @@ from shared.domain.errors import HeadraceError
 # Allowed model names.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
 MAX_NAME = 200
+# About 8 MB in a worker and in Redis, and 16 MB in the job's row. The worker's event loop writes such a row in steps of
+# at most 20 ms.
+DEFAULT_LOGPROB_VALUES = 1 << 18
 
 
 class RegistryError(HeadraceError):
@@ -59,6 +62,11 @@ class Spec(BaseModel):
 
     name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
     description: str = ""
+    max_logprob_values: int = Field(
+        DEFAULT_LOGPROB_VALUES,
+        ge=1,
+        description="Most log probabilities in one answer, counted as n x max_tokens x (1 + top_logprobs).",
+    )
 
     @property
     def secret_env(self) -> str | None:
@@ -77,6 +85,6 @@ class Spec(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies how the model is run: a hash of its entry, without the description."""
-        entry = self.model_dump(mode="json", exclude={"description"})
+        """Identifies how the model is run: a hash of its entry, without what does not change its output."""
+        entry = self.model_dump(mode="json", exclude={"description", "max_logprob_values"})
         return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]

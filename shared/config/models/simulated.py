@@ -20,6 +20,9 @@ class SimulatedOptions(BaseModel):
     max_model_len: int = Field(8192, ge=2)
     fail_on: str | None = Field(None, description="A request fails if its prompt contains this text.")
     die_on: str | None = Field(None, description="The engine dies, with all its jobs, if a prompt contains this text.")
+    kill_on: str | None = Field(
+        None, description="The worker process is killed by SIGKILL if a prompt contains this text."
+    )
 
 
 class SimulatedModel(Spec):

@@ -9,9 +9,11 @@ import hypothesis
 import hypothesis.strategies as some
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
+from tokenizers.trainers import BpeTrainer
 
+from api.jobs import token_counter
 from api.jobs.context_window import ContextWindow
 from api.jobs.token_counter import TokenCounter, count_words
 from shared.config.models.loader import Registry
@@ -167,3 +169,55 @@ async def test_only_max_tokens_is_checked_for_upstream_models() -> None:
     with pytest.raises(InvalidRequest, match="context is 10 tokens") as caught:
         await check.check("limited", chat("word", max_tokens=11))
     assert caught.value.param == "max_tokens"
+
+
+def byte_level(folder: Path) -> Path:
+    """Write the files of a byte-level tokenizer, as most models have one. Its longest token has 5 bytes."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(initial_alphabet=ByteLevel.alphabet(), vocab_size=400, show_progress=False)
+    tokenizer.train_from_iterator(["the river mill wheel"] * 5, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return folder
+
+
+@example_count(50, long=1000)
+@hypothesis.given(some.text(some.sampled_from("the river mill,\n.水车。 'x1_😀"), max_size=300))
+def test_a_long_text_has_as_many_tokens_in_pieces(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = byte_level(tmp_path_factory.mktemp("model"))
+    whole = len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_counter, "PIECE", 64)
+        pieces = len(list(token_counter._pieces(text)))
+        counted = TokenCounter(folder).count(GenerateRequest(prompt=text))
+        words = count_words(GenerateRequest(prompt=text))
+    assert counted is not None
+    assert whole <= counted <= whole + 5 * (pieces - 1)  # a word longer than a piece is counted inexactly
+    assert words == len(text.split()) + 1
+
+
+def test_a_text_that_is_cut_after_words_is_counted_exactly(tmp_path: Path) -> None:
+    folder = byte_level(tmp_path)
+    text = "the river, the mill wheel. " * 20_000
+    assert len(list(token_counter._pieces(text))) > 5
+    whole = len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch_fast([text])[0])
+    assert TokenCounter(folder).count(GenerateRequest(prompt=text)) == whole
+
+
+@pytest.mark.parametrize("request_", [chat("the mill " * 200_000), GenerateRequest(prompt="the mill " * 200_000)])
+async def test_a_prompt_with_too_many_bytes_is_rejected_without_being_encoded(
+    tmp_path: Path, request_: GenerateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = VllmModel(name="m", engine="vllm", model=str(byte_level(tmp_path)), options={"max_model_len": 300})
+    check = ContextWindow(Registry({"m": model}))
+    monkeypatch.setattr(token_counter, "_pieces", None)
+    with pytest.raises(InvalidRequest, match=r"the prompt has at least [0-9]{6}"):
+        await check.check("m", request_)
+
+
+async def test_a_prompt_is_encoded_only_until_it_exceeds_the_context(tmp_path: Path) -> None:
+    model = VllmModel(name="m", engine="vllm", model=str(byte_level(tmp_path)), options={"max_model_len": 30_000})
+    check = ContextWindow(Registry({"m": model}))
+    with pytest.raises(InvalidRequest, match=r"the prompt has at least 6\d{4}$"):
+        await check.check("m", chat("x" * 140_000))

@@ -17,9 +17,9 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Choice
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
-from shared.domain.transcript import Transcript
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
+from tests.support.transcripts import choices_of, entries_of, logged_delta
 from workers.engines.base import EngineError, PromptInfo, Restarted
 from workers.engines.resume import Resume
 from workers.execution.log_writer import LogBuffer
@@ -95,14 +95,6 @@ async def outputs(
 async def generate(engine: Any, request: GenerateRequest) -> list[Delta]:
     _, received = await outputs(engine, request)
     return [item for item in received if isinstance(item, Delta)]
-
-
-def choices_of(deltas: Sequence[Delta | Restarted], choices: int = 1) -> tuple[Choice, ...]:
-    transcript = Transcript(choices)
-    for delta in deltas:
-        assert isinstance(delta, Delta)
-        transcript.add(delta)
-    return transcript.choices()
 
 
 async def answer(engine: Any, request: GenerateRequest) -> Choice:
@@ -296,9 +288,9 @@ class TestLogprobs:
         first = deltas[0]
         assert isinstance(first, Delta)
         assert (first.text, first.token_ids) == ("Once upon a", ())
-        assert [entry["token"] for entry in first.logprobs] == ["Once", " upon", " a"]
-        assert first.logprobs[0]["logprob"] is None
-        assert all(entry["logprob"] < 0 for entry in first.logprobs[1:])
+        assert [entry["token"] for entry in entries_of(first)] == ["Once", " upon", " a"]
+        assert entries_of(first)[0]["logprob"] is None
+        assert all(entry["logprob"] < 0 for entry in entries_of(first)[1:])
         assert prompt.prompt_tokens == 3
 
     async def test_prompt_only(self, engine: Any) -> None:
@@ -350,7 +342,7 @@ def as_logged(deltas: list[Delta]) -> list[Delta]:
     for delta in deltas:
         log.delta(delta)
         log.seal()
-    return [event.delta() for event in log.events]
+    return [logged_delta(event) for event in log.events]
 
 
 def rounded(deltas: Sequence[Delta | Restarted], choices: int) -> list[Any]:
@@ -363,7 +355,7 @@ def rounded(deltas: Sequence[Delta | Restarted], choices: int) -> list[Any]:
             choice.tool_calls,
             [(entry["token"], entry["logprob"] and round(entry["logprob"], 3)) for entry in choice.logprobs or ()],
         )
-        for choice in choices_of(deltas, choices)
+        for choice in choices_of([item for item in deltas if isinstance(item, Delta)], choices)
     ]
 
 
@@ -403,7 +395,7 @@ async def test_regenerated_answer_that_differs_restarts(engine: Any, name: str) 
     def without_ids(deltas: Sequence[Delta | Restarted]) -> list[Any]:
         return [
             (choice.text, choice.finish_reason, [(call.name, call.arguments) for call in choice.tool_calls])
-            for choice in choices_of(deltas, request.sampling.n)
+            for choice in choices_of([item for item in deltas if isinstance(item, Delta)], request.sampling.n)
         ]
 
     assert without_ids(restarted) == without_ids(logged)
