@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
 
 from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, message_body, ping
@@ -14,8 +15,11 @@ from api.anthropic.schemas import AssistantMessage, CountTokensRequest, Messages
 from api.http.json_body import CurrentBodyWork, JsonRoute
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
+from api.jobs.parameters import DEFAULT_PRIORITY
 from api.keys.auth import AnthropicPrincipal
+from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job
+from shared.domain.request import Sampling
 from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
@@ -76,7 +80,10 @@ async def messages(
         finish_within_s=submission.finish_within_s,
     )
     idempotency = await work.run(submission.idempotency, request.url.path, body)
-    job, created = await jobs.submit(principal, new, idempotency)
+    try:
+        job, created = await jobs.submit(principal, new, idempotency)
+    except InvalidRequest as error:
+        raise error.renamed({"structured_outputs": "output_config.format"}) from None
 
     async def response_body(ended: Sequence[Job]) -> dict[str, Any]:
         return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
@@ -89,14 +96,31 @@ async def messages(
     )
 
 
-@router.post("/count_tokens", responses=ERRORS)
+@router.post("/count_tokens", response_model=TokensCount, responses={**ERRORS, **FAILED})
 async def count_tokens(
     body: CountTokensRequest,
-    _: AnthropicPrincipal,
+    principal: AnthropicPrincipal,
     admission: CurrentAdmission,
+    jobs: Jobs,
+    call: CurrentSyncCall,
     work: CurrentBodyWork,
     anthropic_version: Version = None,
-) -> TokensCount:
-    """Count the tokens of a conversation without running it."""
+) -> Response:
+    """Count the tokens of a conversation without running it.
+
+    If only the engine can render it, a job that generates nothing counts them, and is deleted.
+    """
     request = await work.run(conversation, body)
-    return TokensCount(input_tokens=await admission.count_tokens(body.model, request))
+    if (tokens := await admission.count_tokens(body.model, request)) is not None:
+        return JSONResponse(TokensCount(input_tokens=tokens).model_dump())
+    counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})
+    new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=counting, metadata={})
+    job, _ = await jobs.submit(principal, new)
+
+    async def response_body(ended: Sequence[Job]) -> dict[str, Any]:
+        usage = ended[0].usage
+        assert usage is not None
+        await jobs.delete(job.id, principal.project_id)
+        return TokensCount(input_tokens=usage.prompt_tokens).model_dump()
+
+    return await call.respond([job], created=True, stream=None, body=response_body)

@@ -44,11 +44,13 @@ class MemberRules:
     """The known members of a dialect that its schema does not have. Paths are written as `tools[].strict`.
 
     `effective`: members of the schema, and the only values that have an effect; others are ignored.
+    `droppable`: lists of objects whose types the schema knows only in part. The others are ignored if any remain.
     """
 
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     ignored: Collection[str] = ()
     effective: Mapping[str, Collection[Any]] = field(default_factory=dict)
+    droppable: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class MemberReader:
 
 def header_value(paths: Sequence[str]) -> str:
     """The value of `x-headrace-ignored`: percent-encoded paths, separated by commas."""
-    return ", ".join(quote(path, safe="[]") for path in paths)
+    return ", ".join(quote(path.encode("utf-8", "replace"), safe="[]") for path in paths)
 
 
 class _Found:
@@ -174,6 +176,29 @@ class _List(_Node):
             changed = changed or read is not item
             result.append(read)
         return result if changed else value
+
+
+class _Droppable(_List):
+    """A list of which items with an unknown member `type` are dropped, if others remain."""
+
+    def __init__(self, path: str, item: _Object) -> None:
+        super().__init__(item)
+        self._path = path
+        self._known = item
+
+    def read(self, value: Any, found: _Found) -> Any:
+        if type(value) is list and not found.refuse_unknown:
+            kept = [item for item in value if self._unknown_type(item) is None]
+            if kept and len(kept) < len(value):
+                for item in value:
+                    if (kind := self._unknown_type(item)) is not None:
+                        found.add(f"{self._path}[{kind[:MAX_NAME]}]")
+                value = kept
+        return super().read(value, found)
+
+    def _unknown_type(self, item: Any) -> str | None:
+        kind = item.get("type") if type(item) is dict else None
+        return kind if isinstance(kind, str) and not self._known.matches(kind) else None
 
 
 class _Effective(_Node):
@@ -305,6 +330,8 @@ def _object(schema: type[BaseModel], path: str, rules: MemberRules) -> _Object:
             node: _Node | None = _node(annotation, at, rules)
             if at in rules.effective:
                 node = _Effective(at, rules.effective[at])
+            if at in rules.droppable and isinstance(node, _List) and isinstance(node.item, _Object):
+                node = _Droppable(at, node.item)
             members[alias] = _Member(not info.is_required(), _is_client_data(annotation), node)
         if name == "type":
             tags = frozenset(filter(lambda value: isinstance(value, str), _literals(annotation)))

@@ -1,8 +1,8 @@
 """Rejects, at submit, prompts that do not fit the model's context.
 
-The prompt is not counted if the model's files are missing on this machine or the conversation has more than text
-messages (tools, documents, a last message to continue). Then only max_tokens is checked here, and the worker, whose
-rendering is authoritative, rejects the job.
+The prompt is not counted if the model's files are missing on this machine, or the conversation has more than text
+messages (tools, documents, a last message to continue), of which rendering takes long or is not possible here. Then
+only max_tokens is checked here, and the worker, whose rendering is authoritative, rejects the job.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from api.jobs.token_counter import AtLeast, TokenCounter, count_words
+from api.jobs.token_counter import AtLeast, TokenCounter, count_words, is_plain
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest
@@ -54,7 +54,7 @@ class ContextWindow:
                 f"max_tokens: this model's context is {limit} tokens, including the prompt; got {max_tokens}",
                 param="max_tokens",
             )
-        if count is None:
+        if count is None or not is_plain(request):
             return
         size = _bytes(request)
         if size + TEMPLATE_TOKENS < limit:
@@ -79,27 +79,20 @@ class ContextWindow:
             InvalidRequest: the chat template rejects the prompt.
         """
         limit, count = self._limits[model], self._counters[model]
-        if count is None:
+        if count is None or not is_plain(request):
             return None
         if _bytes(request) <= INLINE_BYTES:
             return count(request, limit)
         return await self._in_thread(count, request, limit)
 
-    async def count(self, model: str, request: GenerateRequest) -> int:
-        """Count the tokens of a prompt.
+    async def count(self, model: str, request: GenerateRequest) -> int | None:
+        """Count the tokens of a prompt; None if only its engine can.
 
         Raises:
-            InvalidRequest: the tokens cannot be counted here, or the chat template rejects the prompt.
+            InvalidRequest: the chat template rejects the prompt.
         """
         count = self._counters[model]
-        tokens = await self._in_thread(count, request, None) if count is not None else None
-        if tokens is None:
-            raise InvalidRequest(
-                f"Cannot count tokens for `{model}`: its tokenizer or chat template is not available here, or the"
-                " prompt has tools, tool calls or a message to continue, which only the engine can render.",
-                param="model",
-            )
-        return tokens
+        return await self._in_thread(count, request, None) if count is not None else None
 
     async def _in_thread(self, count: _Count, request: GenerateRequest, limit: int | None) -> int | None:
         async with self._threads:

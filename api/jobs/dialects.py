@@ -1,7 +1,9 @@
 """The known request members that the dialects' schemas do not have: those that are refused, and those without effect.
 
 A member is refused if the answer would be another one, or would lack something, without it. All others, unknown ones
-included, are accepted, named in `x-headrace-ignored`, and counted. docs/compatibility.md repeats these tables.
+included, are accepted, named in `x-headrace-ignored`, and counted. Tools that only a vendor can run, such as its web
+search, are ignored beside functions, because agents send them with every request. Alone, they are refused.
+docs/compatibility.md repeats these tables.
 """
 
 from __future__ import annotations
@@ -84,11 +86,15 @@ _HARMLESS_CHAT = (
     "tools[].function.cache_control",
 )
 
+_TOOLS = ("tools",)
+
 CHAT = MemberRules(
+    droppable=_TOOLS,
     refused={**_CHAT, "prompt": Refusal("this API takes messages")},
     ignored=_HARMLESS_CHAT,
 )
 JOB = MemberRules(
+    droppable=_TOOLS,
     refused={
         **_CHAT,
         "max_completion_tokens": Refusal("this API takes max_tokens"),
@@ -112,6 +118,7 @@ TEXT = MemberRules(
     ignored=_HARMLESS_COMPLETIONS,
 )
 MESSAGES = MemberRules(
+    droppable=_TOOLS,
     refused={
         "container": Refusal("this parameter is not supported: there are no containers or skills"),
         "mcp_servers": Refusal("this parameter is not supported; connect to MCP servers in the client"),
@@ -126,6 +133,8 @@ MESSAGES = MemberRules(
         "cache_control.scope",
         "context_management",
         "diagnostics",
+        "fallback_credit_token",
+        "fallbacks",
         "inference_geo",
         "messages[].content[].cache_control.scope",
         "messages[].content[].citations",
@@ -144,6 +153,7 @@ MESSAGES = MemberRules(
 )
 # The parameters of a message that do not change the prompt, which clients send along.
 COUNT_TOKENS = MemberRules(
+    droppable=_TOOLS,
     refused=MESSAGES.refused,
     ignored=(
         *MESSAGES.ignored, "max_tokens", "metadata", "priority", "stop_sequences", "stream", "temperature", "top_k",
@@ -152,6 +162,7 @@ COUNT_TOKENS = MemberRules(
 )  # fmt: skip
 LOGPROBS = "message.output_text.logprobs"
 RESPONSES = MemberRules(
+    droppable=_TOOLS,
     refused={
         **_ENGINE,
         "chat_template": Refusal(_NO_TEMPLATE),

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from api.http.members import JsonForm
+from shared.domain.errors import InvalidRequest
 from shared.domain.request import (
     MAX_TOOLS,
     ChatOptions,
@@ -210,6 +211,10 @@ class CommonParameters(Sampling):
         if self.structured_outputs is not None and self.response_format not in (None, ResponseFormat(type="text")):
             raise contradiction("response_format", "response_format and structured_outputs are mutually exclusive")
         return self
+
+    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
+        """Name the parameter that this request has in an error about its job."""
+        return error.renamed({"structured_outputs": "response_format"} if self.structured_outputs is None else {})
 
     def structure(self) -> StructuredOutputs | None:
         """The required format of the output; None if unconstrained."""

@@ -67,7 +67,10 @@ async def submit(
         finish_within_s=submission.finish_within_s,
     )
     idempotency = await work.run(submission.idempotency, "/v1/jobs", body)
-    job, created = await jobs.submit(principal, new, idempotency)
+    try:
+        job, created = await jobs.submit(principal, new, idempotency)
+    except InvalidRequest as error:
+        raise body.rename_param(error) from None
     request.state.job_id = job.id
     headers = replay_headers(created)
     if wait_s:

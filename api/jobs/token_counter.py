@@ -9,19 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import ChatOptions, GenerateRequest
+from shared.domain.request import ChatOptions, GenerateRequest, Message, Tool
 
 logger = logging.getLogger(__name__)
 
-# Chat options that change the rendered prompt.
-_PROMPT_OPTIONS = ChatOptions.model_fields.keys() - {"tool_choice", "parallel_tool_calls", "include_reasoning"}
+# Chat options that change the rendered prompt in ways that only the engine knows.
+_ENGINE_OPTIONS = ChatOptions.model_fields.keys() - {
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "include_reasoning",
+}
 
 
 class TokenCounter:
@@ -40,8 +45,13 @@ class TokenCounter:
         }
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _raise
-        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        self._template = environment.from_string(template) if isinstance(template, str) and renders_chat else None
+        environment.filters["tojson"] = _to_json
+        self._template = None
+        if isinstance(template, str) and renders_chat:
+            try:
+                self._template = environment.from_string(template)
+            except TemplateSyntaxError as error:  # the template uses an extension that only the engine has
+                logger.warning("cannot read the chat template outside the engine: %s", error)
         self._longest_token = _longest_token(self._tokenizer)
 
     def count(self, request: GenerateRequest, limit: int | None = None) -> int | None:
@@ -53,11 +63,18 @@ class TokenCounter:
             if isinstance(request.prompt, list):
                 return len(request.prompt)
             return self._encoded(request.prompt or "", limit, add_special_tokens=True)
-        if self._template is None or not _is_plain(request):
+        if self._template is None or not _is_renderable(request):
             return None
-        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        messages = [_template_message(message) for message in request.messages]
+        tools = request.chat.tools if request.chat is not None else None
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+            text = self._template.render(
+                messages=messages,
+                tools=[_template_tool(tool) for tool in tools] if tools else None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special,
+            )
         except (_TemplateError, SecurityError) as error:
             raise InvalidRequest(
                 f"The model's chat template rejects the conversation: {error}", param="messages"
@@ -147,6 +164,14 @@ def _words(text: str) -> int:
     return words
 
 
+def is_plain(request: GenerateRequest) -> bool:
+    """Whether a prompt has only texts, so that its size is known without rendering it."""
+    chat = request.chat
+    return (chat is None or not chat.tools) and not any(
+        message.tool_calls or message.tool_call_id or message.reasoning for message in request.messages or ()
+    )
+
+
 class _TemplateError(TemplateError):
     """The template called `raise_exception`."""
 
@@ -155,10 +180,47 @@ def _raise(message: str) -> Any:
     raise _TemplateError(message)
 
 
-def _is_plain(request: GenerateRequest) -> bool:
-    """Whether the conversation consists of text messages only."""
-    other_options = request.chat is not None and _PROMPT_OPTIONS & request.chat.model_fields_set
-    return not other_options and all(
-        item.content is not None and not (item.tool_calls or item.tool_call_id or item.reasoning)
-        for item in request.messages or ()
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter `tojson` of the transformers library."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _is_renderable(request: GenerateRequest) -> bool:
+    """Whether the conversation can be rendered here. Only engines know which templates support developer messages."""
+    chat = request.chat or ChatOptions()
+    default = ChatOptions()
+    return all(message.role != "developer" for message in request.messages or ()) and all(
+        getattr(chat, option) == getattr(default, option) for option in _ENGINE_OPTIONS & chat.model_fields_set
     )
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    """A message as vLLM passes it to chat templates: the arguments of calls are objects, and the content is a text."""
+    fields = {**message.model_dump(exclude_none=True), "content": message.content or ""}
+    if "reasoning" in fields:
+        fields["reasoning_content"] = fields["reasoning"]
+    for call in fields.get("tool_calls", ()):
+        call["function"]["arguments"] = _arguments(call["function"]["arguments"])
+    return fields
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def _template_tool(tool: Tool) -> dict[str, Any]:
+    """A tool as vLLM passes it to chat templates."""
+    function = tool.function.model_dump()
+    if function["strict"] is None:
+        del function["strict"]
+    return {"type": tool.type, "function": function}

@@ -27,7 +27,7 @@ from api.openai.schemas import (
     ModelList,
     ModelView,
 )
-from shared.domain.errors import NotFound
+from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import Job
 from shared.postgres.job_store import NewJob
 
@@ -112,7 +112,10 @@ async def _complete(
         for generate in await work.run(body.generate_requests)
     ]
     idempotency = await work.run(submission.idempotency, request.url.path, body)
-    submitted, created = await submit_all(jobs, principal, requests, idempotency)
+    try:
+        submitted, created = await submit_all(jobs, principal, requests, idempotency)
+    except InvalidRequest as error:
+        raise body.rename_param(error) from None
 
     async def completion(ended: Sequence[Job]) -> dict[str, Any]:
         return completion_body(dialect, ended)

@@ -11,6 +11,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.domain.errors import HeadraceError
+from shared.domain.structure_size import StructureBounds
 
 # Allowed model names.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
@@ -84,7 +85,17 @@ class Spec(BaseModel):
         return None
 
     @property
+    def structure_bounds(self) -> StructureBounds | None:
+        """Bounds on what the engine compiles; None if it relays structured outputs to another server."""
+        return None
+
+    @property
+    def compiles_all_tools(self) -> bool:
+        """Whether the engine compiles the parameters of tools that the model need not call."""
+        return False
+
+    @property
     def fingerprint(self) -> str:
         """Identifies how the model is run: a hash of its entry, without what does not change its output."""
-        entry = self.model_dump(mode="json", exclude={"description", "max_logprob_values"})
+        entry = self.model_dump(mode="json", exclude={"description", "max_logprob_values", "structured_outputs"})
         return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.config.models.base import PromptTokenizer, Spec, WordTokenizer
+from shared.domain.structure_size import StructureBounds
 
 
 class SimulatedOptions(BaseModel):
@@ -31,6 +32,11 @@ class SimulatedModel(Spec):
     engine: Literal["simulated"]
     slots: int = Field(256, ge=1, le=4096)
     options: SimulatedOptions = Field(default_factory=SimulatedOptions)
+    structured_outputs: StructureBounds = Field(default_factory=StructureBounds)
+
+    @property
+    def structure_bounds(self) -> StructureBounds:
+        return self.structured_outputs
 
     @property
     def max_model_len(self) -> int | None:

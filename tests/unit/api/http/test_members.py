@@ -377,6 +377,24 @@ def test_values_without_effect_are_ignored(changes: dict[str, Any], ignored: tup
     assert refused.value.param == ignored[0]
 
 
+@pytest.mark.parametrize("api", ["job", "chat", "message", "count_tokens", "response"])
+def test_tools_of_other_types_are_ignored_beside_functions(api: str) -> None:
+    schema, body = FULL[api]
+    functions, others = (
+        body["tools"],
+        [{"type": "web_search", "user_location": None}, {"type": "custom_2", "name": "p"}],
+    )
+    reading = member_reader().read(Shape(schema), {**body, "tools": [others[0], *functions, others[1]]})
+    assert reading.ignored == ("tools[web_search]", "tools[custom_2]")
+    assert reading.body["tools"] == functions
+    with pytest.raises(ValidationError):
+        read(schema, {**body, "tools": others})
+    with pytest.raises(ValidationError):
+        read(schema, {**body, "tools": [*functions, *others]}, refuse_unknown=True)
+    with pytest.raises(ValidationError):
+        read(schema, {**body, "tools": [*functions, {"type": 7}]})
+
+
 def test_client_data_is_left_unchanged() -> None:
     schema: dict[str, Any] = {
         "type": "object",

@@ -21,7 +21,16 @@ from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
 from shared.config.models.vllm import ChatSettings, VllmModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, Tool
+from shared.domain.request import (
+    ChatOptions,
+    Function,
+    FunctionCall,
+    GenerateRequest,
+    Message,
+    MessageToolCall,
+    Sampling,
+    Tool,
+)
 from tests.support.examples import example_count
 from workers.engines.base import PromptInfo
 from workers.engines.simulated.engine import SimulatedEngine
@@ -79,17 +88,48 @@ def test_without_a_template_a_conversation_is_not_counted(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("messages", "chat_options"),
     [
-        ([Message(role="user", content="one")], ChatOptions(tools=[Tool(function=Function(name="f"))])),
         ([Message(role="user", content="one")], ChatOptions(continue_final_message=True)),
         ([Message(role="user", content="one")], ChatOptions(documents=[{"text": "long"}])),
-        ([Message(role="tool", content="one", tool_call_id="a")], None),
+        ([Message(role="user", content="one")], ChatOptions(reasoning_effort="low")),
+        ([Message(role="developer", content="one"), Message(role="user", content="one")], None),
     ],
 )
-def test_conversations_with_more_than_text_are_not_counted(
+def test_conversations_that_only_the_engine_renders_are_not_counted(
     tmp_path: Path, messages: list[Message], chat_options: ChatOptions | None
 ) -> None:
     request = GenerateRequest(messages=messages, chat=chat_options)
     assert TokenCounter(model_folder(tmp_path, TEMPLATE)).count(request) is None
+
+
+async def test_tools_and_calls_are_counted_but_not_at_submit(tmp_path: Path) -> None:
+    template = (
+        "{% for tool in tools %}<tool> {{ tool.function.name }} {{ tool | tojson(indent=1) }} {% endfor %}"
+        "{% for m in messages %}<{{ m.role }}> {{ m.content }}"
+        "{% for call in m.tool_calls %} {{ call.function.name }} {{ call.function.arguments.items() | length }}"
+        "{% endfor %}{% if m.reasoning_content %} {{ m.reasoning }}{% endif %} {% endfor %}"
+    )
+    folder = model_folder(tmp_path, template)
+    call = MessageToolCall(id="c", function=FunctionCall(name="f", arguments='{"a": "one two", "b": 1}'))
+    broken = MessageToolCall(id="d", function=FunctionCall(name="f", arguments='{"a'))
+    request = GenerateRequest(
+        messages=[
+            Message(role="user", content="one two"),
+            Message(role="assistant", tool_calls=[call, broken], reasoning="three words here"),
+            Message(role="tool", content="1", tool_call_id="c"),
+        ],
+        chat=ChatOptions(tools=[Tool(function=Function(name="f", description="d"))], tool_choice="auto"),
+    )
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": None}}
+    expected = f"<tool> f {json.dumps(tool, indent=1)} <user> one two <assistant>  f 2 f 0 three words here <tool> 1"
+    assert TokenCounter(folder).count(request) == len(expected.split())
+    window = ContextWindow(Registry({"m": VllmModel(name="m", engine="vllm", model=str(folder))}))
+    assert await window.count("m", request) == len(expected.split())
+    assert await window.tokens("m", request) is None, "rendering tools takes long"
+
+
+def test_a_template_with_an_extension_of_the_engine_is_not_counted(tmp_path: Path) -> None:
+    template = "{% generation %}one{% endgeneration %}"
+    assert TokenCounter(model_folder(tmp_path, template)).count(chat("one")) is None
 
 
 def test_a_template_that_needs_the_engine_is_not_counted(tmp_path: Path) -> None:
