@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from shared.domain.job import Failure, Job
 
 
@@ -14,4 +12,4 @@ def rename_failure(job: Job, failure: Failure) -> Failure:
     """
     structure = job.request.structured_outputs
     is_json = structure is not None and (structure.json_schema is not None or bool(structure.json_object))
-    return replace(failure, param="response_format") if failure.param == "structured_outputs" and is_json else failure
+    return failure.renamed({"structured_outputs": "response_format"}) if is_json else failure

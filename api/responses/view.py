@@ -6,7 +6,7 @@ from typing import Any
 
 from api.responses.error_params import rename_failure
 from shared.domain.errors import ErrorCode
-from shared.domain.job import Failure, Job, JobStatus
+from shared.domain.job import Failure, JobStatus, JobSummary
 from shared.domain.response import StoredResponse
 
 # The response status for each job status.
@@ -67,7 +67,7 @@ def usage(counted: dict[str, int], reasoning_tokens: int) -> dict[str, Any]:
     }
 
 
-def error(job: Job, stored: dict[str, str] | None) -> dict[str, str] | None:
+def error(job: JobSummary, stored: dict[str, str] | None) -> dict[str, str] | None:
     """Convert the error in a log's last event. A cancel is not reported as an error."""
     if stored is None or stored["code"] == ErrorCode.CANCELLED:
         return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from shared.domain.errors import InvalidRequest
 from shared.domain.ids import is_id, new_id
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
@@ -73,7 +75,7 @@ class Choice:
     """One generated answer. `finish_reason`: "stop", "length", "tool_calls", or None if it was interrupted.
 
     `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
-    token, as in `shared.domain.events.Delta`; only the first choice has `prompt_logprobs`.
+    token, in the stored form (`shared.domain.logprobs`); only the first choice has `prompt_logprobs`.
     """
 
     index: int
@@ -81,9 +83,15 @@ class Choice:
     finish_reason: str | None = None
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: Sequence[Any] | None = None
     stop_reason: int | str | None = None
-    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    prompt_logprobs: Sequence[Any] | None = None
+
+    @property
+    def size(self) -> int:
+        """About the bytes of the choice as JSON, which indicate the time that it takes to process."""
+        size = len(self.text) + len(self.reasoning or "") + sum(len(call.arguments) for call in self.tool_calls)
+        return size + _ENTRY_BYTES * (len(self.logprobs or ()) + len(self.prompt_logprobs or ()))
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:
@@ -93,10 +101,23 @@ class Choice:
 
     def stored(self) -> dict[str, Any]:
         """Return the form that is stored in the job's row."""
-        return {name: value for name, value in asdict(self).items() if name in _ALWAYS or value not in (None, ())}
+        stored: dict[str, Any] = {"index": self.index, "text": self.text, "finish_reason": self.finish_reason}
+        if self.tool_calls:
+            stored["tool_calls"] = [asdict(call) for call in self.tool_calls]
+        for name in ("reasoning", "logprobs", "stop_reason", "prompt_logprobs"):
+            if (value := getattr(self, name)) is not None:
+                stored[name] = value
+        return stored
 
 
-_ALWAYS = ("index", "text", "finish_reason")
+# The members of a choice, and a small entry of log probabilities.
+_CHOICE_BYTES = 256
+_ENTRY_BYTES = 64
+
+
+def output_size(output: Sequence[Choice]) -> int:
+    """About the bytes of an output as JSON."""
+    return sum(choice.size for choice in output) + _CHOICE_BYTES * len(output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +144,11 @@ class Failure:
     def of(cls, payload: dict[str, str]) -> Failure:
         """Decode the `error` of a log's last event. Other members, which a newer version may write, are ignored."""
         return cls(payload["code"], payload["message"], payload.get("param"))
+
+    def renamed(self, names: Mapping[str, str]) -> Failure:
+        """Return the failure with a job's parameter replaced by that of an API: see `InvalidRequest.renamed`."""
+        error = InvalidRequest(self.message, param=self.param).renamed(names)
+        return replace(self, message=error.message, param=error.param)
 
     def payload(self) -> dict[str, str]:
         """Encode the `error` of a log's last event."""
@@ -175,27 +201,27 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job, as stored in its row. Times are in UTC."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    """A job without its request and its output, as lists and polls need it. Times are in UTC."""
 
     id: str
     owner: Owner
     model: str
     status: JobStatus
     priority: int
-    request: GenerateRequest
     created_at: datetime
     metadata: dict[str, str] = field(default_factory=dict)
     start_before: datetime | None = None
     finish_before: datetime | None = None
     attempt: int = 0
     deaths: int = 0
+    suspect: bool = False
+    exposures: int = 0
     worker: str | None = None
     started_at: datetime | None = None
     first_token_at: datetime | None = None
     finished_at: datetime | None = None
-    output: tuple[Choice, ...] = ()
     usage: Usage | None = None
     error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -224,3 +250,16 @@ class Job:
             "ttft_ms": since_submit(self.first_token_at),
             "total_ms": since_submit(self.finished_at),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(JobSummary):
+    """A job, as stored in its row."""
+
+    request: GenerateRequest
+    output: tuple[Choice, ...] = ()
+
+    @property
+    def output_size(self) -> int:
+        """About the bytes of the output as JSON."""
+        return output_size(self.output)

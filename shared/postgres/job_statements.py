@@ -11,9 +11,11 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     JSON,
     ColumnElement,
+    Integer,
     Select,
     SmallInteger,
     Text,
@@ -26,21 +28,35 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, TERMINAL, Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import (
+    RUNNING,
+    TERMINAL,
+    Attempt,
+    AttemptOutcome,
+    Choice,
+    Failure,
+    Job,
+    JobStatus,
+    JobSummary,
+    Usage,
+)
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, Store
+from shared.postgres.store import Encoded, Records, Store
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
+from shared.runtime import chunked_json
+from shared.runtime.offload import INLINE_BYTES, off_loop
 
 # Suffix of `worker` in the row of a job whose claim was revoked or released.
 LOST = "/lost"
 
-COLUMNS = (
+SUMMARY_COLUMNS = (
     JobRow.id,
     JobRow.project_id,
     JobRow.key_id,
@@ -48,20 +64,20 @@ COLUMNS = (
     JobRow.model,
     JobRow.status,
     JobRow.priority,
-    JobRow.request,
     JobRow.job_metadata,
     JobRow.created_at,
     JobRow.start_before,
     JobRow.finish_before,
     JobRow.attempt,
     JobRow.deaths,
+    JobRow.suspect,
+    JobRow.exposures,
     JobRow.worker,
     JobRow.attempt_started_at,
     JobRow.attempts,
     JobRow.started_at,
     JobRow.first_token_at,
     JobRow.finished_at,
-    JobRow.output,
     JobRow.usage,
     JobRow.error_code,
     JobRow.error_message,
@@ -69,36 +85,70 @@ COLUMNS = (
     JobRow.request_id,
     JobRow.traceparent,
 )
+# Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
+REQUEST = sql_cast(JobRow.request, Text).label("request")
+OUTPUT = sql_cast(JobRow.output, Text).label("output")
+COLUMNS = (*SUMMARY_COLUMNS, REQUEST, OUTPUT)
+
+
+def to_summary(row: Any) -> JobSummary:
+    """Build the summary of a job from a row of `SUMMARY_COLUMNS`."""
+    return JobSummary(**_summary(row))
 
 
 def to_job(row: Any) -> Job:
-    """Build a job from a row of `COLUMNS`."""
+    """Build a job from a row of `COLUMNS`. If they are large, run it in a thread: see `read_job`."""
+    return Job(**_summary(row), request=to_request(row.request), output=to_output(row.output))
+
+
+async def read_job(row: Any) -> Job:
+    """Build a job from a row of `COLUMNS` without stalling the event loop."""
+    return await off_loop(len(row.request) + len(row.output or ""), to_job, row)
+
+
+def to_request(text: str) -> GenerateRequest:
+    """Parse a stored request."""
+    return GenerateRequest.model_validate(_loads(text))
+
+
+def to_output(text: str | None) -> tuple[Choice, ...]:
+    """Parse a stored output. Its log probabilities, if there are many, stay in the text until they are read."""
+    return tuple(Choice.of(choice) for choice in _loads(text) or ()) if text is not None else ()
+
+
+def _loads(text: str) -> Any:
+    if len(text) <= INLINE_BYTES:
+        return orjson.loads(text)
+    return chunked_json.loads(text, lazy=("logprobs", "prompt_logprobs"))
+
+
+def _summary(row: Any) -> dict[str, Any]:
     attempts = [_attempt(item) for item in row.attempts]
     if row.worker is not None and row.attempt_started_at is not None:
         attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at))
-    return Job(
-        id=row.id,
-        owner=Owner(row.project_id, row.key_id, row.end_user),
-        model=row.model,
-        status=JobStatus(row.status),
-        priority=row.priority,
-        request=GenerateRequest.model_validate(row.request),
-        metadata=row.metadata,
-        created_at=row.created_at,
-        start_before=row.start_before,
-        finish_before=row.finish_before,
-        attempt=row.attempt,
-        deaths=row.deaths,
-        worker=row.worker,
-        started_at=row.started_at,
-        first_token_at=row.first_token_at,
-        finished_at=row.finished_at,
-        output=tuple(Choice.of(choice) for choice in row.output or ()),
-        usage=Usage(**row.usage) if row.usage is not None else None,
-        error=Failure(row.error_code, row.error_message, row.error_param) if row.error_code is not None else None,
-        attempts=tuple(attempts),
-        request_context=RequestContext(row.request_id, row.traceparent),
-    )
+    return {
+        "id": row.id,
+        "owner": Owner(row.project_id, row.key_id, row.end_user),
+        "model": row.model,
+        "status": JobStatus(row.status),
+        "priority": row.priority,
+        "metadata": row.metadata,
+        "created_at": row.created_at,
+        "start_before": row.start_before,
+        "finish_before": row.finish_before,
+        "attempt": row.attempt,
+        "deaths": row.deaths,
+        "suspect": row.suspect,
+        "exposures": row.exposures,
+        "worker": row.worker,
+        "started_at": row.started_at,
+        "first_token_at": row.first_token_at,
+        "finished_at": row.finished_at,
+        "usage": Usage(**row.usage) if row.usage is not None else None,
+        "error": Failure(row.error_code, row.error_message, row.error_param) if row.error_code is not None else None,
+        "attempts": tuple(attempts),
+        "request_context": RequestContext(row.request_id, row.traceparent),
+    }
 
 
 def _attempt(item: dict[str, Any]) -> Attempt:
@@ -132,13 +182,22 @@ def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
     return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
 
 
-def requeued(tokens: int, outcome: AttemptOutcome, *, deaths: int) -> dict[Any, Any]:
-    """The values that put a running job back into the queue. `deaths` is 1 if its worker or engine died, else 0."""
+def requeued(tokens: int, outcome: AttemptOutcome) -> dict[Any, Any]:
+    """The values that put a running job back into the queue."""
     return {
         JobRow.status: JobStatus.QUEUED.value,
         JobRow.worker: None,
-        JobRow.deaths: JobRow.deaths + deaths,
         JobRow.attempts: ended_attempt(tokens, outcome),
+    }
+
+
+def after_death(charged: Any, suspect: Any) -> dict[Any, Any]:
+    """The values that record the death of a job's worker or engine; the arguments are SQL or those of a `Verdict`."""
+    charge = sql_cast(charged, Integer)
+    return {
+        JobRow.deaths: JobRow.deaths + charge,
+        JobRow.exposures: JobRow.exposures + 1 - charge,
+        JobRow.suspect: suspect,
     }
 
 
@@ -149,13 +208,13 @@ _RESULTS = Records(
     status=Text,
     finished_at=Timestamp,
     first_token_at=Timestamp,
-    output=JSON,
+    output=Encoded(JSON),
     usage=JSONB,
     error_code=Text,
     error_message=Text,
     error_param=Text,
     attempts=JSONB,
-    log=Text,
+    log=Encoded(Text),
 )
 
 
@@ -223,7 +282,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "status": result.status.value,
         "finished_at": result.finished_at,
         "first_token_at": result.first_token_at,
-        "output": [choice.stored() for choice in result.output],
+        "output": result.output,
         "usage": asdict(result.usage),
         "error_code": error.code if error else None,
         # A message may quote anything, and `text` refuses U+0000.
@@ -286,7 +345,7 @@ class JobRowStore(Store):
     """The base class of stores of jobs."""
 
     async def _jobs(self, statement: Select[Any]) -> list[Job]:
-        return await self._all(statement, to_job)
+        return [await read_job(row) for row in await self._all(statement, lambda row: row)]
 
     async def _end(self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object) -> list[bool]:
         """Run an `end_statement`; return for each result whether it was written."""

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, func, or_, select, type_coerce, update
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Row,
+    SmallInteger,
+    Text,
+    and_,
+    delete,
+    func,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
+from shared.domain.suspects import Verdict, judge
 from shared.postgres.job_statements import (
     COLUMNS,
     LOST,
     JobRowStore,
+    after_death,
     end_statement,
     live_workers,
     overdue,
@@ -22,7 +39,7 @@ from shared.postgres.job_statements import (
     result_record,
 )
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import seconds
+from shared.postgres.store import Records, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, WorkerRow
 
 
@@ -32,9 +49,54 @@ class RequeuedJob(Hint):
 
     attempt: int
     worker: str
+    suspect: bool
     request_id: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class LostJob:
+    """A running job whose worker is dead, or has released it (`worker` ends with `LOST`).
+
+    `ends`: it is not run again, because it is being cancelled or is overdue.
+    """
+
+    job_id: str
+    attempt: int
+    worker: str
+    deaths: int
+    suspect: bool
+    exposures: int
+    ends: bool
+
+
+def verdicts(lost: Sequence[LostJob], generated: Collection[str], max_attempts: int) -> dict[str, Verdict]:
+    """What the deaths of their workers mean for jobs. `generated`: those that had a token since their last start.
+
+    A claim that a live worker has released says nothing about the job's effect on a worker: it is only counted.
+    """
+    found: dict[str, Verdict] = {}
+    for worker, group in groupby(sorted(lost, key=_worker), key=_worker):
+        jobs = list(group)
+        if worker.endswith(LOST):
+            found |= {job.job_id: Verdict(charged=True, suspect=job.suspect) for job in jobs}
+        else:
+            found |= judge(jobs, (job.job_id for job in jobs if job.job_id not in generated), max_attempts)
+    return found
+
+
+def out_of_attempts(lost: Sequence[LostJob], generated: Collection[str], max_attempts: int) -> set[str]:
+    """The jobs that have died too often; the arguments are those of `verdicts`."""
+    judged = verdicts(lost, generated, max_attempts)
+    return {job.job_id for job in lost if judged[job.job_id].charged and job.deaths + 1 >= max_attempts}
+
+
+def _worker(job: LostJob) -> str:
+    return job.worker
+
+
+# More than any worker has slots, so that all jobs of a worker are judged together.
+LOST_LIMIT = 10_000
+_JUDGED = Records("judged", id=Text, attempt=SmallInteger, charged=Boolean, suspect=Boolean)
 _END_QUEUED = Prepared(end_statement(JobRow.status == JobStatus.QUEUED.value))
 _END_LOST = Prepared(end_statement(JobRow.status.in_(RUNNING), JobRow.worker.endswith(LOST)))
 
@@ -67,24 +129,60 @@ class RecoveryStore(JobRowStore):
         """End a job whose claim was revoked. False: it was ended meanwhile."""
         return (await self._end(_END_LOST, [result_record(job_id, attempt, result)]))[0]
 
-    async def requeue_stalled(self, max_attempts: int, limit: int = 500) -> list[RequeuedJob]:
-        """Put the jobs of dead workers back into the queue, except those that must end (`stalled_to_end`)."""
-        stalled = (
-            select(JobRow.id)
+    async def lost(self) -> list[LostJob]:
+        """Return the running jobs of dead workers, and those that workers have released."""
+        statement = (
+            select(
+                JobRow.id,
+                JobRow.attempt,
+                JobRow.worker,
+                JobRow.deaths,
+                JobRow.suspect,
+                JobRow.exposures,
+                or_(JobRow.status == JobStatus.CANCELLING.value, overdue()).label("ends"),
+            )
+            .where(_is_lost())
+            .limit(LOST_LIMIT)
+        )
+        return await self._all(statement, _lost_job)
+
+    async def requeue_stalled(
+        self, max_attempts: int, lost: Sequence[LostJob] | None = None, generated: Collection[str] = ()
+    ) -> list[RequeuedJob]:
+        """Put the jobs of dead workers back into the queue, except those that must end (`stalled_to_end`).
+
+        `lost` and `generated` are as in `verdicts`; without `lost`, it is read here.
+        """
+        lost = await self.lost() if lost is None else lost
+        judged, dead = verdicts(lost, generated, max_attempts), out_of_attempts(lost, generated, max_attempts)
+        records = [
+            {"id": job.job_id, "attempt": job.attempt, **asdict(judged[job.job_id])}
+            for job in lost
+            if not job.ends and job.job_id not in dead
+        ]
+        if not records:
+            return []
+        locked = (
+            select(JobRow.id, _JUDGED.charged, _JUDGED.suspect)
             .where(
+                JobRow.id == _JUDGED.id,
+                JobRow.attempt == _JUDGED.attempt,
                 JobRow.status == JobStatus.IN_PROGRESS.value,
-                JobRow.worker.not_in(live_workers()),
-                JobRow.deaths < max_attempts - 1,
+                _is_lost(),
                 ~overdue(),
             )
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
+            .with_for_update(skip_locked=True, of=JobRow)
+            .cte("locked")
         )
         statement = (
             update(JobRow)
-            .where(JobRow.id.in_(stalled))
-            .values(requeued(0, AttemptOutcome.WORKER_LOST, deaths=1))
+            .where(JobRow.id == locked.c.id)
+            .values(
+                {
+                    **requeued(0, AttemptOutcome.WORKER_LOST),
+                    **after_death(locked.c.charged, locked.c.suspect),
+                }
+            )
             .returning(
                 JobRow.id,
                 JobRow.model,
@@ -92,36 +190,37 @@ class RecoveryStore(JobRowStore):
                 JobRow.attempt,
                 type_coerce(JobRow.attempts, JSONB)[-1]["worker"].astext.label("lost_by"),
                 JobRow.request_id,
+                JobRow.suspect,
             )
         )
-        return await self._all(
-            statement,
-            lambda row: RequeuedJob(
-                job_id=row.id,
-                model=row.model,
-                priority=row.priority,
-                attempt=row.attempt,
-                worker=row.lost_by,
-                request_id=row.request_id,
-            ),
-        )
+        async with self._engine.connect() as connection:
+            return [
+                RequeuedJob(
+                    job_id=row.id,
+                    model=row.model,
+                    priority=row.priority,
+                    attempt=row.attempt,
+                    worker=row.lost_by,
+                    suspect=row.suspect,
+                    request_id=row.request_id,
+                )
+                for row in await connection.execute(statement, _JUDGED.parameters(records))
+            ]
 
-    async def stalled_to_end(self, max_attempts: int, limit: int = 100) -> list[Job]:
-        """Return the jobs of dead workers that are not retried: being cancelled, out of attempts, or overdue."""
-        statement = (
-            select(*COLUMNS)
-            .where(
-                JobRow.status.in_(RUNNING),
-                JobRow.worker.not_in(live_workers()),
-                or_(
-                    JobRow.status == JobStatus.CANCELLING.value,
-                    JobRow.deaths >= max_attempts - 1,
-                    overdue(),
-                ),
-            )
-            .limit(limit)
-        )
-        return await self._jobs(statement)
+    async def stalled_to_end(
+        self,
+        max_attempts: int,
+        lost: Sequence[LostJob] | None = None,
+        generated: Collection[str] = (),
+        limit: int = 100,
+    ) -> list[Job]:
+        """Return the jobs of dead workers that are not retried: being cancelled, overdue, or out of attempts."""
+        lost = await self.lost() if lost is None else lost
+        dead = out_of_attempts(lost, generated, max_attempts)
+        ids = [job.job_id for job in lost if job.ends or job.job_id in dead]
+        if not ids:
+            return []
+        return await self._jobs(select(*COLUMNS).where(JobRow.id.in_(ids[:limit]), _is_lost()))
 
     async def overdue(self, limit: int = 500) -> list[Job]:
         """Return queued jobs that were not started by `start_before` or not finished by `finish_before`."""
@@ -165,6 +264,15 @@ class RecoveryStore(JobRowStore):
             .limit(limit)
         )
         return await self._all(statement, _hint)
+
+
+def _is_lost() -> ColumnElement[bool]:
+    """Condition: the job is running, and its worker is dead or has released it."""
+    return and_(JobRow.status.in_(RUNNING), JobRow.worker.not_in(live_workers()))
+
+
+def _lost_job(row: Row[Any]) -> LostJob:
+    return LostJob(row.id, row.attempt, row.worker, row.deaths, row.suspect, row.exposures, row.ends)
 
 
 def _hint(row: Row[Any]) -> Hint:

@@ -21,7 +21,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from shared.domain.job import JOB_ID_PREFIX, Attempt, AttemptOutcome, Job, JobStatus
+from shared.domain.job import JOB_ID_PREFIX, Attempt, AttemptOutcome, Job, JobStatus, JobSummary
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.telemetry.tracing import AttemptTrace, RequestTrace, StreamTrace, Traces
 
@@ -107,7 +107,7 @@ class OtelTraces(Traces):
             self._report_lost(job, job.attempts[-1], now)
 
     @contextmanager
-    def streaming(self, job: Job, after: int) -> Iterator[StreamTrace]:
+    def streaming(self, job: JobSummary, after: int) -> Iterator[StreamTrace]:
         links = [_span_context(REQUEST_CONTEXT.get().traceparent)]
         span = self.of_job(
             job, "stream", None, {"headrace.after": after}, links=[Link(link) for link in links if link.is_valid]
@@ -124,7 +124,7 @@ class OtelTraces(Traces):
 
     def of_job(
         self,
-        job: Job,
+        job: JobSummary,
         name: str,
         start: datetime | None,
         attributes: Mapping[str, Value | None],
@@ -269,7 +269,7 @@ def _ns(moment: datetime | None) -> int | None:
     return ((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
-def _uuid(job: Job) -> int:
+def _uuid(job: JobSummary) -> int:
     """The UUID in the job's id, which may end with a region."""
     return int(job.id.removeprefix(JOB_ID_PREFIX)[:32], 16)
 

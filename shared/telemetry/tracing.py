@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from shared.domain.job import AttemptOutcome, Job, JobStatus
+from shared.domain.job import AttemptOutcome, Job, JobStatus, JobSummary
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 
 
@@ -78,7 +78,7 @@ class Traces:
         """A job has ended without a worker; `job` is its state before that."""
 
     @contextmanager
-    def streaming(self, job: Job, after: int) -> Iterator[StreamTrace]:
+    def streaming(self, job: JobSummary, after: int) -> Iterator[StreamTrace]:
         """The span of a reader that follows a job after a cursor."""
         yield StreamTrace()
 

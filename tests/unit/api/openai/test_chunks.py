@@ -15,6 +15,7 @@ from api.openai.completions import CHAT, TEXT, Dialect
 from api.streaming.errors import StreamAborted
 from shared.domain.events import CallDelta, Delta, Event, EventType, delta_event, event
 from shared.domain.job import Job, JobStatus
+from shared.domain.logprobs import Candidate, encode_entry
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 
@@ -23,7 +24,15 @@ USAGE = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": 2}
 
 def job(number: int = 1, **request: Any) -> Job:
     generate = GenerateRequest(messages=[Message(role="user", content="x")], **request)
-    return Job(f"job_{number:032d}", Owner(1, 1), "m", JobStatus.QUEUED, 3, generate, datetime.now(UTC))
+    return Job(
+        id=f"job_{number:032d}",
+        owner=Owner(1, 1),
+        model="m",
+        status=JobStatus.QUEUED,
+        priority=3,
+        request=generate,
+        created_at=datetime.now(UTC),
+    )
 
 
 def log(
@@ -237,10 +246,13 @@ async def test_a_restart_before_text_sends_the_opening_chunk_once() -> None:
     ]
 
 
-async def test_text_offsets_of_logprobs_continue_across_chunks() -> None:
-    def entry(token: str, logprob: float | None, *others: str) -> dict[str, Any]:
+@pytest.mark.parametrize("form", ["compact", "objects"])
+async def test_text_offsets_of_logprobs_continue_across_chunks(form: str) -> None:
+    def entry(token: str, logprob: float | None, *others: str) -> bytes:
+        if form == "compact":
+            return encode_entry(Candidate(token, logprob), [Candidate(item, -2.0) for item in (token, *others)])
         top = [{"token": item, "logprob": -2.0, "bytes": None} for item in (token, *others)]
-        return {"token": token, "logprob": logprob, "bytes": None, "top": top}
+        return orjson.dumps({"token": token, "logprob": logprob, "bytes": None, "top": top})
 
     deltas = (
         Delta(0, "the", logprobs=(entry("the", None),)),

@@ -37,7 +37,8 @@ from tests.support.metrics import api_metrics, worker_metrics
 from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
-    "code", "at", "kind", "method", "model", "outcome", "priority", "reason", "route", "state", "status", "write",
+    "code", "at", "kind", "method", "model", "outcome", "parameter", "priority", "reason", "route", "source", "state",
+    "status", "write",
 }  # fmt: skip
 MODEL = "sim"
 UNDECLARED = "invented"
@@ -182,16 +183,24 @@ def test_values_that_all_processes_read_are_aggregated_by_max() -> None:
 
 def test_the_end_of_a_job_is_counted_once_with_its_tokens() -> None:
     created = datetime(2026, 1, 1, tzinfo=UTC)
-    job = Job(new_job_id(), Owner(1, 1), MODEL, JobStatus.IN_PROGRESS, 9, GenerateRequest(prompt="x"), created)
+    job = Job(
+        id=new_job_id(),
+        owner=Owner(1, 1),
+        model=MODEL,
+        status=JobStatus.IN_PROGRESS,
+        priority=9,
+        request=GenerateRequest(prompt="x"),
+        created_at=created,
+    )
     result = JobResult(
         JobStatus.FAILED,
         created + timedelta(seconds=2),
-        (),
+        b"[]",
         Usage(11, 5, 7),
         Failure("engine_error", "It broke."),
         None,
         (),
-        "",
+        b"",
     )
     metrics = api_metrics(MODEL)
     metrics.job_ended(job, result)
