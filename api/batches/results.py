@@ -25,6 +25,8 @@ from api.jobs.admission import Admission
 from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound, UpstreamFailed
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
+from shared.runtime.chunked_json import dump_pieces
+from shared.runtime.time_slice import TimeSlice
 
 PAGE = 50
 EXPIRED_ERROR = {
@@ -214,7 +216,12 @@ class _Writer:
         self._size = 0
 
     async def write(self, content: dict[str, Any]) -> None:
-        self._buffer += _one_line(orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
+        slice_ = TimeSlice()
+        for piece in dump_pieces(content):
+            self._buffer += _one_line(piece)
+            if slice_.over:
+                await slice_.give_way()
+        self._buffer += b"\n"
         if len(self._buffer) >= CHUNK:
             await self.flush()
 
