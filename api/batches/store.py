@@ -29,13 +29,13 @@ from sqlalchemy import (
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
 from api.files.store import Purpose, insert_file, not_expired
-from shared.domain.job import Job, new_job_id
+from shared.domain.job import Job, JobState, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
 from shared.postgres.job_statements import COLUMNS as JOB_COLUMNS
-from shared.postgres.job_statements import JobRowStore, insert_queued, to_job
+from shared.postgres.job_statements import STATE_COLUMNS, JobRowStore, insert_queued, to_job, to_state
 from shared.postgres.store import Records, page_by_id, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 
@@ -332,9 +332,10 @@ class BatchStore(JobRowStore):
         )
         return await self._all(statement, lambda row: LineResult(row.batch_line, to_job(row), row.log))
 
-    async def open_jobs(self, batch_id: str) -> list[Job]:
+    async def open_jobs(self, batch_id: str) -> list[JobState]:
         """Return the jobs that have not ended."""
-        return await self._jobs(select(*JOB_COLUMNS).where(JobRow.batch_id == batch_id, JobRow.finished_at.is_(None)))
+        statement = select(*STATE_COLUMNS).where(JobRow.batch_id == batch_id, JobRow.finished_at.is_(None))
+        return await self._readable(statement, to_state)
 
     async def _move(
         self, batch_id: str, sources: Sequence[BatchStatus], target: BatchStatus, values: dict[Any, Any]

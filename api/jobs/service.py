@@ -19,7 +19,7 @@ from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
 from shared.domain.errors import Conflict, InvalidRequest
 from shared.domain.events import Event
-from shared.domain.job import Job, JobStatus, is_job_id
+from shared.domain.job import Job, JobState, JobStatus, is_job_id
 from shared.domain.priorities import Hint
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
@@ -93,6 +93,9 @@ class JobService:
         """
         return await own_or_404("job", job_id, project_id, is_job_id, self._store.get)
 
+    async def _state(self, job_id: str, project_id: int) -> JobState:
+        return await own_or_404("job", job_id, project_id, is_job_id, self._store.state)
+
     async def page(
         self, project_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
     ) -> Page[Job]:
@@ -133,20 +136,20 @@ class JobService:
 
     async def cancel(self, job_id: str, project_id: int) -> Job:
         """Cancel a job: immediately while it is queued, through its worker while it runs. Idempotent."""
-        job = await self.get(job_id, project_id)
+        job = await self._state(job_id, project_id)
         while not job.status.terminal:
             if job.status is JobStatus.QUEUED:
                 if await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED):
-                    return await self.get(job_id, project_id)
+                    break
             elif (worker := await self._store.mark_cancelling(job_id)) is not None:
                 logger.info(
                     "job=%s model=%s attempt=%d worker=%s request=%s cancelling",
                     job.id, job.model, job.attempt, worker, job.request_context.request_id,
                 )  # fmt: skip
                 await self._notify_worker(worker, job_id)
-                return await self.get(job_id, project_id)
-            job = await self.get(job_id, project_id)
-        return job
+                break
+            job = await self._state(job_id, project_id)
+        return await self.get(job_id, project_id)
 
     async def delete(self, job_id: str, project_id: int) -> None:
         """Delete an ended job's input and output.
@@ -154,7 +157,7 @@ class JobService:
         Raises:
             Conflict: the job has not ended.
         """
-        job = await self.get(job_id, project_id)
+        job = await self._state(job_id, project_id)
         if not await self._store.delete(job_id, project_id):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
         try:

@@ -122,7 +122,7 @@ class StreamHub:
                 else:
                     events = reader.take_live()
                     end_was_live = bool(events) and events[-1].type.terminal
-                if batch := reader.next_batch(events):
+                if batch := [event for event in reader.next_batch(events) if event.type.known]:
                     yield batch
                 if events and events[-1].type.terminal:
                     return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -59,6 +59,11 @@ def is_job_id(text: str) -> bool:
     return is_id(JOB_ID_PREFIX, text)
 
 
+def known_fields(cls: type[Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The members of a stored value that a dataclass has. Newer versions may have added others."""
+    return {field.name: stored[field.name] for field in fields(cls) if field.name in stored}
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """A function call by the model; `arguments` is the JSON text that it generated."""
@@ -88,8 +93,8 @@ class Choice:
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:
         """Build a choice from its stored form, which omits empty fields."""
-        calls = tuple(ToolCall(**call) for call in stored.get("tool_calls", ()))
-        return cls(**{**stored, "tool_calls": calls})
+        calls = tuple(ToolCall(**known_fields(ToolCall, call)) for call in stored.get("tool_calls", ()))
+        return cls(**{**known_fields(cls, stored), "tool_calls": calls})
 
     def stored(self) -> dict[str, Any]:
         """Return the form that is stored in the job's row."""
@@ -106,6 +111,11 @@ class Usage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Usage:
+        """Build the usage from its stored form."""
+        return cls(**known_fields(cls, stored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +171,19 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job, as stored in its row. Times are in UTC."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """The state of a job, without its request and its result. Times are in UTC.
+
+    Recovery, cancellation and lists need no more. So they also handle jobs whose request this version cannot read.
+    """
 
     id: str
     owner: Owner
     model: str
     status: JobStatus
     priority: int
-    request: GenerateRequest
     created_at: datetime
-    metadata: dict[str, str] = field(default_factory=dict)
     start_before: datetime | None = None
     finish_before: datetime | None = None
     attempt: int = 0
@@ -181,11 +192,10 @@ class Job:
     started_at: datetime | None = None
     first_token_at: datetime | None = None
     finished_at: datetime | None = None
-    output: tuple[Choice, ...] = ()
-    usage: Usage | None = None
-    error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
     request_context: RequestContext = NO_CONTEXT
+    # The number of answers that the request asks for.
+    choices: int = 1
 
     @property
     def fingerprint(self) -> str | None:
@@ -210,3 +220,14 @@ class Job:
             "ttft_ms": since_submit(self.first_token_at),
             "total_ms": since_submit(self.finished_at),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(JobState):
+    """A job with its request and its result, as stored in its row."""
+
+    request: GenerateRequest
+    metadata: dict[str, str] = field(default_factory=dict)
+    output: tuple[Choice, ...] = ()
+    usage: Usage | None = None
+    error: Failure | None = None

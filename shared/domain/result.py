@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, archive, event
-from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobState, JobStatus, Usage
 from shared.domain.transcript import fingerprint_by_attempt
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
@@ -38,7 +38,7 @@ class JobResult:
 
 
 def build_result(
-    job: Job,
+    job: JobState,
     events: Sequence[Event],
     seq: int,
     *,

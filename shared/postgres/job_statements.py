@@ -6,18 +6,22 @@ that creates a job, and `end_statement` is the only SQL that ends one. A test ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     JSON,
     ColumnElement,
+    Integer,
     Select,
     SmallInteger,
     Text,
     and_,
+    case,
+    cast,
     delete,
     func,
     insert,
@@ -28,19 +32,37 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, TERMINAL, Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.errors import UnreadableRow
+from shared.domain.job import (
+    RUNNING,
+    TERMINAL,
+    Attempt,
+    AttemptOutcome,
+    Choice,
+    Failure,
+    Job,
+    JobState,
+    JobStatus,
+    Usage,
+)
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, Store
+from shared.postgres.store import Records, Store, readable
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
+
+logger = logging.getLogger(__name__)
+
+J = TypeVar("J", bound=JobState)
 
 # Suffix of `worker` in the row of a job whose claim was revoked or released.
 LOST = "/lost"
 
-COLUMNS = (
+# A cast would fail the whole statement for one row in which the member is not a number.
+_n = JobRow.request["sampling"]["n"].as_string()
+STATE_COLUMNS = (
     JobRow.id,
     JobRow.project_id,
     JobRow.key_id,
@@ -48,8 +70,6 @@ COLUMNS = (
     JobRow.model,
     JobRow.status,
     JobRow.priority,
-    JobRow.request,
-    JobRow.job_metadata,
     JobRow.created_at,
     JobRow.start_before,
     JobRow.finish_before,
@@ -61,43 +81,71 @@ COLUMNS = (
     JobRow.started_at,
     JobRow.first_token_at,
     JobRow.finished_at,
+    JobRow.request_id,
+    JobRow.traceparent,
+    case((_n.regexp_match("^[0-9]{1,3}$"), cast(_n, Integer)), else_=1).label("choices"),
+)
+COLUMNS = (
+    *STATE_COLUMNS,
+    JobRow.request,
+    JobRow.job_metadata,
     JobRow.output,
     JobRow.usage,
     JobRow.error_code,
     JobRow.error_message,
-    JobRow.request_id,
-    JobRow.traceparent,
 )
 
 
+def to_state(row: Any) -> JobState:
+    """Build the state of a job from a row of `STATE_COLUMNS`.
+
+    Raises:
+        UnreadableRow: this version cannot read the row.
+    """
+    with readable("job", row.id):
+        return JobState(**_state(row))
+
+
 def to_job(row: Any) -> Job:
-    """Build a job from a row of `COLUMNS`."""
+    """Build a job from a row of `COLUMNS`.
+
+    Raises:
+        UnreadableRow: this version cannot read the row.
+    """
+    with readable("job", row.id):
+        return Job(
+            **_state(row),
+            request=GenerateRequest.model_validate(row.request),
+            metadata=row.metadata,
+            output=tuple(Choice.of(choice) for choice in row.output or ()),
+            usage=Usage.of(row.usage) if row.usage is not None else None,
+            error=Failure(row.error_code, row.error_message) if row.error_code is not None else None,
+        )
+
+
+def _state(row: Any) -> dict[str, Any]:
     attempts = [_attempt(item) for item in row.attempts]
     if row.worker is not None and row.attempt_started_at is not None:
         attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at))
-    return Job(
-        id=row.id,
-        owner=Owner(row.project_id, row.key_id, row.end_user),
-        model=row.model,
-        status=JobStatus(row.status),
-        priority=row.priority,
-        request=GenerateRequest.model_validate(row.request),
-        metadata=row.metadata,
-        created_at=row.created_at,
-        start_before=row.start_before,
-        finish_before=row.finish_before,
-        attempt=row.attempt,
-        deaths=row.deaths,
-        worker=row.worker,
-        started_at=row.started_at,
-        first_token_at=row.first_token_at,
-        finished_at=row.finished_at,
-        output=tuple(Choice.of(choice) for choice in row.output or ()),
-        usage=Usage(**row.usage) if row.usage is not None else None,
-        error=Failure(row.error_code, row.error_message) if row.error_code is not None else None,
-        attempts=tuple(attempts),
-        request_context=RequestContext(row.request_id, row.traceparent),
-    )
+    return {
+        "id": row.id,
+        "owner": Owner(row.project_id, row.key_id, row.end_user),
+        "model": row.model,
+        "status": JobStatus(row.status),
+        "priority": row.priority,
+        "created_at": row.created_at,
+        "start_before": row.start_before,
+        "finish_before": row.finish_before,
+        "attempt": row.attempt,
+        "deaths": row.deaths,
+        "worker": row.worker,
+        "started_at": row.started_at,
+        "first_token_at": row.first_token_at,
+        "finished_at": row.finished_at,
+        "attempts": tuple(attempts),
+        "request_context": RequestContext(row.request_id, row.traceparent),
+        "choices": row.choices,
+    }
 
 
 def _attempt(item: dict[str, Any]) -> Attempt:
@@ -273,8 +321,15 @@ def overdue() -> ColumnElement[bool]:
 class JobRowStore(Store):
     """The base class of stores of jobs."""
 
-    async def _jobs(self, statement: Select[Any]) -> list[Job]:
-        return await self._all(statement, to_job)
+    async def _readable(self, statement: Select[Any], build: Callable[[Any], J]) -> list[J]:
+        """Build jobs from rows, without those that this version cannot read: one row must not fail the others."""
+        jobs = []
+        for row in await self._all(statement, lambda row: row):
+            try:
+                jobs.append(build(row))
+            except UnreadableRow as error:
+                logger.warning("job=%s cannot be read: %s", error.item_id, error.__cause__)
+        return jobs
 
     async def _end(self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object) -> list[bool]:
         """Run an `end_statement`; return for each result whether it was written."""

@@ -31,14 +31,22 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import ErrorCode, KeyReused
-from shared.domain.job import RUNNING, TERMINAL, Job, JobStatus, WorkerState, new_job_id
+from shared.domain.job import RUNNING, TERMINAL, Job, JobState, JobStatus, WorkerState, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.domain.response import ResponseFacts
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
-from shared.postgres.job_statements import COLUMNS, JobRowStore, insert_queued, purge_statement, to_job
+from shared.postgres.job_statements import (
+    COLUMNS,
+    STATE_COLUMNS,
+    JobRowStore,
+    insert_queued,
+    purge_statement,
+    to_job,
+    to_state,
+)
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, page_by_id, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
@@ -166,11 +174,22 @@ class JobStore(JobRowStore):
         return _in_order(await prepared.run(self._engine, parameters), new)
 
     async def get(self, job_id: str, project_id: int | None = None) -> Job | None:
-        """Return a job; with `project_id`, only if that project owns it."""
+        """Return a job; with `project_id`, only if that project owns it.
+
+        Raises:
+            UnreadableRow: this version cannot read its row.
+        """
         statement = select(*COLUMNS).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))
         if project_id is not None:
             statement = statement.where(JobRow.project_id == project_id)
         return await self._one(statement, to_job)
+
+    async def state(self, job_id: str, project_id: int) -> JobState | None:
+        """Return the state of a project's job, even if this version cannot read its request or its result."""
+        statement = select(*STATE_COLUMNS).where(
+            JobRow.id == job_id, JobRow.project_id == project_id, JobRow.deleted_at.is_(None)
+        )
+        return await self._one(statement, to_state)
 
     async def archived_log(self, job_id: str) -> str | None:
         """Return the events of a job that has ended, as lines; None if it has not ended."""
@@ -200,7 +219,7 @@ class JobStore(JobRowStore):
             statement = statement.where(JobRow.status == status.value)
         if model is not None:
             statement = statement.where(JobRow.model == model)
-        return await self._jobs(page_by_id(statement, JobRow.id, limit=limit, after=after))
+        return await self._readable(page_by_id(statement, JobRow.id, limit=limit, after=after), to_job)
 
     async def delete(self, job_id: str, project_id: int) -> bool:
         """Delete the input and output of a job that has ended; the row remains, for accounting. False: not found."""
@@ -218,10 +237,10 @@ class JobStore(JobRowStore):
         async with self._engine.connect() as connection:
             return (await connection.execute(statement)).scalar_one_or_none()
 
-    async def exhausted(self, limit: int = 1000) -> list[Job]:
+    async def exhausted(self, limit: int = 1000) -> list[JobState]:
         """Return the jobs that failed because their workers or engines died too often, newest first."""
         statement = (
-            select(*COLUMNS)
+            select(*STATE_COLUMNS)
             .where(
                 JobRow.status == JobStatus.FAILED.value,
                 JobRow.error_code == ErrorCode.ATTEMPTS_EXHAUSTED.value,
@@ -230,7 +249,17 @@ class JobStore(JobRowStore):
             .order_by(JobRow.id.desc())
             .limit(limit)
         )
-        return await self._jobs(statement)
+        return await self._readable(statement, to_state)
+
+    async def unreadable(self, limit: int = 1000) -> list[JobState]:
+        """Return the queued jobs that a worker withheld because it could not read them, newest first."""
+        statement = (
+            select(*STATE_COLUMNS)
+            .where(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
+            .order_by(JobRow.id.desc())
+            .limit(limit)
+        )
+        return await self._readable(statement, to_state)
 
     async def live_workers(self) -> dict[str, int]:
         """Count the workers that are alive and ready, by model."""
@@ -274,6 +303,7 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
         status=JobStatus.QUEUED,
         priority=new.priority,
         request=new.request,
+        choices=new.request.sampling.n,
         metadata=new.metadata,
         created_at=inserted.created_at,
         start_before=inserted.start_before,

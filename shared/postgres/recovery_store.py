@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, delete, func, or_, select, type_coerce, update
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus
+from shared.domain.job import RUNNING, AttemptOutcome, Job, JobState, JobStatus
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.postgres.job_statements import (
     COLUMNS,
     LOST,
+    STATE_COLUMNS,
     JobRowStore,
     end_statement,
     live_workers,
     overdue,
     requeued,
     result_record,
+    to_job,
+    to_state,
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import seconds
@@ -106,11 +110,17 @@ class RecoveryStore(JobRowStore):
             ),
         )
 
-    async def stalled_to_end(self, max_attempts: int, limit: int = 100) -> list[Job]:
-        """Return the jobs of dead workers that are not retried: being cancelled, out of attempts, or overdue."""
+    async def stalled_to_end(
+        self, max_attempts: int, limit: int = 100, *, without: Collection[str] = ()
+    ) -> list[JobState]:
+        """Return the jobs of dead workers that are not retried: being cancelled, out of attempts, or overdue.
+
+        `without` are the ids of jobs to leave out.
+        """
         statement = (
-            select(*COLUMNS)
+            select(*STATE_COLUMNS)
             .where(
+                JobRow.id.not_in(without),
                 JobRow.status.in_(RUNNING),
                 JobRow.worker.not_in(live_workers()),
                 or_(
@@ -121,12 +131,47 @@ class RecoveryStore(JobRowStore):
             )
             .limit(limit)
         )
-        return await self._jobs(statement)
+        return await self._readable(statement, to_state)
 
-    async def overdue(self, limit: int = 500) -> list[Job]:
-        """Return queued jobs that were not started by `start_before` or not finished by `finish_before`."""
-        statement = select(*COLUMNS).where(JobRow.status == JobStatus.QUEUED.value, overdue()).limit(limit)
-        return await self._jobs(statement)
+    async def overdue(self, limit: int = 500, *, without: Collection[str] = ()) -> list[JobState]:
+        """Return queued jobs that were not started by `start_before` or not finished by `finish_before`.
+
+        `without` are the ids of jobs to leave out.
+        """
+        statement = (
+            select(*STATE_COLUMNS)
+            .where(JobRow.id.not_in(without), JobRow.status == JobStatus.QUEUED.value, overdue())
+            .limit(limit)
+        )
+        return await self._readable(statement, to_state)
+
+    async def withheld_unreadable(
+        self, older_than_s: float, limit: int = 100, *, without: Collection[str] = ()
+    ) -> list[Job]:
+        """Return those jobs that a worker withheld as unreadable but that this version can read.
+
+        `without` are the ids of jobs to leave out.
+        """
+        statement = (
+            select(*COLUMNS)
+            .where(
+                JobRow.id.not_in(without),
+                JobRow.status == JobStatus.QUEUED.value,
+                JobRow.unreadable_at < func.clock_timestamp() - seconds(older_than_s),
+            )
+            .order_by(JobRow.id)
+            .limit(limit)
+        )
+        return await self._readable(statement, to_job)
+
+    async def release_unreadable(self, job_id: str) -> bool:
+        """Release a job to the queue that a worker withheld as unreadable. False: another process has released it."""
+        statement = (
+            update(JobRow)
+            .where(JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
+            .values({JobRow.unreadable_at: None, JobRow.dispatched_at: func.clock_timestamp()})
+        )
+        return await self._changes(statement)
 
     async def delete_idempotency_keys(self, older_than_s: int) -> None:
         """Delete old keys, so that they can be used again."""

@@ -77,6 +77,8 @@ class JobRow(Base):
     # When the job was released to the queue. NULL while a dispatcher withholds it: then its missing message is not a
     # lost one, and redelivery ignores the job.
     dispatched_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.now())
+    # When a worker withheld the queued job because its version could not read it.
+    unreadable_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     worker: Mapped[str | None] = mapped_column(Text)
@@ -110,6 +112,7 @@ class JobRow(Base):
         Index("jobs_batch_line", "batch_id", "batch_line", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
         Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
+        Index("jobs_unreadable", "unreadable_at", postgresql_where=text("unreadable_at IS NOT NULL")),
         Index("jobs_finished", "model", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index(

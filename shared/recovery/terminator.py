@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError
 
 from shared.domain.events import Event, EventType, event, seq_before
-from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Failure, JobState, JobStatus, Usage
 from shared.domain.result import build_result
 from shared.domain.transcript import Transcript, tokens_by_attempt
 from shared.postgres.recovery_store import RecoveryStore
@@ -31,7 +31,7 @@ class JobTerminator:
         self._metrics = metrics
         self._traces = traces
 
-    async def end(self, job: Job, status: JobStatus, failure: Failure) -> bool:
+    async def end(self, job: JobState, status: JobStatus, failure: Failure) -> bool:
         """End a job. Returns False, and writes nothing, if it has changed since it was read.
 
         Raises:
@@ -51,7 +51,7 @@ class JobTerminator:
             # Redis has lost the log. Readers may have seen text from it that is not in the result.
             new.append(event(seq_before(attempt) + 1, EventType.RESTARTED, {"attempt": job.attempt}))
             events = list(new)
-        transcript = Transcript.of(events, job.request.sampling.n)
+        transcript = Transcript.of(events, job.choices)
         seq = events[-1].seq + 1 if events else 1
         result, last = build_result(
             job,

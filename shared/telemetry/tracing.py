@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from shared.domain.job import AttemptOutcome, Job, JobStatus
+from shared.domain.job import AttemptOutcome, Job, JobState, JobStatus
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 
 
@@ -74,7 +74,7 @@ class Traces:
         """A worker has claimed a job. Also reports the time in the queue, and the previous attempt if it was lost."""
         return AttemptTrace()
 
-    def ended_without_worker(self, job: Job, status: JobStatus, now: datetime) -> None:
+    def ended_without_worker(self, job: JobState, status: JobStatus, now: datetime) -> None:
         """A job has ended without a worker; `job` is its state before that."""
 
     @contextmanager

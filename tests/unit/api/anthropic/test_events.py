@@ -15,7 +15,15 @@ from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 
-JOB = Job("job_1", Owner(1, 1), "m", JobStatus.IN_PROGRESS, 3, GenerateRequest(), datetime.now(UTC))
+JOB = Job(
+    id="job_1",
+    owner=Owner(1, 1),
+    model="m",
+    status=JobStatus.IN_PROGRESS,
+    priority=3,
+    request=GenerateRequest(),
+    created_at=datetime.now(UTC),
+)
 STARTED = event(1, EventType.STARTED, {"attempt": 1, "worker": "w"})
 DONE = event(9, EventType.COMPLETED, {"usage": {"prompt_tokens": 7, "cached_tokens": 3, "completion_tokens": 5}})
 

@@ -23,7 +23,15 @@ USAGE = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": 2}
 
 def job(number: int = 1, **request: Any) -> Job:
     generate = GenerateRequest(messages=[Message(role="user", content="x")], **request)
-    return Job(f"job_{number:032d}", Owner(1, 1), "m", JobStatus.QUEUED, 3, generate, datetime.now(UTC))
+    return Job(
+        id=f"job_{number:032d}",
+        owner=Owner(1, 1),
+        model="m",
+        status=JobStatus.QUEUED,
+        priority=3,
+        request=generate,
+        created_at=datetime.now(UTC),
+    )
 
 
 def log(

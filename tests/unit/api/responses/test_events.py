@@ -40,14 +40,14 @@ SDK_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 def response(*, background: bool = False, **parameters: Any) -> StoredResponse:
     body = ResponseCreate.model_validate({"model": "sim", "input": "x", "background": background, **parameters})
     job = Job(
-        f"job_{DIGITS}",
-        Owner(1, 1),
-        "sim",
-        JobStatus.QUEUED,
-        3,
-        GenerateRequest(),
-        datetime(2026, 1, 2, tzinfo=UTC),
-        {"a": "b"},
+        id=f"job_{DIGITS}",
+        owner=Owner(1, 1),
+        model="sim",
+        status=JobStatus.QUEUED,
+        priority=3,
+        request=GenerateRequest(),
+        created_at=datetime(2026, 1, 2, tzinfo=UTC),
+        metadata={"a": "b"},
     )
     return StoredResponse(job, ResponseFacts(body.echoed(), [], background=background))
 

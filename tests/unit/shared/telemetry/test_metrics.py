@@ -182,7 +182,15 @@ def test_values_that_all_processes_read_are_aggregated_by_max() -> None:
 
 def test_the_end_of_a_job_is_counted_once_with_its_tokens() -> None:
     created = datetime(2026, 1, 1, tzinfo=UTC)
-    job = Job(new_job_id(), Owner(1, 1), MODEL, JobStatus.IN_PROGRESS, 9, GenerateRequest(prompt="x"), created)
+    job = Job(
+        id=new_job_id(),
+        owner=Owner(1, 1),
+        model=MODEL,
+        status=JobStatus.IN_PROGRESS,
+        priority=9,
+        request=GenerateRequest(prompt="x"),
+        created_at=created,
+    )
     result = JobResult(
         JobStatus.FAILED,
         created + timedelta(seconds=2),
