@@ -63,7 +63,7 @@ class BatchDriver:
                 batch = await self._store.claim(self._name, self._lease_s)
             except UnreadableRow as error:
                 # Its lease leaves the batch out for a while.
-                logger.error("batch=%s cannot be read: %s", error.item_id, error.__cause__)
+                logger.error("batch=%s cannot be read: %s", error.item_id, error.reason)
                 continue
             if batch is None:
                 return

@@ -16,6 +16,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
+    SmallInteger,
     Text,
     bindparam,
     func,
@@ -69,7 +70,9 @@ class ResultFile:
     bytes: int
 
 
-_NEW = Records("new", id=Text, model=Text, request=JSON, metadata=JSON, end_user=Text, line=Integer)
+_NEW = Records(
+    "new", id=Text, model=Text, request=JSON, choices=SmallInteger, metadata=JSON, end_user=Text, line=Integer
+)
 _SUBMIT = insert_queued(
     _NEW,
     {

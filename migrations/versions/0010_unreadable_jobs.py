@@ -1,4 +1,4 @@
-"""Jobs that a worker withholds because its version cannot read them."""
+"""Jobs that a worker withholds because its version cannot read them; the number of choices beside the request."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ depends_on = None
 def upgrade() -> None:
     with op.get_context().autocommit_block():
         execute("ALTER TABLE jobs ADD COLUMN IF NOT EXISTS unreadable_at timestamptz")
+        execute("ALTER TABLE jobs ADD COLUMN IF NOT EXISTS choices smallint NOT NULL DEFAULT 1")
         # An interrupted build leaves an invalid index behind.
         execute("DROP INDEX CONCURRENTLY IF EXISTS jobs_unreadable")
         execute("CREATE INDEX CONCURRENTLY jobs_unreadable ON jobs (unreadable_at) WHERE unreadable_at IS NOT NULL")
@@ -28,4 +29,4 @@ def downgrade() -> None:
             "UPDATE jobs SET dispatched_at = clock_timestamp() WHERE unreadable_at IS NOT NULL AND status = 'queued'"
         )
         execute("DROP INDEX CONCURRENTLY IF EXISTS jobs_unreadable")
-        execute("ALTER TABLE jobs DROP COLUMN IF EXISTS unreadable_at")
+        execute("ALTER TABLE jobs DROP COLUMN IF EXISTS unreadable_at, DROP COLUMN IF EXISTS choices")

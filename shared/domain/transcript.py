@@ -61,7 +61,8 @@ class Transcript:
         return sum(delta.tokens for delta in self.deltas)
 
     def choices(self) -> tuple[Choice, ...]:
-        by_choice: list[list[Delta]] = [[] for _ in range(self._choices)]
+        count = max([self._choices, *(delta.index + 1 for delta in self.deltas)])
+        by_choice: list[list[Delta]] = [[] for _ in range(count)]
         for delta in self.deltas:
             by_choice[delta.index].append(delta)
         return tuple(_choice(index, deltas) for index, deltas in enumerate(by_choice))

@@ -100,7 +100,7 @@ class ClaimStore(JobRowStore):
             try:
                 claimed[row.id] = to_job(row)
             except UnreadableRow as error:
-                logger.error("job=%s cannot be read and waits for another version: %s", row.id, error.__cause__)
+                logger.error("job=%s cannot be read and waits for another version: %s", row.id, error.reason)
                 unreadable.append(row.id)
         if unreadable:
             await self._withhold(unreadable)

@@ -15,13 +15,10 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     JSON,
     ColumnElement,
-    Integer,
     Select,
     SmallInteger,
     Text,
     and_,
-    case,
-    cast,
     delete,
     func,
     insert,
@@ -60,8 +57,6 @@ J = TypeVar("J", bound=JobState)
 # Suffix of `worker` in the row of a job whose claim was revoked or released.
 LOST = "/lost"
 
-# A cast would fail the whole statement for one row in which the member is not a number.
-_n = JobRow.request["sampling"]["n"].as_string()
 STATE_COLUMNS = (
     JobRow.id,
     JobRow.project_id,
@@ -83,7 +78,7 @@ STATE_COLUMNS = (
     JobRow.finished_at,
     JobRow.request_id,
     JobRow.traceparent,
-    case((_n.regexp_match("^[0-9]{1,3}$"), cast(_n, Integer)), else_=1).label("choices"),
+    JobRow.choices,
 )
 COLUMNS = (
     *STATE_COLUMNS,
@@ -208,7 +203,7 @@ _RESULTS = Records(
 def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
     """The only SQL that creates jobs, and the entry seam: inserts one `queued` job per record.
 
-    A record has at least an id, a model, a request and metadata; `values` sets further columns. Whatever must be
+    A record has at least an id, a model, a request, its number of choices and metadata; `values` sets further columns. Whatever must be
     written exactly once with a new job (such as a budget reservation) joins this statement as a CTE: in the same
     transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at` to NULL here,
     so that redelivery does not take their missing messages for lost ones.
@@ -218,6 +213,7 @@ def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
         JobRow.model: new.model,
         JobRow.status: literal(JobStatus.QUEUED.value),
         JobRow.request: new.request,
+        JobRow.choices: new.choices,
         JobRow.job_metadata: new.metadata,
         # Every job is released to the queue at once, unless `values` say otherwise.
         JobRow.dispatched_at: func.now(),
@@ -328,7 +324,7 @@ class JobRowStore(Store):
             try:
                 jobs.append(build(row))
             except UnreadableRow as error:
-                logger.warning("job=%s cannot be read: %s", error.item_id, error.__cause__)
+                logger.warning("job=%s cannot be read: %s", error.item_id, error.reason)
         return jobs
 
     async def _end(self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object) -> list[bool]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import orjson
+from pydantic import ValidationError
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -87,8 +88,12 @@ def readable(what: str, item_id: str) -> Iterator[None]:
     """Read one row. Errors about its values are raised as `UnreadableRow`."""
     try:
         yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        member = ".".join(map(str, first["loc"]))
+        raise UnreadableRow(what, item_id, f"{member}: {first['msg']}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UnreadableRow(what, item_id) from error
+        raise UnreadableRow(what, item_id, f"{type(error).__name__}: {error}") from error
 
 
 class Store:

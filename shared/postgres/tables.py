@@ -71,6 +71,8 @@ class JobRow(Base):
     status: Mapped[str] = mapped_column(Text)
     priority: Mapped[int] = mapped_column(SmallInteger)
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    # The number of choices that the request asks for. Recovery reads it without reading the request.
+    choices: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
     # `metadata` is SQLAlchemy's own name on a declarative class.
     job_metadata: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
