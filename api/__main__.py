@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any, cast
 
 import uvicorn
 
@@ -27,10 +28,13 @@ def main() -> int:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            http=cast(Any, app.state.connections.protocol),
+            ws="none",
             host=settings.host,
             port=settings.port,
             log_config=None,
             access_log=False,
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=math.ceil(settings.stop_grace_s),
             server_header=False,
         )

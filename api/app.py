@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from api.anthropic import error_shape as anthropic_errors
 from api.anthropic import routes as anthropic
@@ -16,12 +17,15 @@ from api.files import routes as files
 from api.http import errors
 from api.http.dependencies import set_resources
 from api.http.middleware.body_limit import BodyLimitMiddleware
+from api.http.middleware.cors import allow_origins
 from api.http.middleware.metrics import MetricsMiddleware
 from api.http.middleware.region_redirect import RegionRedirectMiddleware
 from api.http.middleware.request_id import RequestIdMiddleware
 from api.http.middleware.shutdown import ShutdownMiddleware
 from api.http.middleware.tracing import TracingMiddleware
+from api.http.server import Connections
 from api.jobs import routes as jobs
+from api.keys.middleware import AuthenticationMiddleware
 from api.monitoring import health
 from api.openai import routes as openai
 from api.pages import routes as pages
@@ -40,6 +44,13 @@ DESCRIPTION = (
 )
 
 CONVENTIONS = (anthropic_errors.CONVENTIONS,)
+
+
+class Application(FastAPI):
+    """The application. Its outermost layer answers browsers' preflight requests."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return allow_origins(super().build_middleware_stack(), self.state.cors_origins)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
@@ -61,10 +72,13 @@ def create_app(settings: ApiSettings) -> FastAPI:
             redact_errors()
             yield
 
-    app = FastAPI(
+    app = Application(
         title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+    app.state.cors_origins = settings.cors_origins
+    app.state.connections = Connections(settings, settings.send_timeout_s, metrics)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH,))
+    app.add_middleware(AuthenticationMiddleware, metrics=metrics, api_key_prefix=anthropic_errors.PREFIX)
     if settings.regions:
         app.add_middleware(RegionRedirectMiddleware, own=settings.region, regions=settings.regions)
     app.add_middleware(ShutdownMiddleware)

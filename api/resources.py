@@ -11,6 +11,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from api.batches.driver import BatchDriver
+from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
@@ -20,19 +21,25 @@ from api.files.s3_blobs import SCHEME, S3Blobs
 from api.files.service import FileService
 from api.files.store import FileStore
 from api.http.dependencies import Resources
+from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import QueueStore
+from api.jobs.quota_store import QuotaStore
+from api.jobs.quotas import ProjectQuotas
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
+from api.keys.open_requests import OpenRequests
+from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
 from api.monitoring.queue_metrics import QueueMetrics
 from api.monitoring.queue_stats import QueueStatsStore
 from api.monitoring.readiness import ReadinessCheck
+from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
 from api.settings import ApiSettings, StreamSettings
@@ -47,6 +54,7 @@ from shared.redis.connection import connect_redis
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.supervisor import Supervisor
+from shared.telemetry.loop_lag import measure_loop_lag
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.scrape_targets import scrape_target
 from shared.telemetry.tracing import NO_TRACES, Traces
@@ -80,7 +88,8 @@ async def open_resources(
             max_attempts=settings.max_attempts,
         )
         queue_estimates = QueueEstimates(QueueStore(database), registry)
-        admission = Admission(registry, ContextWindow(registry))
+        quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
+        admission = Admission(registry, ContextWindow(registry), quotas)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -104,8 +113,10 @@ async def open_resources(
             max_lines=settings.max_file_lines,
             retention_s=file_retention_s,
         )
+        members = MemberReader(metrics, refuse_unknown=settings.unknown_parameters == "refuse")
         steps = BatchSteps(
             registry=registry,
+            members=members,
             admission=admission,
             store=batches,
             blobs=blobs,
@@ -128,18 +139,34 @@ async def open_resources(
         supervisor.start("batch_driver", driver.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
+        supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
+
+        batch_service = BatchService(batches, files, driver)
+        if settings.revoked_jobs == "cancel":
+            revoked_work = RevokedWork(
+                RevokedWorkStore(database), jobs, batch_service, interval_s=settings.key_cache_s / 2
+            )
+            supervisor.start("revoked_work", revoked_work.run())
+        keys = ApiKeyStore(database)
+        authenticator = Authenticator(keys, settings.key_cache_s)
+        open_requests = OpenRequests(settings.project_streams, metrics)
+        revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)
+        supervisor.start("revocation_check", revocation_check.run())
 
         queue_metrics = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
         stack.enter_context(scrape_target(settings.metrics_targets, "api", settings.host, settings.port))
         resources = Resources()
         resources.add(StreamSettings, settings)
         resources.add(Registry, registry)
-        resources.add(Authenticator, Authenticator(ApiKeyStore(database), settings.key_cache_s))
+        resources.add(MemberReader, members)
+        resources.add(Authenticator, authenticator)
+        resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)
         resources.add(JobService, jobs)
-        resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store))
+        conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
+        resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
-        resources.add(BatchService, BatchService(batches, files, driver))
+        resources.add(BatchService, batch_service)
         resources.add(ReadinessCheck, ReadinessCheck(store, redis, registry))
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))

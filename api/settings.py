@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -21,14 +21,85 @@ class HttpSettings(SettingsGroup):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="A larger request is rejected with 413.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may call the API from a browser: https://a.example.com,https://b.example.com;"
+        " or * for all.",
+    )
+    max_header_bytes: int = Field(
+        32 * 1024, ge=1024, description="A request whose request line and headers are larger is rejected with 431."
+    )
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds in which a client must send a request's headers, or its first request."
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds in which a client must send a body, besides those that its size allows."
+    )
+    min_body_rate: int = Field(
+        4096, ge=1, description="Bytes per second at which a body must arrive, after `body_timeout_s` seconds."
+    )
+    keep_alive_s: int = Field(
+        65, ge=1, description="Seconds until an idle connection is closed; more than a proxy keeps its connections."
+    )
+    max_connections: int = Field(
+        10_000, ge=1, description="Open connections; beyond it, the one that has been idle longest is closed."
+    )
+    max_connections_per_address: int = Field(
+        0, ge=0, description="Open connections per client address; behind a proxy, that is its address. 0: unlimited."
+    )
     stop_grace_s: float = Field(5.0, ge=0, description="Seconds that open requests get to finish after SIGTERM.")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, text: str | tuple[str, ...]) -> tuple[str, ...]:
+        if not isinstance(text, str):
+            return text  # the default
+        origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+        for origin in origins:
+            # The exact form in which browsers send it.
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+", origin):
+                raise ValueError(f"{origin!r} must be an origin such as https://chat.example.com, without a path, or *")
+        return origins
+
+
+class CompatibilitySettings(SettingsGroup):
+    """How strictly requests are read."""
+
+    unknown_parameters: Literal["accept", "refuse"] = Field(
+        "accept",
+        description="`accept`: parameters that are unknown or have no effect are named in `x-headrace-ignored`."
+        " `refuse`: they are rejected with 400.",
+    )
 
 
 class AuthSettings(SettingsGroup):
     """Authentication by API keys."""
 
     key_cache_s: float = Field(
-        5.0, ge=0, description="How long a valid key is cached. A revoked key works for up to that long."
+        5.0, ge=0, description="How long a key is cached. A revoked key works, and its streams go on, for that long."
+    )
+    revoked_jobs: Literal["finish", "cancel"] = Field(
+        "finish", description="Whether the jobs and batches of a revoked key go on or are cancelled."
+    )
+
+
+class QuotaSettings(SettingsGroup):
+    """Quotas per project."""
+
+    project_queued_jobs: int = Field(
+        10_000, ge=0, description="Maximum number of queued jobs of a project, without batches; 0: unlimited."
+    )
+    project_urgent_jobs: int = Field(
+        100, ge=0, description="Maximum number of queued jobs of a project with a priority of 0 to 2; 0: unlimited."
+    )
+    project_running_jobs: int = Field(
+        0, ge=0, description="With this many running jobs, a project's submits are rejected; 0: unlimited."
+    )
+    project_request_bytes: int = Field(
+        1024**3, ge=0, description="Maximum size of the requests of a project's open jobs together; 0: unlimited."
+    )
+    project_streams: int = Field(
+        2500, ge=0, description="Maximum number of open event streams of a project in one API process; 0: unlimited."
     )
 
 
@@ -39,6 +110,17 @@ class StreamSettings(SettingsGroup):
     send_timeout_s: float = Field(60.0, gt=0, description="A client that reads nothing for this long is disconnected.")
     resync_s: float = Field(
         5.0, gt=0, description="A stream without events for this long is checked against the log and the row."
+    )
+
+
+class ConversationSettings(SettingsGroup):
+    """Conversations that `previous_response_id` continues."""
+
+    max_conversation_bytes: int = Field(
+        4 * 1024 * 1024, ge=1024, description="A larger conversation, with all its earlier turns, is rejected with 400."
+    )
+    max_conversation_messages: int = Field(
+        10_000, ge=2, description="A conversation with more messages is rejected with 400."
     )
 
 
@@ -107,8 +189,11 @@ class RegionSettings(SettingsGroup):
 
 class ApiSettings(
     HttpSettings,
+    CompatibilitySettings,
     AuthSettings,
+    QuotaSettings,
     StreamSettings,
+    ConversationSettings,
     FileSettings,
     BatchSettings,
     RetentionSettings,

@@ -8,8 +8,10 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -155,6 +157,52 @@ def _stall(server: str) -> Fault:
     return fault
 
 
+async def _demote_valkey(cluster: Cluster, rng: random.Random) -> str:
+    """Make Valkey a replica, which refuses writes, as after a failover to another server."""
+    return await _degrade_valkey(cluster, rng, ("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"))
+
+
+async def _fill_valkey(cluster: Cluster, rng: random.Random) -> str:
+    """Leave Valkey no memory for writes, which it refuses then as if its disk were full."""
+    return await _degrade_valkey(cluster, rng, ("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"))
+
+
+async def _degrade_valkey(cluster: Cluster, rng: random.Random, begin: tuple[str, ...], end: tuple[str, ...]) -> str:
+    seconds = rng.uniform(*cluster.plan.outage_s)
+    client: Any = Redis.from_url(cluster.servers.valkey.url)  # its method has no types
+    async with client as redis:
+        try:
+            await redis.execute_command(*begin)
+            await asyncio.sleep(seconds)
+            await redis.execute_command(*end)
+        except (RedisError, OSError) as error:  # killed meanwhile: a new server starts without the setting
+            return f"Valkey is unavailable: {error}"
+    return f"for {seconds:.1f} s"
+
+
+async def _make_postgres_read_only(cluster: Cluster, rng: random.Random) -> str:
+    """Make PostgreSQL refuse writes, as a standby does."""
+    seconds = rng.uniform(*cluster.plan.outage_s)
+    await _configure_postgres(cluster, "SET default_transaction_read_only = on")
+    await asyncio.sleep(seconds)
+    await _configure_postgres(cluster, "RESET default_transaction_read_only")
+    return f"for {seconds:.1f} s"
+
+
+async def _configure_postgres(cluster: Cluster, change: str) -> None:
+    """Change a setting of the server, which survives its restarts; wait until the server can do it."""
+    engine = cluster.observer.execution_options(isolation_level="AUTOCOMMIT")
+    while True:
+        try:
+            async with engine.connect() as connection:
+                await connection.execute(text(f"ALTER SYSTEM {change}"))
+                await connection.execute(text("SELECT pg_reload_conf()"))
+        except (SQLAlchemyError, OSError):
+            await asyncio.sleep(0.1)
+        else:
+            return
+
+
 # The order of a run with `--once`: the roles alternate.
 FAULTS: dict[str, Fault] = {
     "worker-kill": _kill("worker"),
@@ -174,6 +222,9 @@ FAULTS: dict[str, Fault] = {
     "valkey-away": _refuse("valkey"),
     "postgres-crash": _crash_postgres,
     "postgres-stall": _stall("postgres"),
+    "valkey-replica": _demote_valkey,
+    "postgres-read-only": _make_postgres_read_only,
+    "valkey-full": _fill_valkey,
 }
 
 

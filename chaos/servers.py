@@ -33,7 +33,7 @@ class Servers:
     async def stop(self) -> None:
         for server in (getattr(self, "postgres", None), getattr(self, "valkey", None)):
             if server is not None:
-                server.process.send_signal(signal.SIGCONT)
+                server.send(signal.SIGCONT)
                 await self._call(server.stop)
         self._thread.shutdown()
 
@@ -43,8 +43,7 @@ class Servers:
 
     async def restart_postgres(self) -> None:
         """Restart PostgreSQL with a fast shutdown, which ends all sessions."""
-        await self._call(lambda: self.postgres.process.send_signal(signal.SIGINT))
-        await self._call(lambda: self.postgres.process.wait(30))
+        await self._call(self.postgres.stop)
         await self._start_postgres()
 
     def crash_postgres(self) -> int | None:
@@ -58,8 +57,8 @@ class Servers:
 
     async def kill_valkey(self, down_s: float) -> None:
         """SIGKILL Valkey and restart it from its append-only file, which may lack the last second."""
-        self.valkey.process.kill()
-        await self._call(self.valkey.process.wait)
+        self.valkey.send(signal.SIGKILL)
+        await self._call(self.valkey.stop)
         await asyncio.sleep(down_s)
         await self._start_valkey()
 

@@ -5,7 +5,7 @@
 set -eu
 namespace=${1:?usage: sh k8s/secrets.sh NAMESPACE}
 secret() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
-postgres=$(secret) redis=$(secret)
+postgres=$(secret) app=$(secret) redis=$(secret) api=$(secret) worker=$(secret) flower=$(secret)
 cat <<YAML
 apiVersion: v1
 kind: Namespace
@@ -14,14 +14,23 @@ metadata: {name: $namespace, labels: {pod-security.kubernetes.io/enforce: restri
 apiVersion: v1
 kind: Secret
 metadata: {name: headrace-servers, namespace: $namespace}
-stringData: {POSTGRES_PASSWORD: $postgres, REDIS_PASSWORD: $redis}
+stringData:
+  POSTGRES_PASSWORD: $postgres
+  REDIS_PASSWORD: $redis
+  REDIS_API_PASSWORD: $api
+  REDIS_WORKER_PASSWORD: $worker
+  REDIS_FLOWER_PASSWORD: $flower
 ---
 apiVersion: v1
 kind: Secret
 metadata: {name: headrace, namespace: $namespace}
 stringData:
-  DATABASE_URL: postgresql://headrace:$postgres@postgres:5432/headrace
-  REDIS_URL: redis://:$redis@redis:6379/0
+  OWNER_DATABASE_URL: postgresql://headrace:$postgres@postgres:5432/headrace
+  ROLE_PASSWORD: $app
+  DATABASE_URL: postgresql://headrace_app:$app@postgres:5432/headrace
+  API_REDIS_URL: redis://api:$api@redis:6379/0
+  WORKER_REDIS_URL: redis://worker:$worker@redis:6379/0
+  FLOWER_REDIS_URL: redis://flower:$flower@redis:6379/0
 ---
 apiVersion: v1
 kind: Secret

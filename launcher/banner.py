@@ -6,16 +6,15 @@ import shlex
 from launcher.settings import Settings
 
 
-def banner(settings: Settings, models: list[str], api_key: str, flower_password: str | None, own_servers: str) -> str:
+def banner(settings: Settings, models: list[str], api_key: str, flower_password: str, own_servers: str) -> str:
     """Return the addresses, the API key, and a sample request that can be pasted as is."""
     question = {"model": models[0], "stream": True, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
-    login = f"   (user admin, password {flower_password})" if flower_password else ""
     return f"""
 Headrace is ready.
 
   API       {settings.api_url}
   Docs      {settings.api_url}/docs
-  Flower    {settings.flower_url}{login}
+  Flower    {settings.flower_url}   (user admin, password {flower_password})
   API key   {api_key}
   Models    {", ".join(models)}
   Servers   {own_servers}

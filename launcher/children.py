@@ -5,17 +5,21 @@ import os
 import signal
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher import linux
+from launcher.errors import LaunchError
 from launcher.home import fresh_log, write_private
 from launcher.stopping import Stopping
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 STABLE_AFTER_S = 60.0
+# After this many ends in a row, the end of the log is printed too.
+REPORT_EVERY = 5
 
 
 @dataclass
@@ -27,6 +31,9 @@ class Child:
     environment: Mapping[str, str]
     log: Path
     folder: Path
+    stop_signal: signal.Signals = signal.SIGTERM
+    # Whom the process runs as; None: as this process.
+    account: linux.Account | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     log_begin: int = 0
@@ -43,7 +50,10 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=linux.die_with_parent(),
+                user=self.account.uid if self.account else None,
+                group=self.account.gid if self.account else None,
+                extra_groups=[] if self.account else None,
+                preexec_fn=linux.die_with_parent(self.stop_signal),
             )
 
     @property
@@ -62,14 +72,19 @@ class Child:
         return self.process.wait()
 
     def terminate(self) -> None:
-        if self.pid is not None and self.process is not None:
-            self.process.terminate()
+        """Ask the process to stop."""
+        self.send(self.stop_signal)
+
+    def send(self, sig: signal.Signals) -> None:
+        """Send a signal to the process, unless it has ended."""
+        if self.process is not None:
+            self.process.send_signal(sig)
 
     def kill(self) -> None:
         """Kill the whole group."""
-        if self.pid is not None:
+        if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def last_lines(self, count: int) -> str:
         """Return the last `count` log lines since the last start."""
@@ -93,6 +108,8 @@ def how_it_ended(code: int) -> str:
 class _Backoff:
     delay: float = 0.0
     due: float | None = None
+    # Ends and failed starts since the child last ran for `STABLE_AFTER_S`.
+    failures: int = 0
 
 
 @dataclass
@@ -102,40 +119,50 @@ class Supervisor:
     say: Callable[[str], None]
     pid_file: Path
     stop_timeout_s: float
+    # Started and stopped elsewhere, in an order of their own; restarted like the children.
+    servers: Sequence[Child] = ()
     children: list[Child] = field(default_factory=list)
-    _backoffs: dict[str, _Backoff] = field(default_factory=dict)
+    _backoffs: dict[str, _Backoff] = field(default_factory=lambda: defaultdict(_Backoff))
 
     def start(self, child: Child) -> None:
         self.children.append(child)
-        self._backoffs[child.name] = _Backoff()
         child.start()
         self._write_pids()
 
     def first_dead(self) -> Child | None:
-        return next((child for child in self.children if child.ended() is not None), None)
+        return next((child for child in (*self.servers, *self.children) if child.ended() is not None), None)
 
     def restart_dead(self) -> None:
-        """Restart children that died, with exponential backoff and no limit on attempts."""
+        """Restart what died, with exponential backoff and no limit on attempts."""
         now = time.monotonic()
-        for child in self.children:
+        for child in (*self.servers, *self.children):
             backoff = self._backoffs[child.name]
             if backoff.due is None:
-                self._check(child, backoff, now)
+                if (code := child.ended()) is not None:
+                    if now - child.started_at > STABLE_AFTER_S:
+                        backoff.delay, backoff.failures = 0.0, 0
+                    self._schedule(child, backoff, f"died ({how_it_ended(code)})")
             elif now >= backoff.due:
-                backoff.due = None
-                child.start()
-                self._write_pids()
-                self.say(f"{child.name} restarted.")
+                self._restart(child, backoff)
 
-    def _check(self, child: Child, backoff: _Backoff, now: float) -> None:
-        code = child.ended()
-        if code is None:
+    def _restart(self, child: Child, backoff: _Backoff) -> None:
+        try:
+            child.start()
+        except (OSError, subprocess.SubprocessError, LaunchError) as error:
+            self._schedule(child, backoff, f"cannot be started ({error})")
             return
-        if now - child.started_at > STABLE_AFTER_S:
-            backoff.delay = 0.0
+        backoff.due = None
+        self._write_pids()
+        self.say(f"{child.name} restarted.")
+
+    def _schedule(self, child: Child, backoff: _Backoff, event: str) -> None:
         backoff.delay = min(backoff.delay * 2 or FIRST_BACKOFF_S, MAX_BACKOFF_S)
-        backoff.due = now + backoff.delay
-        self.say(f"{child.name} died ({how_it_ended(code)}); restarting in {backoff.delay:g} s. Log: {child.log}")
+        backoff.due = time.monotonic() + backoff.delay
+        backoff.failures += 1
+        self.say(f"{child.name} {event}; restarting in {backoff.delay:g} s. Log: {child.log}")
+        if backoff.failures % REPORT_EVERY == 0:
+            self.say(f"{child.name} has failed {backoff.failures} times in a row. Its last lines:")
+            self.say(child.last_lines(10) or "(none)")
 
     def stop(self, stopping: Stopping) -> None:
         """Send SIGTERM to all children, wait, then kill those still running. Returns once all have ended."""

@@ -14,21 +14,25 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from launcher.children import Child, how_it_ended
+from launcher.database_account import DatabaseAccount, database_account
 from launcher.errors import LaunchError
-from launcher.linux import die_with_parent, works_in
+from launcher.linux import processes_in
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+# Children of a killed PostgreSQL end by themselves, unless they are busy.
+LEFTOVER_TIMEOUT_S = 1.0
 
-# PostgreSQL refuses to run as root. This user exists on every Linux.
-_UNPRIVILEGED = "nobody"
 # The path of a Unix socket has at most 107 bytes.
-_MAX_SOCKET_FOLDER_BYTES = 107 - len("/.s.PGSQL.5432")
+_MAX_SOCKET_BYTES = 107
+_POSTGRES_SOCKET = ".s.PGSQL.5432"
+_VALKEY_SOCKET = "valkey.sock"
+_CONFIGURATION_HEADER = "# Written at each start; changes are lost.\n"
 
 
 class EmbeddedServerError(LaunchError):
@@ -36,48 +40,126 @@ class EmbeddedServerError(LaunchError):
 
 
 @dataclass
-class Postgres:
-    """A running PostgreSQL that listens on a Unix socket only."""
+class Server(Child):
+    """A server that works in `folder`, its data folder, and ends with this process."""
 
-    process: subprocess.Popen[bytes]
-    data_dir: Path
-    socket_dir: Path
+    label: str = ""
+    # Removed when the server has stopped, if it is not the data folder.
+    socket_dir: Path = field(default_factory=Path)
+
+    @property
+    def pid(self) -> int:
+        """The id of the process, also when it has ended."""
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start the server, first ending processes that its previous start left behind."""
+        self.end_leftovers()
+        super().start()
+
+    def ready(self) -> bool:
+        """Return whether the server accepts commands."""
+        raise NotImplementedError
+
+    def end_leftovers(self) -> None:
+        """End processes that still use the data, such as children of a killed server."""
+        _end_processes(self.folder, Path(self.command[0]).name, self.stop_signal, LEFTOVER_TIMEOUT_S)
+
+    def wait_until_ready(self) -> None:
+        """Wait for the first start; raises `EmbeddedServerError` with the end of the log."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.stop)
+            while not self.ready():
+                if (code := self.ended()) is not None:
+                    raise EmbeddedServerError(_failure_message(self, code))
+                if time.monotonic() > deadline:
+                    raise EmbeddedServerError(
+                        f"{self.label} was not ready within {START_TIMEOUT_S:.0f} s; see {self.log}"
+                    )
+                time.sleep(0.02)
+            on_failure.pop_all()
+
+    def stop(self) -> None:
+        """Stop the server. Returns once the process has ended. Idempotent."""
+        if self.process is not None and self.process.poll() is None:
+            self.terminate()
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                self.process.wait()
+        if self.socket_dir != self.folder:
+            shutil.rmtree(self.socket_dir, ignore_errors=True)
+
+
+@dataclass
+class Postgres(Server):
+    """A PostgreSQL that listens on a Unix socket only, in a private folder."""
+
+    owner: DatabaseAccount | None = None
 
     @property
     def url(self) -> str:
         """The URL for SQLAlchemy with asyncpg."""
         return f"postgresql+asyncpg://postgres@/postgres?host={quote(str(self.socket_dir))}"
 
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+    def start(self) -> None:
+        if self.owner:
+            self.owner.open_folders()
+            self.owner.own(self.folder)
+        _authenticate_by_user(self.folder, self.owner)
+        super().start()
+
+    def end_leftovers(self) -> None:
+        super().end_leftovers()
+        # No server uses them any more. PostgreSQL would take any process that has their pid now for a server.
+        for folder, name in ((self.folder, "postmaster.pid"), (self.socket_dir, f"{_POSTGRES_SOCKET}.lock")):
+            (folder / name).unlink(missing_ok=True)
+
+    def ready(self) -> bool:
+        """Return whether `postmaster.pid` has this pid (line 1) and state "ready" (line 8), as in `miscinit.h`."""
+        try:
+            lines = (self.folder / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return False
+        return len(lines) >= 8 and lines[0].strip() == str(self.pid) and lines[7].strip() == "ready"
 
     def stop(self) -> None:
-        """Stop the server, ending open sessions. Returns once the process has ended. Idempotent."""
-        _stop(self.process, signal.SIGINT)  # PostgreSQL's "fast" shutdown
-        if self.socket_dir != self.data_dir:
-            shutil.rmtree(self.socket_dir, ignore_errors=True)
+        """Stop the server, ending open sessions."""
+        super().stop()
+        if self.owner:
+            self.owner.close_folders()
 
 
 @dataclass
-class Valkey:
-    """A running Valkey that listens on 127.0.0.1 only."""
+class Valkey(Server):
+    """A Valkey that listens on 127.0.0.1, or on a Unix socket in a private folder only (`port` is 0)."""
 
-    process: subprocess.Popen[bytes]
-    port: int
-    data_dir: Path = field(repr=False)
+    port: int = 0
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://127.0.0.1:{self.port}/0" if self.port else f"unix://{quote(str(self.socket))}?db=0"
 
     @property
-    def pid(self) -> int:
-        return self.process.pid
+    def socket(self) -> Path:
+        return self.socket_dir / _VALKEY_SOCKET
 
-    def stop(self) -> None:
-        """Stop the server after it has saved its data. Returns once the process has ended. Idempotent."""
-        _stop(self.process, signal.SIGTERM)
+    def ready(self) -> bool:
+        """Return whether it responds to a PING; while it loads data, it returns an error."""
+        family, address = (
+            (socket.AF_INET, ("127.0.0.1", self.port)) if self.port else (socket.AF_UNIX, str(self.socket))
+        )
+        try:
+            with socket.socket(family) as connection:
+                connection.settimeout(1)
+                connection.connect(address)
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
 
 
 def start_postgres(data_dir: Path, *, log: Path | None = None) -> Postgres:
@@ -86,40 +168,70 @@ def start_postgres(data_dir: Path, *, log: Path | None = None) -> Postgres:
     data_dir = data_dir.resolve()
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = log or data_dir.with_name(f"{data_dir.name}.log")
-    user = _database_user(binaries, data_dir)
-    _stop_leftover(data_dir / "postmaster.pid", data_dir, signal.SIGINT)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _end_processes(data_dir, "postgres", signal.SIGINT, STOP_TIMEOUT_S)
+    owner = database_account(data_dir, [binaries / "postgres"])
     if not (data_dir / "PG_VERSION").exists():
-        _init_database(binaries, data_dir, log, user)
-    socket_dir = _socket_folder(data_dir, user)
-    arguments = ["-D", str(data_dir), "-h", "", "-k", str(socket_dir), "-c", "max_connections=200"]
-    process = _start([str(binaries / "postgres"), *arguments], data_dir, log, signal.SIGINT, user)
-    server = Postgres(process, data_dir, socket_dir)
-    _wait_until_ready("PostgreSQL", process, log, lambda: _postmaster_is_ready(data_dir, process.pid))
+        _init_database(binaries, data_dir, log, owner)
+    socket_dir = _socket_folder(data_dir, _POSTGRES_SOCKET, owner)
+    options = {"listen_addresses": "", "unix_socket_permissions": "0700", "max_connections": "200"}
+    settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+    server = Postgres(
+        name="postgres",
+        label="PostgreSQL",
+        command=[str(binaries / "postgres"), "-D", str(data_dir), "-k", str(socket_dir), *settings],
+        environment=os.environ,
+        log=log,
+        folder=data_dir,
+        stop_signal=signal.SIGINT,  # PostgreSQL's "fast" shutdown
+        account=owner.account if owner else None,
+        socket_dir=socket_dir,
+        owner=owner,
+    )
+    server.start()
+    server.wait_until_ready()
     return server
 
 
-def start_valkey(data_dir: Path, port: int | None = None, *, persist: bool = True, log: Path | None = None) -> Valkey:
-    """Start Valkey on `data_dir`. Without `port`, it uses the previous port if free, or else any free one."""
+def start_valkey(
+    data_dir: Path, port: int | None = None, *, persist: bool = True, private: bool = False, log: Path | None = None
+) -> Valkey:
+    """Start Valkey on `data_dir`, listening on 127.0.0.1, or with `private` on a Unix socket only.
+
+    Without `port`, it uses the previous port if free, or else any free one.
+    """
     binary = valkey_binary()
     data_dir = data_dir.resolve()
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data_dir.chmod(0o700)
     log = log or data_dir / "valkey.log"
-    pid_file = data_dir / "valkey.pid"
-    _stop_leftover(pid_file, data_dir, signal.SIGTERM)
-    port = port or _choose_port(data_dir / "port")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _end_processes(data_dir, binary.name, signal.SIGTERM, STOP_TIMEOUT_S)
+    port = 0 if private else port or _choose_port(data_dir / "port")
+    socket_dir = _socket_folder(data_dir, _VALKEY_SOCKET) if private else data_dir
     options = {
         "bind": "127.0.0.1",
         "port": str(port),
         "dir": str(data_dir),
-        "pidfile": str(pid_file),
+        "pidfile": str(data_dir / "valkey.pid"),
         "save": "",
         "appendonly": "yes" if persist else "no",
         "appendfsync": "everysec",
     }
-    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    process = _start([str(binary), *arguments], data_dir, log, signal.SIGTERM)
-    server = Valkey(process, port, data_dir)
-    _wait_until_ready("Valkey", process, log, lambda: _answers_ping(port))
+    if private:
+        options |= {"unixsocket": str(socket_dir / _VALKEY_SOCKET), "unixsocketperm": "700"}
+    server = Valkey(
+        name="valkey",
+        label="Valkey",
+        command=[str(binary), *(word for name, value in options.items() for word in (f"--{name}", value))],
+        environment=os.environ,
+        log=log,
+        folder=data_dir,
+        socket_dir=socket_dir,
+        port=port,
+    )
+    server.start()
+    server.wait_until_ready()
     return server
 
 
@@ -150,52 +262,82 @@ def _package_folder(name: str) -> Path | None:
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
-def _database_user(binaries: Path, data_dir: Path) -> pwd.struct_passwd | None:
-    """Return the user to run PostgreSQL as: None (the current one) unless we are root.
-
-    As root, make the parent folders of the binaries and the data traversable for that user.
-    """
-    if os.geteuid() != 0:
-        return None
-    for folder in {*binaries.parents, *data_dir.parents}:
-        mode = folder.stat().st_mode
-        if not mode & 0o001:
-            folder.chmod(mode | 0o001)
-    return pwd.getpwnam(_UNPRIVILEGED)
-
-
-def _init_database(binaries: Path, data_dir: Path, log: Path, user: pwd.struct_passwd | None) -> None:
+def _init_database(binaries: Path, data_dir: Path, log: Path, owner: DatabaseAccount | None) -> None:
     """Create an empty database atomically, so that an interrupted initdb is not mistaken for a complete one."""
     unfinished = data_dir.with_name(f"{data_dir.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    _make_folder(unfinished, user)
+    unfinished.mkdir(mode=0o700)
+    data = unfinished / "data"
+    data.mkdir(mode=0o700)
+    if owner:
+        owner.open_folders()
+        os.chown(unfinished, -1, owner.account.gid)
+        unfinished.chmod(0o710)
+        os.chown(data, owner.initdb_account.uid, owner.initdb_account.gid)
     locale = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
-    arguments = ["-D", str(unfinished), "-U", "postgres", "--auth=trust", *locale]
-    process = _start([str(binaries / "initdb"), *arguments], unfinished, log, signal.SIGTERM, user)
-    if process.wait(START_TIMEOUT_S) != 0:
-        raise EmbeddedServerError(_failure_message("PostgreSQL's initdb", process, log))
+    authentication = ["--auth-local=peer", "--auth-host=scram-sha-256"]
+    initdb = Child(
+        name="initdb",
+        command=[str(binaries / "initdb"), "-D", str(data), "-U", "postgres", *authentication, *locale],
+        environment=os.environ,
+        log=log,
+        folder=data,
+        account=owner.initdb_account if owner else None,
+    )
+    initdb.start()
+    assert initdb.process is not None
+    if (code := initdb.process.wait(START_TIMEOUT_S)) != 0:
+        raise EmbeddedServerError(f"PostgreSQL's initdb failed ({how_it_ended(code)}):\n{initdb.last_lines(15)}")
     if data_dir.exists():  # replace it only if it is empty
         try:
             data_dir.rmdir()
         except OSError as error:
             raise EmbeddedServerError(f"{data_dir} is not a database and not empty: move it away.") from error
-    unfinished.rename(data_dir)
+    data.rename(data_dir)
+    unfinished.rmdir()
 
 
-def _socket_folder(data_dir: Path, user: pwd.struct_passwd | None) -> Path:
+def _end_processes(folder: Path, program: str, sig: signal.Signals, within_s: float) -> None:
+    """End the processes of a server that work in its data folder, such as those of a killed launcher."""
+    deadline = time.monotonic() + within_s
+    while pids := processes_in(folder, program):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sig if time.monotonic() < deadline else signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _authenticate_by_user(data_dir: Path, owner: DatabaseAccount | None) -> None:
+    """Admit only processes of this process's user, under any role: the kernel tells the server who connects."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name.replace('"', '""')
+        rule = "local all all peer map=headrace"
+    except KeyError:  # PostgreSQL cannot compare users without a name; the private folder keeps others out
+        user, rule = "", "local all all trust"
+    identity = f'headrace "{user}" all' if user else ""
+    for name, line in (("pg_hba.conf", rule), ("pg_ident.conf", identity)):
+        _write_configuration(data_dir / name, f"{_CONFIGURATION_HEADER}{line}\n", owner)
+
+
+def _write_configuration(file: Path, text: str, owner: DatabaseAccount | None) -> None:
+    """Replace a file of the data folder atomically."""
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
+        output.write(text)
+        if owner:
+            os.fchown(output.fileno(), owner.account.uid, owner.account.gid)
+    new.replace(file)
+
+
+def _socket_folder(data_dir: Path, name: str, owner: DatabaseAccount | None = None) -> Path:
     """Return the folder for the socket: the private data folder, or a temporary one if its path is too long."""
-    if len(os.fsencode(data_dir)) <= _MAX_SOCKET_FOLDER_BYTES:
+    if len(os.fsencode(data_dir / name)) <= _MAX_SOCKET_BYTES:
         return data_dir
     folder = Path(tempfile.mkdtemp(prefix="headrace-"))
-    if user:
-        os.chown(folder, user.pw_uid, user.pw_gid)
+    if owner:
+        os.chown(folder, owner.account.uid, owner.account.gid)
     return folder
-
-
-def _make_folder(folder: Path, user: pwd.struct_passwd | None) -> None:
-    folder.mkdir(mode=0o700)
-    if user:
-        os.chown(folder, user.pw_uid, user.pw_gid)
 
 
 def _choose_port(file: Path) -> int:
@@ -214,83 +356,5 @@ def _choose_port(file: Path) -> int:
     raise EmbeddedServerError("No free port on 127.0.0.1 for the embedded Redis.")
 
 
-def _start(
-    command: Sequence[str],
-    folder: Path,
-    log: Path,
-    death_signal: signal.Signals,
-    user: pwd.struct_passwd | None = None,
-) -> subprocess.Popen[bytes]:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            user=user.pw_uid if user else None,
-            group=user.pw_gid if user else None,
-            extra_groups=[] if user else None,
-            preexec_fn=die_with_parent(death_signal),
-        )
-
-
-def _wait_until_ready(name: str, process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    with contextlib.ExitStack() as on_failure:
-        on_failure.callback(_stop, process, signal.SIGKILL)
-        while not ready():
-            if process.poll() is not None:
-                raise EmbeddedServerError(_failure_message(name, process, log))
-            if time.monotonic() > deadline:
-                raise EmbeddedServerError(f"{name} was not ready within {START_TIMEOUT_S:.0f} s; see {log}")
-            time.sleep(0.02)
-        on_failure.pop_all()
-
-
-def _failure_message(name: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    return f"{name} did not start (exit code {process.returncode}). The end of {log}:\n{tail}"
-
-
-def _postmaster_is_ready(data_dir: Path, pid: int) -> bool:
-    """Return whether `postmaster.pid` has this pid (line 1) and state "ready" (line 8), as in `miscinit.h`."""
-    try:
-        lines = (data_dir / "postmaster.pid").read_text().splitlines()
-    except OSError:
-        return False
-    return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
-
-
-def _answers_ping(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith(b"+PONG")  # replies with an error while loading data
-    except OSError:
-        return False
-
-
-def _stop(process: subprocess.Popen[bytes], sig: signal.Signals) -> None:
-    if process.poll() is not None:
-        return
-    process.send_signal(sig)
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _stop_leftover(pid_file: Path, data_dir: Path, sig: signal.Signals) -> None:
-    """End the server of a killed launcher if it is still running."""
-    try:
-        pid = int(pid_file.read_text().split(maxsplit=1)[0])
-    except (OSError, ValueError, IndexError):
-        return
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while works_in(pid, data_dir):
-        os.kill(pid, sig if time.monotonic() < deadline else signal.SIGKILL)
-        time.sleep(0.05)
+def _failure_message(server: Server, code: int) -> str:
+    return f"{server.label} did not start ({how_it_ended(code)}). The end of {server.log}:\n{server.last_lines(15)}"

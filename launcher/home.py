@@ -17,7 +17,9 @@ def only_launcher(home: Path) -> Iterator[None]:
     """Lock the folder for this process; raises `LaunchError` with the pid of the current holder."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        (home / "logs").mkdir(mode=0o700, exist_ok=True)  # logs may contain prompts
+        for private in ("logs", "files"):  # files contain prompts and outputs, logs may
+            (home / private).mkdir(exist_ok=True)
+            (home / private).chmod(0o700)
     except OSError as error:
         raise LaunchError(
             f"HEADRACE_HOME={home} cannot be used: {error.strerror}. Set it to another folder."

@@ -1,9 +1,11 @@
 """Linux process calls: end children with their parent, and identify processes."""
 
+import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -14,6 +16,14 @@ try:
     _prctl = ctypes.CDLL(None).prctl
 except AttributeError:  # not Linux: children outlive a killed launcher
     _prctl = None
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user and a group to run a process as."""
+
+    uid: int
+    gid: int
 
 
 def die_with_parent(sig: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
@@ -39,9 +49,31 @@ def start_time(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-def works_in(pid: int, folder: Path) -> bool:
-    """Return whether the process is alive with `folder` as its working directory."""
-    try:
-        return Path(f"/proc/{pid}/cwd").readlink() == folder.resolve()
-    except OSError:
-        return False
+def processes_in(folder: Path, program: str) -> list[int]:
+    """Return the processes that run the program `program` with `folder` as their working directory."""
+    folder = folder.resolve()
+    found = []
+    for pid in _pids():
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+            if Path(f"/proc/{pid}/cwd").readlink() == folder and _program(pid) == program:
+                found.append(pid)
+    return found
+
+
+def users_of_processes() -> set[int]:
+    """Return the user ids of all running processes."""
+    users = set()
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            users.add(os.stat(f"/proc/{pid}").st_uid)
+    return users
+
+
+def _pids() -> Iterator[int]:
+    with contextlib.suppress(OSError):  # not Linux
+        yield from (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _program(pid: int) -> str:
+    # The kernel appends the suffix once the file has been replaced or removed.
+    return Path(f"/proc/{pid}/exe").readlink().name.removesuffix(" (deleted)")

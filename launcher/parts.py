@@ -60,11 +60,11 @@ class Parts:
             for number in range(1, (self.settings.workers if model.loads_model else 1) + 1)
         ]
 
-    def flower(self, password: str | None) -> Child:
-        address = [f"--port={self.settings.flower_port}", f"--address={self.settings.flower_address}"]
+    def flower(self, password: str) -> Child:
+        options = [f"--port={self.settings.flower_port}", f"--address={self.settings.flower_address}"]
         # Not on the command line, which all users of the machine can read.
-        login = {"FLOWER_BASIC_AUTH": f"admin:{password}"} if password else {}
-        return self._child("flower", ["-m", "celery", "-A", "workers.app", "flower", *address], login)
+        login = {"FLOWER_BASIC_AUTH": f"admin:{password}"}
+        return self._child("flower", ["-m", "workers.flower", *options], login)
 
     def _child(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Child:
         secrets = _SECRETS.union(*(secret_of(model) for model in self.registry.models.values()))
@@ -104,10 +104,8 @@ def api_key(settings: Settings) -> str:
     return kept_secret(settings.home / "api_key", lambda: f"hr_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}")
 
 
-def flower_password(settings: Settings) -> str | None:
-    """Return the configured or generated password, or None if Flower needs none."""
-    if not settings.flower_needs_password:
-        return None
+def flower_password(settings: Settings) -> str:
+    """Return the configured or generated password: Flower can terminate jobs, and shows any local user all tasks."""
     return settings.flower_password or kept_secret(settings.home / "flower_password", lambda: secrets.token_urlsafe(18))
 
 

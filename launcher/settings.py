@@ -1,6 +1,5 @@
 """Settings of `make up`, read from the environment."""
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,11 +48,6 @@ class Settings:
         host = "127.0.0.1" if self.flower_address in ("0.0.0.0", "::") else self.flower_address
         return f"http://{_in_url(host)}:{self.flower_port}"
 
-    @property
-    def flower_needs_password(self) -> bool:
-        """Whether Flower requires a password: always beyond loopback, because it can terminate jobs and workers."""
-        return self.flower_password is not None or not is_loopback(self.flower_address)
-
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """Read and validate the environment; raises `SettingError` naming the variable."""
@@ -83,14 +77,6 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     if "," in (settings.flower_password or ""):
         raise SettingError("HEADRACE_FLOWER_PASSWORD has a comma, which Flower treats as a separator; remove it.")
     return settings
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether `host` is reachable only from this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _in_url(host: str) -> str:

@@ -3,13 +3,15 @@
 import contextlib
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from launcher import embedded, parts, readiness
+from launcher import parts, readiness
 from launcher.banner import banner
 from launcher.children import Child, Supervisor, end_leftovers, how_it_ended
+from launcher.embedded import Postgres, Server, Valkey, start_postgres, start_valkey
 from launcher.errors import LaunchError, SettingError, StopRequested
-from launcher.home import fresh_log, only_launcher, write_environment
+from launcher.home import only_launcher, write_environment
 from launcher.parts import Parts
 from launcher.ports import check_free
 from launcher.progress import Phase, Progress
@@ -21,6 +23,8 @@ STOP_TIMEOUT_S = 20.0
 # During the start there are no jobs to finish.
 STOP_TIMEOUT_STARTING_S = 5.0
 LEFTOVER_TIMEOUT_S = 10.0
+
+S = TypeVar("S", bound=Server)
 
 
 def main(make_parts: Callable[[Settings, Registry, str, str], Parts] = Parts) -> int:
@@ -53,12 +57,13 @@ def run(
     progress.say("Starting Headrace")
     not_before = clean_up_last_run(settings, progress)
     with contextlib.ExitStack() as stack:
-        database_url = stack.enter_context(database(settings, progress))
-        redis_url = stack.enter_context(redis(settings, progress))
+        servers: list[Server] = []
+        database_url = settings.database_url or _started(postgres(settings, progress), stack, servers).url
+        redis_url = settings.redis_url or _started(valkey(settings, progress), stack, servers).url
         components = make_parts(settings, registry, database_url, redis_url)
         key, password = parts.api_key(settings), parts.flower_password(settings)
         prepare(components, key, progress, stopping)
-        supervisor = stack.enter_context(supervised(settings, progress, stopping))
+        supervisor = stack.enter_context(supervised(settings, progress, stopping, servers))
         stack.callback((settings.home / "env").unlink, missing_ok=True)
         write_environment(settings.home / "env", components.environment)
         for child in (components.api(), *components.workers(), components.flower(password)):
@@ -98,38 +103,30 @@ def clean_up_last_run(settings: Settings, progress: Progress) -> float:
     return time.monotonic() + settings.lease_s if forced else 0.0
 
 
-@contextlib.contextmanager
-def database(settings: Settings, progress: Progress) -> Iterator[str]:
-    """Yield the database URL, starting the embedded PostgreSQL if none is configured."""
-    if settings.database_url:
-        yield settings.database_url
-        return
+def postgres(settings: Settings, progress: Progress) -> Postgres:
+    """Start the embedded PostgreSQL."""
     with progress.phase("PostgreSQL"):
-        server = embedded.start_postgres(settings.home / "postgres", log=fresh_log(settings.logs / "postgres.log"))
-    try:
-        yield server.url
-    finally:
-        server.stop()
+        return start_postgres(settings.home / "postgres", log=settings.logs / "postgres.log")
 
 
-@contextlib.contextmanager
-def redis(settings: Settings, progress: Progress) -> Iterator[str]:
-    """Yield the Redis URL, starting the embedded Valkey if none is configured."""
-    if settings.redis_url:
-        yield settings.redis_url
-        return
+def valkey(settings: Settings, progress: Progress) -> Valkey:
+    """Start the embedded Valkey, which only this user can connect to."""
     with progress.phase("Valkey"):
-        server = embedded.start_valkey(settings.home / "valkey", log=fresh_log(settings.logs / "valkey.log"))
-    try:
-        yield server.url
-    finally:
-        server.stop()
+        return start_valkey(settings.home / "valkey", log=settings.logs / "valkey.log", private=True)
+
+
+def _started(server: S, stack: contextlib.ExitStack, servers: list[Server]) -> S:
+    stack.callback(server.stop)
+    servers.append(server)
+    return server
 
 
 @contextlib.contextmanager
-def supervised(settings: Settings, progress: Progress, stopping: Stopping) -> Iterator[Supervisor]:
-    """Yield a supervisor; on exit, stop all its children."""
-    supervisor = Supervisor(progress.say, settings.home / "pids", STOP_TIMEOUT_STARTING_S)
+def supervised(
+    settings: Settings, progress: Progress, stopping: Stopping, servers: Sequence[Server]
+) -> Iterator[Supervisor]:
+    """Yield a supervisor of children and of the servers; on exit, stop the children."""
+    supervisor = Supervisor(progress.say, settings.home / "pids", STOP_TIMEOUT_STARTING_S, servers)
     try:
         yield supervisor
     finally:

@@ -9,6 +9,8 @@ from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from shared.config.postgres_url import driver_arguments
+from shared.postgres.engine import DRIVER
 from shared.postgres.tables import Base
 
 # Two processes that start at the same time must not migrate at the same time.
@@ -42,7 +44,8 @@ def _lock(connection: Connection) -> None:
 
 
 async def connect_and_run() -> None:
-    engine = create_async_engine(context.config.attributes["url"], poolclass=pool.NullPool)
+    arguments = driver_arguments(context.config.attributes["url"])
+    engine = create_async_engine(DRIVER, poolclass=pool.NullPool, connect_args=arguments)
     async with engine.connect() as connection:
         await connection.run_sync(run)
     await engine.dispose()

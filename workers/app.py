@@ -1,4 +1,4 @@
-"""The Celery application, for Flower (`celery -A workers.app flower`) and for `python -m workers`."""
+"""The Celery application, for Flower (`workers.flower`) and for `python -m workers`."""
 
 from __future__ import annotations
 

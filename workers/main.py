@@ -50,13 +50,14 @@ def main() -> int:
     from shared.config.settings import settings_or_exit
     from shared.domain.errors import HeadraceError
     from shared.postgres.schema_version import database_or_exit
-    from shared.redis.job_queue import queue_name
+    from shared.redis.job_queue import queue_name, use_broker
     from shared.telemetry.instruments import Exporter
     from shared.telemetry.logs import configure_logging
     from shared.telemetry.metrics import Metrics
     from shared.telemetry.tracing_setup import configured_exporter
     from workers.app import app
     from workers.consumer.loop_thread import LoopThread
+    from workers.consumer.message_filter import MessageFilter
     from workers.consumer.pool import EnginePool
     from workers.consumer.signals import HeadraceWorker
     from workers.consumer.transport import use_transport
@@ -80,12 +81,12 @@ def main() -> int:
     database_or_exit(settings.database_url)
 
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
-    app.conf.broker_url = settings.redis_url
+    use_broker(app, settings.redis_url)
     metrics = Metrics(Exporter.WORKER, [arguments.model])
     exported = metrics.registry()
     runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported)
     app.loop_thread = LoopThread(runtime)
-    use_transport(app, lambda: runtime.slot_pool.batch_room)
+    use_transport(app, lambda: runtime.slot_pool.batch_room, MessageFilter(app, arguments.model, metrics))
     celery_worker = HeadraceWorker(
         app=app,
         hostname=worker,

@@ -27,6 +27,7 @@ from shared.runtime.gc_tuning import freeze_gc
 from shared.runtime.outages import is_outage
 from shared.runtime.supervisor import Supervisor
 from shared.telemetry.logs import redact_errors
+from shared.telemetry.loop_lag import measure_loop_lag
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
 from workers.engines.base import Engine
@@ -41,6 +42,7 @@ from workers.supervision.cancel_listener import CancelListener
 from workers.supervision.consumer_control import ConsumerControl
 from workers.supervision.engine_supervisor import EngineSupervisor
 from workers.supervision.heartbeat import Heartbeat
+from workers.supervision.lease_keeper import LeaseKeeper
 from workers.supervision.process_shutdown import ProcessShutdown
 from workers.supervision.redelivery import Redelivery
 from workers.supervision.watchdog import Watchdog
@@ -103,7 +105,7 @@ class WorkerRuntime:
         engine = await self._start_engine()
 
         logs = EventLog(redis)
-        claims = ClaimStore(database, self._worker)
+        claims = ClaimStore(database, self._worker, model.name)
         recovery_store = RecoveryStore(database)
         terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(self._app, redis)
@@ -151,16 +153,20 @@ class WorkerRuntime:
 
         await heartbeat.renew()
         self._stack.push_async_callback(self._end_lease)
+        lease_keeper = LeaseKeeper(settings, self._worker, beat=heartbeat.beat, on_failure=self._shutdown.begin)
+        lease_keeper.start()
+        self._stack.push_async_callback(lease_keeper.stop)
         self._registry.register(WorkerMetrics(metrics, model.name, runner, engine, watchdog.stalled_s))
         run = self._supervisor.start
         run("log_writer", log_writer.run())
         run("hint_sender", hints.run())
         run("heartbeat", heartbeat.run())
-        run("cancel_listener", CancelListener(redis, runner, self._worker).run())
+        run("cancel_listener", CancelListener(redis, runner, self._worker, metrics).run())
         run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
         run("watchdog", watchdog.run())
+        run("loop_lag", measure_loop_lag(metrics.loop_lag))
         freeze_gc()
         redact_errors()
 

@@ -17,6 +17,9 @@ class WorkerSettings(Settings):
         validation_alias="HEADRACE_BEACON",
         description="The file in which the worker writes its state at each heartbeat; see workers.probe.",
     )
+    stall_s: float = Field(
+        30.0, gt=0, description="A worker whose event loop does not answer for this long loses its lease."
+    )
     drain_s: float = Field(30.0, ge=0, description="Seconds that running jobs get to finish at SIGTERM.")
     engine_back_off_max_s: float = Field(
         60.0, gt=0, description="The longest wait before a dead engine is restarted, in seconds."

@@ -34,6 +34,8 @@ from shared.domain.request import (
 
 # Claude Code starts its system prompt with a hash of the request, which would defeat prefix caching.
 BILLING = "x-anthropic-billing-header"
+# Engines reject 0, which means the same: only the most likely token.
+SMALLEST_TOP_P = 1e-6
 _TOOL_CHOICES: dict[str, Literal["auto", "required", "none"]] = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -48,7 +50,7 @@ def generate_request(body: MessagesRequest) -> GenerateRequest:
         "stop": body.stop_sequences,
         "temperature": body.temperature,
         "top_k": body.top_k,
-        "top_p": body.top_p,
+        "top_p": body.top_p if body.top_p != 0 else SMALLEST_TOP_P,
         "thinking_token_budget": body.thinking.budget_tokens if body.thinking is not None else None,
     }
     sampling = Sampling.model_validate({name: value for name, value in parameters.items() if value is not None})
@@ -66,15 +68,15 @@ def conversation(body: CountTokensRequest) -> GenerateRequest:
         raise InvalidRequest("messages: all messages are empty", param="messages")
     if system := _system_text(body.system):
         messages.insert(0, Message(role="system", content=system))
-    structured = None
-    if body.output_config is not None and body.output_config.format is not None:
-        structured = StructuredOutputs(json_schema=body.output_config.format.json_schema)
+    output_format = body.output_config.format if body.output_config is not None else None
+    output_format = output_format or body.output_format
+    structured = StructuredOutputs(json_schema=output_format.json_schema) if output_format is not None else None
     return GenerateRequest(messages=messages, chat=_chat_options(body), structured_outputs=structured)
 
 
 def _chat_options(body: CountTokensRequest) -> ChatOptions:
     options = ChatOptions()
-    if body.tools is not None:
+    if body.tools:
         options.tools = [
             Tool(
                 function=Function(
@@ -87,7 +89,7 @@ def _chat_options(body: CountTokensRequest) -> ChatOptions:
             for tool in body.tools
         ]
         options.tool_choice = "auto"
-    if body.tool_choice is not None:
+    if body.tools and body.tool_choice is not None:
         options.tool_choice = _tool_choice(body.tool_choice)
         options.parallel_tool_calls = not body.tool_choice.disable_parallel_tool_use
     if body.output_config is not None:

@@ -6,16 +6,21 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
 
 from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, message_body, ping
 from api.anthropic.requests import conversation, generate_request
 from api.anthropic.schemas import AssistantMessage, CountTokensRequest, MessagesRequest, TokensCount
-from api.http.json_body import JsonRoute
+from api.http.json_body import CurrentBodyWork, JsonRoute
+from api.http.large_json import JsonBody
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentAdmission, CurrentSyncCall, Jobs
+from api.jobs.parameters import DEFAULT_PRIORITY
 from api.keys.auth import AnthropicPrincipal
+from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job
+from shared.domain.request import Sampling
 from shared.postgres.job_store import NewJob
 
 router = APIRouter(prefix=PREFIX, tags=["anthropic"], route_class=JsonRoute)
@@ -33,6 +38,7 @@ ERRORS = _errors(
     on_401="The API key is missing or invalid.",
     on_404="The model does not exist.",
     on_413="The body is too large.",
+    on_429="A quota of the project is used up; retry after `Retry-After` seconds.",
     on_503="A service is unavailable; retry after `Retry-After` seconds.",
 )
 FAILED = _errors(
@@ -57,24 +63,34 @@ async def messages(
     call: CurrentSyncCall,
     request: Request,
     submission: Submission,
+    work: CurrentBodyWork,
     anthropic_version: Version = None,
 ) -> Response:
     """Create a message, streamed or not. The job is cancelled if the client disconnects."""
+    if body.stream:
+        call.open_stream()
     user_id = body.metadata.user_id if body.metadata is not None else None
     principal = principal.acting_for(user_id)
     new = NewJob(
         owner=principal.owner,
         model=body.model,
         priority=body.priority,
-        request=generate_request(body),
+        request=await work.run(generate_request, body),
         metadata={} if user_id is None else {"user_id": user_id},
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
     )
-    job, created = await jobs.submit(principal, new, submission.idempotency(request.url.path, body))
+    idempotency = await work.run(submission.idempotency, request.url.path, body)
+    try:
+        job, created = await jobs.submit(principal, new, idempotency)
+    except InvalidRequest as error:
+        raise error.renamed({"structured_outputs": "output_config.format"}) from None
 
-    async def response_body(ended: Sequence[Job]) -> dict[str, Any]:
-        return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
+    async def response_body(ended: Sequence[Job]) -> JsonBody:
+        def build() -> dict[str, Any]:
+            return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
+
+        return JsonBody(build, ended[0].output_size)
 
     def stream() -> AsyncIterator[bytes]:
         return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
@@ -84,9 +100,31 @@ async def messages(
     )
 
 
-@router.post("/count_tokens", responses=ERRORS)
+@router.post("/count_tokens", response_model=TokensCount, responses={**ERRORS, **FAILED})
 async def count_tokens(
-    body: CountTokensRequest, _: AnthropicPrincipal, admission: CurrentAdmission, anthropic_version: Version = None
-) -> TokensCount:
-    """Count the tokens of a conversation without running it."""
-    return TokensCount(input_tokens=await admission.count_tokens(body.model, conversation(body)))
+    body: CountTokensRequest,
+    principal: AnthropicPrincipal,
+    admission: CurrentAdmission,
+    jobs: Jobs,
+    call: CurrentSyncCall,
+    work: CurrentBodyWork,
+    anthropic_version: Version = None,
+) -> Response:
+    """Count the tokens of a conversation without running it.
+
+    If only the engine can render it, a job that generates nothing counts them, and is deleted.
+    """
+    request = await work.run(conversation, body)
+    if (tokens := await admission.count_tokens(body.model, request)) is not None:
+        return JSONResponse(TokensCount(input_tokens=tokens).model_dump())
+    counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})
+    new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=counting, metadata={})
+    job, _ = await jobs.submit(principal, new)
+
+    async def response_body(ended: Sequence[Job]) -> JsonBody:
+        usage = ended[0].usage
+        assert usage is not None
+        await jobs.delete(job.id, principal.project_id)
+        return JsonBody(TokensCount(input_tokens=usage.prompt_tokens).model_dump, 0)
+
+    return await call.respond([job], created=True, stream=None, body=response_body)

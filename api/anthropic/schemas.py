@@ -1,12 +1,11 @@
-"""Schemas of Anthropic's Messages API. Unsupported parameters are rejected, never ignored.
+"""Schemas of Anthropic's Messages API, with its bounds.
 
-The exceptions are hints without effect here: `cache_control` (prefixes are always cached) and `service_tier`.
 https://docs.anthropic.com/en/api/messages
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,12 +18,14 @@ from pydantic import (
     model_validator,
 )
 
+from api.http.members import MemberRules
+from api.jobs import dialects
 from api.jobs.parameters import DEFAULT_PRIORITY
 from shared.domain.request import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, JsonObject, UnicodeText, contradiction
 
 MAX_BLOCKS = 10_000
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
 
@@ -35,8 +36,8 @@ class _Strict(BaseModel):
 class CacheControl(_Strict):
     """Accepted and ignored: the engine caches every prefix."""
 
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
+    type: str
+    ttl: str | None = None
 
 
 class _Cacheable(_Strict):
@@ -48,7 +49,6 @@ class TextBlock(_Cacheable):
 
     type: Literal["text"]
     text: UnicodeText
-    citations: None = None
 
 
 class ThinkingBlock(_Strict):
@@ -66,12 +66,6 @@ class RedactedThinkingBlock(_Strict):
     data: str
 
 
-class DirectCaller(_Strict):
-    """Marks a tool call that the model itself made."""
-
-    type: Literal["direct"]
-
-
 class ToolUseBlock(_Cacheable):
     """A tool call in an earlier turn of the model."""
 
@@ -79,7 +73,7 @@ class ToolUseBlock(_Cacheable):
     id: UnicodeText
     name: UnicodeText
     input: JsonObject
-    caller: DirectCaller | None = None
+    caller: dict[str, Any] | None = Field(None, description="Accepted and ignored: who made the call.")
 
 
 def _text_as_block(content: Any) -> Any:
@@ -213,6 +207,7 @@ class RequestMetadata(_Strict):
 class CountTokensRequest(_Cacheable):
     """`POST /v1/messages/count_tokens`: a conversation."""
 
+    member_rules: ClassVar[MemberRules] = dialects.COUNT_TOKENS
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -232,13 +227,7 @@ class CountTokensRequest(_Cacheable):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_default(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {name: value for name, value in data.items() if value is not None}
-        return data
+    output_format: OutputFormat | None = Field(None, description="Earlier name of `output_config.format`.")
 
     @model_validator(mode="after")
     def _consistent_tools(self) -> Self:
@@ -267,6 +256,7 @@ class CountTokensRequest(_Cacheable):
 class MessagesRequest(CountTokensRequest):
     """`POST /v1/messages`."""
 
+    member_rules: ClassVar[MemberRules] = dialects.MESSAGES
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -293,11 +283,10 @@ class MessagesRequest(CountTokensRequest):
         None, max_length=MAX_STOPS, fail_fast=True, description="Strings that end the output and are not part of it."
     )
     stream: bool = False
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, lt=2**31)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     metadata: RequestMetadata | None = None
-    service_tier: Literal["auto", "standard_only"] | None = Field(None, description="Accepted and ignored.")
     priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower values are served first, as in vLLM.")
 
     @model_validator(mode="after")

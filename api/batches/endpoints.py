@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from api.http.members import Shape
 from api.openai.completions import CHAT, TEXT, Dialect, completion_body
 from api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from api.responses.error_params import rename_param
@@ -37,6 +38,10 @@ class Endpoint(Protocol):
     def reads_log(self) -> bool:
         """Whether the response body is built from the job's log."""
 
+    @property
+    def shape(self) -> Shape:
+        """The shape of a line's body. The other methods take bodies that were read with it."""
+
     def job(self, body: dict[str, Any]) -> LineJob:
         """Validate a body as a synchronous call does, and convert it.
 
@@ -57,6 +62,7 @@ class Completions:
 
     dialect: Dialect
     schema: type[ChatCompletionRequest | CompletionRequest]
+    shape: Shape
     reads_log: bool = False
 
     def job(self, body: dict[str, Any]) -> LineJob:
@@ -81,6 +87,7 @@ class Completions:
 class Responses:
     """The Responses API. A line's response is written to the output file only, not stored as a response."""
 
+    shape: Shape
     reads_log: bool = True
 
     def job(self, body: dict[str, Any]) -> LineJob:
@@ -114,9 +121,9 @@ class Responses:
 
 
 ENDPOINTS: dict[str, Endpoint] = {
-    "/v1/chat/completions": Completions(CHAT, ChatCompletionRequest),
-    "/v1/completions": Completions(TEXT, CompletionRequest),
-    "/v1/responses": Responses(),
+    "/v1/chat/completions": Completions(CHAT, ChatCompletionRequest, Shape(ChatCompletionRequest)),
+    "/v1/completions": Completions(TEXT, CompletionRequest, Shape(CompletionRequest)),
+    "/v1/responses": Responses(Shape(ResponseCreate)),
 }
 
 

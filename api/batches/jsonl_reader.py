@@ -1,8 +1,9 @@
-"""Reads the lines of a JSONL file from any position."""
+"""Reads the lines of a JSONL file from any position. A byte order mark at the start of the file is skipped."""
 
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -25,6 +26,10 @@ class Line:
         return self.data is not None and not self.data.strip()
 
 
+def _without_mark(number: int, data: bytes) -> bytes:
+    return data.removeprefix(BOM_UTF8) if number == 1 else data
+
+
 async def read_lines(chunks: AsyncIterator[bytes], start: Position, max_bytes: int) -> AsyncIterator[Line]:
     """Yield the lines of a file, given its bytes from `start` on. Buffers at most `max_bytes` and a chunk."""
     number, offset = start.line, start.offset
@@ -36,11 +41,13 @@ async def read_lines(chunks: AsyncIterator[bytes], start: Position, max_bytes: i
             offset += size + 1
             if number % YIELD_LINES == 0:
                 await asyncio.sleep(0)
-            data = buffered + chunk[first:end] if size <= max_bytes else None
+            data = _without_mark(number, buffered + chunk[first:end]) if size <= max_bytes else None
             yield Line(number, data, Position(number + 1, offset))
             number, first = number + 1, end + 1
             buffered, size = b"", 0
         size += len(chunk) - first
         buffered = buffered + chunk[first:] if size <= max_bytes else b""
     if size:
-        yield Line(number, buffered if size <= max_bytes else None, Position(number + 1, offset + size))
+        yield Line(
+            number, _without_mark(number, buffered) if size <= max_bytes else None, Position(number + 1, offset + size)
+        )

@@ -6,28 +6,43 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from api.batches.batch import LineError
 from api.batches.endpoints import ENDPOINTS
 from api.batches.jsonl_reader import Line
 from api.batches.store import BatchJob
 from api.http.json_body import check_shape
+from api.http.members import MemberReader, Shape
 from api.http.validation import describe
 from shared.config.models.loader import Registry
 from shared.domain.errors import HeadraceError, InvalidRequest
 from shared.domain.priorities import BATCH_PRIORITY
 
 MAX_CUSTOM_ID = 512
-FIELDS = ("custom_id", "method", "url", "body")
+
+
+class RequestLine(BaseModel):
+    """A line. `parse` validates the values."""
+
+    custom_id: Any
+    method: Any
+    url: Any
+    body: dict[str, Any]
+
+
+_FIELDS = tuple(RequestLine.model_fields)
+_SHAPE = Shape(RequestLine)
 
 
 class LineRejected(HeadraceError):
-    """A line is not a valid request."""
+    """A line is not a valid request. `custom_id` is None if it cannot be read, `is_utf8` False if it is not text."""
 
-    def __init__(self, error: LineError) -> None:
+    def __init__(self, error: LineError, custom_id: str | None) -> None:
         super().__init__(error.message)
         self.error = error
+        self.custom_id = custom_id
+        self.is_utf8 = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,44 +53,82 @@ class BatchRequest:
     job: BatchJob
 
 
-def parse(line: Line, url: str, registry: Registry | None = None) -> BatchRequest:
+@dataclass(frozen=True, slots=True)
+class LineContent:
+    """A line's request without its validation. What cannot be read is None. `ignored`: paths of ignored members."""
+
+    custom_id: str | None
+    body: dict[str, Any] | None
+    ignored: tuple[str, ...] = ()
+
+
+def parse(
+    line: Line, url: str, members: MemberReader, registry: Registry | None = None, *, counted: bool = False
+) -> BatchRequest:
     """Parse a line of a batch for the endpoint `url`. With a registry, the model must exist.
+
+    `counted`: ignored members count in the metrics.
 
     Raises:
         LineRejected: the line is invalid; its `error` names the parameter.
     """
     fields = _fields(line)
-    custom_id = fields["custom_id"]
-    if not (isinstance(custom_id, str) and 0 < len(custom_id) <= MAX_CUSTOM_ID):
-        raise _rejected(
-            line, "invalid_custom_id", f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters.", "custom_id"
+    custom_id = _custom_id(fields)
+
+    def rejected(code: str, message: str, param: str | None) -> LineRejected:
+        return _rejected(line, code, message, param, custom_id)
+
+    try:
+        members.read(_SHAPE, fields, counted=counted)
+    except InvalidRequest as error:
+        raise rejected("unknown_parameter", error.message, error.param) from None
+    for name in _FIELDS:
+        if name not in fields:
+            raise rejected("missing_required_parameter", f"{name}: this field is required", name)
+    if custom_id is None:
+        raise rejected(
+            "invalid_custom_id", f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters.", "custom_id"
         )
     if fields["method"] != "POST":
-        raise _rejected(line, "invalid_method", "method must be POST.", "method")
+        raise rejected("invalid_method", "method must be POST.", "method")
     if fields["url"] != url:
-        raise _rejected(line, "invalid_url", f"url must be the batch's endpoint, {url}.", "url")
-    body = fields["body"]
-    if not isinstance(body, dict):
-        raise _rejected(line, "invalid_request", "body must be an object.", "body")
+        raise rejected("invalid_url", f"url must be the batch's endpoint, {url}.", "url")
+    if not isinstance(fields["body"], dict):
+        raise rejected("invalid_request", "body must be an object.", "body")
     try:
-        job = ENDPOINTS[url].job(body)
+        job = ENDPOINTS[url].job(members.read(ENDPOINTS[url].shape, fields["body"], counted=counted).body)
     except ValidationError as error:
         message, param = describe(error.errors(include_url=False))
-        raise _rejected(line, "invalid_request", message, f"body.{param}" if param else "body") from None
+        raise rejected("invalid_request", message, f"body.{param}" if param else "body") from None
     except InvalidRequest as error:
         param = error.param
-        raise _rejected(line, "invalid_request", error.message, f"body.{param}" if param else "body") from None
+        raise rejected("invalid_request", error.message, f"body.{param}" if param else "body") from None
     if registry is not None and job.model not in registry:
-        raise _rejected(line, "model_not_found", f"The model `{job.model}` does not exist.", "body.model")
+        raise rejected("model_not_found", f"The model `{job.model}` does not exist.", "body.model")
     generate = job.request.model_copy(update={"priority": BATCH_PRIORITY})
     return BatchRequest(custom_id, BatchJob(line.number, job.model, generate, job.metadata, job.end_user))
 
 
-def custom_id_and_body(line: Line) -> tuple[str, dict[str, Any]]:
-    """Return the custom_id and the body of a line that has passed validation."""
-    assert line.data is not None
-    fields = orjson.loads(line.data)
-    return fields["custom_id"], fields["body"]
+def content_of(line: Line, url: str, members: MemberReader) -> LineContent:
+    """Read a line, which may be invalid, without validating its request."""
+    try:
+        fields = _fields(line)
+    except LineRejected:
+        return LineContent(None, None)
+    custom_id, body = _custom_id(fields), fields.get("body")
+    if not isinstance(body, dict):
+        return LineContent(custom_id, None)
+    try:
+        envelope = members.read(_SHAPE, fields, counted=False)
+        reading = members.read(ENDPOINTS[url].shape, body, counted=False)
+    except InvalidRequest:
+        return LineContent(custom_id, None)
+    return LineContent(custom_id, reading.body, envelope.ignored + reading.ignored)
+
+
+def _custom_id(fields: dict[str, Any]) -> str | None:
+    given = fields.get("custom_id")
+    return given if isinstance(given, str) and 0 < len(given) <= MAX_CUSTOM_ID else None
 
 
 def _fields(line: Line) -> dict[str, Any]:
@@ -84,24 +137,29 @@ def _fields(line: Line) -> dict[str, Any]:
     try:
         fields = orjson.loads(line.data)
     except orjson.JSONDecodeError as error:
-        raise _rejected(line, "invalid_json_line", f"This line is not valid JSON: {error}.") from None
+        rejected = _rejected(line, "invalid_json_line", f"This line is not valid JSON: {error}.")
+        rejected.is_utf8 = _is_utf8(line.data)
+        raise rejected from None
     try:
         check_shape(line.data, fields)
     except InvalidRequest as error:
         raise _rejected(line, "invalid_json_line", error.message) from None
     if not isinstance(fields, dict):
         raise _rejected(line, "invalid_json_line", "This line is not a JSON object.")
-    for name in FIELDS:
-        if name not in fields:
-            raise _rejected(line, "missing_required_parameter", f"{name}: this field is required", name)
-    for name in fields:
-        if name not in FIELDS:
-            param = name[:64]
-            raise _rejected(line, "unknown_parameter", f"{param}: this parameter is unknown or not supported", param)
     return fields
 
 
-def _rejected(line: Line, code: str, message: str, param: str | None = None) -> LineRejected:
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _rejected(
+    line: Line, code: str, message: str, param: str | None = None, custom_id: str | None = None
+) -> LineRejected:
     # Messages may quote the line and are stored, so they are truncated and made encodable.
     error = LineError(code, message[:1000], line.number, param)
-    return LineRejected(replace(error, message=error.message.encode("utf-8", "replace").decode()))
+    return LineRejected(replace(error, message=error.message.encode("utf-8", "replace").decode()), custom_id)

@@ -16,14 +16,18 @@ from pydantic import ValidationError
 from api.batches.batch import Batch, BatchStatus, BatchUsage, result_file_ids
 from api.batches.endpoints import ENDPOINTS
 from api.batches.jsonl_reader import Line
-from api.batches.request_line import LineRejected, custom_id_and_body, parse
+from api.batches.request_line import LineRejected, content_of, parse
 from api.batches.store import BatchStore, LineResult, ResultFile
 from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import render
+from api.http.members import HEADER, MemberReader
 from api.jobs.admission import Admission
 from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound, UpstreamFailed
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
+from shared.runtime.chunked_json import dump_pieces
+from shared.runtime.offload import off_loop
+from shared.runtime.time_slice import TimeSlice
 
 PAGE = 50
 EXPIRED_ERROR = {
@@ -46,7 +50,12 @@ class Results:
 
 
 async def write_results(
-    batch: Batch, lines: AsyncIterator[Line], store: BatchStore, blobs: Blobs, admission: Admission
+    batch: Batch,
+    lines: AsyncIterator[Line],
+    store: BatchStore,
+    blobs: Blobs,
+    members: MemberReader,
+    admission: Admission,
 ) -> Results:
     """Write the results of a batch whose jobs have all ended. Idempotent."""
     results = Results()
@@ -58,7 +67,7 @@ async def write_results(
             if line.blank:
                 continue
             result = await jobs.of_line(line.number)
-            entry = await _entry(batch, line, result, admission)
+            entry = await _entry(batch, line, result, members, admission)
             if result is not None and result.job.usage is not None:
                 results.usage = _sum(results.usage, result.job.usage)
             if entry.succeeded:
@@ -81,30 +90,36 @@ class _Entry:
     content: dict[str, Any]
 
 
-async def _entry(batch: Batch, line: Line, result: LineResult | None, admission: Admission) -> _Entry:
+async def _entry(
+    batch: Batch, line: Line, result: LineResult | None, members: MemberReader, admission: Admission
+) -> _Entry:
     """Build the result of a line. `result` is None if the line got no job."""
-    custom_id, body = custom_id_and_body(line)
+    given = content_of(line, batch.endpoint, members)
+    shared: dict[str, Any] = {"custom_id": given.custom_id, **({HEADER: given.ignored} if given.ignored else {})}
     if result is None:
-        content: dict[str, Any] = {"id": f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"}
-        content["custom_id"] = custom_id
+        content = {"id": f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}", **shared}
         if line.number >= batch.next.line:
             error = CANCELLED_ERROR if batch.ending is BatchStatus.CANCELLED else EXPIRED_ERROR
             return _Entry(False, {**content, "response": None, "error": error})
-        rejection = await _rejection(batch, line, admission)
+        rejection = await _rejection(batch, line, members, admission)
         return _Entry(False, {**content, "response": _failed(content["id"], rejection), "error": None})
 
     job = result.job
-    content = {"id": f"batch_req_{job.id.removeprefix('job_')}", "custom_id": custom_id}
+    content = {"id": f"batch_req_{job.id.removeprefix('job_')}", **shared}
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status.succeeded:
-        log = parse_archive(result.log) if result.log is not None else ()
+        archived = result.log or ""
+
+        def response_body() -> dict[str, Any]:
+            return ENDPOINTS[batch.endpoint].response_body(given.body or {}, job, parse_archive(archived))
+
         try:
-            response_body = ENDPOINTS[batch.endpoint].response_body(body, job, log)
+            built = await off_loop(job.output_size + len(archived), response_body)
         except (ValidationError, InvalidRequest):
-            rejection = await _rejection(batch, line, admission)
+            rejection = await _rejection(batch, line, members, admission)
             return _Entry(False, {**content, "response": _failed(job.id, rejection), "error": None})
-        response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": response_body}
+        response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": built}
         return _Entry(True, {**content, "response": response, "error": None})
     assert job.error is not None
     if job.error.code == ErrorCode.DEADLINE_EXCEEDED:
@@ -115,22 +130,30 @@ async def _entry(batch: Batch, line: Line, result: LineResult | None, admission:
     return _Entry(False, {**content, "response": response, "error": None})
 
 
-async def _rejection(batch: Batch, line: Line, admission: Admission) -> HeadraceError:
+async def _rejection(batch: Batch, line: Line, members: MemberReader, admission: Admission) -> HeadraceError:
     """Determine again, because it is not stored, why a line got no job or why its job has no response body.
 
-    The line may not fit the model's context, or validation may have become stricter since.
+    The line may be invalid, it may not fit the model's context, or validation may have become stricter since.
     """
     await asyncio.sleep(0)  # parsing a line and counting its tokens takes some milliseconds
     try:
-        job = parse(line, batch.endpoint).job
+        job = parse(line, batch.endpoint, members).job
         await admission.check(job.model, job.request)
     except LineRejected as rejected:
-        return InvalidRequest(rejected.message, param=rejected.error.param)
+        return _as_request_error(rejected)
     except InvalidRequest as error:
         return ENDPOINTS[batch.endpoint].rename_param(error)
     except NotFound as error:
         return error
     return InvalidRequest("This request was rejected after validation.")
+
+
+def _as_request_error(rejected: LineRejected) -> HeadraceError:
+    """The error that a synchronous call would have returned; without a custom_id, it names the line."""
+    error = rejected.error
+    message = error.message if rejected.custom_id is not None else f"Line {error.line}: {error.message}"
+    param = None if error.param == "body" else (error.param or "").removeprefix("body.") or None
+    return InvalidRequest(message, param=param)
 
 
 def _deleted() -> HeadraceError:
@@ -150,6 +173,17 @@ def _sum(usage: BatchUsage, more: Usage) -> BatchUsage:
         usage.cached_tokens + more.cached_tokens,
         usage.completion_tokens + more.completion_tokens,
     )
+
+
+# Characters that JSON allows in strings, but at which many programs (Python's `splitlines()`) break lines.
+_LINE_BREAKS = {character.encode(): rb"\u%04x" % ord(character) for character in "\x85\u2028\u2029"}
+
+
+def _one_line(line: bytes) -> bytes:
+    """Escape what could be read as a line break inside a line of JSON."""
+    for character, escaped in _LINE_BREAKS.items():
+        line = line.replace(character, escaped)
+    return line
 
 
 class _Jobs:
@@ -187,9 +221,14 @@ class _Writer:
         self._size = 0
 
     async def write(self, content: dict[str, Any]) -> None:
-        self._buffer += orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
-        if len(self._buffer) >= CHUNK:
-            await self.flush()
+        slice_ = TimeSlice()
+        for piece in dump_pieces(content):
+            self._buffer += _one_line(piece)
+            if len(self._buffer) >= CHUNK:
+                await self.flush()
+            if slice_.over:
+                await slice_.give_way()
+        self._buffer += b"\n"
 
     async def flush(self) -> None:
         if not self._buffer:

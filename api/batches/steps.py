@@ -16,6 +16,7 @@ from api.batches.results import Results, write_results
 from api.batches.store import BatchJob, BatchStore
 from api.batches.validation import validate
 from api.files.blobs import BlobMissing, Blobs
+from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.service import JobService
 from api.keys.principal import Principal
@@ -47,6 +48,7 @@ class BatchSteps:
         self,
         *,
         registry: Registry,
+        members: MemberReader,
         admission: Admission,
         store: BatchStore,
         blobs: Blobs,
@@ -60,6 +62,7 @@ class BatchSteps:
     ) -> None:
         """`retention_s` is the retention of result files, in seconds, if the batch does not set it; None: unlimited."""
         self._registry = registry
+        self._members = members
         self._admission = admission
         self._store = store
         self._blobs = blobs
@@ -96,7 +99,7 @@ class BatchSteps:
 
     async def _validate(self, batch: Batch) -> bool:
         async with self._lines(batch, Position()) as lines:
-            validation = await validate(lines, batch.endpoint, self._registry)
+            validation = await validate(lines, batch.endpoint, self._members, self._registry)
         if validation.errors:
             logger.info("batch=%s failed: its input is invalid", batch.id)
             await self._store.fail(batch, validation.errors)
@@ -148,7 +151,7 @@ class BatchSteps:
                     jobs.append(await self._admitted(batch, line))
                     room -= 1
                 except (LineRejected, InvalidRequest, NotFound) as error:  # no job; the result reports the reason
-                    logger.warning("batch=%s line=%d rejected after validation: %s", batch.id, line.number, error)
+                    logger.debug("batch=%s line=%d rejected: %s", batch.id, line.number, error)
                 if len(jobs) >= CHUNK_JOBS or size >= CHUNK_BYTES:
                     if not await submit():
                         return
@@ -159,7 +162,7 @@ class BatchSteps:
 
     async def _admitted(self, batch: Batch, line: Line) -> BatchJob:
         """Parse and admit a line. Raises `LineRejected`, and as `Admission.admit`."""
-        job = parse(line, batch.endpoint).job
+        job = parse(line, batch.endpoint, self._members, counted=True).job
         owner = Owner(batch.project_id, batch.key_id, job.end_user)
         new = await self._admission.admit(
             Principal.of(owner), NewJob(owner, job.model, BATCH_PRIORITY, job.request, job.metadata)
@@ -185,7 +188,7 @@ class BatchSteps:
         results = Results()
         if batch.total:  # 0 if it was cancelled before its input was read
             async with self._lines(batch, Position()) as lines:
-                results = await write_results(batch, lines, self._store, self._blobs, self._admission)
+                results = await write_results(batch, lines, self._store, self._blobs, self._members, self._admission)
         ending = batch.ending
         if ending is BatchStatus.EXPIRED and not results.expired:
             ending = BatchStatus.COMPLETED

@@ -1,4 +1,9 @@
-"""Validates all lines of a batch's input. Memory grows only by a digest per line."""
+"""Validates all lines of a batch's input. Memory grows only by a digest per line.
+
+An invalid line does not fail the batch, as at OpenAI: its error is written to the error file. The batch fails if the
+file as a whole is unusable: it is not UTF-8, has no valid request, or uses a custom_id twice, so that its results could
+not be told apart.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from dataclasses import dataclass
 from api.batches.batch import LineError
 from api.batches.jsonl_reader import Line
 from api.batches.request_line import LineRejected, parse
+from api.http.members import MemberReader
 from shared.config.models.loader import Registry
 
 # Maximum number of errors reported.
@@ -17,39 +23,48 @@ MAX_ERRORS = 100
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The number of requests and the errors found."""
+    """The number of requests, and the errors of an unusable file in the order of its lines."""
 
     requests: int
     errors: tuple[LineError, ...]
 
 
-async def validate(lines: AsyncIterator[Line], endpoint: str, registry: Registry) -> Validation:
-    """Validate the lines; stop after `MAX_ERRORS` errors. Blank lines are skipped but keep their numbers."""
+async def validate(lines: AsyncIterator[Line], endpoint: str, members: MemberReader, registry: Registry) -> Validation:
+    """Validate the lines; stop after `MAX_ERRORS` fatal errors. Blank lines are skipped but keep their numbers."""
     seen: set[bytes] = set()
-    errors: list[LineError] = []
-    requests = 0
+    fatal: list[LineError] = []
+    invalid: list[LineError] = []
+    requests = valid = 0
     async for line in lines:
         if line.blank:
             continue
         requests += 1
         try:
-            request = parse(line, endpoint, registry)
+            custom_id: str | None = parse(line, endpoint, members, registry).custom_id
+            valid += 1
         except LineRejected as rejected:
-            errors.append(rejected.error)
-        else:
-            digest = hashlib.blake2b(request.custom_id.encode(), digest_size=16).digest()
+            custom_id = rejected.custom_id
+            if not rejected.is_utf8:
+                fatal.append(rejected.error)
+            elif len(invalid) < MAX_ERRORS:
+                invalid.append(rejected.error)
+        if custom_id is not None:
+            digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if digest in seen:
-                errors.append(
+                fatal.append(
                     LineError(
                         "duplicate_custom_id",
-                        f"The custom_id `{request.custom_id}` is used by another line; it must be unique in a batch.",
+                        f"The custom_id `{custom_id}` is used by another line; it must be unique in a batch.",
                         line.number,
                         "custom_id",
                     )
                 )
             seen.add(digest)
-        if len(errors) == MAX_ERRORS:
+        if len(fatal) == MAX_ERRORS:
             break
     if not requests:
-        errors.append(LineError("empty_file", "The input file has no requests."))
-    return Validation(requests, tuple(errors))
+        fatal.append(LineError("empty_file", "The input file has no requests."))
+    if not fatal and valid:
+        return Validation(requests, ())
+    errors = (fatal + invalid)[:MAX_ERRORS]
+    return Validation(requests, tuple(sorted(errors, key=lambda error: error.line or 0)))

@@ -28,6 +28,7 @@ from shared.domain.errors import (
     InvalidRequest,
     KeyReused,
     NotFound,
+    QuotaExceeded,
     TooLarge,
     Unauthorized,
     Unavailable,
@@ -124,7 +125,7 @@ def render(error: Exception) -> JsonErrorResponse:
         case Unauthorized():
             return error_response(401, error.message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         case Forbidden():
-            return error_response(403, error.message, code="insufficient_permissions")
+            return error_response(403, error.message, param=error.param, code=error.code)
         case NotFound():
             return error_response(404, error.message, param=error.param, code=error.code)
         case KeyReused():
@@ -133,6 +134,9 @@ def render(error: Exception) -> JsonErrorResponse:
             return error_response(409, error.message, kind="conflict_error")
         case TooLarge():
             return error_response(413, error.message)
+        case QuotaExceeded():
+            headers = {"Retry-After": str(error.retry_after_s)}
+            return error_response(429, error.message, kind="rate_limit_error", code="quota_exceeded", headers=headers)
         case UpstreamFailed(code="invalid_request"):
             return error_response(400, error.message, code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="deadline_exceeded"):

@@ -9,6 +9,7 @@ from api.http.errors import ErrorResponse
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request is invalid; `param` names the field."},
     401: {"model": ErrorResponse, "description": "The API key is missing or invalid."},
+    429: {"model": ErrorResponse, "description": "A quota of the project is used up."},
     503: {"model": ErrorResponse, "description": "A service is unavailable; retry after `Retry-After` seconds."},
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "Not found."}}

@@ -2,49 +2,89 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from api.jobs.context_window import ContextWindow
+from api.jobs.logprob_limit import LogprobLimit
+from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from shared.config.models.loader import Registry
-from shared.domain.errors import NotFound
+from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.request import GenerateRequest
+from shared.domain.structure_size import structure_steps
 from shared.postgres.job_store import NewJob
+
+# Steps of at most about a millisecond between two turns of the event loop.
+STEPS_PER_TURN = 4
 
 
 class Admission:
     """Runs the checks that a job must pass before it is stored."""
 
-    def __init__(self, registry: Registry, context: ContextWindow) -> None:
+    def __init__(self, registry: Registry, context: ContextWindow, quotas: ProjectQuotas | None = None) -> None:
         self._registry = registry
         self._context = context
+        self._logprobs = LogprobLimit(registry, context)
+        self._quotas = quotas
 
     async def admit(self, principal: Principal, new: NewJob) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed.
 
         Raises:
-            Forbidden: the key may not be used for inference.
+            Forbidden: the key may not be used for inference, or not for this priority.
             NotFound: the model does not exist.
-            InvalidRequest: the prompt does not fit the model's context.
+            InvalidRequest: the prompt does not fit the model's context, too many log probabilities are requested, or a
+                structured output exceeds a bound.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
         principal.require(Scope.INFERENCE)
+        principal.require_priority(new.priority)
         await self.check(new.model, new.request)
         return new
+
+    async def reserve(self, new: NewJob) -> Reservation:
+        """Reserve a part of its project's quotas for an admitted job, until the caller has stored it.
+
+        For jobs that a client submits now. Lines of batches and replays are admitted without quotas: only a part of a
+        batch is queued at a time (HEADRACE_BATCH_JOBS), and an operator replays.
+
+        Raises:
+            QuotaExceeded: the project has used up a quota.
+        """
+        return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""
         self._check_model(model)
+        await self._check_structure(model, request)
         await self._context.check(model, request)
+        await self._logprobs.check(model, request)
 
-    async def count_tokens(self, model: str, request: GenerateRequest) -> int:
-        """Count the tokens of a prompt, as the context check does.
+    async def count_tokens(self, model: str, request: GenerateRequest) -> int | None:
+        """Count the tokens of a prompt; None if only a worker of the model can.
 
         Raises:
             NotFound: the model does not exist.
-            InvalidRequest: the tokens cannot be counted here, or the chat template rejects the prompt.
+            InvalidRequest: neither can, or the chat template rejects the prompt.
         """
         self._check_model(model)
-        return await self._context.count(model, request)
+        tokens = await self._context.count(model, request)
+        if tokens is None and not self._registry[model].loads_model:
+            raise InvalidRequest(
+                f"Cannot count tokens for `{model}`: its tokenizer is not available, and its upstream server would run"
+                " the request.",
+                param="model",
+            )
+        return tokens
+
+    async def _check_structure(self, model: str, request: GenerateRequest) -> None:
+        """Check what the model's engine will compile, without blocking the event loop."""
+        spec = self._registry[model]
+        if (bounds := spec.structure_bounds) is not None:
+            for number, _ in enumerate(structure_steps(request, bounds, all_tools=spec.compiles_all_tools)):
+                if number % STEPS_PER_TURN == STEPS_PER_TURN - 1:
+                    await asyncio.sleep(0)
 
     def _check_model(self, model: str) -> None:
         if model not in self._registry:

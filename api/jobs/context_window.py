@@ -1,8 +1,8 @@
 """Rejects, at submit, prompts that do not fit the model's context.
 
-The prompt is not counted if the model's files are missing on this machine or the conversation has more than text
-messages (tools, documents, a last message to continue). Then only max_tokens is checked here, and the worker, whose
-rendering is authoritative, rejects the job.
+The prompt is not counted if the model's files are missing on this machine, or the conversation has more than text
+messages (tools, documents, a last message to continue), of which rendering takes long or is not possible here. Then
+only max_tokens is checked here, and the worker, whose rendering is authoritative, rejects the job.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from api.jobs.token_counter import TokenCounter, count_words
+from api.jobs.token_counter import AtLeast, TokenCounter, count_words, is_plain
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest
@@ -23,6 +23,11 @@ TEMPLATE_TOKENS = 256
 # Larger prompts are counted in a thread: 4,000 bytes take up to some milliseconds.
 INLINE_BYTES = 4000
 
+# Prompts that are counted in threads at the same time.
+THREADS = 2
+
+_Count = Callable[[GenerateRequest, int | None], int | None]
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,6 +37,7 @@ class ContextWindow:
     def __init__(self, registry: Registry) -> None:
         self._limits = {name: model.max_model_len for name, model in registry.models.items()}
         self._counters = {name: _counter(model.prompt_tokenizer) for name, model in registry.models.items()}
+        self._threads = asyncio.Semaphore(THREADS)
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if the prompt leaves no room for output, or max_tokens exceeds the context length.
@@ -48,36 +54,52 @@ class ContextWindow:
                 f"max_tokens: this model's context is {limit} tokens, including the prompt; got {max_tokens}",
                 param="max_tokens",
             )
-        if count is None:
+        if count is None or not is_plain(request):
             return
         size = _bytes(request)
         if size + TEMPLATE_TOKENS < limit:
             return
-        tokens = await asyncio.to_thread(count, request) if size > INLINE_BYTES else count(request)
+        tokens = count(request, limit) if size <= INLINE_BYTES else await self._in_thread(count, request, limit)
         if tokens is not None and tokens >= limit:
+            at_least = "at least " if isinstance(tokens, AtLeast) else ""
             raise InvalidRequest(
-                f"{param}: this model's context is {limit} tokens, including the output; the prompt has {tokens}",
+                f"{param}: this model's context is {limit} tokens, including the output;"
+                f" the prompt has {at_least}{tokens}",
                 param=param,
             )
 
-    async def count(self, model: str, request: GenerateRequest) -> int:
-        """Count the tokens of a prompt.
+    def length(self, model: str) -> int | None:
+        """The model's context length in tokens; None if it is unknown."""
+        return self._limits[model]
+
+    async def tokens(self, model: str, request: GenerateRequest) -> int | None:
+        """The number of tokens of a prompt, which may be too low for one that does not fit; None if it is unknown.
 
         Raises:
-            InvalidRequest: the tokens cannot be counted here, or the chat template rejects the prompt.
+            InvalidRequest: the chat template rejects the prompt.
+        """
+        limit, count = self._limits[model], self._counters[model]
+        if count is None or not is_plain(request):
+            return None
+        if _bytes(request) <= INLINE_BYTES:
+            return count(request, limit)
+        return await self._in_thread(count, request, limit)
+
+    async def count(self, model: str, request: GenerateRequest) -> int | None:
+        """Count the tokens of a prompt; None if only its engine can.
+
+        Raises:
+            InvalidRequest: the chat template rejects the prompt.
         """
         count = self._counters[model]
-        tokens = await asyncio.to_thread(count, request) if count is not None else None
-        if tokens is None:
-            raise InvalidRequest(
-                f"Cannot count tokens for `{model}`: its tokenizer or chat template is not available here, or the"
-                " prompt has tools, tool calls or a message to continue, which only the engine can render.",
-                param="model",
-            )
-        return tokens
+        return await self._in_thread(count, request, None) if count is not None else None
+
+    async def _in_thread(self, count: _Count, request: GenerateRequest, limit: int | None) -> int | None:
+        async with self._threads:
+            return await asyncio.to_thread(count, request, limit)
 
 
-def _counter(tokenizer: PromptTokenizer | None) -> Callable[[GenerateRequest], int | None] | None:
+def _counter(tokenizer: PromptTokenizer | None) -> _Count | None:
     match tokenizer:
         case WordTokenizer():
             return count_words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from fastapi import Request
 from sse_starlette.sse import AppStatus
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 async def cancel_on_disconnect(
-    frames: AsyncIterator[bytes], jobs: JobService, submitted: Sequence[Job], *, keep: bool
+    frames: AsyncIterator[bytes], jobs: JobService, submitted: Sequence[Job], *, keep: Callable[[], bool]
 ) -> AsyncIterator[bytes]:
-    """Yield the frames. If the client disconnects or the stream aborts, cancel the unfinished jobs, unless `keep`."""
+    """Yield the frames. If the client disconnects or the stream aborts, cancel the unfinished jobs, unless `keep()`."""
     unfinished = submitted
     try:
         async for frame in frames:
@@ -31,24 +31,24 @@ async def cancel_on_disconnect(
         unfinished = aborted.unfinished
     finally:
         # A stream that the shutdown of this process closes has not been abandoned by its client.
-        if unfinished and not keep and not AppStatus.should_exit:
+        if unfinished and not keep() and not AppStatus.should_exit:
             await asyncio.shield(cancel_abandoned(jobs, unfinished))
 
 
 async def while_connected(
-    request: Request, jobs: JobService, submitted: Sequence[Job], *, keep: bool
+    request: Request, jobs: JobService, submitted: Sequence[Job], *, keep: Callable[[], bool]
 ) -> list[Job] | None:
-    """Wait for the jobs to end, and return them. If the client disconnects first, cancel them, unless `keep`.
+    """Wait for the jobs to end, and return them. If the client disconnects first, cancel them, unless `keep()`.
 
     Returns None if the client has disconnected.
     """
-    ended = asyncio.gather(*(jobs.wait_for_end(job.id, job.owner.project_id) for job in submitted))
+    ended = asyncio.gather(*(jobs.ended(job) for job in submitted))
     disconnected = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             return ended.result()
-        if not keep:
+        if not keep():
             await cancel_abandoned(jobs, submitted)
         return None
     finally:

@@ -1,18 +1,34 @@
-"""The native event stream: SSE frames with the unchanged bytes of the log's events."""
+"""The native event stream: SSE frames with the bytes of the log's events, unchanged but for log probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import orjson
+
 from api.jobs.queue_positions import position_data
 from api.jobs.service import JobService
 from api.streaming.reader import QueuedReader
-from shared.domain.job import Job, JobStatus
+from shared.domain.events import Event
+from shared.domain.job import JobStatus, JobSummary
+from shared.domain.logprobs import entry_object, prompt_entry_object
 
 _POSITION = b"event: job.queued\ndata: %b\n\n"
 
 
-async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes]:
+def native_data(event: Event) -> bytes:
+    """The data of an event in the native form: as in the log, except that log probabilities become objects."""
+    if b'logprobs":' not in event.data:
+        return event.data
+    payload = event.payload()
+    if "logprobs" in payload:
+        payload["logprobs"] = [entry_object(entry) for entry in payload["logprobs"]]
+    if "prompt_logprobs" in payload:
+        payload["prompt_logprobs"] = [prompt_entry_object(entry) for entry in payload["prompt_logprobs"]]
+    return orjson.dumps(payload)
+
+
+async def native_stream(jobs: JobService, job: JobSummary, after: int) -> AsyncIterator[bytes]:
     """Stream the log after a cursor and, while the job is queued, `job.queued` at each change of its position.
 
     Positions have no id, because they are not in the log. They are also sent if the job is queued again after the loss
@@ -36,7 +52,10 @@ async def native_stream(jobs: JobService, job: Job, after: int) -> AsyncIterator
                     continue
                 trace.delivered(len(events))
                 yield b"".join(
-                    [b"id: %d\nevent: job.%b\ndata: %b\n\n" % (event.seq, event.name, event.data) for event in events]
+                    [
+                        b"id: %d\nevent: job.%b\ndata: %b\n\n" % (event.seq, event.name, native_data(event))
+                        for event in events
+                    ]
                 )
 
     return frames()

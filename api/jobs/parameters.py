@@ -1,6 +1,7 @@
 """Generation parameters of native jobs and OpenAI requests.
 
-Names, bounds and defaults are those of vLLM's server. Unsupported parameters are rejected, never ignored.
+Names, bounds and defaults are those of vLLM's server. Before validation, `api.http.members` has dropped unknown members
+and optional members that are null or empty.
 """
 
 from __future__ import annotations
@@ -8,8 +9,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
+from api.http.members import JsonForm
+from shared.domain.errors import InvalidRequest
 from shared.domain.request import (
     MAX_TOOLS,
     ChatOptions,
@@ -27,26 +39,37 @@ DEFAULT_PRIORITY = 3
 # vLLM's default limit.
 MAX_LOGPROBS = 20
 STRUCTURE_TYPES = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-# Empty values that response messages may have. They are dropped when a client sends the message back.
-EMPTY_IN_MESSAGES: tuple[Any, ...] = (None, [])
 
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 
+class TextPart(BaseModel):
+    """A text in a message's content."""
+
+    type: Literal["text"]
+    text: UnicodeText
+
+
 class ChatMessage(Message):
-    """A message in OpenAI's format. Its content is a string or a list of text parts."""
+    """A message in OpenAI's format. Its content is a string or a list of text parts.
+
+    An assistant message may have no content, because some responses have none.
+    """
+
+    content: Annotated[UnicodeText | None, JsonForm(UnicodeText | list[TextPart])] = None
+    reasoning: UnicodeText | None = Field(None, validation_alias=AliasChoices("reasoning", "reasoning_content"))
 
     @model_validator(mode="before")
     @classmethod
     def _accept_response_message(cls, data: Any) -> Any:
-        """Accept a response's message unchanged: with nulls, empty lists, or `reasoning_content`."""
-        if not isinstance(data, dict):
+        """Accept a response's message unchanged: without content, or with both names of the reasoning."""
+        if not isinstance(data, dict) or data.get("role") != "assistant":
             return data
-        message = {name: value for name, value in data.items() if name == "content" or value not in EMPTY_IN_MESSAGES}
-        if "reasoning_content" in message:
-            message.setdefault("reasoning", message.pop("reasoning_content"))
-        if message.get("role") == "assistant" and message.get("tool_calls"):
-            message.setdefault("content", None)
+        message = dict(data)
+        if "reasoning" in message:
+            message.pop("reasoning_content", None)
+        if message.get("content") is None and not message.get("tool_calls"):
+            message["content"] = ""
         return message
 
     @field_validator("content", mode="before")
@@ -189,6 +212,10 @@ class CommonParameters(Sampling):
             raise contradiction("response_format", "response_format and structured_outputs are mutually exclusive")
         return self
 
+    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
+        """Name the parameter that this request has in an error about its job."""
+        return error.renamed({"structured_outputs": "response_format"} if self.structured_outputs is None else {})
+
     def structure(self) -> StructuredOutputs | None:
         """The required format of the output; None if unconstrained."""
         if self.structured_outputs is not None:
@@ -199,7 +226,7 @@ class CommonParameters(Sampling):
 class ChatParameters(CommonParameters):
     """Parameters of requests with a conversation."""
 
-    tools: list[Tool] | None = Field(None, min_length=1, max_length=MAX_TOOLS, fail_fast=True)
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
         None, description="Defaults to `auto` if there are tools."
     )
@@ -228,7 +255,7 @@ class ChatParameters(CommonParameters):
 
     @model_validator(mode="after")
     def _consistent_chat_options(self) -> Self:
-        if self.tool_choice is not None and self.tool_choice != "none" and self.tools is None:
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise contradiction("tool_choice", "tool_choice requires tools")
         if isinstance(self.tool_choice, NamedTool):
             name = self.tool_choice.function.name
@@ -247,6 +274,8 @@ class ChatParameters(CommonParameters):
     def chat_options(self) -> ChatOptions | None:
         """Options for rendering the conversation and parsing the output; None for the defaults."""
         names = self.model_fields_set & ChatOptions.model_fields.keys()
+        if not self.tools:
+            names -= {"tools", "tool_choice"}
         if not names:
             return None
         options = self.model_dump(include=names)

@@ -1,22 +1,25 @@
 """Queue positions and expected waits of jobs, without a count per request.
 
-Counts are cached for a second, or longer if the queue is so long that counting is slow. The position of a single submit
-is exact. During a burst of submits, a job's position is the last count plus the jobs that this process has submitted
-since. Positions over a thousand are rounded down.
+Orders and rates are cached for a second, or longer if the queue is so long that counting is slow. The position of a
+single submit is exact. During a burst of submits, one in 250 ms is counted, and the position of the others is that
+count plus the jobs that this process has submitted since, by any API and of any priority that is served earlier.
+Positions over a thousand are rounded down.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from api.jobs.queue_store import EXACT, QueueOrder, QueueStore, ServiceRate
 from shared.config.models.loader import Registry
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import JobStatus, JobSummary
 from shared.domain.priorities import is_batch
 from shared.runtime.outages import is_database_outage
 
@@ -24,11 +27,15 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FRESH_S = 1.0
-# A result is cached for at least this many times its query's duration.
+POSITION_FRESH_S = 0.25
+# A result is cached for at least this many times its query's duration, which in a burst includes waiting for a
+# connection: a position for at most `MAX_POSITION_S`.
 MIN_QUERY_INTERVAL = 20
+MAX_POSITION_S = 1.0
+MAX_PLACES = 1000
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Result(Generic[T]):
     value: T
     fresh_until: float
@@ -37,24 +44,27 @@ class _Result(Generic[T]):
 class _Cache(Generic[T]):
     """Query results by name. Concurrent callers share one query."""
 
-    def __init__(self) -> None:
+    def __init__(self, fresh_s: float = FRESH_S, max_s: float = math.inf) -> None:
+        self._fresh_s = fresh_s
+        self._max_s = max_s
         self._results: dict[Hashable, _Result[T]] = {}
         self._queries: dict[Hashable, asyncio.Task[_Result[T]]] = {}
 
-    async def get(self, name: Hashable, query: Callable[[], Awaitable[T]]) -> _Result[T]:
+    async def get(self, name: Hashable, query: Callable[[], Awaitable[T]]) -> T:
         result = self._results.get(name)
         if result is not None and time.monotonic() < result.fresh_until:
-            return result
+            return result.value
         if (running := self._queries.get(name)) is None:
             running = self._queries[name] = asyncio.create_task(self._run(name, query))
-        return await asyncio.shield(running)
+        return (await asyncio.shield(running)).value
 
     async def _run(self, name: Hashable, query: Callable[[], Awaitable[T]]) -> _Result[T]:
         try:
             started = time.monotonic()
             value = await query()
             took = time.monotonic() - started
-            self._results[name] = _Result(value, started + max(FRESH_S, MIN_QUERY_INTERVAL * took))
+            lasts_s = min(self._max_s, max(self._fresh_s, MIN_QUERY_INTERVAL * took))
+            self._results[name] = _Result(value, started + lasts_s)
             return self._results[name]
         finally:
             del self._queries[name]
@@ -66,21 +76,35 @@ class QueueEstimates:
     def __init__(self, store: QueueStore, registry: Registry) -> None:
         self._store = store
         self._registry = registry
-        self._positions: _Cache[int] = _Cache()
+        # The position of the job that was counted, minus its place among this process's submits.
+        self._positions: _Cache[int] = _Cache(POSITION_FRESH_S, MAX_POSITION_S)
+        self._created: Counter[tuple[str, int]] = Counter()
+        # The places of the last submits, by job id. Not every submit reports its position.
+        self._places: dict[str, int] = {}
         self._orders: _Cache[dict[str, QueueOrder]] = _Cache()
         self._paces: _Cache[ServiceRate] = _Cache()
 
-    async def submitted(self, job: Job) -> tuple[int | None, float | None]:
+    def created(self, job: JobSummary) -> None:
+        """Note that this process has submitted a job."""
+        self._created[job.model, job.priority] += 1
+        if len(self._places) >= MAX_PLACES:
+            del self._places[next(iter(self._places))]
+        self._places[job.id] = self._place(job)
+
+    async def submitted(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of a job that has just been submitted: the last of its priority."""
         try:
-            cached = await self._positions.get((job.model, job.priority), lambda: self._position(job))
-            position = cached.value
-            cached.value += 1
+            place = self._places.pop(job.id, None) or self._place(job)
+
+            async def count() -> int:
+                return await self._position(job) - place
+
+            position = max(0, await self._positions.get((job.model, job.priority), count) + place)
             return position, await self.wait_s(job.model, job.priority, position)
         except Exception as error:
             return self._unknown(job, error)
 
-    async def waiting(self, job: Job) -> tuple[int | None, float | None]:
+    async def waiting(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of any job; None if it is not queued."""
         if job.status is not JobStatus.QUEUED:
             return None, None
@@ -92,16 +116,20 @@ class QueueEstimates:
 
     async def orders(self, models: Sequence[str]) -> dict[str, QueueOrder]:
         """Return the queues of these models. Raises during a database outage."""
-        return (await self._orders.get(tuple(models), lambda: self._store.orders(models))).value
+        return await self._orders.get(tuple(models), lambda: self._store.orders(models))
 
     async def wait_s(self, model: str, priority: int, position: int) -> float | None:
         """Return the seconds until the job at a position starts. Raises during a database outage."""
-        pace = (await self._paces.get(model, lambda: self._store.pace(model))).value
+        pace = await self._paces.get(model, lambda: self._store.pace(model))
         spec = self._registry.models.get(model)  # None if the model has been removed from models.yaml
         preempts = spec is not None and spec.yields and not is_batch(priority)
         return pace.wait_s(position, pace.urgent if preempts else pace.running)
 
-    async def _position(self, job: Job) -> int:
+    def _place(self, job: JobSummary) -> int:
+        """The number of jobs that this process has submitted so far and that are served no later than this job."""
+        return sum(self._created[job.model, priority] for priority in range(job.priority + 1))
+
+    async def _position(self, job: JobSummary) -> int:
         position = await self._store.position(job)
         if position < EXACT:
             return position
@@ -109,7 +137,7 @@ class QueueEstimates:
         return order.position(job.priority, job.id, known_queued=True) or position
 
     @staticmethod
-    def _unknown(job: Job, error: Exception) -> tuple[None, None]:
+    def _unknown(job: JobSummary, error: Exception) -> tuple[None, None]:
         if not is_database_outage(error):
             raise error
         logger.warning("job=%s cannot determine its queue position: %s", job.id, error)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ARRAY, Text, and_, bindparam, func, literal_column, or_, select
 
-from shared.domain.job import RUNNING, SUCCEEDED, Job, JobStatus, WorkerState
+from shared.domain.job import RUNNING, SUCCEEDED, JobStatus, JobSummary, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, WorkerRow
@@ -76,7 +76,7 @@ class ServiceRate:
 class QueueStore(Store):
     """Reads the order and the service rate of queued jobs from PostgreSQL."""
 
-    async def position(self, job: Job) -> int:
+    async def position(self, job: JobSummary) -> int:
         """Count the jobs of the same model that are served before this one, up to `EXACT`."""
         ahead = (
             select(JobRow.id)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
-from api.http.json_body import JsonRoute
+from api.http.json_body import CurrentBodyWork, JsonRoute
+from api.http.large_json import json_response
 from api.http.openapi import ERRORS, NOT_FOUND
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission, replay_headers
 from api.jobs.dependencies import Jobs
 from api.jobs.native_stream import native_stream
-from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobView, job_view
-from api.keys.auth import CurrentPrincipal
+from api.jobs.output_list import list_with_outputs
+from api.jobs.schemas import JobCreate, JobDeleted, JobList, JobListWithOutput, JobView, summary_view, with_output
+from api.jobs.service import JobService
+from api.keys.auth import CurrentPrincipal, CurrentRequest
 from shared.config.models.base import MAX_NAME, NAME
 from shared.domain.errors import InvalidRequest
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Choice, JobStatus, JobSummary
 from shared.postgres.job_store import NewJob
 
 MAX_WAIT_S = 60
@@ -48,6 +53,7 @@ async def submit(
     principal: CurrentPrincipal,
     jobs: Jobs,
     submission: Submission,
+    work: CurrentBodyWork,
     request: Request,
     prefer: Annotated[
         str | None, Header(description="`wait=N`: wait up to N seconds (at most 60) for the job to end.")
@@ -60,27 +66,31 @@ async def submit(
         owner=principal.owner,
         model=body.model,
         priority=body.priority,
-        request=body.generate_request(),
+        request=await work.run(body.generate_request),
         metadata=body.metadata,
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
     )
-    job, created = await jobs.submit(principal, new, submission.idempotency("/v1/jobs", body))
+    idempotency = await work.run(submission.idempotency, "/v1/jobs", body)
+    try:
+        job, created = await jobs.submit(principal, new, idempotency)
+    except InvalidRequest as error:
+        raise body.rename_param(error) from None
     request.state.job_id = job.id
     headers = replay_headers(created)
     if wait_s:
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:
             async with asyncio.timeout(wait_s):
-                job = await jobs.wait_for_end(job.id, principal.project_id)
+                await jobs.wait_for_end(job.id)
         except TimeoutError:
-            job = await jobs.get(job.id, principal.project_id)
-    just_queued = created and job.status is JobStatus.QUEUED
-    position, eta_s = await (jobs.queue_estimates.submitted(job) if just_queued else jobs.queue_estimates.waiting(job))
-    return _job_response(job, position, eta_s, headers)
+            pass
+        return await _job_response(jobs, *await jobs.result(job.id, principal.project_id), headers)
+    estimate = jobs.queue_estimates.submitted if created else jobs.queue_estimates.waiting
+    return await _respond(job, job.output, *await estimate(job), headers)
 
 
-@router.get("", responses=ERRORS)
+@router.get("", response_model=JobListWithOutput | JobList, responses=ERRORS)
 async def list_jobs(
     principal: CurrentPrincipal,
     jobs: Jobs,
@@ -88,10 +98,16 @@ async def list_jobs(
     model: Annotated[str | None, Query(max_length=MAX_NAME, pattern=NAME)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: After = None,
-) -> JobList:
-    """List jobs, newest first."""
+    include: Annotated[
+        list[Literal["output"]] | None,
+        Query(description="`output`: show the outputs too, as `GET /v1/jobs/{id}` does."),
+    ] = None,
+) -> Response:
+    """List jobs, newest first, without their outputs unless `include=output`."""
     page = await jobs.page(principal.project_id, status=status, model=model, limit=limit, after=after)
-    return JobList.of(page, job_view)
+    if not include:
+        return Response(JobList.of(page, summary_view).model_dump_json(), media_type="application/json")
+    return StreamingResponse(list_with_outputs(jobs, page), media_type="application/json")
 
 
 @router.get(
@@ -101,8 +117,7 @@ async def list_jobs(
 )
 async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Response:
     """Get a job. Status 200 if it has ended, 202 before."""
-    job = await jobs.get(job_id, principal.project_id)
-    return _job_response(job, *await jobs.queue_estimates.waiting(job), {})
+    return await _job_response(jobs, *await jobs.result(job_id, principal.project_id), {})
 
 
 @router.get(
@@ -118,6 +133,7 @@ async def get_job(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Respo
 async def stream(
     job_id: str,
     principal: CurrentPrincipal,
+    open_request: CurrentRequest,
     jobs: Jobs,
     settings: CurrentStreamSettings,
     starting_after: Annotated[str | None, Query(description="Resume after this event's `id`.")] = None,
@@ -126,16 +142,19 @@ async def stream(
     """Stream a job's events over SSE, from the start or after a cursor, as long as the job is retained."""
     param, cursor = ("Last-Event-ID", last_event_id) if last_event_id else ("starting_after", starting_after)
     after = _cursor(param, cursor) if cursor is not None else 0
-    job = await jobs.get(job_id, principal.project_id)
+    job = await jobs.summary(job_id, principal.project_id)
     if not await jobs.check_cursor(job, after, param):
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
+    open_request.open_stream()
     return event_stream(await native_stream(jobs, job, after), settings)
 
 
-@router.post("/{job_id}/cancel", responses={**ERRORS, **NOT_FOUND})
-async def cancel(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobView:
+@router.post("/{job_id}/cancel", response_model=JobView, responses={**ERRORS, **NOT_FOUND})
+async def cancel(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> Response:
     """Cancel a job. It is `cancelling` until the engine has released it, then `cancelled`, with its partial output."""
-    return job_view(await jobs.cancel(job_id, principal.project_id))
+    await jobs.cancel(job_id, principal.project_id)
+    job, output = await jobs.result(job_id, principal.project_id)
+    return await json_response(with_output(summary_view(job), output))
 
 
 @router.delete(
@@ -148,13 +167,20 @@ async def delete(job_id: str, principal: CurrentPrincipal, jobs: Jobs) -> JobDel
     return JobDeleted(id=job_id)
 
 
-def _job_response(job: Job, position: int | None, eta_s: float | None, headers: dict[str, str]) -> Response:
-    view = job_view(job, position=position, eta_s=eta_s)
+async def _job_response(
+    jobs: JobService, job: JobSummary, output: Sequence[Choice], headers: dict[str, str]
+) -> Response:
+    return await _respond(job, output, *await jobs.queue_estimates.waiting(job), headers)
+
+
+async def _respond(
+    job: JobSummary, output: Sequence[Choice], position: int | None, eta_s: float | None, headers: dict[str, str]
+) -> Response:
+    view = summary_view(job, position=position, eta_s=eta_s)
     headers |= {"Location": view.status_url}
     if not job.status.terminal:
         headers |= {"Retry-After": POLL_AFTER_S}
-    status = 200 if job.status.terminal else 202
-    return Response(view.model_dump_json(), status, headers, media_type="application/json")
+    return await json_response(with_output(view, output), 200 if job.status.terminal else 202, headers)
 
 
 def _wait(prefer: str | None) -> int:

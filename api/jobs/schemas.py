@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from api.http.large_json import JsonBody
+from api.http.members import MemberRules
 from api.http.pagination import PageView
+from api.jobs import dialects
 from api.jobs.parameters import DEFAULT_PRIORITY as DEFAULT_PRIORITY
 from api.jobs.parameters import (
     MAX_METADATA,
@@ -20,7 +23,8 @@ from api.jobs.parameters import (
     check_prompts,
     sampling_of,
 )
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Choice, JobStatus, JobSummary, output_size
+from shared.domain.logprobs import entry_object, prompt_entry_object
 from shared.domain.request import (
     MAX_MESSAGES,
     ChatOptions,
@@ -30,11 +34,13 @@ from shared.domain.request import (
     UnicodeText,
     contradiction,
 )
+from shared.runtime.chunked_json import Mapped
 
 
 class JobCreate(ChatParameters):
     """A job to submit: `messages` (rendered by the model's chat template) or a raw `prompt`, and parameters."""
 
+    member_rules: ClassVar[MemberRules] = dialects.JOB
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -154,8 +160,8 @@ class AttemptView(BaseModel):
     outcome: str | None = Field(description="Null while it runs.")
 
 
-class JobView(BaseModel):
-    """A job."""
+class JobSummaryView(BaseModel):
+    """A job without its output."""
 
     id: str
     object: Literal["job"] = "job"
@@ -175,8 +181,6 @@ class JobView(BaseModel):
     eta_s: float | None = Field(
         None, description="Estimated seconds until it starts, from the model's recent jobs; null if unknown."
     )
-    output_text: str | None = Field(description="The first choice's text.")
-    output: list[ChoiceView]
     usage: UsageView | None
     timings: TimingsView
     error: JobErrorView | None
@@ -188,8 +192,19 @@ class JobView(BaseModel):
     cancel_url: str
 
 
-class JobList(PageView[JobView]):
-    """A page of jobs, newest first. `after=last_id` selects the next page."""
+class JobView(JobSummaryView):
+    """A job."""
+
+    output_text: str | None = Field(description="The first choice's text.")
+    output: list[ChoiceView]
+
+
+class JobList(PageView[JobSummaryView]):
+    """A page of jobs, newest first, without their outputs. `after=last_id` selects the next page."""
+
+
+class JobListWithOutput(PageView[JobView]):
+    """A page of jobs with their outputs."""
 
 
 class JobDeleted(BaseModel):
@@ -200,11 +215,11 @@ class JobDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def job_view(job: Job, *, position: int | None = None, eta_s: float | None = None) -> JobView:
-    """Convert a job to its API view."""
+def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float | None = None) -> JobSummaryView:
+    """Convert a job to its API view, without its output."""
     url = f"/v1/jobs/{job.id}"
     usage = job.usage
-    return JobView(
+    return JobSummaryView(
         id=job.id,
         model=job.model,
         status=job.status,
@@ -216,8 +231,6 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         finish_before=job.finish_before,
         queue_position=position,
         eta_s=eta_s,
-        output_text=job.output[0].text if job.output else None,
-        output=[ChoiceView.model_validate(asdict(choice)) for choice in job.output],
         usage=UsageView(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -235,3 +248,31 @@ def job_view(job: Job, *, position: int | None = None, eta_s: float | None = Non
         stream_url=f"{url}/stream",
         cancel_url=f"{url}/cancel",
     )
+
+
+def with_output(view: JobSummaryView, output: Sequence[Choice]) -> JsonBody:
+    """The body of a `JobView`. Log probabilities are converted while they are encoded."""
+
+    def build() -> dict[str, Any]:
+        return {
+            **view.model_dump(mode="json"),
+            "output_text": output[0].text if output else None,
+            "output": [_choice_view(choice) for choice in output],
+        }
+
+    return JsonBody(build, output_size(output))
+
+
+def _choice_view(choice: Choice) -> dict[str, Any]:
+    """The members of a `ChoiceView`."""
+    logprobs, prompt_logprobs = choice.logprobs, choice.prompt_logprobs
+    return {
+        "index": choice.index,
+        "text": choice.text,
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+        "reasoning": choice.reasoning,
+        "tool_calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in choice.tool_calls],
+        "logprobs": None if logprobs is None else Mapped(logprobs, entry_object),
+        "prompt_logprobs": None if prompt_logprobs is None else Mapped(prompt_logprobs, prompt_entry_object),
+    }

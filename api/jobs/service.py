@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -19,7 +19,7 @@ from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
 from shared.domain.errors import Conflict, InvalidRequest
 from shared.domain.events import Event
-from shared.domain.job import Job, JobState, JobStatus, is_job_id
+from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.priorities import Hint
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
@@ -69,18 +69,23 @@ class JobService:
         The second value is False if an earlier call with this idempotency key created the job.
 
         Raises:
-            Forbidden, NotFound, InvalidRequest: as `Admission.admit`.
+            Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
             KeyReused: the idempotency key was used with a different request.
         """
         new = await self._admission.admit(principal, new)
-        with self.traces.submitting(new.model) as request_context:
-            job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
+        reservation = await self._admission.reserve(new)
+        try:
+            with self.traces.submitting(new.model) as request_context:
+                job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
+        finally:
+            reservation.release()
         if created:
             self._metrics.submitted(job.model, job.priority)
             logger.info(
                 "job=%s model=%s attempt=%d request=%s queued",
                 job.id, job.model, job.attempt, job.request_context.request_id,
             )  # fmt: skip
+            self.queue_estimates.created(job)
             self._hints.put(Hint(job.id, job.model, job.priority))
             await asyncio.sleep(0)  # send the hint before building the response
         return job, created
@@ -93,13 +98,26 @@ class JobService:
         """
         return await own_or_404("job", job_id, project_id, is_job_id, self._store.get)
 
-    async def _state(self, job_id: str, project_id: int) -> JobState:
-        return await own_or_404("job", job_id, project_id, is_job_id, self._store.state)
+    async def summary(self, job_id: str, project_id: int) -> JobSummary:
+        """Return a job of a project without its request and its output.
+
+        Raises:
+            NotFound: as `get`.
+        """
+        return await own_or_404("job", job_id, project_id, is_job_id, self._store.summary)
+
+    async def result(self, job_id: str, project_id: int) -> tuple[JobSummary, tuple[Choice, ...]]:
+        """Return a job of a project without its request, and its output.
+
+        Raises:
+            NotFound: as `get`.
+        """
+        return await own_or_404("job", job_id, project_id, is_job_id, self._store.result)
 
     async def page(
         self, project_id: int, *, status: JobStatus | None, model: str | None, limit: int, after: str | None
-    ) -> Page[Job]:
-        """Return a page of a project's jobs, newest first.
+    ) -> Page[JobSummary]:
+        """Return a page of a project's jobs, newest first, without their requests and outputs.
 
         Raises:
             InvalidRequest: `after` is not a job id.
@@ -115,7 +133,7 @@ class JobService:
         """Yield a job's events after a cursor, in batches, up to and including its last; see `StreamHub.follow`."""
         return self._hub.follow(job_id, after, queued, new=new)
 
-    async def check_cursor(self, job: Job, after: int, param: str) -> bool:
+    async def check_cursor(self, job: JobSummary, after: int, param: str) -> bool:
         """Whether events can follow a cursor; False if it is the last event of an ended job.
 
         Raises:
@@ -129,27 +147,33 @@ class JobService:
             raise InvalidRequest(f"{param}: {after} is beyond the job's last event, {last}", param=param)
         return not (job.status.terminal and after == last)
 
-    async def wait_for_end(self, job_id: str, project_id: int) -> Job:
-        """Wait for a job to end, and return it."""
+    async def wait_for_end(self, job_id: str) -> None:
+        """Wait for a job to end."""
         await self._hub.wait_for_end(job_id)
-        return await self.get(job_id, project_id)
 
-    async def cancel(self, job_id: str, project_id: int) -> Job:
+    async def ended(self, job: Job) -> Job:
+        """Wait for a job to end, and return it with its output. Its request is not read again."""
+        await self.wait_for_end(job.id)
+        summary, output = await self.result(job.id, job.owner.project_id)
+        values = {field.name: getattr(summary, field.name) for field in fields(summary)}
+        return Job(**values, request=job.request, output=output)
+
+    async def cancel(self, job_id: str, project_id: int) -> JobSummary:
         """Cancel a job: immediately while it is queued, through its worker while it runs. Idempotent."""
-        job = await self._state(job_id, project_id)
+        job = await self.summary(job_id, project_id)
         while not job.status.terminal:
             if job.status is JobStatus.QUEUED:
                 if await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED):
-                    break
+                    return await self.summary(job_id, project_id)
             elif (worker := await self._store.mark_cancelling(job_id)) is not None:
                 logger.info(
                     "job=%s model=%s attempt=%d worker=%s request=%s cancelling",
                     job.id, job.model, job.attempt, worker, job.request_context.request_id,
                 )  # fmt: skip
                 await self._notify_worker(worker, job_id)
-                break
-            job = await self._state(job_id, project_id)
-        return await self.get(job_id, project_id)
+                return await self.summary(job_id, project_id)
+            job = await self.summary(job_id, project_id)
+        return job
 
     async def delete(self, job_id: str, project_id: int) -> None:
         """Delete an ended job's input and output.
@@ -157,7 +181,7 @@ class JobService:
         Raises:
             Conflict: the job has not ended.
         """
-        job = await self._state(job_id, project_id)
+        job = await self.summary(job_id, project_id)
         if not await self._store.delete(job_id, project_id):
             raise Conflict(f"The job is {job.status.value}; cancel it first.")
         try:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from sse_starlette import ServerSentEvent
 
+from api.http.large_json import JsonBody, json_response
 from api.http.sse import event_stream, heartbeat
 from api.http.submit_headers import SubmitHeaders, replay_headers
 from api.jobs.disconnect import cancel_on_disconnect, while_connected
 from api.jobs.service import JobService
+from api.keys.open_requests import OpenRequest
 from api.settings import StreamSettings
 from shared.domain.errors import UpstreamFailed
 from shared.domain.job import Job
@@ -27,13 +27,26 @@ class SyncCall:
         self._submission = submission
         self._settings = settings
 
+    @property
+    def _open_request(self) -> OpenRequest:
+        open_request: OpenRequest = self._request.state.open_request
+        return open_request
+
+    def open_stream(self) -> None:
+        """Count the call as an open stream of its project. Called before its jobs are submitted.
+
+        Raises:
+            QuotaExceeded: the project has too many open streams.
+        """
+        self._open_request.open_stream()
+
     async def respond(
         self,
         submitted: Sequence[Job],
         *,
         created: bool,
         stream: Callable[[], AsyncIterator[bytes]] | None,
-        body: Callable[[Sequence[Job]], Awaitable[dict[str, Any]]],
+        body: Callable[[Sequence[Job]], Awaitable[JsonBody]],
         background: bool = False,
         heartbeat: Callable[[], ServerSentEvent] = heartbeat,
     ) -> Response:
@@ -48,12 +61,16 @@ class SyncCall:
         """
         self._request.state.job_id = submitted[0].id
         headers = replay_headers(created)
-        keep = background or self._submission.idempotency_key is not None
+
+        def keep() -> bool:
+            """Whether the jobs go on without the client. A client whose key was revoked has not abandoned them."""
+            return background or self._submission.idempotency_key is not None or self._open_request.interrupted
+
         if stream is not None:
             frames = cancel_on_disconnect(stream(), self._jobs, submitted, keep=keep)
             return event_stream(frames, self._settings, headers, heartbeat=heartbeat)
         if background:
-            return JSONResponse(await body(submitted), headers=headers)
+            return await json_response(await body(submitted), headers=headers)
         ended = await while_connected(self._request, self._jobs, submitted, keep=keep)
         if ended is None:
             return Response(status_code=499)  # the client has disconnected
@@ -61,4 +78,4 @@ class SyncCall:
             if not job.status.succeeded:
                 assert job.error is not None
                 raise UpstreamFailed(job.error.message, code=job.error.code)
-        return JSONResponse(await body(ended), headers=headers)
+        return await json_response(await body(ended), headers=headers)

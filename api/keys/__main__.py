@@ -1,4 +1,4 @@
-"""`python -m api.keys create|rotate|revoke|list|ensure`: manages API keys in the database at DATABASE_URL."""
+"""`python -m api.keys create|rotate|revoke|set|list|ensure`: manages API keys in the database at DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from datetime import UTC, datetime
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.keys.principal import Scope
-from api.keys.store import ApiKeyStore, ProjectExists, generate_key
+from api.keys.principal import DEFAULT_PRIORITY_FLOOR, Scope
+from api.keys.store import ApiKey, ApiKeyStore, ProjectExists, generate_key, parse_id
 from api.settings import ApiSettings
 from shared.config.settings import settings_or_exit
+from shared.domain.priorities import MAX_PRIORITY
 from shared.postgres.engine import connect
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 DEFAULT_OVERLAP = "24h"
+# A key that an operator chose must not be easy to guess.
 MIN_CHOSEN_KEY = 16
+MIN_CHOSEN_CHARACTERS = 8
 
 
 class KeySettings(ApiSettings):
@@ -40,7 +43,7 @@ async def run(arguments: argparse.Namespace) -> int:
 async def create(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
     key = generate_key()
     try:
-        await store.create(
+        key_id = await store.create(
             arguments.name,
             key,
             project=arguments.project,
@@ -48,6 +51,8 @@ async def create(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
             new_project=arguments.project is None,
             scopes=arguments.scope or (Scope.INFERENCE,),
             expires_in_s=arguments.expires,
+            priority_floor=arguments.priority_floor,
+            generated=True,
         )
     except ProjectExists:
         print(
@@ -56,18 +61,18 @@ async def create(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    _show(key)
+    _show(key, key_id)
     return 0
 
 
 async def rotate(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
-    key = generate_key()
-    found = await store.rotate(arguments.prefix, key, overlap_s=arguments.overlap, expires_in_s=arguments.expires)
-    if found != 1:
-        which = "no valid key has" if not found else f"{found} valid keys have"
-        print(f"{which} the prefix {arguments.prefix!r}", file=sys.stderr)
+    if (old_id := await _key_id(store, arguments.id)) is None:
         return 1
-    _show(key)
+    key = generate_key()
+    new_id = await store.rotate(old_id, key, overlap_s=arguments.overlap, expires_in_s=arguments.expires)
+    if new_id is None:
+        return _not_valid(arguments.id)
+    _show(key, new_id)
     return 0
 
 
@@ -75,6 +80,12 @@ async def ensure(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
     key = os.environ.get("HEADRACE_API_KEY", "")
     if len(key) < MIN_CHOSEN_KEY:
         print(f"HEADRACE_API_KEY: must have at least {MIN_CHOSEN_KEY} characters", file=sys.stderr)
+        return 2
+    if await store.find(key) is None and len(set(key)) < MIN_CHOSEN_CHARACTERS:
+        print(
+            f"HEADRACE_API_KEY: can be guessed: it must have at least {MIN_CHOSEN_CHARACTERS} different characters",
+            file=sys.stderr,
+        )
         return 2
     await store.create(arguments.name, key, project=arguments.project)
     if await store.find(key) is None:
@@ -84,29 +95,70 @@ async def ensure(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
 
 
 async def list_keys(store: ApiKeyStore, _: argparse.Namespace) -> int:
-    now = datetime.now(UTC)
     for key in await store.all():
-        used = f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
-        print(
-            f"{key.prefix:<16} {key.created_at:%Y-%m-%d %H:%M}  {key.state(now):<26} {used:<22}"
-            f" {','.join(key.scopes):<16} {key.project:<16} {key.name}"
-        )
+        print(_line(key))
     return 0
 
 
 async def revoke(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
-    if not await store.revoke(arguments.prefix):
-        print(f"no valid key has the prefix {arguments.prefix!r}", file=sys.stderr)
+    if (key_id := await _key_id(store, arguments.id)) is None:
         return 1
-    return 0
+    return 0 if await store.revoke(key_id) else _not_valid(arguments.id)
 
 
-ACTIONS = {"create": create, "rotate": rotate, "ensure": ensure, "list": list_keys, "revoke": revoke}
+async def set_limits(store: ApiKeyStore, arguments: argparse.Namespace) -> int:
+    if (key_id := await _key_id(store, arguments.id)) is None:
+        return 1
+    return 0 if await store.set_priority_floor(key_id, arguments.priority_floor) else _not_valid(arguments.id)
 
 
-def _show(key: str) -> None:
+ACTIONS = {
+    "create": create,
+    "rotate": rotate,
+    "ensure": ensure,
+    "list": list_keys,
+    "revoke": revoke,
+    "set": set_limits,
+}
+
+
+async def _key_id(store: ApiKeyStore, text: str) -> int | None:
+    """The number of a key's id. If the text is no id, prints which keys may be meant, and returns None.
+
+    The text is not printed, because it may be a key.
+    """
+    if (key_id := parse_id(text)) is not None:
+        return key_id
+    print("a key is named by its id, such as key_12, which `list` shows", file=sys.stderr)
+    for candidate in await store.candidates(text):
+        print(f"    {_line(candidate)}", file=sys.stderr)
+    return None
+
+
+def _not_valid(key_id: str) -> int:
+    print(f"no valid key has the id {key_id}", file=sys.stderr)
+    return 1
+
+
+def _line(key: ApiKey) -> str:
+    used = f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
+    priorities = f"{key.priority_floor}-{MAX_PRIORITY}"
+    return (
+        f"{key.id:<8} {key.prefix or '-':<12} {key.created_at:%Y-%m-%d %H:%M}  {key.state(datetime.now(UTC)):<26}"
+        f" {used:<22} {','.join(key.scopes):<16} {priorities:<4} {key.project:<16} {key.name}"
+    )
+
+
+def _show(key: str, key_id: str | None) -> None:
     print(key)
-    print("This key is shown once; only its hash is stored.", file=sys.stderr)
+    print(f"This key is shown once; only its hash is stored. Its id is {key_id}.", file=sys.stderr)
+
+
+def priority(text: str) -> int:
+    """A priority from 0 to 9."""
+    if not re.fullmatch(r"[0-9]", text):
+        raise argparse.ArgumentTypeError(f"must be a priority from 0 to {MAX_PRIORITY}, got {text!r}")
+    return int(text)
 
 
 def duration_s(text: str) -> float:
@@ -132,9 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="what the key may be used for; repeat it for several (default: inference)",
     )
     _add_expiry(create_key)
+    _add_priority_floor(create_key, default=DEFAULT_PRIORITY_FLOOR)
 
     rotate_key = actions.add_parser("rotate", help="create a successor of a key, and let the old key expire")
-    rotate_key.add_argument("prefix")
+    _add_id(rotate_key)
     rotate_key.add_argument(
         "--overlap",
         type=duration_s,
@@ -147,8 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ensure_key = actions.add_parser("ensure", help="store the key that HEADRACE_API_KEY has, unless it is stored")
     ensure_key.add_argument("name")
     _add_project(ensure_key)
-    actions.add_parser("list", help="list keys by their public prefix")
-    actions.add_parser("revoke", help="make a key invalid").add_argument("prefix")
+    actions.add_parser("list", help="list keys: id, public prefix, state, last use, scopes, priorities, project, name")
+    _add_id(actions.add_parser("revoke", help="make a key invalid"))
+    set_key = actions.add_parser("set", help="change the limits of a key")
+    _add_id(set_key)
+    _add_priority_floor(set_key)
 
     try:
         return asyncio.run(run(parser.parse_args(arguments)))
@@ -161,6 +217,22 @@ def _add_project(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--project",
         help="the project that the key belongs to, created if missing (default: a new project with the key's name)",
+    )
+
+
+def _add_id(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="the key's id, which `list` shows")
+
+
+def _add_priority_floor(parser: argparse.ArgumentParser, *, default: int | None = None) -> None:
+    parser.add_argument(
+        "--priority-floor",
+        type=priority,
+        default=default,
+        required=default is None,
+        metavar="PRIORITY",
+        help="the most urgent priority that the key's jobs may have; 0 is the most urgent of all"
+        + ("" if default is None else f" (default: {default})"),
     )
 
 

@@ -7,16 +7,37 @@ import time
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 
-from api.http.dependencies import get_resource
+from api.keys.open_requests import OpenRequest
 from api.keys.principal import Principal, Scope
 from api.keys.store import ApiKeyStore, digest
 from shared.domain.errors import Unauthorized
 
 CACHE_SIZE = 10_000
-bearer = HTTPBearer(auto_error=False, description="An API key: `python -m api.keys create NAME`.")
-api_key_header = APIKeyHeader(
+# A longer key is rejected without a lookup.
+MAX_KEY = 1024
+_INVALID = "The API key is not valid."
+
+
+class _Bearer(HTTPBearer):
+    """Describes the bearer key in the OpenAPI document. The middleware reads it."""
+
+    async def __call__(self, request: Request) -> None:
+        return None
+
+
+class _ApiKeyHeader(APIKeyHeader):
+    """The same for `x-api-key`."""
+
+    async def __call__(self, request: Request) -> None:
+        return None
+
+
+bearer = _Bearer(
+    auto_error=False, scheme_name="HTTPBearer", description="An API key: `python -m api.keys create NAME`."
+)
+api_key_header = _ApiKeyHeader(
     name="x-api-key",
     scheme_name="AnthropicKey",
     auto_error=False,
@@ -25,30 +46,47 @@ api_key_header = APIKeyHeader(
 
 
 class Authenticator:
-    """Looks up keys. Valid keys are cached for a few seconds, so a revoked key remains usable for that long."""
+    """Looks up keys. The results are cached for a few seconds, so a revoked key remains usable for that long."""
 
     def __init__(self, store: ApiKeyStore, cache_s: float) -> None:
         self._store = store
         self._cache_s = cache_s
-        self._cache: dict[str, tuple[float, Principal]] = {}
+        # By digest; None: there is no such key.
+        self._cache: dict[str, tuple[float, Principal | None]] = {}
         self._lookups: dict[str, asyncio.Task[Principal | None]] = {}
 
     async def principal(self, key: str) -> Principal:
         """Return the principal of a valid key.
 
         Raises:
-            Unauthorized: the key does not exist, was revoked, or has expired.
+            Unauthorized: the key is empty, does not exist, was revoked, or has expired.
         """
+        if not key:
+            raise Unauthorized
+        if len(key) > MAX_KEY:
+            raise Unauthorized(_INVALID)
         sha256, now = digest(key), time.monotonic()
         if (cached := self._cache.get(sha256)) is not None and cached[0] > now:
+            if cached[1] is None:
+                raise Unauthorized(_INVALID)
             return cached[1]
         if (lookup := self._lookups.get(sha256)) is None:
             lookup = self._lookups[sha256] = asyncio.create_task(self._look_up(key, sha256, now), name="key-lookup")
             lookup.add_done_callback(_retrieve_error)
         principal = await asyncio.shield(lookup)  # shared: one request's cancellation must not end the others'
         if principal is None:
-            raise Unauthorized("The API key is not valid.")
+            raise Unauthorized(_INVALID)
         return principal
+
+    def cached_key_ids(self) -> set[int]:
+        """The ids of the keys that are cached as valid."""
+        return {principal.key_id for _, principal in self._cache.values() if principal is not None}
+
+    def forget(self, key_id: int) -> None:
+        """Remove a key from the cache: it is not valid any more."""
+        self._cache = {
+            sha256: entry for sha256, entry in self._cache.items() if entry[1] is None or entry[1].key_id != key_id
+        }
 
     async def _look_up(self, key: str, sha256: str, now: float) -> Principal | None:
         """Look up a key for all requests that need it now: a burst after a pause costs one query, not one each."""
@@ -56,11 +94,11 @@ class Authenticator:
             found = await self._store.find(key)
         finally:
             del self._lookups[sha256]
-        if found is None:
-            self._cache.pop(sha256, None)
-            return None
         if len(self._cache) >= CACHE_SIZE:
             self._cache.clear()
+        if found is None:
+            self._cache[sha256] = (now + self._cache_s, None)
+            return None
         cache_s = self._cache_s if found.expires_in_s is None else min(self._cache_s, found.expires_in_s)
         self._cache[sha256] = (now + cache_s, found.principal)
         return found.principal
@@ -72,30 +110,33 @@ def _retrieve_error(lookup: asyncio.Task[Principal | None]) -> None:
         lookup.exception()
 
 
-async def current_principal(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> Principal:
-    """Return the principal of a request whose bearer key has the `inference` scope."""
-    return await _principal(request, credentials.credentials if credentials is not None else None)
+async def current_principal(request: Request, _: Annotated[None, Depends(bearer)]) -> Principal:
+    """Return the principal of a request, which the middleware has authenticated, if the key has the `inference` scope.
+
+    Raises:
+        Unauthorized: the request was not authenticated.
+        Forbidden: the key does not have the scope.
+    """
+    open_request: OpenRequest | None = getattr(request.state, "open_request", None)
+    if open_request is None:
+        raise Unauthorized
+    open_request.principal.require(Scope.INFERENCE)
+    return open_request.principal
 
 
 async def anthropic_principal(
-    request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-    api_key: Annotated[str | None, Depends(api_key_header)],
+    principal: Annotated[Principal, Depends(current_principal)], _: Annotated[None, Depends(api_key_header)]
 ) -> Principal:
-    """The same for routes that also accept the key as `x-api-key`."""
-    return await _principal(request, api_key or (credentials.credentials if credentials is not None else None))
-
-
-async def _principal(request: Request, key: str | None) -> Principal:
-    if key is None:
-        raise Unauthorized
-    authenticator = get_resource(request, Authenticator)
-    principal = await authenticator.principal(key)
-    principal.require(Scope.INFERENCE)
+    """The same, documented to accept the key as `x-api-key`."""
     return principal
+
+
+async def current_request(request: Request) -> OpenRequest:
+    """Return the request as the middleware has authenticated it. Only for routes that also require a principal."""
+    open_request: OpenRequest = request.state.open_request
+    return open_request
 
 
 CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
 AnthropicPrincipal = Annotated[Principal, Depends(anthropic_principal)]
+CurrentRequest = Annotated[OpenRequest, Depends(current_request)]

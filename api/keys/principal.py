@@ -8,6 +8,10 @@ from typing import Self
 
 from shared.domain.errors import Forbidden
 from shared.domain.owner import Owner, end_user_name
+from shared.domain.priorities import MAX_PRIORITY
+
+# A new key's jobs may not have a lower priority number, unless it was granted.
+DEFAULT_PRIORITY_FLOOR = 3
 
 
 class Scope(StrEnum):
@@ -19,12 +23,16 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The project and key that a request acts for, the key's scopes, and the end user that the request names."""
+    """The project and key that a request acts for, the key's scopes, and the end user that the request names.
+
+    `priority_floor` is the lowest priority number, and so the most urgent priority, that its jobs may have.
+    """
 
     project_id: int
     key_id: int
     scopes: frozenset[Scope]
     end_user: str | None = None
+    priority_floor: int = 0
 
     @classmethod
     def of(cls, owner: Owner) -> Self:
@@ -40,6 +48,16 @@ class Principal:
         if scope not in self.scopes:
             raise Forbidden(
                 f"This API key has no `{scope.value}` scope; use a key that was created with --scope {scope.value}."
+            )
+
+    def require_priority(self, priority: int) -> None:
+        """Raise `Forbidden` if the key's jobs may not have this priority."""
+        if priority < self.priority_floor:
+            raise Forbidden(
+                f"priority: this API key may use priorities from {self.priority_floor} to {MAX_PRIORITY}, not"
+                f" {priority}; an operator can grant it more with `python -m api.keys set`.",
+                param="priority",
+                code="priority_not_allowed",
             )
 
     @property

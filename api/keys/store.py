@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, exists, func, or_, select, update
-from sqlalchemy.dialects.postgresql import Insert, insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Row,
+    Text,
+    and_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.keys.principal import Principal, Scope
 from shared.domain.errors import Conflict
 from shared.postgres.engine import transaction
+from shared.postgres.group_commit import GroupCommit
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, ProjectRow
 
@@ -25,13 +40,14 @@ LAST_USED_RESOLUTION_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as listed, without the key itself."""
+    """A key as listed, without the key itself. `prefix` is empty if an operator chose the key."""
 
-    id: int
+    id: str
     name: str
     prefix: str
     project: str
     scopes: tuple[Scope, ...]
+    priority_floor: int
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -64,9 +80,9 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def public_prefix(key: str) -> str:
-    """The part of a key that may be shown: `hr_` and 8 characters, or the first 4 of a key that an operator chose."""
-    return "_".join(key.split("_")[:2]) if key.startswith("hr_") and key.count("_") >= 2 else key[:4]
+def _public_prefix(generated_key: str) -> str:
+    """The part of a generated key that may be shown."""
+    return "_".join(generated_key.split("_")[:2])
 
 
 def _valid() -> ColumnElement[bool]:
@@ -81,6 +97,10 @@ class ProjectExists(Conflict):
 class ApiKeyStore(Store):
     """API keys and projects in PostgreSQL."""
 
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        self._lookups = GroupCommit(self._find)
+
     async def create(
         self,
         name: str,
@@ -90,10 +110,13 @@ class ApiKeyStore(Store):
         new_project: bool = False,
         scopes: Iterable[Scope] = (Scope.INFERENCE,),
         expires_in_s: float | None = None,
-    ) -> None:
+        priority_floor: int = 0,
+        generated: bool = False,
+    ) -> str | None:
         """Store a key of a project (default: the project named like the key), which is created if it is missing.
 
-        A key that is already stored does not change.
+        Returns the id of the new key; None if the key is already stored, which does not change it. `generated`: the key
+        comes from `generate_key`, so that its prefix is public.
 
         Raises:
             ProjectExists: with `new_project`, a project with this name exists.
@@ -101,36 +124,54 @@ class ApiKeyStore(Store):
         async with transaction(self._engine) as connection:
             known = select(exists().where(ApiKeyRow.sha256 == digest(key)))
             if (await connection.execute(known)).scalar_one():
-                return
+                return None
             project_id = await _project_id(connection, project or name, must_be_new=new_project)
-            statement = _insert(name, key, project_id, sorted(scope.value for scope in scopes), expires_in_s)
-            await connection.execute(statement.on_conflict_do_nothing(index_elements=[ApiKeyRow.sha256]))
+            values = {
+                ApiKeyRow.name: name,
+                ApiKeyRow.prefix: _public_prefix(key) if generated else "",
+                ApiKeyRow.sha256: digest(key),
+                ApiKeyRow.project_id: project_id,
+                ApiKeyRow.scopes: sorted(scope.value for scope in scopes),
+                ApiKeyRow.expires_at: None if expires_in_s is None else func.now() + seconds(expires_in_s),
+                ApiKeyRow.priority_floor: priority_floor,
+            }
+            statement = insert(ApiKeyRow).values(values).on_conflict_do_nothing(index_elements=[ApiKeyRow.sha256])
+            created = (await connection.execute(statement.returning(ApiKeyRow.id))).scalar_one_or_none()
+            return None if created is None else format_id(created)
 
-    async def rotate(self, prefix: str, key: str, *, overlap_s: float, expires_in_s: float | None = None) -> int:
-        """Store a successor of the valid key with this public prefix; the old key expires after the overlap.
+    async def rotate(self, key_id: int, key: str, *, overlap_s: float, expires_in_s: float | None = None) -> str | None:
+        """Store a generated successor of a valid key; the old key expires after the overlap.
 
-        The successor has the same name, project and scopes. Returns the number of valid keys that have the prefix; if
-        it is not 1, nothing changes.
+        The successor has the same name, project, scopes and priorities. Returns its id; None if the old key is not
+        valid.
         """
+        copied = (ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes, ApiKeyRow.priority_floor)
         async with transaction(self._engine) as connection:
-            old = select(ApiKeyRow.id, ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes).where(
-                ApiKeyRow.prefix == prefix, _valid()
-            )
-            found = (await connection.execute(old.with_for_update(key_share=True))).all()
-            if len(found) != 1:
-                return len(found)
-            row = found[0]
-            await connection.execute(_insert(row.name, key, row.project_id, row.scopes, expires_in_s))
+            old = select(*copied).where(ApiKeyRow.id == key_id, _valid()).with_for_update(key_share=True)
+            row = (await connection.execute(old)).first()
+            if row is None:
+                return None
+            values = {
+                **dict(zip(copied, row, strict=True)),
+                ApiKeyRow.prefix: _public_prefix(key),
+                ApiKeyRow.sha256: digest(key),
+                ApiKeyRow.expires_at: None if expires_in_s is None else func.now() + seconds(expires_in_s),
+            }
+            created = await connection.execute(insert(ApiKeyRow).values(values).returning(ApiKeyRow.id))
             ends = func.least(func.now() + seconds(overlap_s), ApiKeyRow.expires_at)
-            await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == row.id).values(expires_at=ends))
-        return 1
+            await connection.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(expires_at=ends))
+            return format_id(created.scalar_one())
 
     async def find(self, key: str) -> ValidKey | None:
         """Return the principal of a key that is neither revoked nor expired, else None. Records the key's use.
 
-        The use is written at most once a minute per key, without waiting for another process that writes it.
+        The use is written at most once a minute per key, without waiting for another process that writes it. Concurrent
+        lookups share a query, so that guessed keys do not cost a round trip each.
         """
-        valid = (ApiKeyRow.sha256 == digest(key), _valid())
+        return await self._lookups(digest(key))
+
+    async def _find(self, digests: Sequence[str]) -> list[ValidKey | None]:
+        valid = (ApiKeyRow.sha256 == func.any(bindparam("digests", list(digests), type_=ARRAY(Text))), _valid())
         stale = (
             select(ApiKeyRow.id)
             .where(
@@ -143,68 +184,98 @@ class ApiKeyStore(Store):
             .with_for_update(skip_locked=True, key_share=True)
             .scalar_subquery()
         )
-        used = update(ApiKeyRow).where(ApiKeyRow.id == stale).values(last_used_at=func.now()).returning(ApiKeyRow.id)
+        used = update(ApiKeyRow).where(ApiKeyRow.id.in_(stale)).values(last_used_at=func.now()).returning(ApiKeyRow.id)
         statement = (
             select(
+                ApiKeyRow.sha256,
                 ApiKeyRow.id,
                 ApiKeyRow.project_id,
                 ApiKeyRow.scopes,
+                ApiKeyRow.priority_floor,
                 func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
             )
             .where(*valid)
             .add_cte(used.cte("used"))
         )
-        row = await self._first(statement)
-        if row is None:
-            return None
-        scopes = frozenset(Scope(scope) for scope in row.scopes)
-        left = None if row.expires_in_s is None else float(row.expires_in_s)
-        return ValidKey(Principal(row.project_id, row.id, scopes), left)
+        async with self._engine.connect() as connection:
+            found = {row.sha256: _valid_key(row) for row in await connection.execute(statement)}
+        return [found.get(sha256) for sha256 in digests]
+
+    async def valid_ids(self, key_ids: Iterable[int]) -> set[int]:
+        """Return the ids of those keys that are neither revoked nor expired."""
+        ids = bindparam("ids", list(key_ids), type_=ARRAY(BigInteger))
+        async with self._engine.connect() as connection:
+            found = await connection.execute(select(ApiKeyRow.id).where(ApiKeyRow.id == func.any(ids), _valid()))
+            return set(found.scalars())
 
     async def all(self) -> Sequence[ApiKey]:
         """Return all keys, oldest first."""
-        statement = (
-            select(
-                ApiKeyRow.id,
-                ApiKeyRow.name,
-                ApiKeyRow.prefix,
-                ProjectRow.name.label("project"),
-                ApiKeyRow.scopes,
-                ApiKeyRow.created_at,
-                ApiKeyRow.expires_at,
-                ApiKeyRow.revoked_at,
-                ApiKeyRow.last_used_at,
-            )
-            .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
-            .order_by(ApiKeyRow.id)
+        return await self._all(_listed(), _api_key)
+
+    async def candidates(self, text: str) -> Sequence[ApiKey]:
+        """Return the valid keys that have this text as their prefix or name, or that are this text."""
+        either = or_(
+            and_(ApiKeyRow.prefix == text, ApiKeyRow.prefix != ""),
+            ApiKeyRow.name == text,
+            ApiKeyRow.sha256 == digest(text),
         )
-        return await self._all(statement, _api_key)
+        return await self._all(_listed().where(either, _valid()), _api_key)
 
-    async def revoke(self, prefix: str) -> int:
-        """Revoke the valid keys with this public prefix. Returns their number."""
-        statement = update(ApiKeyRow).where(ApiKeyRow.prefix == prefix, _valid()).values(revoked_at=func.now())
-        async with self._engine.connect() as connection:
-            return int((await connection.execute(statement)).rowcount)
+    async def revoke(self, key_id: int) -> bool:
+        """Revoke a key. False: there is no valid key with this id."""
+        statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, _valid()).values(revoked_at=func.now())
+        return await self._changes(statement)
+
+    async def set_priority_floor(self, key_id: int, priority_floor: int) -> bool:
+        """Change the lowest priority number of a key's jobs. False: there is no valid key with this id."""
+        statement = update(ApiKeyRow).where(ApiKeyRow.id == key_id, _valid()).values(priority_floor=priority_floor)
+        return await self._changes(statement)
 
 
-def _insert(name: str, key: str, project_id: int, scopes: list[str], expires_in_s: float | None) -> Insert:
-    return insert(ApiKeyRow).values(
-        name=name,
-        prefix=public_prefix(key),
-        sha256=digest(key),
-        project_id=project_id,
-        scopes=scopes,
-        expires_at=None if expires_in_s is None else func.now() + seconds(expires_in_s),
+def format_id(key_id: int) -> str:
+    """The id of a key as operators see it. It reveals nothing of the key."""
+    return f"key_{key_id}"
+
+
+def parse_id(text: str) -> int | None:
+    """The number of a key's id; None if the text is no such id."""
+    match = re.fullmatch(r"key_([0-9]{1,18})", text)
+    return int(match[1]) if match else None
+
+
+def _listed() -> Any:
+    return (
+        select(
+            ApiKeyRow.id,
+            ApiKeyRow.name,
+            ApiKeyRow.prefix,
+            ProjectRow.name.label("project"),
+            ApiKeyRow.scopes,
+            ApiKeyRow.priority_floor,
+            ApiKeyRow.created_at,
+            ApiKeyRow.expires_at,
+            ApiKeyRow.revoked_at,
+            ApiKeyRow.last_used_at,
+        )
+        .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
+        .order_by(ApiKeyRow.id)
     )
+
+
+def _valid_key(row: Any) -> ValidKey:
+    scopes = frozenset(Scope(scope) for scope in row.scopes)
+    left = None if row.expires_in_s is None else float(row.expires_in_s)
+    return ValidKey(Principal(row.project_id, row.id, scopes, priority_floor=row.priority_floor), left)
 
 
 def _api_key(row: Row[Any]) -> ApiKey:
     return ApiKey(
-        id=row.id,
+        id=format_id(row.id),
         name=row.name,
         prefix=row.prefix,
         project=row.project,
         scopes=tuple(Scope(scope) for scope in row.scopes),
+        priority_floor=row.priority_floor,
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,

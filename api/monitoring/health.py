@@ -1,11 +1,13 @@
 """`/healthz`: the process is alive. `/readyz`: it can serve requests. `/metrics`: Prometheus metrics.
 
+`/ping`, `/health` and `/version` are the names that vLLM's server has.
+
 None of them requires an API key, as is usual for Prometheus and orchestrators.
 """
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, Field
 
@@ -28,12 +30,20 @@ class Readiness(BaseModel):
     checks: dict[str, str]
 
 
+class Version(BaseModel):
+    """The version of Headrace."""
+
+    version: str
+
+
+@router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> Alive:
     """Liveness check."""
     return Alive()
 
 
+@router.get("/health", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "A dependency is unavailable."}})
 async def readyz(check: CurrentReadiness, response: Response) -> Readiness:
     """Readiness check: database, Redis, and a live worker for each model."""
@@ -41,6 +51,12 @@ async def readyz(check: CurrentReadiness, response: Response) -> Readiness:
     ready = all(state == OK for state in checks.values())
     response.status_code = 200 if ready else 503
     return Readiness(status=OK if ready else "unready", checks=checks)
+
+
+@router.get("/version")
+async def version(request: Request) -> Version:
+    """Return the server's version."""
+    return Version(version=request.app.version)
 
 
 @router.get("/metrics", include_in_schema=False)  # for Prometheus, not for clients

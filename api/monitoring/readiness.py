@@ -10,14 +10,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.config.models.loader import Registry
 from shared.postgres.job_store import JobStore
+from shared.redis import keys as redis_keys
 
 logger = logging.getLogger(__name__)
 
 OK = "ok"
+WRITE_CHECK_TTL_S = 60
 
 
 class ReadinessCheck:
-    """Checks the database, Redis, and that each model has a live worker."""
+    """Checks that the database and Redis accept writes, and that each model has a live worker."""
 
     def __init__(self, store: JobStore, redis: Redis, registry: Registry) -> None:
         self._store = store
@@ -30,12 +32,12 @@ class ReadinessCheck:
         workers: dict[str, int] | None = None
         try:
             workers = await self._store.live_workers()
-            checks["database"] = OK
+            checks["database"] = OK if await self._store.is_writable() else "read-only"
         except (SQLAlchemyError, OSError) as error:
             logger.warning("PostgreSQL unavailable: %s", error)
             checks["database"] = "unavailable"
         try:
-            await self._redis.ping()
+            await self._redis.set(redis_keys.write_check(), 1, ex=WRITE_CHECK_TTL_S)
             checks["redis"] = OK
         except (RedisError, OSError) as error:
             logger.warning("Redis unavailable: %s", error)

@@ -98,7 +98,7 @@ class _Encoder:
         self._after = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
     def chunk(self, choice: dict[str, Any]) -> bytes:
-        return self._before + orjson.dumps(choice) + self._after
+        return self._before + _json(choice) + self._after
 
     def around_text(self, indices: range, *, chat: bool) -> tuple[list[bytes], bytes]:
         """The bytes before the text, for each choice, and after it, for chunks that have only text."""
@@ -108,13 +108,13 @@ class _Encoder:
 
     def with_usage(self, choice: dict[str, Any], usage: dict[str, Any]) -> bytes:
         """Encode a chunk with the usage so far."""
-        return b'%b%b],"usage":%b}\n\n' % (self._before, orjson.dumps(choice), orjson.dumps(usage))
+        return b'%b%b],"usage":%b}\n\n' % (self._before, _json(choice), orjson.dumps(usage))
 
     def last_of(self, choice: dict[str, Any], fingerprint: str | None) -> bytes:
         """Encode a choice's last chunk. It has the fingerprint, unless the usage chunk has it."""
         if self._include_usage or fingerprint is None:
             return self.chunk(choice)
-        return b'%b%b],"system_fingerprint":%b}\n\n' % (self._before, orjson.dumps(choice), orjson.dumps(fingerprint))
+        return b'%b%b],"system_fingerprint":%b}\n\n' % (self._before, _json(choice), orjson.dumps(fingerprint))
 
     def end(self, usages: Sequence[Usage], fingerprint: str | None) -> bytes:
         """Encode the usage chunk, if requested, and `[DONE]`."""
@@ -122,6 +122,10 @@ class _Encoder:
             return DONE
         usage = orjson.dumps(usage_view(total(usages)).model_dump())
         return b'%b],"usage":%b,"system_fingerprint":%b}\n\n%b' % (self._before, usage, orjson.dumps(fingerprint), DONE)
+
+
+def _json(choice: dict[str, Any]) -> bytes:
+    return orjson.dumps(choice, default=list)  # log probabilities are a `Mapped` sequence
 
 
 class Chunks:
@@ -213,7 +217,7 @@ class Chunks:
             choice["stop_reason"] = payload.get("stop_reason")
         return choice
 
-    def _logprobs(self, index: int, entries: list[dict[str, Any]], top: int) -> dict[str, Any]:
+    def _logprobs(self, index: int, entries: list[Any], top: int) -> dict[str, Any]:
         if self._chat:
             return chat_logprobs(entries, top)
         if index not in self._offsets:

@@ -9,6 +9,8 @@ from typing import Any
 from api.openai.logprobs import CompletionLogprobsBuilder, chat_logprobs
 from api.openai.schemas import CompletionUsage, PromptTokensDetails
 from shared.domain.job import Choice, Job, Usage
+from shared.domain.logprobs import prompt_entry_object
+from shared.runtime.chunked_json import Mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def completion_body(dialect: Dialect, jobs: Sequence[Job]) -> dict[str, Any]:
         "usage": usage_view(total([job.usage for job in jobs if job.usage is not None])).model_dump(),
     }
     if dialect.chat:
-        body["prompt_logprobs"] = first.output[0].prompt_logprobs
+        body["prompt_logprobs"] = _prompt_logprobs(first)
     return body
 
 
@@ -106,5 +108,10 @@ def _text_choice(job: Job, choice: Choice) -> dict[str, Any]:
         "logprobs": CompletionLogprobsBuilder(top or 0).build(choice.logprobs or ()) if has_logprobs else None,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
-        "prompt_logprobs": job.output[0].prompt_logprobs,
+        "prompt_logprobs": _prompt_logprobs(job),
     }
+
+
+def _prompt_logprobs(job: Job) -> Sequence[dict[str, Any] | None] | None:
+    stored = job.output[0].prompt_logprobs
+    return None if stored is None else Mapped(stored, prompt_entry_object)

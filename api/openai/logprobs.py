@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from shared.domain.logprobs import entry_object, sampled
+from shared.runtime.chunked_json import Mapped
 
-def chat_logprobs(entries: Sequence[dict[str, Any]], top: int) -> dict[str, Any]:
-    """Build `{"content": [...]}`, with the `top` most likely tokens for each token."""
-    content = [
-        {
+
+def chat_logprobs(entries: Sequence[Any], top: int) -> dict[str, Any]:
+    """Build `{"content": [...]}` from stored entries, with the `top` most likely tokens for each token."""
+
+    def view(stored: Any) -> dict[str, Any]:
+        entry = entry_object(stored)
+        return {
             "token": entry["token"],
             "logprob": entry["logprob"],
             "bytes": entry["bytes"],
             "top_logprobs": entry["top"][:top],
         }
-        for entry in entries
-    ]
-    return {"content": content}
+
+    return {"content": Mapped(entries, view)}
 
 
 class CompletionLogprobsBuilder:
@@ -31,23 +35,26 @@ class CompletionLogprobsBuilder:
         self._top = top
         self._offset = 0
 
-    def build(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def build(self, stored: Sequence[Any]) -> dict[str, Any]:
         """Build the four lists, with an item per token. The first token of an echoed prompt has no probability."""
         offsets: list[int] = []
-        top: list[dict[str, float] | None] = []
-        for entry in entries:
+        logprobs: list[float | None] = []
+        tokens: list[str] = []
+        for token, logprob in map(sampled, stored):
             offsets.append(self._offset)
-            self._offset += len(entry["token"])
-            top.append(self._top_of(entry))
+            logprobs.append(logprob)
+            tokens.append(token)
+            self._offset += len(token)
         return {
             "text_offset": offsets,
-            "token_logprobs": [entry["logprob"] for entry in entries],
-            "tokens": [entry["token"] for entry in entries],
-            "top_logprobs": top,
+            "token_logprobs": logprobs,
+            "tokens": tokens,
+            "top_logprobs": Mapped(stored, self._top_of),
         }
 
-    def _top_of(self, entry: dict[str, Any]) -> dict[str, float] | None:
+    def _top_of(self, stored: Any) -> dict[str, float] | None:
         """The sampled token and the `top` most likely others."""
+        entry = entry_object(stored)
         if entry["logprob"] is None:
             return None
         others = [item for item in entry["top"] if item["token"] != entry["token"]]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from api.http.dependencies import CurrentRegistry
-from api.http.json_body import JsonRoute
+from api.http.json_body import BodyWork, CurrentBodyWork, JsonRoute
+from api.http.large_json import JsonBody
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
 from api.http.submit_headers import Submission, SubmitHeaders
 from api.jobs.dependencies import CurrentSyncCall, Jobs
@@ -27,7 +28,7 @@ from api.openai.schemas import (
     ModelList,
     ModelView,
 )
-from shared.domain.errors import NotFound
+from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.job import Job
 from shared.postgres.job_store import NewJob
 
@@ -46,9 +47,10 @@ async def chat_completions(
     call: CurrentSyncCall,
     request: Request,
     submission: Submission,
+    work: CurrentBodyWork,
 ) -> Response:
     """Create a chat completion, streamed or not. The job is cancelled if the client disconnects."""
-    return await _complete(CHAT, body, principal.acting_for(body.user), jobs, call, request, submission)
+    return await _complete(CHAT, body, principal.acting_for(body.user), jobs, call, request, submission, work)
 
 
 @router.post(
@@ -63,11 +65,13 @@ async def completions(
     call: CurrentSyncCall,
     request: Request,
     submission: Submission,
+    work: CurrentBodyWork,
 ) -> Response:
     """Create a completion of a prompt, streamed or not. The job is cancelled if the client disconnects."""
-    return await _complete(TEXT, body, principal.acting_for(body.user), jobs, call, request, submission)
+    return await _complete(TEXT, body, principal.acting_for(body.user), jobs, call, request, submission, work)
 
 
+@router.get("/models/", include_in_schema=False)  # not a model without a name
 @router.get("/models", responses=ERRORS)
 async def models(_: CurrentPrincipal, registry: CurrentRegistry) -> ModelList:
     """List the models."""
@@ -92,7 +96,10 @@ async def _complete(
     call: SyncCall,
     request: Request,
     submission: SubmitHeaders,
+    work: BodyWork,
 ) -> Response:
+    if body.stream:
+        call.open_stream()
     requests = [
         NewJob(
             owner=principal.owner,
@@ -103,12 +110,16 @@ async def _complete(
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
         )
-        for generate in body.generate_requests()
+        for generate in await work.run(body.generate_requests)
     ]
-    submitted, created = await submit_all(jobs, principal, requests, submission.idempotency(request.url.path, body))
+    idempotency = await work.run(submission.idempotency, request.url.path, body)
+    try:
+        submitted, created = await submit_all(jobs, principal, requests, idempotency)
+    except InvalidRequest as error:
+        raise body.rename_param(error) from None
 
-    async def completion(ended: Sequence[Job]) -> dict[str, Any]:
-        return completion_body(dialect, ended)
+    async def completion(ended: Sequence[Job]) -> JsonBody:
+        return JsonBody(partial(completion_body, dialect, ended), sum(job.output_size for job in ended))
 
     def stream() -> AsyncIterator[bytes]:
         return frames(

@@ -1,11 +1,13 @@
-"""Schemas of OpenAI's chat completions, completions and models. Unsupported parameters are rejected, never ignored."""
+"""Schemas of OpenAI's chat completions, completions and models."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from api.http.members import MemberRules
+from api.jobs import dialects
 from api.jobs.parameters import (
     MAX_METADATA,
     ChatMessage,
@@ -47,14 +49,6 @@ class _OpenAIRequest(CommonParameters):
     user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=MAX_METADATA)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_default(cls, data: Any) -> Any:
-        """Drop nulls, which OpenAI's clients send for unset parameters."""
-        if isinstance(data, dict):
-            return {name: value for name, value in data.items() if value is not None}
-        return data
-
     @model_validator(mode="after")
     def _consistent_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
@@ -75,6 +69,7 @@ class _OpenAIRequest(CommonParameters):
 class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
     """`POST /v1/chat/completions`."""
 
+    member_rules: ClassVar[MemberRules] = dialects.CHAT
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -127,6 +122,7 @@ class CompletionRequest(_OpenAIRequest):
     Several prompts result in one response, with `n` choices for each prompt, in order.
     """
 
+    member_rules: ClassVar[MemberRules] = dialects.TEXT
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}]

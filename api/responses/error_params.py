@@ -5,15 +5,9 @@ from __future__ import annotations
 from shared.domain.errors import InvalidRequest
 
 # A job's parameters that have other names in the Responses API.
-_NAMES = {"messages": "input", "max_tokens": "max_output_tokens"}
+_NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "structured_outputs": "text.format"}
 
 
 def rename_param(error: InvalidRequest) -> InvalidRequest:
     """Replace a job's parameter with the Responses API's, in the error's `param` and at the start of its message."""
-    job_param = error.param
-    if job_param is None or job_param not in _NAMES:
-        return error
-    param, message = _NAMES[job_param], error.message
-    if message.startswith(job_param):
-        message = f"{param}{message.removeprefix(job_param)}"
-    return InvalidRequest(message, param=param)
+    return error.renamed(_NAMES)

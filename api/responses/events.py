@@ -16,6 +16,8 @@ from api.responses.view import error, usage, view
 from shared.domain.events import SEQ_PER_ATTEMPT, Event, EventType
 from shared.domain.job import JobStatus
 from shared.domain.response import StoredResponse
+from shared.runtime.chunked_json import dump_pieces
+from shared.runtime.offload import INLINE_BYTES, off_loop
 
 # A log that Redis has lost restarts far above all its sequence numbers (`shared.domain.events.seq_before`). So do the
 # numbers of response events, several of which can result from one event of the log, and the indices of items.
@@ -36,7 +38,10 @@ ResponseEvent = dict[str, Any]
 
 
 class ResponseEvents:
-    """Converts the events of one stream. `response` is the response after the events so far."""
+    """Converts the events of one stream. `response` is the response after the events so far.
+
+    `size` is about the bytes of the output so far, which events at the end of an item and of the response contain.
+    """
 
     def __init__(self, response: StoredResponse) -> None:
         self._stored = response
@@ -46,6 +51,7 @@ class ResponseEvents:
         self._number = 0
         self._seq = 0
         self._started = False
+        self.size = 0
         self._begin(0)
 
     def opening(self) -> list[ResponseEvent]:
@@ -81,6 +87,7 @@ class ResponseEvents:
 
     def _delta(self, event: Event) -> None:
         delta = event.delta()
+        self.size += len(event.data)
         if delta.reasoning:
             self._reasoning_tokens += event.payload().get("tokens", 0)
             reasoning = self._open
@@ -93,7 +100,7 @@ class ResponseEvents:
             if not isinstance(message, MessageOutput):
                 message = MessageOutput(self._digits, self._next_index)
                 self._add(message)
-            self._emit_for_item(message.append(delta.text, delta.logprobs))
+            self._emit_for_item(message.append(delta.text, event.payload().get("logprobs", ())))
         for fragment in delta.tool_calls:
             call = self._open
             if not (isinstance(call, CallOutput) and call.number == fragment.index):
@@ -188,16 +195,32 @@ async def frames(
 ) -> AsyncIterator[bytes]:
     """Convert a response's complete log to SSE frames, and yield those after a sequence number."""
     events = ResponseEvents(response)
-    if opening := _encoded(events.opening(), after):
+    if opening := b"".join(map(_frame, _after(events.opening(), after))):
         yield opening
     async for batch in log:
-        if encoded := b"".join(_encoded(events.convert(event), after) for event in batch):
+        encoded = b""
+        for event in batch:
+            for converted in _after(events.convert(event), after):
+                if events.size > INLINE_BYTES and not converted["type"].endswith(".delta"):
+                    if encoded:
+                        yield encoded
+                    yield await off_loop(events.size, _large_frame, converted)
+                    encoded = b""
+                else:
+                    encoded += _frame(converted)
+        if encoded:
             yield encoded
 
 
-def _encoded(events: list[ResponseEvent], after: int | None) -> bytes:
-    return b"".join(
-        b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))
-        for event in events
-        if after is None or event["sequence_number"] > after
-    )
+def _after(events: list[ResponseEvent], after: int | None) -> list[ResponseEvent]:
+    return events if after is None else [event for event in events if event["sequence_number"] > after]
+
+
+def _frame(event: ResponseEvent) -> bytes:
+    # Log probabilities are a `Mapped` sequence.
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event, default=list))
+
+
+def _large_frame(event: ResponseEvent) -> bytes:
+    """Encode an event in pieces, so that no piece holds the interpreter's lock for long."""
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), b"".join(dump_pieces(event)))

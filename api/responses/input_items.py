@@ -6,10 +6,11 @@ All of OpenAI's notations are accepted and normalized: a message's content becom
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from api.http.members import JsonForm
 from api.http.validation import describe
 from shared.domain.request import UnicodeText, contradiction
 
@@ -22,6 +23,18 @@ class _Item(BaseModel):
 
     id: UnicodeText | None = Field(None, min_length=1, max_length=128)
     status: ItemStatus | None = None
+
+
+class InputTextPart(BaseModel):
+    """A text as clients send it. Output texts of responses have annotations and logprobs, which are dropped."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: UnicodeText
+    annotations: Any = None
+    logprobs: Any = None
+
+
+TextParts = JsonForm(UnicodeText | list[InputTextPart])
 
 
 class TextPart(BaseModel):
@@ -37,7 +50,7 @@ class MessageItem(_Item):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: list[TextPart] = Field(fail_fast=True)
+    content: Annotated[list[TextPart], TextParts] = Field(fail_fast=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +81,7 @@ class FunctionCallOutputItem(_Item):
 
     type: Literal["function_call_output"]
     call_id: UnicodeText = Field(min_length=1, max_length=128)
-    output: UnicodeText
+    output: Annotated[UnicodeText, TextParts]
 
     @model_validator(mode="before")
     @classmethod
@@ -102,13 +115,6 @@ class ReasoningItem(_Item):
     type: Literal["reasoning"]
     summary: list[SummaryPart] = Field(default_factory=list, fail_fast=True)
     content: list[ReasoningPart] = Field(default_factory=list, fail_fast=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _readable(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("encrypted_content") is not None:
-            raise contradiction("encrypted_content", "encrypted_content: encrypted reasoning is not supported")
-        return data
 
     @property
     def text(self) -> str:
@@ -151,15 +157,14 @@ def read_items(value: Any) -> Any:
 def _read_item(value: Any, path: str) -> _Item:
     if not isinstance(value, dict):
         raise contradiction(path, f"{path}: must be an object")
-    fields = {name: field for name, field in value.items() if field is not None}
-    kind = fields.get("type", "message" if "role" in fields else None)
+    kind = value.get("type", "message" if "role" in value else None)
     model = _KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:
         known = ", ".join(_KINDS)
         got = "nothing" if kind is None else repr(str(kind)[:64])
         raise contradiction(f"{path}.type", f"{path}.type: must be one of {known}; got {got}")
     try:
-        return model.model_validate(fields)
+        return model.model_validate(value)
     except ValidationError as error:
         message, param = describe(error.errors(include_url=False))
         field = f"{path}.{param}" if param else path

@@ -11,14 +11,26 @@ from dataclasses import dataclass, field
 
 from api.responses.input_items import FunctionCallItem, FunctionCallOutputItem, InputItem, MessageItem, ReasoningItem
 from shared.domain.errors import InvalidRequest
-from shared.domain.job import Choice
+from shared.domain.job import Choice, Job
 from shared.domain.request import FunctionCall, Message, MessageToolCall
-from shared.domain.response import StoredResponse
 
 
-def conversation(
-    instructions: str | None, previous: StoredResponse | None, items: Sequence[InputItem]
-) -> list[Message]:
+@dataclass(frozen=True, slots=True)
+class PreviousTurns:
+    """The response that a conversation continues: its job, which has all earlier turns, maybe after instructions."""
+
+    job: Job
+    has_instructions: bool
+
+    def messages(self) -> list[Message]:
+        """The conversation, including its output but not its instructions."""
+        messages = list(self.job.request.messages or ())
+        if self.has_instructions:
+            del messages[0]
+        return messages + [_output_message(choice) for choice in self.job.output[:1]]
+
+
+def conversation(instructions: str | None, previous: PreviousTurns | None, items: Sequence[InputItem]) -> list[Message]:
     """Build the complete conversation: instructions, the previous response's conversation, and the new items.
 
     Raises:
@@ -26,7 +38,7 @@ def conversation(
     """
     messages = [Message(role="system", content=instructions)] if instructions is not None else []
     if previous is not None:
-        messages += _previous_messages(previous)
+        messages += previous.messages()
     messages += to_messages(items)
     call_ids: set[str] = set()
     for message in messages:
@@ -38,14 +50,6 @@ def conversation(
                 param="input",
             )
     return messages
-
-
-def _previous_messages(previous: StoredResponse) -> list[Message]:
-    """A response's conversation, including its output but not its instructions."""
-    messages = list(previous.job.request.messages or ())
-    if "instructions" in previous.facts.request_params:
-        del messages[0]
-    return messages + [_output_message(choice) for choice in previous.job.output[:1]]
 
 
 def _output_message(choice: Choice) -> Message:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from shared.domain.events import CallDelta
+from shared.domain.logprobs import entry_object
+from shared.runtime.chunked_json import EncodedLists, Mapped
 
 Fields = tuple[str, dict[str, Any]]
 
@@ -38,12 +40,13 @@ class MessageOutput:
     def __init__(self, digits: str, index: int) -> None:
         self.id = f"msg_{digits}_{index}"
         self._texts: list[str] = []
-        self._logprobs: list[dict[str, Any]] = []
+        self._entries = EncodedLists()
+        self._logprobs = Mapped(self._entries, _logprob)
 
-    def append(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Fields:
-        entries = [_logprob(entry) for entry in logprobs]
+    def append(self, text: str, logprobs: Sequence[Any]) -> Fields:
         self._texts.append(text)
-        self._logprobs += entries
+        self._entries.add(logprobs)
+        entries = Mapped(logprobs, _logprob)
         return "response.output_text.delta", {"content_index": 0, "delta": text, "logprobs": entries}
 
     def opening_events(self) -> list[Fields]:
@@ -134,7 +137,7 @@ class CallOutput:
         }
 
 
-def _output_text(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+def _output_text(text: str, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
@@ -142,8 +145,9 @@ def _reasoning_text(text: str) -> dict[str, Any]:
     return {"type": "reasoning_text", "text": text}
 
 
-def _logprob(entry: dict[str, Any]) -> dict[str, Any]:
-    """Convert a log entry to OpenAI's field names."""
+def _logprob(stored: Any) -> dict[str, Any]:
+    """Convert an entry of the log to OpenAI's field names."""
+    entry = entry_object(stored)
     return {
         "token": entry["token"],
         "logprob": entry["logprob"],

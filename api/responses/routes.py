@@ -8,17 +8,17 @@ from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import JSONResponse
 
 from api.http.dependencies import CurrentStreamSettings
 from api.http.errors import ErrorResponse
-from api.http.json_body import JsonRoute
+from api.http.json_body import CurrentBodyWork, JsonRoute
+from api.http.large_json import JsonBody, json_response
 from api.http.openapi import ERRORS, FAILED, STREAMED
 from api.http.pagination import After
 from api.http.sse import event_stream
 from api.http.submit_headers import Submission
 from api.jobs.dependencies import CurrentSyncCall
-from api.keys.auth import CurrentPrincipal
+from api.keys.auth import CurrentPrincipal, CurrentRequest
 from api.responses.dependencies import Responses
 from api.responses.schemas import InputItemList, ResponseCreate, ResponseDeleted, ResponseView
 from shared.domain.errors import InvalidRequest
@@ -42,18 +42,21 @@ async def create(
     responses: Responses,
     call: CurrentSyncCall,
     submission: Submission,
+    work: CurrentBodyWork,
 ) -> Response:
     """Create a response. Unless it runs in the background, it is cancelled if the client disconnects."""
-    response, created = await responses.create(body, principal.acting_for(body.end_user), submission)
+    if body.stream:
+        call.open_stream()
+    response, job, created = await responses.create(body, principal.acting_for(body.end_user), submission, work)
 
-    async def response_body(jobs: Sequence[Job]) -> dict[str, Any]:
+    async def response_body(jobs: Sequence[Job]) -> JsonBody:
         return await responses.body(replace(response, job=jobs[0]))
 
     def stream() -> AsyncIterator[bytes]:
         return responses.stream(response)
 
     return await call.respond(
-        [response.job],
+        [job],
         created=created,
         stream=stream if body.stream else None,
         body=response_body,
@@ -69,6 +72,7 @@ async def create(
 async def retrieve(
     response_id: str,
     principal: CurrentPrincipal,
+    open_request: CurrentRequest,
     settings: CurrentStreamSettings,
     responses: Responses,
     stream: Annotated[bool, Query(description="Stream the events, from the first or after a cursor.")] = False,
@@ -81,14 +85,16 @@ async def retrieve(
         raise InvalidRequest("starting_after: is only allowed with stream=true", param="starting_after")
     response = await responses.get(response_id, principal.project_id)
     if stream:
+        open_request.open_stream()
         return event_stream(responses.stream(response, starting_after), settings)
-    return JSONResponse(await responses.body(response))
+    return await json_response(await responses.body(response))
 
 
 @router.post("/{response_id}/cancel", response_model=ResponseView, responses={**ERRORS, **NOT_FOUND})
 async def cancel(response_id: str, principal: CurrentPrincipal, responses: Responses) -> Response:
     """Cancel a background response; its partial output is kept."""
-    return JSONResponse(await responses.body(await responses.cancel(response_id, principal.project_id)))
+    response = await responses.cancel(response_id, principal.project_id)
+    return await json_response(await responses.body(response))
 
 
 @router.delete(

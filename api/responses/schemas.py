@@ -1,12 +1,15 @@
-"""Schemas of OpenAI's Responses API. Unsupported parameters are rejected, never ignored."""
+"""Schemas of OpenAI's Responses API."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from api.http.members import MemberRules
 from api.http.pagination import PageView
+from api.jobs import dialects
+from api.jobs.dialects import LOGPROBS
 from api.jobs.parameters import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue
 from api.responses.input_items import InputItem, read_items
 from shared.domain.request import (
@@ -25,12 +28,13 @@ from shared.domain.request import (
 )
 from shared.domain.response import ResponseFacts
 
-LOGPROBS = "message.output_text.logprobs"
 MAX_TOP_LOGPROBS = 20
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+# OpenAI's bound of the name of a format is lower than that of a function.
+FormatName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class FunctionTool(BaseModel):
@@ -71,7 +75,7 @@ class TextFormat(BaseModel):
     model_config = _STRICT
 
     type: Literal["text", "json_object", "json_schema"]
-    name: Name | None = None
+    name: FormatName | None = None
     schema_: JsonObject | None = Field(None, alias="schema")
     description: UnicodeText | None = None
     strict: bool | None = Field(None, description="No effect: the output always matches the schema.")
@@ -113,6 +117,7 @@ class StreamOptions(BaseModel):
 class ResponseCreate(BaseModel):
     """`POST /v1/responses`."""
 
+    member_rules: ClassVar[MemberRules] = dialects.RESPONSES
     model_config = ConfigDict(
         **_STRICT,
         json_schema_extra={
@@ -180,10 +185,10 @@ class ResponseCreate(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _normalize(cls, data: Any) -> Any:
-        """Drop nulls, parse the input items, and name an unsupported tool in the error."""
+        """Parse the input items, and name an unsupported tool in the error."""
         if not isinstance(data, dict):
             return data
-        data = {name: value for name, value in data.items() if value is not None}
+        data = dict(data)
         if "input" in data:
             data["input"] = read_items(data["input"])
         for position, tool in enumerate(data["tools"] if isinstance(data.get("tools"), list) else ()):

@@ -7,70 +7,83 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Literal
 
+from api.http.json_body import BodyWork
+from api.http.large_json import JsonBody
 from api.http.pagination import Page, cut_page
 from api.http.submit_headers import SubmitHeaders
 from api.jobs.service import JobService
 from api.keys.principal import Principal
 from api.responses.error_params import rename_param
-from api.responses.events import build_response, frames
+from api.responses.events import ResponseEvents, frames
 from api.responses.input_items import with_ids
-from api.responses.messages import conversation
+from api.responses.limits import ConversationLimits
+from api.responses.messages import PreviousTurns, conversation
 from api.responses.schemas import ResponseCreate
 from api.responses.store import ResponseStore
 from api.responses.view import STATUS, view
 from shared.domain.errors import InvalidRequest, NotFound
-from shared.domain.events import parse_archive
+from shared.domain.events import Event, parse_archive
+from shared.domain.job import Job
+from shared.domain.request import GenerateRequest
 from shared.domain.response import StoredResponse, job_id_of
 from shared.postgres.job_store import JobStore, NewJob
+from shared.runtime.offload import off_loop
+from shared.runtime.time_slice import TimeSlice
 
 # How long a cancel waits for the job to end, so that the returned response has the status `cancelled`.
 CANCEL_WAIT_S = 10.0
+# A small input item.
+_ITEM_BYTES = 128
 
 
 class ResponseService:
     """Creates, looks up, streams, cancels and deletes responses."""
 
-    def __init__(self, jobs: JobService, store: ResponseStore, job_store: JobStore) -> None:
+    def __init__(self, jobs: JobService, store: ResponseStore, job_store: JobStore, limits: ConversationLimits) -> None:
+        self._limits = limits
         self._jobs = jobs
         self._store = store
         self._job_store = job_store
 
     async def create(
-        self, body: ResponseCreate, principal: Principal, submission: SubmitHeaders
-    ) -> tuple[StoredResponse, bool]:
+        self, body: ResponseCreate, principal: Principal, submission: SubmitHeaders, work: BodyWork
+    ) -> tuple[StoredResponse, Job, bool]:
         """Commit a response together with its job. When this returns, both are durable.
 
-        The second value is False if an earlier call with this idempotency key created the response.
+        The last value is False if an earlier call with this idempotency key created the response.
 
         Raises:
             NotFound: the model or the previous response does not exist.
-            InvalidRequest: the input does not fit the context, or the previous response has no output to continue.
+            InvalidRequest: the input does not fit the context, the previous response has no output to continue, or the
+                conversation is too large.
             KeyReused: the idempotency key was used with a different request.
         """
         previous = None
         if body.previous_response_id is not None:
             previous = await self._previous(body.previous_response_id, principal.project_id)
-        facts = body.facts()
+            work = BodyWork(work.size + previous.job.request.size + previous.job.output_size)
+        facts = await work.run(body.facts)
         new = NewJob(
             owner=principal.owner,
             model=body.model,
             priority=body.priority,
-            request=body.generate_request(conversation(body.instructions, previous, body.input)),
+            request=await work.run(self._request, body, previous),
             metadata=body.metadata,
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
             response=facts,
         )
+        idempotency = await work.run(submission.idempotency, "/v1/responses", body)
         try:
-            job, created = await self._jobs.submit(principal, new, submission.idempotency("/v1/responses", body))
+            job, created = await self._jobs.submit(principal, new, idempotency)
         except InvalidRequest as error:
             raise rename_param(error) from None
         if created:
-            return StoredResponse(job, facts), True
+            return StoredResponse(job, facts), job, True
         existing = await self._store.get(job.id, principal.project_id, unstored=True)
         if existing is None:
             raise _not_found("response of this Idempotency-Key any more")
-        return existing, False
+        return existing, job, False
 
     async def get(self, response_id: str, project_id: int) -> StoredResponse:
         """Return a stored response of a project.
@@ -84,13 +97,28 @@ class ResponseService:
             raise _not_found(f"response `{response_id[:64]}`")
         return response
 
-    async def body(self, response: StoredResponse) -> dict[str, Any]:
+    async def body(self, response: StoredResponse) -> JsonBody:
         """Build a response's current body. After its end it is the same as in the last event of its stream."""
         job = response.job
         if not job.status.terminal:
-            return view(response, job.status)
-        archived = await self._job_store.archived_log(job.id)
-        return build_response(response, parse_archive(archived or ""))
+            return JsonBody(lambda: view(response, job.status), response.facts.size)
+        events = ResponseEvents(response)
+        slice_ = TimeSlice()
+        async for page in self._archive(job.id):
+            for event in page:
+                events.convert(event)
+                if slice_.over:
+                    await slice_.give_way()
+        return JsonBody(lambda: events.response, events.size + response.facts.size)
+
+    async def _archive(self, job_id: str) -> AsyncIterator[list[Event]]:
+        """Read the archived log of an ended job, a page at a time."""
+        page = await self._job_store.archive_page(job_id)
+        while page is not None:
+            yield parse_archive(page.text)
+            if page.next_start is None:
+                return
+            page = await self._job_store.archive_page(job_id, start=page.next_start)
 
     def stream(self, response: StoredResponse, after: int | None = None) -> AsyncIterator[bytes]:
         """Stream a response's events after a sequence number, up to and including the last, as SSE frames."""
@@ -110,9 +138,10 @@ class ResponseService:
         if not job.status.terminal:
             try:
                 async with asyncio.timeout(CANCEL_WAIT_S):
-                    job = await self._jobs.wait_for_end(job.id, project_id)
+                    await self._jobs.wait_for_end(job.id)
             except TimeoutError:
-                job = await self._jobs.get(job.id, project_id)
+                pass
+            job = await self._jobs.summary(job.id, project_id)
         return replace(response, job=job)
 
     async def delete(self, response_id: str, project_id: int) -> None:
@@ -135,17 +164,31 @@ class ResponseService:
             InvalidRequest: the response has no item with the id `after`.
         """
         response = await self.get(response_id, project_id)
-        items = with_ids(response.facts.input, response.digits)
-        if order == "desc":
-            items.reverse()
-        if after is not None:
-            ids = [item["id"] for item in items]
-            if after not in ids:
-                raise InvalidRequest(f"after: there is no input item {after[:64]!r} in this response", param="after")
-            items = items[ids.index(after) + 1 :]
-        return cut_page(items, limit)
+        stored = await self._store.input(response.job.id, project_id) or []
 
-    async def _previous(self, response_id: str, project_id: int) -> StoredResponse:
+        def page() -> Page[dict[str, Any]]:
+            items = with_ids(stored, response.digits)
+            if order == "desc":
+                items.reverse()
+            if after is not None:
+                ids = [item["id"] for item in items]
+                if after not in ids:
+                    raise InvalidRequest(
+                        f"after: there is no input item {after[:64]!r} in this response", param="after"
+                    )
+                del items[: ids.index(after) + 1]
+            return cut_page(items, limit)
+
+        return await off_loop(len(stored) * _ITEM_BYTES, page)
+
+    def _request(self, body: ResponseCreate, previous: PreviousTurns | None) -> GenerateRequest:
+        messages = conversation(body.instructions, previous, body.input)
+        request = body.generate_request(messages)
+        if previous is not None:
+            self._limits.check(request)
+        return request
+
+    async def _previous(self, response_id: str, project_id: int) -> PreviousTurns:
         try:
             previous = await self.get(response_id, project_id)
         except NotFound:
@@ -160,7 +203,8 @@ class ResponseService:
                 " response can be continued",
                 param="previous_response_id",
             )
-        return previous
+        job = await self._jobs.get(previous.job.id, project_id)
+        return PreviousTurns(job, has_instructions="instructions" in previous.facts.request_params)
 
 
 def _not_found(what: str) -> NotFound:

@@ -3,7 +3,8 @@
 Each API process has one subscriber, which receives the live events of every job that has a reader in the process (see
 `shared.redis.event_log`). A reader subscribes to the job and reads its stored events in one step, then receives live
 events. It reads the log again if its buffer overflows, if a live event is missing, and if the `IdleReaderCheck` finds
-that it has missed events.
+that it has missed events. The log is read in pages, the next one when the reader has taken the one before, so that a
+reader holds a page and a buffer at most, however long the log is.
 
 A reader of the native stream also receives the job's queue position while the job waits (`api.jobs.queue_positions`).
 
@@ -32,6 +33,9 @@ from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+# Maximum number of events that are delivered together.
+BATCH = 256
+
 
 class StreamHub:
     """The readers of this API process."""
@@ -58,7 +62,7 @@ class StreamHub:
                         while not checking.done():
                             message = await pubsub.get_message(timeout=1)
                             if message is not None:
-                                self._dispatch(message["data"])
+                                self._receive(message["data"])
                     checking.result()
                 except Exception as error:
                     if not is_redis_outage(error):
@@ -119,11 +123,16 @@ class StreamHub:
                         return
                     else:
                         events = stored.events
+                        if stored.more:
+                            reader.fall_behind()  # the next page comes before live events
                 else:
                     events = reader.take_live()
                     end_was_live = bool(events) and events[-1].type.terminal
-                if batch := [event for event in reader.next_batch(events) if event.type.known]:
-                    yield batch
+                batch = [event for event in reader.next_batch(events) if event.type.known]
+                for start in range(0, len(batch), BATCH):
+                    yield batch[start : start + BATCH]
+                    if start + BATCH < len(batch):
+                        await asyncio.sleep(0)  # formatting a batch takes some milliseconds
                 if events and events[-1].type.terminal:
                     return
                 if not reader.ready:
@@ -147,6 +156,14 @@ class StreamHub:
         if job_id in self._to_unsubscribe:
             self._to_unsubscribe.discard(job_id)
             await self._stored.unsubscribe(job_id)
+
+    def _receive(self, message: bytes) -> None:
+        """Dispatch a message. One that is malformed is dropped: readers that miss its events read them from the log."""
+        try:
+            self._dispatch(message)
+        except (ValueError, KeyError) as error:
+            self._metrics.malformed_messages.labels("events").inc()
+            logger.warning("a malformed message was dropped: %s source=%s", type(error).__name__, "events")
 
     def _dispatch(self, message: bytes) -> None:
         """Pass the lines `<job> <seq> <type> <json>` of a message to the jobs' readers."""

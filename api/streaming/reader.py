@@ -13,19 +13,22 @@ from api.streaming.stored_events import StoredEvents, StoredRead
 from shared.domain.events import Event
 from shared.telemetry.metrics import Metrics
 
-# Maximum number of live events buffered for a slow reader. Beyond it, the reader continues from the log.
+# Maximum number of live events buffered for a slow reader, and of their bytes. Beyond it, the reader continues from the
+# log.
 BUFFER = 256
+BUFFER_BYTES = 256 * 1024
 
 
 class Reader(ABC):
     """A reader is `behind` until it has read the stored events, and whenever it may have missed a live event."""
 
-    __slots__ = ("_metrics", "active_at", "after", "behind", "live", "wake")
+    __slots__ = ("_live_bytes", "_metrics", "active_at", "after", "behind", "live", "wake")
 
     def __init__(self, after: int, metrics: ReaderMetrics) -> None:
         """`after` is the sequence number of the last event that the reader has received."""
         self.after = after
         self.live: list[Event] = []
+        self._live_bytes = 0
         self.behind = True
         self.wake = asyncio.Event()
         self.active_at = time.monotonic()
@@ -42,6 +45,12 @@ class Reader(ABC):
     @abstractmethod
     async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
         """Read the stored events; None if an outage prevented it."""
+
+    def _take_buffered(self) -> list[Event]:
+        """Empty the buffer of live events."""
+        live, self.live = self.live, []
+        self._live_bytes = 0
+        return live
 
     @abstractmethod
     def take_live(self) -> list[Event]:
@@ -70,7 +79,8 @@ class Reader(ABC):
         events = self._wanted(events)
         if not events:
             return
-        if len(self.live) + len(events) > BUFFER:
+        self._live_bytes += sum([len(event.data) for event in events])
+        if len(self.live) + len(events) > BUFFER or self._live_bytes > BUFFER_BYTES:
             if not self.behind:
                 self._metrics.fell_behind("slow")
             self.fall_behind()
@@ -80,7 +90,7 @@ class Reader(ABC):
 
     def fall_behind(self) -> None:
         """Drop the buffered live events, which are in the log too."""
-        self.live.clear()
+        self._take_buffered()
         self.behind = True
         self.wake.set()
 
@@ -102,7 +112,7 @@ class QueuedReader:
 class EventReader(Reader):
     """Reads a job's events, without gaps or duplicates; with `queued`, also its queue position while it waits."""
 
-    __slots__ = ("_new", "position", "queued")
+    __slots__ = ("_archive_position", "_new", "position", "queued")
 
     _metrics: EventReaderMetrics
 
@@ -112,14 +122,16 @@ class EventReader(Reader):
         self.queued = queued
         self.position: Event | None = None
         self._new = new
+        self._archive_position = 0
 
     async def catch_up(self, stored: StoredEvents, job_id: str) -> StoredRead | None:
         new, self._new = self._new, False
-        return await stored.read(job_id, self.after, new=new)
+        read = await stored.read(job_id, self.after, new=new, position=self._archive_position)
+        self._archive_position = 0 if read is None else read.position
+        return read
 
     def take_live(self) -> list[Event]:
-        live, self.live = self.live, []
-        after = self.after
+        live, after = self._take_buffered(), self.after
         if live and live[0].seq <= after:
             live = [event for event in live if event.seq > after]
         if not live or (live[0].seq == after + 1 and live[-1].seq == after + len(live)):
@@ -168,8 +180,7 @@ class EndReader(Reader):
         return None if ended is None else StoredRead([], ended)
 
     def take_live(self) -> list[Event]:
-        live, self.live = self.live, []
-        return live
+        return self._take_buffered()
 
     def next_batch(self, events: list[Event]) -> list[Event]:
         return events

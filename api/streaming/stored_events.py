@@ -1,4 +1,4 @@
-"""Reads stored events: from the log in Redis, or from the row once the job has ended.
+"""Reads stored events in pages: from the log in Redis, or from the row once the job has ended.
 
 Each read also subscribes this process to the job's live events. An outage of Redis or of the database is not an error:
 reads use the store that is available.
@@ -25,10 +25,15 @@ RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class StoredRead:
-    """Events after a cursor. `ended`: the job has ended, so no more events follow."""
+    """A page of events after a cursor. `ended`: the job has ended and no events follow; `more`: others may follow.
+
+    `position` is that of the next page in the row; 0 if the page is from the log.
+    """
 
     events: list[Event]
     ended: bool
+    more: bool = False
+    position: int = 0
 
 
 class StoredEvents:
@@ -39,27 +44,33 @@ class StoredEvents:
         self._store = store
         self._subscriber = subscriber
 
-    async def read(self, job_id: str, after: int, *, new: bool) -> StoredRead | None:
-        """Return a job's events after a cursor: from the log or, if that has none and the job has ended, from the row.
+    async def read(self, job_id: str, after: int, *, new: bool, position: int = 0) -> StoredRead | None:
+        """Return a page of a job's events after a cursor: from the log or, if that has none and the job has ended, from
+        the row.
 
-        With `new` the row is not read. Returns None, after a pause, if an outage prevents the read.
+        With `new` the row is not read. A `position` in the row, from the previous read, is continued there. Returns
+        None, after a pause, if an outage prevents the read.
         """
         outage: Exception | None = None
+        if not position:
+            try:
+                page = await self._logs.follow(job_id, self._subscriber, after)
+                if page.events:
+                    return StoredRead(page.events, page.events[-1].type.terminal, page.more)
+                if new:
+                    return StoredRead([], ended=False)
+            except (RedisError, OSError) as error:
+                outage = error
         try:
-            if events := await self._logs.follow(job_id, self._subscriber, after):
-                return StoredRead(events, events[-1].type.terminal)
-            if new:
-                return StoredRead([], ended=False)
-        except (RedisError, OSError) as error:
-            outage = error
-        try:
-            archived = await self._store.archived_log(job_id)
+            archived = await self._store.archive_page(job_id, after=after, start=position)
         except Exception as error:
             if not is_database_outage(error):
                 raise
             archived, outage = None, error
         if archived is not None:
-            return StoredRead([event for event in parse_archive(archived) if event.seq > after], ended=True)
+            events = [event for event in parse_archive(archived.text) if event.seq > after]
+            more = archived.next_start is not None
+            return StoredRead(events, ended=not more, more=more, position=archived.next_start or 0)
         if outage is not None:
             logger.warning("job=%s cannot read events, retrying: %s", job_id, outage)
             await asyncio.sleep(RETRY_S)
@@ -110,10 +121,8 @@ class StoredEvents:
 
     async def last_seq(self, job_id: str) -> int:
         """Return the sequence number of a job's last event so far; 0 if there is none."""
-        archived = await self._store.archived_log(job_id)
-        if archived is not None:
-            return max((event.seq for event in parse_archive(archived)), default=0)
-        return await self._logs.last_seq(job_id)
+        archived = await self._store.archived_last_seq(job_id)
+        return await self._logs.last_seq(job_id) if archived is None else archived
 
     async def unsubscribe(self, job_id: str) -> None:
         """Stop receiving a job's live events."""

@@ -91,6 +91,9 @@ def headrace(
             "HEADRACE_PORT": str(port),
             "HEADRACE_DRAIN_S": "1",
             "HEADRACE_STOP_GRACE_S": "1",
+            # One project sends the load of many; its jobs are still counted.
+            "HEADRACE_PROJECT_QUEUED_JOBS": "1000000",
+            "HEADRACE_PROJECT_URGENT_JOBS": "1000000",
             **{setting: str(value) for setting, value in settings.items()},
         }
         processes = stack.enter_context(Processes(folder))

@@ -9,9 +9,9 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis.connection import parse_url
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+
+from shared.config.postgres_url import asyncpg_url
+from shared.config.redis_url import parse_redis_url
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -38,24 +38,13 @@ class Settings(SettingsGroup):
 
     @field_validator("database_url")
     @classmethod
-    def _asyncpg(cls, url: str) -> str:
-        scheme, separator, rest = url.partition("://")
-        asyncpg_url = f"postgresql+asyncpg://{rest}"
-        try:
-            make_url(asyncpg_url)
-        except (ArgumentError, ValueError):
-            separator = ""
-        if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
-            raise ValueError("must be a PostgreSQL URL: postgresql://user:password@host:port/database")
-        return asyncpg_url
+    def _postgres(cls, url: str) -> str:
+        return asyncpg_url(url)
 
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, url: str) -> str:
-        try:
-            parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types for this function
-        except ValueError:
-            raise ValueError("must be a Redis URL: redis://host:port/0") from None
+        parse_redis_url(url)
         return url
 
     @field_validator("log_level")

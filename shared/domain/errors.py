@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -23,6 +24,17 @@ class InvalidRequest(HeadraceError):
     def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+    def renamed(self, names: Mapping[str, str]) -> InvalidRequest:
+        """Return the error with a job's parameter replaced by that of an API, if `names` has it.
+
+        The name is replaced in `param` and at the start of the message.
+        """
+        name = names.get(self.param) if self.param is not None else None
+        if name is None or self.param is None:
+            return self
+        rest = self.message.removeprefix(self.param)
+        return InvalidRequest(name + rest if rest != self.message else self.message, param=name)
 
 
 class Unavailable(HeadraceError):
@@ -61,6 +73,13 @@ class Unauthorized(HeadraceError):
 class Forbidden(HeadraceError):
     """The API key has no scope for this request."""
 
+    def __init__(
+        self, message: str | None = None, *, param: str | None = None, code: str = "insufficient_permissions"
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
 
 class NotFound(HeadraceError):
     """Not found."""
@@ -85,6 +104,14 @@ class KeyReused(Conflict):
 
 class TooLarge(HeadraceError):
     """The request body is too large."""
+
+
+class QuotaExceeded(HeadraceError):
+    """A quota of the project is used up."""
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UpstreamFailed(HeadraceError):

@@ -6,14 +6,17 @@ archive in the row. `seq` numbers a job's events, rising from 1; a reader's curs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import Any, NamedTuple
 
 import orjson
 
 from shared.domain.job import JobStatus, known_fields
+from shared.domain.json_bytes import kept_json
+from shared.runtime.time_slice import TimeSlice
 
 
 class EventType(StrEnum):
@@ -74,12 +77,11 @@ class Delta:
     """New output of one choice: text, reasoning, fragments of tool calls.
 
     `token_ids` are the tokens that produced it. They are internal: a later attempt resumes from them. An engine that
-    does not know the ids reports only the number of tokens, as `unidentified`. `logprobs` has an entry per token:
-    `{"token", "logprob", "bytes", "top": [{"token", "logprob", "bytes"}, ...]}`.
+    does not know the ids reports only the number of tokens, as `unidentified`. `logprobs` has an encoded entry per
+    token (`shared.domain.logprobs`).
 
     `prompt_tokens`, the length of the prompt, comes with a job's first delta if it is known by then. `prompt_logprobs`
-    comes with the first delta of the first choice: per token of the prompt, None or the likely tokens at its position,
-    `{token id as text: {"logprob", "rank", "decoded_token"}, ...}`.
+    has an encoded entry per token of the prompt; it comes with the first deltas of the first choice.
     """
 
     index: int
@@ -89,10 +91,10 @@ class Delta:
     unidentified: int = 0
     reasoning: str = ""
     tool_calls: tuple[CallDelta, ...] = ()
-    logprobs: tuple[dict[str, Any], ...] = ()
+    logprobs: Sequence[bytes] = ()
     stop_reason: int | str | None = None
     prompt_tokens: int | None = None
-    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    prompt_logprobs: Sequence[bytes] = ()
 
     @property
     def tokens(self) -> int:
@@ -103,10 +105,9 @@ class Delta:
     def plain(self) -> bool:
         """Whether it has only text and a finish reason."""
         return (
-            not (self.reasoning or self.tool_calls or self.logprobs)
+            not (self.reasoning or self.tool_calls or self.logprobs or self.prompt_logprobs)
             and self.stop_reason is None
             and self.prompt_tokens is None
-            and self.prompt_logprobs is None
         )
 
     @property
@@ -114,34 +115,43 @@ class Delta:
         """Whether a reader sees any of it. Tokens that are only part of a character have no text yet."""
         return bool(self.text or self.finish_reason or self.reasoning or self.tool_calls)
 
-    def merged(self, later: Delta) -> Delta:
-        """Return this delta merged with the next one of the same choice."""
-        return Delta(
-            self.index,
-            self.text + later.text,
-            self.token_ids + later.token_ids,
-            later.finish_reason or self.finish_reason,
-            self.unidentified + later.unidentified,
-            self.reasoning + later.reasoning,
-            joined_calls(self.tool_calls + later.tool_calls) if self.tool_calls or later.tool_calls else (),
-            self.logprobs + later.logprobs,
-            self.stop_reason if later.stop_reason is None else later.stop_reason,
-            later.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens,
-            later.prompt_logprobs if self.prompt_logprobs is None else self.prompt_logprobs,
-        )
+
+def merge_deltas(deltas: Sequence[Delta]) -> Delta:
+    """Merge consecutive deltas of one choice, of which there is at least one."""
+    first = deltas[0]
+    if len(deltas) == 1:
+        return first
+    merged = Delta(
+        first.index,
+        "".join([delta.text for delta in deltas]),
+        tuple(chain.from_iterable([delta.token_ids for delta in deltas])),
+        next((delta.finish_reason for delta in reversed(deltas) if delta.finish_reason), None),
+        sum([delta.unidentified for delta in deltas]),
+    )
+    if not all(delta.plain for delta in deltas):
+        merged.reasoning = "".join([delta.reasoning for delta in deltas])
+        merged.tool_calls = joined_calls(chain.from_iterable([delta.tool_calls for delta in deltas]))
+        merged.logprobs = tuple(chain.from_iterable([delta.logprobs for delta in deltas]))
+        merged.stop_reason = next((item.stop_reason for item in reversed(deltas) if item.stop_reason is not None), None)
+        merged.prompt_tokens = next((item.prompt_tokens for item in deltas if item.prompt_tokens is not None), None)
+        merged.prompt_logprobs = tuple(chain.from_iterable([delta.prompt_logprobs for delta in deltas]))
+    return merged
 
 
 def joined_calls(calls: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
     """Join the fragments of each call; the calls keep their order."""
-    joined: dict[int, CallDelta] = {}
+    fragments: dict[int, list[CallDelta]] = {}
     for call in calls:
-        prior = joined.get(call.index)
-        joined[call.index] = (
-            call
-            if prior is None
-            else CallDelta(call.index, prior.id or call.id, prior.name or call.name, prior.arguments + call.arguments)
+        fragments.setdefault(call.index, []).append(call)
+    return tuple(
+        CallDelta(
+            index,
+            next((call.id for call in parts if call.id), None),
+            next((call.name for call in parts if call.name), None),
+            "".join([call.arguments for call in parts]),
         )
-    return tuple(joined.values())
+        for index, parts in fragments.items()
+    )
 
 
 class Event(NamedTuple):
@@ -169,7 +179,7 @@ class Event(NamedTuple):
         return result
 
     def delta(self) -> Delta:
-        """Decode the delta of a `DELTA` event."""
+        """Decode the delta of a `DELTA` event, without log probabilities: these are read from `payload`."""
         payload = self.payload()
         tokens = orjson.loads(self.token_ids) if self.token_ids else []
         ids, unidentified = ((), tokens) if isinstance(tokens, int) else (tuple(tokens), 0)
@@ -181,10 +191,8 @@ class Event(NamedTuple):
             unidentified,
             payload.get("reasoning", ""),
             tuple(CallDelta(**known_fields(CallDelta, call)) for call in payload.get("tool_calls", ())),
-            tuple(payload.get("logprobs", ())),
-            payload.get("stop_reason"),
-            payload.get("prompt_tokens"),
-            payload.get("prompt_logprobs"),
+            stop_reason=payload.get("stop_reason"),
+            prompt_tokens=payload.get("prompt_tokens"),
         )
 
 
@@ -194,9 +202,15 @@ def parse_line(line: bytes) -> Event:
     return Event(int(seq), _TYPES.get(kind) or EventType(kind.decode()), data)
 
 
-def archive(events: Iterable[Event]) -> str:
+async def archive(events: Iterable[Event]) -> str:
     """Encode a finished log as lines, for the job's row."""
-    return b"\n".join(item.line() for item in events).decode()
+    lines = []
+    slice_ = TimeSlice()
+    for item in events:
+        lines.append(item.line())
+        if slice_.over:
+            await slice_.give_way()
+    return b"\n".join(lines).decode()
 
 
 def parse_archive(text: str) -> list[Event]:
@@ -212,8 +226,8 @@ def delta_event(seq: int, delta: Delta, *, with_count: bool = False) -> Event:
         payload |= _optional_fields(delta)
     if with_count:
         payload["tokens"] = delta.tokens
-    tokens = orjson.dumps(delta.token_ids or delta.unidentified) if delta.tokens else b""
-    return Event(seq, EventType.DELTA, orjson.dumps(payload), tokens)
+    tokens = kept_json(delta.token_ids or delta.unidentified) if delta.tokens else b""
+    return Event(seq, EventType.DELTA, kept_json(payload), tokens)
 
 
 def _optional_fields(delta: Delta) -> dict[str, Any]:
@@ -225,18 +239,22 @@ def _optional_fields(delta: Delta) -> dict[str, Any]:
             {name: value for name, value in asdict(call).items() if value is not None} for call in delta.tool_calls
         ]
     if delta.logprobs:
-        payload["logprobs"] = delta.logprobs
+        payload["logprobs"] = _encoded_list(delta.logprobs)
     if delta.stop_reason is not None:
         payload["stop_reason"] = delta.stop_reason
     if delta.prompt_tokens is not None:
         payload["prompt_tokens"] = delta.prompt_tokens
-    if delta.prompt_logprobs is not None:
-        payload["prompt_logprobs"] = delta.prompt_logprobs
+    if delta.prompt_logprobs:
+        payload["prompt_logprobs"] = _encoded_list(delta.prompt_logprobs)
     return payload
 
 
+def _encoded_list(items: Sequence[bytes]) -> orjson.Fragment:
+    return orjson.Fragment(b"[%b]" % b",".join(items))
+
+
 def event(seq: int, kind: EventType, payload: dict[str, Any]) -> Event:
-    return Event(seq, kind, orjson.dumps(payload))
+    return Event(seq, kind, kept_json(payload))
 
 
 SEQ_PER_ATTEMPT = 1_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
@@ -78,7 +79,7 @@ class Choice:
     """One generated answer. `finish_reason`: "stop", "length", "tool_calls", or None if it was interrupted.
 
     `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
-    token, as in `shared.domain.events.Delta`; only the first choice has `prompt_logprobs`.
+    token, in the stored form (`shared.domain.logprobs`); only the first choice has `prompt_logprobs`.
     """
 
     index: int
@@ -86,9 +87,15 @@ class Choice:
     finish_reason: str | None = None
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: Sequence[Any] | None = None
     stop_reason: int | str | None = None
-    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    prompt_logprobs: Sequence[Any] | None = None
+
+    @property
+    def size(self) -> int:
+        """About the bytes of the choice as JSON, which indicate the time that it takes to process."""
+        size = len(self.text) + len(self.reasoning or "") + sum(len(call.arguments) for call in self.tool_calls)
+        return size + _ENTRY_BYTES * (len(self.logprobs or ()) + len(self.prompt_logprobs or ()))
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:
@@ -98,10 +105,23 @@ class Choice:
 
     def stored(self) -> dict[str, Any]:
         """Return the form that is stored in the job's row."""
-        return {name: value for name, value in asdict(self).items() if name in _ALWAYS or value not in (None, ())}
+        stored: dict[str, Any] = {"index": self.index, "text": self.text, "finish_reason": self.finish_reason}
+        if self.tool_calls:
+            stored["tool_calls"] = [asdict(call) for call in self.tool_calls]
+        for name in ("reasoning", "logprobs", "stop_reason", "prompt_logprobs"):
+            if (value := getattr(self, name)) is not None:
+                stored[name] = value
+        return stored
 
 
-_ALWAYS = ("index", "text", "finish_reason")
+# The members of a choice, and a small entry of log probabilities.
+_CHOICE_BYTES = 256
+_ENTRY_BYTES = 64
+
+
+def output_size(output: Sequence[Choice]) -> int:
+    """About the bytes of an output as JSON."""
+    return sum(choice.size for choice in output) + _CHOICE_BYTES * len(output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +192,10 @@ class WorkerState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobState:
-    """The state of a job, without its request and its result. Times are in UTC.
+class JobSummary:
+    """A job without its request and its output, as lists, polls and recovery need it. Times are in UTC.
 
-    Recovery, cancellation and lists need no more. So they also handle jobs whose request this version cannot read.
+    They can therefore handle jobs whose request this version cannot read.
     """
 
     id: str
@@ -184,17 +204,22 @@ class JobState:
     status: JobStatus
     priority: int
     created_at: datetime
+    metadata: dict[str, str] = field(default_factory=dict)
     start_before: datetime | None = None
     finish_before: datetime | None = None
     attempt: int = 0
     deaths: int = 0
+    suspect: bool = False
+    exposures: int = 0
     worker: str | None = None
     started_at: datetime | None = None
     first_token_at: datetime | None = None
     finished_at: datetime | None = None
+    usage: Usage | None = None
+    error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
     request_context: RequestContext = NO_CONTEXT
-    # The number of answers that the request asks for.
+    # The number of choices that the request asks for.
     choices: int = 1
 
     @property
@@ -223,11 +248,13 @@ class JobState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(JobState):
-    """A job with its request and its result, as stored in its row."""
+class Job(JobSummary):
+    """A job, as stored in its row."""
 
     request: GenerateRequest
-    metadata: dict[str, str] = field(default_factory=dict)
     output: tuple[Choice, ...] = ()
-    usage: Usage | None = None
-    error: Failure | None = None
+
+    @property
+    def output_size(self) -> int:
+        """About the bytes of the output as JSON."""
+        return output_size(self.output)

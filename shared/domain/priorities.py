@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 # kombu's Redis transport has one list per step, for priorities from that step to the next; list 0 is served first.
 PRIORITY_STEPS = (0, 3, 6, 9)
 BANDS = {step: range(step, end) for step, end in zip(PRIORITY_STEPS, (*PRIORITY_STEPS[1:], 10), strict=True)}
+MAX_PRIORITY = 9
 # The last list is for batch jobs, which wait for all others.
 BATCH_PRIORITY = PRIORITY_STEPS[-1]
 URGENT_PRIORITIES, BATCH_PRIORITIES = range(BATCH_PRIORITY), BANDS[BATCH_PRIORITY]

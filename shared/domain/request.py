@@ -177,7 +177,8 @@ class Function(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    # The APIs' own bounds: OpenAI's chat completions 64, OpenAI's responses and Anthropic's messages 128.
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
     description: UnicodeText | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
@@ -249,3 +250,22 @@ class GenerateRequest(BaseModel):
     echo: bool = False
     prompt_only: bool = False
     token_counts: bool = False
+
+    @property
+    def size(self) -> int:
+        """About the bytes of the prompt as JSON, which indicate the time that it takes to process the request."""
+        if self.messages is not None:
+            return sum(_message_size(message) for message in self.messages)
+        prompt = self.prompt or ""
+        return len(prompt) if isinstance(prompt, str) else 6 * len(prompt)
+
+
+# The members' names, quotes and the objects of a message or of a call.
+_MESSAGE_BYTES = 64
+
+
+def _message_size(message: Message) -> int:
+    size = _MESSAGE_BYTES + len(message.content or "") + len(message.reasoning or "")
+    for call in message.tool_calls or ():
+        size += _MESSAGE_BYTES + len(call.function.arguments)
+    return size

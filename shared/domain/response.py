@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from shared.domain.job import JOB_ID_PREFIX, Job, is_job_id
+from shared.domain.job import JOB_ID_PREFIX, JobSummary, is_job_id
 
 RESPONSE_ID_PREFIX = "resp_"
 
@@ -21,13 +21,17 @@ def job_id_of(response_id: str) -> str | None:
     return job_id if response_id.startswith(RESPONSE_ID_PREFIX) and is_job_id(job_id) else None
 
 
+# A small function tool.
+_TOOL_BYTES = 256
+
+
 @dataclass(frozen=True, slots=True)
 class ResponseFacts:
     """The data of a response that its job lacks.
 
     `request_params` are the request's parameters that the response repeats, under the API's names. `input` has the
-    request's own input items, without those of earlier responses. A response that is not `stored` cannot be retrieved,
-    and its data is purged soon.
+    request's own input items, without those of earlier responses; it is not read back with the response. A response
+    that is not `stored` cannot be retrieved, and its data is purged soon.
     """
 
     request_params: dict[str, Any]
@@ -36,12 +40,21 @@ class ResponseFacts:
     background: bool = False
     stored: bool = True
 
+    @property
+    def size(self) -> int:
+        """About the bytes of the parameters as JSON: those that may be large are texts, tools and a schema."""
+        params = self.request_params
+        size = len(params.get("instructions") or "")
+        for tool in params.get("tools") or ():
+            size += _TOOL_BYTES + len(tool.get("description") or "")
+        return size
+
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
     """A response, as stored in its rows."""
 
-    job: Job
+    job: JobSummary
     facts: ResponseFacts
 
     @property

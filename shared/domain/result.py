@@ -9,8 +9,8 @@ from typing import Any
 
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, archive, event
-from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobState, JobStatus, Usage
-from shared.domain.transcript import fingerprint_by_attempt
+from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
+from shared.domain.transcript import encode_output, fingerprint_by_attempt
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
 LATE = Failure(ErrorCode.DEADLINE_EXCEEDED, "The job was not finished in time (Cancel-After).")
@@ -25,11 +25,11 @@ def exhausted(deaths: int) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """The values that a job's row gets when it ends; `log` is the archive of its events."""
+    """The values that a job's row gets when it ends. `output` is JSON, `log` the archive of its events."""
 
     status: JobStatus
     finished_at: datetime
-    output: tuple[Choice, ...]
+    output: str
     usage: Usage
     error: Failure | None
     first_token_at: datetime | None
@@ -37,8 +37,8 @@ class JobResult:
     log: str
 
 
-def build_result(
-    job: JobState,
+async def build_result(
+    job: JobSummary,
     events: Sequence[Event],
     seq: int,
     *,
@@ -53,7 +53,8 @@ def build_result(
 ) -> tuple[JobResult, Event]:
     """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
-    `outcome` is that of the running attempt, `tokens` the number that each attempt generated.
+    The event loop runs other tasks meanwhile. `outcome` is that of the running attempt, `tokens` the number that each
+    attempt generated.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -71,12 +72,12 @@ def build_result(
     result = JobResult(
         status=status,
         finished_at=finished_at,
-        output=output,
+        output=await encode_output(output, events),
         usage=usage,
         error=failure,
         first_token_at=first_token_at,
         attempts=tuple(_ended(attempt, finished_at, outcome, tokens, fingerprints) for attempt in job.attempts),
-        log=archive([*events, last]),
+        log=await archive([*events, last]),
     )
     return result, last
 

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from shared.domain.events import Delta, Event, EventType, joined_calls
+import orjson
+
+from shared.domain.events import CallDelta, Delta, Event, EventType, joined_calls
 from shared.domain.job import Choice, ToolCall
-
-
-def tokens_by_attempt(events: Iterable[Event]) -> dict[int, int]:
-    """Count the tokens of each attempt. A delta belongs to the attempt of the preceding `STARTED` event."""
-    tokens: dict[int, int] = {}
-    attempt = 0
-    for item in events:
-        if item.type is EventType.STARTED:
-            attempt = item.payload()["attempt"]
-        elif item.type is EventType.DELTA:
-            tokens[attempt] = tokens.get(attempt, 0) + item.delta().tokens
-    return tokens
+from shared.runtime.time_slice import TimeSlice
 
 
 def fingerprint_by_attempt(events: Iterable[Event]) -> dict[int, str | None]:
@@ -27,57 +19,144 @@ def fingerprint_by_attempt(events: Iterable[Event]) -> dict[int, str | None]:
 
 
 class Transcript:
-    """Collects the deltas of a job, and joins them to choices."""
+    """Collects the deltas of a job, and joins them to choices.
+
+    Log probabilities are not collected: they stay in the log's events, and `encode_output` reads them from there.
+    """
 
     def __init__(self, choices: int) -> None:
-        self._choices = choices
-        self.deltas: list[Delta] = []
+        self._choices = [_Parts(index) for index in range(choices)]
         # The fingerprints of the attempts that generated the deltas; None for an attempt without one.
         self.fingerprints: set[str | None] = set()
+        # The number of tokens that each attempt generated, including discarded ones. Known only after `of`.
+        self.tokens_by_attempt: dict[int, int] = {}
 
     @classmethod
-    def of(cls, events: Iterable[Event], choices: int) -> Transcript:
+    async def of(cls, events: Iterable[Event], choices: int) -> Transcript:
+        """Build the transcript of a log. A delta belongs to the attempt of the preceding `STARTED` event."""
         transcript = cls(choices)
-        fingerprint: str | None = None
+        tokens = transcript.tokens_by_attempt
+        attempt, fingerprint = 0, None
+        slice_ = TimeSlice()
         for item in events:
             if item.type is EventType.DELTA:
-                transcript.add(item.delta())
+                delta = item.delta()
+                transcript.add(delta)
                 transcript.fingerprints.add(fingerprint)
+                tokens[attempt] = tokens.get(attempt, 0) + delta.tokens
             elif item.type is EventType.STARTED:
-                fingerprint = item.payload().get("fingerprint")
+                payload = item.payload()
+                attempt, fingerprint = payload["attempt"], payload.get("fingerprint")
             elif item.type is EventType.RESTARTED:
                 transcript.clear()
+            if slice_.over:
+                await slice_.give_way()
         return transcript
 
     def clear(self) -> None:
-        self.deltas = []
+        self._choices = [_Parts(parts.index) for parts in self._choices]
         self.fingerprints = set()
 
     def add(self, delta: Delta) -> None:
-        self.deltas.append(delta)
+        while delta.index >= len(self._choices):
+            self._choices.append(_Parts(len(self._choices)))
+        self._choices[delta.index].add(delta)
 
     @property
     def tokens(self) -> int:
-        return sum(delta.tokens for delta in self.deltas)
+        return sum(parts.tokens for parts in self._choices)
+
+    @property
+    def empty(self) -> bool:
+        return not any(parts.begun for parts in self._choices)
+
+    @property
+    def finish_reasons(self) -> list[str | None]:
+        """The finish reason of each choice."""
+        return [parts.finish_reason for parts in self._choices]
+
+    def deltas(self) -> list[Delta]:
+        """The deltas, merged to one for each choice that has any."""
+        return [parts.delta() for parts in self._choices if parts.begun]
 
     def choices(self) -> tuple[Choice, ...]:
-        count = max([self._choices, *(delta.index + 1 for delta in self.deltas)])
-        by_choice: list[list[Delta]] = [[] for _ in range(count)]
-        for delta in self.deltas:
-            by_choice[delta.index].append(delta)
-        return tuple(_choice(index, deltas) for index, deltas in enumerate(by_choice))
+        return tuple(parts.choice() for parts in self._choices)
 
 
-def _choice(index: int, deltas: list[Delta]) -> Choice:
-    calls = joined_calls(tuple(call for delta in deltas for call in delta.tool_calls))
-    logprobs = [entry for delta in deltas for entry in delta.logprobs]
-    return Choice(
-        index,
-        "".join(delta.text for delta in deltas),
-        next((delta.finish_reason for delta in reversed(deltas) if delta.finish_reason), None),
-        "".join(delta.reasoning for delta in deltas) or None,
-        tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in calls),
-        logprobs or None,
-        next((delta.stop_reason for delta in reversed(deltas) if delta.stop_reason is not None), None),
-        next((delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None), None),
-    )
+class _Parts:
+    """The parts of one choice."""
+
+    __slots__ = ("begun", "calls", "finish_reason", "index", "reasoning", "stop_reason", "texts", "token_ids", "tokens")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.begun = False
+        self.tokens = 0
+        self.token_ids: list[int] = []
+        self.texts: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[CallDelta] = []
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.begun = True
+        self.tokens += len(delta.token_ids) + delta.unidentified
+        self.token_ids += delta.token_ids
+        self.texts.append(delta.text)
+        if delta.finish_reason:
+            self.finish_reason = delta.finish_reason
+        if not delta.plain:
+            self.reasoning.append(delta.reasoning)
+            self.calls += delta.tool_calls
+            if delta.stop_reason is not None:
+                self.stop_reason = delta.stop_reason
+
+    def delta(self) -> Delta:
+        return Delta(
+            self.index,
+            "".join(self.texts),
+            tuple(self.token_ids),
+            self.finish_reason,
+            self.tokens - len(self.token_ids),
+            "".join(self.reasoning),
+            joined_calls(self.calls),
+            stop_reason=self.stop_reason,
+        )
+
+    def choice(self) -> Choice:
+        delta = self.delta()
+        return Choice(
+            self.index,
+            delta.text,
+            delta.finish_reason,
+            delta.reasoning or None,
+            tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in delta.tool_calls),
+            stop_reason=delta.stop_reason,
+        )
+
+
+async def encode_output(choices: Iterable[Choice], events: Iterable[Event]) -> str:
+    """Encode choices as JSON for the job's row, with the log probabilities from the events of their log."""
+    logprobs: dict[int, list[bytes]] = {}
+    prompt_logprobs: dict[int, list[bytes]] = {}
+    slice_ = TimeSlice()
+    for item in events:
+        if item.type is EventType.RESTARTED:
+            logprobs, prompt_logprobs = {}, {}
+        elif item.type is EventType.DELTA and b'logprobs":' in item.data:
+            payload = item.payload()
+            for name, found in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):
+                if entries := payload.get(name):
+                    found.setdefault(payload["index"], []).append(orjson.dumps(entries)[1:-1])
+        if slice_.over:
+            await slice_.give_way()
+    encoded = []
+    for choice in choices:
+        stored: dict[str, Any] = choice.stored()
+        for name, found in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):
+            if entries := found.get(choice.index):
+                stored[name] = orjson.Fragment(b"[%b]" % b",".join(entries))
+        encoded.append(orjson.dumps(stored))
+        await slice_.give_way()
+    return (b"[%b]" % b",".join(encoded)).decode()

@@ -8,24 +8,26 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Text, bindparam, delete, func, select, update
+from sqlalchemy import ARRAY, Boolean, Text, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import UnreadableRow
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, WorkerState
 from shared.domain.result import JobResult
+from shared.domain.suspects import Verdict
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
     LOST,
     JobRowStore,
+    after_death,
     end_statement,
     overdue,
     owned,
+    read_job,
     requeued,
     result_record,
-    to_job,
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import seconds
@@ -49,7 +51,10 @@ _WAITING = (
     .where(
         JobRow.id == func.any(bindparam("ids", type_=ARRAY(Text))),
         JobRow.status == JobStatus.QUEUED.value,
+        or_(bindparam("only_model", type_=Text).is_(None), JobRow.model == bindparam("only_model", type_=Text)),
         ~overdue(),
+        # A suspect runs alone, so a claim for others does not include it.
+        or_(bindparam("suspects", type_=Boolean), ~JobRow.suspect),
     )
     .order_by(JobRow.id)
     .with_for_update(skip_locked=True)
@@ -78,27 +83,54 @@ _FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text)
 class ClaimStore(JobRowStore):
     """The claims, results and lease of one worker. Concurrent claims are committed together, and so are results."""
 
-    def __init__(self, engine: AsyncEngine, worker: str) -> None:
+    def __init__(self, engine: AsyncEngine, worker: str, model: str | None = None) -> None:
+        """Only jobs of `model` can be claimed, whatever a message says; None: jobs of any model."""
         super().__init__(engine)
         self._worker = worker
+        self._model = model
         self._claims = GroupCommit(self._claim)
+        self._suspect_claims = GroupCommit(self._claim_suspects)
         self._results = GroupCommit(self._finish, weigh=lambda record: len(record["log"]))
 
-    async def claim(self, job_id: str) -> Job | None:
-        """Claim a queued job for this worker, as the next attempt. None: it is not queued any more, or is overdue."""
-        return await self._claims(job_id)
+    async def claim(self, job_id: str, *, suspects: bool = True) -> Job | None:
+        """Claim a queued job for this worker, as the next attempt.
+
+        None: it is not queued any more, or is overdue, or is a suspect although `suspects` is false.
+        """
+        return await (self._suspect_claims if suspects else self._claims)(job_id)
+
+    async def suspect_priority(self, job_id: str) -> int | None:
+        """The priority of a queued job of this model that is a suspect (`shared.domain.suspects`); None if it is not
+        one."""
+        statement = select(JobRow.priority).where(
+            JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.suspect
+        )
+        if self._model is not None:
+            statement = statement.where(JobRow.model == self._model)
+        row = await self._first(statement)
+        return None if row is None else int(row.priority)
+
+    async def clear_suspect(self, job_id: str, attempt: int) -> None:
+        """Record that a job which this attempt owns has a token, and is not a suspect any more."""
+        await self._changes(update(JobRow).where(owned(job_id, attempt, self._worker)).values({JobRow.suspect: False}))
 
     async def finish(self, job_id: str, attempt: int, result: JobResult) -> bool:
         """End a job that this attempt owns. False: the attempt does not own it any more, and nothing was written."""
         return await self._results(result_record(job_id, attempt, result))
 
-    async def _claim(self, job_ids: Sequence[str]) -> list[Job | None]:
-        rows = await _CLAIM.run(self._engine, {"ids": list(job_ids), "claimant": self._worker})
+    async def _claim_suspects(self, job_ids: Sequence[str]) -> list[Job | None]:
+        return await self._claim(job_ids, suspects=True)
+
+    async def _claim(self, job_ids: Sequence[str], suspects: bool = False) -> list[Job | None]:
+        parameters = {
+            "ids": list(job_ids), "claimant": self._worker, "only_model": self._model, "suspects": suspects,
+        }  # fmt: skip
+        rows = await _CLAIM.run(self._engine, parameters)
         claimed: dict[str, Job] = {}
         unreadable: list[str] = []
         for row in rows:
             try:
-                claimed[row.id] = to_job(row)
+                claimed[row.id] = await read_job(row)
             except UnreadableRow as error:
                 logger.error("job=%s cannot be read and waits for another version: %s", row.id, error.reason)
                 unreadable.append(row.id)
@@ -136,19 +168,20 @@ class ClaimStore(JobRowStore):
         *,
         tokens: int,
         outcome: AttemptOutcome,
-        died: bool = False,
+        death: Verdict | None = None,
         first_token_at: datetime | None = None,
     ) -> bool:
         """Put a job that this attempt owns back into the queue. False: it is not owned, or is being cancelled.
 
-        `died`: the engine died while it ran the job, which counts like the death of the worker.
+        `death`: what it means for the job that the engine died while it ran the job; see `shared.domain.suspects`.
         """
         statement = (
             update(JobRow)
             .where(owned(job_id, attempt, self._worker), JobRow.status == JobStatus.IN_PROGRESS.value)
             .values(
                 {
-                    **requeued(tokens, outcome, deaths=int(died)),
+                    **requeued(tokens, outcome),
+                    **(after_death(death.charged, death.suspect) if death is not None else {}),
                     JobRow.first_token_at: func.coalesce(JobRow.first_token_at, first_token_at),
                 }
             )
@@ -182,6 +215,11 @@ class ClaimStore(JobRowStore):
         async with self._engine.connect() as connection:
             await connection.execute(renew)
             return await self._list_claims(connection)
+
+    async def renew_lease(self, lease_s: float) -> None:
+        """Extend this worker's lease, if it has one: a lease that was ended stays ended."""
+        expires = func.clock_timestamp() + seconds(lease_s)
+        await self._changes(update(WorkerRow).where(WorkerRow.id == self._worker).values(lease_expires_at=expires))
 
     async def list_claims(self) -> list[Claim]:
         """Return the running jobs that this worker owns."""

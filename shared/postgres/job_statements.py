@@ -7,14 +7,16 @@ that creates a job, and `end_statement` is the only SQL that ends one. A test ch
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
+import orjson
 from sqlalchemy import (
     JSON,
     ColumnElement,
+    Integer,
     Select,
     SmallInteger,
     Text,
@@ -27,6 +29,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.domain.errors import UnreadableRow
@@ -38,8 +41,8 @@ from shared.domain.job import (
     Choice,
     Failure,
     Job,
-    JobState,
     JobStatus,
+    JobSummary,
     Usage,
 )
 from shared.domain.owner import Owner
@@ -49,15 +52,15 @@ from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, Store, readable
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
+from shared.runtime import chunked_json
+from shared.runtime.offload import INLINE_BYTES, off_loop
 
 logger = logging.getLogger(__name__)
-
-J = TypeVar("J", bound=JobState)
 
 # Suffix of `worker` in the row of a job whose claim was revoked or released.
 LOST = "/lost"
 
-STATE_COLUMNS = (
+SUMMARY_COLUMNS = (
     JobRow.id,
     JobRow.project_id,
     JobRow.key_id,
@@ -65,60 +68,79 @@ STATE_COLUMNS = (
     JobRow.model,
     JobRow.status,
     JobRow.priority,
+    JobRow.job_metadata,
     JobRow.created_at,
     JobRow.start_before,
     JobRow.finish_before,
     JobRow.attempt,
     JobRow.deaths,
+    JobRow.suspect,
+    JobRow.exposures,
     JobRow.worker,
     JobRow.attempt_started_at,
     JobRow.attempts,
     JobRow.started_at,
     JobRow.first_token_at,
     JobRow.finished_at,
+    JobRow.usage,
+    JobRow.error_code,
+    JobRow.error_message,
     JobRow.request_id,
     JobRow.traceparent,
     JobRow.choices,
 )
-COLUMNS = (
-    *STATE_COLUMNS,
-    JobRow.request,
-    JobRow.job_metadata,
-    JobRow.output,
-    JobRow.usage,
-    JobRow.error_code,
-    JobRow.error_message,
-)
+# Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
+REQUEST = sql_cast(JobRow.request, Text).label("request")
+OUTPUT = sql_cast(JobRow.output, Text).label("output")
+COLUMNS = (*SUMMARY_COLUMNS, REQUEST, OUTPUT)
 
 
-def to_state(row: Any) -> JobState:
-    """Build the state of a job from a row of `STATE_COLUMNS`.
+def to_summary(row: Any) -> JobSummary:
+    """Build the summary of a job from a row of `SUMMARY_COLUMNS`.
 
     Raises:
         UnreadableRow: this version cannot read the row.
     """
     with readable("job", row.id):
-        return JobState(**_state(row))
+        return JobSummary(**_summary(row))
 
 
 def to_job(row: Any) -> Job:
-    """Build a job from a row of `COLUMNS`.
+    """Build a job from a row of `COLUMNS`. If they are large, run it in a thread: see `read_job`.
 
     Raises:
         UnreadableRow: this version cannot read the row.
     """
     with readable("job", row.id):
-        return Job(
-            **_state(row),
-            request=GenerateRequest.model_validate(row.request),
-            metadata=row.metadata,
-            output=tuple(Choice.of(choice) for choice in row.output or ()),
-            usage=Usage.of(row.usage) if row.usage is not None else None,
-            error=Failure(row.error_code, row.error_message) if row.error_code is not None else None,
-        )
+        return Job(**_summary(row), request=to_request(row.request), output=to_output(row.output))
 
 
-def _state(row: Any) -> dict[str, Any]:
+async def read_job(row: Any) -> Job:
+    """Build a job from a row of `COLUMNS` without stalling the event loop.
+
+    Raises:
+        UnreadableRow: this version cannot read the row.
+    """
+    return await off_loop(len(row.request) + len(row.output or ""), to_job, row)
+
+
+def to_request(text: str) -> GenerateRequest:
+    """Parse a stored request."""
+    return GenerateRequest.model_validate(_loads(text))
+
+
+def to_output(text: str | None) -> tuple[Choice, ...]:
+    """Parse a stored output. Its log probabilities, if there are many, stay in the text until they are read."""
+    return tuple(Choice.of(choice) for choice in _loads(text) or ()) if text is not None else ()
+
+
+def _loads(text: str) -> Any:
+    if len(text) <= INLINE_BYTES:
+        return orjson.loads(text)
+    return chunked_json.loads(text, lazy=("logprobs", "prompt_logprobs"))
+
+
+def _summary(row: Any) -> dict[str, Any]:
     attempts = [_attempt(item) for item in row.attempts]
     if row.worker is not None and row.attempt_started_at is not None:
         attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at))
@@ -128,15 +150,20 @@ def _state(row: Any) -> dict[str, Any]:
         "model": row.model,
         "status": JobStatus(row.status),
         "priority": row.priority,
+        "metadata": row.metadata,
         "created_at": row.created_at,
         "start_before": row.start_before,
         "finish_before": row.finish_before,
         "attempt": row.attempt,
         "deaths": row.deaths,
+        "suspect": row.suspect,
+        "exposures": row.exposures,
         "worker": row.worker,
         "started_at": row.started_at,
         "first_token_at": row.first_token_at,
         "finished_at": row.finished_at,
+        "usage": Usage.of(row.usage) if row.usage is not None else None,
+        "error": Failure(row.error_code, row.error_message) if row.error_code is not None else None,
         "attempts": tuple(attempts),
         "request_context": RequestContext(row.request_id, row.traceparent),
         "choices": row.choices,
@@ -174,13 +201,22 @@ def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
     return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
 
 
-def requeued(tokens: int, outcome: AttemptOutcome, *, deaths: int) -> dict[Any, Any]:
-    """The values that put a running job back into the queue. `deaths` is 1 if its worker or engine died, else 0."""
+def requeued(tokens: int, outcome: AttemptOutcome) -> dict[Any, Any]:
+    """The values that put a running job back into the queue."""
     return {
         JobRow.status: JobStatus.QUEUED.value,
         JobRow.worker: None,
-        JobRow.deaths: JobRow.deaths + deaths,
         JobRow.attempts: ended_attempt(tokens, outcome),
+    }
+
+
+def after_death(charged: Any, suspect: Any) -> dict[Any, Any]:
+    """The values that record the death of a job's worker or engine; the arguments are SQL or those of a `Verdict`."""
+    charge = sql_cast(charged, Integer)
+    return {
+        JobRow.deaths: JobRow.deaths + charge,
+        JobRow.exposures: JobRow.exposures + 1 - charge,
+        JobRow.suspect: suspect,
     }
 
 
@@ -203,10 +239,10 @@ _RESULTS = Records(
 def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
     """The only SQL that creates jobs, and the entry seam: inserts one `queued` job per record.
 
-    A record has at least an id, a model, a request, its number of choices and metadata; `values` sets further columns. Whatever must be
-    written exactly once with a new job (such as a budget reservation) joins this statement as a CTE: in the same
-    transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at` to NULL here,
-    so that redelivery does not take their missing messages for lost ones.
+    A record has at least an id, a model, a request, its number of choices and metadata; `values` sets further columns.
+    Whatever must be written exactly once with a new job (such as a budget reservation) joins this statement as a CTE:
+    in the same transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at`
+    to NULL here, so that redelivery does not take their missing messages for lost ones.
     """
     columns = {
         JobRow.id: new.id,
@@ -264,7 +300,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "status": result.status.value,
         "finished_at": result.finished_at,
         "first_token_at": result.first_token_at,
-        "output": [choice.stored() for choice in result.output],
+        "output": result.output,
         "usage": asdict(result.usage),
         "error_code": error.code if error else None,
         # A message may quote anything, and `text` refuses U+0000.
@@ -317,12 +353,12 @@ def overdue() -> ColumnElement[bool]:
 class JobRowStore(Store):
     """The base class of stores of jobs."""
 
-    async def _readable(self, statement: Select[Any], build: Callable[[Any], J]) -> list[J]:
-        """Build jobs from rows, without those that this version cannot read: one row must not fail the others."""
+    async def _summaries(self, statement: Select[Any]) -> list[JobSummary]:
+        """Build summaries from rows, without those that this version cannot read: one row must not fail the others."""
         jobs = []
         for row in await self._all(statement, lambda row: row):
             try:
-                jobs.append(build(row))
+                jobs.append(to_summary(row))
             except UnreadableRow as error:
                 logger.warning("job=%s cannot be read: %s", error.item_id, error.reason)
         return jobs

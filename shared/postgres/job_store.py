@@ -9,7 +9,7 @@ that own the job, so that a duplicate, late or fenced write changes nothing and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -19,11 +19,13 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Double,
+    Integer,
     SmallInteger,
     Text,
     bindparam,
     func,
     insert,
+    literal,
     select,
     update,
 )
@@ -31,7 +33,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import ErrorCode, KeyReused
-from shared.domain.job import RUNNING, TERMINAL, Job, JobState, JobStatus, WorkerState, new_job_id
+from shared.domain.job import RUNNING, TERMINAL, Choice, Job, JobStatus, JobSummary, WorkerState, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
@@ -40,16 +42,19 @@ from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
-    STATE_COLUMNS,
+    OUTPUT,
+    SUMMARY_COLUMNS,
     JobRowStore,
     insert_queued,
     purge_statement,
-    to_job,
-    to_state,
+    read_job,
+    to_output,
+    to_summary,
 )
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, page_by_id, seconds
+from shared.postgres.store import Records, json_text, page_by_id, readable, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
+from shared.runtime.offload import off_loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ _NEW = Records(
     model=Text,
     priority=SmallInteger,
     request=JSON,
+    request_bytes=Integer,
     choices=SmallInteger,
     metadata=JSON,
     start_within_s=Double,
@@ -108,6 +114,7 @@ _INSERT = Prepared(
             JobRow.key_id: _NEW.key_id,
             JobRow.end_user: _NEW.end_user,
             JobRow.priority: _NEW.priority,
+            JobRow.request_bytes: _NEW.request_bytes,
             JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
             JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
             JobRow.request_id: _NEW.request_id,
@@ -138,6 +145,32 @@ _INSERT_WITH_RESPONSES = Prepared(
 )
 
 
+def _job_query(columns: Sequence[Any], job_id: str, project_id: int | None) -> Any:
+    statement = select(*columns).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))
+    return statement if project_id is None else statement.where(JobRow.project_id == project_id)
+
+
+# Characters of the archived log in one page.
+ARCHIVE_PAGE = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivePage:
+    """Lines of an archived log. `next_start` is the position after them; None if they are the last."""
+
+    text: str
+    next_start: int | None
+
+
+def _archive_query(job_id: str, *, after: int, start: int, size: int) -> Any:
+    begin: Any = literal(start or 1)
+    if after and not start:
+        # A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
+        begin = func.coalesce(func.strpos(JobRow.log, f"\n{after} "), 0) + 1
+    page = func.coalesce(func.substr(JobRow.log, begin, size), "")  # a deleted job has no log
+    return select(page.label("page"), begin.label("start")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+
+
 class JobStore(JobRowStore):
     """Jobs in PostgreSQL."""
 
@@ -155,7 +188,7 @@ class JobStore(JobRowStore):
             KeyReused: the key was used with another request, or its job was deleted.
         """
         job_id = new_job_id(self._region)
-        record = _record(job_id, new)
+        record = await off_loop(new.request.size, _record, job_id, new)
         if idempotency is None:
             return _job(job_id, new, await self._commit(record)), True
         async with transaction(self._engine) as connection:
@@ -164,11 +197,10 @@ class JobStore(JobRowStore):
                 prepared, parameters = _insert_statement([record])
                 (inserted,) = _in_order(await connection.execute(prepared.statement, parameters), [record])
                 return _job(job_id, new, inserted), True
-            existing = select(*COLUMNS).where(JobRow.id == existing_id, JobRow.deleted_at.is_(None))
-            row = (await connection.execute(existing)).first()
-        if row is None:
+        existing = await self.get(existing_id)
+        if existing is None:
             raise KeyReused("The job of this Idempotency-Key was deleted.")
-        return to_job(row), False
+        return existing, False
 
     async def _insert(self, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
         prepared, parameters = _insert_statement(new)
@@ -180,22 +212,48 @@ class JobStore(JobRowStore):
         Raises:
             UnreadableRow: this version cannot read its row.
         """
-        statement = select(*COLUMNS).where(JobRow.id == job_id, JobRow.deleted_at.is_(None))
-        if project_id is not None:
-            statement = statement.where(JobRow.project_id == project_id)
-        return await self._one(statement, to_job)
+        row = await self._first(_job_query(COLUMNS, job_id, project_id))
+        return await read_job(row) if row is not None else None
 
-    async def state(self, job_id: str, project_id: int) -> JobState | None:
-        """Return the state of a project's job, even if this version cannot read its request or its result."""
-        statement = select(*STATE_COLUMNS).where(
-            JobRow.id == job_id, JobRow.project_id == project_id, JobRow.deleted_at.is_(None)
-        )
-        return await self._one(statement, to_state)
+    async def summary(self, job_id: str, project_id: int) -> JobSummary | None:
+        """Return a project's job without its request and its output."""
+        return await self._one(_job_query(SUMMARY_COLUMNS, job_id, project_id), to_summary)
+
+    async def result(self, job_id: str, project_id: int) -> tuple[JobSummary, tuple[Choice, ...]] | None:
+        """Return a project's job without its request, and its output."""
+        row = await self._first(_job_query((*SUMMARY_COLUMNS, OUTPUT), job_id, project_id))
+        if row is None:
+            return None
+        with readable("job", job_id):
+            return to_summary(row), await off_loop(len(row.output or ""), to_output, row.output)
 
     async def archived_log(self, job_id: str) -> str | None:
         """Return the events of a job that has ended, as lines; None if it has not ended."""
         statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
         return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log
+
+    async def archive_page(self, job_id: str, *, after: int = 0, start: int = 0) -> ArchivePage | None:
+        """Return the next lines of the archived log of a job that has ended; None if it has not ended.
+
+        `start` is the position from the previous page; without it, the page begins about the event after `after`.
+        """
+        size = ARCHIVE_PAGE
+        while True:
+            row = await self._first(_archive_query(job_id, after=after, start=start, size=size))
+            if row is None:
+                return None
+            text: str = row.page
+            if len(text) < size:
+                return ArchivePage(text, None)
+            if end := text.rfind("\n") + 1:
+                return ArchivePage(text[:end], row.start + end)
+            size *= 8  # a line is longer than a page
+
+    async def archived_last_seq(self, job_id: str) -> int | None:
+        """Return the number of the last event of a job that has ended; 0 if it has no log, None if it has not ended."""
+        last = func.split_part(func.split_part(JobRow.log, "\n", -1), " ", 1)
+        statement = select(last.label("seq")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+        return await self._one(statement, lambda row: int(row.seq or 0))
 
     async def ended(self, job_ids: Sequence[str]) -> set[str]:
         """Return the ids of those jobs that have ended."""
@@ -213,14 +271,14 @@ class JobStore(JobRowStore):
         model: str | None = None,
         limit: int = 20,
         after: str | None = None,
-    ) -> list[Job]:
-        """Return one page of a project's jobs, newest first, after the id `after`."""
-        statement = select(*COLUMNS).where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
+    ) -> list[JobSummary]:
+        """Return one page of a project's jobs, newest first, after the id `after`, without requests and outputs."""
+        statement = select(*SUMMARY_COLUMNS).where(JobRow.project_id == project_id, JobRow.deleted_at.is_(None))
         if status is not None:
             statement = statement.where(JobRow.status == status.value)
         if model is not None:
             statement = statement.where(JobRow.model == model)
-        return await self._readable(page_by_id(statement, JobRow.id, limit=limit, after=after), to_job)
+        return await self._summaries(page_by_id(statement, JobRow.id, limit=limit, after=after))
 
     async def delete(self, job_id: str, project_id: int) -> bool:
         """Delete the input and output of a job that has ended; the row remains, for accounting. False: not found."""
@@ -238,10 +296,10 @@ class JobStore(JobRowStore):
         async with self._engine.connect() as connection:
             return (await connection.execute(statement)).scalar_one_or_none()
 
-    async def exhausted(self, limit: int = 1000) -> list[JobState]:
+    async def exhausted(self, limit: int = 1000) -> list[JobSummary]:
         """Return the jobs that failed because their workers or engines died too often, newest first."""
         statement = (
-            select(*STATE_COLUMNS)
+            select(*SUMMARY_COLUMNS)
             .where(
                 JobRow.status == JobStatus.FAILED.value,
                 JobRow.error_code == ErrorCode.ATTEMPTS_EXHAUSTED.value,
@@ -250,17 +308,22 @@ class JobStore(JobRowStore):
             .order_by(JobRow.id.desc())
             .limit(limit)
         )
-        return await self._readable(statement, to_state)
+        return await self._summaries(statement)
 
-    async def unreadable(self, limit: int = 1000) -> list[JobState]:
+    async def unreadable(self, limit: int = 1000) -> list[JobSummary]:
         """Return the queued jobs that a worker withheld because it could not read them, newest first."""
         statement = (
-            select(*STATE_COLUMNS)
+            select(*SUMMARY_COLUMNS)
             .where(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
             .order_by(JobRow.id.desc())
             .limit(limit)
         )
-        return await self._readable(statement, to_state)
+        return await self._summaries(statement)
+
+    async def is_writable(self) -> bool:
+        """Whether the database accepts writes; a standby, for example, does not."""
+        row = await self._first(select(func.current_setting("transaction_read_only")))
+        return row is not None and row[0] == "off"
 
     async def live_workers(self) -> dict[str, int]:
         """Count the workers that are alive and ready, by model."""
@@ -274,6 +337,7 @@ class JobStore(JobRowStore):
 
 
 def _record(job_id: str, new: NewJob) -> dict[str, Any]:
+    request = new.request.model_dump_json(exclude_none=True, exclude_defaults=True)
     return {
         "id": job_id,
         "project_id": new.owner.project_id,
@@ -281,14 +345,26 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "end_user": new.owner.end_user,
         "model": new.model,
         "priority": new.priority,
-        "request": new.request.model_dump_json(exclude_none=True, exclude_defaults=True),
+        "request": request,
+        "request_bytes": len(request),
         "choices": new.request.sampling.n,
         "metadata": new.metadata,
         "start_within_s": new.start_within_s,
         "finish_within_s": new.finish_within_s,
         "request_id": new.request_context.request_id,
         "traceparent": new.request_context.traceparent,
-        "response": None if new.response is None else {"job_id": job_id, **asdict(new.response)},
+        "response": None if new.response is None else _response_record(job_id, new.response),
+    }
+
+
+def _response_record(job_id: str, response: ResponseFacts) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "request_params": json_text(response.request_params),
+        "input": json_text(response.input),
+        "previous_id": response.previous_id,
+        "background": response.background,
+        "stored": response.stored,
     }
 
 

@@ -17,6 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import ClauseElement
 
+from shared.postgres.engine import report_error
+
 _DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
@@ -60,6 +62,7 @@ class Prepared:
                 raise
             connection.close()  # returns it to the pool
         except _DRIVER_ERRORS as error:
+            report_error(engine, error)
             # The first argument is only the message; PostgreSQL's details quote rows.
             message = error.args[0] if error.args else type(error).__name__
             cause = engine.dialect.loaded_dbapi.Error(message, error)

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, func, or_, select, type_coerce, update
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Row,
+    SmallInteger,
+    Text,
+    and_,
+    delete,
+    func,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, AttemptOutcome, Job, JobState, JobStatus
+from shared.domain.errors import UnreadableRow
+from shared.domain.job import RUNNING, AttemptOutcome, JobStatus, JobSummary
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
+from shared.domain.suspects import Verdict, judge
 from shared.postgres.job_statements import (
     COLUMNS,
     LOST,
-    STATE_COLUMNS,
+    SUMMARY_COLUMNS,
     JobRowStore,
+    after_death,
     end_statement,
     live_workers,
     overdue,
+    read_job,
     requeued,
     result_record,
-    to_job,
-    to_state,
 )
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import seconds
+from shared.postgres.store import Records, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, WorkerRow
 
 
@@ -36,9 +53,54 @@ class RequeuedJob(Hint):
 
     attempt: int
     worker: str
+    suspect: bool
     request_id: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class LostJob:
+    """A running job whose worker is dead, or has released it (`worker` ends with `LOST`).
+
+    `ends`: it is not run again, because it is being cancelled or is overdue.
+    """
+
+    job_id: str
+    attempt: int
+    worker: str
+    deaths: int
+    suspect: bool
+    exposures: int
+    ends: bool
+
+
+def verdicts(lost: Sequence[LostJob], generated: Collection[str], max_attempts: int) -> dict[str, Verdict]:
+    """What the deaths of their workers mean for jobs. `generated`: those that had a token since their last start.
+
+    A claim that a live worker has released says nothing about the job's effect on a worker: it is only counted.
+    """
+    found: dict[str, Verdict] = {}
+    for worker, group in groupby(sorted(lost, key=_worker), key=_worker):
+        jobs = list(group)
+        if worker.endswith(LOST):
+            found |= {job.job_id: Verdict(charged=True, suspect=job.suspect) for job in jobs}
+        else:
+            found |= judge(jobs, (job.job_id for job in jobs if job.job_id not in generated), max_attempts)
+    return found
+
+
+def out_of_attempts(lost: Sequence[LostJob], generated: Collection[str], max_attempts: int) -> set[str]:
+    """The jobs that have died too often; the arguments are those of `verdicts`."""
+    judged = verdicts(lost, generated, max_attempts)
+    return {job.job_id for job in lost if judged[job.job_id].charged and job.deaths + 1 >= max_attempts}
+
+
+def _worker(job: LostJob) -> str:
+    return job.worker
+
+
+# More than any worker has slots, so that all jobs of a worker are judged together.
+LOST_LIMIT = 10_000
+_JUDGED = Records("judged", id=Text, attempt=SmallInteger, charged=Boolean, suspect=Boolean)
 _END_QUEUED = Prepared(end_statement(JobRow.status == JobStatus.QUEUED.value))
 _END_LOST = Prepared(end_statement(JobRow.status.in_(RUNNING), JobRow.worker.endswith(LOST)))
 
@@ -71,24 +133,60 @@ class RecoveryStore(JobRowStore):
         """End a job whose claim was revoked. False: it was ended meanwhile."""
         return (await self._end(_END_LOST, [result_record(job_id, attempt, result)]))[0]
 
-    async def requeue_stalled(self, max_attempts: int, limit: int = 500) -> list[RequeuedJob]:
-        """Put the jobs of dead workers back into the queue, except those that must end (`stalled_to_end`)."""
-        stalled = (
-            select(JobRow.id)
+    async def lost(self) -> list[LostJob]:
+        """Return the running jobs of dead workers, and those that workers have released."""
+        statement = (
+            select(
+                JobRow.id,
+                JobRow.attempt,
+                JobRow.worker,
+                JobRow.deaths,
+                JobRow.suspect,
+                JobRow.exposures,
+                or_(JobRow.status == JobStatus.CANCELLING.value, overdue()).label("ends"),
+            )
+            .where(_is_lost())
+            .limit(LOST_LIMIT)
+        )
+        return await self._all(statement, _lost_job)
+
+    async def requeue_stalled(
+        self, max_attempts: int, lost: Sequence[LostJob] | None = None, generated: Collection[str] = ()
+    ) -> list[RequeuedJob]:
+        """Put the jobs of dead workers back into the queue, except those that must end (`stalled_to_end`).
+
+        `lost` and `generated` are as in `verdicts`; without `lost`, it is read here.
+        """
+        lost = await self.lost() if lost is None else lost
+        judged, dead = verdicts(lost, generated, max_attempts), out_of_attempts(lost, generated, max_attempts)
+        records = [
+            {"id": job.job_id, "attempt": job.attempt, **asdict(judged[job.job_id])}
+            for job in lost
+            if not job.ends and job.job_id not in dead
+        ]
+        if not records:
+            return []
+        locked = (
+            select(JobRow.id, _JUDGED.charged, _JUDGED.suspect)
             .where(
+                JobRow.id == _JUDGED.id,
+                JobRow.attempt == _JUDGED.attempt,
                 JobRow.status == JobStatus.IN_PROGRESS.value,
-                JobRow.worker.not_in(live_workers()),
-                JobRow.deaths < max_attempts - 1,
+                _is_lost(),
                 ~overdue(),
             )
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
+            .with_for_update(skip_locked=True, of=JobRow)
+            .cte("locked")
         )
         statement = (
             update(JobRow)
-            .where(JobRow.id.in_(stalled))
-            .values(requeued(0, AttemptOutcome.WORKER_LOST, deaths=1))
+            .where(JobRow.id == locked.c.id)
+            .values(
+                {
+                    **requeued(0, AttemptOutcome.WORKER_LOST),
+                    **after_death(locked.c.charged, locked.c.suspect),
+                }
+            )
             .returning(
                 JobRow.id,
                 JobRow.model,
@@ -96,82 +194,79 @@ class RecoveryStore(JobRowStore):
                 JobRow.attempt,
                 type_coerce(JobRow.attempts, JSONB)[-1]["worker"].astext.label("lost_by"),
                 JobRow.request_id,
+                JobRow.suspect,
             )
         )
-        return await self._all(
-            statement,
-            lambda row: RequeuedJob(
-                job_id=row.id,
-                model=row.model,
-                priority=row.priority,
-                attempt=row.attempt,
-                worker=row.lost_by,
-                request_id=row.request_id,
-            ),
-        )
+        async with self._engine.connect() as connection:
+            return [
+                RequeuedJob(
+                    job_id=row.id,
+                    model=row.model,
+                    priority=row.priority,
+                    attempt=row.attempt,
+                    worker=row.lost_by,
+                    suspect=row.suspect,
+                    request_id=row.request_id,
+                )
+                for row in await connection.execute(statement, _JUDGED.parameters(records))
+            ]
 
     async def stalled_to_end(
-        self, max_attempts: int, limit: int = 100, *, without: Collection[str] = ()
-    ) -> list[JobState]:
-        """Return the jobs of dead workers that are not retried: being cancelled, out of attempts, or overdue.
+        self,
+        max_attempts: int,
+        lost: Sequence[LostJob] | None = None,
+        generated: Collection[str] = (),
+        limit: int = 100,
+        *,
+        without: Collection[str] = (),
+    ) -> list[JobSummary]:
+        """Return the jobs of dead workers that are not retried: being cancelled, overdue, or out of attempts.
 
         `without` are the ids of jobs to leave out.
         """
-        statement = (
-            select(*STATE_COLUMNS)
-            .where(
-                JobRow.id.not_in(without),
-                JobRow.status.in_(RUNNING),
-                JobRow.worker.not_in(live_workers()),
-                or_(
-                    JobRow.status == JobStatus.CANCELLING.value,
-                    JobRow.deaths >= max_attempts - 1,
-                    overdue(),
-                ),
-            )
-            .limit(limit)
-        )
-        return await self._readable(statement, to_state)
+        lost = await self.lost() if lost is None else lost
+        dead = out_of_attempts(lost, generated, max_attempts)
+        ids = [job.job_id for job in lost if (job.ends or job.job_id in dead) and job.job_id not in without]
+        if not ids:
+            return []
+        return await self._summaries(select(*SUMMARY_COLUMNS).where(JobRow.id.in_(ids[:limit]), _is_lost()))
 
-    async def overdue(self, limit: int = 500, *, without: Collection[str] = ()) -> list[JobState]:
+    async def overdue(self, limit: int = 500, *, without: Collection[str] = ()) -> list[JobSummary]:
         """Return queued jobs that were not started by `start_before` or not finished by `finish_before`.
 
         `without` are the ids of jobs to leave out.
         """
         statement = (
-            select(*STATE_COLUMNS)
+            select(*SUMMARY_COLUMNS)
             .where(JobRow.id.not_in(without), JobRow.status == JobStatus.QUEUED.value, overdue())
             .limit(limit)
         )
-        return await self._readable(statement, to_state)
+        return await self._summaries(statement)
 
-    async def withheld_unreadable(
-        self, older_than_s: float, limit: int = 100, *, without: Collection[str] = ()
-    ) -> list[Job]:
-        """Return those jobs that a worker withheld as unreadable but that this version can read.
-
-        `without` are the ids of jobs to leave out.
-        """
-        statement = (
+    async def release_unreadable(self, older_than_s: float, limit: int = 100) -> list[Hint]:
+        """Release jobs to the queue that a worker withheld as unreadable but that this version can read."""
+        withheld = (
             select(*COLUMNS)
             .where(
-                JobRow.id.not_in(without),
                 JobRow.status == JobStatus.QUEUED.value,
                 JobRow.unreadable_at < func.clock_timestamp() - seconds(older_than_s),
             )
             .order_by(JobRow.id)
             .limit(limit)
         )
-        return await self._readable(statement, to_job)
-
-    async def release_unreadable(self, job_id: str) -> bool:
-        """Release a job to the queue that a worker withheld as unreadable. False: another process has released it."""
-        statement = (
+        readable = []
+        for row in await self._all(withheld, lambda row: row):
+            with contextlib.suppress(UnreadableRow):
+                readable.append((await read_job(row)).id)
+        if not readable:
+            return []
+        release = (
             update(JobRow)
-            .where(JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
+            .where(JobRow.id.in_(readable), JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
             .values({JobRow.unreadable_at: None, JobRow.dispatched_at: func.clock_timestamp()})
+            .returning(JobRow.id, JobRow.model, JobRow.priority)
         )
-        return await self._changes(statement)
+        return await self._all(release, _hint)
 
     async def delete_idempotency_keys(self, older_than_s: int) -> None:
         """Delete old keys, so that they can be used again."""
@@ -210,6 +305,15 @@ class RecoveryStore(JobRowStore):
             .limit(limit)
         )
         return await self._all(statement, _hint)
+
+
+def _is_lost() -> ColumnElement[bool]:
+    """Condition: the job is running, and its worker is dead or has released it."""
+    return and_(JobRow.status.in_(RUNNING), JobRow.worker.not_in(live_workers()))
+
+
+def _lost_job(row: Row[Any]) -> LostJob:
+    return LostJob(row.id, row.attempt, row.worker, row.deaths, row.suspect, row.exposures, row.ends)
 
 
 def _hint(row: Row[Any]) -> Hint:

@@ -51,7 +51,7 @@ class Records:
     def parameters(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The statement's parameters for these rows."""
         return {
-            f"{self._name}_{field}": [_json_text(row[field]) if _is_json(kind) else row[field] for row in rows]
+            f"{self._name}_{field}": [json_text(row[field]) if _is_json(kind) else row[field] for row in rows]
             for field, kind in self._types.items()
         }
 
@@ -64,7 +64,7 @@ def _wire_type(kind: Any) -> Any:
     return Text if _is_json(kind) else kind
 
 
-def _json_text(value: Any) -> str | None:
+def json_text(value: Any) -> str | None:
     """The text of a JSON value; a string is taken to be JSON text already."""
     return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
 

@@ -27,7 +27,10 @@ class ProjectRow(Base):
 
 
 class ApiKeyRow(Base):
-    """A key of a project: its SHA-256, never the key itself."""
+    """A key of a project: its SHA-256, never the key itself.
+
+    `prefix` is the public part of a generated key, and empty for a key that an operator chose.
+    """
 
     __tablename__ = "api_keys"
 
@@ -37,6 +40,8 @@ class ApiKeyRow(Base):
     prefix: Mapped[str] = mapped_column(Text)
     sha256: Mapped[str] = mapped_column(Text, unique=True)
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{inference}'::text[]"))
+    # The lowest priority number that its jobs may have.
+    priority_floor: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
     revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
@@ -71,6 +76,8 @@ class JobRow(Base):
     status: Mapped[str] = mapped_column(Text)
     priority: Mapped[int] = mapped_column(SmallInteger)
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    # Size of `request`; NULL in rows of older versions and in those of batches.
+    request_bytes: Mapped[int | None]
     # The number of choices that the request asks for. Recovery reads it without reading the request.
     choices: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
     # `metadata` is SQLAlchemy's own name on a declarative class.
@@ -87,6 +94,9 @@ class JobRow(Base):
     attempt_started_at: Mapped[datetime | None] = mapped_column(Timestamp)
     deaths: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     attempts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    # See `shared.domain.suspects`. `deaths` are those that the job was charged with, `exposures` the others.
+    suspect: Mapped[bool] = mapped_column(server_default=text("false"))
+    exposures: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
 
     start_before: Mapped[datetime | None] = mapped_column(Timestamp)
     finish_before: Mapped[datetime | None] = mapped_column(Timestamp)
@@ -112,6 +122,12 @@ class JobRow(Base):
         Index("jobs_by_project", "project_id", "id"),
         Index("jobs_by_key", "key_id", "id"),  # for processes of the previous version; to be dropped
         Index("jobs_batch_line", "batch_id", "batch_line", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
+        Index(
+            "jobs_open",
+            "project_id",
+            postgresql_include=["status", "priority", "request_bytes", "key_id"],
+            postgresql_where=text("finished_at IS NULL AND batch_id IS NULL"),
+        ),
         Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
         Index("jobs_unreadable", "unreadable_at", postgresql_where=text("unreadable_at IS NOT NULL")),

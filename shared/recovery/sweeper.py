@@ -9,7 +9,7 @@ from collections.abc import Callable
 from shared.domain.job import AttemptOutcome, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
-from shared.postgres.recovery_store import RecoveryStore
+from shared.postgres.recovery_store import RecoveryStore, out_of_attempts
 from shared.recovery.terminator import JobTerminator
 from shared.runtime.faulty_items import FaultyItems
 from shared.runtime.periodic import run_periodically
@@ -73,18 +73,7 @@ class Sweeper:
         Without `recover`, no job is taken from a worker. A sweeper that has just started, or whose last sweep failed
         or was slow, cannot distinguish a dead worker from one that could not renew its lease in the same outage.
         """
-        requeued = await self._store.requeue_stalled(self._max_attempts) if recover else []
-        for hint in requeued:
-            model = self._metrics.model_label(hint.model)
-            self._metrics.rescues.labels(model).inc()
-            self._metrics.attempts.labels(model, AttemptOutcome.WORKER_LOST).inc()
-            logger.warning(
-                "job=%s model=%s attempt=%d worker=%s request=%s lost its worker; queued again",
-                hint.job_id, hint.model, hint.attempt, hint.worker, hint.request_id,
-            )  # fmt: skip
-            self._send(to_front(hint))
-        if recover:
-            await self._end_lost()
+        requeued = await self._recover() if recover else 0
         for job in await self._store.overdue(without=self._faulty.ids()):
             with self._faulty.isolated(job.id):
                 if job.missed_start:
@@ -94,24 +83,44 @@ class Sweeper:
         await self._release_unreadable()
         await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
         await self._store.delete_dead_workers(DEAD_WORKER_S)
-        return len(requeued)
+        return requeued
 
-    async def _end_lost(self) -> None:
-        for job in await self._store.stalled_to_end(self._max_attempts, without=self._faulty.ids()):
+    async def _recover(self) -> int:
+        """Requeue the jobs of dead workers, or end them. Returns the number of jobs that were requeued."""
+        lost = await self._store.lost()
+        if not lost:
+            return 0
+        generated = await self._terminator.generated(lost)
+        requeued = await self._store.requeue_stalled(self._max_attempts, lost, generated)
+        for hint in requeued:
+            model = self._metrics.model_label(hint.model)
+            self._metrics.rescues.labels(model).inc()
+            self._metrics.attempts.labels(model, AttemptOutcome.WORKER_LOST).inc()
+            logger.warning(
+                "job=%s model=%s attempt=%d worker=%s request=%s lost its worker; queued again%s",
+                hint.job_id, hint.model, hint.attempt, hint.worker, hint.request_id,
+                ", to run alone until it has a token" if hint.suspect else "",
+            )  # fmt: skip
+            self._send(to_front(hint))
+        dead = out_of_attempts(lost, generated, self._max_attempts)
+        to_end = await self._store.stalled_to_end(self._max_attempts, lost, generated, without=self._faulty.ids())
+        for job in to_end:
             with self._faulty.isolated(job.id):
                 if job.status is JobStatus.CANCELLING:
                     await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
-                elif job.deaths < self._max_attempts - 1:
-                    await self._terminator.end(job, JobStatus.CANCELLED, LATE)
-                else:
+                elif job.id in dead:
                     await self._terminator.end(job, JobStatus.FAILED, exhausted(self._max_attempts))
+                else:
+                    await self._terminator.end(job, JobStatus.CANCELLED, LATE)
+        return len(requeued)
 
     async def _release_unreadable(self) -> None:
         """Release the jobs that workers of another version could not read but this version can.
 
         If a worker that cannot read them takes them again, it withholds them again, for `WITHHELD_S` seconds.
         """
-        for job in await self._store.withheld_unreadable(WITHHELD_S):
-            if await self._store.release_unreadable(job.id):
-                logger.warning("job=%s model=%s is readable by this version; released to the queue", job.id, job.model)
-                self._send(to_front(Hint(job.id, job.model, job.priority)))
+        for hint in await self._store.release_unreadable(WITHHELD_S):
+            logger.warning(
+                "job=%s model=%s is readable by this version; released to the queue", hint.job_id, hint.model
+            )
+            self._send(to_front(hint))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from redis.exceptions import RedisError
 
 from shared.domain.events import Event, EventType, event, seq_before
-from shared.domain.job import AttemptOutcome, Failure, JobState, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Failure, JobStatus, JobSummary, Usage
 from shared.domain.result import build_result
-from shared.domain.transcript import Transcript, tokens_by_attempt
-from shared.postgres.recovery_store import RecoveryStore
+from shared.domain.transcript import Transcript
+from shared.postgres.recovery_store import LostJob, RecoveryStore
 from shared.redis.event_log import Append, EventLog, Fenced
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class JobTerminator:
-    """Ends jobs with the output of their earlier attempts."""
+    """Ends lost jobs with the output of their earlier attempts, which their logs have."""
 
     def __init__(
         self, store: RecoveryStore, logs: EventLog, log_ttl_s: int, metrics: Metrics, traces: Traces = NO_TRACES
@@ -31,7 +32,15 @@ class JobTerminator:
         self._metrics = metrics
         self._traces = traces
 
-    async def end(self, job: JobState, status: JobStatus, failure: Failure) -> bool:
+    async def generated(self, lost: Sequence[LostJob]) -> set[str]:
+        """The lost jobs that had a token since their last start. If Redis is unavailable, that is unknown of all."""
+        try:
+            return await self._logs.generated((job.job_id, job.attempt) for job in lost)
+        except (RedisError, OSError) as error:
+            logger.warning("cannot read which of %d lost jobs had tokens: %s", len(lost), error)
+            return set()
+
+    async def end(self, job: JobSummary, status: JobStatus, failure: Failure) -> bool:
         """End a job. Returns False, and writes nothing, if it has changed since it was read.
 
         Raises:
@@ -51,9 +60,9 @@ class JobTerminator:
             # Redis has lost the log. Readers may have seen text from it that is not in the result.
             new.append(event(seq_before(attempt) + 1, EventType.RESTARTED, {"attempt": job.attempt}))
             events = list(new)
-        transcript = Transcript.of(events, job.choices)
+        transcript = await Transcript.of(events, job.choices)
         seq = events[-1].seq + 1 if events else 1
-        result, last = build_result(
+        result, last = await build_result(
             job,
             events,
             seq,
@@ -64,7 +73,7 @@ class JobTerminator:
             first_token_at=None,
             finished_at=datetime.now(UTC),
             outcome=AttemptOutcome.WORKER_LOST,
-            tokens=tokens_by_attempt(events),
+            tokens=transcript.tokens_by_attempt,
         )
         end = self._store.end_lost if running else self._store.end_queued
         ended = await end(job.id, job.attempt, result)

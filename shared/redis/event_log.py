@@ -14,27 +14,33 @@ checked in the row that it still owns the job.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from shared.domain.events import Event, EventType
 from shared.redis import keys as redis_keys
+from shared.runtime.outages import is_redis_outage
 
 logger = logging.getLogger(__name__)
 
 RUNNING_TTL_S = 24 * 3600
 FENCED = -1
+# A page ends with the event that reaches one of these numbers.
+PAGE_EVENTS = 256
+PAGE_BYTES = 128 * 1024
 
 
 def _script(name: str) -> str:
     return files("shared.redis").joinpath(f"event_log_{name}.lua").read_text(encoding="utf-8")
 
 
-_APPEND, _TAKE_OVER, _FOLLOW_ALL = _script("append"), _script("take_over"), _script("follow_all")
+_APPEND, _TAKE_OVER = _script("append"), _script("take_over")
+_FOLLOW, _FOLLOW_ALL = _script("follow"), _script("follow_all")
 
 
 class Fenced(Exception):
@@ -55,6 +61,14 @@ class Append:
     force: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Consecutive events of a log. `more`: others may follow."""
+
+    events: list[Event]
+    more: bool
+
+
 class EventLog:
     """The logs of all jobs. Methods raise `redis.exceptions.RedisError` if Redis is unavailable."""
 
@@ -62,6 +76,7 @@ class EventLog:
         self._redis = redis
         self._append = redis.register_script(_APPEND)
         self._take_over = redis.register_script(_TAKE_OVER)
+        self._follow = redis.register_script(_FOLLOW)
         self._follow_all = redis.register_script(_FOLLOW_ALL)
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
@@ -88,30 +103,47 @@ class EventLog:
             Fenced: a later attempt owns the log.
         """
         keys = [redis_keys.log(job_id), redis_keys.fence(job_id)]
-        entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
+        try:
+            entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
+        except ResponseError as error:
+            if is_redis_outage(error):
+                raise
+            logger.warning("job=%s its log cannot be read, starting a new one: %s", job_id, error)
+            await self.delete(job_id)
+            entries = await self._take_over(keys=keys, args=[attempt, RUNNING_TTL_S])
         if entries is None:
             raise Fenced
-        return [_entry(entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in entries]
+        return _events(entries)
 
     async def read(self, job_id: str, after: int = 0) -> list[Event]:
         """The events after the one with `seq` `after`."""
         entries: Any = await self._redis.xrange(redis_keys.log(job_id), min=f"({after}-0")
-        return [_entry(entry_id, fields) for entry_id, fields in entries]
+        return _events(entries)
 
     async def last_seq(self, job_id: str) -> int:
         """The `seq` of the last event in a log, or 0 if it has none."""
         entries: Any = await self._redis.xrevrange(redis_keys.log(job_id), count=1)
-        return _entry(*entries[0]).seq if entries else 0
+        return _seq(entries[0][0]) if entries else 0
 
-    async def follow(self, job_id: str, api_id: str, after: int) -> list[Event]:
-        """Register an API process as a follower and read the events after `after`, atomically."""
-        followers = redis_keys.followers(job_id)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.sadd(followers, api_id)
-            pipe.expire(followers, RUNNING_TTL_S)
-            pipe.xrange(redis_keys.log(job_id), min=f"({after}-0")
-            *_, entries = await pipe.execute()
-        return [_entry(entry_id, fields) for entry_id, fields in entries]
+    async def generated(self, attempts: Iterable[tuple[str, int]]) -> set[str]:
+        """Those of these jobs whose attempt, given by its number, has written a token to the log."""
+        wanted = list(attempts)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, _ in wanted:
+                pipe.hget(redis_keys.fence(job_id), "generated")
+            found = await pipe.execute()
+        return {job_id for (job_id, attempt), value in zip(wanted, found, strict=True) if value == b"%d" % attempt}
+
+    async def follow(self, job_id: str, api_id: str, after: int) -> LogPage:
+        """Register an API process as a follower and read a page of events after `after`, atomically."""
+        keys = [redis_keys.log(job_id), redis_keys.followers(job_id)]
+        while True:
+            args: list[Any] = [api_id, RUNNING_TTL_S, after, PAGE_EVENTS, PAGE_BYTES]
+            entries, more = await self._follow(keys=keys, args=args)
+            events = _events(entries)
+            if events or not more:
+                return LogPage(events, more=bool(more))
+            after = _seq(entries[-1][0])  # none of these entries is an event
 
     async def follow_all(self, job_ids: Sequence[str], api_id: str) -> list[int]:
         """Register an API process as a follower of many jobs. Returns for each the `seq` of its last event, or 0."""
@@ -126,6 +158,21 @@ class EventLog:
         await self._redis.delete(redis_keys.log(job_id), redis_keys.fence(job_id), redis_keys.followers(job_id))
 
 
-def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
-    seq = int(entry_id.partition(b"-")[0])
-    return Event(seq, EventType(fields[b"t"].decode()), fields[b"e"], fields.get(b"k", b""))
+def _events(entries: Iterable[tuple[bytes, Sequence[bytes] | Mapping[bytes, bytes]]]) -> list[Event]:
+    """The events of a log's entries. Those that are no events are skipped: others may have written to Redis.
+
+    The fields of an entry are a mapping or, as scripts return them, a list of names and values.
+    """
+    events = []
+    for entry_id, fields in entries:
+        if not isinstance(fields, Mapping):
+            fields = dict(zip(fields[::2], fields[1::2], strict=True))
+        try:
+            events.append(Event(_seq(entry_id), EventType(fields[b"t"].decode()), fields[b"e"], fields.get(b"k", b"")))
+        except (ValueError, KeyError) as error:
+            logger.warning("a log has an entry that is no event: %s", type(error).__name__)
+    return events
+
+
+def _seq(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])

@@ -14,7 +14,7 @@ while k <= #KEYS do
   local job, attempt, force, ttl, final = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
   local count = tonumber(ARGV[a + 5])
   k, a = k + 3, a + 6
-  local fields = redis.call('HMGET', fence, 'attempt', 'seq')
+  local fields = redis.call('HMGET', fence, 'attempt', 'seq', 'generated')
   local owner, last = tonumber(fields[1] or '0'), tonumber(fields[2] or '0')
   local first = tonumber(ARGV[a])
   if force == '1' and owner <= attempt then
@@ -26,7 +26,7 @@ while k <= #KEYS do
   elseif first > last + 1 then
     results[#results + 1] = last
   else
-    local lines = {}
+    local lines, generates = {}, false
     for i = 0, count - 1 do
       local e = a + 4 * i
       local seq, kind, data, ids = tonumber(ARGV[e]), ARGV[e + 1], ARGV[e + 2], ARGV[e + 3]
@@ -37,11 +37,13 @@ while k <= #KEYS do
         else
           redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data, 'k', ids)
         end
+        generates = generates or ids ~= ''
         last = seq
         lines[#lines + 1] = job .. ' ' .. seq .. ' ' .. kind .. ' ' .. data
       end
     end
     redis.call('HSET', fence, 'attempt', attempt, 'seq', last)
+    if generates and tonumber(fields[3] or '0') ~= attempt then redis.call('HSET', fence, 'generated', attempt) end
     redis.call('EXPIRE', log, ttl)
     redis.call('EXPIRE', fence, ttl)
     if #lines > 0 then

@@ -14,8 +14,10 @@ from celery import Celery
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from shared.config.redis_url import parse_redis_url
 from shared.domain.priorities import PRIORITY_STEPS, Hint
 from shared.redis.message_template import HintMessages
+from shared.runtime.outages import is_redis_outage
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def celery_app(redis_url: str) -> Celery:
     Messages are acknowledged early and there is no result backend: the row is authoritative, and a broker that comes
     back must not run a job again. Task events are for Flower.
     """
-    app = Celery("headrace", broker=redis_url, set_as_current=False)
+    app = Celery("headrace", set_as_current=False)
     app.conf.update(
         task_acks_late=False,
         task_ignore_result=True,
@@ -58,7 +60,15 @@ def celery_app(redis_url: str) -> Celery:
             "health_check_interval": 10,
         },
     )
+    use_broker(app, redis_url)
     return app
+
+
+def use_broker(app: Celery, redis_url: str) -> None:
+    """Use the Redis at a URL (`shared.config.redis_url`) as the broker of an application."""
+    settings = parse_redis_url(redis_url).celery_settings()
+    options = app.conf.broker_transport_options | settings.pop("broker_transport_options", {})
+    app.conf.update(settings, broker_transport_options=options)
 
 
 class HintSender:
@@ -115,11 +125,23 @@ class HintSender:
 
 
 async def depths(redis: Redis, model: str) -> dict[int, int]:
-    """The number of messages on a model's queue, by the first priority of their list (`BANDS`)."""
+    """The number of messages on a model's queue, by the first priority of their list (`BANDS`).
+
+    A key that is not a list is deleted: no message could be sent or fetched.
+    """
+    lists = [list_name(queue_name(model), step) for step in PRIORITY_STEPS]
     async with redis.pipeline(transaction=False) as pipe:
-        for step in PRIORITY_STEPS:
-            pipe.llen(list_name(queue_name(model), step))
-        return dict(zip(PRIORITY_STEPS, await pipe.execute(), strict=True))
+        for name in lists:
+            pipe.llen(name)
+        lengths = await pipe.execute(raise_on_error=False)
+    for number, (name, length) in enumerate(zip(lists, lengths, strict=True)):
+        if isinstance(length, RedisError):
+            if is_redis_outage(length):
+                raise length
+            logger.warning("%s is not a list, deleting it: %s", name, length)
+            await redis.delete(name)
+            lengths[number] = 0
+    return dict(zip(PRIORITY_STEPS, lengths, strict=True))
 
 
 def list_name(queue: str, priority: int) -> str:

@@ -7,7 +7,8 @@ def log(job_id: str) -> str:
 
 
 def fence(job_id: str) -> str:
-    """Hash: `attempt` is the one that may write to the log, `seq` is that of the log's last event."""
+    """Hash: `attempt` is the one that may write to the log, `seq` is that of the log's last event, and `generated` is
+    the last attempt that wrote a token."""
     return f"hr:fence:{job_id}"
 
 
@@ -24,3 +25,8 @@ def api_channel(api_id: str) -> str:
 def worker_channel(worker_id: str) -> str:
     """Channel: ids of jobs that this worker must cancel."""
     return f"hr:worker:{worker_id}"
+
+
+def write_check() -> str:
+    """String: written by readiness checks, which a server that cannot write must fail."""
+    return "hr:write-check"

@@ -8,12 +8,13 @@ declare share one label (`Metrics.model_label`), so that clients cannot create s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from shared.domain.errors import ErrorCode
-from shared.domain.job import TERMINAL, AttemptOutcome, JobState, WorkerState
+from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
 from shared.domain.result import JobResult
 from shared.telemetry.instruments import Aggregation, Definition, Exporter, InstrumentSet, Label
@@ -30,6 +31,29 @@ PRIORITY_LABELS = tuple(dict.fromkeys(_BAND_NAMES.values()))
 MODEL = Label("model", bound="names in models.yaml, and `(other)`")
 PRIORITY = Label("priority", PRIORITY_LABELS)
 
+
+class HttpRejection(StrEnum):
+    """Why the HTTP server rejected a request before the application received it, or closed a connection."""
+
+    MALFORMED = "malformed"
+    TOO_LARGE = "head_too_large"
+    HEADER_TIMEOUT = "header_timeout"
+    BODY_TIMEOUT = "body_timeout"
+    SEND_TIMEOUT = "send_timeout"
+    PIPELINING = "pipelining"
+    CONNECTIONS = "connections"
+
+
+class Quota(StrEnum):
+    """The quotas of a project."""
+
+    QUEUED_JOBS = "queued_jobs"
+    URGENT_JOBS = "urgent_jobs"
+    RUNNING_JOBS = "running_jobs"
+    REQUEST_BYTES = "request_bytes"
+    STREAMS = "streams"
+
+
 # With bounds at the latency goals, 200 and 500 ms, and close to them on both sides.
 FIRST_TOKEN_BUCKETS = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300,
@@ -41,6 +65,7 @@ WAIT_BUCKETS = (
 INTER_TOKEN_BUCKETS = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5,
 )  # fmt: skip
+LOOP_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 DURATION_BUCKETS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300, 600, 1800, 7200)
 
 
@@ -74,6 +99,43 @@ class Metrics:
             ),
             FIRST_TOKEN_BUCKETS,
             API,
+        )
+
+        self.ignored_parameters = new.counter(
+            "headrace_ignored_parameters_total",
+            "Requests and batch lines with a parameter that was accepted and ignored, by parameter.",
+            (Label("parameter", bound="known parameters of the APIs, and `(other)`"),),
+            API,
+        )
+        self.http_rejections = new.counter(
+            "headrace_http_rejections_total",
+            "Requests that the HTTP server rejected before the application received them, and connections it closed.",
+            (Label("reason", tuple(reason.value for reason in HttpRejection)),),
+            API,
+        )
+        self.http_connections = new.gauge("headrace_http_connections", "Open client connections.", (), API)
+        self.auth_failures = new.counter(
+            "headrace_auth_failures_total",
+            "Requests rejected with 401, by whether they had no key or an invalid one.",
+            (Label("reason", ("missing", "invalid")),),
+            API,
+        )
+        self.quota_rejections = new.counter(
+            "headrace_quota_rejections_total",
+            "Submits and streams rejected with 429 because a quota of their project was used up.",
+            (Label("reason", tuple(quota.value for quota in Quota)),),
+            API,
+        )
+
+        # The event loop
+
+        self.loop_lag = new.histogram(
+            "headrace_event_loop_lag_seconds",
+            "Delay of timers on the event loop, measured 20 times a second.",
+            (),
+            LOOP_LAG_BUCKETS,
+            API,
+            WORKER,
         )
 
         # Jobs: events
@@ -112,6 +174,13 @@ class Metrics:
             "headrace_hints_resent_total",
             "Messages sent again for queued jobs whose message was lost.",
             (MODEL,),
+            WORKER,
+        )
+        self.malformed_messages = new.counter(
+            "headrace_malformed_messages_total",
+            "Messages in Redis that were dropped because no process of Headrace sends such a message.",
+            (Label("source", ("queue", "control", "cancel", "events", "log")),),
+            API,
             WORKER,
         )
         self.fenced_writes = new.counter(
@@ -382,7 +451,7 @@ class Metrics:
         """Count a job after its row is committed."""
         self.jobs_submitted.labels(self.model_label(model), priority_label(priority)).inc()
 
-    def job_ended(self, job: JobState, result: JobResult) -> None:
+    def job_ended(self, job: JobSummary, result: JobResult) -> None:
         """Count a job's end. Called only by the process that wrote it to the row."""
         model, priority = self.model_label(job.model), priority_label(job.priority)
         self.jobs_finished.labels(model, priority, result.status.value).inc()

@@ -21,7 +21,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from shared.domain.job import JOB_ID_PREFIX, Attempt, AttemptOutcome, Job, JobState, JobStatus
+from shared.domain.job import JOB_ID_PREFIX, Attempt, AttemptOutcome, Job, JobStatus, JobSummary
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 from shared.telemetry.tracing import AttemptTrace, RequestTrace, StreamTrace, Traces
 
@@ -100,14 +100,14 @@ class OtelTraces(Traces):
         self._report_queued(job, earlier, current.started_at)
         return _Attempt(self, job, current)
 
-    def ended_without_worker(self, job: JobState, status: JobStatus, now: datetime) -> None:
+    def ended_without_worker(self, job: JobSummary, status: JobStatus, now: datetime) -> None:
         if job.status is JobStatus.QUEUED:
             self._report_queued(job, list(job.attempts), now, status.value)
         elif job.attempts:
             self._report_lost(job, job.attempts[-1], now)
 
     @contextmanager
-    def streaming(self, job: Job, after: int) -> Iterator[StreamTrace]:
+    def streaming(self, job: JobSummary, after: int) -> Iterator[StreamTrace]:
         links = [_span_context(REQUEST_CONTEXT.get().traceparent)]
         span = self.of_job(
             job, "stream", None, {"headrace.after": after}, links=[Link(link) for link in links if link.is_valid]
@@ -124,7 +124,7 @@ class OtelTraces(Traces):
 
     def of_job(
         self,
-        job: JobState,
+        job: JobSummary,
         name: str,
         start: datetime | None,
         attributes: Mapping[str, Value | None],
@@ -155,7 +155,7 @@ class OtelTraces(Traces):
         finally:
             self._ids.span_id = self._ids.trace_id = None
 
-    def of_attempt(self, job: JobState, attempt: Attempt) -> Span:
+    def of_attempt(self, job: JobSummary, attempt: Attempt) -> Span:
         """Create the span of an attempt. Its id follows from job and attempt: all processes agree on it."""
         return self.of_job(
             job,
@@ -172,12 +172,12 @@ class OtelTraces(Traces):
             name, set_span_in_context(parent, Context()), attributes=dict(attributes), start_time=_ns(start)
         )
 
-    def _report_lost(self, job: JobState, attempt: Attempt, ended_at: datetime) -> None:
+    def _report_lost(self, job: JobSummary, attempt: Attempt, ended_at: datetime) -> None:
         span = self.of_attempt(job, attempt)
         _end(span, ended_at, AttemptOutcome.WORKER_LOST)
 
     def _report_queued(
-        self, job: JobState, earlier: list[Attempt], until: datetime, outcome: str | None = None
+        self, job: JobSummary, earlier: list[Attempt], until: datetime, outcome: str | None = None
     ) -> None:
         """Report the job's time in the queue. `outcome` is its final status if no worker claimed it."""
         since = earlier[-1].ended_at if earlier else job.created_at
@@ -271,11 +271,11 @@ def _ns(moment: datetime | None) -> int | None:
     return ((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
-def _uuid(job: JobState) -> int:
+def _uuid(job: JobSummary) -> int:
     """The UUID in the job's id, which may end with a region."""
     return int(job.id.removeprefix(JOB_ID_PREFIX)[:32], 16)
 
 
-def _attempt_span_id(job: JobState, number: int) -> int:
+def _attempt_span_id(job: JobSummary, number: int) -> int:
     digest = hashlib.sha256(f"{job.id} {job.request_context.traceparent} {number}".encode()).digest()
     return int.from_bytes(digest[:8]) or 1

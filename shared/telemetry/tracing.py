@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
-from shared.domain.job import AttemptOutcome, Job, JobState, JobStatus
+from shared.domain.job import AttemptOutcome, Job, JobStatus, JobSummary
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 
 
@@ -74,11 +74,11 @@ class Traces:
         """A worker has claimed a job. Also reports the time in the queue, and the previous attempt if it was lost."""
         return AttemptTrace()
 
-    def ended_without_worker(self, job: JobState, status: JobStatus, now: datetime) -> None:
+    def ended_without_worker(self, job: JobSummary, status: JobStatus, now: datetime) -> None:
         """A job has ended without a worker; `job` is its state before that."""
 
     @contextmanager
-    def streaming(self, job: Job, after: int) -> Iterator[StreamTrace]:
+    def streaming(self, job: JobSummary, after: int) -> Iterator[StreamTrace]:
         """The span of a reader that follows a job after a cursor."""
         yield StreamTrace()
 

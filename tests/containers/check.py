@@ -35,6 +35,15 @@ PROJECT = "headrace-check"
 PORT, FLOWER_PORT = 18000, 15555
 URL = f"http://127.0.0.1:{PORT}"
 READY_S = 240.0
+PASSWORDS = (
+    "POSTGRES_PASSWORD",
+    "POSTGRES_APP_PASSWORD",
+    "REDIS_PASSWORD",
+    "REDIS_API_PASSWORD",
+    "REDIS_WORKER_PASSWORD",
+    "REDIS_FLOWER_PASSWORD",
+    "FLOWER_PASSWORD",
+)
 # For hosts where crun or the kernel rejects Docker's defaults; harmless elsewhere.
 CONTAINERS_CONF = """\
 [containers]
@@ -100,7 +109,7 @@ class Compose:
             "HEADRACE_PORT": str(PORT),
             "HEADRACE_FLOWER_PORT": str(FLOWER_PORT),
             "HEADRACE_API_KEY": self.key,
-            **{name: secrets.token_hex(16) for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "FLOWER_PASSWORD")},
+            **{name: secrets.token_hex(16) for name in PASSWORDS},
             "GRAFANA_PASSWORD": "not-used",
         }
         self.flower_password = self._environment["FLOWER_PASSWORD"]

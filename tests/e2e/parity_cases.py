@@ -76,7 +76,8 @@ def text(name: str, differs: str = "", why: str = "", only: Form = "", **body: A
 
 # vLLM accepts the request and this project rejects it, or the reverse.
 REJECTED, ACCEPTED = "rejected here", "accepted here"
-UNKNOWN = "an unknown or unsupported parameter is rejected by name; vLLM silently ignores it"
+UNSUPPORTED = "a parameter that changes the answer and is not supported is rejected by name; vLLM silently ignores it"
+EMPTY = "an empty value of an optional parameter means the same as its absence"
 IN_STREAM = "rejected in the stream"
 # Rejected before the stream starts, or with a 4xx status; vLLM starts a stream, or answers 500.
 EARLIER = "rejected earlier here"
@@ -156,14 +157,11 @@ CASES = [
     chat("top_logprobs without logprobs", top_logprobs=2),
     chat("too many top_logprobs", EARLIER, EARLY, only="streamed", logprobs=True, top_logprobs=21),
     chat("an empty stop", stop=[""]),
-    chat("an empty list of tools", tools=[]),
-    chat("a tool_choice without tools", tool_choice="auto"),
     chat("an unknown named tool", tools=[WEATHER], tool_choice={"type": "function", "function": {"name": "x"}}),
     chat("an unknown tool_choice", tools=[WEATHER], tool_choice="maybe"),
     chat("an unknown response_format", response_format={"type": "xml"}),
     chat("response_format json_schema without a schema", response_format={"type": "json_schema"}),
     chat("two structured outputs", structured_outputs={"regex": "a", "choice": ["b"]}),
-    chat("empty structured_outputs", structured_outputs={}),
     chat("an invalid regex", structured_outputs={"regex": "("}),
     chat("an invalid schema", structured_outputs={"json": {"type": "nothing"}}),
     chat("an invalid grammar", EARLIER, "it is a client error; vLLM's server answers 500", only="complete",
@@ -207,8 +205,12 @@ CASES = [
     text("too many logprobs", EARLIER, EARLY, only="streamed", logprobs=21),
     text("a suffix", suffix="!"),
     # Intended differences
-    chat("an unknown parameter", REJECTED, UNKNOWN, colour="blue"),
-    text("best_of", REJECTED, UNKNOWN, best_of=3),
+    chat("an unknown parameter", colour="blue"),
+    text("best_of", REJECTED, UNSUPPORTED, best_of=3),
+    chat("an empty list of tools", ACCEPTED, EMPTY, tools=[]),
+    chat("tool_choice auto without tools", ACCEPTED, "there is nothing to choose from, so it has no effect",
+         tool_choice="auto"),
+    chat("empty structured_outputs", ACCEPTED, EMPTY, structured_outputs={}),
     chat("a message without content", REJECTED, "as in OpenAI's API; only an assistant message may have no content",
          messages=[{"role": "user"}]),
     chat("five stop strings", ACCEPTED, "vLLM accepts four, unless VLLM_MAX_STOP_STRINGS is higher, as it is here",

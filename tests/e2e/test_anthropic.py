@@ -265,6 +265,21 @@ async def test_count_tokens_equals_the_usage(client: anthropic.AsyncAnthropic) -
         await client.messages.count_tokens(model="up", messages=HELLO)
 
 
+async def test_tokens_are_counted_with_tools_and_calls(client: anthropic.AsyncAnthropic) -> None:
+    messages: Any = [
+        *HELLO,
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "It asks for a level.", "signature": "s"},
+            {"type": "tool_use", "id": "call_1", "name": "level", "input": {"river": "Mill"}},
+        ]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_1", "content": "2 m"}]},
+    ]  # fmt: skip
+    params: Any = {"model": "sim", "messages": messages, "tools": [TOOL, GATE], "tool_choice": {"type": "auto"}}
+    counted = await client.messages.count_tokens(**params)
+    message = await client.messages.create(max_tokens=1, **params)
+    assert counted.input_tokens == message.usage.input_tokens
+
+
 async def test_a_message_is_a_job(client: anthropic.AsyncAnthropic, http: httpx.AsyncClient) -> None:
     response = await client.messages.with_raw_response.create(
         model="sim", max_tokens=5, messages=HELLO, metadata={"user_id": "miller"}
@@ -366,3 +381,13 @@ async def test_a_message_from_vllm(vllm_stack: Stack) -> None:
         )
         usage = complete.usage
         assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+        # Only the worker renders a message to continue.
+        continued = [*params["messages"], {"role": "assistant", "content": "The capital is"}]
+        by_worker = await client.messages.count_tokens(model="smollm2", messages=continued)
+        usage = (await client.messages.create(model="smollm2", max_tokens=1, messages=continued)).usage
+        assert by_worker.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+        async with vllm_stack.client() as http:
+            page = await http.get("/v1/jobs", params={"limit": 2})
+        assert [job["usage"]["completion_tokens"] > 1 for job in page.json()["data"]] == [False, True], (
+            "the job that counted has been deleted"
+        )

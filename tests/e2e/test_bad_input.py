@@ -15,6 +15,7 @@ import hypothesis.strategies as some
 import pytest
 
 from tests.e2e.test_jobs import submit, wait_for_end
+from tests.e2e.test_projects import key_id
 from tests.support.examples import example_count
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
@@ -141,10 +142,12 @@ async def test_a_model_name_must_be_a_string(sim: httpx.AsyncClient, path: str, 
 
 
 @pytest.mark.parametrize("path", POSTS)
-@pytest.mark.parametrize("name", ["temprature", "best_of", "use_beam_search", "", "\x00", "é", "x" * 3000])
-async def test_an_unknown_parameter_is_rejected_by_name(sim: httpx.AsyncClient, path: str, name: str) -> None:
-    response = await send(sim, path, body_for(path, **{name: 1}))
-    assert_error(response, name, "unknown or not supported", param=name or "''")
+@pytest.mark.parametrize("name", ["best_of", "use_beam_search", "guided_json", "vllm_xargs"])
+async def test_an_unsupported_parameter_that_changes_the_answer_is_rejected_by_name(
+    sim: httpx.AsyncClient, path: str, name: str
+) -> None:
+    response = await send(sim, path, body_for(path, **{name: 3}))
+    assert_error(response, name, "not supported", param=name)
 
 
 @pytest.mark.parametrize(
@@ -153,23 +156,27 @@ async def test_an_unknown_parameter_is_rejected_by_name(sim: httpx.AsyncClient, 
         ({}, "messages", ["messages", "prompt", "exactly one"]),
         ({"prompt": "x", "messages": MESSAGES}, "messages", ["messages", "prompt", "exactly one"]),
         ({"prompt": ""}, "prompt", ["must not be empty"]),
-        ({"prompt": []}, "prompt", ["must not be empty"]),
+        ({"prompt": []}, "messages", ["exactly one"]),
         ({"prompt": 7}, "prompt", ["a string or a list of token ids"]),
         ({"prompt": ["a", "b"]}, "prompt", ["a string or a list of token ids"]),
         ({"prompt": [1, True]}, "prompt", ["a string or a list of token ids"]),
         ({"prompt": "x", "tools": TOOLS}, "tools", ["requires `messages`"]),
         ({"prompt": "x", "logprobs": True}, "logprobs", ["valid integer"]),
         ({"prompt": "x", "logprobs": 21}, "logprobs", ["less than or equal to 20"]),
-        ({"messages": []}, "messages", ["at least 1"]),
+        ({"messages": []}, "messages", ["exactly one"]),
         ({"messages": "hello"}, "messages", ["valid list"]),
         ({"messages": ["hello"]}, "messages[0]", ["must be an object"]),
         ({"messages": [{"role": "user"}]}, "messages[0].content", ["required"]),
-        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content", ["required"]),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", ["required"]),
         ({"messages": [{"content": "x"}]}, "messages[0].role", ["required"]),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", ["'user'", "'assistant'"]),
         ({"messages": [*MESSAGES, {"role": "user", "content": 7}]}, "messages[1].content", ["valid string"]),
-        ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour", ["is unknown"]),
-        ({"prompt": "x", "stream": True}, "stream", ["is unknown"]),
+        (
+            {"messages": [*MESSAGES, {"role": "assistant", "content": "x", "audio": {"id": "a"}}]},
+            "messages[1].audio",
+            ["text only"],
+        ),
+        ({"prompt": "x", "stream": True}, "stream", ["/v1/jobs/ID/stream"]),
     ],
 )
 async def test_a_native_job_requires_exactly_one_valid_input(
@@ -183,9 +190,8 @@ async def test_a_native_job_requires_exactly_one_valid_input(
     [
         ({"messages": None}, "messages", ["required"]),
         ({"messages": []}, "messages", ["at least 1"]),
-        ({"prompt": "x"}, "prompt", ["is unknown"]),
+        ({"prompt": "x"}, "prompt", ["takes messages"]),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", ["'user'"]),
-        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content", ["valid string"]),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", ["valid string"]),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}]},
@@ -201,8 +207,7 @@ async def test_a_native_job_requires_exactly_one_valid_input(
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content", ["part 0"]),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "messages[0].content", ["part 0"]),
         ({"stream_options": {"include_usage": True}}, "stream_options", ["stream=true"]),
-        ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour", ["is unknown"]),
-        ({"stream": True, "stream_options": []}, "stream_options", ["must be an object"]),
+        ({"stream": True, "stream_options": [1]}, "stream_options", ["must be an object"]),
         ({"stream": "yes"}, "stream", ["valid boolean"]),
         ({"max_completion_tokens": 0}, "max_completion_tokens", ["greater than or equal to 1"]),
         ({"max_completion_tokens": "many"}, "max_completion_tokens", ["valid integer"]),
@@ -210,10 +215,9 @@ async def test_a_native_job_requires_exactly_one_valid_input(
         ({"logprobs": 1}, "logprobs", ["valid boolean"]),
         ({"top_logprobs": 2}, "top_logprobs", ["requires logprobs"]),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", ["less than or equal to 20"]),
-        ({"tools": []}, "tools", ["at least 1"]),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", ["'function'"]),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", ["required"]),
-        ({"tool_choice": "auto"}, "tool_choice", ["requires tools"]),
+        ({"tool_choice": "required"}, "tool_choice", ["requires tools"]),
         ({"tools": TOOLS, "tool_choice": "maybe"}, "tool_choice", ["auto", "required"]),
         ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice", ["auto", "required"]),
         (
@@ -229,10 +233,12 @@ async def test_a_native_job_requires_exactly_one_valid_input(
             ["required"],
         ),
         ({"response_format": {"type": "structural_tag"}}, "response_format.format", ["structures"]),
-        ({"structured_outputs": {}}, "structured_outputs", ["exactly one of json, regex"]),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs", ["exactly one of json, regex"]),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", ["exactly one of"]),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", ["JSON Schema"]),
-        ({"structured_outputs": {"whitespace_pattern": "x"}}, "structured_outputs.whitespace_pattern", ["is unknown"]),
+        ({"functions": [{"name": "f"}]}, "functions", ["use tools"]),
+        ({"modalities": ["text", "audio"]}, "modalities", ["text only"]),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search_options", ["search the web"]),
         (
             {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
             "response_format",
@@ -241,7 +247,7 @@ async def test_a_native_job_requires_exactly_one_valid_input(
         ({"continue_final_message": True}, "continue_final_message", ["add_generation_prompt"]),
         ({"reasoning_effort": "some"}, "reasoning_effort", ["'high'"]),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", ["template"]),
-        ({"chat_template": "x"}, "chat_template", ["is unknown"]),
+        ({"chat_template": "x"}, "chat_template", ["own template"]),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", ["stream=true"]),
     ],
 )
@@ -266,11 +272,11 @@ async def test_chat_requests_are_validated(
         ({"max_tokens": 0}, "max_tokens", ["at least 1", "`echo`"]),
         ({"logprobs": True}, "logprobs", ["valid integer"]),
         ({"logprobs": 21}, "logprobs", ["less than or equal to 20"]),
-        ({"top_logprobs": 1}, "top_logprobs", ["is unknown"]),
-        ({"tools": []}, "tools", ["is unknown"]),
-        ({"suffix": "x"}, "suffix", ["is unknown"]),
+        ({"top_logprobs": 1}, "top_logprobs", ["as logprobs"]),
+        ({"tools": TOOLS}, "tools", ["/v1/chat/completions"]),
+        ({"suffix": "x"}, "suffix", ["not supported"]),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", ["stream=true"]),
-        ({"messages": MESSAGES}, "messages", ["is unknown"]),
+        ({"messages": MESSAGES}, "messages", ["takes prompt"]),
         ({"max_tokens": None, "min_tokens": 17}, "min_tokens", ["at most max_tokens=16"]),
         ({"stream_options": {"include_usage": True}}, "stream_options", ["stream=true"]),
     ],
@@ -650,7 +656,7 @@ async def test_every_route_requires_a_valid_key(
 
 async def test_a_revoked_key_is_rejected(sim_stack: Stack) -> None:
     key = sim_stack.command("api.keys", "create", "revoked").stdout.strip()
-    sim_stack.command("api.keys", "revoke", "_".join(key.split("_")[:2]))
+    sim_stack.command("api.keys", "revoke", key_id(sim_stack, key))
     async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
         assert_error(await client.get("/v1/models"), "not valid", status=401, code="invalid_api_key")
 
@@ -660,7 +666,7 @@ async def test_a_cached_key_is_rejected_soon_after_it_is_revoked(sim_stack: Stac
     key = sim_stack.command("api.keys", "create", "used").stdout.strip()
     async with sim_stack.client(headers={"Authorization": f"Bearer {key}"}) as client:
         assert (await client.get("/v1/models")).status_code == 200
-        sim_stack.command("api.keys", "revoke", "_".join(key.split("_")[:2]))
+        sim_stack.command("api.keys", "revoke", key_id(sim_stack, key))
 
         async def answers_401() -> bool:
             return (await client.get("/v1/models")).status_code == 401

@@ -21,10 +21,7 @@ def flower(sim_stack: Stack) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     process = sim_stack.start(
         "flower",
-        "celery",
-        "-A",
-        "workers.app",
-        "flower",
+        "workers.flower",
         f"--port={port}",
         "--address=127.0.0.1",
         FLOWER_UNAUTHENTICATED_API="true",
@@ -120,3 +117,20 @@ async def test_terminate_cancels_the_job(flower: str, sim: httpx.AsyncClient) ->
     done = await wait_for_end(sim, job["id"])
     assert done["status"] == "cancelled"
     assert 0 < done["usage"]["completion_tokens"] < 4000
+
+
+async def test_only_expected_hosts_are_answered(flower: str) -> None:
+    """Other names may belong to a web page that wants to read Flower in a visitor's browser."""
+    async with httpx.AsyncClient(timeout=10) as client:
+        for host, status in (
+            ("localhost:5555", 200),
+            ("[::1]:5555", 200),
+            ("LOCALHOST", 200),
+            ("attacker.example", 421),
+            ("localhost.attacker.example:5555", 421),
+            ("10.0.0.1:5555", 421),
+            ("", 421),
+        ):
+            response = await client.get(f"{flower}/api/workers", headers={"Host": host})
+            assert response.status_code == status, host
+        assert (await client.get(f"{flower}/healthcheck", headers={"Host": "10.0.0.1:5555"})).status_code == 200

@@ -109,11 +109,16 @@ class Stack:
         self.start(name, "api", HEADRACE_PORT=port)
         eventually_sync(lambda: _answers(url), f"{name} responds again", within_s=60)
 
-    def start_worker(self, model: str, *, within_s: float = 120, **settings: str) -> str:
-        """Start a worker and wait until it is ready. Returns the name of its process."""
+    def start_worker(
+        self, model: str, *, program: Sequence[str] = ("workers",), within_s: float = 120, **settings: str
+    ) -> str:
+        """Start a worker and wait until it is ready. Returns the name of its process.
+
+        `program`: the arguments of `python -m` before the model, for a module that changes the worker before it runs.
+        """
         self._count += 1
         name = f"worker-{self._count}"
-        process = self.start(name, "workers", model, **settings)
+        process = self.start(name, *program, model, **settings)
         self._models[name] = model
         log = self.folder / f"{name}.log"
 

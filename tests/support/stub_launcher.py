@@ -37,7 +37,7 @@ class StubParts(Parts):
     def workers(self) -> list[Child]:
         return [self._child("worker-sim-1", ["-c", _WORKER])]
 
-    def flower(self, password: str | None) -> Child:
+    def flower(self, password: str) -> Child:
         return self._child("flower", ["-c", _SERVER, str(self.settings.flower_port)])
 
 

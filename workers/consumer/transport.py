@@ -1,4 +1,7 @@
-"""Celery's Redis transport with two changes: it survives lost connections, and fetches batch messages on demand.
+"""Celery's Redis transport with four changes: failovers, lost connections, malformed messages, batch messages.
+
+Every error that Redis replies is a lost connection. kombu takes most for faults of a command, and Celery ends the
+worker with its engine; but a server returns them whenever it becomes a replica or cannot write.
 
 If a connection breaks while messages are reserved, kombu 5.7 continues to use a channel that is detached from its
 connection: it closes it again and requeues its messages, or acknowledges one of them. Both raise an AttributeError
@@ -7,6 +10,8 @@ may be lost by that: they are hints, and their jobs are found by their rows.
 
 A consumer that has lost its connection reconnects every second; Celery's own delay grows up to 30 s.
 
+Messages pass a filter before Celery handles them (`workers.consumer.message_filter`).
+
 Batch messages are fetched only while there are free slots for batch jobs (`batch_room`), so that a worker full of batch
 jobs still accepts others. kombu waits for messages with a BRPOP on the lists of all priorities; without free slots, the
 list of batch messages is left out. Slots that become free during such a BRPOP are filled by polling that list.
@@ -14,26 +19,38 @@ list of batch messages is left out. Slots that become free during such a BRPOP a
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
+from queue import Empty
 from typing import Any
 
 from celery import Celery
+from celery.worker.consumer import Consumer
 from kombu.connection import Connection as KombuConnection
+from kombu.exceptions import InconsistencyError
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.json import loads
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLost
+from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.redis.job_queue import list_name
+from workers.consumer.message_filter import MAX_COMMAND_BYTES, MessageFilter
+
+logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 
 
 class Channel(redis.Channel):
-    """A channel that raises a connection error if it is detached, and fetches batch messages only into free slots."""
+    """A channel that raises a connection error if it is detached, filters messages, and fetches batch messages late."""
 
-    from_transport_options = (*redis.Channel.from_transport_options, "batch_room")  # type: ignore[assignment]
+    from_transport_options = (*redis.Channel.from_transport_options, "batch_room", "message_filter")  # type: ignore[assignment]
     batch_room: Callable[[], int] | None = None
+    message_filter: MessageFilter | None = None
     # Whether the BRPOP in progress includes the list of batch messages.
     _awaits_batch = False
 
@@ -44,10 +61,18 @@ class Channel(redis.Channel):
         with self.conn_or_acquire() as client:
             for queue in self.active_queues:
                 while self.batch_room() > 0 and self.qos.can_consume():
-                    message = client.rpop(list_name(queue, BATCH_PRIORITY))
-                    if message is None:
+                    raw = client.rpop(list_name(queue, BATCH_PRIORITY))
+                    if raw is None:
                         break
-                    self.connection._deliver(loads(message.decode()), queue)  # type: ignore[no-untyped-call]
+                    self._deliver_raw(raw, queue)
+
+    def close(self) -> None:
+        try:
+            super().close()  # type: ignore[no-untyped-call]  # kombu has few types
+        finally:
+            if not self.closed:  # Redis has refused a command: the sockets must not stay open
+                self._disconnect_pools()  # type: ignore[no-untyped-call]  # as above
+                self._close_clients()  # type: ignore[no-untyped-call]  # as above
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         steps = self.priority_steps
@@ -55,9 +80,63 @@ class Channel(redis.Channel):
         if not self._awaits_batch:
             self.priority_steps = [step for step in steps if step != BATCH_PRIORITY]
         try:
-            super()._brpop_start(timeout)  # type: ignore[no-untyped-call]  # kombu has few types
+            super()._brpop_start(timeout)  # type: ignore[no-untyped-call]  # as above
         finally:
             self.priority_steps = steps
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """As in kombu, except that what it reads passes the filter."""
+        client: Any = self.client
+        try:
+            try:
+                reply = client.parse_response(client.connection, "BRPOP", **options)
+            except self.connection_errors:
+                client.connection.disconnect()
+                raise
+            if not reply:
+                raise Empty
+            key, raw = reply
+            queue = key.decode().rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            return self._deliver_raw(raw, queue)
+        finally:
+            self._in_poll = False
+            self._flush_brpop_reauth()  # type: ignore[no-untyped-call]  # as above
+
+    def _deliver_raw(self, raw: bytes, queue: str) -> bool:
+        """Deliver a message of a queue, unless the filter drops it."""
+        accept = self.message_filter
+        message = loads(raw.decode()) if accept is None else accept.from_queue(raw, queue)  # type: ignore[no-untyped-call]
+        if message is not None:
+            self.connection._deliver(message, queue)
+        return True
+
+    def _receive_one(self, client: Any) -> Any:
+        """As in kombu, except that no message, whatever is wrong with it, raises an error."""
+        if self.message_filter is None:
+            return super()._receive_one(client)  # type: ignore[no-untyped-call]  # as above
+        try:
+            return super()._receive_one(client)  # type: ignore[no-untyped-call]  # as above
+        except Empty:
+            self.message_filter.drop("control", "not JSON")
+        except (RedisError, OSError, InconsistencyError):
+            raise
+        except Exception as error:
+            self.message_filter.drop("control", type(error).__name__)
+        return None
+
+    def _handle_message(self, client: Any, response: Any) -> Any:
+        payload = super()._handle_message(client, response)  # type: ignore[no-untyped-call]  # as above
+        data = payload["data"]
+        if self.message_filter is not None and isinstance(data, bytes) and len(data) > MAX_COMMAND_BYTES:
+            self.message_filter.drop("control", f"{len(data)} bytes")
+            payload["data"] = None  # kombu ignores it
+        return payload
+
+    def _deliver_fanout_message(self, message: Any, exchange: str) -> Any:
+        if self.message_filter is not None and not self.message_filter.accepts_command(message):
+            return None
+        return super()._deliver_fanout_message(message, exchange)  # type: ignore[no-untyped-call]  # as above
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection is None or self.connection.client is None:
@@ -69,6 +148,27 @@ class Transport(redis.Transport):
     """A transport with such channels."""
 
     Channel = Channel
+    connection_errors = (*redis.Transport.connection_errors, RedisError)
+
+
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The same on a server that sentinels name."""
+
+    from_transport_options = (*redis.SentinelChannel.from_transport_options, "batch_room", "message_filter")  # type: ignore[assignment]
+
+    sentinel_kwargs: Any = None
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        # Without retries: another sentinel is asked instead.
+        self.sentinel_kwargs = {**self.sentinel_kwargs, "retry": Retry(NoBackoff(), 0)}
+        return super()._sentinel_managed_pool(asynchronous)  # type: ignore[no-untyped-call]  # as above
+
+
+class SentinelTransport(Transport):
+    """A transport with those channels."""
+
+    default_port = 26379  # type: ignore[assignment]
+    Channel = SentinelChannel
 
 
 class Connection(KombuConnection):
@@ -79,8 +179,31 @@ class Connection(KombuConnection):
         return super().ensure_connection(*args, **intervals | options)  # type: ignore[no-untyped-call]  # as above
 
 
-def use_transport(app: Celery, batch_room: Callable[[], int]) -> None:
-    """Use these connections in an application, and this transport for redis:// and rediss:// in this process."""
+class PacedConsumer(Consumer):  # type: ignore[misc]
+    """Celery's consumer, with pauses between restarts.
+
+    A server that cannot write accepts connections and refuses the first command on them.
+    """
+
+    _restarted = float("-inf")
+
+    def on_connection_error_after_connected(self, error: BaseException) -> None:
+        super().on_connection_error_after_connected(error)
+        logger.warning("Redis: %s", error)  # Celery logs only the kind of error
+        pause_s = self._restarted + RETRY_S - time.monotonic()
+        if pause_s > 0:
+            time.sleep(pause_s)
+        self._restarted = time.monotonic()
+
+
+def use_transport(app: Celery, batch_room: Callable[[], int], message_filter: MessageFilter) -> None:
+    """Use these connections in an application, and these transports for all Redis URLs of this process."""
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:{Transport.__name__}"))
+    TRANSPORT_ALIASES["sentinel"] = f"{__name__}:{SentinelTransport.__name__}"
     app.amqp.Connection = Connection
-    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "batch_room": batch_room}
+    app.conf.broker_transport_options = {
+        **app.conf.broker_transport_options,
+        "batch_room": batch_room,
+        "message_filter": message_filter,
+    }
+    app.conf.worker_consumer = PacedConsumer

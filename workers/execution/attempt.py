@@ -17,7 +17,8 @@ from shared.domain.events import Delta, EventType, seq_before
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, build_result, exhausted
-from shared.domain.transcript import Transcript, tokens_by_attempt
+from shared.domain.suspects import Verdict, kills_late
+from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
 from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
@@ -52,6 +53,15 @@ _REQUEUE_OUTCOMES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class JobAtDeath:
+    """A job that an engine ran when it died; see `shared.domain.suspects.Casualty`."""
+
+    job_id: str
+    suspect: bool
+    exposures: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptContext:
     """What the attempts of one worker share.
@@ -75,13 +85,26 @@ class AttemptContext:
 class JobAttempt:
     """One attempt of a job that this worker has claimed."""
 
-    def __init__(self, job: Job, context: AttemptContext) -> None:
+    def __init__(
+        self,
+        job: Job,
+        context: AttemptContext,
+        judge: Callable[[JobAttempt], Verdict],
+        on_cleared: Callable[[], None],
+    ) -> None:
+        """`judge` decides what the death of the engine means for the job; `on_cleared` is called once it is no suspect
+        any more."""
         self.job = job
         # On the monotonic clock, as is `_submitted_at`, when the engine received the request.
         self.claimed_at = time.monotonic()
         self.interrupt_reason: InterruptReason | None = None
         self._submitted_at = 0.0
         self._context = context
+        self._judge = judge
+        self._on_cleared = on_cleared
+        self._suspect = job.suspect
+        self._clearing: asyncio.Task[None] | None = None
+        self._generated = False
         self._log = LogBuffer(job.id, job.attempt, context.metrics, job.model, counted=job.request.token_counts)
         self._transcript = Transcript(job.request.sampling.n)
         self._trace = AttemptTrace()
@@ -98,6 +121,33 @@ class JobAttempt:
     def active(self) -> bool:
         """Whether it generates or is about to: it has not been stopped, and the engine has not finished."""
         return self.interrupt_reason is None and not (self._generation is not None and self._generation.done())
+
+    @property
+    def in_engine(self) -> bool:
+        """Whether the engine has its request, or had it when it died."""
+        if self._generation is None or not self._submitted_at:
+            return False
+        return not self._generation.done() or self._died
+
+    @property
+    def silent(self) -> bool:
+        """Whether this attempt has not generated a token."""
+        return not self._generated
+
+    @property
+    def casualty(self) -> JobAtDeath:
+        """The job, for the judgement of a death of its engine."""
+        return JobAtDeath(self.job.id, self._suspect, self.job.exposures)
+
+    @property
+    def _died(self) -> bool:
+        """Whether the generation has ended with the death of the engine."""
+        generation, engine = self._generation, self._context.engine
+        if generation is None or not generation.done():
+            return False
+        if generation.cancelled():
+            return self.interrupt_reason is InterruptReason.REQUEUED and engine.dead
+        return isinstance(generation.exception(), EngineDead)
 
     async def run(self) -> JobStatus | None:
         """Run the attempt. Returns the job's final status; None if it was requeued or the claim was lost."""
@@ -128,10 +178,10 @@ class JobAttempt:
             except Fenced:
                 return False
             log.resume_after(events, events[-1].seq if events else seq_before(job.attempt))
-            self._transcript = Transcript.of(events, job.request.sampling.n)
+            self._transcript = await Transcript.of(events, job.request.sampling.n)
             self._prior_tokens = self._transcript.tokens
-            self._earlier_tokens = tokens_by_attempt(events)
-            has_output = bool(self._transcript.deltas) or not events  # a lost log may have had output
+            self._earlier_tokens = self._transcript.tokens_by_attempt
+            has_output = not self._transcript.empty or not events  # a lost log may have had output
             if has_output and not (events and self._context.engine.resume_mode(job.request)):
                 self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
@@ -169,9 +219,11 @@ class JobAttempt:
 
     async def _publish_output(self) -> None:
         job = self.job
-        prior = list(self._transcript.deltas)
-        if prior and all(choice.finish_reason for choice in self._transcript.choices()):
+        prior = self._transcript.deltas()
+        if prior and all(self._transcript.finish_reasons):
             return  # an earlier attempt ended after its last token, before it wrote the row
+        if self._context.engine.dead:
+            raise EngineDead
         self._submitted_at = time.monotonic()
         self._metrics.submitted(self._submitted_at - self.claimed_at)
         self._trace.generation_started(self._database_now(), self._prior_tokens)
@@ -200,21 +252,40 @@ class JobAttempt:
                 time.monotonic() - self._submitted_at, self._first_token_at if is_first_of_job else None
             )
             self._trace.first_token(self._first_token_at, self._prompt.prompt_tokens, self._prompt.cached_tokens)
+        if delta.tokens and not self._generated:
+            self._generated = True
+            # The first token of a job that may kill late does not clear it.
+            if self._suspect and not kills_late(self.job.exposures, self._context.max_attempts):
+                self._clearing = asyncio.create_task(self._clear(), name=f"clear-{self.job.id}")
         self._transcript.add(delta)
         self._log.delta(delta)
         self._context.log_writer.schedule(self._log)
 
+    async def _clear(self) -> None:
+        """Record that the job is not a suspect any more."""
+        await self._retry(lambda: self._context.store.clear_suspect(self.job.id, self.job.attempt), "row")
+        self._suspect = False
+        self._on_cleared()
+
     async def _finish(self) -> JobStatus | None:
         """End or requeue the job, depending on how the generation ended."""
         assert self._generation is None or self._generation.done()
+        death = self._judge(self) if self._died and self._submitted_at else None
+        if self._clearing is not None:
+            await self._clearing
         cancelled = self._generation is None or self._generation.cancelled()
         error = None if self._generation is None or cancelled else self._generation.exception()
-        if isinstance(error, EngineDead):
-            logger.error("job=%s the engine died while it ran the job", self.job.id)
+        if death is not None:
+            logger.error(
+                "job=%s the engine died while it ran the job%s", self.job.id, "" if death.charged else " and others"
+            )
             self._context.on_engine_death()
-            if self.job.deaths + 1 >= self._context.max_attempts:
+            if death.charged and self.job.deaths + 1 >= self._context.max_attempts:
                 return await self._end(JobStatus.FAILED, exhausted(self._context.max_attempts))
-            return await self._requeue(AttemptOutcome.ENGINE_LOST, died=True)
+            return await self._requeue(AttemptOutcome.ENGINE_LOST, death)
+        if isinstance(error, EngineDead):  # it had died before it received the request
+            self._context.on_engine_death()
+            return await self._requeue(AttemptOutcome.HANDED_BACK)
         if self.interrupt_reason is InterruptReason.CLAIM_LOST:
             return None
         requeue_outcome = _REQUEUE_OUTCOMES.get(self.interrupt_reason) if self.interrupt_reason is not None else None
@@ -230,13 +301,13 @@ class JobAttempt:
         if error is not None:
             logger.error("job=%s failed unexpectedly", self.job.id, exc_info=error)
             return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, f"{type(error).__name__}: {error}")
-        choices = self._transcript.choices()
-        if not all(choice.finish_reason for choice in choices):
+        reasons = self._transcript.finish_reasons
+        if not all(reasons):
             if self.interrupt_reason is None:
                 return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, "The engine ended the request too early.")
             is_late = self.interrupt_reason is InterruptReason.DEADLINE_EXCEEDED
             return JobStatus.CANCELLED, LATE if is_late else CANCELLED
-        if any(choice.finish_reason == "length" for choice in choices):
+        if "length" in reasons:
             return JobStatus.INCOMPLETE, None
         return JobStatus.COMPLETED, None
 
@@ -245,7 +316,7 @@ class JobAttempt:
         job, context, usage = self.job, self._context, self._usage()
         outcome = AttemptOutcome(status.value)
         self._log.seal()
-        result, last = build_result(
+        result, last = await build_result(
             job,
             self._log.events,
             self._log.seq + 1,
@@ -276,7 +347,7 @@ class JobAttempt:
         )  # fmt: skip
         return status
 
-    async def _requeue(self, outcome: AttemptOutcome, *, died: bool = False) -> JobStatus | None:
+    async def _requeue(self, outcome: AttemptOutcome, death: Verdict | None = None) -> JobStatus | None:
         """Return the job to the queue with its output so far; a job that is being cancelled ends instead."""
         job, context = self.job, self._context
         self._log.seal()
@@ -287,7 +358,7 @@ class JobAttempt:
                 job.attempt,
                 tokens=self._tokens,
                 outcome=outcome,
-                died=died,
+                death=death,
                 first_token_at=self._first_token_at,
             ),
             "row",

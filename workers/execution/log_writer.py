@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.domain.events import Delta, Event, EventType, delta_event, event
+from redis.exceptions import ResponseError
+
+from shared.domain.events import Delta, Event, EventType, delta_event, event, merge_deltas
 from shared.postgres.claim_store import Claim
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
 from shared.runtime.aio import wait_for_event
@@ -43,7 +45,7 @@ class LogBuffer:
     # Whether the next events are written without delay: the start, the first text or the end.
     urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
-    _pending: dict[int, Delta] = field(default_factory=dict)
+    _pending: dict[int, list[Delta]] = field(default_factory=dict)
     _token_metrics: TokenMetrics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,7 +54,10 @@ class LogBuffer:
     def delta(self, delta: Delta) -> None:
         """Add a delta; it is merged with the choice's other deltas since the last flush."""
         pending = self._pending.get(delta.index)
-        self._pending[delta.index] = pending.merged(delta) if pending else delta
+        if pending is None:
+            self._pending[delta.index] = [delta]
+        else:
+            pending.append(delta)
 
     def event(self, kind: EventType, payload: dict[str, Any]) -> None:
         """Add an event of another type, after all pending deltas."""
@@ -67,7 +72,8 @@ class LogBuffer:
         the next attempt can resume after its last token.
         """
         now = time.monotonic()
-        for index, delta in list(self._pending.items()):
+        for index, deltas in list(self._pending.items()):
+            delta = merge_deltas(deltas)
             if delta.visible:
                 self.seq += 1
                 self._token_metrics.record(index, delta.tokens, now)
@@ -164,7 +170,12 @@ class LogWriter:
             if self._dirty:
                 self._wake.set()
             try:
-                await self._flush(batch)
+                try:
+                    await self._flush(batch)
+                except ResponseError as error:
+                    if is_outage(error):
+                        raise
+                    await self._flush_one_by_one(batch)
                 delay = RETRY_S[0]
             except Exception as error:
                 if not is_outage(error):
@@ -203,6 +214,23 @@ class LogWriter:
                 log.mark_written(sent.events)
         if unverified:
             await self._rewrite(unverified)
+
+    async def _flush_one_by_one(self, batch: list[LogBuffer]) -> None:
+        """Write logs separately because Redis rejected them: a key of one is not what Headrace has written to it.
+
+        That log is deleted and written again, as if Redis had lost it.
+        """
+        for log in batch:
+            try:
+                await self._flush([log])
+            except ResponseError as error:
+                if is_outage(error):
+                    raise
+                log.metrics.malformed_messages.labels("log").inc()
+                logger.warning("job=%s Redis rejected its events, writing its log again: %s", log.job_id, error)
+                await self._logs.delete(log.job_id)
+                log.written = 0
+                self.schedule(log)
 
     async def _rewrite(self, logs: list[LogBuffer]) -> None:
         """Write whole logs that Redis has lost. Their fences are lost too, so the rows decide about the ownership."""

@@ -6,17 +6,28 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 from shared.domain.job import Job, JobStatus
 from shared.domain.priorities import is_batch
+from shared.domain.suspects import Verdict, judge
 from shared.postgres.claim_store import Claim
 from shared.runtime.aio import cancel_and_wait
 from shared.runtime.outages import is_outage
 from workers.execution.attempt import RETRY_S, AttemptContext, InterruptReason, JobAttempt
+from workers.execution.isolation import Isolation
 from workers.execution.slots import SlotPool
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# How long running jobs have to end by themselves before they are set aside for a suspect, and how long a suspect of a
+# batch waits until no urgent job runs.
+PATIENCE_S = 1.0
+BATCH_PATIENCE_S = 30.0
+# A suspect that has no token by then continues beside others. It remains the first to blame for a death.
+ALONE_S = 60.0
 
 
 class Runner:
@@ -35,6 +46,11 @@ class Runner:
         self._idle = asyncio.Event()
         self._idle.set()
         self._grace_over = asyncio.Event()
+        # Jobs that were set aside can resume at no cost only if they yield to others at all.
+        self._isolates = slot_pool.yields
+        self._isolation = Isolation()
+        self._claiming = 0
+        self._verdicts: dict[JobAttempt, Verdict] = {}
 
     @property
     def running(self) -> int:
@@ -51,12 +67,18 @@ class Runner:
         if self._paused:
             return None
         with self._counted():
-            job = await self._claim(job_id)
-            if job is None:
+            if not await self._isolation.open():
                 return None
-            with self._registered(JobAttempt(job, self._context)) as attempt:
-                self._preempt_batch_jobs()
-                return await attempt.run()
+            job = await self._claim(job_id)
+            if job is not None:
+                with self._registered(self._attempt(job)) as attempt:
+                    self._preempt_batch_jobs()
+                    return await attempt.run()
+            if self._isolates:
+                priority = await self._retry(lambda: self._context.store.suspect_priority(job_id), job_id)
+                if priority is not None:
+                    return await self._run_alone(job_id, is_batch(priority))
+            return None
 
     def stop(self, job_id: str, reason: InterruptReason, attempt: int | None = None) -> None:
         """Stop a job, or that attempt of it, if it runs here."""
@@ -67,10 +89,12 @@ class Runner:
     def pause(self) -> None:
         """Accept no messages; running jobs continue."""
         self._paused = True
+        self._isolation.stop()
 
     def resume(self) -> None:
         """Accept messages again."""
         self._paused = False
+        self._isolation.resume()
 
     async def drain(self, grace_s: float) -> None:
         """Accept no messages, let running jobs finish for `grace_s` seconds, then requeue the rest."""
@@ -118,25 +142,94 @@ class Runner:
             if not self._messages:
                 self._idle.set()
 
-    async def _claim(self, job_id: str) -> Job | None:
+    async def _run_alone(self, job_id: str, batch: bool) -> JobStatus | None:
+        """Run a suspect: alone until it has a token, at most `ALONE_S`, then beside others."""
+        isolation, turn = self._isolation, object()
+        if batch:
+            await isolation.until(lambda: not self._urgent_running, BATCH_PATIENCE_S)
+        if not await isolation.take_turn(turn, self._is_empty):
+            return None
+        try:
+            # A duplicate of this message may have had its turn before.
+            if await self._retry(lambda: self._context.store.suspect_priority(job_id), job_id) is None:
+                return None
+            if not await self._empty():
+                return None
+            job = await self._claim(job_id, suspects=True)
+            if job is None:
+                return None
+            logger.warning("job=%s runs alone: a worker or engine died while it had no token", job_id)
+            with self._registered(self._attempt(job, on_cleared=lambda: isolation.end_turn(turn))) as attempt:
+                limit = asyncio.get_running_loop().call_later(ALONE_S, isolation.end_turn, turn)
+                try:
+                    return await attempt.run()
+                finally:
+                    limit.cancel()
+        finally:
+            isolation.end_turn(turn)
+
+    async def _empty(self) -> bool:
+        """Wait until no job runs; set aside those that do not end soon. Returns False if paused meanwhile."""
+        patience_s = PATIENCE_S if self._isolation.turns == 1 else 0
+        if not await self._isolation.until(self._is_empty, patience_s) and not self._paused:
+            for attempt in list(self._attempts.values()):
+                logger.info("job=%s set aside for a suspect", attempt.job.id)
+                attempt.stop(InterruptReason.PREEMPTED)
+        return await self._isolation.until(self._is_empty)
+
+    def _is_empty(self) -> bool:
+        return not self._attempts and not self._claiming
+
+    @property
+    def _urgent_running(self) -> bool:
+        return any(not is_batch(attempt.job.priority) for attempt in self._attempts.values())
+
+    def _attempt(self, job: Job, on_cleared: Callable[[], None] = lambda: None) -> JobAttempt:
+        return JobAttempt(job, self._context, self._judge, on_cleared)
+
+    def _judge(self, attempt: JobAttempt) -> Verdict:
+        """What the death of the engine means for a job. The first attempt that reports a death decides for all."""
+        if attempt not in self._verdicts:
+            ran = {one.casualty.job_id: one for one in self._attempts.values() if one.in_engine or one is attempt}
+            judged = judge(
+                [one.casualty for one in ran.values()],
+                [one.job.id for one in ran.values() if one.silent],
+                self._context.max_attempts,
+            )
+            self._verdicts |= {one: judged[job_id] for job_id, one in ran.items() if one not in self._verdicts}
+        return self._verdicts[attempt]
+
+    async def _claim(self, job_id: str, *, suspects: bool = False) -> Job | None:
         """Claim a job. Returns None if it is not queued any more, or if the runner is paused.
+
+        Without `suspects`, a suspect is claimed only if this engine does not isolate them.
+        """
+        self._claiming += 1
+        try:
+            claim = self._context.store.claim
+            job = await self._retry(lambda: claim(job_id, suspects=suspects or not self._isolates), job_id)
+        finally:
+            self._claiming -= 1
+            self._isolation.changed()
+        if job is not None:
+            self.last_claimed[job.priority] = job.id
+        return job
+
+    async def _retry(self, call: Callable[[], Awaitable[T | None]], job_id: str) -> T | None:
+        """Await `call` until the database is available. Returns None if the runner is paused.
 
         A message waits here while the database is unavailable: otherwise a worker would empty its queue.
         """
         delay = RETRY_S[0]
         while not self._paused:
             try:
-                job = await self._context.store.claim(job_id)
+                return await call()
             except Exception as error:
                 if not is_outage(error):
                     raise
                 logger.warning("job=%s claim failed, retrying: %s", job_id, error)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_S[1])
-            else:
-                if job is not None:
-                    self.last_claimed[job.priority] = job.id
-                return job
         return None
 
     @contextlib.contextmanager
@@ -153,6 +246,8 @@ class Runner:
         finally:
             if self._attempts.get(job_id) is attempt:
                 del self._attempts[job_id]
+            self._verdicts.pop(attempt, None)
+            self._isolation.changed()
 
     def _preempt_batch_jobs(self) -> None:
         """Requeue batch jobs if more jobs run than the engine has slots for.

@@ -7,8 +7,10 @@ import logging
 
 from redis.asyncio import Redis
 
+from shared.domain.job import is_job_id
 from shared.redis import keys as redis_keys
 from shared.runtime.outages import is_redis_outage
+from shared.telemetry.metrics import Metrics
 from workers.execution.attempt import InterruptReason
 from workers.execution.runner import Runner
 
@@ -20,7 +22,8 @@ RETRY_S = 1.0
 class CancelListener:
     """Stops jobs as soon as their cancellation is requested. The next heartbeat stops those missed here."""
 
-    def __init__(self, redis: Redis, runner: Runner, worker: str) -> None:
+    def __init__(self, redis: Redis, runner: Runner, worker: str, metrics: Metrics) -> None:
+        self._malformed = metrics.malformed_messages.labels("cancel")
         self._redis = redis
         self._runner = runner
         self._channel = redis_keys.worker_channel(worker)
@@ -34,9 +37,16 @@ class CancelListener:
                     while True:
                         message = await pubsub.get_message(timeout=1)
                         if message is not None:
-                            self._runner.stop(message["data"].decode(), InterruptReason.CANCELLED)
+                            self._cancel(message["data"].decode(errors="replace"))
             except Exception as error:
                 if not is_redis_outage(error):
                     raise
                 logger.warning("cannot listen for cancellations, retrying: %s", error)
                 await asyncio.sleep(RETRY_S)
+
+    def _cancel(self, job_id: str) -> None:
+        if is_job_id(job_id):
+            self._runner.stop(job_id, InterruptReason.CANCELLED)
+        else:
+            self._malformed.inc()
+            logger.warning("a malformed message was dropped: not a job's id source=%s", "cancel")

@@ -1,4 +1,7 @@
-"""The worker's heartbeat: renews one lease for all of its jobs, and reconciles them with its claims in the database."""
+"""The worker's heartbeat: renews one lease for all of its jobs, and reconciles them with its claims in the database.
+
+It runs on the event loop. While the loop is busy, `LeaseKeeper` renews the lease.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +58,13 @@ class Heartbeat:
                 raise
             logger.warning("cannot publish the state %s, retrying: %s", state.value, error)
 
+    def beat(self) -> None:
+        """Rewrite the heartbeat file. May be called from any thread."""
+        self._file.write(self._state)
+
     async def renew(self) -> None:
         """Renew the lease and reconcile the running jobs with the claims, once."""
-        self._file.write(self._state)
+        self.beat()
         before = time.monotonic()
         claims = await self._store.heartbeat(
             self._model,

@@ -13,7 +13,8 @@ from shared.domain.errors import TooLarge
 class BodyLimitMiddleware:
     """ASGI middleware: buffers the body and passes it on as one message, or responds with 413.
 
-    Bodies of POST requests to the `streamed` paths are not buffered; their routes enforce their own limits.
+    Bodies of POST requests to the `streamed` paths are not buffered; their routes enforce their own limits. Bodies of
+    requests that are not authenticated are not read: the routes that need no key have none.
     """
 
     def __init__(self, app: ASGIApp, limit: int, streamed: Collection[str] = ()) -> None:
@@ -22,7 +23,11 @@ class BodyLimitMiddleware:
         self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"] == "POST" and scope["path"] in self._streamed):
+        if (
+            scope["type"] != "http"
+            or "open_request" not in scope.get("state", {})
+            or (scope["method"] == "POST" and scope["path"] in self._streamed)
+        ):
             await self._app(scope, receive, send)
             return
         length = dict(scope["headers"]).get(b"content-length", b"")

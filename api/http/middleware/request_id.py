@@ -1,4 +1,4 @@
-"""Adds request ids to responses."""
+"""Adds request ids, and the names of ignored parameters, to responses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.conventions import Conventions, find_conventions
+from api.http.members import HEADER, header_value
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
 
 
@@ -16,7 +17,7 @@ class RequestIdMiddleware:
     """ASGI middleware: adds `x-request-id` to every response, with the client's value if it sent one.
 
     Once the request's job is committed (`request.state.job_id`), every response, errors included, also carries the
-    job's id, so that the client can look up the job.
+    job's id, so that the client can look up the job. The same holds for ignored parameters (`request.state.ignored`).
     """
 
     def __init__(self, app: ASGIApp, conventions: Sequence[Conventions] = ()) -> None:
@@ -39,8 +40,11 @@ class RequestIdMiddleware:
                 headers["x-request-id"] = request_id
                 if conventions is not None:
                     headers[conventions.request_id_header] = request_id
-                if job_id := scope.get("state", {}).get("job_id"):
+                state = scope.get("state", {})
+                if job_id := state.get("job_id"):
                     headers["x-headrace-job-id"] = job_id
+                if ignored := state.get("ignored"):
+                    headers[HEADER] = header_value(ignored)
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -11,10 +11,14 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.domain.errors import HeadraceError
+from shared.domain.structure_size import StructureBounds
 
 # Allowed model names.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"
 MAX_NAME = 200
+# About 8 MB in a worker and in Redis, and 16 MB in the job's row. The worker's event loop writes such a row in steps of
+# at most 20 ms.
+DEFAULT_LOGPROB_VALUES = 1 << 18
 
 
 class RegistryError(HeadraceError):
@@ -59,6 +63,11 @@ class Spec(BaseModel):
 
     name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
     description: str = ""
+    max_logprob_values: int = Field(
+        DEFAULT_LOGPROB_VALUES,
+        ge=1,
+        description="Most log probabilities in one answer, counted as n x max_tokens x (1 + top_logprobs).",
+    )
 
     @property
     def secret_env(self) -> str | None:
@@ -76,7 +85,17 @@ class Spec(BaseModel):
         return None
 
     @property
+    def structure_bounds(self) -> StructureBounds | None:
+        """Bounds on what the engine compiles; None if it relays structured outputs to another server."""
+        return None
+
+    @property
+    def compiles_all_tools(self) -> bool:
+        """Whether the engine compiles the parameters of tools that the model need not call."""
+        return False
+
+    @property
     def fingerprint(self) -> str:
-        """Identifies how the model is run: a hash of its entry, without the description."""
-        entry = self.model_dump(mode="json", exclude={"description"})
+        """Identifies how the model is run: a hash of its entry, without what does not change its output."""
+        entry = self.model_dump(mode="json", exclude={"description", "max_logprob_values", "structured_outputs"})
         return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]

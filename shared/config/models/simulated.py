@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.config.models.base import PromptTokenizer, Spec, WordTokenizer
+from shared.domain.structure_size import StructureBounds
 
 
 class SimulatedOptions(BaseModel):
@@ -20,6 +21,9 @@ class SimulatedOptions(BaseModel):
     max_model_len: int = Field(8192, ge=2)
     fail_on: str | None = Field(None, description="A request fails if its prompt contains this text.")
     die_on: str | None = Field(None, description="The engine dies, with all its jobs, if a prompt contains this text.")
+    kill_on: str | None = Field(
+        None, description="The worker process is killed by SIGKILL if a prompt contains this text."
+    )
 
 
 class SimulatedModel(Spec):
@@ -28,6 +32,11 @@ class SimulatedModel(Spec):
     engine: Literal["simulated"]
     slots: int = Field(256, ge=1, le=4096)
     options: SimulatedOptions = Field(default_factory=SimulatedOptions)
+    structured_outputs: StructureBounds = Field(default_factory=StructureBounds)
+
+    @property
+    def structure_bounds(self) -> StructureBounds:
+        return self.structured_outputs
 
     @property
     def max_model_len(self) -> int | None:

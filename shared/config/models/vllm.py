@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from shared.config.bundled_model import BUNDLED_PREFIX, bundled_model_path
 from shared.config.models.base import PromptTokenizer, RegistryError, Spec, TokenizerFiles
+from shared.domain.structure_size import StructureBounds
 
 DEFAULT_SLOTS = 64
 
@@ -67,6 +68,15 @@ class VllmModel(Spec):
     model: str = Field(min_length=1, description="A local folder, a hub id, or bundled:NAME.")
     options: Annotated[VllmOptions, AfterValidator(_engine_options)] = Field(default_factory=VllmOptions)
     chat: ChatSettings = Field(default_factory=ChatSettings)
+    structured_outputs: StructureBounds = Field(default_factory=StructureBounds)
+
+    @property
+    def structure_bounds(self) -> StructureBounds:
+        return self.structured_outputs
+
+    @property
+    def compiles_all_tools(self) -> bool:
+        return self.chat.tool_strict_level == "parameter"
 
     @property
     def slots(self) -> int:

@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +11,7 @@ import pytest
 
 from launcher.home import read_environment
 from launcher.linux import start_time
-from launcher.settings import REPOSITORY
-from tests.support.ports import free_port
+from tests.support.launcher import Launcher
 from tests.support.waiting import eventually_sync
 
 
@@ -26,55 +23,6 @@ def can_listen(port: int) -> bool:
         except OSError:
             return False
         return True
-
-
-class Launcher:
-    """A launcher under test, in a home of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.port, self.flower_port = free_port(), free_port()
-        self.output_file = home.with_suffix(".out")
-        self.running: list[subprocess.Popen[bytes]] = []
-
-    def start(self, **environment: str) -> subprocess.Popen[bytes]:
-        clean = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
-        mine = {
-            "ENGINE": "simulated",
-            "HEADRACE_HOME": str(self.home),
-            "HEADRACE_LEASE_S": "0.2",
-            "HEADRACE_PORT": str(self.port),
-            "HEADRACE_FLOWER_PORT": str(self.flower_port),
-        }
-        with self.output_file.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.stub_launcher"],
-                cwd=REPOSITORY,
-                env=clean | mine | environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.running.append(process)
-        return process
-
-    def start_and_wait(self) -> subprocess.Popen[bytes]:
-        process = self.start()
-        eventually_sync(
-            lambda: "Headrace is ready" in self.output or process.poll() is not None, "the banner", within_s=60
-        )
-        assert process.poll() is None, self.output
-        return process
-
-    @property
-    def output(self) -> str:
-        return self.output_file.read_text()
-
-    def pids(self) -> list[int]:
-        """Every process that belongs to it: parts and servers."""
-        pids = [int(line.split()[0]) for line in (self.home / "pids").read_text().splitlines()]
-        servers = (self.home / "postgres" / "postmaster.pid", self.home / "valkey" / "valkey.pid")
-        return pids + [int(file.read_text().split()[0]) for file in servers]
 
 
 @pytest.fixture

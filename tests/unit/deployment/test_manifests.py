@@ -33,6 +33,8 @@ OTHER_VARIABLES = {
     "HEADRACE_API_KEY",  # api/keys/__main__.py
     "HEADRACE_CACHE",  # shared/config/bundled_model.py
     "FLOWER_BASIC_AUTH",  # Flower
+    "HEADRACE_FLOWER_HOSTS",  # workers/flower.py
+    "HEADRACE_ROLE_PASSWORD",  # migrations/__main__.py
     "HF_TOKEN",
     "UPSTREAM_API_KEY",  # models.yaml's api_key_env
 }
@@ -201,6 +203,30 @@ def test_compose_refers_to_existing_settings() -> None:
             assert service["image"].endswith(f":${{HEADRACE_VERSION:-{VERSION}}}")
 
 
+def test_compose_hardens_all_services() -> None:
+    """Also those of others: read-only, without capabilities and new privileges; servers publish no port."""
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service.get("user", "10001").split(":")[0] not in ("0", "root"), name
+    for name in ("postgres", "redis", "migrate", "key", "worker", "worker-gpu", "worker-light"):
+        assert "ports" not in COMPOSE["services"][name], name
+
+
+def test_compose_separates_roles() -> None:
+    """Only migrations use the owner of the tables, and each kind of process has its own user in Redis."""
+    for name, service in COMPOSE["services"].items():
+        variables = service.get("environment", {})
+        if "DATABASE_URL" in variables:
+            role = "headrace" if name == "migrate" else "headrace_app"
+            assert variables["DATABASE_URL"].startswith(f"postgresql://{role}:"), name
+        if "REDIS_URL" in variables:
+            assert variables["REDIS_URL"].startswith(f"redis://{name.partition('-')[0]}:"), name
+        assert "REDIS_PASSWORD" not in variables or name == "redis"
+        assert "POSTGRES_PASSWORD" not in variables or name == "postgres"
+
+
 def test_compose_waits_for_drains() -> None:
     services = COMPOSE["services"]
     for name in ("worker", "worker-gpu", "worker-light"):
@@ -230,7 +256,7 @@ def test_env_is_written_once_with_generated_secrets(tmp_path: Path) -> None:
     assert written.stat().st_mode & 0o077 == 0
     values = dict(line.split("=", 1) for line in written.read_text().splitlines() if "=" in line and line[0] != "#")
     secrets = [value for name, value in values.items() if name.endswith(("PASSWORD", "HEADRACE_API_KEY"))]
-    assert len(set(secrets)) == len(secrets) == 5
+    assert len(set(secrets)) == len(secrets) == 9
     assert all(len(secret) >= 48 and "GENERATED" not in secret for secret in secrets)
     assert re.fullmatch(r"hr_[0-9a-f]{8}_[0-9a-f]{48}", values["HEADRACE_API_KEY"])
     before = written.read_text()

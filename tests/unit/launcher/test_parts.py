@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SettingError
-from launcher.parts import Parts, load_models
+from launcher.parts import Parts, flower_password, load_models
 from launcher.settings import load_settings
 from launcher.up import check_engine
+from shared.config.models.loader import Registry
 
 MODELS = """\
 models:
@@ -31,8 +32,19 @@ def test_a_worker_for_each_model_and_more_for_those_with_an_engine_of_their_own(
 
 def test_an_upstreams_key_goes_to_its_worker_alone(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UP_KEY", "sk-secret")
-    children = [parts.api(), parts.flower(None), *parts.workers()]
+    children = [parts.api(), parts.flower("password"), *parts.workers()]
     assert [child.name for child in children if "UP_KEY" in child.environment] == ["worker-up-1"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_flower_always_has_a_password(tmp_path: Path, address: str) -> None:
+    settings = load_settings({"HEADRACE_HOME": str(tmp_path), "HEADRACE_FLOWER_ADDRESS": address})
+    password = flower_password(settings)
+    assert len(password) >= 20
+    assert flower_password(settings) == password
+    assert (tmp_path / "flower_password").stat().st_mode & 0o777 == 0o600
+    parts = Parts(settings, Registry({}), "postgresql+asyncpg://db/x", "redis://cache/0")
+    assert parts.flower(password).environment["FLOWER_BASIC_AUTH"] == f"admin:{password}"
 
 
 def test_an_engine_whose_package_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

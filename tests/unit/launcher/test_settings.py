@@ -17,7 +17,6 @@ def test_defaults() -> None:
     assert settings.api_url == "http://127.0.0.1:8000"
     assert settings.flower_url == "http://127.0.0.1:5555"
     assert settings.database_url is None
-    assert not settings.flower_needs_password
 
 
 def test_simulated_engine_serves_simulated_models() -> None:
@@ -56,14 +55,6 @@ def test_wrong_address_is_not_repeated_for_it_may_hold_a_password() -> None:
 @pytest.mark.parametrize("given", ["postgres://u:p@db/x", "postgresql://u:p@db/x", "postgresql+asyncpg://u:p@db/x"])
 def test_database_address_is_given_to_asyncpg(given: str) -> None:
     assert load_settings({"DATABASE_URL": given}).database_url == "postgresql+asyncpg://u:p@db/x"
-
-
-@pytest.mark.parametrize(
-    ("address", "needed"),
-    [("127.0.0.1", False), ("127.0.0.9", False), ("localhost", False), ("::1", False), ("0.0.0.0", True)],
-)
-def test_flower_asks_for_a_password_beyond_loopback(address: str, needed: bool) -> None:
-    assert load_settings({"HEADRACE_FLOWER_ADDRESS": address}).flower_needs_password is needed
 
 
 def test_port_in_use_names_the_setting() -> None:

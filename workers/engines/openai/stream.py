@@ -11,6 +11,7 @@ import orjson
 
 from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
+from shared.domain.logprobs import Candidate, candidate, encode_entry
 from workers.engines.base import UpstreamError
 from workers.engines.upstream.errors import ErrorBody
 
@@ -110,7 +111,7 @@ class _Part:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[CallDelta] = []
-        self.logprobs: list[dict[str, Any]] = []
+        self.logprobs: list[bytes] = []
         self.chunks = 0
         self.reason: str | None = None
         self.stop_reason: int | str | None = None
@@ -165,31 +166,30 @@ def _usage(usage: dict[str, Any]) -> Usage:
     return Usage(prompt, cached, completion)
 
 
-def _entries(logprobs: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry per token, from a chat's `content` list or a completion's four lists."""
+def _entries(logprobs: dict[str, Any]) -> list[bytes]:
+    """One encoded entry per token, from a chat's `content` list or a completion's four lists."""
     if "tokens" not in logprobs:
         return [
-            {**_entry(item), "top": [_entry(other) for other in item.get("top_logprobs") or ()]}
+            encode_entry(_candidate(item), [_candidate(other) for other in item.get("top_logprobs") or ()])
             for item in logprobs.get("content") or ()
         ]
     tops = logprobs.get("top_logprobs") or [None] * len(logprobs["tokens"])
     return [
-        {
-            **_entry({"token": token, "logprob": logprob}),
-            "top": [_entry({"token": other, "logprob": value}) for other, value in (top or {}).items()],
-        }
+        encode_entry(
+            Candidate(str(token), _number(logprob)),
+            [Candidate(str(other), _number(value)) for other, value in (top or {}).items()],
+        )
         for token, logprob, top in zip(logprobs["tokens"], logprobs["token_logprobs"], tops, strict=True)
     ]
 
 
-def _entry(item: dict[str, Any]) -> dict[str, Any]:
-    token, logprob = str(item["token"]), item["logprob"]
-    known = item.get("bytes")
-    return {
-        "token": token,
-        "logprob": None if logprob is None else float(logprob),
-        "bytes": list(token.encode("utf-8", "replace")) if known is None else known,
-    }
+def _candidate(item: dict[str, Any]) -> Candidate:
+    token, logprob, data = str(item["token"]), _number(item["logprob"]), item.get("bytes")
+    return candidate(token, logprob, bytes(data)) if isinstance(data, list) else Candidate(token, logprob)
+
+
+def _number(logprob: Any) -> float | None:
+    return None if logprob is None else float(logprob)
 
 
 def parse_error(content: bytes) -> ErrorBody:

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
+import signal
 import time
 from collections.abc import AsyncGenerator, Sequence
 
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
+from shared.domain.events import Delta, merge_deltas
+from shared.domain.logprobs import encode_entry
 from shared.domain.request import GenerateRequest
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
 from workers.engines.resume import Resume
-from workers.engines.simulated.script import Script, logprob_entries, script_of
+from workers.engines.simulated.script import Script, logprob_entries, sampled_candidate, script_of
 from workers.engines.token_boundaries import TokenBoundaries
 
 WORDS = (
@@ -91,6 +94,8 @@ class SimulatedEngine:
             await asyncio.sleep(options.ttft_ms / 1000)
             if options.fail_on and options.fail_on in prompt:
                 raise EngineError("the simulated engine is configured to fail on this prompt")
+            if options.kill_on and options.kill_on in prompt:
+                os.kill(os.getpid(), signal.SIGKILL)
             if options.die_on and options.die_on in prompt:
                 self._died.set()
             yield PromptInfo(prompt_tokens)
@@ -149,14 +154,15 @@ class _Choice:
         """The next `count` tokens, or fewer at the end."""
         left = len(self._script.deltas) - self._scripted
         if left > 0:
-            delta = self._script_step()
+            deltas = [self._script_step()]
             for _ in range(min(count, left) - 1):
                 if not self.open:
                     break
-                delta = delta.merged(self._script_step())
+                deltas.append(self._script_step())
             count -= left
             if self.open and count > 0:
-                delta = delta.merged(self._free(count))
+                deltas.append(self._free(count))
+            delta = merge_deltas(deltas)
         else:
             delta = self._free(count)
         if self._top is not None:
@@ -180,12 +186,12 @@ class _Choice:
     def _free(self, count: int) -> Delta:
         """The next `count` tokens of free text, or fewer at the end."""
         if self._stop:
-            delta = self._free_step()
+            deltas = [self._free_step()]
             for _ in range(count - 1):
                 if not self.open:
                     break
-                delta = delta.merged(self._free_step())
-            return delta
+                deltas.append(self._free_step())
+            return merge_deltas(deltas)
         end = min(self._free_tokens + count, self._max_tokens)
         finished = end == self._max_tokens
         tokens = [*self._partial, *(self._token(position) for position in range(self._free_tokens, end))]
@@ -242,9 +248,11 @@ def _echo(index: int, prompt: str, request: GenerateRequest) -> Delta:
     if request.logprobs is None:
         return Delta(index, prompt)
     words = [word.encode() for word in re.findall(r"\s*\S+|\s+$", prompt)]
-    entries = logprob_entries(words, 0, request.logprobs)
+    if not words:
+        return Delta(index, prompt)
     # The first token has no probability, since nothing precedes it.
-    return Delta(index, prompt, logprobs=({**entries[0], "logprob": None, "top": []}, *entries[1:]) if entries else ())
+    first = encode_entry(sampled_candidate(words[0], None), ())
+    return Delta(index, prompt, logprobs=[first, *logprob_entries(words[1:], 1, request.logprobs)])
 
 
 def count_tokens(text: str) -> int:

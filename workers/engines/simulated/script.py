@@ -15,6 +15,7 @@ import orjson
 
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import CallDelta, Delta
+from shared.domain.logprobs import Candidate, candidate, encode_entry
 from shared.domain.request import ChatOptions, GenerateRequest, StructuredOutputs, Tool
 from workers.engines.simulated.json_sample import json_sample
 
@@ -130,18 +131,18 @@ def _pieces(text: str) -> list[str]:
     return [text[at : at + FRAGMENT] for at in range(0, len(text), FRAGMENT)] or [""]
 
 
-def logprob_entries(texts: list[bytes], first: int, top: int) -> tuple[dict[str, Any], ...]:
+def logprob_entries(texts: list[bytes], first: int, top: int) -> list[bytes]:
     """Invented but deterministic logprobs: an entry for each token, of which the first is at position `first`."""
-    return tuple(_entry(text, position, top) for position, text in enumerate(texts, first))
+    return [_entry(text, position, top) for position, text in enumerate(texts, first)]
 
 
-def _entry(text: bytes, position: int, top: int) -> dict[str, Any]:
+def _entry(text: bytes, position: int, top: int) -> bytes:
     logprob = -(1 + position % 7) / 8
-    sampled = {"token": text.decode(errors="replace"), "logprob": logprob, "bytes": list(text)}
-    others = [_alternative(rank, logprob) for rank in range(1, top)]
-    return {**sampled, "top": [sampled, *others][:top]}
+    sampled = sampled_candidate(text, logprob)
+    others = [Candidate(f" drop{rank}", logprob - rank) for rank in range(1, top)]
+    return encode_entry(sampled, [sampled, *others][:top])
 
 
-def _alternative(rank: int, best: float) -> dict[str, Any]:
-    token = f" drop{rank}"
-    return {"token": token, "logprob": best - rank, "bytes": list(token.encode())}
+def sampled_candidate(text: bytes, logprob: float | None) -> Candidate:
+    """The candidate of a token with this text, which may be part of a character."""
+    return candidate(text.decode(errors="replace"), logprob, text)

@@ -11,7 +11,7 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-from shared.domain.events import Delta
+from shared.domain.events import Delta, merge_deltas
 from workers.engines.token_boundaries import TokenBoundaries
 from workers.engines.vllm.logprobs import entry
 from workers.engines.vllm.parsing import Parsing
@@ -40,7 +40,7 @@ class Choice:
         self._top = top
         self._boundaries = TokenBoundaries()
         self._decoder = _Decoder(tokenizer, self._prompt, params)
-        self._logprobs: deque[dict[str, Any]] = deque()
+        self._logprobs: deque[bytes] = deque()
         self._regeneration: Regeneration | None = None
 
     def resume(self, tokens: Sequence[int]) -> None:
@@ -87,15 +87,15 @@ class Choice:
         deltas = [Delta(self._index, text, (token,)) for token, text in pieces]
         if finished and not deltas:
             deltas = [Delta(self._index)]
-        new = Delta(self._index)
+        new: list[Delta] = []
         for number, delta in enumerate(deltas, 1):
             last = output if finished and number == len(deltas) else None
             if self._parsing is not None:
                 delta = self._parsing.feed(delta, finished=last is not None)
             self._completed(delta, last)
             if self._regeneration is None or not self._regeneration.was_emitted(delta):
-                new = new.merged(delta)
-        return new
+                new.append(delta)
+        return merge_deltas(new) if new else Delta(self._index)
 
     def _completed(self, delta: Delta, last: CompletionOutput | None) -> Delta:
         """Add the logprobs of a delta's tokens, and the finish reason if it is the last delta."""

@@ -1,4 +1,4 @@
-"""Converts vLLM's log probabilities into the entries of deltas."""
+"""Converts vLLM's log probabilities into the encoded entries of deltas."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from itertools import islice
 from typing import Any
 
 from vllm.logprobs import Logprob
+
+from shared.domain.logprobs import Candidate, encode_entry, encode_prompt_entry
 
 # JSON has no infinity; the servers of vLLM and OpenAI return this value instead.
 LOWEST = -9999.0
@@ -19,7 +21,7 @@ def entry(
     tokenizer: Any,
     *,
     missing: float | None = LOWEST,
-) -> dict[str, Any]:
+) -> bytes:
     """The entry of one token.
 
     `candidates`: the sampled token, then the most likely ones; the first `top` of them are alternatives (None: all).
@@ -27,35 +29,28 @@ def entry(
     """
     sampled = None if candidates is None else candidates.get(token_id)
     if candidates is None or sampled is None:
-        text = tokenizer.decode([token_id])
-        return {"token": text, "logprob": missing, "bytes": _bytes(text), "top": []}
-    alternatives = [_alternative(other, logprob, tokenizer) for other, logprob in islice(candidates.items(), top)]
-    return {**_alternative(token_id, sampled, tokenizer), "top": alternatives}
+        return encode_entry(Candidate(tokenizer.decode([token_id]), missing), ())
+    alternatives = [_candidate(other, logprob, tokenizer) for other, logprob in islice(candidates.items(), top)]
+    return encode_entry(_candidate(token_id, sampled, tokenizer), alternatives)
 
 
-def _alternative(token_id: int, logprob: Logprob, tokenizer: Any) -> dict[str, Any]:
+def _candidate(token_id: int, logprob: Logprob, tokenizer: Any) -> Candidate:
     text = logprob.decoded_token
     if text is None:
         text = tokenizer.decode([token_id])
-    return {"token": text, "logprob": max(logprob.logprob, LOWEST), "bytes": _bytes(text)}
+    return Candidate(text, max(logprob.logprob, LOWEST))
 
 
-def _bytes(text: str) -> list[int]:
-    return list(text.encode("utf-8", "replace"))
-
-
-def prompt_logprobs(tokens: Sequence[Mapping[int, Logprob] | None]) -> list[dict[str, Any] | None]:
-    """The log probabilities of a prompt in the form of vLLM's server: for each token, the candidates by token id."""
+def prompt_entries(tokens: Sequence[Mapping[int, Logprob] | None]) -> list[bytes]:
+    """The entries of a prompt's tokens."""
     return [
-        None
-        if candidates is None
-        else {
-            str(token_id): {
-                "logprob": max(logprob.logprob, LOWEST),
-                "rank": logprob.rank,
-                "decoded_token": logprob.decoded_token,
-            }
-            for token_id, logprob in candidates.items()
-        }
+        encode_prompt_entry(
+            None
+            if candidates is None
+            else [
+                (token_id, max(logprob.logprob, LOWEST), logprob.rank, logprob.decoded_token)
+                for token_id, logprob in candidates.items()
+            ]
+        )
         for candidates in tokens
     ]

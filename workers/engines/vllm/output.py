@@ -10,7 +10,7 @@ from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
 from workers.engines.base import Restarted
 from workers.engines.vllm.choice import Choice
-from workers.engines.vllm.logprobs import entry, prompt_logprobs
+from workers.engines.vllm.logprobs import entry, prompt_entries
 from workers.engines.vllm.request import Rendered, Renderer
 
 
@@ -85,7 +85,7 @@ class OutputBuilder:
         request = self._request
         deltas = [Delta(index) for index in range(self._rendered.params.n)]
         if request.prompt_logprobs is not None and output.prompt_logprobs is not None:
-            deltas[0].prompt_logprobs = prompt_logprobs(output.prompt_logprobs)
+            deltas[0].prompt_logprobs = prompt_entries(output.prompt_logprobs)
         if not request.echo:
             return deltas
         for delta in deltas:
@@ -111,6 +111,11 @@ class OutputBuilder:
 
 def is_empty(delta: Delta) -> bool:
     """Whether a delta has no content."""
-    return not (delta.token_ids or delta.text or delta.finish_reason or delta.tool_calls or delta.reasoning) and (
-        delta.prompt_logprobs is None
+    return not (
+        delta.token_ids
+        or delta.text
+        or delta.finish_reason
+        or delta.tool_calls
+        or delta.reasoning
+        or delta.prompt_logprobs
     )

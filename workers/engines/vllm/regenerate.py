@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from shared.domain.events import Delta
+from shared.domain.events import Delta, merge_deltas
 
 
 class Regeneration:
@@ -41,7 +41,4 @@ class Regeneration:
 
     def output(self) -> Delta:
         """All deltas generated again, as one."""
-        output = Delta(self._index)
-        for delta in self._deltas:
-            output = output.merged(delta)
-        return output
+        return merge_deltas([Delta(self._index), *self._deltas])

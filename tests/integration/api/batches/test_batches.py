@@ -24,6 +24,7 @@ from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.files.blobs import LocalBlobs
 from api.files.store import FileStore, Purpose, StoredFile
+from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
@@ -50,6 +51,7 @@ from tests.conftest import Servers
 from tests.support.interrupt import interrupt_at
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.stack import write_models
+from tests.support.transcripts import output_of
 from tests.support.waiting import eventually
 from workers.execution.log_writer import LogBuffer
 
@@ -116,7 +118,7 @@ class World:
 
     async def finish(self, job: Job, status: JobStatus = JobStatus.COMPLETED, failure: Failure | None = None) -> None:
         assert job.request.messages is not None
-        output = (Choice(0, (job.request.messages[0].content or "").upper(), "stop"),)
+        output = output_of(Choice(0, (job.request.messages[0].content or "").upper(), "stop"))
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome=status.value) for attempt in job.attempts)
         ending = JobResult(status, now, output, Usage(3, 1, 2), failure, now, attempts, "")
@@ -204,6 +206,7 @@ def make_world(
     )
     steps = BatchSteps(
         registry=registry,
+        members=MemberReader(metrics, refuse_unknown=False),
         admission=admission,
         store=batches,
         blobs=blobs,
@@ -533,7 +536,7 @@ async def test_a_line_rejected_after_validation_is_an_error(world: World) -> Non
     assert (batch.completed, batch.failed) == (1, 1)
     _, (error,) = await world.results(batch)
     assert error["response"]["status_code"] == 400
-    assert error["response"]["body"]["error"]["param"] == "body.temperature"
+    assert error["response"]["body"]["error"]["param"] == "temperature"
 
 
 async def test_a_line_that_does_not_fit_the_context_is_an_error_without_a_job(world: World) -> None:
@@ -666,7 +669,7 @@ async def test_a_response_is_built_from_the_log_of_its_job(world: World) -> None
     log.event(EventType.STARTED, {"attempt": 1, "worker": "w"})
     log.delta(delta)
     log.seal()
-    ending, _ = build_result(
+    ending, _ = await build_result(
         job,
         log.events,
         log.seq + 1,

@@ -27,6 +27,7 @@ from shared.postgres.job_store import JobStore, NewJob
 from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.support.metrics import api_metrics
+from tests.support.transcripts import output_of
 
 UPSTREAM = OpenAIOptions(base_url="http://127.0.0.1:1/v1")
 REGISTRY = Registry(
@@ -126,7 +127,9 @@ async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
         assert claimed is not None
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome="completed") for attempt in claimed.attempts)
-        ending = JobResult(JobStatus.COMPLETED, now, (Choice(0, "a", "stop"),), Usage(), None, now, attempts, "")
+        ending = JobResult(
+            JobStatus.COMPLETED, now, output_of(Choice(0, "a", "stop")), Usage(), None, now, attempts, ""
+        )
         assert await workers(f"w-{model}").finish(job.id, 1, ending)
     async with database.connect() as connection:
         statement = "UPDATE jobs SET attempt_started_at = finished_at - interval '3 s' WHERE finished_at IS NOT NULL"

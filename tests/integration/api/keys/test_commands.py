@@ -71,6 +71,12 @@ def prefix(key: str) -> str:
     return "_".join(key.split("_")[:2])
 
 
+def key_id(keys: Keys, key: str) -> str:
+    """The id of a generated key, as `list` shows it."""
+    (found,) = [line.split()[0] for line in keys("list").stdout.splitlines() if f" {prefix(key)} " in line]
+    return found
+
+
 async def stored(database: AsyncEngine) -> str:
     """The rows of the table, as text."""
     async with database.connect() as connection:
@@ -97,7 +103,8 @@ async def test_a_key_is_shown_once_and_stored_as_its_hash(keys: Keys, database: 
     assert secret not in row
     listed = keys("list").stdout
     assert secret not in listed
-    assert re.search(rf"^{prefix(key)} .* valid .* laptop$", listed, re.MULTILINE)
+    assert re.search(rf"^key_1 +{prefix(key)} .* valid .* laptop$", listed, re.MULTILINE)
+    assert "Its id is key_1." in result.stderr
 
 
 async def test_two_keys_with_the_same_name_are_different(keys: Keys, database: AsyncEngine) -> None:
@@ -110,7 +117,7 @@ async def test_two_keys_with_the_same_name_are_different(keys: Keys, database: A
 
 async def test_a_revoked_key_is_not_found(keys: Keys, database: AsyncEngine) -> None:
     valid, revoked = (keys("create", name).stdout.strip() for name in ("valid", "revoked"))
-    assert keys("revoke", prefix(revoked)).returncode == 0
+    assert keys("revoke", key_id(keys, revoked)).returncode == 0
     store = ApiKeyStore(database)
     assert await store.find(revoked) is None
     assert await store.find(valid) is not None
@@ -119,11 +126,48 @@ async def test_a_revoked_key_is_not_found(keys: Keys, database: AsyncEngine) -> 
 
 
 def test_revoking_an_unknown_or_invalid_key_fails(keys: Keys) -> None:
-    key = keys("create", "laptop").stdout.strip()
-    assert keys("revoke", prefix(key)).returncode == 0
-    for wrong in (prefix(key), "hr_00000000", ""):
+    keys("create", "laptop")
+    assert keys("revoke", "key_1").returncode == 0
+    for wrong in ("key_1", "key_2", "key_999999999999999999"):
         again = keys("revoke", wrong)
-        assert (again.returncode, again.stderr) == (1, f"no valid key has the prefix {wrong!r}\n")
+        assert (again.returncode, again.stderr) == (1, f"no valid key has the id {wrong}\n")
+
+
+@pytest.mark.parametrize("action", ["revoke", "rotate"])
+def test_a_key_is_named_only_by_its_id(keys: Keys, action: str) -> None:
+    """A prefix or a name may belong to several keys, and a key must not be printed. The candidates are shown."""
+    keys("ensure", "a", "--project", "a", HEADRACE_API_KEY="hr_secret_one-of-the-operator")
+    keys("ensure", "b", "--project", "b", HEADRACE_API_KEY="hr_secret_two-of-the-operator")
+    web = [keys("create", "web", "--project", "web").stdout.strip() for _ in range(2)]
+    before = keys("list").stdout
+    for wrong, candidates in (
+        ("hr_secret", []),
+        ("hr_secret_one-of-the-operator", ["key_1"]),
+        (prefix(web[0]), ["key_3"]),
+        ("web", ["key_3", "key_4"]),
+        ("3", []),
+        ("key_", []),
+        ("key_3 ", []),
+        ("", []),
+    ):
+        refused = keys(action, wrong)
+        assert refused.returncode == 1
+        assert refused.stdout == ""
+        first, *others = refused.stderr.splitlines()
+        assert first == "a key is named by its id, such as key_12, which `list` shows"
+        assert [line.split()[0] for line in others] == candidates
+        assert "secret" not in refused.stderr
+    assert keys("list").stdout == before, "nothing was revoked or rotated"
+
+
+def test_listing_a_chosen_key_shows_no_part_of_it(keys: Keys) -> None:
+    """Not even if it looks like a generated key."""
+    for name, key in (("a", "hr_secret_x-and-some-more"), ("b", "hr_5ec2e750_chosen-by-an-operator")):
+        assert keys("ensure", name, HEADRACE_API_KEY=key).returncode == 0
+    listed = keys("list").stdout
+    assert [line.split()[:2] for line in listed.splitlines()] == [["key_1", "-"], ["key_2", "-"]]
+    assert "secret" not in listed
+    assert "5ec2" not in listed
 
 
 async def test_ensure_stores_a_chosen_key_once(keys: Keys, database: AsyncEngine) -> None:
@@ -138,7 +182,7 @@ async def test_ensure_stores_a_chosen_key_once(keys: Keys, database: AsyncEngine
 
 def test_ensure_refuses_a_revoked_key(keys: Keys) -> None:
     keys("ensure", "default", HEADRACE_API_KEY=CHOSEN)
-    assert keys("revoke", CHOSEN[:4]).returncode == 0
+    assert keys("revoke", "key_1").returncode == 0
     again = keys("ensure", "default", HEADRACE_API_KEY=CHOSEN)
     assert again.returncode == 1
     assert "HEADRACE_API_KEY" in again.stderr
@@ -150,6 +194,14 @@ def test_ensure_refuses_a_short_key(keys: Keys, key: str) -> None:
     refused = keys("ensure", "default", HEADRACE_API_KEY=key)
     assert refused.returncode == 2
     assert refused.stderr == "HEADRACE_API_KEY: must have at least 16 characters\n"
+
+
+async def test_ensure_refuses_a_key_that_can_be_guessed(keys: Keys, database: AsyncEngine) -> None:
+    refused = keys("ensure", "default", HEADRACE_API_KEY="abc" * 10)
+    assert refused.returncode == 2
+    assert "different characters" in refused.stderr
+    await ApiKeyStore(database).create("old", "abc" * 10)
+    assert keys("ensure", "default", HEADRACE_API_KEY="abc" * 10).returncode == 0, "it was stored by an older version"
 
 
 @pytest.mark.parametrize("arguments", [(), ("create",), ("delete", "x"), ("revoke",)])
@@ -171,7 +223,7 @@ async def test_a_key_belongs_to_the_named_project(keys: Keys, database: AsyncEng
     shop = (await principal(database, web)).project_id
     assert (await principal(database, batch)).project_id == shop
     assert (await principal(database, other)).project_id != shop, "the default is a project of the key's name"
-    assert re.search(rf"^{prefix(web)} .* inference +shop +web$", keys("list").stdout, re.MULTILINE)
+    assert re.search(rf"^key_1 +{prefix(web)} .* inference +3-9 +shop +web$", keys("list").stdout, re.MULTILINE)
 
 
 async def test_a_key_has_the_scopes_that_it_was_created_with(keys: Keys, database: AsyncEngine) -> None:
@@ -240,7 +292,7 @@ def test_an_invalid_duration_is_refused(keys: Keys, duration: str) -> None:
 async def test_rotation_overlaps(keys: Keys, database: AsyncEngine) -> None:
     """During the overlap, both keys are valid for the same project; then the old one expires."""
     old = keys("create", "web", "--project", "shop", "--scope", "inference", "--scope", "admin").stdout.strip()
-    rotated = keys("rotate", prefix(old), "--overlap", "1h")
+    rotated = keys("rotate", key_id(keys, old), "--overlap", "1h")
     assert rotated.returncode == 0
     assert "shown once" in rotated.stderr
     new = rotated.stdout.strip()
@@ -253,29 +305,46 @@ async def test_rotation_overlaps(keys: Keys, database: AsyncEngine) -> None:
     assert successor is not None
     assert successor.expires_in_s is None
 
-    assert keys("rotate", prefix(new), "--overlap", "0s").returncode == 0
+    assert keys("rotate", key_id(keys, new), "--overlap", "0s").returncode == 0
     assert await ApiKeyStore(database).find(new) is None, "without an overlap it is invalid at once"
 
 
 async def test_rotation_does_not_extend_a_key(keys: Keys, database: AsyncEngine) -> None:
     old = keys("create", "web", "--expires", "1h").stdout.strip()
-    assert keys("rotate", prefix(old), "--overlap", "30d", "--expires", "2h").returncode == 0
+    assert keys("rotate", key_id(keys, old), "--overlap", "30d", "--expires", "2h").returncode == 0
     found = await ApiKeyStore(database).find(old)
     assert found is not None
     assert found.expires_in_s == pytest.approx(3600, abs=60)
 
 
-def test_rotation_requires_exactly_one_valid_key(keys: Keys) -> None:
-    keys("ensure", "a", HEADRACE_API_KEY="same-prefix-one-000")
-    keys("ensure", "b", HEADRACE_API_KEY="same-prefix-two-000")
-    before = keys("list").stdout
-    for wrong, which in (("hr_00000000", "no valid key has"), ("same", "2 valid keys have")):
+def test_rotation_requires_a_valid_key(keys: Keys) -> None:
+    keys("create", "a")
+    keys("revoke", "key_1")
+    for wrong in ("key_1", "key_2"):
         refused = keys("rotate", wrong)
-        assert (refused.returncode, refused.stderr) == (1, f"{which} the prefix {wrong!r}\n")
-    assert [line.split()[0] for line in keys("list").stdout.splitlines()] == [
-        line.split()[0] for line in before.splitlines()
-    ]
-    assert "expires" not in keys("list").stdout
+        assert (refused.returncode, refused.stderr) == (1, f"no valid key has the id {wrong}\n")
+    assert len(keys("list").stdout.splitlines()) == 1
+
+
+async def test_a_key_has_the_priorities_that_it_was_granted(keys: Keys, database: AsyncEngine) -> None:
+    ordinary, urgent = (
+        keys("create", "k", "--project", "k", *arguments).stdout.strip()
+        for arguments in ((), ("--priority-floor", "0"))
+    )
+    chosen = "a-key-that-an-operator-chose"
+    keys("ensure", "default", HEADRACE_API_KEY=chosen)
+    floors = [(await principal(database, key)).priority_floor for key in (ordinary, urgent, chosen)]
+    assert floors == [3, 0, 0], "the operator's own key has all priorities"
+    (await principal(database, ordinary)).require_priority(3)
+    with pytest.raises(Forbidden, match="from 3 to 9, not 2"):
+        (await principal(database, ordinary)).require_priority(2)
+
+    assert keys("set", "key_2", "--priority-floor", "5").returncode == 0
+    rotated = keys("rotate", "key_2").stdout.strip()
+    assert (await principal(database, rotated)).priority_floor == 5, "a successor has the same limits"
+    assert keys("set", "key_9", "--priority-floor", "5").returncode == 1
+    assert keys("set", "key_2", "--priority-floor", "10").returncode == 2
+    assert keys("set", "key_2").returncode == 2
 
 
 async def test_the_last_use_of_a_key_is_recorded_once_a_minute(keys: Keys, database: AsyncEngine) -> None:
@@ -303,7 +372,7 @@ async def test_a_revoked_key_is_refused_when_its_cache_entry_expires(keys: Keys,
     key = keys("create", "laptop").stdout.strip()
     cached, uncached = (Authenticator(ApiKeyStore(database), cache_s=seconds) for seconds in (1.0, 0.0))
     assert await cached.principal(key) == await uncached.principal(key)
-    await ApiKeyStore(database).revoke(prefix(key))
+    await ApiKeyStore(database).revoke(1)
     with pytest.raises(Unauthorized, match="not valid"):
         await uncached.principal(key)
 

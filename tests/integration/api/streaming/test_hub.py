@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import func, update
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.streaming.hub import StreamHub
-from shared.domain.events import Delta, EventType, delta_event, event
+from api.streaming.hub import BATCH, StreamHub
+from api.streaming.reader import BUFFER_BYTES, EventReader
+from shared.domain.events import Delta, Event, EventType, delta_event, event
 from shared.domain.job import Attempt, Choice, Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
 from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.tables import JobRow
 from shared.redis import keys as redis_keys
-from shared.redis.event_log import Append, EventLog
+from shared.redis.event_log import PAGE_BYTES, Append, EventLog
 from tests.conftest import Workers
 from tests.support.metrics import api_metrics
+from tests.support.transcripts import output_of
 from tests.support.waiting import eventually
 
 WITHIN_S = 20
@@ -52,7 +57,7 @@ async def finish(workers: Workers, job: Job) -> None:
     ending = JobResult(
         status=JobStatus.COMPLETED,
         finished_at=now,
-        output=(Choice(0, "ok", "stop"),),
+        output=output_of(Choice(0, "ok", "stop")),
         usage=Usage(1, 0, 1),
         error=None,
         first_token_at=now,
@@ -99,12 +104,11 @@ async def test_the_row_of_a_new_job_is_not_read(
 ) -> None:
     reads: list[str] = []
 
-    async def archived_log(job_id: str) -> str | None:
+    async def archive_page(job_id: str, **_: object) -> None:
         reads.append(job_id)
-        return None
 
     job, _ = await store.insert(NewJob(running.owner, "m", 3, GenerateRequest(prompt="x")))
-    monkeypatch.setattr(store, "archived_log", archived_log)
+    monkeypatch.setattr(store, "archive_page", archive_page)
     batches = hub.follow(job.id, new=True)
     first = asyncio.ensure_future(anext(batches))
     await eventually(lambda: is_followed(redis, job), "the reader follows the job")
@@ -140,6 +144,85 @@ async def test_the_last_of_the_readers_unsubscribes_one_that_came_after_the_end(
     assert await is_followed(redis, running)
     assert [batch async for batch in slow] == []
     assert not await is_followed(redis, running)
+
+
+LONG = [STARTED, *(delta_event(seq, Delta(0, f"é{seq}" * (1 + seq % 50), (seq,))) for seq in range(2, 3000))]
+LONG_LAST = event(3000, EventType.COMPLETED, {"usage": {}})
+
+
+async def archive(database: AsyncEngine, job: Job, events: Sequence[Event]) -> None:
+    """End the job in its row only."""
+    values = {"log": "\n".join(item.line().decode() for item in events), "status": "completed"}
+    async with database.connect() as connection:
+        await connection.execute(
+            update(JobRow).where(JobRow.id == job.id).values(finished_at=func.now(), worker=None, **values)
+        )
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 1500, 2998, 2999])
+@pytest.mark.parametrize("store_of_the_log", ["redis", "row"])
+async def test_a_long_log_is_read_in_pages(
+    hub: StreamHub, logs: EventLog, running: Job, database: AsyncEngine, after: int, store_of_the_log: str
+) -> None:
+    if store_of_the_log == "redis":
+        await logs.append([Append(running.id, 1, [*LONG, LONG_LAST], force=True)])
+    else:
+        await logs.delete(running.id)
+        await archive(database, running, [*LONG, LONG_LAST])
+    batches = [batch async for batch in hub.follow(running.id, after)]
+    assert [item.line() for batch in batches for item in batch] == [item.line() for item in [*LONG, LONG_LAST][after:]]
+    assert max(len(batch) for batch in batches) <= BATCH
+    assert max(sum(len(item.data) for item in batch) for batch in batches) <= 2 * PAGE_BYTES
+
+
+async def test_live_events_follow_the_pages_of_the_log(hub: StreamHub, logs: EventLog, running: Job) -> None:
+    await logs.append([Append(running.id, 1, LONG[:1000], force=True)])
+    batches = hub.follow(running.id)
+    received = [item.seq for item in await anext(batches)]
+    assert len(received) < 1000
+    for start in range(1000, len(LONG), 100):
+        await logs.append([Append(running.id, 1, LONG[start : start + 100])])
+        received += [item.seq for item in await anext(batches)]
+    await logs.append([Append(running.id, 1, [LONG_LAST])])
+    received += [item.seq async for batch in batches for item in batch]
+    assert received == list(range(1, 3001))
+
+
+async def test_an_event_that_is_longer_than_a_page_is_delivered(
+    hub: StreamHub, logs: EventLog, running: Job, database: AsyncEngine
+) -> None:
+    events = [STARTED, delta_event(2, Delta(0, "x" * 2_000_000)), LONG_LAST]
+    await logs.delete(running.id)
+    await archive(database, running, events)
+    assert [item.line() async for batch in hub.follow(running.id) for item in batch] == [item.line() for item in events]
+
+
+async def test_a_cursor_that_redis_lost_is_followed_by_the_events_after_it(
+    hub: StreamHub, logs: EventLog, running: Job, database: AsyncEngine
+) -> None:
+    await logs.delete(running.id)
+    later = [event(1_000_001, EventType.RESTARTED, {"attempt": 1}), event(1_000_002, EventType.FAILED, {})]
+    await archive(database, running, later)
+    assert [item.seq async for batch in hub.follow(running.id, 7) for item in batch] == [1_000_001, 1_000_002]
+
+
+async def test_the_last_number_of_an_archived_log(hub: StreamHub, running: Job, database: AsyncEngine) -> None:
+    assert await hub.last_seq(running.id) == 2
+    await archive(database, running, [*LONG, LONG_LAST])
+    assert await hub.last_seq(running.id) == 3000
+    async with database.connect() as connection:
+        await connection.execute(update(JobRow).where(JobRow.id == running.id).values(log=None))
+    assert await hub.last_seq(running.id) == 0
+
+
+def test_a_reader_that_does_not_read_buffers_a_bounded_number_of_bytes() -> None:
+    reader = EventReader(0, api_metrics())
+    reader.behind = False
+    large = [delta_event(seq, Delta(0, "x" * 10_000)) for seq in range(1, 100)]
+    for item in large:
+        reader.offer([item])
+        assert sum(len(buffered.data) for buffered in reader.live) <= BUFFER_BYTES
+    assert reader.behind
 
 
 async def read(hub: StreamHub, job: Job) -> list[int]:

@@ -16,20 +16,25 @@ from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, Job
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.domain.result import JobResult
+from shared.domain.suspects import Verdict
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from tests.conftest import Workers
+from tests.support.transcripts import output_of
 
 REQUEST = GenerateRequest(
     messages=[Message(role="user", content="a\x00b 🌊")], sampling=Sampling(max_tokens=4), priority=3
 )
 
 
+OUTPUT = (Choice(0, "ok\x00🌊", "stop"),)
+
+
 def result(status: JobStatus = JobStatus.COMPLETED) -> JobResult:
     return JobResult(
         status=status,
         finished_at=datetime.now(UTC),
-        output=(Choice(0, "ok\x00🌊", "stop"),),
+        output=output_of(*OUTPUT),
         usage=Usage(3, 0, 2),
         error=None,
         first_token_at=datetime.now(UTC),
@@ -79,7 +84,7 @@ async def test_finish_requires_the_attempt_and_the_worker(store: JobStore, worke
     assert not await workers("w").finish(job.id, 1, result(JobStatus.FAILED))
     done = await store.get(job.id)
     assert done is not None
-    assert (done.status, done.output, done.usage) == (JobStatus.COMPLETED, result().output, Usage(3, 0, 2))
+    assert (done.status, done.output, done.usage) == (JobStatus.COMPLETED, OUTPUT, Usage(3, 0, 2))
     assert [(item.number, item.worker, item.tokens, item.outcome) for item in done.attempts] == [
         (1, "w", 2, "completed")
     ]
@@ -301,7 +306,9 @@ async def test_the_death_of_an_engine_counts_like_that_of_a_worker(
     job = await submit(store, owner)
     for attempt in (1, 2):
         await workers("w").claim(job.id)
-        await workers("w").requeue(job.id, attempt, tokens=0, outcome=AttemptOutcome.ENGINE_LOST, died=True)
+        await workers("w").requeue(
+            job.id, attempt, tokens=0, outcome=AttemptOutcome.ENGINE_LOST, death=Verdict(charged=True, suspect=True)
+        )
     claimed = await workers("dead").claim(job.id)
     assert claimed is not None
     assert claimed.deaths == 2

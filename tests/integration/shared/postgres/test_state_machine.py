@@ -40,7 +40,6 @@ from shared.domain.events import Event, EventType, parse_archive
 from shared.domain.job import RUNNING, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
-from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
@@ -54,6 +53,7 @@ from tests.support.database import make_owner
 from tests.support.examples import LONG, example_count
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import IDS_PER_ATTEMPT, Call, SteeredEngine, text_of_tokens
+from tests.support.transcripts import transcript_of
 from workers.engines.base import EngineError
 from workers.execution.attempt import AttemptContext, InterruptReason
 from workers.execution.log_writer import LogWriter
@@ -123,7 +123,8 @@ class Worker:
             on_engine_death=lambda: None,
             metrics=worker_metrics(),
         )
-        self.runner = Runner(context, SlotPool(self.engine.slots, yields=True))
+        # A worker that isolates no suspects: each message leads to a run at once.
+        self.runner = Runner(context, SlotPool(self.engine.slots, yields=False))
         self.heartbeat = Heartbeat(self.runner, self.engine, store, MODEL, worker_settings)
         self._flushing = asyncio.create_task(self.log_writer.run())
 
@@ -423,7 +424,7 @@ class World:
             running = JobStatus(row.status) in RUNNING
             assert numbers == list(range(1, row.attempt + (0 if running else 1))), "attempts are numbered"
             deaths = sum(outcome in DIED for outcome in history)
-            assert deaths <= MAX_ATTEMPTS
+            assert deaths <= MAX_ATTEMPTS + row.exposures
             assert running == (row.worker is not None)
             assert row.id not in self.cancelling or row.status == "cancelling" or JobStatus(row.status).terminal, (
                 "a job that is being cancelled never runs again"
@@ -433,7 +434,8 @@ class World:
             if JobStatus(row.status).terminal:
                 self._check_end(row, deaths)
             else:
-                assert deaths == row.deaths < MAX_ATTEMPTS
+                assert deaths == row.deaths + row.exposures
+                assert row.deaths < MAX_ATTEMPTS
                 assert (row.finished_at, row.output, row.log, row.error_code) == (None,) * 4
             await self._check_log(row)
         for job_id, reader in self.readers.items():
@@ -452,7 +454,7 @@ class World:
         assert events[-1].type.value == row.status
         assert not any(event.type.terminal for event in events[:-1])
         choices = row.request.get("sampling", {}).get("n", 1)
-        output = Transcript.of(events, choices).choices()
+        output = transcript_of(events, choices).choices()
         assert [choice["text"] for choice in row.output] == [choice.text for choice in output]
         assert [choice["finish_reason"] for choice in row.output] == [choice.finish_reason for choice in output]
         tokens = row.usage["completion_tokens"]
@@ -460,9 +462,9 @@ class World:
         assert {choice.text for choice in output} == {text_of_tokens(tokens // choices)}, "each token once"
         if row.error_code == ErrorCode.ATTEMPTS_EXHAUSTED:
             engine_died = row.attempts[-1]["outcome"] == "failed"
-            assert (row.status, deaths + engine_died) == ("failed", MAX_ATTEMPTS)
+            assert (row.status, deaths + engine_died) == ("failed", MAX_ATTEMPTS + row.exposures)
         else:
-            assert deaths < MAX_ATTEMPTS or row.status == "cancelled"
+            assert deaths < MAX_ATTEMPTS + row.exposures or row.status == "cancelled"
 
     async def _check_log(self, row: Row[Any]) -> None:
         """Redis contains what the owner wrote, and nothing that an earlier owner wrote later."""

@@ -94,7 +94,7 @@ async def test_a_sweep_handles_the_other_jobs(
     """Also a job whose attempts are exhausted, which the sweeper has to end."""
     jobs = [await submit(store, owner) for _ in range(2)]
     for job in jobs:
-        assert await workers("dead").claim(job.id) is not None
+        assert await workers(f"dead-{job.id}").claim(job.id) is not None
         await change(database, job, f"deaths = {MAX_ATTEMPTS - 1}")
     await change(database, jobs[0], f"{column} = {DAMAGED[column]}")
     await sweeper.sweep()
@@ -115,7 +115,7 @@ async def test_an_unreadable_request_is_no_obstacle_to_the_end_of_a_job(
     await change(database, exhausted, f"deaths = {MAX_ATTEMPTS - 1}")
     await change(database, late, "finish_before = now() - interval '1 s'")
     for job in (exhausted, late):
-        await change(database, job, "request = :request", request=json.dumps(NEWER_REQUEST))
+        await change(database, job, "request = :request, choices = 2", request=json.dumps(NEWER_REQUEST))
     await sweeper.sweep()
     for job, status in ((exhausted, JobStatus.FAILED), (late, JobStatus.CANCELLED)):
         await change(database, job, "request = :request", request='{"prompt": "x"}')
@@ -131,7 +131,7 @@ async def test_a_job_that_cannot_be_ended_does_not_stop_the_sweeps(
     """Its log has an entry that is not an event. The fault is logged once, with a traceback, not at each sweep."""
     jobs = [await submit(store, owner) for _ in range(2)]
     for job in jobs:
-        assert await workers("dead").claim(job.id) is not None
+        assert await workers(f"dead-{job.id}").claim(job.id) is not None
         await change(database, job, f"deaths = {MAX_ATTEMPTS - 1}")
     await redis.xadd(f"hr:log:{jobs[0].id}", {"t": "started", "e": "not JSON"}, id="1-0")
     await sweeper.sweep()

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.postgres.engine import connect
 from shared.postgres.prepared import Prepared
+from shared.redis.connection import connect_redis
 from shared.runtime.outages import is_database_outage, is_outage, is_redis_outage
 from tests.support.ports import free_port
 
@@ -70,6 +71,9 @@ async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[AsyncEngine]
         ("57P03", "the database system is shutting down"),
         ("53300", "sorry, too many clients already"),
         ("08006", "connection failure"),
+        ("28P01", "password authentication failed"),  # a password is being changed
+        ("28000", "role is not permitted to log in"),
+        ("3D000", 'database "none" does not exist'),  # it is being restored
     ],
     indirect=True,
 )
@@ -77,15 +81,6 @@ async def test_a_server_that_refuses_connections_temporarily_is_an_outage(
     refusing: AsyncEngine, database_error: ErrorOf
 ) -> None:
     assert is_database_outage(await database_error(refusing, "SELECT 1"))
-
-
-@pytest.mark.parametrize(
-    "refusing",
-    [("28P01", "password authentication failed"), ("3D000", 'database "none" does not exist')],
-    indirect=True,
-)
-async def test_a_server_that_rejects_the_login_is_a_fault(refusing: AsyncEngine, database_error: ErrorOf) -> None:
-    assert not is_outage(await database_error(refusing, "SELECT 1"))
 
 
 async def test_a_refused_connection_is_an_outage(database_error: ErrorOf) -> None:
@@ -126,6 +121,96 @@ async def test_a_refused_connection_to_redis_is_an_outage() -> None:
         with pytest.raises((RedisError, OSError)) as caught:
             await unreachable.ping()
     assert is_redis_outage(caught.value)
+
+
+REPLIES = [
+    "READONLY You can't write against a read only replica.",
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+    "LOADING Valkey is loading the dataset in memory",
+    "MISCONF Errors writing to the AOF file: No space left on device",
+    "MISCONF Valkey is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "OOM command not allowed when used memory > 'maxmemory'. script: 5d2a, on @user_script:48.",
+    "NOAUTH Authentication required.",
+    "WRONGPASS invalid username-password pair or user is disabled.",
+    "NOPERM User worker has no permissions to run the 'xadd' command",
+    "NOREPLICAS Not enough good replicas to write.",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "CLUSTERDOWN The cluster is down",
+    "BUSY Valkey is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    "NOSCRIPT No matching script.",
+    "EXECABORT Transaction discarded because of: READONLY You can't write against a read only replica.",
+    "EXECABORT Transaction discarded because of previous errors.",
+    "ERR Error running script (call to f_5d2a): @user_script:48: -READONLY You can't write against a replica.",
+    "ERR max number of clients reached",
+    "ERR max number of clients + cluster connections reached",
+    "ERR invalid password",
+    "ERR AUTH <password> called without any password configured for the default user. "
+    "Are you sure your configuration is correct?",
+    "DENIED Redis is running in protected mode because protected mode is enabled",
+]
+
+
+@pytest.fixture
+async def replying(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    """A client of a server that replies to each command with an error."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            writer.write(f"-{request.param}\r\n".encode())
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        client = connect_redis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+        yield client
+        await client.aclose()
+
+
+@pytest.mark.parametrize("replying", REPLIES, indirect=True)
+async def test_a_redis_server_that_refuses_commands_is_an_outage(replying: Redis) -> None:
+    """By any command, and by a script."""
+    for call in (replying.set("key", "x"), replying.register_script("return 1")(), replying.ping()):
+        with pytest.raises((RedisError, OSError)) as caught:
+            await call
+        assert is_redis_outage(caught.value), repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    "replying",
+    ["WRONGTYPE Operation against a key holding the wrong kind of value", "ERR syntax error", "BUSYGROUP exists"],
+    indirect=True,
+)
+async def test_a_redis_server_that_rejects_a_command_is_not(replying: Redis) -> None:
+    with pytest.raises(RedisError) as caught:
+        await replying.ping()
+    assert not is_outage(caught.value)
+
+
+async def test_connections_opened_before_a_switch_to_a_standby_are_replaced(database_url: str) -> None:
+    """A server that has become read-only keeps its connections; all of the pool are opened again, not one by one."""
+    engine = connect(database_url, pool_size=3)
+    pids = set()
+    async with engine.connect() as one, engine.connect() as two, engine.connect() as three:
+        for connection in (one, two, three):
+            pids.add((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+            await connection.execute(text("SET default_transaction_read_only = on"))
+    with pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
+        await by_the_driver(engine, "DELETE FROM jobs")
+    assert is_database_outage(caught.value)
+    for _ in range(3):
+        await by_the_driver(engine, "DELETE FROM jobs")
+    async with engine.connect() as one, engine.connect() as two, engine.connect() as three:
+        for connection in (one, two, three):
+            assert (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one() not in pids
+            await connection.execute(text("SET default_transaction_read_only = on"))
+        with pytest.raises(sqlalchemy.exc.DBAPIError):
+            await one.execute(text("DELETE FROM jobs"))
+    for _ in range(3):
+        await by_sqlalchemy(engine, "DELETE FROM jobs")
+    await engine.dispose()
 
 
 async def test_a_failing_redis_command_is_a_fault(redis: Redis) -> None:

@@ -10,11 +10,11 @@ from redis.asyncio import Redis
 
 from shared.domain.events import Delta, EventType, event
 from shared.domain.job import JobStatus
-from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import Claim
 from shared.redis.event_log import EventLog
 from shared.runtime.aio import cancel_and_wait
 from tests.support.metrics import worker_metrics
+from tests.support.transcripts import transcript_of
 from tests.support.waiting import eventually
 from workers.execution.log_writer import LogBuffer, LogWriter
 
@@ -45,7 +45,7 @@ async def write(log_writer: LogWriter, log: LogBuffer, text: str) -> None:
 
 
 async def written_text(logs: EventLog) -> str:
-    return Transcript.of(await logs.read(JOB), 1).choices()[0].text
+    return transcript_of(await logs.read(JOB)).choices()[0].text
 
 
 async def test_urgent_events_are_written_before_others(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from hypothesis import given
 
 from api.batches.batch import Position
 from api.batches.jsonl_reader import Line, read_lines
-from api.batches.request_line import LineRejected, parse
+from api.batches.request_line import LineRejected, content_of, parse
 from api.batches.validation import MAX_ERRORS, validate
 from shared.config.models.loader import Registry, load_registry
+from tests.support.members import member_reader
 from tests.support.stack import write_models
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 LIMIT = 10_000
+MEMBERS = member_reader()
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ async def test_a_long_line_is_reported_without_its_data() -> None:
 
 def test_a_chat_request_becomes_a_job_with_the_lowest_priority() -> None:
     body = {**request()["body"], "priority": 0, "metadata": {"a": "b"}}
-    parsed = parse(Line(7, jsonl(request("x\u0000🌊", body=body)), Position(8)), CHAT)
+    parsed = parse(Line(7, jsonl(request("x\u0000🌊", body=body)), Position(8)), CHAT, MEMBERS)
     assert parsed.custom_id == "x\u0000🌊"
     assert (parsed.job.line, parsed.job.model, parsed.job.metadata) == (7, "sim", {"a": "b"})
     assert parsed.job.request.priority == 9
@@ -87,7 +90,7 @@ def test_a_chat_request_becomes_a_job_with_the_lowest_priority() -> None:
 
 def test_a_completion_has_its_endpoints_defaults() -> None:
     line = request(url=COMPLETIONS, body={"model": "sim", "prompt": "the mill"})
-    assert parse(Line(1, jsonl(line), Position(2)), COMPLETIONS).job.request.sampling.max_tokens == 16
+    assert parse(Line(1, jsonl(line), Position(2)), COMPLETIONS, MEMBERS).job.request.sampling.max_tokens == 16
 
 
 def without(name: str) -> dict[str, Any]:
@@ -111,7 +114,6 @@ def without(name: str) -> dict[str, Any]:
         (without("method"), "missing_required_parameter", "method"),
         (without("url"), "missing_required_parameter", "url"),
         (without("body"), "missing_required_parameter", "body"),
-        (request(priority=1), "unknown_parameter", "priority"),
         (request(""), "invalid_custom_id", "custom_id"),
         (request("x" * 513), "invalid_custom_id", "custom_id"),
         (request(7), "invalid_custom_id", "custom_id"),
@@ -121,7 +123,7 @@ def without(name: str) -> dict[str, Any]:
         (request(body=[]), "invalid_request", "body"),
         (request(body={"model": "sim"}), "invalid_request", "body.messages"),
         (request(body={**request()["body"], "temperature": 9}), "invalid_request", "body.temperature"),
-        (request(body={**request()["body"], "tools": []}), "invalid_request", "body.tools"),
+        (request(body={**request()["body"], "audio": {"voice": "a"}}), "invalid_request", "body.audio"),
         (request(body={**request()["body"], "stream": True}), "invalid_request", "body.stream"),
         (request(body={**request()["body"], "n": 2, "temperature": 0}), "invalid_request", "body.n"),
         (request(body={**request()["body"], "model": "gpt"}), "model_not_found", "body.model"),
@@ -131,7 +133,7 @@ def without(name: str) -> dict[str, Any]:
 def test_invalid_lines_are_rejected(registry: Registry, line: Any, code: str, param: str | None) -> None:
     data = line if isinstance(line, bytes) else json.dumps(line).encode()
     with pytest.raises(LineRejected) as rejected:
-        parse(Line(12, data, Position(13)), CHAT, registry)
+        parse(Line(12, data, Position(13)), CHAT, MEMBERS, registry)
     error = rejected.value.error
     assert (error.code, error.line, error.param) == (code, 12, param)
     assert error.message
@@ -139,17 +141,58 @@ def test_invalid_lines_are_rejected(registry: Registry, line: Any, code: str, pa
 
 def test_a_line_without_data_is_rejected_as_too_long() -> None:
     with pytest.raises(LineRejected, match="exceeds the maximum size"):
-        parse(Line(1, None, Position(2)), CHAT)
+        parse(Line(1, None, Position(2)), CHAT, MEMBERS)
 
 
 async def check(registry: Registry, data: bytes) -> tuple[int, list[tuple[str, int | None]]]:
-    validation = await validate(read_lines(chunks_of([data]), Position(), LIMIT), CHAT, registry)
+    validation = await validate(read_lines(chunks_of([data]), Position(), LIMIT), CHAT, MEMBERS, registry)
     return validation.requests, [(error.code, error.line) for error in validation.errors]
 
 
 async def test_blank_lines_are_skipped_but_numbered(registry: Registry) -> None:
     data = jsonl(request("a"), b"", b"  \r", request("b"), b"oops") + b"\n"
-    assert await check(registry, data) == (3, [("invalid_json_line", 5)])
+    assert await check(registry, data) == (3, [])
+    assert await check(registry, data + jsonl(request("a"))) == (
+        4,
+        [("invalid_json_line", 5), ("duplicate_custom_id", 7)],
+    )
+
+
+@pytest.mark.parametrize("lines", [[request(7)], [b"oops"], [request(url=COMPLETIONS)]], ids=["id", "JSON", "url"])
+async def test_invalid_lines_fail_the_file_only_if_no_line_is_valid(registry: Registry, lines: list[Any]) -> None:
+    assert await check(registry, jsonl(*lines, request("good"))) == (2, [])
+    requests, errors = await check(registry, jsonl(*lines))
+    assert (requests, len(errors)) == (1, 1)
+
+
+async def test_an_invalid_line_can_duplicate_a_custom_id(registry: Registry) -> None:
+    bad = request("a", body={**request()["body"], "temperature": 9})
+    _, errors = await check(registry, jsonl(request("a"), request("b"), bad))
+    assert errors == [("duplicate_custom_id", 3), ("invalid_request", 3)]
+
+
+async def test_a_file_that_is_not_utf8_is_rejected(registry: Registry) -> None:
+    assert await check(registry, jsonl(request("a"), b"\xff\xfe", request("b"))) == (3, [("invalid_json_line", 2)])
+    _, errors = await check(registry, json.dumps(request("a")).encode("utf-16"))
+    assert errors == [("invalid_json_line", 1)]
+
+
+async def test_a_byte_order_mark_is_skipped(registry: Registry) -> None:
+    data = BOM_UTF8 + jsonl(request("a"), request("b"))
+    assert await check(registry, data) == (2, [])
+    assert await check(registry, BOM_UTF8 + json.dumps(request("a")).encode()) == (1, [])
+    assert await check(registry, BOM_UTF8 + b"\n") == (0, [("empty_file", None)])
+    lines = await all_lines([data[:2], data[2:]])
+    assert lines[0].next == Position(2, data.index(b"\n") + 1), "the mark counts as bytes"
+
+
+def test_ignored_members_of_a_line_are_named() -> None:
+    line = Line(1, json.dumps(request(priority=1, body={**request()["body"], "store": True})).encode(), Position(2))
+    assert content_of(line, CHAT, MEMBERS).ignored == ("priority", "store")
+    assert parse(line, CHAT, MEMBERS).custom_id == "a"
+    with pytest.raises(LineRejected) as rejected:
+        parse(line, CHAT, member_reader(refuse_unknown=True))
+    assert (rejected.value.error.code, rejected.value.error.param) == ("unknown_parameter", "priority")
 
 
 async def test_custom_ids_must_be_unique(registry: Registry) -> None:
@@ -176,7 +219,7 @@ def response(**body: Any) -> dict[str, Any]:
 
 async def test_a_response_line_becomes_the_same_job_as_a_single_call(registry: Registry) -> None:
     (line,) = await all_lines([jsonl(response(instructions="Be brief.", max_output_tokens=5, metadata={"a": "b"}))])
-    job = parse(line, RESPONSES, registry).job
+    job = parse(line, RESPONSES, MEMBERS, registry).job
     assert job.request.messages is not None
     assert [(item.role, item.content) for item in job.request.messages] == [
         ("system", "Be brief."),
@@ -200,5 +243,5 @@ async def test_a_response_line_becomes_the_same_job_as_a_single_call(registry: R
 async def test_unsupported_response_lines_are_rejected(registry: Registry, body: dict[str, Any], param: str) -> None:
     (line,) = await all_lines([jsonl(response(**body))])
     with pytest.raises(LineRejected) as rejected:
-        parse(line, RESPONSES, registry)
+        parse(line, RESPONSES, MEMBERS, registry)
     assert (rejected.value.error.line, rejected.value.error.param) == (1, param)

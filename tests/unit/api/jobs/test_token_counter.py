@@ -9,9 +9,11 @@ import hypothesis
 import hypothesis.strategies as some
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
+from tokenizers.trainers import BpeTrainer
 
+from api.jobs import token_counter
 from api.jobs.context_window import ContextWindow
 from api.jobs.token_counter import TokenCounter, count_words
 from shared.config.models.loader import Registry
@@ -19,7 +21,16 @@ from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
 from shared.config.models.vllm import ChatSettings, VllmModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, Tool
+from shared.domain.request import (
+    ChatOptions,
+    Function,
+    FunctionCall,
+    GenerateRequest,
+    Message,
+    MessageToolCall,
+    Sampling,
+    Tool,
+)
 from tests.support.examples import example_count
 from workers.engines.base import PromptInfo
 from workers.engines.simulated.engine import SimulatedEngine
@@ -77,17 +88,48 @@ def test_without_a_template_a_conversation_is_not_counted(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("messages", "chat_options"),
     [
-        ([Message(role="user", content="one")], ChatOptions(tools=[Tool(function=Function(name="f"))])),
         ([Message(role="user", content="one")], ChatOptions(continue_final_message=True)),
         ([Message(role="user", content="one")], ChatOptions(documents=[{"text": "long"}])),
-        ([Message(role="tool", content="one", tool_call_id="a")], None),
+        ([Message(role="user", content="one")], ChatOptions(reasoning_effort="low")),
+        ([Message(role="developer", content="one"), Message(role="user", content="one")], None),
     ],
 )
-def test_conversations_with_more_than_text_are_not_counted(
+def test_conversations_that_only_the_engine_renders_are_not_counted(
     tmp_path: Path, messages: list[Message], chat_options: ChatOptions | None
 ) -> None:
     request = GenerateRequest(messages=messages, chat=chat_options)
     assert TokenCounter(model_folder(tmp_path, TEMPLATE)).count(request) is None
+
+
+async def test_tools_and_calls_are_counted_but_not_at_submit(tmp_path: Path) -> None:
+    template = (
+        "{% for tool in tools %}<tool> {{ tool.function.name }} {{ tool | tojson(indent=1) }} {% endfor %}"
+        "{% for m in messages %}<{{ m.role }}> {{ m.content }}"
+        "{% for call in m.tool_calls %} {{ call.function.name }} {{ call.function.arguments.items() | length }}"
+        "{% endfor %}{% if m.reasoning_content %} {{ m.reasoning }}{% endif %} {% endfor %}"
+    )
+    folder = model_folder(tmp_path, template)
+    call = MessageToolCall(id="c", function=FunctionCall(name="f", arguments='{"a": "one two", "b": 1}'))
+    broken = MessageToolCall(id="d", function=FunctionCall(name="f", arguments='{"a'))
+    request = GenerateRequest(
+        messages=[
+            Message(role="user", content="one two"),
+            Message(role="assistant", tool_calls=[call, broken], reasoning="three words here"),
+            Message(role="tool", content="1", tool_call_id="c"),
+        ],
+        chat=ChatOptions(tools=[Tool(function=Function(name="f", description="d"))], tool_choice="auto"),
+    )
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": None}}
+    expected = f"<tool> f {json.dumps(tool, indent=1)} <user> one two <assistant>  f 2 f 0 three words here <tool> 1"
+    assert TokenCounter(folder).count(request) == len(expected.split())
+    window = ContextWindow(Registry({"m": VllmModel(name="m", engine="vllm", model=str(folder))}))
+    assert await window.count("m", request) == len(expected.split())
+    assert await window.tokens("m", request) is None, "rendering tools takes long"
+
+
+def test_a_template_with_an_extension_of_the_engine_is_not_counted(tmp_path: Path) -> None:
+    template = "{% generation %}one{% endgeneration %}"
+    assert TokenCounter(model_folder(tmp_path, template)).count(chat("one")) is None
 
 
 def test_a_template_that_needs_the_engine_is_not_counted(tmp_path: Path) -> None:
@@ -167,3 +209,55 @@ async def test_only_max_tokens_is_checked_for_upstream_models() -> None:
     with pytest.raises(InvalidRequest, match="context is 10 tokens") as caught:
         await check.check("limited", chat("word", max_tokens=11))
     assert caught.value.param == "max_tokens"
+
+
+def byte_level(folder: Path) -> Path:
+    """Write the files of a byte-level tokenizer, as most models have one. Its longest token has 5 bytes."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(initial_alphabet=ByteLevel.alphabet(), vocab_size=400, show_progress=False)
+    tokenizer.train_from_iterator(["the river mill wheel"] * 5, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return folder
+
+
+@example_count(50, long=1000)
+@hypothesis.given(some.text(some.sampled_from("the river mill,\n.水车。 'x1_😀"), max_size=300))
+def test_a_long_text_has_as_many_tokens_in_pieces(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = byte_level(tmp_path_factory.mktemp("model"))
+    whole = len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_counter, "PIECE", 64)
+        pieces = len(list(token_counter._pieces(text)))
+        counted = TokenCounter(folder).count(GenerateRequest(prompt=text))
+        words = count_words(GenerateRequest(prompt=text))
+    assert counted is not None
+    assert whole <= counted <= whole + 5 * (pieces - 1)  # a word longer than a piece is counted inexactly
+    assert words == len(text.split()) + 1
+
+
+def test_a_text_that_is_cut_after_words_is_counted_exactly(tmp_path: Path) -> None:
+    folder = byte_level(tmp_path)
+    text = "the river, the mill wheel. " * 20_000
+    assert len(list(token_counter._pieces(text))) > 5
+    whole = len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch_fast([text])[0])
+    assert TokenCounter(folder).count(GenerateRequest(prompt=text)) == whole
+
+
+@pytest.mark.parametrize("request_", [chat("the mill " * 200_000), GenerateRequest(prompt="the mill " * 200_000)])
+async def test_a_prompt_with_too_many_bytes_is_rejected_without_being_encoded(
+    tmp_path: Path, request_: GenerateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = VllmModel(name="m", engine="vllm", model=str(byte_level(tmp_path)), options={"max_model_len": 300})
+    check = ContextWindow(Registry({"m": model}))
+    monkeypatch.setattr(token_counter, "_pieces", None)
+    with pytest.raises(InvalidRequest, match=r"the prompt has at least [0-9]{6}"):
+        await check.check("m", request_)
+
+
+async def test_a_prompt_is_encoded_only_until_it_exceeds_the_context(tmp_path: Path) -> None:
+    model = VllmModel(name="m", engine="vllm", model=str(byte_level(tmp_path)), options={"max_model_len": 30_000})
+    check = ContextWindow(Registry({"m": model}))
+    with pytest.raises(InvalidRequest, match=r"the prompt has at least 6\d{4}$"):
+        await check.check("m", chat("x" * 140_000))

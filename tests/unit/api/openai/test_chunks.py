@@ -15,6 +15,7 @@ from api.openai.completions import CHAT, TEXT, Dialect
 from api.streaming.errors import StreamAborted
 from shared.domain.events import CallDelta, Delta, Event, EventType, delta_event, event
 from shared.domain.job import Job, JobStatus
+from shared.domain.logprobs import Candidate, encode_entry
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
 
@@ -195,10 +196,13 @@ async def test_a_restart_before_text_sends_the_opening_chunk_once() -> None:
     ]
 
 
-async def test_text_offsets_of_logprobs_continue_across_chunks() -> None:
-    def entry(token: str, logprob: float | None, *others: str) -> dict[str, Any]:
+@pytest.mark.parametrize("form", ["compact", "objects"])
+async def test_text_offsets_of_logprobs_continue_across_chunks(form: str) -> None:
+    def entry(token: str, logprob: float | None, *others: str) -> bytes:
+        if form == "compact":
+            return encode_entry(Candidate(token, logprob), [Candidate(item, -2.0) for item in (token, *others)])
         top = [{"token": item, "logprob": -2.0, "bytes": None} for item in (token, *others)]
-        return {"token": token, "logprob": logprob, "bytes": None, "top": top}
+        return orjson.dumps({"token": token, "logprob": logprob, "bytes": None, "top": top})
 
     deltas = (
         Delta(0, "the", logprobs=(entry("the", None),)),

@@ -17,18 +17,19 @@ from shared.domain.request import (
     MessageToolCall,
     StructuredOutputs,
 )
+from tests.support.members import read
 
 MESSAGES: Any = [{"role": "user", "content": "the mill"}]
 TOOL: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 
 
 def chat(**body: Any) -> GenerateRequest:
-    (request,) = ChatCompletionRequest.model_validate({"model": "m", "messages": MESSAGES, **body}).generate_requests()
+    (request,) = read(ChatCompletionRequest, {"model": "m", "messages": MESSAGES, **body}).generate_requests()
     return request
 
 
 def completions(**body: Any) -> list[GenerateRequest]:
-    return CompletionRequest.model_validate({"model": "m", "prompt": "x", **body}).generate_requests()
+    return read(CompletionRequest, {"model": "m", "prompt": "x", **body}).generate_requests()
 
 
 def test_a_plain_chat_uses_the_defaults() -> None:
@@ -84,7 +85,7 @@ def test_structured_outputs(body: dict[str, Any], expected: dict[str, Any] | Non
     structured = None if expected is None else StructuredOutputs(**expected)
     assert chat(**body).structured_outputs == structured
     assert completions(**body)[0].structured_outputs == structured
-    job = JobCreate.model_validate({"model": "m", "prompt": "x", **body})
+    job = read(JobCreate, {"model": "m", "prompt": "x", **body})
     assert job.generate_request().structured_outputs == structured
 
 

@@ -27,10 +27,12 @@ from shared.domain.events import (
     seq_before,
 )
 from shared.domain.job import Job, JobStatus
+from shared.domain.logprobs import Candidate, encode_entry
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.response import ResponseFacts, StoredResponse
 from tests.support.examples import example_count
+from tests.support.members import read
 
 DIGITS = "0190" + "a" * 28
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "cached_tokens": 2}
@@ -38,7 +40,7 @@ SDK_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def response(*, background: bool = False, **parameters: Any) -> StoredResponse:
-    body = ResponseCreate.model_validate({"model": "sim", "input": "x", "background": background, **parameters})
+    body = read(ResponseCreate, {"model": "sim", "input": "x", "background": background, **parameters})
     job = Job(
         id=f"job_{DIGITS}",
         owner=Owner(1, 1),
@@ -74,7 +76,7 @@ def kinds(events: Sequence[dict[str, Any]]) -> list[str]:
 ALL_ITEMS = log(
     Delta(0, "", (1, 2), reasoning="hm"),
     Delta(0, "", reasoning="m"),
-    Delta(0, "The ", logprobs=({"token": "The ", "logprob": -0.5, "bytes": [84], "top": []},)),
+    Delta(0, "The ", logprobs=(encode_entry(Candidate("The ", -0.5, b"T"), ()),)),
     Delta(0, "mill 🌊"),
     Delta(0, "", tool_calls=(CallDelta(0, "call_1", "weather", '{"city": '),)),
     Delta(0, "", tool_calls=(CallDelta(0, arguments='"Ulm"}'), CallDelta(1, "call_2", "time"))),
@@ -257,7 +259,7 @@ async def test_a_stream_resumed_after_any_event_has_the_remaining_events(
     assert [item["sequence_number"] for item in complete] == list(range(len(complete)))
     # From the log, in batches of any size, and from the archive in the row.
     batches = [events[start : start + size] for start in range(0, len(events), size)]
-    archived = parse_archive(archive(events))
+    archived = parse_archive(await archive(events))
     for number in range(len(complete)):
         assert await stream(to, batches, number) == complete[number + 1 :]
     assert await stream(to, [archived], None) == complete

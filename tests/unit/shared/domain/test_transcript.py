@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from shared.domain.events import Delta, Event, EventType, delta_event, event
-from shared.domain.transcript import Transcript, fingerprint_by_attempt
+from shared.domain.transcript import fingerprint_by_attempt
+from tests.support.transcripts import transcript_of
 
 
 def started(attempt: int, fingerprint: str | None) -> Event:
@@ -21,7 +22,7 @@ RESTARTED = event(1, EventType.RESTARTED, {"attempt": 2})
 
 def test_fingerprints_of_the_attempts_that_generated_text() -> None:
     def fingerprints(*events: Event) -> set[str | None]:
-        return Transcript.of(events, 1).fingerprints
+        return transcript_of(events).fingerprints
 
     assert fingerprints() == set()
     assert fingerprints(started(1, "a")) == set()

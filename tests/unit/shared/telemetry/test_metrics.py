@@ -37,7 +37,8 @@ from tests.support.metrics import api_metrics, worker_metrics
 from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
-    "code", "at", "kind", "method", "model", "outcome", "priority", "reason", "route", "state", "status", "write",
+    "code", "at", "kind", "method", "model", "outcome", "parameter", "priority", "reason", "route", "source", "state",
+    "status", "write",
 }  # fmt: skip
 MODEL = "sim"
 UNDECLARED = "invented"
@@ -194,7 +195,7 @@ def test_the_end_of_a_job_is_counted_once_with_its_tokens() -> None:
     result = JobResult(
         JobStatus.FAILED,
         created + timedelta(seconds=2),
-        (),
+        "[]",
         Usage(11, 5, 7),
         Failure("engine_error", "It broke."),
         None,

@@ -14,10 +14,10 @@ from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Choice, ToolCall, Usage
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
-from shared.domain.transcript import Transcript
 from tests.support.faulty_upstream import Answer, End, FaultyUpstream, error_answer, faulty_upstream
 from tests.support.metrics import worker_metrics
 from tests.support.ports import free_port
+from tests.support.transcripts import choices_of
 from workers.engines.base import UpstreamError
 from workers.engines.openai.engine import OpenAIEngine
 
@@ -69,10 +69,7 @@ def text(deltas: list[Delta]) -> str:
 
 
 def choice_of(deltas: list[Delta]) -> Choice:
-    transcript = Transcript(1)
-    for delta in deltas:
-        transcript.add(delta)
-    return transcript.choices()[0]
+    return choices_of(deltas)[0]
 
 
 async def failure(engine: OpenAIEngine, expected_text: str = "") -> UpstreamError:

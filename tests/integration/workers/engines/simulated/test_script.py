@@ -10,10 +10,10 @@ import pytest
 
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta, delta_event
+from shared.domain.events import Delta
 from shared.domain.job import Choice
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
-from shared.domain.transcript import Transcript
+from tests.support.transcripts import choices_of, entries_of
 from workers.engines.base import PromptInfo
 from workers.engines.simulated.engine import SimulatedEngine
 
@@ -41,11 +41,6 @@ async def generate(request: GenerateRequest, prior: list[Delta] | None = None) -
         first, *rest = [item async for item in items]
     assert isinstance(first, PromptInfo)
     return [item for item in rest if isinstance(item, Delta)]
-
-
-def choices_of(deltas: list[Delta], choices: int = 1) -> tuple[Choice, ...]:
-    """The choices that a reader of the log assembles."""
-    return Transcript.of([delta_event(seq, delta) for seq, delta in enumerate(deltas, 1)], choices).choices()
 
 
 async def answer(request: GenerateRequest) -> Choice:
@@ -125,7 +120,7 @@ async def test_one_logprobs_entry_per_token_and_deterministic() -> None:
     sent = request({"reasoning_effort": "low"}, logprobs=2)
     deltas = await generate(sent)
     assert all(len(delta.logprobs) == delta.tokens for delta in deltas)
-    entries = [entry for delta in deltas for entry in delta.logprobs]
+    entries = [entry for delta in deltas for entry in entries_of(delta)]
     assert len(entries) == 64
     assert all(entry["logprob"] < 0 and len(entry["top"]) == 2 for entry in entries)
     assert b"".join(bytes(entry["bytes"]) for entry in entries).decode().startswith("The wheel asks for water.")
@@ -136,8 +131,8 @@ async def test_echo() -> None:
     sent = GenerateRequest(prompt="Once upon a time", echo=True, logprobs=0, sampling=Sampling(max_tokens=4))
     deltas = await generate(sent)
     assert (deltas[0].text, deltas[0].tokens) == ("Once upon a time", 0)
-    assert [entry["token"] for entry in deltas[0].logprobs] == ["Once", " upon", " a", " time"]
-    assert deltas[0].logprobs[0]["logprob"] is None
+    assert [entry["token"] for entry in entries_of(deltas[0])] == ["Once", " upon", " a", " time"]
+    assert entries_of(deltas[0])[0]["logprob"] is None
     assert sum(delta.tokens for delta in deltas) == 4
 
 

@@ -7,19 +7,31 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from api.jobs.token_counter import TokenCounter
 from shared.config.models.vllm import ChatSettings
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Choice
-from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
-from shared.domain.transcript import Transcript
+from shared.domain.request import (
+    ChatOptions,
+    Function,
+    FunctionCall,
+    GenerateRequest,
+    Message,
+    MessageToolCall,
+    Sampling,
+    StructuredOutputs,
+    Tool,
+)
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
+from tests.support.transcripts import choices_of, entries_of, logged_delta
 from workers.engines.base import EngineError, PromptInfo, Restarted
 from workers.engines.resume import Resume
 from workers.execution.log_writer import LogBuffer
@@ -50,6 +62,22 @@ QUESTION = [Message(role="user", content="What is the weather in Paris?")]
 CALL_PATTERN = (
     r'<tool_call>\n\{"name": "weather", "arguments": \{"city": "[A-Z][a-z]{2,6}", "unit": "kelvin"\}\}\n</tool_call>'
 )
+
+
+HERMES = """\
+{%- if tools %}<|im_start|>system
+<tools>{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}</tools>{{ tools[0].function | tojson(indent=2) }}<|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }} {{ message.name }}
+{{ message.content }}
+{%- if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}
+{%- for call in message.tool_calls %}<tool_call>
+{"name": "{{ call.function.name }}", "id": "{{ call.id }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
 
 @pytest.fixture
@@ -95,14 +123,6 @@ async def outputs(
 async def generate(engine: Any, request: GenerateRequest) -> list[Delta]:
     _, received = await outputs(engine, request)
     return [item for item in received if isinstance(item, Delta)]
-
-
-def choices_of(deltas: Sequence[Delta | Restarted], choices: int = 1) -> tuple[Choice, ...]:
-    transcript = Transcript(choices)
-    for delta in deltas:
-        assert isinstance(delta, Delta)
-        transcript.add(delta)
-    return transcript.choices()
 
 
 async def answer(engine: Any, request: GenerateRequest) -> Choice:
@@ -161,6 +181,40 @@ class TestTools:
         for choice in ("auto", "none"):
             with_tools = await answer(engine, tools(choice, sampling={"max_tokens": 12}))
             assert (with_tools.text, with_tools.tool_calls, with_tools.finish_reason) == (plain.text, (), "length")
+
+    async def test_the_api_counts_tools_and_calls_as_they_are_rendered_here(self, engine: Any, tmp_path: Path) -> None:
+        """With a template of the Hermes kind, which prints tools and calls as JSON."""
+        from workers.engines.vllm.request import Renderer
+
+        call = MessageToolCall(id="c", function=FunctionCall(name="weather", arguments='{"city": "Paris"}'))
+        broken = MessageToolCall(id="d", function=FunctionCall(name="tide", arguments='{"a'))
+        messages = [
+            Message(role="system", content="Be brief."),
+            *QUESTION,
+            Message(role="assistant", reasoning="It asks for the weather.", tool_calls=[call, broken]),
+            Message(role="tool", content="12 degrees", tool_call_id="c"),
+            Message(role="tool", content="", tool_call_id="d"),
+            Message(role="user", content="And now?", name="miller"),
+        ]
+        folder = MODEL.folder
+        assert folder is not None
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / name).symlink_to(folder / name)
+        (tmp_path / "chat_template.jinja").write_text(HERMES)
+        counter, renderer = TokenCounter(tmp_path), Renderer(MODEL, HERMES, engine._llm)
+        short = [
+            Tool(function=Function(name="f", parameters={"type": "object"}, strict=True)),
+            Tool(function=Function(name="g")),
+        ]
+        for options in (
+            None,
+            ChatOptions(tools=short, tool_choice="auto"),
+            ChatOptions(tools=short, tool_choice="none"),
+        ):
+            request = make_request(messages, chat=options, sampling={"max_tokens": 1})
+            rendered = await renderer.render("job", request)
+            assert counter.count(request) == len(rendered.token_ids)
+        assert len(rendered.token_ids) > 150
 
     async def test_tools_without_a_parser_are_refused(self, engine: Any) -> None:
         from workers.engines.vllm.request import Renderer
@@ -296,9 +350,9 @@ class TestLogprobs:
         first = deltas[0]
         assert isinstance(first, Delta)
         assert (first.text, first.token_ids) == ("Once upon a", ())
-        assert [entry["token"] for entry in first.logprobs] == ["Once", " upon", " a"]
-        assert first.logprobs[0]["logprob"] is None
-        assert all(entry["logprob"] < 0 for entry in first.logprobs[1:])
+        assert [entry["token"] for entry in entries_of(first)] == ["Once", " upon", " a"]
+        assert entries_of(first)[0]["logprob"] is None
+        assert all(entry["logprob"] < 0 for entry in entries_of(first)[1:])
         assert prompt.prompt_tokens == 3
 
     async def test_prompt_only(self, engine: Any) -> None:
@@ -350,7 +404,7 @@ def as_logged(deltas: list[Delta]) -> list[Delta]:
     for delta in deltas:
         log.delta(delta)
         log.seal()
-    return [event.delta() for event in log.events]
+    return [logged_delta(event) for event in log.events]
 
 
 def rounded(deltas: Sequence[Delta | Restarted], choices: int) -> list[Any]:
@@ -363,7 +417,7 @@ def rounded(deltas: Sequence[Delta | Restarted], choices: int) -> list[Any]:
             choice.tool_calls,
             [(entry["token"], entry["logprob"] and round(entry["logprob"], 3)) for entry in choice.logprobs or ()],
         )
-        for choice in choices_of(deltas, choices)
+        for choice in choices_of([item for item in deltas if isinstance(item, Delta)], choices)
     ]
 
 
@@ -403,7 +457,7 @@ async def test_regenerated_answer_that_differs_restarts(engine: Any, name: str) 
     def without_ids(deltas: Sequence[Delta | Restarted]) -> list[Any]:
         return [
             (choice.text, choice.finish_reason, [(call.name, call.arguments) for call in choice.tool_calls])
-            for choice in choices_of(deltas, request.sampling.n)
+            for choice in choices_of([item for item in deltas if isinstance(item, Delta)], request.sampling.n)
         ]
 
     assert without_ids(restarted) == without_ids(logged)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain.events import Delta, delta_event
+from shared.domain.events import Delta, delta_event, merge_deltas
 from shared.domain.job import Usage
-from shared.domain.transcript import Transcript
+from tests.support.transcripts import transcript_of
 from workers.engines.openai.stream import StreamParser, parse_error
 
 TEXTS = ["Müh", "le", " 🌊", "\n\ndata: [DONE]", " ", "水車"]
@@ -100,5 +100,5 @@ def test_log_keeps_token_counts() -> None:
     with_ids, counted = Delta(0, "a", (5, 6)), Delta(0, "b", (), "stop", 3)
     events = [delta_event(1, with_ids), delta_event(2, counted)]
     assert [event.delta() for event in events] == [with_ids, counted]
-    assert Transcript.of(events, 1).tokens == 5
-    assert counted.merged(counted).tokens == 6
+    assert transcript_of(events).tokens == 5
+    assert merge_deltas([counted, counted]).tokens == 6

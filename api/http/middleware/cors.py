@@ -1,0 +1,38 @@
+"""Cross-origin requests from browsers (CORS)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from api.http.members import HEADER
+
+# Response headers that scripts may read, beside those that browsers always allow.
+EXPOSED = (
+    HEADER,
+    "x-headrace-job-id",
+    "x-request-id",
+    "request-id",
+    "x-should-retry",
+    "retry-after",
+    "location",
+    "idempotent-replayed",
+    "preference-applied",
+)
+METHODS = ("GET", "POST", "DELETE")
+ANY_ORIGIN = "*"
+
+
+def allow_origins(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
+    """Let scripts of these origins (`*`: of all) call the application. Without origins, it is returned unchanged.
+
+    This must be the outermost layer, so that all errors have the headers; otherwise scripts cannot read them. All
+    request headers are allowed, because SDKs send their own. Cookies are not, because the API does not use any.
+    """
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=METHODS, allow_headers=["*"], expose_headers=EXPOSED
+    )

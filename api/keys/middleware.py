@@ -1,0 +1,66 @@
+"""Authenticates requests before anything reads their bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.http.dependencies import Resources
+from api.http.errors import render
+from api.keys.auth import Authenticator
+from api.keys.open_requests import OpenRequests
+from shared.domain.errors import Unauthorized
+from shared.telemetry.metrics import Metrics
+
+# Every path below it requires a key.
+PREFIX = "/v1/"
+
+
+class AuthenticationMiddleware:
+    """ASGI middleware: responds with 401 to a request without a valid key, without reading its body.
+
+    The key is a bearer token or `x-api-key`, which takes precedence under `api_key_prefix`. An OPTIONS request, such as
+    a browser's preflight, has no key. The routes require the principal that this middleware has found.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_key_prefix: str) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._api_key_prefix = api_key_prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(PREFIX) or scope["method"] == "OPTIONS":
+            await self._app(scope, receive, send)
+            return
+        resources = cast(Resources, cast(FastAPI, scope["app"]).state.resources)
+        key = self._key(scope)
+        try:
+            principal = await resources.get(Authenticator).principal(key)
+        except Exception as error:
+            if isinstance(error, Unauthorized):
+                self._metrics.auth_failures.labels("invalid" if key else "missing").inc()
+            await render(error)(scope, receive, send)
+            return
+        requests = resources.get(OpenRequests)
+        state: dict[str, Any] = scope.setdefault("state", {})
+        disconnect: Callable[[], None] | None = state.get("disconnect")  # see `api.http.server`
+        request = state["open_request"] = requests.enter(principal, disconnect)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            requests.leave(request)
+
+    def _key(self, scope: Scope) -> str:
+        """The key that a request has sent; empty if it has sent none."""
+        bearer = api_key = None
+        for name, value in scope["headers"]:
+            if name == b"authorization" and bearer is None:
+                scheme, _, credentials = value.partition(b" ")
+                bearer = credentials.strip() if scheme.lower() == b"bearer" else b""
+            elif name == b"x-api-key" and api_key is None:
+                api_key = value
+        first, second = (api_key, bearer) if scope["path"].startswith(self._api_key_prefix) else (bearer, api_key)
+        return (first or second or b"").decode("latin-1")

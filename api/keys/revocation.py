@@ -1,0 +1,45 @@
+"""Interrupts the requests of keys that were revoked or have expired."""
+
+from __future__ import annotations
+
+import logging
+
+from api.keys.auth import Authenticator
+from api.keys.open_requests import OpenRequests
+from api.keys.store import ApiKeyStore
+from shared.runtime.outages import is_database_outage
+from shared.runtime.periodic import run_periodically
+
+logger = logging.getLogger(__name__)
+
+MIN_INTERVAL_S = 0.2
+
+
+class RevocationCheck:
+    """Checks the keys that this process has cached or that have open requests: streams, waits and uploads."""
+
+    def __init__(
+        self, store: ApiKeyStore, authenticator: Authenticator, requests: OpenRequests, *, interval_s: float
+    ) -> None:
+        self._store = store
+        self._authenticator = authenticator
+        self._requests = requests
+        self._interval_s = max(MIN_INTERVAL_S, interval_s)
+
+    async def run(self) -> None:
+        """Check until cancelled."""
+        await run_periodically(
+            self.check, "revoked key check", interval_s=self._interval_s, tolerates=is_database_outage
+        )
+
+    async def check(self) -> int:
+        """Interrupt the requests of keys that are not valid any more. Returns the number of those keys."""
+        known = self._authenticator.cached_key_ids() | self._requests.key_ids()
+        if not known:
+            return 0
+        invalid = known - await self._store.valid_ids(known)
+        for key_id in invalid:
+            self._authenticator.forget(key_id)
+            interrupted = self._requests.interrupt(key_id)
+            logger.info("key=%d was revoked or has expired; %d requests closed", key_id, interrupted)
+        return len(invalid)

@@ -1,0 +1,82 @@
+"""Lets one group pass through folders, and takes that right back: POSIX access control lists, without a library.
+
+The list of a file is its extended attribute `system.posix_acl_access`: a version, and entries of tag, permissions and
+id, as in the kernel's `posix_acl_xattr.h`.
+"""
+
+import errno
+import os
+import stat
+import struct
+from pathlib import Path
+
+_ATTRIBUTE = "system.posix_acl_access"
+_VERSION = struct.pack("<I", 2)
+_ENTRY = struct.Struct("<HHI")
+_USER_OBJ, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x04, 0x08, 0x10, 0x20
+_NO_ID = 0xFFFFFFFF
+_PASS = 0o1
+_UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+Entries = dict[tuple[int, int], int]
+
+
+def is_open(folder: Path) -> bool:
+    """Return whether every user can pass through the folder."""
+    return bool(folder.stat().st_mode & _PASS)
+
+
+def grant(folder: Path, gid: int) -> bool:
+    """Let a group pass through a folder. Returns False if the file system has no access control lists."""
+    entries = _read(folder)
+    if entries is None:
+        return False
+    if (_MASK, _NO_ID) in entries:
+        # The mask gets the permission too, which must not give it to other entries that the mask held back.
+        mask = entries[_MASK, _NO_ID]
+        entries = {key: perm if key[0] in (_USER_OBJ, _OTHER) else perm & mask for key, perm in entries.items()}
+    else:
+        entries[_MASK, _NO_ID] = entries[_GROUP_OBJ, _NO_ID]
+    entries[_GROUP, gid] = entries.get((_GROUP, gid), 0) | _PASS
+    entries[_MASK, _NO_ID] |= _PASS
+    return _write(folder, entries)
+
+
+def revoke(folder: Path, gid: int) -> None:
+    """Remove the group from the folder's list. Without other entries, the folder gets its former mode back."""
+    entries = _read(folder)
+    if entries is None or entries.pop((_GROUP, gid), None) is None:
+        return
+    if {tag for tag, _ in entries} <= {_USER_OBJ, _GROUP_OBJ, _MASK, _OTHER}:
+        entries.pop((_MASK, _NO_ID), None)
+    _write(folder, entries)
+
+
+def _read(folder: Path) -> Entries | None:
+    """Return the entries; those of the mode if there is no list, None if lists are not supported."""
+    try:
+        value = os.getxattr(folder, _ATTRIBUTE)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        if error.errno != errno.ENODATA:
+            raise
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        return {
+            (_USER_OBJ, _NO_ID): mode >> 6 & 7,
+            (_GROUP_OBJ, _NO_ID): mode >> 3 & 7,
+            (_OTHER, _NO_ID): mode & 7,
+        }
+    return {(tag, owner): perm for tag, perm, owner in _ENTRY.iter_unpack(value[len(_VERSION) :])}
+
+
+def _write(folder: Path, entries: Entries) -> bool:
+    # The kernel requires this order: by tag, then by id.
+    value = _VERSION + b"".join(_ENTRY.pack(tag, perm, owner) for (tag, owner), perm in sorted(entries.items()))
+    try:
+        os.setxattr(folder, _ATTRIBUTE, value)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    return True

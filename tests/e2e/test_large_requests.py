@@ -1,0 +1,194 @@
+"""The largest legal requests and answers of each API delay nobody: no step of the API's event loop takes long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Servers
+from tests.e2e.conftest import make_stack
+from tests.e2e.test_jobs import wait_for_end
+from tests.support.database import drop_database
+from tests.support.sse import follow, text_of
+from tests.support.stack import Stack
+from tests.support.step_times import longest_step_ms
+from tests.support.waiting import eventually_sync
+
+MAX_STEP_MS = 20
+MAX_BODY = 4 * 1024 * 1024
+JOBS, CHAT, COMPLETIONS = "/v1/jobs", "/v1/chat/completions", "/v1/completions"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file with the steps of the API's event loop."""
+    return tmp_path_factory.mktemp("steps") / "steps"
+
+
+@pytest.fixture(scope="module")
+def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory, steps: Path) -> Iterator[Stack]:
+    """An API process that records its steps, with the default limits, and a worker."""
+    options = {"ttft_ms": 1, "itl_ms": 0, "default_tokens": 4, "max_model_len": 2_000_000}
+    slow = {"ttft_ms": 1, "itl_ms": 20}
+    models: list[dict[str, object]] = [
+        {"name": "sim", "engine": "simulated", "slots": 32, "options": options},
+        {"name": "slow", "engine": "simulated", "slots": 32, "options": slow},
+    ]
+    stack = make_stack(servers, tmp_path_factory, "large", models, HEADRACE_BATCH_POLL_S="0.2")
+    try:
+        stack.start("api", "tests.support.step_times", str(steps), "api")
+        eventually_sync(stack._alive, "the API responds", within_s=60)
+        stack.start_worker("sim")
+        stack.start_worker("slow")
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_large")
+
+
+@pytest.fixture
+async def client(stack: Stack, steps: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client. A stream runs beside each test, at whose end the steps taken since its start are checked."""
+    await asyncio.to_thread(steps.write_bytes, b"")
+    async with stack.client() as client:
+        bystander = (await client.post(JOBS, json={"model": "slow", "prompt": "x", "max_tokens": 3000})).json()
+        following = asyncio.create_task(follow(client, bystander["id"]))
+        await client.get(f"/v1/jobs/{bystander['id']}")
+        yield client
+        taken, what = longest_step_ms(steps)
+        await client.post(f"/v1/jobs/{bystander['id']}/cancel")
+        assert text_of(await following) == (await wait_for_end(client, bystander["id"]))["output_text"]
+        assert taken <= MAX_STEP_MS, what
+
+
+TEXT = "the mill, " * 37
+CONVERSATION = [{"role": ("user", "assistant")[position % 2], "content": TEXT} for position in range(9_999)]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "a"}] * 9_999}] * 12
+TOOL = {
+    "description": "d" * 3000,
+    "parameters": {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(20)}},
+}
+TOOLS = [{"type": "function", "function": {"name": f"f{number}", **TOOL}} for number in range(1000)]
+IDS = [31_999] * 590_000
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "job-messages": (JOBS, {"messages": CONVERSATION}),
+    "job-text": (JOBS, {"prompt": "the river mill, " * 260_000}),
+    "job-ids": (JOBS, {"prompt": IDS}),
+    "chat-messages": (CHAT, {"messages": CONVERSATION}),
+    "chat-parts": (CHAT, {"messages": PARTS}),
+    "chat-tools": (CHAT, {"messages": CONVERSATION[:1], "tools": TOOLS}),
+    "completions-ids": (COMPLETIONS, {"prompt": IDS}),
+    "completions-prompts": (COMPLETIONS, {"prompt": ["x" * 4000] * 1024}),
+    "messages": (MESSAGES, {"messages": CONVERSATION}),
+    "messages-blocks": (MESSAGES, {"messages": PARTS}),
+    "count-tokens": (MESSAGES + "/count_tokens", {"messages": CONVERSATION}),
+    "responses": (RESPONSES, {"input": CONVERSATION}),
+}
+
+
+def content_of(path: str, body: dict[str, Any], **more: Any) -> bytes:
+    limit = {} if path.endswith("count_tokens") else {"max_output_tokens" if path == RESPONSES else "max_tokens": 4}
+    content = json.dumps({"model": "sim", **limit, **body, **more}, separators=(",", ":")).encode()
+    assert MAX_BODY * 0.7 < len(content) <= MAX_BODY, len(content)
+    return content
+
+
+@pytest.mark.parametrize("idempotent", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "idempotent"])
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_the_largest_requests(client: httpx.AsyncClient, name: str, idempotent: bool) -> None:
+    path, body = REQUESTS[name]
+    headers = JSON | ({"Idempotency-Key": name} if idempotent else {})
+    content = content_of(path, body)
+    for _ in range(1 + idempotent):
+        response = await client.post(path, content=content, headers=headers)
+        assert response.status_code in (200, 202), response.text
+    if path == JOBS:
+        await wait_for_end(client, response.json()["id"])
+        assert (await client.get(JOBS)).status_code == 200
+    if path == RESPONSES:
+        previous = response.json()["id"]
+        assert (await client.get(f"{RESPONSES}/{previous}")).status_code == 200
+        items = await client.get(f"{RESPONSES}/{previous}/input_items", params={"limit": 100})
+        assert len(items.json()["data"]) == 100
+        more = await client.post(RESPONSES, json={"model": "sim", "input": "x", "previous_response_id": previous})
+        assert more.status_code == 400, "the conversation is too long"
+        assert "previous_response_id: with the earlier turns" in more.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (CHAT, b'{"model": "sim", "messages": [' + b"{}," * 150_000 + b"{}]}", "messages"),
+        (JOBS, b'{"model": "sim", "prompt": [' + b"1," * 2_000_000 + b'"x"]}', "prompt"),
+        (JOBS, b'{"model": "sim", "x": [' + b"[]," * 1_000_000 + b"[]]}", "more than 200000"),
+        (JOBS, b"[" * 4_000_000, "more than 200000"),
+        (COMPLETIONS, b'{"model": "sim", "prompt": ["' + b'\\u0041" , "' * 300_000, "not valid JSON"),
+        (JOBS, b'{"model": "sim", "prompt": "x", ' + b",".join(b'"n%d": 1' % n for n in range(4000)) + b"}", ""),
+        (MESSAGES, b'{"model": "sim", "max_tokens": 4, "messages": [' + b"[]," * 150_000 + b"[]]}", "messages"),
+        (RESPONSES, b'{"model": "sim", "input": [' + b"{}," * 150_000 + b"{}]}", "input"),
+    ],
+    ids=["objects", "numbers", "lists", "depth", "strings", "members", "anthropic", "responses"],
+)
+async def test_large_invalid_requests(client: httpx.AsyncClient, path: str, body: bytes, message: str) -> None:
+    response = await client.post(path, content=body, headers=JSON)
+    if message:
+        assert response.status_code == 400
+        assert message in response.json()["error"]["message"]
+
+
+# As many log probabilities as a request may ask for, in one choice and in 16.
+ONE = {"prompt": "the mill", "max_tokens": 12_000, "logprobs": 20}
+MANY = {"prompt": "the mill", "n": 16, "max_tokens": 750, "logprobs": 20}
+CHATTED = {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "top_logprobs": 20}
+LONG = {"max_tokens": 250_000}
+ANSWERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "job-one": (JOBS, ONE),
+    "job-many": (JOBS, MANY),
+    "job-long": (JOBS, {"prompt": "x", **LONG}),
+    "chat-one": (CHAT, {**CHATTED, "max_tokens": 12_000}),
+    "chat-many": (CHAT, {**CHATTED, "n": 16, "max_tokens": 750}),
+    "completions-one": (COMPLETIONS, ONE),
+    "completions-many": (COMPLETIONS, MANY),
+    "messages-long": (MESSAGES, {"messages": [{"role": "user", "content": "x"}], **LONG}),
+    "responses-one": (
+        RESPONSES,
+        {"input": "x", "max_output_tokens": 12_000, "top_logprobs": 20, "include": ["message.output_text.logprobs"]},
+    ),
+    "responses-long": (RESPONSES, {"input": "x", "max_output_tokens": 250_000}),
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["", "streamed"])
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_the_largest_answers(client: httpx.AsyncClient, name: str, streamed: bool) -> None:
+    path, body = ANSWERS[name]
+    body = {"model": "sim", **body}
+    if path == JOBS:
+        job = (await client.post(path, json=body)).json()
+        if streamed:
+            assert len(text_of(await follow(client, job["id"]))) > 1000
+        done = await wait_for_end(client, job["id"])
+        assert len(done["output"]) == body.get("n", 1)
+        assert (await client.get(f"/v1/jobs/{job['id']}/stream", params={"starting_after": 2})).status_code == 200
+        assert "output" not in (await client.get(JOBS)).json()["data"][0]
+        listed = (await client.get(JOBS, params={"include": "output", "limit": 3})).json()["data"]
+        assert done in listed
+        return
+    size = 0
+    async with client.stream("POST", path, json={**body, "stream": streamed}) as response:
+        assert response.status_code == 200
+        async for chunk in response.aiter_bytes():
+            size += len(chunk)
+    assert size > 1_000_000
+    if name == "responses-one":
+        response_id = response.headers["x-headrace-job-id"].replace("job_", "resp_")
+        found = (await client.get(f"{RESPONSES}/{response_id}")).json()
+        assert len(found["output"][0]["content"][0]["logprobs"]) == 12_000

@@ -1,0 +1,245 @@
+"""Quotas of a project, priorities of a key, and what revoking a key ends: with real processes and servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Servers
+from tests.e2e.conftest import make_stack
+from tests.e2e.test_jobs import wait_for_end, wait_until_running
+from tests.e2e.test_projects import bearer, create_key, key_id
+from tests.support.database import drop_database
+from tests.support.metrics import samples
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+QUEUED, URGENT, STREAMS, REQUEST_BYTES = 20, 5, 3, 100_000
+CACHE_S = 1
+CHAT = {"model": "one", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5_000}
+
+
+@pytest.fixture(scope="module")
+def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One API process with low quotas; `one` has a slow worker with one slot, `orphan` has none."""
+    models: list[dict[str, object]] = [
+        {"name": "one", "engine": "simulated", "slots": 1, "options": {"ttft_ms": 5, "itl_ms": 20}},
+        {"name": "orphan", "engine": "simulated"},
+    ]
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "quotas",
+        models,
+        HEADRACE_PROJECT_QUEUED_JOBS=QUEUED,
+        HEADRACE_PROJECT_URGENT_JOBS=URGENT,
+        HEADRACE_PROJECT_STREAMS=STREAMS,
+        HEADRACE_PROJECT_REQUEST_BYTES=REQUEST_BYTES,
+        HEADRACE_KEY_CACHE_S=CACHE_S,
+    )
+    try:
+        stack.start_api()
+        stack.start_worker("one")
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_quotas")
+
+
+def job(**fields: Any) -> dict[str, Any]:
+    return {"model": "orphan", "prompt": "the mill", **fields}
+
+
+def assert_over_quota(response: httpx.Response, *words: str) -> None:
+    assert response.status_code == 429, response.text
+    assert int(response.headers["retry-after"]) > 0
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "quota_exceeded")
+    for word in words:
+        assert word in error["message"]
+
+
+async def test_one_project_cannot_fill_the_queue(stack: Stack) -> None:
+    """150 concurrent submits by two keys of a project; another project is served as usual."""
+    first, second = (create_key(stack, name, "--project", "greedy") for name in ("a", "b"))
+    async with bearer(stack, first) as one, bearer(stack, second) as two:
+        responses = await asyncio.gather(*((one, two)[n % 2].post("/v1/jobs", json=job()) for n in range(150)))
+        accepted = [response.json()["id"] for response in responses if response.status_code == 202]
+        assert len(accepted) == QUEUED
+        for response in responses:
+            if response.status_code != 202:
+                assert_over_quota(response, str(QUEUED), "HEADRACE_PROJECT_QUEUED_JOBS")
+        for path, body in (
+            ("/v1/completions", {"model": "orphan", "prompt": "x"}),
+            ("/v1/responses", {"model": "orphan", "input": "x"}),
+        ):
+            assert_over_quota(await one.post(path, json=body))
+        anthropic = await one.post("/v1/messages", json=CHAT | {"model": "orphan", "max_tokens": 9})
+        assert (anthropic.status_code, anthropic.json()["error"]["type"]) == (429, "rate_limit_error")
+
+        async with bearer(stack, create_key(stack, "modest")) as other:
+            answer = await other.post("/v1/jobs", json=job())
+            assert (answer.status_code, answer.json()["queue_position"]) == (202, QUEUED)
+
+        # A quota is free again at once.
+        await two.post(f"/v1/jobs/{accepted[0]}/cancel")
+        assert (await one.post("/v1/jobs", json=job())).status_code == 202
+        assert_over_quota(await one.post("/v1/jobs", json=job()))
+    refused = (await samples(stack, "api"))["headrace_quota_rejections_total", "queued_jobs"]
+    assert refused >= 150 - QUEUED + 4
+
+
+async def test_urgent_jobs_must_be_granted_and_are_few(stack: Stack) -> None:
+    async with bearer(stack, create_key(stack, "ordinary")) as client:
+        refused = await client.post("/v1/jobs", json=job(priority=0))
+        assert refused.status_code == 403
+        error = refused.json()["error"]
+        assert (error["param"], error["code"]) == ("priority", "priority_not_allowed")
+        assert "from 3 to 9" in error["message"]
+        assert (await client.post("/v1/jobs", json=job(priority=3))).status_code == 202
+        chat = await client.post("/v1/chat/completions", json=CHAT | {"priority": 2})
+        assert chat.status_code == 403
+    async with bearer(stack, create_key(stack, "urgent", "--priority-floor", "0")) as client:
+        for priority in (0, 1, 2, 0, 1):
+            assert (await client.post("/v1/jobs", json=job(priority=priority))).status_code == 202
+        assert_over_quota(await client.post("/v1/jobs", json=job(priority=2)), "HEADRACE_PROJECT_URGENT_JOBS")
+        assert (await client.post("/v1/jobs", json=job(priority=3))).status_code == 202
+
+
+async def test_large_requests_are_limited_together(stack: Stack) -> None:
+    async with bearer(stack, create_key(stack, "large")) as client:
+        large = job(prompt="x" * 30_000)
+        for _ in range(3):
+            assert (await client.post("/v1/jobs", json=large)).status_code == 202
+        assert_over_quota(await client.post("/v1/jobs", json=large), "HEADRACE_PROJECT_REQUEST_BYTES")
+        assert (await client.post("/v1/jobs", json=job())).status_code == 202
+
+
+async def test_batches_have_their_own_limit(stack: Stack) -> None:
+    async with bearer(stack, create_key(stack, "bulk")) as client:
+        lines = [
+            json.dumps({"custom_id": str(n), "method": "POST", "url": "/v1/completions", "body": job()})
+            for n in range(QUEUED + 5)
+        ]
+        form = {"purpose": (None, "batch"), "file": ("in.jsonl", "\n".join(lines))}
+        file = (await client.post("/v1/files", files=form)).json()
+        body = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = (await client.post("/v1/batches", json=body)).json()
+
+        async def all_queued() -> bool:
+            page = await client.get("/v1/jobs", params={"status": "queued", "limit": 100})
+            return len(page.json()["data"]) == QUEUED + 5
+
+        await eventually(all_queued, "all lines are queued")
+        assert (await client.post("/v1/jobs", json=job())).status_code == 202
+        await client.post(f"/v1/batches/{batch['id']}/cancel")
+
+
+async def test_open_streams_are_limited(stack: Stack) -> None:
+    async with bearer(stack, create_key(stack, "streams")) as client:
+        job_id = (await client.post("/v1/jobs", json=job())).json()["id"]
+        path = f"/v1/jobs/{job_id}/stream"
+        requests = [client.build_request("GET", path) for _ in range(STREAMS)]
+        streams = [await client.send(request, stream=True) for request in requests]
+        assert [stream.status_code for stream in streams] == [200] * STREAMS
+        assert_over_quota(await client.get(path), str(STREAMS), "HEADRACE_PROJECT_STREAMS")
+        before = len((await client.get("/v1/jobs")).json()["data"])
+        assert_over_quota(await client.post("/v1/chat/completions", json=CHAT | {"stream": True}))
+        assert len((await client.get("/v1/jobs")).json()["data"]) == before, "no job was submitted"
+        await streams[0].aclose()
+
+        async def opens() -> bool:
+            async with client.stream("GET", path) as stream:
+                return stream.status_code == 200
+
+        await eventually(opens, "a stream was closed, so another opens")
+        for stream in streams:
+            await stream.aclose()
+
+
+async def read_to_break(response: httpx.Response) -> str:
+    """Read a stream; return how it ended."""
+    try:
+        async for _ in response.aiter_bytes():
+            pass
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return "complete"
+
+
+async def test_revoking_a_key_closes_its_streams_and_its_jobs_go_on(stack: Stack) -> None:
+    key, other = (create_key(stack, name, "--project", "revoked") for name in ("old", "new"))
+    async with bearer(stack, key) as client, bearer(stack, other) as survivor:
+        chat = await client.send(
+            client.build_request("POST", "/v1/chat/completions", json=CHAT | {"stream": True, "max_tokens": 200}),
+            stream=True,
+        )
+        running_id = chat.headers["x-headrace-job-id"]
+        queued = (await survivor.post("/v1/jobs", json=job())).json()["id"]
+        native = await client.send(client.build_request("GET", f"/v1/jobs/{queued}/stream"), stream=True)
+        kept = await survivor.send(survivor.build_request("GET", f"/v1/jobs/{queued}/stream"), stream=True)
+        waits = asyncio.create_task(client.post("/v1/completions", json={"model": "orphan", "prompt": "x"}))
+        await wait_until_running(survivor, running_id)
+
+        stack.command("api.keys", "revoke", key_id(stack, key))
+        reads = [asyncio.create_task(read_to_break(response)) for response in (chat, native)]
+        async with asyncio.timeout(CACHE_S + 5):
+            assert await asyncio.gather(*reads) == ["RemoteProtocolError"] * 2
+            with pytest.raises(httpx.HTTPError):
+                await waits
+        assert (await client.get("/v1/jobs")).status_code == 401
+        assert (await survivor.get(f"/v1/jobs/{running_id}")).json()["status"] == "in_progress"
+        assert not kept.is_closed
+        done = await wait_for_end(survivor, running_id)
+        assert done["usage"]["completion_tokens"] == 200, "the client did not abandon its job"
+        await kept.aclose()
+        for response in (chat, native):
+            await response.aclose()
+    assert "Traceback" not in (stack.folder / "api.log").read_text()
+
+
+async def test_the_jobs_of_a_revoked_key_are_cancelled_by_setting(stack: Stack) -> None:
+    key, other = (create_key(stack, name, "--project", "cancelled") for name in ("old", "new"))
+    with stack.second_api(HEADRACE_REVOKED_JOBS="cancel") as url:
+        async with bearer(stack, key) as client, bearer(stack, other) as survivor:
+            running, queued = [
+                (await client.post("/v1/jobs", json=job(model=model, max_tokens=5_000))).json()["id"]
+                for model in ("one", "orphan")
+            ]
+            kept = (await survivor.post("/v1/jobs", json=job())).json()["id"]
+            line = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": job()}
+            form = {"purpose": (None, "batch"), "file": ("in.jsonl", json.dumps(line))}
+            file = (await client.post("/v1/files", files=form)).json()
+            body = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+            batch = (await client.post("/v1/batches", json=body)).json()
+            await wait_until_running(survivor, running)
+            stack.command("api.keys", "revoke", key_id(stack, key))
+            for job_id in (running, queued):
+                assert (await wait_for_end(survivor, job_id))["status"] == "cancelled"
+
+            async def batch_ends() -> bool:
+                return bool((await survivor.get(f"/v1/batches/{batch['id']}")).json()["status"] == "cancelled")
+
+            await eventually(batch_ends, "the batch is cancelled")
+            assert (await survivor.get(f"{url}/v1/jobs/{kept}")).json()["status"] == "queued"
+
+
+async def test_the_position_told_at_submit_counts_urgent_jobs_of_other_keys(stack: Stack) -> None:
+    """Also those that were submitted a moment ago, by another API dialect or at another priority."""
+    async with (
+        bearer(stack, create_key(stack, "early")) as early,
+        bearer(stack, create_key(stack, "hasty", "--priority-floor", "0")) as hasty,
+    ):
+        before = (await early.post("/v1/jobs", json=job(priority=5))).json()["queue_position"]
+        for _ in range(URGENT):
+            assert (await hasty.post("/v1/jobs", json=job(priority=0))).status_code == 202
+        background = {"model": "orphan", "input": "x", "background": True}
+        for _ in range(3):
+            assert (await hasty.post("/v1/responses", json=background)).status_code == 200
+        after = (await early.post("/v1/jobs", json=job(priority=5))).json()["queue_position"]
+        assert after == before + 1 + URGENT + 3

@@ -1,0 +1,22 @@
+"""Reads request bodies as the API does, without a server."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from api.http.members import MemberReader, Shape
+from shared.telemetry.instruments import Exporter
+from shared.telemetry.metrics import Metrics
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def member_reader(*, refuse_unknown: bool = False) -> MemberReader:
+    return MemberReader(Metrics(Exporter.API, ["sim"]), refuse_unknown=refuse_unknown)
+
+
+def read(schema: type[Model], body: Any, *, refuse_unknown: bool = False) -> Model:
+    """Normalize and validate a body."""
+    return schema.model_validate(member_reader(refuse_unknown=refuse_unknown).read(Shape(schema), body).body)
