@@ -202,7 +202,7 @@ def parse_line(line: bytes) -> Event:
     return Event(int(seq), _TYPES.get(kind) or EventType(kind.decode()), data)
 
 
-async def archive(events: Iterable[Event]) -> str:
+async def archive(events: Iterable[Event]) -> bytes:
     """Encode a finished log as lines, for the job's row."""
     lines = []
     slice_ = TimeSlice()
@@ -210,7 +210,7 @@ async def archive(events: Iterable[Event]) -> str:
         lines.append(item.line())
         if slice_.over:
             await slice_.give_way()
-    return b"\n".join(lines).decode()
+    return b"\n".join(lines)
 
 
 def parse_archive(text: str) -> list[Event]:

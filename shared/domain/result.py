@@ -29,12 +29,12 @@ class JobResult:
 
     status: JobStatus
     finished_at: datetime
-    output: str
+    output: bytes
     usage: Usage
     error: Failure | None
     first_token_at: datetime | None
     attempts: tuple[Attempt, ...]
-    log: str
+    log: bytes
 
 
 async def build_result(

@@ -50,7 +50,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, Store, readable
+from shared.postgres.store import Encoded, Records, Store, readable
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
@@ -227,12 +227,12 @@ _RESULTS = Records(
     status=Text,
     finished_at=Timestamp,
     first_token_at=Timestamp,
-    output=JSON,
+    output=Encoded(JSON),
     usage=JSONB,
     error_code=Text,
     error_message=Text,
     attempts=JSONB,
-    log=Text,
+    log=Encoded(Text),
 )
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ARRAY,
     JSON,
     ColumnElement,
+    LargeBinary,
     Row,
     Select,
     Text,
@@ -29,13 +30,20 @@ from shared.domain.errors import UnreadableRow
 T = TypeVar("T")
 
 
+class Encoded:
+    """The type of a column whose values are large texts in UTF-8: decoding and encoding them would stall the loop."""
+
+    def __init__(self, kind: type[TypeEngine[Any]]) -> None:
+        self.kind = kind
+
+
 class Records:
     """Rows as statement parameters, one array per column, so that one statement writes any number of rows.
 
     JSON is sent as text, which the statement casts to `json`: that type accepts U+0000.
     """
 
-    def __init__(self, name: str, **types: type[TypeEngine[Any]] | TypeEngine[Any]) -> None:
+    def __init__(self, name: str, **types: type[TypeEngine[Any]] | TypeEngine[Any] | Encoded) -> None:
         self._name = name
         self._types = types
         arrays = [bindparam(f"{name}_{field}", type_=ARRAY(_wire_type(kind))) for field, kind in types.items()]
@@ -46,6 +54,9 @@ class Records:
         """A column, for use in an expression."""
         kind = self._types[field]
         found = self._table.c[field]
+        if isinstance(kind, Encoded):
+            text = func.convert_from(found, "UTF8", type_=Text)
+            return cast(text, kind.kind) if _is_json(kind.kind) else text
         return cast(found, kind) if _is_json(kind) else found
 
     def parameters(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -61,6 +72,8 @@ def _is_json(kind: Any) -> bool:
 
 
 def _wire_type(kind: Any) -> Any:
+    if isinstance(kind, Encoded):
+        return LargeBinary
     return Text if _is_json(kind) else kind
 
 

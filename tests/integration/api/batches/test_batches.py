@@ -121,7 +121,7 @@ class World:
         output = output_of(Choice(0, (job.request.messages[0].content or "").upper(), "stop"))
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome=status.value) for attempt in job.attempts)
-        ending = JobResult(status, now, output, Usage(3, 1, 2), failure, now, attempts, "")
+        ending = JobResult(status, now, output, Usage(3, 1, 2), failure, now, attempts, b"")
         assert await self.worker.finish(job.id, job.attempt, ending)
 
     async def work(self) -> int:
