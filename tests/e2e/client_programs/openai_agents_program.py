@@ -51,9 +51,7 @@ async def main(url: str, key: str) -> dict[str, Any]:
             "streamed": text,
             "streamed_items": [item.type for item in stream.new_items],
             "structured": typed.final_output.wheels,
-            "second": (
-                await Runner.run(agent, [*called.to_input_list(), {"role": "user", "content": "And now?"}])
-            ).final_output,
+            "second": (await Runner.run(agent, more)).final_output,
         }
     return seen
 
