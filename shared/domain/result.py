@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, archive, event
-from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
 from shared.domain.transcript import encode_output, fingerprint_by_attempt
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
@@ -29,16 +29,16 @@ class JobResult:
 
     status: JobStatus
     finished_at: datetime
-    output: str
+    output: bytes
     usage: Usage
     error: Failure | None
     first_token_at: datetime | None
     attempts: tuple[Attempt, ...]
-    log: str
+    log: bytes
 
 
 async def build_result(
-    job: Job,
+    job: JobSummary,
     events: Sequence[Event],
     seq: int,
     *,

@@ -58,6 +58,8 @@ class Transcript:
         self.fingerprints = set()
 
     def add(self, delta: Delta) -> None:
+        while delta.index >= len(self._choices):
+            self._choices.append(_Parts(len(self._choices)))
         self._choices[delta.index].add(delta)
 
     @property
@@ -134,7 +136,7 @@ class _Parts:
         )
 
 
-async def encode_output(choices: Iterable[Choice], events: Iterable[Event]) -> str:
+async def encode_output(choices: Iterable[Choice], events: Iterable[Event]) -> bytes:
     """Encode choices as JSON for the job's row, with the log probabilities from the events of their log."""
     logprobs: dict[int, list[bytes]] = {}
     prompt_logprobs: dict[int, list[bytes]] = {}
@@ -157,4 +159,4 @@ async def encode_output(choices: Iterable[Choice], events: Iterable[Event]) -> s
                 stored[name] = orjson.Fragment(b"[%b]" % b",".join(entries))
         encoded.append(orjson.dumps(stored))
         await slice_.give_way()
-    return (b"[%b]" % b",".join(encoded)).decode()
+    return b"[%b]" % b",".join(encoded)

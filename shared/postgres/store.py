@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import orjson
+from pydantic import ValidationError
 from sqlalchemy import (
     ARRAY,
     JSON,
     ColumnElement,
+    LargeBinary,
     Row,
     Select,
     Text,
@@ -22,7 +25,16 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.types import TypeEngine
 
+from shared.domain.errors import UnreadableRow
+
 T = TypeVar("T")
+
+
+class Encoded:
+    """The type of a column whose values are large texts in UTF-8: decoding and encoding them would stall the loop."""
+
+    def __init__(self, kind: type[TypeEngine[Any]]) -> None:
+        self.kind = kind
 
 
 class Records:
@@ -31,7 +43,7 @@ class Records:
     JSON is sent as text, which the statement casts to `json`: that type accepts U+0000.
     """
 
-    def __init__(self, name: str, **types: type[TypeEngine[Any]] | TypeEngine[Any]) -> None:
+    def __init__(self, name: str, **types: type[TypeEngine[Any]] | TypeEngine[Any] | Encoded) -> None:
         self._name = name
         self._types = types
         arrays = [bindparam(f"{name}_{field}", type_=ARRAY(_wire_type(kind))) for field, kind in types.items()]
@@ -42,6 +54,9 @@ class Records:
         """A column, for use in an expression."""
         kind = self._types[field]
         found = self._table.c[field]
+        if isinstance(kind, Encoded):
+            text = func.convert_from(found, "UTF8", type_=Text)
+            return cast(text, kind.kind) if _is_json(kind.kind) else text
         return cast(found, kind) if _is_json(kind) else found
 
     def parameters(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -57,6 +72,8 @@ def _is_json(kind: Any) -> bool:
 
 
 def _wire_type(kind: Any) -> Any:
+    if isinstance(kind, Encoded):
+        return LargeBinary
     return Text if _is_json(kind) else kind
 
 
@@ -77,6 +94,19 @@ def page_by_id(
     if after is not None:
         statement = statement.where(item_id > after if ascending else item_id < after)
     return statement.order_by(item_id.asc() if ascending else item_id.desc()).limit(limit)
+
+
+@contextmanager
+def readable(what: str, item_id: str) -> Iterator[None]:
+    """Read one row. Errors about its values are raised as `UnreadableRow`."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        member = ".".join(map(str, first["loc"]))
+        raise UnreadableRow(what, item_id, f"{member}: {first['msg']}") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UnreadableRow(what, item_id, f"{type(error).__name__}: {error}") from error
 
 
 class Store:

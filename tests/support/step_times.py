@@ -38,9 +38,23 @@ def record_steps(file: TextIO) -> None:
     asyncio.events.Handle._run = measured  # type: ignore[assignment,method-assign]
 
 
-def longest_step_ms(file: Path) -> tuple[float, str]:
-    """The longest recorded step: its CPU time in milliseconds, and what ran."""
-    lines = file.read_text().splitlines() if file.exists() else []
+def forget_steps(folder: Path) -> None:
+    """Empty the files of all processes in a folder."""
+    for file in folder.iterdir():
+        file.write_bytes(b"")
+
+
+def steps_above(limit_ms: float, folder: Path) -> dict[str, tuple[float, str]]:
+    """The longest step of each process whose file is in a folder and that took more than `limit_ms` of CPU time.
+
+    A step is its CPU time in milliseconds, and what ran.
+    """
+    longest = {file.name: _longest_step(file) for file in folder.iterdir()}
+    return {process: step for process, step in longest.items() if step[0] > limit_ms}
+
+
+def _longest_step(file: Path) -> tuple[float, str]:
+    lines = file.read_text().splitlines()
     steps = [(float(taken), what) for taken, _, what in (line.partition(" ") for line in lines)]
     return max(steps, default=(0.0, "none"))
 

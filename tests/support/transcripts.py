@@ -30,7 +30,7 @@ def transcript_of(events: Sequence[Event], choices: int = 1) -> Transcript:
     return run_now(Transcript.of(events, choices))
 
 
-def output_of(*choices: Choice) -> str:
+def output_of(*choices: Choice) -> bytes:
     """The stored form of choices without log probabilities."""
     return run_now(encode_output(choices, ()))
 

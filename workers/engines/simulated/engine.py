@@ -18,11 +18,13 @@ import signal
 import time
 from collections.abc import AsyncGenerator, Sequence
 
-from shared.config.models.simulated import SimulatedModel
+from shared.config.models.simulated import SimulatedModel, SimulatedOptions
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta, merge_deltas
 from shared.domain.logprobs import encode_entry
 from shared.domain.request import GenerateRequest
+from shared.runtime.offload import INLINE_BYTES, off_loop
+from shared.runtime.time_slice import TimeSlice
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
 from workers.engines.resume import Resume
 from workers.engines.simulated.script import Script, logprob_entries, sampled_candidate, script_of
@@ -33,6 +35,13 @@ WORDS = (
     " turns", " runs", " falls", " carries", " feeds", " never", " always", " slowly", " und", " wieder",
     " dry", " deep", " Mühle", " Wasser", " naïve", " café", ",", ".", " 水車", " 流れ", "ing", "er",
 )  # fmt: skip
+# How many tokens an engine that is late returns at once, for each choice.
+MAX_STEP = 1024
+MAX_STEP_WITH_LOGPROBS = 16
+# Prompts are read in pieces of this many characters or ids, because no other thread runs during one call of C code.
+PIECE = 16 * 1024
+# Characters before a text is cut to those in which a stop string may start.
+RELEASED = 4096
 EMOJI = "🌊"
 _PARTS = [EMOJI.encode()[:2], EMOJI.encode()[2:3], EMOJI.encode()[3:]]
 EMOJI_IDS = tuple(range(len(WORDS), len(WORDS) + len(_PARTS)))
@@ -73,22 +82,7 @@ class SimulatedEngine:
         self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo, None]:
         options = self._options
-        prompt = _prompt_text(request)
-        prompt_tokens = count_tokens(prompt)
-        available = options.max_model_len - prompt_tokens
-        max_tokens = request.sampling.max_tokens
-        if available < 1:
-            raise InvalidRequest(
-                f"This model's context is {options.max_model_len} tokens; the prompt has {prompt_tokens}.",
-                param="messages" if request.messages is not None else "prompt",
-            )
-        sampling = request.sampling
-        seed = prompt if sampling.seed is None else f"{prompt}#{sampling.seed}"
-        choices = []
-        for index in range(sampling.n):
-            script = script_of(request, index, seed)
-            length = max_tokens or (min(options.default_tokens, available) if script.reason is None else available)
-            choices.append(_Choice(index, f"{seed}#{index}", length, request, script))
+        prompt, prompt_tokens, choices = await off_loop(_size(request), _read, request, options)
         self._requests += 1
         try:
             await asyncio.sleep(options.ttft_ms / 1000)
@@ -107,13 +101,18 @@ class SimulatedEngine:
             for choice in choices:
                 choice.skip(resumed_tokens)
             began, generated, itl_s = time.monotonic(), 0, options.itl_ms / 1000
+            at_most = MAX_STEP if request.logprobs is None else MAX_STEP_WITH_LOGPROBS
+            slice_ = TimeSlice()
             while any(choice.open for choice in choices):
                 if self._died.is_set():
                     raise EngineDead("the simulated engine is configured to die on this prompt")
                 due = 1 + int((time.monotonic() - began) / itl_s) if itl_s else generated + 1
+                due = min(due, generated + at_most)
                 for choice in choices:
                     if choice.open:
                         yield choice.advance(due - generated)
+                        if slice_.over:
+                            await slice_.give_way()
                 generated = due
                 await asyncio.sleep(began + due * itl_s - time.monotonic() if itl_s else 0)
         finally:
@@ -123,7 +122,15 @@ class SimulatedEngine:
 class _Choice:
     """The state of one choice: its script, then free text unless the script is the whole answer."""
 
-    def __init__(self, index: int, seed: str, max_tokens: int, request: GenerateRequest, script: Script) -> None:
+    def __init__(
+        self,
+        index: int,
+        digest: bytes,
+        max_tokens: int,
+        request: GenerateRequest,
+        script: Script,
+        stop_after: int | None,
+    ) -> None:
         self.open = True
         self.index = index
         self._script = script
@@ -131,9 +138,12 @@ class _Choice:
         self._scripted = 0
         self._position = 0
         self._top = request.logprobs
-        self._digest = hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()
+        self._digest = digest
         # The rest concerns the free text.
         self._max_tokens = max_tokens - len(script.deltas)
+        self._end_reason = "length"
+        if stop_after is not None and stop_after < self._max_tokens:
+            self._max_tokens, self._end_reason = stop_after, "stop"
         self._stop = request.sampling.stop
         # A stop string may start in this many last characters.
         self._held_back = max((len(item) for item in self._stop), default=1) - 1
@@ -202,7 +212,7 @@ class _Choice:
         del tokens[len(tokens) - partial :]
         self._free_tokens, self.open = end, not finished
         text = b"".join([VOCABULARY[token] for token in tokens]).decode(errors="ignore")
-        return Delta(self.index, text, tuple(tokens), "length" if finished else None)
+        return Delta(self.index, text, tuple(tokens), self._end_reason if finished else None)
 
     def _free_step(self) -> Delta:
         """One token of free text, with a check for stop strings."""
@@ -217,7 +227,7 @@ class _Choice:
             pass
         self._text += decoded
         self._boundaries.add(token, decoded)
-        reason = "length" if self._free_tokens >= self._max_tokens else None
+        reason = self._end_reason if self._free_tokens >= self._max_tokens else None
         stopped_by = None
         end = len(self._text) - (0 if reason else self._held_back)
         for stop in self._stop:
@@ -227,6 +237,9 @@ class _Choice:
         end = max(end, self._released)
         self._boundaries.release(self._text[self._released : end])
         self._released = end
+        if (cut := end - self._held_back) > RELEASED:  # a stop string cannot start before what is kept
+            self._text = self._text[cut:]
+            self._released -= cut
         self.open = reason is None
         taken = self._boundaries.take(finished=reason is not None)
         text, tokens = "".join(text for _, text in taken), tuple(token for token, _ in taken)
@@ -255,14 +268,57 @@ def _echo(index: int, prompt: str, request: GenerateRequest) -> Delta:
     return Delta(index, prompt, logprobs=[first, *logprob_entries(words[1:], 1, request.logprobs)])
 
 
+def _size(request: GenerateRequest) -> int:
+    """About how many bytes `_read` reads."""
+    if request.structured_outputs is not None or (request.chat is not None and request.chat.tools):
+        return INLINE_BYTES + 1
+    if request.messages is None:
+        return len(request.prompt or "")
+    return sum(len(message.content or "") for message in request.messages)
+
+
+def _read(request: GenerateRequest, options: SimulatedOptions) -> tuple[str, int, list[_Choice]]:
+    """The prompt, its number of tokens, and the choices.
+
+    Raises:
+        InvalidRequest: the prompt does not fit the context, or the simulated engine does not support the request.
+    """
+    prompt = _prompt_text(request)
+    prompt_tokens = count_tokens(prompt)
+    available = options.max_model_len - prompt_tokens
+    sampling = request.sampling
+    if available < 1:
+        raise InvalidRequest(
+            f"This model's context is {options.max_model_len} tokens; the prompt has {prompt_tokens}.",
+            param="messages" if request.messages is not None else "prompt",
+        )
+    seed = prompt if sampling.seed is None else f"{prompt}#{sampling.seed}"
+    seeded = hashlib.sha256(seed.encode("utf-8", "surrogatepass"))
+    choices = []
+    for index in range(sampling.n):
+        script = script_of(request, index, seed)
+        length = sampling.max_tokens
+        length = length or (min(options.default_tokens, available) if script.reason is None else available)
+        hashed = seeded.copy()
+        hashed.update(f"#{index}".encode())
+        choices.append(_Choice(index, hashed.digest(), length, request, script, options.stop_after))
+    return prompt, prompt_tokens, choices
+
+
 def count_tokens(text: str) -> int:
     """Number of tokens in a prompt: its words, and one more."""
-    return len(text.split()) + 1
+    words, in_word = 0, False
+    for start in range(0, len(text), PIECE):
+        piece = text[start : start + PIECE]
+        words += len(piece.split()) - (in_word and not piece[0].isspace())
+        in_word = not piece[-1].isspace()
+    return words + 1
 
 
 def _prompt_text(request: GenerateRequest) -> str:
     if isinstance(request.prompt, list):
-        return " ".join(map(str, request.prompt))
+        ids = request.prompt
+        return " ".join([" ".join(map(str, ids[start : start + PIECE])) for start in range(0, len(ids), PIECE)])
     if request.messages is None:
         return request.prompt or ""
     return "\n".join(f"{message.role}: {message.content or ''}" for message in request.messages)

@@ -128,7 +128,7 @@ async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome="completed") for attempt in claimed.attempts)
         ending = JobResult(
-            JobStatus.COMPLETED, now, output_of(Choice(0, "a", "stop")), Usage(), None, now, attempts, ""
+            JobStatus.COMPLETED, now, output_of(Choice(0, "a", "stop")), Usage(), None, now, attempts, b""
         )
         assert await workers(f"w-{model}").finish(job.id, 1, ending)
     async with database.connect() as connection:

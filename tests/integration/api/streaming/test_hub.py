@@ -62,7 +62,7 @@ async def finish(workers: Workers, job: Job) -> None:
         error=None,
         first_token_at=now,
         attempts=(Attempt(1, "w", now, now, 1, "completed"),),
-        log="\n".join(item.line().decode() for item in (STARTED, TEXT, LAST)),
+        log=b"\n".join(item.line() for item in (STARTED, TEXT, LAST)),
     )
     assert await workers("w").finish(job.id, 1, ending)
 

@@ -39,7 +39,7 @@ def result(status: JobStatus = JobStatus.COMPLETED) -> JobResult:
         error=None,
         first_token_at=datetime.now(UTC),
         attempts=(Attempt(1, "w", datetime.now(UTC), datetime.now(UTC), 2, status.value),),
-        log='1 delta {"index":0,"text":"ok"}\n2 completed {}',
+        log=b'1 delta {"index":0,"text":"ok"}\n2 completed {}',
     )
 
 

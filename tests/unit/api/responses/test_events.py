@@ -259,7 +259,7 @@ async def test_a_stream_resumed_after_any_event_has_the_remaining_events(
     assert [item["sequence_number"] for item in complete] == list(range(len(complete)))
     # From the log, in batches of any size, and from the archive in the row.
     batches = [events[start : start + size] for start in range(0, len(events), size)]
-    archived = parse_archive(await archive(events))
+    archived = parse_archive((await archive(events)).decode())
     for number in range(len(complete)):
         assert await stream(to, batches, number) == complete[number + 1 :]
     assert await stream(to, [archived], None) == complete

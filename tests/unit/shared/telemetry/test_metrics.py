@@ -195,12 +195,12 @@ def test_the_end_of_a_job_is_counted_once_with_its_tokens() -> None:
     result = JobResult(
         JobStatus.FAILED,
         created + timedelta(seconds=2),
-        "[]",
+        b"[]",
         Usage(11, 5, 7),
         Failure("engine_error", "It broke."),
         None,
         (),
-        "",
+        b"",
     )
     metrics = api_metrics(MODEL)
     metrics.job_ended(job, result)
