@@ -147,7 +147,11 @@ class JobErrorView(BaseModel):
 
     code: str
     message: str
-    param: str | None = Field(None, description="The parameter that an `invalid_request` is about.")
+    param: str | None = Field(
+        None,
+        description="The parameter that an `invalid_request` is about. Absent if there is none.",
+        exclude_if=lambda param: param is None,
+    )
 
 
 class AttemptView(BaseModel):

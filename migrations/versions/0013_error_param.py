@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from alembic import op
 
-from migrations.online import execute
+from migrations.online import declare_compatible, execute
 
-revision = "0012"
-down_revision = "0011"
+revision = "0013"
+down_revision = "0012"
 branch_labels = None
 depends_on = None
 
@@ -15,6 +15,7 @@ depends_on = None
 def upgrade() -> None:
     with op.get_context().autocommit_block():
         execute("ALTER TABLE jobs ADD COLUMN IF NOT EXISTS error_param text")
+        declare_compatible(revision, "0009")
 
 
 def downgrade() -> None:
