@@ -16,6 +16,7 @@ LOCK_ARGUMENTS = {
     "simulated": ["pyproject.toml", "--override", "requirements/overrides.txt"],
     "gpu": ["pyproject.toml", "--extra", "gpu", "--override", "requirements/overrides-gpu.txt"],
     "dev": ["--group", "dev", "--constraint", "requirements/cpu.txt"],
+    "clients": ["--group", "clients"],
 }
 
 

@@ -41,3 +41,12 @@ def execute(statement: str, parameters: Mapping[str, Any] | None = None) -> Curs
         return connection.execute(text(statement), parameters or {})
     finally:
         connection.execute(text("SET lock_timeout = DEFAULT"))
+
+
+def declare_compatible(revision: str, oldest: str) -> None:
+    """Record that the version with revision `oldest`, and those after it, can run on the schema of `revision`.
+
+    So a process of the previous version can restart during a rolling upgrade (`shared.postgres.schema_version`). The
+    record names the revision, so that one of a migration that declares nothing does not count.
+    """
+    execute(f"COMMENT ON TABLE alembic_version IS '{revision} is compatible since {oldest}'")

@@ -104,7 +104,7 @@ class _Stream:
             case EventType.RESTARTED:
                 return []
             case EventType.COMPLETED | EventType.INCOMPLETE:
-                usage = Usage(**event.payload()["usage"])
+                usage = Usage.of(event.payload()["usage"])
                 return [*self._start(usage.prompt_tokens), *self._end(usage)]
             case _:
                 self.failed = True

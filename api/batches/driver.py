@@ -14,7 +14,7 @@ from typing import Any
 from api.batches.batch import Batch
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
-from shared.domain.errors import Unavailable
+from shared.domain.errors import Unavailable, UnreadableRow
 from shared.runtime.aio import cancel_and_wait, wait_for_event
 from shared.runtime.outages import is_outage
 
@@ -59,7 +59,12 @@ class BatchDriver:
 
     async def _claim_due(self) -> None:
         while len(self._running_steps) < MAX_CONCURRENT_STEPS:
-            batch = await self._store.claim(self._name, self._lease_s)
+            try:
+                batch = await self._store.claim(self._name, self._lease_s)
+            except UnreadableRow as error:
+                # Its lease leaves the batch out for a while.
+                logger.error("batch=%s cannot be read: %s", error.item_id, error.reason)
+                continue
             if batch is None:
                 return
             task = asyncio.create_task(self._run_step(batch), name=batch.id)

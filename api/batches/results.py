@@ -26,6 +26,7 @@ from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFo
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
 from shared.runtime.chunked_json import dump_pieces
+from shared.runtime.offload import off_loop
 from shared.runtime.time_slice import TimeSlice
 
 PAGE = 50
@@ -108,13 +109,17 @@ async def _entry(
     if job.request.messages is None and job.request.prompt is None:
         return _Entry(False, {**content, "response": _failed(job.id, _deleted()), "error": None})
     if job.status.succeeded:
-        log = parse_archive(result.log) if result.log is not None else ()
+        archived = result.log or ""
+
+        def response_body() -> dict[str, Any]:
+            return ENDPOINTS[batch.endpoint].response_body(given.body or {}, job, parse_archive(archived))
+
         try:
-            response_body = ENDPOINTS[batch.endpoint].response_body(given.body or {}, job, log)
+            built = await off_loop(job.output_size + len(archived), response_body)
         except (ValidationError, InvalidRequest):
             rejection = await _rejection(batch, line, members, admission)
             return _Entry(False, {**content, "response": _failed(job.id, rejection), "error": None})
-        response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": response_body}
+        response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": built}
         return _Entry(True, {**content, "response": response, "error": None})
     assert job.error is not None
     if job.error.code == ErrorCode.DEADLINE_EXCEEDED:
@@ -219,11 +224,11 @@ class _Writer:
         slice_ = TimeSlice()
         for piece in dump_pieces(content):
             self._buffer += _one_line(piece)
+            if len(self._buffer) >= CHUNK:
+                await self.flush()
             if slice_.over:
                 await slice_.give_way()
         self._buffer += b"\n"
-        if len(self._buffer) >= CHUNK:
-            await self.flush()
 
     async def flush(self) -> None:
         if not self._buffer:

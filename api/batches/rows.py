@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Row, func, select
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position
-from shared.domain.job import SUCCEEDED
+from shared.domain.job import SUCCEEDED, known_fields
+from shared.postgres.store import readable
 from shared.postgres.tables import BatchRow, JobRow
 
 COLUMNS = (
@@ -52,7 +53,16 @@ class Tally:
 
 
 def to_batch(row: Row[Any]) -> Batch:
-    """Convert a row of `COLUMNS`."""
+    """Convert a row of `COLUMNS`.
+
+    Raises:
+        UnreadableRow: this version cannot read it.
+    """
+    with readable("batch", row.id):
+        return _batch(row)
+
+
+def _batch(row: Row[Any]) -> Batch:
     return Batch(
         id=row.id,
         project_id=row.project_id,
@@ -67,10 +77,10 @@ def to_batch(row: Row[Any]) -> Batch:
         output_expires_after_s=row.output_expires_after_s,
         ending=BatchStatus(row.ending) if row.ending is not None else None,
         expired=row.expired,
-        errors=tuple(LineError(**error) for error in row.errors or ()),
+        errors=tuple(LineError(**known_fields(LineError, error)) for error in row.errors or ()),
         output_file_id=row.output_file_id,
         error_file_id=row.error_file_id,
-        usage=BatchUsage(**row.usage) if row.usage is not None else None,
+        usage=BatchUsage(**known_fields(BatchUsage, row.usage)) if row.usage is not None else None,
         in_progress_at=row.in_progress_at,
         finalizing_at=row.finalizing_at,
         cancelling_at=row.cancelling_at,

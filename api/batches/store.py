@@ -16,12 +16,14 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
+    SmallInteger,
     Text,
     bindparam,
     func,
     insert,
     literal,
     null,
+    or_,
     select,
     update,
 )
@@ -29,15 +31,18 @@ from sqlalchemy import (
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
 from api.files.store import Purpose, insert_file, not_expired
-from shared.domain.job import Job, new_job_id
+from shared.domain.job import Job, JobSummary, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
 from shared.postgres.job_statements import COLUMNS as JOB_COLUMNS
-from shared.postgres.job_statements import JobRowStore, insert_queued, to_job
+from shared.postgres.job_statements import SUMMARY_COLUMNS, JobRowStore, insert_queued, read_job
 from shared.postgres.store import Records, page_by_id, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
+
+# Bytes of outputs and logs, compressed, that `BatchStore.jobs` reads at once.
+PAGE_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,9 @@ class ResultFile:
     bytes: int
 
 
-_NEW = Records("new", id=Text, model=Text, request=JSON, metadata=JSON, end_user=Text, line=Integer)
+_NEW = Records(
+    "new", id=Text, model=Text, request=JSON, choices=SmallInteger, metadata=JSON, end_user=Text, line=Integer
+)
 _SUBMIT = insert_queued(
     _NEW,
     {
@@ -219,6 +226,7 @@ class BatchStore(JobRowStore):
                 "id": new_job_id(self._region),
                 "model": job.model,
                 "request": job.request.model_dump(exclude_none=True, exclude_defaults=True),
+                "choices": job.request.sampling.n,
                 "metadata": job.metadata,
                 "end_user": job.end_user,
                 "line": job.line,
@@ -323,18 +331,29 @@ class BatchStore(JobRowStore):
     # Jobs of a batch
 
     async def jobs(self, batch_id: str, after_line: int, limit: int, *, log: bool = False) -> list[LineResult]:
-        """Return the jobs of the lines after `after_line`, in order."""
-        statement = (
-            select(*JOB_COLUMNS, JobRow.batch_line, JobRow.log if log else null().label("log"))
+        """Return the jobs of the next lines after `after_line`, in order: at least one, and fewer if they are large."""
+        size = func.coalesce(func.pg_column_size(JobRow.output), 0) + func.coalesce(func.pg_column_size(JobRow.log), 0)
+        lines = (
+            select(JobRow.batch_line, func.sum(size).over(order_by=JobRow.batch_line).label("total"))
             .where(JobRow.batch_id == batch_id, JobRow.batch_line > after_line)
             .order_by(JobRow.batch_line)
             .limit(limit)
+            .subquery()
         )
-        return await self._all(statement, lambda row: LineResult(row.batch_line, to_job(row), row.log))
+        first = select(func.min(lines.c.batch_line)).scalar_subquery()
+        statement = (
+            select(*JOB_COLUMNS, JobRow.batch_line, JobRow.log if log else null().label("log"))
+            .join(lines, lines.c.batch_line == JobRow.batch_line)
+            .where(JobRow.batch_id == batch_id, or_(lines.c.total <= PAGE_BYTES, lines.c.batch_line == first))
+            .order_by(JobRow.batch_line)
+        )
+        rows = await self._all(statement, lambda row: row)
+        return [LineResult(row.batch_line, await read_job(row), row.log) for row in rows]
 
-    async def open_jobs(self, batch_id: str) -> list[Job]:
+    async def open_jobs(self, batch_id: str) -> list[JobSummary]:
         """Return the jobs that have not ended."""
-        return await self._jobs(select(*JOB_COLUMNS).where(JobRow.batch_id == batch_id, JobRow.finished_at.is_(None)))
+        statement = select(*SUMMARY_COLUMNS).where(JobRow.batch_id == batch_id, JobRow.finished_at.is_(None))
+        return await self._summaries(statement)
 
     async def _move(
         self, batch_id: str, sources: Sequence[BatchStatus], target: BatchStatus, values: dict[Any, Any]

@@ -51,7 +51,7 @@ class FileCleanup:
         while expired := await self._store.expire():
             for file_id in expired:
                 logger.info("file=%s expired", file_id)
-                await self._blobs.delete(file_id)
+                await self._delete_blob(file_id)
             count += len(expired)
         return count
 
@@ -65,6 +65,13 @@ class FileCleanup:
         async for names in self._blobs.names(older_than_s):
             for name in await self._store.orphans(names):
                 logger.info("file=%s orphaned content deleted", name)
-                await self._blobs.delete(name)
+                await self._delete_blob(name)
                 count += 1
         return count
+
+    async def _delete_blob(self, name: str) -> None:
+        """Delete a content. One that cannot be deleted must not keep the others; it is an orphan from now on."""
+        try:
+            await self._blobs.delete(name)
+        except OSError as error:
+            logger.error("file=%s its content cannot be deleted: %s", name, error)

@@ -1,4 +1,7 @@
-"""`python -m api.failed list|replay`: lists and replays jobs that failed because their workers died."""
+"""`python -m api.failed list|replay`: lists and replays jobs that failed because their workers died.
+
+`list` also shows the jobs that are withheld because a worker's version cannot read them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from api.settings import RegionSettings
 from shared.config.models.base import RegistryError
 from shared.config.models.loader import load_registry
 from shared.config.settings import Settings, settings_or_exit
-from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.errors import InvalidRequest, NotFound, UnreadableRow
 from shared.domain.job import JobStatus
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
@@ -31,6 +34,8 @@ async def run(arguments: argparse.Namespace) -> int:
     store = JobStore(engine, settings.region)
     try:
         if arguments.action == "list":
+            for job in await store.unreadable():
+                print(f"{job.id}  {job.model}  {job.created_at:%Y-%m-%d %H:%M}  waits for a version that can read it")
             for job in await store.exhausted():
                 print(f"{job.id}  {job.model}  {job.created_at:%Y-%m-%d %H:%M}  {len(job.attempts)} attempts")
                 for attempt in job.attempts:
@@ -49,7 +54,11 @@ async def run(arguments: argparse.Namespace) -> int:
 
 async def replay(store: JobStore, admission: Admission, job_id: str) -> int:
     """Submit a failed job's request again as a new job of the same owner. The failed job is unchanged."""
-    job = await store.get(job_id)
+    try:
+        job = await store.get(job_id)
+    except UnreadableRow as error:
+        print(error, file=sys.stderr)
+        return 1
     if job is None or job.status is not JobStatus.FAILED:
         print(f"there is no failed job {job_id}", file=sys.stderr)
         return 1

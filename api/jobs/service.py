@@ -163,8 +163,7 @@ class JobService:
         job = await self.summary(job_id, project_id)
         while not job.status.terminal:
             if job.status is JobStatus.QUEUED:
-                queued = await self.get(job_id, project_id)
-                if await self._terminator.end(queued, JobStatus.CANCELLED, CANCELLED):
+                if await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED):
                     return await self.summary(job_id, project_id)
             elif (worker := await self._store.mark_cancelling(job_id)) is not None:
                 logger.info(

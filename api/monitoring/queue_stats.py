@@ -18,12 +18,16 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """Jobs by model and priority (metric labels), workers by model and state. `oldest`: seconds since submit."""
+    """Jobs by model and priority (metric labels), workers by model and state. `oldest`: seconds since submit.
+
+    `unreadable`: by model, the waiting jobs that are withheld because a worker's version cannot read them.
+    """
 
     waiting: Counter[Key] = field(default_factory=Counter)
     running: Counter[Key] = field(default_factory=Counter)
     oldest: dict[Key, float] = field(default_factory=dict)
     workers: Counter[Key] = field(default_factory=Counter)
+    unreadable: Counter[str] = field(default_factory=Counter)
 
 
 class QueueStatsStore(Store):
@@ -51,6 +55,11 @@ class QueueStatsStore(Store):
             .where(WorkerRow.lease_expires_at > func.clock_timestamp())
             .group_by(WorkerRow.model, WorkerRow.state)
         )
+        unreadable = (
+            select(JobRow.model, func.count())
+            .where(JobRow.unreadable_at.is_not(None), JobRow.status == JobStatus.QUEUED.value)
+            .group_by(JobRow.model)
+        )
         fleet = QueueStats()
         async with self._engine.connect() as connection:
             for model, priority, count, oldest_s in await connection.execute(queued):
@@ -61,4 +70,6 @@ class QueueStatsStore(Store):
                 fleet.running[self._model_label(model), priority_label(priority)] += count
             for model, state, count in await connection.execute(alive):
                 fleet.workers[self._model_label(model), state] += count
+            for model, count in await connection.execute(unreadable):
+                fleet.unreadable[self._model_label(model)] += count
         return fleet

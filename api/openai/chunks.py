@@ -176,7 +176,7 @@ class Chunks:
                 return b""
             case EventType.COMPLETED | EventType.INCOMPLETE:
                 self.ended = True
-                self.usage = Usage(**event.payload()["usage"])
+                self.usage = Usage.of(event.payload()["usage"])
                 return b""
             case _:
                 self.ended = self.aborted = True

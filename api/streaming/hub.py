@@ -128,7 +128,7 @@ class StreamHub:
                 else:
                     events = reader.take_live()
                     end_was_live = bool(events) and events[-1].type.terminal
-                batch = reader.next_batch(events)
+                batch = [event for event in reader.next_batch(events) if event.type.known]
                 for start in range(0, len(batch), BATCH):
                     yield batch[start : start + BATCH]
                     if start + BATCH < len(batch):

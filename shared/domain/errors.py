@@ -41,6 +41,19 @@ class Unavailable(HeadraceError):
     """A required service is unavailable."""
 
 
+class UnreadableRow(Unavailable):
+    """This version cannot read a row: a newer version wrote it, or it is damaged."""
+
+    def __init__(self, what: str, item_id: str, reason: str) -> None:
+        """`reason` is for the log; it quotes no values."""
+        super().__init__(
+            f"The {what} {item_id} cannot be read by this version of the server. If an upgrade is in progress, try"
+            " again when it has finished."
+        )
+        self.item_id = item_id
+        self.reason = reason
+
+
 class ErrorCode(StrEnum):
     """Why a job did not complete: `error.code` of the job."""
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from shared.domain.job import JobStatus
+from shared.domain.job import JobStatus, known_fields
 from shared.domain.json_bytes import kept_json
 from shared.runtime.time_slice import TimeSlice
 
@@ -23,6 +23,9 @@ class EventType(StrEnum):
     """The type of an event. The last five end the log and are named after the job's terminal status.
 
     `QUEUED` is never in a log: it reports the queue position of a waiting job to its readers.
+
+    The type of an event that a newer version wrote is kept under its name. It equals none of the members, so readers
+    skip the event.
     """
 
     QUEUED = "queued"
@@ -38,6 +41,19 @@ class EventType(StrEnum):
     @property
     def terminal(self) -> bool:
         return self in _TERMINAL
+
+    @property
+    def known(self) -> bool:
+        """Whether this version knows the type."""
+        return self in _NAMES
+
+    @classmethod
+    def _missing_(cls, value: object) -> EventType | None:
+        if not isinstance(value, str) or not value.isidentifier():
+            return None
+        unknown = str.__new__(cls, value)
+        unknown._name_, unknown._value_ = "UNKNOWN", value
+        return unknown
 
 
 _TERMINAL = frozenset(EventType(status.value) for status in JobStatus if status.terminal)
@@ -152,11 +168,11 @@ class Event(NamedTuple):
     @property
     def name(self) -> bytes:
         """The encoded type."""
-        return _NAMES[self.type]
+        return _NAMES.get(self.type) or self.type.value.encode()
 
     def line(self) -> bytes:
         """`<seq> <type> <json>`: a line of a published message and of the archive."""
-        return b"%d %b %b" % (self.seq, _NAMES[self.type], self.data)
+        return b"%d %b %b" % (self.seq, self.name, self.data)
 
     def payload(self) -> dict[str, Any]:
         result: dict[str, Any] = orjson.loads(self.data)
@@ -174,7 +190,7 @@ class Event(NamedTuple):
             payload.get("finish_reason"),
             unidentified,
             payload.get("reasoning", ""),
-            tuple(CallDelta(**call) for call in payload.get("tool_calls", ())),
+            tuple(CallDelta(**known_fields(CallDelta, call)) for call in payload.get("tool_calls", ())),
             stop_reason=payload.get("stop_reason"),
             prompt_tokens=payload.get("prompt_tokens"),
         )
@@ -183,7 +199,7 @@ class Event(NamedTuple):
 def parse_line(line: bytes) -> Event:
     """Parse a `<seq> <type> <json>` line."""
     seq, kind, data = line.split(b" ", 2)
-    return Event(int(seq), _TYPES[kind], data)
+    return Event(int(seq), _TYPES.get(kind) or EventType(kind.decode()), data)
 
 
 async def archive(events: Iterable[Event]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -60,6 +60,11 @@ def is_job_id(text: str) -> bool:
     return is_id(JOB_ID_PREFIX, text)
 
 
+def known_fields(cls: type[Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The members of a stored value that a dataclass has. Newer versions may have added others."""
+    return {field.name: stored[field.name] for field in fields(cls) if field.name in stored}
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """A function call by the model; `arguments` is the JSON text that it generated."""
@@ -95,8 +100,8 @@ class Choice:
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:
         """Build a choice from its stored form, which omits empty fields."""
-        calls = tuple(ToolCall(**call) for call in stored.get("tool_calls", ()))
-        return cls(**{**stored, "tool_calls": calls})
+        calls = tuple(ToolCall(**known_fields(ToolCall, call)) for call in stored.get("tool_calls", ()))
+        return cls(**{**known_fields(cls, stored), "tool_calls": calls})
 
     def stored(self) -> dict[str, Any]:
         """Return the form that is stored in the job's row."""
@@ -126,6 +131,11 @@ class Usage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Usage:
+        """Build the usage from its stored form."""
+        return cls(**known_fields(cls, stored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +193,10 @@ class WorkerState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSummary:
-    """A job without its request and its output, as lists and polls need it. Times are in UTC."""
+    """A job without its request and its output, as lists, polls and recovery need it. Times are in UTC.
+
+    They can therefore handle jobs whose request this version cannot read.
+    """
 
     id: str
     owner: Owner
@@ -206,6 +219,8 @@ class JobSummary:
     error: Failure | None = None
     attempts: tuple[Attempt, ...] = ()
     request_context: RequestContext = NO_CONTEXT
+    # The number of choices that the request asks for.
+    choices: int = 1
 
     @property
     def fingerprint(self) -> str | None:

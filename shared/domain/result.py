@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, archive, event
-from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, Job, JobStatus, Usage
+from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
 from shared.domain.transcript import encode_output, fingerprint_by_attempt
 
 CANCELLED = Failure(ErrorCode.CANCELLED, "The job was cancelled.")
@@ -38,7 +38,7 @@ class JobResult:
 
 
 async def build_result(
-    job: Job,
+    job: JobSummary,
     events: Sequence[Event],
     seq: int,
     *,

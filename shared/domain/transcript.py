@@ -58,6 +58,8 @@ class Transcript:
         self.fingerprints = set()
 
     def add(self, delta: Delta) -> None:
+        while delta.index >= len(self._choices):
+            self._choices.append(_Parts(len(self._choices)))
         self._choices[delta.index].add(delta)
 
     @property

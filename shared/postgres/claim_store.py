@@ -12,6 +12,7 @@ from sqlalchemy import ARRAY, Boolean, Text, bindparam, delete, func, or_, selec
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from shared.domain.errors import UnreadableRow
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, WorkerState
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
@@ -69,6 +70,9 @@ _CLAIM = Prepared(
             JobRow.worker: bindparam("claimant", type_=Text),
             JobRow.attempt_started_at: func.clock_timestamp(),
             JobRow.started_at: func.coalesce(JobRow.started_at, func.clock_timestamp()),
+            # A job that was withheld can still be claimed, by a message that was sent before.
+            JobRow.dispatched_at: func.coalesce(JobRow.dispatched_at, func.clock_timestamp()),
+            JobRow.unreadable_at: None,
         }
     )
     .returning(*COLUMNS)
@@ -122,9 +126,37 @@ class ClaimStore(JobRowStore):
             "ids": list(job_ids), "claimant": self._worker, "only_model": self._model, "suspects": suspects,
         }  # fmt: skip
         rows = await _CLAIM.run(self._engine, parameters)
-        claimed = {row.id: await _readable(row) for row in rows}
+        claimed: dict[str, Job] = {}
+        unreadable: list[str] = []
+        for row in rows:
+            try:
+                claimed[row.id] = await read_job(row)
+            except UnreadableRow as error:
+                logger.error("job=%s cannot be read and waits for another version: %s", row.id, error.reason)
+                unreadable.append(row.id)
+        if unreadable:
+            await self._withhold(unreadable)
         # If a duplicated message puts a job into one batch twice, one of its claims succeeds.
         return [claimed.pop(job_id, None) for job_id in job_ids]
+
+    async def _withhold(self, job_ids: Sequence[str]) -> None:
+        """Put claimed jobs that this version cannot read back into the queue, and withhold them from it.
+
+        A process that can read them releases them. The claim does not count as an attempt.
+        """
+        statement = (
+            update(JobRow)
+            .where(JobRow.id.in_(job_ids), JobRow.worker == self._worker, JobRow.status == JobStatus.IN_PROGRESS.value)
+            .values(
+                {
+                    JobRow.status: JobStatus.QUEUED.value,
+                    JobRow.worker: None,
+                    JobRow.dispatched_at: None,
+                    JobRow.unreadable_at: func.clock_timestamp(),
+                }
+            )
+        )
+        await self._changes(statement)
 
     async def _finish(self, results: Sequence[dict[str, Any]]) -> list[bool]:
         return await self._end(_FINISH, results, owner=self._worker)
@@ -203,15 +235,3 @@ class ClaimStore(JobRowStore):
             JobRow.worker == self._worker, JobRow.status.in_(RUNNING)
         )
         return [Claim(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(claims)]
-
-
-async def _readable(row: Any) -> Job | None:
-    """The job of a claimed row; None if its request cannot be read, for instance because a newer version wrote it.
-
-    The worker does not run such a job, so its heartbeats release the claim.
-    """
-    try:
-        return await read_job(row)
-    except ValueError:
-        logger.exception("job=%s cannot be read", row.id)
-        return None

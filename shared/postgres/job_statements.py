@@ -6,6 +6,7 @@ that creates a job, and `end_statement` is the only SQL that ends one. A test ch
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -31,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.domain.errors import UnreadableRow
 from shared.domain.job import (
     RUNNING,
     TERMINAL,
@@ -48,10 +50,12 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Encoded, Records, Store
+from shared.postgres.store import Encoded, Records, Store, readable
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
+
+logger = logging.getLogger(__name__)
 
 # Suffix of `worker` in the row of a job whose claim was revoked or released.
 LOST = "/lost"
@@ -83,6 +87,7 @@ SUMMARY_COLUMNS = (
     JobRow.error_message,
     JobRow.request_id,
     JobRow.traceparent,
+    JobRow.choices,
 )
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
@@ -91,17 +96,31 @@ COLUMNS = (*SUMMARY_COLUMNS, REQUEST, OUTPUT)
 
 
 def to_summary(row: Any) -> JobSummary:
-    """Build the summary of a job from a row of `SUMMARY_COLUMNS`."""
-    return JobSummary(**_summary(row))
+    """Build the summary of a job from a row of `SUMMARY_COLUMNS`.
+
+    Raises:
+        UnreadableRow: this version cannot read the row.
+    """
+    with readable("job", row.id):
+        return JobSummary(**_summary(row))
 
 
 def to_job(row: Any) -> Job:
-    """Build a job from a row of `COLUMNS`. If they are large, run it in a thread: see `read_job`."""
-    return Job(**_summary(row), request=to_request(row.request), output=to_output(row.output))
+    """Build a job from a row of `COLUMNS`. If they are large, run it in a thread: see `read_job`.
+
+    Raises:
+        UnreadableRow: this version cannot read the row.
+    """
+    with readable("job", row.id):
+        return Job(**_summary(row), request=to_request(row.request), output=to_output(row.output))
 
 
 async def read_job(row: Any) -> Job:
-    """Build a job from a row of `COLUMNS` without stalling the event loop."""
+    """Build a job from a row of `COLUMNS` without stalling the event loop.
+
+    Raises:
+        UnreadableRow: this version cannot read the row.
+    """
     return await off_loop(len(row.request) + len(row.output or ""), to_job, row)
 
 
@@ -143,10 +162,11 @@ def _summary(row: Any) -> dict[str, Any]:
         "started_at": row.started_at,
         "first_token_at": row.first_token_at,
         "finished_at": row.finished_at,
-        "usage": Usage(**row.usage) if row.usage is not None else None,
+        "usage": Usage.of(row.usage) if row.usage is not None else None,
         "error": Failure(row.error_code, row.error_message) if row.error_code is not None else None,
         "attempts": tuple(attempts),
         "request_context": RequestContext(row.request_id, row.traceparent),
+        "choices": row.choices,
     }
 
 
@@ -219,16 +239,17 @@ _RESULTS = Records(
 def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
     """The only SQL that creates jobs, and the entry seam: inserts one `queued` job per record.
 
-    A record has at least an id, a model, a request and metadata; `values` sets further columns. Whatever must be
-    written exactly once with a new job (such as a budget reservation) joins this statement as a CTE: in the same
-    transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at` to NULL here,
-    so that redelivery does not take their missing messages for lost ones.
+    A record has at least an id, a model, a request, its number of choices and metadata; `values` sets further columns.
+    Whatever must be written exactly once with a new job (such as a budget reservation) joins this statement as a CTE:
+    in the same transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at`
+    to NULL here, so that redelivery does not take their missing messages for lost ones.
     """
     columns = {
         JobRow.id: new.id,
         JobRow.model: new.model,
         JobRow.status: literal(JobStatus.QUEUED.value),
         JobRow.request: new.request,
+        JobRow.choices: new.choices,
         JobRow.job_metadata: new.metadata,
         # Every job is released to the queue at once, unless `values` say otherwise.
         JobRow.dispatched_at: func.now(),
@@ -332,8 +353,15 @@ def overdue() -> ColumnElement[bool]:
 class JobRowStore(Store):
     """The base class of stores of jobs."""
 
-    async def _jobs(self, statement: Select[Any]) -> list[Job]:
-        return [await read_job(row) for row in await self._all(statement, lambda row: row)]
+    async def _summaries(self, statement: Select[Any]) -> list[JobSummary]:
+        """Build summaries from rows, without those that this version cannot read: one row must not fail the others."""
+        jobs = []
+        for row in await self._all(statement, lambda row: row):
+            try:
+                jobs.append(to_summary(row))
+            except UnreadableRow as error:
+                logger.warning("job=%s cannot be read: %s", error.item_id, error.reason)
+        return jobs
 
     async def _end(self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object) -> list[bool]:
         """Run an `end_statement`; return for each result whether it was written."""

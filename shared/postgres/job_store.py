@@ -52,7 +52,7 @@ from shared.postgres.job_statements import (
     to_summary,
 )
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, json_text, page_by_id, seconds
+from shared.postgres.store import Records, json_text, page_by_id, readable, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 from shared.runtime.offload import off_loop
 
@@ -99,6 +99,7 @@ _NEW = Records(
     priority=SmallInteger,
     request=JSON,
     request_bytes=Integer,
+    choices=SmallInteger,
     metadata=JSON,
     start_within_s=Double,
     finish_within_s=Double,
@@ -206,7 +207,11 @@ class JobStore(JobRowStore):
         return _in_order(await prepared.run(self._engine, parameters), new)
 
     async def get(self, job_id: str, project_id: int | None = None) -> Job | None:
-        """Return a job; with `project_id`, only if that project owns it."""
+        """Return a job; with `project_id`, only if that project owns it.
+
+        Raises:
+            UnreadableRow: this version cannot read its row.
+        """
         row = await self._first(_job_query(COLUMNS, job_id, project_id))
         return await read_job(row) if row is not None else None
 
@@ -219,7 +224,8 @@ class JobStore(JobRowStore):
         row = await self._first(_job_query((*SUMMARY_COLUMNS, OUTPUT), job_id, project_id))
         if row is None:
             return None
-        return to_summary(row), await off_loop(len(row.output or ""), to_output, row.output)
+        with readable("job", job_id):
+            return to_summary(row), await off_loop(len(row.output or ""), to_output, row.output)
 
     async def archived_log(self, job_id: str) -> str | None:
         """Return the events of a job that has ended, as lines; None if it has not ended."""
@@ -272,7 +278,7 @@ class JobStore(JobRowStore):
             statement = statement.where(JobRow.status == status.value)
         if model is not None:
             statement = statement.where(JobRow.model == model)
-        return await self._all(page_by_id(statement, JobRow.id, limit=limit, after=after), to_summary)
+        return await self._summaries(page_by_id(statement, JobRow.id, limit=limit, after=after))
 
     async def delete(self, job_id: str, project_id: int) -> bool:
         """Delete the input and output of a job that has ended; the row remains, for accounting. False: not found."""
@@ -302,7 +308,17 @@ class JobStore(JobRowStore):
             .order_by(JobRow.id.desc())
             .limit(limit)
         )
-        return await self._all(statement, to_summary)
+        return await self._summaries(statement)
+
+    async def unreadable(self, limit: int = 1000) -> list[JobSummary]:
+        """Return the queued jobs that a worker withheld because it could not read them, newest first."""
+        statement = (
+            select(*SUMMARY_COLUMNS)
+            .where(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
+            .order_by(JobRow.id.desc())
+            .limit(limit)
+        )
+        return await self._summaries(statement)
 
     async def is_writable(self) -> bool:
         """Whether the database accepts writes; a standby, for example, does not."""
@@ -331,6 +347,7 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "priority": new.priority,
         "request": request,
         "request_bytes": len(request),
+        "choices": new.request.sampling.n,
         "metadata": new.metadata,
         "start_within_s": new.start_within_s,
         "finish_within_s": new.finish_within_s,
@@ -364,6 +381,7 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
         status=JobStatus.QUEUED,
         priority=new.priority,
         request=new.request,
+        choices=new.request.sampling.n,
         metadata=new.metadata,
         created_at=inserted.created_at,
         start_before=inserted.start_before,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -23,18 +24,21 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus
+from shared.domain.errors import UnreadableRow
+from shared.domain.job import RUNNING, AttemptOutcome, JobStatus, JobSummary
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict, judge
 from shared.postgres.job_statements import (
     COLUMNS,
     LOST,
+    SUMMARY_COLUMNS,
     JobRowStore,
     after_death,
     end_statement,
     live_workers,
     overdue,
+    read_job,
     requeued,
     result_record,
 )
@@ -213,19 +217,56 @@ class RecoveryStore(JobRowStore):
         lost: Sequence[LostJob] | None = None,
         generated: Collection[str] = (),
         limit: int = 100,
-    ) -> list[Job]:
-        """Return the jobs of dead workers that are not retried: being cancelled, overdue, or out of attempts."""
+        *,
+        without: Collection[str] = (),
+    ) -> list[JobSummary]:
+        """Return the jobs of dead workers that are not retried: being cancelled, overdue, or out of attempts.
+
+        `without` are the ids of jobs to leave out.
+        """
         lost = await self.lost() if lost is None else lost
         dead = out_of_attempts(lost, generated, max_attempts)
-        ids = [job.job_id for job in lost if job.ends or job.job_id in dead]
+        ids = [job.job_id for job in lost if (job.ends or job.job_id in dead) and job.job_id not in without]
         if not ids:
             return []
-        return await self._jobs(select(*COLUMNS).where(JobRow.id.in_(ids[:limit]), _is_lost()))
+        return await self._summaries(select(*SUMMARY_COLUMNS).where(JobRow.id.in_(ids[:limit]), _is_lost()))
 
-    async def overdue(self, limit: int = 500) -> list[Job]:
-        """Return queued jobs that were not started by `start_before` or not finished by `finish_before`."""
-        statement = select(*COLUMNS).where(JobRow.status == JobStatus.QUEUED.value, overdue()).limit(limit)
-        return await self._jobs(statement)
+    async def overdue(self, limit: int = 500, *, without: Collection[str] = ()) -> list[JobSummary]:
+        """Return queued jobs that were not started by `start_before` or not finished by `finish_before`.
+
+        `without` are the ids of jobs to leave out.
+        """
+        statement = (
+            select(*SUMMARY_COLUMNS)
+            .where(JobRow.id.not_in(without), JobRow.status == JobStatus.QUEUED.value, overdue())
+            .limit(limit)
+        )
+        return await self._summaries(statement)
+
+    async def release_unreadable(self, older_than_s: float, limit: int = 100) -> list[Hint]:
+        """Release jobs to the queue that a worker withheld as unreadable but that this version can read."""
+        withheld = (
+            select(*COLUMNS)
+            .where(
+                JobRow.status == JobStatus.QUEUED.value,
+                JobRow.unreadable_at < func.clock_timestamp() - seconds(older_than_s),
+            )
+            .order_by(JobRow.id)
+            .limit(limit)
+        )
+        readable = []
+        for row in await self._all(withheld, lambda row: row):
+            with contextlib.suppress(UnreadableRow):
+                readable.append((await read_job(row)).id)
+        if not readable:
+            return []
+        release = (
+            update(JobRow)
+            .where(JobRow.id.in_(readable), JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
+            .values({JobRow.unreadable_at: None, JobRow.dispatched_at: func.clock_timestamp()})
+            .returning(JobRow.id, JobRow.model, JobRow.priority)
+        )
+        return await self._all(release, _hint)
 
     async def delete_idempotency_keys(self, older_than_s: int) -> None:
         """Delete old keys, so that they can be used again."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -28,7 +29,10 @@ def alembic_config() -> Config:
 
 
 async def check_schema(engine: AsyncEngine) -> None:
-    """Check that the database is neither behind the migrations nor ahead of this version.
+    """Check that the database is not behind the migrations, and not at a schema that this version cannot use.
+
+    A newer schema is accepted if its migration declares that it is compatible with this version, so that processes of
+    the previous version can restart during a rolling upgrade.
 
     Raises:
         SchemaMismatch: names the revision found, the revision needed, and the command to run.
@@ -41,14 +45,18 @@ async def check_schema(engine: AsyncEngine) -> None:
 
     async with engine.connect() as connection:
         found = await connection.run_sync(current)
+        comment = await connection.scalar(text("SELECT obj_description(to_regclass('alembic_version'))"))
     if found == wanted:
         return
-    known = found is None or any(revision.revision == found for revision in script.walk_revisions())
-    if known:
+    known = {revision.revision for revision in script.walk_revisions()}
+    if found is None or found in known:
         raise SchemaMismatch(
             f"the database is at migration {found or 'none'}, this version needs {wanted};"
             " run: python -m migrations upgrade"
         )
+    declared = re.fullmatch(r"(\S+) is compatible since (\S+)", comment or "")
+    if declared is not None and declared[1] == found and declared[2] in known:
+        return
     raise SchemaMismatch(
         f"the database is at migration {found}, which this version does not know (it needs {wanted});"
         " run the newer version, or use it to downgrade: python -m migrations downgrade"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import orjson
+from pydantic import ValidationError
 from sqlalchemy import (
     ARRAY,
     JSON,
@@ -22,6 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.types import TypeEngine
+
+from shared.domain.errors import UnreadableRow
 
 T = TypeVar("T")
 
@@ -90,6 +94,19 @@ def page_by_id(
     if after is not None:
         statement = statement.where(item_id > after if ascending else item_id < after)
     return statement.order_by(item_id.asc() if ascending else item_id.desc()).limit(limit)
+
+
+@contextmanager
+def readable(what: str, item_id: str) -> Iterator[None]:
+    """Read one row. Errors about its values are raised as `UnreadableRow`."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        member = ".".join(map(str, first["loc"]))
+        raise UnreadableRow(what, item_id, f"{member}: {first['msg']}") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UnreadableRow(what, item_id, f"{type(error).__name__}: {error}") from error
 
 
 class Store:

@@ -78,12 +78,16 @@ class JobRow(Base):
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
     # Size of `request`; NULL in rows of older versions and in those of batches.
     request_bytes: Mapped[int | None]
+    # The number of choices that the request asks for. Recovery reads it without reading the request.
+    choices: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
     # `metadata` is SQLAlchemy's own name on a declarative class.
     job_metadata: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     # When the job was released to the queue. NULL while a dispatcher withholds it: then its missing message is not a
     # lost one, and redelivery ignores the job.
     dispatched_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.now())
+    # When a worker withheld the queued job because its version could not read it.
+    unreadable_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     worker: Mapped[str | None] = mapped_column(Text)
@@ -126,6 +130,7 @@ class JobRow(Base):
         ),
         Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
+        Index("jobs_unreadable", "unreadable_at", postgresql_where=text("unreadable_at IS NOT NULL")),
         Index("jobs_finished", "model", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index(

@@ -11,6 +11,7 @@ from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.postgres.recovery_store import RecoveryStore, out_of_attempts
 from shared.recovery.terminator import JobTerminator
+from shared.runtime.faulty_items import FaultyItems
 from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import Metrics
 
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 IDEMPOTENCY_KEY_S = 24 * 3600
 # How long a dead worker's row is kept: until its jobs are recovered, and for operators to see.
 DEAD_WORKER_S = 3600
+
+
+# How long a job that a worker could not read is withheld from the queue at least.
+WITHHELD_S = 10
 
 
 class Sweeper:
@@ -43,6 +48,7 @@ class Sweeper:
         self._interval_s = interval_s
         self._lease_s = lease_s
         self._max_attempts = max_attempts
+        self._faulty = FaultyItems("job")
         self._steady_since = time.monotonic()
 
     async def run(self) -> None:
@@ -68,11 +74,13 @@ class Sweeper:
         or was slow, cannot distinguish a dead worker from one that could not renew its lease in the same outage.
         """
         requeued = await self._recover() if recover else 0
-        for job in await self._store.overdue():
-            if job.missed_start:
-                await self._terminator.end(job, JobStatus.EXPIRED, NOT_STARTED)
-            else:
-                await self._terminator.end(job, JobStatus.CANCELLED, LATE)
+        for job in await self._store.overdue(without=self._faulty.ids()):
+            with self._faulty.isolated(job.id):
+                if job.missed_start:
+                    await self._terminator.end(job, JobStatus.EXPIRED, NOT_STARTED)
+                else:
+                    await self._terminator.end(job, JobStatus.CANCELLED, LATE)
+        await self._release_unreadable()
         await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
         await self._store.delete_dead_workers(DEAD_WORKER_S)
         return requeued
@@ -95,11 +103,24 @@ class Sweeper:
             )  # fmt: skip
             self._send(to_front(hint))
         dead = out_of_attempts(lost, generated, self._max_attempts)
-        for job in await self._store.stalled_to_end(self._max_attempts, lost, generated):
-            if job.status is JobStatus.CANCELLING:
-                await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
-            elif job.id in dead:
-                await self._terminator.end(job, JobStatus.FAILED, exhausted(self._max_attempts))
-            else:
-                await self._terminator.end(job, JobStatus.CANCELLED, LATE)
+        to_end = await self._store.stalled_to_end(self._max_attempts, lost, generated, without=self._faulty.ids())
+        for job in to_end:
+            with self._faulty.isolated(job.id):
+                if job.status is JobStatus.CANCELLING:
+                    await self._terminator.end(job, JobStatus.CANCELLED, CANCELLED)
+                elif job.id in dead:
+                    await self._terminator.end(job, JobStatus.FAILED, exhausted(self._max_attempts))
+                else:
+                    await self._terminator.end(job, JobStatus.CANCELLED, LATE)
         return len(requeued)
+
+    async def _release_unreadable(self) -> None:
+        """Release the jobs that workers of another version could not read but this version can.
+
+        If a worker that cannot read them takes them again, it withholds them again, for `WITHHELD_S` seconds.
+        """
+        for hint in await self._store.release_unreadable(WITHHELD_S):
+            logger.warning(
+                "job=%s model=%s is readable by this version; released to the queue", hint.job_id, hint.model
+            )
+            self._send(to_front(hint))

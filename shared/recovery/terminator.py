@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError
 
 from shared.domain.events import Event, EventType, event, seq_before
-from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Failure, JobStatus, JobSummary, Usage
 from shared.domain.result import build_result
 from shared.domain.transcript import Transcript
 from shared.postgres.recovery_store import LostJob, RecoveryStore
@@ -40,7 +40,7 @@ class JobTerminator:
             logger.warning("cannot read which of %d lost jobs had tokens: %s", len(lost), error)
             return set()
 
-    async def end(self, job: Job, status: JobStatus, failure: Failure) -> bool:
+    async def end(self, job: JobSummary, status: JobStatus, failure: Failure) -> bool:
         """End a job. Returns False, and writes nothing, if it has changed since it was read.
 
         Raises:
@@ -60,7 +60,7 @@ class JobTerminator:
             # Redis has lost the log. Readers may have seen text from it that is not in the result.
             new.append(event(seq_before(attempt) + 1, EventType.RESTARTED, {"attempt": job.attempt}))
             events = list(new)
-        transcript = await Transcript.of(events, job.request.sampling.n)
+        transcript = await Transcript.of(events, job.choices)
         seq = events[-1].seq + 1 if events else 1
         result, last = await build_result(
             job,

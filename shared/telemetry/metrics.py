@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from shared.domain.errors import ErrorCode
-from shared.domain.job import TERMINAL, AttemptOutcome, Job, WorkerState
+from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
 from shared.domain.result import JobResult
 from shared.telemetry.instruments import Aggregation, Definition, Exporter, InstrumentSet, Label
@@ -194,6 +194,13 @@ class Metrics:
 
         self.jobs_waiting = new.scraped(
             "headrace_jobs_waiting", "Queued jobs.", (MODEL, PRIORITY), API, aggregation=Aggregation.MAX
+        )
+        self.jobs_unreadable = new.scraped(
+            "headrace_jobs_unreadable",
+            "Queued jobs that are withheld because a worker's version cannot read them; part of the waiting jobs.",
+            (MODEL,),
+            API,
+            aggregation=Aggregation.MAX,
         )
         self.jobs_running = new.scraped(
             "headrace_jobs_running",
@@ -444,7 +451,7 @@ class Metrics:
         """Count a job after its row is committed."""
         self.jobs_submitted.labels(self.model_label(model), priority_label(priority)).inc()
 
-    def job_ended(self, job: Job, result: JobResult) -> None:
+    def job_ended(self, job: JobSummary, result: JobResult) -> None:
         """Count a job's end. Called only by the process that wrote it to the row."""
         model, priority = self.model_label(job.model), priority_label(job.priority)
         self.jobs_finished.labels(model, priority, result.status.value).inc()
@@ -457,5 +464,8 @@ class Metrics:
 
 
 def priority_label(priority: int) -> str:
-    """The label of a priority: the range of priorities that share a list in Redis."""
-    return _BAND_NAMES[priority]
+    """The label of a priority: the range of priorities that share a list in Redis.
+
+    A priority that only a newer version has counts as the least urgent one.
+    """
+    return _BAND_NAMES.get(priority, PRIORITY_LABELS[-1])

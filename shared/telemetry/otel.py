@@ -100,7 +100,7 @@ class OtelTraces(Traces):
         self._report_queued(job, earlier, current.started_at)
         return _Attempt(self, job, current)
 
-    def ended_without_worker(self, job: Job, status: JobStatus, now: datetime) -> None:
+    def ended_without_worker(self, job: JobSummary, status: JobStatus, now: datetime) -> None:
         if job.status is JobStatus.QUEUED:
             self._report_queued(job, list(job.attempts), now, status.value)
         elif job.attempts:
@@ -155,7 +155,7 @@ class OtelTraces(Traces):
         finally:
             self._ids.span_id = self._ids.trace_id = None
 
-    def of_attempt(self, job: Job, attempt: Attempt) -> Span:
+    def of_attempt(self, job: JobSummary, attempt: Attempt) -> Span:
         """Create the span of an attempt. Its id follows from job and attempt: all processes agree on it."""
         return self.of_job(
             job,
@@ -172,11 +172,13 @@ class OtelTraces(Traces):
             name, set_span_in_context(parent, Context()), attributes=dict(attributes), start_time=_ns(start)
         )
 
-    def _report_lost(self, job: Job, attempt: Attempt, ended_at: datetime) -> None:
+    def _report_lost(self, job: JobSummary, attempt: Attempt, ended_at: datetime) -> None:
         span = self.of_attempt(job, attempt)
         _end(span, ended_at, AttemptOutcome.WORKER_LOST)
 
-    def _report_queued(self, job: Job, earlier: list[Attempt], until: datetime, outcome: str | None = None) -> None:
+    def _report_queued(
+        self, job: JobSummary, earlier: list[Attempt], until: datetime, outcome: str | None = None
+    ) -> None:
         """Report the job's time in the queue. `outcome` is its final status if no worker claimed it."""
         since = earlier[-1].ended_at if earlier else job.created_at
         span = self.of_job(job, f"queue {job.model}", since, {"headrace.outcome": outcome})
@@ -274,6 +276,6 @@ def _uuid(job: JobSummary) -> int:
     return int(job.id.removeprefix(JOB_ID_PREFIX)[:32], 16)
 
 
-def _attempt_span_id(job: Job, number: int) -> int:
+def _attempt_span_id(job: JobSummary, number: int) -> int:
     digest = hashlib.sha256(f"{job.id} {job.request_context.traceparent} {number}".encode()).digest()
     return int.from_bytes(digest[:8]) or 1

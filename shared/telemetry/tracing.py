@@ -74,7 +74,7 @@ class Traces:
         """A worker has claimed a job. Also reports the time in the queue, and the previous attempt if it was lost."""
         return AttemptTrace()
 
-    def ended_without_worker(self, job: Job, status: JobStatus, now: datetime) -> None:
+    def ended_without_worker(self, job: JobSummary, status: JobStatus, now: datetime) -> None:
         """A job has ended without a worker; `job` is its state before that."""
 
     @contextmanager

@@ -18,6 +18,9 @@ class SimulatedOptions(BaseModel):
     ttft_ms: float = Field(20, ge=0)
     itl_ms: float = Field(5, ge=0)
     default_tokens: int = Field(64, ge=1, description="Length of an answer without max_tokens.")
+    stop_after: int | None = Field(
+        None, ge=1, description="An answer ends by itself, with `stop`, after this many tokens of free text."
+    )
     max_model_len: int = Field(8192, ge=2)
     fail_on: str | None = Field(None, description="A request fails if its prompt contains this text.")
     die_on: str | None = Field(None, description="The engine dies, with all its jobs, if a prompt contains this text.")

@@ -55,6 +55,21 @@ async def test_a_database_ahead_of_this_version_is_refused(database: AsyncEngine
         await check_schema(database)
 
 
+async def test_a_newer_schema_is_accepted_if_it_is_declared_compatible(database: AsyncEngine) -> None:
+    async with database.begin() as connection:
+        await connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'from-the-future'")
+        await connection.exec_driver_sql(
+            "COMMENT ON TABLE alembic_version IS 'from-the-future is compatible since 0009'"
+        )
+    await check_schema(database)
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(
+            "COMMENT ON TABLE alembic_version IS 'from-the-future is compatible since also-unknown'"
+        )
+    with pytest.raises(SchemaMismatch, match="does not know"):
+        await check_schema(database)
+
+
 OLD_KEYS = """
 INSERT INTO api_keys (name, prefix, sha256) VALUES ('web', 'hr_1', 'a'), ('batch', 'hr_2', 'b'), ('web', 'hr_3', 'c')
 """

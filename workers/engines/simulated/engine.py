@@ -122,7 +122,15 @@ class SimulatedEngine:
 class _Choice:
     """The state of one choice: its script, then free text unless the script is the whole answer."""
 
-    def __init__(self, index: int, digest: bytes, max_tokens: int, request: GenerateRequest, script: Script) -> None:
+    def __init__(
+        self,
+        index: int,
+        digest: bytes,
+        max_tokens: int,
+        request: GenerateRequest,
+        script: Script,
+        stop_after: int | None,
+    ) -> None:
         self.open = True
         self.index = index
         self._script = script
@@ -133,6 +141,9 @@ class _Choice:
         self._digest = digest
         # The rest concerns the free text.
         self._max_tokens = max_tokens - len(script.deltas)
+        self._end_reason = "length"
+        if stop_after is not None and stop_after < self._max_tokens:
+            self._max_tokens, self._end_reason = stop_after, "stop"
         self._stop = request.sampling.stop
         # A stop string may start in this many last characters.
         self._held_back = max((len(item) for item in self._stop), default=1) - 1
@@ -201,7 +212,7 @@ class _Choice:
         del tokens[len(tokens) - partial :]
         self._free_tokens, self.open = end, not finished
         text = b"".join([VOCABULARY[token] for token in tokens]).decode(errors="ignore")
-        return Delta(self.index, text, tuple(tokens), "length" if finished else None)
+        return Delta(self.index, text, tuple(tokens), self._end_reason if finished else None)
 
     def _free_step(self) -> Delta:
         """One token of free text, with a check for stop strings."""
@@ -216,7 +227,7 @@ class _Choice:
             pass
         self._text += decoded
         self._boundaries.add(token, decoded)
-        reason = "length" if self._free_tokens >= self._max_tokens else None
+        reason = self._end_reason if self._free_tokens >= self._max_tokens else None
         stopped_by = None
         end = len(self._text) - (0 if reason else self._held_back)
         for stop in self._stop:
@@ -290,7 +301,7 @@ def _read(request: GenerateRequest, options: SimulatedOptions) -> tuple[str, int
         length = length or (min(options.default_tokens, available) if script.reason is None else available)
         hashed = seeded.copy()
         hashed.update(f"#{index}".encode())
-        choices.append(_Choice(index, hashed.digest(), length, request, script))
+        choices.append(_Choice(index, hashed.digest(), length, request, script, options.stop_after))
     return prompt, prompt_tokens, choices
 
 

@@ -46,6 +46,7 @@ from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Servers
 from tests.support.interrupt import interrupt_at
 from tests.support.metrics import api_metrics, worker_metrics
@@ -390,6 +391,25 @@ async def test_a_leased_batch_can_be_claimed_only_after_the_lease(world: World) 
     assert await world.store.reschedule(batch.id, "a", 0)
     assert await world.store.claim("b", lease_s=60) is not None
     assert not await world.store.reschedule(batch.id, "a", 60), "b has claimed it"
+
+
+async def test_a_batch_that_cannot_be_read_does_not_stop_the_driver(world: World) -> None:
+    """A newer version may have given it a status that this one does not know."""
+    unreadable, other = await world.batch("one"), await world.batch("two")
+    await world.sql(
+        "UPDATE batches SET status = 'paused', due_at = due_at - interval '1 h' WHERE id = :id", id=unreadable.id
+    )
+    driver = BatchDriver(world.store, world.steps, poll_s=0.01, lease_s=60)
+    running = asyncio.create_task(driver.run())
+    try:
+
+        async def begun() -> bool:
+            return (await world.reload(other)).status is not BatchStatus.VALIDATING
+
+        await eventually(begun, "the other batch starts")
+        assert not running.done()
+    finally:
+        await cancel_and_wait(running)
 
 
 async def test_a_batch_with_invalid_lines_fails_with_their_numbers(world: World) -> None:

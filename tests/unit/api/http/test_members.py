@@ -421,8 +421,8 @@ def test_client_data_is_left_unchanged() -> None:
 
 @given(some.dictionaries(some.text(max_size=300), some.integers(), max_size=60))
 def test_the_header_is_bounded_ascii_and_reversible(unknown: dict[str, int]) -> None:
-    known = ResponseCreate.model_fields.keys() | {"schema"}
-    unknown = {name: value for name, value in unknown.items() if name not in known}
+    # Hypothesis also draws names from the code: those that are refused are not unknown. A prefix makes all unknown.
+    unknown = {f"?{name}": value for name, value in unknown.items()}
     paths = member_reader().read(Shape(ResponseCreate), {"model": "m", "input": "x", **unknown}).ignored
     assert len(paths) <= MAX_NAMES
     header = header_value(paths)

@@ -163,3 +163,17 @@ async def test_unsupported_requests_are_refused() -> None:
         with pytest.raises(InvalidRequest) as caught:
             await generate(sent)
         assert caught.value.param == param
+
+
+@pytest.mark.parametrize("stop", [(), ("never again",)], ids=["free", "with a stop string"])
+@pytest.mark.parametrize(("max_tokens", "tokens", "reason"), [(None, 7, "stop"), (64, 7, "stop"), (5, 5, "length")])
+async def test_an_answer_ends_by_itself(
+    stop: tuple[str, ...], max_tokens: int | None, tokens: int, reason: str
+) -> None:
+    options = SimulatedOptions(ttft_ms=0, itl_ms=0, stop_after=7)
+    engine = SimulatedEngine(SimulatedModel(name="m", engine="simulated", options=options))
+    sampling = Sampling(max_tokens=max_tokens, stop=list(stop))
+    async with aclosing(engine.generate("r", request(sampling=sampling), [])) as items:
+        deltas = [item async for item in items if isinstance(item, Delta)]
+    assert sum(len(delta.token_ids) for delta in deltas) == tokens
+    assert [delta.finish_reason for delta in deltas if delta.finish_reason] == [reason]
