@@ -3,7 +3,7 @@ ENGINE ?= cpu
 export ENGINE
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up worker env test test-long chaos bench lint fmt lock clean dev
+.PHONY: help up worker env test test-long chaos soak bench lint fmt lock clean dev
 
 BOOTSTRAP := sh launcher/bootstrap.sh
 
@@ -39,6 +39,9 @@ model:
 
 chaos: dev  ## inject faults while 10,000 jobs run: make chaos ARGS="--quick --seed 7"
 	@exec .venv/bin/python -m chaos $(ARGS)
+
+soak: dev  ## apply a steady load for 30 minutes, and fail on drift: make soak ARGS="--minutes 2 --rate 50"
+	@exec .venv/bin/python -m soak $(ARGS)
 
 bench: dev  ## run benchmarks and compare to the goals: make bench ARGS="--only relay --quick"
 	@exec .venv/bin/python -m benchmarks $(ARGS)

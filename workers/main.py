@@ -58,6 +58,7 @@ def main() -> int:
     from workers.app import app
     from workers.consumer.loop_thread import LoopThread
     from workers.consumer.message_filter import MessageFilter
+    from workers.consumer.monitoring import bound_event_buffer
     from workers.consumer.pool import EnginePool
     from workers.consumer.signals import HeadraceWorker
     from workers.consumer.transport import use_transport
@@ -86,6 +87,7 @@ def main() -> int:
     exported = metrics.registry()
     runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported)
     app.loop_thread = LoopThread(runtime)
+    bound_event_buffer(app)
     use_transport(app, lambda: runtime.slot_pool.batch_room, MessageFilter(app, arguments.model, metrics))
     celery_worker = HeadraceWorker(
         app=app,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import random
 import signal
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ from tests.support.waiting import eventually, eventually_sync
 PLAN = Plan(seed=1, faults=(), tokens=(20, 60), ttft_ms=5, itl_ms=10)
 SUBMITTERS = 8
 LEASE_S = "1.5"
+WITHOUT_SECRETS = {"metrics", "pids", "lock"}
 PARTS = ("worker-sim-1", "postgres", "api", "valkey", "flower")
 
 
@@ -96,11 +99,11 @@ class Load:
 
 def children(launcher: Launcher) -> dict[str, psutil.Process]:
     """The processes that the launcher started, by the names in its messages."""
-    named = {}
+    pids = [int(line.split()[0]) for line in (launcher.home / "pids").read_text().splitlines()]
+    named = dict(zip(("api", "worker-sim-1", "flower"), map(psutil.Process, pids), strict=True))
     for child in psutil.Process(launcher.running[-1].pid).children():
-        program = Path(child.exe()).name
-        name = {"postgres": "postgres", "valkey-server": "valkey"}.get(program)
-        named[name or {"workers": "worker-sim-1", "workers.flower": "flower"}.get(child.cmdline()[2], "api")] = child
+        if child.pid not in pids:
+            named[{"valkey-server": "valkey"}.get(Path(child.exe()).name, "postgres")] = child
     return named
 
 
@@ -163,21 +166,40 @@ async def _rows(launcher: Launcher) -> int:
         await engine.dispose()
 
 
-async def test_flower_requires_its_password(launcher: Launcher) -> None:
+async def test_flower_requires_its_password_and_an_expected_host(launcher: Launcher) -> None:
     url = f"http://127.0.0.1:{launcher.flower_port}"
     password = (launcher.home / "flower_password").read_text().strip()
-    async with httpx.AsyncClient() as anyone:
+    async with httpx.AsyncClient(timeout=10) as anyone:
 
-        async def responds() -> bool:
+        async def shown(path: str, **headers: str) -> tuple[int, str]:
             try:
-                return (await anyone.get(f"{url}/workers", headers={"Host": "evil.example"})).status_code == 401
+                response = await anyone.get(f"{url}{path}", headers=headers, auth=("admin", password))
             except httpx.TransportError:
-                return False
+                return 0, ""
+            return response.status_code, response.text
 
-        await eventually(responds, "Flower rejects requests without its password")
-        shown = await anyone.get(f"{url}/broker", auth=("admin", password))
-        assert shown.status_code == 200
-        assert "headrace.sim" in shown.text, "Flower reads the queue over the socket"
+        async def reads_the_queue() -> bool:
+            """Flower asks the workers for their queues, and then Valkey, over its socket, for the queues' lengths."""
+            await shown("/workers?refresh=1")
+            status, page = await shown("/broker")
+            return status == 200 and "headrace.sim" in page
+
+        await eventually(reads_the_queue, "Flower shows the queue")
+        assert (await anyone.get(f"{url}/broker")).status_code == 401
+        assert (await shown("/broker", Host="attacker.example"))[0] == 421
+
+
+def test_another_user_of_the_machine_reads_nothing(launcher: Launcher) -> None:
+    """Neither files nor sockets of the running stack, nor secrets in command lines."""
+    private = {path for path in launcher.home.iterdir() if path.name not in WITHOUT_SECRETS}
+    assert {path.name for path in private} >= {"api_key", "env", "flower_password", "logs", "postgres", "valkey"}
+    for path in private:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    secrets = [(launcher.home / name).read_text().strip() for name in ("api_key", "flower_password")]
+    for process in children(launcher).values():
+        assert not any(secret in " ".join(process.cmdline()) for secret in secrets)
+    if os.geteuid() == 0:
+        assert children(launcher)["postgres"].uids().real not in {0, *(entry.pw_uid for entry in pwd.getpwall())}
 
 
 def test_no_process_survives_a_killed_launcher(launcher: Launcher) -> None:

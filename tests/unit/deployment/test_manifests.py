@@ -15,10 +15,13 @@ import pytest
 import yaml
 
 from api.settings import ApiSettings
+from launcher.parts import Parts
+from launcher.settings import load_settings
 from shared.config.models.loader import load_registry
 from tests.support.judges import linter
 from tests.support.keda import SCALED_OBJECT
 from tests.support.stack import REPOSITORY
+from workers.flower import DEFAULTS as FLOWER_DEFAULTS
 from workers.settings import WorkerSettings
 
 OVERLAYS = ("cpu", "gpu", "multi-region/eu", "multi-region/us")
@@ -38,6 +41,7 @@ OTHER_VARIABLES = {
     "HF_TOKEN",
     "UPSTREAM_API_KEY",  # models.yaml's api_key_env
 }
+MIB = 1024 * 1024
 FOREIGN = ("PYTHON", "HF_", "TORCHINDUCTOR_", "TRITON_", "XDG_", "PATH")
 
 
@@ -225,6 +229,34 @@ def test_compose_separates_roles() -> None:
             assert variables["REDIS_URL"].startswith(f"redis://{name.partition('-')[0]}:"), name
         assert "REDIS_PASSWORD" not in variables or name == "redis"
         assert "POSTGRES_PASSWORD" not in variables or name == "postgres"
+
+
+def test_flower_stays_below_its_memory_limits(tmp_path: Path) -> None:
+    """`make up`, Compose and the cluster start `workers.flower`, and keep its bounds on tasks and workers."""
+    models = load_registry(REPOSITORY / "models.simulated.yaml")
+    settings = load_settings({"ENGINE": "simulated", "HEADRACE_HOME": str(tmp_path)})
+    launched = Parts(settings, models, "postgresql://", "redis://").flower("password")
+    service = COMPOSE["services"]["flower"]
+    manifests = list(yaml.safe_load_all((REPOSITORY / "k8s/base/flower.yaml").read_text()))
+    deployment = next(item for item in manifests if item["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    variables = {item["name"] for item in container["env"]}
+    for command, environment in (
+        (launched.command, set(launched.environment)),
+        (service["command"], set(service["environment"])),
+        (container["args"], variables),
+    ):
+        assert list(command[1:3]) == ["-m", "workers.flower"]
+        assert not any("max" in argument for argument in command[3:])
+        assert not environment & set(FLOWER_DEFAULTS)
+    most = (
+        120 * MIB
+        + int(FLOWER_DEFAULTS["FLOWER_MAX_TASKS"]) * 9_000
+        + int(FLOWER_DEFAULTS["FLOWER_MAX_WORKERS"]) * 20_000
+    )
+    assert service["deploy"]["resources"]["limits"]["memory"] == "512M"
+    assert container["resources"]["limits"]["memory"] == "512Mi"
+    assert most < 400_000_000
 
 
 def test_compose_waits_for_drains() -> None:
