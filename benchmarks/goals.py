@@ -58,6 +58,12 @@ def _calls(full: str) -> Iterator[Goal]:
     yield Goal("CPU per submit with a full queue, relative to an empty one", key, 1.3, False, "x", baseline)
 
 
+def _loops() -> Iterator[Goal]:
+    for process in ("api", "worker"):
+        name = f"{process}: timers later than 50 ms"
+        yield Goal(f"{name} beside heavy requests", Key("heavy", "headrace", name), 0, False, "%")
+
+
 def _vllm(streams: Iterable[int]) -> Iterator[Goal]:
     for count in streams:
         key, baseline = (Key("vllm", system, f"tokens/s at {count}") for system in ("headrace", "vllm"))
@@ -111,6 +117,15 @@ GOALS = (
     Goal("POST jobs p99 with followers", Key("followers", "headrace", "POST jobs p99 with followers"), 50, False, "ms"),
     Goal("failed calls with followers", Key("followers", "headrace", "failed calls"), 0, False),
     *_calls("full"),
+    *_loops(),
+    Goal(
+        "p99 of a stream's steps beside heavy requests, relative to the stream alone",
+        Key("heavy", "headrace", "step p99 beside"),
+        3,
+        False,
+        "x",
+        Key("heavy", "headrace", "step p99 alone"),
+    ),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),
     Goal(
         "first token p95 with a batch, added beyond one step, simulated engine",

@@ -28,6 +28,8 @@ class Plan:
     readers: float = 0.2
     cancels: float = 0.03
     stops: float = 0.05
+    # The share of requests with a prompt of 1 MB, or with 16 choices and their log probabilities.
+    heavy: float = 0.02
     max_attempts: int = 20
 
     @property

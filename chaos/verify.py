@@ -82,7 +82,7 @@ async def _all_jobs(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
     jobs: dict[str, dict[str, Any]] = {}
     after: dict[str, str] = {}
     while True:
-        response = await client.get("/v1/jobs", params={"limit": PAGE, **after}, timeout=30)
+        response = await client.get("/v1/jobs", params={"limit": PAGE, "include": "output", **after}, timeout=30)
         response.raise_for_status()
         page = response.json()
         jobs |= {job["id"]: job for job in page["data"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.bench import Bench
-from benchmarks.scenarios import cancel, followers, growth, priority, relay, submits, upstream, vllm
+from benchmarks.scenarios import cancel, followers, growth, heavy, priority, relay, submits, upstream, vllm
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "vllm": vllm.run,
@@ -14,6 +14,7 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "submits": submits.run,
     "followers": followers.run,
     "growth": growth.run,
+    "heavy": heavy.run,
     "cancel": cancel.run,
     "priority": priority.run,
 }

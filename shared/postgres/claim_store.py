@@ -90,7 +90,7 @@ class ClaimStore(JobRowStore):
         self._model = model
         self._claims = GroupCommit(self._claim)
         self._suspect_claims = GroupCommit(self._claim_suspects)
-        self._results = GroupCommit(self._finish, weigh=lambda record: len(record["log"]))
+        self._results = GroupCommit(self._finish, weigh=lambda record: len(record["output"]) + len(record["log"]))
 
     async def claim(self, job_id: str, *, suspects: bool = True) -> Job | None:
         """Claim a queued job for this worker, as the next attempt.

@@ -23,8 +23,8 @@ O = TypeVar("O")  # noqa: E741
 LIMIT = 256
 # Batches written at the same time. With one, each write would wait for half of another commit on average.
 WRITERS = 2
-# Maximum weight of a batch of several items, in the unit of `weigh` (bytes).
-MAX_WEIGHT = 8 * 1024 * 1024
+# Maximum weight of a batch of several items, in the unit of `weigh` (bytes): one step of the loop sends a batch.
+MAX_WEIGHT = 1024 * 1024
 
 
 class GroupCommit(Generic[I, O]):

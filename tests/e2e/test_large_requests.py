@@ -195,3 +195,43 @@ async def test_the_largest_answers(client: httpx.AsyncClient, name: str, streame
         response_id = response.headers["x-headrace-job-id"].replace("job_", "resp_")
         found = (await client.get(f"{RESPONSES}/{response_id}")).json()
         assert len(found["output"][0]["content"][0]["logprobs"]) == 12_000
+
+
+LONG_ONES = {
+    "long": {"prompt": "x", **LONG},
+    "one": ONE,
+    "many": MANY,
+    "prompt-logprobs": {"prompt": "the mill " * 6_000, "max_tokens": 4, "prompt_logprobs": 20},
+}
+
+
+async def test_the_largest_answers_continue_on_another_worker(
+    client: httpx.AsyncClient, stack: Stack, steps: Path
+) -> None:
+    """A worker is killed in the middle of large answers; the next one takes over their logs."""
+    jobs = {
+        name: (await client.post(JOBS, json={"model": "sim", **body})).json()["id"] for name, body in LONG_ONES.items()
+    }
+    await read_some(client, jobs["long"], 200_000)
+    (killed,) = stack.workers("sim")
+    await asyncio.to_thread(stack.kill, killed)
+    program = ("tests.support.step_times", str(steps / "next-worker"), "workers")
+    await asyncio.to_thread(lambda: stack.start_worker("sim", program=program))
+    (steps / "next-worker").write_bytes(b"")  # it had no jobs while it started
+    for name, job_id in jobs.items():
+        done = await wait_for_end(client, job_id)
+        assert len(done["output"]) == LONG_ONES[name].get("n", 1)
+        assert done["attempts"][-1]["outcome"] == done["status"]
+        lost = ["worker_lost"] if len(done["attempts"]) > 1 else []
+        assert [attempt["outcome"] for attempt in done["attempts"][:-1]] == lost
+        assert text_of(await follow(client, job_id)) == done["output_text"]
+    assert len((await wait_for_end(client, jobs["long"]))["attempts"]) == 2
+
+
+async def read_some(client: httpx.AsyncClient, job_id: str, size: int) -> None:
+    """Read this many bytes of a job's stream."""
+    async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as response:
+        async for chunk in response.aiter_bytes():
+            size -= len(chunk)
+            if size <= 0:
+                return
