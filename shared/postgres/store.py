@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -106,7 +107,9 @@ def readable(what: str, item_id: str) -> Iterator[None]:
         member = ".".join(map(str, first["loc"]))
         raise UnreadableRow(what, item_id, f"{member}: {first['msg']}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UnreadableRow(what, item_id, f"{type(error).__name__}: {error}") from error
+        # Messages of these errors quote values, which may be a part of a prompt or an output.
+        *_, where = traceback.extract_tb(error.__traceback__)
+        raise UnreadableRow(what, item_id, f"{type(error).__name__} in {where.name}") from error
 
 
 class Store:
