@@ -68,9 +68,7 @@ class StructureBounds(BaseModel):
     max_bytes: int = Field(256 * 1024, ge=1, description="Size of the schemas, grammar, regex or choices of a request.")
     max_depth: int = Field(64, ge=1, description="Nested objects and arrays of a schema.")
     max_choices: int = Field(5000, ge=1, description="Choices, and values of `enum`, in total.")
-    max_states: int = Field(
-        1_000_000, ge=1, description="Estimated states of the compiled grammar."
-    )
+    max_states: int = Field(1_000_000, ge=1, description="Estimated states of the compiled grammar.")
 
 
 class _Entry(NamedTuple):
