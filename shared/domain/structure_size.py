@@ -2,8 +2,8 @@
 
 Engines compile them in a process that they share with other requests, on threads that cannot be cancelled. The estimate
 is one pass over the input, in small steps. It is meant to predict microseconds of the slower of vLLM's usual backends,
-xgrammar and llguidance, but is far too low for lengths and patterns: docs/decisions/engines.md has measurements. References are not followed: the backends compile
-each definition once.
+xgrammar and llguidance, but is far too low for lengths and patterns: docs/decisions/engines.md has measurements.
+References are not followed: the backends compile each definition once.
 """
 
 from __future__ import annotations
