@@ -69,19 +69,22 @@ async def continuous_load(client: httpx.AsyncClient, jobs: list[dict[str, Any]])
 
 
 @contextlib.asynccontextmanager
-async def supervised(stack: Stack, count: int, **settings: str) -> AsyncIterator[None]:
-    """Keep so many workers with these settings running, as an orchestrator does."""
+async def supervised(stack: Stack, count: int, lease_s: int = 2) -> AsyncIterator[None]:
+    """Keep so many workers running, as an orchestrator does."""
+
+    def start() -> str:
+        return stack.start_worker("sim", HEADRACE_LEASE_S=str(lease_s))
 
     async def supervise() -> None:
         while True:
             for name in stack.workers("sim"):
                 if stack.processes[name].poll() is not None:
                     del stack.processes[name]
-                    await asyncio.to_thread(stack.start_worker, "sim", **settings)
+                    await asyncio.to_thread(start)
             await asyncio.sleep(0.1)
 
     for _ in range(count):
-        await asyncio.to_thread(stack.start_worker, "sim", **settings)
+        await asyncio.to_thread(start)
     supervising = asyncio.create_task(supervise())
     try:
         yield
@@ -116,7 +119,7 @@ async def check_poisons_fail_alone(stack: Stack, client: httpx.AsyncClient, pois
 @pytest.mark.timeout(360)
 async def test_requests_that_kill_the_engine_fail_alone(stack: Stack, client: httpx.AsyncClient) -> None:
     # The worker survives: on a busy machine it must not lose its lease either.
-    async with supervised(stack, 1, HEADRACE_LEASE_S="60"):
+    async with supervised(stack, 1, lease_s=60):
         await check_poisons_fail_alone(stack, client, DIE, 2)
 
 
