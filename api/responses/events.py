@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 
+from api.http.large_json import encoded
 from api.responses.output_items import CallOutput, Fields, MessageOutput, OutputItem, ReasoningOutput
 from api.responses.view import error, usage, view
 from shared.domain.events import SEQ_PER_ATTEMPT, Event, EventType
 from shared.domain.job import JobStatus
 from shared.domain.response import StoredResponse
-from shared.runtime.chunked_json import dump_pieces
-from shared.runtime.offload import INLINE_BYTES, off_loop
+from shared.runtime.offload import INLINE_BYTES
 
 # A log that Redis has lost restarts far above all its sequence numbers (`shared.domain.events.seq_before`). So do the
 # numbers of response events, several of which can result from one event of the log, and the indices of items.
@@ -206,18 +206,19 @@ async def frames(
     if opening := b"".join(map(_frame, _after(events.opening(), after))):
         yield opening
     async for batch in log:
-        encoded = b"" if batch else events.keepalive(after)
+        small = b"" if batch else events.keepalive(after)
         for event in batch:
             for converted in _after(events.convert(event), after):
                 if events.size > INLINE_BYTES and not converted["type"].endswith(".delta"):
-                    if encoded:
-                        yield encoded
-                    yield await off_loop(events.size, _large_frame, converted)
-                    encoded = b""
+                    if small:
+                        yield small
+                    async for chunk in _large_frame(converted):
+                        yield chunk
+                    small = b""
                 else:
-                    encoded += _frame(converted)
-        if encoded:
-            yield encoded
+                    small += _frame(converted)
+        if small:
+            yield small
 
 
 def _after(events: list[ResponseEvent], after: int | None) -> list[ResponseEvent]:
@@ -229,6 +230,9 @@ def _frame(event: ResponseEvent) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event, default=list))
 
 
-def _large_frame(event: ResponseEvent) -> bytes:
-    """Encode an event in pieces, so that no piece holds the interpreter's lock for long."""
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), b"".join(dump_pieces(event)))
+async def _large_frame(event: ResponseEvent) -> AsyncIterator[bytes]:
+    """Encode an event in chunks. Escaping and sending all of it at once would take as long as encoding it."""
+    yield b"event: %b\ndata: " % event["type"].encode()
+    async for chunk in encoded(event):
+        yield chunk
+    yield b"\n\n"

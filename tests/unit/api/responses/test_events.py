@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from api.http.large_json import CHUNK
 from api.responses.events import ResponseEvents, build_response, frames
 from api.responses.schemas import ResponseCreate, ResponseView
 from shared.domain.events import (
@@ -270,3 +271,17 @@ async def test_a_stream_resumed_after_any_event_has_the_remaining_events(
         deltas_text = "".join(entry["delta"] for entry in own if entry["type"].endswith(".delta"))
         arguments = item["item"].get("arguments")
         assert deltas_text == (item["item"]["content"][0]["text"] if arguments is None else arguments)
+
+
+async def test_large_events_are_sent_in_chunks() -> None:
+    entry = encode_entry(Candidate("word ", -0.5), [Candidate(f"word{number}", -1.5) for number in range(20)])
+    events = log(*[Delta(0, "word " * 64, logprobs=[entry] * 64)] * 20, ending=EventType.COMPLETED)
+
+    async def read() -> AsyncIterator[list[Event]]:
+        for one in events:
+            yield [one]
+
+    chunks = [chunk async for chunk in frames(response(), read())]
+    assert max(map(len, chunks)) < 3 * CHUNK
+    last = orjson.loads(b"".join(chunks).rpartition(b"\ndata: ")[2])
+    assert len(last["response"]["output"][0]["content"][0]["logprobs"]) == 20 * 64
