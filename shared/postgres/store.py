@@ -21,6 +21,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    select,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -124,6 +125,11 @@ class Store:
         async with self._engine.connect() as connection:
             row: Row[Any] | None = (await connection.execute(statement)).first()
         return row
+
+    async def is_writable(self) -> bool:
+        """Whether the database accepts writes; a standby, for example, does not."""
+        row = await self._first(select(func.current_setting("transaction_read_only")))
+        return row is not None and row[0] == "off"
 
     async def _one(self, statement: Any, build: Callable[[Row[Any]], T]) -> T | None:
         """Build a value from the first row; None if there is no row."""
