@@ -320,11 +320,6 @@ class JobStore(JobRowStore):
         )
         return await self._summaries(statement)
 
-    async def is_writable(self) -> bool:
-        """Whether the database accepts writes; a standby, for example, does not."""
-        row = await self._first(select(func.current_setting("transaction_read_only")))
-        return row is not None and row[0] == "off"
-
     async def live_workers(self) -> dict[str, int]:
         """Count the workers that are alive and ready, by model."""
         statement = (
