@@ -22,6 +22,10 @@ class Line:
     next: Position
 
     @property
+    def size(self) -> int:
+        return len(self.data or b"")
+
+    @property
     def blank(self) -> bool:
         return self.data is not None and not self.data.strip()
 

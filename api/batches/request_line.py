@@ -12,12 +12,14 @@ from api.batches.batch import LineError
 from api.batches.endpoints import ENDPOINTS
 from api.batches.jsonl_reader import Line
 from api.batches.store import BatchJob
-from api.http.json_body import check_shape
-from api.http.members import MemberReader, Shape
+from api.http.json_body import check_shape, loads_large
+from api.http.members import MemberReader, Shape, fitting
 from api.http.validation import describe
 from shared.config.models.loader import Registry
 from shared.domain.errors import HeadraceError, InvalidRequest
 from shared.domain.priorities import BATCH_PRIORITY
+from shared.domain.request import unicode_text
+from shared.runtime.offload import INLINE_BYTES
 
 MAX_CUSTOM_ID = 512
 
@@ -123,30 +125,40 @@ def content_of(line: Line, url: str, members: MemberReader) -> LineContent:
         reading = members.read(ENDPOINTS[url].shape, body, counted=False)
     except InvalidRequest:
         return LineContent(custom_id, None)
-    return LineContent(custom_id, reading.body, envelope.ignored + reading.ignored)
+    return LineContent(custom_id, reading.body, fitting(envelope.ignored + reading.ignored))
 
 
 def _custom_id(fields: dict[str, Any]) -> str | None:
     given = fields.get("custom_id")
-    return given if isinstance(given, str) and 0 < len(given) <= MAX_CUSTOM_ID else None
+    if not (isinstance(given, str) and 0 < len(given) <= MAX_CUSTOM_ID):
+        return None
+    try:
+        return unicode_text(given)
+    except ValueError:
+        return None
 
 
 def _fields(line: Line) -> dict[str, Any]:
     if line.data is None:
         raise _rejected(line, "line_too_long", "This line exceeds the maximum size of a request.")
     try:
-        fields = orjson.loads(line.data)
-    except orjson.JSONDecodeError as error:
-        rejected = _rejected(line, "invalid_json_line", f"This line is not valid JSON: {error}.")
-        rejected.is_utf8 = _is_utf8(line.data)
-        raise rejected from None
-    try:
-        check_shape(line.data, fields)
+        fields = _loads(line.data)
     except InvalidRequest as error:
         raise _rejected(line, "invalid_json_line", error.message) from None
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        rejected = _rejected(line, "invalid_json_line", f"This line is not valid JSON: {reason}.")
+        rejected.is_utf8 = _is_utf8(line.data)
+        raise rejected from None
     if not isinstance(fields, dict):
         raise _rejected(line, "invalid_json_line", "This line is not a JSON object.")
     return fields
+
+
+def _loads(data: bytes) -> Any:
+    value = orjson.loads(data) if len(data) <= INLINE_BYTES else loads_large(data.decode())
+    check_shape(data, value)
+    return value
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -94,7 +94,7 @@ async def _entry(
     batch: Batch, line: Line, result: LineResult | None, members: MemberReader, admission: Admission
 ) -> _Entry:
     """Build the result of a line. `result` is None if the line got no job."""
-    given = content_of(line, batch.endpoint, members)
+    given = await off_loop(line.size, content_of, line, batch.endpoint, members)
     shared: dict[str, Any] = {"custom_id": given.custom_id, **({HEADER: given.ignored} if given.ignored else {})}
     if result is None:
         content = {"id": f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}", **shared}
@@ -115,7 +115,7 @@ async def _entry(
             return ENDPOINTS[batch.endpoint].response_body(given.body or {}, job, parse_archive(archived))
 
         try:
-            built = await off_loop(job.output_size + len(archived), response_body)
+            built = await off_loop(line.size + job.output_size + len(archived), response_body)
         except (ValidationError, InvalidRequest):
             rejection = await _rejection(batch, line, members, admission)
             return _Entry(False, {**content, "response": _failed(job.id, rejection), "error": None})
@@ -138,7 +138,7 @@ async def _rejection(batch: Batch, line: Line, members: MemberReader, admission:
     """
     await asyncio.sleep(0)  # parsing a line and counting its tokens takes some milliseconds
     try:
-        job = parse(line, batch.endpoint, members).job
+        job = (await off_loop(line.size, parse, line, batch.endpoint, members)).job
         await admission.check(job.model, job.request)
     except LineRejected as rejected:
         return _as_request_error(rejected)

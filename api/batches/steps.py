@@ -28,6 +28,7 @@ from shared.domain.priorities import BATCH_PRIORITY, Hint
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import NewJob
 from shared.recovery.terminator import JobTerminator
+from shared.runtime.offload import off_loop
 from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class BatchSteps:
                 if line.blank:
                     continue
                 requests += 1
-                size += len(line.data or b"")
+                size += line.size
                 await asyncio.sleep(0)  # parsing a line and counting its tokens takes some milliseconds
                 try:
                     jobs.append(await self._admitted(batch, line))
@@ -162,7 +163,8 @@ class BatchSteps:
 
     async def _admitted(self, batch: Batch, line: Line) -> BatchJob:
         """Parse and admit a line. Raises `LineRejected`, and as `Admission.admit`."""
-        job = parse(line, batch.endpoint, self._members, counted=True).job
+        request = await off_loop(line.size, parse, line, batch.endpoint, self._members, counted=True)
+        job = request.job
         owner = Owner(batch.project_id, batch.key_id, job.end_user)
         new = await self._admission.admit(
             Principal.of(owner), NewJob(owner, job.model, BATCH_PRIORITY, job.request, job.metadata)

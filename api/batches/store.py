@@ -40,6 +40,7 @@ from shared.postgres.job_statements import COLUMNS as JOB_COLUMNS
 from shared.postgres.job_statements import SUMMARY_COLUMNS, JobRowStore, insert_queued, read_job
 from shared.postgres.store import Records, page_by_id, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
+from shared.runtime.offload import off_loop
 
 # Bytes of outputs and logs, compressed, that `BatchStore.jobs` reads at once.
 PAGE_BYTES = 2 * 1024 * 1024
@@ -225,7 +226,7 @@ class BatchStore(JobRowStore):
             {
                 "id": new_job_id(self._region),
                 "model": job.model,
-                "request": job.request.model_dump(exclude_none=True, exclude_defaults=True),
+                "request": await off_loop(job.request.size, _request_json, job.request),
                 "choices": job.request.sampling.n,
                 "metadata": job.metadata,
                 "end_user": job.end_user,
@@ -363,3 +364,7 @@ class BatchStore(JobRowStore):
             update(BatchRow).where(BatchRow.id == batch_id, guard).values({BatchRow.status: target.value, **values})
         )
         return await self._changes(statement)
+
+
+def _request_json(request: GenerateRequest) -> str:
+    return request.model_dump_json(exclude_none=True, exclude_defaults=True)

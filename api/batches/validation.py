@@ -16,6 +16,7 @@ from api.batches.jsonl_reader import Line
 from api.batches.request_line import LineRejected, parse
 from api.http.members import MemberReader
 from shared.config.models.loader import Registry
+from shared.runtime.offload import off_loop
 
 # Maximum number of errors reported.
 MAX_ERRORS = 100
@@ -40,7 +41,8 @@ async def validate(lines: AsyncIterator[Line], endpoint: str, members: MemberRea
             continue
         requests += 1
         try:
-            custom_id: str | None = parse(line, endpoint, members, registry).custom_id
+            request = await off_loop(line.size, parse, line, endpoint, members, registry)
+            custom_id: str | None = request.custom_id
             valid += 1
         except LineRejected as rejected:
             custom_id = rejected.custom_id

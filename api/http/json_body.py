@@ -46,13 +46,17 @@ def loads(body: bytes) -> Any:
         InvalidRequest: there are too many objects and lists, or `check_shape` rejects the value.
     """
     if len(body) > INLINE_BYTES:
-        text = body.decode(json.detect_encoding(body), "surrogatepass")
-        _check_containers(text)
-        value = chunked_json.loads(text)
+        value = loads_large(body.decode(json.detect_encoding(body), "surrogatepass"))
     else:
         value = json.loads(body)
     check_shape(body, value)
     return value
+
+
+def loads_large(text: str) -> Any:
+    """Parse a large JSON text in small pieces; raises as `loads`. The caller checks its shape."""
+    _check_containers(text)
+    return chunked_json.loads(text)
 
 
 def _check_containers(text: str) -> None:

@@ -100,6 +100,14 @@ def header_value(paths: Sequence[str]) -> str:
     return ", ".join(quote(path.encode("utf-8", "replace"), safe="[]") for path in paths)
 
 
+def fitting(paths: Sequence[str]) -> tuple[str, ...]:
+    """As many of these paths as fit into the header."""
+    found = _Found(refuse_unknown=False)
+    for path in paths:
+        found.add(path)
+    return tuple(found.paths)
+
+
 class _Found:
     """The paths of ignored members, as many as fit into the header."""
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from api.monitoring.queue_stats import QueueStats, QueueStatsStore
 from shared.config.models.loader import Registry
 from shared.domain.job import WorkerState
+from shared.redis.write_check import check_writes
 from shared.runtime.outages import is_database_outage, is_redis_outage
 from shared.telemetry.metrics import OTHER, PRIORITY_LABELS, Metrics
 
@@ -26,7 +27,7 @@ TIMEOUT_S = 4.0
 
 
 class QueueMetrics(Collector):
-    """Numbers of jobs and workers, and whether the database and Redis are available.
+    """Numbers of jobs and workers, and whether the database and Redis accept writes.
 
     Every API process exports the same values, so that queries use max(). During a database outage the series are
     absent rather than stale.
@@ -38,6 +39,7 @@ class QueueMetrics(Collector):
         self._registry = registry
         self._metrics = metrics
         self._fleet: QueueStats | None = None
+        self._database_up = False
         self._redis_up = False
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
@@ -47,23 +49,26 @@ class QueueMetrics(Collector):
         async with self._reading:
             if time.monotonic() - self._read_at < FRESH_S:
                 return
-            self._fleet, self._redis_up = await asyncio.gather(self._read_fleet(), self._ping())
+            (self._fleet, self._database_up), self._redis_up = await asyncio.gather(
+                self._read_fleet(), self._check_redis()
+            )
             self._read_at = time.monotonic()
 
-    async def _read_fleet(self) -> QueueStats | None:
+    async def _read_fleet(self) -> tuple[QueueStats | None, bool]:
+        """The statistics, if they can be read, and whether the database accepts writes."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                return await self._store.read()
+                return await self._store.read(), await self._store.is_writable()
         except Exception as error:
             if not (is_database_outage(error) or isinstance(error, TimeoutError)):
                 raise
             logger.warning("cannot read the queue for /metrics: %s", error or "the query timed out")
-            return None
+            return None, False
 
-    async def _ping(self) -> bool:
+    async def _check_redis(self) -> bool:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                await self._redis.ping()
+                await check_writes(self._redis)
         except Exception as error:
             if not (is_redis_outage(error) or isinstance(error, TimeoutError)):
                 raise
@@ -72,7 +77,7 @@ class QueueMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         metrics, fleet, models = self._metrics, self._fleet, self._registry.models
-        yield metrics.database_up.family([((), float(fleet is not None))])
+        yield metrics.database_up.family([((), float(self._database_up))])
         yield metrics.redis_up.family([((), float(self._redis_up))])
         yield metrics.worker_slots.family([((name,), model.slots) for name, model in models.items()])
         if fleet is None:

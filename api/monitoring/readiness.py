@@ -10,12 +10,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.config.models.loader import Registry
 from shared.postgres.job_store import JobStore
-from shared.redis import keys as redis_keys
+from shared.redis.write_check import check_writes
 
 logger = logging.getLogger(__name__)
 
 OK = "ok"
-WRITE_CHECK_TTL_S = 60
 
 
 class ReadinessCheck:
@@ -37,7 +36,7 @@ class ReadinessCheck:
             logger.warning("PostgreSQL unavailable: %s", error)
             checks["database"] = "unavailable"
         try:
-            await self._redis.set(redis_keys.write_check(), 1, ex=WRITE_CHECK_TTL_S)
+            await check_writes(self._redis)
             checks["redis"] = OK
         except (RedisError, OSError) as error:
             logger.warning("Redis unavailable: %s", error)

@@ -188,7 +188,7 @@ class JobStore(JobRowStore):
             KeyReused: the key was used with another request, or its job was deleted.
         """
         job_id = new_job_id(self._region)
-        record = await off_loop(new.request.size, _record, job_id, new)
+        record = await off_loop(new.request.size + new.request.options_size, _record, job_id, new)
         if idempotency is None:
             return _job(job_id, new, await self._commit(record)), True
         async with transaction(self._engine) as connection:
@@ -319,11 +319,6 @@ class JobStore(JobRowStore):
             .limit(limit)
         )
         return await self._summaries(statement)
-
-    async def is_writable(self) -> bool:
-        """Whether the database accepts writes; a standby, for example, does not."""
-        row = await self._first(select(func.current_setting("transaction_read_only")))
-        return row is not None and row[0] == "off"
 
     async def live_workers(self) -> dict[str, int]:
         """Count the workers that are alive and ready, by model."""

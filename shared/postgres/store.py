@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    select,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -106,7 +108,9 @@ def readable(what: str, item_id: str) -> Iterator[None]:
         member = ".".join(map(str, first["loc"]))
         raise UnreadableRow(what, item_id, f"{member}: {first['msg']}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UnreadableRow(what, item_id, f"{type(error).__name__}: {error}") from error
+        # Messages of these errors quote values, which may be a part of a prompt or an output.
+        *_, where = traceback.extract_tb(error.__traceback__)
+        raise UnreadableRow(what, item_id, f"{type(error).__name__} in {where.name}") from error
 
 
 class Store:
@@ -121,6 +125,11 @@ class Store:
         async with self._engine.connect() as connection:
             row: Row[Any] | None = (await connection.execute(statement)).first()
         return row
+
+    async def is_writable(self) -> bool:
+        """Whether the database accepts writes; a standby, for example, does not."""
+        row = await self._first(select(func.current_setting("transaction_read_only")))
+        return row is not None and row[0] == "off"
 
     async def _one(self, statement: Any, build: Callable[[Row[Any]], T]) -> T | None:
         """Build a value from the first row; None if there is no row."""

@@ -233,14 +233,14 @@ class Metrics:
         )
         self.database_up = new.scraped(
             "headrace_database_up",
-            "1 if the process reached PostgreSQL at this scrape, 0 if not.",
+            "1 if PostgreSQL accepted writes of the process at this scrape, 0 if not.",
             (),
             API,
             aggregation=Aggregation.MIN,
         )
         self.redis_up = new.scraped(
             "headrace_redis_up",
-            "1 if the process reached Redis at this scrape, 0 if not.",
+            "1 if Redis accepted writes of the process at this scrape, 0 if not.",
             (),
             API,
             aggregation=Aggregation.MIN,

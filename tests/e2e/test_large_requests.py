@@ -21,7 +21,7 @@ from tests.support.database import drop_database
 from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
 from tests.support.step_times import forget_steps, steps_above
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import eventually, eventually_sync
 
 MAX_STEP_MS = 20
 MAX_BODY = 4 * 1024 * 1024
@@ -145,6 +145,25 @@ async def test_large_invalid_requests(client: httpx.AsyncClient, path: str, body
     if message:
         assert response.status_code == 400
         assert message in response.json()["error"]["message"]
+
+
+async def test_the_largest_lines_of_a_batch(client: httpx.AsyncClient) -> None:
+    lines = [(name, content_of(*REQUESTS[name])) for name in ("chat-messages", "chat-parts", "chat-tools")]
+    lines.append(("too-many-objects", b'{"model": "sim", "messages": [' + b"{}," * 1_000_000 + b"{}]}"))
+    line = b'{"custom_id": "%b", "method": "POST", "url": "/v1/chat/completions", "body": %b}\n'
+    content = b"".join(line % (name.encode(), body) for name, body in lines)
+    uploaded = await client.post("/v1/files", files={"file": ("lines", content)}, data={"purpose": "batch"})
+    created = {"input_file_id": uploaded.json()["id"], "endpoint": CHAT, "completion_window": "24h"}
+    batch = (await client.post("/v1/batches", json=created)).json()
+
+    async def ended() -> dict[str, Any] | None:
+        current: dict[str, Any] = (await client.get(f"/v1/batches/{batch['id']}")).json()
+        return current if current["status"] == "completed" else None
+
+    done = await eventually(ended, "the batch is completed", within_s=60)
+    assert done["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    (error,) = (await client.get(f"/v1/files/{done['error_file_id']}/content")).text.splitlines()
+    assert "more than 200000 objects and lists" in error
 
 
 # As many log probabilities as a request may ask for, in one choice and in 16.

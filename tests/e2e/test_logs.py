@@ -166,9 +166,11 @@ async def test_logs_contain_no_prompt_output_or_key(stack: Stack, client: httpx.
     await client.post(f"/v1/jobs/{queued_id}/cancel")
     failed_job = await wait_for_end(client, await submit(client, prompt=f"{MARKER} {DIE}"))
     assert failed_job["error"]["code"] == "attempts_exhausted"
+    ignored = await client.post("/v1/jobs", json={"model": "orphan", "prompt": MARKER, MARKER: MARKER})
+    assert ignored.headers["x-headrace-ignored"] == MARKER
     # A rejected value is quoted only to its client.
     for path, body in (
-        ("/v1/jobs", {"model": "sim", "prompt": MARKER, MARKER: 1}),
+        ("/v1/jobs", {"model": "sim", "prompt": MARKER, "max_tokens": MARKER}),
         ("/v1/jobs", {"model": MARKER, "prompt": MARKER}),
         ("/v1/chat/completions", {"model": "sim", "messages": [{"role": MARKER, "content": MARKER}]}),
         ("/v1/jobs", {"model": "sim", "prompt": f"{MARKER}\ud800"}),
@@ -185,22 +187,23 @@ async def test_logs_contain_no_prompt_output_or_key(stack: Stack, client: httpx.
         upstream.answers = [error_answer(400, f"no: {MARKER}"), error_answer(401, f"no: {MARKER} for {UPSTREAM_KEY}")]
         for _ in range(2):
             assert (await wait_for_end(client, await submit(client, model="up", messages=chat)))["status"] == "failed"
-    # Pydantic's error quotes a row that cannot be parsed.
+    # Python's errors quote a value that cannot be parsed.
     job_id = await submit(client, model="orphan", prompt="x")
     await corrupt_row(stack, job_id)
-    assert (await client.get(f"/v1/jobs/{job_id}")).status_code == 500
+    assert (await client.get(f"/v1/jobs/{job_id}")).status_code == 503
+    assert job_id not in (await client.get("/v1/jobs")).text
     text = logged(stack.folder)
-    assert "unexpected error" in text
-    assert "ValidationError" in text
+    assert "cannot be read: ValueError in _attempt" in text
     for secret in (MARKER, output, KEY, UPSTREAM_KEY):
         assert secret not in text
 
 
 async def corrupt_row(stack: Stack, job_id: str) -> None:
-    """Replace a job's row by one that this version cannot parse."""
+    """Make a job's row one that this version cannot parse."""
+    attempts = [{"number": 1, "worker": "w", "started_at": MARKER}]
     database = connect(stack.environment["DATABASE_URL"])
     async with database.connect() as connection:
-        await connection.execute(update(JobRow).where(JobRow.id == job_id).values(request={"sampling": MARKER}))
+        await connection.execute(update(JobRow).where(JobRow.id == job_id).values(attempts=attempts))
     await database.dispose()
 
 

@@ -1,7 +1,8 @@
 """A worker whose consumer is stuck, as after failed reconnects of Celery, logs the fault and exits.
 
 The test cancels the worker's consumer through Celery's remote control. The result is the same as after a failed
-reconnect: a process that sends heartbeats, runs its jobs and has free slots but consumes no messages.
+reconnect: a process that sends heartbeats, runs its jobs and has free slots but consumes no messages. Workers drop this
+command, except in the program that the test runs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tests.support.waiting import eventually
 from workers.supervision.process_shutdown import EXIT_FAULT
 
 DETECTED_WITHIN_S = 15.0
+REMOTE_CONTROLLED = ("tests.support.remote_controlled",)
 MODEL = "sim"
 ITL_MS = 10
 SECOND = 1000 // ITL_MS  # tokens
@@ -60,7 +62,7 @@ def cancel_consumer(stack: Stack) -> None:
 
 
 async def test_a_stuck_worker_exits_and_its_jobs_are_requeued(stack: Stack, client: httpx.AsyncClient) -> None:
-    stuck = stack.start_worker(MODEL)
+    stuck = stack.start_worker(MODEL, program=REMOTE_CONTROLLED)
     process, log = stack.processes[stuck], stack.folder / f"{stuck}.log"
     # One long job, and others that end one after another. The slots that they free must not count as activity.
     long = await submit(client, prompt="long", max_tokens=40 * SECOND)

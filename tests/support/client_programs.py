@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from shared.config.bundled_model import cache_folder
+from tests.support.cached_install import install_once
 
 LOCK = Path(__file__).resolve().parents[2] / "requirements" / "clients.txt"
 INSTALL_S = 280
@@ -32,7 +31,7 @@ def npm_packages(name: str, *packages: str) -> Path:
         subprocess.run(npm, cwd=folder, check=True, timeout=INSTALL_S)
 
     digest = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
-    return _installed(cache_folder() / "node" / f"{name}-{digest}", install)
+    return install_once(cache_folder() / "node" / f"{name}-{digest}", install)
 
 
 def python_clients() -> Path:
@@ -44,16 +43,4 @@ def python_clients() -> Path:
         subprocess.run([*pip, "--no-deps", "--only-binary=:all:", "-r", str(LOCK)], check=True, timeout=INSTALL_S)
 
     digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:12]
-    return _installed(cache_folder() / "venvs" / f"clients-{digest}", install) / "bin" / "python"
-
-
-def _installed(folder: Path, install: Callable[[Path], None]) -> Path:
-    """The folder, after `install` has completed in it once, in any process."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            install(folder)
-            (folder / "complete").touch()
-    return folder
+    return install_once(cache_folder() / "venvs" / f"clients-{digest}", install) / "bin" / "python"

@@ -5,14 +5,13 @@ Creating it takes some minutes and 400 MB. Tests never download anything, so the
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from shared.config.bundled_model import cache_folder
+from tests.support.cached_install import install_once, is_complete
 
 LOCK = Path(__file__).resolve().parents[2] / "requirements" / "manifests.txt"
 
@@ -24,22 +23,18 @@ def folder() -> Path:
 
 def linter(name: str) -> Path | None:
     """The path of a linter; None if the environment was not created."""
-    return folder() / "bin" / name if (folder() / "complete").exists() else None
+    return folder() / "bin" / name if is_complete(folder()) else None
 
 
 def install() -> None:
     """Create the environment, unless it exists."""
-    home = folder()
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with home.with_name(f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (home / "complete").exists():
-            return
-        shutil.rmtree(home, ignore_errors=True)
+
+    def create(home: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
         pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "--only-binary=:all:", "-r", str(LOCK)], check=True)
-        (home / "complete").touch()
+
+    install_once(folder(), create)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
+from sqlalchemy.event import listens_for
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.monitoring.queue_metrics import QueueMetrics
@@ -113,3 +115,25 @@ async def test_scrapes_within_the_cache_time_share_one_read(
     for _ in range(5):
         await queue_metrics.refresh()
     assert reads == 1
+
+
+async def test_servers_that_accept_no_writes_are_not_up(
+    database_url: str, redis: Redis, registry: Registry, metrics: Metrics
+) -> None:
+    """A standby and a replica answer reads, so the queue is shown."""
+    standby = connect(database_url)
+
+    @listens_for(standby.sync_engine, "connect")
+    def read_only(connection: Any, _record: Any) -> None:
+        connection.cursor().execute("SET default_transaction_read_only = on")
+
+    await redis.config_set("min-replicas-to-write", 1)  # writes get NOREPLICAS
+    try:
+        queue_metrics = QueueMetrics(QueueStatsStore(standby, metrics), redis, registry, metrics)
+        await queue_metrics.refresh()
+    finally:
+        await redis.config_set("min-replicas-to-write", 0)
+        await standby.dispose()
+    values = samples(queue_metrics)
+    assert values["headrace_database_up",] == values["headrace_redis_up",] == 0
+    assert values["headrace_jobs_waiting", "idle", "0-2"] == 0

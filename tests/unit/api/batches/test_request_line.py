@@ -16,6 +16,7 @@ from api.batches.batch import Position
 from api.batches.jsonl_reader import Line, read_lines
 from api.batches.request_line import LineRejected, content_of, parse
 from api.batches.validation import MAX_ERRORS, validate
+from api.http.members import MAX_HEADER_BYTES, MAX_NAMES, header_value
 from shared.config.models.loader import Registry, load_registry
 from tests.support.members import member_reader
 from tests.support.stack import write_models
@@ -137,6 +138,37 @@ def test_invalid_lines_are_rejected(registry: Registry, line: Any, code: str, pa
     error = rejected.value.error
     assert (error.code, error.line, error.param) == (code, 12, param)
     assert error.message
+
+
+LARGE = b" " * 40_000
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b'{"a": [' + b"{}," * 200_000 + b"{}]}", "invalid_json_line"),
+        (LARGE + b"\xff", "invalid_json_line"),
+        (b"\xff\xfe" + LARGE.decode().encode("utf-16-le"), "invalid_json_line"),
+        (LARGE + b"[" * 5000, "invalid_json_line"),
+        (LARGE + b'{"custom_id": "\\ud800", "method": "POST", "url": "/x", "body": {}}', "invalid_custom_id"),
+    ],
+    ids=["objects", "not-utf-8", "utf-16", "depth", "surrogate"],
+)
+def test_invalid_large_lines_are_rejected(line: bytes, code: str) -> None:
+    """They are parsed in another way than small ones, in pieces."""
+    with pytest.raises(LineRejected) as rejected:
+        parse(Line(12, line, Position(13)), CHAT, MEMBERS)
+    assert rejected.value.error.code == code
+    assert rejected.value.is_utf8 == (b"\xff" not in line)
+
+
+def test_a_result_line_names_at_most_as_many_ignored_members_as_the_header() -> None:
+    for length in (2, 60):
+        outer, inner = ({f"{name}{number}".ljust(length, "n"): 1 for number in range(15)} for name in "ab")
+        line = json.dumps({**request(), **outer, "body": {**request()["body"], **inner}}).encode()
+        ignored = content_of(Line(1, line, Position(2)), CHAT, MEMBERS).ignored
+        assert 15 <= len(ignored) <= MAX_NAMES
+        assert len(header_value(ignored)) <= MAX_HEADER_BYTES
 
 
 def test_a_line_without_data_is_rejected_as_too_long() -> None:
