@@ -131,7 +131,7 @@ class ChatMessage(Message):
 
 def _part_text(part: Any, position: int) -> str:
     match part:
-        case str(text) | {"type": "text" | "input_text" | "output_text", "text": str(text)}:
+        case {"type": "text" | "input_text" | "output_text", "text": str(text)}:
             return text
         case {"type": "refusal", "refusal": str(text)}:
             return text

@@ -29,7 +29,7 @@ def messages(*given: dict[str, Any]) -> list[Message]:
         ({"arguments": []}, "{}"),
         ({}, "{}"),
         ({"arguments": '{"a": 1}'}, '{"a": 1}'),
-        ({"arguments": '{"a": '}, '{"a": '},
+        ({"arguments": '{"a": '}, '{"a": '),
     ],
 )
 def test_arguments_of_earlier_calls_are_json_texts(function: dict[str, Any], text: str) -> None:
@@ -47,7 +47,7 @@ def test_a_result_of_nothing_is_an_empty_message(result: dict[str, Any]) -> None
 
 
 def test_parts_of_all_of_openais_apis_are_texts() -> None:
-    content = [{"type": "input_text", "text": "a"}, "b", {"text": "c"}, {"type": "text", "text": "d"}]
+    content = [{"type": "input_text", "text": "a"}, {"text": "b"}, {"type": "text", "text": "d"}]
     refusal = [{"type": "refusal", "refusal": "e"}, {"type": "output_text", "text": "f", "annotations": [{}]}]
     given = messages({"role": "user", "content": content}, {"role": "assistant", "content": refusal})
-    assert [message.content for message in given] == ["a\nb\nc\nd", "e\nf"]
+    assert [message.content for message in given] == ["a\nb\nd", "e\nf"]
