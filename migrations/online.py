@@ -8,13 +8,14 @@ deadlock with writers that take them in another order. So each statement is a tr
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from alembic import op
-from sqlalchemy import CursorResult, text
+from sqlalchemy import Connection, CursorResult, text
 from sqlalchemy.exc import DBAPIError
 
+T = TypeVar("T")
 LOCK_TIMEOUT = "2s"
 ATTEMPTS = 60
 PAUSE_S = 1.0
@@ -28,17 +29,36 @@ def execute(statement: str, parameters: Mapping[str, Any] | None = None) -> Curs
     Raises:
         sqlalchemy.exc.DBAPIError: the statement failed, or could not get its locks in `ATTEMPTS` attempts.
     """
+    return _repeated(lambda connection: connection.execute(text(statement), parameters or {}))
+
+
+def create_index(name: str, definition: str, *, unique: bool = False) -> None:
+    """Build an index without blocking writes. `definition` follows its name: `ON table (...)`.
+
+    The build waits for older transactions, and gives up like every statement. What an attempt has left behind, an
+    invalid index, is dropped before the next.
+    """
+
+    def build(connection: Connection) -> None:
+        connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+        connection.execute(text(f"CREATE {'UNIQUE ' if unique else ''}INDEX CONCURRENTLY {name} {definition}"))
+
+    _repeated(build)
+
+
+def _repeated(attempt: Callable[[Connection], T]) -> T:
+    """Run statements with short lock timeouts, again if they get no lock."""
     connection = op.get_bind()
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     try:
         for _ in range(ATTEMPTS - 1):
             try:
-                return connection.execute(text(statement), parameters or {})
+                return attempt(connection)
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) not in RETRIED:
                     raise
                 time.sleep(PAUSE_S)
-        return connection.execute(text(statement), parameters or {})
+        return attempt(connection)
     finally:
         connection.execute(text("SET lock_timeout = DEFAULT"))
 

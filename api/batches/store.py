@@ -226,7 +226,7 @@ class BatchStore(JobRowStore):
             {
                 "id": new_job_id(self._region),
                 "model": job.model,
-                "request": await off_loop(job.request.size, _request_json, job.request),
+                "request": await _request_json(job.request),
                 "choices": job.request.sampling.n,
                 "metadata": job.metadata,
                 "end_user": job.end_user,
@@ -366,5 +366,6 @@ class BatchStore(JobRowStore):
         return await self._changes(statement)
 
 
-def _request_json(request: GenerateRequest) -> str:
-    return request.model_dump_json(exclude_none=True, exclude_defaults=True)
+async def _request_json(request: GenerateRequest) -> str:
+    size = request.size + request.options_size
+    return await off_loop(size, request.model_dump_json, exclude_none=True, exclude_defaults=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from migrations.online import execute
+from migrations.online import create_index, execute
 
 revision = "0009"
 down_revision = "0008"
@@ -18,13 +18,12 @@ depends_on = None
 
 OWNED = ("jobs", "files", "batches", "idempotency_keys")
 INDEXES = {
-    "jobs_by_project": "INDEX CONCURRENTLY jobs_by_project ON jobs (project_id, id)",
-    "files_by_project": "INDEX CONCURRENTLY files_by_project ON files (project_id, id)",
-    "batches_by_project": "INDEX CONCURRENTLY batches_by_project ON batches (project_id, id)",
-    "idempotency_keys_by_project": (
-        "UNIQUE INDEX CONCURRENTLY idempotency_keys_by_project ON idempotency_keys (project_id, key)"
-    ),
+    "jobs_by_project": "ON jobs (project_id, id)",
+    "files_by_project": "ON files (project_id, id)",
+    "batches_by_project": "ON batches (project_id, id)",
+    "idempotency_keys_by_project": "ON idempotency_keys (project_id, key)",
 }
+UNIQUE = ("idempotency_keys_by_project",)
 
 
 def upgrade() -> None:
@@ -43,9 +42,7 @@ def upgrade() -> None:
             execute(f"ALTER TABLE {table} ALTER COLUMN project_id SET NOT NULL")
             execute(f"ALTER TABLE {table} DROP CONSTRAINT {table}_has_project")
         for name, definition in INDEXES.items():
-            # An interrupted build leaves an invalid index behind.
-            execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
-            execute(f"CREATE {definition}")
+            create_index(name, definition, unique=name in UNIQUE)
 
 
 def downgrade() -> None:

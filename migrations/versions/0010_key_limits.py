@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from migrations.online import execute
+from migrations.online import create_index, execute
 
 revision = "0010"
 down_revision = "0009"
@@ -21,14 +21,13 @@ def upgrade() -> None:
         execute("ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS priority_floor smallint NOT NULL DEFAULT 0")
         execute("ALTER TABLE jobs ADD COLUMN IF NOT EXISTS request_bytes integer")
         execute("UPDATE api_keys SET prefix = '' WHERE prefix !~ '^hr_[0-9a-f]{8}$' AND prefix <> ''")
-        # An interrupted build leaves an invalid index behind.
-        execute("DROP INDEX CONCURRENTLY IF EXISTS jobs_open")
-        execute(
+        create_index(
+            "jobs_open",
             """
-            CREATE INDEX CONCURRENTLY jobs_open ON jobs (project_id)
+            ON jobs (project_id)
                 INCLUDE (status, priority, request_bytes, key_id)
                 WHERE finished_at IS NULL AND batch_id IS NULL
-            """
+            """,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from migrations.online import declare_compatible, execute
+from migrations.online import create_index, declare_compatible, execute
 
 revision = "0012"
 down_revision = "0011"
@@ -16,9 +16,7 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         execute("ALTER TABLE jobs ADD COLUMN IF NOT EXISTS unreadable_at timestamptz")
         execute("ALTER TABLE jobs ADD COLUMN IF NOT EXISTS choices smallint NOT NULL DEFAULT 1")
-        # An interrupted build leaves an invalid index behind.
-        execute("DROP INDEX CONCURRENTLY IF EXISTS jobs_unreadable")
-        execute("CREATE INDEX CONCURRENTLY jobs_unreadable ON jobs (unreadable_at) WHERE unreadable_at IS NOT NULL")
+        create_index("jobs_unreadable", "ON jobs (unreadable_at) WHERE unreadable_at IS NOT NULL")
         declare_compatible(revision, "0009")
 
 

@@ -21,3 +21,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     with op.get_context().autocommit_block():
         execute("ALTER TABLE jobs DROP COLUMN IF EXISTS error_param")
+        declare_compatible("0012", "0009")

@@ -27,13 +27,20 @@ _packer = HiredisRespSerializer()
 class _Primary:
     """Changes to redis-py's connections.
 
-    They pack commands with hiredis, as its synchronous client does: its Python packer takes quadratic time. And they
-    close themselves if the server has become a replica: after a failover, the same address may lead to another server.
+    They pack commands with hiredis, as its synchronous client does: its Python packer takes quadratic time. They close
+    themselves if the server has become a replica: after a failover, the same address may lead to another server. And
+    they report a connection that the server has just closed as lost: uvloop raises a RuntimeError.
     """
 
     def pack_command(self, *args: Any) -> list[bytes]:
         packed: list[bytes] = _packer.pack(*args)
         return packed
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        try:
+            await super().send_packed_command(*args, **options)  # type: ignore[misc]  # a mixin
+        except RuntimeError as error:
+            raise ConnectionLost(f"the connection is closed: {error}") from error
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:

@@ -9,17 +9,19 @@ jobs with it. A wrong setting returns some of them forever: each retry logs a wa
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
+import asyncpg
 import kombu.exceptions
 import redis.exceptions
 import sqlalchemy.exc
 
 # SQLSTATE classes and codes: connection lost (08), read-only, such as a server that has become a standby (25006),
-# prepared statement lost by a pooler that has switched servers (26000), login refused (28), database missing, such as
-# one that is being restored (3D000), deadlock or serialization failure (40), insufficient resources (53), not in the
-# right state, or a lock not available (55000, 55P03), server shutting down, starting up or statement cancelled (57),
-# I/O error (58).
-_TRANSIENT_STATES = ("08", "25006", "26000", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
+# session ended because its transaction was idle or took too long (25P03, 25P04), prepared statement lost by a pooler
+# that has switched servers (26000), login refused (28), database missing, such as one that is being restored (3D000),
+# deadlock or serialization failure (40), insufficient resources (53), not in the right state, or a lock not available
+# (55000, 55P03), server shutting down, starting up or statement cancelled (57), I/O error (58).
+_TRANSIENT_STATES = ("08", "25006", "25P03", "25P04", "26000", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
 # Of these, the ones of a connection that leads to the wrong server: it has to be closed, and another to be opened.
 _WRONG_SERVER_STATES = ("25006", "26000")
 
@@ -48,6 +50,8 @@ def is_database_outage(error: BaseException) -> bool:
     """Whether the database is unavailable; the statement itself may be correct."""
     if isinstance(error, sqlalchemy.exc.TimeoutError):
         return True
+    if any(isinstance(one, asyncpg.TargetServerAttributeNotMatched) for one in _chain(error)):
+        return True  # none of several servers is the primary
     if _sqlstate(error).startswith(_TRANSIENT_STATES):
         return True
     if isinstance(error, sqlalchemy.exc.DBAPIError):
@@ -81,6 +85,13 @@ def is_redis_outage(error: BaseException) -> bool:
 def is_outage(error: BaseException) -> bool:
     """Whether the database or Redis is unavailable. Any other error must be raised again, not retried."""
     return is_database_outage(error) or is_redis_outage(error)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes: SQLAlchemy wraps those of the driver."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _sqlstate(error: BaseException) -> str:

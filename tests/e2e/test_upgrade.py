@@ -21,12 +21,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.support.database import drop_database
-from tests.support.recorded_version import MODELS, restore
+from tests.support.recorded_version import MODELS, VERSIONS, restore
 from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
-RECORDINGS = sorted((Path(__file__).parents[1] / "fixtures" / "versions").glob("*.json"))
+RECORDINGS = sorted(VERSIONS.glob("*.json"))
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from tests.support.database import TEMPLATE, create_database, migrate, switch_da
 from tests.support.stack import Stack, stack_template, write_models
 from tests.support.waiting import eventually
 
+VERSIONS = Path(__file__).parents[1] / "fixtures" / "versions"
 TABLES = ("jobs", "responses", "files", "batches", "idempotency_keys")
 # `slow` has one slot and takes minutes, so that its first job is running and its second waits.
 MODELS: list[dict[str, Any]] = [

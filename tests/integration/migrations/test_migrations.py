@@ -13,9 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.keys.principal import Scope
 from api.keys.store import ApiKeyStore
+from shared.postgres.engine import transaction
 from shared.postgres.schema_version import SchemaMismatch, check_schema
 from shared.postgres.tables import Base
 from tests.support.database import migrate
+from tests.support.recorded_version import VERSIONS
+from tests.support.waiting import eventually
 
 
 def differences(connection: Connection) -> list[object]:
@@ -213,6 +216,44 @@ async def test_submits_go_through_while_the_schema_is_migrated(database: AsyncEn
         assert await connection.run_sync(differences) == []
         jobs = (await connection.execute(text("SELECT count(*) FROM jobs WHERE id LIKE 'job_w%'"))).scalar()
     assert jobs == 20 * len(written)
+
+
+async def test_an_index_is_built_again_if_an_older_transaction_delays_it(
+    database: AsyncEngine, database_url: str
+) -> None:
+    """The build waits for older transactions, for at most the lock timeout, and leaves an invalid index."""
+    migrate(database_url, "downgrade", "0009")
+    async with database.connect() as monitor, transaction(database) as older:
+        await older.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        await older.exec_driver_sql("SELECT 1")  # takes the snapshot
+        migration = asyncio.create_task(asyncio.to_thread(migrate, database_url, "upgrade"))
+
+        async def gave_up() -> bool:
+            ended = text(
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'"
+                " AND query LIKE 'CREATE INDEX CONCURRENTLY%'"
+            )
+            return (await monitor.execute(ended)).first() is not None or migration.done()
+
+        await eventually(gave_up, "the first attempt gave up")
+    await migration
+    async with database.connect() as connection:
+        invalid = await connection.execute(text("SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"))
+        assert list(invalid.scalars()) == []
+        assert await connection.run_sync(differences) == []
+
+
+async def test_the_previous_release_can_run_on_this_schema(database: AsyncEngine, database_url: str) -> None:
+    """Each supported release, by its recording, can start on this schema, also after a step of a downgrade."""
+    releases = sorted(path.stem for path in VERSIONS.glob("*.json"))
+    for _ in range(2):
+        async with database.connect() as connection:
+            found = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one()
+            comment = (
+                await connection.execute(text("SELECT obj_description('alembic_version'::regclass)"))
+            ).scalar_one()
+        assert comment == f"{found} is compatible since {releases[0]}"
+        migrate(database_url, "downgrade")
 
 
 async def test_a_downgrade_gives_no_key_more_rights(database: AsyncEngine, database_url: str) -> None:

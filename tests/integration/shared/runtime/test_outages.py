@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 import sqlalchemy.exc
+import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
@@ -17,6 +21,7 @@ from shared.postgres.prepared import Prepared
 from shared.redis.connection import connect_redis
 from shared.runtime.outages import is_database_outage, is_outage, is_redis_outage
 from tests.support.ports import free_port
+from tests.support.waiting import eventually
 
 ErrorOf = Callable[[AsyncEngine, str], Awaitable[BaseException]]
 
@@ -85,6 +90,13 @@ async def test_a_server_that_refuses_connections_temporarily_is_an_outage(
 
 async def test_a_refused_connection_is_an_outage(database_error: ErrorOf) -> None:
     engine = connect(f"postgresql+asyncpg://nobody@127.0.0.1:{free_port()}/none")
+    assert is_database_outage(await database_error(engine, "SELECT 1"))
+    await engine.dispose()
+
+
+async def test_several_servers_without_a_primary_are_an_outage(database_url: str, database_error: ErrorOf) -> None:
+    """All of them are standbys until one is promoted. Here no server is what the URL asks for."""
+    engine = connect(f"{database_url}&target_session_attrs=standby")
     assert is_database_outage(await database_error(engine, "SELECT 1"))
     await engine.dispose()
 
@@ -187,6 +199,40 @@ async def test_a_redis_server_that_rejects_a_command_is_not(replying: Redis) -> 
     with pytest.raises(RedisError) as caught:
         await replying.ping()
     assert not is_outage(caught.value)
+
+
+def test_a_connection_that_redis_has_just_closed_is_an_outage() -> None:
+    """On uvloop, on which API and workers run: a command that is sent before the loop has noticed the loss."""
+
+    async def send_on_a_lost_connection() -> None:
+        writers: list[asyncio.StreamWriter] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            while await reader.read(4096):
+                writer.write(b"+OK\r\n" * 3)
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            client = connect_redis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+            connection: Any = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+
+            async def is_closing() -> bool:
+                return bool(connection._writer.transport.is_closing())
+
+            linger = struct.pack("ii", 1, 0)  # so that the server resets the connection
+            writers[0].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writers[0].transport.abort()
+            await eventually(is_closing, "the connection is closed")
+            try:
+                await connection.send_command("PING")
+                await connection.read_response()
+            finally:
+                await client.aclose()
+
+    with pytest.raises(Exception, match="clos") as caught:
+        uvloop.run(send_on_a_lost_connection())
+    assert is_redis_outage(caught.value), repr(caught.value)
 
 
 async def test_connections_opened_before_a_switch_to_a_standby_are_replaced(database_url: str) -> None:
