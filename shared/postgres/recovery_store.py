@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -159,8 +159,8 @@ class RecoveryStore(JobRowStore):
         lost = await self.lost() if lost is None else lost
         judged, dead = verdicts(lost, generated, max_attempts), out_of_attempts(lost, generated, max_attempts)
         records = [
-            {"id": job.job_id, "attempt": job.attempt, **asdict(judged[job.job_id])}
-            for job in lost
+            {"id": job.job_id, "attempt": job.attempt, "charged": verdict.charged, "suspect": verdict.suspect}
+            for job, verdict in ((job, judged[job.job_id]) for job in lost)
             if not job.ends and job.job_id not in dead
         ]
         if not records:
