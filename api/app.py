@@ -18,7 +18,9 @@ from api.http import errors
 from api.http.dependencies import set_resources
 from api.http.middleware.body_limit import BodyLimitMiddleware
 from api.http.middleware.cors import allow_origins
+from api.http.middleware.head import HeadMiddleware
 from api.http.middleware.metrics import MetricsMiddleware
+from api.http.middleware.paths import PathMiddleware
 from api.http.middleware.region_redirect import RegionRedirectMiddleware
 from api.http.middleware.request_id import RequestIdMiddleware
 from api.http.middleware.shutdown import ShutdownMiddleware
@@ -73,10 +75,17 @@ def create_app(settings: ApiSettings) -> FastAPI:
             yield
 
     app = Application(
-        title="Headrace", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="Headrace",
+        version="0.1.0",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.cors_origins = settings.cors_origins
     app.state.connections = Connections(settings, settings.send_timeout_s, metrics)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, streamed=(files.PATH,))
     app.add_middleware(AuthenticationMiddleware, metrics=metrics, api_key_prefix=anthropic_errors.PREFIX)
     if settings.regions:
@@ -85,6 +94,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     if traces.enabled:
         app.add_middleware(TracingMiddleware, traces=traces)
     app.add_middleware(RequestIdMiddleware, conventions=CONVENTIONS)
+    app.add_middleware(PathMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     errors.install(app, CONVENTIONS)
     app.include_router(jobs.router)

@@ -32,6 +32,7 @@ from shared.domain.errors import (
     TooLarge,
     Unauthorized,
     Unavailable,
+    UnsupportedEncoding,
     UpstreamFailed,
 )
 from shared.domain.job import Failure
@@ -135,6 +136,8 @@ def render(error: Exception) -> JsonErrorResponse:
             return error_response(409, error.message, kind="conflict_error")
         case TooLarge():
             return error_response(413, error.message)
+        case UnsupportedEncoding():
+            return error_response(415, error.message, headers={"Accept-Encoding": "gzip, deflate"})
         case QuotaExceeded():
             headers = {"Retry-After": str(error.retry_after_s)}
             return error_response(429, error.message, kind="rate_limit_error", code="quota_exceeded", headers=headers)

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from api.settings import HttpSettings
@@ -38,6 +38,7 @@ LINGER_S, LINGER_BYTES = 3.0, 16 * 1024 * 1024
 # Files and sockets that the process needs besides its clients' connections.
 RESERVED_FILES = 128
 SWEEP_S = 1.0
+_BODY_FRAMING = (b"content-length", b"transfer-encoding")
 _HOST = re.compile(rb"[A-Za-z0-9.\-_~%!$&'()*+,;=:\[\]]*")
 
 
@@ -250,9 +251,12 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._check_framing(len(data))
         except _Rejected as rejected:
             self._refuse(rejected.status, rejected.reason, str(rejected))
-        except httptools.HttpParserUpgrade:
-            # No protocol is offered; the request is answered as an ordinary one, without a body, and is the last.
-            self._last_request()
+        except httptools.HttpParserUpgrade as upgrade:
+            # No protocol is offered; the request is answered as an ordinary one, and is the last.
+            if self._phase is _BODY:
+                self._read_body_of_upgrade(data[upgrade.args[0] :])
+            else:
+                self.last_request()
         except httptools.HttpParserError:
             if (rejection := self._rejection) is not None:
                 self._refuse(rejection.status, rejection.reason, str(rejection))
@@ -302,6 +306,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes = self._body_bytes = self._body_raw_bytes = 0
         self._body_wait_s = 0.0
         if self.cycle is not previous:
+            if self.parser.get_http_version() == "1.0":
+                self.cycle.__class__ = _UnframedCycle
             # A response that starts before the request was read ends the connection; see `on_message_complete`.
             self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
 
@@ -310,6 +316,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and self._body_framing():
+            return  # the parser skips the bodies of such requests; see `_read_body_of_upgrade`
         super().on_message_complete()
         self._phase = _Phase.IDLE
         if not self.cycle.response_started:
@@ -343,7 +351,20 @@ class LimitedProtocol(HttpToolsProtocol):
         self._rejection = _Rejected(status, reason, message)
         raise self._rejection
 
-    def _last_request(self) -> None:
+    def _body_framing(self) -> list[tuple[bytes, bytes]]:
+        """The headers that say how long the request's body is."""
+        return [header for header in self.headers if header[0] in _BODY_FRAMING]
+
+    def _read_body_of_upgrade(self, data: bytes) -> None:
+        """Read the body of a request that offers to upgrade, as Java's HTTP client does with each first request.
+
+        httptools skips such a body. Another parser reads it, after a head with the same framing.
+        """
+        framing = b"".join(b"%b: %b\r\n" % header for header in self._body_framing())
+        self.parser = httptools.HttpRequestParser(_BodyReader(self))
+        self.data_received(b"POST / HTTP/1.1\r\n%b\r\n%b" % (framing, data))
+
+    def last_request(self) -> None:
         """Discard what else arrives, and close the connection after the response to the last request."""
         self._phase, self._since, self._body_raw_bytes = _Phase.NOTHING, self.loop.time(), 0
         if self.cycle is not None:
@@ -355,7 +376,7 @@ class LimitedProtocol(HttpToolsProtocol):
         logger.debug("request rejected: %s", message)
         answering = self._answering
         if answering and self._phase is not _Phase.BODY:
-            self._last_request()  # a request that the client sent ahead: the earlier ones get their responses
+            self.last_request()  # a request that the client sent ahead: the earlier ones get their responses
             return
         if answering and (self.cycle.response_started or self.pipeline):
             self.transport.abort()
@@ -367,6 +388,27 @@ class LimitedProtocol(HttpToolsProtocol):
             self.cycle.response_complete = True
             self.cycle.message_event.set()
         self.transport.close()
+
+
+class _BodyReader:
+    """Passes the body of a connection's last request on, but not its head."""
+
+    def __init__(self, protocol: LimitedProtocol) -> None:
+        self._protocol = protocol
+        self.on_body = protocol.on_body
+
+    def on_message_complete(self) -> None:
+        self._protocol.on_message_complete()
+        self._protocol.last_request()
+
+
+class _UnframedCycle(RequestResponseCycle):
+    """A response to an HTTP/1.0 client, which does not know chunks: the end of the connection ends the body."""
+
+    async def send(self, message: Any) -> None:
+        self.chunked_encoding = False
+        self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class _Transport:

@@ -22,8 +22,9 @@ PREFIX = "/v1/"
 class AuthenticationMiddleware:
     """ASGI middleware: responds with 401 to a request without a valid key, without reading its body.
 
-    The key is a bearer token or `x-api-key`, which takes precedence under `api_key_prefix`. An OPTIONS request, such as
-    a browser's preflight, has no key. The routes require the principal that this middleware has found.
+    The key is a bearer token, `x-api-key`, which takes precedence under `api_key_prefix`, or `api-key`, which Azure's
+    clients send. An OPTIONS request, such as a browser's preflight, has no key. The routes require the principal that
+    this middleware has found.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, api_key_prefix: str) -> None:
@@ -55,12 +56,14 @@ class AuthenticationMiddleware:
 
     def _key(self, scope: Scope) -> str:
         """The key that a request has sent; empty if it has sent none."""
-        bearer = api_key = None
+        bearer = api_key = azure_key = b""
         for name, value in scope["headers"]:
-            if name == b"authorization" and bearer is None:
-                scheme, _, credentials = value.partition(b" ")
-                bearer = credentials.strip() if scheme.lower() == b"bearer" else b""
-            elif name == b"x-api-key" and api_key is None:
-                api_key = value
+            if name == b"authorization" and not bearer:
+                scheme, *credentials = value.split(None, 1) or [b""]
+                bearer = credentials[0].strip() if credentials and scheme.lower() == b"bearer" else b""
+            elif name == b"x-api-key":
+                api_key = api_key or value.strip()
+            elif name == b"api-key":
+                azure_key = azure_key or value.strip()
         first, second = (api_key, bearer) if scope["path"].startswith(self._api_key_prefix) else (bearer, api_key)
-        return (first or second or b"").decode("latin-1")
+        return (first or second or azure_key).decode("latin-1")

@@ -72,7 +72,6 @@ async def completions(
     return await _complete(TEXT, body, principal.acting_for(body.user), jobs, call, request, submission, work)
 
 
-@router.get("/models/", include_in_schema=False)  # not a model without a name
 @router.get("/models", responses=ERRORS)
 async def models(_: CurrentPrincipal, registry: CurrentRegistry) -> ModelList:
     """List the models."""

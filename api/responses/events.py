@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 
+from api.http.large_json import encoded
 from api.responses.output_items import CallOutput, Fields, MessageOutput, OutputItem, ReasoningOutput
 from api.responses.view import error, usage, view
 from shared.domain.events import SEQ_PER_ATTEMPT, Event, EventType
 from shared.domain.job import JobStatus
 from shared.domain.response import StoredResponse
-from shared.runtime.chunked_json import dump_pieces
-from shared.runtime.offload import INLINE_BYTES, off_loop
+from shared.runtime.offload import INLINE_BYTES
 
 # A log that Redis has lost restarts far above all its sequence numbers (`shared.domain.events.seq_before`). So do the
 # numbers of response events, several of which can result from one event of the log, and the indices of items.
@@ -40,7 +40,8 @@ ResponseEvent = dict[str, Any]
 class ResponseEvents:
     """Converts the events of one stream. `response` is the response after the events so far.
 
-    `size` is about the bytes of the output so far, which events at the end of an item and of the response contain.
+    `size` is about the bytes of the response: the parameters that it repeats, and the output so far. Events at the
+    start and at the end of an item and of the response contain them.
     """
 
     def __init__(self, response: StoredResponse) -> None:
@@ -51,7 +52,7 @@ class ResponseEvents:
         self._number = 0
         self._seq = 0
         self._started = False
-        self.size = 0
+        self.size = response.facts.size
         self._begin(0)
 
     def opening(self) -> list[ResponseEvent]:
@@ -203,32 +204,34 @@ async def frames(
 ) -> AsyncIterator[bytes]:
     """Convert a response's complete log to SSE frames, and yield those after a sequence number."""
     events = ResponseEvents(response)
-    if opening := b"".join(map(_frame, _after(events.opening(), after))):
-        yield opening
+    async for data in _encoded(events, _after(events.opening(), after)):
+        yield data
     async for batch in log:
-        encoded = b"" if batch else events.keepalive(after)
-        for event in batch:
-            for converted in _after(events.convert(event), after):
-                if events.size > INLINE_BYTES and not converted["type"].endswith(".delta"):
-                    if encoded:
-                        yield encoded
-                    yield await off_loop(events.size, _large_frame, converted)
-                    encoded = b""
-                else:
-                    encoded += _frame(converted)
-        if encoded:
-            yield encoded
+        if not batch:
+            yield events.keepalive(after)
+        converted = (item for event in batch for item in _after(events.convert(event), after))
+        async for data in _encoded(events, converted):
+            yield data
+
+
+async def _encoded(events: ResponseEvents, converted: Iterable[ResponseEvent]) -> AsyncIterator[bytes]:
+    """Encode events: small ones together, large ones in chunks.
+
+    Escaping and sending all of a large event at once would take as long as encoding it.
+    """
+    small = b""
+    for event in converted:
+        if events.size <= INLINE_BYTES or event["type"].endswith(".delta"):
+            # Log probabilities are a `Mapped` sequence.
+            small += b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event, default=list))
+            continue
+        yield small + b"event: %b\ndata: " % event["type"].encode()
+        async for chunk in encoded(event):
+            yield chunk
+        small = b"\n\n"
+    if small:
+        yield small
 
 
 def _after(events: list[ResponseEvent], after: int | None) -> list[ResponseEvent]:
     return events if after is None else [event for event in events if event["sequence_number"] > after]
-
-
-def _frame(event: ResponseEvent) -> bytes:
-    # Log probabilities are a `Mapped` sequence.
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event, default=list))
-
-
-def _large_frame(event: ResponseEvent) -> bytes:
-    """Encode an event in pieces, so that no piece holds the interpreter's lock for long."""
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), b"".join(dump_pieces(event)))

@@ -109,7 +109,7 @@ class ResponseService:
                 events.convert(event)
                 if slice_.over:
                     await slice_.give_way()
-        return JsonBody(lambda: events.response, events.size + response.facts.size)
+        return JsonBody(lambda: events.response, events.size)
 
     async def _archive(self, job_id: str) -> AsyncIterator[list[Event]]:
         """Read the archived log of an ended job, a page at a time."""

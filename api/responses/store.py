@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from sqlalchemy import Text, cast, select
 
 from shared.domain.response import ResponseFacts, StoredResponse
@@ -33,7 +32,7 @@ class ResponseStore(Store):
         row = await self._first(statement)
         if row is None:
             return None
-        request_params = await off_loop(len(row.asked), orjson.loads, row.asked)
+        request_params: dict[str, Any] = await off_loop(len(row.asked), chunked_json.loads, row.asked)
         facts = ResponseFacts(request_params, [], row.previous_id, row.background, row.stored)
         return StoredResponse(to_summary(row), facts)
 

@@ -102,6 +102,10 @@ class KeyReused(Conflict):
     """This Idempotency-Key was used with another request."""
 
 
+class UnsupportedEncoding(HeadraceError):
+    """This Content-Encoding is not supported; the body of a JSON request may be compressed with gzip or deflate."""
+
+
 class TooLarge(HeadraceError):
     """The request body is too large."""
 

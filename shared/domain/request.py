@@ -259,6 +259,18 @@ class GenerateRequest(BaseModel):
         prompt = self.prompt or ""
         return len(prompt) if isinstance(prompt, str) else 6 * len(prompt)
 
+    @property
+    def options_size(self) -> int:
+        """About the bytes as JSON of what may be large beside the prompt: tools, documents and structured outputs."""
+        size = 0
+        if self.chat is not None:
+            for tool in self.chat.tools or ():
+                size += len(tool.function.description or "") + len(orjson.dumps(tool.function.parameters))
+            size += len(orjson.dumps(self.chat.chat_template_kwargs)) + len(orjson.dumps(self.chat.documents))
+        if self.structured_outputs is not None:
+            size += len(orjson.dumps(dict(self.structured_outputs)))
+        return size
+
 
 # The members' names, quotes and the objects of a message or of a call.
 _MESSAGE_BYTES = 64

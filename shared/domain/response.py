@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.domain.job import JOB_ID_PREFIX, JobSummary, is_job_id
+from shared.runtime.chunked_json import dump_pieces
+from shared.runtime.offload import INLINE_BYTES
 
 RESPONSE_ID_PREFIX = "resp_"
 
@@ -19,10 +21,6 @@ def job_id_of(response_id: str) -> str | None:
     """The id of a response's job; None if the text is not a response id."""
     job_id = JOB_ID_PREFIX + response_id.removeprefix(RESPONSE_ID_PREFIX)
     return job_id if response_id.startswith(RESPONSE_ID_PREFIX) and is_job_id(job_id) else None
-
-
-# A small function tool.
-_TOOL_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +40,12 @@ class ResponseFacts:
 
     @property
     def size(self) -> int:
-        """About the bytes of the parameters as JSON: those that may be large are texts, tools and a schema."""
-        params = self.request_params
-        size = len(params.get("instructions") or "")
-        for tool in params.get("tools") or ():
-            size += _TOOL_BYTES + len(tool.get("description") or "")
+        """The bytes of the parameters as JSON. If they are large, they are not counted to the end."""
+        size = 0
+        for piece in dump_pieces(self.request_params):
+            size += len(piece)
+            if size > INLINE_BYTES:
+                break
         return size
 
 

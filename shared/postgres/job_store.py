@@ -188,7 +188,7 @@ class JobStore(JobRowStore):
             KeyReused: the key was used with another request, or its job was deleted.
         """
         job_id = new_job_id(self._region)
-        record = await off_loop(new.request.size, _record, job_id, new)
+        record = await off_loop(new.request.size + new.request.options_size, _record, job_id, new)
         if idempotency is None:
             return _job(job_id, new, await self._commit(record)), True
         async with transaction(self._engine) as connection:

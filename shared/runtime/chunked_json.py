@@ -299,5 +299,10 @@ def dump_pieces(value: Any) -> Iterator[bytes]:
             yield b"]"
         case Mapped() | Runs():
             yield b"[]"
+        case str() if len(value) > WINDOW:
+            yield b'"'
+            for start in range(0, len(value), WINDOW):
+                yield orjson.dumps(value[start : start + WINDOW])[1:-1]
+            yield b'"'
         case _:
             yield orjson.dumps(value)

@@ -1,17 +1,26 @@
-"""Rejects bodies over the size limit, with or without a Content-Length."""
+"""Rejects bodies over the size limit, with or without a Content-Length, and decompresses the others."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.errors import render
-from shared.domain.errors import TooLarge
+from shared.domain.errors import HeadraceError, InvalidRequest, TooLarge, UnsupportedEncoding
+from shared.runtime.offload import off_loop
+
+IDENTITY = b"identity"
+ENCODINGS = frozenset((b"gzip", b"x-gzip", b"deflate"))
+# The format is detected: gzip's or zlib's header.
+_DETECT = zlib.MAX_WBITS | 32
 
 
 class BodyLimitMiddleware:
     """ASGI middleware: buffers the body and passes it on as one message, or responds with 413.
+
+    The limit holds for a compressed body (`Content-Encoding: gzip` or `deflate`) and for its content.
 
     Bodies of POST requests to the `streamed` paths are not buffered; their routes enforce their own limits. Bodies of
     requests that are not authenticated are not read: the routes that need no key have none.
@@ -23,23 +32,23 @@ class BodyLimitMiddleware:
         self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or "open_request" not in scope.get("state", {})
-            or (scope["method"] == "POST" and scope["path"] in self._streamed)
-        ):
+        if scope["type"] != "http" or "open_request" not in scope.get("state", {}):
             await self._app(scope, receive, send)
             return
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        body = None
-        if not (length.isdigit() and int(length) > self._limit):
-            body = await self._read(receive)
-        if body is None:
-            error = TooLarge(f"The body is larger than {self._limit} bytes.")
+        headers = dict(scope["headers"])
+        encoding = headers.get(b"content-encoding", IDENTITY).lower()
+        streamed = scope["method"] == "POST" and scope["path"] in self._streamed
+        pending: Message | None = None
+        try:
+            if encoding != IDENTITY and (streamed or encoding not in ENCODINGS):
+                raise UnsupportedEncoding
+            if not streamed:
+                pending = await self._read(receive, headers.get(b"content-length", b""))
+                if encoding != IDENTITY and pending["type"] == "http.request":
+                    pending["body"] = await off_loop(self._limit, self._decompress, pending["body"])
+        except HeadraceError as error:
             await render(error)(scope, receive, send)
             return
-
-        pending: Message | None = body
 
         async def replay() -> Message:
             nonlocal pending
@@ -50,8 +59,10 @@ class BodyLimitMiddleware:
 
         await self._app(scope, replay, send)
 
-    async def _read(self, receive: Receive) -> Message | None:
-        """Read the complete body as one message, or a disconnect; None if the body is too large."""
+    async def _read(self, receive: Receive, length: bytes) -> Message:
+        """Read the complete body as one message, or a disconnect."""
+        if length.isdigit() and int(length) > self._limit:
+            raise self._too_large()
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -61,7 +72,22 @@ class BodyLimitMiddleware:
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > self._limit:
-                return None
+                raise self._too_large()
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return {"type": "http.request", "body": b"".join(chunks), "more_body": False}
+
+    def _decompress(self, body: bytes) -> bytes:
+        decompressor = zlib.decompressobj(_DETECT)
+        try:
+            content = decompressor.decompress(body, self._limit + 1)
+        except zlib.error:
+            raise InvalidRequest("The body is not compressed as its Content-Encoding says.") from None
+        if len(content) > self._limit:
+            raise self._too_large()
+        if not decompressor.eof or decompressor.unused_data:
+            raise InvalidRequest("The compressed body is incomplete, or has data after its end.")
+        return content
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"The body is larger than {self._limit} bytes.")

@@ -29,10 +29,16 @@ def allow_origins(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
     """Let scripts of these origins (`*`: of all) call the application. Without origins, it is returned unchanged.
 
     This must be the outermost layer, so that all errors have the headers; otherwise scripts cannot read them. All
-    request headers are allowed, because SDKs send their own. Cookies are not, because the API does not use any.
+    request headers are allowed, because SDKs send their own. Cookies are not, because the API does not use any. The
+    server may be in a private network, for which browsers ask.
     """
     if not origins:
         return app
     return CORSMiddleware(
-        app, allow_origins=origins, allow_methods=METHODS, allow_headers=["*"], expose_headers=EXPOSED
+        app,
+        allow_origins=origins,
+        allow_methods=METHODS,
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=EXPOSED,
     )

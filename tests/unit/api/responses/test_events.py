@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from api.http.large_json import CHUNK
 from api.responses.events import ResponseEvents, build_response, frames
 from api.responses.schemas import ResponseCreate, ResponseView
 from shared.domain.events import (
@@ -270,3 +271,38 @@ async def test_a_stream_resumed_after_any_event_has_the_remaining_events(
         deltas_text = "".join(entry["delta"] for entry in own if entry["type"].endswith(".delta"))
         arguments = item["item"].get("arguments")
         assert deltas_text == (item["item"]["content"][0]["text"] if arguments is None else arguments)
+
+
+LOGPROB = encode_entry(Candidate("word ", -0.5), [Candidate(f"word{number}", -1.5) for number in range(20)])
+TOOL = {
+    "type": "function",
+    "name": "f",
+    "parameters": {"properties": {f"p{n}": {"type": "string"} for n in range(9000)}},
+}
+
+
+@pytest.mark.parametrize(
+    ("delta", "parameters"),
+    [
+        (Delta(0, "word " * 64, logprobs=[LOGPROB] * 64), {}),
+        (Delta(0, "word " * 5000), {}),
+        (Delta(0, reasoning="word " * 5000), {}),
+        (Delta(0, tool_calls=(CallDelta(0, "call_x", "f", "word " * 5000),)), {}),
+        (Delta(0, "word "), {"instructions": "word " * 100_000}),
+        (Delta(0, "word "), {"tools": [TOOL]}),
+    ],
+    ids=["logprobs", "text", "reasoning", "call", "instructions", "tools"],
+)
+async def test_large_events_are_sent_in_chunks(delta: Delta, parameters: dict[str, Any]) -> None:
+    events = log(*[delta] * 20)
+
+    async def read() -> AsyncIterator[list[Event]]:
+        for one in events:
+            yield [one]
+
+    to = response(**parameters)
+    chunks = [chunk async for chunk in frames(to, read())]
+    assert max(map(len, chunks)) < 3 * CHUNK
+    sent = [orjson.loads(frame.partition(b"\ndata: ")[2]) for frame in b"".join(chunks).split(b"\n\n")[:-1]]
+    assert len(sent[-1]["response"]["output"]) == 1
+    assert sent[-1]["response"] == orjson.loads(orjson.dumps(build_response(to, events), default=list))
