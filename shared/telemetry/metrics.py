@@ -52,6 +52,7 @@ class Quota(StrEnum):
     RUNNING_JOBS = "running_jobs"
     REQUEST_BYTES = "request_bytes"
     STREAMS = "streams"
+    OPEN_BYTES = "open_bytes"
 
 
 # With bounds at the latency goals, 200 and 500 ms, and close to them on both sides.
