@@ -1,9 +1,9 @@
 """Bounds on structured outputs: an estimate of what an engine needs to compile a schema, grammar or list of choices.
 
 Engines compile them in a process that they share with other requests, on threads that cannot be cancelled. The estimate
-is one pass over the input, in small steps. It predicts microseconds of the slower of vLLM's usual backends, xgrammar
-and llguidance; how it was calibrated is in docs/decisions/engines.md. References are not followed: the backends compile
-each definition once.
+is one pass over the input, in small steps. It is meant to predict microseconds of the slower of vLLM's usual backends,
+xgrammar and llguidance, but is far too low for lengths and patterns: docs/decisions/engines.md has measurements.
+References are not followed: the backends compile each definition once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shared.domain.request import GenerateRequest, StructuredOutputs
 STEP_NODES = 500
 STEP_CHOICES = 250
 
-# Microseconds (`docs/decisions/engines.md`).
+# Meant as microseconds; `docs/decisions/engines.md` has what was measured.
 PER_OBJECT = 20
 PER_VALUE = 2
 PER_CHOICE = 15
@@ -68,9 +68,7 @@ class StructureBounds(BaseModel):
     max_bytes: int = Field(256 * 1024, ge=1, description="Size of the schemas, grammar, regex or choices of a request.")
     max_depth: int = Field(64, ge=1, description="Nested objects and arrays of a schema.")
     max_choices: int = Field(5000, ge=1, description="Choices, and values of `enum`, in total.")
-    max_states: int = Field(
-        1_000_000, ge=1, description="Estimated states of the compiled grammar; one takes about a microsecond."
-    )
+    max_states: int = Field(1_000_000, ge=1, description="Estimated states of the compiled grammar.")
 
 
 class _Entry(NamedTuple):

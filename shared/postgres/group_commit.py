@@ -51,14 +51,19 @@ class GroupCommit(Generic[I, O]):
         if len(self._writing) < WRITERS:
             task = asyncio.create_task(self._write_all(), name="group-commit")
             self._writing.add(task)
-            task.add_done_callback(self._writing.discard)
         return await outcome
 
     async def _write_all(self) -> None:
-        while self._waiting:
-            count = self._batch()
-            batch, self._waiting = self._waiting[:count], self._waiting[count:]
-            await self._commit(batch)
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            while self._waiting:
+                count = self._batch()
+                batch, self._waiting = self._waiting[:count], self._waiting[count:]
+                await self._commit(batch)
+        finally:
+            # In the same step of the loop as the last check: an item that arrives later needs another task.
+            self._writing.discard(task)
 
     def _batch(self) -> int:
         """The number of waiting items in the next batch: at least one."""

@@ -52,6 +52,7 @@ class Quota(StrEnum):
     RUNNING_JOBS = "running_jobs"
     REQUEST_BYTES = "request_bytes"
     STREAMS = "streams"
+    OPEN_BYTES = "open_bytes"
 
 
 # With bounds at the latency goals, 200 and 500 ms, and close to them on both sides.
@@ -430,6 +431,12 @@ class Metrics:
         )
         self.upstream_retries = new.counter(
             "headrace_upstream_retries_total", "Retried upstream requests.", (MODEL,), WORKER
+        )
+        self.upstream_refused_parameters = new.counter(
+            "headrace_upstream_refused_parameters_total",
+            "Optional parameters that the upstream refused; their requests were repeated without them.",
+            (MODEL, Label("parameter", bound="optional parameters of OpenAI's API")),
+            WORKER,
         )
 
         new.start_at_zero(MODEL, names)

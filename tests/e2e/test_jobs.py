@@ -26,12 +26,12 @@ async def submit(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     return job
 
 
-async def wait_for_end(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+async def wait_for_end(client: httpx.AsyncClient, job_id: str, *, within_s: float = 90) -> dict[str, Any]:
     async def probe() -> dict[str, Any] | None:
         response = await client.get(f"/v1/jobs/{job_id}")
         return response.json() if response.status_code == 200 else None
 
-    return await eventually(probe, f"{job_id} ends", within_s=90)
+    return await eventually(probe, f"{job_id} ends", within_s=within_s)
 
 
 async def wait_until_running(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:

@@ -80,9 +80,8 @@ class FaultyUpstream:
         self.arrived.set()
         answer = self.answers.pop(0) if self.answers else self.default
         if answer.status != 200:
-            return web.Response(
-                status=answer.status, text=answer.body, content_type="application/json", headers=answer.headers
-            )
+            headers = {"Content-Type": "application/json", **answer.headers}
+            return web.Response(status=answer.status, body=answer.body.encode(), headers=headers)
         try:
             return await self._stream(request, answer)
         except (asyncio.CancelledError, ConnectionError):

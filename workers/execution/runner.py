@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
@@ -49,7 +50,8 @@ class Runner:
         # Jobs that were set aside can resume at no cost only if they yield to others at all.
         self._isolates = slot_pool.yields
         self._isolation = Isolation()
-        self._claiming = 0
+        # Jobs whose claims have not been answered, with the number of messages for each.
+        self._claiming: Counter[str] = Counter()
         self._verdicts: dict[JobAttempt, Verdict] = {}
 
     @property
@@ -117,11 +119,12 @@ class Runner:
         await self._idle.wait()
 
     def not_running(self, claims: list[Claim]) -> list[Claim]:
-        """Those of this worker's claims whose attempts do not run here."""
+        """Those of this worker's claims whose attempts do not run here, nor start once their claim is answered."""
+        running = {(job_id, attempt.job.attempt) for job_id, attempt in self._attempts.items()}
         return [
             claim
             for claim in claims
-            if claim.job_id not in self._attempts or self._attempts[claim.job_id].job.attempt != claim.attempt
+            if (claim.job_id, claim.attempt) not in running and claim.job_id not in self._claiming
         ]
 
     def claimed_before(self, moment: float) -> list[tuple[str, int]]:
@@ -204,12 +207,12 @@ class Runner:
 
         Without `suspects`, a suspect is claimed only if this engine does not isolate them.
         """
-        self._claiming += 1
+        self._claiming[job_id] += 1
         try:
             claim = self._context.store.claim
             job = await self._retry(lambda: claim(job_id, suspects=suspects or not self._isolates), job_id)
         finally:
-            self._claiming -= 1
+            self._claiming -= Counter([job_id])
             self._isolation.changed()
         if job is not None:
             self.last_claimed[job.priority] = job.id

@@ -6,6 +6,7 @@ does not have is sent under vLLM's name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from shared.domain.errors import InvalidRequest
@@ -13,6 +14,7 @@ from shared.domain.request import ChatOptions, GenerateRequest, StructuredOutput
 
 # Required by OpenAI's API; not shown to anyone.
 SCHEMA_NAME = "answer"
+MAX_TOKENS_NAMES = ("max_tokens", "max_completion_tokens")
 
 
 def request_body(request: GenerateRequest, *, max_tokens_field: str) -> dict[str, Any]:
@@ -48,6 +50,20 @@ def request_body(request: GenerateRequest, *, max_tokens_field: str) -> dict[str
     if request.structured_outputs is not None:
         body |= _response_format(request.structured_outputs)
     return body | _options(request.chat or ChatOptions())
+
+
+def optional_parameters(body: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The parameters of a body that an upstream may refuse, each with what replaces it without changing the answer."""
+    optional: dict[str, Mapping[str, Any]] = {"stream_options": {}}
+    if body.get("tool_choice") == "auto":
+        optional["tool_choice"] = {}
+    if body.get("parallel_tool_calls") is True:
+        optional["parallel_tool_calls"] = {}
+    if "messages" in body:
+        for name, other in (MAX_TOKENS_NAMES, MAX_TOKENS_NAMES[::-1]):
+            if name in body:
+                optional[name] = {other: body[name]}
+    return {name: replacement for name, replacement in optional.items() if name in body}
 
 
 def _response_format(output: StructuredOutputs) -> dict[str, Any]:

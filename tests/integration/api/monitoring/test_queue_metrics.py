@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 from sqlalchemy.event import listens_for
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -122,9 +123,9 @@ async def test_servers_that_accept_no_writes_are_not_up(
     """A standby and a replica answer reads, so the queue is shown."""
     standby = connect(database_url)
 
-    @listens_for(standby.sync_engine, "begin")
-    def read_only(connection: Connection) -> None:
-        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+    @listens_for(standby.sync_engine, "connect")
+    def read_only(connection: Any, _record: Any) -> None:
+        connection.cursor().execute("SET default_transaction_read_only = on")
 
     await redis.config_set("min-replicas-to-write", 1)  # writes get NOREPLICAS
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from shared.postgres.group_commit import LIMIT, MAX_WEIGHT, GroupCommit
+from shared.postgres.group_commit import LIMIT, MAX_WEIGHT, WRITERS, GroupCommit
 
 
 class Recorder:
@@ -42,6 +42,24 @@ async def test_writes_that_arrive_during_a_write_are_grouped(recorder: Recorder)
     recorder.released.set()
     assert await asyncio.gather(first, *rest) == [0, 10, 20, 30, 40]
     assert recorder.batches == [[0], [1, 2, 3, 4]]
+
+
+async def test_a_caller_can_write_again_at_once(recorder: Recorder) -> None:
+    """All writers end in the same step of the loop, before the next item arrives: it is not left waiting."""
+    commit = GroupCommit(recorder.write)
+
+    async def write_twice() -> list[int]:
+        return [await commit(1), await commit(2)]
+
+    twice = asyncio.create_task(write_twice())
+    await recorder.began.wait()
+    recorder.began.clear()
+    once = asyncio.create_task(commit(3))
+    await recorder.began.wait()
+    assert len(recorder.batches) == WRITERS
+    recorder.released.set()
+    assert await asyncio.wait_for(twice, 5) == [10, 20]
+    assert await once == 30
 
 
 async def test_an_invalid_write_fails_alone(recorder: Recorder) -> None:

@@ -429,7 +429,7 @@ async def test_logprobs_of_a_chat(engine: OpenAIEngine, upstream: FaultyUpstream
     }
     content = [entry, {"token": "!", "logprob": -2}]
     upstream.answers = [Answer(choices=({"delta": {"content": "ü!"}, "logprobs": {"content": content}},))]
-    deltas, _ = await run(engine)
+    deltas, _ = await run(engine, CHAT.model_copy(update={"logprobs": 1}))
     assert choice_of(deltas).logprobs == [
         {"token": "ü", "logprob": -0.5, "bytes": [195, 188], "top": [{"token": "u", "logprob": -1.0, "bytes": [117]}]},
         {"token": "!", "logprob": -2.0, "bytes": [33], "top": []},
@@ -457,12 +457,10 @@ async def test_logprobs_of_a_completion(engine: OpenAIEngine, upstream: FaultyUp
 @pytest.mark.parametrize(
     "choice",
     [
-        {"delta": {"tool_calls": [{"index": 5, "function": {}}]}},
         {"delta": {"tool_calls": [{"index": 0, "function": 7}]}},
         {"delta": {"tool_calls": 7}},
         {"delta": {"reasoning": 7}},
-        {"delta": {"content": "x"}, "logprobs": {"content": [{}]}},
-        {"text": "x", "logprobs": {"tokens": ["a"], "token_logprobs": []}},
+        {"delta": {"content": {"text": 7}}},
     ],
     ids=str,
 )

@@ -1,0 +1,71 @@
+"""The heartbeat's comparison of a worker's claims with its running jobs, on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shared.domain.job import Job, JobStatus
+from shared.domain.owner import Owner
+from shared.domain.request import GenerateRequest
+from shared.postgres.claim_store import ClaimStore
+from shared.postgres.job_store import JobStore, NewJob
+from shared.redis.event_log import EventLog
+from tests.conftest import Servers, Workers
+from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
+from workers.settings import WorkerSettings
+from workers.supervision.heartbeat import Heartbeat
+
+
+@pytest.fixture
+async def worker(workers: Workers, logs: EventLog) -> AsyncIterator[Worker]:
+    async with working("w", workers("w"), logs) as worker:
+        yield worker
+
+
+@pytest.fixture
+def heartbeat(worker: Worker, servers: Servers) -> Heartbeat:
+    settings = WorkerSettings(DATABASE_URL=servers.postgres_url, REDIS_URL=servers.redis_url)
+    return Heartbeat(worker.runner, worker.engine, worker.store, "m", settings)
+
+
+async def test_a_claim_whose_reply_has_not_arrived_is_not_released(
+    worker: Worker, heartbeat: Heartbeat, store: JobStore, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heartbeats follow each other at once when the engine restarts: its job would be charged with a death."""
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
+    committed, reply = asyncio.Event(), asyncio.Event()
+    claim = ClaimStore.claim
+
+    async def delayed(self: ClaimStore, job_id: str, *, suspects: bool = True) -> Job | None:
+        claimed = await claim(self, job_id, suspects=suspects)
+        committed.set()
+        await reply.wait()
+        return claimed
+
+    monkeypatch.setattr(ClaimStore, "claim", delayed)
+    entered = worker.engine.next_call(job.id)
+    run = asyncio.create_task(worker.runner.run(job.id))
+    await asyncio.wait_for(committed.wait(), WITHIN_S)
+    for _ in range(3):
+        await heartbeat.renew()
+    reply.set()
+    call = await asyncio.wait_for(entered, WITHIN_S)
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    done = await store.get(job.id)
+    assert done is not None
+    assert (done.deaths, [item.outcome for item in done.attempts]) == (0, ["completed"])
+
+
+async def test_a_claim_whose_reply_was_lost_is_released(
+    worker: Worker, heartbeat: Heartbeat, store: JobStore, owner: Owner
+) -> None:
+    job, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x")))
+    await worker.store.claim(job.id)
+    await heartbeat.renew()
+    assert [item.job_id for item in await worker.store.list_claims()] == [job.id]
+    await heartbeat.renew()
+    assert await worker.store.list_claims() == []
