@@ -183,7 +183,7 @@ ORDINARY |= {
 # About the largest of each kind that the default bounds admit.
 LARGEST: dict[str, Structure] = {
     "optional properties": {"json": record(600)},
-    "required properties": {"json": record(4000, required=4000)},
+    "required properties": {"json": record(3200, required=3200)},
     "items": {"json": {"type": "array", "items": {"type": "integer"}, "maxItems": 110_000}},
     "alternatives": {"json": {"anyOf": [record(3) | {"title": f"alternative {number}"} for number in range(1000)]}},
     "values": {"json": {"enum": [f"value {number}" for number in range(5000)]}},
