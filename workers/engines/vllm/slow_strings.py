@@ -12,10 +12,13 @@ from typing import Any
 
 from shared.domain.regex_states import LONGEST_TOKEN, RegexSize, measure
 
-# Seconds of one core: for each character up to the longest token, or each repetition of a class.
+# Seconds of one core: for each character up to the longest token, and each repetition of a class.
 PER_LENGTH_S = 0.033
 PER_WIDE_REPEAT_S = 0.02
 PER_CLASS_REPEAT_S = 0.012
+PER_NARROW_REPEAT_S = 0.0025
+PER_WIDE_ITEM_S = 0.01
+PER_CLASS_ITEM_S = 0.001
 PER_PATTERN_S = 0.015
 PER_FORMAT_S = {
     "uri-template": 0.085, "email": 0.03, "uri": 0.03, "uri-reference": 0.03, "hostname": 0.01, "json-pointer": 0.015,
@@ -50,11 +53,17 @@ def schema_seconds(schema: Any) -> float:
 
 
 def text_seconds(text: str, *, grammar: bool = False) -> float:
-    """Seconds that xgrammar needs for the repetitions in a regex, or in a grammar."""
+    """Seconds that xgrammar needs for the classes and repetitions in a regex, or in a grammar."""
     size = RegexSize()
     for _ in measure(text, size, grammar=grammar):
         pass
-    return PER_WIDE_REPEAT_S * size.wide + PER_CLASS_REPEAT_S * size.classes
+    return (
+        PER_WIDE_REPEAT_S * size.wide
+        + PER_CLASS_REPEAT_S * size.classes
+        + PER_NARROW_REPEAT_S * size.narrow
+        + PER_WIDE_ITEM_S * size.wide_items
+        + PER_CLASS_ITEM_S * size.class_items
+    )
 
 
 def is_wide(schema: Any) -> bool:
