@@ -80,7 +80,9 @@ class EventReader:
             data = data.removeprefix(b"\n")
         if b"\r" in data:
             self._ended_with_cr = data.endswith(b"\r")
-            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            data = data.replace(b"\r\n", b"\n")
+            if b"\r" in data:
+                data = data.replace(b"\r", b"\n")
         *lines, rest = data.split(b"\n")
         if lines and self._rest:
             lines[0] = b"".join([*self._rest, lines[0]])
