@@ -38,7 +38,7 @@ FINISH_REASONS = {
 INTERRUPTED = ("error", "abort", "aborted", "network_error", "insufficient_system_resource")
 NOT_A_STREAM = "The upstream sent something that is not OpenAI's stream."
 TOO_LARGE = (
-    "The upstream sent too much in one event: at most 4 MiB are read at once, 1 MiB if they are mostly log"
+    "The upstream sent too much in one event: at most 2 MiB are read at once, 1 MiB if they are mostly log"
     " probabilities. Let it stream its answers."
 )
 _TEXT_PARTS = ("text", "output_text", "refusal")
