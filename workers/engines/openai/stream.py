@@ -99,12 +99,14 @@ class StreamParser:
             self.failure, self.done = failed.error, True
         except EventTooLarge:
             self.failure, self.done = UpstreamError(TOO_LARGE), True
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.failure, self.done = UpstreamError(NOT_A_STREAM), True
         yield from self._flush(parts)
 
     def _flush(self, parts: dict[int, _Part]) -> Iterator[Delta]:
         for index, part in parts.items():
+            if not (part.chunks or part.logprobs or part.reason):
+                continue
             self.begun = True
             for delta in part.deltas(index):
                 self._tokens += delta.unidentified
