@@ -257,7 +257,7 @@ class GenerateRequest(BaseModel):
         if self.messages is not None:
             return sum(_message_size(message) for message in self.messages)
         prompt = self.prompt or ""
-        return len(prompt) if isinstance(prompt, str) else 6 * len(prompt)
+        return _utf8_size(prompt) if isinstance(prompt, str) else 6 * len(prompt)
 
     @property
     def options_size(self) -> int:
@@ -277,7 +277,13 @@ _MESSAGE_BYTES = 64
 
 
 def _message_size(message: Message) -> int:
-    size = _MESSAGE_BYTES + len(message.content or "") + len(message.reasoning or "")
+    size = _MESSAGE_BYTES + _utf8_size(message.content or "")
+    if message.reasoning:
+        size += _utf8_size(message.reasoning)
     for call in message.tool_calls or ():
-        size += _MESSAGE_BYTES + len(call.function.arguments)
+        size += _MESSAGE_BYTES + _utf8_size(call.function.name) + _utf8_size(call.function.arguments)
     return size
+
+
+def _utf8_size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Boolean, Text, bindparam, delete, func, or_, select, update
+from sqlalchemy import ARRAY, Boolean, Text, bindparam, case, delete, func, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -142,7 +143,7 @@ class ClaimStore(JobRowStore):
     async def _withhold(self, job_ids: Sequence[str]) -> None:
         """Put claimed jobs that this version cannot read back into the queue, and withhold them from it.
 
-        A process that can read them releases them. The claim does not count as an attempt.
+        A process that can read them releases them. The claim leaves no trace: it is no attempt and no start.
         """
         statement = (
             update(JobRow)
@@ -150,7 +151,10 @@ class ClaimStore(JobRowStore):
             .values(
                 {
                     JobRow.status: JobStatus.QUEUED.value,
+                    JobRow.attempt: JobRow.attempt - 1,
                     JobRow.worker: None,
+                    JobRow.attempt_started_at: None,
+                    JobRow.started_at: case((JobRow.attempts != literal([], JSONB), JobRow.started_at)),
                     JobRow.dispatched_at: None,
                     JobRow.unreadable_at: func.clock_timestamp(),
                 }

@@ -52,7 +52,7 @@ from shared.postgres.job_statements import (
     to_summary,
 )
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, json_text, page_by_id, readable, seconds
+from shared.postgres.store import Records, json_text, readable, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 from shared.runtime.offload import off_loop
 
@@ -278,7 +278,7 @@ class JobStore(JobRowStore):
             statement = statement.where(JobRow.status == status.value)
         if model is not None:
             statement = statement.where(JobRow.model == model)
-        return await self._summaries(page_by_id(statement, JobRow.id, limit=limit, after=after))
+        return await self._page(statement, JobRow.id, to_summary, limit=limit, after=after)
 
     async def delete(self, job_id: str, project_id: int) -> bool:
         """Delete the input and output of a job that has ended; the row remains, for accounting. False: not found."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -160,8 +159,8 @@ class RecoveryStore(JobRowStore):
         lost = await self.lost() if lost is None else lost
         judged, dead = verdicts(lost, generated, max_attempts), out_of_attempts(lost, generated, max_attempts)
         records = [
-            {"id": job.job_id, "attempt": job.attempt, **asdict(judged[job.job_id])}
-            for job in lost
+            {"id": job.job_id, "attempt": job.attempt, "charged": verdict.charged, "suspect": verdict.suspect}
+            for job, verdict in ((job, judged[job.job_id]) for job in lost)
             if not job.ends and job.job_id not in dead
         ]
         if not records:
@@ -243,30 +242,36 @@ class RecoveryStore(JobRowStore):
         )
         return await self._summaries(statement)
 
-    async def release_unreadable(self, older_than_s: float, limit: int = 100) -> list[Hint]:
-        """Release jobs to the queue that a worker withheld as unreadable but that this version can read."""
-        withheld = (
-            select(*COLUMNS)
+    async def withheld(self, older_than_s: float, *, after: str, limit: int) -> list[str]:
+        """Return the ids, in order, of queued jobs that a worker withheld as unreadable: those after the id `after`."""
+        statement = (
+            select(JobRow.id)
             .where(
                 JobRow.status == JobStatus.QUEUED.value,
                 JobRow.unreadable_at < func.clock_timestamp() - seconds(older_than_s),
+                JobRow.id > after,
             )
             .order_by(JobRow.id)
             .limit(limit)
         )
-        readable = []
-        for row in await self._all(withheld, lambda row: row):
-            with contextlib.suppress(UnreadableRow):
-                readable.append((await read_job(row)).id)
-        if not readable:
-            return []
+        return await self._all(statement, lambda row: str(row.id))
+
+    async def release_if_readable(self, job_id: str) -> Hint | None:
+        """Release a withheld job to the queue if this version can read it."""
+        row = await self._first(select(*COLUMNS).where(JobRow.id == job_id, JobRow.unreadable_at.is_not(None)))
+        if row is None:
+            return None
+        try:
+            await read_job(row)
+        except UnreadableRow:
+            return None
         release = (
             update(JobRow)
-            .where(JobRow.id.in_(readable), JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
+            .where(JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
             .values({JobRow.unreadable_at: None, JobRow.dispatched_at: func.clock_timestamp()})
             .returning(JobRow.id, JobRow.model, JobRow.priority)
         )
-        return await self._all(release, _hint)
+        return await self._one(release, _hint)
 
     async def delete_idempotency_keys(self, older_than_s: int) -> None:
         """Delete old keys, so that they can be used again."""

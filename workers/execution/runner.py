@@ -59,6 +59,12 @@ class Runner:
         return len(self._attempts)
 
     @property
+    def waiting_structures(self) -> int:
+        """The number of running jobs whose structured outputs wait to be compiled."""
+        compilations = self._context.compilations
+        return 0 if compilations is None else compilations.waiting
+
+    @property
     def accepting(self) -> bool:
         """Whether messages lead to claims; they are dropped otherwise."""
         return not self._paused

@@ -70,6 +70,7 @@ async def test_a_claimed_job_waits_for_a_version_that_can_read_it(
     assert [claim.job_id for claim in await workers("w").list_claims()] == [other.id]
     (withheld,) = await store.unreadable()
     assert (withheld.id, withheld.status, withheld.deaths, withheld.attempts) == (newer.id, JobStatus.QUEUED, 0, ())
+    assert (withheld.attempt, withheld.started_at) == (0, None), "its deadline to start still holds"
     assert await recovery_store.waiting("m", limit=9, older_than_s=0, priorities=range(10)) == [], "it is withheld"
     with pytest.raises(UnreadableRow, match=newer.id):
         await store.get(newer.id)
@@ -85,6 +86,25 @@ async def test_a_claimed_job_waits_for_a_version_that_can_read_it(
     claimed = await workers("w").claim(newer.id)
     assert claimed is not None
     assert (claimed.deaths, len(claimed.attempts)) == (0, 1)
+
+
+async def test_jobs_that_this_version_cannot_read_do_not_hold_back_others(
+    store: JobStore, database: AsyncEngine, owner: Owner, sweeper: Sweeper, sent: list[Hint]
+) -> None:
+    newer = await submit(store, owner)
+    await change(database, newer, "request = :request", request=json.dumps(NEWER_REQUEST))
+    async with database.begin() as connection:
+        names = "project_id, key_id, model, status, priority, request, metadata"
+        copies = f"INSERT INTO jobs (id, {names}) SELECT id || lpad(n::text, 3, '0'), {names} FROM jobs"  # noqa: S608
+        await connection.execute(text(f"{copies}, generate_series(1, 120) AS n"))
+    older = await submit(store, owner)
+    async with database.begin() as connection:
+        await connection.execute(
+            text("UPDATE jobs SET unreadable_at = now() - interval '1 hour', dispatched_at = NULL")
+        )
+    for _ in range(15):
+        await sweeper.sweep()
+    assert [hint.job_id for hint in sent] == [older.id]
 
 
 @pytest.mark.parametrize("column", DAMAGED)
