@@ -143,10 +143,29 @@ def test_a_named_tool_ends_with_stop_as_at_openai() -> None:
     assert [delta.finish_reason for delta in StreamParser(1, named_tool=True).feed(data)] == ["stop"]
 
 
-MEMBERS = (
-    "index delta content tool_calls function name arguments id finish_reason logprobs usage error choices message text"
-    " reasoning prompt_tokens type token detail code"
-).split()
+MEMBERS = [
+    "index",
+    "delta",
+    "content",
+    "tool_calls",
+    "function",
+    "name",
+    "arguments",
+    "id",
+    "finish_reason",
+    "logprobs",
+    "usage",
+    "error",
+    "choices",
+    "message",
+    "text",
+    "reasoning",
+    "prompt_tokens",
+    "type",
+    "token",
+    "detail",
+    "code",
+]
 SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(["", "x", "{}", "0", "stop"])
 VALUES = st.recursive(
     SCALARS,
