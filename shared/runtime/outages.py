@@ -50,8 +50,8 @@ def is_database_outage(error: BaseException) -> bool:
     """Whether the database is unavailable; the statement itself may be correct."""
     if isinstance(error, sqlalchemy.exc.TimeoutError):
         return True
-    if any(isinstance(one, asyncpg.TargetServerAttributeNotMatched) for one in _chain(error)):
-        return True  # none of several servers is the primary
+    if any(isinstance(one, asyncpg.InternalClientError) for one in _chain(error)):
+        return True  # none of several servers is the primary, or the state of a broken connection is inconsistent
     if _sqlstate(error).startswith(_TRANSIENT_STATES):
         return True
     if isinstance(error, sqlalchemy.exc.DBAPIError):

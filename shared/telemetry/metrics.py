@@ -270,6 +270,13 @@ class Metrics:
             WAIT_BUCKETS,
             WORKER,
         )
+        self.structured_output_wait = new.histogram(
+            "headrace_structured_output_wait_seconds",
+            "Time that a large structured output has waited for its turn to be compiled by the engine.",
+            (MODEL,),
+            WAIT_BUCKETS,
+            WORKER,
+        )
         self.engine_first_token = new.histogram(
             "headrace_engine_first_token_seconds",
             "Time from engine call to first token.",
@@ -373,6 +380,12 @@ class Metrics:
         self.worker_ready = new.scraped(
             "headrace_worker_ready",
             "1 if the worker accepts jobs, 0 while it drains or restarts its engine.",
+            (MODEL,),
+            WORKER,
+        )
+        self.structured_outputs_waiting = new.scraped(
+            "headrace_structured_outputs_waiting",
+            "Running jobs whose structured outputs wait for their turn to be compiled.",
             (MODEL,),
             WORKER,
         )

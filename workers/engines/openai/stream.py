@@ -7,6 +7,7 @@ needed, and are read strictly where they cannot be told apart otherwise. Whateve
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from shared.domain.events import CallDelta, Delta, joined_calls
@@ -37,7 +38,7 @@ FINISH_REASONS = {
 INTERRUPTED = ("error", "abort", "aborted", "network_error", "insufficient_system_resource")
 NOT_A_STREAM = "The upstream sent something that is not OpenAI's stream."
 TOO_LARGE = (
-    "The upstream sent too much in one event: at most 4 MiB are read at once, 1 MiB if they are mostly log"
+    "The upstream sent too much in one event: at most 2 MiB are read at once, 1 MiB if they are mostly log"
     " probabilities. Let it stream its answers."
 )
 _TEXT_PARTS = ("text", "output_text", "refusal")
@@ -86,17 +87,19 @@ class StreamParser:
         parts: dict[int, _Part] = {}
         try:
             for value in values:
-                if value is DONE or value == "[DONE]":
+                if value.__class__ is dict:
+                    self._chunk(value, parts)
+                elif value is DONE or value == "[DONE]":
                     self._finish(parts)
                     break
-                if value is not None:
+                elif value is not None:
                     for chunk in value if isinstance(value, list) and value else (value,):
-                        yield from self._chunk(chunk, parts)
+                        self._chunk(chunk, parts)
         except _Failed as failed:
             self.failure, self.done = failed.error, True
         except EventTooLarge:
             self.failure, self.done = UpstreamError(TOO_LARGE), True
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.failure, self.done = UpstreamError(NOT_A_STREAM), True
         yield from self._flush(parts)
 
@@ -105,10 +108,9 @@ class StreamParser:
             if not (part.chunks or part.logprobs or part.reason):
                 continue
             self.begun = True
-            delta = part.delta(index)
-            self._tokens += delta.unidentified
-            yield delta
-        parts.clear()
+            for delta in part.deltas(index):
+                self._tokens += delta.unidentified
+                yield delta
 
     def _finish(self, parts: dict[int, _Part]) -> None:
         """The upstream says that it is done: choices without a finish reason are complete if there was any output."""
@@ -117,7 +119,7 @@ class StreamParser:
                 self._close(index, _part(index, parts), "stop")
         self.done = True
 
-    def _chunk(self, chunk: Any, parts: dict[int, _Part]) -> Iterator[Delta]:
+    def _chunk(self, chunk: Any, parts: dict[int, _Part]) -> None:
         if error := chunk.get("error"):
             raise _Failed(error_of(chunk if isinstance(error, str) else error))
         if usage := chunk.get("usage") or chunk.get("x_groq"):
@@ -161,11 +163,7 @@ class StreamParser:
             if calls:
                 part.add_calls(self._calls.setdefault(index, ToolCalls()).add(calls))
             if logprobs:
-                for entry in entries(logprobs):
-                    part.logprobs.append(entry)
-                    if len(part.logprobs) >= MAX_LOGPROBS:
-                        yield from self._flush(parts)
-                        part = parts[index] = _Part()
+                part.logprobs.append(logprobs)
             if reason:
                 if usage := choice.get("usage"):
                     self._usage.add(usage)
@@ -202,7 +200,7 @@ class _Part:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[CallDelta] = []
-        self.logprobs: list[bytes] = []
+        self.logprobs: list[Any] = []
         self.chunks = 0
         self.reason: str | None = None
         self.stop_reason: int | str | None = None
@@ -219,16 +217,25 @@ class _Part:
         self.calls += calls
         self.chunks += 1
 
-    def delta(self, index: int) -> Delta:
-        return Delta(
+    def deltas(self, index: int) -> Iterator[Delta]:
+        """One delta, or several if there are many log probabilities; the last has the calls and the finish reason."""
+        text, reasoning, chunks = "".join(self.texts), "".join(self.reasoning), self.chunks
+        batch: list[bytes] = []
+        if self.logprobs:
+            for entry in chain.from_iterable(map(entries, self.logprobs)):
+                if len(batch) == MAX_LOGPROBS:
+                    yield Delta(index, text, unidentified=len(batch), reasoning=reasoning, logprobs=tuple(batch))
+                    text, reasoning, chunks, batch = "", "", chunks - len(batch), []
+                batch.append(entry)
+        yield Delta(
             index,
-            "".join(self.texts),
+            text,
             (),
             self.reason,
-            max(self.chunks, len(self.logprobs)),
-            "".join(self.reasoning),
-            joined_calls(self.calls),
-            tuple(self.logprobs),
+            max(chunks, len(batch)),
+            reasoning,
+            joined_calls(self.calls) if self.calls else (),
+            tuple(batch),
             self.stop_reason,
         )
 

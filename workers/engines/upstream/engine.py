@@ -7,6 +7,7 @@ resume it. Error messages for clients contain neither URLs nor keys; the log has
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -44,7 +45,7 @@ from workers.engines.upstream.session import open_session, read_error, read_tail
 
 logger = logging.getLogger(__name__)
 
-# A read is parsed in pieces of this size, with time for other tasks between them.
+# Bodies are written, and reads are parsed, in pieces of this size, with time for other tasks between them.
 PIECE_BYTES = 64 << 10
 
 
@@ -105,8 +106,8 @@ class UpstreamEngine(ABC):
         """The path below `base_url`, without a leading slash."""
 
     @abstractmethod
-    def body(self, request: GenerateRequest) -> dict[str, Any]:
-        """The request as the server accepts it.
+    async def body(self, request: GenerateRequest) -> dict[str, Any]:
+        """The request as the server accepts it. Its values can be encoded by orjson.
 
         Raises:
             InvalidRequest: the server's API cannot express it.
@@ -166,7 +167,7 @@ class UpstreamEngine(ABC):
         self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
         url = f"{self._options.base_url}/{self.endpoint(request)}"
-        parameters = self.body(request)
+        parameters = await self.body(request)
         parameters = self._refused.accepted(parameters, self.optional(parameters))
         body = orjson.dumps(parameters)
         failures = 0
@@ -178,7 +179,7 @@ class UpstreamEngine(ABC):
                 reply = self.reply(request)
                 failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
                 try:
-                    async with self._session.post(url, data=body, allow_redirects=False) as response:
+                    async with self._session.post(url, data=_payload(body), allow_redirects=False) as response:
                         self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
                         if not response.ok or response.status >= 300:
                             content = await read_error(response)
@@ -198,6 +199,8 @@ class UpstreamEngine(ABC):
                                         await slice_.give_way()
                                 if reply.done:
                                     break
+                                if slice_.over:
+                                    await slice_.give_way()
                             if reply.begun and not reply.done:
                                 await self._delay_read(response)
                         if not reply.done:
@@ -296,6 +299,11 @@ class UpstreamEngine(ABC):
         if self._options.log_error_texts:
             logger.warning("call=%s upstream: %s: %s", request_id, what, without_secrets(error.message, self._key))
         return replace(error, message=redacted.text)
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    """The body for aiohttp, which writes a file in pieces."""
+    return body if len(body) <= PIECE_BYTES else io.BytesIO(body)
 
 
 def _default_param(request: GenerateRequest) -> str:

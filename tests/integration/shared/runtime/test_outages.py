@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import asyncpg
 import pytest
 import sqlalchemy.exc
 import uvloop
@@ -99,6 +100,19 @@ async def test_several_servers_without_a_primary_are_an_outage(database_url: str
     engine = connect(f"{database_url}&target_session_attrs=standby")
     assert is_database_outage(await database_error(engine, "SELECT 1"))
     await engine.dispose()
+
+
+async def test_an_inconsistent_connection_is_an_outage(
+    database: AsyncEngine, database_error: ErrorOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg may lose track of a connection that the server closes while it is used; the statement is not at fault."""
+
+    async def inconsistent(*_: object, **__: object) -> None:
+        raise asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+
+    for method in ("fetch", "prepare"):
+        monkeypatch.setattr(asyncpg.Connection, method, inconsistent)
+    assert is_database_outage(await database_error(database, "SELECT 1"))
 
 
 async def test_a_terminated_backend_is_an_outage(database: AsyncEngine, database_error: ErrorOf) -> None:
