@@ -46,6 +46,13 @@ def parse_error(content: bytes) -> ErrorBody:
 
 def error_of(error: Any) -> ErrorBody:
     """Read a decoded error."""
+    try:
+        return _error_of(error)
+    except RecursionError:
+        return ErrorBody("")
+
+
+def _error_of(error: Any) -> ErrorBody:
     if isinstance(error, list) and error and isinstance(error[0], dict) and "error" in error[0]:
         error = error[0]
     status, param = None, None
