@@ -282,7 +282,7 @@ def _pieces(content: Any) -> Iterator[tuple[bool, str]]:
             continue
         kind = part.get("type", "text")
         is_thought = kind in ("thinking", "reasoning")
-        value = part.get(kind) if kind in part else part.get("text")
+        value = next((part[name] for name in (kind, "text", "content") if part.get(name) is not None), None)
         if value is None or not (is_thought or kind in _TEXT_PARTS):
             continue
         if isinstance(value, str):
