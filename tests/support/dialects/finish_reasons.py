@@ -43,6 +43,15 @@ FINISHES = (
         end(),
         reasoning="Hm. ",
     ),
+    Dialect(
+        name="stop on a chunk of reasoning, and no end after the text",
+        source="open-webui/open-webui#16377",
+        writes=frames(delta(reasoning_content="Hm. ", reason="stop"), *HI, done=False),
+        reasoning="Hm. ",
+        text="Hi there",
+        error="ended its answer too early",
+        finish="stop",
+    ),
     says_hi("stop in each chunk", "open-webui/open-webui#16377", part("Hi ", "stop"), part("there", "stop")),
     says_hi("KoboldCpp: the text null", "PowerShell/AIShell#350", part("Hi ", "null"), part("there", "None"), end()),
     says_hi(

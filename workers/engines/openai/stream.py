@@ -59,6 +59,8 @@ class StreamParser:
         # reason, so a choice ends with the stream.
         self._open = set(range(choices))
         self._reasons: dict[int, tuple[str, int | str | None]] = {}
+        # Choices with output after their finish reason.
+        self._resumed: set[int] = set()
         self._events = EventReader()
         self._calls: dict[int, ToolCalls] = {}
         self._usage = UsageReader()
@@ -71,8 +73,8 @@ class StreamParser:
 
     @property
     def finished(self) -> bool:
-        """Whether every choice has its finish reason, which may not have been returned yet."""
-        return len(self._reasons) == self._choices
+        """Whether every choice has its finish reason, and no output after it. It may not have been returned yet."""
+        return len(self._reasons) == self._choices and not self._resumed
 
     @property
     def usage(self) -> Usage | None:
@@ -126,6 +128,7 @@ class StreamParser:
         if parts or self.begun:
             for index in range(self._choices):
                 self._reasons.setdefault(index, ("stop", None))
+            self._resumed.clear()
         self.done = True
 
     def _chunk(self, chunk: Any, parts: dict[int, _Part]) -> None:
@@ -171,6 +174,8 @@ class StreamParser:
                 part.add_calls(self._calls.setdefault(index, ToolCalls()).add(calls))
             if logprobs:
                 part.logprobs.append(logprobs)
+            if self._reasons and not reason and index in self._reasons:
+                self._resumed.add(index)
             if reason:
                 if usage := choice.get("usage"):
                     self._usage.add(usage)
@@ -178,6 +183,7 @@ class StreamParser:
                 if reason in INTERRUPTED:
                     raise _Failed(error_of(choice) if choice.get("error") else ErrorBody(""))
                 if reason not in UNFINISHED:
+                    self._resumed.discard(index)
                     self._end_choice(index, FINISH_REASONS.get(reason, "stop"), choice.get("stop_reason"))
 
     def _end_choice(self, index: int, reason: str, stop_reason: Any) -> None:
@@ -199,7 +205,7 @@ class StreamParser:
 
     def _close_finished(self, parts: dict[int, _Part]) -> None:
         """End the choices that have their finish reason."""
-        for index in sorted(self._open & self._reasons.keys()):
+        for index in sorted(self._open & self._reasons.keys() - self._resumed):
             reason, stop_reason = self._reasons[index]
             if (part := parts.get(index)) is None:
                 part = parts[index] = _Part()
@@ -282,7 +288,7 @@ def _pieces(content: Any) -> Iterator[tuple[bool, str]]:
             continue
         kind = part.get("type", "text")
         is_thought = kind in ("thinking", "reasoning")
-        value = part.get(kind) if kind in part else part.get("text")
+        value = next((part[name] for name in (kind, "text", "content") if part.get(name) is not None), None)
         if value is None or not (is_thought or kind in _TEXT_PARTS):
             continue
         if isinstance(value, str):

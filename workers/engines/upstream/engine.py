@@ -47,8 +47,9 @@ logger = logging.getLogger(__name__)
 
 # Bodies are written, and reads are parsed, in pieces of this size, with time for other tasks between them.
 PIECE_BYTES = 64 << 10
-# Longest wait for the usage and the end of the stream after the last finish reason: some servers leave it open.
-TRAILER_S = 2.0
+# Longest wait for more output, the usage, or the end of a stream whose choices have their finish reasons: some servers
+# leave it open.
+TRAILER_S = 5.0
 
 
 class ReplyParser(Protocol):
@@ -204,6 +205,7 @@ class UpstreamEngine(ABC):
                                 break
                             for start in range(0, len(data), PIECE_BYTES):
                                 for delta in reply.feed(data[start : start + PIECE_BYTES]):
+                                    finished_at = 0.0
                                     yield delta
                                     if slice_.over:
                                         await slice_.give_way()

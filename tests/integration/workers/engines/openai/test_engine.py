@@ -237,6 +237,17 @@ async def test_a_finished_stream_that_stays_open_ends_soon(
     assert deltas[-1].finish_reason == "stop"
 
 
+async def test_text_after_a_finish_reason_is_not_cut(
+    engine: OpenAIEngine, upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open-webui/open-webui#16377: a stream whose every chunk has a finish reason, and lasts longer than the wait."""
+    monkeypatch.setattr("workers.engines.upstream.engine.TRAILER_S", 0.5)
+    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
+    upstream.answers = [Answer(raw=(*(chunk, 0.1) * 8, b"data: [DONE]\n\n"))]
+    deltas, _ = await run(engine)
+    assert text(deltas) == "x" * 8
+
+
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
 async def test_refused_request(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
     upstream.answers = [error_answer(status, "the prompt is too long")]

@@ -90,6 +90,7 @@ def test_endless_line() -> None:
         (b'{"object": "error", "message": "no"}', "no"),
         (b'{"detail": "no"}', "no"),
         (b"no\n", "no"),
+        (b'{"error": "n\\u0000o\\u001b[1m"}', "n o [1m"),
         (b"", ""),
         (b"\xff" * 2000, "\ufffd" * 500),
     ],
