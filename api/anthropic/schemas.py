@@ -142,7 +142,7 @@ class InputMessage(_Strict):
     """A message. User messages may have tool results, assistant messages tool calls. `system` may occur anywhere."""
 
     role: Literal["user", "assistant", "system"]
-    content: Blocks
+    content: Blocks = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _blocks_of_the_role(self) -> Self:

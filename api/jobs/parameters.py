@@ -6,7 +6,6 @@ and optional members that are null or empty.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -36,6 +35,7 @@ from shared.domain.request import (
     Tool,
     UnicodeText,
     contradiction,
+    json_text,
     unicode_text,
 )
 
@@ -50,7 +50,7 @@ PLAIN_CHOICES = ("none", "auto", "required")
 def _arguments_text(arguments: Any) -> Any:
     """The JSON text of a call's arguments. Clients also send them as an object, and none as nothing."""
     if isinstance(arguments, dict):
-        return json.dumps(arguments, ensure_ascii=False)
+        return json_text(arguments)
     if arguments is None or arguments == [] or (isinstance(arguments, str) and not arguments.strip()):
         return "{}"
     return arguments
@@ -333,7 +333,7 @@ class ChatParameters(CommonParameters):
             names -= {"tools", "tool_choice"}
         if not names:
             return None
-        options = self.model_dump(include=names)
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
         if isinstance(self.tool_choice, NamedTool):
             options["tool_choice"] = {"name": self.tool_choice.function.name}
         return ChatOptions.model_validate(options)

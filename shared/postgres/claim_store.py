@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import UnreadableRow
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, WorkerState
+from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
 from shared.postgres.group_commit import GroupCommit
@@ -100,16 +101,14 @@ class ClaimStore(JobRowStore):
         """
         return await (self._suspect_claims if suspects else self._claims)(job_id)
 
-    async def suspect_priority(self, job_id: str) -> int | None:
-        """The priority of a queued job of this model that is a suspect (`shared.domain.suspects`); None if it is not
-        one."""
-        statement = select(JobRow.priority).where(
+    async def queued_suspect(self, job_id: str) -> Hint | None:
+        """A queued job of this model that is a suspect (`shared.domain.suspects`); None if it is not one."""
+        statement = select(JobRow.id, JobRow.model, JobRow.priority).where(
             JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.suspect
         )
         if self._model is not None:
             statement = statement.where(JobRow.model == self._model)
-        row = await self._first(statement)
-        return None if row is None else int(row.priority)
+        return await self._one(statement, lambda row: Hint(row.id, row.model, row.priority))
 
     async def clear_suspect(self, job_id: str, attempt: int) -> None:
         """Record that a job which this attempt owns has a token, and is not a suspect any more."""

@@ -135,7 +135,7 @@ class FaultyUpstream:
 async def faulty_upstream(port: int = 0) -> AsyncIterator[FaultyUpstream]:
     """A server on 127.0.0.1; port 0 selects a free port."""
     upstream = FaultyUpstream()
-    app = web.Application()
+    app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/v1/chat/completions", upstream.handle)
     app.router.add_post("/v1/completions", upstream.handle)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)

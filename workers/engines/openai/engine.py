@@ -29,8 +29,8 @@ class OpenAIEngine(UpstreamEngine):
     def endpoint(self, request: GenerateRequest) -> str:
         return "completions" if request.messages is None else "chat/completions"
 
-    def body(self, request: GenerateRequest) -> dict[str, Any]:
-        body = request_body(request, max_tokens_field=self._max_tokens_field)
+    async def body(self, request: GenerateRequest) -> dict[str, Any]:
+        body = await request_body(request, max_tokens_field=self._max_tokens_field)
         return body | {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

@@ -28,6 +28,7 @@ _STATUS_OF = {
     "timeout": 504,
 }
 _PARAM = re.compile(r"[A-Za-z_][\w.\[\]-]{0,99}")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]+")
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 
 
@@ -46,6 +47,13 @@ def parse_error(content: bytes) -> ErrorBody:
 
 def error_of(error: Any) -> ErrorBody:
     """Read a decoded error."""
+    try:
+        return _error_of(error)
+    except RecursionError:
+        return ErrorBody("")
+
+
+def _error_of(error: Any) -> ErrorBody:
     if isinstance(error, list) and error and isinstance(error[0], dict) and "error" in error[0]:
         error = error[0]
     status, param = None, None
@@ -119,4 +127,4 @@ def _location(error: dict[str, Any]) -> str | None:
 
 
 def _cut(message: str) -> str:
-    return message.strip()[:MAX_MESSAGE]
+    return _CONTROLS.sub(" ", message[: 2 * MAX_MESSAGE]).strip()[:MAX_MESSAGE]

@@ -47,9 +47,13 @@ class ToolCalls:
             function = fragment.get("function")
             if function is None:
                 function = fragment if "name" in fragment or "arguments" in fragment else {}
-            call_id, name, arguments = fragment.get("id"), function.get("name"), function.get("arguments")
+            index, call_id = fragment.get("index"), fragment.get("id")
+            name, arguments = function.get("name"), function.get("arguments")
+            if not (call_id or name) and index.__class__ is int and (call := self._by_index.get(index)):
+                call.append(arguments)
+                continue
             self._take(
-                _index(fragment.get("index")),
+                _index(index),
                 "" if call_id is None else str(call_id),
                 "" if name is None else str(name),
                 arguments,
@@ -177,7 +181,7 @@ class _Call:
         if not text:
             return
         if self._parts and text[:1] in ("{", '"'):
-            if self._parts == [EMPTY] and not self._sent:  # the placeholder of a call whose arguments follow
+            if not self._sent and self._parts == [EMPTY]:  # the placeholder of a call whose arguments follow
                 self._parts, self._size = [], 0
             elif self.complete:
                 return
@@ -190,7 +194,7 @@ class _Call:
 
     def pending(self, *, ends: bool, fill: bool) -> str:
         """Arguments to emit. `{}` is held back until the call `ends`; `fill` it in for a call without arguments."""
-        if not ends and self._parts == [EMPTY]:
+        if not ends and len(self._parts) == 1 and self._parts[0] == EMPTY:
             return ""
         if fill and not self.arguments.strip():
             return EMPTY

@@ -7,6 +7,7 @@ resume it. Error messages for clients contain neither URLs nor keys; the log has
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -44,8 +45,11 @@ from workers.engines.upstream.session import open_session, read_error, read_tail
 
 logger = logging.getLogger(__name__)
 
-# A read is parsed in pieces of this size, with time for other tasks between them.
+# Bodies are written, and reads are parsed, in pieces of this size, with time for other tasks between them.
 PIECE_BYTES = 64 << 10
+# Longest wait for more output, the usage, or the end of a stream whose choices have their finish reasons: some servers
+# leave it open.
+TRAILER_S = 5.0
 
 
 class ReplyParser(Protocol):
@@ -61,7 +65,7 @@ class ReplyParser(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether every choice has its finish reason."""
+        """Whether every choice has its finish reason, which `end` returns at the latest."""
 
     @property
     def failure(self) -> UpstreamError | ErrorBody | None:
@@ -75,7 +79,7 @@ class ReplyParser(Protocol):
         """Parse the bytes of one read. Each delta takes little time."""
 
     def end(self) -> Iterator[Delta]:
-        """Parse what is left at the end of the body."""
+        """Parse what is left at the end of the body. Called again, it yields nothing."""
 
 
 class UpstreamEngine(ABC):
@@ -105,8 +109,8 @@ class UpstreamEngine(ABC):
         """The path below `base_url`, without a leading slash."""
 
     @abstractmethod
-    def body(self, request: GenerateRequest) -> dict[str, Any]:
-        """The request as the server accepts it.
+    async def body(self, request: GenerateRequest) -> dict[str, Any]:
+        """The request as the server accepts it. Its values can be encoded by orjson.
 
         Raises:
             InvalidRequest: the server's API cannot express it.
@@ -166,7 +170,7 @@ class UpstreamEngine(ABC):
         self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
         url = f"{self._options.base_url}/{self.endpoint(request)}"
-        parameters = self.body(request)
+        parameters = await self.body(request)
         parameters = self._refused.accepted(parameters, self.optional(parameters))
         body = orjson.dumps(parameters)
         failures = 0
@@ -178,7 +182,7 @@ class UpstreamEngine(ABC):
                 reply = self.reply(request)
                 failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
                 try:
-                    async with self._session.post(url, data=body, allow_redirects=False) as response:
+                    async with self._session.post(url, data=_payload(body), allow_redirects=False) as response:
                         self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
                         if not response.ok or response.status >= 300:
                             content = await read_error(response)
@@ -190,14 +194,25 @@ class UpstreamEngine(ABC):
                                 continue
                             raise self._status_error(request_id, response, content, request, body)
                         self._refused.remember(replaced_names)
-                        while not reply.done and (data := await response.content.readany()):
+                        finished_at = 0.0
+                        while not reply.done:
+                            if reply.finished:
+                                finished_at = finished_at or asyncio.get_running_loop().time()
+                                data = await _read_until(response, finished_at + TRAILER_S)
+                            else:
+                                data = await response.content.readany()
+                            if not data:
+                                break
                             for start in range(0, len(data), PIECE_BYTES):
                                 for delta in reply.feed(data[start : start + PIECE_BYTES]):
+                                    finished_at = 0.0
                                     yield delta
                                     if slice_.over:
                                         await slice_.give_way()
                                 if reply.done:
                                     break
+                                if slice_.over:
+                                    await slice_.give_way()
                             if reply.begun and not reply.done:
                                 await self._delay_read(response)
                         if not reply.done:
@@ -212,8 +227,10 @@ class UpstreamEngine(ABC):
                 except (aiohttp.ClientError, TimeoutError) as error:
                     failure = connection_error(error)
                     self._metrics.upstream_failures.labels(self._label, failure_kind(error)).inc()
-                if reply.finished:
-                    break  # a failure after the last finish reason affects only the usage
+                if reply.finished:  # a failure after the last finish reason affects only the usage
+                    for delta in reply.end():
+                        yield delta
+                    break
                 delay_s = backoff_s(failures, failure.retry_after_s)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 if reply.begun or failures >= self._options.max_retries or delay_s is None:
@@ -296,6 +313,20 @@ class UpstreamEngine(ABC):
         if self._options.log_error_texts:
             logger.warning("call=%s upstream: %s: %s", request_id, what, without_secrets(error.message, self._key))
         return replace(error, message=redacted.text)
+
+
+async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> bytes:
+    """Read data; nothing if there is none by then, on the clock of the event loop."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await response.content.readany()
+    except TimeoutError:
+        return b""
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    """The body for aiohttp, which writes a file in pieces."""
+    return body if len(body) <= PIECE_BYTES else io.BytesIO(body)
 
 
 def _default_param(request: GenerateRequest) -> str:

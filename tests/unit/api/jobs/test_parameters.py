@@ -21,7 +21,7 @@ def messages(*given: dict[str, Any]) -> list[Message]:
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        ({"arguments": {"path": "/ä", "n": [1, None]}}, '{"path": "/ä", "n": [1, null]}'),
+        ({"arguments": {"path": "/ä", "n": [1, None]}}, '{"path":"/ä","n":[1,null]}'),
         ({"arguments": ""}, "{}"),
         ({"arguments": " \n"}, "{}"),
         ({"arguments": None}, "{}"),

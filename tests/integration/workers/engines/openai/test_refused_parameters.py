@@ -20,7 +20,7 @@ from workers.engines.upstream import refused_parameters
 
 CHAT = GenerateRequest(messages=[Message(role="user", content="Hello")])
 TOOL = Tool(function=Function(name="weather", parameters={"type": "object"}))
-TOOLS = CHAT.model_copy(update={"chat": ChatOptions(tools=[TOOL], tool_choice="auto", parallel_tool_calls=True)})
+TOOLS = CHAT.model_copy(update={"chat": ChatOptions(tools=[TOOL], tool_choice="auto")})
 LIMITED = CHAT.model_copy(update={"sampling": Sampling(max_tokens=5)})
 
 
@@ -111,8 +111,8 @@ async def test_it_is_remembered_for_an_hour_and_logged_once(
     [
         (
             TOOLS,
-            [refusal(422, {"detail": [extra("parallel_tool_calls"), extra("tool_choice")]})],
-            {"tool_choice": None, "parallel_tool_calls": None},
+            [refusal(422, {"detail": [extra("tool_choice"), extra("stream_options")]})],
+            {"tool_choice": None, "stream_options": None},
         ),
         (
             LIMITED,
