@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any, cast
 
 import uvicorn
 
 from api.app import create_app
+from api.http.server import Server
 from api.settings import ApiSettings
 from shared.config.settings import settings_or_exit
 from shared.domain.errors import HeadraceError
@@ -25,7 +25,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     database_or_exit(settings.database_url)
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             app,
             http=cast(Any, app.state.connections.protocol),
@@ -35,9 +35,9 @@ def main() -> int:
             log_config=None,
             access_log=False,
             timeout_keep_alive=settings.keep_alive_s,
-            timeout_graceful_shutdown=math.ceil(settings.stop_grace_s),
             server_header=False,
-        )
+        ),
+        settings.stop_grace_s,
     )
     server.run()
     return 0 if server.started else 1

@@ -19,6 +19,7 @@ from api.http.dependencies import set_resources
 from api.http.middleware.body_limit import BodyLimitMiddleware
 from api.http.middleware.cors import allow_origins
 from api.http.middleware.head import HeadMiddleware
+from api.http.middleware.interrupted import InterruptedResponses
 from api.http.middleware.metrics import MetricsMiddleware
 from api.http.middleware.paths import PathMiddleware
 from api.http.middleware.region_redirect import RegionRedirectMiddleware
@@ -96,6 +97,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.add_middleware(RequestIdMiddleware, conventions=CONVENTIONS)
     app.add_middleware(PathMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
+    app.add_middleware(InterruptedResponses, metrics=metrics)
     errors.install(app, CONVENTIONS)
     app.include_router(jobs.router)
     app.include_router(openai.router)

@@ -149,7 +149,7 @@ async def open_resources(
             supervisor.start("revoked_work", revoked_work.run())
         keys = ApiKeyStore(database)
         authenticator = Authenticator(keys, settings.key_cache_s)
-        open_requests = OpenRequests(settings.project_streams, metrics)
+        open_requests = OpenRequests(settings, metrics)
         revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)
         supervisor.start("revocation_check", revocation_check.run())
 

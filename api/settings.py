@@ -101,6 +101,12 @@ class QuotaSettings(SettingsGroup):
     project_streams: int = Field(
         2500, ge=0, description="Maximum number of open event streams of a project in one API process; 0: unlimited."
     )
+    project_open_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="Maximum size of the bodies of a project's open requests, with the conversations that they"
+        " continue, in one API process; 0: unlimited.",
+    )
 
 
 class StreamSettings(SettingsGroup):

@@ -33,6 +33,7 @@ from shared.telemetry.tracing_setup import open_traces
 from workers.engines.base import Engine
 from workers.engines.factory import make_engine
 from workers.execution.attempt import AttemptContext, InterruptReason
+from workers.execution.compilations import Compilations
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -125,6 +126,7 @@ class WorkerRuntime:
             on_engine_death=engine_death.set,
             metrics=metrics,
             traces=traces,
+            compilations=_compilations(model, metrics),
         )
         runner = Runner(context, self.slot_pool)
         heartbeat = Heartbeat(runner, engine, claims, model.name, settings)
@@ -232,3 +234,11 @@ class WorkerRuntime:
             if not is_outage(error):
                 raise
             logger.warning("cannot end the lease, it will expire: %s", error)
+
+
+def _compilations(model: ModelSpec, metrics: Metrics) -> Compilations | None:
+    """The line for the structured outputs that the model's engine compiles; None if it compiles none."""
+    if model.structure_bounds is None:
+        return None
+    wait = metrics.structured_output_wait.labels(metrics.model_label(model.name))
+    return Compilations(model.structure_bounds, wait.observe, all_tools=model.compiles_all_tools)

@@ -6,7 +6,6 @@ assistant message at the end, which is continued here, as in Anthropic's API.
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from api.anthropic.schemas import (
@@ -30,6 +29,7 @@ from shared.domain.request import (
     Sampling,
     StructuredOutputs,
     Tool,
+    json_text,
 )
 
 # Claude Code starts its system prompt with a hash of the request, which would defeat prefix caching.
@@ -123,7 +123,7 @@ def _messages(turn: InputMessage) -> list[Message]:
             case ThinkingBlock():
                 thinking.append(block.thinking)
             case ToolUseBlock():
-                arguments = json.dumps(block.input, ensure_ascii=False)
+                arguments = json_text(block.input)
                 calls.append(MessageToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=arguments)))
             case ToolResultBlock():
                 content = "\n".join(item.text for item in block.content)

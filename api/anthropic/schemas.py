@@ -72,7 +72,7 @@ class ToolUseBlock(_Cacheable):
     type: Literal["tool_use"]
     id: UnicodeText
     name: UnicodeText
-    input: JsonObject
+    input: JsonObject = Field(default_factory=dict)
     caller: dict[str, Any] | None = Field(None, description="Accepted and ignored: who made the call.")
 
 
@@ -87,12 +87,25 @@ TextBlocks = Annotated[
 ]
 
 
+def _references_as_texts(content: Any) -> Any:
+    """Read references to found tools as texts: all tools are in the prompt, also those that are loaded later."""
+    if not isinstance(content, list):
+        return content
+    return [_reference_as_text(block) for block in content]
+
+
+def _reference_as_text(block: Any) -> Any:
+    if isinstance(block, dict) and block.get("type") == "tool_reference" and isinstance(block.get("tool_name"), str):
+        return {"type": "text", "text": f"Tool {block['tool_name']} is available."}
+    return block
+
+
 class ToolResultBlock(_Cacheable):
     """The result of a tool call. `is_error` is ignored; the content describes the error."""
 
     type: Literal["tool_result"]
     tool_use_id: UnicodeText
-    content: TextBlocks = Field(default_factory=list)
+    content: Annotated[TextBlocks, BeforeValidator(_references_as_texts)] = Field(default_factory=list)
     is_error: bool | None = None
 
 
@@ -129,7 +142,7 @@ class InputMessage(_Strict):
     """A message. User messages may have tool results, assistant messages tool calls. `system` may occur anywhere."""
 
     role: Literal["user", "assistant", "system"]
-    content: Blocks
+    content: Blocks = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _blocks_of_the_role(self) -> Self:

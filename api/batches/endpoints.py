@@ -50,8 +50,8 @@ class Endpoint(Protocol):
             pydantic.ValidationError, shared.domain.errors.InvalidRequest: the body is invalid.
         """
 
-    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
-        """Replace a job's parameter in an error by the endpoint's."""
+    def rename_param(self, request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
+        """Replace a job's parameter in an error about its request by the endpoint's."""
 
     def rename_failure(self, job: Job, failure: Failure) -> Failure:
         """Do the same in the failure of a job."""
@@ -80,8 +80,8 @@ class Completions:
             )
         return LineJob(request.model, generate, request.metadata or {}, end_user_name(request.user))
 
-    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
-        return error  # the names are the same
+    def rename_param(self, request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
+        return openai_params.rename_param(request, error)
 
     def rename_failure(self, job: Job, failure: Failure) -> Failure:
         return openai_params.rename_failure(job, failure)
@@ -104,7 +104,7 @@ class Responses:
             request.model, request.generate_request(messages), request.metadata, end_user_name(request.end_user)
         )
 
-    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
+    def rename_param(self, request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
         return responses_params.rename_param(error)
 
     def rename_failure(self, job: Job, failure: Failure) -> Failure:

@@ -139,11 +139,12 @@ async def _rejection(batch: Batch, line: Line, members: MemberReader, admission:
     await asyncio.sleep(0)  # parsing a line and counting its tokens takes some milliseconds
     try:
         job = (await off_loop(line.size, parse, line, batch.endpoint, members)).job
-        await admission.check(job.model, job.request)
     except LineRejected as rejected:
         return _as_request_error(rejected)
+    try:
+        await admission.check(job.model, job.request)
     except InvalidRequest as error:
-        return ENDPOINTS[batch.endpoint].rename_param(error)
+        return ENDPOINTS[batch.endpoint].rename_param(job.request, error)
     except NotFound as error:
         return error
     return InvalidRequest("This request was rejected after validation.")

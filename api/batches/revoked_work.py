@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Awaitable
 
 from sqlalchemy import and_, func, select
 
 from api.batches.batch import BatchStatus
 from api.batches.service import BatchService
 from api.jobs.service import JobService
-from shared.domain.errors import Conflict, NotFound
+from shared.domain.errors import Conflict, HeadraceError, NotFound
 from shared.domain.job import JobStatus
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import ApiKeyRow, BatchRow, JobRow
@@ -79,10 +79,17 @@ class RevokedWork:
         jobs, batches = await self._store.jobs(), await self._store.batches()
         for job_id, project_id in jobs:
             logger.info("job=%s its key was revoked; cancelling", job_id)
-            with suppress(NotFound):  # it was deleted meanwhile
-                await self._jobs.cancel(job_id, project_id)
+            await self._attempt(f"job={job_id}", self._jobs.cancel(job_id, project_id))
         for batch_id, project_id in batches:
             logger.info("batch=%s its key was revoked; cancelling", batch_id)
-            with suppress(NotFound, Conflict):  # it has ended meanwhile
-                await self._batches.cancel(batch_id, project_id)
+            await self._attempt(f"batch={batch_id}", self._batches.cancel(batch_id, project_id))
         return len(jobs) + len(batches)
+
+    @staticmethod
+    async def _attempt(what: str, cancel: Awaitable[object]) -> None:
+        try:
+            await cancel
+        except (NotFound, Conflict):
+            pass  # it was deleted, or has ended, meanwhile
+        except HeadraceError as error:  # the others are cancelled nevertheless
+            logger.warning("%s cannot be cancelled: %s", what, error)

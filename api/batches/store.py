@@ -38,7 +38,7 @@ from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
 from shared.postgres.job_statements import COLUMNS as JOB_COLUMNS
 from shared.postgres.job_statements import SUMMARY_COLUMNS, JobRowStore, insert_queued, read_job
-from shared.postgres.store import Records, page_by_id, seconds
+from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 from shared.runtime.offload import off_loop
 
@@ -135,7 +135,7 @@ class BatchStore(JobRowStore):
     async def page(self, project_id: int, *, limit: int, after: str | None) -> list[Batch]:
         """Return a project's batches that are older than `after`, newest first."""
         statement = select(*COLUMNS).where(BatchRow.project_id == project_id)
-        return await self._all(page_by_id(statement, BatchRow.id, limit=limit, after=after), to_batch)
+        return await self._page(statement, BatchRow.id, to_batch, limit=limit, after=after)
 
     async def cancel(self, batch_id: str) -> bool:
         """Move a batch to `cancelling`: no more lines are submitted. Returns False if its state does not allow it."""
@@ -226,7 +226,7 @@ class BatchStore(JobRowStore):
             {
                 "id": new_job_id(self._region),
                 "model": job.model,
-                "request": await off_loop(job.request.size, _request_json, job.request),
+                "request": await _request_json(job.request),
                 "choices": job.request.sampling.n,
                 "metadata": job.metadata,
                 "end_user": job.end_user,
@@ -366,5 +366,6 @@ class BatchStore(JobRowStore):
         return await self._changes(statement)
 
 
-def _request_json(request: GenerateRequest) -> str:
-    return request.model_dump_json(exclude_none=True, exclude_defaults=True)
+async def _request_json(request: GenerateRequest) -> str:
+    size = request.size + request.options_size
+    return await off_loop(size, request.model_dump_json, exclude_none=True, exclude_defaults=True)

@@ -28,7 +28,7 @@ from shared.domain.errors import FileInUse
 from shared.domain.ids import is_id, new_id, region_of
 from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
-from shared.postgres.store import Store, page_by_id, seconds
+from shared.postgres.store import Store, readable, seconds
 from shared.postgres.tables import BatchRow, FileRow
 
 FILE_ID_PREFIX = "file-"
@@ -100,8 +100,7 @@ class FileStore(Store):
         statement = select(*_COLUMNS).where(FileRow.project_id == project_id, not_expired())
         if purpose is not None:
             statement = statement.where(FileRow.purpose == purpose)
-        page = page_by_id(statement, FileRow.id, limit=limit, after=after, ascending=ascending)
-        return await self._all(page, _file)
+        return await self._page(statement, FileRow.id, _file, limit=limit, after=after, ascending=ascending)
 
     async def delete(self, file_id: str, project_id: int) -> bool:
         """Delete a file of a project; the caller then deletes its blob. Returns False if there is no such file.
@@ -179,13 +178,14 @@ async def insert_file(
 
 
 def _file(row: Row[Any]) -> StoredFile:
-    return StoredFile(
-        id=row.id,
-        project_id=row.project_id,
-        key_id=row.key_id,
-        purpose=Purpose(row.purpose),
-        filename=row.filename,
-        bytes=row.bytes,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-    )
+    with readable("file", row.id):
+        return StoredFile(
+            id=row.id,
+            project_id=row.project_id,
+            key_id=row.key_id,
+            purpose=Purpose(row.purpose),
+            filename=row.filename,
+            bytes=row.bytes,
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+        )

@@ -63,6 +63,27 @@ class _Phase(Enum):
 _BODY = _Phase.BODY
 
 
+class Server(uvicorn.Server):
+    """Cancels the requests that have not ended `grace_s` seconds after SIGTERM.
+
+    uvicorn does so too, but reports it as an error.
+    """
+
+    def __init__(self, config: uvicorn.Config, grace_s: float) -> None:
+        super().__init__(config)
+        self._grace_s = grace_s
+
+    async def _wait_tasks_to_complete(self) -> None:
+        try:
+            async with asyncio.timeout(self._grace_s):
+                await super()._wait_tasks_to_complete()
+        except TimeoutError:
+            unfinished = list(self.server_state.tasks)
+            logger.info("%d requests did not end within %g s and are cancelled", len(unfinished), self._grace_s)
+            for task in unfinished:
+                task.cancel()
+
+
 class Connections:
     """The client connections of this process, and their limits."""
 

@@ -11,11 +11,25 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
+from starlette.types import Receive, Scope, Send
 
 from api.settings import StreamSettings
 
 # Characters that JSON allows in strings, and at which `str.splitlines` splits: NEL, LINE and PARAGRAPH SEPARATOR.
 _SEPARATORS = {b"\xc2\x85": b"\\u0085", b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029"}
+
+
+class StoppedReading(Exception):
+    """The client has read nothing for too long, and its stream cannot be completed."""
+
+
+class _EventStream(EventSourceResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:  # an OSError, for which there is an error handler
+            raise StoppedReading from None
 
 
 def escape_separators(encoded: bytes) -> bytes:
@@ -29,8 +43,10 @@ def escape_separators(encoded: bytes) -> bytes:
 def event_stream(
     frames: AsyncIterator[bytes], settings: StreamSettings, headers: Mapping[str, str] | None = None
 ) -> EventSourceResponse:
-    """Stream encoded frames, keepalives included. A client that reads nothing for `send_timeout_s` is disconnected."""
-    return EventSourceResponse(
+    """Stream encoded frames, keepalives included. A client that reads nothing for `send_timeout_s` is disconnected
+    (`api.http.middleware.interrupted`).
+    """
+    return _EventStream(
         _escaped(frames),
         headers=headers,
         ping=0,  # its pings have other line ends, and may be sent between the last frame and the end

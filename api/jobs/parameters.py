@@ -13,6 +13,7 @@ from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -25,13 +26,16 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.request import (
     MAX_TOOLS,
     ChatOptions,
+    FunctionCall,
     JsonObject,
     Message,
+    MessageToolCall,
     Sampling,
     StructuredOutputs,
     Tool,
     UnicodeText,
     contradiction,
+    json_text,
     unicode_text,
 )
 
@@ -40,30 +44,74 @@ DEFAULT_PRIORITY = 3
 MAX_LOGPROBS = 20
 STRUCTURE_TYPES = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
+PLAIN_CHOICES = ("none", "auto", "required")
+
+
+def _arguments_text(arguments: Any) -> Any:
+    """The JSON text of a call's arguments. Clients also send them as an object, and none as nothing."""
+    if isinstance(arguments, dict):
+        return json_text(arguments)
+    if arguments is None or arguments == [] or (isinstance(arguments, str) and not arguments.strip()):
+        return "{}"
+    return arguments
+
+
+CallArguments = Annotated[
+    UnicodeText, BeforeValidator(_arguments_text, json_schema_input_type=UnicodeText | dict[str, Any])
+]
+
+
+def plain_choice(choice: Any) -> Any:
+    """`tool_choice` as a word, if it is one: Cursor sends `{"type": "auto"}`."""
+    if isinstance(choice, dict) and choice.keys() == {"type"} and choice["type"] in PLAIN_CHOICES:
+        return choice["type"]
+    return choice
+
+
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 
 class TextPart(BaseModel):
-    """A text in a message's content."""
+    """A text in a message's content, under the names of all of OpenAI's APIs."""
 
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"] = "text"
     text: UnicodeText
+
+
+class RefusalPart(BaseModel):
+    """An assistant's refusal in an earlier turn, which is a text as well."""
+
+    type: Literal["refusal"]
+    refusal: UnicodeText
+
+
+class PastFunctionCall(FunctionCall):
+    """The function of an earlier call, with arguments as clients send them back."""
+
+    arguments: CallArguments = "{}"
+
+
+class PastToolCall(MessageToolCall):
+    """A tool call in an earlier turn."""
+
+    function: PastFunctionCall
 
 
 class ChatMessage(Message):
     """A message in OpenAI's format. Its content is a string or a list of text parts.
 
-    An assistant message may have no content, because some responses have none.
+    The message of an assistant or a tool may have no content, because some responses and results have none.
     """
 
-    content: Annotated[UnicodeText | None, JsonForm(UnicodeText | list[TextPart])] = None
+    content: Annotated[UnicodeText | None, JsonForm(UnicodeText | list[TextPart | RefusalPart])] = None
+    tool_calls: list[PastToolCall] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)  # type: ignore[assignment]
     reasoning: UnicodeText | None = Field(None, validation_alias=AliasChoices("reasoning", "reasoning_content"))
 
     @model_validator(mode="before")
     @classmethod
-    def _accept_response_message(cls, data: Any) -> Any:
-        """Accept a response's message unchanged: without content, or with both names of the reasoning."""
-        if not isinstance(data, dict) or data.get("role") != "assistant":
+    def _accept_earlier_message(cls, data: Any) -> Any:
+        """Accept a response's message unchanged, without content or with both names of the reasoning; and no result."""
+        if not isinstance(data, dict) or data.get("role") not in ("assistant", "tool"):
             return data
         message = dict(data)
         if "reasoning" in message:
@@ -78,12 +126,18 @@ class ChatMessage(Message):
         """Join parts with line breaks, as vLLM does for chat templates that expect a string."""
         if not isinstance(content, list):
             return content
-        texts: list[str] = []
-        for position, part in enumerate(content):
-            if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-                raise ValueError(f"content part {position} is not a text part; this model accepts text only")
-            texts.append(part["text"])
-        return "\n".join(texts)
+        return "\n".join(_part_text(part, position) for position, part in enumerate(content))
+
+
+def _part_text(part: Any, position: int) -> str:
+    match part:
+        case {"type": "text" | "input_text" | "output_text", "text": str(text)}:
+            return text
+        case {"type": "refusal", "refusal": str(text)}:
+            return text
+        case {"text": str(text)} if "type" not in part:
+            return text
+    raise ValueError(f"content part {position} is not a text part; this model accepts text only")
 
 
 class JsonSchemaFormat(BaseModel):
@@ -244,7 +298,8 @@ class ChatParameters(CommonParameters):
     @field_validator("tool_choice", mode="before")
     @classmethod
     def _choice_or_name(cls, choice: Any) -> Any:
-        if choice is None or choice in ("none", "auto", "required"):
+        choice = plain_choice(choice)
+        if choice is None or choice in PLAIN_CHOICES:
             return choice
         named = isinstance(choice, dict) and choice.keys() <= {"type", "function"}
         if named and choice.get("type", "function") == "function" and _is_named(choice.get("function")):
@@ -278,7 +333,7 @@ class ChatParameters(CommonParameters):
             names -= {"tools", "tool_choice"}
         if not names:
             return None
-        options = self.model_dump(include=names)
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
         if isinstance(self.tool_choice, NamedTool):
             options["tool_choice"] = {"name": self.tool_choice.function.name}
         return ChatOptions.model_validate(options)

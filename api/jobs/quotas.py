@@ -16,7 +16,6 @@ from api.jobs.quota_store import ProjectUsage, QuotaStore
 from api.settings import QuotaSettings
 from shared.domain.errors import QuotaExceeded
 from shared.domain.priorities import BANDS, PRIORITY_STEPS
-from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import NewJob
 from shared.telemetry.metrics import Metrics, Quota
 
@@ -102,7 +101,7 @@ class ProjectQuotas:
         """
         if not self._limited:
             return NO_RESERVATION
-        job = _Jobs(1, int(new.priority in _URGENT), _size(new.request))
+        job = _Jobs(1, int(new.priority in _URGENT), new.request.size)
         project_id = new.owner.project_id
         project = self._projects.get(project_id)
         if project is None:
@@ -180,13 +179,6 @@ class ProjectQuotas:
             project.recount_after = started_at + min(MAX_RECOUNT_S, MIN_COUNT_INTERVAL * took_s)
         finally:
             project.counting = None
-
-
-def _size(request: GenerateRequest) -> int:
-    """About the size of a stored request. The count uses the size of the rows."""
-    if request.messages is not None:
-        return sum(len(message.content or "") + 32 for message in request.messages)
-    return len(request.prompt or "")
 
 
 def _retrieve_error(task: asyncio.Task[None]) -> None:

@@ -39,6 +39,10 @@ class SyncCall:
         """
         self._open_request.open_stream()
 
+    def hold(self, size: int) -> None:
+        """Count bytes that the call keeps in memory; raises as `OpenRequest.hold`."""
+        self._open_request.hold(size)
+
     async def respond(
         self,
         submitted: Sequence[Job],

@@ -1,4 +1,8 @@
-"""The requests that this process is answering, by key: what revoking a key interrupts, and open streams per project."""
+"""The requests that this process is answering: what revoking a key interrupts, and what a project uses of the process.
+
+A project's open streams and the bytes of its open requests are limited. A request keeps its body until it is answered,
+which may take as long as its job.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,17 @@ from collections import Counter
 from collections.abc import Callable
 
 from api.keys.principal import Principal
+from api.settings import QuotaSettings
 from shared.domain.errors import QuotaExceeded
 from shared.telemetry.metrics import Metrics, Quota
 
-STREAM_RETRY_S = 5
+RETRY_S = 5
 
 
 class OpenRequest:
     """An authenticated request. `interrupted`: its key was revoked, so the client did not abandon it."""
 
-    __slots__ = ("_requests", "disconnect", "interrupted", "is_stream", "principal")
+    __slots__ = ("_requests", "bytes", "disconnect", "interrupted", "is_stream", "principal")
 
     def __init__(self, requests: OpenRequests, principal: Principal, disconnect: Callable[[], None] | None) -> None:
         self._requests = requests
@@ -23,6 +28,7 @@ class OpenRequest:
         self.disconnect = disconnect
         self.interrupted = False
         self.is_stream = False
+        self.bytes = 0
 
     def open_stream(self) -> None:
         """Count this request as an open stream of its project, until it ends.
@@ -32,16 +38,25 @@ class OpenRequest:
         """
         self._requests.open_stream(self)
 
+    def hold(self, size: int) -> None:
+        """Count bytes that this request keeps in memory until it ends.
+
+        Raises:
+            QuotaExceeded: the open requests of its project would have too many bytes in this process.
+        """
+        self._requests.hold(self, size)
+
 
 class OpenRequests:
     """All open requests. They are counted per API process, because each process holds its own connections."""
 
-    def __init__(self, max_streams: int, metrics: Metrics) -> None:
-        """`max_streams`: the maximum number of open streams of a project; 0: unlimited."""
-        self._max_streams = max_streams
+    def __init__(self, settings: QuotaSettings, metrics: Metrics) -> None:
+        self._max_streams = settings.project_streams
+        self._max_bytes = settings.project_open_bytes
         self._metrics = metrics
         self._by_key: dict[int, set[OpenRequest]] = {}
         self._streams: Counter[int] = Counter()
+        self._bytes: Counter[int] = Counter()
 
     def enter(self, principal: Principal, disconnect: Callable[[], None] | None) -> OpenRequest:
         """Register a request. `disconnect` closes its connection."""
@@ -56,11 +71,15 @@ class OpenRequests:
         requests.discard(request)
         if not requests:
             del self._by_key[key_id]
+        project_id = request.principal.project_id
         if request.is_stream:
-            project_id = request.principal.project_id
             self._streams[project_id] -= 1
             if not self._streams[project_id]:
                 del self._streams[project_id]
+        if request.bytes:
+            self._bytes[project_id] -= request.bytes
+            if not self._bytes[project_id]:
+                del self._bytes[project_id]
 
     def open_stream(self, request: OpenRequest) -> None:
         """As `OpenRequest.open_stream`."""
@@ -72,10 +91,24 @@ class OpenRequests:
             raise QuotaExceeded(
                 f"This project has {self._max_streams} open streams at this server, the maximum"
                 " (HEADRACE_PROJECT_STREAMS); close one, or try again.",
-                retry_after_s=STREAM_RETRY_S,
+                retry_after_s=RETRY_S,
             )
         self._streams[project_id] += 1
         request.is_stream = True
+
+    def hold(self, request: OpenRequest, size: int) -> None:
+        """As `OpenRequest.hold`. A project's only request may have any size."""
+        project_id = request.principal.project_id
+        used = self._bytes[project_id]
+        if self._max_bytes and used > request.bytes and used + size > self._max_bytes:
+            self._metrics.quota_rejections.labels(Quota.OPEN_BYTES.value).inc()
+            raise QuotaExceeded(
+                f"The open requests of this project would have more than {self._max_bytes} bytes at this server"
+                " (HEADRACE_PROJECT_OPEN_BYTES); try again when some have been answered, or submit jobs to poll.",
+                retry_after_s=RETRY_S,
+            )
+        self._bytes[project_id] += size
+        request.bytes += size
 
     def key_ids(self) -> set[int]:
         """The keys of the open requests."""

@@ -263,9 +263,8 @@ def _listed() -> Any:
 
 
 def _valid_key(row: Any) -> ValidKey:
-    scopes = frozenset(Scope(scope) for scope in row.scopes)
     left = None if row.expires_in_s is None else float(row.expires_in_s)
-    return ValidKey(Principal(row.project_id, row.id, scopes, priority_floor=row.priority_floor), left)
+    return ValidKey(Principal(row.project_id, row.id, frozenset(_scopes(row)), priority_floor=row.priority_floor), left)
 
 
 def _api_key(row: Row[Any]) -> ApiKey:
@@ -274,13 +273,18 @@ def _api_key(row: Row[Any]) -> ApiKey:
         name=row.name,
         prefix=row.prefix,
         project=row.project,
-        scopes=tuple(Scope(scope) for scope in row.scopes),
+        scopes=_scopes(row),
         priority_floor=row.priority_floor,
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
     )
+
+
+def _scopes(row: Any) -> tuple[Scope, ...]:
+    """The scopes of a key, without those that only a newer version knows."""
+    return tuple(scope for scope in Scope if scope.value in row.scopes)
 
 
 async def _project_id(connection: AsyncConnection, name: str, *, must_be_new: bool) -> int:

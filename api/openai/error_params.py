@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from shared.domain.errors import InvalidRequest
 from shared.domain.job import Failure, Job
+from shared.domain.request import GenerateRequest
+
+
+def rename_param(request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
+    """Replace a job's parameter with the one that OpenAI's clients send, in the error's `param` and message."""
+    return error.renamed(_names(request))
 
 
 def rename_failure(job: Job, failure: Failure) -> Failure:
-    """Replace a job's parameter with the one that OpenAI's clients send.
+    """Do the same in the failure of a job."""
+    return failure.renamed(_names(job.request))
 
-    A JSON schema is requested by `response_format`; vLLM's `structured_outputs` is for what OpenAI does not have.
-    """
-    structure = job.request.structured_outputs
+
+def _names(request: GenerateRequest) -> Mapping[str, str]:
+    """A JSON schema is requested by `response_format`; vLLM's `structured_outputs` is for what OpenAI does not have."""
+    structure = request.structured_outputs
     is_json = structure is not None and (structure.json_schema is not None or bool(structure.json_object))
-    return failure.renamed({"structured_outputs": "response_format"}) if is_json else failure
+    return {"structured_outputs": "response_format"} if is_json else {}

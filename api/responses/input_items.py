@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from api.http.members import JsonForm
 from api.http.validation import describe
+from api.jobs.parameters import CallArguments
 from shared.domain.request import UnicodeText, contradiction
 
 TEXT_PARTS = ("input_text", "output_text", "text")
@@ -73,7 +74,7 @@ class FunctionCallItem(_Item):
     type: Literal["function_call"]
     call_id: UnicodeText = Field(min_length=1, max_length=128)
     name: UnicodeText = Field(min_length=1, max_length=128)
-    arguments: UnicodeText
+    arguments: CallArguments = "{}"
 
 
 class FunctionCallOutputItem(_Item):
@@ -81,7 +82,7 @@ class FunctionCallOutputItem(_Item):
 
     type: Literal["function_call_output"]
     call_id: UnicodeText = Field(min_length=1, max_length=128)
-    output: Annotated[UnicodeText, TextParts]
+    output: Annotated[UnicodeText, TextParts] = ""
 
     @model_validator(mode="before")
     @classmethod

@@ -48,7 +48,9 @@ async def create(
     """Create a response. Unless it runs in the background, it is cancelled if the client disconnects."""
     if body.stream:
         call.open_stream()
-    response, job, created = await responses.create(body, principal.acting_for(body.end_user), submission, work)
+    response, job, created = await responses.create(
+        body, principal.acting_for(body.end_user), submission, work, call.hold
+    )
 
     async def response_body(jobs: Sequence[Job]) -> JsonBody:
         return await responses.body(replace(response, job=jobs[0]))

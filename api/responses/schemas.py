@@ -10,7 +10,14 @@ from api.http.members import MemberRules
 from api.http.pagination import PageView
 from api.jobs import dialects
 from api.jobs.dialects import LOGPROBS
-from api.jobs.parameters import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue
+from api.jobs.parameters import (
+    DEFAULT_PRIORITY,
+    MAX_METADATA,
+    PLAIN_CHOICES,
+    MetadataKey,
+    MetadataValue,
+    plain_choice,
+)
 from api.responses.input_items import InputItem, read_items
 from shared.domain.request import (
     MAX_MESSAGES,
@@ -59,7 +66,8 @@ class FunctionChoice(BaseModel):
 
 
 def _choice(value: Any) -> Any:
-    if value in ("none", "auto", "required"):
+    value = plain_choice(value)
+    if value in PLAIN_CHOICES:
         return value
     if isinstance(value, dict) and value.keys() == {"type", "name"} and value["type"] == "function":
         return value

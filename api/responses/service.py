@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -46,13 +46,20 @@ class ResponseService:
         self._job_store = job_store
 
     async def create(
-        self, body: ResponseCreate, principal: Principal, submission: SubmitHeaders, work: BodyWork
+        self,
+        body: ResponseCreate,
+        principal: Principal,
+        submission: SubmitHeaders,
+        work: BodyWork,
+        hold: Callable[[int], None],
     ) -> tuple[StoredResponse, Job, bool]:
         """Commit a response together with its job. When this returns, both are durable.
 
-        The last value is False if an earlier call with this idempotency key created the response.
+        The last value is False if an earlier call with this idempotency key created the response. `hold` is called with
+        the size of the conversation that the response continues.
 
         Raises:
+            QuotaExceeded: as `JobService.submit`.
             NotFound: the model or the previous response does not exist.
             InvalidRequest: the input does not fit the context, the previous response has no output to continue, or the
                 conversation is too large.
@@ -61,6 +68,7 @@ class ResponseService:
         previous = None
         if body.previous_response_id is not None:
             previous = await self._previous(body.previous_response_id, principal.project_id)
+            hold(previous.job.request.size + previous.job.output_size)
             work = BodyWork(work.size + previous.job.request.size + previous.job.output_size)
         facts = await work.run(body.facts)
         new = NewJob(

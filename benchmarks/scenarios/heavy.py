@@ -22,10 +22,13 @@ from benchmarks.systems.headrace import Headrace, headrace
 MODEL = "heavy"
 LAG = "headrace_event_loop_lag_seconds"
 LIMIT_S = 0.05
+# A tool whose parameters are one object of 3.6 MB.
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"a": [{"key": "v" * 10}] * 180_000}}}]
 HEAVY: tuple[dict[str, Any], ...] = (
     {"prompt": "the mill", "n": 16, "max_tokens": 750, "logprobs": 20},
     {"prompt": "the river mill, " * 250_000, "max_tokens": 16},
     {"prompt": "the mill", "n": 1, "max_tokens": 12_000, "logprobs": 20},
+    {"messages": [{"role": "user", "content": "the mill"}], "tools": TOOLS, "max_tokens": 16},
 )
 
 

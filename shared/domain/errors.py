@@ -50,6 +50,7 @@ class UnreadableRow(Unavailable):
             f"The {what} {item_id} cannot be read by this version of the server. If an upgrade is in progress, try"
             " again when it has finished."
         )
+        self.what = what
         self.item_id = item_id
         self.reason = reason
 

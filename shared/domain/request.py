@@ -6,7 +6,7 @@ Names, bounds and messages follow `vllm.SamplingParams`; for an omitted value, t
 
 from __future__ import annotations
 
-import json
+import math
 from typing import Annotated, Any, Literal, Self
 
 import orjson
@@ -48,13 +48,40 @@ def unicode_text(text: str) -> str:
 UnicodeText = Annotated[str, AfterValidator(unicode_text)]
 
 
-def _encodable(value: dict[str, Any]) -> dict[str, Any]:
-    """Reject objects that cannot be stored and relayed as JSON, such as those with NaN, which Python's parser reads."""
+def json_text(value: dict[str, Any]) -> str:
+    """Encode a client's object.
+
+    Raises:
+        ValueError: it cannot be stored and relayed as JSON, for example because of NaN, which Python's parser reads.
+    """
+    if not _is_finite(value):
+        raise ValueError("must be serializable as JSON: Out of range float values are not JSON compliant")
     try:
-        json.dumps(value, allow_nan=False)
-        orjson.dumps(value)
-    except (ValueError, TypeError) as error:  # orjson's own is a TypeError
+        return orjson.dumps(value).decode()
+    except TypeError as error:
         raise ValueError(f"must be serializable as JSON: {error}") from None
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in a value is NaN or infinite.
+
+    `json.dumps` would check this as well, but for megabytes it holds the interpreter's lock for too long.
+    """
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        kind = type(item)
+        if kind is dict:
+            pending.extend(item.values())
+        elif kind is list:
+            pending.extend(item)
+        elif kind is float and not math.isfinite(item):
+            return False
+    return True
+
+
+def _encodable(value: dict[str, Any]) -> dict[str, Any]:
+    json_text(value)
     return value
 
 
@@ -257,7 +284,7 @@ class GenerateRequest(BaseModel):
         if self.messages is not None:
             return sum(_message_size(message) for message in self.messages)
         prompt = self.prompt or ""
-        return len(prompt) if isinstance(prompt, str) else 6 * len(prompt)
+        return _utf8_size(prompt) if isinstance(prompt, str) else 6 * len(prompt)
 
     @property
     def options_size(self) -> int:
@@ -277,7 +304,13 @@ _MESSAGE_BYTES = 64
 
 
 def _message_size(message: Message) -> int:
-    size = _MESSAGE_BYTES + len(message.content or "") + len(message.reasoning or "")
+    size = _MESSAGE_BYTES + _utf8_size(message.content or "")
+    if message.reasoning:
+        size += _utf8_size(message.reasoning)
     for call in message.tool_calls or ():
-        size += _MESSAGE_BYTES + len(call.function.arguments)
+        size += _MESSAGE_BYTES + _utf8_size(call.function.name) + _utf8_size(call.function.arguments)
     return size
+
+
+def _utf8_size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

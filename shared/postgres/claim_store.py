@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Boolean, Text, bindparam, delete, func, or_, select, update
+from sqlalchemy import ARRAY, Boolean, Text, bindparam, case, delete, func, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import UnreadableRow
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, WorkerState
+from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
 from shared.postgres.group_commit import GroupCommit
@@ -99,16 +101,14 @@ class ClaimStore(JobRowStore):
         """
         return await (self._suspect_claims if suspects else self._claims)(job_id)
 
-    async def suspect_priority(self, job_id: str) -> int | None:
-        """The priority of a queued job of this model that is a suspect (`shared.domain.suspects`); None if it is not
-        one."""
-        statement = select(JobRow.priority).where(
+    async def queued_suspect(self, job_id: str) -> Hint | None:
+        """A queued job of this model that is a suspect (`shared.domain.suspects`); None if it is not one."""
+        statement = select(JobRow.id, JobRow.model, JobRow.priority).where(
             JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.suspect
         )
         if self._model is not None:
             statement = statement.where(JobRow.model == self._model)
-        row = await self._first(statement)
-        return None if row is None else int(row.priority)
+        return await self._one(statement, lambda row: Hint(row.id, row.model, row.priority))
 
     async def clear_suspect(self, job_id: str, attempt: int) -> None:
         """Record that a job which this attempt owns has a token, and is not a suspect any more."""
@@ -142,7 +142,7 @@ class ClaimStore(JobRowStore):
     async def _withhold(self, job_ids: Sequence[str]) -> None:
         """Put claimed jobs that this version cannot read back into the queue, and withhold them from it.
 
-        A process that can read them releases them. The claim does not count as an attempt.
+        A process that can read them releases them. The claim leaves no trace: it is no attempt and no start.
         """
         statement = (
             update(JobRow)
@@ -150,7 +150,10 @@ class ClaimStore(JobRowStore):
             .values(
                 {
                     JobRow.status: JobStatus.QUEUED.value,
+                    JobRow.attempt: JobRow.attempt - 1,
                     JobRow.worker: None,
+                    JobRow.attempt_started_at: None,
+                    JobRow.started_at: case((JobRow.attempts != literal([], JSONB), JobRow.started_at)),
                     JobRow.dispatched_at: None,
                     JobRow.unreadable_at: func.clock_timestamp(),
                 }

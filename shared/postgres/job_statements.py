@@ -6,7 +6,6 @@ that creates a job, and `end_statement` is the only SQL that ends one. A test ch
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -32,7 +31,6 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.domain.errors import UnreadableRow
 from shared.domain.job import (
     RUNNING,
     TERMINAL,
@@ -54,8 +52,6 @@ from shared.postgres.store import Encoded, Records, Store, readable
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
-
-logger = logging.getLogger(__name__)
 
 # Suffix of `worker` in the row of a job whose claim was revoked or released.
 LOST = "/lost"
@@ -279,6 +275,7 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
             {
                 JobRow.status: result.status,
                 JobRow.worker: None,
+                JobRow.unreadable_at: None,
                 JobRow.finished_at: result.finished_at,
                 JobRow.first_token_at: func.coalesce(JobRow.first_token_at, result.first_token_at),
                 JobRow.output: result.output,
@@ -366,14 +363,8 @@ class JobRowStore(Store):
     """The base class of stores of jobs."""
 
     async def _summaries(self, statement: Select[Any]) -> list[JobSummary]:
-        """Build summaries from rows, without those that this version cannot read: one row must not fail the others."""
-        jobs = []
-        for row in await self._all(statement, lambda row: row):
-            try:
-                jobs.append(to_summary(row))
-            except UnreadableRow as error:
-                logger.warning("job=%s cannot be read: %s", error.item_id, error.reason)
-        return jobs
+        """Build summaries from rows, without those that this version cannot read."""
+        return await self._readable(statement, to_summary)
 
     async def _end(self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object) -> list[bool]:
         """Run an `end_statement`; return for each result whether it was written."""

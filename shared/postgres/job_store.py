@@ -52,7 +52,7 @@ from shared.postgres.job_statements import (
     to_summary,
 )
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Records, json_text, page_by_id, readable, seconds
+from shared.postgres.store import Records, json_text, readable, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 from shared.runtime.offload import off_loop
 
@@ -78,6 +78,15 @@ class Idempotency:
 
     key: str
     request_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableJob:
+    """What can be said about a job whose row this version may not be able to read."""
+
+    id: str
+    model: str
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +287,7 @@ class JobStore(JobRowStore):
             statement = statement.where(JobRow.status == status.value)
         if model is not None:
             statement = statement.where(JobRow.model == model)
-        return await self._summaries(page_by_id(statement, JobRow.id, limit=limit, after=after))
+        return await self._page(statement, JobRow.id, to_summary, limit=limit, after=after)
 
     async def delete(self, job_id: str, project_id: int) -> bool:
         """Delete the input and output of a job that has ended; the row remains, for accounting. False: not found."""
@@ -310,15 +319,15 @@ class JobStore(JobRowStore):
         )
         return await self._summaries(statement)
 
-    async def unreadable(self, limit: int = 1000) -> list[JobSummary]:
+    async def unreadable(self, limit: int = 1000) -> list[UnreadableJob]:
         """Return the queued jobs that a worker withheld because it could not read them, newest first."""
         statement = (
-            select(*SUMMARY_COLUMNS)
+            select(JobRow.id, JobRow.model, JobRow.created_at)
             .where(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
             .order_by(JobRow.id.desc())
             .limit(limit)
         )
-        return await self._summaries(statement)
+        return await self._all(statement, lambda row: UnreadableJob(row.id, row.model, row.created_at))
 
     async def live_workers(self) -> dict[str, int]:
         """Count the workers that are alive and ready, by model."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    tuple_,
     type_coerce,
     update,
 )
@@ -71,6 +72,14 @@ class LostJob:
     suspect: bool
     exposures: int
     ends: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """A queued job that a worker withheld because its version could not read it."""
+
+    job_id: str
+    since: datetime
 
 
 def verdicts(lost: Sequence[LostJob], generated: Collection[str], max_attempts: int) -> dict[str, Verdict]:
@@ -160,8 +169,8 @@ class RecoveryStore(JobRowStore):
         lost = await self.lost() if lost is None else lost
         judged, dead = verdicts(lost, generated, max_attempts), out_of_attempts(lost, generated, max_attempts)
         records = [
-            {"id": job.job_id, "attempt": job.attempt, **asdict(judged[job.job_id])}
-            for job in lost
+            {"id": job.job_id, "attempt": job.attempt, "charged": verdict.charged, "suspect": verdict.suspect}
+            for job, verdict in ((job, judged[job.job_id]) for job in lost)
             if not job.ends and job.job_id not in dead
         ]
         if not records:
@@ -236,37 +245,45 @@ class RecoveryStore(JobRowStore):
 
         `without` are the ids of jobs to leave out.
         """
+        # In this form the indexes of the deadlines are used: the condition itself would be checked for all queued jobs.
+        candidates = or_(
+            JobRow.start_before < func.now(), and_(JobRow.finish_before < func.now(), JobRow.finished_at.is_(None))
+        )
         statement = (
             select(*SUMMARY_COLUMNS)
-            .where(JobRow.id.not_in(without), JobRow.status == JobStatus.QUEUED.value, overdue())
+            .where(JobRow.id.not_in(without), JobRow.status == JobStatus.QUEUED.value, candidates, overdue())
             .limit(limit)
         )
         return await self._summaries(statement)
 
-    async def release_unreadable(self, older_than_s: float, limit: int = 100) -> list[Hint]:
-        """Release jobs to the queue that a worker withheld as unreadable but that this version can read."""
-        withheld = (
-            select(*COLUMNS)
-            .where(
-                JobRow.status == JobStatus.QUEUED.value,
-                JobRow.unreadable_at < func.clock_timestamp() - seconds(older_than_s),
-            )
-            .order_by(JobRow.id)
+    async def withheld(self, older_than_s: float, *, after: Withheld | None, limit: int) -> list[Withheld]:
+        """Return the queued jobs that a worker withheld as unreadable, the oldest first: those after `after`."""
+        statement = (
+            select(JobRow.id, JobRow.unreadable_at)
+            .where(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at < func.now() - seconds(older_than_s))
+            .order_by(JobRow.unreadable_at, JobRow.id)
             .limit(limit)
         )
-        readable = []
-        for row in await self._all(withheld, lambda row: row):
-            with contextlib.suppress(UnreadableRow):
-                readable.append((await read_job(row)).id)
-        if not readable:
-            return []
+        if after is not None:
+            statement = statement.where(tuple_(JobRow.unreadable_at, JobRow.id) > (after.since, after.job_id))
+        return await self._all(statement, lambda row: Withheld(row.id, row.unreadable_at))
+
+    async def release_if_readable(self, job_id: str) -> Hint | None:
+        """Release a withheld job to the queue if this version can read it."""
+        row = await self._first(select(*COLUMNS).where(JobRow.id == job_id, JobRow.unreadable_at.is_not(None)))
+        if row is None:
+            return None
+        try:
+            await read_job(row)
+        except UnreadableRow:
+            return None
         release = (
             update(JobRow)
-            .where(JobRow.id.in_(readable), JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
+            .where(JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
             .values({JobRow.unreadable_at: None, JobRow.dispatched_at: func.clock_timestamp()})
             .returning(JobRow.id, JobRow.model, JobRow.priority)
         )
-        return await self._all(release, _hint)
+        return await self._one(release, _hint)
 
     async def delete_idempotency_keys(self, older_than_s: int) -> None:
         """Delete old keys, so that they can be used again."""

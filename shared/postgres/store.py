@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.types import TypeEngine
 
 from shared.domain.errors import UnreadableRow
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -89,15 +92,6 @@ def seconds(count: float | ColumnElement[float]) -> Any:
     return func.make_interval(0, 0, 0, 0, 0, 0, count)
 
 
-def page_by_id(
-    statement: Select[Any], item_id: Any, *, limit: int, after: str | None, ascending: bool = False
-) -> Select[Any]:
-    """Restrict a query to one page: `limit` rows after the id `after`, newest first unless `ascending`."""
-    if after is not None:
-        statement = statement.where(item_id > after if ascending else item_id < after)
-    return statement.order_by(item_id.asc() if ascending else item_id.desc()).limit(limit)
-
-
 @contextmanager
 def readable(what: str, item_id: str) -> Iterator[None]:
     """Read one row. Errors about its values are raised as `UnreadableRow`."""
@@ -145,3 +139,43 @@ class Store:
         """Execute a statement; return whether it changed any row."""
         async with self._engine.connect() as connection:
             return bool((await connection.execute(statement)).rowcount)
+
+    async def _readable(self, statement: Any, build: Callable[[Row[Any]], T]) -> list[T]:
+        """As `_all`, without the rows that this version cannot read: one row must not fail the others."""
+        return _build_readable(await self._all(statement, lambda row: row), build)
+
+    async def _page(
+        self,
+        statement: Select[Any],
+        item_id: Any,
+        build: Callable[[Row[Any]], T],
+        *,
+        limit: int,
+        after: str | None,
+        ascending: bool = False,
+    ) -> list[T]:
+        """Build the values of one page: `limit` rows after the id `after`, newest first unless `ascending`.
+
+        Rows that this version cannot read are left out, and others take their places.
+        """
+        page: list[T] = []
+        ordered = statement.order_by(item_id.asc() if ascending else item_id.desc()).limit(limit)
+        while True:
+            query = ordered
+            if after is not None:
+                query = ordered.where(item_id > after if ascending else item_id < after)
+            rows = await self._all(query, lambda row: row)
+            page += _build_readable(rows, build)
+            if len(rows) < limit or len(page) >= limit:
+                return page[:limit]
+            after = rows[-1].id
+
+
+def _build_readable(rows: Sequence[Row[Any]], build: Callable[[Row[Any]], T]) -> list[T]:
+    values = []
+    for row in rows:
+        try:
+            values.append(build(row))
+        except UnreadableRow as error:
+            logger.warning("%s=%s cannot be read: %s", error.what, error.item_id, error.reason)
+    return values

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from shared.domain.job import AttemptOutcome, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
-from shared.postgres.recovery_store import RecoveryStore, out_of_attempts
+from shared.postgres.recovery_store import RecoveryStore, Withheld, out_of_attempts
 from shared.recovery.terminator import JobTerminator
 from shared.runtime.faulty_items import FaultyItems
 from shared.runtime.periodic import run_periodically
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 IDEMPOTENCY_KEY_S = 24 * 3600
 # How long a dead worker's row is kept: until its jobs are recovered, and for operators to see.
 DEAD_WORKER_S = 3600
-
-
 # How long a job that a worker could not read is withheld from the queue at least.
 WITHHELD_S = 10
+# How many such jobs one sweep reads.
+WITHHELD_LIMIT = 10
 
 
 class Sweeper:
@@ -49,6 +49,7 @@ class Sweeper:
         self._lease_s = lease_s
         self._max_attempts = max_attempts
         self._faulty = FaultyItems("job")
+        self._last_withheld: Withheld | None = None
         self._steady_since = time.monotonic()
 
     async def run(self) -> None:
@@ -115,12 +116,17 @@ class Sweeper:
         return len(requeued)
 
     async def _release_unreadable(self) -> None:
-        """Release the jobs that workers of another version could not read but this version can.
+        """Release some of the jobs that workers of another version could not read but this version can.
 
-        If a worker that cannot read them takes them again, it withholds them again, for `WITHHELD_S` seconds.
+        The next sweep continues with the others: reading them takes time and memory. If a worker that cannot read a
+        released job takes it again, it withholds it again, for `WITHHELD_S` seconds.
         """
-        for hint in await self._store.release_unreadable(WITHHELD_S):
-            logger.warning(
-                "job=%s model=%s is readable by this version; released to the queue", hint.job_id, hint.model
-            )
-            self._send(to_front(hint))
+        withheld = await self._store.withheld(WITHHELD_S, after=self._last_withheld, limit=WITHHELD_LIMIT)
+        self._last_withheld = withheld[-1] if len(withheld) == WITHHELD_LIMIT else None
+        for job in withheld:
+            hint = await self._store.release_if_readable(job.job_id)
+            if hint is not None:
+                logger.warning(
+                    "job=%s model=%s is readable by this version; released to the queue", hint.job_id, hint.model
+                )
+                self._send(to_front(hint))

@@ -126,12 +126,15 @@ class EventLog:
         return _seq(entries[0][0]) if entries else 0
 
     async def generated(self, attempts: Iterable[tuple[str, int]]) -> set[str]:
-        """Those of these jobs whose attempt, given by its number, has written a token to the log."""
+        """Those of these jobs whose attempt, given by its number, has written a token to the log.
+
+        A job whose fence cannot be read is not among them.
+        """
         wanted = list(attempts)
         async with self._redis.pipeline(transaction=False) as pipe:
             for job_id, _ in wanted:
                 pipe.hget(redis_keys.fence(job_id), "generated")
-            found = await pipe.execute()
+            found = await pipe.execute(raise_on_error=False)
         return {job_id for (job_id, attempt), value in zip(wanted, found, strict=True) if value == b"%d" % attempt}
 
     async def follow(self, job_id: str, api_id: str, after: int) -> LogPage:

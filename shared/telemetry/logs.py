@@ -54,6 +54,8 @@ def configure_logging(level: str, log_format: str) -> None:
     # Celery logs two lines for each task; the job's own lines contain more.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+    # kombu warns when a worker that stops puts back a message that it has just received.
+    logging.getLogger("kombu.transport.virtual.base").setLevel(logging.ERROR)
 
 
 class Line(NamedTuple):

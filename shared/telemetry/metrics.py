@@ -52,6 +52,7 @@ class Quota(StrEnum):
     RUNNING_JOBS = "running_jobs"
     REQUEST_BYTES = "request_bytes"
     STREAMS = "streams"
+    OPEN_BYTES = "open_bytes"
 
 
 # With bounds at the latency goals, 200 and 500 ms, and close to them on both sides.
@@ -269,6 +270,13 @@ class Metrics:
             WAIT_BUCKETS,
             WORKER,
         )
+        self.structured_output_wait = new.histogram(
+            "headrace_structured_output_wait_seconds",
+            "Time that a large structured output has waited for its turn to be compiled by the engine.",
+            (MODEL,),
+            WAIT_BUCKETS,
+            WORKER,
+        )
         self.engine_first_token = new.histogram(
             "headrace_engine_first_token_seconds",
             "Time from engine call to first token.",
@@ -375,6 +383,12 @@ class Metrics:
             (MODEL,),
             WORKER,
         )
+        self.structured_outputs_waiting = new.scraped(
+            "headrace_structured_outputs_waiting",
+            "Running jobs whose structured outputs wait for their turn to be compiled.",
+            (MODEL,),
+            WORKER,
+        )
         self.worker_stalled = new.scraped(
             "headrace_worker_stalled_seconds",
             "Time that messages have waited while this worker had free slots; it exits after 10 s.",
@@ -430,6 +444,12 @@ class Metrics:
         )
         self.upstream_retries = new.counter(
             "headrace_upstream_retries_total", "Retried upstream requests.", (MODEL,), WORKER
+        )
+        self.upstream_refused_parameters = new.counter(
+            "headrace_upstream_refused_parameters_total",
+            "Optional parameters that the upstream refused; their requests were repeated without them.",
+            (MODEL, Label("parameter", bound="optional parameters of OpenAI's API")),
+            WORKER,
         )
 
         new.start_at_zero(MODEL, names)

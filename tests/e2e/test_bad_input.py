@@ -194,8 +194,8 @@ async def test_a_native_job_requires_exactly_one_valid_input(
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", ["'user'"]),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", ["valid string"]),
         (
-            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}]},
-            "messages[0].tool_calls[0].function.arguments",
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"arguments": "{}"}}]}]},
+            "messages[0].tool_calls[0].function.name",
             ["required"],
         ),
         (

@@ -80,6 +80,9 @@ TOOL = {
     "parameters": {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(20)}},
 }
 TOOLS = [{"type": "function", "function": {"name": f"f{number}", **TOOL}} for number in range(1000)]
+# One object that belongs to the client: the parameters of a tool, or the arguments of an earlier call.
+OBJECT = {"a": [{"key": "v" * 10}] * 180_000}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": OBJECT}}
 IDS = [31_999] * 590_000
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "job-messages": (JOBS, {"messages": CONVERSATION}),
@@ -88,6 +91,14 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat-messages": (CHAT, {"messages": CONVERSATION}),
     "chat-parts": (CHAT, {"messages": PARTS}),
     "chat-tools": (CHAT, {"messages": CONVERSATION[:1], "tools": TOOLS}),
+    "chat-parameters": (
+        CHAT,
+        {
+            "messages": CONVERSATION[:1],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": OBJECT}}],
+        },
+    ),
+    "chat-arguments": (CHAT, {"messages": [*CONVERSATION[:1], {"role": "assistant", "tool_calls": [CALL]}]}),
     "completions-ids": (COMPLETIONS, {"prompt": IDS}),
     "completions-prompts": (COMPLETIONS, {"prompt": ["x" * 4000] * 1024}),
     "messages": (MESSAGES, {"messages": CONVERSATION}),

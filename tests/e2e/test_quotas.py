@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 
@@ -19,7 +20,7 @@ from tests.support.metrics import samples
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
-QUEUED, URGENT, STREAMS, REQUEST_BYTES = 20, 5, 3, 100_000
+QUEUED, URGENT, STREAMS, REQUEST_BYTES, OPEN_BYTES = 20, 5, 3, 100_000, 50_000
 CACHE_S = 1
 CHAT = {"model": "one", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5_000}
 
@@ -40,6 +41,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         HEADRACE_PROJECT_URGENT_JOBS=URGENT,
         HEADRACE_PROJECT_STREAMS=STREAMS,
         HEADRACE_PROJECT_REQUEST_BYTES=REQUEST_BYTES,
+        HEADRACE_PROJECT_OPEN_BYTES=OPEN_BYTES,
         HEADRACE_KEY_CACHE_S=CACHE_S,
     )
     try:
@@ -118,6 +120,50 @@ async def test_large_requests_are_limited_together(stack: Stack) -> None:
             assert (await client.post("/v1/jobs", json=large)).status_code == 202
         assert_over_quota(await client.post("/v1/jobs", json=large), "HEADRACE_PROJECT_REQUEST_BYTES")
         assert (await client.post("/v1/jobs", json=job())).status_code == 202
+
+
+async def test_the_bodies_of_open_requests_are_limited(stack: Stack) -> None:
+    """They are in the memory of the API process until their answers, which may take as long as the queue."""
+    large = {"model": "orphan", "prompt": "x", "ignored": "x" * (OPEN_BYTES - 1000)}
+    async with bearer(stack, create_key(stack, "bodies")) as client:
+
+        async def job_ids() -> list[str]:
+            return [item["id"] for item in (await client.get("/v1/jobs")).json()["data"]]
+
+        waiting = asyncio.create_task(client.post("/v1/completions", json=large))
+        await eventually(job_ids, "the first request waits for its job")
+        for path, body in (
+            ("/v1/completions", large),
+            ("/v1/responses", {"model": "orphan", "input": "x" * 2000}),
+            ("/v1/jobs", job(prompt="x" * 2000)),
+        ):
+            assert_over_quota(await client.post(path, json=body), str(OPEN_BYTES), "HEADRACE_PROJECT_OPEN_BYTES")
+        assert (await client.post("/v1/jobs", json=job())).status_code == 202, "a small one"
+        async with bearer(stack, create_key(stack, "other-bodies")) as other:
+            assert (await other.post("/v1/jobs", json={**large, "ignored": "x" * OPEN_BYTES})).status_code == 202
+
+        first_id = (await job_ids())[-1]
+        await client.post(f"/v1/jobs/{first_id}/cancel")
+        assert (await waiting).status_code == 409
+        assert (await client.post("/v1/jobs", json=large)).status_code == 202
+    assert (await samples(stack, "api"))["headrace_quota_rejections_total", "open_bytes"] >= 3
+
+
+async def test_a_continued_conversation_counts_as_part_of_an_open_request(stack: Stack) -> None:
+    async with bearer(stack, create_key(stack, "continued")) as client:
+        first = {"model": "one", "input": "x" * 30_000, "max_output_tokens": 1}
+        previous = (await client.post("/v1/responses", json=first)).json()["id"]
+        next_turn = {"model": "orphan", "input": "x", "previous_response_id": previous}
+        waiting = asyncio.create_task(client.post("/v1/responses", json=next_turn))
+
+        async def waits() -> list[dict[str, Any]]:
+            page = await client.get("/v1/jobs", params={"status": "queued"})
+            return list(page.json()["data"])
+
+        (queued,) = await eventually(waits, "the second turn is queued")
+        assert_over_quota(await client.post("/v1/responses", json=next_turn), "HEADRACE_PROJECT_OPEN_BYTES")
+        await client.post(f"/v1/jobs/{queued['id']}/cancel")
+        assert (await waiting).status_code == 409
 
 
 async def test_batches_have_their_own_limit(stack: Stack) -> None:
@@ -217,7 +263,9 @@ async def test_the_jobs_of_a_revoked_key_are_cancelled_by_setting(stack: Stack) 
             file = (await client.post("/v1/files", files=form)).json()
             body = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
             batch = (await client.post("/v1/batches", json=body)).json()
+            unreadable = (await client.post("/v1/jobs", json=job())).json()["id"]
             await wait_until_running(survivor, running)
+            await damage(stack, unreadable)
             stack.command("api.keys", "revoke", key_id(stack, key))
             for job_id in (running, queued):
                 assert (await wait_for_end(survivor, job_id))["status"] == "cancelled"
@@ -227,6 +275,15 @@ async def test_the_jobs_of_a_revoked_key_are_cancelled_by_setting(stack: Stack) 
 
             await eventually(batch_ends, "the batch is cancelled")
             assert (await survivor.get(f"{url}/v1/jobs/{kept}")).json()["status"] == "queued"
+
+
+async def damage(stack: Stack, job_id: str) -> None:
+    """Make a job's row unreadable."""
+    connection = await asyncpg.connect(stack.environment["DATABASE_URL"].replace("+asyncpg", ""))
+    try:
+        await connection.execute("UPDATE jobs SET attempts = '[{}]' WHERE id = $1", job_id)
+    finally:
+        await connection.close()
 
 
 async def test_the_position_told_at_submit_counts_urgent_jobs_of_other_keys(stack: Stack) -> None:

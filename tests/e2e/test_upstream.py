@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -180,3 +181,83 @@ async def test_a_killed_workers_job_restarts(stack: Stack, client: httpx.AsyncCl
     assert (done["status"], done["output_text"]) == ("completed", "0 1 2 ")
     assert done["usage"]["completion_tokens"] == 90
     assert "job.restarted" in [item.event for item in await follow(client, job_id)]
+
+
+async def test_tool_calls_of_other_servers_reach_each_api(
+    client: httpx.AsyncClient, sdk: openai.AsyncOpenAI, upstream: FaultyUpstream
+) -> None:
+    """Two calls with the same index, no ids, one with an object for its arguments, and fragments that alternate."""
+    alternating = [
+        [call("a", 1, "f", ""), call("b", 2, "g", "")],
+        [call(None, 2, None, '{"y":'), call(None, 1, None, '{"x": 1}')],
+        [call(None, 2, None, "2}")],
+    ]
+    dialects = [
+        [[call("a", 0, "f", '{"x": 1}')], [call("b", 0, "g", {"y": 2})]],
+        [[call(None, None, "f", '{"x": 1}')], [call(None, None, "g", {"y": 2})]],
+        alternating,
+    ]
+    tools: Any = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    for chunks in dialects:
+        upstream.default = Answer(
+            choices=tuple({"delta": {"tool_calls": fragments}} for fragments in chunks), finish_reason="stop"
+        )
+        stream = await sdk.chat.completions.create(model="up", messages=MESSAGES, tools=tools, stream=True)
+        found: dict[int, list[str]] = {}
+        reason = None
+        async for chunk in stream:
+            reason = chunk.choices[0].finish_reason or reason
+            for fragment in chunk.choices[0].delta.tool_calls or ():
+                assert fragment.function is not None
+                parts = found.setdefault(fragment.index, ["", ""])
+                parts[0] += fragment.function.name or ""
+                parts[1] += fragment.function.arguments or ""
+        assert [(name, json.loads(arguments)) for name, arguments in found.values()] == [
+            ("f", {"x": 1}),
+            ("g", {"y": 2}),
+        ]
+        assert reason == "tool_calls"
+        body = {
+            "model": "up",
+            "max_tokens": 50,
+            "messages": MESSAGES,
+            "stream": True,
+            "tools": [{"name": name, "input_schema": {"type": "object"}} for name in ("f", "g")],
+        }
+        blocks: dict[int, str] = {}
+        async with client.stream("POST", "/v1/messages", json=body) as response:
+            async for item in read_events(response):
+                data = item.data
+                if item.event == "content_block_start":
+                    blocks[data["index"]] = ""
+                elif item.event == "content_block_delta":
+                    blocks[data["index"]] += data["delta"]["partial_json"]
+        assert [json.loads(text) for text in blocks.values()] == [{"x": 1}, {"y": 2}]
+
+
+def call(call_id: str | None, index: int | None, name: str | None, arguments: Any) -> dict[str, Any]:
+    """A fragment of a tool call; members that are None are omitted."""
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    members = {"id": call_id, "index": index}
+    return {**{key: value for key, value in members.items() if value is not None}, "function": function}
+
+
+async def test_a_refused_option_costs_no_answer(sdk: openai.AsyncOpenAI, upstream: FaultyUpstream) -> None:
+    upstream.answers = [error_answer(422, "stream_options: Extra inputs are not permitted")]
+    for _ in range(2):
+        complete = await sdk.chat.completions.create(model="up", messages=MESSAGES)
+        assert complete.choices[0].message.content == "0 1 2 "
+    assert ["stream_options" in seen.body for seen in upstream.seen] == [True, False, False]
+
+
+async def test_error_texts_do_not_show_the_inside(
+    stack: Stack, sdk: openai.AsyncOpenAI, upstream: FaultyUpstream
+) -> None:
+    server = "http://vllm-3.models.svc.cluster.local:8000"
+    upstream.answers = [error_answer(400, f"{server} refused the key {UPSTREAM_KEY[:9]}*** of /etc/llm/keys.yaml")]
+    with pytest.raises(openai.BadRequestError) as caught:
+        await sdk.chat.completions.create(model="up", messages=MESSAGES)
+    assert "[address] refused the key *** of [path]" in caught.value.message
+    log = "".join(path.read_text() for path in stack.folder.glob("worker*.log"))
+    assert server in log
+    assert UPSTREAM_KEY[:9] not in log

@@ -80,9 +80,8 @@ class FaultyUpstream:
         self.arrived.set()
         answer = self.answers.pop(0) if self.answers else self.default
         if answer.status != 200:
-            return web.Response(
-                status=answer.status, text=answer.body, content_type="application/json", headers=answer.headers
-            )
+            headers = {"Content-Type": "application/json", **answer.headers}
+            return web.Response(status=answer.status, body=answer.body.encode(), headers=headers)
         try:
             return await self._stream(request, answer)
         except (asyncio.CancelledError, ConnectionError):
@@ -136,7 +135,7 @@ class FaultyUpstream:
 async def faulty_upstream(port: int = 0) -> AsyncIterator[FaultyUpstream]:
     """A server on 127.0.0.1; port 0 selects a free port."""
     upstream = FaultyUpstream()
-    app = web.Application()
+    app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/v1/chat/completions", upstream.handle)
     app.router.add_post("/v1/completions", upstream.handle)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)

@@ -1,4 +1,4 @@
-"""Celery's Redis transport with four changes: failovers, lost connections, malformed messages, batch messages.
+"""Celery's Redis transport with changes for failovers, lost connections, malformed messages and batch messages.
 
 Every error that Redis replies is a lost connection. kombu takes most for faults of a command, and Celery ends the
 worker with its engine; but a server returns them whenever it becomes a replica or cannot write.
@@ -6,7 +6,8 @@ worker with its engine; but a server returns them whenever it becomes a replica 
 If a connection breaks while messages are reserved, kombu 5.7 continues to use a channel that is detached from its
 connection: it closes it again and requeues its messages, or acknowledges one of them. Both raise an AttributeError
 that ends the worker and its engine. Here such a channel raises a connection error, which Celery handles. The messages
-may be lost by that: they are hints, and their jobs are found by their rows.
+may be lost by that: they are hints, and their jobs are found by their rows. kombu would also write each of them to a
+file in the folder for temporary files, where they would add up while connections come and go.
 
 A consumer that has lost its connection reconnects every second; Celery's own delay grows up to 30 s.
 
@@ -21,11 +22,13 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable
 from queue import Empty
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from kombu.connection import Connection as KombuConnection
 from kombu.exceptions import InconsistencyError
@@ -138,6 +141,13 @@ class Channel(redis.Channel):
             return None
         return super()._deliver_fanout_message(message, exchange)  # type: ignore[no-untyped-call]  # as above
 
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        """Put an unacknowledged message back on its queue, unless Redis is unavailable."""
+        try:
+            super()._restore(message, leftmost)  # type: ignore[no-untyped-call]  # as above
+        except (RedisError, OSError, InconsistencyError) as error:
+            logger.info("a reserved message was not put back: %s", error)
+
     def _connparams(self, asynchronous: bool = False) -> Any:
         if self.connection is None or self.connection.client is None:
             raise ConnectionLost("the connection of this channel is closed")
@@ -198,6 +208,8 @@ class PacedConsumer(Consumer):  # type: ignore[misc]
 
 def use_transport(app: Celery, batch_room: Callable[[], int], message_filter: MessageFilter) -> None:
     """Use these connections in an application, and these transports for all Redis URLs of this process."""
+    # Celery would warn at each lost connection that running tasks continue. They should: they are acknowledged early.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:{Transport.__name__}"))
     TRANSPORT_ALIASES["sentinel"] = f"{__name__}:{SentinelTransport.__name__}"
     app.amqp.Connection = Connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,6 +25,7 @@ from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, AttemptTrace, Traces
 from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted
+from workers.execution.compilations import Compilations
 from workers.execution.job_metrics import JobMetrics
 from workers.execution.log_writer import LogBuffer, LogWriter
 
@@ -66,7 +67,8 @@ class JobAtDeath:
 class AttemptContext:
     """What the attempts of one worker share.
 
-    `on_engine_death` is called from the event loop, once for each job that finds the engine dead.
+    `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
+    `compilations`, structured outputs are not compiled here.
     """
 
     worker: str
@@ -80,6 +82,7 @@ class AttemptContext:
     on_engine_death: Callable[[], None]
     metrics: Metrics
     traces: Traces = NO_TRACES
+    compilations: Compilations | None = None
 
 
 class JobAttempt:
@@ -222,17 +225,26 @@ class JobAttempt:
         prior = self._transcript.deltas()
         if prior and all(self._transcript.finish_reasons):
             return  # an earlier attempt ended after its last token, before it wrote the row
-        if self._context.engine.dead:
+        if self._context.compilations is None:
+            await self._submit(prior, lambda: None)
+        else:
+            async with self._context.compilations.turn(job) as compiled:
+                await self._submit(prior, compiled)
+
+    async def _submit(self, prior: Sequence[Delta], compiled: Callable[[], None]) -> None:
+        """Generate the rest of the answer. `compiled` is called at the engine's first output."""
+        job, engine = self.job, self._context.engine
+        if engine.dead:
             raise EngineDead
         self._submitted_at = time.monotonic()
         self._metrics.submitted(self._submitted_at - self.claimed_at)
         self._trace.generation_started(self._database_now(), self._prior_tokens)
-        engine = self._context.engine
         # Attempts of versions that did not report a fingerprint count as comparable: a difference shows then.
         comparable = self._transcript.fingerprints - {None} <= {engine.fingerprint}
         outputs = engine.generate(f"{job.id}-{job.attempt}", job.request, prior, comparable=comparable)
         async with aclosing(outputs):
             async for item in outputs:
+                compiled()
                 match item:
                     case PromptInfo():
                         self._prompt = item

@@ -25,10 +25,10 @@ class Isolation:
         # The suspect that has its turn, and those that wait for theirs.
         self._turn: object | None = None
         self._line: deque[object] = deque()
-        # On the monotonic clock: when the gate was closed, until when the next suspect may follow at once, and until
-        # when the gate stays open.
         # How many suspects have had their turn since the gate was closed.
         self.turns = 0
+        # On the monotonic clock: when the gate was closed, until when the next suspect may follow at once, and until
+        # when the gate stays open.
         self._closed_at = 0.0
         self._series_until = 0.0
         self._open_until = 0.0

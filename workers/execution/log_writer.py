@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,10 @@ from workers.execution.token_metrics import TokenMetrics
 logger = logging.getLogger(__name__)
 
 RETRY_S = (0.05, 2.0)
-# Events in one append when a whole log is written again.
+# About how many events, and bytes of them, are written in one step of Redis and of the event loop. More wait after an
+# outage, or when a whole log is written again.
 CHUNK_EVENTS = 1000
+CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -193,8 +195,7 @@ class LogWriter:
         await wait_for_event(self._idle, timeout_s)
 
     async def _flush(self, batch: list[LogBuffer]) -> None:
-        appends: list[Append] = []
-        logs: list[LogBuffer] = []
+        writes: list[tuple[LogBuffer, Append]] = []
         unverified: list[LogBuffer] = []
         for log in batch:
             log.seal()
@@ -202,16 +203,19 @@ class LogWriter:
                 if log.written == 0 and time.monotonic() - log.opened > self._late_s:
                     unverified.append(log)
                 else:
-                    logs.append(log)
-                    appends.append(Append(log.job_id, log.attempt, unwritten, log.ttl_s))
-        results = await self._logs.append(appends) if appends else []
-        for log, sent, last in zip(logs, appends, results, strict=True):
-            if last == FENCED:
-                log.fence()
-            elif last < sent.events[-1].seq:
-                unverified.append(log)
-            else:
-                log.mark_written(sent.events)
+                    chunk = _chunk(unwritten)
+                    writes.append((log, Append(log.job_id, log.attempt, chunk, log.ttl_s)))
+        for portion in _portions(writes):
+            results = await self._logs.append([sent for _, sent in portion])
+            for (log, sent), last in zip(portion, results, strict=True):
+                if last == FENCED:
+                    log.fence()
+                elif last < sent.events[-1].seq:
+                    unverified.append(log)
+                else:
+                    log.mark_written(sent.events)
+                    if log.written < log.seq:
+                        self.schedule(log)
         if unverified:
             await self._rewrite(unverified)
 
@@ -250,9 +254,11 @@ class LogWriter:
     async def _write_whole(self, log: LogBuffer) -> None:
         """Write one log in chunks that do not block Redis for long."""
         events = list(log.events)
-        for start in range(0, len(events), CHUNK_EVENTS):
-            chunk = events[start : start + CHUNK_EVENTS]
+        start = 0
+        while start < len(events):
+            chunk = _chunk(events[start : start + CHUNK_EVENTS])
             (last,) = await self._logs.append([Append(log.job_id, log.attempt, chunk, log.ttl_s, force=start == 0)])
+            start += len(chunk)
             if last == FENCED:
                 log.fence()
                 return
@@ -260,3 +266,28 @@ class LogWriter:
                 self.schedule(log)
                 return
         log.mark_written(events)
+
+
+def _chunk(events: list[Event]) -> list[Event]:
+    """The first of these events, as many as are written at once."""
+    size = 0
+    for count, item in enumerate(events[:CHUNK_EVENTS]):
+        size += len(item.data)
+        if count and size > CHUNK_BYTES:
+            return events[:count]
+    return events[:CHUNK_EVENTS]
+
+
+def _portions(writes: list[tuple[LogBuffer, Append]]) -> Iterator[list[tuple[LogBuffer, Append]]]:
+    """Divide writes into those that are sent together."""
+    portion: list[tuple[LogBuffer, Append]] = []
+    count = size = 0
+    for write in writes:
+        portion.append(write)
+        count += len(write[1].events)
+        size += sum(len(item.data) for item in write[1].events)
+        if count >= CHUNK_EVENTS or size >= CHUNK_BYTES:
+            yield portion
+            portion, count, size = [], 0, 0
+    if portion:
+        yield portion

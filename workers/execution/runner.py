@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from shared.domain.job import Job, JobStatus
-from shared.domain.priorities import is_batch
+from shared.domain.priorities import Hint, is_batch, to_front
 from shared.domain.suspects import Verdict, judge
 from shared.postgres.claim_store import Claim
 from shared.runtime.aio import cancel_and_wait
@@ -27,6 +27,10 @@ T = TypeVar("T")
 # batch waits until no urgent job runs.
 PATIENCE_S = 1.0
 BATCH_PATIENCE_S = 30.0
+# One of this many slots at most is taken by suspects that wait, so that others can run between their turns. Messages of
+# further suspects are sent again after `LATER_S` seconds.
+SUSPECTS_SHARE = 2
+LATER_S = 5.0
 # A suspect that has no token by then continues beside others. It remains the first to blame for a death.
 ALONE_S = 60.0
 
@@ -50,6 +54,10 @@ class Runner:
         # Jobs that were set aside can resume at no cost only if they yield to others at all.
         self._isolates = slot_pool.yields
         self._isolation = Isolation()
+        self._waiting_suspects = 0
+        # The jobs whose messages wait here: until others may enter the engine, or for their own turn as suspects. A
+        # message of such a job is a duplicate, and its message is not lost.
+        self.waiting: set[str] = set()
         # Jobs whose claims have not been answered, with the number of messages for each.
         self._claiming: Counter[str] = Counter()
         self._verdicts: dict[JobAttempt, Verdict] = {}
@@ -59,6 +67,12 @@ class Runner:
         return len(self._attempts)
 
     @property
+    def waiting_structures(self) -> int:
+        """The number of running jobs whose structured outputs wait to be compiled."""
+        compilations = self._context.compilations
+        return 0 if compilations is None else compilations.waiting
+
+    @property
     def accepting(self) -> bool:
         """Whether messages lead to claims; they are dropped otherwise."""
         return not self._paused
@@ -66,20 +80,20 @@ class Runner:
     async def run(self, job_id: str) -> JobStatus | None:
         """Run a job. Returns its final status; None if it was not claimed, lost its claim or was requeued."""
         self.last_message = time.monotonic()
-        if self._paused:
+        if self._paused or job_id in self.waiting:
             return None
         with self._counted():
-            if not await self._isolation.open():
-                return None
-            job = await self._claim(job_id)
+            with self._waiting(job_id):
+                if not await self._isolation.open():
+                    return None
+                job = await self._claim(job_id)
+                suspect = await self._queued_suspect(job_id) if job is None and self._isolates else None
             if job is not None:
                 with self._registered(self._attempt(job)) as attempt:
                     self._preempt_batch_jobs()
                     return await attempt.run()
-            if self._isolates:
-                priority = await self._retry(lambda: self._context.store.suspect_priority(job_id), job_id)
-                if priority is not None:
-                    return await self._run_alone(job_id, is_batch(priority))
+            if suspect is not None:
+                return await self._run_alone(suspect)
             return None
 
     def stop(self, job_id: str, reason: InterruptReason, attempt: int | None = None) -> None:
@@ -145,23 +159,26 @@ class Runner:
             if not self._messages:
                 self._idle.set()
 
-    async def _run_alone(self, job_id: str, batch: bool) -> JobStatus | None:
-        """Run a suspect: alone until it has a token, at most `ALONE_S`, then beside others."""
-        isolation, turn = self._isolation, object()
-        if batch:
-            await isolation.until(lambda: not self._urgent_running, BATCH_PATIENCE_S)
-        if not await isolation.take_turn(turn, self._is_empty):
-            return None
+    @contextlib.contextmanager
+    def _waiting(self, job_id: str) -> Iterator[None]:
+        """Count a job's message as waiting here."""
+        self.waiting.add(job_id)
         try:
-            # A duplicate of this message may have had its turn before.
-            if await self._retry(lambda: self._context.store.suspect_priority(job_id), job_id) is None:
-                return None
-            if not await self._empty():
-                return None
-            job = await self._claim(job_id, suspects=True)
+            yield
+        finally:
+            self.waiting.discard(job_id)
+
+    async def _run_alone(self, suspect: Hint) -> JobStatus | None:
+        """Run a suspect: alone until it has a token, at most `ALONE_S`, then beside others."""
+        if self._waiting_suspects >= max(1, self.slot_pool.slots // SUSPECTS_SHARE):
+            self._send_later(suspect)
+            return None
+        isolation, turn = self._isolation, object()
+        try:
+            job = await self._claim_alone(suspect, turn)
             if job is None:
                 return None
-            logger.warning("job=%s runs alone: a worker or engine died while it had no token", job_id)
+            logger.warning("job=%s runs alone: a worker or engine died while it had no token", job.id)
             with self._registered(self._attempt(job, on_cleared=lambda: isolation.end_turn(turn))) as attempt:
                 limit = asyncio.get_running_loop().call_later(ALONE_S, isolation.end_turn, turn)
                 try:
@@ -170,6 +187,38 @@ class Runner:
                     limit.cancel()
         finally:
             isolation.end_turn(turn)
+
+    async def _claim_alone(self, suspect: Hint, turn: object) -> Job | None:
+        """Claim a suspect when its turn has come and no other job runs. Returns None if it cannot be claimed."""
+        isolation, job_id = self._isolation, suspect.job_id
+        self._waiting_suspects += 1
+        try:
+            with self._waiting(job_id):
+                if is_batch(suspect.priority):
+                    await isolation.until(lambda: not self._urgent_running, BATCH_PATIENCE_S)
+                if not await isolation.take_turn(turn, self._is_empty):
+                    return None
+                if await self._queued_suspect(job_id) is None:  # another worker may have claimed it meanwhile
+                    return None
+                if not await self._empty():
+                    return None
+                return await self._claim(job_id, suspects=True)
+        finally:
+            self._waiting_suspects -= 1
+
+    def _send_later(self, suspect: Hint) -> None:
+        """Send a suspect's message again after a while. Until then, it counts as waiting here."""
+        self.waiting.add(suspect.job_id)
+
+        def send() -> None:
+            self.waiting.discard(suspect.job_id)
+            if not self._paused:
+                self._context.send(to_front(suspect))
+
+        asyncio.get_running_loop().call_later(LATER_S, send)
+
+    async def _queued_suspect(self, job_id: str) -> Hint | None:
+        return await self._retry(lambda: self._context.store.queued_suspect(job_id), job_id)
 
     async def _empty(self) -> bool:
         """Wait until no job runs; set aside those that do not end soon. Returns False if paused meanwhile."""

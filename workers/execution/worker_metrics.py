@@ -30,6 +30,7 @@ class WorkerMetrics(Collector):
         yield metrics.worker_jobs.family([(self._labels, runner.running)])
         yield metrics.worker_slots.family([(self._labels, runner.slot_pool.slots)])
         yield metrics.worker_ready.family([(self._labels, float(runner.accepting))])
+        yield metrics.structured_outputs_waiting.family([(self._labels, runner.waiting_structures)])
         yield metrics.worker_stalled.family([(self._labels, self._stalled_s())])
         yield metrics.engine_requests_running.family([(self._labels, stats.requests - stats.waiting)])
         yield metrics.engine_requests_waiting.family([(self._labels, stats.waiting)])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from pathlib import Path
 
 from shared.domain.job import WorkerState
+
+logger = logging.getLogger(__name__)
 
 
 class HeartbeatFile:
@@ -22,10 +25,13 @@ class HeartbeatFile:
             path.unlink(missing_ok=True)  # a previous worker may have left it
 
     def write(self, state: WorkerState) -> None:
-        """Write the file atomically."""
+        """Write the file atomically. If that fails, the probe finds an old one, and the worker keeps its lease."""
         if self._path is None:
             return
         with self._lock:
             new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            new.write_text(state.value)
-            new.replace(self._path)
+            try:
+                new.write_text(state.value)
+                new.replace(self._path)
+            except OSError as error:
+                logger.warning("cannot write the heartbeat file: %s", error)

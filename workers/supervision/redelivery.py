@@ -66,9 +66,13 @@ class Redelivery:
                 (slot_pool.batch_room, BATCH_PRIORITIES),
             ):
                 if room > 0:
-                    lost += await self._store.waiting(
-                        self._model, limit=room, older_than_s=IN_TRANSIT_S, priorities=priorities
+                    found = await self._store.waiting(
+                        self._model,
+                        limit=room + len(self._runner.waiting),
+                        older_than_s=IN_TRANSIT_S,
+                        priorities=priorities,
                     )
+                    lost += self._not_here(found)[:room]
         for hint in lost:
             self._hints.put(hint)
         if lost:
@@ -79,15 +83,20 @@ class Redelivery:
     async def _lost_in_queue(self, depths: dict[int, int]) -> list[Hint]:
         """Hints for jobs whose message is lost although the queue is not empty; those passed over go to its front."""
         found: list[Hint] = []
+        limit = RESEND_LIMIT + len(self._runner.waiting)
         for step, messages in depths.items():
             if not messages:
                 found += await self._store.waiting(
-                    self._model, limit=RESEND_LIMIT, older_than_s=IN_TRANSIT_S, priorities=BANDS[step]
+                    self._model, limit=limit, older_than_s=IN_TRANSIT_S, priorities=BANDS[step]
                 )
         for priority, claimed in list(self._runner.last_claimed.items()):
             before = id_before(claimed, PASSED_OVER_S)
-            found += map(to_front, await self._store.queued_before(self._model, priority, before, limit=RESEND_LIMIT))
-        return found
+            found += map(to_front, await self._store.queued_before(self._model, priority, before, limit=limit))
+        return self._not_here(found)
+
+    def _not_here(self, hints: list[Hint]) -> list[Hint]:
+        """Without jobs whose messages wait at this worker."""
+        return [hint for hint in hints if hint.job_id not in self._runner.waiting]
 
     def _not_recently_sent(self, hints: list[Hint]) -> list[Hint]:
         now = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,10 +18,18 @@ ENCODINGS = frozenset((b"gzip", b"x-gzip", b"deflate"))
 _DETECT = zlib.MAX_WBITS | 32
 
 
+class OpenRequest(Protocol):
+    """An authenticated request: `api.keys.open_requests.OpenRequest`."""
+
+    def hold(self, size: int) -> None:
+        """Count bytes of the body. Raises `QuotaExceeded`."""
+
+
 class BodyLimitMiddleware:
     """ASGI middleware: buffers the body and passes it on as one message, or responds with 413.
 
-    The limit holds for a compressed body (`Content-Encoding: gzip` or `deflate`) and for its content.
+    The limit holds for a compressed body (`Content-Encoding: gzip` or `deflate`) and for its content. The bytes of both
+    count for the quota of the project, beyond which the response is 429.
 
     Bodies of POST requests to the `streamed` paths are not buffered; their routes enforce their own limits. Bodies of
     requests that are not authenticated are not read: the routes that need no key have none.
@@ -32,7 +41,8 @@ class BodyLimitMiddleware:
         self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or "open_request" not in scope.get("state", {}):
+        open_request: OpenRequest | None = scope.get("state", {}).get("open_request")
+        if scope["type"] != "http" or open_request is None:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
@@ -43,9 +53,10 @@ class BodyLimitMiddleware:
             if encoding != IDENTITY and (streamed or encoding not in ENCODINGS):
                 raise UnsupportedEncoding
             if not streamed:
-                pending = await self._read(receive, headers.get(b"content-length", b""))
+                pending = await self._read(receive, headers.get(b"content-length", b""), open_request)
                 if encoding != IDENTITY and pending["type"] == "http.request":
                     pending["body"] = await off_loop(self._limit, self._decompress, pending["body"])
+                    open_request.hold(len(pending["body"]))
         except HeadraceError as error:
             await render(error)(scope, receive, send)
             return
@@ -59,7 +70,7 @@ class BodyLimitMiddleware:
 
         await self._app(scope, replay, send)
 
-    async def _read(self, receive: Receive, length: bytes) -> Message:
+    async def _read(self, receive: Receive, length: bytes, open_request: OpenRequest) -> Message:
         """Read the complete body as one message, or a disconnect."""
         if length.isdigit() and int(length) > self._limit:
             raise self._too_large()
@@ -73,6 +84,7 @@ class BodyLimitMiddleware:
             size += len(chunk)
             if size > self._limit:
                 raise self._too_large()
+            open_request.hold(len(chunk))
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return {"type": "http.request", "body": b"".join(chunks), "more_body": False}

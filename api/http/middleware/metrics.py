@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
-from sse_starlette.sse import SendTimeoutError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.telemetry.metrics import Metrics
-
-logger = logging.getLogger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 OTHER_METHOD = "(other)"
@@ -18,7 +14,7 @@ NO_ROUTE = "(none)"
 
 
 class MetricsMiddleware:
-    """ASGI middleware, the outermost: records each response when its headers are sent."""
+    """ASGI middleware: records each response when its headers are sent."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -47,15 +43,7 @@ class MetricsMiddleware:
 
         try:
             await self._app(scope, receive, counting_send)
-        except Exception as error:
+        except Exception:
             if not started:
                 record(500)  # sent by the server, outside of all middleware
-            if _is_send_timeout(error):
-                self._metrics.stream_drops.inc()
             raise
-
-
-def _is_send_timeout(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return any(_is_send_timeout(one) for one in error.exceptions)
-    return isinstance(error, SendTimeoutError)

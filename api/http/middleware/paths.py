@@ -23,5 +23,5 @@ class PathMiddleware:
         if scope["type"] == "http":
             path = scope["path"]
             if "//" in path or path.endswith("/"):
-                scope["path"] = _SLASHES.sub("/", path).rstrip("/") or "/"
+                scope["path"] = _SLASHES.sub("/", path).rstrip("/") or path
         await self._app(scope, receive, send)

@@ -41,6 +41,9 @@ class UpstreamOptions(BaseModel):
     connect_timeout_s: float = Field(5, gt=0)
     read_timeout_s: float = Field(300, gt=0, description="Until the first byte, and between two reads.")
     max_retries: int = Field(3, ge=0, le=20, description="After failures before the first token.")
+    log_error_texts: bool = Field(
+        False, description="Log the upstream's error messages, without keys. They may quote prompts."
+    )
     max_model_len: int | None = Field(None, ge=2, description="Shown by the API; max_tokens is checked against it.")
 
 

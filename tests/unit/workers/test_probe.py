@@ -51,3 +51,10 @@ def test_a_new_worker_removes_the_file_of_the_previous_one(tmp_path: Path, monke
 def test_an_unknown_check_is_an_error(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_BEACON", f"/tmp/{time.time()}")  # noqa: S108 - not written
     assert main(arguments) == 2
+
+
+def test_a_file_that_cannot_be_written_does_not_end_the_worker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    HeartbeatFile(tmp_path / "missing" / "state").write(WorkerState.READY)
+    assert "cannot write the heartbeat file" in caplog.text

@@ -6,17 +6,23 @@ does not have is sent under vLLM's name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import ChatOptions, GenerateRequest, StructuredOutputs
+from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, StructuredOutputs
+from shared.runtime.time_slice import TimeSlice
 
 # Required by OpenAI's API; not shown to anyone.
 SCHEMA_NAME = "answer"
+MAX_TOKENS_NAMES = ("max_tokens", "max_completion_tokens")
+_DEFAULTS = {name: field.default for name, field in ChatOptions.model_fields.items()}
 
 
-def request_body(request: GenerateRequest, *, max_tokens_field: str) -> dict[str, Any]:
-    """The body without the model and the streaming options.
+async def request_body(request: GenerateRequest, *, max_tokens_field: str) -> dict[str, Any]:
+    """The body without the model and the streaming options. Its values can be encoded by orjson only.
 
     Raises:
         InvalidRequest: the request cannot be streamed and therefore cannot be relayed.
@@ -40,7 +46,7 @@ def request_body(request: GenerateRequest, *, max_tokens_field: str) -> dict[str
         if request.structured_outputs is not None:
             body["structured_outputs"] = _vllm_names(request.structured_outputs)
         return body
-    body["messages"] = [message.model_dump(exclude_none=True) for message in request.messages]
+    body["messages"] = await _encoded(request.messages)
     if request.logprobs is not None:
         body["logprobs"] = True
         if request.logprobs:
@@ -48,6 +54,18 @@ def request_body(request: GenerateRequest, *, max_tokens_field: str) -> dict[str
     if request.structured_outputs is not None:
         body |= _response_format(request.structured_outputs)
     return body | _options(request.chat or ChatOptions())
+
+
+def optional_parameters(body: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The parameters of a body that an upstream may refuse, each with what replaces it without changing the answer."""
+    optional: dict[str, Mapping[str, Any]] = {"stream_options": {}}
+    if body.get("tool_choice") == "auto":
+        optional["tool_choice"] = {}
+    if "messages" in body:
+        for name, other in (MAX_TOKENS_NAMES, MAX_TOKENS_NAMES[::-1]):
+            if name in body:
+                optional[name] = {other: body[name]}
+    return {name: replacement for name, replacement in optional.items() if name in body}
 
 
 def _response_format(output: StructuredOutputs) -> dict[str, Any]:
@@ -64,12 +82,26 @@ def _vllm_names(output: StructuredOutputs) -> dict[str, Any]:
     return {("json" if name == "json_schema" else name): value for name, value in fields.items()}
 
 
+async def _encoded(messages: Sequence[Message]) -> orjson.Fragment:
+    """Encode messages, of which there may be thousands, with time for other tasks in between."""
+    encoded = []
+    slice_ = TimeSlice()
+    for message in messages:
+        encoded.append(message.model_dump_json(exclude_none=True))
+        if slice_.over:
+            await slice_.give_way()
+    return orjson.Fragment(f"[{','.join(encoded)}]")
+
+
 def _options(chat: ChatOptions) -> dict[str, Any]:
-    options = chat.model_dump(exclude_none=True, exclude_defaults=True)
+    # Not by `model_dump`, which would copy schemas and documents.
+    options = {name: value for name, value in chat if value is not None and value != _DEFAULTS[name]}
     if chat.tools is not None:
-        options["tools"] = [
-            {"type": tool.type, "function": tool.function.model_dump(exclude_none=True)} for tool in chat.tools
-        ]
+        options["tools"] = [{"type": tool.type, "function": _present(tool.function)} for tool in chat.tools]
     if isinstance(chat.tool_choice, dict):
         options["tool_choice"] = {"type": "function", "function": {"name": chat.tool_choice["name"]}}
     return options
+
+
+def _present(function: Function) -> dict[str, Any]:
+    return {name: value for name, value in function if value is not None}

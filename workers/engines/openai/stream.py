@@ -1,105 +1,228 @@
-"""Parses OpenAI's event stream into deltas.
+"""Parses OpenAI's event stream into deltas, in the dialects of the servers that offer it.
 
-Under load one read returns many events; those of one choice become one delta.
+Under load one read returns many events; those of one choice become one delta. Text, tool calls and finish reasons are
+needed, and are read strictly where they cannot be told apart otherwise. Whatever else is odd never costs an answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
-
-import orjson
 
 from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
-from shared.domain.logprobs import Candidate, candidate, encode_entry
 from workers.engines.base import UpstreamError
+from workers.engines.openai.errors import error_of, is_error
+from workers.engines.openai.logprobs import entries
+from workers.engines.openai.tool_calls import ToolCalls
+from workers.engines.openai.usage import UsageReader
 from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
 
-MAX_LINE_BYTES = 1 << 20
-MAX_MESSAGE = 500
+# A delta has at most so many log probabilities, so that a large chunk is not converted in one step.
+MAX_LOGPROBS = 64
 # Any other finish reason becomes "stop".
-FINISH_REASONS = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
+FINISH_REASONS = {
+    "stop": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "tool_calls": "tool_calls",
+    "tool_call": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+}
+# Texts that stand for no reason.
+UNFINISHED = ("null", "none")
+# Reasons of answers that are not complete.
+INTERRUPTED = ("error", "abort", "aborted", "network_error", "insufficient_system_resource")
 NOT_A_STREAM = "The upstream sent something that is not OpenAI's stream."
+TOO_LARGE = (
+    "The upstream sent too much in one event: at most 2 MiB are read at once, 1 MiB if they are mostly log"
+    " probabilities. Let it stream its answers."
+)
+_TEXT_PARTS = ("text", "output_text", "refusal")
 
 
 class StreamParser:
-    """The parser of one answer; an implementation of `workers.engines.upstream.engine.Reply`."""
+    """The parser of one answer; an implementation of `workers.engines.upstream.engine.ReplyParser`."""
 
-    def __init__(self, choices: int) -> None:
+    def __init__(self, choices: int, *, logprobs: bool = True, named_tool: bool = False) -> None:
+        """`logprobs`: whether they are read. `named_tool`: whether `tool_choice` names one; OpenAI's finish reason is
+        "stop" then."""
         self._choices = choices
+        self._logprobs = logprobs
+        self._named_tool = named_tool
+        # Choices that have not ended, and the reasons why choices end. Some servers send text after the finish
+        # reason, so a choice ends with the stream.
         self._open = set(range(choices))
-        self._rest = b""
-        self._calls: dict[int, list[str]] = {}
+        self._reasons: dict[int, tuple[str, int | str | None]] = {}
+        # Choices with output after their finish reason.
+        self._resumed: set[int] = set()
+        self._events = EventReader()
+        self._calls: dict[int, ToolCalls] = {}
+        self._usage = UsageReader()
+        self._tokens = 0
+        # Whether output came as a `message`, in whole or in pieces, and not as deltas.
+        self._messages = False
         self.begun = False
         self.done = False
-        self.usage: Usage | None = None
-        self.failure: UpstreamError | None = None
+        self.failure: UpstreamError | ErrorBody | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether every choice has its finish reason."""
-        return not self._open
+        """Whether every choice has its finish reason, and no output after it. It may not have been returned yet."""
+        return len(self._reasons) == self._choices and not self._resumed
 
-    def feed(self, data: bytes) -> list[Delta]:
-        """Parse the bytes of one read; returns one delta for each choice in them.
+    @property
+    def usage(self) -> Usage | None:
+        """The usage that the upstream reported; what is missing in it was counted here."""
+        return self._usage.result(self._tokens)
+
+    def feed(self, data: bytes) -> Iterator[Delta]:
+        """Parse the bytes of one read; yields one delta for each choice in them, or more if there are many logprobs.
 
         An error from the upstream, or data that is not a stream, sets `done` and `failure`.
         """
-        if self._rest:
-            data = self._rest + data
-        *lines, self._rest = data.split(b"\n")
+        return self._take(self._events.read(data))
+
+    def end(self) -> Iterator[Delta]:
+        """Parse what is left at the end of the body, and end the choices that have their finish reason."""
+        return self._take(iter(()) if self.done else self._events.end(), at_end=True)
+
+    def _take(self, values: Iterator[Any], *, at_end: bool = False) -> Iterator[Delta]:
         parts: dict[int, _Part] = {}
         try:
-            for line in lines:
-                if line.startswith(b"data:"):
-                    payload = line[5:].strip()
-                    if payload == b"[DONE]":
-                        self.done = True
-                        break
-                    self._parse_chunk(orjson.loads(payload), parts)
-        except UpstreamError as error:
-            self.failure, self.done = error, True
-        except (ValueError, TypeError, KeyError, AttributeError):
+            for value in values:
+                if value.__class__ is dict:
+                    self._chunk(value, parts)
+                elif value is DONE or value == "[DONE]":
+                    self._finish(parts)
+                    break
+                elif value is not None:
+                    for chunk in value if isinstance(value, list) and value else (value,):
+                        self._chunk(chunk, parts)
+        except _Failed as failed:
+            self.failure, self.done = failed.error, True
+        except EventTooLarge:
+            self.failure, self.done = UpstreamError(TOO_LARGE), True
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.failure, self.done = UpstreamError(NOT_A_STREAM), True
-        if len(self._rest) > MAX_LINE_BYTES:
-            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
-        if parts:
-            self.begun = True
-        return [part.delta(index) for index, part in parts.items()]
+        if at_end or self.done:
+            self._close_finished(parts)
+        yield from self._flush(parts)
 
-    def _parse_chunk(self, chunk: dict[str, Any], parts: dict[int, _Part]) -> None:
-        if error := chunk.get("error"):
-            raise UpstreamError(f"The upstream failed: {_message(error) or 'no reason was given'}")
-        if usage := chunk.get("usage"):
-            self.usage = _usage(usage)
-        for choice in chunk.get("choices") or ():
-            index = choice.get("index", 0)
-            delta = choice.get("delta")
-            content = choice if delta is None else delta
-            text = choice.get("text") if delta is None else delta.get("content")
-            reasoning = content.get("reasoning") or content.get("reasoning_content")
-            calls = content.get("tool_calls")
-            reason = choice.get("finish_reason")
-            logprobs = choice.get("logprobs")
-            if not (text or reasoning or calls or reason or logprobs):
+    def _flush(self, parts: dict[int, _Part]) -> Iterator[Delta]:
+        for index, part in parts.items():
+            if not (part.chunks or part.logprobs or part.reason):
                 continue
-            if index not in self._open:
-                if 0 <= index < self._choices:
-                    continue  # it already has its finish reason
+            self.begun = True
+            for delta in part.deltas(index):
+                self._tokens += delta.unidentified
+                yield delta
+
+    def _finish(self, parts: dict[int, _Part]) -> None:
+        """The upstream says that it is done: choices without a finish reason are complete if there was any output."""
+        if parts or self.begun:
+            for index in range(self._choices):
+                self._reasons.setdefault(index, ("stop", None))
+            self._resumed.clear()
+        self.done = True
+
+    def _chunk(self, chunk: Any, parts: dict[int, _Part]) -> None:
+        if error := chunk.get("error"):
+            raise _Failed(error_of(chunk if isinstance(error, str) else error))
+        if usage := chunk.get("usage") or chunk.get("x_groq"):
+            self._usage.add(usage.get("usage", usage) if isinstance(usage, dict) else usage)
+        choices = chunk.get("choices")
+        if not choices:
+            if is_error(chunk):
+                raise _Failed(error_of(chunk))
+            return
+        for position, choice in enumerate((choices,) if isinstance(choices, dict) else choices):
+            index = choice.get("index")
+            if index.__class__ is not int:
+                index = _choice_index(index, position)
+            content = choice.get("delta")
+            whole = content is None and self._events.bare
+            if content is None:
+                content = self._message(choice, index, parts)
+            text = content.get("content")
+            if text is None:
+                text = choice.get("text") or content.get("refusal")
+            reasoning = content.get("reasoning") or content.get("reasoning_content")
+            calls = content.get("tool_calls") or content.get("function_call")
+            reason = choice.get("finish_reason") or choice.get("finishReason")
+            if whole and not reason:
+                reason = "stop"
+            logprobs = choice.get("logprobs") if self._logprobs else None
+            if not (text or reasoning or calls or reason or logprobs):
+                if usage := choice.get("usage"):
+                    self._usage.add(usage)
+                continue
+            if not 0 <= index < self._choices:
                 raise ValueError(index)
             if (part := parts.get(index)) is None:
                 part = parts[index] = _Part()
-            if text:
-                part.add(text, part.texts)
             if reasoning:
                 part.add(reasoning, part.reasoning)
+            if text:
+                part.add(text, part.texts)
             if calls:
-                part.add_calls(calls, self._calls.setdefault(index, []))
+                part.add_calls(self._calls.setdefault(index, ToolCalls()).add(calls))
             if logprobs:
-                part.logprobs += _entries(logprobs)
+                part.logprobs.append(logprobs)
+            if self._reasons and not reason and index in self._reasons:
+                self._resumed.add(index)
             if reason:
-                part.reason, part.stop_reason = FINISH_REASONS.get(reason, "stop"), choice.get("stop_reason")
-                self._open.discard(index)
+                if usage := choice.get("usage"):
+                    self._usage.add(usage)
+                reason = str(reason).lower()
+                if reason in INTERRUPTED:
+                    raise _Failed(error_of(choice) if choice.get("error") else ErrorBody(""))
+                if reason not in UNFINISHED:
+                    self._resumed.discard(index)
+                    self._end_choice(index, FINISH_REASONS.get(reason, "stop"), choice.get("stop_reason"))
+
+    def _end_choice(self, index: int, reason: str, stop_reason: Any) -> None:
+        """Note a finish reason. If there are several, "stop" says the least, and a later one of the others counts."""
+        known, known_stop = self._reasons.get(index, (reason, None))
+        if not isinstance(stop_reason, (int, str)) or isinstance(stop_reason, bool):
+            stop_reason = known_stop
+        self._reasons[index] = known if reason == "stop" else reason, stop_reason
+
+    def _message(self, choice: dict[str, Any], index: int, parts: dict[int, _Part]) -> Any:
+        """The content of a choice without a delta. A message that follows deltas repeats them."""
+        message = choice.get("message")
+        if not message:
+            return choice
+        if not self._messages and (self.begun or index in parts):
+            return {}
+        self._messages = True
+        return message
+
+    def _close_finished(self, parts: dict[int, _Part]) -> None:
+        """End the choices that have their finish reason."""
+        for index in sorted(self._open & self._reasons.keys() - self._resumed):
+            reason, stop_reason = self._reasons[index]
+            if (part := parts.get(index)) is None:
+                part = parts[index] = _Part()
+            if calls := self._calls.get(index):
+                part.calls += calls.close(truncated=reason == "length")
+                if reason == "stop" and not self._named_tool:
+                    reason = "tool_calls"
+            part.reason, part.stop_reason = reason, stop_reason
+            self._open.discard(index)
+
+
+class _Failed(Exception):
+    """The upstream reported an error."""
+
+    def __init__(self, error: ErrorBody) -> None:
+        super().__init__()
+        self.error = error
 
 
 class _Part:
@@ -111,102 +234,74 @@ class _Part:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[CallDelta] = []
-        self.logprobs: list[bytes] = []
+        self.logprobs: list[Any] = []
         self.chunks = 0
         self.reason: str | None = None
         self.stop_reason: int | str | None = None
 
     def add(self, text: Any, texts: list[str]) -> None:
-        if not isinstance(text, str):
-            raise TypeError
-        texts.append(text)
+        if text.__class__ is not str:
+            for is_thought, piece in _pieces(text):
+                (self.reasoning if is_thought else texts).append(piece)
+        else:
+            texts.append(text)
         self.chunks += 1
 
-    def add_calls(self, fragments: list[dict[str, Any]], begun: list[str]) -> None:
-        """Add fragments of tool calls.
-
-        `begun`: the ids of this choice's calls so far, which is extended. It is needed because some servers do not
-        number their fragments and some repeat the call's name in each.
-        """
-        for fragment in fragments:
-            function = fragment.get("function") or {}
-            call_id, number = fragment.get("id"), fragment.get("index")
-            if number is None:
-                number = len(begun) if call_id and call_id not in begun else max(0, len(begun) - 1)
-            if not 0 <= number <= len(begun):
-                raise ValueError(number)
-            first = number == len(begun)
-            if first:
-                begun.append(str(call_id or ""))
-            name = function.get("name") if first else None
-            self.calls.append(
-                CallDelta(number, begun[number] if first else None, name, str(function.get("arguments") or ""))
-            )
+    def add_calls(self, calls: list[CallDelta]) -> None:
+        self.calls += calls
         self.chunks += 1
 
-    def delta(self, index: int) -> Delta:
-        return Delta(
+    def deltas(self, index: int) -> Iterator[Delta]:
+        """One delta, or several if there are many log probabilities; the last has the calls and the finish reason."""
+        text, reasoning, chunks = "".join(self.texts), "".join(self.reasoning), self.chunks
+        batch: list[bytes] = []
+        if self.logprobs:
+            for entry in chain.from_iterable(map(entries, self.logprobs)):
+                if len(batch) == MAX_LOGPROBS:
+                    yield Delta(index, text, unidentified=len(batch), reasoning=reasoning, logprobs=tuple(batch))
+                    text, reasoning, chunks, batch = "", "", chunks - len(batch), []
+                batch.append(entry)
+        yield Delta(
             index,
-            "".join(self.texts),
+            text,
             (),
             self.reason,
-            max(self.chunks, len(self.logprobs)),
-            "".join(self.reasoning),
-            joined_calls(self.calls),
-            tuple(self.logprobs),
+            max(chunks, len(batch)),
+            reasoning,
+            joined_calls(self.calls) if self.calls else (),
+            tuple(batch),
             self.stop_reason,
         )
 
 
-def _usage(usage: dict[str, Any]) -> Usage:
-    prompt, completion = int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0)
-    cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-    if min(prompt, cached, completion) < 0:
-        raise ValueError(usage)
-    return Usage(prompt, cached, completion)
+def _pieces(content: Any) -> Iterator[tuple[bool, str]]:
+    """The texts of content in parts, and whether each is reasoning. Parts without text (references) are skipped.
+
+    Raises:
+        TypeError: it is neither text nor parts.
+    """
+    if not isinstance(content, (list, dict)):
+        raise TypeError
+    for part in [content] if isinstance(content, dict) else content:
+        if isinstance(part, str):
+            yield False, part
+            continue
+        kind = part.get("type", "text")
+        is_thought = kind in ("thinking", "reasoning")
+        value = next((part[name] for name in (kind, "text", "content") if part.get(name) is not None), None)
+        if value is None or not (is_thought or kind in _TEXT_PARTS):
+            continue
+        if isinstance(value, str):
+            yield is_thought, value
+        else:
+            for _, text in _pieces(value):
+                yield is_thought, text
 
 
-def _entries(logprobs: dict[str, Any]) -> list[bytes]:
-    """One encoded entry per token, from a chat's `content` list or a completion's four lists."""
-    if "tokens" not in logprobs:
-        return [
-            encode_entry(_candidate(item), [_candidate(other) for other in item.get("top_logprobs") or ()])
-            for item in logprobs.get("content") or ()
-        ]
-    tops = logprobs.get("top_logprobs") or [None] * len(logprobs["tokens"])
-    return [
-        encode_entry(
-            Candidate(str(token), _number(logprob)),
-            [Candidate(str(other), _number(value)) for other, value in (top or {}).items()],
-        )
-        for token, logprob, top in zip(logprobs["tokens"], logprobs["token_logprobs"], tops, strict=True)
-    ]
+def _choice_index(index: Any, position: int) -> int:
+    """The index of a choice, which some servers omit or send as text.
 
-
-def _candidate(item: dict[str, Any]) -> Candidate:
-    token, logprob, data = str(item["token"]), _number(item["logprob"]), item.get("bytes")
-    return candidate(token, logprob, bytes(data)) if isinstance(data, list) else Candidate(token, logprob)
-
-
-def _number(logprob: Any) -> float | None:
-    return None if logprob is None else float(logprob)
-
-
-def parse_error(content: bytes) -> ErrorBody:
-    """Parse an error's body in the shape of OpenAI, TGI or Gemini (a list), or as plain text."""
-    try:
-        error = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return ErrorBody(content.decode("utf-8", "replace").strip()[:MAX_MESSAGE])
-    if isinstance(error, list) and error:
-        error = error[0]
-    if isinstance(error, dict):
-        error = error.get("error") or error
-    param = error.get("param") if isinstance(error, dict) else None
-    return ErrorBody(_message(error), param if isinstance(param, str) else None)
-
-
-def _message(error: Any) -> str:
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or ""
-    return str(error).strip()[:MAX_MESSAGE]
+    Raises:
+        ValueError, TypeError: it is no number.
+    """
+    return position if index is None else int(index)

@@ -7,10 +7,12 @@ resume it. Error messages for clients contain neither URLs nor keys; the log has
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import aiohttp
@@ -21,6 +23,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
+from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import EngineStats, PromptInfo, UpstreamError
 from workers.engines.flush_interval import flush_interval_s
@@ -32,12 +35,21 @@ from workers.engines.upstream.errors import (
     TransientError,
     connection_error,
     failure_kind,
+    reported_error,
     status_error,
 )
 from workers.engines.upstream.read_coalescing import ReadCoalescer
+from workers.engines.upstream.redaction import redact, without_secrets
+from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
 from workers.engines.upstream.session import open_session, read_error, read_tail
 
 logger = logging.getLogger(__name__)
+
+# Bodies are written, and reads are parsed, in pieces of this size, with time for other tasks between them.
+PIECE_BYTES = 64 << 10
+# Longest wait for more output, the usage, or the end of a stream whose choices have their finish reasons: some servers
+# leave it open.
+TRAILER_S = 5.0
 
 
 class ReplyParser(Protocol):
@@ -53,18 +65,21 @@ class ReplyParser(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether every choice has its finish reason."""
+        """Whether every choice has its finish reason, which `end` returns at the latest."""
 
     @property
-    def failure(self) -> UpstreamError | None:
-        """The error that ended the stream."""
+    def failure(self) -> UpstreamError | ErrorBody | None:
+        """The error that ended the stream: an `ErrorBody` if the upstream reported it."""
 
     @property
     def usage(self) -> Usage | None:
         """The usage that the upstream reported."""
 
-    def feed(self, data: bytes) -> list[Delta]:
-        """Parse the bytes of one read."""
+    def feed(self, data: bytes) -> Iterator[Delta]:
+        """Parse the bytes of one read. Each delta takes little time."""
+
+    def end(self) -> Iterator[Delta]:
+        """Parse what is left at the end of the body. Called again, it yields nothing."""
 
 
 class UpstreamEngine(ABC):
@@ -81,6 +96,7 @@ class UpstreamEngine(ABC):
         self._key = ""
         self._requests = 0
         self._reads = ReadCoalescer()
+        self._refused = RefusedParameters(model.name)
 
     # The server's API
 
@@ -93,12 +109,16 @@ class UpstreamEngine(ABC):
         """The path below `base_url`, without a leading slash."""
 
     @abstractmethod
-    def body(self, request: GenerateRequest) -> dict[str, Any]:
-        """The request as the server accepts it.
+    async def body(self, request: GenerateRequest) -> dict[str, Any]:
+        """The request as the server accepts it. Its values can be encoded by orjson.
 
         Raises:
             InvalidRequest: the server's API cannot express it.
         """
+
+    def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """The parameters of a body that can be replaced, if the server refuses them, without changing the answer."""
+        return {}
 
     @abstractmethod
     def reply(self, request: GenerateRequest) -> ReplyParser:
@@ -150,25 +170,56 @@ class UpstreamEngine(ABC):
         self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
         url = f"{self._options.base_url}/{self.endpoint(request)}"
-        body = orjson.dumps(self.body(request))
+        parameters = await self.body(request)
+        parameters = self._refused.accepted(parameters, self.optional(parameters))
+        body = orjson.dumps(parameters)
         failures = 0
+        replaced_names: set[str] = set()
+        slice_ = TimeSlice()
         self._requests += 1
         try:
             while True:
                 reply = self.reply(request)
                 failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
                 try:
-                    async with self._session.post(url, data=body, allow_redirects=False) as response:
+                    async with self._session.post(url, data=_payload(body), allow_redirects=False) as response:
                         self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
-                        if response.status != 200:
-                            raise await self._status_error(response, request)
-                        while not reply.done and (data := await response.content.readany()):
-                            for delta in reply.feed(data):
-                                yield delta
+                        if not response.ok or response.status >= 300:
+                            content = await read_error(response)
+                            refused = self._refused_by(response.status, content, parameters, replaced_names)
+                            if refused:
+                                replaced_names |= refused.keys()
+                                parameters = replaced(parameters, refused)
+                                body = orjson.dumps(parameters)
+                                continue
+                            raise self._status_error(request_id, response, content, request, body)
+                        self._refused.remember(replaced_names)
+                        finished_at = 0.0
+                        while not reply.done:
+                            if reply.finished:
+                                finished_at = finished_at or asyncio.get_running_loop().time()
+                                data = await _read_until(response, finished_at + TRAILER_S)
+                            else:
+                                data = await response.content.readany()
+                            if not data:
+                                break
+                            for start in range(0, len(data), PIECE_BYTES):
+                                for delta in reply.feed(data[start : start + PIECE_BYTES]):
+                                    finished_at = 0.0
+                                    yield delta
+                                    if slice_.over:
+                                        await slice_.give_way()
+                                if reply.done:
+                                    break
+                                if slice_.over:
+                                    await slice_.give_way()
                             if reply.begun and not reply.done:
                                 await self._delay_read(response)
+                        if not reply.done:
+                            for delta in reply.end():
+                                yield delta
                         if reply.failure is not None and not reply.finished:
-                            raise reply.failure
+                            raise self._reply_error(request_id, reply.failure, request, body)
                         if reply.done:
                             await read_tail(response)
                 except TransientError as error:
@@ -176,8 +227,10 @@ class UpstreamEngine(ABC):
                 except (aiohttp.ClientError, TimeoutError) as error:
                     failure = connection_error(error)
                     self._metrics.upstream_failures.labels(self._label, failure_kind(error)).inc()
-                if reply.finished:
-                    break  # a failure after the last finish reason affects only the usage
+                if reply.finished:  # a failure after the last finish reason affects only the usage
+                    for delta in reply.end():
+                        yield delta
+                    break
                 delay_s = backoff_s(failures, failure.retry_after_s)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 if reply.begun or failures >= self._options.max_retries or delay_s is None:
@@ -187,8 +240,8 @@ class UpstreamEngine(ABC):
                 await asyncio.sleep(delay_s)
         finally:
             self._requests -= 1
-        if reply.usage is not None:
-            yield reply.usage
+        if (usage := reply.usage) is not None:
+            yield usage
 
     async def _delay_read(self, response: aiohttp.ClientResponse) -> None:
         """Leave data in the socket until the next flush would write it: one large read costs less than many small ones.
@@ -202,20 +255,79 @@ class UpstreamEngine(ABC):
             await self._reads.wait(flush_interval_s(self._requests))
             transport.resume_reading()
 
-    async def _status_error(self, response: aiohttp.ClientResponse, request: GenerateRequest) -> Exception:
+    def _refused_by(
+        self, status: int, content: bytes, parameters: dict[str, Any], tried: Collection[str]
+    ) -> dict[str, Mapping[str, Any]]:
+        """The optional parameters that the upstream refused with this response."""
+        if status not in REFUSED:
+            return {}
+        refused = self._refused.named_in(content, parameters, self.optional(parameters), tried)
+        for name in refused:
+            self._metrics.upstream_refused_parameters.labels(self._label, name).inc()
+        return refused
+
+    def _status_error(
+        self, request_id: str, response: aiohttp.ClientResponse, content: bytes, request: GenerateRequest, sent: bytes
+    ) -> Exception:
         status = response.status
         if status in KEY_REFUSED:
-            variable = self._options.api_key_env
-            logger.error(
-                "model=%s the upstream refused the key (HTTP %d); api_key_env is %s",
-                self._model.name,
-                status,
-                variable or "not set",
-            )
-            return UpstreamError(f"The upstream refused the key (HTTP {status}).")
-        body = self.error_body(await read_error(response))
-        if self._key:
-            body = ErrorBody(body.message.replace(self._key, "***"), body.param)
-        return status_error(
-            status, response.headers, body, default_param="messages" if request.messages is not None else "prompt"
+            return self._key_refused(status)
+        body = self._for_client(request_id, f"HTTP {status}", self.error_body(content), sent)
+        return status_error(status, response.headers, body, default_param=_default_param(request))
+
+    def _reply_error(
+        self, request_id: str, failure: UpstreamError | ErrorBody, request: GenerateRequest, sent: bytes
+    ) -> Exception:
+        """The error for a failure that the upstream reported after it had begun its response."""
+        if isinstance(failure, UpstreamError):
+            return failure
+        if failure.status in KEY_REFUSED:
+            return self._key_refused(failure.status)
+        error = "an error in the answer"
+        return reported_error(self._for_client(request_id, error, failure, sent), _default_param(request))
+
+    def _key_refused(self, status: int | None) -> UpstreamError:
+        variable = self._options.api_key_env
+        logger.error(
+            "model=%s the upstream refused the key (HTTP %d); api_key_env is %s",
+            self._model.name,
+            status,
+            variable or "not set",
         )
+        return UpstreamError(f"The upstream refused the key (HTTP {status}).")
+
+    def _for_client(self, request_id: str, what: str, error: ErrorBody, sent: bytes) -> ErrorBody:
+        """The error without addresses, paths and secrets. The log gets the first two, unless the request has them.
+
+        The whole text is logged only if the operator wants it, because it may quote a prompt.
+        """
+        redacted = redact(error.message, self._key)
+        removed = [part for part in redacted.removed if orjson.dumps(part)[1:-1] not in sent]
+        if removed:
+            logger.warning(
+                "call=%s upstream: %s; removed from its message: %s",
+                request_id,
+                what,
+                " ".join(without_secrets(part, self._key) for part in removed),
+            )
+        if self._options.log_error_texts:
+            logger.warning("call=%s upstream: %s: %s", request_id, what, without_secrets(error.message, self._key))
+        return replace(error, message=redacted.text)
+
+
+async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> bytes:
+    """Read data; nothing if there is none by then, on the clock of the event loop."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await response.content.readany()
+    except TimeoutError:
+        return b""
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    """The body for aiohttp, which writes a file in pieces."""
+    return body if len(body) <= PIECE_BYTES else io.BytesIO(body)
+
+
+def _default_param(request: GenerateRequest) -> str:
+    return "messages" if request.messages is not None else "prompt"

@@ -28,10 +28,11 @@ class TransientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """An upstream's error: its message, and the request field that it names."""
+    """An upstream's error: its message, the request field that it names, and the HTTP status that it stands for."""
 
     message: str
     param: str | None = None
+    status: int | None = None
 
 
 def status_error(
@@ -47,6 +48,20 @@ def status_error(
     if status in TRANSIENT or status >= 500:
         return TransientError(text, f"HTTP {status}", retry_after_s(headers))
     return UpstreamError(text)
+
+
+def reported_error(body: ErrorBody, default_param: str) -> InvalidRequest | TransientError | UpstreamError:
+    """The error for one that was reported within a response of status 200."""
+    text = f"The upstream failed: {body.message or 'no reason was given'}"
+    match body.status:
+        case status if status in INVALID_REQUEST:
+            return InvalidRequest(body.message or text, param=body.param or default_param)
+        case None:
+            return UpstreamError(text)
+        case status if status in TRANSIENT or status >= 500:
+            return TransientError(text, f"error {status} in the answer")
+        case _:
+            return UpstreamError(text)
 
 
 def connection_error(error: aiohttp.ClientError | TimeoutError) -> TransientError:

@@ -41,6 +41,12 @@ async def test_an_earlier_attempt_is_fenced(logs: EventLog) -> None:
         await logs.take_over(JOB, 1)
 
 
+async def test_a_fence_of_a_wrong_type_hides_no_other_job(logs: EventLog, redis: Redis) -> None:
+    await logs.append([Append(JOB, 1, deltas("a"))])
+    await redis.set(redis_keys.fence("job_2"), "x")
+    assert await logs.generated([("job_2", 1), (JOB, 1)]) == {JOB}
+
+
 async def test_a_gap_is_reported_and_nothing_is_written(logs: EventLog) -> None:
     assert await logs.append([Append(JOB, 1, deltas("b", first=5))]) == [0]
     assert await logs.read(JOB) == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kombu
 import pytest
 from redis.asyncio import Redis
 
+from launcher.embedded import start_valkey
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.redis.job_queue import celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
@@ -79,3 +82,26 @@ def test_a_closed_channel_raises_a_connection_error(connection: Any) -> None:
     channel._disconnect_pools()  # as after a broken connection
     with pytest.raises(connection.connection_errors, match="closed"):
         message.ack()
+
+
+def test_messages_that_cannot_be_put_back_leave_no_files(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are reserved when the server goes away, and their jobs are found by their rows."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    server = start_valkey(tmp_path_factory.mktemp("valkey"), persist=False)
+    try:
+        app = celery_app(server.url)
+        with KOMBU.Connection(
+            server.url, transport=Transport, transport_options=app.conf.broker_transport_options
+        ) as connection:
+            channel = connection.channel()
+            queue = KOMBU.Queue("jobs", channel=channel)
+            queue.declare()
+            connection.Producer(channel).publish("a hint", routing_key="jobs")
+            assert channel.basic_get("jobs") is not None
+            server.stop()
+            channel.close()
+    finally:
+        server.stop()
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from redis.asyncio import Redis
@@ -11,12 +11,12 @@ from redis.asyncio import Redis
 from shared.domain.events import Delta, EventType, event
 from shared.domain.job import JobStatus
 from shared.postgres.claim_store import Claim
-from shared.redis.event_log import EventLog
+from shared.redis.event_log import Append, EventLog
 from shared.runtime.aio import cancel_and_wait
 from tests.support.metrics import worker_metrics
 from tests.support.transcripts import transcript_of
 from tests.support.waiting import eventually
-from workers.execution.log_writer import LogBuffer, LogWriter
+from workers.execution.log_writer import CHUNK_BYTES, CHUNK_EVENTS, LogBuffer, LogWriter
 
 JOB = "job_1"
 
@@ -127,3 +127,39 @@ async def test_a_restarted_attempt_continues_above_the_numbers_of_the_lost_log(
     log_writer.schedule(log)
     await log_writer.drain(5)
     assert [(item.seq, item.type) for item in await logs.read(JOB)] == [(1_000_001, EventType.RESTARTED)]
+
+
+async def test_what_waits_after_an_outage_is_written_in_portions(
+    logs: EventLog, claims: list[Claim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is one step of Redis and of the event loop, and a command has a maximum number of arguments."""
+    portions: list[list[int]] = []
+    append = logs.append
+
+    async def recorded(appends: Sequence[Append]) -> list[int]:
+        portions.append([sum(len(one.data) for item in appends for one in item.events), *map(_count, appends)])
+        return await append(appends)
+
+    monkeypatch.setattr(logs, "append", recorded)
+    buffers = [LogBuffer(f"job_{number}", 1, worker_metrics()) for number in range(5)]
+    for buffer in buffers:
+        for number in range(2500):
+            buffer.event(EventType.STARTED, {"attempt": number})
+    large = LogBuffer("job_large", 1, worker_metrics())
+    for number in range(5):
+        large.event(EventType.STARTED, {"attempt": number, "worker": "w" * (CHUNK_BYTES // 2)})
+    log_writer = LogWriter(logs, lambda: asyncio.sleep(0, claims), late_s=60)
+    for buffer in (*buffers, large):
+        log_writer.schedule(buffer)
+    task = asyncio.create_task(log_writer.run())
+    await log_writer.drain(20)
+    await cancel_and_wait(task)
+    for buffer in (*buffers, large):
+        assert [item.seq for item in await logs.read(buffer.job_id)] == [item.seq for item in buffer.events]
+    for size, *counts in portions:
+        assert sum(counts) < 2 * CHUNK_EVENTS
+        assert size < 2 * CHUNK_BYTES
+
+
+def _count(append: Append) -> int:
+    return len(append.events)

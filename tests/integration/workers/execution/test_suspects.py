@@ -200,6 +200,43 @@ async def _truth(value: bool) -> bool:
     return value
 
 
+class TestWaiting:
+    async def test_suspects_that_wait_leave_slots_to_others(
+        self, workers: Workers, logs: EventLog, store: JobStore, owner: Owner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runner_module, "LATER_S", 0.01)
+        jobs = [await submit(store, owner) for _ in range(6)]
+        async with working("w", workers("w"), logs, slots=4) as worker:
+            await crash(worker, *await start(worker, *jobs))
+            worker.sent.clear()
+            runs = {job.id: asyncio.create_task(worker.runner.run(job.id)) for job in jobs}
+            await eventually(lambda: _truth(len(worker.sent) >= 3), "the messages of the others are sent again")
+            staying = {job_id for job_id, run in runs.items() if not run.done()}
+            assert len(staying) <= 3, "one runs, and two wait"
+            assert {hint.job_id for hint in worker.sent} == runs.keys() - staying
+            assert all(hint.front for hint in worker.sent)
+            await worker.runner.drain(0)
+            await asyncio.gather(*runs.values())
+
+    async def test_a_duplicate_of_a_message_that_waits_takes_no_slot(
+        self, worker: Worker, store: JobStore, owner: Owner
+    ) -> None:
+        poison, suspect, new = [await submit(store, owner) for _ in range(3)]
+        await crash(worker, *await start(worker, poison, suspect))
+        [(first, call)] = await start(worker, poison)
+        runs = [asyncio.create_task(worker.runner.run(job.id)) for job in (suspect, new)]
+        await eventually(lambda: _truth(worker.runner.waiting == {suspect.id, new.id}), "they wait")
+        for job in (suspect, new):
+            assert await asyncio.wait_for(worker.runner.run(job.id), WITHIN_S) is None
+        assert not any(run.done() for run in runs)
+        await call.tokens(1)
+        await asyncio.wait_for(first, WITHIN_S)  # set aside for the second suspect
+        assert await asyncio.wait_for(worker.engine.next_call(suspect.id), WITHIN_S)
+        await worker.runner.drain(0)
+        assert worker.runner.waiting == set()
+        await asyncio.gather(*runs)
+
+
 class TestWorkerDeath:
     async def test_jobs_with_tokens_are_not_suspects(
         self, workers: Workers, store: JobStore, logs: EventLog, owner: Owner, sweeper: Sweeper

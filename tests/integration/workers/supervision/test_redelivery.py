@@ -114,6 +114,16 @@ async def test_a_withheld_job_has_no_lost_message(
     assert lost.id in sent.job_ids
 
 
+async def test_messages_that_wait_at_the_worker_are_not_lost(
+    redelivery: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, owner: Owner
+) -> None:
+    """However many there are, those of other jobs are found."""
+    *waiting_here, lost = await waiting(store, database, owner, *[3] * (SLOTS + 1))
+    redelivery._runner.waiting |= {job.id for job in waiting_here}
+    assert await redelivery.resend_lost() == 1
+    assert sent.job_ids == [lost.id]
+
+
 async def test_an_empty_list_in_a_queue_with_messages(
     redelivery: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, owner: Owner, broker: str, redis: Redis
 ) -> None:

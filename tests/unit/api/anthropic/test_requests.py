@@ -180,6 +180,21 @@ def test_a_final_assistant_message_is_continued() -> None:
     assert (engine_request.chat.continue_final_message, engine_request.chat.add_generation_prompt) == (True, False)
 
 
+def test_references_to_tools_are_texts_and_calls_may_have_no_input() -> None:
+    """As Claude Code sends them with `ENABLE_TOOL_SEARCH`."""
+    found = {"type": "tool_reference", "tool_name": "WebFetch"}
+    messages = [
+        USER,
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "ToolSearch"}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [found]}]},
+    ]
+    body = read(CountTokensRequest, {"model": "m", "messages": messages})
+    _, call, result = conversation(body).messages or []
+    assert call.tool_calls is not None
+    assert call.tool_calls[0].function.arguments == "{}"
+    assert result.content == "Tool WebFetch is available."
+
+
 def test_empty_messages_are_rejected() -> None:
     body = read(CountTokensRequest, {"model": "m", "messages": [{"role": "user", "content": ""}]})
     with pytest.raises(InvalidRequest, match="all messages are empty"):

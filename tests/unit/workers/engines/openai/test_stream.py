@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
+from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.domain.events import Delta, delta_event, merge_deltas
+from shared.domain.events import CallDelta, Delta, delta_event, merge_deltas
 from shared.domain.job import Usage
 from tests.support.transcripts import transcript_of
-from workers.engines.openai.stream import StreamParser, parse_error
+from workers.engines.openai.errors import parse_error
+from workers.engines.openai.stream import StreamParser
 
 TEXTS = ["Müh", "le", " 🌊", "\n\ndata: [DONE]", " ", "水車"]
 
@@ -32,7 +35,8 @@ STREAM = (
 
 @given(st.lists(st.integers(0, len(STREAM))))
 def test_reads_may_end_anywhere(cuts: list[int]) -> None:
-    parser, deltas = StreamParser(1), []
+    parser = StreamParser(1)
+    deltas: list[Delta] = []
     edges = [0, *sorted(cuts), len(STREAM)]
     for start, end in itertools.pairwise(edges):
         deltas += parser.feed(STREAM[start:end])
@@ -43,7 +47,7 @@ def test_reads_may_end_anywhere(cuts: list[int]) -> None:
 
 
 def test_one_read_becomes_one_delta() -> None:
-    assert StreamParser(1).feed(STREAM) == [Delta(0, "".join(TEXTS), (), "length", len(TEXTS))]
+    assert list(StreamParser(1).feed(STREAM)) == [Delta(0, "".join(TEXTS), (), "length", len(TEXTS))]
 
 
 @pytest.mark.parametrize(
@@ -57,15 +61,13 @@ def test_one_read_becomes_one_delta() -> None:
         b'{"choices": [{"index": 1, "delta": {"content": "x"}}]}',
         b'{"choices": [{"index": -1, "delta": {"content": "x"}}]}',
         b'{"choices": [{"index": [], "delta": {"content": "x"}}]}',
-        b'{"choices": [{"index": 0, "delta": {"content": ["x"]}}]}',
+        b'{"choices": [{"index": 0, "delta": {"content": [7]}}]}',
         b'{"choices": [{"index": 0, "delta": "x"}]}',
-        b'{"usage": {"total_tokens": 7}}',
-        b'{"usage": 7}',
     ],
 )
 def test_malformed_chunks_fail_the_request_and_keep_the_text(payload: bytes) -> None:
     parser = StreamParser(1)
-    deltas = parser.feed(frame({"delta": {"content": "kept"}}) + b"data: " + payload + b"\n\n")
+    deltas = list(parser.feed(frame({"delta": {"content": "kept"}}) + b"data: " + payload + b"\n\n"))
     assert [delta.text for delta in deltas] == ["kept"]
     assert parser.done
     assert parser.failure is not None
@@ -75,7 +77,7 @@ def test_malformed_chunks_fail_the_request_and_keep_the_text(payload: bytes) -> 
 def test_endless_line() -> None:
     parser = StreamParser(1)
     while not parser.done:
-        parser.feed(b"x" * 100_000)
+        assert not list(parser.feed(b"x" * 100_000))
     assert parser.failure is not None
 
 
@@ -88,6 +90,7 @@ def test_endless_line() -> None:
         (b'{"object": "error", "message": "no"}', "no"),
         (b'{"detail": "no"}', "no"),
         (b"no\n", "no"),
+        (b'{"error": "n\\u0000o\\u001b[1m"}', "n o [1m"),
         (b"", ""),
         (b"\xff" * 2000, "\ufffd" * 500),
     ],
@@ -102,3 +105,96 @@ def test_log_keeps_token_counts() -> None:
     assert [event.delta() for event in events] == [with_ids, counted]
     assert transcript_of(events).tokens == 5
     assert merge_deltas([counted, counted]).tokens == 6
+
+
+def test_choices_without_an_index_are_told_apart_by_their_position() -> None:
+    parser = StreamParser(2)
+    both = [{"delta": {"content": "a"}}, {"delta": {"content": "b"}}]
+    data = b"data: " + orjson.dumps({"choices": both}) + b"\n\n"
+    assert [(delta.index, delta.text) for delta in parser.feed(data)] == [(0, "a"), (1, "b")]
+    ends = [(delta.index, delta.finish_reason) for delta in parser.feed(b"data: [DONE]\n\n")]
+    assert ends == [(0, "stop"), (1, "stop")]
+
+
+def test_tool_calls_of_two_choices() -> None:
+    parser = StreamParser(2)
+    call = {"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}
+    chunks: list[Any] = [{"index": index, "delta": {"tool_calls": [call]}} for index in (0, 1)]
+    ends: list[Any] = [{"index": index, "delta": {}, "finish_reason": "tool_calls"} for index in (1, 0)]
+    lines = [b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n" for choice in (*chunks, *ends)]
+    deltas = list(parser.feed(b"".join([*lines, b"data: [DONE]\n\n"])))
+    assert [(delta.index, delta.tool_calls) for delta in deltas] == [
+        (index, (CallDelta(0, "a", "f", "{}"),)) for index in (0, 1)
+    ]
+
+
+def test_many_logprobs_become_several_deltas() -> None:
+    entry = {"token": "x", "logprob": -1.0}
+    choice = {"message": {"content": "x" * 150}, "logprobs": {"content": [entry] * 150}, "finish_reason": "stop"}
+    deltas = list(StreamParser(1).feed(frame(choice) + b"data: [DONE]\n\n"))
+    assert [len(delta.logprobs) for delta in deltas] == [64, 64, 22]
+    assert [delta.text for delta in deltas] == ["x" * 150, "", ""]
+    assert [delta.finish_reason for delta in deltas] == [None, None, "stop"]
+    assert sum(delta.tokens for delta in deltas) == 150
+
+
+def test_a_named_tool_ends_with_stop_as_at_openai() -> None:
+    call = {"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}
+    data = (
+        frame({"delta": {"tool_calls": [call]}}) + frame({"delta": {}, "finish_reason": "stop"}) + b"data: [DONE]\n\n"
+    )
+    assert [delta.finish_reason for delta in StreamParser(1, named_tool=True).feed(data)] == ["stop"]
+
+
+MEMBERS = [
+    "index",
+    "delta",
+    "content",
+    "tool_calls",
+    "function",
+    "name",
+    "arguments",
+    "id",
+    "finish_reason",
+    "logprobs",
+    "usage",
+    "error",
+    "choices",
+    "message",
+    "text",
+    "reasoning",
+    "prompt_tokens",
+    "type",
+    "token",
+    "detail",
+    "code",
+]
+SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(["", "x", "{}", "0", "stop"])
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(MEMBERS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(VALUES, max_size=3), st.binary(max_size=8), st.sampled_from([b"", b"event: error\n"]))
+def test_nothing_that_an_upstream_sends_is_a_bug(values: list[Any], noise: bytes, kind: bytes) -> None:
+    """Whatever comes, there is an answer or a failure; deltas have the types that the log can encode."""
+    parser = StreamParser(1)
+    for value in (*values, {"choices": values}, {"choices": [{"index": 0, "delta": value} for value in values]}):
+        data = kind + b"data: " + json.dumps(value).encode() + b"\n\n" + noise
+        for delta in (*parser.feed(data), *parser.end()):
+            assert delta_event(1, delta).delta().finish_reason in (None, "stop", "length", "tool_calls")
+        assert parser.usage is None or parser.usage.completion_tokens >= 0
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [('{"error":' * 900 + "1", "}" * 900), ('{"choices":[{"delta":{"content":' + "[" * 900, "]" * 900 + "}}]}")],
+)
+def test_deep_nesting(start: str, end: str) -> None:
+    text = start + end
+    parser = StreamParser(1)
+    assert not list(parser.feed(b"data: " + text.encode() + b"\n\n"))
+    assert parse_error(text.encode()).message is not None

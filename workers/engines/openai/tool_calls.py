@@ -1,0 +1,236 @@
+"""Keeps the tool calls of one choice apart.
+
+A fragment belongs to a call by its id and its index. Servers leave out either, repeat them, give the same index or the
+same id to all calls, or a new id to each fragment; then the name and the arguments so far decide:
+
+- A fragment without a name never begins a call after the first, unless its index is new and it has an id.
+- A fragment with a name begins a call if the call that it could continue has complete arguments, or another name.
+
+The calls are emitted one after the other: no API dialect can express fragments of a call after the next has begun.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import orjson
+
+from shared.domain.events import CallDelta
+
+EMPTY = "{}"
+
+
+class ToolCalls:
+    """The calls of one choice."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._by_id: dict[str, _Call] = {}
+        self._by_index: dict[int, _Call] = {}
+        self._ids: set[str] = set()
+        # The call that is being emitted, and the number of the next one.
+        self._at = 0
+        self._number = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def add(self, fragments: Any) -> list[CallDelta]:
+        """Take the fragments of one chunk; returns what can be emitted.
+
+        Raises:
+            TypeError, AttributeError: they are not fragments of tool calls.
+        """
+        for fragment in [fragments] if isinstance(fragments, dict) else fragments:
+            function = fragment.get("function")
+            if function is None:
+                function = fragment if "name" in fragment or "arguments" in fragment else {}
+            index, call_id = fragment.get("index"), fragment.get("id")
+            name, arguments = function.get("name"), function.get("arguments")
+            if not (call_id or name) and index.__class__ is int and (call := self._by_index.get(index)):
+                call.append(arguments)
+                continue
+            self._take(
+                _index(index),
+                "" if call_id is None else str(call_id),
+                "" if name is None else str(name),
+                arguments,
+            )
+        return self._emit()
+
+    def close(self, *, truncated: bool = False) -> list[CallDelta]:
+        """End the calls; returns what was held back. A call without arguments gets `{}` unless it was truncated."""
+        deltas = self._emit(closing=True, truncated=truncated)
+        self._at = len(self._calls)
+        return deltas
+
+    def _take(self, index: int | None, call_id: str, name: str, arguments: Any) -> None:
+        call = self._continued(index, call_id, name, arguments)
+        if call is None:
+            if not (call_id or name or arguments):
+                return
+            call = _Call(call_id)
+            self._calls.append(call)
+            if index is not None:
+                self._by_index[index] = call
+        if call_id and call.server_id in ("", call_id):
+            call.server_id = call_id
+            self._by_id[call_id] = call
+        call.name = call.name or name
+        call.append(arguments)
+
+    def _continued(self, index: int | None, call_id: str, name: str, arguments: Any) -> _Call | None:
+        """The call that a fragment continues; None if it begins a call."""
+        if not self._calls:
+            return None
+        by_id = self._by_id.get(call_id) if call_id else None
+        at_index = None if index is None else self._by_index.get(index)
+        last = self._calls[-1]
+        if by_id is not None:
+            if at_index is not None and at_index.server_id == call_id:
+                by_id = at_index
+            is_new_index = index is not None and at_index is None
+            begins = name and by_id.complete and (is_new_index or by_id.differs(arguments))
+            return None if begins else by_id
+        call = at_index if index is not None and (at_index or name or call_id) else last
+        if call is None:  # a new index
+            return None
+        if not name:
+            return call
+        if call_id and call.server_id:  # another id
+            return call if call.name == name and call.begun and not call.complete else None
+        if call.name and call.name != name:
+            return None
+        return None if call.complete and not _is_empty(arguments) and call.differs(arguments) else call
+
+    def _emit(self, *, closing: bool = False, truncated: bool = False) -> list[CallDelta]:
+        deltas: list[CallDelta] = []
+        while self._at < len(self._calls):
+            call = self._calls[self._at]
+            has_next = self._at + 1 < len(self._calls)
+            if not call.name and (not closing or not call.begun):
+                if not closing:
+                    break
+                self._at += 1  # nobody can execute a call without a name and arguments
+                continue
+            ends = closing or (has_next and call.complete)
+            text = call.pending(ends=ends, fill=closing and not (truncated and not has_next))
+            if call.number is None:
+                call.number = self._number
+                self._number += 1
+                deltas.append(CallDelta(call.number, self._unique_id(call.server_id), call.name, text))
+            elif text:
+                deltas.append(CallDelta(call.number, arguments=text))
+            if not ends:
+                break
+            self._at += 1
+        return deltas
+
+    def _unique_id(self, server_id: str) -> str:
+        call_id = server_id if server_id and server_id not in self._ids else f"call_{uuid4().hex[:24]}"
+        self._ids.add(call_id)
+        return call_id
+
+
+class _Call:
+    """One call. `_parts` are its arguments so far, of which `_sent` parts have been emitted.
+
+    `_cumulative`: each fragment has all the arguments so far.
+    """
+
+    __slots__ = ("_cumulative", "_parts", "_sent", "_size", "name", "number", "server_id")
+
+    def __init__(self, server_id: str) -> None:
+        self.server_id = server_id
+        self.name = ""
+        self.number: int | None = None
+        self._parts: list[str] = []
+        self._sent = 0
+        self._size = 0
+        self._cumulative = False
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._parts)
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self._parts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the arguments so far are a JSON object or array."""
+        if not self._parts or not self._parts[-1].rstrip().endswith(("}", "]")):
+            return False
+        try:
+            orjson.loads(self.arguments)
+        except orjson.JSONDecodeError:
+            return False
+        return True
+
+    def differs(self, arguments: Any) -> bool:
+        """Whether these are complete arguments, other than those so far."""
+        text = _json_text(arguments)
+        return _is_object(text) and text != self.arguments
+
+    def append(self, arguments: Any) -> None:
+        """Append a fragment. Of arguments that repeat all that came before, only the rest is new."""
+        text = _json_text(arguments)
+        if not text:
+            return
+        if self._parts and text[:1] in ("{", '"'):
+            if not self._sent and self._parts == [EMPTY]:  # the placeholder of a call whose arguments follow
+                self._parts, self._size = [], 0
+            elif self.complete:
+                return
+            elif len(text) >= self._size and text.startswith(so_far := self.arguments):
+                self._cumulative = self._cumulative or _repeats(so_far, text)
+                if self._cumulative:
+                    text = text[len(so_far) :]
+        self._parts.append(text)
+        self._size += len(text)
+
+    def pending(self, *, ends: bool, fill: bool) -> str:
+        """Arguments to emit. `{}` is held back until the call `ends`; `fill` it in for a call without arguments."""
+        if not ends and len(self._parts) == 1 and self._parts[0] == EMPTY:
+            return ""
+        if fill and not self.arguments.strip():
+            return EMPTY
+        text = "".join(self._parts[self._sent :])
+        self._sent = len(self._parts)
+        return text
+
+
+def _index(value: Any) -> int | None:
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and len(value) < 10 else None
+    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _is_empty(arguments: Any) -> bool:
+    return not _json_text(arguments)
+
+
+def _json_text(arguments: Any) -> str:
+    """The arguments as JSON text: some servers send the object itself."""
+    if isinstance(arguments, str):
+        return arguments
+    return "" if arguments is None else orjson.dumps(arguments).decode()
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+def _repeats(so_far: str, text: str) -> bool:
+    """Whether `text`, which starts with `so_far`, cannot follow it: the JSON would end inside the repeated part."""
+    try:
+        json.loads(so_far + text)
+    except json.JSONDecodeError as error:
+        return error.pos < 2 * len(so_far) and not error.msg.startswith("Unterminated")
+    return False

@@ -1,0 +1,125 @@
+"""Removes addresses, file paths and secrets from an upstream's error text, which clients receive."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+ADDRESS, PATH, SECRET = "[address]", "[path]", "***"
+# Shorter parts of the model's key are not recognized.
+MIN_FRAGMENT = 6
+
+_HOST = r"[A-Za-z0-9](?:[\w-]*[A-Za-z0-9])?"
+_SUFFIXES = (
+    "local|localdomain|internal|intranet|intra|corp|lan|home|private|svc|cluster|consul|docker|arpa|test|example|"
+    "com|net|org|io|ai|dev|cloud|app|co|eu|de|fr|uk|us|ch|cn|jp|in|info|biz|tech|gov|edu|mil"
+)
+_SECRETS = re.compile(
+    r"""
+    \b(?:sk|pk|rk|hf|gsk|xai|csk|fw|r8|tgp|nvapi|ghp|gho|glpat|xoxb|ya29|AIza)[-_.]?[\w*.~+/-]{8,}  # by prefix
+    |\bsk-[\w*.-]+
+    |\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9*]{8,}                                        # AWS ids
+    |\barn:aws[\w-]*:\S+
+    |\beyJ[\w-]{6,}(?:\.[\w-]*){0,2}                                               # JSON web tokens
+    |\b(?:org|proj|acct|user)[-_][A-Za-z0-9]{6,}                                   # accounts
+    |-----BEGIN[^-]*-----.*?(?:-----END[^-]*-----|$)
+    |\b(?=[A-Za-z0-9_/+=-]*\d)(?=[A-Za-z0-9_/+=-]*[A-Za-z])[A-Za-z0-9_+=-]{32,}    # long random text
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_LABELLED = re.compile(
+    r"""(?P<label>\b(?:bearer|basic|api[-_ ]?key|key|x-api-key|access[-_ ]?token|auth[-_ ]?token|token|secret|password|
+    passwd|pwd|authorization|credentials?)\b(?:\s+(?:provided|is|was|ending\s+in|ends\s+with|starting\s+with))*
+    \s*(?:[:=]\s*|\s))(?P<value>(?:bearer\s+|basic\s+)?(?:["'`(]*[\w*.~+/=-]{3,}))""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_ADDRESSES = re.compile(
+    rf"""
+    \b[a-z][a-z0-9+.-]*://[^\s"'<>`)\]]+                                           # URLs
+    |\b\d{{1,3}}(?:\.\d{{1,3}}){{3}}\b(?::\d+)?                                    # IPv4
+    |\[[0-9A-Fa-f:]*:[0-9A-Fa-f:.%\w]*\](?::\d+)?                                  # IPv6 in brackets
+    |(?<![\w:])(?=[0-9A-Fa-f]{{0,4}}(?::[0-9A-Fa-f]{{1,4}}){{0,6}}::|(?:[0-9A-Fa-f]{{1,4}}:){{7}})[0-9A-Fa-f:]{{3,}}
+    |\b[\w.+-]+@{_HOST}(?:\.{_HOST})+                                              # mail addresses
+    |\b(?:{_HOST}\.)+(?:{_SUFFIXES})\b(?:\.{_HOST})*(?::\d+)?                      # names
+    |\b(?:{_HOST}\.)+{_HOST}:\d{{2,5}}\b
+    |\blocalhost\b(?::\d+)?
+    |(?<=host=)["']?{_HOST}["']?
+    |(?<=//){_HOST}(?::\d+)?
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_NAMED_HOST = re.compile(
+    rf"""
+    (?P<before>\b(?:lookup|resolv(?:e|ing))\s+["'`]?)(?P<name>{_HOST})
+    |(?P<before_port>\b(?:host|hostname|server|backend|upstream|node|pod|connect(?:ing|ed)?\s+to|dial\s+tcp|at|from|to)
+    \s+["'`]?)(?P<name_port>(?=[\w-]*[A-Za-z]){_HOST}:\d{{2,5}}\b|(?=[\w-]*\d)(?=[\w-]*-){_HOST}\b)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_PATHS = re.compile(
+    r"""(?<![\w/.])(?:~|\.{1,2})?(?:/[\w.@+%~-]+){2,}/?(?:",\s+line\s+\d+|:\d+)?
+    |\b[A-Za-z]:\\[^\s"'<>|]+
+    |\\\\[\w.-]+\\[^\s"'<>|]+
+    |(?<![\w/.])/(?:etc|root|home|tmp|var|opt|srv|mnt|data|app|usr|workspace|models?|run|proc|dev)\b""",
+    re.VERBOSE,
+)
+# Of a URL: its user and password, and its query.
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@|\?.*")
+_TRACEBACK = re.compile(r"\s*Traceback \(most recent call last\).*|\s*\n\s+at .*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Redacted:
+    """A text for clients, and the addresses and paths that were removed from it; secrets are in neither."""
+
+    text: str
+    removed: tuple[str, ...] = ()
+
+
+def redact(text: str, key: str = "") -> Redacted:
+    """Remove what clients must not learn. `key` is the model's own key, of which no part is left either."""
+    removed: list[str] = []
+
+    def hide(placeholder: str, match: re.Match[str]) -> str:
+        removed.append(_CREDENTIALS.sub("", match[0]))
+        return placeholder
+
+    def hide_host(match: re.Match[str]) -> str:
+        removed.append(match["name"] or match["name_port"])
+        return (match["before"] or match["before_port"]) + ADDRESS
+
+    text = without_secrets(text, key)
+    text = _TRACEBACK.sub("", text)
+    text = _ADDRESSES.sub(lambda match: hide(ADDRESS, match), text)
+    text = _NAMED_HOST.sub(hide_host, text)
+    text = _PATHS.sub(lambda match: hide(PATH, match), text)
+    return Redacted(text.strip(), tuple(dict.fromkeys(removed)))
+
+
+def without_secrets(text: str, key: str = "") -> str:
+    """Replace keys, tokens, account ids, and all parts of `key` of `MIN_FRAGMENT` characters or more."""
+    if key:
+        text = _without_fragments(text.replace(key, SECRET), key)
+    text = _SECRETS.sub(SECRET, text)
+    return _LABELLED.sub(_hide_value, text)
+
+
+def _hide_value(match: re.Match[str]) -> str:
+    label, value = match["label"], match["value"]
+    is_secret = "*" in value or (re.search(r"\d", value) and re.search(r"[A-Za-z]", value))
+    is_tail = value.lstrip("\"'`(").startswith("..")
+    return label + SECRET if is_secret or is_tail or label.rstrip().endswith((":", "=")) else match[0]
+
+
+def _without_fragments(text: str, key: str) -> str:
+    at = 0
+    while at <= len(key) - MIN_FRAGMENT:
+        if (start := text.find(key[at : at + MIN_FRAGMENT])) < 0:
+            at += 1
+            continue
+        end = start + MIN_FRAGMENT
+        length = MIN_FRAGMENT
+        while at + length < len(key) and end < len(text) and text[end] == key[at + length]:
+            length, end = length + 1, end + 1
+        text = text[:start] + SECRET + text[end:]
+    return text

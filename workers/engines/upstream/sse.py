@@ -1,0 +1,198 @@
+"""Reads JSON from an event stream, as servers send it rather than as the standard has it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+# An event above `DENSE_BYTES` may have `MAX_VALUES` quotation marks and commas: values, not bytes, take time to parse.
+MAX_EVENT_BYTES = 2 << 20
+DENSE_BYTES = 1 << 19
+MAX_VALUES = 300_000
+# Only smaller events that are not quite JSON are repaired, since that is slow.
+MAX_REPAIRED_BYTES = 64 << 10
+
+DONE = object()
+BOM = b"\xef\xbb\xbf"
+_ERROR_KINDS = (b"error", b"exception")
+
+
+class EventTooLarge(ValueError):
+    """An event is larger than `MAX_EVENT_BYTES`, or has too many values for its size."""
+
+
+class EventReader:
+    """Reads the values of one body, which may be an event stream, lines of JSON, or a single JSON document.
+
+    Lines may end with LF, CRLF or CR. A line of data that is JSON is a value, whether or not an empty line follows it;
+    other lines of data are joined until the event ends. Comments and unknown fields are skipped. An event of the type
+    `error`, and the field `error` of old llama.cpp servers, become `{"error": ...}`.
+    """
+
+    def __init__(self) -> None:
+        # The parts of a line without its end, the lines of an event or document that is not complete, their bytes.
+        self._rest: list[bytes] = []
+        self._held: list[bytes] = []
+        self._size = 0
+        self._kind = b""
+        self._started = False
+        self._ended_with_cr = False
+        # Whether the last value was not an event: a document, or a line of JSON.
+        self.bare = False
+
+    def read(self, data: bytes) -> Iterator[Any]:
+        """Yield the values that these bytes complete, or `DONE`.
+
+        Raises:
+            EventTooLarge: the body is not read any further.
+            ValueError: an event is not JSON.
+        """
+        for line in self._lines(data):
+            if line.startswith(b"data:"):
+                payload = line[5:].strip()
+                if self._held or self._kind:
+                    yield from self._special(payload)
+                elif payload:
+                    self.bare = False
+                    try:
+                        value = orjson.loads(payload) if len(payload) <= DENSE_BYTES else _loads(payload)
+                    except orjson.JSONDecodeError:
+                        yield from self._special(payload)
+                    else:
+                        yield value
+            elif line:
+                yield from self._other(line)
+            elif self._held or self._kind:
+                yield from self._end_event()
+
+    def end(self) -> Iterator[Any]:
+        """Yield what is left at the end of the body, where the last line may lack its end."""
+        if self._rest:
+            yield from self.read(b"\n")
+        yield from self._end_event(at_end=True)
+
+    def _lines(self, data: bytes) -> list[bytes]:
+        if self._ended_with_cr:
+            self._ended_with_cr = False
+            data = data.removeprefix(b"\n")
+        if b"\r" in data:
+            self._ended_with_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n")
+            if b"\r" in data:
+                data = data.replace(b"\r", b"\n")
+        *lines, rest = data.split(b"\n")
+        if lines and self._rest:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            self._rest = []
+            self._size = sum(map(len, self._held))
+        if rest:
+            self._rest.append(rest)
+            self._grow(rest)
+        if lines and not self._started:
+            self._started = True
+            lines[0] = lines[0].removeprefix(BOM)
+        return lines
+
+    def _grow(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size > MAX_EVENT_BYTES:
+            raise EventTooLarge
+
+    def _special(self, payload: bytes) -> Iterator[Any]:
+        """A line of data that is not JSON by itself, or that belongs to an event which began before it."""
+        if self._held:
+            self._hold(payload)
+        elif _is_done(payload):
+            yield DONE
+        elif payload.startswith(b"data:"):  # a proxy wrapped the line twice
+            yield from self.read(payload + b"\n")
+        elif payload.startswith(b"error:"):
+            yield {"error": _text(payload[6:])}
+        elif payload and not payload.startswith(b":"):  # a proxy made a comment an event
+            self._hold(payload)
+            if self._kind:
+                return
+            if len(payload) <= MAX_REPAIRED_BYTES and (value := _repaired(payload)) is not None:
+                self._held, self._size = [], 0
+                yield value
+
+    def _hold(self, line: bytes) -> None:
+        self._held.append(line)
+        self._grow(line)
+
+    def _other(self, line: bytes) -> Iterator[Any]:
+        line = line.strip()
+        name, colon, value = line.partition(b":")
+        if self._held and self.bare:
+            self._hold(line)
+        elif line.startswith(b"data:"):
+            yield from self.read(line + b"\n")
+        elif line.startswith((b"{", b"[", b'"')):
+            self.bare = True
+            try:
+                yield _loads(line)
+            except orjson.JSONDecodeError:
+                self._hold(line)
+        elif name == b"event":
+            self._kind = value.strip() if value.strip() in _ERROR_KINDS else b""
+        elif name == b"error" and colon:
+            yield {"error": _value_or_text(value.strip())}
+
+    def _end_event(self, *, at_end: bool = False) -> Iterator[Any]:
+        if self._held and self.bare and not at_end:
+            return  # a document may have empty lines
+        held, kind = b"\n".join(self._held), self._kind
+        self._held, self._size, self._kind = [], 0, b""
+        if not held:
+            return
+        if kind:
+            value = _value_or_text(held)
+            yield value if isinstance(value, dict) and value.get("error") else {"error": value}
+        elif _is_done(held):
+            yield DONE
+        else:
+            value = _value(held)
+            if value is None:
+                raise ValueError("not JSON")
+            yield value
+
+
+def _is_done(payload: bytes) -> bool:
+    return payload.strip(b'" []').upper() == b"DONE"
+
+
+def _loads(payload: bytes) -> Any:
+    if len(payload) > DENSE_BYTES:
+        quotes = payload.count(b'"') - payload.count(b'\\"')
+        if quotes + payload.count(b",") > MAX_VALUES:
+            raise EventTooLarge
+    return orjson.loads(payload)
+
+
+def _value(payload: bytes) -> Any:
+    try:
+        return _loads(payload)
+    except orjson.JSONDecodeError:
+        return _repaired(payload) if len(payload) <= MAX_REPAIRED_BYTES else None
+
+
+def _value_or_text(payload: bytes) -> Any:
+    value = _value(payload)
+    return _text(payload) if value is None else value
+
+
+def _text(payload: bytes) -> str:
+    return payload.decode("utf-8", "replace").strip()
+
+
+def _repaired(payload: bytes) -> Any:
+    """Parse JSON with NaN, infinities, raw control characters, parts of characters or lone surrogates; else None."""
+    try:
+        value = json.loads(_text(payload), strict=False, parse_constant=lambda _: None)
+        text = json.dumps(value, ensure_ascii=False)
+        return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    except (ValueError, RecursionError):
+        return None
