@@ -98,7 +98,8 @@ class Upload:
                 raise InvalidRequest("file: must be a file with a file name", param="file")
             self._filename = (part.filename.replace("\0", "") or "upload")[-MAX_FILENAME:]
         elif part.name not in FIELDS:
-            self._unknown_field(part.name)
+            # A file under another name is a mistake that the client should learn of.
+            (self._unknown_field if part.filename is None else refuse_field)(part.name)
         elif part.name in self._fields:
             raise InvalidRequest(f"{part.name}: must be given only once", param=part.name)
         else:
