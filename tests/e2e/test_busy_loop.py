@@ -16,6 +16,7 @@ from tests.support.metrics import samples
 from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
+from workers.supervision.lease_keeper import EXIT_CODE
 
 MODEL = "sim"
 BLOCKING = ("tests.support.blocking",)
@@ -87,3 +88,18 @@ async def test_a_stuck_loop_loses_its_jobs(stack: Stack, client: httpx.AsyncClie
     await eventually(recovered, "the loop runs again", within_s=20)
     assert "the event loop has not answered" in log.read_text()
     assert "time.sleep(" in log.read_text(), "the place where it is stuck"
+
+
+async def test_a_worker_whose_loop_stays_stuck_ends(stack: Stack, client: httpx.AsyncClient) -> None:
+    """Without a liveness probe, nothing else would end it."""
+    stuck = stack.start_worker(MODEL, program=BLOCKING, HEADRACE_STALL_S="0.3")
+    blocking = await submit(client, prompt=block(600), max_tokens=20)
+    await wait_until_running(client, blocking["id"])
+
+    async def ended() -> bool:
+        return stack.processes[stuck].poll() == EXIT_CODE
+
+    await eventually(ended, "the worker ends", within_s=30)
+    log = (stack.folder / f"{stuck}.log").read_text()
+    assert "this process ends" in log
+    assert "time.sleep(" in log, "the place where it is stuck"

@@ -1,7 +1,9 @@
 """Renews the worker's lease from a thread of its own, so that an event loop that is busy for long does not lose it.
 
 A loop that does not answer at all is stuck: after `stall_s` seconds its lease is no longer renewed, and other workers
-take over its jobs. C code that holds the interpreter's lock for longer than the lease stops this thread too.
+take over its jobs. One that is still stuck after `STALLS` times as long does not come back, and the process ends, so
+that its supervisor starts a new one. C code that holds the interpreter's lock for longer than the lease stops this
+thread too.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import threading
 import time
@@ -23,6 +26,9 @@ from workers.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 JOIN_S = 5.0
+# A suspended machine or a loop in swap comes back, and keeps its engine; this many stalls later, that is unlikely.
+STALLS = 10
+EXIT_CODE = 70
 
 
 class LeaseKeeper:
@@ -116,6 +122,14 @@ class LeaseKeeper:
                 silent_s,
                 self._place(),
             )
+        if silent_s > STALLS * self._settings.stall_s:
+            logger.critical(
+                "the event loop has not answered for %.0f s; this process ends. It is here:\n%s",
+                silent_s,
+                self._place(),
+            )
+            logging.shutdown()
+            os._exit(EXIT_CODE)  # any other way to end needs the loop
         return False
 
     def _place(self) -> str:
