@@ -78,7 +78,7 @@ class Delta:
 
     `token_ids` are the tokens that produced it. They are internal: a later attempt resumes from them. An engine that
     does not know the ids reports only the number of tokens, as `unidentified`. `logprobs` has an encoded entry per
-    token (`shared.domain.logprobs`). Those of an echoed prompt may follow its text, in deltas without text.
+    token (`shared.domain.logprobs`). Those of an echoed prompt may precede its text, in deltas without text.
 
     `prompt_tokens`, the length of the prompt, comes with a job's first delta if it is known by then. `prompt_logprobs`
     has an encoded entry per token of the prompt; it comes with the first deltas of the first choice.

@@ -12,7 +12,12 @@ ENTRIES = 64
 
 
 def may_be_incomplete(request: GenerateRequest, prior: Sequence[Delta]) -> bool:
-    """Whether earlier attempts may have emitted only a part of them: a choice has no token yet."""
-    if request.prompt_logprobs is None and not (request.echo and request.logprobs is not None):
+    """Whether earlier attempts may have emitted only a part of them.
+
+    The text of an echoed prompt comes with the last of its log probabilities.
+    """
+    echoes = request.echo and request.logprobs is not None
+    if not prior or not (echoes or request.prompt_logprobs is not None):
         return False
-    return bool(prior) and len({delta.index for delta in prior if delta.tokens}) < request.sampling.n
+    complete = {delta.index for delta in prior if delta.text or delta.tokens or delta.finish_reason}
+    return not complete.issuperset(range(request.sampling.n if echoes else 1))

@@ -262,7 +262,7 @@ class _Choice:
 def _echo(index: int, prompt: str, request: GenerateRequest) -> Iterator[Delta]:
     """The prompt, or in a chat the assistant's message that the answer continues, as in vLLM.
 
-    Log probabilities follow in deltas of a few tokens.
+    Log probabilities come in deltas of a few tokens, the last of which has the text.
     """
     text = prompt
     if request.messages is not None:
@@ -278,7 +278,7 @@ def _echo(index: int, prompt: str, request: GenerateRequest) -> Iterator[Delta]:
         entries = logprob_entries(words[start : start + prompt_logprobs.ENTRIES], start, request.logprobs)
         if start == 0:  # the first token has no probability, since nothing precedes it
             entries[0] = encode_entry(sampled_candidate(words[0], None), ())
-        yield Delta(index, "" if start else text, logprobs=entries)
+        yield Delta(index, text if start + len(entries) == len(words) else "", logprobs=entries)
 
 
 def _size(request: GenerateRequest) -> int:

@@ -109,7 +109,7 @@ class OutputBuilder:
             candidates = tokens[start : start + ENTRIES] if tokens else [None] * len(some)
             yield Delta(
                 index,
-                "" if start else text,
+                text if start + len(some) == len(token_ids) else "",
                 logprobs=tuple(
                     entry(token, found, self._top(), self._tokenizer, missing=None)
                     for token, found in zip(some, candidates, strict=True)
