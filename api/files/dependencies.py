@@ -8,5 +8,7 @@ from fastapi import Depends
 
 from api.files.service import FileService
 from api.http.dependencies import resource
+from api.http.members import MemberReader
 
+Members = Annotated[MemberReader, Depends(resource(MemberReader))]
 Files = Annotated[FileService, Depends(resource(FileService))]

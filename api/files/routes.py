@@ -7,10 +7,12 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
-from api.files.dependencies import Files
+from api.files.dependencies import Files, Members
 from api.files.schemas import MAX_RETENTION_S, MIN_RETENTION_S, FileDeleted, FileList, FileView, file_view
 from api.http.errors import ErrorResponse
+from api.http.members import MAX_NAMES, Shape
 from api.http.openapi import ERRORS
 from api.http.pagination import After
 from api.keys.auth import CurrentPrincipal
@@ -19,6 +21,12 @@ PATH = "/v1/files"
 
 router = APIRouter(prefix=PATH, tags=["files"])
 
+
+class _Form(BaseModel):
+    """The fields of an upload's form are read as they arrive; this names none of them."""
+
+
+_FORM = Shape(_Form)
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": "Not found."}}
 FORM = {
     "requestBody": {
@@ -51,12 +59,24 @@ FORM = {
     responses={**ERRORS, 413: {"model": ErrorResponse, "description": "The file is too large."}},
     openapi_extra=FORM,
 )
-async def upload(principal: CurrentPrincipal, files: Files, request: Request) -> FileView:
-    """Upload the input of a batch: JSON lines with one request each."""
+async def upload(principal: CurrentPrincipal, files: Files, members: Members, request: Request) -> FileView:
+    """Upload the input of a batch: JSON lines with one request each. Unknown fields of the form are ignored."""
     headers = request.headers
+    unknown: dict[str, str] = {}
+
+    def unknown_field(name: str) -> None:
+        if len(unknown) < MAX_NAMES:
+            unknown[name] = name
+            members.read(_FORM, unknown, counted=False)
+
     file = await files.upload(
-        principal.owner, headers.get("content-type", ""), headers.get("content-length", ""), request.stream()
+        principal.owner,
+        headers.get("content-type", ""),
+        headers.get("content-length", ""),
+        request.stream(),
+        unknown_field,
     )
+    request.state.ignored = members.read(_FORM, unknown).ignored
     return file_view(file)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 from api.files.blobs import BlobMissing, Blobs
 from api.files.store import FileStore, StoredFile, is_file_id
-from api.files.upload import Upload
+from api.files.upload import Upload, refuse_field
 from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
 from shared.domain.errors import HeadraceError, NotFound
@@ -30,14 +30,22 @@ class FileService:
         self._max_lines = max_lines
         self._retention_s = retention_s
 
-    async def upload(self, owner: Owner, content_type: str, length: str, body: AsyncIterator[bytes]) -> StoredFile:
-        """Store the file of a form; see `Upload.receive`."""
+    async def upload(
+        self,
+        owner: Owner,
+        content_type: str,
+        length: str,
+        body: AsyncIterator[bytes],
+        unknown_field: Callable[[str], None] = refuse_field,
+    ) -> StoredFile:
+        """Store the file of a form; see `Upload`."""
         upload = Upload(
             self._store,
             self._blobs,
             max_bytes=self._max_bytes,
             max_lines=self._max_lines,
             retention_s=self._retention_s,
+            unknown_field=unknown_field,
         )
         return await upload.receive(owner, content_type, length, body)
 

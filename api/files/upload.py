@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from api.files.blobs import Blobs
 from api.files.multipart import Part, read_form
@@ -20,12 +20,26 @@ ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 FIELDS = ("purpose", ANCHOR, SECONDS)
 
 
+def refuse_field(name: str) -> None:
+    """Reject a field that has no effect."""
+    raise InvalidRequest(f"{name[:64]}: this parameter is unknown or not supported", param=name[:64])
+
+
 class Upload:
     """One upload, limited in bytes and lines."""
 
     def __init__(
-        self, store: FileStore, blobs: Blobs, *, max_bytes: int, max_lines: int, retention_s: float | None
+        self,
+        store: FileStore,
+        blobs: Blobs,
+        *,
+        max_bytes: int,
+        max_lines: int,
+        retention_s: float | None,
+        unknown_field: Callable[[str], None],
     ) -> None:
+        """`unknown_field` is called with the name of a field that has no effect; it may raise `InvalidRequest`."""
+        self._unknown_field = unknown_field
         self._store = store
         self._blobs = blobs
         self._max_bytes = max_bytes
@@ -53,11 +67,11 @@ class Upload:
                 if isinstance(item, Part):
                     part = item
                     self._begin(part)
-                elif part.name != "file":
-                    self._field(part.name, item)
-                else:
+                elif part.name == "file":
                     self._count(item)
                     await blob.write(item)
+                elif part.name in FIELDS:
+                    self._field(part.name, item)
             self._check()
         assert self._filename is not None
         try:
@@ -84,7 +98,8 @@ class Upload:
                 raise InvalidRequest("file: must be a file with a file name", param="file")
             self._filename = (part.filename.replace("\0", "") or "upload")[-MAX_FILENAME:]
         elif part.name not in FIELDS:
-            raise InvalidRequest(f"{part.name[:64]}: this parameter is unknown or not supported", param=part.name[:64])
+            # A file under another name is a mistake that the client should learn of.
+            (self._unknown_field if part.filename is None else refuse_field)(part.name)
         elif part.name in self._fields:
             raise InvalidRequest(f"{part.name}: must be given only once", param=part.name)
         else:
@@ -117,7 +132,7 @@ class Upload:
         if purpose != Purpose.BATCH.value.encode():
             text = purpose.decode("utf-8", "replace")[:64]
             raise InvalidRequest(f"purpose: must be `batch`, got {text!r}", param="purpose")
-        if ANCHOR in self._fields or SECONDS in self._fields:
+        if self._fields.get(ANCHOR) or self._fields.get(SECONDS):
             self._retention_s = self._expires_after()
         if not self._size:
             raise InvalidRequest("file: must not be empty", param="file")

@@ -51,7 +51,7 @@ class MessageItem(_Item):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Annotated[list[TextPart], TextParts] = Field(default_factory=list, fail_fast=True)
+    content: Annotated[list[TextPart], TextParts] = Field(fail_fast=True)
 
     @model_validator(mode="before")
     @classmethod

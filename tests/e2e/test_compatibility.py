@@ -282,3 +282,20 @@ async def test_every_route_accepts_x_api_key(sim_stack: Stack, path: str) -> Non
         assert (await client.get(path, headers={"x-api-key": "hr_wrong"})).status_code == 401
         bearer_first = {"x-api-key": "hr_wrong", "Authorization": f"Bearer {KEY}"}
         assert (await client.get(path, headers=bearer_first)).status_code == 200
+
+
+FORM = {"purpose": "batch", "user": "u", "expires_after[anchor]": "", "custom_llm_provider": "openai"}
+UPLOAD = {"file": ("a.jsonl", b"{}\n")}
+
+
+async def test_unknown_fields_of_an_upload_are_ignored_and_named(sim: httpx.AsyncClient) -> None:
+    """LiteLLM's clients send `custom_llm_provider` and `target_model_names`."""
+    response = await sim.post("/v1/files", data=FORM, files=UPLOAD)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-headrace-ignored"] == "user, custom_llm_provider"
+
+
+async def test_a_strict_server_refuses_unknown_fields_of_an_upload(strict: httpx.AsyncClient) -> None:
+    response = await strict.post("/v1/files", data=FORM, files=UPLOAD)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "user"

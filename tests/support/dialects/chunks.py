@@ -10,6 +10,7 @@ AZURE_FIRST = chunk(
 AZURE_ANNOTATION = chunk({"index": 0, "finish_reason": None, "content_filter_offsets": {"check_offset": 9}})
 THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm. "}], "closed": True}
 CHUNKS = (
+    says_hi("reasoning as an object", "gateways", delta(reasoning={"content": "Hm. "}), *HI, end(), reasoning="Hm. "),
     says_hi(
         "Azure: filter results first, annotations without a delta",
         "langchain-ai/langchain#18977",

@@ -46,10 +46,9 @@ def test_responses(nothing: object) -> None:
     items = [
         {"type": "function_call", "call_id": "c", "name": "f", **member("arguments", nothing)},
         {"type": "function_call_output", "call_id": "c", **member("output", nothing)},
-        {"role": "assistant", **member("content", nothing)},
         USER,
     ]
     body = ResponseCreate.model_validate(read(ResponseCreate, {"model": "m", "input": [USER, *items]}))
     messages = conversation(None, None, body.input)[1:]
     assert arguments_of(messages) == "{}"
-    assert [message.content for message in messages[1:]] == ["", "", "hi"]
+    assert [message.content for message in messages[1:]] == ["", "hi"]

@@ -28,6 +28,7 @@ _STATUS_OF = {
     "timeout": 504,
 }
 _PARAM = re.compile(r"[A-Za-z_][\w.\[\]-]{0,99}")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]+")
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 
 
@@ -126,4 +127,4 @@ def _location(error: dict[str, Any]) -> str | None:
 
 
 def _cut(message: str) -> str:
-    return message.strip()[:MAX_MESSAGE]
+    return _CONTROLS.sub(" ", message[: 2 * MAX_MESSAGE]).strip()[:MAX_MESSAGE]

@@ -34,6 +34,8 @@ FINISH_REASONS = {
     "tool_use": "tool_calls",
     "function_call": "tool_calls",
 }
+# Texts that stand for no reason.
+UNFINISHED = ("null", "none")
 # Reasons of answers that are not complete.
 INTERRUPTED = ("error", "abort", "aborted", "network_error", "insufficient_system_resource")
 NOT_A_STREAM = "The upstream sent something that is not OpenAI's stream."
@@ -53,19 +55,26 @@ class StreamParser:
         self._choices = choices
         self._logprobs = logprobs
         self._named_tool = named_tool
+        # Choices that have not ended, and the reasons why choices end. Some servers send text after the finish
+        # reason, so a choice ends with the stream.
         self._open = set(range(choices))
+        self._reasons: dict[int, tuple[str, int | str | None]] = {}
+        # Choices with output after their finish reason.
+        self._resumed: set[int] = set()
         self._events = EventReader()
         self._calls: dict[int, ToolCalls] = {}
         self._usage = UsageReader()
         self._tokens = 0
+        # Whether output came as a `message`, in whole or in pieces, and not as deltas.
+        self._messages = False
         self.begun = False
         self.done = False
         self.failure: UpstreamError | ErrorBody | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether every choice has its finish reason."""
-        return not self._open
+        """Whether every choice has its finish reason, and no output after it. It may not have been returned yet."""
+        return len(self._reasons) == self._choices and not self._resumed
 
     @property
     def usage(self) -> Usage | None:
@@ -80,10 +89,10 @@ class StreamParser:
         return self._take(self._events.read(data))
 
     def end(self) -> Iterator[Delta]:
-        """Parse what is left at the end of the body."""
-        return self._take(self._events.end())
+        """Parse what is left at the end of the body, and end the choices that have their finish reason."""
+        return self._take(iter(()) if self.done else self._events.end(), at_end=True)
 
-    def _take(self, values: Iterator[Any]) -> Iterator[Delta]:
+    def _take(self, values: Iterator[Any], *, at_end: bool = False) -> Iterator[Delta]:
         parts: dict[int, _Part] = {}
         try:
             for value in values:
@@ -101,29 +110,29 @@ class StreamParser:
             self.failure, self.done = UpstreamError(TOO_LARGE), True
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.failure, self.done = UpstreamError(NOT_A_STREAM), True
-        yield from self._flush(parts)
-
-    def _flush(self, parts: dict[int, _Part]) -> Iterator[Delta]:
+        if at_end or self.done:
+            self._close_finished(parts)
         for index, part in parts.items():
             if not (part.chunks or part.logprobs or part.reason):
                 continue
             self.begun = True
-            for delta in part.deltas(index):
+            for delta in part.deltas(index) if part.logprobs else (part.delta(index),):
                 self._tokens += delta.unidentified
                 yield delta
 
     def _finish(self, parts: dict[int, _Part]) -> None:
         """The upstream says that it is done: choices without a finish reason are complete if there was any output."""
         if parts or self.begun:
-            for index in sorted(self._open):
-                self._close(index, _part(index, parts), "stop")
+            for index in range(self._choices):
+                self._reasons.setdefault(index, ("stop", None))
+            self._resumed.clear()
         self.done = True
 
     def _chunk(self, chunk: Any, parts: dict[int, _Part]) -> None:
         if error := chunk.get("error"):
             raise _Failed(error_of(chunk if isinstance(error, str) else error))
-        if usage := chunk.get("usage") or chunk.get("x_groq"):
-            self._usage.add(usage.get("usage", usage) if isinstance(usage, dict) else usage)
+        if usage := chunk.get("usage"):
+            self._usage.add(usage)
         choices = chunk.get("choices")
         if not choices:
             if is_error(chunk):
@@ -136,13 +145,13 @@ class StreamParser:
             content = choice.get("delta")
             whole = content is None and self._events.bare
             if content is None:
-                content = choice.get("message") or choice
+                content = self._message(choice, index, parts)
             text = content.get("content")
             if text is None:
                 text = choice.get("text") or content.get("refusal")
             reasoning = content.get("reasoning") or content.get("reasoning_content")
             calls = content.get("tool_calls") or content.get("function_call")
-            reason = choice.get("finish_reason")
+            reason = choice.get("finish_reason") or choice.get("finishReason")
             if whole and not reason:
                 reason = "stop"
             logprobs = choice.get("logprobs") if self._logprobs else None
@@ -150,9 +159,7 @@ class StreamParser:
                 if usage := choice.get("usage"):
                     self._usage.add(usage)
                 continue
-            if index not in self._open:
-                if 0 <= index < self._choices:
-                    continue  # it already has its finish reason
+            if not 0 <= index < self._choices:
                 raise ValueError(index)
             if (part := parts.get(index)) is None:
                 part = parts[index] = _Part()
@@ -164,23 +171,48 @@ class StreamParser:
                 part.add_calls(self._calls.setdefault(index, ToolCalls()).add(calls))
             if logprobs:
                 part.logprobs.append(logprobs)
+            if self._reasons and not reason and index in self._reasons:
+                self._resumed.add(index)
             if reason:
-                if usage := choice.get("usage"):
-                    self._usage.add(usage)
+                for holder in (choice, chunk.get("x_groq")):
+                    if isinstance(holder, dict) and (usage := holder.get("usage")):
+                        self._usage.add(usage)
                 reason = str(reason).lower()
                 if reason in INTERRUPTED:
                     raise _Failed(error_of(choice) if choice.get("error") else ErrorBody(""))
-                part.stop_reason = _stop_reason(choice.get("stop_reason"))
-                self._close(index, part, FINISH_REASONS.get(reason, "stop"))
+                if reason not in UNFINISHED:
+                    self._resumed.discard(index)
+                    self._end_choice(index, FINISH_REASONS.get(reason, "stop"), choice.get("stop_reason"))
 
-    def _close(self, index: int, part: _Part, reason: str) -> None:
-        calls = self._calls.get(index)
-        if calls:
-            part.calls += calls.close(truncated=reason == "length")
-            if reason == "stop" and not self._named_tool:
-                reason = "tool_calls"
-        part.reason = reason
-        self._open.discard(index)
+    def _end_choice(self, index: int, reason: str, stop_reason: Any) -> None:
+        """Note a finish reason. If there are several, "stop" says the least, and a later one of the others counts."""
+        known, known_stop = self._reasons.get(index, (reason, None))
+        if not isinstance(stop_reason, (int, str)) or isinstance(stop_reason, bool):
+            stop_reason = known_stop
+        self._reasons[index] = known if reason == "stop" else reason, stop_reason
+
+    def _message(self, choice: dict[str, Any], index: int, parts: dict[int, _Part]) -> Any:
+        """The content of a choice without a delta. A message that follows deltas repeats them."""
+        message = choice.get("message")
+        if not message:
+            return choice
+        if not self._messages and (self.begun or index in parts):
+            return {}
+        self._messages = True
+        return message
+
+    def _close_finished(self, parts: dict[int, _Part]) -> None:
+        """End the choices that have their finish reason."""
+        for index in sorted(self._open & self._reasons.keys() - self._resumed):
+            reason, stop_reason = self._reasons[index]
+            if (part := parts.get(index)) is None:
+                part = parts[index] = _Part()
+            if calls := self._calls.get(index):
+                part.calls += calls.close(truncated=reason == "length")
+                if reason == "stop" and not self._named_tool:
+                    reason = "tool_calls"
+            part.reason, part.stop_reason = reason, stop_reason
+            self._open.discard(index)
 
 
 class _Failed(Exception):
@@ -217,33 +249,32 @@ class _Part:
         self.calls += calls
         self.chunks += 1
 
-    def deltas(self, index: int) -> Iterator[Delta]:
-        """One delta, or several if there are many log probabilities; the last has the calls and the finish reason."""
-        text, reasoning, chunks = "".join(self.texts), "".join(self.reasoning), self.chunks
-        batch: list[bytes] = []
-        if self.logprobs:
-            for entry in chain.from_iterable(map(entries, self.logprobs)):
-                if len(batch) == MAX_LOGPROBS:
-                    yield Delta(index, text, unidentified=len(batch), reasoning=reasoning, logprobs=tuple(batch))
-                    text, reasoning, chunks, batch = "", "", chunks - len(batch), []
-                batch.append(entry)
-        yield Delta(
+    def delta(self, index: int) -> Delta:
+        """The content without log probabilities."""
+        return Delta(
             index,
-            text,
+            "".join(self.texts),
             (),
             self.reason,
-            max(chunks, len(batch)),
-            reasoning,
+            self.chunks,
+            "".join(self.reasoning),
             joined_calls(self.calls) if self.calls else (),
-            tuple(batch),
+            (),
             self.stop_reason,
         )
 
-
-def _part(index: int, parts: dict[int, _Part]) -> _Part:
-    if (part := parts.get(index)) is None:
-        part = parts[index] = _Part()
-    return part
+    def deltas(self, index: int) -> Iterator[Delta]:
+        """Divide many log probabilities among several deltas; the last has the calls and the finish reason."""
+        last = self.delta(index)
+        batch: list[bytes] = []
+        for entry in chain.from_iterable(map(entries, self.logprobs)):
+            if len(batch) == MAX_LOGPROBS:
+                yield Delta(index, last.text, unidentified=len(batch), reasoning=last.reasoning, logprobs=tuple(batch))
+                last.text, last.reasoning, last.unidentified = "", "", last.unidentified - len(batch)
+                batch = []
+            batch.append(entry)
+        last.logprobs, last.unidentified = tuple(batch), max(last.unidentified, len(batch))
+        yield last
 
 
 def _pieces(content: Any) -> Iterator[tuple[bool, str]]:
@@ -260,7 +291,7 @@ def _pieces(content: Any) -> Iterator[tuple[bool, str]]:
             continue
         kind = part.get("type", "text")
         is_thought = kind in ("thinking", "reasoning")
-        value = part.get(kind) if kind in part else part.get("text")
+        value = next((part[name] for name in (kind, "text", "content") if part.get(name) is not None), None)
         if value is None or not (is_thought or kind in _TEXT_PARTS):
             continue
         if isinstance(value, str):
@@ -277,7 +308,3 @@ def _choice_index(index: Any, position: int) -> int:
         ValueError, TypeError: it is no number.
     """
     return position if index is None else int(index)
-
-
-def _stop_reason(value: Any) -> int | str | None:
-    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None

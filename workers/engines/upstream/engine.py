@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 # Bodies are written, and reads are parsed, in pieces of this size, with time for other tasks between them.
 PIECE_BYTES = 64 << 10
+# Longest wait for more output, the usage, or the end of a stream whose choices have their finish reasons: some servers
+# leave it open.
+TRAILER_S = 5.0
 
 
 class ReplyParser(Protocol):
@@ -62,7 +65,7 @@ class ReplyParser(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether every choice has its finish reason."""
+        """Whether every choice has its finish reason, which `end` returns at the latest."""
 
     @property
     def failure(self) -> UpstreamError | ErrorBody | None:
@@ -76,7 +79,7 @@ class ReplyParser(Protocol):
         """Parse the bytes of one read. Each delta takes little time."""
 
     def end(self) -> Iterator[Delta]:
-        """Parse what is left at the end of the body."""
+        """Parse what is left at the end of the body. Called again, it yields nothing."""
 
 
 class UpstreamEngine(ABC):
@@ -172,7 +175,6 @@ class UpstreamEngine(ABC):
         body = orjson.dumps(parameters)
         failures = 0
         replaced_names: set[str] = set()
-        slice_ = TimeSlice()
         self._requests += 1
         try:
             while True:
@@ -191,9 +193,19 @@ class UpstreamEngine(ABC):
                                 continue
                             raise self._status_error(request_id, response, content, request, body)
                         self._refused.remember(replaced_names)
-                        while not reply.done and (data := await response.content.readany()):
+                        finished_at = 0.0
+                        while not reply.done:
+                            if reply.finished:
+                                finished_at = finished_at or asyncio.get_running_loop().time()
+                                data = await _read_until(response, finished_at + TRAILER_S)
+                            else:
+                                data = await response.content.readany()
+                            if not data:
+                                break
+                            slice_ = TimeSlice()
                             for start in range(0, len(data), PIECE_BYTES):
                                 for delta in reply.feed(data[start : start + PIECE_BYTES]):
+                                    finished_at = 0.0
                                     yield delta
                                     if slice_.over:
                                         await slice_.give_way()
@@ -215,8 +227,10 @@ class UpstreamEngine(ABC):
                 except (aiohttp.ClientError, TimeoutError) as error:
                     failure = connection_error(error)
                     self._metrics.upstream_failures.labels(self._label, failure_kind(error)).inc()
-                if reply.finished:
-                    break  # a failure after the last finish reason affects only the usage
+                if reply.finished:  # a failure after the last finish reason affects only the usage
+                    for delta in reply.end():
+                        yield delta
+                    break
                 delay_s = backoff_s(failures, failure.retry_after_s)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 if reply.begun or failures >= self._options.max_retries or delay_s is None:
@@ -299,6 +313,15 @@ class UpstreamEngine(ABC):
         if self._options.log_error_texts:
             logger.warning("call=%s upstream: %s: %s", request_id, what, without_secrets(error.message, self._key))
         return replace(error, message=redacted.text)
+
+
+async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> bytes:
+    """Read data; nothing if there is none by then, on the clock of the event loop."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await response.content.readany()
+    except TimeoutError:
+        return b""
 
 
 def _payload(body: bytes) -> bytes | io.BytesIO:

@@ -223,6 +223,31 @@ async def test_failures_after_text_are_not_retried(
     assert len(upstream.seen) == 1
 
 
+async def test_a_finished_stream_that_stays_open_ends_soon(
+    engine: OpenAIEngine, upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """maximhq/bifrost#6784: a finish reason, no [DONE], and heartbeats for ever."""
+    monkeypatch.setattr("workers.engines.upstream.engine.TRAILER_S", 0.2)
+    finished = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}\n\n'
+    upstream.answers = [Answer(raw=(finished, *(b": ping\n\n", 0.05) * 600))]
+    async with asyncio.timeout(10):
+        deltas, _ = await run(engine)
+        await upstream.left.wait()
+    assert text(deltas) == "Hi"
+    assert deltas[-1].finish_reason == "stop"
+
+
+async def test_text_after_a_finish_reason_is_not_cut(
+    engine: OpenAIEngine, upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open-webui/open-webui#16377: a stream whose every chunk has a finish reason, and lasts longer than the wait."""
+    monkeypatch.setattr("workers.engines.upstream.engine.TRAILER_S", 0.5)
+    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
+    upstream.answers = [Answer(raw=(*(chunk, 0.1) * 8, b"data: [DONE]\n\n"))]
+    deltas, _ = await run(engine)
+    assert text(deltas) == "x" * 8
+
+
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
 async def test_refused_request(engine: OpenAIEngine, upstream: FaultyUpstream, status: int) -> None:
     upstream.answers = [error_answer(status, "the prompt is too long")]

@@ -90,6 +90,7 @@ def test_endless_line() -> None:
         (b'{"object": "error", "message": "no"}', "no"),
         (b'{"detail": "no"}', "no"),
         (b"no\n", "no"),
+        (b'{"error": "n\\u0000o\\u001b[1m"}', "n o [1m"),
         (b"", ""),
         (b"\xff" * 2000, "\ufffd" * 500),
     ],
@@ -121,7 +122,7 @@ def test_tool_calls_of_two_choices() -> None:
     chunks: list[Any] = [{"index": index, "delta": {"tool_calls": [call]}} for index in (0, 1)]
     ends: list[Any] = [{"index": index, "delta": {}, "finish_reason": "tool_calls"} for index in (1, 0)]
     lines = [b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n" for choice in (*chunks, *ends)]
-    deltas = list(parser.feed(b"".join(lines)))
+    deltas = list(parser.feed(b"".join([*lines, b"data: [DONE]\n\n"])))
     assert [(delta.index, delta.tool_calls) for delta in deltas] == [
         (index, (CallDelta(0, "a", "f", "{}"),)) for index in (0, 1)
     ]
@@ -130,7 +131,7 @@ def test_tool_calls_of_two_choices() -> None:
 def test_many_logprobs_become_several_deltas() -> None:
     entry = {"token": "x", "logprob": -1.0}
     choice = {"message": {"content": "x" * 150}, "logprobs": {"content": [entry] * 150}, "finish_reason": "stop"}
-    deltas = list(StreamParser(1).feed(frame(choice)))
+    deltas = list(StreamParser(1).feed(frame(choice) + b"data: [DONE]\n\n"))
     assert [len(delta.logprobs) for delta in deltas] == [64, 64, 22]
     assert [delta.text for delta in deltas] == ["x" * 150, "", ""]
     assert [delta.finish_reason for delta in deltas] == [None, None, "stop"]
@@ -139,7 +140,9 @@ def test_many_logprobs_become_several_deltas() -> None:
 
 def test_a_named_tool_ends_with_stop_as_at_openai() -> None:
     call = {"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}
-    data = frame({"delta": {"tool_calls": [call]}}) + frame({"delta": {}, "finish_reason": "stop"})
+    data = (
+        frame({"delta": {"tool_calls": [call]}}) + frame({"delta": {}, "finish_reason": "stop"}) + b"data: [DONE]\n\n"
+    )
     assert [delta.finish_reason for delta in StreamParser(1, named_tool=True).feed(data)] == ["stop"]
 
 
