@@ -34,8 +34,8 @@ async def run(arguments: argparse.Namespace) -> int:
     store = JobStore(engine, settings.region)
     try:
         if arguments.action == "list":
-            for job in await store.unreadable():
-                print(f"{job.id}  {job.model}  {job.created_at:%Y-%m-%d %H:%M}  waits for a version that can read it")
+            for row in await store.unreadable():
+                print(f"{row.id}  {row.model}  {row.created_at:%Y-%m-%d %H:%M}  waits for a version that can read it")
             for job in await store.exhausted():
                 print(f"{job.id}  {job.model}  {job.created_at:%Y-%m-%d %H:%M}  {len(job.attempts)} attempts")
                 for attempt in job.attempts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from redis.asyncio import Redis
@@ -18,15 +19,24 @@ OK = "ok"
 
 
 class ReadinessCheck:
-    """Checks that the database and Redis accept writes, and that each model has a live worker."""
+    """Checks that the database and Redis accept writes, and that each model has a live worker.
+
+    The check needs no key, so concurrent callers share one: they must not take the database's connections.
+    """
 
     def __init__(self, store: JobStore, redis: Redis, registry: Registry) -> None:
         self._store = store
         self._redis = redis
         self._registry = registry
+        self._running: asyncio.Task[dict[str, str]] | None = None
 
     async def run(self) -> dict[str, str]:
         """Return the state of each dependency by name: `OK`, or the problem."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._check(), name="readiness-check")
+        return await asyncio.shield(self._running)
+
+    async def _check(self) -> dict[str, str]:
         checks: dict[str, str] = {}
         workers: dict[str, int] | None = None
         try:

@@ -22,14 +22,18 @@ LONGEST_TOKEN = 128
 class RegexSize:
     """What an expression expands to.
 
-    `states`: of the automaton, with all repetitions expanded. `wide` and `classes`: the sums of the lengths of bounded
-    repetitions of classes of characters, up to the longest token. `literals`: bytes outside of classes. `groups`: how
-    deeply groups are nested.
+    `states`: of the automaton, with all repetitions expanded. `wide`, `classes` and `narrow`: sums of the lengths of
+    bounded repetitions, up to the longest token, by how many characters their items match. `wide_items` and
+    `class_items`: the items themselves, as often as they are written. `literals`: bytes outside of classes. `groups`:
+    how deeply groups are nested.
     """
 
     states: float = 0
     wide: int = 0
     classes: int = 0
+    narrow: int = 0
+    wide_items: int = 0
+    class_items: int = 0
     literals: int = 0
     groups: int = 0
 
@@ -58,6 +62,7 @@ def measure(text: str, size: RegexSize, *, grammar: bool = False) -> Iterator[No
         top.states += top.last
         top.last, top.kind = states, kind
         top.kinds = max(top.kinds, kind)
+        size.wide_items += kind == WIDE and states == WIDE_STATES
 
     while position < end:
         if position >= steps:
@@ -78,6 +83,7 @@ def measure(text: str, size: RegexSize, *, grammar: bool = False) -> Iterator[No
                 item(1, NARROW)
                 size.literals += 1
         elif character == "[":
+            size.class_items += 1
             negated = text[position : position + 1] == "^"
             begin = position
             position += 1 if negated or text[position : position + 1] == "]" else 0
@@ -110,6 +116,7 @@ def measure(text: str, size: RegexSize, *, grammar: bool = False) -> Iterator[No
                     repeated = int(min(count, LONGEST_TOKEN))
                     size.wide += repeated if top.kind == WIDE else 0
                     size.classes += repeated if top.kind == CLASS else 0
+                    size.narrow += repeated if top.kind == NARROW else 0
                 if top.last > 1e15:
                     top.last = 1e15
             elif not grammar:
@@ -134,6 +141,9 @@ def measure(text: str, size: RegexSize, *, grammar: bool = False) -> Iterator[No
             item(inner.states, NARROW)
             size.wide += inner.wide
             size.classes += inner.classes
+            size.narrow += inner.narrow
+            size.wide_items += inner.wide_items
+            size.class_items += inner.class_items
             size.literals += inner.literals
             size.groups = max(size.groups, inner.groups)
             position += 1

@@ -1,9 +1,10 @@
 """Bounds on structured outputs: an estimate of what an engine needs to compile a schema, grammar or list of choices.
 
 Engines compile them in a process that they share with other requests, on threads that cannot be cancelled. The estimate
-is one pass over the input, in small steps. It is meant to predict microseconds of the slower of vLLM's usual backends,
-xgrammar and llguidance, but is far too low for lengths and patterns: docs/decisions/engines.md has measurements.
-References are not followed: the backends compile each definition once.
+is one pass over the input, in small steps. It predicts microseconds of the slower of vLLM's usual backends, xgrammar
+and llguidance, with a vocabulary of 131,072 tokens. Strings with lengths or patterns are compiled by llguidance in any
+case (`workers.engines.vllm.structure_backend`). How it was calibrated is in docs/decisions/engines.md. References are
+not followed: the backends compile each definition once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from shared.domain.request import GenerateRequest, StructuredOutputs
 STEP_NODES = 500
 STEP_CHOICES = 250
 
-# Meant as microseconds; `docs/decisions/engines.md` has what was measured.
+# Microseconds (`docs/decisions/engines.md`).
 PER_OBJECT = 20
 PER_VALUE = 2
 PER_CHOICE = 15
@@ -33,10 +34,11 @@ PER_LITERAL_BYTE = 10
 PER_SHARED_BYTE_SQUARED = 4e-5
 PER_OPTIONAL_PAIR = 1.5
 PER_COUNTED_PAIR = 2.5
-PER_ALTERNATIVE_PAIR = 0.2
+PER_ALTERNATIVE_PAIR = 0.5
+PER_PROPERTY_PAIR = 0.04
 PER_MIN_ITEM = 1
 PER_MAX_ITEM = 8
-PER_DIVISOR = 2
+PER_DIVISOR = 4
 PER_LENGTH = 800
 PER_WIDE_REPEAT = 2500
 PER_CLASS_REPEAT = 1000
@@ -83,11 +85,12 @@ class _Entry(NamedTuple):
 class StructureSize:
     """Estimates one request's structured output and checks it against bounds."""
 
-    def __init__(self, bounds: StructureBounds, param: str) -> None:
-        """`param`: the parameter to name in errors."""
+    def __init__(self, bounds: StructureBounds, param: str, *, lazy_strings: bool = False) -> None:
+        """`param`: the parameter to name in errors. `lazy_strings`: lengths and patterns cost nothing."""
         self.states = 0.0
         self._bounds = bounds
         self._param = param
+        self._per_string = 0.0 if lazy_strings else 1.0
         self._bytes = 0
         self._choices = 0
         self._lengths: set[tuple[Any, Any]] = set()
@@ -203,7 +206,8 @@ class StructureSize:
             counted = PER_COUNTED_PAIR * len(properties) ** 2 * max(counts)
             if counted > cost:
                 cost, message = counted, "minProperties or maxProperties with so many properties. Omit it"
-        self._add(cost + PER_LITERAL_BYTE * sum(map(len, properties)), message, entry)
+        cost += PER_PROPERTY_PAIR * len(properties) ** 2 + PER_LITERAL_BYTE * sum(map(len, properties))
+        self._add(cost, message, entry)
 
     def _check_length(self, node: dict[str, Any], entry: _Entry) -> None:
         low, high = _count(node.get("minLength")), _count(node.get("maxLength"))
@@ -211,7 +215,7 @@ class StructureSize:
         if longest <= 1 or (low, high) in self._lengths:
             return
         self._lengths.add((low, high))
-        cost = PER_LENGTH * min(longest, LONGEST_TOKEN) * (1.5 if low > 1 and high else 1)
+        cost = self._per_string * PER_LENGTH * min(longest, LONGEST_TOKEN) * (1.5 if low > 1 and high else 1)
         self._add(cost, "too many different values of minLength and maxLength. Use the same for more strings", entry)
 
     def _check_divisor(self, node: dict[str, Any], entry: _Entry) -> None:
@@ -238,6 +242,7 @@ class StructureSize:
         size = RegexSize()
         yield from measure(pattern, size)
         cost = PER_PATTERN_STATE_SQUARED * size.states**2 + self._repeats(size) + PER_STATE * len(pattern)
+        cost *= self._per_string
         self._check_groups(size, name, entry)
         self._add(
             cost,
@@ -312,23 +317,26 @@ class StructureSize:
         return InvalidRequest(f"{self._param}{place[-512:]}: {what}.", param=self._param)
 
 
-def structure_steps(request: GenerateRequest, bounds: StructureBounds, *, all_tools: bool = False) -> Iterator[float]:
+def structure_steps(
+    request: GenerateRequest, bounds: StructureBounds, *, all_tools: bool = False, lazy_strings: bool = False
+) -> Iterator[float]:
     """Check what an engine compiles for a request; yields the estimated states so far between steps.
 
     The parameters of tools are compiled if the model must call one, or if they are strict; with `all_tools`, always.
+    With `lazy_strings`, lengths and patterns in schemas are not counted: llguidance compiles them as needed.
 
     Raises:
         InvalidRequest: a bound is exceeded. `param` is `structured_outputs` or `tools`.
     """
     if request.structured_outputs is not None:
-        size = StructureSize(bounds, "structured_outputs")
+        size = StructureSize(bounds, "structured_outputs", lazy_strings=lazy_strings)
         for _ in size.check(request.structured_outputs):
             yield size.states
         yield size.states
     chat = request.chat
     if chat is None or not chat.tools or chat.tool_choice == "none":
         return
-    size = StructureSize(bounds, "tools")
+    size = StructureSize(bounds, "tools", lazy_strings=lazy_strings)
     named = chat.tool_choice["name"] if isinstance(chat.tool_choice, dict) else None
     compiled = all_tools or chat.tool_choice == "required" or named is not None
     for number, tool in enumerate(chat.tools):

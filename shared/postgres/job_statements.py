@@ -275,6 +275,7 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
             {
                 JobRow.status: result.status,
                 JobRow.worker: None,
+                JobRow.unreadable_at: None,
                 JobRow.finished_at: result.finished_at,
                 JobRow.first_token_at: func.coalesce(JobRow.first_token_at, result.first_token_at),
                 JobRow.output: result.output,

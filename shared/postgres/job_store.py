@@ -81,6 +81,15 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadableJob:
+    """What can be said about a job whose row this version may not be able to read."""
+
+    id: str
+    model: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class _Inserted:
     """The values of a new job that the database sets."""
 
@@ -310,15 +319,15 @@ class JobStore(JobRowStore):
         )
         return await self._summaries(statement)
 
-    async def unreadable(self, limit: int = 1000) -> list[JobSummary]:
+    async def unreadable(self, limit: int = 1000) -> list[UnreadableJob]:
         """Return the queued jobs that a worker withheld because it could not read them, newest first."""
         statement = (
-            select(*SUMMARY_COLUMNS)
+            select(JobRow.id, JobRow.model, JobRow.created_at)
             .where(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
             .order_by(JobRow.id.desc())
             .limit(limit)
         )
-        return await self._summaries(statement)
+        return await self._all(statement, lambda row: UnreadableJob(row.id, row.model, row.created_at))
 
     async def live_workers(self) -> dict[str, int]:
         """Count the workers that are alive and ready, by model."""

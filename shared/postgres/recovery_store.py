@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
@@ -18,6 +19,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    tuple_,
     type_coerce,
     update,
 )
@@ -70,6 +72,14 @@ class LostJob:
     suspect: bool
     exposures: int
     ends: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """A queued job that a worker withheld because its version could not read it."""
+
+    job_id: str
+    since: datetime
 
 
 def verdicts(lost: Sequence[LostJob], generated: Collection[str], max_attempts: int) -> dict[str, Verdict]:
@@ -235,26 +245,28 @@ class RecoveryStore(JobRowStore):
 
         `without` are the ids of jobs to leave out.
         """
+        # In this form the indexes of the deadlines are used: the condition itself would be checked for all queued jobs.
+        candidates = or_(
+            JobRow.start_before < func.now(), and_(JobRow.finish_before < func.now(), JobRow.finished_at.is_(None))
+        )
         statement = (
             select(*SUMMARY_COLUMNS)
-            .where(JobRow.id.not_in(without), JobRow.status == JobStatus.QUEUED.value, overdue())
+            .where(JobRow.id.not_in(without), JobRow.status == JobStatus.QUEUED.value, candidates, overdue())
             .limit(limit)
         )
         return await self._summaries(statement)
 
-    async def withheld(self, older_than_s: float, *, after: str, limit: int) -> list[str]:
-        """Return the ids, in order, of queued jobs that a worker withheld as unreadable: those after the id `after`."""
+    async def withheld(self, older_than_s: float, *, after: Withheld | None, limit: int) -> list[Withheld]:
+        """Return the queued jobs that a worker withheld as unreadable, the oldest first: those after `after`."""
         statement = (
-            select(JobRow.id)
-            .where(
-                JobRow.status == JobStatus.QUEUED.value,
-                JobRow.unreadable_at < func.clock_timestamp() - seconds(older_than_s),
-                JobRow.id > after,
-            )
-            .order_by(JobRow.id)
+            select(JobRow.id, JobRow.unreadable_at)
+            .where(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at < func.now() - seconds(older_than_s))
+            .order_by(JobRow.unreadable_at, JobRow.id)
             .limit(limit)
         )
-        return await self._all(statement, lambda row: str(row.id))
+        if after is not None:
+            statement = statement.where(tuple_(JobRow.unreadable_at, JobRow.id) > (after.since, after.job_id))
+        return await self._all(statement, lambda row: Withheld(row.id, row.unreadable_at))
 
     async def release_if_readable(self, job_id: str) -> Hint | None:
         """Release a withheld job to the queue if this version can read it."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from shared.domain.job import AttemptOutcome, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
-from shared.postgres.recovery_store import RecoveryStore, out_of_attempts
+from shared.postgres.recovery_store import RecoveryStore, Withheld, out_of_attempts
 from shared.recovery.terminator import JobTerminator
 from shared.runtime.faulty_items import FaultyItems
 from shared.runtime.periodic import run_periodically
@@ -49,7 +49,7 @@ class Sweeper:
         self._lease_s = lease_s
         self._max_attempts = max_attempts
         self._faulty = FaultyItems("job")
-        self._last_withheld = ""
+        self._last_withheld: Withheld | None = None
         self._steady_since = time.monotonic()
 
     async def run(self) -> None:
@@ -122,9 +122,9 @@ class Sweeper:
         released job takes it again, it withholds it again, for `WITHHELD_S` seconds.
         """
         withheld = await self._store.withheld(WITHHELD_S, after=self._last_withheld, limit=WITHHELD_LIMIT)
-        self._last_withheld = withheld[-1] if len(withheld) == WITHHELD_LIMIT else ""
-        for job_id in withheld:
-            hint = await self._store.release_if_readable(job_id)
+        self._last_withheld = withheld[-1] if len(withheld) == WITHHELD_LIMIT else None
+        for job in withheld:
+            hint = await self._store.release_if_readable(job.job_id)
             if hint is not None:
                 logger.warning(
                     "job=%s model=%s is readable by this version; released to the queue", hint.job_id, hint.model

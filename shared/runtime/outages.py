@@ -24,6 +24,7 @@ import sqlalchemy.exc
 _TRANSIENT_STATES = ("08", "25006", "25P03", "25P04", "26000", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
 # Of these, the ones of a connection that leads to the wrong server: it has to be closed, and another to be opened.
 _WRONG_SERVER_STATES = ("25006", "26000")
+_CLOSED = re.compile(r"connection (is|was) clos(ed|ing)", re.IGNORECASE)
 
 # redis-py removes the code of the replies that have a class of their own. `ExecAbortError` is raised without the error
 # of a queued command if the transaction was discarded for another reason, such as the state of the server.
@@ -50,8 +51,8 @@ def is_database_outage(error: BaseException) -> bool:
     """Whether the database is unavailable; the statement itself may be correct."""
     if isinstance(error, sqlalchemy.exc.TimeoutError):
         return True
-    if any(isinstance(one, asyncpg.InternalClientError) for one in _chain(error)):
-        return True  # none of several servers is the primary, or the state of a broken connection is inconsistent
+    if any(map(_is_lost_connection, _chain(error))):
+        return True
     if _sqlstate(error).startswith(_TRANSIENT_STATES):
         return True
     if isinstance(error, sqlalchemy.exc.DBAPIError):
@@ -85,6 +86,17 @@ def is_redis_outage(error: BaseException) -> bool:
 def is_outage(error: BaseException) -> bool:
     """Whether the database or Redis is unavailable. Any other error must be raised again, not retried."""
     return is_database_outage(error) or is_redis_outage(error)
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether an error of the driver that has no SQLSTATE says that there is no usable connection.
+
+    None of several servers is the primary, the state of a broken connection is inconsistent, or a new connection was
+    closed while it was set up.
+    """
+    if isinstance(error, asyncpg.InternalClientError):
+        return True
+    return isinstance(error, asyncpg.InterfaceError) and _CLOSED.search(str(error)) is not None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -94,6 +94,109 @@ ORDINARY: dict[str, Structure] = {
     "a Lark grammar": {"grammar": 'start: (WORD " ")~1..20\nWORD: /[a-z]{1,10}/'},
 }
 
+
+def tools(count: int) -> dict[str, Any]:
+    """The parameters of many tools, as agents send them, in one schema."""
+    parameters = {
+        "type": "object",
+        "properties": {
+            "path": {"type": "string", "description": "An absolute path.", "minLength": 1, "maxLength": 4096},
+            "pattern": {"type": "string", "pattern": "^[^*?]+$"},
+            "url": {"type": "string", "format": "uri"},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 2000},
+            "mode": {"enum": ["content", "files_with_matches", "count"]},
+            "edits": {"type": "array", "items": {"type": "object", "properties": {"old": {"type": "string"}}}},
+        },
+        "required": ["path"],
+        "additionalProperties": False,
+    }
+    return {"anyOf": [{"title": f"mcp__server__tool_{number}", **parameters} for number in range(count)]}
+
+
+DATE, UUID = r"^\d{4}-\d{2}-\d{2}$", "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+EMAIL = r"^[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}$"
+FORMATS = ("email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri")
+
+ORDINARY |= {
+    "60 tools": {"json": tools(60)},
+    "20 strings of 2000": {"json": record(20, {"type": "string", "minLength": 1, "maxLength": 2000}, required=20)},
+    "dates, e-mail addresses and ids by pattern": {
+        "json": {
+            "type": "object",
+            "properties": {
+                f"{name}_{number}": {"type": "string", "pattern": pattern}
+                for number in range(10)
+                for name, pattern in (("date", DATE), ("uuid", UUID), ("email", EMAIL))
+            },
+        }
+    },
+    "all formats": {
+        "json": {
+            "type": "object",
+            "properties": {
+                f"{name}_{number}": {"format": name, "type": "string"} for name in FORMATS for number in range(5)
+            },
+        }
+    },
+    "steps of a solution": {
+        "json": {
+            "type": "object",
+            "properties": {
+                "steps": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"explanation": {"type": "string"}, "output": {"type": "string"}},
+                        "required": ["explanation", "output"],
+                        "additionalProperties": False,
+                    },
+                },
+                "final_answer": {"type": "string"},
+            },
+            "required": ["steps", "final_answer"],
+            "additionalProperties": False,
+        }
+    },
+    "parts of a user interface": {
+        "json": {
+            "type": "object",
+            "properties": {
+                "type": {"type": "string", "enum": ["div", "button", "header", "section", "field", "form"]},
+                "label": {"type": "string"},
+                "children": {"type": "array", "items": {"$ref": "#"}},
+                "attributes": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"name": {"type": "string"}, "value": {"type": "string"}},
+                        "required": ["name", "value"],
+                        "additionalProperties": False,
+                    },
+                },
+            },
+            "required": ["type", "label", "children", "attributes"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+# About the largest of each kind that the default bounds admit.
+LARGEST: dict[str, Structure] = {
+    "optional properties": {"json": record(600)},
+    "required properties": {"json": record(3200, required=3200)},
+    "items": {"json": {"type": "array", "items": {"type": "integer"}, "maxItems": 110_000}},
+    "alternatives": {"json": {"anyOf": [record(3) | {"title": f"alternative {number}"} for number in range(1000)]}},
+    "values": {"json": {"enum": [f"value {number}" for number in range(5000)]}},
+    "5000 choices": {"choice": [f"choice {number}" for number in range(5000)]},
+    "counted properties": {"json": {**record(60), "minProperties": 60}},
+    "the most lengths": {
+        "json": record(1, {"type": "string", "minLength": 100, "maxLength": 9000})
+        | {"$defs": {f"s{number}": {"type": "string", "maxLength": 200 + number} for number in range(8)}}
+    },
+    "a long regex": {"regex": "[^x]{1,128}y[^x]{1,127}z[a-z]{1,128}"},
+    "patterns": {"json": record(100, {"type": "string", "pattern": "^[^x]{1,128}y[a-z]{1,128}$"})},
+}
+
 HOSTILE: dict[str, Structure] = {
     "minItems of 2**31": {"json": {"type": "array", "items": {}, "minItems": 2147483648}},
     "a divisor and maxItems": {

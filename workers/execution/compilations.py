@@ -87,7 +87,7 @@ class Compilations:
         slice_ = TimeSlice()
         total = 0.0
         try:
-            for states in structure_steps(request, self._bounds, all_tools=self._all_tools):
+            for states in structure_steps(request, self._bounds, all_tools=self._all_tools, lazy_strings=True):
                 total = states
                 if slice_.over:
                     await slice_.give_way()

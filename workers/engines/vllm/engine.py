@@ -34,6 +34,7 @@ from workers.engines.vllm.request import (
 )
 from workers.engines.vllm.scheduler import scheduler_options
 from workers.engines.vllm.stats import VllmStats, stat_logger
+from workers.engines.vllm.structure_backend import structured_output_options
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class VllmEngine:
             **cpu_options(self._model.options),
             **scheduler_options(),
             **self._model.options,
+            **structured_output_options(self._model.options),
             "dtype": choose_dtype(self._model.options, on_cpu=current_platform.is_cpu()),
         }
         unknown = options.keys() - AsyncEngineArgs.__dataclass_fields__.keys()
@@ -168,5 +170,9 @@ def _check(output: RequestOutput, request: GenerateRequest) -> None:
         if choice.finish_reason == "error":
             if request.structured_outputs is not None:
                 # Some grammars turn out to be invalid only when the engine compiles them; only this request fails.
-                raise InvalidRequest("structured_outputs could not be compiled.", param="structured_outputs")
+                raise InvalidRequest(
+                    "structured_outputs could not be compiled. If the grammar is valid, it has lengths or patterns that"
+                    " take too long to compile together with other keywords: omit one or the other.",
+                    param="structured_outputs",
+                )
             raise EngineError("the engine gave up")

@@ -68,7 +68,9 @@ async def test_a_claimed_job_waits_for_a_version_that_can_read_it(
     assert await workers("w").claim(newer.id) is None
     assert (await workers("w").claim(other.id)) is not None
     assert [claim.job_id for claim in await workers("w").list_claims()] == [other.id]
-    (withheld,) = await store.unreadable()
+    assert [job.id for job in await store.unreadable()] == [newer.id]
+    withheld = await store.summary(newer.id, owner.project_id)
+    assert withheld is not None
     assert (withheld.id, withheld.status, withheld.deaths, withheld.attempts) == (newer.id, JobStatus.QUEUED, 0, ())
     assert (withheld.attempt, withheld.started_at) == (0, None), "its deadline to start still holds"
     assert await recovery_store.waiting("m", limit=9, older_than_s=0, priorities=range(10)) == [], "it is withheld"
@@ -86,6 +88,17 @@ async def test_a_claimed_job_waits_for_a_version_that_can_read_it(
     claimed = await workers("w").claim(newer.id)
     assert claimed is not None
     assert (claimed.deaths, len(claimed.attempts)) == (0, 1)
+
+
+@pytest.mark.parametrize("column", ["request", "attempts"])
+async def test_a_withheld_job_is_listed_whatever_is_unreadable(
+    store: JobStore, workers: Workers, database: AsyncEngine, owner: Owner, column: str
+) -> None:
+    job = await submit(store, owner)
+    await change(database, job, f"{column} = {DAMAGED[column]}")
+    assert await workers("w").claim(job.id) is None
+    (listed,) = await store.unreadable()
+    assert (listed.id, listed.model) == (job.id, "m")
 
 
 async def test_jobs_that_this_version_cannot_read_do_not_hold_back_others(

@@ -41,9 +41,10 @@ def database_error(request: pytest.FixtureRequest) -> ErrorOf:
     """Returns the error of a failing statement."""
 
     async def error_of(engine: AsyncEngine, statement: str) -> BaseException:
-        with pytest.raises((sqlalchemy.exc.SQLAlchemyError, OSError)) as caught:
+        with pytest.raises((sqlalchemy.exc.SQLAlchemyError, asyncpg.InterfaceError, OSError)) as caught:
             await request.param(engine, statement)
-        return caught.value
+        error: BaseException = caught.value
+        return error
 
     return error_of
 
@@ -113,6 +114,22 @@ async def test_an_inconsistent_connection_is_an_outage(
     for method in ("fetch", "prepare"):
         monkeypatch.setattr(asyncpg.Connection, method, inconsistent)
     assert is_database_outage(await database_error(database, "SELECT 1"))
+
+
+async def test_a_connection_that_is_closed_while_it_is_set_up_is_an_outage(
+    database_url: str, database_error: ErrorOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is stopped between its reply to the login and SQLAlchemy's first settings of the connection."""
+    set_type_codec = asyncpg.Connection.set_type_codec
+
+    async def closed(connection: asyncpg.Connection, *arguments: Any, **options: Any) -> None:
+        connection.terminate()
+        await set_type_codec(connection, *arguments, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "set_type_codec", closed)
+    engine = connect(database_url)
+    assert is_database_outage(await database_error(engine, "SELECT 1"))
+    await engine.dispose()
 
 
 async def test_a_terminated_backend_is_an_outage(database: AsyncEngine, database_error: ErrorOf) -> None:

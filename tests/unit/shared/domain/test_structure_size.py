@@ -12,7 +12,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.regex_states import RegexSize, measure
 from shared.domain.request import ChatOptions, Function, GenerateRequest, StructuredOutputs, Tool
 from shared.domain.structure_size import StructureBounds, structure_steps
-from tests.support.structures import HOSTILE, ORDINARY, api, nested, record
+from tests.support.structures import HOSTILE, LARGEST, ORDINARY, api, nested, record
 
 BOUNDS = StructureBounds()
 STEP_S = 0.02
@@ -31,6 +31,12 @@ def states(structure: dict[str, Any], bounds: StructureBounds = BOUNDS) -> float
 @pytest.mark.parametrize("name", ORDINARY)
 def test_an_ordinary_structure_is_accepted(name: str) -> None:
     assert states(ORDINARY[name]) <= BOUNDS.max_states
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_of_each_kind_are_accepted(name: str) -> None:
+    """`test_compile_time.py` measures how long they take."""
+    assert states(LARGEST[name]) <= BOUNDS.max_states
 
 
 @pytest.mark.parametrize("name", HOSTILE)

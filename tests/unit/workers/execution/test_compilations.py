@@ -12,12 +12,13 @@ from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, StructuredOutputs
 from shared.domain.structure_size import StructureBounds
-from tests.support.structures import record
+from tests.support.structures import ORDINARY, record
 from tests.support.waiting import eventually
 from workers.execution.compilations import Compilations
 
 # Estimated to take about 0.9 s: no test waits for that.
 LARGE = StructuredOutputs(json_schema={"type": "array", "items": {"type": "integer"}, "maxItems": 110_000})
+LENGTHS = StructuredOutputs(json_schema=ORDINARY["lengths"]["json"])
 SMALL = StructuredOutputs(json_schema=record(5))
 
 
@@ -127,7 +128,7 @@ async def _start(line: Line, name: str) -> None:
     await eventually(started, f"{name} has its turn")
 
 
-@pytest.mark.parametrize("structure", [None, SMALL])
+@pytest.mark.parametrize("structure", [None, SMALL, LENGTHS])
 async def test_small_structures_and_other_jobs_do_not_wait(line: Line, structure: StructuredOutputs | None) -> None:
     await line.add("large", project=1)
     for number in range(3):

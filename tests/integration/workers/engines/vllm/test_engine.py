@@ -227,6 +227,17 @@ class TestTools:
         await renderer.render("job", tools("none"))
 
 
+LENGTHS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        f"field_{length}": {"type": "string", "maxLength": length}
+        for length in (2, 10, 50, 100, 255, 500, 1000, 2000, 65535)
+    },
+    "required": ["field_2"],
+    "additionalProperties": False,
+}
+
+
 class TestStructuredOutputs:
     @pytest.mark.parametrize(
         ("output", "pattern"),
@@ -251,6 +262,31 @@ class TestStructuredOutputs:
         assert re.fullmatch(pattern, choice.text, re.DOTALL)
         if "json_schema" in output:
             jsonschema.validate(json.loads(choice.text), WEATHER)
+
+    @pytest.mark.parametrize(
+        "output",
+        [
+            {"json_schema": LENGTHS},
+            {"json_schema": {"type": "string", "pattern": "^[a-z]{1,200}$"}},
+            {"regex": "[^x]{1,200}"},
+        ],
+        ids=["lengths", "pattern", "regex"],
+    )
+    async def test_strings_with_lengths_and_patterns(self, engine: Any, output: dict[str, Any]) -> None:
+        choice = await answer(engine, structured({"max_tokens": 40}, **output))
+        if "regex" in output:
+            assert re.fullmatch(output["regex"], choice.text, re.DOTALL)
+        elif choice.finish_reason == "stop":
+            jsonschema.validate(json.loads(choice.text), output["json_schema"])
+
+    async def test_strings_that_no_backend_compiles_fast_are_refused(self, engine: Any) -> None:
+        schema = {
+            **LENGTHS,
+            "properties": {**LENGTHS["properties"], "at": {"type": "string", "format": "json-pointer"}},
+        }
+        with pytest.raises(InvalidRequest, match="lengths or patterns") as raised:
+            await answer(engine, structured(json_schema=schema))
+        assert raised.value.param == "structured_outputs"
 
     async def test_completion(self, engine: Any) -> None:
         request = make_request(prompt="Left or right?", structured_outputs=StructuredOutputs(choice=["left", "right"]))

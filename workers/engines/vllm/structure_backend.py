@@ -1,0 +1,101 @@
+"""Compiles strings with lengths or patterns by llguidance instead of xgrammar.
+
+xgrammar computes the tokens that each state of a grammar allows in advance: with a vocabulary of 131,072 tokens, one
+`maxLength` of 255 takes four seconds. llguidance computes them when they are needed, in a few milliseconds each. vLLM
+has one backend for all requests of an engine. Here a schema or regex that is slow in xgrammar is compiled by llguidance
+if it supports it, and rejected otherwise. Everything else is compiled by xgrammar.
+
+The engine runs in another process. It imports this module when it unpickles its settings, which are a class of this
+module; the import replaces the method of vLLM that compiles a grammar.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from vllm.config import StructuredOutputsConfig
+from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.structured_output.backend_guidance import GuidanceBackend
+from vllm.v1.structured_output.backend_types import StructuredOutputOptions
+from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
+
+from workers.engines.vllm.slow_strings import SLOW_S, is_wide, schema_seconds, text_seconds
+
+# What xgrammar may need for strings that llguidance does not support.
+MAX_S = 1.0
+
+_building = threading.Lock()
+_create_grammar = StructuredOutputManager._create_grammar
+
+
+class StructuredOutputs(StructuredOutputsConfig):  # type: ignore[misc]
+    """vLLM's settings of structured outputs. The process that unpickles them compiles as this module says."""
+
+
+def structured_output_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Engine options that select these backends; empty if a model's options name another backend."""
+    chosen = options.get("structured_outputs_config") or {}
+    if not isinstance(chosen, dict) or chosen.get("backend", "auto") != "auto":
+        return {}
+    return {"structured_outputs_config": StructuredOutputs(**chosen)}
+
+
+def _compile(manager: Any, request: Any) -> Any:
+    """Replaces `StructuredOutputManager._create_grammar`. Runs on several threads.
+
+    Raises:
+        ValueError: the strings are slow in xgrammar, and llguidance does not support the structure.
+    """
+    settings = manager.vllm_config.structured_outputs_config
+    if isinstance(settings, StructuredOutputs) and isinstance(manager.backend, XgrammarBackend):
+        kind, spec = request.structured_output_request.structured_output_key
+        seconds = _seconds(kind, spec)
+        if seconds > SLOW_S:
+            grammar = _compile_lazily(manager, kind, spec)
+            if grammar is not None:
+                return grammar
+            if seconds > MAX_S:
+                raise ValueError(
+                    "lengths or patterns that xgrammar compiles too slowly and llguidance does not support"
+                )
+    return _create_grammar(manager, request)
+
+
+def _seconds(kind: StructuredOutputOptions, spec: str) -> float:
+    if kind in (StructuredOutputOptions.JSON, StructuredOutputOptions.STRUCTURAL_TAG):
+        return schema_seconds(orjson.loads(spec))
+    if kind in (StructuredOutputOptions.REGEX, StructuredOutputOptions.GRAMMAR):
+        return text_seconds(spec, grammar=kind == StructuredOutputOptions.GRAMMAR)
+    return 0.0
+
+
+def _compile_lazily(manager: Any, kind: StructuredOutputOptions, spec: str) -> Any:
+    """Compile by llguidance. Returns None if it does not support the structure or the tokenizer."""
+    if kind == StructuredOutputOptions.JSON:
+        if is_wide(orjson.loads(spec)):
+            return None
+    elif kind != StructuredOutputOptions.REGEX:
+        return None
+    with _building:
+        backend = getattr(manager, "lazy_backend", None)
+        if backend is None:
+            if not GuidanceBackend.is_tokenizer_supported(manager.tokenizer):
+                return None
+            vocabulary = manager.vllm_config.model_config.get_vocab_size()
+            backend = GuidanceBackend(manager.vllm_config, tokenizer=manager.tokenizer, vocab_size=vocabulary)
+            # As in xgrammar, an object has only the properties that its schema names, unless it allows others.
+            backend.disable_additional_properties = True
+            manager.lazy_backend = backend
+    try:
+        grammar = backend.compile_grammar(kind, spec)
+        # Some limits are checked only here.
+        grammar.ll_matcher.compute_bitmask()
+    except ValueError:
+        return None
+    return None if grammar.ll_matcher.get_error() else grammar
+
+
+StructuredOutputManager._create_grammar = _compile
