@@ -59,7 +59,7 @@ async def check_schema(engine: AsyncEngine) -> None:
         return
     raise SchemaMismatch(
         f"the database is at migration {found}, which this version does not know (it needs {wanted});"
-        " run the newer version, or use it to downgrade: python -m migrations downgrade"
+        f" run the newer version, or use it to downgrade: python -m migrations downgrade {wanted}"
     )
 
 

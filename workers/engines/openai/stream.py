@@ -112,14 +112,11 @@ class StreamParser:
             self.failure, self.done = UpstreamError(NOT_A_STREAM), True
         if at_end or self.done:
             self._close_finished(parts)
-        yield from self._flush(parts)
-
-    def _flush(self, parts: dict[int, _Part]) -> Iterator[Delta]:
         for index, part in parts.items():
             if not (part.chunks or part.logprobs or part.reason):
                 continue
             self.begun = True
-            for delta in part.deltas(index):
+            for delta in part.deltas(index) if part.logprobs else (part.delta(index),):
                 self._tokens += delta.unidentified
                 yield delta
 
@@ -134,8 +131,8 @@ class StreamParser:
     def _chunk(self, chunk: Any, parts: dict[int, _Part]) -> None:
         if error := chunk.get("error"):
             raise _Failed(error_of(chunk if isinstance(error, str) else error))
-        if usage := chunk.get("usage") or chunk.get("x_groq"):
-            self._usage.add(usage.get("usage", usage) if isinstance(usage, dict) else usage)
+        if usage := chunk.get("usage"):
+            self._usage.add(usage)
         choices = chunk.get("choices")
         if not choices:
             if is_error(chunk):
@@ -177,8 +174,9 @@ class StreamParser:
             if self._reasons and not reason and index in self._reasons:
                 self._resumed.add(index)
             if reason:
-                if usage := choice.get("usage"):
-                    self._usage.add(usage)
+                for holder in (choice, chunk.get("x_groq")):
+                    if isinstance(holder, dict) and (usage := holder.get("usage")):
+                        self._usage.add(usage)
                 reason = str(reason).lower()
                 if reason in INTERRUPTED:
                     raise _Failed(error_of(choice) if choice.get("error") else ErrorBody(""))
@@ -251,27 +249,32 @@ class _Part:
         self.calls += calls
         self.chunks += 1
 
-    def deltas(self, index: int) -> Iterator[Delta]:
-        """One delta, or several if there are many log probabilities; the last has the calls and the finish reason."""
-        text, reasoning, chunks = "".join(self.texts), "".join(self.reasoning), self.chunks
-        batch: list[bytes] = []
-        if self.logprobs:
-            for entry in chain.from_iterable(map(entries, self.logprobs)):
-                if len(batch) == MAX_LOGPROBS:
-                    yield Delta(index, text, unidentified=len(batch), reasoning=reasoning, logprobs=tuple(batch))
-                    text, reasoning, chunks, batch = "", "", chunks - len(batch), []
-                batch.append(entry)
-        yield Delta(
+    def delta(self, index: int) -> Delta:
+        """The content without log probabilities."""
+        return Delta(
             index,
-            text,
+            "".join(self.texts),
             (),
             self.reason,
-            max(chunks, len(batch)),
-            reasoning,
+            self.chunks,
+            "".join(self.reasoning),
             joined_calls(self.calls) if self.calls else (),
-            tuple(batch),
+            (),
             self.stop_reason,
         )
+
+    def deltas(self, index: int) -> Iterator[Delta]:
+        """Divide many log probabilities among several deltas; the last has the calls and the finish reason."""
+        last = self.delta(index)
+        batch: list[bytes] = []
+        for entry in chain.from_iterable(map(entries, self.logprobs)):
+            if len(batch) == MAX_LOGPROBS:
+                yield Delta(index, last.text, unidentified=len(batch), reasoning=last.reasoning, logprobs=tuple(batch))
+                last.text, last.reasoning, last.unidentified = "", "", last.unidentified - len(batch)
+                batch = []
+            batch.append(entry)
+        last.logprobs, last.unidentified = tuple(batch), max(last.unidentified, len(batch))
+        yield last
 
 
 def _pieces(content: Any) -> Iterator[tuple[bool, str]]:

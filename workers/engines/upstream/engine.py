@@ -175,7 +175,6 @@ class UpstreamEngine(ABC):
         body = orjson.dumps(parameters)
         failures = 0
         replaced_names: set[str] = set()
-        slice_ = TimeSlice()
         self._requests += 1
         try:
             while True:
@@ -203,6 +202,7 @@ class UpstreamEngine(ABC):
                                 data = await response.content.readany()
                             if not data:
                                 break
+                            slice_ = TimeSlice()
                             for start in range(0, len(data), PIECE_BYTES):
                                 for delta in reply.feed(data[start : start + PIECE_BYTES]):
                                     finished_at = 0.0

@@ -33,6 +33,7 @@ _LABELLED = re.compile(
     \s*(?:[:=]\s*|\s))(?P<value>(?:bearer\s+|basic\s+)?(?:["'`(]*[\w*.~+/=-]{3,}))""",
     re.VERBOSE | re.IGNORECASE,
 )
+_WEAK_LABEL = re.compile(r"(?:key|token)\b", re.IGNORECASE)
 _ADDRESSES = re.compile(
     rf"""
     \b[a-z][a-z0-9+.-]*://[^\s"'<>`)\]]+                                           # URLs
@@ -52,7 +53,9 @@ _NAMED_HOST = re.compile(
     rf"""
     (?P<before>\b(?:lookup|resolv(?:e|ing))\s+["'`]?)(?P<name>{_HOST})
     |(?P<before_port>\b(?:host|hostname|server|backend|upstream|node|pod|connect(?:ing|ed)?\s+to|dial\s+tcp|at|from|to)
-    \s+["'`]?)(?P<name_port>(?=[\w-]*[A-Za-z]){_HOST}:\d{{2,5}}\b|(?=[\w-]*\d)(?=[\w-]*-){_HOST}\b)
+    \s+["'`]?)(?P<name_port>(?=[\w-]*[A-Za-z]){_HOST}:\d{{2,5}}\b)
+    |(?P<before_number>\b(?:host|hostname|node|pod|connect(?:ing|ed)?\s+to|dial\s+tcp)\s+["'`]?)
+    (?P<name_number>(?=[\w-]*\d)(?=[\w-]*-){_HOST}\b)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -85,8 +88,9 @@ def redact(text: str, key: str = "") -> Redacted:
         return placeholder
 
     def hide_host(match: re.Match[str]) -> str:
-        removed.append(match["name"] or match["name_port"])
-        return (match["before"] or match["before_port"]) + ADDRESS
+        before, name = (group for group in match.groups() if group)
+        removed.append(name)
+        return before + ADDRESS
 
     text = without_secrets(text, key)
     text = _TRACEBACK.sub("", text)
@@ -106,9 +110,14 @@ def without_secrets(text: str, key: str = "") -> str:
 
 def _hide_value(match: re.Match[str]) -> str:
     label, value = match["label"], match["value"]
-    is_secret = "*" in value or (re.search(r"\d", value) and re.search(r"[A-Za-z]", value))
-    is_tail = value.lstrip("\"'`(").startswith("..")
-    return label + SECRET if is_secret or is_tail or label.rstrip().endswith((":", "=")) else match[0]
+    is_assigned = label.rstrip().endswith((":", "="))
+    is_mixed = re.search(r"\d", value) is not None and re.search(r"[A-Za-z]", value) is not None
+    if _WEAK_LABEL.match(label):  # a key or a token may also be one of JSON or of a text
+        is_secret = is_mixed and len(value) >= (8 if is_assigned else 12)
+    else:
+        is_secret = is_assigned or is_mixed
+    is_masked = "*" in value or value.lstrip("\"'`(").startswith("..")
+    return label + SECRET if is_secret or is_masked else match[0]
 
 
 def _without_fragments(text: str, key: str) -> str:

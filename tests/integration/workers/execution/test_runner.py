@@ -14,7 +14,8 @@ from shared.domain.events import EventType, parse_archive
 from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
-from shared.domain.request import GenerateRequest, Sampling
+from shared.domain.request import GenerateRequest, Sampling, StructuredOutputs
+from shared.domain.structure_size import StructureBounds
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import transaction
 from shared.postgres.job_store import JobStore, NewJob
@@ -26,6 +27,7 @@ from tests.support.steered_engine import Call, SteeredEngine, text_of_tokens
 from tests.support.waiting import eventually
 from workers.engines.resume import Resume
 from workers.execution.attempt import AttemptContext, InterruptReason
+from workers.execution.compilations import Compilations
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -37,7 +39,9 @@ WITHIN_S = 20
 class Worker:
     """A runner with its engine and log writer."""
 
-    def __init__(self, name: str, store: ClaimStore, logs: EventLog, slots: int) -> None:
+    def __init__(
+        self, name: str, store: ClaimStore, logs: EventLog, slots: int, compilations: Compilations | None
+    ) -> None:
         self.name = name
         self.store = store
         self.engine = SteeredEngine(slots)
@@ -54,6 +58,7 @@ class Worker:
             send=self.sent.append,
             on_engine_death=lambda: None,
             metrics=worker_metrics(),
+            compilations=compilations,
         )
         self.runner = Runner(context, SlotPool(slots, yields=True))
 
@@ -65,8 +70,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def working(name: str, store: ClaimStore, logs: EventLog, slots: int = 64) -> AsyncIterator[Worker]:
-    worker = Worker(name, store, logs, slots)
+async def working(
+    name: str, store: ClaimStore, logs: EventLog, slots: int = 64, compilations: Compilations | None = None
+) -> AsyncIterator[Worker]:
+    worker = Worker(name, store, logs, slots, compilations)
     flushing = asyncio.create_task(worker.log_writer.run())
     try:
         yield worker
@@ -353,3 +360,28 @@ async def test_a_tool_call_completes_a_job(worker: Worker, store: JobStore, job:
     call.finish("tool_calls")
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
     assert (await read(store, job)).output[0].finish_reason == "tool_calls"
+
+
+async def test_the_structure_of_a_job_that_is_cancelled_in_the_line_is_never_compiled(
+    workers: Workers, store: JobStore, logs: EventLog, owner: Owner
+) -> None:
+    structure = StructuredOutputs(json_schema={"type": "array", "maxItems": 9_000_000})
+    request = GenerateRequest(prompt="x", structured_outputs=structure)
+    first, cancelled, plain = [
+        (await store.insert(NewJob(owner, "m", 3, one)))[0] for one in (request, request, GenerateRequest(prompt="x"))
+    ]
+    compilations = Compilations(StructureBounds(max_states=10**9), lambda _: None, threads=1)
+    async with working("w", workers("w"), logs, compilations=compilations) as worker, compilations.turn(first):
+        run = asyncio.create_task(worker.runner.run(cancelled.id))
+
+        async def waits() -> bool:
+            return worker.runner.waiting_structures == 1
+
+        await eventually(waits, "the second structure waits")
+        other, call = await worker.start(plain)
+        call.finish("stop")
+        assert await asyncio.wait_for(other, WITHIN_S) is JobStatus.COMPLETED, "jobs without structures do not wait"
+        worker.runner.stop(cancelled.id, InterruptReason.CANCELLED)
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.CANCELLED
+        assert worker.runner.waiting_structures == 0
+        assert cancelled.id not in {one.job_id for one in worker.engine.calls.values()}
