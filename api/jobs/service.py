@@ -17,7 +17,7 @@ from api.jobs.queue_estimates import QueueEstimates
 from api.keys.principal import Principal
 from api.streaming.hub import StreamHub
 from api.streaming.reader import QueuedReader
-from shared.domain.errors import Conflict, InvalidRequest
+from shared.domain.errors import Conflict, InvalidRequest, QuotaExceeded
 from shared.domain.events import Event
 from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.priorities import Hint
@@ -73,7 +73,14 @@ class JobService:
             KeyReused: the idempotency key was used with a different request.
         """
         new = await self._admission.admit(principal, new)
-        reservation = await self._admission.reserve(new)
+        try:
+            reservation = await self._admission.reserve(new)
+        except QuotaExceeded:
+            # A retry receives the job of the first call, which may be what has used up the quota.
+            existing = await self._store.find_created(new.owner, idempotency) if idempotency is not None else None
+            if existing is None:
+                raise
+            return existing, False
         try:
             with self.traces.submitting(new.model) as request_context:
                 job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)

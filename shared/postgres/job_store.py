@@ -206,10 +206,23 @@ class JobStore(JobRowStore):
                 prepared, parameters = _insert_statement([record])
                 (inserted,) = _in_order(await connection.execute(prepared.statement, parameters), [record])
                 return _job(job_id, new, inserted), True
-        existing = await self.get(existing_id)
-        if existing is None:
+        return await self._job_of_key(existing_id), False
+
+    async def find_created(self, owner: Owner, idempotency: Idempotency) -> Job | None:
+        """Return the job that an earlier call with an idempotency key created; None if there was none.
+
+        Raises:
+            KeyReused: as `insert`.
+        """
+        async with self._engine.connect() as connection:
+            existing_id = await _job_id_of_key(connection, owner, idempotency)
+        return None if existing_id is None else await self._job_of_key(existing_id)
+
+    async def _job_of_key(self, job_id: str) -> Job:
+        job = await self.get(job_id)
+        if job is None:
             raise KeyReused("The job of this Idempotency-Key was deleted.")
-        return existing, False
+        return job
 
     async def _insert(self, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
         prepared, parameters = _insert_statement(new)
@@ -423,10 +436,19 @@ async def _claim_key(connection: AsyncConnection, owner: Owner, idempotency: Ide
     )
     if (await connection.execute(claim)).rowcount:
         return None
+    existing_id = await _job_id_of_key(connection, owner, idempotency)
+    assert existing_id is not None
+    return existing_id
+
+
+async def _job_id_of_key(connection: AsyncConnection, owner: Owner, idempotency: Idempotency) -> str | None:
+    """Return the id of the job that has an idempotency key; None if the key was not used."""
     existing = select(IdempotencyKeyRow.request_sha256, IdempotencyKeyRow.job_id).where(
         IdempotencyKeyRow.project_id == owner.project_id, IdempotencyKeyRow.key == idempotency.key
     )
-    row = (await connection.execute(existing)).one()
+    row = (await connection.execute(existing)).first()
+    if row is None:
+        return None
     if row.request_sha256 != idempotency.request_sha256:
         raise KeyReused
     return str(row.job_id)

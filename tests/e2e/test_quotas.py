@@ -96,6 +96,28 @@ async def test_one_project_cannot_fill_the_queue(stack: Stack) -> None:
     assert refused >= 150 - QUEUED + 4
 
 
+async def test_a_retry_receives_its_job_although_the_quota_is_used_up(stack: Stack) -> None:
+    """The response to the submit that used up the quota may have been lost."""
+    key = {"Idempotency-Key": "last"}
+    responses = {"model": "orphan", "input": "x", "background": True}
+    async with bearer(stack, create_key(stack, "retrying")) as client:
+        for _ in range(QUEUED - 2):
+            assert (await client.post("/v1/jobs", json=job())).status_code == 202
+        response = await client.post("/v1/responses", json=responses, headers={"Idempotency-Key": "response"})
+        last = await client.post("/v1/jobs", json=job(), headers=key)
+        assert_over_quota(await client.post("/v1/jobs", json=job(), headers={"Idempotency-Key": "other"}))
+
+        retried = await client.post("/v1/jobs", json=job(), headers=key)
+        assert (retried.status_code, retried.json()["id"]) == (202, last.json()["id"])
+        assert retried.headers["idempotent-replayed"] == "true"
+        again = await client.post("/v1/responses", json=responses, headers={"Idempotency-Key": "response"})
+        assert (again.status_code, again.json()["id"]) == (200, response.json()["id"])
+        assert (await client.post("/v1/jobs", json=job(prompt="y"), headers=key)).status_code == 422
+        async with bearer(stack, create_key(stack, "stranger")) as other:
+            foreign = await other.post("/v1/jobs", json=job(), headers=key)
+            assert foreign.json()["id"] != last.json()["id"]
+
+
 async def test_urgent_jobs_must_be_granted_and_are_few(stack: Stack) -> None:
     async with bearer(stack, create_key(stack, "ordinary")) as client:
         refused = await client.post("/v1/jobs", json=job(priority=0))
