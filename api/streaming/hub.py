@@ -20,7 +20,7 @@ import itertools
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from redis.asyncio import Redis
 
@@ -36,8 +36,9 @@ from shared.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-# Maximum number of events that are delivered together.
+# Maximum number of events that are delivered together, and about their bytes: formatting them takes some milliseconds.
 BATCH = 256
+BATCH_BYTES = 64 * 1024
 
 
 class StreamHub:
@@ -144,10 +145,10 @@ class StreamHub:
                 batch = [event for event in reader.next_batch(events) if event.type.known]
                 if not batch and reader.idle:
                     yield batch
-                for start in range(0, len(batch), BATCH):
-                    yield batch[start : start + BATCH]
-                    if start + BATCH < len(batch):
-                        await asyncio.sleep(0)  # formatting a batch takes some milliseconds
+                for position, portion in enumerate(_portions(batch)):
+                    if position:
+                        await asyncio.sleep(0)
+                    yield portion
                 if batch or reader.idle:
                     reader.delivered()
                 if events and events[-1].type.terminal:
@@ -194,6 +195,18 @@ class StreamHub:
         for readers in self._readers.values():
             for reader in readers:
                 reader.fall_behind()
+
+
+def _portions(events: list[Event]) -> Iterator[list[Event]]:
+    """Divide events into those that are delivered together."""
+    start = size = 0
+    for position, event in enumerate(events):
+        size += len(event.data)
+        if position > start and (position - start == BATCH or size > BATCH_BYTES):
+            yield events[start:position]
+            start, size = position, len(event.data)
+    if events:
+        yield events[start:]
 
 
 def _job_of(line: bytes) -> bytes:

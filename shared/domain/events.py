@@ -78,7 +78,7 @@ class Delta:
 
     `token_ids` are the tokens that produced it. They are internal: a later attempt resumes from them. An engine that
     does not know the ids reports only the number of tokens, as `unidentified`. `logprobs` has an encoded entry per
-    token (`shared.domain.logprobs`).
+    token (`shared.domain.logprobs`). Those of an echoed prompt may precede its text, in deltas without text.
 
     `prompt_tokens`, the length of the prompt, comes with a job's first delta if it is known by then. `prompt_logprobs`
     has an encoded entry per token of the prompt; it comes with the first deltas of the first choice.
@@ -113,7 +113,17 @@ class Delta:
     @property
     def visible(self) -> bool:
         """Whether a reader sees any of it. Tokens that are only part of a character have no text yet."""
-        return bool(self.text or self.finish_reason or self.reasoning or self.tool_calls)
+        if self.text or self.finish_reason or self.reasoning or self.tool_calls:
+            return True
+        return bool((self.logprobs or self.prompt_logprobs) and not self.tokens)
+
+    @property
+    def size(self) -> int:
+        """About the bytes of its event."""
+        size = len(self.text) + len(self.reasoning)
+        if self.logprobs or self.prompt_logprobs:
+            size += sum(map(len, self.logprobs)) + sum(map(len, self.prompt_logprobs))
+        return size
 
 
 def merge_deltas(deltas: Sequence[Delta]) -> Delta:

@@ -190,6 +190,7 @@ ANSWERS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat-many": (CHAT, {**CHATTED, "n": 16, "max_tokens": 750}),
     "completions-one": (COMPLETIONS, ONE),
     "completions-many": (COMPLETIONS, MANY),
+    "completions-echo": (COMPLETIONS, {"prompt": "the mill " * 5_900, "max_tokens": 4, "echo": True, "logprobs": 20}),
     "messages-long": (MESSAGES, {"messages": [{"role": "user", "content": "x"}], **LONG}),
     "responses-one": (
         RESPONSES,

@@ -27,6 +27,8 @@ RETRY_S = (0.05, 2.0)
 # outage, or when a whole log is written again.
 CHUNK_EVENTS = 1000
 CHUNK_BYTES = 1024 * 1024
+# About the bytes of an event that deltas are merged to. The API's event loop converts an event in one step.
+EVENT_BYTES = 32 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -75,11 +77,19 @@ class LogBuffer:
         """
         now = time.monotonic()
         for index, deltas in list(self._pending.items()):
-            delta = merge_deltas(deltas)
-            if delta.visible:
+            rest: list[Delta] = []
+            for group in _groups(deltas):
+                delta = merge_deltas([*rest, *group])
+                if not delta.visible:
+                    rest = [delta]
+                    continue
+                rest = []
                 self.seq += 1
                 self._token_metrics.record(index, delta.tokens, now)
                 self.events.append(delta_event(self.seq, delta, with_count=self.counted))
+            if rest:
+                self._pending[index] = rest
+            else:
                 del self._pending[index]
 
     def discard_pending(self) -> None:
@@ -266,6 +276,20 @@ class LogWriter:
                 self.schedule(log)
                 return
         log.mark_written(events)
+
+
+def _groups(deltas: list[Delta]) -> Iterator[list[Delta]]:
+    """Divide deltas into those of one event, so that no event is much larger than `EVENT_BYTES`."""
+    if len(deltas) == 1:
+        yield deltas
+        return
+    first = size = 0
+    for position, delta in enumerate(deltas):
+        size += delta.size
+        if size > EVENT_BYTES and position > first:
+            yield deltas[first:position]
+            first, size = position, delta.size
+    yield deltas[first:]
 
 
 def _chunk(events: list[Event]) -> list[Event]:

@@ -16,7 +16,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
 from shared.domain.errors import InvalidRequest
@@ -25,7 +25,8 @@ from shared.domain.logprobs import encode_entry
 from shared.domain.request import GenerateRequest
 from shared.runtime.offload import INLINE_BYTES, off_loop
 from shared.runtime.time_slice import TimeSlice
-from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo
+from workers.engines import prompt_logprobs
+from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted
 from workers.engines.resume import Resume
 from workers.engines.simulated.script import Script, logprob_entries, sampled_candidate, script_of
 from workers.engines.token_boundaries import TokenBoundaries
@@ -80,7 +81,7 @@ class SimulatedEngine:
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
-    ) -> AsyncGenerator[Delta | PromptInfo, None]:
+    ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
         options = self._options
         prompt, prompt_tokens, choices = await off_loop(_size(request), _read, request, options)
         self._requests += 1
@@ -93,16 +94,21 @@ class SimulatedEngine:
             if options.die_on and options.die_on in prompt:
                 self._died.set()
             yield PromptInfo(prompt_tokens)
+            if prompt_logprobs.may_be_incomplete(request, prior):
+                yield Restarted()
+                prior = ()
+            slice_ = TimeSlice()
             if request.echo and not prior:
                 for choice in choices:
-                    if (echo := _echo(choice.index, prompt, request)).text:
-                        yield echo
+                    for echoed in _echo(choice.index, prompt, request):
+                        yield echoed
+                        if slice_.over:
+                            await slice_.give_way()
             resumed_tokens = sum(len(delta.token_ids) for delta in prior)
             for choice in choices:
                 choice.skip(resumed_tokens)
             began, generated, itl_s = time.monotonic(), 0, options.itl_ms / 1000
             at_most = MAX_STEP if request.logprobs is None else MAX_STEP_WITH_LOGPROBS
-            slice_ = TimeSlice()
             while any(choice.open for choice in choices):
                 if self._died.is_set():
                     raise EngineDead("the simulated engine is configured to die on this prompt")
@@ -253,19 +259,26 @@ class _Choice:
         return (digest[position % 32] * 31 + digest[(position // 32) % 32] + position) % len(WORDS)
 
 
-def _echo(index: int, prompt: str, request: GenerateRequest) -> Delta:
-    """The prompt, or in a chat the assistant's message that the answer continues, as in vLLM."""
+def _echo(index: int, prompt: str, request: GenerateRequest) -> Iterator[Delta]:
+    """The prompt, or in a chat the assistant's message that the answer continues, as in vLLM.
+
+    Log probabilities come in deltas of a few tokens, the last of which has the text.
+    """
+    text = prompt
     if request.messages is not None:
         last = request.messages[-1] if request.messages else None
-        return Delta(index, (last.content or "") if last is not None and last.role == "assistant" else "")
-    if request.logprobs is None:
-        return Delta(index, prompt)
-    words = [word.encode() for word in re.findall(r"\s*\S+|\s+$", prompt)]
-    if not words:
-        return Delta(index, prompt)
-    # The first token has no probability, since nothing precedes it.
-    first = encode_entry(sampled_candidate(words[0], None), ())
-    return Delta(index, prompt, logprobs=[first, *logprob_entries(words[1:], 1, request.logprobs)])
+        text = (last.content or "") if last is not None and last.role == "assistant" else ""
+    if not text:
+        return
+    words = [match[0].encode() for match in re.finditer(r"\s*\S+|\s+$", prompt)] if request.logprobs is not None else []
+    if request.messages is not None or request.logprobs is None or not words:
+        yield Delta(index, text)
+        return
+    for start in range(0, len(words), prompt_logprobs.ENTRIES):
+        entries = logprob_entries(words[start : start + prompt_logprobs.ENTRIES], start, request.logprobs)
+        if start == 0:  # the first token has no probability, since nothing precedes it
+            entries[0] = encode_entry(sampled_candidate(words[0], None), ())
+        yield Delta(index, text if start + len(entries) == len(words) else "", logprobs=entries)
 
 
 def _size(request: GenerateRequest) -> int:

@@ -18,7 +18,9 @@ from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
+from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
+from workers.engines import prompt_logprobs
 from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted
 from workers.engines.resume import Resume
 from workers.engines.vllm.dtype import choose_dtype
@@ -117,6 +119,9 @@ class VllmEngine:
             logger.info("call=%s restarts: its output so far was generated with another fingerprint", request_id)
             yield Restarted()
             prior = ()
+        if prompt_logprobs.may_be_incomplete(request, prior):
+            yield Restarted()
+            prior = ()
         answer = OutputBuilder(request, rendered, self._renderer, prior)
         outputs = self._outputs(request_id, request, rendered, answer.resumed_tokens)
         first = True
@@ -126,6 +131,11 @@ class VllmEngine:
                     first = False
                     cached = min(output.num_cached_tokens or 0, len(rendered.token_ids))
                     yield PromptInfo(len(rendered.token_ids), cached)
+                    slice_ = TimeSlice()
+                    for delta in answer.begin(output):
+                        yield delta
+                        if slice_.over:
+                            await slice_.give_way()
                 _check(output, request)
                 for item in answer.take(output):
                     yield item

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vllm.outputs import RequestOutput
 
 from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
 from workers.engines.base import Restarted
+from workers.engines.prompt_logprobs import ENTRIES
 from workers.engines.vllm.choice import Choice
 from workers.engines.vllm.logprobs import entry, prompt_entries
 from workers.engines.vllm.request import Rendered, Renderer
@@ -35,8 +37,8 @@ class OutputBuilder:
             for index in range(rendered.params.n)
         ]
         self._has_prior = bool(prior)
-        # Deltas that precede each choice's first token, from the first output on.
-        self._prompt_deltas: list[Delta] = []
+        # The first output, which has the prompt's log probabilities: kept while the answer may have to begin again.
+        self._first: RequestOutput | None = None
         self._regenerates = bool(prior) and not rendered.resumable
         # The tokens that vLLM receives as part of the prompt.
         self.resumed_tokens: list[int] = []
@@ -55,12 +57,15 @@ class OutputBuilder:
             return None
         return self._request.logprobs + (self._request.messages is None)
 
+    def begin(self, first: RequestOutput) -> Iterator[Delta]:
+        """The deltas before the first token, from the first output: the prompt, as far as it was requested."""
+        if not self._has_prior:
+            yield from self._prompt_output(first)
+        elif self._regenerates:
+            self._first = first
+
     def take(self, output: RequestOutput) -> Iterator[Delta | Restarted]:
-        """The deltas of an output."""
-        if not self._prompt_deltas:
-            self._prompt_deltas = self._prompt_output(output)
-            if not self._has_prior:
-                yield from (delta for delta in self._prompt_deltas if not is_empty(delta))
+        """The deltas of an output. The first one has been passed to `begin`."""
         for item in output.outputs:
             if self._request.prompt_only:
                 yield Delta(item.index, finish_reason="length")
@@ -68,38 +73,48 @@ class OutputBuilder:
             delta = self._choices[item.index].take(item)
             if self._choices[item.index].diverged:
                 yield Restarted()
-                yield from (delta for delta in self._prompt_deltas if not is_empty(delta))
+                assert self._first is not None
+                yield from self._prompt_output(self._first)
                 yield from (
                     regenerated for choice in self._choices if not is_empty(regenerated := choice.end_regeneration())
                 )
-                self._regenerates = False
+                self._regenerates, self._first = False, None
             elif not is_empty(delta):
                 yield delta
         if self._regenerates and all(choice.caught_up for choice in self._choices):
             for choice in self._choices:
                 choice.end_regeneration()
-            self._regenerates = False
+            self._regenerates, self._first = False, None
 
-    def _prompt_output(self, output: RequestOutput) -> list[Delta]:
-        """A delta per choice with the prompt and its logprobs, as far as the client requested them."""
+    def _prompt_output(self, output: RequestOutput) -> Iterator[Delta]:
+        """The prompt and its log probabilities, as far as the client requested them."""
         request = self._request
-        deltas = [Delta(index) for index in range(self._rendered.params.n)]
-        if request.prompt_logprobs is not None and output.prompt_logprobs is not None:
-            deltas[0].prompt_logprobs = prompt_entries(output.prompt_logprobs)
+        tokens = output.prompt_logprobs
+        if request.prompt_logprobs is not None and tokens is not None:
+            for start in range(0, len(tokens), ENTRIES):
+                yield Delta(0, prompt_logprobs=prompt_entries(tokens[start : start + ENTRIES]))
         if not request.echo:
-            return deltas
-        for delta in deltas:
-            if request.messages is not None:
-                delta.text = self._continued_text()
-                continue
-            delta.text = output.prompt or ""
-            if request.logprobs is not None:
-                tokens = output.prompt_logprobs or [None] * len(self._rendered.token_ids)
-                delta.logprobs = tuple(
-                    entry(token, candidates, self._top(), self._tokenizer, missing=None)
-                    for token, candidates in zip(self._rendered.token_ids, tokens, strict=True)
-                )
-        return deltas
+            return
+        text = (output.prompt or "") if request.messages is None else self._continued_text()
+        for index in range(self._rendered.params.n):
+            if request.messages is None and request.logprobs is not None:
+                yield from self._prompt_with_logprobs(index, text, tokens)
+            elif text:
+                yield Delta(index, text)
+
+    def _prompt_with_logprobs(self, index: int, text: str, tokens: Sequence[Any] | None) -> Iterator[Delta]:
+        token_ids = self._rendered.token_ids
+        for start in range(0, len(token_ids), ENTRIES):
+            some = token_ids[start : start + ENTRIES]
+            candidates = tokens[start : start + ENTRIES] if tokens else [None] * len(some)
+            yield Delta(
+                index,
+                text if start + len(some) == len(token_ids) else "",
+                logprobs=tuple(
+                    entry(token, found, self._top(), self._tokenizer, missing=None)
+                    for token, found in zip(some, candidates, strict=True)
+                ),
+            )
 
     def _continued_text(self) -> str:
         """The content of the last message if the answer continues it, that is, if it has the same role."""
@@ -111,11 +126,4 @@ class OutputBuilder:
 
 def is_empty(delta: Delta) -> bool:
     """Whether a delta has no content."""
-    return not (
-        delta.token_ids
-        or delta.text
-        or delta.finish_reason
-        or delta.tool_calls
-        or delta.reasoning
-        or delta.prompt_logprobs
-    )
+    return not (delta.token_ids or delta.text or delta.finish_reason or delta.tool_calls or delta.reasoning)
