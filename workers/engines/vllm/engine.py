@@ -185,4 +185,6 @@ def _check(output: RequestOutput, request: GenerateRequest) -> None:
                     " take too long to compile together with other keywords: omit one or the other.",
                     param="structured_outputs",
                 )
+            if request.chat is not None and request.chat.tools:
+                raise InvalidRequest("the parameters of the tools could not be compiled.", param="tools")
             raise EngineError("the engine gave up")

@@ -2,8 +2,9 @@
 
 xgrammar computes the tokens that each state of a grammar allows in advance: with a vocabulary of 131,072 tokens, one
 `maxLength` of 255 takes four seconds. llguidance computes them when they are needed, in a few milliseconds each. vLLM
-has one backend for all requests of an engine. Here a schema or regex that is slow in xgrammar is compiled by llguidance
-if it supports it, and rejected otherwise. Everything else is compiled by xgrammar.
+has one backend for all requests of an engine. Here a schema, a regex or the constraint of tool calls that is slow in
+xgrammar is compiled by llguidance if it supports it. Otherwise it is rejected, or, for tool calls, compiled by
+xgrammar: clients cannot change the form in which their model calls tools. Everything else is compiled by xgrammar.
 
 The engine runs in another process. It imports this module when it unpickles its settings, which are a class of this
 module; the import replaces the method of vLLM that compiles a grammar.
@@ -15,14 +16,20 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import llguidance
 import orjson
 from vllm.config import StructuredOutputsConfig
 from vllm.v1.structured_output import StructuredOutputManager
-from vllm.v1.structured_output.backend_guidance import GuidanceBackend
+from vllm.v1.structured_output.backend_guidance import (
+    GuidanceBackend,
+    GuidanceGrammar,
+    process_for_additional_properties,
+)
 from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
 from workers.engines.vllm.slow_strings import SLOW_S, is_wide, schema_seconds, text_seconds
+from workers.engines.vllm.tag_grammar import Untranslatable, special_tokens, to_llguidance
 
 # What xgrammar may need for strings that llguidance does not support.
 MAX_S = 1.0
@@ -57,7 +64,7 @@ def _compile(manager: Any, request: Any) -> Any:
             grammar = _compile_lazily(manager, kind, spec)
             if grammar is not None:
                 return grammar
-            if seconds > MAX_S:
+            if seconds > MAX_S and kind != StructuredOutputOptions.STRUCTURAL_TAG:
                 raise ValueError(
                     "lengths or patterns that xgrammar compiles too slowly and llguidance does not support"
                 )
@@ -74,10 +81,11 @@ def _seconds(kind: StructuredOutputOptions, spec: str) -> float:
 
 def _compile_lazily(manager: Any, kind: StructuredOutputOptions, spec: str) -> Any:
     """Compile by llguidance. Returns None if it does not support the structure or the tokenizer."""
-    if kind == StructuredOutputOptions.JSON:
-        if is_wide(orjson.loads(spec)):
-            return None
-    elif kind != StructuredOutputOptions.REGEX:
+    if kind not in (
+        StructuredOutputOptions.JSON, StructuredOutputOptions.REGEX, StructuredOutputOptions.STRUCTURAL_TAG,
+    ):  # fmt: skip
+        return None
+    if kind != StructuredOutputOptions.REGEX and is_wide(orjson.loads(spec)):
         return None
     with _building:
         backend = getattr(manager, "lazy_backend", None)
@@ -90,12 +98,23 @@ def _compile_lazily(manager: Any, kind: StructuredOutputOptions, spec: str) -> A
             backend.disable_additional_properties = True
             manager.lazy_backend = backend
     try:
-        grammar = backend.compile_grammar(kind, spec)
+        if kind == StructuredOutputOptions.STRUCTURAL_TAG:
+            grammar = _compile_tag(backend, manager.tokenizer, orjson.loads(spec))
+        else:
+            grammar = backend.compile_grammar(kind, spec)
         # Some limits are checked only here.
         grammar.ll_matcher.compute_bitmask()
-    except ValueError:
+    except (ValueError, Untranslatable):
         return None
     return None if grammar.ll_matcher.get_error() else grammar
+
+
+def _compile_tag(backend: Any, tokenizer: Any, tag: dict[str, Any]) -> GuidanceGrammar:
+    text = to_llguidance(tag, special_tokens(tokenizer), process_for_additional_properties)
+    matcher = llguidance.LLMatcher(backend.ll_tokenizer, text)
+    grammar = GuidanceGrammar(ll_matcher=matcher, ll_tokenizer=backend.ll_tokenizer, vocab_size=backend.vocab_size)
+    grammar.check_error()
+    return grammar
 
 
 StructuredOutputManager._create_grammar = _compile
