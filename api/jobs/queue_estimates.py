@@ -12,7 +12,8 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
+from bisect import bisect_right, insort
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -70,6 +71,25 @@ class _Cache(Generic[T]):
             del self._queries[name]
 
 
+class _Submitted:
+    """The jobs of one model and priority that this process has submitted, in the order of their ids."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._dropped = 0
+
+    def add(self, job_id: str) -> None:
+        # Commits end in another order than the ids are created, but close to it.
+        insort(self._ids, job_id)
+        if len(self._ids) > 2 * MAX_PLACES:
+            del self._ids[:MAX_PLACES]
+            self._dropped += MAX_PLACES
+
+    def up_to(self, job_id: str) -> int:
+        """The number of jobs with this id or an earlier one."""
+        return self._dropped + bisect_right(self._ids, job_id)
+
+
 class QueueEstimates:
     """Positions and expected waits of queued jobs. During a database outage both are None."""
 
@@ -78,28 +98,25 @@ class QueueEstimates:
         self._registry = registry
         # The position of the job that was counted, minus its place among this process's submits.
         self._positions: _Cache[int] = _Cache(POSITION_FRESH_S, MAX_POSITION_S)
-        self._created: Counter[tuple[str, int]] = Counter()
-        # The places of the last submits, by job id. Not every submit reports its position.
-        self._places: dict[str, int] = {}
+        self._submitted: defaultdict[tuple[str, int], _Submitted] = defaultdict(_Submitted)
         self._orders: _Cache[dict[str, QueueOrder]] = _Cache()
         self._paces: _Cache[ServiceRate] = _Cache()
 
     def created(self, job: JobSummary) -> None:
         """Note that this process has submitted a job."""
-        self._created[job.model, job.priority] += 1
-        if len(self._places) >= MAX_PLACES:
-            del self._places[next(iter(self._places))]
-        self._places[job.id] = self._place(job)
+        self._submitted[job.model, job.priority].add(job.id)
 
     async def submitted(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of a job that has just been submitted: the last of its priority."""
         try:
-            place = self._places.pop(job.id, None) or self._place(job)
 
             async def count() -> int:
-                return await self._position(job) - place
+                position = await self._position(job)
+                # Jobs of the same commit may be noted only while the query runs, and the query counts them.
+                return position - self._place(job)
 
-            position = max(0, await self._positions.get((job.model, job.priority), count) + place)
+            before = await self._positions.get((job.model, job.priority), count)
+            position = max(0, before + self._place(job))
             return position, await self.wait_s(job.model, job.priority, position)
         except Exception as error:
             return self._unknown(job, error)
@@ -126,8 +143,12 @@ class QueueEstimates:
         return pace.wait_s(position, pace.urgent if preempts else pace.running)
 
     def _place(self, job: JobSummary) -> int:
-        """The number of jobs that this process has submitted so far and that are served no later than this job."""
-        return sum(self._created[job.model, priority] for priority in range(job.priority + 1))
+        """The number of jobs that this process has submitted before and that are served no later than this job."""
+        return sum(
+            submitted.up_to(job.id)
+            for priority in range(job.priority + 1)
+            if (submitted := self._submitted.get((job.model, priority))) is not None
+        )
 
     async def _position(self, job: JobSummary) -> int:
         position = await self._store.position(job)

@@ -19,7 +19,7 @@ from api.streaming.reader import QueuedReader
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel
-from shared.domain.job import AttemptOutcome, Choice, Job, JobStatus, Usage
+from shared.domain.job import AttemptOutcome, Choice, Job, JobStatus, JobSummary, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
@@ -64,6 +64,28 @@ async def test_positions_follow_priority_then_submit_order(
     assert [orders["m"].position(job.priority, job.id, known_queued=False) for job in jobs] == [0, 1, 2, 3]
     assert orders["m"].position(3, "job_f", known_queued=True) is None
     assert orders["none"].keys == []
+
+
+async def test_submits_that_are_noted_in_another_order_are_counted_once(
+    store: JobStore, queue_store: QueueStore, queue_estimates: QueueEstimates, owner: Owner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One commit stores several jobs; some are noted only while the position of a later one is counted."""
+    first, second, third, fourth, fifth = [await submit(store, owner) for _ in range(5)]
+    count = queue_store.position
+
+    async def position(job: JobSummary) -> int:
+        counted = await count(job)
+        queue_estimates.created(second)
+        return counted
+
+    monkeypatch.setattr(queue_store, "position", position)
+    queue_estimates.created(first)
+    queue_estimates.created(third)
+    assert (await queue_estimates.submitted(third))[0] == 2
+    queue_estimates.created(fifth)
+    queue_estimates.created(fourth)
+    assert [(await queue_estimates.submitted(job))[0] for job in (fourth, fifth, first)] == [3, 4, 0]
 
 
 async def test_positions_beyond_the_exact_ones_are_rounded_down(
