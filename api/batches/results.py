@@ -25,6 +25,7 @@ from api.jobs.admission import Admission
 from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
+from shared.domain.json_bytes import escape_separators
 from shared.runtime.chunked_json import dump_pieces
 from shared.runtime.offload import off_loop
 from shared.runtime.time_slice import TimeSlice
@@ -180,17 +181,6 @@ def _sum(usage: BatchUsage, more: Usage) -> BatchUsage:
     )
 
 
-# Characters that JSON allows in strings, but at which many programs (Python's `splitlines()`) break lines.
-_LINE_BREAKS = {character.encode(): rb"\u%04x" % ord(character) for character in "\x85\u2028\u2029"}
-
-
-def _one_line(line: bytes) -> bytes:
-    """Escape what could be read as a line break inside a line of JSON."""
-    for character, escaped in _LINE_BREAKS.items():
-        line = line.replace(character, escaped)
-    return line
-
-
 class _Jobs:
     """Reads a batch's jobs in the order of their lines."""
 
@@ -228,7 +218,7 @@ class _Writer:
     async def write(self, content: dict[str, Any]) -> None:
         slice_ = TimeSlice()
         for piece in dump_pieces(content):
-            self._buffer += _one_line(piece)
+            self._buffer += escape_separators(piece)
             if len(self._buffer) >= CHUNK:
                 await self.flush()
             if slice_.over:

@@ -15,9 +15,7 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from api.settings import StreamSettings
-
-# Characters that JSON allows in strings, and at which `str.splitlines` splits: NEL, LINE and PARAGRAPH SEPARATOR.
-_SEPARATORS = {b"\xc2\x85": b"\\u0085", b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029"}
+from shared.domain.json_bytes import escape_separators
 
 
 class StoppedReading(Exception):
@@ -30,14 +28,6 @@ class _EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         except SendTimeoutError:  # an OSError, for which there is an error handler
             raise StoppedReading from None
-
-
-def escape_separators(encoded: bytes) -> bytes:
-    """Escape Unicode's line ends in encoded JSON."""
-    if b"\xe2\x80" in encoded or b"\xc2\x85" in encoded:
-        for separator, escaped in _SEPARATORS.items():
-            encoded = encoded.replace(separator, escaped)
-    return encoded
 
 
 def event_stream(
