@@ -33,6 +33,8 @@ from workers.engines.vllm.tag_grammar import Untranslatable, special_tokens, to_
 
 # What xgrammar may need for strings that llguidance does not support.
 MAX_S = 1.0
+# Kinds whose specification is JSON.
+_SCHEMAS = (StructuredOutputOptions.JSON, StructuredOutputOptions.STRUCTURAL_TAG)
 
 _building = threading.Lock()
 _create_grammar = StructuredOutputManager._create_grammar
@@ -59,9 +61,10 @@ def _compile(manager: Any, request: Any) -> Any:
     settings = manager.vllm_config.structured_outputs_config
     if isinstance(settings, StructuredOutputs) and isinstance(manager.backend, XgrammarBackend):
         kind, spec = request.structured_output_request.structured_output_key
-        seconds = _seconds(kind, spec)
+        schema = orjson.loads(spec) if kind in _SCHEMAS else None
+        seconds = schema_seconds(schema) if kind in _SCHEMAS else _text_seconds(kind, spec)
         if seconds > SLOW_S:
-            grammar = _compile_lazily(manager, kind, spec)
+            grammar = _compile_lazily(manager, kind, spec, schema)
             if grammar is not None:
                 return grammar
             if seconds > MAX_S and kind != StructuredOutputOptions.STRUCTURAL_TAG:
@@ -71,21 +74,18 @@ def _compile(manager: Any, request: Any) -> Any:
     return _create_grammar(manager, request)
 
 
-def _seconds(kind: StructuredOutputOptions, spec: str) -> float:
-    if kind in (StructuredOutputOptions.JSON, StructuredOutputOptions.STRUCTURAL_TAG):
-        return schema_seconds(orjson.loads(spec))
+def _text_seconds(kind: StructuredOutputOptions, spec: str) -> float:
     if kind in (StructuredOutputOptions.REGEX, StructuredOutputOptions.GRAMMAR):
         return text_seconds(spec, grammar=kind == StructuredOutputOptions.GRAMMAR)
     return 0.0
 
 
-def _compile_lazily(manager: Any, kind: StructuredOutputOptions, spec: str) -> Any:
-    """Compile by llguidance. Returns None if it does not support the structure or the tokenizer."""
-    if kind not in (
-        StructuredOutputOptions.JSON, StructuredOutputOptions.REGEX, StructuredOutputOptions.STRUCTURAL_TAG,
-    ):  # fmt: skip
-        return None
-    if kind != StructuredOutputOptions.REGEX and is_wide(orjson.loads(spec)):
+def _compile_lazily(manager: Any, kind: StructuredOutputOptions, spec: str, schema: Any) -> Any:
+    """Compile by llguidance. Returns None if it does not support the structure or the tokenizer.
+
+    `schema` is the parsed specification of the kinds in `_SCHEMAS`.
+    """
+    if is_wide(schema) if kind in _SCHEMAS else kind != StructuredOutputOptions.REGEX:
         return None
     with _building:
         backend = getattr(manager, "lazy_backend", None)
@@ -99,7 +99,7 @@ def _compile_lazily(manager: Any, kind: StructuredOutputOptions, spec: str) -> A
             manager.lazy_backend = backend
     try:
         if kind == StructuredOutputOptions.STRUCTURAL_TAG:
-            grammar = _compile_tag(backend, manager.tokenizer, orjson.loads(spec))
+            grammar = _compile_tag(backend, manager.tokenizer, schema)
         else:
             grammar = backend.compile_grammar(kind, spec)
         # Some limits are checked only here.
