@@ -1,4 +1,4 @@
-"""All stand-ins by the name of what they stand for; the contract suite and the tests through the queue run over them."""
+"""All stand-ins by name. The contract suite runs over them, and so do the tests through the queue."""
 
 from __future__ import annotations
 
