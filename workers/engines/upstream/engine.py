@@ -11,7 +11,7 @@ import io
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -20,12 +20,12 @@ import orjson
 
 from shared.config.models.upstream import UpstreamModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import EngineStats, PromptInfo, UpstreamError
+from workers.engines.base import NO_PRIOR, CannotContinue, EngineStats, Prior, PromptInfo, UpstreamError
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
@@ -160,15 +160,20 @@ class UpstreamEngine(ABC):
     async def stop(self) -> None:
         await self._session.close()
 
-    def resume_mode(self, request: GenerateRequest) -> Resume:
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         return Resume.NONE
+
+    async def cancel(self, state: UpstreamState) -> None:  # noqa: B027  # most upstreams see that the connection closes
+        """Nothing to do: the upstream stops when the connection is closed."""
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
-    ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
+        self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
+    ) -> AsyncGenerator[Delta | PromptInfo | UpstreamState | Usage, None]:
+        if prior.deltas:
+            raise CannotContinue
         url = f"{self._options.base_url}/{self.endpoint(request)}"
         parameters = await self.body(request)
         parameters = self._refused.accepted(parameters, self.optional(parameters))
