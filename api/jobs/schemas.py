@@ -132,6 +132,16 @@ class UsageView(BaseModel):
     completion_tokens: int
     total_tokens: int
     cached_tokens: int = Field(description="Prompt tokens found in the engine's prefix cache.")
+    reasoning_tokens: int = Field(
+        0,
+        description="Completion tokens that are reasoning, as the upstream reports them. Absent if it reports none.",
+        exclude_if=lambda tokens: not tokens,
+    )
+    cache_write_tokens: int = Field(
+        0,
+        description="Prompt tokens that the upstream has stored in its cache, as it reports them. Absent if none.",
+        exclude_if=lambda tokens: not tokens,
+    )
 
 
 class TimingsView(BaseModel):
@@ -181,6 +191,9 @@ class JobSummaryView(BaseModel):
     )
     finish_before: datetime | None = Field(
         description="From `Cancel-After`: the job is cancelled if it has not finished by then."
+    )
+    not_before: datetime | None = Field(
+        None, description="While it is queued because its upstream was busy: it does not start earlier."
     )
     queue_position: int | None = Field(None, description="Number of jobs served before this one, while it is queued.")
     eta_s: float | None = Field(
@@ -234,6 +247,7 @@ def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float |
         finished_at=job.finished_at,
         start_before=job.start_before,
         finish_before=job.finish_before,
+        not_before=job.not_before if job.status is JobStatus.QUEUED else None,
         queue_position=position,
         eta_s=eta_s,
         usage=UsageView(
@@ -241,6 +255,8 @@ def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float |
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
         )
         if usage is not None
         else None,

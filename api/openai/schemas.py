@@ -20,6 +20,9 @@ from api.jobs.parameters import (
     is_token_ids,
     sampling_of,
 )
+from shared.config.models.capabilities import Capabilities
+from shared.config.models.loader import ModelSpec
+from shared.domain.errors import InvalidRequest
 from shared.domain.request import MAX_MESSAGES, GenerateRequest, Message, TokenId, UnicodeText, contradiction
 
 # vLLM's default limit.
@@ -164,6 +167,11 @@ class CompletionRequest(_OpenAIRequest):
             return [self.prompt]
         return list(self.prompt)
 
+    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
+        """With `echo`, the client requests the log probabilities of the prompt by `logprobs`."""
+        names = {"prompt_logprobs": "logprobs"} if self.prompt_logprobs is None else {}
+        return super().rename_param(error).renamed(names)
+
     def generate_requests(self) -> list[GenerateRequest]:
         """Build one engine request per prompt."""
         sampling = sampling_of(self.model_copy(update={"max_tokens": self.max_tokens or 1}))
@@ -187,9 +195,16 @@ class CompletionRequest(_OpenAIRequest):
 
 
 class PromptTokensDetails(BaseModel):
-    """Prompt tokens found in the prefix cache."""
+    """Prompt tokens found in the prefix cache, and stored in it if the upstream reports them."""
 
     cached_tokens: int
+    cache_write_tokens: int = Field(0, exclude_if=lambda tokens: not tokens)
+
+
+class CompletionTokensDetails(BaseModel):
+    """Completion tokens that are reasoning."""
+
+    reasoning_tokens: int
 
 
 class CompletionUsage(BaseModel):
@@ -199,6 +214,9 @@ class CompletionUsage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        None, description="Absent if no reasoning tokens are reported.", exclude_if=lambda details: details is None
+    )
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -323,6 +341,11 @@ class ModelView(BaseModel):
     created: int = 0
     owned_by: Literal["headrace"] = "headrace"
     max_model_len: int | None
+    capabilities: Capabilities
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> Self:
+        return cls(id=model.name, max_model_len=model.max_model_len, capabilities=model.capabilities)
 
 
 class ModelList(BaseModel):

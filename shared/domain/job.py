@@ -127,16 +127,29 @@ def output_size(output: Sequence[Choice]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts: of the prompt, of its part that was in the prefix cache, and of all choices together."""
+    """Token counts: of the prompt, of its part that was in the prefix cache, and of all choices together.
+
+    `reasoning_tokens` are part of the completion, and `cache_write_tokens`, which the upstream has stored in its cache,
+    of the prompt. They are 0 unless an upstream reports them.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Usage:
         """Build the usage from its stored form."""
         return cls(**known_fields(cls, stored))
+
+    def stored(self) -> dict[str, int]:
+        """Return the form that is stored in the job's row and log. The last two counts are omitted if they are 0."""
+        return {name: count for name, count in asdict(self).items() if count or name not in _REPORTED_COUNTS}
+
+
+_REPORTED_COUNTS = ("reasoning_tokens", "cache_write_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +197,8 @@ class AttemptOutcome(StrEnum):
     ENGINE_LOST = "engine_lost"
     # The worker's lease expired.
     WORKER_LOST = "worker_lost"
+    # The upstream was busy before the first token. Not in the history: the job waits as if it had not been claimed.
+    DEFERRED = "deferred"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +226,14 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBreaker:
+    """Since when a worker's circuit breaker lets no jobs through to the upstream, and why, in a few words."""
+
+    since: datetime
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSummary:
     """A job without its request and its output, as lists, polls and recovery need it. Times are in UTC.
@@ -227,6 +250,9 @@ class JobSummary:
     metadata: dict[str, str] = field(default_factory=dict)
     start_before: datetime | None = None
     finish_before: datetime | None = None
+    # While it is queued: when it can be claimed again. Since when the upstream has been too busy for it.
+    not_before: datetime | None = None
+    deferred_since: datetime | None = None
     attempt: int = 0
     deaths: int = 0
     suspect: bool = False

@@ -168,6 +168,12 @@ class Metrics:
             API,
             WORKER,
         )
+        self.jobs_deferred = new.counter(
+            "headrace_jobs_deferred_total",
+            "Times a job was put back into the queue because its upstream was busy before the first token.",
+            (MODEL, Label("reason", ("rate_limit", "server_error", "timeout", "unreachable", "broken"))),
+            WORKER,
+        )
         self.rescues = new.counter(
             "headrace_rescues_total", "Jobs requeued because their worker's lease expired.", (MODEL,), API, WORKER
         )
@@ -199,6 +205,13 @@ class Metrics:
         self.jobs_unreadable = new.scraped(
             "headrace_jobs_unreadable",
             "Queued jobs that are withheld because a worker's version cannot read them; part of the waiting jobs.",
+            (MODEL,),
+            API,
+            aggregation=Aggregation.MAX,
+        )
+        self.deferred_jobs = new.scraped(
+            "headrace_deferred_jobs",
+            "Queued jobs that wait because their upstream was busy; part of the waiting jobs.",
             (MODEL,),
             API,
             aggregation=Aggregation.MAX,
@@ -334,6 +347,20 @@ class Metrics:
         )
         self.cached_tokens = new.counter(
             "headrace_cached_tokens_total", "Prompt tokens served from the prefix cache.", (MODEL,), API, WORKER
+        )
+        self.cache_write_tokens = new.counter(
+            "headrace_cache_write_tokens_total",
+            "Prompt tokens stored in the cache of an upstream that reports them.",
+            (MODEL,),
+            API,
+            WORKER,
+        )
+        self.reasoning_tokens = new.counter(
+            "headrace_reasoning_tokens_total",
+            "Completion tokens that are reasoning, from upstreams that report them.",
+            (MODEL,),
+            API,
+            WORKER,
         )
         self.completion_tokens = new.counter(
             "headrace_completion_tokens_total", "Completion tokens in the usage of ended jobs.", (MODEL,), API, WORKER
@@ -481,6 +508,8 @@ class Metrics:
         self.prompt_tokens.labels(model).inc(result.usage.prompt_tokens)
         self.cached_tokens.labels(model).inc(result.usage.cached_tokens)
         self.completion_tokens.labels(model).inc(result.usage.completion_tokens)
+        self.reasoning_tokens.labels(model).inc(result.usage.reasoning_tokens)
+        self.cache_write_tokens.labels(model).inc(result.usage.cache_write_tokens)
 
 
 def priority_label(priority: int) -> str:
