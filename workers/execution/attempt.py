@@ -269,6 +269,8 @@ class JobAttempt:
             # The first token of a job that may kill late does not clear it.
             if self._suspect and not kills_late(self.job.exposures, self._context.max_attempts):
                 self._clearing = asyncio.create_task(self._clear(), name=f"clear-{self.job.id}")
+        if delta.opaque:
+            delta.opaque = self._transcript.placed(delta)
         self._transcript.add(delta)
         self._log.delta(delta)
         self._context.log_writer.schedule(self._log)
