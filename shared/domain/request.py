@@ -29,6 +29,8 @@ from shared.domain.field_types import unicode_text as unicode_text
 from shared.domain.opaque import MAX_OPAQUE_PARTS, OpaquePart, Reasoning, decode_all, in_order
 
 MAX_CHOICES = 16
+# Alternatives for each token: vLLM's default limit.
+MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_TOKEN_IDS = 1024
 MAX_MESSAGES = 10_000
