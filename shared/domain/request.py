@@ -186,8 +186,9 @@ def _decoded(parts: Any) -> Any:
 
 OpaqueParts = Annotated[
     list[OpaquePart],
+    Field(fail_fast=True),
     BeforeValidator(_decoded, json_schema_input_type=list[str]),
-    PlainSerializer(lambda parts: [part.encoded() for part in parts], return_type=list[str]),
+    PlainSerializer(lambda parts: [part.encoded() for part in parts], return_type=list),
 ]
 
 
