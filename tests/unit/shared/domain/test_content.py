@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from api.jobs.token_counter import count_words, is_plain
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.request import GenerateRequest, Message
+from shared.prompts.token_counter import count_words, is_plain
 
 IMAGE = ImagePart(type="image", media_type="image/png", data="iVBORw0KGgo=", detail="low")
 FILE = FilePart(type="file", url="https://example.com/a.pdf", filename="a.pdf")
