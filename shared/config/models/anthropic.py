@@ -26,7 +26,7 @@ def _yaml_off(value: Any) -> Any:
 
 
 class AnthropicOptions(UpstreamOptions):
-    """Options of the `anthropic` engine. Those that are not set follow from the model, if it is a known Claude model."""
+    """Options of the `anthropic` engine. Limits that are not set are the published ones of the model."""
 
     base_url: HttpUrl = "https://api.anthropic.com/v1"
     anthropic_version: Annotated[str, AfterValidator(_token)] = API_VERSION

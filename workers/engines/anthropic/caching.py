@@ -46,8 +46,7 @@ def _size(block: Block) -> int:
         case "thinking":
             return len(block["thinking"])
         case "tool_use":
-            arguments = block["input"]
-            return len(arguments.contents) if isinstance(arguments, orjson.Fragment) else len(orjson.dumps(arguments))
+            return len(orjson.dumps(block["input"]))
         case "tool_result":
             content = block.get("content", "")
             return len(content) if isinstance(content, str) else sum(map(_size, content))

@@ -6,7 +6,6 @@ https://platform.claude.com/docs/en/api/messages, .../build-with-claude/streamin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from shared.config.models.anthropic import AnthropicModel
 from shared.domain.request import GenerateRequest
@@ -14,8 +13,7 @@ from shared.telemetry.metrics import Metrics
 from workers.engines.anthropic.request import request_body
 from workers.engines.anthropic.stream import StreamParser
 from workers.engines.upstream.engine import UpstreamEngine
-from workers.engines.upstream.error_body import parse_error
-from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.exchange import Call, SingleCall
 
 
 class AnthropicEngine(UpstreamEngine):
@@ -24,18 +22,13 @@ class AnthropicEngine(UpstreamEngine):
     def __init__(self, model: AnthropicModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
         self._spec = model
+        self._headers = {"anthropic-version": model.options.anthropic_version}
+        if model.options.anthropic_beta:
+            self._headers["anthropic-beta"] = ",".join(model.options.anthropic_beta)
 
     def auth_headers(self, key: str) -> Mapping[str, str]:
         return {"x-api-key": key}
 
-    def endpoint(self, request: GenerateRequest) -> str:
-        return "messages"
-
-    async def body(self, request: GenerateRequest) -> dict[str, Any]:
-        return await request_body(request, self._spec)
-
-    def reply(self, request: GenerateRequest) -> StreamParser:
-        return StreamParser()
-
-    def error_body(self, content: bytes) -> ErrorBody:
-        return parse_error(content)
+    async def exchange(self, request: GenerateRequest) -> SingleCall:
+        body = await request_body(request, self._spec)
+        return SingleCall(Call("messages", body, self._headers), StreamParser())

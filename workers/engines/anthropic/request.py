@@ -86,7 +86,7 @@ def _check(request: GenerateRequest, chat: ChatOptions, model: AnthropicModel) -
     ):
         raise refuse("structured_outputs", "this model accepts JSON Schemas only, if any")
     if request.messages and request.messages[-1].role == "assistant" and not model.limits.prefill:
-        raise refuse("messages", "this model cannot continue a message of the assistant; the last one must be the user's")
+        raise refuse("messages", "this model cannot continue the assistant's message; the last one must be the user's")
     if forbids_thinking(chat) and model.limits.thinking in ("always", "between_tools"):
         raise refuse("tool_choice", "this model always thinks, and cannot be forced to call a tool; use `auto`")
 

@@ -80,12 +80,10 @@ class StreamParser:
         parts: list[_Part] = []
         try:
             for value in values:
-                if value.__class__ is dict:
-                    self._event(value, parts)
-                elif value is DONE:
+                if value is DONE:
                     self.done = True
                 elif value is not None:
-                    raise TypeError
+                    self._event(value, parts)
                 if self.done:
                     break
         except _Failed as failed:
@@ -97,6 +95,8 @@ class StreamParser:
         if (at_end or self.done) and self._reason is not None and not self._ended:
             self._end_message(parts)
         for part in parts:
+            if not (part.tokens or part.calls or part.reason):
+                continue
             self.begun = True
             self._tokens += part.tokens
             yield part.delta()
@@ -120,9 +120,7 @@ class StreamParser:
             case "message":  # the upstream did not stream
                 self._whole(event, parts)
             case _:
-                if error := event.get("error"):
-                    raise _Failed(error_of(event if isinstance(error, str) else error))
-                if is_error(event):
+                if event.get("error") or is_error(event):
                     raise _Failed(error_of(event))
 
     def _whole(self, message: dict[str, Any], parts: list[_Part]) -> None:
@@ -236,12 +234,16 @@ class _Part:
         self.reason: str | None = None
         self.stop_reason: str | None = None
 
-    def add(self, text: str) -> None:
-        self.texts.append(text)
-        self.tokens += 1
+    def add(self, text: Any) -> None:
+        self._append(self.texts, text)
 
-    def think(self, text: str) -> None:
-        self.reasoning.append(text)
+    def think(self, text: Any) -> None:
+        self._append(self.reasoning, text)
+
+    def _append(self, texts: list[str], text: Any) -> None:
+        if text.__class__ is not str:
+            raise TypeError
+        texts.append(text)
         self.tokens += 1
 
     def add_call(self, call: CallDelta) -> None:

@@ -82,6 +82,7 @@ def _budget(effort: str | None, budget: int | None, max_tokens: int) -> dict[str
         )
     if budget >= max_tokens:
         raise InvalidRequest(
-            f"max_tokens: must be more than the thinking budget of {budget} tokens, got {max_tokens}", param="max_tokens"
+            f"max_tokens: must be more than the thinking budget of {budget} tokens, got {max_tokens}",
+            param="max_tokens",
         )
     return {"thinking": {"type": "enabled", "budget_tokens": budget}}
