@@ -7,9 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from shared.config.models.capabilities import ALL_TOOL_CHOICES, TEXT_ONLY, Capabilities, ToolChoiceKind
 from shared.config.models.claude import ClaudeLimits, ThinkingControl, claude_limits
 from shared.config.models.upstream import HttpUrl, UpstreamModel, UpstreamOptions
 
+# Models that always think cannot be forced to call a tool.
+_UNFORCED: frozenset[ToolChoiceKind] = frozenset({"none", "auto"})
 # https://platform.claude.com/docs/en/api/versioning
 API_VERSION = "2023-06-01"
 
@@ -65,6 +68,31 @@ class AnthropicModel(UpstreamModel):
         configured = {name: getattr(self.options, name) for name in names} | {"context": self.options.max_model_len}
         set_here = {name: value for name, value in configured.items() if value is not None}
         return replace(claude_limits(self.model), **set_here)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        limits = self.limits
+        sampling = {"stop"} | ({"temperature", "top_p", "top_k"} if limits.sampling else set())
+        options = {"parallel_tool_calls", "add_generation_prompt"}
+        if limits.thinking == "budget":
+            sampling.add("thinking_token_budget")
+        if limits.thinking != "none":
+            options.add("reasoning_effort")
+        return Capabilities(
+            prefill=limits.prefill,
+            cancel=True,
+            signed_reasoning=True,
+            tools=True,
+            tool_choices=_UNFORCED if limits.thinking in ("always", "between_tools") else ALL_TOOL_CHOICES,
+            structures=frozenset({"json_schema"} if self.options.structured_outputs else ()),
+            modalities=TEXT_ONLY,
+            sampling=frozenset(sampling),
+            chat_options=frozenset(options),
+        )
+
+    @property
+    def provider(self) -> str:
+        return "anthropic"
 
     @property
     def max_model_len(self) -> int | None:

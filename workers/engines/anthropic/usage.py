@@ -46,7 +46,13 @@ class UsageReader:
         completion = self._counts["output_tokens"]
         if not (self.prompt_tokens or completion):
             return None
-        return Usage(self.prompt_tokens, self.cached_tokens, completion or tokens)
+        return Usage(
+            self.prompt_tokens,
+            self.cached_tokens,
+            completion or tokens,
+            min(self._counts["thinking_tokens"], completion),
+            self._counts["cache_creation_input_tokens"],
+        )
 
 
 def _count(value: Any) -> int:

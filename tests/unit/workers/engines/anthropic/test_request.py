@@ -14,6 +14,7 @@ from tests.support.transcripts import run_now
 from workers.engines.anthropic.request import request_body
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {}}}}}
+DEFAULTS = {"temperature": 1, "top_p": 1.0, "top_k": 0}
 ASK = [{"role": "user", "content": "Hi"}]
 
 
@@ -155,7 +156,7 @@ def test_sampling() -> None:
 
 def test_newer_models_get_no_sampling_parameters() -> None:
     newest = spec("claude-opus-5-5")
-    assert not {"temperature", "top_p", "top_k"} & body(newest, sampling={"temperature": 1, "top_p": 1.0, "top_k": 0}).keys()
+    assert not {"temperature", "top_p", "top_k"} & set(body(newest, sampling=DEFAULTS))
     refused("temperature", newest, sampling={"temperature": 0})
     refused("top_k", newest, sampling={"top_k": 1})
     assert body(spec("claude-opus-5-5", sampling=True), sampling={"top_p": 0.5})["top_p"] == 0.5

@@ -201,7 +201,9 @@ def test_blocks_and_deltas_of_server_tools_and_unknown_kinds_are_skipped() -> No
     stream += block(1, {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [{"text": "found"}]})
     stream += block(2, {"type": "a_new_block", "text": "hidden"}, {"type": "text_delta", "text": "hidden"})
     citation = {"type": "citations_delta", "citation": {"cited_text": "hidden"}}
-    stream += block(3, {"type": "text", "text": "Vi"}, citation, {"type": "text_delta", "text": "sible"}, {"type": "new"})
+    stream += block(
+        3, {"type": "text", "text": "Vi"}, citation, {"type": "text_delta", "text": "sible"}, {"type": "new"}
+    )
     choice, parser = parsed(stream + frame("a_new_event", text="hidden") + frame("vendor.thing") + end())
     assert (choice.text, choice.tool_calls, choice.finish_reason) == ("Visible", (), "stop")
     assert parser.failure is None
