@@ -10,15 +10,13 @@ from typing import Any
 
 import orjson
 
-from workers.engines.anthropic.messages import Block, Conversation, cache_control
+from workers.engines.anthropic.messages import Block, Conversation, cache_control, last_cacheable
 
 # The API ignores breakpoints after a shorter prompt than the model's minimum. Text has fewer bytes per token than this,
 # so a part that is long enough by this measure is so by the API's.
 BYTES_PER_TOKEN = 4
 # An image or a document counts as this many bytes, since the size of its file says nothing.
 _MEDIA_BYTES = 1024 * BYTES_PER_TOKEN
-# Blocks that cannot have a breakpoint.
-_NOT_CACHED = ("thinking", "redacted_thinking")
 
 
 def place_breakpoints(tools: list[dict[str, Any]], conversation: Conversation, min_tokens: int) -> None:
@@ -32,10 +30,8 @@ def place_breakpoints(tools: list[dict[str, Any]], conversation: Conversation, m
         conversation.system[-1]["cache_control"] = cache_control()
     stable = conversation.turns[:-1]
     size += sum(_size(block) for turn in stable for block in turn.blocks)
-    if stable and size >= minimum:
-        last = next((block for block in reversed(stable[-1].blocks) if block["type"] not in _NOT_CACHED), None)
-        if last is not None:
-            last["cache_control"] = cache_control()
+    if stable and size >= minimum and (last := last_cacheable(stable[-1].blocks)) is not None:
+        last["cache_control"] = cache_control()
 
 
 def _size(block: Block) -> int:

@@ -15,6 +15,8 @@ import orjson
 
 from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
+from shared.domain.opaque import REDACTED_THINKING, THINKING, OpaquePart
+from workers.engines.anthropic.opaque import thinking_part
 from workers.engines.anthropic.usage import UsageReader
 from workers.engines.base import UpstreamError
 from workers.engines.upstream.error_body import error_of, is_error
@@ -34,7 +36,7 @@ FINISH_REASONS = {
 NOT_A_STREAM = "The upstream sent something that is not Anthropic's stream."
 TOO_LARGE = "The upstream sent too much in one event: at most 2 MiB are read at once."
 # The order in which readers of a delta present its parts.
-_REASONING, _TEXT, _CALLS = range(3)
+_REASONING, _TEXT, _CALLS, _OPAQUE = range(4)
 
 
 class StreamParser:
@@ -95,7 +97,7 @@ class StreamParser:
         if (at_end or self.done) and self._reason is not None and not self._ended:
             self._end_message(parts)
         for part in parts:
-            if not (part.tokens or part.calls or part.reason):
+            if not (part.tokens or part.calls or part.opaque or part.reason):
                 continue
             self.begun = True
             self._tokens += part.tokens
@@ -152,8 +154,11 @@ class StreamParser:
         elif kind == "text":
             if text := content.get("text"):
                 _part(parts, _TEXT).add(text)
-        elif kind == "thinking" and (text := content.get("thinking")):
-            _part(parts, _REASONING).think(text)
+        elif kind == THINKING:
+            block.signature = str(content.get("signature") or "")
+            self._think(block, content.get("thinking"), parts)
+        elif kind == REDACTED_THINKING:
+            block.data = str(content.get("data") or "")
         self._blocks[index] = block
 
     def _delta(self, index: int, delta: dict[str, Any], parts: list[_Part]) -> None:
@@ -169,13 +174,26 @@ class StreamParser:
                 text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
                 block.filled = block.filled or not text.isspace()
                 _part(parts, _CALLS).add_call(CallDelta(block.call, arguments=text))
-        elif kind == "thinking_delta" and block.kind == "thinking" and (text := delta["thinking"]):
+        elif kind == "thinking_delta" and block.kind == THINKING:
+            self._think(block, delta["thinking"], parts)
+        elif kind == "signature_delta" and block.kind == THINKING:
+            block.signature = str(delta["signature"])
+
+    def _think(self, block: _Block, text: Any, parts: list[_Part]) -> None:
+        if text:
+            block.thinking.append(text)
             _part(parts, _REASONING).think(text)
 
     def _stop(self, block: _Block, parts: list[_Part]) -> None:
-        if block.call is not None and not block.filled:
-            text = orjson.dumps(block.input).decode() if block.input else "{}"
-            _part(parts, _CALLS).add_call(CallDelta(block.call, arguments=text))
+        if block.call is not None:
+            if not block.filled:
+                text = orjson.dumps(block.input).decode() if block.input else "{}"
+                _part(parts, _CALLS).add_call(CallDelta(block.call, arguments=text))
+        elif block.kind == THINKING and block.signature:
+            part = thinking_part(THINKING, thinking="".join(block.thinking), signature=block.signature)
+            _part(parts, _OPAQUE).opaque.append(part)
+        elif block.kind == REDACTED_THINKING and block.data:
+            _part(parts, _OPAQUE).opaque.append(thinking_part(REDACTED_THINKING, data=block.data))
 
     def _end_message(self, parts: list[_Part]) -> None:
         """Emit the finish reason. A call that was cut at the limit of tokens stays as it is."""
@@ -204,16 +222,21 @@ class _Failed(Exception):
 
 
 # The blocks of deltas whose start was lost. A tool call without its name is of no use.
-_KIND_OF = {"text_delta": "text", "thinking_delta": "thinking"}
+_KIND_OF = {"text_delta": "text", "thinking_delta": THINKING}
 
 
 class _Block:
-    """An open content block. `call` is the number of a tool call, and `input` its arguments if they came at once."""
+    """An open content block. `call` is the number of a tool call, and `input` its arguments if they came at once.
 
-    __slots__ = ("call", "call_id", "filled", "input", "kind")
+    `thinking` and `signature`, or `data` if it is encrypted, are what the upstream needs back of its thinking.
+    """
+
+    __slots__ = ("call", "call_id", "data", "filled", "input", "kind", "signature", "thinking")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
+        self.thinking: list[str] = []
+        self.signature = self.data = ""
         self.call: int | None = None
         self.call_id = ""
         self.input: Any = None
@@ -223,13 +246,14 @@ class _Block:
 class _Part:
     """Output that becomes one delta. Each fragment counts as one token."""
 
-    __slots__ = ("calls", "order", "reason", "reasoning", "stop_reason", "texts", "tokens")
+    __slots__ = ("calls", "opaque", "order", "reason", "reasoning", "stop_reason", "texts", "tokens")
 
     def __init__(self) -> None:
         self.order = _REASONING
         self.texts: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[CallDelta] = []
+        self.opaque: list[OpaquePart] = []
         self.tokens = 0
         self.reason: str | None = None
         self.stop_reason: str | None = None
@@ -261,6 +285,7 @@ class _Part:
             joined_calls(self.calls) if self.calls else (),
             (),
             self.stop_reason,
+            opaque=tuple(self.opaque),
         )
 
 

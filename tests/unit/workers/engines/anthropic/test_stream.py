@@ -186,9 +186,27 @@ def test_a_delta_does_not_change_the_order_of_blocks() -> None:
     stream = thinking_block(0, "one") + text_block(1, "two") + thinking_block(2, "three") + tool_block(3, "t", "four")
     deltas = list(StreamParser().feed(stream))
     assert [(delta.reasoning, delta.text, len(delta.tool_calls)) for delta in deltas] == [
-        ("one", "two", 0),
-        ("three", "", 1),
+        ("one", "", 0),
+        ("", "two", 0),
+        ("three", "", 0),
+        ("", "", 1),
     ]
+
+
+def test_thinking_and_encrypted_thinking_are_kept_with_their_signatures() -> None:
+    redacted = block(1, {"type": "redacted_thinking", "data": "EmwKAhgB"})
+    stream = start() + thinking_block(0, "Let ", "me.") + redacted + thinking_block(2) + text_block(3, "x") + end()
+    choice, _ = parsed(stream)
+    assert [(part.origin, part.kind, part.data) for part in choice.opaque] == [
+        ("anthropic", "thinking", {"thinking": "Let me.", "signature": "EqQBCgIYAhIM"}),
+        ("anthropic", "redacted_thinking", {"data": "EmwKAhgB"}),
+        ("anthropic", "thinking", {"thinking": "", "signature": "EqQBCgIYAhIM"}),
+    ]
+
+
+def test_thinking_without_a_signature_has_no_part() -> None:
+    choice, _ = parsed(start() + block(0, {"type": "thinking", "thinking": "Hm."}) + text_block(1, "x") + end())
+    assert (choice.reasoning, choice.opaque) == ("Hm.", ())
 
 
 def test_blocks_and_deltas_of_server_tools_and_unknown_kinds_are_skipped() -> None:
