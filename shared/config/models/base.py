@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.config.models.capabilities import Capabilities
 from shared.domain.errors import HeadraceError
 from shared.domain.structure_size import StructureBounds
 
@@ -68,6 +69,16 @@ class Spec(BaseModel):
         ge=1,
         description="Most log probabilities in one answer, counted as n x max_tokens x (1 + top_logprobs).",
     )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model can be asked for."""
+        raise NotImplementedError
+
+    @property
+    def provider(self) -> str | None:
+        """The vendor whose opaque parts (signatures, encrypted reasoning) the model reads; None if it reads none."""
+        return None
 
     @property
     def secret_env(self) -> str | None:
