@@ -19,18 +19,22 @@ class ReloadSignal:
         signal.signal(signal.SIGHUP, self._handle)
 
     def connect(self, request: Callable[[], None]) -> None:
-        """Call `request` at each signal, in the main thread between two instructions; at once if one has arrived."""
+        """Call `request` at each signal, and now if one has arrived. Callable from any thread.
+
+        `request` is called in the main thread between two instructions, so it may not take locks.
+        """
         self._request = request
-        if self._pending:
-            self._pending = False
-            request()
+        self._pass_on()
 
     def disconnect(self) -> None:
         """Ignore signals from now on."""
         self._request = lambda: None
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._request is None:
-            self._pending = True
-        else:
+        self._pending = True
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._pending and self._request is not None:
+            self._pending = False
             self._request()

@@ -61,7 +61,24 @@ class EngineStats:
     cache: CacheStats | None = None
 
 
-class Engine(Protocol):
+class ManagedEngine(Protocol):
+    """What supervises an engine needs of it."""
+
+    async def start(self) -> None:
+        """Load the model. Raises an exception if that fails."""
+
+    async def stop(self) -> None:
+        """Release all resources. The engine can be started again."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has died. It can be stopped and started again."""
+
+    def stats(self) -> EngineStats:
+        """Its current load."""
+
+
+class Engine(ManagedEngine, Protocol):
     """Generates answers to many requests concurrently, on the event loop that called `start`."""
 
     @property
@@ -74,16 +91,6 @@ class Engine(Protocol):
 
         Engines with the same fingerprint are expected to generate the same tokens for a request.
         """
-
-    async def start(self) -> None:
-        """Load the model. Raises an exception if that fails."""
-
-    async def stop(self) -> None:
-        """Release all resources. The engine can be started again."""
-
-    @property
-    def dead(self) -> bool:
-        """Whether it has died. It can be stopped and started again."""
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
         """How the request can be resumed if it is interrupted.
@@ -112,5 +119,3 @@ class Engine(Protocol):
             EngineError: this request failed.
             EngineDead: the engine has died.
         """
-
-    def stats(self) -> EngineStats: ...
