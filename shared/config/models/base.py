@@ -35,11 +35,13 @@ class WordTokenizer:
 class TokenizerFiles:
     """A folder with `tokenizer.json` and `tokenizer_config.json`.
 
-    `renders_chat`: the engine renders conversations with the template in this folder, without further variables.
+    `renders_chat`: the engine renders conversations with the template in this folder, or with the one in the file
+    `template` instead, without further variables.
     """
 
     folder: Path
     renders_chat: bool
+    template: Path | None = None
 
 
 # How the API counts the tokens of a prompt.
