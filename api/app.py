@@ -66,6 +66,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     """
     registry = load_registry(settings.models)
     metrics = Metrics(Exporter.API, registry.models)
+    metrics.loaded(registry.models)
     traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
 
     @asynccontextmanager

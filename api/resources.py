@@ -171,7 +171,7 @@ async def open_resources(
             changes = ModelChanges.between(registry.models, models)
             registry.replace(models)
             context_window.use(windows)
-            metrics.declare(models)
+            metrics.loaded(models)
             readiness.added(changes.added)
             logger.info("models.yaml reloaded; %s", changes)
             return ReloadResult.APPLIED

@@ -89,6 +89,7 @@ def main() -> int:
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     use_broker(app, settings.redis_url)
     metrics = Metrics(Exporter.WORKER, [arguments.model])
+    metrics.loaded([arguments.model])
     exported = metrics.registry()
     runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported, reload_signal)
     app.loop_thread = LoopThread(runtime)

@@ -484,7 +484,7 @@ class Metrics:
         )
 
         self._models: frozenset[str] = frozenset()
-        self.declare(models)
+        self._declare(models)
 
     @property
     def definitions(self) -> Sequence[Definition]:
@@ -495,12 +495,15 @@ class Metrics:
         """All that the process exports: its metrics, these collectors, and the metrics of the Python runtime."""
         return self._instruments.registry(*collectors)
 
-    def declare(self, models: Iterable[str]) -> None:
-        """Label these models with their names from now on, and no others."""
+    def loaded(self, models: Iterable[str]) -> None:
+        """Note that models.yaml was read now. These models are labelled with their names from now on, and no others."""
+        self._declare(models)
+        self.models_loaded.set_to_current_time()
+
+    def _declare(self, models: Iterable[str]) -> None:
         names = tuple(models)
         self._models = frozenset(names)
         self._instruments.start_at_zero(MODEL, names)
-        self.models_loaded.set_to_current_time()
 
     def model_label(self, model: str) -> str:
         """The label of a model."""

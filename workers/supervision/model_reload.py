@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 # For this long after its model was removed, a worker waits for jobs of API processes that have not reloaded yet.
-REMOVED_GRACE_S = 5.0
+REMOVED_GRACE_S = 3.0
 
 
 class ModelReload:
@@ -81,7 +81,7 @@ class ModelReload:
         self._runner.slot_pool.resize(new.slots)
         self._model = new
         self._consumer.poll()
-        self._metrics.declare([new.name])
+        self._metrics.loaded([new.name])
         logger.info("model=%s reloaded; %s", new.name, "unchanged" if new == old else "new requests use the new entry")
         return ReloadResult.APPLIED
 
