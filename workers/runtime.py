@@ -135,6 +135,7 @@ class WorkerRuntime:
             metrics=metrics,
             traces=traces,
             compilations=compilations_of(model, metrics),
+            provider=model.provider,
         )
         runner = Runner(context, self.slot_pool)
         heartbeat = Heartbeat(runner, current, claims, model.name, settings)

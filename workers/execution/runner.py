@@ -8,7 +8,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
 from typing import TypeVar
 
 from shared.domain.job import Job, JobStatus
@@ -19,7 +18,6 @@ from shared.runtime.aio import cancel_and_wait
 from shared.runtime.outages import is_outage
 from workers.engines.base import Engine
 from workers.execution.attempt import RETRY_S, AttemptContext, InterruptReason, JobAttempt
-from workers.execution.compilations import Compilations
 from workers.execution.isolation import Isolation
 from workers.execution.slots import SlotPool
 
@@ -65,13 +63,18 @@ class Runner:
         self._claiming: Counter[str] = Counter()
         self._verdicts: dict[JobAttempt, Verdict] = {}
 
-    def use(self, engine: Engine, compilations: Compilations | None = None) -> None:
-        """Run jobs on this engine from now on, and compile their structures in this line if one is given."""
-        self._context = replace(self._context, engine=engine, compilations=compilations or self._context.compilations)
+    def use(self, context: AttemptContext) -> None:
+        """Run jobs in this context from now on."""
+        self._context = context
 
     def uses(self, engine: Engine) -> bool:
         """Whether a running job was started on this engine."""
         return any(attempt.engine is engine for attempt in self._attempts.values())
+
+    @property
+    def context(self) -> AttemptContext:
+        """What jobs that start now are run with."""
+        return self._context
 
     @property
     def running(self) -> int:

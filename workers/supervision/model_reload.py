@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from shared.config.models.loader import ModelSpec
 from shared.config.models.reload import ReloadResult
@@ -74,10 +75,11 @@ class ModelReload:
             return ReloadResult.RESTART_NEEDED
         if not is_same_engine:
             await self._engine.replace(make_engine(new, self._metrics))
-        compilations = None
+        context = self._runner.context
+        compilations = context.compilations
         if new.structure_bounds != old.structure_bounds:
             compilations = compilations_of(new, self._metrics)
-        self._runner.use(self._engine.engine, compilations)
+        self._runner.use(replace(context, engine=self._engine.engine, provider=new.provider, compilations=compilations))
         self._runner.slot_pool.resize(new.slots)
         self._model = new
         self._consumer.poll()
