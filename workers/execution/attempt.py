@@ -334,7 +334,7 @@ class JobAttempt:
                 return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, "The engine ended the request too early.")
             is_late = self.interrupt_reason is InterruptReason.DEADLINE_EXCEEDED
             return JobStatus.CANCELLED, LATE if is_late else CANCELLED
-        if "length" in reasons:
+        if "length" in reasons or "content_filter" in reasons:
             return JobStatus.INCOMPLETE, None
         return JobStatus.COMPLETED, None
 
