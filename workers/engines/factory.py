@@ -5,6 +5,7 @@ from __future__ import annotations
 from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
+from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
@@ -21,6 +22,10 @@ def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
             from workers.engines.openai.engine import OpenAIEngine
 
             return OpenAIEngine(model, metrics)
+        case TritonModel():
+            from workers.engines.triton.engine import TritonEngine
+
+            return TritonEngine(model, metrics)
         case SimulatedModel():
             from workers.engines.simulated.engine import SimulatedEngine
 
