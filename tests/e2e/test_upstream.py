@@ -170,6 +170,21 @@ async def test_max_tokens_above_the_context_is_rejected_at_submit(client: httpx.
     assert rejected.json()["error"]["param"] == "max_tokens"
 
 
+async def test_what_the_model_cannot_serve_is_rejected_at_submit(client: httpx.AsyncClient) -> None:
+    capabilities = (await client.get("/v1/models/up")).json()["capabilities"]
+    assert (capabilities["prompt_logprobs"], capabilities["resume"]) == (None, False)
+    for path, body, param in (
+        ("/v1/jobs", {"messages": MESSAGES, "prompt_logprobs": 1}, "prompt_logprobs"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "prompt_logprobs": 1}, "prompt_logprobs"),
+        ("/v1/completions", {"prompt": "x", "echo": True, "logprobs": 1}, "logprobs"),
+    ):
+        rejected = await client.post(path, json={"model": "up", **body})
+        assert rejected.status_code == 400
+        error = rejected.json()["error"]
+        assert error["param"] == param
+        assert error["message"].startswith(f"{param}: the model `up` does not support log probabilities of the prompt;")
+
+
 async def test_a_killed_workers_job_restarts(stack: Stack, client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
     """The next worker repeats the request from the start, and readers get `job.restarted`."""
     upstream.answers = [Answer(3, End.SILENCE)]
