@@ -173,6 +173,7 @@ class TritonModel(UpstreamModel):
 
     @property
     def capabilities(self) -> Capabilities:
+        options = self.options
         # The worker itself cuts the text at stop strings if the backend does not.
         sampling = set(self.parameters) | {"stop"}
         if self.convention.sampling_parameters is not None:
@@ -180,9 +181,10 @@ class TritonModel(UpstreamModel):
         elif not self.convention.stops:
             sampling.add("include_stop_str_in_output")
         return Capabilities(
+            conversations=options.chat_template is not None or options.tokenizer is not None,
             raw_prompts=True,
             cancel=True,
-            usage=self.options.tokenizer is not None or self.convention.output_tokens is not None,
+            usage=options.tokenizer is not None or self.convention.output_tokens is not None,
             token_counting=self.prompt_tokenizer is not None,
             structures=self.structures,
             sampling=frozenset(sampling - {"max_tokens"}),

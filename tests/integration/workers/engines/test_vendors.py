@@ -18,6 +18,7 @@ from tests.support.metrics import worker_metrics
 from tests.support.transcripts import choices_of
 from tests.support.vendors.openai import OpenAIVendor
 from tests.support.vendors.script import Script
+from tests.support.vendors.triton import TritonVendor
 from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
 from workers.engines.base import EngineError, PromptInfo
 from workers.engines.factory import make_engine
@@ -25,6 +26,7 @@ from workers.engines.upstream.engine import UpstreamEngine
 
 VENDORS: dict[str, type[Vendor]] = {
     "openai": OpenAIVendor,
+    "triton": TritonVendor,
 }
 ASK = GenerateRequest(messages=[Message(role="user", content="Hello")], sampling=Sampling(max_tokens=50))
 WEATHER = Tool(function=Function(name="weather", parameters={"type": "object"}))
