@@ -197,6 +197,8 @@ class AttemptOutcome(StrEnum):
     ENGINE_LOST = "engine_lost"
     # The worker's lease expired.
     WORKER_LOST = "worker_lost"
+    # The upstream was busy before the first token. Not in the history: the job waits as if it had not been claimed.
+    DEFERRED = "deferred"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,14 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBreaker:
+    """Since when a worker's circuit breaker lets no jobs through to the upstream, and why, in a few words."""
+
+    since: datetime
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSummary:
     """A job without its request and its output, as lists, polls and recovery need it. Times are in UTC.
@@ -240,6 +250,9 @@ class JobSummary:
     metadata: dict[str, str] = field(default_factory=dict)
     start_before: datetime | None = None
     finish_before: datetime | None = None
+    # While it is queued: when it can be claimed again. Since when the upstream has been too busy for it.
+    not_before: datetime | None = None
+    deferred_since: datetime | None = None
     attempt: int = 0
     deaths: int = 0
     suspect: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from shared.domain.errors import ErrorCode, HeadraceError
@@ -23,6 +24,32 @@ class UpstreamError(EngineError):
     """The upstream could not run this request."""
 
     code = ErrorCode.UPSTREAM_ERROR
+
+
+class BusyReason(StrEnum):
+    """Why an upstream could not run a request yet."""
+
+    RATE_LIMIT = "rate_limit"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    BROKEN = "broken"
+
+
+class UpstreamBusy(UpstreamError):
+    """The upstream could not run this request, which has no token yet, but may run it later.
+
+    The job is deferred, in all for `max_wait_s` seconds at most. If it cannot wait, it fails with this error.
+    """
+
+    def __init__(
+        self, message: str, reason: BusyReason, *, retry_after_s: float | None = None, max_wait_s: float
+    ) -> None:
+        """`retry_after_s`: the delay that the upstream named."""
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        self.max_wait_s = max_wait_s
 
 
 class EngineDead(HeadraceError):
@@ -110,6 +137,7 @@ class Engine(Protocol):
         Raises:
             InvalidRequest: no engine of this model can run the request.
             EngineError: this request failed.
+            UpstreamBusy: this request failed before its first token, and can be run later.
             EngineDead: the engine has died.
         """
 

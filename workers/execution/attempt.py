@@ -24,8 +24,9 @@ from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, AttemptTrace, Traces
-from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted
+from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted, UpstreamBusy
 from workers.execution.compilations import Compilations
+from workers.execution.deferral import deferral_s, timer_s
 from workers.execution.job_metrics import JobMetrics
 from workers.execution.log_writer import LogBuffer, LogWriter
 
@@ -184,7 +185,8 @@ class JobAttempt:
             self._transcript = await Transcript.of(events, job.request.sampling.n)
             self._prior_tokens = self._transcript.tokens
             self._earlier_tokens = self._transcript.tokens_by_attempt
-            has_output = not self._transcript.empty or not events  # a lost log may have had output
+            # A lost log may have had output, unless all earlier attempts were deferred.
+            has_output = not self._transcript.empty or (not events and len(job.attempts) > 1)
             if has_output and not (events and self._context.engine.resume_mode(job.request)):
                 self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
@@ -267,17 +269,20 @@ class JobAttempt:
         if delta.tokens and not self._generated:
             self._generated = True
             # The first token of a job that may kill late does not clear it.
-            if self._suspect and not kills_late(self.job.exposures, self._context.max_attempts):
-                self._clearing = asyncio.create_task(self._clear(), name=f"clear-{self.job.id}")
+            cleared = self._suspect and not kills_late(self.job.exposures, self._context.max_attempts)
+            if cleared or self.job.deferred_since is not None:
+                self._clearing = asyncio.create_task(self._record_token(cleared), name=f"token-{self.job.id}")
         self._transcript.add(delta)
         self._log.delta(delta)
         self._context.log_writer.schedule(self._log)
 
-    async def _clear(self) -> None:
-        """Record that the job is not a suspect any more."""
-        await self._retry(lambda: self._context.store.clear_suspect(self.job.id, self.job.attempt), "row")
-        self._suspect = False
-        self._on_cleared()
+    async def _record_token(self, cleared: bool) -> None:
+        """Record that the job is not deferred any more and, if `cleared`, no suspect."""
+        job, store = self.job, self._context.store
+        await self._retry(lambda: store.record_token(job.id, job.attempt, cleared=cleared), "row")
+        if cleared:
+            self._suspect = False
+            self._on_cleared()
 
     async def _finish(self) -> JobStatus | None:
         """End or requeue the job, depending on how the generation ended."""
@@ -300,6 +305,8 @@ class JobAttempt:
             return await self._requeue(AttemptOutcome.HANDED_BACK)
         if self.interrupt_reason is InterruptReason.CLAIM_LOST:
             return None
+        if isinstance(error, UpstreamBusy) and self._first_token_at is None:
+            return await self._defer(error)
         requeue_outcome = _REQUEUE_OUTCOMES.get(self.interrupt_reason) if self.interrupt_reason is not None else None
         if cancelled and requeue_outcome is not None:
             return await self._requeue(requeue_outcome)
@@ -384,6 +391,30 @@ class JobAttempt:
             job.id, job.model, job.attempt, context.worker, job.request_context.request_id, self._tokens, outcome,
         )  # fmt: skip
         context.send(to_front(Hint(job.id, job.model, job.priority)))
+        return None
+
+    async def _defer(self, busy: UpstreamBusy) -> JobStatus | None:
+        """Return the job to the queue for a while, as if it had not run; if it cannot wait, it fails.
+
+        The message is sent again from here. If this worker dies meanwhile, redelivery finds the job.
+        """
+        job, context = self.job, self._context
+        delay_s = deferral_s(job, busy, self._database_now())
+        if delay_s is None:
+            return await self._end(*self._status(busy))
+        self._log.seal()
+        context.log_writer.schedule(self._log)
+        if not await self._retry(lambda: context.store.defer(job.id, job.attempt, delay_s), "row"):
+            return await self._end(JobStatus.CANCELLED, CANCELLED)
+        self._metrics.deferred(busy.reason)
+        self._trace.ended(self._database_now(), AttemptOutcome.DEFERRED, 0, 0)
+        logger.info(
+            "job=%s model=%s attempt=%d worker=%s request=%s deferred for %.1f s: %s",
+            job.id, job.model, job.attempt, context.worker, job.request_context.request_id, delay_s, busy.reason,
+        )  # fmt: skip
+        # To the front of its own priority: its turn had come before.
+        hint = Hint(job.id, job.model, job.priority, front=True)
+        asyncio.get_running_loop().call_later(timer_s(delay_s), context.send, hint)
         return None
 
     async def _retry(self, call: Callable[[], Awaitable[T]], what: str) -> T:

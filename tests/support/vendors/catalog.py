@@ -1,0 +1,12 @@
+"""All stand-ins by name. The contract suite runs over them, and so do the tests through the queue."""
+
+from __future__ import annotations
+
+from tests.support.vendors.openai import OpenAIVendor
+from tests.support.vendors.triton import TritonVendor
+from tests.support.vendors.vendor import Vendor
+
+VENDORS: dict[str, type[Vendor]] = {
+    "openai": OpenAIVendor,
+    "triton": TritonVendor,
+}
