@@ -16,6 +16,7 @@ import orjson
 
 from shared.domain.job import JobStatus, known_fields
 from shared.domain.json_bytes import kept_json
+from shared.domain.opaque import OpaquePart, decode_all
 from shared.runtime.time_slice import TimeSlice
 
 
@@ -82,6 +83,8 @@ class Delta:
 
     `prompt_tokens`, the length of the prompt, comes with a job's first delta if it is known by then. `prompt_logprobs`
     has an encoded entry per token of the prompt; it comes with the first deltas of the first choice.
+
+    `opaque` has parts of the provider, which follow the delta's other content.
     """
 
     index: int
@@ -95,6 +98,7 @@ class Delta:
     stop_reason: int | str | None = None
     prompt_tokens: int | None = None
     prompt_logprobs: Sequence[bytes] = ()
+    opaque: tuple[OpaquePart, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -105,7 +109,7 @@ class Delta:
     def plain(self) -> bool:
         """Whether it has only text and a finish reason."""
         return (
-            not (self.reasoning or self.tool_calls or self.logprobs or self.prompt_logprobs)
+            not (self.reasoning or self.tool_calls or self.logprobs or self.prompt_logprobs or self.opaque)
             and self.stop_reason is None
             and self.prompt_tokens is None
         )
@@ -113,7 +117,7 @@ class Delta:
     @property
     def visible(self) -> bool:
         """Whether a reader sees any of it. Tokens that are only part of a character have no text yet."""
-        if self.text or self.finish_reason or self.reasoning or self.tool_calls:
+        if self.text or self.finish_reason or self.reasoning or self.tool_calls or self.opaque:
             return True
         return bool((self.logprobs or self.prompt_logprobs) and not self.tokens)
 
@@ -123,7 +127,7 @@ class Delta:
         size = len(self.text) + len(self.reasoning)
         if self.logprobs or self.prompt_logprobs:
             size += sum(map(len, self.logprobs)) + sum(map(len, self.prompt_logprobs))
-        return size
+        return size + sum([part.size for part in self.opaque]) if self.opaque else size
 
 
 def merge_deltas(deltas: Sequence[Delta]) -> Delta:
@@ -145,6 +149,7 @@ def merge_deltas(deltas: Sequence[Delta]) -> Delta:
         merged.stop_reason = next((item.stop_reason for item in reversed(deltas) if item.stop_reason is not None), None)
         merged.prompt_tokens = next((item.prompt_tokens for item in deltas if item.prompt_tokens is not None), None)
         merged.prompt_logprobs = tuple(chain.from_iterable([delta.prompt_logprobs for delta in deltas]))
+        merged.opaque = tuple(chain.from_iterable([delta.opaque for delta in deltas]))
     return merged
 
 
@@ -203,6 +208,7 @@ class Event(NamedTuple):
             tuple(CallDelta(**known_fields(CallDelta, call)) for call in payload.get("tool_calls", ())),
             stop_reason=payload.get("stop_reason"),
             prompt_tokens=payload.get("prompt_tokens"),
+            opaque=decode_all(payload.get("opaque", ())),
         )
 
 
@@ -256,6 +262,8 @@ def _optional_fields(delta: Delta) -> dict[str, Any]:
         payload["prompt_tokens"] = delta.prompt_tokens
     if delta.prompt_logprobs:
         payload["prompt_logprobs"] = _encoded_list(delta.prompt_logprobs)
+    if delta.opaque:
+        payload["opaque"] = [part.encoded() for part in delta.opaque]
     return payload
 
 

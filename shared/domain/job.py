@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.domain.errors import InvalidRequest
 from shared.domain.ids import is_id, new_id
+from shared.domain.opaque import OpaquePart, decode_all
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import NO_CONTEXT, RequestContext
@@ -81,6 +82,7 @@ class Choice:
 
     `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
     token, in the stored form (`shared.domain.logprobs`); only the first choice has `prompt_logprobs`.
+    `opaque` has the parts of the provider that generated it, in order.
     """
 
     index: int
@@ -91,24 +93,29 @@ class Choice:
     logprobs: Sequence[Any] | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: Sequence[Any] | None = None
+    opaque: tuple[OpaquePart, ...] = ()
 
     @property
     def size(self) -> int:
         """About the bytes of the choice as JSON, which indicate the time that it takes to process."""
         size = len(self.text) + len(self.reasoning or "") + sum(len(call.arguments) for call in self.tool_calls)
+        size += sum(part.size for part in self.opaque)
         return size + _ENTRY_BYTES * (len(self.logprobs or ()) + len(self.prompt_logprobs or ()))
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:
         """Build a choice from its stored form, which omits empty fields."""
         calls = tuple(ToolCall(**known_fields(ToolCall, call)) for call in stored.get("tool_calls", ()))
-        return cls(**{**known_fields(cls, stored), "tool_calls": calls})
+        opaque = decode_all(stored.get("opaque", ()))
+        return cls(**{**known_fields(cls, stored), "tool_calls": calls, "opaque": opaque})
 
     def stored(self) -> dict[str, Any]:
         """Return the form that is stored in the job's row."""
         stored: dict[str, Any] = {"index": self.index, "text": self.text, "finish_reason": self.finish_reason}
         if self.tool_calls:
             stored["tool_calls"] = [asdict(call) for call in self.tool_calls]
+        if self.opaque:
+            stored["opaque"] = [part.encoded() for part in self.opaque]
         for name in ("reasoning", "logprobs", "stop_reason", "prompt_logprobs"):
             if (value := getattr(self, name)) is not None:
                 stored[name] = value

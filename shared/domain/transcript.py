@@ -9,6 +9,7 @@ import orjson
 
 from shared.domain.events import CallDelta, Delta, Event, EventType, joined_calls
 from shared.domain.job import Choice, ToolCall
+from shared.domain.opaque import OpaquePart
 from shared.runtime.time_slice import TimeSlice
 
 
@@ -62,6 +63,11 @@ class Transcript:
             self._choices.append(_Parts(len(self._choices)))
         self._choices[delta.index].add(delta)
 
+    def placed(self, delta: Delta) -> tuple[OpaquePart, ...]:
+        """The opaque parts of the choice's next delta, with their places: they follow the delta's other content."""
+        parts = self._choices[delta.index] if delta.index < len(self._choices) else _Parts(delta.index)
+        return parts.placed(delta)
+
     @property
     def tokens(self) -> int:
         return sum(parts.tokens for parts in self._choices)
@@ -86,7 +92,9 @@ class Transcript:
 class _Parts:
     """The parts of one choice."""
 
-    __slots__ = ("begun", "calls", "finish_reason", "index", "reasoning", "stop_reason", "texts", "token_ids", "tokens")
+    __slots__ = (
+        "begun", "calls", "finish_reason", "index", "opaque", "reasoning", "stop_reason", "texts", "token_ids", "tokens"
+    )  # fmt: skip
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -96,6 +104,7 @@ class _Parts:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[CallDelta] = []
+        self.opaque: list[OpaquePart] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
@@ -109,8 +118,15 @@ class _Parts:
         if not delta.plain:
             self.reasoning.append(delta.reasoning)
             self.calls += delta.tool_calls
+            self.opaque += delta.opaque
             if delta.stop_reason is not None:
                 self.stop_reason = delta.stop_reason
+
+    def placed(self, delta: Delta) -> tuple[OpaquePart, ...]:
+        reasoning = sum(map(len, self.reasoning)) + len(delta.reasoning)
+        text = sum(map(len, self.texts)) + len(delta.text)
+        calls = len({call.index for call in (*self.calls, *delta.tool_calls)})
+        return tuple(part.at(reasoning=reasoning, text=text, calls=calls) for part in delta.opaque)
 
     def delta(self) -> Delta:
         return Delta(
@@ -122,6 +138,7 @@ class _Parts:
             "".join(self.reasoning),
             joined_calls(self.calls),
             stop_reason=self.stop_reason,
+            opaque=tuple(self.opaque),
         )
 
     def choice(self) -> Choice:
@@ -133,6 +150,7 @@ class _Parts:
             delta.reasoning or None,
             tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in delta.tool_calls),
             stop_reason=delta.stop_reason,
+            opaque=delta.opaque,
         )
 
 

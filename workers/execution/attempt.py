@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
@@ -69,7 +69,8 @@ class AttemptContext:
     """What the attempts of one worker share.
 
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
-    `compilations`, structured outputs are not compiled here.
+    `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
+    `provider`.
     """
 
     worker: str
@@ -84,6 +85,7 @@ class AttemptContext:
     metrics: Metrics
     traces: Traces = NO_TRACES
     compilations: Compilations | None = None
+    provider: str | None = None
 
 
 class JobAttempt:
@@ -98,7 +100,7 @@ class JobAttempt:
     ) -> None:
         """`judge` decides what the death of the engine means for the job; `on_cleared` is called once it is no suspect
         any more."""
-        self.job = job
+        self.job = replace(job, request=job.request.for_provider(context.provider))
         # On the monotonic clock, as is `_submitted_at`, when the engine received the request.
         self.claimed_at = time.monotonic()
         self.interrupt_reason: InterruptReason | None = None
@@ -272,6 +274,8 @@ class JobAttempt:
             cleared = self._suspect and not kills_late(self.job.exposures, self._context.max_attempts)
             if cleared or self.job.deferred_since is not None:
                 self._clearing = asyncio.create_task(self._record_token(cleared), name=f"token-{self.job.id}")
+        if delta.opaque:
+            delta.opaque = self._transcript.placed(delta)
         self._transcript.add(delta)
         self._log.delta(delta)
         self._context.log_writer.schedule(self._log)

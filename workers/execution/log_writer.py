@@ -279,16 +279,22 @@ class LogWriter:
 
 
 def _groups(deltas: list[Delta]) -> Iterator[list[Delta]]:
-    """Divide deltas into those of one event, so that no event is much larger than `EVENT_BYTES`."""
+    """Divide deltas into those of one event, so that no event is much larger than `EVENT_BYTES`.
+
+    Reasoning precedes the text and the calls of its event, and opaque parts follow all else.
+    """
     if len(deltas) == 1:
         yield deltas
         return
     first = size = 0
+    answered = closed = False
     for position, delta in enumerate(deltas):
         size += delta.size
-        if size > EVENT_BYTES and position > first:
+        if (size > EVENT_BYTES or closed or (answered and delta.reasoning)) and position > first:
             yield deltas[first:position]
-            first, size = position, delta.size
+            first, size, answered = position, delta.size, False
+        answered = answered or bool(delta.text or delta.tool_calls)
+        closed = bool(delta.opaque)
     yield deltas[first:]
 
 

@@ -267,7 +267,7 @@ def _echo(index: int, prompt: str, request: GenerateRequest) -> Iterator[Delta]:
     text = prompt
     if request.messages is not None:
         last = request.messages[-1] if request.messages else None
-        text = (last.content or "") if last is not None and last.role == "assistant" else ""
+        text = last.text if last is not None and last.role == "assistant" else ""
     if not text:
         return
     words = [match[0].encode() for match in re.finditer(r"\s*\S+|\s+$", prompt)] if request.logprobs is not None else []
@@ -287,7 +287,7 @@ def _size(request: GenerateRequest) -> int:
         return INLINE_BYTES + 1
     if request.messages is None:
         return len(request.prompt or "")
-    return sum(len(message.content or "") for message in request.messages)
+    return sum(len(message.text) for message in request.messages)
 
 
 def _read(request: GenerateRequest, options: SimulatedOptions) -> tuple[str, int, list[_Choice]]:
@@ -334,4 +334,4 @@ def _prompt_text(request: GenerateRequest) -> str:
         return " ".join([" ".join(map(str, ids[start : start + PIECE])) for start in range(0, len(ids), PIECE)])
     if request.messages is None:
         return request.prompt or ""
-    return "\n".join(f"{message.role}: {message.content or ''}" for message in request.messages)
+    return "\n".join(f"{message.role}: {message.text}" for message in request.messages)
