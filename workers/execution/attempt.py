@@ -124,6 +124,10 @@ class JobAttempt:
         self._first_token_at: datetime | None = None
 
     @property
+    def engine(self) -> Engine:
+        return self._context.engine
+
+    @property
     def active(self) -> bool:
         """Whether it generates or is about to: it has not been stopped, and the engine has not finished."""
         return self.interrupt_reason is None and not (self._generation is not None and self._generation.done())
