@@ -61,12 +61,16 @@ class TritonVendor(Vendor):
         input_tokens, left = script.usage.prompt_tokens, script.usage.completion_tokens
         for kind, piece in pieces(script):
             if kind == "error":
-                yield b"data: %b\n\n" % orjson.dumps(self.error(script))
+                yield error_event(script.message)
                 return
             left -= 1
             yield event(finish_reason="None", num_input_tokens=input_tokens, num_output_tokens=1, text_output=piece)
         reason = script.finish
         yield event(finish_reason=reason, num_input_tokens=input_tokens, num_output_tokens=max(0, left), text_output="")
+
+
+def error_event(message: str) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps({"error": message})
 
 
 def event(**outputs: Any) -> bytes:
