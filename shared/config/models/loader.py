@@ -11,6 +11,7 @@ import yaml.reader
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.base import RegistryError
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
@@ -18,7 +19,7 @@ from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.domain.errors import NotFound
 
-_AnySpec = VllmModel | OpenAIModel | TritonModel | SimulatedModel
+_AnySpec = VllmModel | OpenAIModel | AnthropicModel | TritonModel | SimulatedModel
 ModelSpec = Annotated[_AnySpec, Field(discriminator="engine")]
 ENGINES = tuple(get_args(spec.model_fields["engine"].annotation)[0] for spec in get_args(_AnySpec))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from workers.engines.upstream.error_body import error_of, parse_error
@@ -36,7 +37,7 @@ def is_classified(content: bytes) -> bool:
 
 def _classified(error: ErrorBody) -> ErrorBody:
     if _TRANSIENT.search(error.message):
-        return ErrorBody(error.message, error.param, 503)
+        return replace(error, status=503)
     if _INVALID.search(error.message):
-        return ErrorBody(error.message, error.param, 400)
+        return replace(error, status=400)
     return error
