@@ -16,6 +16,7 @@ from shared.prompts.chat_template import ChatTemplate, model_template
 from shared.prompts.token_counter import TokenCounter
 from shared.runtime.offload import off_loop
 from shared.telemetry.metrics import Metrics
+from workers.engines.base import CannotContinue, Prior
 from workers.engines.triton.errors import is_classified, response_error
 from workers.engines.triton.event_texts import EventTexts
 from workers.engines.triton.output_counter import OutputCounter
@@ -58,7 +59,9 @@ class TritonEngine(UpstreamEngine):
     def is_classified(self, content: bytes) -> bool:
         return is_classified(content)
 
-    async def exchange(self, request: GenerateRequest) -> SingleCall:
+    async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
+        if prior.deltas:
+            raise CannotContinue
         model = self._triton
         prompt = await off_loop(request.size, self._prompt, request)
         prompt_tokens = 0

@@ -226,9 +226,8 @@ async def test_the_stand_in_sends_the_bytes_of_the_real_server(server: TritonSer
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("streams", [16, 64])
-async def test_many_streams_at_once(engine: TritonEngine, streams: int) -> None:
-    pieces = [[f"{stream}:{piece} 😀" for piece in range(200)] for stream in range(streams)]
+async def test_sixteen_streams_at_once(engine: TritonEngine) -> None:
+    pieces = [[f"{stream}:{piece} 😀" for piece in range(200)] for stream in range(16)]
     answers = await asyncio.gather(*(run(engine, ask({"pieces": texts, "bytes": True})) for texts in pieces))
     assert [answer.text for answer, _ in answers] == ["".join(texts) for texts in pieces]
 
