@@ -284,8 +284,8 @@ def test_a_model_that_does_not_think() -> None:
 THOUGHT = {"thinking": "Let me see.", "signature": "EqQBCgIYAhIM"}
 
 
-def part(origin: str, kind: str, data: Any, **place: int) -> str:
-    return OpaquePart(origin, kind, data, **place).encoded()
+def part(origin: str, kind: str, data: Any, reasoning: int = 0, text: int = 0) -> str:
+    return OpaquePart(origin, kind, data, reasoning=reasoning, text=text).encoded()
 
 
 def test_blocks_of_thinking_are_sent_back_in_their_place() -> None:
