@@ -88,7 +88,24 @@ class EngineStats:
     cache: CacheStats | None = None
 
 
-class Engine(Protocol):
+class ManagedEngine(Protocol):
+    """What supervises an engine needs of it."""
+
+    async def start(self) -> None:
+        """Load the model. Raises an exception if that fails."""
+
+    async def stop(self) -> None:
+        """Release all resources. The engine can be started again."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has died. It can be stopped and started again."""
+
+    def stats(self) -> EngineStats:
+        """Its current load."""
+
+
+class Engine(ManagedEngine, Protocol):
     """Generates answers to many requests concurrently, on the event loop that called `start`."""
 
     @property
@@ -101,16 +118,6 @@ class Engine(Protocol):
 
         Engines with the same fingerprint are expected to generate the same tokens for a request.
         """
-
-    async def start(self) -> None:
-        """Load the model. Raises an exception if that fails."""
-
-    async def stop(self) -> None:
-        """Release all resources. The engine can be started again."""
-
-    @property
-    def dead(self) -> bool:
-        """Whether it has died. It can be stopped and started again."""
 
     def resume_mode(self, request: GenerateRequest) -> Resume:
         """How the request can be resumed if it is interrupted.
@@ -140,5 +147,3 @@ class Engine(Protocol):
             UpstreamBusy: this request failed before its first token, and can be run later.
             EngineDead: the engine has died.
         """
-
-    def stats(self) -> EngineStats: ...
