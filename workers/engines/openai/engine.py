@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from shared.config.models.openai import OpenAIModel
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
+from workers.engines.base import CannotContinue, Prior
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.request import optional_parameters, request_body
 from workers.engines.openai.stream import StreamParser
@@ -33,7 +34,9 @@ class OpenAIEngine(UpstreamEngine):
             name: value.format(key=key, id=key_id, secret=secret) for name, value in self._server.key_headers.items()
         }
 
-    async def exchange(self, request: GenerateRequest) -> SingleCall:
+    async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
+        if prior.deltas:
+            raise CannotContinue
         body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
