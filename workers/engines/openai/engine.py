@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from shared.config.models.openai import OpenAIModel
+from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import CannotContinue, Prior
@@ -30,6 +31,10 @@ class OpenAIEngine(UpstreamEngine):
 
     def auth_headers(self, key: str) -> Mapping[str, str]:
         key_id, _, secret = key.partition(":")
+        if not secret and any("{secret}" in value for value in self._server.key_headers.values()):
+            raise InvalidRequest(
+                f"models.yaml: {self._model.name}.options.api_key_env: the key must be an id and a secret, as ID:SECRET"
+            )
         return {
             name: value.format(key=key, id=key_id, secret=secret) for name, value in self._server.key_headers.items()
         }
