@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 from shared.config.models.openai import OpenAIModel
+from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import CannotContinue, Prior
+from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.request import optional_parameters, request_body
 from workers.engines.openai.stream import StreamParser
 from workers.engines.upstream.engine import UpstreamEngine
@@ -16,27 +20,53 @@ from workers.engines.upstream.exchange import Call, SingleCall
 
 
 class OpenAIEngine(UpstreamEngine):
-    """The `openai` engine."""
+    """The `openai` engine. What is particular about a kind of server is in its preset."""
 
     def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
         self._upstream_model = model.model
+        self._server = model.server
         self._max_tokens_field = model.options.max_tokens_field
+        self._query = _query(model)
 
     def auth_headers(self, key: str) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {key}"}
+        key_id, _, secret = key.partition(":")
+        if not secret and any("{secret}" in value for value in self._server.key_headers.values()):
+            raise InvalidRequest(
+                f"models.yaml: {self._model.name}.options.api_key_env: the key must be an id and a secret, as ID:SECRET"
+            )
+        return {
+            name: value.format(key=key, id=key_id, secret=secret) for name, value in self._server.key_headers.items()
+        }
 
     async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
         if prior.deltas:
             raise CannotContinue
-        body = await request_body(request, max_tokens_field=self._max_tokens_field)
+        body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
-        parser = StreamParser(
+        path = "completions" if request.messages is None else "chat/completions"
+        return SingleCall(Call(path + self._query, body), self._parser(request))
+
+    def _parser(self, request: GenerateRequest) -> StreamParser:
+        chat, server = request.chat, self._server
+        opaque = None
+        if server.provider is not None and server.opaque is not None:
+            opaque = partial(OpaqueReader, server.provider, server.opaque)
+        return StreamParser(
             request.sampling.n,
             logprobs=request.logprobs is not None,
-            named_tool=request.chat is not None and isinstance(request.chat.tool_choice, dict),
+            reasoning=chat is None or chat.include_reasoning,
+            named_tool=chat is not None and isinstance(chat.tool_choice, dict),
+            thoughts_apart=server.thoughts_apart,
+            opaque=opaque,
         )
-        return SingleCall(Call("completions" if request.messages is None else "chat/completions", body), parser)
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return optional_parameters(body)
+
+
+def _query(model: OpenAIModel) -> str:
+    """The query of each request, with a question mark; empty if there is none."""
+    values = {name: getattr(model.options, option) for name, option in model.server.query.items()}
+    query = urlencode({name: value for name, value in values.items() if value is not None})
+    return f"?{query}" if query else ""
