@@ -127,7 +127,7 @@ def test_engine_properties(tmp_path: Path) -> None:
     assert [model.yields for model in models] == [False, True, True]
     assert [model.package for model in models] == [None, None, "vllm"]
     assert [model.loads_model for model in models] == [False, False, True]
-    assert [model.secret_env for model in models] == ["UPSTREAM_API_KEY", None, None]
+    assert [model.secret_envs for model in models] == [("UPSTREAM_API_KEY",), (), ()]
     assert [model.bundled_model for model in models] == [None, None, "Small"]
     assert [model.prompt_tokenizer for model in models] == [None, WordTokenizer(), None]
     assert bundled.source.endswith("/models/Small")
