@@ -85,7 +85,6 @@ class UpstreamOptions(BaseModel):
     )
     max_model_len: int | None = Field(None, ge=2, description="Shown by the API; max_tokens is checked against it.")
 
-
     @model_validator(mode="after")
     def _has_endpoints(self) -> Self:
         if self.endpoints is None:
@@ -124,6 +123,11 @@ class UpstreamModel(Spec):
     @property
     def max_model_len(self) -> int | None:
         return self.options.max_model_len
+
+    @property
+    def follows_redirects(self) -> bool:
+        """Whether redirects within the upstream's own origin are followed."""
+        return False
 
     @property
     def secret_envs(self) -> tuple[str, ...]:

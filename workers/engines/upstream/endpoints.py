@@ -7,17 +7,23 @@ import os
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from shared.config.models.upstream import UpstreamModel
 from shared.domain.errors import InvalidRequest
+from shared.domain.events import UpstreamState
 from workers.engines.upstream.session import proxy_of
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 # For how long an endpoint is set aside: first and longest, doubled at each failure in a row.
 KEY_ASIDE_S = (30.0, 300.0)
 FAILURE_ASIDE_S = (1.0, 30.0)
+# The member of an `UpstreamState`'s data with the name of the endpoint that runs the request.
+_OWNER = "endpoint"
 
 
 @dataclass(eq=False, slots=True)
@@ -80,9 +86,16 @@ class Endpoints:
         """Whether an endpoint is available that is not in `tried`."""
         return any(endpoint.available for endpoint in self._all if endpoint not in tried)
 
-    def named(self, name: str) -> Endpoint | None:
-        """The endpoint of this name; None if models.yaml does not declare it any more."""
+    def owner(self, state: UpstreamState | None) -> Endpoint | None:
+        """The endpoint that runs a request; None if it is unknown, or not declared any more."""
+        name = None if state is None else state.data.get(_OWNER)
         return next((endpoint for endpoint in self._all if endpoint.name == name), None)
+
+    def mark(self, item: T, endpoint: Endpoint) -> T | UpstreamState:
+        """Add to the state of a request that `endpoint` runs it; other items are returned as they are."""
+        if len(self._all) > 1 and isinstance(item, UpstreamState):
+            return replace(item, data={**item.data, _OWNER: endpoint.name})
+        return item
 
     def succeeded(self, endpoint: Endpoint) -> None:
         """Use an endpoint again."""
@@ -96,7 +109,7 @@ class Endpoints:
         seconds = min(longest, first * 2.0 ** min(endpoint.failures, 16))
         endpoint.aside_until = time.monotonic() + seconds
         endpoint.failures += 1
-        if endpoint.failures == 1:
+        if endpoint.failures == 1 and (of_key or len(self._all) > 1):
             level = logging.ERROR if of_key else logging.WARNING
             key = f"; api_key_env is {endpoint.variable or 'not set'}" if of_key else ""
             logger.log(level, "model=%s endpoint=%s set aside: %s%s", self._model, endpoint.name, reason, key)
