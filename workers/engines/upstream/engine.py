@@ -1,7 +1,8 @@
 """Relays requests to another server. A subclass implements the server's API.
 
-Failures before the first token are retried. A stream that breaks later fails its job, unless the upstream can resume
-it. Error messages for clients contain neither URLs nor keys; the log has the details.
+A request that fails before its first token is repeated a few times, then its job is deferred. A stream that breaks
+later fails its job, unless the upstream can resume it. Error messages for clients contain neither URLs nor keys; the
+log has the details.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from shared.domain.request import GenerateRequest
 from shared.runtime.aio import cancel_and_wait
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import NO_PRIOR, EngineStats, Prior, PromptInfo, UpstreamError
+from workers.engines.base import NO_PRIOR, BusyReason, EngineStats, Prior, PromptInfo, UpstreamBusy, UpstreamError
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
@@ -39,7 +40,6 @@ from workers.engines.upstream.errors import (
     TransientError,
     connection_error,
     exhausted_error,
-    failure_kind,
     reported_error,
     status_error,
 )
@@ -99,6 +99,10 @@ class UpstreamEngine(ABC):
         """Parse the body of an error."""
         return parse_error(content)
 
+    def is_classified(self, content: bytes) -> bool:
+        """Whether the body of an error, not the HTTP status, says what kind of error it is."""
+        return False
+
     # The engine
 
     @property
@@ -151,7 +155,11 @@ class UpstreamEngine(ABC):
                     exchange = await self.exchange(request, prior)
                     call = exchange.first()
                 reply = exchange.parser
-                failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
+                failure = TransientError(
+                    "The upstream ended its answer too early.",
+                    "the body ended before the answer",
+                    reason=BusyReason.BROKEN,
+                )
                 try:
                     while call is not None:
                         if call.delay_s:
@@ -202,7 +210,7 @@ class UpstreamEngine(ABC):
                                     yield self._endpoints.mark(delta, endpoint)
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)
-                            if reply.done:
+                            if reply.done and not exchange.leaves_early:
                                 await read_tail(response)
                         if reply.done or reply.finished:
                             break
@@ -211,12 +219,13 @@ class UpstreamEngine(ABC):
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
                     failure = connection_error(error)
-                    self._metrics.upstream_failures.labels(self._label, failure_kind(error)).inc()
+                    self._metrics.upstream_failures.labels(self._label, failure.reason.value).inc()
                 if reply.finished:  # a failure after the last finish reason affects only the usage
                     for delta in reply.end():
                         yield delta
                     break
-                delay_s = backoff_s(failures, failure.retry_after_s)
+                limited = failure.reason is BusyReason.RATE_LIMIT
+                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 self._endpoints.failed(endpoint, failure.details, of_key=isinstance(failure, KeyUnusable))
                 call = exchange.resume()
@@ -228,11 +237,16 @@ class UpstreamEngine(ABC):
                         continue
                     tried.clear()
                     endpoint = self._endpoints.choose()
-                if isinstance(failure, KeyUnusable) and failure.is_final:
+                is_refused = isinstance(failure, KeyUnusable) and failure.is_final
+                if is_refused or (reply.begun and call is None):
                     raise UpstreamError(str(failure))
-                is_lost = reply.begun and call is None
-                if is_lost or failures >= self._options.max_retries or delay_s is None:
-                    raise UpstreamError(str(failure))
+                if failures >= self._options.max_retries or delay_s is None:
+                    raise UpstreamBusy(
+                        str(failure),
+                        failure.reason,
+                        retry_after_s=failure.retry_after_s,
+                        max_wait_s=self._options.max_wait_s,
+                    )
                 failures += 1
                 self._metrics.upstream_retries.labels(self._label).inc()
                 await asyncio.sleep(delay_s)
@@ -300,6 +314,8 @@ class UpstreamEngine(ABC):
         body = self._for_client(request_id, f"HTTP {status}", error, sent)
         if status == NO_CREDIT or body.exhausted:
             return exhausted_error(status, response.headers, body)
+        if self.is_classified(content):
+            return reported_error(body, _default_param(request))
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
     def _reply_error(
