@@ -34,6 +34,8 @@ class WorkerMetrics(Collector):
         yield metrics.worker_stalled.family([(self._labels, self._stalled_s())])
         yield metrics.engine_requests_running.family([(self._labels, stats.requests - stats.waiting)])
         yield metrics.engine_requests_waiting.family([(self._labels, stats.waiting)])
+        endpoints = [((*self._labels, name), float(state)) for name, state in stats.endpoints.items()]
+        yield metrics.upstream_endpoint_available.family(endpoints)
         for gauge, value in (
             (metrics.engine_kv_cache_usage, "usage"),
             (metrics.engine_preemptions, "preemptions"),
