@@ -508,6 +508,13 @@ class Metrics:
         self.upstream_retries = new.counter(
             "headrace_upstream_retries_total", "Retried upstream requests.", (MODEL,), WORKER
         )
+        self.upstream_endpoint_available = new.scraped(
+            "headrace_upstream_endpoint_available",
+            "1 if the last request to an endpoint of the upstream succeeded, 0 if the endpoint is set aside.",
+            (MODEL, Label("endpoint", bound="the endpoints in models.yaml, by name or position")),
+            WORKER,
+            aggregation=Aggregation.MIN,
+        )
         self.upstream_refused_parameters = new.counter(
             "headrace_upstream_refused_parameters_total",
             "Optional parameters that the upstream refused; their requests were repeated without them.",

@@ -83,9 +83,9 @@ class Spec(BaseModel):
         return None
 
     @property
-    def secret_env(self) -> str | None:
-        """The environment variable with the engine's secret. Only the workers of this model receive it."""
-        return None
+    def secret_envs(self) -> tuple[str, ...]:
+        """The environment variables with the engine's secrets. Only the workers of this model receive them."""
+        return ()
 
     @property
     def bundled_model(self) -> str | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from shared.config.models.base import Spec
+from shared.domain.field_types import contradiction
 
 
 def _http_url(text: str) -> str:
@@ -32,15 +33,50 @@ def _variable_name(text: str) -> str:
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
+VariableName = Annotated[str, AfterValidator(_variable_name)]
+# A label of metrics.
+_ENDPOINT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$"
+_SINGLE = ("base_url", "api_key_env")
+
+
+class EndpointOptions(BaseModel):
+    """One of several addresses of an upstream, with its key."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    base_url: HttpUrl
+    api_key_env: VariableName | None = Field(
+        None, description="The environment variable with the key; without it no key is sent."
+    )
+    weight: float = Field(1, gt=0, le=1000, description="Its share of the requests, relative to the others.")
+    name: str | None = Field(None, pattern=_ENDPOINT_NAME, description="Its label in metrics; default: its position.")
+
+
+class Target(NamedTuple):
+    """An endpoint, its label, and its place in the model's entry."""
+
+    path: str
+    name: str
+    endpoint: EndpointOptions
+
+
 class UpstreamOptions(BaseModel):
     """The upstream's URL, key and timeouts. Times are in seconds."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    base_url: HttpUrl
-    api_key_env: Annotated[str, AfterValidator(_variable_name)] | None = Field(
+    # Required, unless there are `endpoints`; a subclass may have a default.
+    base_url: HttpUrl = ""
+    api_key_env: VariableName | None = Field(
         None, description="The environment variable with the upstream's key; without it no key is sent."
     )
+    endpoints: list[EndpointOptions] | None = Field(
+        None, min_length=1, description="Several addresses or keys, in place of `base_url` and `api_key_env`."
+    )
+    health_path: str | None = Field(
+        None, min_length=1, description="A path below base_url; an endpoint whose answer is not 2xx is set aside."
+    )
+    health_interval_s: float = Field(10, gt=0, description="Between two requests of `health_path`.")
     connect_timeout_s: float = Field(5, gt=0)
     read_timeout_s: float = Field(300, gt=0, description="Until the first byte, and between two reads.")
     max_retries: int = Field(
@@ -61,6 +97,32 @@ class UpstreamOptions(BaseModel):
     )
     max_model_len: int | None = Field(None, ge=2, description="Shown by the API; max_tokens is checked against it.")
 
+    @model_validator(mode="after")
+    def _has_endpoints(self) -> Self:
+        if self.endpoints is None:
+            if not self.base_url:
+                raise contradiction("base_url", "this field is required")
+            return self
+        for name in _SINGLE:
+            if name in self.model_fields_set:
+                raise contradiction(name, "cannot be combined with endpoints; name it in each of them")
+        names = [target.name for target in self.targets]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise contradiction("endpoints", f"two endpoints have the name {name!r}")
+        return self
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The endpoints; `base_url` and `api_key_env` are the short form of one."""
+        if self.endpoints is None:
+            single = EndpointOptions(base_url=self.base_url, api_key_env=self.api_key_env, weight=1, name=None)
+            return (Target("options", "0", single),)
+        return tuple(
+            Target(f"options.endpoints[{index}]", endpoint.name or str(index), endpoint)
+            for index, endpoint in enumerate(self.endpoints)
+        )
+
 
 class UpstreamModel(Spec):
     """A model that another server runs."""
@@ -75,5 +137,11 @@ class UpstreamModel(Spec):
         return self.options.max_model_len
 
     @property
-    def secret_env(self) -> str | None:
-        return self.options.api_key_env
+    def follows_redirects(self) -> bool:
+        """Whether redirects within the upstream's own origin are followed."""
+        return False
+
+    @property
+    def secret_envs(self) -> tuple[str, ...]:
+        names = (target.endpoint.api_key_env for target in self.options.targets)
+        return tuple(dict.fromkeys(name for name in names if name is not None))

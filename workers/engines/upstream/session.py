@@ -24,11 +24,10 @@ def open_session(options: UpstreamOptions, headers: Mapping[str, str]) -> aiohtt
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_s, sock_read=options.read_timeout_s),
-        proxy=_proxy(options.base_url),
     )
 
 
-def _proxy(url: str) -> str | None:
+def proxy_of(url: str) -> str | None:
     """The proxy from HTTPS_PROXY and similar variables. aiohttp's `trust_env` would read ~/.netrc at each request."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
