@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: a response that runs in the background, whose stream can be resumed."""
