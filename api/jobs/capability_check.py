@@ -101,12 +101,24 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
         yield Need("echo", "returning the prompt", lambda model: model.echo)
     if request.chat is not None:
         yield from _chat(request.chat)
+    for kind in sorted(_media(request)):
+        yield Need("messages", f"{kind}s", _has("modalities", kind))
     if request.messages is not None:  # searched only for models without tools
         yield Need("messages", "tool calls in earlier turns", lambda model: model.tools or not _has_calls(request))
 
 
 def _has(capability: str, name: str) -> Callable[[Capabilities], bool]:
     return lambda model: name in getattr(model, capability)
+
+
+def _media(request: GenerateRequest) -> set[str]:
+    return {
+        part.type
+        for message in request.messages or ()
+        if isinstance(message.content, list)
+        for part in message.content
+        if part.type != "text"
+    }
 
 
 def _has_calls(request: GenerateRequest) -> bool:

@@ -52,6 +52,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
+    query: dict[str, str] = field(default_factory=dict)
 
 
 USAGE = {"prompt_tokens": 70, "completion_tokens": 90, "prompt_tokens_details": {"cached_tokens": 50}}
@@ -76,7 +77,8 @@ class FaultyUpstream:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.seen.append(Seen(asyncio.get_running_loop().time(), request.path, headers, await request.json()))
+        now, query = asyncio.get_running_loop().time(), dict(request.query)
+        self.seen.append(Seen(now, request.path, headers, await request.json(), query))
         self.arrived.set()
         answer = self.answers.pop(0) if self.answers else self.default
         if answer.status != 200:

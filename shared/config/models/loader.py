@@ -114,6 +114,8 @@ def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
             message = "unknown field"
         case "missing":
             message = "this field is required"
+        case "contradiction":
+            location = (*location, *problem["ctx"]["param"].split("."))
         case "model_type" | "model_attributes_type" | "dict_type":
             message = "must be a mapping" if location else "this field is required"
     return f"{path}, line {_line(tree, location)}: {_field(location)}: {message}"

@@ -47,6 +47,7 @@ class ResponsesVendor(Vendor):
     """Responses. `gate` is awaited before each piece of text, if it is set."""
 
     resumes: ClassVar[bool] = True
+    stops: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,8 +93,8 @@ class ResponsesVendor(Vendor):
         assert seen.body["store"]
         stored = Stored(f"resp_{self.generated}")
         stored.body = {
-            "id": stored.id, "object": "response", "created_at": 1, "status": "queued", "background": True, "error": None,
-            "incomplete_details": None, "model": "theirs-0613", "output": [], "usage": None,
+            "id": stored.id, "object": "response", "created_at": 1, "status": "queued", "background": True,
+            "error": None, "incomplete_details": None, "model": "theirs-0613", "output": [], "usage": None,
         }  # fmt: skip
         self.stored[stored.id] = stored
         stored.task = asyncio.create_task(self._generate(stored, script))
@@ -131,7 +132,8 @@ class ResponsesVendor(Vendor):
         position = start
         while True:
             async with stored.grown:
-                await stored.grown.wait_for(lambda: len(stored.events) > position or stored.ended)
+                while len(stored.events) == position and not stored.ended:
+                    await stored.grown.wait()
             for event in stored.events[position:]:
                 if script is not None and position == stored.cut_at:
                     raise Cut
@@ -158,10 +160,16 @@ class ResponsesVendor(Vendor):
                     return
                 if kind == "reasoning":
                     if reasoning is None:
-                        reasoning = {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": ""}]}
+                        reasoning = {
+                            "id": "rs_1",
+                            "type": "reasoning",
+                            "summary": [{"type": "summary_text", "text": ""}],
+                        }
                         output.append(reasoning)
                         await stored.add("output_item.added", output_index=0, item={**reasoning, "summary": []})
-                        await stored.add("reasoning_summary_part.added", item_id="rs_1", output_index=0, summary_index=0)
+                        await stored.add(
+                            "reasoning_summary_part.added", item_id="rs_1", output_index=0, summary_index=0
+                        )
                     reasoning["summary"][0]["text"] += piece
                     await stored.add("reasoning_summary_text.delta", item_id="rs_1", output_index=0, delta=piece)
                     continue
@@ -189,9 +197,7 @@ class ResponsesVendor(Vendor):
             index = len(output)
             await stored.add("output_item.added", output_index=index, item={**members, "arguments": ""})
             for half in (call.arguments[:5], call.arguments[5:]):
-                await stored.add(
-                    "function_call_arguments.delta", item_id=members["id"], output_index=index, delta=half
-                )
+                await stored.add("function_call_arguments.delta", item_id=members["id"], output_index=index, delta=half)
                 if script.cut_after == 0 and stored.cut_at is None:
                     stored.cut_at = len(stored.events)
             done = {**members, "arguments": call.arguments}

@@ -232,6 +232,19 @@ class UpstreamEngine(ABC):
             parameters = replaced(parameters, {name: replacements[name] for name in replacements if name in parameters})
         return parameters, orjson.dumps(parameters)
 
+    async def send_alone(self, call: Call) -> None:
+        """Send a request whose response says no more than its status.
+
+        Raises:
+            UpstreamError: the status is an error.
+            aiohttp.ClientError, TimeoutError: there is no response.
+        """
+        async with self._send(call, self._encoded(call, {})[1]) as response:
+            self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
+            await read_error(response)
+            if not response.ok or response.status >= 300:
+                raise UpstreamError(f"The upstream answered HTTP {response.status}.")
+
     def _send(self, call: Call, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         url = call.path if "://" in call.path else f"{self._options.base_url}/{call.path}"
         data = None if call.body is None else _payload(body)

@@ -30,6 +30,14 @@ _STATUS_OF = {
     "internal_server_error": 500,
     "api_error": 500,
     "service_unavailable": 503,
+    # TGI's, as `error_type`.
+    "validation": 422,
+    "tool_error": 422,
+    "template_error": 422,
+    "overloaded": 429,
+    "generation": 500,
+    "incomplete_generation": 500,
+    "incomplete_generation_stream": 500,
     "provider_unavailable": 503,
     "timeout": 504,
     "timeout_error": 504,
@@ -106,7 +114,7 @@ def _status(error: dict[str, Any]) -> int | None:
             value = int(value)
         if isinstance(value, int) and 400 <= value <= 599:
             return value
-    for value in (error.get("type"), error.get("code")):
+    for value in (error.get("type"), error.get("code"), error.get("error_type")):
         if isinstance(value, str) and (status := _STATUS_OF.get(value.lower())):
             return status
     return None

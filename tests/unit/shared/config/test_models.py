@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from shared.config.models.base import RegistryError, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import ENGINES, load_registry
-from shared.config.models.openai import OpenAIModel
+from shared.config.models.openai import OpenAIModel, PresetName
+from shared.config.models.presets import PRESETS
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.vllm import ChatSettings, VllmModel
 
@@ -113,6 +115,69 @@ def test_upstream_model(tmp_path: Path) -> None:
     assert isinstance(model, OpenAIModel)
     assert (model.slots, model.max_model_len, model.options.max_retries) == (256, None, 3)
     assert model.options.base_url == "https://api.example.com/v1"
+
+
+PRESET = """\
+models:
+  - name: gpt
+    engine: openai
+    preset: gemini
+    model: theirs
+    options:
+      api_key_env: UPSTREAM_API_KEY
+"""
+
+
+def test_presets(tmp_path: Path) -> None:
+    """A preset has an address, unless each installation has its own; options take precedence."""
+    for name, preset in PRESETS.items():
+        address = "" if preset.base_url else f"\n      base_url: {preset.example_url}"
+        content = PRESET.replace("gemini", name).replace("UPSTREAM_API_KEY", f"UPSTREAM_API_KEY{address}")
+        model = load_registry(write(tmp_path, content))["gpt"]
+        assert isinstance(model, OpenAIModel)
+        assert model.server is preset
+        assert model.options.base_url == (preset.base_url or preset.example_url)
+        assert model.options.max_tokens_field == preset.max_tokens_field
+        assert model.capabilities == preset.capabilities
+        assert model.provider == preset.provider
+        changed = PRESET.replace("gemini", name) + "      base_url: http://x/v1\n      max_tokens_field: max_tokens\n"
+        model = load_registry(write(tmp_path, changed + "    modalities: [image]\n"))["gpt"]
+        assert isinstance(model, OpenAIModel)
+        assert (model.options.base_url, model.options.max_tokens_field) == ("http://x/v1", "max_tokens")
+        assert model.capabilities.modalities == {"text", "image"}
+    assert get_args(PresetName) == tuple(PRESETS)
+
+
+def test_a_preset_needs_no_options(tmp_path: Path) -> None:
+    content = PRESET.partition("    options:")[0]
+    model = load_registry(write(tmp_path, content))["gpt"]
+    assert isinstance(model, OpenAIModel)
+    assert model.options.api_key_env is None
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "line", "words"),
+    [
+        ("preset: gemini", "preset: gemnii", 4, "models[0].preset: must be one of openai, azure, "),
+        ("preset: gemini", "preset: [gemini]", 4, "models[0].preset: must be one of openai, azure, "),
+        ("preset: gemini", "preset: vllm", 6, "models[0].options.base_url: this field is required"),
+        ("      api_key_env: UPSTREAM_API_KEY", "      api_version: v1", 7, "models[0].options.api_version: only the "),
+        ("      api_key_env: UPSTREAM_API_KEY", "      base_ulr: x", 7, "models[0].options.base_ulr: unknown field"),
+        (
+            "    options:\n      api_key_env: UPSTREAM_API_KEY",
+            "    options: [1]",
+            6,
+            "models[0].options: must be a map",
+        ),
+        ("    options:", "    modalities: [smell]\n    options:", 6, "models[0].modalities[0]: Input should be 'text'"),
+    ],
+)
+def test_errors_of_presets_have_the_line(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+    assert right in PRESET
+    file = write(tmp_path, PRESET.replace(right, wrong, 1))
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert caught.value.message.startswith(f"{file}, line {line}: {words}")
 
 
 def test_engine_names() -> None:

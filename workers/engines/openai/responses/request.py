@@ -6,7 +6,7 @@ https://platform.openai.com/docs/api-reference/responses/create
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -86,11 +86,10 @@ def _instructions(messages: Sequence[Message]) -> tuple[str | None, Sequence[Mes
 
 async def _items(messages: Sequence[Message]) -> orjson.Fragment:
     """Encode the items for messages, of which there may be thousands, with time for other tasks in between."""
-    encoded = []
+    encoded: list[bytes] = []
     slice_ = TimeSlice()
     for message in messages:
-        for item in _items_of(message):
-            encoded.append(orjson.dumps(item))
+        encoded += map(orjson.dumps, _items_of(message))
         if slice_.over:
             await slice_.give_way()
     return orjson.Fragment(b"[%b]" % b",".join(encoded))
@@ -170,5 +169,5 @@ def _tool(tool: Tool) -> dict[str, Any]:
     }
 
 
-def _tool_choice(choice: str | dict[str, str]) -> str | dict[str, str]:
+def _tool_choice(choice: str | Mapping[Literal["name"], str]) -> str | dict[str, str]:
     return choice if isinstance(choice, str) else {"type": "function", "name": choice["name"]}

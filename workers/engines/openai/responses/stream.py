@@ -24,6 +24,8 @@ from workers.engines.upstream.error_body import error_of
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
 
+# The mark of a response in an `UpstreamState`.
+API = "responses"
 # A delta has about so many log probabilities at most.
 MAX_LOGPROBS = 64
 NOT_A_STREAM = "The upstream sent something that is not the stream of a response."
@@ -163,7 +165,7 @@ class ResponseParser:
         """The state of a response, when its id is first seen."""
         if self.response_id is None and isinstance(response_id := response.get("id"), str):
             self.response_id = response_id
-            yield UpstreamState(response_id, {"api": "responses"})
+            yield UpstreamState(response_id, {"api": API})
 
     def _reason_with(self, text: str, tokens: int = 1) -> Iterator[Delta]:
         """Add reasoning, which precedes the text and the calls of its delta."""
