@@ -133,6 +133,8 @@ class ResponsesVendor(Vendor):
         while True:
             async with stored.grown:
                 while len(stored.events) == position and not stored.ended:
+                    if script is not None and position == stored.cut_at:
+                        raise Cut
                     await stored.grown.wait()
             for event in stored.events[position:]:
                 if script is not None and position == stored.cut_at:
@@ -183,11 +185,11 @@ class ResponsesVendor(Vendor):
                 if self.gate is not None:
                     await self.gate.acquire()
                 message["content"][0]["text"] += piece
-                place = {"item_id": "msg_1", "output_index": len(output) - 1, "content_index": 0}
-                await stored.add("output_text.delta", **place, delta=piece, logprobs=[], obfuscation="x")
                 texts += 1
                 if texts == script.cut_after:
-                    stored.cut_at = len(stored.events)
+                    stored.cut_at = len(stored.events) + 1
+                place = {"item_id": "msg_1", "output_index": len(output) - 1, "content_index": 0}
+                await stored.add("output_text.delta", **place, delta=piece, logprobs=[], obfuscation="x")
         except Hang:
             await asyncio.Event().wait()
         if message is not None:

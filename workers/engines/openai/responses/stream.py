@@ -139,17 +139,17 @@ class ResponseParser:
     def _event(self, kind: str, value: dict[str, Any]) -> Iterator[Delta | UpstreamState]:
         match kind:
             case "output_text.delta" | "refusal.delta":
-                self._part.texts.append(value["delta"])
+                self._part.texts.append(_string(value["delta"]))
                 self._part.tokens += 1
                 if self._logprobs and (logprobs := value.get("logprobs")):
                     self._part.logprobs += entries({"content": logprobs})
             case "reasoning_summary_text.delta" | "reasoning_text.delta" if self._reasoning:
-                yield from self._reason_with(value["delta"])
+                yield from self._reason_with(_string(value["delta"]))
             case "reasoning_summary_part.added" if self._reasoning and (self._part.reasoning or any(self._reasoned)):
                 yield from self._reason_with(PARAGRAPH, tokens=0)
             case "function_call_arguments.delta":
                 if (call := self._open.get(value["output_index"])) is not None:
-                    self._add_arguments(call, value["delta"])
+                    self._add_arguments(call, _string(value["delta"]))
             case "function_call_arguments.done":
                 self._complete_arguments(value["output_index"], value.get("arguments"))
             case "output_item.added":
@@ -181,7 +181,7 @@ class ResponseParser:
         self._calls.append(_Call(str(item["call_id"]), []))
         self._part.calls.append(CallDelta(self._open[index], str(item["call_id"]), str(item["name"])))
         if arguments := item.get("arguments"):
-            self._add_arguments(self._open[index], arguments)
+            self._add_arguments(self._open[index], _string(arguments))
 
     def _add_arguments(self, call: int, arguments: str) -> None:
         if arguments:
@@ -317,6 +317,18 @@ class _Part:
 
     def __bool__(self) -> bool:
         return bool(self.texts or self.reasoning or self.calls or self.logprobs or self.opaque or self.finish_reason)
+
+
+def _string(value: Any) -> str:
+    """A text in an event.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if value.__class__ is not str:
+        raise TypeError
+    text: str = value
+    return text
 
 
 def _text_of(item: Mapping[str, Any]) -> str:
