@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from tests.support.vendors.anthropic import AnthropicVendor
 from tests.support.vendors.openai import OpenAIVendor
+from tests.support.vendors.responses import ResponsesVendor
 from tests.support.vendors.triton import TritonVendor
 from tests.support.vendors.vendor import Vendor
 
 VENDORS: dict[str, type[Vendor]] = {
     "openai": OpenAIVendor,
+    "responses": ResponsesVendor,
     "anthropic": AnthropicVendor,
     "triton": TritonVendor,
 }

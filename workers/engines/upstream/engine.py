@@ -20,6 +20,7 @@ import aiohttp
 import orjson
 
 from shared.config.models.upstream import UpstreamModel
+from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
@@ -281,6 +282,20 @@ class UpstreamEngine(ABC):
         if replacements:
             parameters = replaced(parameters, {name: replacements[name] for name in replacements if name in parameters})
         return parameters, orjson.dumps(parameters)
+
+    async def send_alone(self, call: Call, state: UpstreamState) -> None:
+        """Send a request about an earlier one whose response says no more than its status.
+
+        Raises:
+            UpstreamError: the status is an error.
+            aiohttp.ClientError, TimeoutError: there is no response.
+        """
+        endpoint = self._endpoints.owner(state) or self._endpoints.choose()
+        async with self._send(call, self._encoded(call, {})[1], endpoint) as response:
+            self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
+            await read_error(response)
+            if not response.ok or response.status >= 300:
+                raise UpstreamError(f"The upstream answered HTTP {response.status}.")
 
     def _send(self, call: Call, body: bytes, endpoint: Endpoint) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         url = call.path if "://" in call.path else f"{endpoint.base_url}/{call.path}"
