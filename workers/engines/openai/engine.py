@@ -8,11 +8,10 @@ from typing import Any
 from shared.config.models.openai import OpenAIModel
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
-from workers.engines.openai.errors import parse_error
 from workers.engines.openai.request import optional_parameters, request_body
 from workers.engines.openai.stream import StreamParser
 from workers.engines.upstream.engine import UpstreamEngine
-from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.exchange import Call, SingleCall
 
 
 class OpenAIEngine(UpstreamEngine):
@@ -26,22 +25,15 @@ class OpenAIEngine(UpstreamEngine):
     def auth_headers(self, key: str) -> Mapping[str, str]:
         return {"Authorization": f"Bearer {key}"}
 
-    def endpoint(self, request: GenerateRequest) -> str:
-        return "completions" if request.messages is None else "chat/completions"
-
-    async def body(self, request: GenerateRequest) -> dict[str, Any]:
+    async def exchange(self, request: GenerateRequest) -> SingleCall:
         body = await request_body(request, max_tokens_field=self._max_tokens_field)
-        return body | {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
-
-    def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        return optional_parameters(body)
-
-    def reply(self, request: GenerateRequest) -> StreamParser:
-        return StreamParser(
+        body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
+        parser = StreamParser(
             request.sampling.n,
             logprobs=request.logprobs is not None,
             named_tool=request.chat is not None and isinstance(request.chat.tool_choice, dict),
         )
+        return SingleCall(Call("completions" if request.messages is None else "chat/completions", body), parser)
 
-    def error_body(self, content: bytes) -> ErrorBody:
-        return parse_error(content)
+    def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        return optional_parameters(body)

@@ -13,10 +13,10 @@ from typing import Any
 from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
 from workers.engines.base import UpstreamError
-from workers.engines.openai.errors import error_of, is_error
 from workers.engines.openai.logprobs import entries
 from workers.engines.openai.tool_calls import ToolCalls
 from workers.engines.openai.usage import UsageReader
+from workers.engines.upstream.error_body import error_of, is_error
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
 
@@ -47,7 +47,7 @@ _TEXT_PARTS = ("text", "output_text", "refusal")
 
 
 class StreamParser:
-    """The parser of one answer; an implementation of `workers.engines.upstream.engine.ReplyParser`."""
+    """The parser of one answer; an implementation of `workers.engines.upstream.exchange.ReplyParser`."""
 
     def __init__(self, choices: int, *, logprobs: bool = True, named_tool: bool = False) -> None:
         """`logprobs`: whether they are read. `named_tool`: whether `tool_choice` names one; OpenAI's finish reason is

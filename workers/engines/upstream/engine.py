@@ -11,9 +11,10 @@ import io
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 import orjson
@@ -29,6 +30,7 @@ from workers.engines.base import EngineStats, PromptInfo, UpstreamError
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
+from workers.engines.upstream.error_body import parse_error
 from workers.engines.upstream.errors import (
     KEY_REFUSED,
     ErrorBody,
@@ -38,6 +40,7 @@ from workers.engines.upstream.errors import (
     reported_error,
     status_error,
 )
+from workers.engines.upstream.exchange import Call, Exchange
 from workers.engines.upstream.read_coalescing import ReadCoalescer
 from workers.engines.upstream.redaction import redact, without_secrets
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
@@ -50,36 +53,6 @@ PIECE_BYTES = 64 << 10
 # Longest wait for more output, the usage, or the end of a stream whose choices have their finish reasons: some servers
 # leave it open.
 TRAILER_S = 5.0
-
-
-class ReplyParser(Protocol):
-    """The parser of one streamed answer."""
-
-    @property
-    def begun(self) -> bool:
-        """Whether a delta was returned."""
-
-    @property
-    def done(self) -> bool:
-        """Whether the stream has ended, with or without a `failure`."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether every choice has its finish reason, which `end` returns at the latest."""
-
-    @property
-    def failure(self) -> UpstreamError | ErrorBody | None:
-        """The error that ended the stream: an `ErrorBody` if the upstream reported it."""
-
-    @property
-    def usage(self) -> Usage | None:
-        """The usage that the upstream reported."""
-
-    def feed(self, data: bytes) -> Iterator[Delta]:
-        """Parse the bytes of one read. Each delta takes little time."""
-
-    def end(self) -> Iterator[Delta]:
-        """Parse what is left at the end of the body. Called again, it yields nothing."""
 
 
 class UpstreamEngine(ABC):
@@ -105,28 +78,20 @@ class UpstreamEngine(ABC):
         """The headers that carry the key."""
 
     @abstractmethod
-    def endpoint(self, request: GenerateRequest) -> str:
-        """The path below `base_url`, without a leading slash."""
-
-    @abstractmethod
-    async def body(self, request: GenerateRequest) -> dict[str, Any]:
-        """The request as the server accepts it. Its values can be encoded by orjson.
+    async def exchange(self, request: GenerateRequest) -> Exchange:
+        """The requests for a job, and the parser of their answers.
 
         Raises:
-            InvalidRequest: the server's API cannot express it.
+            InvalidRequest: the server's API cannot express the job.
         """
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """The parameters of a body that can be replaced, if the server refuses them, without changing the answer."""
         return {}
 
-    @abstractmethod
-    def reply(self, request: GenerateRequest) -> ReplyParser:
-        """A parser for the answer."""
-
-    @abstractmethod
     def error_body(self, content: bytes) -> ErrorBody:
         """Parse the body of an error."""
+        return parse_error(content)
 
     # The engine
 
@@ -169,59 +134,65 @@ class UpstreamEngine(ABC):
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
     ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
-        url = f"{self._options.base_url}/{self.endpoint(request)}"
-        parameters = await self.body(request)
-        parameters = self._refused.accepted(parameters, self.optional(parameters))
-        body = orjson.dumps(parameters)
+        exchange: Exchange | None = None
+        call: Call | None = None
         failures = 0
-        replaced_names: set[str] = set()
+        replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
         try:
             while True:
-                reply = self.reply(request)
+                if exchange is None or call is None:
+                    exchange = await self.exchange(request)
+                    call = exchange.first()
+                reply = exchange.parser
                 failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
                 try:
-                    async with self._session.post(url, data=_payload(body), allow_redirects=False) as response:
-                        self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
-                        if not response.ok or response.status >= 300:
-                            content = await read_error(response)
-                            refused = self._refused_by(response.status, content, parameters, replaced_names)
-                            if refused:
-                                replaced_names |= refused.keys()
-                                parameters = replaced(parameters, refused)
-                                body = orjson.dumps(parameters)
-                                continue
-                            raise self._status_error(request_id, response, content, request, body)
-                        self._refused.remember(replaced_names)
-                        finished_at = 0.0
-                        while not reply.done:
-                            if reply.finished:
-                                finished_at = finished_at or asyncio.get_running_loop().time()
-                                data = await _read_until(response, finished_at + TRAILER_S)
-                            else:
-                                data = await response.content.readany()
-                            if not data:
-                                break
-                            slice_ = TimeSlice()
-                            for start in range(0, len(data), PIECE_BYTES):
-                                for delta in reply.feed(data[start : start + PIECE_BYTES]):
-                                    finished_at = 0.0
-                                    yield delta
+                    while call is not None:
+                        if call.delay_s:
+                            await asyncio.sleep(call.delay_s)
+                        parameters, body = self._encoded(call, replacements)
+                        async with self._send(call, body) as response:
+                            self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
+                            if not response.ok or response.status >= 300:
+                                content = await read_error(response)
+                                if refused := self._refused_by(response.status, content, parameters, replacements):
+                                    replacements |= refused
+                                    continue
+                                raise self._status_error(request_id, response, content, request, body)
+                            self._refused.remember(replacements)
+                            finished_at = 0.0
+                            while not reply.done:
+                                if reply.finished:
+                                    finished_at = finished_at or asyncio.get_running_loop().time()
+                                    data = await _read_until(response, finished_at + TRAILER_S)
+                                else:
+                                    data = await response.content.readany()
+                                if not data:
+                                    break
+                                slice_ = TimeSlice()
+                                for start in range(0, len(data), PIECE_BYTES):
+                                    for delta in reply.feed(data[start : start + PIECE_BYTES]):
+                                        finished_at = 0.0
+                                        failures = 0
+                                        yield delta
+                                        if slice_.over:
+                                            await slice_.give_way()
+                                    if reply.done:
+                                        break
                                     if slice_.over:
                                         await slice_.give_way()
-                                if reply.done:
-                                    break
-                                if slice_.over:
-                                    await slice_.give_way()
-                            if reply.begun and not reply.done:
-                                await self._delay_read(response)
-                        if not reply.done:
-                            for delta in reply.end():
-                                yield delta
-                        if reply.failure is not None and not reply.finished:
-                            raise self._reply_error(request_id, reply.failure, request, body)
-                        if reply.done:
-                            await read_tail(response)
+                                if reply.begun and not reply.done:
+                                    await self._delay_read(response)
+                            if not reply.done:
+                                for delta in reply.end():
+                                    yield delta
+                            if reply.failure is not None and not reply.finished:
+                                raise self._reply_error(request_id, reply.failure, request, body)
+                            if reply.done:
+                                await read_tail(response)
+                        if reply.done or reply.finished:
+                            break
+                        call = exchange.next()
                 except TransientError as error:
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
@@ -233,7 +204,9 @@ class UpstreamEngine(ABC):
                     break
                 delay_s = backoff_s(failures, failure.retry_after_s)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
-                if reply.begun or failures >= self._options.max_retries or delay_s is None:
+                call = exchange.resume()
+                is_lost = reply.begun and call is None
+                if is_lost or failures >= self._options.max_retries or delay_s is None:
                     raise UpstreamError(str(failure))
                 failures += 1
                 self._metrics.upstream_retries.labels(self._label).inc()
@@ -242,6 +215,20 @@ class UpstreamEngine(ABC):
             self._requests -= 1
         if (usage := reply.usage) is not None:
             yield usage
+
+    def _encoded(self, call: Call, replacements: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], bytes]:
+        """The parameters of a call, without those that the upstream refuses, and their encoding."""
+        if call.body is None:
+            return {}, b""
+        parameters = self._refused.accepted(dict(call.body), self.optional(call.body))
+        if replacements:
+            parameters = replaced(parameters, {name: replacements[name] for name in replacements if name in parameters})
+        return parameters, orjson.dumps(parameters)
+
+    def _send(self, call: Call, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        url = call.path if "://" in call.path else f"{self._options.base_url}/{call.path}"
+        data = None if call.body is None else _payload(body)
+        return self._session.request(call.verb, url, data=data, headers=call.headers, allow_redirects=False)
 
     async def _delay_read(self, response: aiohttp.ClientResponse) -> None:
         """Leave data in the socket until the next flush would write it: one large read costs less than many small ones.

@@ -1,0 +1,94 @@
+"""What an engine exchanges with its upstream for one job: HTTP requests, and the parser of their answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from shared.domain.events import Delta
+from shared.domain.job import Usage
+from workers.engines.base import UpstreamError
+from workers.engines.upstream.errors import ErrorBody
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request: a POST if it has a body, else a GET, unless `method` says otherwise.
+
+    `path` is below the upstream's `base_url`, without a leading slash, or a whole URL. The values of `body` can be
+    encoded by orjson. `delay_s` is the wait before it is sent, in seconds: for polls.
+    """
+
+    path: str
+    body: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delay_s: float = 0.0
+    method: str | None = None
+
+    @property
+    def verb(self) -> str:
+        return self.method or ("GET" if self.body is None else "POST")
+
+
+class ReplyParser(Protocol):
+    """The parser of one answer, which may come in several responses."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether a delta was returned."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer has ended, with or without a `failure`."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has its finish reason, which `end` returns at the latest."""
+
+    @property
+    def failure(self) -> UpstreamError | ErrorBody | None:
+        """The error that ended the answer: an `ErrorBody` if the upstream reported it."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage that the upstream reported."""
+
+    def feed(self, data: bytes) -> Iterator[Delta]:
+        """Parse the bytes of one read. Each delta takes little time."""
+
+    def end(self) -> Iterator[Delta]:
+        """Parse what is left at the end of a response's body. Called again, it yields nothing."""
+
+
+class Exchange(ABC):
+    """The requests of one try to run a job. A retry before any output begins a new exchange."""
+
+    parser: ReplyParser
+
+    @abstractmethod
+    def first(self) -> Call:
+        """The first request."""
+
+    def next(self) -> Call | None:
+        """The request that follows a complete response without the end of the answer, such as a poll.
+
+        None: the answer ended too early.
+        """
+        return None
+
+    def resume(self) -> Call | None:
+        """The request that continues the answer after its connection broke; None if the upstream offers none."""
+        return None
+
+
+class SingleCall(Exchange):
+    """One request, whose response is the whole answer."""
+
+    def __init__(self, call: Call, parser: ReplyParser) -> None:
+        self._call = call
+        self.parser = parser
+
+    def first(self) -> Call:
+        return self._call
