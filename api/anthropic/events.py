@@ -214,8 +214,9 @@ def _signature(job_id: str) -> str:
 
 def _usage(usage: Usage) -> MessageUsage:
     return MessageUsage(
-        input_tokens=usage.prompt_tokens - usage.cached_tokens,
+        input_tokens=max(0, usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens),
         cache_read_input_tokens=usage.cached_tokens,
+        cache_creation_input_tokens=usage.cache_write_tokens or None,
         output_tokens=usage.completion_tokens,
     )
 

@@ -350,7 +350,7 @@ InterruptReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
 class MessageUsage(BaseModel):
-    """Token counts. `input_tokens` excludes tokens found in the prefix cache."""
+    """Token counts. `input_tokens` excludes tokens found in the prefix cache, and those stored in it."""
 
     input_tokens: int
     output_tokens: int

@@ -178,6 +178,7 @@ def _sum(usage: BatchUsage, more: Usage) -> BatchUsage:
         usage.prompt_tokens + more.prompt_tokens,
         usage.cached_tokens + more.cached_tokens,
         usage.completion_tokens + more.completion_tokens,
+        usage.reasoning_tokens + more.reasoning_tokens,
     )
 
 

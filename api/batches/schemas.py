@@ -70,9 +70,9 @@ class InputDetails(BaseModel):
 
 
 class OutputDetails(BaseModel):
-    """Reasoning tokens are not counted separately."""
+    """Reasoning tokens that upstreams have reported."""
 
-    reasoning_tokens: Literal[0] = 0
+    reasoning_tokens: int = 0
 
 
 class BatchUsageView(BaseModel):
@@ -150,7 +150,7 @@ def batch_view(batch: Batch) -> BatchView:
             input_tokens=usage.prompt_tokens,
             input_tokens_details=InputDetails(cached_tokens=usage.cached_tokens),
             output_tokens=usage.completion_tokens,
-            output_tokens_details=OutputDetails(),
+            output_tokens_details=OutputDetails(reasoning_tokens=usage.reasoning_tokens),
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
         )
         if usage is not None

@@ -11,11 +11,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from api.jobs.token_counter import AtLeast, TokenCounter, count_words, is_plain
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
+from shared.prompts.token_counter import AtLeast, TokenCounter, count_words, is_plain
 
 # A token of a byte-level tokenizer is at least one byte, so shorter prompts need not be counted. This is the allowance
 # for the chat template, which adds a few dozen tokens per conversation and a few per message.
@@ -103,8 +103,8 @@ def _counter(tokenizer: PromptTokenizer | None) -> _Count | None:
     match tokenizer:
         case WordTokenizer():
             return count_words
-        case TokenizerFiles(folder, renders_chat):
-            return TokenCounter(folder, renders_chat=renders_chat).count
+        case TokenizerFiles(folder, renders_chat, template):
+            return TokenCounter(folder, renders_chat=renders_chat, template=template).count
         case None:
             return None
 

@@ -24,6 +24,7 @@ from pydantic import (
 from api.http.members import JsonForm
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import (
+    MAX_LOGPROBS,
     MAX_TOOLS,
     ChatOptions,
     FunctionCall,
@@ -40,8 +41,6 @@ from shared.domain.request import (
 )
 
 DEFAULT_PRIORITY = 3
-# vLLM's default limit.
-MAX_LOGPROBS = 20
 STRUCTURE_TYPES = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 PLAIN_CHOICES = ("none", "auto", "required")

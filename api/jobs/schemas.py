@@ -132,6 +132,16 @@ class UsageView(BaseModel):
     completion_tokens: int
     total_tokens: int
     cached_tokens: int = Field(description="Prompt tokens found in the engine's prefix cache.")
+    reasoning_tokens: int = Field(
+        0,
+        description="Completion tokens that are reasoning, as the upstream reports them. Absent if it reports none.",
+        exclude_if=lambda tokens: not tokens,
+    )
+    cache_write_tokens: int = Field(
+        0,
+        description="Prompt tokens that the upstream has stored in its cache, as it reports them. Absent if none.",
+        exclude_if=lambda tokens: not tokens,
+    )
 
 
 class TimingsView(BaseModel):
@@ -241,6 +251,8 @@ def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float |
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
         )
         if usage is not None
         else None,

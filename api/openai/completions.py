@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.openai.logprobs import CompletionLogprobsBuilder, chat_logprobs
-from api.openai.schemas import CompletionUsage, PromptTokensDetails
+from api.openai.schemas import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
 from shared.domain.job import Choice, Job, Usage
 from shared.domain.logprobs import prompt_entry_object
 from shared.runtime.chunked_json import Mapped
@@ -35,7 +35,12 @@ def usage_view(usage: Usage) -> CompletionUsage:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
+        prompt_tokens_details=PromptTokensDetails(
+            cached_tokens=usage.cached_tokens, cache_write_tokens=usage.cache_write_tokens
+        ),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=usage.reasoning_tokens)
+        if usage.reasoning_tokens
+        else None,
     )
 
 
@@ -45,6 +50,8 @@ def total(usages: Sequence[Usage]) -> Usage:
         sum(usage.prompt_tokens for usage in usages),
         sum(usage.cached_tokens for usage in usages),
         sum(usage.completion_tokens for usage in usages),
+        sum(usage.reasoning_tokens for usage in usages),
+        sum(usage.cache_write_tokens for usage in usages),
     )
 
 

@@ -187,9 +187,16 @@ class CompletionRequest(_OpenAIRequest):
 
 
 class PromptTokensDetails(BaseModel):
-    """Prompt tokens found in the prefix cache."""
+    """Prompt tokens found in the prefix cache, and stored in it if the upstream reports them."""
 
     cached_tokens: int
+    cache_write_tokens: int = Field(0, exclude_if=lambda tokens: not tokens)
+
+
+class CompletionTokensDetails(BaseModel):
+    """Completion tokens that are reasoning."""
+
+    reasoning_tokens: int
 
 
 class CompletionUsage(BaseModel):
@@ -199,6 +206,9 @@ class CompletionUsage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        None, description="Absent if no reasoning tokens are reported.", exclude_if=lambda details: details is None
+    )
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]

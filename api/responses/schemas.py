@@ -328,10 +328,10 @@ class IncompleteDetails(BaseModel):
 
 
 class InputTokensDetails(BaseModel):
-    """Prompt tokens found in the prefix cache."""
+    """Prompt tokens found in the prefix cache, and stored in it if the upstream reports them."""
 
     cached_tokens: int
-    cache_write_tokens: Literal[0] = 0
+    cache_write_tokens: int = 0
 
 
 class OutputTokensDetails(BaseModel):

@@ -56,13 +56,16 @@ def view(response: StoredResponse, status: JobStatus) -> dict[str, Any]:
 
 
 def usage(counted: dict[str, int], reasoning_tokens: int) -> dict[str, Any]:
-    """Convert the usage in a log's last event."""
+    """Convert the usage in a log's last event. `reasoning_tokens` applies unless the upstream has reported them."""
     prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": counted["cached_tokens"], "cache_write_tokens": 0},
+        "input_tokens_details": {
+            "cached_tokens": counted["cached_tokens"],
+            "cache_write_tokens": counted.get("cache_write_tokens", 0),
+        },
         "output_tokens": completion,
-        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "output_tokens_details": {"reasoning_tokens": counted.get("reasoning_tokens", reasoning_tokens)},
         "total_tokens": prompt + completion,
     }
 

@@ -127,16 +127,29 @@ def output_size(output: Sequence[Choice]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts: of the prompt, of its part that was in the prefix cache, and of all choices together."""
+    """Token counts: of the prompt, of its part that was in the prefix cache, and of all choices together.
+
+    `reasoning_tokens` are part of the completion, and `cache_write_tokens`, which the upstream has stored in its cache,
+    of the prompt. They are 0 unless an upstream reports them.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Usage:
         """Build the usage from its stored form."""
         return cls(**known_fields(cls, stored))
+
+    def stored(self) -> dict[str, int]:
+        """Return the form that is stored in the job's row and log. The last two counts are omitted if they are 0."""
+        return {name: count for name, count in asdict(self).items() if count or name not in _REPORTED_COUNTS}
+
+
+_REPORTED_COUNTS = ("reasoning_tokens", "cache_write_tokens")
 
 
 @dataclass(frozen=True, slots=True)

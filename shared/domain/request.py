@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 MAX_CHOICES = 16
+# Alternatives for each token: vLLM's default limit.
+MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_TOKEN_IDS = 1024
 MAX_MESSAGES = 10_000

@@ -58,11 +58,7 @@ async def build_result(
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "cached_tokens": usage.cached_tokens,
-        },
+        "usage": usage.stored(),
         "timings": ended.timings(),
     }
     if failure is not None:

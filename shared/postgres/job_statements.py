@@ -301,7 +301,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "finished_at": result.finished_at,
         "first_token_at": result.first_token_at,
         "output": result.output,
-        "usage": asdict(result.usage),
+        "usage": result.usage.stored(),
         "error_code": error.code if error else None,
         # A message may quote anything, and `text` refuses U+0000.
         "error_message": error.message.replace("\0", "\ufffd") if error else None,

@@ -335,6 +335,20 @@ class Metrics:
         self.cached_tokens = new.counter(
             "headrace_cached_tokens_total", "Prompt tokens served from the prefix cache.", (MODEL,), API, WORKER
         )
+        self.cache_write_tokens = new.counter(
+            "headrace_cache_write_tokens_total",
+            "Prompt tokens stored in the cache of an upstream that reports them.",
+            (MODEL,),
+            API,
+            WORKER,
+        )
+        self.reasoning_tokens = new.counter(
+            "headrace_reasoning_tokens_total",
+            "Completion tokens that are reasoning, from upstreams that report them.",
+            (MODEL,),
+            API,
+            WORKER,
+        )
         self.completion_tokens = new.counter(
             "headrace_completion_tokens_total", "Completion tokens in the usage of ended jobs.", (MODEL,), API, WORKER
         )
@@ -481,6 +495,8 @@ class Metrics:
         self.prompt_tokens.labels(model).inc(result.usage.prompt_tokens)
         self.cached_tokens.labels(model).inc(result.usage.cached_tokens)
         self.completion_tokens.labels(model).inc(result.usage.completion_tokens)
+        self.reasoning_tokens.labels(model).inc(result.usage.reasoning_tokens)
+        self.cache_write_tokens.labels(model).inc(result.usage.cache_write_tokens)
 
 
 def priority_label(priority: int) -> str:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.config.models.capabilities import Capabilities
 from shared.domain.errors import HeadraceError
 from shared.domain.structure_size import StructureBounds
 
@@ -34,11 +35,13 @@ class WordTokenizer:
 class TokenizerFiles:
     """A folder with `tokenizer.json` and `tokenizer_config.json`.
 
-    `renders_chat`: the engine renders conversations with the template in this folder, without further variables.
+    `renders_chat`: the engine renders conversations with the template in this folder, or with the one in the file
+    `template` instead, without further variables.
     """
 
     folder: Path
     renders_chat: bool
+    template: Path | None = None
 
 
 # How the API counts the tokens of a prompt.
@@ -68,6 +71,16 @@ class Spec(BaseModel):
         ge=1,
         description="Most log probabilities in one answer, counted as n x max_tokens x (1 + top_logprobs).",
     )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model can be asked for."""
+        raise NotImplementedError
+
+    @property
+    def provider(self) -> str | None:
+        """The vendor whose opaque parts (signatures, encrypted reasoning) the model reads; None if it reads none."""
+        return None
 
     @property
     def secret_env(self) -> str | None:

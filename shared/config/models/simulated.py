@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.config.models.base import PromptTokenizer, Spec, WordTokenizer
+from shared.config.models.capabilities import EVERYTHING, Capabilities
 from shared.domain.structure_size import StructureBounds
 
 
@@ -36,6 +37,10 @@ class SimulatedModel(Spec):
     slots: int = Field(256, ge=1, le=4096)
     options: SimulatedOptions = Field(default_factory=SimulatedOptions)
     structured_outputs: StructureBounds = Field(default_factory=StructureBounds)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return EVERYTHING
 
     @property
     def structure_bounds(self) -> StructureBounds:

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from shared.config.bundled_model import BUNDLED_PREFIX, bundled_model_path
 from shared.config.models.base import PromptTokenizer, RegistryError, Spec, TokenizerFiles
+from shared.config.models.capabilities import EVERYTHING, Capabilities
 from shared.domain.structure_size import StructureBounds
 
 DEFAULT_SLOTS = 64
@@ -69,6 +70,10 @@ class VllmModel(Spec):
     options: Annotated[VllmOptions, AfterValidator(_engine_options)] = Field(default_factory=VllmOptions)
     chat: ChatSettings = Field(default_factory=ChatSettings)
     structured_outputs: StructureBounds = Field(default_factory=StructureBounds)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return EVERYTHING
 
     @property
     def structure_bounds(self) -> StructureBounds:

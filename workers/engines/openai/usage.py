@@ -10,15 +10,17 @@ from shared.domain.job import Usage
 MAX_COUNT = (1 << 31) - 1
 _PROMPT = ("prompt_tokens", "input_tokens")
 _COMPLETION = ("completion_tokens", "output_tokens")
+_CACHED = ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
+_WRITTEN = ("cache_write_tokens", "cache_creation_input_tokens")
 
 
 class UsageReader:
     """Collects the counts of one answer. The last usable count of each kind is kept; zero never replaces another."""
 
-    __slots__ = ("_cached", "_completion", "_prompt")
+    __slots__ = ("_cached", "_completion", "_prompt", "_reasoning", "_written")
 
     def __init__(self) -> None:
-        self._prompt = self._cached = self._completion = 0
+        self._prompt = self._cached = self._completion = self._reasoning = self._written = 0
 
     def add(self, usage: Any) -> None:
         if not isinstance(usage, dict):
@@ -28,17 +30,36 @@ class UsageReader:
             prompt = max(0, _count(usage.get("total_tokens")) - completion)
         elif prompt and not completion:
             completion = max(0, _count(usage.get("total_tokens")) - prompt)
-        details = usage.get("prompt_tokens_details")
-        cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+        cached = _detail(usage, _PROMPT, "cached_tokens")
         self._prompt = prompt or self._prompt
         self._completion = completion or self._completion
-        self._cached = cached or _first(usage, ("cached_tokens", "prompt_cache_hit_tokens")) or self._cached
+        self._cached = cached or _first(usage, _CACHED) or self._cached
+        self._written = _detail(usage, _PROMPT, "cache_write_tokens") or _first(usage, _WRITTEN) or self._written
+        self._reasoning = (
+            _detail(usage, _COMPLETION, "reasoning_tokens") or _first(usage, ("reasoning_tokens",)) or self._reasoning
+        )
 
     def result(self, tokens: int) -> Usage | None:
         """The usage; None if nothing usable was reported. `tokens` is the number of completion tokens counted here."""
         if not (self._prompt or self._completion):
             return None
-        return Usage(self._prompt, min(self._cached, self._prompt), self._completion or tokens)
+        cached, completion = min(self._cached, self._prompt), self._completion or tokens
+        return Usage(
+            self._prompt,
+            cached,
+            completion,
+            min(self._reasoning, completion),
+            min(self._written, self._prompt - cached),
+        )
+
+
+def _detail(usage: dict[str, Any], names: tuple[str, ...], name: str) -> int:
+    """A count in the details of another, such as `prompt_tokens_details`."""
+    for of in names:
+        details = usage.get(f"{of}_details")
+        if isinstance(details, dict) and (count := _count(details.get(name))):
+            return count
+    return 0
 
 
 def _first(usage: dict[str, Any], names: tuple[str, ...]) -> int:

@@ -13,9 +13,7 @@ from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 
-from api.jobs import token_counter
 from api.jobs.context_window import ContextWindow
-from api.jobs.token_counter import TokenCounter, count_words
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
@@ -31,6 +29,8 @@ from shared.domain.request import (
     Sampling,
     Tool,
 )
+from shared.prompts import token_counter
+from shared.prompts.token_counter import TokenCounter, count_words
 from tests.support.examples import example_count
 from workers.engines.base import PromptInfo
 from workers.engines.simulated.engine import SimulatedEngine

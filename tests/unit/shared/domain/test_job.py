@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.domain.job import TERMINAL, AttemptOutcome, JobStatus
+from shared.domain.job import TERMINAL, AttemptOutcome, JobStatus, Usage
 
 
 def test_completed_and_incomplete_jobs_have_succeeded() -> None:
@@ -21,3 +21,12 @@ def test_the_stored_names_of_outcomes_do_not_change() -> None:
         "engine_lost",
         "worker_lost",
     }
+
+
+def test_the_stored_usage_is_that_of_older_versions_unless_an_upstream_reports_more() -> None:
+    plain = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 3}
+    assert Usage(0, 0, 3).stored() == plain
+    assert Usage(0, 0, 3, 2, 1).stored() == plain | {"reasoning_tokens": 2, "cache_write_tokens": 1}
+    for usage in (Usage(1, 2, 3), Usage(1, 2, 3, 4, 5)):
+        assert Usage.of(usage.stored()) == usage
+    assert Usage.of(plain | {"novel": 1}) == Usage(0, 0, 3)

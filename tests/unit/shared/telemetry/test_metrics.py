@@ -197,7 +197,7 @@ def test_the_end_of_a_job_is_counted_once_with_its_tokens() -> None:
         JobStatus.FAILED,
         created + timedelta(seconds=2),
         b"[]",
-        Usage(11, 5, 7),
+        Usage(11, 5, 7, 2, 3),
         Failure("engine_error", "It broke."),
         None,
         (),
@@ -218,6 +218,8 @@ def test_the_end_of_a_job_is_counted_once_with_its_tokens() -> None:
         ("headrace_prompt_tokens_total", MODEL): 11,
         ("headrace_cached_tokens_total", MODEL): 5,
         ("headrace_completion_tokens_total", MODEL): 7,
+        ("headrace_reasoning_tokens_total", MODEL): 2,
+        ("headrace_cache_write_tokens_total", MODEL): 3,
     }
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-from api.jobs.token_counter import TokenCounter
 from shared.config.models.vllm import ChatSettings
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
@@ -29,6 +28,7 @@ from shared.domain.request import (
     StructuredOutputs,
     Tool,
 )
+from shared.prompts.token_counter import TokenCounter
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
 from tests.support.transcripts import choices_of, entries_of, logged_delta

@@ -46,6 +46,26 @@ def test_reads_may_end_anywhere(cuts: list[int]) -> None:
     assert (parser.finished, parser.done, parser.usage, parser.failure) == (True, True, Usage(7, 0, 9), None)
 
 
+@pytest.mark.parametrize(
+    ("reported", "usage"),
+    [
+        ({"completion_tokens_details": {"reasoning_tokens": 4}}, Usage(7, 0, 9, 4)),
+        ({"output_tokens_details": {"reasoning_tokens": 4}}, Usage(7, 0, 9, 4)),
+        ({"completion_tokens_details": {"reasoning_tokens": 99}}, Usage(7, 0, 9, 9)),
+        ({"completion_tokens_details": [], "reasoning_tokens": 2}, Usage(7, 0, 9, 2)),
+        ({"completion_tokens_details": {"reasoning_tokens": -1}}, Usage(7, 0, 9)),
+        ({"prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 2}}, Usage(7, 3, 9, 0, 2)),
+        ({"cache_read_input_tokens": 3, "cache_creation_input_tokens": 6}, Usage(7, 3, 9, 0, 4)),
+    ],
+)
+def test_reasoning_and_cached_tokens_of_the_usage(reported: dict[str, Any], usage: Usage) -> None:
+    """Neither is ever larger than the count that it is a part of."""
+    parser = StreamParser(1)
+    list(parser.feed(frame({"delta": {"content": "x"}, "finish_reason": "stop"})))
+    list(parser.feed(frame({"delta": {}}, usage={"prompt_tokens": 7, "completion_tokens": 9, **reported})))
+    assert parser.usage == usage
+
+
 def test_one_read_becomes_one_delta() -> None:
     assert list(StreamParser(1).feed(STREAM)) == [Delta(0, "".join(TEXTS), (), "length", len(TEXTS))]
 

@@ -1,0 +1,91 @@
+"""What a model can be asked for, and what its engine can do when a request is interrupted.
+
+A request that needs something else is refused when it is submitted. The names are those of a job's parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from shared.domain.request import MAX_CHOICES, MAX_LOGPROBS, ChatOptions, Sampling, StructuredOutputs
+
+Modality = Literal["text", "image", "file"]
+ToolChoiceKind = Literal["none", "auto", "required", "named"]
+
+TEXT_ONLY: frozenset[Modality] = frozenset({"text"})
+ALL_TOOL_CHOICES: frozenset[ToolChoiceKind] = frozenset({"none", "auto", "required", "named"})
+# The members of a constraint: a request has exactly one of them.
+ALL_STRUCTURES = frozenset(StructuredOutputs.model_fields)
+JSON_STRUCTURES = frozenset({"json_schema", "json_object"})
+# Every model has a limit of tokens; several choices are a capability of their own.
+ALL_SAMPLING = frozenset(Sampling.model_fields) - {"n", "max_tokens"}
+# Those that OpenAI's API has.
+OPENAI_SAMPLING = frozenset(
+    {"temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias"}
+)
+# Without those that have a capability of their own. `include_reasoning` is honoured for every model.
+ALL_CHAT_OPTIONS = frozenset(ChatOptions.model_fields) - {
+    "tools",
+    "tool_choice",
+    "continue_final_message",
+    "include_reasoning",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """The capabilities of a model. The defaults are those of a model that only answers conversations with text.
+
+    `raw_prompts`: prompts without the chat template; `token_prompts`: as token ids. `prefill`: a last message of the
+    assistant that the answer continues. `max_choices`: choices for one prompt. `logprobs` and `prompt_logprobs`: the
+    most alternatives for each token; None without log probabilities. `structures`, `sampling` and `chat_options` are
+    names of parameters.
+
+    `resume`: the answer continues where it was interrupted, at no cost. `cancel`: the upstream stops at a cancel.
+    `usage`: it reports the number of tokens. `token_counting`: the tokens of a prompt can be counted without running
+    it. `signed_reasoning`: reasoning of earlier turns is accepted only with the signature that came with it.
+    """
+
+    raw_prompts: bool = False
+    token_prompts: bool = False
+    echo: bool = False
+    prefill: bool = False
+    resume: bool = False
+    cancel: bool = False
+    usage: bool = True
+    token_counting: bool = False
+    signed_reasoning: bool = False
+    tools: bool = False
+    tool_choices: frozenset[ToolChoiceKind] = ALL_TOOL_CHOICES
+    structures: frozenset[str] = frozenset()
+    max_choices: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    modalities: frozenset[Modality] = TEXT_ONLY
+    sampling: frozenset[str] = OPENAI_SAMPLING
+    chat_options: frozenset[str] = frozenset()
+
+    def view(self) -> dict[str, Any]:
+        """The JSON form, with sorted lists for sets."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in values.items()}
+
+
+# What this API has, of a model that runs in the worker.
+EVERYTHING = Capabilities(
+    raw_prompts=True,
+    token_prompts=True,
+    echo=True,
+    prefill=True,
+    resume=True,
+    cancel=True,
+    token_counting=True,
+    tools=True,
+    structures=ALL_STRUCTURES,
+    max_choices=MAX_CHOICES,
+    logprobs=MAX_LOGPROBS,
+    prompt_logprobs=MAX_LOGPROBS,
+    sampling=ALL_SAMPLING,
+    chat_options=ALL_CHAT_OPTIONS,
+)

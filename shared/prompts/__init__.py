@@ -1,0 +1,1 @@
+"""Prompts as models see them: chat templates and numbers of tokens."""

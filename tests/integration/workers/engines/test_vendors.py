@@ -1,0 +1,256 @@
+"""The contract of all engines that relay to another server: one suite over the stand-ins of their vendors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Delta
+from shared.domain.job import Choice, ToolCall, Usage
+from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
+from tests.support.metrics import worker_metrics
+from tests.support.transcripts import choices_of
+from tests.support.vendors.openai import OpenAIVendor
+from tests.support.vendors.script import Script
+from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
+from workers.engines.base import EngineError, PromptInfo
+from workers.engines.factory import make_engine
+from workers.engines.upstream.engine import UpstreamEngine
+
+VENDORS: dict[str, type[Vendor]] = {
+    "openai": OpenAIVendor,
+}
+ASK = GenerateRequest(messages=[Message(role="user", content="Hello")], sampling=Sampling(max_tokens=50))
+WEATHER = Tool(function=Function(name="weather", parameters={"type": "object"}))
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+CALLS = (ToolCall("call_1", "weather", '{"city": "Paris"}'), ToolCall("call_2", "weather", '{"city": "Rome"}'))
+WIDE = ("né", "e 😀", "ü 漢字")
+
+
+@pytest.fixture(params=VENDORS)
+async def vendor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Vendor]:
+    monkeypatch.setenv(KEY_ENV, KEY)
+    async with VENDORS[request.param]().serve() as vendor:
+        yield vendor
+
+
+@pytest.fixture
+async def engine(vendor: Vendor) -> AsyncIterator[UpstreamEngine]:
+    """An engine for the vendor that retries at once, and gives up on a silent upstream after a short time."""
+    engine = make_engine(vendor.spec(max_retries=2, read_timeout_s=0.5), worker_metrics("up"))
+    assert isinstance(engine, UpstreamEngine)
+    await engine.start()
+    yield engine
+    assert engine.stats().requests == 0
+    await engine.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.engines.upstream.backoff.BACKOFF_S", (0.0, 0.0))
+
+
+async def run(
+    engine: UpstreamEngine, request: GenerateRequest = ASK, deltas: list[Delta] | None = None
+) -> tuple[Choice, Usage | None]:
+    """The answer and its usage. `deltas` collects the output even if the request fails."""
+    deltas = [] if deltas is None else deltas
+    usage = None
+    async with aclosing(engine.generate("job-1", request)) as items:
+        async for item in items:
+            match item:
+                case Delta():
+                    deltas.append(item)
+                case Usage():
+                    usage = item
+                case PromptInfo():
+                    usage = Usage(item.prompt_tokens, item.cached_tokens)
+    return choices_of(deltas)[0], usage
+
+
+async def failure(engine: UpstreamEngine, request: GenerateRequest = ASK) -> tuple[str, EngineError]:
+    """The text before the error, and the error, of a request that fails."""
+    deltas: list[Delta] = []
+    with pytest.raises(EngineError) as caught:
+        await run(engine, request, deltas)
+    return "".join(delta.text for delta in deltas), caught.value
+
+
+def with_chat(**options: Any) -> GenerateRequest:
+    return ASK.model_copy(update={"chat": ChatOptions(**options)})
+
+
+def body_of(vendor: Vendor) -> Any:
+    """The body of the request that asked for an answer."""
+    return next(seen.body for seen in vendor.seen if seen.method == "POST")
+
+
+async def test_an_answer_has_text_finish_reason_and_usage(vendor: Vendor, engine: UpstreamEngine) -> None:
+    choice, usage = await run(engine)
+    assert (choice.text, choice.finish_reason) == ("Hi there", "stop")
+    if vendor.usage:
+        assert usage is not None
+        assert (usage.prompt_tokens, usage.completion_tokens) == (7, 2)
+    assert vendor.generated == 1
+
+
+async def test_an_answer_that_reached_its_limit_is_incomplete(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.scripts = [Script(finish="length", usage=Usage(7, 0, 50))]
+    choice, _ = await run(engine)
+    assert choice.finish_reason == "length"
+
+
+async def test_reasoning_is_kept_apart(vendor: Vendor, engine: UpstreamEngine) -> None:
+    if not vendor.reasoning:
+        pytest.skip("this API has no reasoning")
+    vendor.scripts = [Script(reasoning=("Let me ", "think."))]
+    choice, _ = await run(engine)
+    assert (choice.reasoning, choice.text) == ("Let me think.", "Hi there")
+
+
+async def test_tool_calls(vendor: Vendor, engine: UpstreamEngine) -> None:
+    if not vendor.tools:
+        pytest.skip("this API has no tools")
+    vendor.scripts = [Script(text=(), calls=CALLS, finish="tool_calls")]
+    choice, _ = await run(engine, with_chat(tools=[WEATHER]))
+    assert (choice.tool_calls, choice.finish_reason) == (CALLS, "tool_calls")
+
+
+async def test_stop_strings_and_schemas_reach_the_upstream(vendor: Vendor, engine: UpstreamEngine) -> None:
+    request = ASK.model_copy(update={"sampling": Sampling(max_tokens=50, stop=["END"])})
+    if vendor.structure:
+        request = request.model_copy(update={"structured_outputs": StructuredOutputs(json_schema=SCHEMA)})
+    await run(engine, request)
+    assert vendor.stops_of(body_of(vendor)) == ["END"]
+    if vendor.structure:
+        assert vendor.schema_of(body_of(vendor)) == SCHEMA
+
+
+async def test_bytes_cut_inside_a_character(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.scripts = [Script(text=WIDE, split=True)]
+    choice, _ = await run(engine)
+    assert choice.text == "".join(WIDE)
+
+
+async def test_unknown_events_and_fields_are_skipped(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.scripts = [Script(noise=True)]
+    choice, _ = await run(engine)
+    assert (choice.text, choice.finish_reason) == ("Hi there", "stop")
+
+
+async def test_a_slow_first_byte(vendor: Vendor, engine: UpstreamEngine) -> None:
+    before = asyncio.Event()
+    vendor.scripts = [Script(before=before)]
+    answer = asyncio.create_task(run(engine))
+    await vendor.arrived.wait()
+    before.set()
+    choice, _ = await answer
+    assert choice.text == "Hi there"
+
+
+async def test_a_closed_generator_reaches_the_upstream(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.scripts = [Script(hang_after=1)]
+    items = engine.generate("job-1", ASK)
+    async for item in items:
+        if isinstance(item, Delta) and item.text:
+            break
+    await items.aclose()
+    await asyncio.wait_for(vendor.cancelled.wait(), 10)
+
+
+async def test_an_error_before_the_first_token_is_retried(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.scripts = [Script(status=500), Script(status=503)]
+    choice, _ = await run(engine)
+    assert choice.text == "Hi there"
+    assert vendor.generated == 3
+
+
+async def test_a_rate_limit_is_retried(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.scripts = [Script(status=429, retry_after="0")]
+    choice, _ = await run(engine)
+    assert choice.text == "Hi there"
+
+
+async def test_a_refused_request_is_the_clients_error(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.scripts = [Script(status=400, message="too many dragons")]
+    with pytest.raises(InvalidRequest, match="too many dragons"):
+        await run(engine)
+    assert vendor.generated == 1
+
+
+async def test_a_refused_key_is_reported_without_the_key(
+    vendor: Vendor, engine: UpstreamEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    vendor.default = Script(status=401, message=f"Incorrect API key provided: {KEY} at http://10.1.2.3:8000/v1")
+    with caplog.at_level(logging.DEBUG):
+        text, error = await failure(engine)
+    assert text == ""
+    assert "key" in error.message
+    for secret in (KEY, KEY[:12], KEY[-8:], "10.1.2.3"):
+        assert secret not in error.message
+        assert KEY not in caplog.text
+
+
+async def test_an_error_after_the_first_token_fails_the_job(vendor: Vendor, engine: UpstreamEngine) -> None:
+    if not vendor.reports_errors:
+        pytest.skip("this API reports no errors in an answer")
+    vendor.default = Script(fail_after=1, message="out of memory at http://10.1.2.3:8000/v1")
+    text, error = await failure(engine)
+    assert text in ("Hi ", "")
+    assert "out of memory" in error.message
+    assert "10.1.2.3" not in error.message
+    assert vendor.generated == 1
+
+
+async def test_a_cut_answer_is_continued_or_fails(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.scripts = [Script(cut_after=1)]
+    if vendor.resumes:
+        choice, _ = await run(engine)
+        assert (choice.text, choice.finish_reason) == ("Hi there", "stop")
+    else:
+        text, _ = await failure(engine)
+        assert text == "Hi "
+    assert vendor.generated == 1
+
+
+async def test_an_answer_without_its_end_is_not_complete(vendor: Vendor, engine: UpstreamEngine) -> None:
+    if vendor.resumes:
+        pytest.skip("the answer is continued")
+    vendor.scripts = [Script(cut_after=2)]
+    text, _ = await failure(engine)
+    assert text == "Hi there"
+
+
+async def test_an_upstream_that_hangs_times_out(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.default = Script(hang_after=1)
+    text, error = await failure(engine)
+    assert text == "Hi "
+    assert "time" in error.message
+
+
+async def test_a_page_in_place_of_an_answer(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.default = Script(html=True)
+    text, error = await failure(engine)
+    assert text == ""
+    assert "proxy-17" not in error.message
+
+
+async def test_a_redirect_to_another_host_is_not_followed(vendor: Vendor, engine: UpstreamEngine) -> None:
+    vendor.default = Script(status=302)
+    text, error = await failure(engine)
+    assert text == ""
+    assert "elsewhere.invalid" not in error.message
+
+
+async def test_each_key_goes_in_a_header(vendor: Vendor, engine: UpstreamEngine) -> None:
+    await run(engine)
+    for seen in vendor.seen:
+        assert any(KEY in value for value in seen.headers.values())
+        assert KEY not in seen.path
+        assert KEY not in str(seen.query)

@@ -1,0 +1,188 @@
+"""The base of the stand-ins: an HTTP server in this process that follows scripts."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import orjson
+from aiohttp import web
+
+from shared.config.models.loader import ModelSpec
+from tests.support.vendors.script import Script
+
+# The name of the variable with the key, and the key.
+KEY_ENV = "VENDOR_API_KEY"
+KEY = "sk-vendor-0123456789abcdef"
+PAGE = "<html><head><title>502 Bad Gateway</title></head><body>proxy-17.internal</body></html>"
+ELSEWHERE = "http://elsewhere.invalid/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A received request; `body` is None if it has none."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: Any
+
+
+class Hang(Exception):
+    """The answer stops here, with its connection open."""
+
+
+class Cut(Exception):
+    """The connection is closed here."""
+
+
+class Vendor(ABC):
+    """A server that answers with `scripts` in order, then with `default`.
+
+    `generated` counts how often an answer was generated. `cancelled` is set when the vendor learns that its client
+    does not want an answer any more: by a request, or by a closed connection where that is the vendor's way.
+    """
+
+    # What the vendor's API can express. The contract suite tests only that.
+    tools: ClassVar[bool] = True
+    reasoning: ClassVar[bool] = True
+    usage: ClassVar[bool] = True
+    structure: ClassVar[bool] = True
+    # Whether an answer whose connection broke is continued by the same engine.
+    resumes: ClassVar[bool] = False
+    # Whether errors are reported in an answer that has begun.
+    reports_errors: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.scripts: list[Script] = []
+        self.default = Script()
+        self.seen: list[Seen] = []
+        self.generated = 0
+        self.arrived = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.url = ""
+
+    @abstractmethod
+    def routes(self) -> Iterable[web.RouteDef]:
+        """The routes of the vendor's API, below `url`."""
+
+    @abstractmethod
+    def spec(self, **options: Any) -> ModelSpec:
+        """A model `up` behind this server, with the key in `KEY_ENV`; `options` are added to those of the entry."""
+
+    @abstractmethod
+    def error(self, script: Script) -> Any:
+        """The body of an error, as JSON."""
+
+    def stops_of(self, body: Any) -> list[str]:
+        """The stop strings in the body of a request."""
+        raise NotImplementedError
+
+    def schema_of(self, body: Any) -> Any:
+        """The JSON Schema of the answer in the body of a request."""
+        raise NotImplementedError
+
+    # For the stand-ins
+
+    def next_script(self) -> Script:
+        self.generated += 1
+        return self.scripts.pop(0) if self.scripts else self.default
+
+    async def record(self, request: web.Request) -> Seen:
+        content = await request.read()
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        body = orjson.loads(content) if content else None
+        seen = Seen(request.method, request.path, dict(request.query), headers, body)
+        self.seen.append(seen)
+        self.arrived.set()
+        return seen
+
+    def refusal(self, script: Script) -> web.Response | None:
+        """The response in place of an answer; None if the script answers."""
+        if script.html:
+            return web.Response(body=PAGE.encode(), content_type="text/html")
+        if script.status == 200:
+            return None
+        headers = {} if script.retry_after is None else {"Retry-After": script.retry_after}
+        if 300 <= script.status < 400:
+            return web.Response(status=script.status, headers={"Location": ELSEWHERE})
+        body = orjson.dumps(self.error(script))
+        return web.Response(status=script.status, body=body, content_type="application/json", headers=headers)
+
+    async def stream(
+        self,
+        request: web.Request,
+        frames: AsyncIterator[bytes],
+        script: Script,
+        content_type: str = "text/event-stream",
+    ) -> web.StreamResponse:
+        """Send frames. A frame generator raises `Cut` or `Hang` where the script says so."""
+        response = web.StreamResponse(headers={"Content-Type": content_type})
+        try:
+            if script.before is not None:
+                await script.before.wait()
+            await response.prepare(request)
+            try:
+                async for frame in frames:
+                    await self._write(response, frame, split=script.split)
+            except Hang:
+                await asyncio.Event().wait()
+            except Cut:
+                assert request.transport is not None
+                request.transport.close()
+        except (asyncio.CancelledError, ConnectionError):
+            self.left()
+            raise
+        return response
+
+    def left(self) -> None:
+        """A client has closed its connection before the end of the answer."""
+        self.cancelled.set()
+
+    async def _write(self, response: web.StreamResponse, frame: bytes, *, split: bool) -> None:
+        if not split:
+            await response.write(frame)
+            return
+        for position in range(len(frame)):
+            await response.write(frame[position : position + 1])
+            await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def serve(self, port: int = 0) -> AsyncIterator[Self]:
+        """Listen on 127.0.0.1; port 0 selects a free port."""
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_routes(self.routes())
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port)
+        await site.start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+
+def pieces(script: Script) -> Iterable[tuple[str, str]]:
+    """The pieces of an answer as ("reasoning" | "text", piece).
+
+    Raises `Cut` or `Hang` where the script says so. At `fail_after`, yields ("error", "").
+    """
+    for piece in script.reasoning:
+        yield "reasoning", piece
+    texts: list[str | None] = [*script.text, None]  # the script may stop before any of them, and after the last
+    for position, text in enumerate(texts):
+        if position == script.fail_after:
+            yield "error", ""
+            return
+        if position == script.cut_after:
+            raise Cut
+        if position == script.hang_after:
+            raise Hang
+        if text is not None:
+            yield "text", text
