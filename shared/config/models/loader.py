@@ -13,10 +13,12 @@ from pydantic_core import ErrorDetails
 
 from shared.config.models.base import RegistryError
 from shared.config.models.openai import OpenAIModel
+from shared.config.models.replicate import ReplicateModel
+from shared.config.models.runpod import RunpodModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.vllm import VllmModel
 
-_AnySpec = VllmModel | OpenAIModel | SimulatedModel
+_AnySpec = VllmModel | OpenAIModel | ReplicateModel | RunpodModel | SimulatedModel
 ModelSpec = Annotated[_AnySpec, Field(discriminator="engine")]
 ENGINES = tuple(get_args(spec.model_fields["engine"].annotation)[0] for spec in get_args(_AnySpec))
 

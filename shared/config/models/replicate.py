@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -38,10 +39,13 @@ class ReplicateInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    conversation: Literal["text", "llama3", "chatml", "messages"] = Field(
-        "text",
-        description="How a conversation is sent: as text with the names of the roles, as text with the markers of a"
-        " chat template, or as a list of messages.",
+    conversation: Literal["text", "messages"] = Field(
+        "text", description="How a conversation is sent: as one text, or as a list of messages."
+    )
+    chat_template: Path | None = Field(
+        None,
+        description="A Jinja file that renders the text of a conversation, as vLLM does. Without it a single message is"
+        " sent as it is, and several with the names of their roles.",
     )
     prompt: InputName = "prompt"
     messages: InputName = "messages"
@@ -54,6 +58,12 @@ class ReplicateInput(BaseModel):
     )
     stop_as: Literal["list", "commas"] = Field("commas", description="How the stop strings are sent.")
     constants: dict[InputName, Any] = Field(default_factory=dict, description="Inputs that are sent with each request.")
+
+    @model_validator(mode="after")
+    def _renders_text(self) -> Self:
+        if self.chat_template is not None and self.conversation == "messages":
+            raise ValueError("chat_template renders a text; remove it, or set conversation to text")
+        return self
 
 
 class ReplicateOptions(PolledOptions):
@@ -77,9 +87,7 @@ class ReplicateModel(UpstreamModel):
 
     engine: Literal["replicate"]
     model: str | None = Field(None, pattern=_OWNER_AND_NAME, description="An official model: owner/name.")
-    version: str | None = Field(
-        None, pattern=_VERSION, description="A version's id, alone or as owner/name:id."
-    )
+    version: str | None = Field(None, pattern=_VERSION, description="A version's id, alone or as owner/name:id.")
     deployment: str | None = Field(None, pattern=_OWNER_AND_NAME, description="A deployment: owner/name.")
     options: ReplicateOptions = Field(default_factory=ReplicateOptions)
 
@@ -96,7 +104,7 @@ class ReplicateModel(UpstreamModel):
             raw_prompts=inputs.conversation != "messages",
             resume=True,
             cancel=True,
-            usage=False,
+            usage=self.model is not None,
             sampling=frozenset(inputs.parameters) - {"max_tokens"},
         )
 

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
 
+from shared.config.models.capabilities import ALL_SAMPLING, EVERYTHING, Capabilities
 from shared.config.models.polled import PolledOptions
 from shared.config.models.upstream import HttpUrl, UpstreamModel
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
+# A stream carries no log probabilities of the prompt.
+_OPENAI_INPUT = replace(EVERYTHING, prompt_logprobs=None, token_counting=False)
+_VLLM_INPUT = Capabilities(
+    raw_prompts=True,
+    resume=True,
+    cancel=True,
+    max_choices=EVERYTHING.max_choices,
+    sampling=ALL_SAMPLING,
+)
 
 
 class RunpodOptions(PolledOptions):
     """Options of the `runpod` engine."""
 
     base_url: HttpUrl = RUNPOD_URL
-    input: Literal["openai", "vllm", "prompt"] = Field(
+    input: Literal["openai", "vllm"] = Field(
         "openai",
-        description="The input of the endpoint's worker: a request of OpenAI's API (worker-vllm), worker-vllm's own"
-        " parameters, or the prompt and parameters side by side.",
+        description="What the endpoint's worker takes: a request of OpenAI's API, as worker-vllm does, or a prompt or"
+        " messages with sampling_params.",
     )
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     execution_timeout_s: float | None = Field(
@@ -41,3 +52,7 @@ class RunpodModel(UpstreamModel):
     )
     slots: int = Field(64, ge=1, le=4096)
     options: RunpodOptions = Field(default_factory=RunpodOptions)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return _OPENAI_INPUT if self.options.input == "openai" else _VLLM_INPUT

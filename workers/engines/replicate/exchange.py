@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from shared.config.models.replicate import ReplicateOptions
 from workers.engines.base import Prior, UpstreamError
-from workers.engines.replicate.reader import PredictionReader, RunTimes
+from workers.engines.replicate.reader import PredictionReader
 from workers.engines.upstream.errors import TransientError
 from workers.engines.upstream.exchange import Call, Exchange
 from workers.engines.upstream.polling import PollPace
@@ -47,15 +47,13 @@ class PredictionExchange(Exchange):
         *,
         max_tokens: int | None,
         may_stream: Callable[[str], bool],
-        on_end: Callable[[str, RunTimes], None],
+        on_times: Callable[[str, float | None, float | None], None],
     ) -> None:
-        """`may_stream`: whether a URL may be requested. `on_end`: called with the prediction's id and times at its
-        end."""
-        self.parser = PredictionReader(prior, max_tokens)
+        """`may_stream`: whether a URL may be requested. `on_times`: see `PredictionReader`."""
+        self.parser = PredictionReader(prior, max_tokens, on_times)
         self._create = create
         self._options = options
         self._may_stream = may_stream
-        self._on_end = on_end
         self._pace = PollPace(options.poll_interval_s, options.max_poll_interval_s)
         self._step: _Step = "create"
         self._lost_streams = 0
@@ -100,6 +98,8 @@ class PredictionExchange(Exchange):
             return None
         if self._step == "stream":
             self._note_lost_stream()
+        else:
+            self.parser.lenient = True
         return self._state()
 
     def refused(self, status: int) -> Call | Exception | None:
@@ -111,12 +111,9 @@ class PredictionExchange(Exchange):
             reader.polls = True
             return self._state()
         if self._step == "state" and status in (404, 410):
-            return UpstreamError(GONE)
+            reader.lenient = True
+            return TransientError(GONE, f"HTTP {status}") if reader.finished else UpstreamError(GONE)
         return None
-
-    def ended(self) -> None:
-        if self.parser.times is not None:
-            self._on_end(self.parser.id, self.parser.times)
 
     def _stream(self) -> Call | None:
         """Open the stream; None if there is none that can be read from here."""

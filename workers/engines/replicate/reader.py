@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from time import monotonic
 from typing import Any
@@ -22,7 +21,7 @@ import orjson
 
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
-from workers.engines.base import CannotContinue, Prior, UpstreamError
+from workers.engines.base import CannotContinue, EngineError, Prior, UpstreamError
 from workers.engines.replicate.event_ids import EventIds
 from workers.engines.upstream.emitted import Emitted
 from workers.engines.upstream.error_body import error_of
@@ -50,20 +49,16 @@ _STOPPED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RunTimes:
-    """Seconds that a prediction waited, which includes a cold start, and seconds that it ran."""
-
-    waited_s: float | None
-    ran_s: float | None
-
-
 class PredictionReader:
     """The parser of one answer; an implementation of `workers.engines.upstream.exchange.ReplyParser`."""
 
-    def __init__(self, prior: Prior, max_tokens: int | None) -> None:
+    def __init__(
+        self, prior: Prior, max_tokens: int | None, on_times: Callable[[str, float | None, float | None], None]
+    ) -> None:
+        """`on_times` is called at the end, with the prediction's id and the seconds that it waited and ran."""
         self._emitted = Emitted(prior.deltas)
         self._max_tokens = max_tokens
+        self._on_times = on_times
         self._tokens = sum(delta.tokens for delta in prior.deltas)
         self._events: TextEventReader | None = None
         self._document: list[bytes] = []
@@ -79,19 +74,20 @@ class PredictionReader:
         self.polls = False
         # Whether the stream has sent its last event.
         self.ended = False
+        # Whether the end of the stream is enough, because the final state cannot be read.
+        self.lenient = False
         # What to fail with instead of reading on.
         self.giving_up: UpstreamError | None = None
         self.progress_at = monotonic()
-        self.times: RunTimes | None = None
         self.begun = False
         self.done = False
-        self.failure: UpstreamError | ErrorBody | None = None
+        self.failure: EngineError | ErrorBody | None = None
         self.usage: Usage | None = None
 
     @property
     def finished(self) -> bool:
-        """False until the answer is `done`: the finish reason comes last."""
-        return self.done and self.failure is None
+        """False until the answer is `done`, because the finish reason comes last, or needs no final state."""
+        return (self.done and self.failure is None) or (self.lenient and self.ended and self._reported is None)
 
     @property
     def starting(self) -> bool:
@@ -123,12 +119,12 @@ class PredictionReader:
         if self._events is None and self._document:
             content, self._document = b"".join(self._document), []
             yield from self._read_state(content)
-        if not self.done and self.giving_up is not None:
+        if self.done:
+            return
+        if self.giving_up is not None:
             self._fail(self.giving_up)
-
-    def end_with_stream(self) -> Iterator[Delta]:
-        """End the answer with what the stream has sent, because there is no final state."""
-        return self._finish("")
+        elif self.finished:
+            yield from self._finish("")
 
     # The stream
 
@@ -181,11 +177,10 @@ class PredictionReader:
             error = state.get("error")
             self._fail(error_of(error) if error else self._reported or ErrorBody(""))
         elif self.status in _STOPPED:
-            self._fail(UpstreamError(_STOPPED[self.status]))
+            self._fail(self.giving_up or UpstreamError(_STOPPED[self.status]))
         elif self.ended and monotonic() > self._ended_at + SETTLE_S:
-            if self._reported is None:
-                yield from self.end_with_stream()
-            else:
+            self.lenient = True
+            if self._reported is not None:
                 self._fail(self._reported)
         elif self.polls and (text := _text_of(state.get("output"))):
             sent = self._emitted.text
@@ -224,7 +219,7 @@ class PredictionReader:
         self.progress_at = monotonic()
         return delta
 
-    def _fail(self, failure: UpstreamError | ErrorBody) -> None:
+    def _fail(self, failure: EngineError | ErrorBody) -> None:
         self.failure, self.done = failure, True
 
     def _read_metrics(self, state: dict[str, Any]) -> None:
@@ -239,7 +234,7 @@ class PredictionReader:
         total = _seconds(metrics.get("total_time"))
         if waited is None and total is not None and ran is not None:
             waited = max(0.0, total - ran)
-        self.times = RunTimes(waited, ran)
+        self._on_times(self.id, waited, ran)
 
 
 def _text_of(output: Any) -> str | None:

@@ -6,35 +6,41 @@ the API; the inputs are in a model's version (`openapi_schema`).
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from shared.config.models.replicate import ReplicateInput
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import GenerateRequest, Message
+from shared.domain.request import GenerateRequest, Message, Sampling
+from shared.prompts.chat_template import ChatTemplate
 
 _SYSTEM = ("system", "developer")
 _NAMES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
-def model_input(request: GenerateRequest, names: ReplicateInput) -> dict[str, Any]:
-    """The input of a model.
+async def model_input(
+    request: GenerateRequest, names: ReplicateInput, template: ChatTemplate | None = None
+) -> dict[str, Any]:
+    """The input of a model. `template` renders its conversations, if it takes them as text with markers.
 
     Raises:
-        InvalidRequest: the model takes no prompt as text.
+        InvalidRequest: the model's input cannot express the request.
     """
     values = dict(names.constants)
-    sampling = request.sampling
     for parameter, name in names.parameters.items():
-        value = getattr(sampling, parameter)
-        if parameter == "stop":
-            if value:
-                values[name] = ",".join(value) if names.stop_as == "commas" else value
-        elif value is not None and parameter in sampling.model_fields_set:
-            values[name] = value
+        value = getattr(request.sampling, parameter)
+        if value != Sampling.model_fields[parameter].get_default(call_default_factory=True):
+            values[name] = _stop(value, names) if parameter == "stop" else value
     if request.messages is None:
         if not isinstance(request.prompt, str):
             raise InvalidRequest("prompt: this model takes no token ids; send text", param="prompt")
         values[names.prompt] = request.prompt
+        return values
+    if template is not None:
+        prompt = await asyncio.to_thread(template.render, request)
+        if prompt is None:
+            raise InvalidRequest("messages: the model's template cannot render this conversation", param="messages")
+        values[names.prompt] = prompt
         return values
     messages = request.messages
     if names.system_prompt is not None:
@@ -45,8 +51,16 @@ def model_input(request: GenerateRequest, names: ReplicateInput) -> dict[str, An
     if names.conversation == "messages":
         values[names.messages] = [{"role": message.role, "content": message.content or ""} for message in messages]
     else:
-        values[names.prompt] = _RENDERERS[names.conversation](messages)
+        values[names.prompt] = _text(messages)
     return values
+
+
+def _stop(strings: list[str], names: ReplicateInput) -> str | list[str]:
+    if names.stop_as == "list":
+        return strings
+    if any("," in text for text in strings):
+        raise InvalidRequest("stop: this model takes its stop strings separated by commas; omit commas", param="stop")
+    return ",".join(strings)
 
 
 def _text(messages: list[Message]) -> str:
@@ -55,25 +69,3 @@ def _text(messages: list[Message]) -> str:
         return messages[0].content or ""
     lines = [f"{_NAMES[message.role]}: {message.content or ''}" for message in messages]
     return "\n\n".join([*lines, "Assistant:"])
-
-
-def _llama3(messages: list[Message]) -> str:
-    """https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3/"""
-    turns = [
-        f"<|start_header_id|>{'ipython' if message.role == 'tool' else _role(message)}<|end_header_id|>\n\n"
-        f"{message.content or ''}<|eot_id|>"
-        for message in messages
-    ]
-    return "<|begin_of_text|>" + "".join(turns) + "<|start_header_id|>assistant<|end_header_id|>\n\n"
-
-
-def _chatml(messages: list[Message]) -> str:
-    turns = [f"<|im_start|>{_role(message)}\n{message.content or ''}<|im_end|>\n" for message in messages]
-    return "".join(turns) + "<|im_start|>assistant\n"
-
-
-def _role(message: Message) -> str:
-    return "system" if message.role == "developer" else message.role
-
-
-_RENDERERS = {"text": _text, "llama3": _llama3, "chatml": _chatml}

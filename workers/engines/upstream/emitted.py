@@ -53,11 +53,7 @@ class Unsent:
         """
         if not self._emitted:
             return delta
-        calls = tuple(
-            replace(call, id=None, name=None, arguments=rest) if rest != call.arguments else call
-            for call in delta.tool_calls
-            if (rest := self._left((delta.index, "call", call.index), call.arguments)) or not self._is_known(delta, call)
-        )
+        calls = tuple(left for call in delta.tool_calls if (left := self._left_of_call(delta.index, call)))
         left = replace(
             delta,
             text=self._left((delta.index, "text", 0), delta.text),
@@ -73,8 +69,12 @@ class Unsent:
         """Whether all that was emitted has come again."""
         return not any(self._emitted.values())
 
-    def _is_known(self, delta: Delta, call: CallDelta) -> bool:
-        return (delta.index, "call", call.index) in self._emitted
+    def _left_of_call(self, index: int, call: CallDelta) -> CallDelta | None:
+        part = (index, "call", call.index)
+        if part not in self._emitted:
+            return call
+        arguments = self._left(part, call.arguments)
+        return replace(call, id=None, name=None, arguments=arguments) if arguments else None
 
     def _left(self, part: tuple[int, str, int], piece: str) -> str:
         emitted = self._emitted.get(part, "")

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
@@ -21,12 +21,12 @@ import orjson
 
 from shared.config.models.upstream import UpstreamModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import EngineStats, PromptInfo, UpstreamError
+from workers.engines.base import NO_PRIOR, EngineError, EngineStats, Prior, PromptInfo, UpstreamError
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
@@ -44,7 +44,7 @@ from workers.engines.upstream.exchange import Call, Exchange
 from workers.engines.upstream.read_coalescing import ReadCoalescer
 from workers.engines.upstream.redaction import redact, without_secrets
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
-from workers.engines.upstream.session import open_session, read_error, read_tail
+from workers.engines.upstream.session import open_session, read_error, read_tail, send_once
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class UpstreamEngine(ABC):
         """The headers that carry the key."""
 
     @abstractmethod
-    async def exchange(self, request: GenerateRequest) -> Exchange:
+    async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
         """The requests for a job, and the parser of their answers.
 
         Raises:
@@ -132,8 +132,8 @@ class UpstreamEngine(ABC):
         return EngineStats(self._requests)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
-    ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
+        self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
+    ) -> AsyncGenerator[Delta | PromptInfo | UpstreamState | Usage, None]:
         exchange: Exchange | None = None
         call: Call | None = None
         failures = 0
@@ -142,7 +142,7 @@ class UpstreamEngine(ABC):
         try:
             while True:
                 if exchange is None or call is None:
-                    exchange = await self.exchange(request)
+                    exchange = await self.exchange(request, prior)
                     call = exchange.first()
                 reply = exchange.parser
                 failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
@@ -158,10 +158,14 @@ class UpstreamEngine(ABC):
                                 if refused := self._refused_by(response.status, content, parameters, replacements):
                                     replacements |= refused
                                     continue
-                                raise self._status_error(request_id, response, content, request, body)
+                                instead = exchange.refused(response.status)
+                                if isinstance(instead, Call):
+                                    call = instead
+                                    continue
+                                raise instead or self._status_error(request_id, response, content, request, body)
                             self._refused.remember(replacements)
                             finished_at = 0.0
-                            while not reply.done:
+                            while not (reply.done or exchange.over):
                                 if reply.finished:
                                     finished_at = finished_at or asyncio.get_running_loop().time()
                                     data = await _read_until(response, finished_at + TRAILER_S)
@@ -192,7 +196,8 @@ class UpstreamEngine(ABC):
                                 await read_tail(response)
                         if reply.done or reply.finished:
                             break
-                        call = exchange.next()
+                        if (call := exchange.next()) is not None:
+                            failures = 0
                 except TransientError as error:
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
@@ -225,10 +230,26 @@ class UpstreamEngine(ABC):
             parameters = replaced(parameters, {name: replacements[name] for name in replacements if name in parameters})
         return parameters, orjson.dumps(parameters)
 
+    async def send_alone(self, call: Call) -> None:
+        """Send a request whose response says no more than its status.
+
+        Raises:
+            UpstreamError: the status is an error.
+            aiohttp.ClientError, TimeoutError: there is no response.
+        """
+        async with self._send(call, self._encoded(call, {})[1]) as response:
+            self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
+            await read_error(response)
+            if not response.ok or response.status >= 300:
+                raise UpstreamError(f"The upstream answered HTTP {response.status}.")
+
     def _send(self, call: Call, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         url = call.path if "://" in call.path else f"{self._options.base_url}/{call.path}"
         data = None if call.body is None else _payload(body)
-        return self._session.request(call.verb, url, data=data, headers=call.headers, allow_redirects=False)
+        middlewares = (send_once,) if call.once else None
+        return self._session.request(
+            call.verb, url, data=data, headers=call.headers, allow_redirects=False, middlewares=middlewares
+        )
 
     async def _delay_read(self, response: aiohttp.ClientResponse) -> None:
         """Leave data in the socket until the next flush would write it: one large read costs less than many small ones.
@@ -263,10 +284,10 @@ class UpstreamEngine(ABC):
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
     def _reply_error(
-        self, request_id: str, failure: UpstreamError | ErrorBody, request: GenerateRequest, sent: bytes
+        self, request_id: str, failure: EngineError | ErrorBody, request: GenerateRequest, sent: bytes
     ) -> Exception:
         """The error for a failure that the upstream reported after it had begun its response."""
-        if isinstance(failure, UpstreamError):
+        if isinstance(failure, EngineError):
             return failure
         if failure.status in KEY_REFUSED:
             return self._key_refused(failure.status)

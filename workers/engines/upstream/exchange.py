@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from shared.domain.events import Delta
 from shared.domain.job import Usage
-from workers.engines.base import UpstreamError
+from workers.engines.base import EngineError
 from workers.engines.upstream.errors import ErrorBody
 
 
@@ -18,7 +18,8 @@ class Call:
     """One HTTP request: a POST if it has a body, else a GET, unless `method` says otherwise.
 
     `path` is below the upstream's `base_url`, without a leading slash, or a whole URL. The values of `body` can be
-    encoded by orjson. `delay_s` is the wait before it is sent, in seconds: for polls.
+    encoded by orjson. `delay_s` is the wait before it is sent, in seconds: for polls. `once`: the server may change
+    something for a GET too, so that it must not be sent again unnoticed.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     method: str | None = None
+    once: bool = False
 
     @property
     def verb(self) -> str:
@@ -48,7 +50,7 @@ class ReplyParser(Protocol):
         """Whether every choice has its finish reason, which `end` returns at the latest."""
 
     @property
-    def failure(self) -> UpstreamError | ErrorBody | None:
+    def failure(self) -> EngineError | ErrorBody | None:
         """The error that ended the answer: an `ErrorBody` if the upstream reported it."""
 
     @property
@@ -67,6 +69,11 @@ class Exchange(ABC):
 
     parser: ReplyParser
 
+    @property
+    def over(self) -> bool:
+        """Whether the current response has nothing more, although it may stay open: the next request follows."""
+        return False
+
     @abstractmethod
     def first(self) -> Call:
         """The first request."""
@@ -80,6 +87,13 @@ class Exchange(ABC):
 
     def resume(self) -> Call | None:
         """The request that continues the answer after its connection broke; None if the upstream offers none."""
+        return None
+
+    def refused(self, status: int) -> Call | Exception | None:
+        """What follows an error status: another request, or an error that says more than the status.
+
+        None: the error of the response.
+        """
         return None
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Choice, ToolCall, Usage
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from tests.support.metrics import worker_metrics
 from tests.support.transcripts import choices_of
 from tests.support.vendors.openai import OpenAIVendor
+from tests.support.vendors.replicate import ReplicateVendor
+from tests.support.vendors.runpod import RunpodVendor
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
 from workers.engines.base import EngineError, PromptInfo
@@ -25,6 +27,8 @@ from workers.engines.upstream.engine import UpstreamEngine
 
 VENDORS: dict[str, type[Vendor]] = {
     "openai": OpenAIVendor,
+    "replicate": ReplicateVendor,
+    "runpod": RunpodVendor,
 }
 ASK = GenerateRequest(messages=[Message(role="user", content="Hello")], sampling=Sampling(max_tokens=50))
 WEATHER = Tool(function=Function(name="weather", parameters={"type": "object"}))
@@ -154,13 +158,19 @@ async def test_a_slow_first_byte(vendor: Vendor, engine: UpstreamEngine) -> None
     assert choice.text == "Hi there"
 
 
-async def test_a_closed_generator_reaches_the_upstream(vendor: Vendor, engine: UpstreamEngine) -> None:
+async def test_a_cancel_reaches_the_upstream(vendor: Vendor, engine: UpstreamEngine) -> None:
+    """By a closed connection; or by a request, if the upstream would go on."""
     vendor.scripts = [Script(hang_after=1)]
+    state = None
     items = engine.generate("job-1", ASK)
     async for item in items:
+        if isinstance(item, UpstreamState):
+            state = item
         if isinstance(item, Delta) and item.text:
             break
     await items.aclose()
+    if state is not None:
+        await engine.cancel(state)
     await asyncio.wait_for(vendor.cancelled.wait(), 10)
 
 
