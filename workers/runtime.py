@@ -127,6 +127,7 @@ class WorkerRuntime:
             metrics=metrics,
             traces=traces,
             compilations=_compilations(model, metrics),
+            provider=model.provider,
         )
         runner = Runner(context, self.slot_pool)
         heartbeat = Heartbeat(runner, engine, claims, model.name, settings)

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from api.anthropic.error_params import rename_failure
 from api.anthropic.error_shape import anthropic_error
 from api.anthropic.schemas import (
     AssistantMessage,
@@ -107,7 +108,7 @@ class _Stream:
                 return [*self._start(usage.prompt_tokens), *self._end(usage)]
             case _:
                 self.failed = True
-                return self._abort(Failure.of(event.payload()["error"]))
+                return self._abort(rename_failure(self._job, Failure.of(event.payload()["error"])))
 
     def _start(self, prompt_tokens: int) -> list[bytes]:
         """Return `message_start`, once. The number of cached tokens is only known at the end."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
+from api.anthropic.error_params import rename_failure, rename_param
 from api.anthropic.error_shape import PREFIX, AnthropicErrorResponse
 from api.anthropic.events import frames, message_body
 from api.anthropic.requests import conversation, generate_request
@@ -84,7 +85,7 @@ async def messages(
     try:
         job, created = await jobs.submit(principal, new, idempotency)
     except InvalidRequest as error:
-        raise error.renamed({"structured_outputs": "output_config.format"}) from None
+        raise rename_param(error) from None
 
     async def response_body(ended: Sequence[Job]) -> JsonBody:
         def build() -> dict[str, Any]:
@@ -95,7 +96,9 @@ async def messages(
     def stream() -> AsyncIterator[bytes]:
         return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
 
-    return await call.respond([job], created=created, stream=stream if body.stream else None, body=response_body)
+    return await call.respond(
+        [job], created=created, stream=stream if body.stream else None, body=response_body, rename=rename_failure
+    )
 
 
 @router.post("/count_tokens", response_model=TokensCount, responses={**ERRORS, **FAILED})

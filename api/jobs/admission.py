@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from api.jobs.capability_check import CapabilityCheck
 from api.jobs.context_window import ContextWindow
 from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
@@ -23,6 +24,7 @@ class Admission:
 
     def __init__(self, registry: Registry, context: ContextWindow, quotas: ProjectQuotas | None = None) -> None:
         self._registry = registry
+        self._capabilities = CapabilityCheck(registry)
         self._context = context
         self._logprobs = LogprobLimit(registry, context)
         self._quotas = quotas
@@ -33,8 +35,8 @@ class Admission:
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
             NotFound: the model does not exist.
-            InvalidRequest: the prompt does not fit the model's context, too many log probabilities are requested, or a
-                structured output exceeds a bound.
+            InvalidRequest: the model cannot serve the request, the prompt does not fit its context, too many log
+                probabilities are requested, or a structured output exceeds a bound.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
@@ -57,6 +59,7 @@ class Admission:
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""
         self._check_model(model)
+        self._capabilities.check(model, request)
         await self._check_structure(model, request)
         await self._context.check(model, request)
         await self._logprobs.check(model, request)

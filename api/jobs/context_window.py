@@ -114,4 +114,4 @@ def _bytes(request: GenerateRequest) -> int:
         return len(request.prompt)
     if request.messages is None:
         return len((request.prompt or "").encode("utf-8", "surrogatepass"))
-    return sum(len((item.content or "").encode("utf-8", "surrogatepass")) + 32 for item in request.messages)
+    return sum(len(item.text.encode("utf-8", "surrogatepass")) + 32 for item in request.messages)

@@ -16,6 +16,7 @@ from bisect import bisect_right, insort
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from api.jobs.queue_store import EXACT, QueueOrder, QueueStore, ServiceRate
@@ -127,7 +128,7 @@ class QueueEstimates:
             return None, None
         try:
             position = await self._position(job)
-            return position, await self.wait_s(job.model, job.priority, position)
+            return position, await self.wait_s(job.model, job.priority, position, job.not_before)
         except Exception as error:
             return self._unknown(job, error)
 
@@ -135,12 +136,20 @@ class QueueEstimates:
         """Return the queues of these models. Raises during a database outage."""
         return await self._orders.get(tuple(models), lambda: self._store.orders(models))
 
-    async def wait_s(self, model: str, priority: int, position: int) -> float | None:
-        """Return the seconds until the job at a position starts. Raises during a database outage."""
+    async def wait_s(
+        self, model: str, priority: int, position: int, not_before: datetime | None = None
+    ) -> float | None:
+        """Return the seconds until the job at a position starts, not before the time until which it is deferred.
+
+        Raises during a database outage.
+        """
         pace = await self._paces.get(model, lambda: self._store.pace(model))
         spec = self._registry.models.get(model)  # None if the model has been removed from models.yaml
         preempts = spec is not None and spec.yields and not is_batch(priority)
-        return pace.wait_s(position, pace.urgent if preempts else pace.running)
+        estimate = pace.wait_s(position, pace.urgent if preempts else pace.running)
+        if not_before is None or estimate is None:
+            return estimate
+        return max(estimate, round((not_before - datetime.now(UTC)).total_seconds(), 1))
 
     def _place(self, job: JobSummary) -> int:
         """The number of jobs that this process has submitted before and that are served no later than this job."""

@@ -50,7 +50,8 @@ class QueuePositions:
             position = order.position(queued.priority, job_id, known_queued=queued.position is not None)
             if position is None or position == queued.position or queued.event_at > queried_at:
                 continue
-            eta_s = await self._estimates.wait_s(queued.model, queued.priority, position)
+            not_before = order.not_before.get(job_id)
+            eta_s = await self._estimates.wait_s(queued.model, queued.priority, position, not_before)
             queued.position = position
             self._hub.report_position(job_id, queued, Event(0, EventType.QUEUED, position_data(position, eta_s)))
             reported += 1

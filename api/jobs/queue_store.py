@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from sqlalchemy import ARRAY, Text, and_, bindparam, func, literal_column, or_, select
 
@@ -26,10 +27,14 @@ SAMPLE_S = 3600
 
 @dataclass(frozen=True, slots=True)
 class QueueOrder:
-    """A model's queue in the order of service: the first `EXACT` jobs, then every `STEP`th."""
+    """A model's queue in the order of service: the first `EXACT` jobs, then every `STEP`th.
+
+    `not_before` has those of them that were deferred, and when they can be claimed again.
+    """
 
     keys: list[tuple[int, str]] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    not_before: dict[str, datetime] = field(default_factory=dict)
 
     def position(self, priority: int, job_id: str, *, known_queued: bool) -> int | None:
         """Return the number of jobs before this one; None if it was not queued.
@@ -50,8 +55,9 @@ class QueueOrder:
 class ServiceRate:
     """The rate at which a model's jobs are served.
 
-    `slots` is the total of its live workers, `running` the number of running jobs, `urgent` that of running jobs not in
-    a batch. `service_s` is the mean service time of recent jobs; None if there are none.
+    `slots` is the total of its live workers whose circuit breaker is closed, `running` the number of running jobs,
+    `urgent` that of running jobs not in a batch. `service_s` is the mean service time of recent jobs; None if there are
+    none.
     """
 
     slots: int
@@ -95,7 +101,7 @@ class QueueStore(Store):
         """Read the queues of these models in one index scan."""
         position = func.row_number().over(partition_by=JobRow.model, order_by=(JobRow.priority, JobRow.id)) - 1
         waiting = (
-            select(JobRow.model, JobRow.priority, JobRow.id, position.label("position"))
+            select(JobRow.model, JobRow.priority, JobRow.id, JobRow.not_before, position.label("position"))
             .where(
                 _QUEUED,
                 JobRow.model == func.any(bindparam("models", list(models), type_=ARRAY(Text))),
@@ -106,9 +112,11 @@ class QueueStore(Store):
         statement = select(waiting).where(known).order_by(waiting.c.model, waiting.c.position)
         found = {model: QueueOrder() for model in models}
         async with self._engine.connect() as connection:
-            for model, priority, job_id, number in await connection.execute(statement):
+            for model, priority, job_id, not_before, number in await connection.execute(statement):
                 found[model].keys.append((priority, job_id))
                 found[model].positions.append(number)
+                if not_before is not None:
+                    found[model].not_before[job_id] = not_before
         return found
 
     async def pace(self, model: str) -> ServiceRate:
@@ -119,6 +127,7 @@ class QueueStore(Store):
                 WorkerRow.model == model,
                 WorkerRow.lease_expires_at > func.clock_timestamp(),
                 WorkerRow.state == WorkerState.READY.value,
+                WorkerRow.breaker_since.is_(None),
             )
             .scalar_subquery()
         )

@@ -192,6 +192,9 @@ class JobSummaryView(BaseModel):
     finish_before: datetime | None = Field(
         description="From `Cancel-After`: the job is cancelled if it has not finished by then."
     )
+    not_before: datetime | None = Field(
+        None, description="While it is queued because its upstream was busy: it does not start earlier."
+    )
     queue_position: int | None = Field(None, description="Number of jobs served before this one, while it is queued.")
     eta_s: float | None = Field(
         None, description="Estimated seconds until it starts, from the model's recent jobs; null if unknown."
@@ -244,6 +247,7 @@ def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float |
         finished_at=job.finished_at,
         start_before=job.start_before,
         finish_before=job.finish_before,
+        not_before=job.not_before if job.status is JobStatus.QUEUED else None,
         queue_position=position,
         eta_s=eta_s,
         usage=UsageView(

@@ -20,7 +20,8 @@ Key = tuple[str, str]
 class QueueStats:
     """Jobs by model and priority (metric labels), workers by model and state. `oldest`: seconds since submit.
 
-    `unreadable`: by model, the waiting jobs that are withheld because a worker's version cannot read them.
+    `unreadable`: by model, the waiting jobs that are withheld because a worker's version cannot read them; `deferred`:
+    those that wait because their upstream was busy.
     """
 
     waiting: Counter[Key] = field(default_factory=Counter)
@@ -28,6 +29,7 @@ class QueueStats:
     oldest: dict[Key, float] = field(default_factory=dict)
     workers: Counter[Key] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
+    deferred: Counter[str] = field(default_factory=Counter)
 
 
 class QueueStatsStore(Store):
@@ -60,6 +62,11 @@ class QueueStatsStore(Store):
             .where(JobRow.unreadable_at.is_not(None), JobRow.status == JobStatus.QUEUED.value)
             .group_by(JobRow.model)
         )
+        deferred = (
+            select(JobRow.model, func.count())
+            .where(JobRow.not_before > func.clock_timestamp(), JobRow.status == JobStatus.QUEUED.value)
+            .group_by(JobRow.model)
+        )
         fleet = QueueStats()
         async with self._engine.connect() as connection:
             for model, priority, count, oldest_s in await connection.execute(queued):
@@ -72,4 +79,6 @@ class QueueStatsStore(Store):
                 fleet.workers[self._model_label(model), state] += count
             for model, count in await connection.execute(unreadable):
                 fleet.unreadable[self._model_label(model)] += count
+            for model, count in await connection.execute(deferred):
+                fleet.deferred[self._model_label(model)] += count
         return fleet

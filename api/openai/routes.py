@@ -75,9 +75,7 @@ async def completions(
 @router.get("/models", responses=ERRORS)
 async def models(_: CurrentPrincipal, registry: CurrentRegistry) -> ModelList:
     """List the models."""
-    return ModelList(
-        data=[ModelView(id=name, max_model_len=model.max_model_len) for name, model in registry.models.items()]
-    )
+    return ModelList(data=[ModelView.of(model) for model in registry.models.values()])
 
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
@@ -85,7 +83,7 @@ async def model(name: str, _: CurrentPrincipal, registry: CurrentRegistry) -> Mo
     """Get a model."""
     if name not in registry:
         raise NotFound(f"The model `{name}` does not exist.", param="model", code="model_not_found")
-    return ModelView(id=name, max_model_len=registry[name].max_model_len)
+    return ModelView.of(registry[name])
 
 
 async def _complete(

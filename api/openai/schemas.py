@@ -20,6 +20,9 @@ from api.jobs.parameters import (
     is_token_ids,
     sampling_of,
 )
+from shared.config.models.capabilities import Capabilities
+from shared.config.models.loader import ModelSpec
+from shared.domain.errors import InvalidRequest
 from shared.domain.request import MAX_MESSAGES, GenerateRequest, Message, TokenId, UnicodeText, contradiction
 
 # vLLM's default limit.
@@ -163,6 +166,11 @@ class CompletionRequest(_OpenAIRequest):
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
+        """With `echo`, the client requests the log probabilities of the prompt by `logprobs`."""
+        names = {"prompt_logprobs": "logprobs"} if self.prompt_logprobs is None else {}
+        return super().rename_param(error).renamed(names)
 
     def generate_requests(self) -> list[GenerateRequest]:
         """Build one engine request per prompt."""
@@ -333,6 +341,11 @@ class ModelView(BaseModel):
     created: int = 0
     owned_by: Literal["headrace"] = "headrace"
     max_model_len: int | None
+    capabilities: Capabilities
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> Self:
+        return cls(id=model.name, max_model_len=model.max_model_len, capabilities=model.capabilities)
 
 
 class ModelList(BaseModel):

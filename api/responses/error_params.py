@@ -6,7 +6,13 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.job import Failure, JobSummary
 
 # A job's parameters that have other names in the Responses API.
-_NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "structured_outputs": "text.format"}
+_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "structured_outputs": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "logprobs": "include",
+}
 
 
 def rename_param(error: InvalidRequest) -> InvalidRequest:

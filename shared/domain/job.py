@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.domain.errors import InvalidRequest
 from shared.domain.ids import is_id, new_id
+from shared.domain.opaque import OpaquePart, decode_all
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import NO_CONTEXT, RequestContext
@@ -81,6 +82,7 @@ class Choice:
 
     `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
     token, in the stored form (`shared.domain.logprobs`); only the first choice has `prompt_logprobs`.
+    `opaque` has the parts of the provider that generated it, in order.
     """
 
     index: int
@@ -91,24 +93,29 @@ class Choice:
     logprobs: Sequence[Any] | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: Sequence[Any] | None = None
+    opaque: tuple[OpaquePart, ...] = ()
 
     @property
     def size(self) -> int:
         """About the bytes of the choice as JSON, which indicate the time that it takes to process."""
         size = len(self.text) + len(self.reasoning or "") + sum(len(call.arguments) for call in self.tool_calls)
+        size += sum(part.size for part in self.opaque)
         return size + _ENTRY_BYTES * (len(self.logprobs or ()) + len(self.prompt_logprobs or ()))
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Choice:
         """Build a choice from its stored form, which omits empty fields."""
         calls = tuple(ToolCall(**known_fields(ToolCall, call)) for call in stored.get("tool_calls", ()))
-        return cls(**{**known_fields(cls, stored), "tool_calls": calls})
+        opaque = decode_all(stored.get("opaque", ()))
+        return cls(**{**known_fields(cls, stored), "tool_calls": calls, "opaque": opaque})
 
     def stored(self) -> dict[str, Any]:
         """Return the form that is stored in the job's row."""
         stored: dict[str, Any] = {"index": self.index, "text": self.text, "finish_reason": self.finish_reason}
         if self.tool_calls:
             stored["tool_calls"] = [asdict(call) for call in self.tool_calls]
+        if self.opaque:
+            stored["opaque"] = [part.encoded() for part in self.opaque]
         for name in ("reasoning", "logprobs", "stop_reason", "prompt_logprobs"):
             if (value := getattr(self, name)) is not None:
                 stored[name] = value
@@ -197,6 +204,8 @@ class AttemptOutcome(StrEnum):
     ENGINE_LOST = "engine_lost"
     # The worker's lease expired.
     WORKER_LOST = "worker_lost"
+    # The upstream was busy before the first token. Not in the history: the job waits as if it had not been claimed.
+    DEFERRED = "deferred"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +233,14 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBreaker:
+    """Since when a worker's circuit breaker lets no jobs through to the upstream, and why, in a few words."""
+
+    since: datetime
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSummary:
     """A job without its request and its output, as lists, polls and recovery need it. Times are in UTC.
@@ -240,6 +257,9 @@ class JobSummary:
     metadata: dict[str, str] = field(default_factory=dict)
     start_before: datetime | None = None
     finish_before: datetime | None = None
+    # While it is queued: when it can be claimed again. Since when the upstream has been too busy for it.
+    not_before: datetime | None = None
+    deferred_since: datetime | None = None
     attempt: int = 0
     deaths: int = 0
     suspect: bool = False

@@ -7,11 +7,26 @@ Names, bounds and messages follow `vllm.SamplingParams`; for an omitted value, t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    model_validator,
+)
+
+from shared.domain.content import ContentPart, FilePart, ImagePart, TextPart
+from shared.domain.field_types import UnicodeText as UnicodeText
+from shared.domain.field_types import contradiction as contradiction
+from shared.domain.field_types import unicode_text as unicode_text
+from shared.domain.opaque import MAX_OPAQUE_PARTS, OpaquePart, Reasoning, decode_all, in_order
 
 MAX_CHOICES = 16
 # Alternatives for each token: vLLM's default limit.
@@ -31,23 +46,6 @@ def _token_bias(bias: dict[str, float]) -> dict[str, float]:
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise ValueError(f"keys must be token ids, got {key!r}")
     return {key: min(100.0, max(-100.0, value)) for key, value in bias.items()}
-
-
-def contradiction(param: str, message: str) -> PydanticCustomError:
-    """An error about fields that are valid alone but not together; it is reported for one of them, `param`."""
-    return PydanticCustomError("contradiction", "{message}", {"param": param, "message": message})
-
-
-def unicode_text(text: str) -> str:
-    """Reject unpaired surrogates, which JSON can express but neither tokenizers nor databases accept."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be Unicode text; it has an unpaired surrogate") from None
-    return text
-
-
-UnicodeText = Annotated[str, AfterValidator(unicode_text)]
 
 
 def json_text(value: dict[str, Any]) -> str:
@@ -179,26 +177,75 @@ class MessageToolCall(BaseModel):
     function: FunctionCall
 
 
+def _decoded(parts: Any) -> Any:
+    """Read stored parts, which are texts; those that this version cannot read are left out."""
+    if not isinstance(parts, list):
+        return parts
+    return [part for item in parts for part in ([item] if isinstance(item, OpaquePart) else decode_all([item]))]
+
+
+OpaqueParts = Annotated[
+    list[OpaquePart],
+    Field(fail_fast=True),
+    BeforeValidator(_decoded, json_schema_input_type=list[str]),
+    PlainSerializer(lambda parts: [part.encoded() for part in parts], return_type=list),
+]
+
+
 class Message(BaseModel):
-    """A message in a conversation. The assistant's may have tool calls without content; a tool's answers one call."""
+    """A message in a conversation. The assistant's may have tool calls without content; a tool's answers one call.
+
+    A content that is only one text is a string. A content with several texts, with images or files is a list; only
+    user messages and results of tools have images and files. `opaque` has the parts of the provider that generated the
+    message (`shared.domain.opaque`); a stored message has them as texts.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: UnicodeText | None = None
+    content: UnicodeText | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
     name: UnicodeText | None = None
     tool_calls: list[MessageToolCall] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     tool_call_id: UnicodeText | None = None
     reasoning: UnicodeText | None = None
+    opaque: OpaqueParts | None = Field(None, max_length=MAX_OPAQUE_PARTS)
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.opaque)):
             raise contradiction(
                 "content",
                 "content is required and must be a valid string; only an assistant message with tool_calls may omit it",
             )
         return self
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the content, in order."""
+        if isinstance(self.content, list):
+            return [part.text for part in self.content if isinstance(part, TextPart)]
+        return [] if self.content is None else [self.content]
+
+    @property
+    def text(self) -> str:
+        """The texts of the content, joined by line breaks as vLLM does for chat templates that expect a string."""
+        return self.content if isinstance(self.content, str) else "\n".join(self.texts)
+
+    @property
+    def media(self) -> list[ImagePart | FilePart]:
+        """The images and files of the content, in order."""
+        if not isinstance(self.content, list):
+            return []
+        return [part for part in self.content if not isinstance(part, TextPart)]
+
+    def in_order(self) -> Iterator[Reasoning | str | MessageToolCall | OpaquePart]:
+        """What an assistant's message consists of, in the order in which it was generated. Parts of calls are left
+        out: see `call_part`."""
+        return in_order(self.reasoning or "", self.texts, self.tool_calls or (), self.opaque or ())
+
+    def call_part(self, call_id: str) -> OpaquePart | None:
+        """The part that belongs to a tool call."""
+        return next((part for part in self.opaque or () if part.call_id == call_id), None)
 
 
 class Function(BaseModel):
@@ -264,6 +311,8 @@ class GenerateRequest(BaseModel):
     token, it is dropped, and the answer ends with "length".
 
     `token_counts`: each delta of the log has its number of tokens.
+
+    `extra_body`: parameters of the provider, by its names; only those that the model's entry lists.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -279,6 +328,21 @@ class GenerateRequest(BaseModel):
     echo: bool = False
     prompt_only: bool = False
     token_counts: bool = False
+    extra_body: JsonObject | None = None
+
+    def for_provider(self, provider: str | None) -> GenerateRequest:
+        """The request for a model of this provider: without the opaque parts of others, which it could not read."""
+        messages = self.messages
+        if messages is None or all(_is_readable(message, provider) for message in messages):
+            return self
+        return self.model_copy(
+            update={
+                "messages": [
+                    message if _is_readable(message, provider) else _without_foreign_parts(message, provider)
+                    for message in messages
+                ]
+            }
+        )
 
     @property
     def size(self) -> int:
@@ -290,8 +354,9 @@ class GenerateRequest(BaseModel):
 
     @property
     def options_size(self) -> int:
-        """About the bytes as JSON of what may be large beside the prompt: tools, documents and structured outputs."""
-        size = 0
+        """About the bytes as JSON of what may be large beside the prompt: tools, documents, structured outputs and
+        parameters of the provider."""
+        size = 0 if self.extra_body is None else len(orjson.dumps(self.extra_body))
         if self.chat is not None:
             for tool in self.chat.tools or ():
                 size += len(tool.function.description or "") + len(orjson.dumps(tool.function.parameters))
@@ -301,17 +366,33 @@ class GenerateRequest(BaseModel):
         return size
 
 
-# The members' names, quotes and the objects of a message or of a call.
+# The members' names, quotes and the objects of a message, of a part or of a call.
 _MESSAGE_BYTES = 64
 
 
 def _message_size(message: Message) -> int:
-    size = _MESSAGE_BYTES + _utf8_size(message.content or "")
+    size = _MESSAGE_BYTES
+    if isinstance(message.content, list):
+        size += sum(_MESSAGE_BYTES + part.size for part in message.content)
+    elif message.content is not None:
+        size += _utf8_size(message.content)
     if message.reasoning:
         size += _utf8_size(message.reasoning)
     for call in message.tool_calls or ():
         size += _MESSAGE_BYTES + _utf8_size(call.function.name) + _utf8_size(call.function.arguments)
-    return size
+    return size + sum(part.size for part in message.opaque or ())
+
+
+def _is_readable(message: Message, provider: str | None) -> bool:
+    return not message.opaque or all(part.origin == provider for part in message.opaque)
+
+
+def _without_foreign_parts(message: Message, provider: str | None) -> Message:
+    kept = [part for part in message.opaque or () if part.origin == provider]
+    content = message.content
+    if content is None and not message.tool_calls:
+        content = ""  # a message needs some content
+    return message.model_copy(update={"opaque": kept or None, "content": content})
 
 
 def _utf8_size(text: str) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
-from shared.domain.events import CallDelta, Delta, Event, EventType, joined_calls
+from shared.domain.events import CallDelta, Delta, Event, EventType, UpstreamState, joined_calls
 from shared.domain.job import Choice, ToolCall
+from shared.domain.opaque import OpaquePart
 from shared.runtime.time_slice import TimeSlice
 
 
@@ -30,6 +31,9 @@ class Transcript:
         self.fingerprints: set[str | None] = set()
         # The number of tokens that each attempt generated, including discarded ones. Known only after `of`.
         self.tokens_by_attempt: dict[int, int] = {}
+        # The upstream's request that generates the deltas, and its position after the last of them.
+        self.upstream: UpstreamState | None = None
+        self.cursor: int | str | None = None
 
     @classmethod
     async def of(cls, events: Iterable[Event], choices: int) -> Transcript:
@@ -49,6 +53,8 @@ class Transcript:
                 attempt, fingerprint = payload["attempt"], payload.get("fingerprint")
             elif item.type is EventType.RESTARTED:
                 transcript.clear()
+            elif item.type is EventType.UPSTREAM:
+                transcript.upstream = UpstreamState.of(item)
             if slice_.over:
                 await slice_.give_way()
         return transcript
@@ -56,11 +62,19 @@ class Transcript:
     def clear(self) -> None:
         self._choices = [_Parts(parts.index) for parts in self._choices]
         self.fingerprints = set()
+        self.upstream = self.cursor = None
 
     def add(self, delta: Delta) -> None:
         while delta.index >= len(self._choices):
             self._choices.append(_Parts(len(self._choices)))
         self._choices[delta.index].add(delta)
+        if delta.cursor is not None:
+            self.cursor = delta.cursor
+
+    def placed(self, delta: Delta) -> tuple[OpaquePart, ...]:
+        """The opaque parts of the choice's next delta, with their places: they follow the delta's other content."""
+        parts = self._choices[delta.index] if delta.index < len(self._choices) else _Parts(delta.index)
+        return parts.placed(delta)
 
     @property
     def tokens(self) -> int:
@@ -86,7 +100,9 @@ class Transcript:
 class _Parts:
     """The parts of one choice."""
 
-    __slots__ = ("begun", "calls", "finish_reason", "index", "reasoning", "stop_reason", "texts", "token_ids", "tokens")
+    __slots__ = (
+        "begun", "calls", "finish_reason", "index", "opaque", "reasoning", "stop_reason", "texts", "token_ids", "tokens"
+    )  # fmt: skip
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -96,6 +112,7 @@ class _Parts:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[CallDelta] = []
+        self.opaque: list[OpaquePart] = []
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
 
@@ -109,8 +126,15 @@ class _Parts:
         if not delta.plain:
             self.reasoning.append(delta.reasoning)
             self.calls += delta.tool_calls
+            self.opaque += delta.opaque
             if delta.stop_reason is not None:
                 self.stop_reason = delta.stop_reason
+
+    def placed(self, delta: Delta) -> tuple[OpaquePart, ...]:
+        reasoning = sum(map(len, self.reasoning)) + len(delta.reasoning)
+        text = sum(map(len, self.texts)) + len(delta.text)
+        calls = len({call.index for call in (*self.calls, *delta.tool_calls)})
+        return tuple(part.at(reasoning=reasoning, text=text, calls=calls) for part in delta.opaque)
 
     def delta(self) -> Delta:
         return Delta(
@@ -122,6 +146,7 @@ class _Parts:
             "".join(self.reasoning),
             joined_calls(self.calls),
             stop_reason=self.stop_reason,
+            opaque=tuple(self.opaque),
         )
 
     def choice(self) -> Choice:
@@ -133,6 +158,7 @@ class _Parts:
             delta.reasoning or None,
             tuple(ToolCall(call.id or "", call.name or "", call.arguments) for call in delta.tool_calls),
             stop_reason=delta.stop_reason,
+            opaque=delta.opaque,
         )
 
 

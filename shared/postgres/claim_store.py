@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import UnreadableRow
-from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, WorkerState
+from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, OpenBreaker, WorkerState
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
@@ -24,6 +24,7 @@ from shared.postgres.job_statements import (
     LOST,
     JobRowStore,
     after_death,
+    due,
     end_statement,
     overdue,
     owned,
@@ -55,6 +56,7 @@ _WAITING = (
         JobRow.status == JobStatus.QUEUED.value,
         or_(bindparam("only_model", type_=Text).is_(None), JobRow.model == bindparam("only_model", type_=Text)),
         ~overdue(),
+        due(),
         # A suspect runs alone, so a claim for others does not include it.
         or_(bindparam("suspects", type_=Boolean), ~JobRow.suspect),
     )
@@ -75,11 +77,23 @@ _CLAIM = Prepared(
             # A job that was withheld can still be claimed, by a message that was sent before.
             JobRow.dispatched_at: func.coalesce(JobRow.dispatched_at, func.clock_timestamp()),
             JobRow.unreadable_at: None,
+            JobRow.not_before: None,
         }
     )
     .returning(*COLUMNS)
 )
+# A claim that leaves no trace: it is no attempt and, without others, no start.
+_UNCLAIMED: dict[Any, Any] = {
+    JobRow.status: JobStatus.QUEUED.value,
+    JobRow.worker: None,
+    JobRow.attempt_started_at: None,
+    JobRow.started_at: case((JobRow.attempts != literal([], JSONB), JobRow.started_at)),
+}
 _FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text), JobRow.status.in_(RUNNING)))
+
+
+# The columns of a worker that each heartbeat writes.
+_BEAT = ("running", "state", "lease_expires_at", "breaker_since", "breaker_reason")
 
 
 class ClaimStore(JobRowStore):
@@ -97,22 +111,26 @@ class ClaimStore(JobRowStore):
     async def claim(self, job_id: str, *, suspects: bool = True) -> Job | None:
         """Claim a queued job for this worker, as the next attempt.
 
-        None: it is not queued any more, or is overdue, or is a suspect although `suspects` is false.
+        None: it is not queued any more, or is overdue or deferred, or is a suspect although `suspects` is false.
         """
         return await (self._suspect_claims if suspects else self._claims)(job_id)
 
     async def queued_suspect(self, job_id: str) -> Hint | None:
         """A queued job of this model that is a suspect (`shared.domain.suspects`); None if it is not one."""
         statement = select(JobRow.id, JobRow.model, JobRow.priority).where(
-            JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.suspect
+            JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.suspect, due()
         )
         if self._model is not None:
             statement = statement.where(JobRow.model == self._model)
         return await self._one(statement, lambda row: Hint(row.id, row.model, row.priority))
 
-    async def clear_suspect(self, job_id: str, attempt: int) -> None:
-        """Record that a job which this attempt owns has a token, and is not a suspect any more."""
-        await self._changes(update(JobRow).where(owned(job_id, attempt, self._worker)).values({JobRow.suspect: False}))
+    async def record_token(self, job_id: str, attempt: int, *, cleared: bool) -> None:
+        """Record that a job which this attempt owns has a token: it is not deferred any more.
+
+        `cleared`: nor is it a suspect.
+        """
+        values: dict[Any, Any] = {JobRow.deferred_since: None} | ({JobRow.suspect: False} if cleared else {})
+        await self._changes(update(JobRow).where(owned(job_id, attempt, self._worker)).values(values))
 
     async def finish(self, job_id: str, attempt: int, result: JobResult) -> bool:
         """End a job that this attempt owns. False: the attempt does not own it any more, and nothing was written."""
@@ -142,18 +160,15 @@ class ClaimStore(JobRowStore):
     async def _withhold(self, job_ids: Sequence[str]) -> None:
         """Put claimed jobs that this version cannot read back into the queue, and withhold them from it.
 
-        A process that can read them releases them. The claim leaves no trace: it is no attempt and no start.
+        A process that can read them releases them.
         """
         statement = (
             update(JobRow)
             .where(JobRow.id.in_(job_ids), JobRow.worker == self._worker, JobRow.status == JobStatus.IN_PROGRESS.value)
             .values(
                 {
-                    JobRow.status: JobStatus.QUEUED.value,
                     JobRow.attempt: JobRow.attempt - 1,
-                    JobRow.worker: None,
-                    JobRow.attempt_started_at: None,
-                    JobRow.started_at: case((JobRow.attempts != literal([], JSONB), JobRow.started_at)),
+                    **_UNCLAIMED,
                     JobRow.dispatched_at: None,
                     JobRow.unreadable_at: func.clock_timestamp(),
                 }
@@ -191,6 +206,25 @@ class ClaimStore(JobRowStore):
         )
         return await self._changes(statement)
 
+    async def defer(self, job_id: str, attempt: int, delay_s: float) -> bool:
+        """Put a job that this attempt owns back into the queue for at least `delay_s` seconds, as if it had not run.
+
+        Only the number of the attempt remains, so that later writes of this one are fenced. False: as in `requeue`.
+        """
+        now = func.clock_timestamp()
+        statement = (
+            update(JobRow)
+            .where(owned(job_id, attempt, self._worker), JobRow.status == JobStatus.IN_PROGRESS.value)
+            .values(
+                {
+                    **_UNCLAIMED,
+                    JobRow.not_before: now + seconds(delay_s),
+                    JobRow.deferred_since: func.coalesce(JobRow.deferred_since, now),
+                }
+            )
+        )
+        return await self._changes(statement)
+
     async def release_claim(self, job_id: str, attempt: int) -> None:
         """Mark a running job as lost with its worker, although this worker is alive."""
         guard = owned(job_id, attempt, self._worker)
@@ -205,15 +239,23 @@ class ClaimStore(JobRowStore):
         running: int,
         lease_s: float,
         state: WorkerState = WorkerState.READY,
+        breaker: OpenBreaker | None = None,
     ) -> list[Claim]:
         """Renew the lease; return this worker's claims, whose status shows which are being cancelled."""
         expires = func.clock_timestamp() + seconds(lease_s)
         renew = upsert(WorkerRow).values(
-            id=self._worker, model=model, slots=slots, running=running, state=state.value, lease_expires_at=expires
+            id=self._worker,
+            model=model,
+            slots=slots,
+            running=running,
+            state=state.value,
+            lease_expires_at=expires,
+            breaker_since=breaker and breaker.since,
+            breaker_reason=breaker and breaker.reason,
         )
         renew = renew.on_conflict_do_update(
             index_elements=[WorkerRow.id],
-            set_={name: renew.excluded[name] for name in ("running", "state", "lease_expires_at")},
+            set_={name: renew.excluded[name] for name in _BEAT},
         )
         async with self._engine.connect() as connection:
             await connection.execute(renew)

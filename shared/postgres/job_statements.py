@@ -48,7 +48,7 @@ from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
-from shared.postgres.store import Encoded, Records, Store, readable
+from shared.postgres.store import Encoded, Records, Store, readable, seconds
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
@@ -68,6 +68,8 @@ SUMMARY_COLUMNS = (
     JobRow.created_at,
     JobRow.start_before,
     JobRow.finish_before,
+    JobRow.not_before,
+    JobRow.deferred_since,
     JobRow.attempt,
     JobRow.deaths,
     JobRow.suspect,
@@ -151,6 +153,8 @@ def _summary(row: Any) -> dict[str, Any]:
         "created_at": row.created_at,
         "start_before": row.start_before,
         "finish_before": row.finish_before,
+        "not_before": row.not_before,
+        "deferred_since": row.deferred_since,
         "attempt": row.attempt,
         "deaths": row.deaths,
         "suspect": row.suspect,
@@ -276,6 +280,8 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
                 JobRow.status: result.status,
                 JobRow.worker: None,
                 JobRow.unreadable_at: None,
+                JobRow.not_before: None,
+                JobRow.deferred_since: None,
                 JobRow.finished_at: result.finished_at,
                 JobRow.first_token_at: func.coalesce(JobRow.first_token_at, result.first_token_at),
                 JobRow.output: result.output,
@@ -357,6 +363,11 @@ def overdue() -> ColumnElement[bool]:
         func.coalesce(and_(JobRow.start_before < now, JobRow.started_at.is_(None)), False),
         func.coalesce(JobRow.finish_before < now, False),
     )
+
+
+def due(for_s: float = 0) -> ColumnElement[bool]:
+    """Condition: the job is not deferred, or has been due again for this many seconds."""
+    return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))
 
 
 class JobRowStore(Store):

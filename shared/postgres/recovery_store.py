@@ -36,6 +36,7 @@ from shared.postgres.job_statements import (
     SUMMARY_COLUMNS,
     JobRowStore,
     after_death,
+    due,
     end_statement,
     live_workers,
     overdue,
@@ -295,17 +296,26 @@ class RecoveryStore(JobRowStore):
         await self._changes(delete(WorkerRow).where(WorkerRow.lease_expires_at < func.now() - seconds(silent_for_s)))
 
     async def waiting(self, model: str, *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
-        """Return the next queued jobs of a model that were released to the queue, in the order of service."""
+        """Return the next queued jobs of a model that were released to the queue, in the order of service.
+
+        A deferred job is among them once it has been due for `older_than_s`: its worker sends its message by then.
+        """
         return await self._released(
             model,
             JobRow.priority.between(priorities[0], priorities[-1]),
             JobRow.created_at < func.now() - seconds(older_than_s),
+            due(older_than_s),
             limit=limit,
         )
 
-    async def queued_before(self, model: str, priority: int, before: str, *, limit: int) -> list[Hint]:
-        """Return released, queued jobs that precede the job `before`, which was served: their messages were lost."""
-        return await self._released(model, JobRow.priority == priority, JobRow.id < before, limit=limit)
+    async def queued_before(
+        self, model: str, priority: int, before: str, *, due_for_s: float, limit: int
+    ) -> list[Hint]:
+        """Return released, queued jobs that precede the job `before`, which was served: their messages were lost.
+
+        A deferred job is among them once it has been due for `due_for_s`.
+        """
+        return await self._released(model, JobRow.priority == priority, JobRow.id < before, due(due_for_s), limit=limit)
 
     async def _released(self, model: str, *conditions: ColumnElement[bool], limit: int) -> list[Hint]:
         """Return queued jobs of a model in the order of service. Jobs that a dispatcher withholds are not among them:

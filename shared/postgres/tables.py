@@ -60,6 +60,9 @@ class WorkerRow(Base):
     state: Mapped[str] = mapped_column(Text, server_default="ready")
     started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     lease_expires_at: Mapped[datetime] = mapped_column(Timestamp)
+    # Since when its circuit breaker lets no jobs through, and the failure of the upstream; NULL while it is closed.
+    breaker_since: Mapped[datetime | None] = mapped_column(Timestamp)
+    breaker_reason: Mapped[str | None] = mapped_column(Text)
 
 
 class JobRow(Base):
@@ -88,6 +91,10 @@ class JobRow(Base):
     dispatched_at: Mapped[datetime | None] = mapped_column(Timestamp, server_default=func.now())
     # When a worker withheld the queued job because its version could not read it.
     unreadable_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # Until then, the queued job cannot be claimed, because its upstream was busy. `deferred_since` is the time of the
+    # first deferral since the last token.
+    not_before: Mapped[datetime | None] = mapped_column(Timestamp)
+    deferred_since: Mapped[datetime | None] = mapped_column(Timestamp)
 
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     worker: Mapped[str | None] = mapped_column(Text)
@@ -130,6 +137,7 @@ class JobRow(Base):
             postgresql_where=text("finished_at IS NULL AND batch_id IS NULL"),
         ),
         Index("jobs_queued", "model", "priority", "id", postgresql_where=text("status = 'queued'")),
+        Index("jobs_deferred", "model", postgresql_where=text("not_before IS NOT NULL AND status = 'queued'")),
         Index("jobs_running", "worker", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
         Index("jobs_unreadable", "unreadable_at", postgresql_where=text("unreadable_at IS NOT NULL")),
         Index("jobs_finished", "model", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),

@@ -118,7 +118,7 @@ def _is_renderable(request: GenerateRequest) -> bool:
 
 def _template_message(message: Message) -> dict[str, Any]:
     """A message as vLLM passes it to chat templates: the arguments of calls are objects, and the content is a text."""
-    fields = {**message.model_dump(exclude_none=True), "content": message.content or ""}
+    fields = {**message.model_dump(exclude_none=True, exclude={"content", "opaque"}), "content": message.text}
     if "reasoning" in fields:
         fields["reasoning_content"] = fields["reasoning"]
     for call in fields.get("tool_calls", ()):

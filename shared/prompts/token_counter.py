@@ -103,7 +103,7 @@ def count_words(request: GenerateRequest, limit: int | None = None) -> int:
         return len(request.prompt)
     if request.messages is None:
         return _words(request.prompt or "") + 1
-    return _words("\n".join(f"{item.role}: {item.content or ''}" for item in request.messages)) + 1
+    return _words("\n".join(f"{item.role}: {item.text}" for item in request.messages)) + 1
 
 
 def _words(text: str) -> int:
@@ -120,5 +120,6 @@ def is_plain(request: GenerateRequest) -> bool:
     """Whether a prompt has only texts, so that its size is known without rendering it."""
     chat = request.chat
     return (chat is None or not chat.tools) and not any(
-        message.tool_calls or message.tool_call_id or message.reasoning for message in request.messages or ()
+        message.tool_calls or message.tool_call_id or message.reasoning or message.media
+        for message in request.messages or ()
     )

@@ -168,6 +168,12 @@ class Metrics:
             API,
             WORKER,
         )
+        self.jobs_deferred = new.counter(
+            "headrace_jobs_deferred_total",
+            "Times a job was put back into the queue because its upstream was busy before the first token.",
+            (MODEL, Label("reason", ("rate_limit", "server_error", "timeout", "unreachable", "broken"))),
+            WORKER,
+        )
         self.rescues = new.counter(
             "headrace_rescues_total", "Jobs requeued because their worker's lease expired.", (MODEL,), API, WORKER
         )
@@ -199,6 +205,13 @@ class Metrics:
         self.jobs_unreadable = new.scraped(
             "headrace_jobs_unreadable",
             "Queued jobs that are withheld because a worker's version cannot read them; part of the waiting jobs.",
+            (MODEL,),
+            API,
+            aggregation=Aggregation.MAX,
+        )
+        self.deferred_jobs = new.scraped(
+            "headrace_deferred_jobs",
+            "Queued jobs that wait because their upstream was busy; part of the waiting jobs.",
             (MODEL,),
             API,
             aggregation=Aggregation.MAX,

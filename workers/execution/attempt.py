@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
 from shared.domain.errors import ErrorCode, InvalidRequest
-from shared.domain.events import Delta, EventType, seq_before
+from shared.domain.events import Delta, EventType, UpstreamState, seq_before
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
-from shared.domain.result import CANCELLED, LATE, build_result, exhausted
+from shared.domain.result import CANCELLED, LATE, build_result, cannot_continue, exhausted
 from shared.domain.suspects import Verdict, kills_late
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
@@ -24,8 +24,20 @@ from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, AttemptTrace, Traces
-from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted
+from workers.engines.base import (
+    NO_PRIOR,
+    CannotContinue,
+    Engine,
+    EngineDead,
+    EngineError,
+    Prior,
+    PromptInfo,
+    Restarted,
+    UpstreamBusy,
+)
+from workers.engines.resume import Resume
 from workers.execution.compilations import Compilations
+from workers.execution.deferral import deferral_s, timer_s
 from workers.execution.job_metrics import JobMetrics
 from workers.execution.log_writer import LogBuffer, LogWriter
 
@@ -33,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RETRY_S = (0.1, 2.0)
+# Longest wait for an upstream to confirm that it cancels a request.
+CANCEL_S = 5.0
 
 
 class InterruptReason(StrEnum):
@@ -68,7 +82,8 @@ class AttemptContext:
     """What the attempts of one worker share.
 
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
-    `compilations`, structured outputs are not compiled here.
+    `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
+    `provider`.
     """
 
     worker: str
@@ -83,6 +98,7 @@ class AttemptContext:
     metrics: Metrics
     traces: Traces = NO_TRACES
     compilations: Compilations | None = None
+    provider: str | None = None
 
 
 class JobAttempt:
@@ -97,7 +113,7 @@ class JobAttempt:
     ) -> None:
         """`judge` decides what the death of the engine means for the job; `on_cleared` is called once it is no suspect
         any more."""
-        self.job = job
+        self.job = replace(job, request=job.request.for_provider(context.provider))
         # On the monotonic clock, as is `_submitted_at`, when the engine received the request.
         self.claimed_at = time.monotonic()
         self.interrupt_reason: InterruptReason | None = None
@@ -108,6 +124,8 @@ class JobAttempt:
         self._suspect = job.suspect
         self._clearing: asyncio.Task[None] | None = None
         self._generated = False
+        # Whether readers may have seen output that the engine cannot continue.
+        self._stuck = False
         self._log = LogBuffer(job.id, job.attempt, context.metrics, job.model, counted=job.request.token_counts)
         self._transcript = Transcript(job.request.sampling.n)
         self._trace = AttemptTrace()
@@ -184,9 +202,14 @@ class JobAttempt:
             self._transcript = await Transcript.of(events, job.request.sampling.n)
             self._prior_tokens = self._transcript.tokens
             self._earlier_tokens = self._transcript.tokens_by_attempt
-            has_output = not self._transcript.empty or not events  # a lost log may have had output
-            if has_output and not (events and self._context.engine.resume_mode(job.request)):
-                self._restart()
+            if not events:
+                if len(job.attempts) > 1:  # not only deferred ones: the log is lost, with its output and its readers
+                    self._restart()
+            elif not (self._transcript.empty or self._complete):
+                mode = self._context.engine.resume_mode(job.request, self._prior)
+                self._stuck = mode is Resume.NONE and await self._shown()
+                if mode <= Resume.RESTART and not self._stuck:
+                    self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
         log.event(EventType.STARTED, started | {"fingerprint": self._context.engine.fingerprint})
         logger.info(
@@ -194,6 +217,23 @@ class JobAttempt:
             job.id, job.model, job.attempt, self._context.worker, job.request_context.request_id, self._prior_tokens,
         )  # fmt: skip
         return True
+
+    @property
+    def _complete(self) -> bool:
+        """Whether every choice has its finish reason."""
+        return not self._transcript.empty and all(self._transcript.finish_reasons)
+
+    @property
+    def _prior(self) -> Prior:
+        """What earlier attempts emitted, as the engine needs it."""
+        transcript = self._transcript
+        # Attempts of versions that did not report a fingerprint count as comparable: a difference shows then.
+        comparable = transcript.fingerprints - {None} <= {self._context.engine.fingerprint}
+        return Prior(transcript.deltas(), comparable, transcript.upstream, transcript.cursor)
+
+    async def _shown(self) -> bool:
+        """Whether a reader may have seen the output so far."""
+        return await self._retry(lambda: self._context.logs.shown(self.job.id), "log")
 
     def _restart(self) -> None:
         """Discard the output so far, here and at the readers."""
@@ -222,26 +262,36 @@ class JobAttempt:
 
     async def _publish_output(self) -> None:
         job = self.job
-        prior = self._transcript.deltas()
-        if prior and all(self._transcript.finish_reasons):
+        if self._complete:
             return  # an earlier attempt ended after its last token, before it wrote the row
+        if self._stuck:
+            raise CannotContinue
         if self._context.compilations is None:
-            await self._submit(prior, lambda: None)
+            await self._submit(lambda: None)
         else:
             async with self._context.compilations.turn(job) as compiled:
-                await self._submit(prior, compiled)
+                await self._submit(compiled)
 
-    async def _submit(self, prior: Sequence[Delta], compiled: Callable[[], None]) -> None:
+    async def _submit(self, compiled: Callable[[], None]) -> None:
         """Generate the rest of the answer. `compiled` is called at the engine's first output."""
-        job, engine = self.job, self._context.engine
+        engine = self._context.engine
         if engine.dead:
             raise EngineDead
         self._submitted_at = time.monotonic()
         self._metrics.submitted(self._submitted_at - self.claimed_at)
         self._trace.generation_started(self._database_now(), self._prior_tokens)
-        # Attempts of versions that did not report a fingerprint count as comparable: a difference shows then.
-        comparable = self._transcript.fingerprints - {None} <= {engine.fingerprint}
-        outputs = engine.generate(f"{job.id}-{job.attempt}", job.request, prior, comparable=comparable)
+        try:
+            await self._relay(self._prior, compiled)
+        except CannotContinue:
+            if await self._shown():
+                raise
+            self._restart()
+            await self._relay(NO_PRIOR, compiled)
+
+    async def _relay(self, prior: Prior, compiled: Callable[[], None]) -> None:
+        """Publish what the engine emits after `prior`."""
+        job = self.job
+        outputs = self._context.engine.generate(f"{job.id}-{job.attempt}", job.request, prior)
         async with aclosing(outputs):
             async for item in outputs:
                 compiled()
@@ -252,6 +302,10 @@ class JobAttempt:
                         self._reported_usage = item
                     case Restarted():
                         self._restart()
+                    case UpstreamState():
+                        self._transcript.upstream = item
+                        self._log.upstream(item)
+                        self._context.log_writer.schedule(self._log)
                     case _:
                         self._publish(item)
 
@@ -267,17 +321,22 @@ class JobAttempt:
         if delta.tokens and not self._generated:
             self._generated = True
             # The first token of a job that may kill late does not clear it.
-            if self._suspect and not kills_late(self.job.exposures, self._context.max_attempts):
-                self._clearing = asyncio.create_task(self._clear(), name=f"clear-{self.job.id}")
+            cleared = self._suspect and not kills_late(self.job.exposures, self._context.max_attempts)
+            if cleared or self.job.deferred_since is not None:
+                self._clearing = asyncio.create_task(self._record_token(cleared), name=f"token-{self.job.id}")
+        if delta.opaque:
+            delta.opaque = self._transcript.placed(delta)
         self._transcript.add(delta)
         self._log.delta(delta)
         self._context.log_writer.schedule(self._log)
 
-    async def _clear(self) -> None:
-        """Record that the job is not a suspect any more."""
-        await self._retry(lambda: self._context.store.clear_suspect(self.job.id, self.job.attempt), "row")
-        self._suspect = False
-        self._on_cleared()
+    async def _record_token(self, cleared: bool) -> None:
+        """Record that the job is not deferred any more and, if `cleared`, no suspect."""
+        job, store = self.job, self._context.store
+        await self._retry(lambda: store.record_token(job.id, job.attempt, cleared=cleared), "row")
+        if cleared:
+            self._suspect = False
+            self._on_cleared()
 
     async def _finish(self) -> JobStatus | None:
         """End or requeue the job, depending on how the generation ended."""
@@ -300,6 +359,8 @@ class JobAttempt:
             return await self._requeue(AttemptOutcome.HANDED_BACK)
         if self.interrupt_reason is InterruptReason.CLAIM_LOST:
             return None
+        if isinstance(error, UpstreamBusy) and self._first_token_at is None:
+            return await self._defer(error)
         requeue_outcome = _REQUEUE_OUTCOMES.get(self.interrupt_reason) if self.interrupt_reason is not None else None
         if cancelled and requeue_outcome is not None:
             return await self._requeue(requeue_outcome)
@@ -308,6 +369,8 @@ class JobAttempt:
     def _status(self, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
         if isinstance(error, InvalidRequest):
             return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message, error.param)
+        if isinstance(error, CannotContinue):
+            return JobStatus.FAILED, cannot_continue(self._prior_tokens)
         if isinstance(error, EngineError):
             return JobStatus.FAILED, Failure(error.code, error.message)
         if error is not None:
@@ -357,7 +420,17 @@ class JobAttempt:
             usage.prompt_tokens, usage.completion_tokens,
             round((result.finished_at - job.created_at).total_seconds() * 1000),
         )  # fmt: skip
+        if status is JobStatus.CANCELLED and self._transcript.upstream is not None:
+            await self._cancel_upstream(self._transcript.upstream)
         return status
+
+    async def _cancel_upstream(self, state: UpstreamState) -> None:
+        """Tell the upstream to stop a request that nothing will resume."""
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await self._context.engine.cancel(state)
+        except Exception as error:
+            logger.warning("job=%s cannot cancel the upstream's request: %s", self.job.id, type(error).__name__)
 
     async def _requeue(self, outcome: AttemptOutcome, death: Verdict | None = None) -> JobStatus | None:
         """Return the job to the queue with its output so far; a job that is being cancelled ends instead."""
@@ -386,6 +459,30 @@ class JobAttempt:
         context.send(to_front(Hint(job.id, job.model, job.priority)))
         return None
 
+    async def _defer(self, busy: UpstreamBusy) -> JobStatus | None:
+        """Return the job to the queue for a while, as if it had not run; if it cannot wait, it fails.
+
+        The message is sent again from here. If this worker dies meanwhile, redelivery finds the job.
+        """
+        job, context = self.job, self._context
+        delay_s = deferral_s(job, busy, self._database_now())
+        if delay_s is None:
+            return await self._end(*self._status(busy))
+        self._log.seal()
+        context.log_writer.schedule(self._log)
+        if not await self._retry(lambda: context.store.defer(job.id, job.attempt, delay_s), "row"):
+            return await self._end(JobStatus.CANCELLED, CANCELLED)
+        self._metrics.deferred(busy.reason)
+        self._trace.ended(self._database_now(), AttemptOutcome.DEFERRED, 0, 0)
+        logger.info(
+            "job=%s model=%s attempt=%d worker=%s request=%s deferred for %.1f s: %s",
+            job.id, job.model, job.attempt, context.worker, job.request_context.request_id, delay_s, busy.reason,
+        )  # fmt: skip
+        # To the front of its own priority: its turn had come before.
+        hint = Hint(job.id, job.model, job.priority, front=True)
+        asyncio.get_running_loop().call_later(timer_s(delay_s), context.send, hint)
+        return None
+
     async def _retry(self, call: Callable[[], Awaitable[T]], what: str) -> T:
         """Await `call` until the database and Redis are available; the job's output waits in memory meanwhile."""
         delay = RETRY_S[0]
@@ -402,7 +499,7 @@ class JobAttempt:
     @property
     def _tokens(self) -> int:
         """Tokens that this attempt generated."""
-        return self._usage().completion_tokens - self._prior_tokens
+        return max(0, self._usage().completion_tokens - self._prior_tokens)
 
     def _usage(self) -> Usage:
         """The usage that the upstream reported, if it did; otherwise as counted here."""

@@ -7,6 +7,7 @@ from datetime import datetime
 from shared.domain.job import AttemptOutcome, Job
 from shared.domain.result import JobResult
 from shared.telemetry.metrics import Metrics, priority_label
+from workers.engines.base import BusyReason
 
 
 class JobMetrics:
@@ -43,6 +44,11 @@ class JobMetrics:
     def attempt_ended(self, outcome: AttemptOutcome) -> None:
         """Record the end of the attempt, if it still owned its job."""
         self._metrics.attempts.labels(self._model, outcome).inc()
+
+    def deferred(self, reason: BusyReason) -> None:
+        """Record that the job was deferred."""
+        self._metrics.attempts.labels(self._model, AttemptOutcome.DEFERRED).inc()
+        self._metrics.jobs_deferred.labels(self._model, reason.value).inc()
 
     def job_ended(self, result: JobResult) -> None:
         """Record the end of the job, if this attempt wrote it."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from shared.domain.events import Delta, Event, EventType, delta_event, event, merge_deltas
+from shared.domain.events import Delta, Event, EventType, UpstreamState, delta_event, event, merge_deltas
 from shared.postgres.claim_store import Claim
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
 from shared.runtime.aio import wait_for_event
@@ -46,7 +46,7 @@ class LogBuffer:
     ttl_s: int = RUNNING_TTL_S
     # Whether delta events include their number of tokens.
     counted: bool = False
-    # Whether the next events are written without delay: the start, the first text or the end.
+    # Whether the next events are written without delay: the start, an upstream's request, the first text or the end.
     urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
     _pending: dict[int, list[Delta]] = field(default_factory=dict)
@@ -68,6 +68,11 @@ class LogBuffer:
         self.seal()
         self.seq += 1
         self.events.append(event(self.seq, kind, payload))
+
+    def upstream(self, state: UpstreamState) -> None:
+        """Add the upstream's request that generates what follows."""
+        self.event(EventType.UPSTREAM, state.payload())
+        self.urgent = True
 
     def seal(self) -> None:
         """Turn the pending deltas into events.
@@ -279,16 +284,22 @@ class LogWriter:
 
 
 def _groups(deltas: list[Delta]) -> Iterator[list[Delta]]:
-    """Divide deltas into those of one event, so that no event is much larger than `EVENT_BYTES`."""
+    """Divide deltas into those of one event, so that no event is much larger than `EVENT_BYTES`.
+
+    Reasoning precedes the text and the calls of its event, and opaque parts follow all else.
+    """
     if len(deltas) == 1:
         yield deltas
         return
     first = size = 0
+    answered = closed = False
     for position, delta in enumerate(deltas):
         size += delta.size
-        if size > EVENT_BYTES and position > first:
+        if (size > EVENT_BYTES or closed or (answered and delta.reasoning)) and position > first:
             yield deltas[first:position]
-            first, size = position, delta.size
+            first, size, answered = position, delta.size, False
+        answered = answered or bool(delta.text or delta.tool_calls)
+        closed = bool(delta.opaque)
     yield deltas[first:]
 
 

@@ -91,7 +91,10 @@ class Redelivery:
                 )
         for priority, claimed in list(self._runner.last_claimed.items()):
             before = id_before(claimed, PASSED_OVER_S)
-            found += map(to_front, await self._store.queued_before(self._model, priority, before, limit=limit))
+            passed_over = await self._store.queued_before(
+                self._model, priority, before, due_for_s=PASSED_OVER_S, limit=limit
+            )
+            found += map(to_front, passed_over)
         return self._not_here(found)
 
     def _not_here(self, hints: list[Hint]) -> list[Hint]:

@@ -5,11 +5,16 @@ A request that needs something else is refused when it is submitted. The names a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import PlainSerializer
 
 from shared.domain.request import MAX_CHOICES, MAX_LOGPROBS, ChatOptions, Sampling, StructuredOutputs
 
+_Name = TypeVar("_Name", bound=str)
+# A sorted list in JSON.
+_Set = Annotated[frozenset[_Name], PlainSerializer(sorted, return_type=list[_Name])]
 Modality = Literal["text", "image", "file"]
 ToolChoiceKind = Literal["none", "auto", "required", "named"]
 
@@ -57,19 +62,14 @@ class Capabilities:
     token_counting: bool = False
     signed_reasoning: bool = False
     tools: bool = False
-    tool_choices: frozenset[ToolChoiceKind] = ALL_TOOL_CHOICES
-    structures: frozenset[str] = frozenset()
+    tool_choices: _Set[ToolChoiceKind] = ALL_TOOL_CHOICES
+    structures: _Set[str] = frozenset()
     max_choices: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    modalities: frozenset[Modality] = TEXT_ONLY
-    sampling: frozenset[str] = OPENAI_SAMPLING
-    chat_options: frozenset[str] = frozenset()
-
-    def view(self) -> dict[str, Any]:
-        """The JSON form, with sorted lists for sets."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in values.items()}
+    modalities: _Set[Modality] = TEXT_ONLY
+    sampling: _Set[str] = OPENAI_SAMPLING
+    chat_options: _Set[str] = frozenset()
 
 
 # What this API has, of a model that runs in the worker.

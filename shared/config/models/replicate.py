@@ -53,7 +53,7 @@ class ReplicateInput(BaseModel):
         None, description="The input for system messages; without it they are part of the conversation."
     )
     parameters: dict[ParameterName, InputName] = Field(
-        default_factory=lambda: {"max_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p"},
+        default={"max_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p"},
         description="The parameters that the model takes, with the names of its inputs.",
     )
     stop_as: Literal["list", "commas"] = Field("commas", description="How the stop strings are sent.")

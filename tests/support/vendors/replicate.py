@@ -13,7 +13,7 @@ or after the one named by Last-Event-ID.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -71,7 +71,7 @@ class ReplicateVendor(Vendor):
         # The same, once a stream has been opened.
         self.overrides_after_stream: dict[str, Any] = {}
         # How an event's id is made of its position.
-        self.event_id = lambda position: f"{EPOCH}:{position}"
+        self.event_id: Callable[[int], str] = lambda position: f"{EPOCH}:{position}"
 
     def routes(self) -> Iterable[web.RouteDef]:
         return [

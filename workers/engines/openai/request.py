@@ -6,14 +6,12 @@ does not have is sent under vLLM's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, StructuredOutputs
-from shared.runtime.time_slice import TimeSlice
+from shared.domain.request import ChatOptions, Function, GenerateRequest, StructuredOutputs
+from workers.engines.openai.messages import encoded_messages
 
 # Required by OpenAI's API; not shown to anyone.
 SCHEMA_NAME = "answer"
@@ -46,7 +44,7 @@ async def request_body(request: GenerateRequest, *, max_tokens_field: str) -> di
         if request.structured_outputs is not None:
             body["structured_outputs"] = _vllm_names(request.structured_outputs)
         return body
-    body["messages"] = await _encoded(request.messages)
+    body["messages"] = await encoded_messages(request.messages)
     if request.logprobs is not None:
         body["logprobs"] = True
         if request.logprobs:
@@ -80,17 +78,6 @@ def _response_format(output: StructuredOutputs) -> dict[str, Any]:
 def _vllm_names(output: StructuredOutputs) -> dict[str, Any]:
     fields = output.model_dump(exclude_none=True)
     return {("json" if name == "json_schema" else name): value for name, value in fields.items()}
-
-
-async def _encoded(messages: Sequence[Message]) -> orjson.Fragment:
-    """Encode messages, of which there may be thousands, with time for other tasks in between."""
-    encoded = []
-    slice_ = TimeSlice()
-    for message in messages:
-        encoded.append(message.model_dump_json(exclude_none=True))
-        if slice_.over:
-            await slice_.give_way()
-    return orjson.Fragment(f"[{','.join(encoded)}]")
 
 
 def _options(chat: ChatOptions) -> dict[str, Any]:

@@ -102,17 +102,17 @@ class PredictionExchange(Exchange):
             self.parser.lenient = True
         return self._state()
 
-    def refused(self, status: int) -> Call | Exception | None:
+    def instead(self, status: int) -> Call | None:
         reader = self.parser
-        if self._step == "cancel":
-            return reader.giving_up
+        if self._step == "cancel" and reader.giving_up is not None:
+            raise reader.giving_up
         if self._step == "stream" and status < 500:
             logger.warning("prediction=%s its stream cannot be read (HTTP %d); polling instead", reader.id, status)
             reader.polls = True
             return self._state()
         if self._step == "state" and status in (404, 410):
             reader.lenient = True
-            return TransientError(GONE, f"HTTP {status}") if reader.finished else UpstreamError(GONE)
+            raise TransientError(GONE, f"HTTP {status}") if reader.finished else UpstreamError(GONE)
         return None
 
     def _stream(self) -> Call | None:

@@ -44,12 +44,12 @@ async def model_input(
         return values
     messages = request.messages
     if names.system_prompt is not None:
-        system = [message.content for message in messages if message.role in _SYSTEM and message.content]
+        system = [message.text for message in messages if message.role in _SYSTEM and message.text]
         messages = [message for message in messages if message.role not in _SYSTEM]
         if system:
             values[names.system_prompt] = "\n\n".join(system)
     if names.conversation == "messages":
-        values[names.messages] = [{"role": message.role, "content": message.content or ""} for message in messages]
+        values[names.messages] = [{"role": message.role, "content": message.text} for message in messages]
     else:
         values[names.prompt] = _text(messages)
     return values
@@ -66,6 +66,6 @@ def _stop(strings: list[str], names: ReplicateInput) -> str | list[str]:
 def _text(messages: list[Message]) -> str:
     """A single message of the user as it is; otherwise each with the name of its role."""
     if len(messages) == 1 and messages[0].role == "user":
-        return messages[0].content or ""
-    lines = [f"{_NAMES[message.role]}: {message.content or ''}" for message in messages]
+        return messages[0].text
+    lines = [f"{_NAMES[message.role]}: {message.text}" for message in messages]
     return "\n\n".join([*lines, "Assistant:"])

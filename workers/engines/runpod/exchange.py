@@ -66,17 +66,17 @@ class JobExchange(Exchange):
             reader.lenient = True
         return self._poll()
 
-    def refused(self, status: int) -> Call | Exception | None:
+    def instead(self, status: int) -> Call | None:
         reader = self.parser
         self._answered = True
-        if self._step == "cancel":
-            return reader.giving_up
+        if self._step == "cancel" and reader.giving_up is not None:
+            raise reader.giving_up
         if self._step == "stream" and status in (404, 405, 410):
             self._streams = False
             return self._poll()
         if self._step == "status" and status in (404, 410):
             reader.lenient = True
-            return TransientError(GONE, f"HTTP {status}") if reader.finished else UpstreamError(GONE)
+            raise TransientError(GONE, f"HTTP {status}") if reader.finished else UpstreamError(GONE)
         return None
 
     def _poll(self) -> Call:

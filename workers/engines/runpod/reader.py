@@ -194,24 +194,24 @@ class JobReader:
             yield from self._finish(self._output)
             return
         whole, unsent = self._new_parser(), self._emitted.unsent()
+        is_same = bool(output) or not self.lossy
         try:
             for item in output if isinstance(output, list) else (output,):
                 for delta in whole.feed(item):
                     if (rest := unsent.rest(delta)) is not None:
                         yield from self._emit(rest)
         except Differs:
-            whole = None
-        if whole is not None and whole.failure is not None:
-            return self._fail(whole.failure)
-        is_kept = bool(output) or not self.lossy
-        if whole is not None and unsent.complete and is_kept:
+            is_same = False
+        if whole.failure is not None:
+            self._fail(whole.failure)
+        elif is_same and unsent.complete:
             yield from self._finish(whole)
         elif not self.lossy:  # the worker does not aggregate its outputs
             yield from self._finish(self._output)
-        elif self.begun:
+        elif self.begun or not self._continues:
             self._fail(UpstreamError(CHANGED))
         else:
-            self._fail(CannotContinue() if self._continues else UpstreamError(CHANGED))
+            self._fail(CannotContinue())
 
     def _finish(self, parser: OutputParser) -> Iterator[Delta]:
         for delta in parser.end():

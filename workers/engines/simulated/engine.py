@@ -16,17 +16,17 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta, merge_deltas
+from shared.domain.events import Delta, UpstreamState, merge_deltas
 from shared.domain.logprobs import encode_entry
 from shared.domain.request import GenerateRequest
 from shared.runtime.offload import INLINE_BYTES, off_loop
 from shared.runtime.time_slice import TimeSlice
 from workers.engines import prompt_logprobs
-from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted
+from workers.engines.base import NO_PRIOR, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.resume import Resume
 from workers.engines.simulated.script import Script, logprob_entries, sampled_candidate, script_of
 from workers.engines.token_boundaries import TokenBoundaries
@@ -73,16 +73,19 @@ class SimulatedEngine:
     async def stop(self) -> None:
         pass
 
-    def resume_mode(self, request: GenerateRequest) -> Resume:
-        return Resume.EXACT if request.sampling.n == 1 else Resume.NONE
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
+        return Resume.EXACT if request.sampling.n == 1 else Resume.RESTART
+
+    async def cancel(self, state: UpstreamState) -> None:
+        """There is no upstream."""
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
+        self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
-        options = self._options
+        options, emitted = self._options, prior.deltas
         prompt, prompt_tokens, choices = await off_loop(_size(request), _read, request, options)
         self._requests += 1
         try:
@@ -94,17 +97,17 @@ class SimulatedEngine:
             if options.die_on and options.die_on in prompt:
                 self._died.set()
             yield PromptInfo(prompt_tokens)
-            if prompt_logprobs.may_be_incomplete(request, prior):
+            if prompt_logprobs.may_be_incomplete(request, emitted):
                 yield Restarted()
-                prior = ()
+                emitted = ()
             slice_ = TimeSlice()
-            if request.echo and not prior:
+            if request.echo and not emitted:
                 for choice in choices:
                     for echoed in _echo(choice.index, prompt, request):
                         yield echoed
                         if slice_.over:
                             await slice_.give_way()
-            resumed_tokens = sum(len(delta.token_ids) for delta in prior)
+            resumed_tokens = sum(len(delta.token_ids) for delta in emitted)
             for choice in choices:
                 choice.skip(resumed_tokens)
             began, generated, itl_s = time.monotonic(), 0, options.itl_ms / 1000
@@ -267,7 +270,7 @@ def _echo(index: int, prompt: str, request: GenerateRequest) -> Iterator[Delta]:
     text = prompt
     if request.messages is not None:
         last = request.messages[-1] if request.messages else None
-        text = (last.content or "") if last is not None and last.role == "assistant" else ""
+        text = last.text if last is not None and last.role == "assistant" else ""
     if not text:
         return
     words = [match[0].encode() for match in re.finditer(r"\s*\S+|\s+$", prompt)] if request.logprobs is not None else []
@@ -287,7 +290,7 @@ def _size(request: GenerateRequest) -> int:
         return INLINE_BYTES + 1
     if request.messages is None:
         return len(request.prompt or "")
-    return sum(len(message.content or "") for message in request.messages)
+    return sum(len(message.text) for message in request.messages)
 
 
 def _read(request: GenerateRequest, options: SimulatedOptions) -> tuple[str, int, list[_Choice]]:
@@ -334,4 +337,4 @@ def _prompt_text(request: GenerateRequest) -> str:
         return " ".join([" ".join(map(str, ids[start : start + PIECE])) for start in range(0, len(ids), PIECE)])
     if request.messages is None:
         return request.prompt or ""
-    return "\n".join(f"{message.role}: {message.content or ''}" for message in request.messages)
+    return "\n".join(f"{message.role}: {message.text}" for message in request.messages)

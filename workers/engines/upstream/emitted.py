@@ -53,7 +53,7 @@ class Unsent:
         """
         if not self._emitted:
             return delta
-        calls = tuple(left for call in delta.tool_calls if (left := self._left_of_call(delta.index, call)))
+        calls = tuple(rest for call in delta.tool_calls if (rest := self._left_of_call(delta.index, call)))
         left = replace(
             delta,
             text=self._left((delta.index, "text", 0), delta.text),

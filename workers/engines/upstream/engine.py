@@ -1,7 +1,7 @@
 """Relays requests to another server. A subclass implements the server's API.
 
-Failures before the first token are retried. A stream that breaks later fails its job, because only the upstream could
-resume it. Error messages for clients contain neither URLs nor keys; the log has the details.
+Failures before the first token are retried. A stream that breaks later fails its job, unless the upstream can resume
+it. Error messages for clients contain neither URLs nor keys; the log has the details.
 """
 
 from __future__ import annotations
@@ -79,10 +79,11 @@ class UpstreamEngine(ABC):
 
     @abstractmethod
     async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
-        """The requests for a job, and the parser of their answers.
+        """The requests for a job that continues after `prior`, and the parser of their answers.
 
         Raises:
             InvalidRequest: the server's API cannot express the job.
+            CannotContinue: `prior` has output, and the server's API cannot continue it.
         """
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -125,8 +126,11 @@ class UpstreamEngine(ABC):
     async def stop(self) -> None:
         await self._session.close()
 
-    def resume_mode(self, request: GenerateRequest) -> Resume:
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         return Resume.NONE
+
+    async def cancel(self, state: UpstreamState) -> None:  # noqa: B027  # most upstreams see that the connection closes
+        """Nothing to do: the upstream stops when the connection is closed."""
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)
@@ -158,11 +162,10 @@ class UpstreamEngine(ABC):
                                 if refused := self._refused_by(response.status, content, parameters, replacements):
                                     replacements |= refused
                                     continue
-                                instead = exchange.refused(response.status)
-                                if isinstance(instead, Call):
-                                    call = instead
+                                if (other := exchange.instead(response.status)) is not None:
+                                    call = other
                                     continue
-                                raise instead or self._status_error(request_id, response, content, request, body)
+                                raise self._status_error(request_id, response, content, request, body)
                             self._refused.remember(replacements)
                             finished_at = 0.0
                             while not (reply.done or exchange.over):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from workers.engines.base import EngineError
 from workers.engines.upstream.errors import ErrorBody
@@ -57,10 +57,10 @@ class ReplyParser(Protocol):
     def usage(self) -> Usage | None:
         """The usage that the upstream reported."""
 
-    def feed(self, data: bytes) -> Iterator[Delta]:
+    def feed(self, data: bytes) -> Iterator[Delta | UpstreamState]:
         """Parse the bytes of one read. Each delta takes little time."""
 
-    def end(self) -> Iterator[Delta]:
+    def end(self) -> Iterator[Delta | UpstreamState]:
         """Parse what is left at the end of a response's body. Called again, it yields nothing."""
 
 
@@ -85,15 +85,17 @@ class Exchange(ABC):
         """
         return None
 
-    def resume(self) -> Call | None:
-        """The request that continues the answer after its connection broke; None if the upstream offers none."""
+    def instead(self, status: int) -> Call | None:
+        """The request that replaces the last one, which the upstream refused with this status; None: it is an error.
+
+        Raises:
+            CannotContinue: there is output, and the upstream cannot continue it.
+            EngineError, TransientError: the status means more here than it says.
+        """
         return None
 
-    def refused(self, status: int) -> Call | Exception | None:
-        """What follows an error status: another request, or an error that says more than the status.
-
-        None: the error of the response.
-        """
+    def resume(self) -> Call | None:
+        """The request that continues the answer after its connection broke; None if the upstream offers none."""
         return None
 
 

@@ -121,7 +121,7 @@ class OutputBuilder:
         messages, chat = self._request.messages or [], self._request.chat
         if not messages or (messages[-1].role != "assistant" and (chat is None or chat.add_generation_prompt)):
             return ""
-        return messages[-1].content or ""
+        return messages[-1].text
 
 
 def is_empty(delta: Delta) -> bool:

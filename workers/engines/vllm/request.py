@@ -20,7 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from shared.config.models.vllm import ChatSettings, VllmModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import ChatOptions, GenerateRequest
+from shared.domain.request import ChatOptions, GenerateRequest, Message
 from workers.engines.vllm.parsing import Parsing
 
 # vLLM's validation error is a ValueError in only some of the supported versions.
@@ -151,7 +151,7 @@ class Renderer:
             return completion, await self._renderer.render_completion(completion)
         if request.logprobs is not None:
             fields |= {"logprobs": True, "top_logprobs": request.logprobs}
-        messages: list[Any] = [message.model_dump(exclude_none=True) for message in request.messages]
+        messages = [_vllm_message(message) for message in request.messages]
         chat = ChatCompletionRequest(messages=messages, **fields, **_chat_options(request.chat or ChatOptions()))
         rendered = await self._renderer.render_chat(chat)
         return chat, rendered[1] if isinstance(rendered, tuple) else rendered
@@ -255,6 +255,12 @@ def _renderer_settings(chat: ChatSettings) -> dict[str, Any]:
     if chat.tool_strict_level is not None:
         settings["tool_strict_level"] = chat.tool_strict_level
     return settings
+
+
+def _vllm_message(message: Message) -> Any:
+    """A message as vLLM takes it. Models are served for text only, so a content of several parts has texts."""
+    fields = message.model_dump(exclude_none=True, exclude={"content", "opaque"})
+    return fields if message.content is None else {**fields, "content": message.text}
 
 
 def _chat_options(chat: ChatOptions) -> dict[str, Any]:

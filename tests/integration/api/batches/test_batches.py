@@ -118,7 +118,7 @@ class World:
 
     async def finish(self, job: Job, status: JobStatus = JobStatus.COMPLETED, failure: Failure | None = None) -> None:
         assert job.request.messages is not None
-        output = output_of(Choice(0, (job.request.messages[0].content or "").upper(), "stop"))
+        output = output_of(Choice(0, job.request.messages[0].text.upper(), "stop"))
         now = datetime.now(UTC)
         attempts = tuple(replace(attempt, ended_at=now, outcome=status.value) for attempt in job.attempts)
         ending = JobResult(status, now, output, Usage(3, 1, 2), failure, now, attempts, b"")

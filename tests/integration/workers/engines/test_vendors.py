@@ -16,20 +16,13 @@ from shared.domain.job import Choice, ToolCall, Usage
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from tests.support.metrics import worker_metrics
 from tests.support.transcripts import choices_of
-from tests.support.vendors.openai import OpenAIVendor
-from tests.support.vendors.replicate import ReplicateVendor
-from tests.support.vendors.runpod import RunpodVendor
+from tests.support.vendors.catalog import VENDORS
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
 from workers.engines.base import EngineError, PromptInfo
 from workers.engines.factory import make_engine
 from workers.engines.upstream.engine import UpstreamEngine
 
-VENDORS: dict[str, type[Vendor]] = {
-    "openai": OpenAIVendor,
-    "replicate": ReplicateVendor,
-    "runpod": RunpodVendor,
-}
 ASK = GenerateRequest(messages=[Message(role="user", content="Hello")], sampling=Sampling(max_tokens=50))
 WEATHER = Tool(function=Function(name="weather", parameters={"type": "object"}))
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

@@ -20,6 +20,7 @@ def test_the_stored_names_of_outcomes_do_not_change() -> None:
         "set_aside",
         "engine_lost",
         "worker_lost",
+        "deferred",
     }
 
 

@@ -1,0 +1,147 @@
+"""Rejects, at submit, requests that their model cannot serve.
+
+The error names the parameter and the models that can serve the request. Nothing is dropped silently: an engine never
+receives a parameter that it would ignore. Values without effect are accepted by every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from shared.config.models.capabilities import Capabilities, ToolChoiceKind
+from shared.config.models.loader import Registry
+from shared.domain.errors import InvalidRequest
+from shared.domain.request import ChatOptions, GenerateRequest, Sampling
+
+# Values that mean the same as no value.
+_NEUTRAL_SAMPLING: Mapping[str, tuple[Any, ...]] = {
+    "top_p": (1,),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+}
+_NEUTRAL_CHAT_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    # Clients that want no reasoning also send this to models that never reason.
+    "reasoning_effort": ("none",),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+}
+_SAMPLING_DEFAULTS = {
+    name: field.get_default(call_default_factory=True) for name, field in Sampling.model_fields.items()
+}
+_CHAT_DEFAULTS = {
+    name: field.get_default(call_default_factory=True) for name, field in ChatOptions.model_fields.items()
+}
+_STRUCTURE_NAMES = {
+    "json_schema": "JSON schemas",
+    "json_object": "JSON objects",
+    "regex": "regular expressions",
+    "choice": "choices",
+    "grammar": "grammars",
+    "structural_tag": "structural tags",
+}
+
+
+class Need(NamedTuple):
+    """Something that a request needs: the parameter, what it asks for, and whether a model can do it."""
+
+    param: str
+    what: str
+    met: Callable[[Capabilities], bool]
+
+
+class CapabilityCheck:
+    """Checks requests against the capabilities of their model."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def check(self, model: str, request: GenerateRequest) -> None:
+        """Raise `InvalidRequest` if the model cannot serve the request."""
+        found = self._registry[model].capabilities
+        missing = next((need for need in needs(request) if not need.met(found)), None)
+        if missing is None:
+            return
+        all_needs = list(needs(request))
+        able = [
+            name
+            for name, spec in self._registry.models.items()
+            if all(need.met(spec.capabilities) for need in all_needs)
+        ]
+        others = f"models that can serve this request: {', '.join(able)}" if able else "no model here can"
+        raise InvalidRequest(
+            f"{missing.param}: the model `{model}` does not support {missing.what}; {others}", param=missing.param
+        )
+
+
+def needs(request: GenerateRequest) -> Iterator[Need]:
+    """What a request needs of a model, beside an answer in text to a conversation."""
+    if request.prompt is not None:
+        yield Need("prompt", "prompts without a conversation", lambda model: model.raw_prompts)
+        if isinstance(request.prompt, list):
+            yield Need("prompt", "prompts of token ids", lambda model: model.token_prompts)
+    yield from _sampling(request.sampling)
+    if request.structured_outputs is not None:
+        for name, value in request.structured_outputs:
+            if value is not None and value is not False:
+                yield Need("structured_outputs", _STRUCTURE_NAMES[name], _has("structures", name))
+    if request.logprobs is not None:
+        yield from _logprobs("logprobs", "", request.logprobs, lambda model: model.logprobs)
+    if request.prompt_logprobs is not None:
+        yield from _logprobs(
+            "prompt_logprobs", " of the prompt", request.prompt_logprobs, lambda model: model.prompt_logprobs
+        )
+    if request.echo:
+        yield Need("echo", "returning the prompt", lambda model: model.echo)
+    if request.chat is not None:
+        yield from _chat(request.chat)
+    if request.messages is not None:  # searched only for models without tools
+        yield Need("messages", "tool calls in earlier turns", lambda model: model.tools or not _has_calls(request))
+
+
+def _has(capability: str, name: str) -> Callable[[Capabilities], bool]:
+    return lambda model: name in getattr(model, capability)
+
+
+def _has_calls(request: GenerateRequest) -> bool:
+    return any(message.tool_calls or message.role == "tool" for message in request.messages or ())
+
+
+def _sampling(sampling: Sampling) -> Iterator[Need]:
+    if (n := sampling.n) > 1:
+        yield Need("n", f"{n} choices for one prompt", lambda model: n <= model.max_choices)
+    for name in sampling.model_fields_set:
+        if name in ("n", "max_tokens"):
+            continue
+        value = getattr(sampling, name)
+        if value != _SAMPLING_DEFAULTS[name] and value not in _NEUTRAL_SAMPLING.get(name, ()):
+            yield Need(name, "this parameter", _has("sampling", name))
+
+
+def _logprobs(param: str, of: str, number: int, limit_of: Callable[[Capabilities], int | None]) -> Iterator[Need]:
+    yield Need(param, f"log probabilities{of}", lambda model: limit_of(model) is not None)
+    yield Need(param, f"{number} alternatives for each token{of}", lambda model: number <= (limit_of(model) or 0))
+
+
+def _chat(chat: ChatOptions) -> Iterator[Need]:
+    if chat.tools:
+        yield Need("tools", "tools", lambda model: model.tools)
+        kind: ToolChoiceKind = "named" if isinstance(chat.tool_choice, dict) else chat.tool_choice or "auto"
+        what = "a tool choice that names a tool" if kind == "named" else f"the tool choice `{kind}`"
+        yield Need("tool_choice", what, lambda model: kind in model.tool_choices)
+    if chat.continue_final_message:
+        yield Need("continue_final_message", "continuing the last message", lambda model: model.prefill)
+    for name in chat.model_fields_set - _CHECKED_CHAT_OPTIONS:
+        value = getattr(chat, name)
+        if value == _CHAT_DEFAULTS[name] or value in _NEUTRAL_CHAT_OPTIONS.get(name, ()):
+            continue
+        if name == "add_generation_prompt" and chat.continue_final_message:
+            continue  # required with it
+        yield Need(name, "this parameter", _has("chat_options", name))
+
+
+_CHECKED_CHAT_OPTIONS = {"tools", "tool_choice", "continue_final_message", "include_reasoning"}

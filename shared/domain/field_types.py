@@ -1,0 +1,25 @@
+"""Types of fields that requests of all kinds have, and errors about fields."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+
+def contradiction(param: str, message: str) -> PydanticCustomError:
+    """An error about fields that are valid alone but not together; it is reported for one of them, `param`."""
+    return PydanticCustomError("contradiction", "{message}", {"param": param, "message": message})
+
+
+def unicode_text(text: str) -> str:
+    """Reject unpaired surrogates, which JSON can express but neither tokenizers nor databases accept."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be Unicode text; it has an unpaired surrogate") from None
+    return text
+
+
+UnicodeText = Annotated[str, AfterValidator(unicode_text)]

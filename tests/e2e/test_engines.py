@@ -1,0 +1,185 @@
+"""Each managed engine through the queue, in every dialect, with real processes and the vendors' stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from shared.domain.job import ToolCall, Usage
+from tests.conftest import Servers
+from tests.e2e.conftest import make_stack
+from tests.e2e.test_jobs import wait_for_end
+from tests.support.database import drop_database
+from tests.support.ports import free_port
+from tests.support.sse import follow, text_of
+from tests.support.stack import KEY, Stack
+from tests.support.vendors.catalog import VENDORS
+from tests.support.vendors.script import Script
+from tests.support.vendors.vendor import KEY as VENDOR_KEY
+from tests.support.vendors.vendor import Vendor
+
+PORTS = {name: free_port() for name in VENDORS}
+MESSAGES: Any = [{"role": "user", "content": "Hello"}]
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+ANSWER = Script(text=("né", "e 😀 ", "ü 漢字"), usage=Usage(7, 0, 3))
+TEXT = "".join(ANSWER.text)
+CALL = Script(text=(), calls=(ToolCall("call_1", "weather", '{"city": "Paris"}'),), finish="tool_calls")
+
+
+def entry(name: str) -> dict[str, object]:
+    """The entry of a vendor's model in models.yaml; the model has the vendor's name."""
+    vendor = VENDORS[name]()
+    vendor.url = f"http://127.0.0.1:{PORTS[name]}"
+    return vendor.spec().model_dump(mode="json", exclude_unset=True, by_alias=True) | {"name": name}
+
+
+@pytest.fixture(scope="module")
+def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The API and a worker for each vendor. Each test starts its own stand-in."""
+    models = [entry(name) for name in VENDORS]
+    stack = make_stack(servers, tmp_path_factory, "engines", models, VENDOR_API_KEY=VENDOR_KEY)
+    try:
+        stack.start_api()
+        for name in VENDORS:
+            stack.start_worker(name)
+        yield stack
+    finally:
+        stack.stop()
+        drop_database(servers.postgres_url, "stack_engines")
+
+
+@pytest.fixture(params=VENDORS)
+async def vendor(request: pytest.FixtureRequest, stack: Stack) -> AsyncIterator[Vendor]:
+    async with VENDORS[request.param]().serve(PORTS[request.param]) as vendor:
+        vendor.default = ANSWER
+        yield vendor
+
+
+@pytest.fixture
+def model(vendor: Vendor) -> str:
+    return next(name for name, kind in VENDORS.items() if kind is type(vendor))
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    async with stack.client() as client:
+        yield client
+
+
+@pytest.fixture
+async def sdk(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=KEY, max_retries=0) as sdk:
+        yield sdk
+
+
+@pytest.fixture
+async def claude(stack: Stack) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(base_url=stack.url, auth_token=KEY, max_retries=0) as sdk:
+        yield sdk
+
+
+async def test_jobs(client: httpx.AsyncClient, vendor: Vendor, model: str) -> None:
+    response = await client.post("/v1/jobs", json={"model": model, "messages": MESSAGES, "max_tokens": 50})
+    assert response.status_code == 202, response.text
+    job_id = response.json()["id"]
+    assert text_of(await follow(client, job_id)) == TEXT
+    done = await wait_for_end(client, job_id)
+    assert (done["status"], done["output_text"]) == ("completed", TEXT)
+    if vendor.usage:
+        assert (done["usage"]["prompt_tokens"], done["usage"]["completion_tokens"]) == (7, 3)
+    assert vendor.generated == 1
+
+
+async def test_chat(sdk: openai.AsyncOpenAI, vendor: Vendor, model: str) -> None:
+    complete = await sdk.chat.completions.create(model=model, messages=MESSAGES, max_tokens=50)
+    assert complete.choices[0].message.content == TEXT
+    stream = await sdk.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=50, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == TEXT
+    assert chunks[-1].usage is not None
+
+
+async def test_messages(claude: anthropic.AsyncAnthropic, vendor: Vendor, model: str) -> None:
+    complete = await claude.messages.create(model=model, messages=MESSAGES, max_tokens=50)
+    assert [block.text for block in complete.content if block.type == "text"] == [TEXT]
+    async with claude.messages.stream(model=model, messages=MESSAGES, max_tokens=50) as stream:
+        assert "".join([text async for text in stream.text_stream]) == TEXT
+
+
+async def test_responses(sdk: openai.AsyncOpenAI, vendor: Vendor, model: str) -> None:
+    complete = await sdk.responses.create(model=model, input="Hello", max_output_tokens=50)
+    assert complete.output_text == TEXT
+    stream = await sdk.responses.create(model=model, input="Hello", max_output_tokens=50, stream=True)
+    events = [event async for event in stream]
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == TEXT
+
+
+async def test_tool_calls(
+    sdk: openai.AsyncOpenAI, claude: anthropic.AsyncAnthropic, vendor: Vendor, model: str
+) -> None:
+    """A model without tools refuses them, and names the parameter and the models that have them."""
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+    vendor.default = CALL
+    if not vendor.tools:
+        with pytest.raises(openai.BadRequestError, match="tools") as caught:
+            await sdk.chat.completions.create(model=model, messages=MESSAGES, max_tokens=50, tools=[tool])
+        assert caught.value.param == "tools"
+        assert vendor.generated == 0
+        return
+    chat = await sdk.chat.completions.create(model=model, messages=MESSAGES, max_tokens=50, tools=[tool])
+    calls: Any = chat.choices[0].message.tool_calls
+    (call,) = calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"city": "Paris"})
+    assert chat.choices[0].finish_reason == "tool_calls"
+    theirs: Any = {"name": "weather", "input_schema": PARAMETERS}
+    message = await claude.messages.create(model=model, messages=MESSAGES, max_tokens=50, tools=[theirs])
+    (block,) = [block for block in message.content if block.type == "tool_use"]
+    assert (block.name, block.input, message.stop_reason) == ("weather", {"city": "Paris"}, "tool_use")
+
+
+async def test_a_batch(client: httpx.AsyncClient, vendor: Vendor, model: str) -> None:
+    body = {"model": model, "messages": MESSAGES, "max_tokens": 50}
+    lines = [
+        json.dumps({"custom_id": f"line-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body})
+        for number in range(3)
+    ]
+    upload = await client.post("/v1/files", files={"file": ("in.jsonl", "\n".join(lines))}, data={"purpose": "batch"})
+    created = await client.post(
+        "/v1/batches",
+        json={"input_file_id": upload.json()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+    )
+    assert created.status_code == 200, created.text
+    batch = created.json()
+    async with asyncio.timeout(30):
+        while batch["status"] not in ("completed", "failed"):
+            batch = (await client.get(f"/v1/batches/{batch['id']}")).json()
+    assert batch["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+    content = (await client.get(f"/v1/files/{batch['output_file_id']}/content")).text
+    answers = [json.loads(line)["response"]["body"] for line in content.splitlines()]
+    assert [answer["choices"][0]["message"]["content"] for answer in answers] == [TEXT] * 3
+
+
+async def test_a_cancel_reaches_the_vendor(client: httpx.AsyncClient, vendor: Vendor, model: str) -> None:
+    vendor.default = Script(hang_after=1)
+    response = await client.post("/v1/jobs", json={"model": model, "messages": MESSAGES, "max_tokens": 50})
+    job_id = response.json()["id"]
+    await vendor.arrived.wait()
+    async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as stream:
+        async for line in stream.aiter_lines():
+            if '"Hi' in line:
+                break
+    await client.post(f"/v1/jobs/{job_id}/cancel")
+    async with asyncio.timeout(15):
+        await vendor.cancelled.wait()
+    done = await wait_for_end(client, job_id)
+    assert (done["status"], done["output_text"]) == ("cancelled", "Hi ")
+    assert vendor.generated == 1

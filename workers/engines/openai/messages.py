@@ -1,0 +1,64 @@
+"""Encodes messages as Chat Completions has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from shared.domain.content import FilePart, ImagePart, TextPart
+from shared.domain.errors import InvalidRequest
+from shared.domain.request import Message
+from shared.runtime.time_slice import TimeSlice
+
+
+async def encoded_messages(messages: Sequence[Message]) -> orjson.Fragment:
+    """Encode messages, of which there may be thousands, with time for other tasks in between.
+
+    Raises:
+        InvalidRequest: a part of a content cannot be expressed.
+    """
+    encoded = []
+    slice_ = TimeSlice()
+    for message in messages:
+        if isinstance(message.content, list) or message.opaque:
+            encoded.append(orjson.dumps(_fields(message)).decode())
+        else:
+            encoded.append(message.model_dump_json(exclude_none=True))
+        if slice_.over:
+            await slice_.give_way()
+    return orjson.Fragment(f"[{','.join(encoded)}]")
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    fields = message.model_dump(exclude_none=True, exclude={"content", "opaque"})
+    if message.media:
+        assert isinstance(message.content, list)
+        fields["content"] = [_part(part) for part in message.content]
+    elif message.content is not None:
+        fields["content"] = message.text
+    return fields
+
+
+def _part(part: TextPart | ImagePart | FilePart) -> dict[str, Any]:
+    match part:
+        case TextPart():
+            return {"type": "text", "text": part.text}
+        case ImagePart():
+            if part.file_id is not None:
+                raise InvalidRequest(
+                    "messages: this model's API takes images as data or by URL, not by file id", param="messages"
+                )
+            detail = {} if part.detail is None else {"detail": part.detail}
+            return {"type": "image_url", "image_url": {"url": _url(part), **detail}}
+        case FilePart():
+            file = {"file_id": part.file_id} if part.file_id is not None else {"file_data": _url(part)}
+            if part.filename is not None:
+                file["filename"] = part.filename
+            return {"type": "file", "file": file}
+
+
+def _url(part: ImagePart | FilePart) -> str:
+    """The part's own URL, or its data as one."""
+    return part.url if part.url is not None else f"data:{part.media_type};base64,{part.data}"
