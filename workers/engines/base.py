@@ -114,7 +114,24 @@ class Prior:
 NO_PRIOR = Prior()
 
 
-class Engine(Protocol):
+class ManagedEngine(Protocol):
+    """What supervises an engine needs of it."""
+
+    async def start(self) -> None:
+        """Load the model. Raises an exception if that fails."""
+
+    async def stop(self) -> None:
+        """Release all resources. The engine can be started again."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has died. It can be stopped and started again."""
+
+    def stats(self) -> EngineStats:
+        """Its current load."""
+
+
+class Engine(ManagedEngine, Protocol):
     """Generates answers to many requests concurrently, on the event loop that called `start`."""
 
     @property
@@ -127,16 +144,6 @@ class Engine(Protocol):
 
         Engines with the same fingerprint are expected to generate the same tokens for a request.
         """
-
-    async def start(self) -> None:
-        """Load the model. Raises an exception if that fails."""
-
-    async def stop(self) -> None:
-        """Release all resources. The engine can be started again."""
-
-    @property
-    def dead(self) -> bool:
-        """Whether it has died. It can be stopped and started again."""
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         """How the request can be resumed if it is interrupted, or after `prior`.
@@ -168,5 +175,3 @@ class Engine(Protocol):
 
     async def cancel(self, state: UpstreamState) -> None:
         """Tell the upstream to stop a request, because its job has ended. A failure is logged, not raised."""
-
-    def stats(self) -> EngineStats: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.replicate import ReplicateModel
@@ -31,6 +32,10 @@ def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
             from workers.engines.runpod.engine import RunpodEngine
 
             return RunpodEngine(model, metrics)
+        case AnthropicModel():
+            from workers.engines.anthropic.engine import AnthropicEngine
+
+            return AnthropicEngine(model, metrics)
         case SimulatedModel():
             from workers.engines.simulated.engine import SimulatedEngine
 

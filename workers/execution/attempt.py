@@ -139,6 +139,10 @@ class JobAttempt:
         self._first_token_at: datetime | None = None
 
     @property
+    def engine(self) -> Engine:
+        return self._context.engine
+
+    @property
     def active(self) -> bool:
         """Whether it generates or is about to: it has not been stopped, and the engine has not finished."""
         return self.interrupt_reason is None and not (self._generation is not None and self._generation.done())
@@ -382,7 +386,7 @@ class JobAttempt:
                 return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, "The engine ended the request too early.")
             is_late = self.interrupt_reason is InterruptReason.DEADLINE_EXCEEDED
             return JobStatus.CANCELLED, LATE if is_late else CANCELLED
-        if "length" in reasons:
+        if "length" in reasons or "content_filter" in reasons:
             return JobStatus.INCOMPLETE, None
         return JobStatus.COMPLETED, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.support.vendors.anthropic import AnthropicVendor
 from tests.support.vendors.openai import OpenAIVendor
 from tests.support.vendors.replicate import ReplicateVendor
 from tests.support.vendors.runpod import RunpodVendor
@@ -11,4 +12,5 @@ VENDORS: dict[str, type[Vendor]] = {
     "openai": OpenAIVendor,
     "replicate": ReplicateVendor,
     "runpod": RunpodVendor,
+    "anthropic": AnthropicVendor,
 }

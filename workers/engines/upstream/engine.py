@@ -30,7 +30,7 @@ from workers.engines.base import NO_PRIOR, EngineError, EngineStats, Prior, Prom
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
-from workers.engines.upstream.error_body import parse_error
+from workers.engines.upstream.error_body import parse_error, request_id_of
 from workers.engines.upstream.errors import (
     KEY_REFUSED,
     ErrorBody,
@@ -283,7 +283,9 @@ class UpstreamEngine(ABC):
         status = response.status
         if status in KEY_REFUSED:
             return self._key_refused(status)
-        body = self._for_client(request_id, f"HTTP {status}", self.error_body(content), sent)
+        error = self.error_body(content)
+        error = replace(error, request_id=error.request_id or request_id_of(response.headers))
+        body = self._for_client(request_id, f"HTTP {status}", error, sent)
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
     def _reply_error(
@@ -312,6 +314,8 @@ class UpstreamEngine(ABC):
 
         The whole text is logged only if the operator wants it, because it may quote a prompt.
         """
+        if error.request_id is not None:
+            logger.warning("call=%s upstream: %s; the upstream's request id is %s", request_id, what, error.request_id)
         redacted = redact(error.message, self._key)
         removed = [part for part in redacted.removed if orjson.dumps(part)[1:-1] not in sent]
         if removed:
