@@ -12,6 +12,7 @@ from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.anthropic.request import request_body
 from workers.engines.anthropic.stream import StreamParser
+from workers.engines.base import CannotContinue, Prior
 from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.exchange import Call, SingleCall
 
@@ -29,6 +30,8 @@ class AnthropicEngine(UpstreamEngine):
     def auth_headers(self, key: str) -> Mapping[str, str]:
         return {"x-api-key": key}
 
-    async def exchange(self, request: GenerateRequest) -> SingleCall:
+    async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
+        if prior.deltas:
+            raise CannotContinue
         body = await request_body(request, self._spec)
         return SingleCall(Call("messages", body, self._headers), StreamParser())
