@@ -8,6 +8,7 @@ from shared.config.models.openai import OpenAIModel
 from shared.config.models.replicate import ReplicateModel
 from shared.config.models.runpod import RunpodModel
 from shared.config.models.simulated import SimulatedModel
+from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
@@ -36,6 +37,10 @@ def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
             from workers.engines.anthropic.engine import AnthropicEngine
 
             return AnthropicEngine(model, metrics)
+        case TritonModel():
+            from workers.engines.triton.engine import TritonEngine
+
+            return TritonEngine(model, metrics)
         case SimulatedModel():
             from workers.engines.simulated.engine import SimulatedEngine
 

@@ -6,6 +6,7 @@ from tests.support.vendors.anthropic import AnthropicVendor
 from tests.support.vendors.openai import OpenAIVendor
 from tests.support.vendors.replicate import ReplicateVendor
 from tests.support.vendors.runpod import RunpodVendor
+from tests.support.vendors.triton import TritonVendor
 from tests.support.vendors.vendor import Vendor
 
 VENDORS: dict[str, type[Vendor]] = {
@@ -13,4 +14,5 @@ VENDORS: dict[str, type[Vendor]] = {
     "replicate": ReplicateVendor,
     "runpod": RunpodVendor,
     "anthropic": AnthropicVendor,
+    "triton": TritonVendor,
 }

@@ -94,6 +94,10 @@ class UpstreamEngine(ABC):
         """Parse the body of an error."""
         return parse_error(content)
 
+    def is_classified(self, content: bytes) -> bool:
+        """Whether the body of an error, not the HTTP status, says what kind of error it is."""
+        return False
+
     # The engine
 
     @property
@@ -195,7 +199,7 @@ class UpstreamEngine(ABC):
                                     yield delta
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)
-                            if reply.done:
+                            if reply.done and not exchange.leaves_early:
                                 await read_tail(response)
                         if reply.done or reply.finished:
                             break
@@ -286,6 +290,8 @@ class UpstreamEngine(ABC):
         error = self.error_body(content)
         error = replace(error, request_id=error.request_id or request_id_of(response.headers))
         body = self._for_client(request_id, f"HTTP {status}", error, sent)
+        if self.is_classified(content):
+            return reported_error(body, _default_param(request))
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
     def _reply_error(

@@ -74,6 +74,11 @@ class Exchange(ABC):
         """Whether the current response has nothing more, although it may stay open: the next request follows."""
         return False
 
+    @property
+    def leaves_early(self) -> bool:
+        """Whether the rest of a response is not read when the answer is done: the upstream goes on until then."""
+        return False
+
     @abstractmethod
     def first(self) -> Call:
         """The first request."""
