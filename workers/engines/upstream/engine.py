@@ -1,7 +1,8 @@
 """Relays requests to another server. A subclass implements the server's API.
 
-Failures before the first token are retried. A stream that breaks later fails its job, unless the upstream can resume
-it. Error messages for clients contain neither URLs nor keys; the log has the details.
+A request that fails before its first token is repeated a few times, then its job is deferred. A stream that breaks
+later fails its job, unless the upstream can resume it. Error messages for clients contain neither URLs nor keys; the
+log has the details.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import NO_PRIOR, EngineError, EngineStats, Prior, PromptInfo, UpstreamError
+from workers.engines.base import (
+    NO_PRIOR,
+    BusyReason,
+    EngineError,
+    EngineStats,
+    Prior,
+    PromptInfo,
+    UpstreamBusy,
+    UpstreamError,
+)
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
@@ -36,7 +46,6 @@ from workers.engines.upstream.errors import (
     ErrorBody,
     TransientError,
     connection_error,
-    failure_kind,
     reported_error,
     status_error,
 )
@@ -153,7 +162,11 @@ class UpstreamEngine(ABC):
                     exchange = await self.exchange(request, prior)
                     call = exchange.first()
                 reply = exchange.parser
-                failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
+                failure = TransientError(
+                    "The upstream ended its answer too early.",
+                    "the body ended before the answer",
+                    reason=BusyReason.BROKEN,
+                )
                 try:
                     while call is not None:
                         if call.delay_s:
@@ -209,17 +222,24 @@ class UpstreamEngine(ABC):
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
                     failure = connection_error(error)
-                    self._metrics.upstream_failures.labels(self._label, failure_kind(error)).inc()
+                    self._metrics.upstream_failures.labels(self._label, failure.reason.value).inc()
                 if reply.finished:  # a failure after the last finish reason affects only the usage
                     for delta in reply.end():
                         yield delta
                     break
-                delay_s = backoff_s(failures, failure.retry_after_s)
+                limited = failure.reason is BusyReason.RATE_LIMIT
+                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 call = exchange.resume()
-                is_lost = reply.begun and call is None
-                if is_lost or failures >= self._options.max_retries or delay_s is None:
+                if reply.begun and call is None:
                     raise UpstreamError(str(failure))
+                if failures >= self._options.max_retries or delay_s is None:
+                    raise UpstreamBusy(
+                        str(failure),
+                        failure.reason,
+                        retry_after_s=failure.retry_after_s,
+                        max_wait_s=self._options.max_wait_s,
+                    )
                 failures += 1
                 self._metrics.upstream_retries.labels(self._label).inc()
                 await asyncio.sleep(delay_s)
