@@ -62,6 +62,8 @@ PIECE_BYTES = 64 << 10
 # Longest wait for more output, the usage, or the end of a stream whose choices have their finish reasons: some servers
 # leave it open.
 TRAILER_S = 5.0
+# Attempts to reach an upstream that runs a request on, about 40 seconds: giving up would lose what it generates.
+MAX_RESUMES = 8
 
 
 class UpstreamEngine(ABC):
@@ -227,13 +229,16 @@ class UpstreamEngine(ABC):
                     for delta in reply.end():
                         yield delta
                     break
-                limited = failure.reason is BusyReason.RATE_LIMIT
-                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 call = exchange.resume()
+                limited = failure.reason is BusyReason.RATE_LIMIT and call is None
+                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited)
+                retries = self._options.max_retries
+                if call is not None and failure.reason is not BusyReason.TIMEOUT:
+                    retries = max(retries, MAX_RESUMES)
                 if reply.begun and call is None:
                     raise UpstreamError(str(failure))
-                if failures >= self._options.max_retries or delay_s is None:
+                if failures >= retries or delay_s is None:
                     raise UpstreamBusy(
                         str(failure),
                         failure.reason,
