@@ -521,6 +521,25 @@ class Metrics:
             (MODEL, Label("parameter", bound="optional parameters of OpenAI's API")),
             WORKER,
         )
+        self.upstream_queue = new.histogram(
+            "headrace_upstream_queue_seconds",
+            "Time that requests waited at a serverless upstream until they ran, with its cold starts.",
+            (MODEL,),
+            DURATION_BUCKETS,
+            WORKER,
+        )
+        self.upstream_compute = new.counter(
+            "headrace_upstream_compute_seconds_total",
+            "Run time of requests at a serverless upstream, as it reported it.",
+            (MODEL,),
+            WORKER,
+        )
+        self.upstream_compute_cost = new.counter(
+            "headrace_upstream_compute_cost_total",
+            "Price of that run time, by `price_per_second` of models.yaml, in the currency that is meant there.",
+            (MODEL,),
+            WORKER,
+        )
 
         self._models: frozenset[str] = frozenset()
         self._declare(models)

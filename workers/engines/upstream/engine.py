@@ -27,7 +27,16 @@ from shared.domain.request import GenerateRequest
 from shared.runtime.aio import cancel_and_wait
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import NO_PRIOR, BusyReason, EngineStats, Prior, PromptInfo, UpstreamBusy, UpstreamError
+from workers.engines.base import (
+    NO_PRIOR,
+    BusyReason,
+    EngineError,
+    EngineStats,
+    Prior,
+    PromptInfo,
+    UpstreamBusy,
+    UpstreamError,
+)
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
@@ -51,7 +60,7 @@ from workers.engines.upstream.read_coalescing import ReadCoalescer
 from workers.engines.upstream.redaction import redact, without_secrets
 from workers.engines.upstream.redirects import MAX_REDIRECTS, redirected
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
-from workers.engines.upstream.session import open_session, read_error, read_tail
+from workers.engines.upstream.session import open_session, read_error, read_tail, send_once
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +69,8 @@ PIECE_BYTES = 64 << 10
 # Longest wait for more output, the usage, or the end of a stream whose choices have their finish reasons: some servers
 # leave it open.
 TRAILER_S = 5.0
+# Attempts to reach an upstream that runs a request on, about 40 seconds: giving up would lose what it generates.
+MAX_RESUMES = 8
 
 
 class UpstreamEngine(ABC):
@@ -188,7 +199,7 @@ class UpstreamEngine(ABC):
                                 raise error
                             self._refused.remember(replacements)
                             finished_at = 0.0
-                            while not reply.done:
+                            while not (reply.done or exchange.over):
                                 if reply.finished:
                                     finished_at = finished_at or asyncio.get_running_loop().time()
                                     data = await _read_until(response, finished_at + TRAILER_S)
@@ -224,7 +235,8 @@ class UpstreamEngine(ABC):
                                 await read_tail(response)
                         if reply.done or reply.finished:
                             break
-                        call = exchange.next()
+                        if (call := exchange.next()) is not None:
+                            failures = 0
                 except TransientError as error:
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
@@ -255,10 +267,13 @@ class UpstreamEngine(ABC):
                     what = failure.details if is_refused or reason is BusyReason.SERVER_ERROR else reason.value
                     by_request = not is_refused and reason is not BusyReason.UNREACHABLE
                     self.gate.failed(_job_id(request_id), what, by_request=by_request)
-                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited)
+                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited and call is None)
+                retries = self._options.max_retries
+                if call is not None and failure.reason is not BusyReason.TIMEOUT:
+                    retries = max(retries, MAX_RESUMES)
                 if is_refused or (reply.begun and call is None):
                     raise UpstreamError(str(failure))
-                if failures >= self._options.max_retries or delay_s is None or self.gate.closed:
+                if failures >= retries or delay_s is None or (call is None and self.gate.closed):
                     raise UpstreamBusy(
                         str(failure),
                         failure.reason,
@@ -302,7 +317,13 @@ class UpstreamEngine(ABC):
         data = None if call.body is None else _payload(body)
         headers = {**endpoint.headers, **call.headers}
         return self._session.request(
-            call.verb, url, data=data, headers=headers, allow_redirects=False, proxy=endpoint.proxy
+            call.verb,
+            url,
+            data=data,
+            headers=headers,
+            allow_redirects=False,
+            proxy=endpoint.proxy,
+            middlewares=(send_once,) if call.once else None,
         )
 
     def _redirected(
@@ -352,10 +373,10 @@ class UpstreamEngine(ABC):
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
     def _reply_error(
-        self, request_id: str, failure: UpstreamError | ErrorBody, request: GenerateRequest, sent: bytes
+        self, request_id: str, failure: EngineError | ErrorBody, request: GenerateRequest, sent: bytes
     ) -> Exception:
         """The error for a failure that the upstream reported after it had begun its response."""
-        if isinstance(failure, UpstreamError):
+        if isinstance(failure, EngineError):
             return failure
         if failure.status in KEY_REFUSED:
             return _key_refused(failure.status)

@@ -33,6 +33,16 @@ def proxy_of(url: str) -> str | None:
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
+async def send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """A middleware for GET requests that aiohttp must not repeat after a kept connection turned out to be closed."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        if isinstance(error, aiohttp.ClientConnectorError):
+            raise  # nothing was sent, and aiohttp does not repeat it
+        raise aiohttp.ClientPayloadError("the connection was closed before the response") from error
+
+
 async def read_error(response: aiohttp.ClientResponse) -> bytes:
     """The body of an error, up to `MAX_ERROR_BYTES` or one read more."""
     content = b""

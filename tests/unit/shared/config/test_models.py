@@ -181,7 +181,7 @@ def test_errors_of_presets_have_the_line(tmp_path: Path, right: str, wrong: str,
 
 
 def test_engine_names() -> None:
-    assert ENGINES == ("vllm", "openai", "anthropic", "triton", "simulated")
+    assert ENGINES == ("vllm", "openai", "anthropic", "triton", "replicate", "runpod", "simulated")
 
 
 def test_engine_properties(tmp_path: Path) -> None:
