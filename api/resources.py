@@ -24,6 +24,7 @@ from api.http.dependencies import Resources
 from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
+from api.jobs.media_check import MediaLimits
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import QueueStore
@@ -89,7 +90,9 @@ async def open_resources(
         )
         queue_estimates = QueueEstimates(QueueStore(database), registry)
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
-        admission = Admission(registry, ContextWindow(registry), quotas)
+        admission = Admission(
+            registry, ContextWindow(registry), quotas, MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
+        )
         jobs = JobService(
             admission=admission,
             store=store,
@@ -113,7 +116,11 @@ async def open_resources(
             max_lines=settings.max_file_lines,
             retention_s=file_retention_s,
         )
-        members = MemberReader(metrics, refuse_unknown=settings.unknown_parameters == "refuse")
+        members = MemberReader(
+            metrics,
+            refuse_unknown=settings.unknown_parameters == "refuse",
+            extra_names=lambda model: registry[model].capabilities.extra_body if model in registry else (),
+        )
         steps = BatchSteps(
             registry=registry,
             members=members,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -44,8 +45,12 @@ _MAX_URL = 8192
 class MediaLimits:
     """The maximum size of one image or file, and of all in one request, in bytes (decoded)."""
 
-    max_part_bytes: int = 5_000_000
-    max_bytes: int = 20_000_000
+    max_part_bytes: int
+    max_bytes: int
+
+
+# For requests that were admitted before.
+NO_MEDIA_LIMITS = MediaLimits(sys.maxsize, sys.maxsize)
 
 
 class MediaCheck:

@@ -32,4 +32,4 @@ class OpenAIModel(UpstreamModel):
 
     @property
     def capabilities(self) -> Capabilities:
-        return _UNKNOWN_SERVER
+        return self.with_options(_UNKNOWN_SERVER)

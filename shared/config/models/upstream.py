@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shared.config.models.base import Spec
+from shared.config.models.capabilities import Capabilities, Modality
+from shared.domain.request import ChatOptions, Sampling
+
+# Parameters that no request may set as one of the provider's: they have a meaning of their own here.
+RESERVED = frozenset(
+    {
+        "background", "contents", "conversation", "include", "input", "instructions", "max_completion_tokens",
+        "max_output_tokens", "messages", "metadata", "model", "previous_response_id", "priority", "prompt",
+        "response_format", "stop_sequences", "store", "stream", "stream_options", "structured_outputs", "system",
+        "thinking", "tools", "tool_choice", "user", *Sampling.model_fields, *ChatOptions.model_fields,
+    }
+)  # fmt: skip
 
 
 def _http_url(text: str) -> str:
@@ -29,6 +42,20 @@ def _variable_name(text: str) -> str:
     return text
 
 
+def _with_text(modalities: list[Modality]) -> list[Modality]:
+    if "text" not in modalities:
+        raise ValueError("must contain text")
+    return modalities
+
+
+def _vendor_parameter(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", name):
+        raise ValueError("must be the name of a parameter")
+    if name in RESERVED:
+        raise ValueError(f"must not contain {name}, which Headrace sets")
+    return name
+
+
 class UpstreamOptions(BaseModel):
     """The upstream's URL, key and timeouts. Times are in seconds."""
 
@@ -45,6 +72,13 @@ class UpstreamOptions(BaseModel):
         False, description="Log the upstream's error messages, without keys. They may quote prompts."
     )
     max_model_len: int | None = Field(None, ge=2, description="Shown by the API; max_tokens is checked against it.")
+    modalities: Annotated[list[Modality], AfterValidator(_with_text)] = Field(
+        ["text"], description="What messages may have: `text`, `image`, `file`. Images and files are passed on."
+    )
+    extra_body: list[Annotated[str, AfterValidator(_vendor_parameter)]] = Field(
+        default_factory=list,
+        description="Parameters of the provider that requests may have, by the provider's names; sent unchanged.",
+    )
 
 
 class UpstreamModel(Spec):
@@ -58,6 +92,14 @@ class UpstreamModel(Spec):
     @property
     def max_model_len(self) -> int | None:
         return self.options.max_model_len
+
+    def with_options(self, capabilities: Capabilities) -> Capabilities:
+        """The capabilities of the engine, with what the entry's options allow."""
+        return replace(
+            capabilities,
+            modalities=frozenset(self.options.modalities),
+            extra_body=frozenset(self.options.extra_body),
+        )
 
     @property
     def secret_env(self) -> str | None:

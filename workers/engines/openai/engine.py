@@ -27,6 +27,7 @@ class OpenAIEngine(UpstreamEngine):
 
     async def exchange(self, request: GenerateRequest) -> SingleCall:
         body = await request_body(request, max_tokens_field=self._max_tokens_field)
+        body = (request.extra_body or {}) | body
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         parser = StreamParser(
             request.sampling.n,
