@@ -5,22 +5,27 @@ from __future__ import annotations
 import sys
 from typing import Any, cast
 
-import uvicorn
-
-from api.app import create_app
-from api.http.server import Server
-from api.settings import ApiSettings
-from shared.config.settings import settings_or_exit
-from shared.domain.errors import HeadraceError
-from shared.postgres.schema_version import database_or_exit
-from shared.telemetry.logs import configure_logging
+from shared.runtime.reload_signal import ReloadSignal
 
 
 def main() -> int:
+    reload_signal = ReloadSignal()
+    reload_signal.install()  # before the imports, which take a second
+
+    import uvicorn
+
+    from api.app import create_app
+    from api.http.server import Server
+    from api.settings import ApiSettings
+    from shared.config.settings import settings_or_exit
+    from shared.domain.errors import HeadraceError
+    from shared.postgres.schema_version import database_or_exit
+    from shared.telemetry.logs import configure_logging
+
     settings = settings_or_exit(ApiSettings)
     configure_logging(settings.log_level, settings.log_format)
     try:
-        app = create_app(settings)
+        app = create_app(settings, reload_signal)
     except HeadraceError as error:
         print(error, file=sys.stderr)
         return 2

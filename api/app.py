@@ -37,6 +37,7 @@ from api.responses import routes as responses
 from api.settings import ApiSettings
 from shared.config.models.loader import load_registry
 from shared.runtime.gc_tuning import freeze_gc
+from shared.runtime.reload_signal import ReloadSignal
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.logs import redact_errors
 from shared.telemetry.metrics import Metrics
@@ -56,8 +57,8 @@ class Application(FastAPI):
         return allow_origins(super().build_middleware_stack(), self.state.cors_origins)
 
 
-def create_app(settings: ApiSettings) -> FastAPI:
-    """Create the application. It opens its resources at startup.
+def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None) -> FastAPI:
+    """Create the application. It opens its resources at startup, and reads models.yaml again at `reload_signal`.
 
     Raises:
         shared.config.models.base.RegistryError: models.yaml is invalid.
@@ -65,11 +66,12 @@ def create_app(settings: ApiSettings) -> FastAPI:
     """
     registry = load_registry(settings.models)
     metrics = Metrics(Exporter.API, registry.models)
+    metrics.loaded(registry.models)
     traces = open_traces("headrace-api", f"{socket.gethostname()}-{os.getpid()}")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(settings, registry, metrics, traces) as resources:
+        async with open_resources(settings, registry, metrics, reload_signal or ReloadSignal(), traces) as resources:
             set_resources(app, resources)
             freeze_gc()
             redact_errors()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -45,7 +46,8 @@ from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
-from shared.config.models.loader import Registry
+from shared.config.models.loader import ModelSpec, Registry
+from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
@@ -54,16 +56,23 @@ from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
+from shared.runtime.reload_signal import ReloadSignal
 from shared.runtime.supervisor import Supervisor
 from shared.telemetry.loop_lag import measure_loop_lag
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.scrape_targets import scrape_target
 from shared.telemetry.tracing import NO_TRACES, Traces
 
+logger = logging.getLogger(__name__)
+
 
 @asynccontextmanager
 async def open_resources(
-    settings: ApiSettings, registry: Registry, metrics: Metrics, traces: Traces = NO_TRACES
+    settings: ApiSettings,
+    registry: Registry,
+    metrics: Metrics,
+    reload_signal: ReloadSignal,
+    traces: Traces = NO_TRACES,
 ) -> AsyncIterator[Resources]:
     """Create the application's resources; close them on exit."""
     async with AsyncExitStack() as stack:
@@ -90,9 +99,9 @@ async def open_resources(
         )
         queue_estimates = QueueEstimates(QueueStore(database), registry)
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
-        admission = Admission(
-            registry, ContextWindow(registry), quotas, MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
-        )
+        context_window = ContextWindow(registry)
+        media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
+        admission = Admission(registry, context_window, quotas, media_limits)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -119,7 +128,9 @@ async def open_resources(
         members = MemberReader(
             metrics,
             refuse_unknown=settings.unknown_parameters == "refuse",
-            extra_names=lambda model: registry[model].capabilities.extra_body if model in registry else (),
+            extra_names=lambda model: (
+                spec.capabilities.extra_body if (spec := registry.models.get(model)) is not None else ()
+            ),
         )
         steps = BatchSteps(
             registry=registry,
@@ -160,6 +171,24 @@ async def open_resources(
         revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)
         supervisor.start("revocation_check", revocation_check.run())
 
+        readiness = ReadinessCheck(store, redis, registry)
+
+        async def use_models(models: Mapping[str, ModelSpec]) -> ReloadResult:
+            """Serve these models from now on."""
+            windows = await asyncio.to_thread(context_window.read, models)
+            changes = ModelChanges.between(registry.models, models)
+            registry.replace(models)
+            context_window.use(windows)
+            metrics.loaded(models)
+            readiness.added(changes.added)
+            logger.info("models.yaml reloaded; %s", changes)
+            return ReloadResult.APPLIED
+
+        models_reload = ModelsReload(settings.models, use_models, metrics.reloaded)
+        supervisor.start("models_reload", models_reload.run())
+        reload_signal.connect(models_reload.request)
+        stack.callback(reload_signal.disconnect)
+
         queue_metrics = QueueMetrics(QueueStatsStore(database, metrics), redis, registry, metrics)
         stack.enter_context(scrape_target(settings.metrics_targets, "api", settings.host, settings.port))
         resources = Resources()
@@ -174,7 +203,7 @@ async def open_resources(
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
-        resources.add(ReadinessCheck, ReadinessCheck(store, redis, registry))
+        resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))
         yield resources

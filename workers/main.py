@@ -42,6 +42,11 @@ def configure_engine_logging() -> None:
 
 
 def main() -> int:
+    from shared.runtime.reload_signal import ReloadSignal
+
+    reload_signal = ReloadSignal()
+    reload_signal.install()  # before the other imports, which take a second
+
     parser = argparse.ArgumentParser(prog="python -m workers", description="Run jobs of one model.")
     parser.add_argument("model", help="the name of a model in models.yaml")
     arguments = parser.parse_args()
@@ -84,8 +89,9 @@ def main() -> int:
     worker = f"{arguments.model}-{os.getpid()}-{secrets.token_hex(3)}@{socket.gethostname()}"
     use_broker(app, settings.redis_url)
     metrics = Metrics(Exporter.WORKER, [arguments.model])
+    metrics.loaded([arguments.model])
     exported = metrics.registry()
-    runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported)
+    runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported, reload_signal)
     app.loop_thread = LoopThread(runtime)
     bound_event_buffer(app)
     use_transport(app, lambda: runtime.slot_pool.batch_room, MessageFilter(app, arguments.model, metrics))

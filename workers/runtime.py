@@ -12,6 +12,7 @@ from celery import Celery
 from prometheus_client import CollectorRegistry
 
 from shared.config.models.loader import ModelSpec
+from shared.config.models.reload import ModelsReload
 from shared.domain.job import JobStatus, WorkerState
 from shared.domain.result import CANCELLED
 from shared.postgres.claim_store import ClaimStore
@@ -25,15 +26,16 @@ from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
 from shared.runtime.gc_tuning import freeze_gc
 from shared.runtime.outages import is_outage
+from shared.runtime.reload_signal import ReloadSignal
 from shared.runtime.supervisor import Supervisor
 from shared.telemetry.logs import redact_errors
 from shared.telemetry.loop_lag import measure_loop_lag
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing_setup import open_traces
-from workers.engines.base import Engine
 from workers.engines.factory import make_engine
 from workers.execution.attempt import AttemptContext, InterruptReason
-from workers.execution.compilations import Compilations
+from workers.execution.compilations import compilations_of
+from workers.execution.current_engine import CurrentEngine
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
@@ -44,6 +46,7 @@ from workers.supervision.consumer_control import ConsumerControl
 from workers.supervision.engine_supervisor import EngineSupervisor
 from workers.supervision.heartbeat import Heartbeat
 from workers.supervision.lease_keeper import LeaseKeeper
+from workers.supervision.model_reload import ModelReload
 from workers.supervision.process_shutdown import ProcessShutdown
 from workers.supervision.redelivery import Redelivery
 from workers.supervision.watchdog import Watchdog
@@ -79,8 +82,12 @@ class WorkerRuntime:
         worker: str,
         metrics: Metrics,
         registry: CollectorRegistry,
+        reload_signal: ReloadSignal,
     ) -> None:
-        """`registry` is served at `/metrics`; the gauges of the worker and its engine are added to it."""
+        """`registry` is served at `/metrics`; the gauges of the worker and its engine are added to it.
+
+        At `reload_signal`, the model's entry in models.yaml is read again.
+        """
         self.model_name = model.name
         self.slot_pool = SlotPool(model.slots, yields=model.yields)
         self._app = app
@@ -89,6 +96,7 @@ class WorkerRuntime:
         self._worker = worker
         self._metrics = metrics
         self._registry = registry
+        self._reload_signal = reload_signal
         self._shutdown = ProcessShutdown(self._release)
         self._supervisor = Supervisor(on_failure=self._shutdown.begin)
         self._stack = AsyncExitStack()
@@ -103,7 +111,7 @@ class WorkerRuntime:
         self._stack.push_async_callback(redis.aclose)
         traces = open_traces("headrace-worker", self._worker)
         self._stack.push_async_callback(asyncio.to_thread, traces.close)
-        engine = await self._start_engine()
+        current = await self._start_engine()
 
         logs = EventLog(redis)
         claims = ClaimStore(database, self._worker, model.name)
@@ -116,7 +124,7 @@ class WorkerRuntime:
         engine_death = asyncio.Event()
         context = AttemptContext(
             worker=self._worker,
-            engine=engine,
+            engine=current.engine,
             store=claims,
             logs=logs,
             log_writer=log_writer,
@@ -126,13 +134,13 @@ class WorkerRuntime:
             on_engine_death=engine_death.set,
             metrics=metrics,
             traces=traces,
-            compilations=_compilations(model, metrics),
+            compilations=compilations_of(model, metrics),
             provider=model.provider,
         )
         runner = Runner(context, self.slot_pool)
-        heartbeat = Heartbeat(runner, engine, claims, model.name, settings)
+        heartbeat = Heartbeat(runner, current, claims, model.name, settings)
         engine_supervisor = EngineSupervisor(
-            engine,
+            current,
             engine_death,
             runner,
             log_writer,
@@ -151,6 +159,10 @@ class WorkerRuntime:
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
         )
+        model_reload = ModelReload(
+            model, current, runner, recovery_store, self.consumer, metrics, lambda: self._shutdown.begin(0)
+        )
+        models_reload = ModelsReload(settings.models, model_reload.apply, metrics.reloaded)
         watchdog = Watchdog(runner, redis, model.name, self._shutdown.begin)
         self._parts = _Parts(JobStore(database), claims, terminator, log_writer, runner, heartbeat)
 
@@ -159,7 +171,7 @@ class WorkerRuntime:
         lease_keeper = LeaseKeeper(settings, self._worker, beat=heartbeat.beat, on_failure=self._shutdown.begin)
         lease_keeper.start()
         self._stack.push_async_callback(lease_keeper.stop)
-        self._registry.register(WorkerMetrics(metrics, model.name, runner, engine, watchdog.stalled_s))
+        self._registry.register(WorkerMetrics(metrics, model.name, runner, current, watchdog.stalled_s))
         run = self._supervisor.start
         run("log_writer", log_writer.run())
         run("hint_sender", hints.run())
@@ -169,6 +181,10 @@ class WorkerRuntime:
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
         run("watchdog", watchdog.run())
+        run("model_reload", model_reload.run())
+        run("models_reload", models_reload.run())
+        self._reload_signal.connect(models_reload.request)
+        self._stack.callback(self._reload_signal.disconnect)
         run("loop_lag", measure_loop_lag(metrics.loop_lag))
         freeze_gc()
         redact_errors()
@@ -211,11 +227,11 @@ class WorkerRuntime:
         assert self._parts is not None
         return self._parts
 
-    async def _start_engine(self) -> Engine:
+    async def _start_engine(self) -> CurrentEngine:
         model = self._model
         logger.info("model=%s engine=%s starting", model.name, model.engine)
         began = time.monotonic()
-        engine = make_engine(model, self._metrics)
+        engine = CurrentEngine(make_engine(model, self._metrics))
         await engine.start()
         self._stack.push_async_callback(engine.stop)
         logger.info("model=%s engine ready after %.1f s", model.name, time.monotonic() - began)
@@ -235,11 +251,3 @@ class WorkerRuntime:
             if not is_outage(error):
                 raise
             logger.warning("cannot end the lease, it will expire: %s", error)
-
-
-def _compilations(model: ModelSpec, metrics: Metrics) -> Compilations | None:
-    """The line for the structured outputs that the model's engine compiles; None if it compiles none."""
-    if model.structure_bounds is None:
-        return None
-    wait = metrics.structured_output_wait.labels(metrics.model_label(model.name))
-    return Compilations(model.structure_bounds, wait.observe, all_tools=model.compiles_all_tools)

@@ -279,6 +279,8 @@ def _stop(
     """
     if finish_reason == "length":
         return "max_tokens", None
+    if finish_reason == "content_filter":
+        return "refusal", None
     truncated = isinstance(stop_reason, str) and last_call is not None and _object(last_call) is None
     if last_call is not None and not truncated:
         return "tool_use", None

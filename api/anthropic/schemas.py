@@ -439,7 +439,7 @@ class ToolUseContent(BaseModel):
     input: dict[str, Any]
 
 
-InterruptReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+InterruptReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]
 
 
 class MessageUsage(BaseModel):

@@ -10,8 +10,8 @@ from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
 from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
-from shared.config.models.loader import Registry
-from shared.domain.errors import InvalidRequest, NotFound
+from shared.config.models.loader import ModelSpec, Registry
+from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import structure_steps
 from shared.postgres.job_store import NewJob
@@ -67,10 +67,10 @@ class Admission:
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""
-        self._check_model(model)
+        spec = self._registry[model]
         self._capabilities.check(model, request)
         await self._media.check(request)
-        await self._check_structure(model, request)
+        await self._check_structure(spec, request)
         await self._context.check(model, request)
         await self._logprobs.check(model, request)
 
@@ -81,9 +81,9 @@ class Admission:
             NotFound: the model does not exist.
             InvalidRequest: neither can, or the chat template rejects the prompt.
         """
-        self._check_model(model)
+        spec = self._registry[model]
         tokens = await self._context.count(model, request)
-        if tokens is None and not self._registry[model].loads_model:
+        if tokens is None and not spec.loads_model:
             raise InvalidRequest(
                 f"Cannot count tokens for `{model}`: its tokenizer is not available, and its upstream server would run"
                 " the request.",
@@ -91,17 +91,9 @@ class Admission:
             )
         return tokens
 
-    async def _check_structure(self, model: str, request: GenerateRequest) -> None:
+    async def _check_structure(self, spec: ModelSpec, request: GenerateRequest) -> None:
         """Check what the model's engine will compile, without blocking the event loop."""
-        spec = self._registry[model]
         if (bounds := spec.structure_bounds) is not None:
             for number, _ in enumerate(structure_steps(request, bounds, all_tools=spec.compiles_all_tools)):
                 if number % STEPS_PER_TURN == STEPS_PER_TURN - 1:
                     await asyncio.sleep(0)
-
-    def _check_model(self, model: str) -> None:
-        if model not in self._registry:
-            known = ", ".join(self._registry.models)
-            raise NotFound(
-                f"The model `{model}` does not exist; available models: {known}.", param="model", code="model_not_found"
-            )

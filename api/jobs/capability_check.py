@@ -17,6 +17,8 @@ from shared.domain.request import ChatOptions, GenerateRequest, Sampling
 
 # Values that mean the same as no value.
 _NEUTRAL_SAMPLING: Mapping[str, tuple[Any, ...]] = {
+    # The default of models that accept no other.
+    "temperature": (1,),
     "top_p": (1,),
     "top_k": (-1, 0),
     "min_p": (0,),

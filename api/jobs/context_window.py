@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
-from shared.config.models.loader import Registry
+from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.prompts.token_counter import AtLeast, TokenCounter, count_words, is_plain
@@ -31,20 +32,48 @@ _Count = Callable[[GenerateRequest, int | None], int | None]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A model's context length, and how the tokens of its prompts are counted; None if unknown."""
+
+    limit: int | None
+    tokenizer: PromptTokenizer | None
+    count: _Count | None
+
+
+_UNKNOWN = Window(None, None, None)
+
+
 class ContextWindow:
-    """Checks prompts against their model's context length."""
+    """Checks prompts against their model's context length. Those of a model that has been removed pass."""
 
     def __init__(self, registry: Registry) -> None:
-        self._limits = {name: model.max_model_len for name, model in registry.models.items()}
-        self._counters = {name: _counter(model.prompt_tokenizer) for name, model in registry.models.items()}
+        self._windows: Mapping[str, Window] = {}
+        self.use(self.read(registry.models))
         self._threads = asyncio.Semaphore(THREADS)
+
+    def read(self, models: Mapping[str, ModelSpec]) -> Mapping[str, Window]:
+        """Read what is needed to check these models' prompts. Loads tokenizers, so it may take seconds."""
+        known = {window.tokenizer: window.count for window in self._windows.values()}
+        windows = {}
+        for name, model in models.items():
+            tokenizer = model.prompt_tokenizer
+            if tokenizer not in known:
+                known[tokenizer] = _counter(tokenizer)
+            windows[name] = Window(model.max_model_len, tokenizer, known[tokenizer])
+        return windows
+
+    def use(self, windows: Mapping[str, Window]) -> None:
+        """Check prompts against these windows from now on."""
+        self._windows = windows
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if the prompt leaves no room for output, or max_tokens exceeds the context length.
 
         As in vLLM, a max_tokens greater than the room that the prompt leaves is accepted: the output ends there.
         """
-        limit, count = self._limits[model], self._counters[model]
+        window = self._window(model)
+        limit, count = window.limit, window.count
         if limit is None:
             return
         max_tokens = request.sampling.max_tokens
@@ -70,7 +99,7 @@ class ContextWindow:
 
     def length(self, model: str) -> int | None:
         """The model's context length in tokens; None if it is unknown."""
-        return self._limits[model]
+        return self._window(model).limit
 
     async def tokens(self, model: str, request: GenerateRequest) -> int | None:
         """The number of tokens of a prompt, which may be too low for one that does not fit; None if it is unknown.
@@ -78,7 +107,8 @@ class ContextWindow:
         Raises:
             InvalidRequest: the chat template rejects the prompt.
         """
-        limit, count = self._limits[model], self._counters[model]
+        window = self._window(model)
+        limit, count = window.limit, window.count
         if count is None or not is_plain(request):
             return None
         if _bytes(request) <= INLINE_BYTES:
@@ -91,8 +121,11 @@ class ContextWindow:
         Raises:
             InvalidRequest: the chat template rejects the prompt.
         """
-        count = self._counters[model]
+        count = self._window(model).count
         return await self._in_thread(count, request, None) if count is not None else None
+
+    def _window(self, model: str) -> Window:
+        return self._windows.get(model, _UNKNOWN)
 
     async def _in_thread(self, count: _Count, request: GenerateRequest, limit: int | None) -> int | None:
         async with self._threads:

@@ -16,7 +16,7 @@ class LogprobLimit:
     """Checks requests against their model's `max_logprob_values`. Requests without log probabilities always pass."""
 
     def __init__(self, registry: Registry, context: ContextWindow) -> None:
-        self._limits = {name: spec.max_logprob_values for name, spec in registry.models.items()}
+        self._registry = registry
         self._context = context
 
     async def check(self, model: str, request: GenerateRequest) -> None:
@@ -27,7 +27,7 @@ class LogprobLimit:
         """
         if request.logprobs is None and request.prompt_logprobs is None:
             return
-        limit = self._limits[model]
+        limit = self._registry[model].max_logprob_values
         if request.logprobs is not None:
             await self._check_output(model, request, 1 + request.logprobs, limit)
         if request.prompt_logprobs is not None:

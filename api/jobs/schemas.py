@@ -111,8 +111,8 @@ class ChoiceView(BaseModel):
 
     index: int
     text: str
-    finish_reason: Literal["stop", "length", "tool_calls"] | None = Field(
-        description="Null if a cancel or a failure ended the output."
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"] | None = Field(
+        description="`content_filter`: the provider refused to go on. Null if a cancel or a failure ended the output."
     )
     stop_reason: int | str | None = Field(None, description="The stop string or stop token that ended it.")
     reasoning: str | None = Field(None, description="The reasoning that precedes the text.")

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, Field
 
 from api.monitoring.dependencies import CurrentMetrics, CurrentQueueMetrics, CurrentReadiness
-from api.monitoring.readiness import OK
+from api.monitoring.readiness import OK, STARTING
 
 router = APIRouter(tags=["health"])
 
@@ -24,7 +24,7 @@ class Alive(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The state of each dependency: `ok`, or the problem."""
+    """The state of each dependency: `ok`, or the problem. A model that was added at runtime may have no worker yet."""
 
     status: str = Field(description="ok, or unready")
     checks: dict[str, str]
@@ -48,7 +48,7 @@ async def healthz() -> Alive:
 async def readyz(check: CurrentReadiness, response: Response) -> Readiness:
     """Readiness check: database, Redis, and a live worker for each model."""
     checks = await check.run()
-    ready = all(state == OK for state in checks.values())
+    ready = all(state in (OK, STARTING) for state in checks.values())
     response.status_code = 200 if ready else 503
     return Readiness(status=OK if ready else "unready", checks=checks)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -16,10 +17,14 @@ from shared.redis.write_check import check_writes
 logger = logging.getLogger(__name__)
 
 OK = "ok"
+# Does not make the process unready.
+STARTING = "added, no worker yet"
 
 
 class ReadinessCheck:
     """Checks that the database and Redis accept writes, and that each model has a live worker.
+
+    A model that was added by a reload counts from its first worker on: the other models stay available meanwhile.
 
     The check needs no key, so concurrent callers share one: they must not take the database's connections.
     """
@@ -29,6 +34,12 @@ class ReadinessCheck:
         self._redis = redis
         self._registry = registry
         self._running: asyncio.Task[dict[str, str]] | None = None
+        # Models that were added by a reload and have not had a worker yet.
+        self._starting: set[str] = set()
+
+    def added(self, models: Iterable[str]) -> None:
+        """Note models that were added by a reload."""
+        self._starting |= set(models)
 
     async def run(self) -> dict[str, str]:
         """Return the state of each dependency by name: `OK`, or the problem."""
@@ -54,6 +65,9 @@ class ReadinessCheck:
         for name in self._registry.models:
             if workers is None:
                 checks[f"model {name}"] = "unknown"
+            elif workers.get(name):
+                self._starting.discard(name)
+                checks[f"model {name}"] = OK
             else:
-                checks[f"model {name}"] = OK if workers.get(name) else "no live worker"
+                checks[f"model {name}"] = STARTING if name in self._starting else "no live worker"
         return checks

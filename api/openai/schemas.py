@@ -222,7 +222,7 @@ class CompletionUsage(BaseModel):
     )
 
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class CalledFunction(BaseModel):

@@ -98,6 +98,8 @@ class ResponseEvents:
     def _delta(self, event: Event) -> None:
         delta = event.delta()
         self.size += len(event.data)
+        if delta.finish_reason == "content_filter":
+            self._incomplete_reason = "content_filter"
         if delta.reasoning:
             self._reasoning_tokens += event.payload().get("tokens", 0)
             reasoning = self._open
@@ -156,7 +158,7 @@ class ResponseEvents:
         self.response = {
             **view(self._stored, status),
             "error": error(self._stored.job, payload.get("error")),
-            "incomplete_details": {"reason": "max_output_tokens"} if status is JobStatus.INCOMPLETE else None,
+            "incomplete_details": {"reason": self._incomplete_reason} if status is JobStatus.INCOMPLETE else None,
             "output": self._items,
             "usage": usage(payload["usage"], self._reasoning_tokens),
         }
@@ -171,6 +173,7 @@ class ResponseEvents:
         self._open: OutputItem | None = None
         self._deferred: list[OpaquePart] = []
         self._reasoning_tokens = 0
+        self._incomplete_reason = "max_output_tokens"
 
     @property
     def _next_index(self) -> int:

@@ -337,7 +337,7 @@ class ResponseError(BaseModel):
 class IncompleteDetails(BaseModel):
     """Why the response is incomplete."""
 
-    reason: Literal["max_output_tokens"]
+    reason: Literal["max_output_tokens", "content_filter"]
 
 
 class InputTokensDetails(BaseModel):

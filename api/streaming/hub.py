@@ -142,7 +142,7 @@ class StreamHub:
                 else:
                     events = reader.take_live()
                     end_was_live = bool(events) and events[-1].type.terminal
-                batch = [event for event in reader.next_batch(events) if event.type.known]
+                batch = [event for event in reader.next_batch(events) if event.type.public]
                 if not batch and reader.idle:
                     yield batch
                 for position, portion in enumerate(_portions(batch)):

@@ -54,7 +54,7 @@ class StoredEvents:
         outage: Exception | None = None
         if not position:
             try:
-                page = await self._logs.follow(job_id, self._subscriber, after)
+                page = await self._logs.follow(job_id, self._subscriber, after, new=new)
                 if page.events:
                     return StoredRead(page.events, page.events[-1].type.terminal, page.more)
                 if new:
@@ -75,6 +75,10 @@ class StoredEvents:
             logger.warning("job=%s cannot read events, retrying: %s", job_id, outage)
             await asyncio.sleep(RETRY_S)
             return None
+        try:
+            await self._logs.mark_shown(job_id)
+        except (RedisError, OSError) as error:
+            logger.warning("job=%s cannot record that it has a reader: %s", job_id, error)
         return StoredRead([], ended=False)
 
     async def has_ended(self, job_id: str) -> bool | None:

@@ -64,6 +64,7 @@ class ErrorCode(StrEnum):
     UPSTREAM_ERROR = "upstream_error"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     WORKER_LOST = "worker_lost"
+    CANNOT_CONTINUE = "cannot_continue"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
 
 

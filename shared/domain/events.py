@@ -7,7 +7,7 @@ archive in the row. `seq` numbers a job's events, rising from 1; a reader's curs
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from itertools import chain
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ from shared.runtime.time_slice import TimeSlice
 class EventType(StrEnum):
     """The type of an event. The last five end the log and are named after the job's terminal status.
 
-    `QUEUED` is never in a log: it reports the queue position of a waiting job to its readers.
+    `QUEUED` is never in a log: it reports the queue position of a waiting job to its readers. `UPSTREAM` is only for
+    workers: it has the `UpstreamState` of the requests that later attempts may resume.
 
     The type of an event that a newer version wrote is kept under its name. It equals none of the members, so readers
     skip the event.
@@ -31,6 +32,7 @@ class EventType(StrEnum):
 
     QUEUED = "queued"
     STARTED = "started"
+    UPSTREAM = "upstream"
     DELTA = "delta"
     RESTARTED = "restarted"
     COMPLETED = "completed"
@@ -44,9 +46,9 @@ class EventType(StrEnum):
         return self in _TERMINAL
 
     @property
-    def known(self) -> bool:
-        """Whether this version knows the type."""
-        return self in _NAMES
+    def public(self) -> bool:
+        """Whether readers receive it: this version knows the type, and it is not only for workers."""
+        return self in _PUBLIC
 
     @classmethod
     def _missing_(cls, value: object) -> EventType | None:
@@ -61,6 +63,28 @@ _TERMINAL = frozenset(EventType(status.value) for status in JobStatus if status.
 # Encoded here once, because every event needs it.
 _NAMES = {kind: kind.value.encode() for kind in EventType}
 _TYPES = {name: kind for kind, name in _NAMES.items()}
+_PUBLIC = frozenset(EventType) - {EventType.UPSTREAM}
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamState:
+    """A request that an upstream is running, as a later attempt needs it to resume or cancel it.
+
+    `id` is the upstream's; `data` has what else the engine needs, and can be encoded as JSON.
+    """
+
+    id: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def payload(self) -> dict[str, Any]:
+        """The payload of its event."""
+        return {"id": self.id, "data": self.data}
+
+    @classmethod
+    def of(cls, event: Event) -> UpstreamState:
+        """Decode an `UPSTREAM` event."""
+        payload = event.payload()
+        return cls(payload["id"], payload.get("data") or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +109,8 @@ class Delta:
     has an encoded entry per token of the prompt; it comes with the first deltas of the first choice.
 
     `opaque` has parts of the provider, which follow the delta's other content.
+
+    `cursor` is the upstream's position after this delta, if a later attempt can continue there.
     """
 
     index: int
@@ -99,6 +125,7 @@ class Delta:
     prompt_tokens: int | None = None
     prompt_logprobs: Sequence[bytes] = ()
     opaque: tuple[OpaquePart, ...] = ()
+    cursor: int | str | None = None
 
     @property
     def tokens(self) -> int:
@@ -141,6 +168,7 @@ def merge_deltas(deltas: Sequence[Delta]) -> Delta:
         tuple(chain.from_iterable([delta.token_ids for delta in deltas])),
         next((delta.finish_reason for delta in reversed(deltas) if delta.finish_reason), None),
         sum([delta.unidentified for delta in deltas]),
+        cursor=next((delta.cursor for delta in reversed(deltas) if delta.cursor is not None), None),
     )
     if not all(delta.plain for delta in deltas):
         merged.reasoning = "".join([delta.reasoning for delta in deltas])
@@ -172,13 +200,15 @@ def joined_calls(calls: Iterable[CallDelta]) -> tuple[CallDelta, ...]:
 class Event(NamedTuple):
     """One encoded event. `data` is JSON.
 
-    `token_ids` is a JSON list, or the number of tokens if the ids are not known; clients never receive it.
+    `token_ids` is a JSON list, or the number of tokens if the ids are not known, and `cursor` is that of a delta, in
+    JSON; clients never receive either.
     """
 
     seq: int
     type: EventType
     data: bytes
     token_ids: bytes = b""
+    cursor: bytes = b""
 
     @property
     def name(self) -> bytes:
@@ -209,6 +239,7 @@ class Event(NamedTuple):
             stop_reason=payload.get("stop_reason"),
             prompt_tokens=payload.get("prompt_tokens"),
             opaque=decode_all(payload.get("opaque", ())),
+            cursor=orjson.loads(self.cursor) if self.cursor else None,
         )
 
 
@@ -219,11 +250,12 @@ def parse_line(line: bytes) -> Event:
 
 
 async def archive(events: Iterable[Event]) -> bytes:
-    """Encode a finished log as lines, for the job's row."""
+    """Encode the public events of a finished log as lines, for the job's row."""
     lines = []
     slice_ = TimeSlice()
     for item in events:
-        lines.append(item.line())
+        if item.type is not EventType.UPSTREAM:
+            lines.append(item.line())
         if slice_.over:
             await slice_.give_way()
     return b"\n".join(lines)
@@ -243,7 +275,8 @@ def delta_event(seq: int, delta: Delta, *, with_count: bool = False) -> Event:
     if with_count:
         payload["tokens"] = delta.tokens
     tokens = kept_json(delta.token_ids or delta.unidentified) if delta.tokens else b""
-    return Event(seq, EventType.DELTA, kept_json(payload), tokens)
+    cursor = b"" if delta.cursor is None else kept_json(delta.cursor)
+    return Event(seq, EventType.DELTA, kept_json(payload), tokens, cursor)
 
 
 def _optional_fields(delta: Delta) -> dict[str, Any]:

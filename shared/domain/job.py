@@ -34,7 +34,7 @@ class JobStatus(StrEnum):
 
     @property
     def succeeded(self) -> bool:
-        """Whether the job ended with a complete answer, or with one cut at its token limit."""
+        """Whether the job ended with a complete answer, or with one that was cut by its token limit or its provider."""
         return self in SUCCEEDED
 
 
@@ -78,7 +78,8 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One generated answer. `finish_reason`: "stop", "length", "tool_calls", or None if it was interrupted.
+    """One generated answer. `finish_reason`: "stop", "length", "tool_calls", "content_filter" (its provider
+    refused to go on), or None if it was interrupted.
 
     `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
     token, in the stored form (`shared.domain.logprobs`); only the first choice has `prompt_logprobs`.

@@ -302,6 +302,21 @@ class ChatOptions(BaseModel):
     documents: list[dict[UnicodeText, UnicodeText]] | None = Field(None, fail_fast=True)
 
 
+class CacheBreakpoint(BaseModel):
+    """The end of a part of the prompt that an upstream is to keep in its cache.
+
+    It is the definition of a tool, or a message up to `end`: characters of a text, or parts of a list; by default all
+    of it. `ttl` is how long the part is kept; without it, the upstream's default applies.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    tool: int | None = Field(None, ge=0)
+    message: int | None = Field(None, ge=0)
+    end: int | None = Field(None, ge=1)
+    ttl: Literal["5m", "1h"] | None = None
+
+
 class GenerateRequest(BaseModel):
     """A request to an engine: a conversation (with the chat template) or a raw prompt (without it).
 
@@ -313,6 +328,9 @@ class GenerateRequest(BaseModel):
     token, it is dropped, and the answer ends with "length".
 
     `token_counts`: each delta of the log has its number of tokens.
+
+    `cache_breakpoints` and `adaptive_thinking`, which lets the model decide how much it thinks, are for engines that
+    relay to an upstream with these parameters. Others ignore them.
 
     `extra_body`: parameters of the provider, by its names; only those that the model's entry lists.
     """
@@ -330,6 +348,8 @@ class GenerateRequest(BaseModel):
     echo: bool = False
     prompt_only: bool = False
     token_counts: bool = False
+    cache_breakpoints: list[CacheBreakpoint] = Field(default_factory=list)
+    adaptive_thinking: bool = False
     extra_body: JsonObject | None = None
 
     def for_provider(self, provider: str | None) -> GenerateRequest:

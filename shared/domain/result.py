@@ -23,6 +23,16 @@ def exhausted(deaths: int) -> Failure:
     )
 
 
+def cannot_continue(tokens: int) -> Failure:
+    """The failure of a job whose answer ended with its worker, after readers may have received `tokens`."""
+    count = "1 token" if tokens == 1 else f"{tokens} tokens"
+    return Failure(
+        ErrorCode.CANNOT_CONTINUE,
+        f"The worker was lost after {count} had been sent; this model's upstream can neither resume nor continue the"
+        " answer.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class JobResult:
     """The values that a job's row gets when it ends. `output` is JSON, `log` the archive of its events."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from shared.domain.events import CallDelta, Delta, Event, EventType, joined_calls
+from shared.domain.events import CallDelta, Delta, Event, EventType, UpstreamState, joined_calls
 from shared.domain.job import Choice, ToolCall
 from shared.domain.opaque import OpaquePart
 from shared.runtime.time_slice import TimeSlice
@@ -31,6 +31,9 @@ class Transcript:
         self.fingerprints: set[str | None] = set()
         # The number of tokens that each attempt generated, including discarded ones. Known only after `of`.
         self.tokens_by_attempt: dict[int, int] = {}
+        # The upstream's request that generates the deltas, and its position after the last of them.
+        self.upstream: UpstreamState | None = None
+        self.cursor: int | str | None = None
 
     @classmethod
     async def of(cls, events: Iterable[Event], choices: int) -> Transcript:
@@ -50,6 +53,8 @@ class Transcript:
                 attempt, fingerprint = payload["attempt"], payload.get("fingerprint")
             elif item.type is EventType.RESTARTED:
                 transcript.clear()
+            elif item.type is EventType.UPSTREAM:
+                transcript.upstream = UpstreamState.of(item)
             if slice_.over:
                 await slice_.give_way()
         return transcript
@@ -57,11 +62,14 @@ class Transcript:
     def clear(self) -> None:
         self._choices = [_Parts(parts.index) for parts in self._choices]
         self.fingerprints = set()
+        self.upstream = self.cursor = None
 
     def add(self, delta: Delta) -> None:
         while delta.index >= len(self._choices):
             self._choices.append(_Parts(len(self._choices)))
         self._choices[delta.index].add(delta)
+        if delta.cursor is not None:
+            self.cursor = delta.cursor
 
     def placed(self, delta: Delta) -> tuple[OpaquePart, ...]:
         """The opaque parts of the choice's next delta, with their places: they follow the delta's other content."""

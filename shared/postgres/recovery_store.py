@@ -16,6 +16,7 @@ from sqlalchemy import (
     Text,
     and_,
     delete,
+    exists,
     func,
     or_,
     select,
@@ -307,6 +308,14 @@ class RecoveryStore(JobRowStore):
             due(older_than_s),
             limit=limit,
         )
+
+    async def has_queued(self, model: str) -> bool:
+        """Whether a model has queued jobs that this version can read, whenever they are due."""
+        queued = exists().where(
+            JobRow.status == JobStatus.QUEUED.value, JobRow.model == model, JobRow.unreadable_at.is_(None)
+        )
+        async with self._engine.connect() as connection:
+            return bool(await connection.scalar(select(queued)))
 
     async def queued_before(
         self, model: str, priority: int, before: str, *, due_for_s: float, limit: int

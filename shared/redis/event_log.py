@@ -92,7 +92,7 @@ class EventLog:
             ends = item.events[-1].type.terminal
             args += (item.job_id, item.attempt, int(item.force), item.ttl_s, int(ends), len(item.events))
             for one in item.events:
-                args += (one.seq, one.name, one.data, one.token_ids)
+                args += (one.seq, one.name, one.data, one.token_ids, one.cursor)
         result: list[int] = await self._append(keys=keys, args=args)
         return result
 
@@ -137,16 +137,31 @@ class EventLog:
             found = await pipe.execute(raise_on_error=False)
         return {job_id for (job_id, attempt), value in zip(wanted, found, strict=True) if value == b"%d" % attempt}
 
-    async def follow(self, job_id: str, api_id: str, after: int) -> LogPage:
-        """Register an API process as a follower and read a page of events after `after`, atomically."""
-        keys = [redis_keys.log(job_id), redis_keys.followers(job_id)]
+    async def follow(self, job_id: str, api_id: str, after: int, *, new: bool = False) -> LogPage:
+        """Register an API process as a follower and read a page of events after `after`, atomically.
+
+        The log counts as shown from then on. If it has not begun, this needs `new`, which says that the job has not
+        ended, or `mark_shown`.
+        """
+        keys = [redis_keys.log(job_id), redis_keys.followers(job_id), redis_keys.fence(job_id)]
         while True:
-            args: list[Any] = [api_id, RUNNING_TTL_S, after, PAGE_EVENTS, PAGE_BYTES]
+            args: list[Any] = [api_id, RUNNING_TTL_S, after, PAGE_EVENTS, PAGE_BYTES, int(new)]
             entries, more = await self._follow(keys=keys, args=args)
             events = _events(entries)
             if events or not more:
                 return LogPage(events, more=bool(more))
             after = _seq(entries[-1][0])  # none of these entries is an event
+
+    async def mark_shown(self, job_id: str) -> None:
+        """Record that a reader waits for the first event of a job that has not ended."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(redis_keys.fence(job_id), "shown", 1)
+            pipe.expire(redis_keys.fence(job_id), RUNNING_TTL_S, nx=True)
+            await pipe.execute()
+
+    async def shown(self, job_id: str) -> bool:
+        """Whether a reader has read the log or waits for its first event; False if that is not known any more."""
+        return bool(await self._redis.hexists(redis_keys.fence(job_id), "shown"))
 
     async def follow_all(self, job_ids: Sequence[str], api_id: str) -> list[int]:
         """Register an API process as a follower of many jobs. Returns for each the `seq` of its last event, or 0."""
@@ -171,7 +186,8 @@ def _events(entries: Iterable[tuple[bytes, Sequence[bytes] | Mapping[bytes, byte
         if not isinstance(fields, Mapping):
             fields = dict(zip(fields[::2], fields[1::2], strict=True))
         try:
-            events.append(Event(_seq(entry_id), EventType(fields[b"t"].decode()), fields[b"e"], fields.get(b"k", b"")))
+            kind = EventType(fields[b"t"].decode())
+            events.append(Event(_seq(entry_id), kind, fields[b"e"], fields.get(b"k", b""), fields.get(b"c", b"")))
         except (ValueError, KeyError) as error:
             logger.warning("a log has an entry that is no event: %s", type(error).__name__)
     return events

@@ -2,7 +2,8 @@
 --
 -- KEYS   for each job: its log (stream), its fence (hash), its followers (set)
 -- ARGV   for each job: job id, attempt, force (1 or 0), TTL in seconds, final (1 if the last event ends the log, or 0),
---        number of events; then for each event: seq (0: after the last one), type, data, token ids ('' for none)
+--        number of events; then for each event: seq (0: after the last one), type, data, token ids and cursor ('' for
+--        none)
 -- Result for each job: -1 if a later attempt owns its log, otherwise the seq of the log's last event. If there is a gap
 --        between that event and the first one sent, Redis has lost the log. Nothing is written in these two cases.
 --
@@ -28,11 +29,13 @@ while k <= #KEYS do
   else
     local lines, generates = {}, false
     for i = 0, count - 1 do
-      local e = a + 4 * i
-      local seq, kind, data, ids = tonumber(ARGV[e]), ARGV[e + 1], ARGV[e + 2], ARGV[e + 3]
+      local e = a + 5 * i
+      local seq, kind, data, ids, cursor = tonumber(ARGV[e]), ARGV[e + 1], ARGV[e + 2], ARGV[e + 3], ARGV[e + 4]
       if seq == 0 then seq = last + 1 end
       if seq > last then
-        if ids == '' then
+        if cursor ~= '' then
+          redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data, 'k', ids, 'c', cursor)
+        elseif ids == '' then
           redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data)
         else
           redis.call('XADD', log, seq .. '-0', 't', kind, 'e', data, 'k', ids)
@@ -55,7 +58,7 @@ while k <= #KEYS do
     end
     results[#results + 1] = last
   end
-  a = a + 4 * count
+  a = a + 5 * count
 end
 for api, text in pairs(messages) do redis.call('PUBLISH', 'hr:api:' .. api, text) end
 return results

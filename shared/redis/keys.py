@@ -2,13 +2,15 @@
 
 
 def log(job_id: str) -> str:
-    """Stream: the job's events, entry id `<seq>-0`, fields `t` type, `e` JSON, `k` token ids."""
+    """Stream: the job's events, entry id `<seq>-0`, fields `t` type, `e` JSON, `k` token ids, `c` cursor.
+
+    Only workers read the last two."""
     return f"hr:log:{job_id}"
 
 
 def fence(job_id: str) -> str:
-    """Hash: `attempt` is the one that may write to the log, `seq` is that of the log's last event, and `generated` is
-    the last attempt that wrote a token."""
+    """Hash: `attempt` is the one that may write to the log, `seq` is that of the log's last event, `generated` is the
+    last attempt that wrote a token, and `shown` exists if a reader has read the log or waits for its first event."""
     return f"hr:fence:{job_id}"
 
 

@@ -186,10 +186,17 @@ class InstrumentSet:
         self._add(Definition(name, "counter", help_text, (label,), exporters), counter)
         return counter
 
-    def gauge(self, name: str, help_text: str, labels: Sequence[Label], *exporters: Exporter) -> Gauge:
+    def gauge(
+        self,
+        name: str,
+        help_text: str,
+        labels: Sequence[Label],
+        *exporters: Exporter,
+        aggregation: Aggregation = Aggregation.SUM,
+    ) -> Gauge:
         """A gauge that each process sets for itself."""
         gauge = Gauge(name, help_text, [label.name for label in labels], registry=None)
-        self._add(Definition(name, "gauge", help_text, tuple(labels), exporters), gauge)
+        self._add(Definition(name, "gauge", help_text, tuple(labels), exporters, aggregation), gauge)
         return gauge
 
     def histogram(

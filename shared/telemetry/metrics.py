@@ -13,6 +13,7 @@ from enum import StrEnum
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
+from shared.config.models.reload import ReloadResult
 from shared.domain.errors import ErrorCode
 from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
@@ -75,8 +76,6 @@ class Metrics:
 
     def __init__(self, exporter: Exporter, models: Iterable[str]) -> None:
         """`models`: the models that the process serves; all others are labelled `OTHER`."""
-        names = tuple(models)
-        self._models = frozenset(names)
         self._instruments = new = InstrumentSet(exporter)
 
         # HTTP
@@ -137,6 +136,24 @@ class Metrics:
             LOOP_LAG_BUCKETS,
             API,
             WORKER,
+        )
+
+        # models.yaml
+
+        self.models_reloads = new.counter(
+            "headrace_models_reloads_total",
+            "Times that the process read models.yaml again (SIGHUP): a failed reload changes nothing.",
+            (Label("result", tuple(result.value for result in ReloadResult)),),
+            API,
+            WORKER,
+        )
+        self.models_loaded = new.gauge(
+            "headrace_models_loaded_timestamp_seconds",
+            "Unix time at which the process read the models.yaml that it uses.",
+            (),
+            API,
+            WORKER,
+            aggregation=Aggregation.MIN,
         )
 
         # Jobs: events
@@ -479,7 +496,8 @@ class Metrics:
             WORKER,
         )
 
-        new.start_at_zero(MODEL, names)
+        self._models: frozenset[str] = frozenset()
+        self._declare(models)
 
     @property
     def definitions(self) -> Sequence[Definition]:
@@ -490,9 +508,23 @@ class Metrics:
         """All that the process exports: its metrics, these collectors, and the metrics of the Python runtime."""
         return self._instruments.registry(*collectors)
 
+    def loaded(self, models: Iterable[str]) -> None:
+        """Note that models.yaml was read now. These models are labelled with their names from now on, and no others."""
+        self._declare(models)
+        self.models_loaded.set_to_current_time()
+
+    def _declare(self, models: Iterable[str]) -> None:
+        names = tuple(models)
+        self._models = frozenset(names)
+        self._instruments.start_at_zero(MODEL, names)
+
     def model_label(self, model: str) -> str:
         """The label of a model."""
         return model if model in self._models else OTHER
+
+    def reloaded(self, result: ReloadResult) -> None:
+        """Count a reload of models.yaml."""
+        self.models_reloads.labels(result.value).inc()
 
     def submitted(self, model: str, priority: int) -> None:
         """Count a job after its row is committed."""

@@ -280,7 +280,7 @@ async def test_an_unavailable_collector_does_not_affect_jobs(stack: Stack) -> No
 def test_tracing_is_not_loaded_if_disabled() -> None:
     """redis-py loads OpenTelemetry's metrics if installed, but nothing loads its tracing."""
     script = (
-        "import sys, api.__main__, workers.runtime, workers.engines.simulated.engine\n"
+        "import sys, api.__main__, api.app, workers.runtime, workers.engines.simulated.engine\n"
         "from shared.telemetry.tracing import NO_TRACES\n"
         "from shared.telemetry.tracing_setup import open_traces\n"
         "assert open_traces('s', 'i') is NO_TRACES\n"

@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from redis.asyncio import Redis
 
 from chaos.sse import read_events
+from shared.redis import keys
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import wait_for_end
@@ -20,6 +22,7 @@ from tests.support.faulty_upstream import Answer, End, FaultyUpstream, error_ans
 from tests.support.ports import free_port
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
+from tests.support.waiting import eventually
 
 UPSTREAM_KEY = "sk-of-the-upstream"
 PORT = free_port()
@@ -185,17 +188,29 @@ async def test_what_the_model_cannot_serve_is_rejected_at_submit(client: httpx.A
         assert error["message"].startswith(f"{param}: the model `up` does not support log probabilities of the prompt;")
 
 
-async def test_a_killed_workers_job_restarts(stack: Stack, client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
-    """The next worker repeats the request from the start, and readers get `job.restarted`."""
-    upstream.answers = [Answer(3, End.SILENCE)]
-    job_id = await submit(client)
-    await wait_for_text(client, job_id, "0 1 2 ")
+async def test_jobs_of_a_killed_worker(stack: Stack, client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
+    """An answer that a reader has seen cannot continue here; one that nobody has seen starts again."""
+    upstream.answers = [Answer(3, End.SILENCE), Answer(3, End.SILENCE)]
+    shown, unseen = await submit(client), await submit(client)
+    await wait_for_text(client, shown, "0 1 2 ")
+    async with Redis.from_url(stack.environment["REDIS_URL"]) as redis:
+
+        async def logged() -> bool:
+            entries: Any = await redis.xrevrange(keys.log(unseen), count=1)
+            return bool(entries) and b"2 " in entries[0][1][b"e"]
+
+        await eventually(logged, "the other answer is in its log")
     stack.kill(next(name for name in stack.processes if name.startswith("worker-")))
     stack.start_worker("up")
-    done = await wait_for_end(client, job_id)
+    done = await wait_for_end(client, shown)
+    assert (done["status"], done["error"]["code"]) == ("failed", "cannot_continue")
+    assert done["error"]["message"].startswith("The worker was lost after 3 tokens had been sent;")
+    assert (done["output_text"], done["usage"]["completion_tokens"]) == ("0 1 2 ", 3)
+    assert "job.restarted" not in [item.event for item in await follow(client, shown)]
+    done = await wait_for_end(client, unseen)
     assert (done["status"], done["output_text"]) == ("completed", "0 1 2 ")
     assert done["usage"]["completion_tokens"] == 90
-    assert "job.restarted" in [item.event for item in await follow(client, job_id)]
+    assert len(upstream.seen) == 3
 
 
 async def test_tool_calls_of_other_servers_reach_each_api(

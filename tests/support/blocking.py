@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import runpy
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
+from workers.engines.base import NO_PRIOR, Prior
 from workers.engines.simulated.engine import SimulatedEngine
 
 
@@ -26,9 +26,9 @@ def main() -> None:
     generate = SimulatedEngine.generate
 
     async def blocking(
-        engine: SimulatedEngine, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), **options: Any
+        engine: SimulatedEngine, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
     ) -> AsyncGenerator[Any, None]:
-        async with aclosing(generate(engine, request_id, request, prior, **options)) as items:
+        async with aclosing(generate(engine, request_id, request, prior)) as items:
             yield await anext(items)
             if isinstance(request.prompt, str) and request.prompt.startswith("block "):
                 time.sleep(float(request.prompt.split()[1]))  # noqa: ASYNC251  # this is the fault

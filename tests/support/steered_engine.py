@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.request import GenerateRequest
-from workers.engines.base import EngineDead, EngineStats, PromptInfo, Restarted
+from workers.engines.base import NO_PRIOR, EngineDead, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.resume import Resume
 
 DEADLINE_S = 20.0
@@ -31,15 +31,16 @@ def text_of_tokens(count: int) -> str:
 class Call:
     """One request in the engine."""
 
-    def __init__(self, job_id: str, attempt: int, request: GenerateRequest, prior: Sequence[Delta]) -> None:
+    def __init__(self, job_id: str, attempt: int, request: GenerateRequest, prior: Prior) -> None:
         self.job_id = job_id
         self.attempt = attempt
-        self.prior = "".join(delta.text for delta in prior if delta.index == 0)
-        self.generated = sum(len(delta.token_ids) for delta in prior if delta.index == 0)
+        self.upstream = prior.upstream
+        self.prior = "".join(delta.text for delta in prior.deltas if delta.index == 0)
+        self.generated = sum(len(delta.token_ids) for delta in prior.deltas if delta.index == 0)
         self.ended = asyncio.Event()
         self.task = asyncio.current_task()
         self._choices = request.sampling.n
-        self._steps: asyncio.Queue[str | Exception | Restarted | None] = asyncio.Queue()
+        self._steps: asyncio.Queue[str | Exception | Restarted | UpstreamState | None] = asyncio.Queue()
 
     async def tokens(self, count: int) -> None:
         """Generate `count` tokens of each choice; returns when the runner has received them or has stopped."""
@@ -60,19 +61,23 @@ class Call:
         """Start the answer again from its first token."""
         self._steps.put_nowait(Restarted())
 
+    def accept(self, state: UpstreamState) -> None:
+        """Report that an upstream runs the request."""
+        self._steps.put_nowait(state)
+
     def fail(self, error: Exception) -> None:
         """Fail the request with this error."""
         self._steps.put_nowait(error)
 
-    async def run(self) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
+    async def run(self) -> AsyncGenerator[Delta | PromptInfo | Restarted | UpstreamState, None]:
         yield PromptInfo(3)
         reason: str | None = None
         while reason is None:
             step = await self._steps.get()
             if isinstance(step, Exception):
                 raise step
-            if isinstance(step, Restarted):
-                self.generated = 0
+            if isinstance(step, (Restarted, UpstreamState)):
+                self.generated = 0 if isinstance(step, Restarted) else self.generated
                 yield step
                 self._steps.task_done()
                 continue
@@ -90,7 +95,8 @@ class SteeredEngine:
     def __init__(self, slots: int = 64) -> None:
         self.slots = slots
         self.fingerprint = "fp_steered"
-        self.several_choices = Resume.NONE
+        self.several_choices = Resume.RESTART
+        self.cancelled: list[UpstreamState] = []
         self.dead = False
         self.calls: dict[tuple[str, int], Call] = {}
         self._awaited: dict[str, asyncio.Future[Call]] = {}
@@ -115,18 +121,21 @@ class SteeredEngine:
         for call in self.calls.values():
             call.fail(EngineDead("killed by the test"))
 
-    def resume_mode(self, request: GenerateRequest) -> Resume:
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         return Resume.EXACT if request.sampling.n == 1 else self.several_choices
+
+    async def cancel(self, state: UpstreamState) -> None:
+        self.cancelled.append(state)
 
     def stats(self) -> EngineStats:
         return EngineStats(len(self.calls))
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
-    ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
-        if prior and not comparable and self.resume_mode(request) is Resume.REGENERATE:
+        self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
+    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | UpstreamState, None]:
+        if prior.deltas and not prior.comparable and self.resume_mode(request) is Resume.REGENERATE:
             yield Restarted()
-            prior = ()
+            prior = NO_PRIOR
         job_id, _, attempt = request_id.rpartition("-")
         call = Call(job_id, int(attempt), request, prior)
         self.calls[job_id, call.attempt] = call

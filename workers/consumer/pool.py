@@ -25,6 +25,9 @@ from shared.domain.job import JobStatus
 from shared.domain.priorities import is_batch
 from workers.consumer.loop_thread import LoopThread
 
+# Threads are started on demand; the number of slots may grow while the worker runs.
+MAX_THREADS = 4096
+
 
 class _Applied:
     """The handle that Celery keeps of a job in the pool."""
@@ -36,14 +39,48 @@ class _Applied:
         """Does nothing: `EnginePool.terminate_job` cancels the job."""
 
 
+class _Lane:
+    """Threads for jobs, of which at most `limit()` run at the same time."""
+
+    def __init__(self, limit: Callable[[], int], name: str) -> None:
+        self._limit = limit
+        self._running = 0
+        self._changed = threading.Condition()
+        self._executor = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=name)
+
+    def submit(self, run: Callable[..., None], *args: Any) -> Future[None]:
+        """Run a function once fewer than `limit()` others run."""
+        return self._executor.submit(self._run, run, *args)
+
+    def resized(self) -> None:
+        """Check the limit again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def shutdown(self) -> None:
+        """Wait for those that run, and drop the others that have no thread."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, run: Callable[..., None], *args: Any) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._running < self._limit())
+            self._running += 1
+        try:
+            run(*args)
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify()
+
+
 class EnginePool(BasePool):  # type: ignore[misc]
     """As many threads as the engine has slots for urgent jobs, and as many for batch jobs."""
 
     body_can_be_buffer = True
     signal_safe = False
 
-    _urgent: ThreadPoolExecutor
-    _batch: ThreadPoolExecutor
+    _urgent: _Lane
+    _batch: _Lane
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,14 +93,14 @@ class EnginePool(BasePool):  # type: ignore[misc]
 
     def on_start(self) -> None:
         self._loop_thread.start()
-        slots = self._slot_pool.slots
-        self._urgent = ThreadPoolExecutor(slots, thread_name_prefix="job")
-        self._batch = ThreadPoolExecutor(slots, thread_name_prefix="batch-job")
+        self._urgent = _Lane(lambda: self._slot_pool.slots, "job")
+        self._batch = _Lane(lambda: self._slot_pool.slots, "batch-job")
+        self._slot_pool.on_resize = self._resized
 
     def on_stop(self) -> None:
         self._loop_thread.drain()
-        for executor in (self._urgent, self._batch):
-            executor.shutdown(wait=True, cancel_futures=True)
+        for lane in (self._urgent, self._batch):
+            lane.shutdown()
         self._loop_thread.stop()
 
     on_terminate = on_stop
@@ -82,9 +119,9 @@ class EnginePool(BasePool):  # type: ignore[misc]
         batch = is_batch(request["delivery_info"]["priority"] or 0)
         # If a thread is free, the job starts now: the claim need not wait for the thread to be scheduled.
         started = self._loop_thread.submit(job_id) if self._slot_pool.acquire(batch=batch) else None
-        executor = self._batch if batch else self._urgent
+        lane = self._batch if batch else self._urgent
         return _Applied(
-            executor.submit(self._apply, job_id, batch, started, target, args, kwargs, callback, accept_callback)
+            lane.submit(self._apply, job_id, batch, started, target, args, kwargs, callback, accept_callback)
         )
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
@@ -93,6 +130,10 @@ class EnginePool(BasePool):  # type: ignore[misc]
             job_id = self._jobs.get(pid)
         if job_id is not None:
             self._loop_thread.cancel(job_id)
+
+    def _resized(self) -> None:
+        for lane in (self._urgent, self._batch):
+            lane.resized()
 
     def _apply(
         self,

@@ -6,7 +6,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-from celery.apps.worker import Worker
+from celery.apps.worker import Worker, install_cry_handler, install_rdb_handler, install_worker_term_handler
 from celery.signals import task_revoked
 
 
@@ -18,11 +18,14 @@ def cancel_revoked(sender: Any, request: Any, **_: Any) -> None:
 class HeadraceWorker(Worker):  # type: ignore[misc]
     """A worker that drains at SIGTERM, SIGINT or SIGQUIT; a second signal ends the grace period of the drain.
 
-    Celery's own cold shutdown handles its child processes only, not threads.
+    Celery's own cold shutdown handles its child processes only, not threads. At SIGHUP, Celery would start the worker
+    again; here the signal reloads models.yaml.
     """
 
     def install_platform_tweaks(self, worker: Any) -> None:
-        super().install_platform_tweaks(worker)
+        install_worker_term_handler(worker)
+        install_cry_handler()
+        install_rdb_handler()
         task_revoked.connect(cancel_revoked)
         drain = signal.getsignal(signal.SIGTERM)
         draining = False

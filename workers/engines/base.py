@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from shared.domain.errors import ErrorCode, HeadraceError
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from workers.engines.resume import Resume
@@ -24,6 +24,12 @@ class UpstreamError(EngineError):
     """The upstream could not run this request."""
 
     code = ErrorCode.UPSTREAM_ERROR
+
+
+class CannotContinue(EngineError):
+    """The upstream can neither resume nor continue an interrupted answer."""
+
+    code = ErrorCode.CANNOT_CONTINUE
 
 
 class BusyReason(StrEnum):
@@ -88,7 +94,44 @@ class EngineStats:
     cache: CacheStats | None = None
 
 
-class Engine(Protocol):
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What earlier attempts emitted; the answer continues after it.
+
+    `comparable`: False if it was generated with a different fingerprint. A regenerated answer must not be compared with
+    it then: the engine yields `Restarted` unless it resumes exactly.
+
+    `upstream` is the request that generated it, and `cursor` the upstream's position after the last of `deltas`. There
+    may be such a request although there are no deltas.
+    """
+
+    deltas: Sequence[Delta] = ()
+    comparable: bool = True
+    upstream: UpstreamState | None = None
+    cursor: int | str | None = None
+
+
+NO_PRIOR = Prior()
+
+
+class ManagedEngine(Protocol):
+    """What supervises an engine needs of it."""
+
+    async def start(self) -> None:
+        """Load the model. Raises an exception if that fails."""
+
+    async def stop(self) -> None:
+        """Release all resources. The engine can be started again."""
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has died. It can be stopped and started again."""
+
+    def stats(self) -> EngineStats:
+        """Its current load."""
+
+
+class Engine(ManagedEngine, Protocol):
     """Generates answers to many requests concurrently, on the event loop that called `start`."""
 
     @property
@@ -102,43 +145,33 @@ class Engine(Protocol):
         Engines with the same fingerprint are expected to generate the same tokens for a request.
         """
 
-    async def start(self) -> None:
-        """Load the model. Raises an exception if that fails."""
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
+        """How the request can be resumed if it is interrupted, or after `prior`.
 
-    async def stop(self) -> None:
-        """Release all resources. The engine can be started again."""
-
-    @property
-    def dead(self) -> bool:
-        """Whether it has died. It can be stopped and started again."""
-
-    def resume_mode(self, request: GenerateRequest) -> Resume:
-        """How the request can be resumed if it is interrupted.
-
-        If that fails, `generate` yields `Restarted` and the whole answer.
+        If that fails, `generate` raises `CannotContinue`, or yields `Restarted` and the whole answer.
         """
 
     def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
-    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | Usage, None]:
+        self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
+    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | UpstreamState | Usage, None]:
         """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
 
         An engine whose upstream reports the usage yields no `PromptInfo` but ends with that `Usage`, which takes
-        precedence over the sum of the deltas.
+        precedence over the sum of the deltas. An engine whose upstream can resume a request, or can be told to cancel
+        it, yields its `UpstreamState` before the first delta.
 
         Closing the generator, or cancelling the task that iterates over it, aborts the request and returns after the
         engine has freed it.
 
         `request_id`: the job's id, a dash, and the attempt number.
-        `prior`: what earlier attempts emitted; the answer continues after it.
-        `comparable`: False if `prior` was generated with a different fingerprint. A regenerated answer must not be
-        compared with it then: the engine yields `Restarted` unless it resumes exactly.
 
         Raises:
             InvalidRequest: no engine of this model can run the request.
+            CannotContinue: the answer cannot be continued after the deltas of `prior`; nothing was emitted.
             EngineError: this request failed.
             UpstreamBusy: this request failed before its first token, and can be run later.
             EngineDead: the engine has died.
         """
 
-    def stats(self) -> EngineStats: ...
+    async def cancel(self, state: UpstreamState) -> None:
+        """Tell the upstream to stop a request, because its job has ended. A failure is logged, not raised."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
@@ -21,6 +22,10 @@ def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
             from workers.engines.openai.engine import OpenAIEngine
 
             return OpenAIEngine(model, metrics)
+        case AnthropicModel():
+            from workers.engines.anthropic.engine import AnthropicEngine
+
+            return AnthropicEngine(model, metrics)
         case SimulatedModel():
             from workers.engines.simulated.engine import SimulatedEngine
 

@@ -8,10 +8,12 @@ from enum import IntEnum
 class Resume(IntEnum):
     """How an interrupted request can be resumed; higher is cheaper.
 
-    `NONE`: not at all, it starts again. `REGENERATE`: from the start, comparing each token with the emitted ones.
+    `NONE`: not at all; it starts again if no reader has seen its output, otherwise its job fails. `RESTART`: it starts
+    again, and readers discard what they have. `REGENERATE`: from the start, comparing each token with the emitted ones.
     `EXACT`: after the last emitted token.
     """
 
     NONE = 0
-    REGENERATE = 1
-    EXACT = 2
+    RESTART = 1
+    REGENERATE = 2
+    EXACT = 3

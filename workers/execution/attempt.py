@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -13,10 +13,10 @@ from enum import StrEnum
 from typing import TypeVar
 
 from shared.domain.errors import ErrorCode, InvalidRequest
-from shared.domain.events import Delta, EventType, seq_before
+from shared.domain.events import Delta, EventType, UpstreamState, seq_before
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
-from shared.domain.result import CANCELLED, LATE, build_result, exhausted
+from shared.domain.result import CANCELLED, LATE, build_result, cannot_continue, exhausted
 from shared.domain.suspects import Verdict, kills_late
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
@@ -24,7 +24,18 @@ from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, AttemptTrace, Traces
-from workers.engines.base import Engine, EngineDead, EngineError, PromptInfo, Restarted, UpstreamBusy
+from workers.engines.base import (
+    NO_PRIOR,
+    CannotContinue,
+    Engine,
+    EngineDead,
+    EngineError,
+    Prior,
+    PromptInfo,
+    Restarted,
+    UpstreamBusy,
+)
+from workers.engines.resume import Resume
 from workers.execution.compilations import Compilations
 from workers.execution.deferral import deferral_s, timer_s
 from workers.execution.job_metrics import JobMetrics
@@ -34,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RETRY_S = (0.1, 2.0)
+# Longest wait for an upstream to confirm that it cancels a request.
+CANCEL_S = 5.0
 
 
 class InterruptReason(StrEnum):
@@ -111,6 +124,8 @@ class JobAttempt:
         self._suspect = job.suspect
         self._clearing: asyncio.Task[None] | None = None
         self._generated = False
+        # Whether readers may have seen output that the engine cannot continue.
+        self._stuck = False
         self._log = LogBuffer(job.id, job.attempt, context.metrics, job.model, counted=job.request.token_counts)
         self._transcript = Transcript(job.request.sampling.n)
         self._trace = AttemptTrace()
@@ -122,6 +137,10 @@ class JobAttempt:
         self._prior_tokens = 0
         self._earlier_tokens: dict[int, int] = {}
         self._first_token_at: datetime | None = None
+
+    @property
+    def engine(self) -> Engine:
+        return self._context.engine
 
     @property
     def active(self) -> bool:
@@ -187,10 +206,14 @@ class JobAttempt:
             self._transcript = await Transcript.of(events, job.request.sampling.n)
             self._prior_tokens = self._transcript.tokens
             self._earlier_tokens = self._transcript.tokens_by_attempt
-            # A lost log may have had output, unless all earlier attempts were deferred.
-            has_output = not self._transcript.empty or (not events and len(job.attempts) > 1)
-            if has_output and not (events and self._context.engine.resume_mode(job.request)):
-                self._restart()
+            if not events:
+                if len(job.attempts) > 1:  # not only deferred ones: the log is lost, with its output and its readers
+                    self._restart()
+            elif not (self._transcript.empty or self._complete):
+                mode = self._context.engine.resume_mode(job.request, self._prior)
+                self._stuck = mode is Resume.NONE and await self._shown()
+                if mode <= Resume.RESTART and not self._stuck:
+                    self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
         log.event(EventType.STARTED, started | {"fingerprint": self._context.engine.fingerprint})
         logger.info(
@@ -198,6 +221,23 @@ class JobAttempt:
             job.id, job.model, job.attempt, self._context.worker, job.request_context.request_id, self._prior_tokens,
         )  # fmt: skip
         return True
+
+    @property
+    def _complete(self) -> bool:
+        """Whether every choice has its finish reason."""
+        return not self._transcript.empty and all(self._transcript.finish_reasons)
+
+    @property
+    def _prior(self) -> Prior:
+        """What earlier attempts emitted, as the engine needs it."""
+        transcript = self._transcript
+        # Attempts of versions that did not report a fingerprint count as comparable: a difference shows then.
+        comparable = transcript.fingerprints - {None} <= {self._context.engine.fingerprint}
+        return Prior(transcript.deltas(), comparable, transcript.upstream, transcript.cursor)
+
+    async def _shown(self) -> bool:
+        """Whether a reader may have seen the output so far."""
+        return await self._retry(lambda: self._context.logs.shown(self.job.id), "log")
 
     def _restart(self) -> None:
         """Discard the output so far, here and at the readers."""
@@ -226,26 +266,36 @@ class JobAttempt:
 
     async def _publish_output(self) -> None:
         job = self.job
-        prior = self._transcript.deltas()
-        if prior and all(self._transcript.finish_reasons):
+        if self._complete:
             return  # an earlier attempt ended after its last token, before it wrote the row
+        if self._stuck:
+            raise CannotContinue
         if self._context.compilations is None:
-            await self._submit(prior, lambda: None)
+            await self._submit(lambda: None)
         else:
             async with self._context.compilations.turn(job) as compiled:
-                await self._submit(prior, compiled)
+                await self._submit(compiled)
 
-    async def _submit(self, prior: Sequence[Delta], compiled: Callable[[], None]) -> None:
+    async def _submit(self, compiled: Callable[[], None]) -> None:
         """Generate the rest of the answer. `compiled` is called at the engine's first output."""
-        job, engine = self.job, self._context.engine
+        engine = self._context.engine
         if engine.dead:
             raise EngineDead
         self._submitted_at = time.monotonic()
         self._metrics.submitted(self._submitted_at - self.claimed_at)
         self._trace.generation_started(self._database_now(), self._prior_tokens)
-        # Attempts of versions that did not report a fingerprint count as comparable: a difference shows then.
-        comparable = self._transcript.fingerprints - {None} <= {engine.fingerprint}
-        outputs = engine.generate(f"{job.id}-{job.attempt}", job.request, prior, comparable=comparable)
+        try:
+            await self._relay(self._prior, compiled)
+        except CannotContinue:
+            if await self._shown():
+                raise
+            self._restart()
+            await self._relay(NO_PRIOR, compiled)
+
+    async def _relay(self, prior: Prior, compiled: Callable[[], None]) -> None:
+        """Publish what the engine emits after `prior`."""
+        job = self.job
+        outputs = self._context.engine.generate(f"{job.id}-{job.attempt}", job.request, prior)
         async with aclosing(outputs):
             async for item in outputs:
                 compiled()
@@ -256,6 +306,10 @@ class JobAttempt:
                         self._reported_usage = item
                     case Restarted():
                         self._restart()
+                    case UpstreamState():
+                        self._transcript.upstream = item
+                        self._log.upstream(item)
+                        self._context.log_writer.schedule(self._log)
                     case _:
                         self._publish(item)
 
@@ -319,6 +373,8 @@ class JobAttempt:
     def _status(self, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
         if isinstance(error, InvalidRequest):
             return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message, error.param)
+        if isinstance(error, CannotContinue):
+            return JobStatus.FAILED, cannot_continue(self._prior_tokens)
         if isinstance(error, EngineError):
             return JobStatus.FAILED, Failure(error.code, error.message)
         if error is not None:
@@ -330,7 +386,7 @@ class JobAttempt:
                 return JobStatus.FAILED, Failure(ErrorCode.ENGINE_ERROR, "The engine ended the request too early.")
             is_late = self.interrupt_reason is InterruptReason.DEADLINE_EXCEEDED
             return JobStatus.CANCELLED, LATE if is_late else CANCELLED
-        if "length" in reasons:
+        if "length" in reasons or "content_filter" in reasons:
             return JobStatus.INCOMPLETE, None
         return JobStatus.COMPLETED, None
 
@@ -368,7 +424,17 @@ class JobAttempt:
             usage.prompt_tokens, usage.completion_tokens,
             round((result.finished_at - job.created_at).total_seconds() * 1000),
         )  # fmt: skip
+        if status is JobStatus.CANCELLED and self._transcript.upstream is not None:
+            await self._cancel_upstream(self._transcript.upstream)
         return status
+
+    async def _cancel_upstream(self, state: UpstreamState) -> None:
+        """Tell the upstream to stop a request that nothing will resume."""
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await self._context.engine.cancel(state)
+        except Exception as error:
+            logger.warning("job=%s cannot cancel the upstream's request: %s", self.job.id, type(error).__name__)
 
     async def _requeue(self, outcome: AttemptOutcome, death: Verdict | None = None) -> JobStatus | None:
         """Return the job to the queue with its output so far; a job that is being cancelled ends instead."""
@@ -437,7 +503,7 @@ class JobAttempt:
     @property
     def _tokens(self) -> int:
         """Tokens that this attempt generated."""
-        return self._usage().completion_tokens - self._prior_tokens
+        return max(0, self._usage().completion_tokens - self._prior_tokens)
 
     def _usage(self) -> Usage:
         """The usage that the upstream reported, if it did; otherwise as counted here."""

@@ -14,11 +14,13 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from shared.config.models.loader import ModelSpec
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import StructureBounds, structure_steps
 from shared.runtime.time_slice import TimeSlice
+from shared.telemetry.metrics import Metrics
 
 # Estimated states that an engine compiles in a second.
 STATES_PER_S = 1_000_000
@@ -138,3 +140,11 @@ class Compilations:
             line.remove(turn)
             if not line:
                 del self._waiting[project]
+
+
+def compilations_of(model: ModelSpec, metrics: Metrics) -> Compilations | None:
+    """The line for the structured outputs that the model's engine compiles; None if it compiles none."""
+    if model.structure_bounds is None:
+        return None
+    wait = metrics.structured_output_wait.labels(metrics.model_label(model.name))
+    return Compilations(model.structure_bounds, wait.observe, all_tools=model.compiles_all_tools)

@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from shared.domain.events import Delta, Event, EventType, delta_event, event, merge_deltas
+from shared.domain.events import Delta, Event, EventType, UpstreamState, delta_event, event, merge_deltas
 from shared.postgres.claim_store import Claim
 from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog
 from shared.runtime.aio import wait_for_event
@@ -46,7 +46,7 @@ class LogBuffer:
     ttl_s: int = RUNNING_TTL_S
     # Whether delta events include their number of tokens.
     counted: bool = False
-    # Whether the next events are written without delay: the start, the first text or the end.
+    # Whether the next events are written without delay: the start, an upstream's request, the first text or the end.
     urgent: bool = True
     opened: float = field(default_factory=time.monotonic)
     _pending: dict[int, list[Delta]] = field(default_factory=dict)
@@ -68,6 +68,11 @@ class LogBuffer:
         self.seal()
         self.seq += 1
         self.events.append(event(self.seq, kind, payload))
+
+    def upstream(self, state: UpstreamState) -> None:
+        """Add the upstream's request that generates what follows."""
+        self.event(EventType.UPSTREAM, state.payload())
+        self.urgent = True
 
     def seal(self) -> None:
         """Turn the pending deltas into events.

@@ -16,6 +16,7 @@ from shared.domain.suspects import Verdict, judge
 from shared.postgres.claim_store import Claim
 from shared.runtime.aio import cancel_and_wait
 from shared.runtime.outages import is_outage
+from workers.engines.base import Engine
 from workers.execution.attempt import RETRY_S, AttemptContext, InterruptReason, JobAttempt
 from workers.execution.isolation import Isolation
 from workers.execution.slots import SlotPool
@@ -61,6 +62,19 @@ class Runner:
         # Jobs whose claims have not been answered, with the number of messages for each.
         self._claiming: Counter[str] = Counter()
         self._verdicts: dict[JobAttempt, Verdict] = {}
+
+    def use(self, context: AttemptContext) -> None:
+        """Run jobs in this context from now on."""
+        self._context = context
+
+    def uses(self, engine: Engine) -> bool:
+        """Whether a running job was started on this engine."""
+        return any(attempt.engine is engine for attempt in self._attempts.values())
+
+    @property
+    def context(self) -> AttemptContext:
+        """What jobs that start now are run with."""
+        return self._context
 
     @property
     def running(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 # Without preemption, one slot in this many is reserved for urgent jobs.
 RESERVED_SHARE = 8
@@ -18,10 +19,19 @@ class SlotPool:
     def __init__(self, slots: int, *, yields: bool) -> None:
         self.slots = slots
         self.yields = yields
-        self._batch_slots = slots if yields else max(1, slots - max(1, slots // RESERVED_SHARE))
+        self._batch_slots = self._for_batch()
         self._urgent = 0
         self._batch = 0
         self._lock = threading.Lock()
+        # Called after a resize, in its thread.
+        self.on_resize: Callable[[], None] = lambda: None
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots. Jobs in slots that are removed finish."""
+        with self._lock:
+            self.slots = slots
+            self._batch_slots = self._for_batch()
+        self.on_resize()
 
     def acquire(self, *, batch: bool) -> bool:
         """Count a job in. Returns whether there was a free slot for it."""
@@ -45,6 +55,9 @@ class SlotPool:
     def urgent_room(self) -> int:
         """The number of urgent jobs that could start now."""
         return self.slots - self._urgent - (0 if self.yields else self._batch)
+
+    def _for_batch(self) -> int:
+        return self.slots if self.yields else max(1, self.slots - max(1, self.slots // RESERVED_SHARE))
 
     @property
     def batch_room(self) -> int:

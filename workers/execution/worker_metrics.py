@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import Engine
+from workers.engines.base import ManagedEngine
 from workers.execution.runner import Runner
 
 
@@ -16,7 +16,7 @@ class WorkerMetrics(Collector):
     """Collects the load of the worker and of its engine; costs nothing between scrapes."""
 
     def __init__(
-        self, metrics: Metrics, model: str, runner: Runner, engine: Engine, stalled_s: Callable[[], float]
+        self, metrics: Metrics, model: str, runner: Runner, engine: ManagedEngine, stalled_s: Callable[[], float]
     ) -> None:
         """`stalled_s` returns for how long messages have waited although slots are free."""
         self._metrics = metrics

@@ -9,7 +9,7 @@ import time
 from shared.domain.job import WorkerState
 from shared.runtime.aio import wait_for_event
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import Engine
+from workers.engines.base import ManagedEngine
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.supervision.consumer_control import ConsumerControl
@@ -28,7 +28,7 @@ class EngineSupervisor:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ManagedEngine,
         engine_death: asyncio.Event,
         runner: Runner,
         log_writer: LogWriter,

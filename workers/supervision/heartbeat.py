@@ -12,7 +12,7 @@ from shared.domain.job import JobStatus, WorkerState
 from shared.postgres.claim_store import ClaimStore
 from shared.runtime.outages import is_outage
 from shared.runtime.periodic import run_periodically
-from workers.engines.base import Engine
+from workers.engines.base import ManagedEngine
 from workers.execution.attempt import InterruptReason
 from workers.execution.runner import Runner
 from workers.settings import WorkerSettings
@@ -30,7 +30,7 @@ class Heartbeat:
     def __init__(
         self,
         runner: Runner,
-        engine: Engine,
+        engine: ManagedEngine,
         store: ClaimStore,
         model: str,
         settings: WorkerSettings,

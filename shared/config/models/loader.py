@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -11,12 +11,14 @@ import yaml.reader
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.base import RegistryError
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.vllm import VllmModel
+from shared.domain.errors import NotFound
 
-_AnySpec = VllmModel | OpenAIModel | SimulatedModel
+_AnySpec = VllmModel | OpenAIModel | AnthropicModel | SimulatedModel
 ModelSpec = Annotated[_AnySpec, Field(discriminator="engine")]
 ENGINES = tuple(get_args(spec.model_fields["engine"].annotation)[0] for spec in get_args(_AnySpec))
 
@@ -27,17 +29,38 @@ class _File(BaseModel):
     models: list[ModelSpec] = Field(min_length=1)
 
 
-@dataclass(frozen=True, slots=True)
 class Registry:
-    """The models by name, in the order of the file."""
+    """The models that this process serves, by name, in the order of the file.
 
-    models: dict[str, ModelSpec]
+    They are replaced all at once when the file is reloaded. Code that awaits between two reads may see a model
+    disappear. May be read from any thread.
+    """
+
+    def __init__(self, models: Mapping[str, ModelSpec]) -> None:
+        self._models = models
+
+    @property
+    def models(self) -> Mapping[str, ModelSpec]:
+        """The current models; a later `replace` does not change this mapping."""
+        return self._models
+
+    def replace(self, models: Mapping[str, ModelSpec]) -> None:
+        """Serve these models from now on."""
+        self._models = models
 
     def __contains__(self, name: object) -> bool:
-        return name in self.models
+        return name in self._models
 
     def __getitem__(self, name: str) -> ModelSpec:
-        return self.models[name]
+        """The model of this name; raises `NotFound` with the names of all models."""
+        models = self._models
+        if name not in models:
+            raise NotFound(
+                f"The model `{name}` does not exist; available models: {', '.join(models)}.",
+                param="model",
+                code="model_not_found",
+            )
+        return models[name]
 
 
 def load_registry(path: Path) -> Registry:

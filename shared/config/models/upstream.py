@@ -56,12 +56,15 @@ def _vendor_parameter(name: str) -> str:
     return name
 
 
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+
 class UpstreamOptions(BaseModel):
     """The upstream's URL, key and timeouts. Times are in seconds."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    base_url: Annotated[str, AfterValidator(_http_url)]
+    base_url: HttpUrl
     api_key_env: Annotated[str, AfterValidator(_variable_name)] | None = Field(
         None, description="The environment variable with the upstream's key; without it no key is sent."
     )

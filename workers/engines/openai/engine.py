@@ -8,6 +8,7 @@ from typing import Any
 from shared.config.models.openai import OpenAIModel
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
+from workers.engines.base import CannotContinue, Prior
 from workers.engines.openai.request import optional_parameters, request_body
 from workers.engines.openai.stream import StreamParser
 from workers.engines.upstream.engine import UpstreamEngine
@@ -25,7 +26,9 @@ class OpenAIEngine(UpstreamEngine):
     def auth_headers(self, key: str) -> Mapping[str, str]:
         return {"Authorization": f"Bearer {key}"}
 
-    async def exchange(self, request: GenerateRequest) -> SingleCall:
+    async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
+        if prior.deltas:
+            raise CannotContinue
         body = await request_body(request, max_tokens_field=self._max_tokens_field)
         body = (request.extra_body or {}) | body
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}

@@ -16,17 +16,17 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta, merge_deltas
+from shared.domain.events import Delta, UpstreamState, merge_deltas
 from shared.domain.logprobs import encode_entry
 from shared.domain.request import GenerateRequest
 from shared.runtime.offload import INLINE_BYTES, off_loop
 from shared.runtime.time_slice import TimeSlice
 from workers.engines import prompt_logprobs
-from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted
+from workers.engines.base import NO_PRIOR, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.resume import Resume
 from workers.engines.simulated.script import Script, logprob_entries, sampled_candidate, script_of
 from workers.engines.token_boundaries import TokenBoundaries
@@ -73,16 +73,19 @@ class SimulatedEngine:
     async def stop(self) -> None:
         pass
 
-    def resume_mode(self, request: GenerateRequest) -> Resume:
-        return Resume.EXACT if request.sampling.n == 1 else Resume.NONE
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
+        return Resume.EXACT if request.sampling.n == 1 else Resume.RESTART
+
+    async def cancel(self, state: UpstreamState) -> None:
+        """There is no upstream."""
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
+        self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
-        options = self._options
+        options, emitted = self._options, prior.deltas
         prompt, prompt_tokens, choices = await off_loop(_size(request), _read, request, options)
         self._requests += 1
         try:
@@ -94,17 +97,17 @@ class SimulatedEngine:
             if options.die_on and options.die_on in prompt:
                 self._died.set()
             yield PromptInfo(prompt_tokens)
-            if prompt_logprobs.may_be_incomplete(request, prior):
+            if prompt_logprobs.may_be_incomplete(request, emitted):
                 yield Restarted()
-                prior = ()
+                emitted = ()
             slice_ = TimeSlice()
-            if request.echo and not prior:
+            if request.echo and not emitted:
                 for choice in choices:
                     for echoed in _echo(choice.index, prompt, request):
                         yield echoed
                         if slice_.over:
                             await slice_.give_way()
-            resumed_tokens = sum(len(delta.token_ids) for delta in prior)
+            resumed_tokens = sum(len(delta.token_ids) for delta in emitted)
             for choice in choices:
                 choice.skip(resumed_tokens)
             began, generated, itl_s = time.monotonic(), 0, options.itl_ms / 1000

@@ -1,7 +1,7 @@
 """Relays requests to another server. A subclass implements the server's API.
 
-Failures before the first token are retried. A stream that breaks later fails its job, because only the upstream could
-resume it. Error messages for clients contain neither URLs nor keys; the log has the details.
+Failures before the first token are retried. A stream that breaks later fails its job, unless the upstream can resume
+it. Error messages for clients contain neither URLs nor keys; the log has the details.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
@@ -21,16 +21,16 @@ import orjson
 
 from shared.config.models.upstream import UpstreamModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import EngineStats, PromptInfo, UpstreamError
+from workers.engines.base import NO_PRIOR, EngineStats, Prior, PromptInfo, UpstreamError
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
-from workers.engines.upstream.error_body import parse_error
+from workers.engines.upstream.error_body import parse_error, request_id_of
 from workers.engines.upstream.errors import (
     KEY_REFUSED,
     ErrorBody,
@@ -78,11 +78,12 @@ class UpstreamEngine(ABC):
         """The headers that carry the key."""
 
     @abstractmethod
-    async def exchange(self, request: GenerateRequest) -> Exchange:
-        """The requests for a job, and the parser of their answers.
+    async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
+        """The requests for a job that continues after `prior`, and the parser of their answers.
 
         Raises:
             InvalidRequest: the server's API cannot express the job.
+            CannotContinue: `prior` has output, and the server's API cannot continue it.
         """
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -125,15 +126,18 @@ class UpstreamEngine(ABC):
     async def stop(self) -> None:
         await self._session.close()
 
-    def resume_mode(self, request: GenerateRequest) -> Resume:
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         return Resume.NONE
+
+    async def cancel(self, state: UpstreamState) -> None:  # noqa: B027  # most upstreams see that the connection closes
+        """Nothing to do: the upstream stops when the connection is closed."""
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
-    ) -> AsyncGenerator[Delta | PromptInfo | Usage, None]:
+        self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
+    ) -> AsyncGenerator[Delta | PromptInfo | UpstreamState | Usage, None]:
         exchange: Exchange | None = None
         call: Call | None = None
         failures = 0
@@ -142,7 +146,7 @@ class UpstreamEngine(ABC):
         try:
             while True:
                 if exchange is None or call is None:
-                    exchange = await self.exchange(request)
+                    exchange = await self.exchange(request, prior)
                     call = exchange.first()
                 reply = exchange.parser
                 failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
@@ -157,6 +161,9 @@ class UpstreamEngine(ABC):
                                 content = await read_error(response)
                                 if refused := self._refused_by(response.status, content, parameters, replacements):
                                     replacements |= refused
+                                    continue
+                                if (other := exchange.instead(response.status)) is not None:
+                                    call = other
                                     continue
                                 raise self._status_error(request_id, response, content, request, body)
                             self._refused.remember(replacements)
@@ -259,7 +266,9 @@ class UpstreamEngine(ABC):
         status = response.status
         if status in KEY_REFUSED:
             return self._key_refused(status)
-        body = self._for_client(request_id, f"HTTP {status}", self.error_body(content), sent)
+        error = self.error_body(content)
+        error = replace(error, request_id=error.request_id or request_id_of(response.headers))
+        body = self._for_client(request_id, f"HTTP {status}", error, sent)
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
     def _reply_error(
@@ -288,6 +297,8 @@ class UpstreamEngine(ABC):
 
         The whole text is logged only if the operator wants it, because it may quote a prompt.
         """
+        if error.request_id is not None:
+            logger.warning("call=%s upstream: %s; the upstream's request id is %s", request_id, what, error.request_id)
         redacted = redact(error.message, self._key)
         removed = [part for part in redacted.removed if orjson.dumps(part)[1:-1] not in sent]
         if removed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -17,6 +18,11 @@ _STATUS_OF = {
     "invalid_request_error": 400,
     "context_length_exceeded": 400,
     "exceed_context_size_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
     "overloaded_error": 529,
@@ -26,7 +32,10 @@ _STATUS_OF = {
     "service_unavailable": 503,
     "provider_unavailable": 503,
     "timeout": 504,
+    "timeout_error": 504,
 }
+_REQUEST_ID_HEADERS = ("request-id", "x-request-id")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,100}")
 _PARAM = re.compile(r"[A-Za-z_][\w.\[\]-]{0,99}")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]+")
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
@@ -56,10 +65,12 @@ def error_of(error: Any) -> ErrorBody:
 def _error_of(error: Any) -> ErrorBody:
     if isinstance(error, list) and error and isinstance(error[0], dict) and "error" in error[0]:
         error = error[0]
-    status, param = None, None
+    status, param, request_id = None, None, None
     while True:
         if not isinstance(error, dict):
-            return ErrorBody(_cut(_message(error)), param, status)
+            return ErrorBody(_cut(_message(error)), param, status, request_id)
+        if isinstance(found := error.get("request_id"), str) and _REQUEST_ID.fullmatch(found):
+            request_id = found
         status = _status(error) or status
         named = error.get("param")
         if isinstance(named, str) and _PARAM.fullmatch(named):
@@ -67,8 +78,14 @@ def _error_of(error: Any) -> ErrorBody:
         inner = error.get("error")
         if not isinstance(inner, dict):
             param = param or _location(error)
-            return ErrorBody(_cut(_message(error)), param, status)
+            return ErrorBody(_cut(_message(error)), param, status, request_id)
         error = inner
+
+
+def request_id_of(headers: Mapping[str, str]) -> str | None:
+    """The upstream's id of a request, from the headers of its response."""
+    found = next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), "")
+    return found if _REQUEST_ID.fullmatch(found) else None
 
 
 def is_error(chunk: dict[str, Any]) -> bool:

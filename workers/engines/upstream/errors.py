@@ -28,11 +28,15 @@ class TransientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """An upstream's error: its message, the request field that it names, and the HTTP status that it stands for."""
+    """An upstream's error: its message, the request field that it names, and the HTTP status that it stands for.
+
+    `request_id` is the upstream's id of the request, for its support.
+    """
 
     message: str
     param: str | None = None
     status: int | None = None
+    request_id: str | None = None
 
 
 def status_error(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from workers.engines.base import UpstreamError
 from workers.engines.upstream.errors import ErrorBody
@@ -55,10 +55,10 @@ class ReplyParser(Protocol):
     def usage(self) -> Usage | None:
         """The usage that the upstream reported."""
 
-    def feed(self, data: bytes) -> Iterator[Delta]:
+    def feed(self, data: bytes) -> Iterator[Delta | UpstreamState]:
         """Parse the bytes of one read. Each delta takes little time."""
 
-    def end(self) -> Iterator[Delta]:
+    def end(self) -> Iterator[Delta | UpstreamState]:
         """Parse what is left at the end of a response's body. Called again, it yields nothing."""
 
 
@@ -75,6 +75,14 @@ class Exchange(ABC):
         """The request that follows a complete response without the end of the answer, such as a poll.
 
         None: the answer ended too early.
+        """
+        return None
+
+    def instead(self, status: int) -> Call | None:
+        """The request that replaces the last one, which the upstream refused with this status; None: it is an error.
+
+        Raises:
+            CannotContinue: there is output, and the upstream cannot continue it.
         """
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.envs import enable_envs_cache
@@ -16,12 +16,12 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.request import GenerateRequest
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
 from workers.engines import prompt_logprobs
-from workers.engines.base import EngineDead, EngineError, EngineStats, PromptInfo, Restarted
+from workers.engines.base import NO_PRIOR, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.resume import Resume
 from workers.engines.vllm.dtype import choose_dtype
 from workers.engines.vllm.executor import cpu_options
@@ -104,25 +104,28 @@ class VllmEngine:
     def dead(self) -> bool:
         return bool(self._llm.errored)
 
-    def resume_mode(self, request: GenerateRequest) -> Resume:
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         return Resume.EXACT if is_resumable(request) else Resume.REGENERATE
+
+    async def cancel(self, state: UpstreamState) -> None:
+        """There is no upstream."""
 
     def stats(self) -> EngineStats:
         requests = int(self._llm.output_processor.get_num_unfinished_requests())
         return EngineStats(requests, min(self._stats.waiting, requests), self._stats.cache)
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
+        self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
     ) -> AsyncGenerator[Delta | PromptInfo | Restarted, None]:
-        rendered = await self._renderer.render(request_id.rpartition("-")[0], request)
-        if prior and not comparable and not rendered.resumable:
+        rendered, emitted = await self._renderer.render(request_id.rpartition("-")[0], request), prior.deltas
+        if emitted and not prior.comparable and not rendered.resumable:
             logger.info("call=%s restarts: its output so far was generated with another fingerprint", request_id)
             yield Restarted()
-            prior = ()
-        if prompt_logprobs.may_be_incomplete(request, prior):
+            emitted = ()
+        if prompt_logprobs.may_be_incomplete(request, emitted):
             yield Restarted()
-            prior = ()
-        answer = OutputBuilder(request, rendered, self._renderer, prior)
+            emitted = ()
+        answer = OutputBuilder(request, rendered, self._renderer, emitted)
         outputs = self._outputs(request_id, request, rendered, answer.resumed_tokens)
         first = True
         try:

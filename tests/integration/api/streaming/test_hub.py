@@ -99,6 +99,38 @@ async def test_a_published_end_wakes_waiting_readers(
     await asyncio.gather(receiving, return_exceptions=True)
 
 
+async def test_events_for_workers_are_not_delivered(hub: StreamHub, logs: EventLog, running: Job) -> None:
+    """Neither stored nor live; the numbers around them are consecutive, so that no reader misses an event."""
+    upstream, text = event(3, EventType.UPSTREAM, {"id": "resp_1", "data": {}}), delta_event(4, Delta(0, "!", cursor=5))
+    await logs.append([Append(running.id, 1, [upstream, text])])
+    batches = hub.follow(running.id)
+    assert [item.seq for item in await anext(batches)] == [1, 2, 4]
+    late = hub.follow(running.id, 3)
+    assert [item.seq for item in await anext(late)] == [4]
+    live = asyncio.ensure_future(anext(late))
+    last = event(7, EventType.COMPLETED, {"usage": {}})
+    for seq in (5, 6):
+        await logs.append([Append(running.id, 1, [event(seq, EventType.UPSTREAM, {"id": f"resp_{seq}", "data": {}})])])
+    await logs.append([Append(running.id, 1, [last])])
+    assert [item.line() for item in await asyncio.wait_for(live, WITHIN_S)] == [last.line()]
+    assert [item.seq async for batch in batches for item in batch] == [7]
+    assert await logs.shown(running.id)
+
+
+async def test_a_reader_of_a_queued_job_is_recorded(
+    hub: StreamHub, redis: Redis, logs: EventLog, store: JobStore, running: Job
+) -> None:
+    queued, _ = await store.insert(NewJob(running.owner, "m", 3, GenerateRequest(prompt="x")))
+    reader = asyncio.ensure_future(anext(hub.follow(queued.id)))
+    await eventually(lambda: logs.shown(queued.id), "the reader is recorded")
+    reader.cancel()
+    waiting = asyncio.create_task(hub.wait_for_end(running.id))
+    await eventually(lambda: is_followed(redis, running), "the end is awaited")
+    assert not await logs.shown(running.id)
+    waiting.cancel()
+    await asyncio.gather(reader, waiting, return_exceptions=True)
+
+
 async def test_the_row_of_a_new_job_is_not_read(
     redis: Redis, hub: StreamHub, logs: EventLog, store: JobStore, running: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from shared.domain.events import Delta, Event, EventType, delta_event, event, parse_line
+from shared.domain.events import Delta, Event, EventType, UpstreamState, archive, delta_event, event, parse_line
+from shared.domain.transcript import Transcript
 from shared.redis import keys as redis_keys
-from shared.redis.event_log import FENCED, Append, EventLog, Fenced
+from shared.redis.event_log import FENCED, RUNNING_TTL_S, Append, EventLog, Fenced
 from tests.support.waiting import eventually
 
 JOB = "job_1"
@@ -82,3 +83,35 @@ async def test_token_ids_are_stored_but_not_sent_to_readers(logs: EventLog) -> N
     (item,) = await logs.read(JOB)
     assert item.delta().token_ids == (7, 8)
     assert b"7" not in item.line().split(b" ", 2)[2]
+
+
+async def test_cursors_and_upstream_requests_are_stored_for_workers(logs: EventLog, redis: Redis) -> None:
+    state = UpstreamState("resp_1", {"route": "a"})
+    upstream = event(1, EventType.UPSTREAM, state.payload())
+    delta = delta_event(2, Delta(0, "a", unidentified=1, cursor="7:1"))
+    unnumbered = delta_event(3, Delta(0, "b", cursor=9))
+    await logs.append([Append(JOB, 1, [upstream, delta, unnumbered])])
+    transcript = await Transcript.of(await logs.take_over(JOB, 2), 1)
+    assert (transcript.upstream, transcript.cursor, transcript.tokens) == (state, 9, 1)
+    assert b"7:1" not in delta.line()
+    assert await archive([upstream, delta, unnumbered]) == b"\n".join([delta.line(), unnumbered.line()])
+    transcript.clear()
+    assert (transcript.upstream, transcript.cursor) == (None, None), "a restart begins another request"
+
+
+async def test_whether_a_log_was_shown(logs: EventLog, redis: Redis) -> None:
+    """By readers of the stream, not by those that only wait for the end; an ended job without a log gets no key."""
+    await logs.append([Append(job, 1, deltas("a")) for job in ("job_read", "job_awaited")])
+    await logs.follow("job_read", "api1", 0)
+    await logs.follow_all(["job_awaited"], "api1")
+    await logs.follow("job_new", "api1", 0, new=True)
+    await logs.follow("job_ended", "api1", 0)
+    await logs.mark_shown("job_waiting")
+    jobs = ("job_read", "job_awaited", "job_new", "job_ended", "job_waiting")
+    assert [await logs.shown(job) for job in jobs] == [True, False, True, False, True]
+    assert not await redis.exists(redis_keys.fence("job_ended"))
+    for job in ("job_new", "job_waiting"):
+        assert 0 < await redis.ttl(redis_keys.fence(job)) <= RUNNING_TTL_S
+        assert await logs.append([Append(job, 1, deltas("a"))]) == [1], "its log begins as any other"
+        assert [item.seq for item in await logs.take_over(job, 2)] == [1]
+        assert await logs.shown(job)

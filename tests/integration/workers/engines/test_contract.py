@@ -19,7 +19,7 @@ from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
 from tests.support.metrics import worker_metrics
-from workers.engines.base import Engine, PromptInfo
+from workers.engines.base import Engine, Prior, PromptInfo
 from workers.engines.factory import make_engine
 from workers.engines.simulated.engine import SimulatedEngine
 from workers.execution.log_writer import LogBuffer
@@ -87,7 +87,7 @@ def chat(content: str = "Repeat exactly: 😀🐦🌊 Füße, naïve", **samplin
 async def outputs(
     engine: Engine, request: GenerateRequest, name: str = "r", prior: list[Delta] | None = None
 ) -> tuple[PromptInfo, list[Delta]]:
-    async with aclosing(engine.generate(name, request, prior or [])) as items:
+    async with aclosing(engine.generate(name, request, Prior(prior or []))) as items:
         received = [item async for item in items]
     if isinstance(received[-1], Usage):
         usage = received.pop()

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import random
 import tracemalloc
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
 import orjson
 from redis.asyncio import Redis
@@ -21,7 +21,7 @@ from shared.redis import keys
 from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.support.metrics import worker_metrics
-from workers.engines.base import PromptInfo
+from workers.engines.base import NO_PRIOR, Prior, PromptInfo
 from workers.execution.attempt import AttemptContext
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
@@ -58,7 +58,7 @@ class OneEventPerToken:
         self.retained = 0.0
 
     async def generate(
-        self, request_id: str, request: GenerateRequest, prior: Sequence[Delta] = (), *, comparable: bool = True
+        self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
     ) -> AsyncGenerator[Delta | PromptInfo, None]:
         yield PromptInfo(1)
         # The source of the tokens is encoded, so that they are new objects, as an engine's are.

@@ -141,3 +141,8 @@ async def test_a_restart_before_text_sends_message_start_once() -> None:
     )
     assert blocks(sent) == [("text", "b")]
     assert [frame["type"] for frame in sent].count("message_start") == 1
+
+
+async def test_an_answer_that_the_provider_refused() -> None:
+    sent = await stream(STARTED, delta_event(2, Delta(0, "I", finish_reason="content_filter")), DONE)
+    assert [frame["delta"]["stop_reason"] for frame in sent if frame["type"] == "message_delta"] == ["refusal"]

@@ -306,3 +306,10 @@ async def test_large_events_are_sent_in_chunks(delta: Delta, parameters: dict[st
     sent = [orjson.loads(frame.partition(b"\ndata: ")[2]) for frame in b"".join(chunks).split(b"\n\n")[:-1]]
     assert len(sent[-1]["response"]["output"]) == 1
     assert sent[-1]["response"] == orjson.loads(orjson.dumps(build_response(to, events), default=list))
+
+
+def test_an_answer_that_the_provider_refused_is_incomplete_for_that_reason() -> None:
+    events = convert(log(Delta(0, "The "), Delta(0, finish_reason="content_filter"), ending=EventType.INCOMPLETE))
+    body = events[-1]["response"]
+    assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "content_filter"})
+    ResponseView.model_validate(body)

@@ -46,11 +46,14 @@ def test_valid_file(tmp_path: Path) -> None:
     assert large.chat.default_chat_template_kwargs == {"enable_thinking": False}
 
 
+ONE_OF = f"must be one of {', '.join(ENGINES)}"
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "line", "words"),
     [
-        ("engine: vllm", "engine: vlm", 6, "models[1].engine: must be one of vllm, openai, simulated, got 'vlm'"),
-        ("    engine: simulated\n", "", 2, "models[0].engine: must be one of vllm, openai, simulated"),
+        ("engine: vllm", "engine: vlm", 6, f"models[1].engine: {ONE_OF}, got 'vlm'"),
+        ("    engine: simulated\n", "", 2, f"models[0].engine: {ONE_OF}"),
         ("slots", "slotz", 4, "models[0].slotz: unknown field"),
         ("slots: 4", "slots: many", 4, "models[0].slots: Input should be a valid integer"),
         ("slots: 4", "slots: 0", 4, "models[0].slots: Input should be greater than or equal to 1"),
@@ -113,7 +116,7 @@ def test_upstream_model(tmp_path: Path) -> None:
 
 
 def test_engine_names() -> None:
-    assert ENGINES == ("vllm", "openai", "simulated")
+    assert ENGINES == ("vllm", "openai", "anthropic", "simulated")
 
 
 def test_engine_properties(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from shared.domain.events import Delta
 from shared.domain.job import Choice
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Sampling, StructuredOutputs, Tool
 from tests.support.transcripts import choices_of, entries_of
-from workers.engines.base import PromptInfo
+from workers.engines.base import Prior, PromptInfo
 from workers.engines.simulated.engine import SimulatedEngine
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}
@@ -37,7 +37,7 @@ def request(chat: dict[str, Any] | None = None, messages: list[Message] = PROMPT
 
 
 async def generate(request: GenerateRequest, prior: list[Delta] | None = None) -> list[Delta]:
-    async with aclosing(engine().generate("r", request, prior or [])) as items:
+    async with aclosing(engine().generate("r", request, Prior(prior or []))) as items:
         first, *rest = [item async for item in items]
     assert isinstance(first, PromptInfo)
     return [item for item in rest if isinstance(item, Delta)]
@@ -173,7 +173,7 @@ async def test_an_answer_ends_by_itself(
     options = SimulatedOptions(ttft_ms=0, itl_ms=0, stop_after=7)
     engine = SimulatedEngine(SimulatedModel(name="m", engine="simulated", options=options))
     sampling = Sampling(max_tokens=max_tokens, stop=list(stop))
-    async with aclosing(engine.generate("r", request(sampling=sampling), [])) as items:
+    async with aclosing(engine.generate("r", request(sampling=sampling))) as items:
         deltas = [item async for item in items if isinstance(item, Delta)]
     assert sum(len(delta.token_ids) for delta in deltas) == tokens
     assert [delta.finish_reason for delta in deltas if delta.finish_reason] == [reason]

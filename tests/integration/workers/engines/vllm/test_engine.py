@@ -32,7 +32,7 @@ from shared.prompts.token_counter import TokenCounter
 from tests.support.metrics import worker_metrics
 from tests.support.real_engine import SMOLLM2
 from tests.support.transcripts import choices_of, entries_of, logged_delta
-from workers.engines.base import EngineError, PromptInfo, Restarted
+from workers.engines.base import EngineError, Prior, PromptInfo, Restarted
 from workers.engines.resume import Resume
 from workers.execution.log_writer import LogBuffer
 
@@ -112,7 +112,7 @@ async def outputs(
     comparable: bool = True,
 ) -> tuple[PromptInfo, list[Delta | Restarted]]:
     """The prompt's info, and the deltas with `Restarted` among them."""
-    async with aclosing(engine.generate(f"job_7-{attempt}", request, prior or [], comparable=comparable)) as items:
+    async with aclosing(engine.generate(f"job_7-{attempt}", request, Prior(prior or [], comparable))) as items:
         received = [item async for item in items]
     at = 1 if not comparable and isinstance(received[0], Restarted) else 0
     prompt = received.pop(at)

@@ -1,0 +1,104 @@
+"""Spec of a model behind Anthropic's Messages API."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from shared.config.models.capabilities import ALL_TOOL_CHOICES, TEXT_ONLY, Capabilities, ToolChoiceKind
+from shared.config.models.claude import ClaudeLimits, ThinkingControl, claude_limits
+from shared.config.models.upstream import HttpUrl, UpstreamModel, UpstreamOptions
+
+# Models that always think cannot be forced to call a tool.
+_UNFORCED: frozenset[ToolChoiceKind] = frozenset({"none", "auto"})
+# https://platform.claude.com/docs/en/api/versioning
+API_VERSION = "2023-06-01"
+
+
+def _token(text: str) -> str:
+    if not text.isascii() or not text.isprintable() or any(character in text for character in " ,"):
+        raise ValueError("must be a name such as context-1m-2025-08-07")
+    return text
+
+
+def _yaml_off(value: Any) -> Any:
+    """YAML reads an unquoted `off` as False."""
+    return "off" if value is False else value
+
+
+class AnthropicOptions(UpstreamOptions):
+    """Options of the `anthropic` engine. Limits that are not set are the published ones of the model."""
+
+    base_url: HttpUrl = "https://api.anthropic.com/v1"
+    anthropic_version: Annotated[str, AfterValidator(_token)] = API_VERSION
+    anthropic_beta: list[Annotated[str, AfterValidator(_token)]] = Field(
+        default_factory=list, description="Beta features, sent in the header anthropic-beta."
+    )
+    default_max_tokens: int | None = Field(
+        None, ge=1, description="For requests without max_tokens, which the API requires. Default: max_output_tokens."
+    )
+    max_output_tokens: int | None = Field(None, ge=1, description="The model's limit of output tokens.")
+    thinking: ThinkingControl | None = Field(None, description="How the model's thinking is controlled.")
+    sampling: bool | None = Field(None, description="Whether the model accepts temperature, top_p and top_k.")
+    prefill: bool | None = Field(
+        None, description="Whether a last message of the assistant is continued, as by an interrupted answer."
+    )
+    structured_outputs: bool = Field(True, description="Whether the model accepts a JSON Schema for its output.")
+    prompt_caching: Annotated[Literal["auto", "off"], BeforeValidator(_yaml_off)] = Field(
+        "auto", description="`auto` places cache breakpoints in requests that have none."
+    )
+    min_cache_tokens: int | None = Field(
+        None, ge=1, description="The model's shortest prompt that is cached; shorter ones get no breakpoint."
+    )
+
+
+class AnthropicModel(UpstreamModel):
+    """A model that the worker relays to a server with Anthropic's Messages API."""
+
+    engine: Literal["anthropic"]
+    model: str = Field(min_length=1, description="The upstream's name for the model.")
+    options: AnthropicOptions = Field(default_factory=AnthropicOptions)
+
+    @property
+    def limits(self) -> ClaudeLimits:
+        """The model's limits: those of its entry, else the published ones."""
+        names = ("thinking", "min_cache_tokens", "max_output_tokens", "sampling", "prefill")
+        configured = {name: getattr(self.options, name) for name in names} | {"context": self.options.max_model_len}
+        set_here = {name: value for name, value in configured.items() if value is not None}
+        return replace(claude_limits(self.model), **set_here)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        limits = self.limits
+        sampling = {"stop"} | ({"temperature", "top_p", "top_k"} if limits.sampling else set())
+        options = {"parallel_tool_calls", "add_generation_prompt"}
+        if limits.thinking == "budget":
+            sampling.add("thinking_token_budget")
+        if limits.thinking != "none":
+            options.add("reasoning_effort")
+        return Capabilities(
+            prefill=limits.prefill,
+            cancel=True,
+            signed_reasoning=True,
+            tools=True,
+            tool_choices=_UNFORCED if limits.thinking in ("always", "between_tools") else ALL_TOOL_CHOICES,
+            structures=frozenset({"json_schema"} if self.options.structured_outputs else ()),
+            modalities=TEXT_ONLY,
+            sampling=frozenset(sampling),
+            chat_options=frozenset(options),
+        )
+
+    @property
+    def provider(self) -> str:
+        return "anthropic"
+
+    @property
+    def max_model_len(self) -> int | None:
+        return self.limits.context
+
+    @property
+    def default_max_tokens(self) -> int:
+        """The limit of output tokens of a request that names none."""
+        return self.options.default_max_tokens or self.limits.max_output_tokens

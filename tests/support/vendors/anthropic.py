@@ -1,0 +1,165 @@
+"""Messages, streamed.
+
+https://platform.claude.com/docs/en/api/messages, https://platform.claude.com/docs/en/build-with-claude/streaming and
+https://platform.claude.com/docs/en/api/errors
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from shared.config.models.anthropic import AnthropicModel
+from tests.support.vendors.script import Script
+from tests.support.vendors.vendor import KEY_ENV, Vendor, pieces
+
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    529: "overloaded_error",
+}
+REQUEST_ID = "req_018EeWyXxfu5pfWkrYcMdjWG"
+
+
+class AnthropicVendor(Vendor):
+    """Messages. The signature of a thinking block is `sig` and the number of the block."""
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        return [web.post("/v1/messages", self._messages)]
+
+    def spec(self, **options: Any) -> AnthropicModel:
+        entry = {"base_url": f"{self.url}/v1", "api_key_env": KEY_ENV, **options}
+        entry = {"name": "up", "engine": "anthropic", "model": "claude-haiku-4-5", "options": entry}
+        return AnthropicModel.model_validate(entry)
+
+    def error(self, script: Script) -> Any:
+        kind = _ERROR_TYPES.get(script.status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": script.message}, "request_id": REQUEST_ID}
+
+    def stops_of(self, body: Any) -> list[str]:
+        stops: list[str] = body["stop_sequences"]
+        return stops
+
+    def schema_of(self, body: Any) -> Any:
+        return body["output_config"]["format"]["schema"]
+
+    async def _messages(self, request: web.Request) -> web.StreamResponse:
+        seen = await self.record(request)
+        script = self.next_script()
+        if (problem := _problem(seen.body, seen.headers)) is not None:
+            script = Script(status=400, message=problem)
+        return self.refusal(script) or await self.stream(request, self._frames(script), script)
+
+    async def _frames(self, script: Script) -> AsyncIterator[bytes]:
+        usage = script.usage
+        first = {
+            "input_tokens": usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens,
+            "cache_creation_input_tokens": usage.cache_write_tokens,
+            "cache_read_input_tokens": usage.cached_tokens,
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": usage.cache_write_tokens,
+                "ephemeral_1h_input_tokens": 0,
+            },
+            "output_tokens": 1,
+            "service_tier": "standard",
+        }
+        message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-haiku-4-5-20251001"}
+        nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
+        yield _frame("message_start", message=message | nothing | {"usage": first})
+        yield _frame("ping")
+        if script.noise:
+            yield b": a comment\n\nid: 7\nretry: 10\nx-unknown: field\n\n"
+            yield _frame("a_new_event", text="hidden")
+        blocks = _Blocks()
+        for kind, piece in pieces(script):
+            if kind == "error":
+                yield _frame("error", **{name: value for name, value in self.error(script).items() if name != "type"})
+                return
+            for frame in blocks.add("thinking" if kind == "reasoning" else kind, piece):
+                yield frame
+            if script.noise:
+                citation = {"type": "citations_delta", "citation": {"type": "char_location", "cited_text": "hidden"}}
+                yield _frame("content_block_delta", index=blocks.index, delta=citation)
+        for call in script.calls:
+            for frame in blocks.call(call.id, call.name, call.arguments):
+                yield frame
+        for frame in blocks.close():
+            yield frame
+        last: dict[str, Any] = {"output_tokens": usage.completion_tokens}
+        if usage.reasoning_tokens:
+            last["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
+        delta = {"stop_reason": _STOP_REASONS[script.finish], "stop_sequence": None}
+        yield _frame("message_delta", delta=delta, usage=last)
+        yield _frame("message_stop")
+
+
+class _Blocks:
+    """The content blocks of a message."""
+
+    def __init__(self) -> None:
+        self.index = -1
+        self._kind = ""
+
+    def add(self, kind: str, piece: str) -> Iterator[bytes]:
+        """A piece of text or thinking, in a block of its kind."""
+        if kind != self._kind:
+            more = {"signature": ""} if kind == "thinking" else {}
+            yield from self._open(kind, {"type": kind, kind: "", **more})
+        yield self._delta(type=f"{kind}_delta", **{kind: piece})
+
+    def call(self, call_id: str, name: str, arguments: str) -> Iterator[bytes]:
+        yield from self._open("tool_use", {"type": "tool_use", "id": call_id, "name": name, "input": {}})
+        for half in ("", arguments[:5], arguments[5:]):
+            yield self._delta(type="input_json_delta", partial_json=half)
+
+    def close(self) -> Iterator[bytes]:
+        if self._kind == "thinking":
+            yield self._delta(type="signature_delta", signature=f"sig{self.index}")
+        if self._kind:
+            yield _frame("content_block_stop", index=self.index)
+        self._kind = ""
+
+    def _open(self, kind: str, block: dict[str, Any]) -> Iterator[bytes]:
+        yield from self.close()
+        self._kind = kind
+        self.index += 1
+        yield _frame("content_block_start", index=self.index, content_block=block)
+
+    def _delta(self, **delta: str) -> bytes:
+        return _frame("content_block_delta", index=self.index, delta=delta)
+
+
+def _frame(kind: str, **fields: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))
+
+
+def _problem(body: Any, headers: Any) -> str | None:
+    """What the API refuses in a request, as far as its pages say so."""
+    if "anthropic-version" not in headers:
+        return "anthropic-version: header is required"
+    if not isinstance(body.get("max_tokens"), int):
+        return "max_tokens: Field required"
+    turns = body["messages"]
+    blocks = [*body.get("system", []), *body.get("tools", []), *(block for turn in turns for block in turn["content"])]
+    if sum("cache_control" in block for block in blocks) > 4:
+        return "A maximum of 4 blocks with cache_control may be provided."
+    if any(block.get("type") == "text" and not block["text"].strip() for block in blocks):
+        return "messages: text content blocks must contain non-whitespace text"
+    called: set[str] = set()
+    for position, turn in enumerate(turns):
+        results = {block["tool_use_id"] for block in turn["content"] if block["type"] == "tool_result"}
+        if called - results:
+            return f"messages.{position}: `tool_use` ids were found without `tool_result` blocks immediately after"
+        called = {block["id"] for block in turn["content"] if block["type"] == "tool_use"}
+    last = turns[-1]
+    if last["role"] == "assistant" and last["content"][-1].get("text", "x")[-1:].isspace():
+        return "messages: final assistant content cannot end with trailing whitespace"
+    return None

@@ -1,0 +1,280 @@
+"""The body of a request: turns, tools, thinking, sampling, and what the API cannot express."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from shared.config.models.anthropic import AnthropicModel
+from shared.domain.errors import InvalidRequest
+from shared.domain.request import GenerateRequest
+from tests.support.transcripts import run_now
+from workers.engines.anthropic.request import request_body
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {}}}}}
+DEFAULTS = {"temperature": 1, "top_p": 1.0, "top_k": 0}
+ASK = [{"role": "user", "content": "Hi"}]
+
+
+def spec(model: str = "claude-haiku-4-5", **options: Any) -> AnthropicModel:
+    entry = {"name": "up", "engine": "anthropic", "model": model, "options": options}
+    return AnthropicModel.model_validate(entry)
+
+
+def body(model: AnthropicModel | None = None, messages: Any = None, **fields: Any) -> Any:
+    request = GenerateRequest.model_validate({"messages": ASK if messages is None else messages, **fields})
+    return orjson.loads(orjson.dumps(run_now(request_body(request, model or spec()))))
+
+
+def refused(param: str, model: AnthropicModel | None = None, messages: Any = None, **fields: Any) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        body(model, messages, **fields)
+    assert caught.value.param == param
+    return caught.value.message
+
+
+def call(call_id: str, arguments: str = "{}") -> dict[str, Any]:
+    return {"id": call_id, "function": {"name": "weather", "arguments": arguments}}
+
+
+def test_a_plain_request() -> None:
+    assert body(sampling={"max_tokens": 10}) == {
+        "model": "claude-haiku-4-5",
+        "stream": True,
+        "max_tokens": 10,
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+    }
+
+
+def test_messages_become_alternating_turns() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One."},
+        {"role": "user", "content": "Two."},
+        {"role": "developer", "content": "Be kind."},
+        {"role": "assistant", "content": "Calling.", "tool_calls": [call("a", '{"city": "Rome"}'), call("b")]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "a"},
+        {"role": "tool", "content": "", "tool_call_id": "b"},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "Well?"},
+    ]
+    result = body(messages=messages)
+    assert [block["text"] for block in result["system"]] == ["Be brief.", "Be kind."]
+    assert [turn["role"] for turn in result["messages"]] == ["user", "assistant", "user"]
+    assert [block["text"] for block in result["messages"][0]["content"]] == ["One.", "Two."]
+    assert result["messages"][1]["content"][1:] == [
+        {"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Rome"}},
+        {"type": "tool_use", "id": "b", "name": "weather", "input": {}},
+    ]
+    assert result["messages"][2]["content"] == [
+        {"type": "tool_result", "tool_use_id": "a", "content": "sunny"},
+        {"type": "tool_result", "tool_use_id": "b"},
+        {"type": "text", "text": "And?"},
+        {"type": "text", "text": "Well?"},
+    ]
+
+
+def test_results_of_tools_come_first_in_their_turn() -> None:
+    messages = [
+        *ASK,
+        {"role": "assistant", "tool_calls": [call("a"), call("b")]},
+        {"role": "tool", "content": "1", "tool_call_id": "a"},
+        {"role": "user", "content": "Meanwhile"},
+        {"role": "tool", "content": "2", "tool_call_id": "b"},
+    ]
+    content = body(messages=messages)["messages"][-1]["content"]
+    assert [block["type"] for block in content] == ["tool_result", "tool_result", "text"]
+
+
+def test_ids_of_other_models_calls_are_valid_and_still_match() -> None:
+    messages = [
+        *ASK,
+        {"role": "assistant", "tool_calls": [call("functions.weather:0")]},
+        {"role": "tool", "content": "1", "tool_call_id": "functions.weather:0"},
+    ]
+    turns = body(messages=messages)["messages"]
+    assert turns[1]["content"][0]["id"] == turns[2]["content"][0]["tool_use_id"] == "functions_weather_0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", b"{}"),
+        ('{"b": 1,  "a": 1.50}', b'{"b": 1,  "a": 1.50}'),
+        ("[1]", b'{"INVALID_JSON":"[1]"}'),
+        ('{"cit', b'{"INVALID_JSON":"{\\"cit"}'),
+    ],
+)
+def test_arguments_are_an_object_byte_for_byte(arguments: str, expected: bytes) -> None:
+    messages = [*ASK, {"role": "assistant", "tool_calls": [call("a", arguments)]}, {"role": "user", "content": "?"}]
+    request = GenerateRequest.model_validate({"messages": messages})
+    assert b'"input":' + expected + b"}" in orjson.dumps(run_now(request_body(request, spec())))
+
+
+def test_tools() -> None:
+    strict = {"function": {"name": "now", "description": "The time.", "strict": True}}
+    result = body(chat={"tools": [TOOL, strict]})
+    assert result["tools"] == [
+        {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {}}}},
+        {"name": "now", "input_schema": {"type": "object"}, "description": "The time.", "strict": True},
+    ]
+    assert "tool_choice" not in result
+
+
+@pytest.mark.parametrize(
+    ("chat", "choice"),
+    [
+        ({"tool_choice": "none"}, {"type": "none"}),
+        ({"tool_choice": "auto"}, None),
+        ({"tool_choice": "required"}, {"type": "any"}),
+        ({"tool_choice": {"name": "weather"}}, {"type": "tool", "name": "weather"}),
+        ({"parallel_tool_calls": False}, {"type": "auto", "disable_parallel_tool_use": True}),
+        (
+            {"tool_choice": "required", "parallel_tool_calls": False},
+            {"type": "any", "disable_parallel_tool_use": True},
+        ),
+    ],
+)
+def test_tool_choice(chat: dict[str, Any], choice: dict[str, Any] | None) -> None:
+    assert body(chat={"tools": [TOOL], **chat}).get("tool_choice") == choice
+
+
+def test_sampling() -> None:
+    sampling = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "stop": ["END", "\n\n"], "max_tokens": 7}
+    result = body(sampling=sampling)
+    assert {name: result[name] for name in ("temperature", "top_p", "top_k", "stop_sequences", "max_tokens")} == {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "stop_sequences": ["END", "\n\n"],
+        "max_tokens": 7,
+    }
+
+
+def test_newer_models_get_no_sampling_parameters() -> None:
+    newest = spec("claude-opus-5-5")
+    assert not {"temperature", "top_p", "top_k"} & set(body(newest, sampling=DEFAULTS))
+    refused("temperature", newest, sampling={"temperature": 0})
+    refused("top_k", newest, sampling={"top_k": 1})
+    assert body(spec("claude-opus-5-5", sampling=True), sampling={"top_p": 0.5})["top_p"] == 0.5
+
+
+def test_max_tokens_is_always_sent() -> None:
+    assert body()["max_tokens"] == 64_000
+    assert body(spec("claude-sonnet-5-5-20261001"))["max_tokens"] == 128_000
+    assert body(spec(default_max_tokens=500))["max_tokens"] == 500
+    assert body(spec("something-else"))["max_tokens"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("n", {"sampling": {"n": 2}}),
+        ("seed", {"sampling": {"seed": 1}}),
+        ("presence_penalty", {"sampling": {"presence_penalty": 0.5}}),
+        ("logit_bias", {"sampling": {"logit_bias": {"1": 2}}}),
+        ("min_tokens", {"sampling": {"min_tokens": 1}}),
+        ("temperature", {"sampling": {"temperature": 1.5}}),
+        ("logprobs", {"logprobs": 0}),
+        ("prompt_logprobs", {"prompt_logprobs": 1}),
+        ("echo", {"echo": True}),
+        ("documents", {"chat": {"documents": [{"title": "x"}]}}),
+        ("chat_template_kwargs", {"chat": {"chat_template_kwargs": {"x": 1}}}),
+        ("structured_outputs", {"structured_outputs": {"regex": "a+"}}),
+        ("structured_outputs", {"structured_outputs": {"json_object": True}}),
+    ],
+)
+def test_what_the_api_does_not_have_is_refused(param: str, fields: dict[str, Any]) -> None:
+    refused(param, **fields)
+
+
+def test_a_raw_prompt_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="prompt"):
+        run_now(request_body(GenerateRequest(prompt="Hi"), spec()))
+
+
+def test_a_json_schema() -> None:
+    schema = {"type": "object", "additionalProperties": False}
+    result = body(structured_outputs={"json_schema": schema})
+    assert result["output_config"] == {"format": {"type": "json_schema", "schema": schema}}
+    with_effort = body(
+        spec("claude-haiku-5-5"), structured_outputs={"json_schema": schema}, chat={"reasoning_effort": "high"}
+    )
+    assert with_effort["output_config"].keys() == {"format", "effort"}
+    refused("structured_outputs", spec(structured_outputs=False), structured_outputs={"json_schema": schema})
+
+
+def test_a_message_of_the_assistant_is_continued_if_the_model_can() -> None:
+    messages = [*ASK, {"role": "assistant", "content": "The answer is ("}]
+    chat = {"add_generation_prompt": False, "continue_final_message": True}
+    assert body(messages=messages, chat=chat)["messages"][-1]["role"] == "assistant"
+    refused("messages", spec("claude-sonnet-5"), messages=messages, chat=chat)
+
+
+BUDGETED, ADAPTIVE = "claude-haiku-4-5", "claude-haiku-5-5"
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "expected"),
+    [
+        (BUDGETED, {}, {}),
+        (BUDGETED, {"sampling": {"thinking_token_budget": 2000}}, {"type": "enabled", "budget_tokens": 2000}),
+        (BUDGETED, {"sampling": {"thinking_token_budget": 0}}, {}),
+        (BUDGETED, {"chat": {"reasoning_effort": "none"}}, {}),
+        (
+            BUDGETED,
+            {"chat": {"reasoning_effort": "low"}, "sampling": {"max_tokens": 10_000}},
+            {"type": "enabled", "budget_tokens": 2000},
+        ),
+        (
+            BUDGETED,
+            {"chat": {"reasoning_effort": "minimal"}, "sampling": {"max_tokens": 1100}},
+            {"type": "enabled", "budget_tokens": 1024},
+        ),
+        (BUDGETED, {"chat": {"reasoning_effort": "max"}}, {"type": "enabled", "budget_tokens": 32_000}),
+        (BUDGETED, {"adaptive_thinking": True}, {}),
+        (ADAPTIVE, {}, {}),
+        (ADAPTIVE, {"adaptive_thinking": True}, {"type": "adaptive", "display": "summarized"}),
+        (ADAPTIVE, {"chat": {"reasoning_effort": "high"}}, {"type": "adaptive", "display": "summarized"}),
+        (ADAPTIVE, {"chat": {"reasoning_effort": "none"}}, {"type": "disabled"}),
+        (ADAPTIVE, {"chat": {"tools": [TOOL], "tool_choice": "required"}}, {"type": "disabled"}),
+        ("claude-sonnet-5-5", {"chat": {"reasoning_effort": "none"}}, {"type": "between_tools"}),
+        ("claude-opus-5-5", {}, {}),
+    ],
+)
+def test_thinking(model: str, fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert body(spec(model), **fields).get("thinking", {}) == expected
+
+
+@pytest.mark.parametrize(("effort", "sent"), [("minimal", "low"), ("medium", "medium"), ("max", "max")])
+def test_effort_of_adaptive_thinking(effort: str, sent: str) -> None:
+    assert body(spec(ADAPTIVE), chat={"reasoning_effort": effort})["output_config"] == {"effort": sent}
+
+
+@pytest.mark.parametrize(
+    ("param", "model", "fields"),
+    [
+        ("thinking_token_budget", BUDGETED, {"sampling": {"thinking_token_budget": 1023}}),
+        ("thinking_token_budget", ADAPTIVE, {"sampling": {"thinking_token_budget": 2000}}),
+        ("max_tokens", BUDGETED, {"sampling": {"thinking_token_budget": 2000, "max_tokens": 2000}}),
+        ("max_tokens", BUDGETED, {"chat": {"reasoning_effort": "low"}, "sampling": {"max_tokens": 500}}),
+        ("reasoning_effort", "claude-opus-5-5", {"chat": {"reasoning_effort": "none"}}),
+        ("tool_choice", "claude-opus-5-5", {"chat": {"tools": [TOOL], "tool_choice": "required"}}),
+        ("tool_choice", "claude-sonnet-5-5", {"chat": {"tools": [TOOL], "tool_choice": {"name": "weather"}}}),
+        (
+            "tool_choice",
+            BUDGETED,
+            {"chat": {"tools": [TOOL], "tool_choice": "required"}, "sampling": {"thinking_token_budget": 2000}},
+        ),
+    ],
+)
+def test_thinking_that_a_model_cannot_do_is_refused(param: str, model: str, fields: dict[str, Any]) -> None:
+    refused(param, spec(model), **fields)
+
+
+def test_a_model_that_does_not_think() -> None:
+    refused("reasoning_effort", spec(thinking="none"), chat={"reasoning_effort": "high"})
+    assert "thinking" not in body(spec(thinking="none"), chat={"reasoning_effort": "none"})

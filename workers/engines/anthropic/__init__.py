@@ -1,0 +1,1 @@
+"""Relays jobs to a server with Anthropic's Messages API."""

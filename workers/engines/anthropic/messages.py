@@ -1,0 +1,196 @@
+"""Converts a conversation into Anthropic's system prompt and turns, which alternate between the user and the assistant.
+
+https://platform.claude.com/docs/en/api/messages
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+from shared.domain.content import ContentPart, FilePart, ImagePart, TextPart
+from shared.domain.opaque import OpaquePart, Reasoning
+from shared.domain.request import CacheBreakpoint, Message, MessageToolCall
+from shared.runtime.time_slice import TimeSlice
+from workers.engines.anthropic.opaque import NOT_CACHED, thinking_block
+
+Block = dict[str, Any]
+# Anthropic's pages on tool streaming wrap arguments that are not a JSON object in this member.
+INVALID_JSON = "INVALID_JSON"
+_NOT_IN_AN_ID = re.compile(r"[^a-zA-Z0-9_-]")
+
+
+@dataclass(slots=True)
+class Turn:
+    """What the user or the assistant says, in one or more messages."""
+
+    role: Literal["user", "assistant"]
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Conversation:
+    """The blocks of the system prompt, and the turns."""
+
+    system: list[Block] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+
+    def turn(self, role: Literal["user", "assistant"]) -> Turn:
+        """The last turn if it is of this role, else a new one."""
+        if not self.turns or self.turns[-1].role != role:
+            self.turns.append(Turn(role))
+        return self.turns[-1]
+
+
+async def conversation(messages: Sequence[Message], breakpoints: Sequence[CacheBreakpoint]) -> Conversation:
+    """Convert messages, of which there may be thousands, with time for other tasks in between."""
+    marks: dict[int, list[CacheBreakpoint]] = {}
+    for mark in breakpoints:
+        if mark.message is not None:
+            marks.setdefault(mark.message, []).append(mark)
+    result = Conversation()
+    slice_ = TimeSlice()
+    for position, message in enumerate(messages):
+        _add(result, message, marks.get(position, []))
+        if slice_.over:
+            await slice_.give_way()
+    return result
+
+
+def cache_control(ttl: str | None = None) -> Block:
+    """The value of `cache_control`."""
+    return {"type": "ephemeral"} | ({} if ttl is None else {"ttl": ttl})
+
+
+def _add(result: Conversation, message: Message, marks: list[CacheBreakpoint]) -> None:
+    match message.role:
+        case "system" | "developer":
+            result.system += _content(message.content, marks)
+        case "user":
+            result.turn("user").blocks += _content(message.content, marks)
+        case "tool":
+            _insert_result(result.turn("user").blocks, _tool_result(message, marks))
+        case "assistant":
+            if blocks := [block for item in message.in_order() if (block := _generated(item)) is not None]:
+                result.turn("assistant").blocks += _mark_end(blocks, marks)
+
+
+def _content(content: str | list[ContentPart] | None, marks: list[CacheBreakpoint]) -> list[Block]:
+    """The blocks of a content, of which some end at breakpoints. The API refuses empty texts."""
+    if isinstance(content, list):
+        blocks = [_part(part) for part in content]
+        for mark in marks:
+            if mark.end is not None and mark.end <= len(blocks):
+                blocks[mark.end - 1]["cache_control"] = cache_control(mark.ttl)
+        return _mark_end([block for block in blocks if block.get("text") != ""], marks)
+    return _mark_end(list(_texts(content or "", marks)), marks)
+
+
+def _texts(text: str, marks: list[CacheBreakpoint]) -> Iterator[Block]:
+    """The text in blocks that end at the breakpoints."""
+    start = 0
+    for mark in sorted((mark for mark in marks if mark.end is not None), key=lambda mark: mark.end or 0):
+        if part := text[start : mark.end]:
+            yield _text(part) | {"cache_control": cache_control(mark.ttl)}
+            start += len(part)
+    if part := text[start:]:
+        yield _text(part)
+
+
+def _mark_end(blocks: list[Block], marks: list[CacheBreakpoint]) -> list[Block]:
+    """Set the breakpoint at the end of a message. Blocks of thinking cannot have one."""
+    for mark in marks:
+        if mark.end is None and (last := last_cacheable(blocks)) is not None:
+            last["cache_control"] = cache_control(mark.ttl)
+    return blocks
+
+
+def last_cacheable(blocks: Sequence[Block]) -> Block | None:
+    """The last block that can have a breakpoint."""
+    return next((block for block in reversed(blocks) if block["type"] not in NOT_CACHED), None)
+
+
+def _text(text: str) -> Block:
+    return {"type": "text", "text": text}
+
+
+def _part(part: ContentPart) -> Block:
+    """https://platform.claude.com/docs/en/build-with-claude/vision and .../pdf-support"""
+    match part:
+        case TextPart():
+            return _text(part.text)
+        case ImagePart():
+            return {"type": "image", "source": _source(part)}
+        case FilePart():
+            title = {} if part.filename is None else {"title": part.filename}
+            return {"type": "document", "source": _source(part), **title}
+
+
+def _source(part: ImagePart | FilePart) -> Block:
+    if part.url is not None:
+        return {"type": "url", "url": part.url}
+    if part.file_id is not None:
+        return {"type": "file", "file_id": part.file_id}
+    if part.media_type == "text/plain":
+        text = base64.b64decode(part.data or "").decode("utf-8", "replace")
+        return {"type": "text", "media_type": "text/plain", "data": text}
+    return {"type": "base64", "media_type": part.media_type, "data": part.data}
+
+
+def _generated(item: Reasoning | str | MessageToolCall | OpaquePart) -> Block | None:
+    """A block of the assistant. Thinking without a signature is left out, because the API refuses it."""
+    match item:
+        case str():
+            return _text(item)
+        case MessageToolCall():
+            return _tool_use(item)
+        case OpaquePart():
+            return thinking_block(item)
+        case _:
+            return None
+
+
+def _tool_use(call: MessageToolCall) -> Block:
+    return {
+        "type": "tool_use",
+        "id": _call_id(call.id),
+        "name": call.function.name,
+        "input": _input(call.function.arguments),
+    }
+
+
+def _input(arguments: str) -> Any:
+    """The arguments as an object, byte for byte if they are one, so that they match the upstream's cache."""
+    if not arguments.strip():
+        return {}
+    try:
+        if isinstance(orjson.loads(arguments), dict):
+            return orjson.Fragment(arguments)
+    except orjson.JSONDecodeError:
+        pass
+    return {INVALID_JSON: arguments}
+
+
+def _tool_result(message: Message, marks: list[CacheBreakpoint]) -> Block:
+    block: Block = {"type": "tool_result", "tool_use_id": _call_id(message.tool_call_id or "")}
+    if isinstance(message.content, str):
+        content: Any = message.content
+    else:
+        content = _content(message.content, [mark for mark in marks if mark.end is not None])
+    return _mark_end([block | ({"content": content} if content else {})], marks)[0]
+
+
+def _insert_result(blocks: list[Block], result: Block) -> None:
+    """Insert a tool's result after the others: the API requires them at the start of a turn."""
+    results = next((at for at, block in enumerate(blocks) if block["type"] != "tool_result"), len(blocks))
+    blocks.insert(results, result)
+
+
+def _call_id(text: str) -> str:
+    """The id of a call by any model, in the characters that the API allows."""
+    return _NOT_IN_AN_ID.sub("_", text) or "call"

@@ -1,0 +1,140 @@
+"""Converts a request into the body of Anthropic's Messages API.
+
+https://platform.claude.com/docs/en/api/messages
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from shared.config.models.anthropic import AnthropicModel
+from shared.domain.errors import InvalidRequest
+from shared.domain.request import ChatOptions, GenerateRequest, Sampling, Tool
+from shared.runtime.time_slice import TimeSlice
+from workers.engines.anthropic.caching import place_breakpoints
+from workers.engines.anthropic.messages import Conversation, cache_control, conversation
+from workers.engines.anthropic.thinking import forbids_thinking, thinking
+
+# Parameters of the API, and those that have no effect on it. Everything else cannot be relayed.
+_SAMPLING = {"max_tokens", "stop", "temperature", "top_p", "top_k", "thinking_token_budget"}
+_CHAT_OPTIONS = {
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "include_reasoning",
+    "add_generation_prompt",
+    "continue_final_message",
+}
+_DEFAULT_OPTIONS = ChatOptions()
+_DEFAULT_SAMPLING = Sampling()
+
+
+async def request_body(request: GenerateRequest, model: AnthropicModel) -> dict[str, Any]:
+    """The body of a streamed request. Its values can be encoded by orjson only.
+
+    Raises:
+        InvalidRequest: the API cannot express it.
+    """
+    chat = request.chat or _DEFAULT_OPTIONS
+    _check(request, chat, model)
+    max_tokens = request.sampling.max_tokens or model.default_max_tokens
+    body: dict[str, Any] = {"model": model.model, "stream": True, "max_tokens": max_tokens}
+    body |= _sampling(request.sampling, model)
+    body |= thinking(request, model.limits.thinking, max_tokens)
+    tools = [_tool(tool) for tool in chat.tools or ()]
+    turns = await conversation(request.messages or (), request.cache_breakpoints)
+    for mark in request.cache_breakpoints:
+        if mark.tool is not None and mark.tool < len(tools):
+            tools[mark.tool]["cache_control"] = cache_control(mark.ttl)
+    if not request.cache_breakpoints and model.options.prompt_caching == "auto":
+        place_breakpoints(tools, turns, model.limits.min_cache_tokens)
+    if tools:
+        body |= {"tools": tools} | _tool_choice(chat)
+    if (output := request.structured_outputs) is not None:
+        config = {"format": {"type": "json_schema", "schema": output.json_schema}}
+        body["output_config"] = body.get("output_config", {}) | config
+    if turns.system:
+        body["system"] = turns.system
+    body["messages"] = await _encoded(turns)
+    return body
+
+
+def _check(request: GenerateRequest, chat: ChatOptions, model: AnthropicModel) -> None:
+    """Refuse what the API does not have. Admission does this too, but the model may have changed since."""
+
+    def refuse(param: str, reason: str = "this model does not support the parameter") -> InvalidRequest:
+        return InvalidRequest(f"{param}: {reason}", param=param)
+
+    if request.messages is None:
+        raise refuse("prompt", "this model accepts conversations only; send messages")
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(request, name) is not None:
+            raise refuse(name)
+    if request.echo:
+        raise refuse("echo")
+    for name, value in request.sampling:
+        if name not in _SAMPLING and value != getattr(_DEFAULT_SAMPLING, name):
+            raise refuse(name)
+    for name, value in chat:
+        if name not in _CHAT_OPTIONS and value != getattr(_DEFAULT_OPTIONS, name):
+            raise refuse(name)
+    if (output := request.structured_outputs) is not None and (
+        output.json_schema is None or not model.options.structured_outputs
+    ):
+        raise refuse("structured_outputs", "this model accepts JSON Schemas only, if any")
+    if request.messages and request.messages[-1].role == "assistant" and not model.limits.prefill:
+        raise refuse("messages", "this model cannot continue the assistant's message; the last one must be the user's")
+    if forbids_thinking(chat) and model.limits.thinking in ("always", "between_tools"):
+        raise refuse("tool_choice", "this model always thinks, and cannot be forced to call a tool; use `auto`")
+
+
+def _sampling(sampling: Sampling, model: AnthropicModel) -> dict[str, Any]:
+    values: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    values = {name: value for name, value in values.items() if value is not None and value != 1}
+    if sampling.top_k is not None and sampling.top_k > 0:
+        values["top_k"] = sampling.top_k
+    if values and not model.limits.sampling:
+        name = next(iter(values))
+        raise InvalidRequest(f"{name}: this model accepts the default only", param=name)
+    if values.get("temperature", 0) > 1:
+        raise InvalidRequest("temperature: this model accepts at most 1", param="temperature")
+    return values | ({"stop_sequences": sampling.stop} if sampling.stop else {})
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = tool.function
+    schema = function.parameters or {}
+    body: dict[str, Any] = {"name": function.name, "input_schema": {"type": "object"} | schema}
+    if function.description:
+        body["description"] = function.description
+    if function.strict:
+        body["strict"] = True
+    return body
+
+
+def _tool_choice(chat: ChatOptions) -> dict[str, Any]:
+    match chat.tool_choice:
+        case "none":
+            return {"tool_choice": {"type": "none"}}
+        case "required":
+            choice = {"type": "any"}
+        case {"name": name}:
+            choice = {"type": "tool", "name": name}
+        case _:
+            choice = {"type": "auto"}
+    parallel = {} if chat.parallel_tool_calls else {"disable_parallel_tool_use": True}
+    return {"tool_choice": choice | parallel} if parallel or choice != {"type": "auto"} else {}
+
+
+async def _encoded(turns: Conversation) -> orjson.Fragment:
+    """Encode the turns with time for other tasks in between."""
+    encoded = []
+    slice_ = TimeSlice()
+    for turn in turns.turns:
+        encoded.append(orjson.dumps({"role": turn.role, "content": turn.blocks}))
+        if slice_.over:
+            await slice_.give_way()
+    return orjson.Fragment(b"[%b]" % b",".join(encoded))

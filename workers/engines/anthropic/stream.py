@@ -1,0 +1,302 @@
+"""Parses Anthropic's event stream into deltas.
+
+A message is a list of content blocks, each with its own deltas. Under load one read returns many events, which become
+one delta as long as their order can be kept. Unknown events, blocks and deltas are skipped, as the API's versioning
+policy requires. https://platform.claude.com/docs/en/build-with-claude/streaming
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import orjson
+
+from shared.domain.events import CallDelta, Delta, joined_calls
+from shared.domain.job import Usage
+from shared.domain.opaque import REDACTED_THINKING, THINKING, OpaquePart
+from workers.engines.anthropic.opaque import thinking_part
+from workers.engines.anthropic.usage import UsageReader
+from workers.engines.base import UpstreamError
+from workers.engines.upstream.error_body import error_of, is_error
+from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+
+# https://platform.claude.com/docs/en/build-with-claude/handling-stop-reasons; any other reason becomes "stop".
+FINISH_REASONS = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+NOT_A_STREAM = "The upstream sent something that is not Anthropic's stream."
+TOO_LARGE = "The upstream sent too much in one event: at most 2 MiB are read at once."
+# The order in which readers of a delta present its parts.
+_REASONING, _TEXT, _CALLS, _OPAQUE = range(4)
+
+
+class StreamParser:
+    """The parser of one answer; an implementation of `workers.engines.upstream.engine.ReplyParser`."""
+
+    def __init__(self) -> None:
+        self._events = EventReader()
+        self._usage = UsageReader()
+        # The open blocks by their index in the message.
+        self._blocks: dict[int, _Block] = {}
+        self._calls = 0
+        self._ids: set[str] = set()
+        self._reason: str | None = None
+        self._stop_sequence: str | None = None
+        self._tokens = 0
+        self._ended = False
+        self.begun = False
+        self.done = False
+        self.failure: UpstreamError | ErrorBody | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the reason why the message ends is known."""
+        return self._reason is not None
+
+    @property
+    def usage(self) -> Usage | None:
+        """The usage that the upstream reported; output tokens that are missing in it were counted here."""
+        return self._usage.result(self._tokens)
+
+    def feed(self, data: bytes) -> Iterator[Delta]:
+        """Parse the bytes of one read; yields one delta, or several if one would change the order of their parts.
+
+        An error from the upstream, or data that is not a stream, sets `done` and `failure`.
+        """
+        return self._take(self._events.read(data))
+
+    def end(self) -> Iterator[Delta]:
+        """Parse what is left at the end of the body, and end the message if its reason is known."""
+        return self._take(iter(()) if self.done else self._events.end(), at_end=True)
+
+    def _take(self, values: Iterator[Any], *, at_end: bool = False) -> Iterator[Delta]:
+        parts: list[_Part] = []
+        try:
+            for value in values:
+                if value is DONE:
+                    self.done = True
+                elif value is not None:
+                    self._event(value, parts)
+                if self.done:
+                    break
+        except _Failed as failed:
+            self.failure, self.done = failed.error, True
+        except EventTooLarge:
+            self.failure, self.done = UpstreamError(TOO_LARGE), True
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
+        if (at_end or self.done) and self._reason is not None and not self._ended:
+            self._end_message(parts)
+        for part in parts:
+            if not (part.tokens or part.calls or part.opaque or part.reason):
+                continue
+            self.begun = True
+            self._tokens += part.tokens
+            yield part.delta()
+
+    def _event(self, event: dict[str, Any], parts: list[_Part]) -> None:
+        match event.get("type"):
+            case "content_block_delta":
+                self._delta(_index(event), event["delta"], parts)
+            case "content_block_start":
+                self._start(_index(event), event["content_block"], parts)
+            case "content_block_stop":
+                if (block := self._blocks.pop(_index(event), None)) is not None:
+                    self._stop(block, parts)
+            case "message_start":
+                self._usage.add(event["message"].get("usage"))
+            case "message_delta":
+                self._usage.add(event.get("usage"))
+                self._set_reason(event["delta"])
+            case "message_stop":
+                self.done = True
+            case "message":  # the upstream did not stream
+                self._whole(event, parts)
+            case _:
+                if event.get("error") or is_error(event):
+                    raise _Failed(error_of(event))
+
+    def _whole(self, message: dict[str, Any], parts: list[_Part]) -> None:
+        self._usage.add(message.get("usage"))
+        for index, block in enumerate(message["content"]):
+            self._start(index, block, parts)
+            self._stop(self._blocks.pop(index), parts)
+        self._set_reason(message)
+        self._reason = self._reason or "end_turn"
+        self.done = True
+
+    def _set_reason(self, delta: dict[str, Any]) -> None:
+        if reason := delta.get("stop_reason"):
+            self._reason = str(reason)
+        if isinstance(sequence := delta.get("stop_sequence"), str):
+            self._stop_sequence = sequence
+
+    def _start(self, index: int, content: dict[str, Any], parts: list[_Part]) -> None:
+        kind = content.get("type")
+        block = _Block(str(kind))
+        if kind == "tool_use":
+            name, call_id = str(content.get("name") or ""), str(content.get("id") or "")
+            known = self._blocks.get(index)
+            if known is not None and call_id and known.call_id == call_id:  # the event was repeated
+                return
+            block.call, self._calls = self._calls, self._calls + 1
+            block.call_id, block.input = call_id, content.get("input")
+            _part(parts, _CALLS).calls.append(CallDelta(block.call, self._unique_id(call_id), name))
+        elif kind == "text":
+            if text := content.get("text"):
+                _part(parts, _TEXT).add(text)
+        elif kind == THINKING:
+            block.signature = str(content.get("signature") or "")
+            self._think(block, content.get("thinking"), parts)
+        elif kind == REDACTED_THINKING:
+            block.data = str(content.get("data") or "")
+        self._blocks[index] = block
+
+    def _delta(self, index: int, delta: dict[str, Any], parts: list[_Part]) -> None:
+        block = self._blocks.get(index)
+        if block is None:  # its start was lost
+            block = self._blocks[index] = _Block(_KIND_OF.get(str(delta.get("type")), ""))
+        kind = delta.get("type")
+        if kind == "text_delta":
+            if block.kind == "text" and (text := delta["text"]):
+                _part(parts, _TEXT).add(text)
+        elif kind == "input_json_delta":
+            if block.call is not None and (arguments := delta["partial_json"]):
+                text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+                block.filled = block.filled or not text.isspace()
+                _part(parts, _CALLS).add_call(CallDelta(block.call, arguments=text))
+        elif kind == "thinking_delta" and block.kind == THINKING:
+            self._think(block, delta["thinking"], parts)
+        elif kind == "signature_delta" and block.kind == THINKING:
+            block.signature = str(delta["signature"])
+
+    def _think(self, block: _Block, text: Any, parts: list[_Part]) -> None:
+        if text:
+            block.thinking.append(text)
+            _part(parts, _REASONING).think(text)
+
+    def _stop(self, block: _Block, parts: list[_Part]) -> None:
+        if block.call is not None:
+            if not block.filled:
+                text = orjson.dumps(block.input).decode() if block.input else "{}"
+                _part(parts, _CALLS).add_call(CallDelta(block.call, arguments=text))
+        elif block.kind == THINKING and block.signature:
+            part = thinking_part(THINKING, thinking="".join(block.thinking), signature=block.signature)
+            _part(parts, _OPAQUE).opaque.append(part)
+        elif block.kind == REDACTED_THINKING and block.data:
+            _part(parts, _OPAQUE).opaque.append(thinking_part(REDACTED_THINKING, data=block.data))
+
+    def _end_message(self, parts: list[_Part]) -> None:
+        """Emit the finish reason. A call that was cut at the limit of tokens stays as it is."""
+        self._ended = True
+        reason = FINISH_REASONS.get(self._reason or "", "stop")
+        if reason != "length":
+            for block in self._blocks.values():
+                self._stop(block, parts)
+        if reason == "stop" and self._calls and self._stop_sequence is None:
+            reason = "tool_calls"
+        part = parts[-1] if parts else _part(parts, _CALLS)
+        part.reason, part.stop_reason = reason, self._stop_sequence
+
+    def _unique_id(self, call_id: str) -> str:
+        unique = call_id if call_id and call_id not in self._ids else f"toolu_{uuid4().hex[:24]}"
+        self._ids.add(unique)
+        return unique
+
+
+class _Failed(Exception):
+    """The upstream reported an error."""
+
+    def __init__(self, error: ErrorBody) -> None:
+        super().__init__()
+        self.error = error
+
+
+# The blocks of deltas whose start was lost. A tool call without its name is of no use.
+_KIND_OF = {"text_delta": "text", "thinking_delta": THINKING}
+
+
+class _Block:
+    """An open content block. `call` is the number of a tool call, and `input` its arguments if they came at once.
+
+    `thinking` and `signature`, or `data` if it is encrypted, are what the upstream needs back of its thinking.
+    """
+
+    __slots__ = ("call", "call_id", "data", "filled", "input", "kind", "signature", "thinking")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.thinking: list[str] = []
+        self.signature = self.data = ""
+        self.call: int | None = None
+        self.call_id = ""
+        self.input: Any = None
+        self.filled = False
+
+
+class _Part:
+    """Output that becomes one delta. Each fragment counts as one token."""
+
+    __slots__ = ("calls", "opaque", "order", "reason", "reasoning", "stop_reason", "texts", "tokens")
+
+    def __init__(self) -> None:
+        self.order = _REASONING
+        self.texts: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[CallDelta] = []
+        self.opaque: list[OpaquePart] = []
+        self.tokens = 0
+        self.reason: str | None = None
+        self.stop_reason: str | None = None
+
+    def add(self, text: Any) -> None:
+        self._append(self.texts, text)
+
+    def think(self, text: Any) -> None:
+        self._append(self.reasoning, text)
+
+    def _append(self, texts: list[str], text: Any) -> None:
+        if text.__class__ is not str:
+            raise TypeError
+        texts.append(text)
+        self.tokens += 1
+
+    def add_call(self, call: CallDelta) -> None:
+        self.calls.append(call)
+        self.tokens += 1
+
+    def delta(self) -> Delta:
+        return Delta(
+            0,
+            "".join(self.texts),
+            (),
+            self.reason,
+            self.tokens,
+            "".join(self.reasoning),
+            joined_calls(self.calls) if self.calls else (),
+            (),
+            self.stop_reason,
+            opaque=tuple(self.opaque),
+        )
+
+
+def _part(parts: list[_Part], order: int) -> _Part:
+    """The part that content of this kind is appended to: a new one if readers would present it too early."""
+    if not parts or parts[-1].order > order:
+        parts.append(_Part())
+    parts[-1].order = order
+    return parts[-1]
+
+
+def _index(event: dict[str, Any]) -> int:
+    index = event.get("index", 0)
+    return index if index.__class__ is int else int(index)

@@ -1,0 +1,62 @@
+"""Reads Anthropic's usage, which counts cached prompt tokens apart from the others.
+
+https://platform.claude.com/docs/en/build-with-claude/prompt-caching
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.domain.job import Usage
+
+# The columns that hold counts are 32 bits wide.
+MAX_COUNT = (1 << 31) - 1
+_NAMES = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
+
+
+class UsageReader:
+    """Collects the counts of one answer. They are cumulative: the last of each kind counts, and zero replaces none."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys((*_NAMES, "thinking_tokens"), 0)
+
+    def add(self, usage: Any) -> None:
+        if not isinstance(usage, dict):
+            return
+        for name in _NAMES:
+            self._counts[name] = _count(usage.get(name)) or self._counts[name]
+        if isinstance(parts := usage.get("cache_creation"), dict):
+            written = sum(map(_count, parts.values()))
+            self._counts["cache_creation_input_tokens"] = max(written, self._counts["cache_creation_input_tokens"])
+        if isinstance(details := usage.get("output_tokens_details"), dict):
+            self._counts["thinking_tokens"] = _count(details.get("thinking_tokens")) or self._counts["thinking_tokens"]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return min(MAX_COUNT, sum(self._counts[name] for name in _NAMES[:3]))
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._counts["cache_read_input_tokens"]
+
+    def result(self, tokens: int) -> Usage | None:
+        """The usage; None if nothing usable was reported. `tokens` is the number of completion tokens counted here."""
+        completion = self._counts["output_tokens"]
+        if not (self.prompt_tokens or completion):
+            return None
+        return Usage(
+            self.prompt_tokens,
+            self.cached_tokens,
+            completion or tokens,
+            min(self._counts["thinking_tokens"], completion),
+            self._counts["cache_creation_input_tokens"],
+        )
+
+
+def _count(value: Any) -> int:
+    """A count as a whole number; 0 if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_COUNT:
+        return 0
+    return int(value)

@@ -1,0 +1,101 @@
+"""Applies a new version of a model's entry in models.yaml to its running worker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from shared.config.models.loader import ModelSpec
+from shared.config.models.reload import ReloadResult
+from shared.postgres.recovery_store import RecoveryStore
+from shared.runtime.periodic import run_periodically
+from shared.telemetry.metrics import Metrics
+from workers.engines.factory import make_engine
+from workers.execution.compilations import compilations_of
+from workers.execution.current_engine import CurrentEngine
+from workers.execution.runner import Runner
+from workers.supervision.consumer_control import ConsumerControl
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+# For this long after its model was removed, a worker waits for jobs of API processes that have not reloaded yet.
+REMOVED_GRACE_S = 3.0
+
+
+class ModelReload:
+    """The entry of one worker's model.
+
+    Running requests keep the engine that they began with. New requests use a new one, unless that would have to load
+    the model again. A worker whose model was removed runs the jobs that are left, and ends.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        engine: CurrentEngine,
+        runner: Runner,
+        store: RecoveryStore,
+        consumer: ConsumerControl,
+        metrics: Metrics,
+        on_removed: Callable[[], None],
+    ) -> None:
+        """`on_removed` is called once no job of a removed model is left; it must stop the process."""
+        self._model = model
+        self._engine = engine
+        self._runner = runner
+        self._store = store
+        self._consumer = consumer
+        self._metrics = metrics
+        self._on_removed = on_removed
+        self._removed_at: float | None = None
+
+    async def apply(self, models: Mapping[str, ModelSpec]) -> ReloadResult:
+        """Use the model's entry in `models` from now on.
+
+        Raises:
+            HeadraceError: its engine cannot be started; the worker continues with the one that it has.
+        """
+        old, new = self._model, models.get(self._model.name)
+        if new is None:
+            if self._removed_at is None:
+                self._removed_at = time.monotonic()
+                logger.warning("model=%s was removed; this worker ends when no job of it is left", old.name)
+            return ReloadResult.APPLIED
+        self._removed_at = None
+        is_same_engine = new.fingerprint == old.fingerprint
+        if not is_same_engine and (new.loads_model or new.engine != old.engine):
+            logger.warning(
+                "model=%s changed in a way that needs a new process; until this worker is restarted, it runs the model"
+                " as before",
+                old.name,
+            )
+            return ReloadResult.RESTART_NEEDED
+        if not is_same_engine:
+            await self._engine.replace(make_engine(new, self._metrics))
+        context = self._runner.context
+        compilations = context.compilations
+        if new.structure_bounds != old.structure_bounds:
+            compilations = compilations_of(new, self._metrics)
+        self._runner.use(replace(context, engine=self._engine.engine, provider=new.provider, compilations=compilations))
+        self._runner.slot_pool.resize(new.slots)
+        self._model = new
+        self._consumer.poll()
+        self._metrics.loaded([new.name])
+        logger.info("model=%s reloaded; %s", new.name, "unchanged" if new == old else "new requests use the new entry")
+        return ReloadResult.APPLIED
+
+    async def run(self) -> None:
+        """Stop engines that are not used any more, and the worker of a removed model, until cancelled."""
+        await run_periodically(self._check, "reload check", interval_s=INTERVAL_S)
+
+    async def _check(self) -> None:
+        await self._engine.stop_unused(self._runner.uses)
+        if self._removed_at is None or time.monotonic() - self._removed_at < REMOVED_GRACE_S:
+            return
+        if not self._runner.running and not await self._store.has_queued(self._model.name):
+            logger.warning("model=%s was removed and has no jobs left; this worker ends", self._model.name)
+            self._on_removed()
+            self._removed_at = None
