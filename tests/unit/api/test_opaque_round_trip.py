@@ -280,7 +280,7 @@ def _is_text(item: Any) -> bool:
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(
     origin=some.sampled_from(ORIGINS),
     target=some.sampled_from((*ORIGINS, None)),

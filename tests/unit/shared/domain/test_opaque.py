@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.domain.events import CallDelta, Delta, delta_event, merge_deltas
@@ -44,6 +44,7 @@ PARTS = st.builds(
 SIGNED = OpaquePart("anthropic", THINKING, {"type": "thinking", "thinking": "hm", "signature": "s"})
 
 
+@settings(max_examples=30)
 @given(PARTS)
 def test_a_part_is_read_from_its_text(part: OpaquePart) -> None:
     assert decode(part.encoded()) == part
@@ -122,6 +123,7 @@ def order(items: Any) -> list[Any]:
     ]
 
 
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 4), min_size=12, max_size=12))
 def test_the_order_of_a_turn_survives_merging_and_storing(sizes: list[int]) -> None:
     """However the deltas are merged, the choice knows the order of blocks. (A text after a call precedes it.)"""
