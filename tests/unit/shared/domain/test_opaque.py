@@ -180,6 +180,11 @@ def test_places_that_a_shortened_turn_does_not_have() -> None:
     assert list(in_order("", [], [], [part, part])) == [part, part]
 
 
+def test_reasoning_without_a_signature_comes_first() -> None:
+    part = OpaquePart("openrouter", "details", {}).at(reasoning=2, text=3, calls=0)
+    assert list(in_order("hm", ["Yes"], [], [part])) == [Reasoning("hm"), "Yes", part]
+
+
 def test_a_model_gets_the_parts_of_its_provider_only() -> None:
     foreign = OpaquePart("openai", THINKING, {})
     request = GenerateRequest(
