@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.config.models.base import PromptTokenizer, Spec, WordTokenizer
-from shared.config.models.capabilities import EVERYTHING, Capabilities
+from shared.config.models.capabilities import EVERYTHING, Capabilities, Modality
 from shared.domain.structure_size import StructureBounds
 
 
@@ -23,6 +24,7 @@ class SimulatedOptions(BaseModel):
         None, ge=1, description="An answer ends by itself, with `stop`, after this many tokens of free text."
     )
     max_model_len: int = Field(8192, ge=2)
+    modalities: list[Modality] = Field(["text"], description="What messages may have; images and files are not read.")
     fail_on: str | None = Field(None, description="A request fails if its prompt contains this text.")
     die_on: str | None = Field(None, description="The engine dies, with all its jobs, if a prompt contains this text.")
     kill_on: str | None = Field(
@@ -40,7 +42,7 @@ class SimulatedModel(Spec):
 
     @property
     def capabilities(self) -> Capabilities:
-        return EVERYTHING
+        return replace(EVERYTHING, modalities=frozenset(self.options.modalities))
 
     @property
     def structure_bounds(self) -> StructureBounds:
