@@ -9,6 +9,7 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import Any, Literal
 
+from api.anthropic.cache_control import last_breakpoint, system_breakpoints, tool_breakpoints, turn_breakpoints
 from api.anthropic.schemas import (
     Base64Source,
     CountTokensRequest,
@@ -75,17 +76,31 @@ def conversation(body: CountTokensRequest) -> GenerateRequest:
     Raises:
         InvalidRequest: all messages are empty.
     """
-    messages = [
-        message for index, turn in enumerate(body.messages) for message in _messages(turn, f"messages[{index}]")
-    ]
-    if not messages:
+    messages: list[Message] = []
+    breakpoints = list(tool_breakpoints(body))
+    blocks = [block for block in body.system if not block.text.startswith(BILLING)]
+    if system := "".join(block.text for block in blocks):
+        messages.append(Message(role="system", content=system))
+        breakpoints += system_breakpoints(blocks)
+    before = len(messages)
+    for index, turn in enumerate(body.messages):
+        converted = _messages(turn, f"messages[{index}]")
+        breakpoints += turn_breakpoints(turn, converted, len(messages))
+        messages += converted
+    if len(messages) == before:
         raise InvalidRequest("messages: all messages are empty", param="messages")
-    if system := _system_text(body.system):
-        messages.insert(0, Message(role="system", content=system))
+    if body.cache_control is not None:
+        breakpoints.append(last_breakpoint(body.cache_control, len(messages)))
     output_format = body.output_config.format if body.output_config is not None else None
     output_format = output_format or body.output_format
     structured = StructuredOutputs(json_schema=output_format.json_schema) if output_format is not None else None
-    return GenerateRequest(messages=messages, chat=_chat_options(body), structured_outputs=structured)
+    return GenerateRequest(
+        messages=messages,
+        chat=_chat_options(body),
+        structured_outputs=structured,
+        cache_breakpoints=breakpoints,
+        adaptive_thinking=body.thinking is not None and body.thinking.type == "adaptive",
+    )
 
 
 def _chat_options(body: CountTokensRequest) -> ChatOptions:
@@ -118,10 +133,6 @@ def _chat_options(body: CountTokensRequest) -> ChatOptions:
 
 def _tool_choice(choice: ToolChoice) -> Literal["none", "auto", "required"] | dict[Literal["name"], str]:
     return {"name": choice.name} if choice.name is not None else _TOOL_CHOICES[choice.type]
-
-
-def _system_text(blocks: list[TextBlock]) -> str:
-    return "".join(block.text for block in blocks if not block.text.startswith(BILLING))
 
 
 def _messages(turn: InputMessage, path: str) -> list[Message]:

@@ -34,7 +34,7 @@ class _Strict(BaseModel):
 
 
 class CacheControl(_Strict):
-    """Accepted and ignored: the engine caches every prefix."""
+    """For models of the `anthropic` engine; ignored by others, which cache every prefix."""
 
     type: str
     ttl: str | None = None

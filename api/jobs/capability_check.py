@@ -89,6 +89,8 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
         yield Need("prompt", "prompts without a conversation", lambda model: model.raw_prompts)
         if isinstance(request.prompt, list):
             yield Need("prompt", "prompts of token ids", lambda model: model.token_prompts)
+    else:
+        yield Need("messages", "conversations", lambda model: model.conversations)
     yield from _sampling(request.sampling)
     if request.structured_outputs is not None:
         for name, value in request.structured_outputs:

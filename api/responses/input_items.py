@@ -270,7 +270,7 @@ def _media(part: dict[str, Any], kind: str, path: str) -> InputImagePart | Input
         raise contradiction(path, f"{path}: {message}") from None
     except ValueError as error:
         name = "image_url" if kind == "input_image" else "file_data"
-        raise contradiction(f"{path}.{name}", f"{path}.{name}: {error}") from None
+        raise contradiction(path, f"{path}: {name} {error}") from None
     return media
 
 

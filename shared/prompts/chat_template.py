@@ -36,7 +36,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.filters["tojson"] = _to_json
         self._template = environment.from_string(text)
-        self._special_tokens = special_tokens
+        self.special_tokens = special_tokens
 
     def render(self, request: GenerateRequest) -> str | None:
         """The prompt of a conversation; None if it cannot be rendered here exactly as by an engine.
@@ -54,7 +54,7 @@ class ChatTemplate:
                 tools=[_template_tool(tool) for tool in tools] if tools else None,
                 documents=None,
                 add_generation_prompt=True,
-                **self._special_tokens,
+                **self.special_tokens,
             )
         except (_TemplateError, SecurityError) as error:
             raise InvalidRequest(

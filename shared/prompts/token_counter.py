@@ -35,6 +35,11 @@ class TokenCounter:
         text = self._template.render(request) if self._template is not None else None
         return self.count_text(text, limit, add_special_tokens=False) if text is not None else None
 
+    def adds(self, token: str) -> bool:
+        """Whether the tokenizer itself puts this special token at the start of a text."""
+        tokens = self._tokenizer.encode("").tokens
+        return bool(tokens) and tokens[0] == token
+
     def count_text(self, text: str, limit: int | None = None, *, add_special_tokens: bool = True) -> int:
         """Count the tokens of a text. With a limit, see `count`."""
         if limit is not None and self._longest_token is not None:

@@ -40,13 +40,10 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory, steps: Path) -> Iterator[Stack]:
     """An API process and a worker that record their steps, with the default limits, and a worker for bystanders."""
-    options = {
-        "ttft_ms": 1, "itl_ms": 0, "default_tokens": 4, "max_model_len": 2_000_000,
-        "modalities": ["text", "image", "file"],
-    }  # fmt: skip
+    options = {"ttft_ms": 1, "itl_ms": 0, "default_tokens": 4, "max_model_len": 2_000_000}
     slow = {"ttft_ms": 1, "itl_ms": 20}
     models: list[dict[str, object]] = [
-        {"name": "sim", "engine": "simulated", "slots": 32, "options": options},
+        {"name": "sim", "engine": "simulated", "slots": 32, "modalities": ["image"], "options": options},
         {"name": "slow", "engine": "simulated", "slots": 32, "options": slow},
     ]
     stack = make_stack(servers, tmp_path_factory, "large", models, HEADRACE_BATCH_POLL_S="0.2")

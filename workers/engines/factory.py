@@ -6,6 +6,7 @@ from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
+from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import Engine
@@ -26,6 +27,10 @@ def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
             from workers.engines.anthropic.engine import AnthropicEngine
 
             return AnthropicEngine(model, metrics)
+        case TritonModel():
+            from workers.engines.triton.engine import TritonEngine
+
+            return TritonEngine(model, metrics)
         case SimulatedModel():
             from workers.engines.simulated.engine import SimulatedEngine
 

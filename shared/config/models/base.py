@@ -26,7 +26,8 @@ _NO_PART_OF_THE_FINGERPRINT: Any = {
     "description": True,
     "max_logprob_values": True,
     "structured_outputs": True,
-    "options": {"modalities", "extra_body"},
+    "modalities": True,
+    "options": {"extra_body"},
 }
 
 

@@ -42,16 +42,17 @@ ALL_CHAT_OPTIONS = frozenset(ChatOptions.model_fields) - {
 class Capabilities:
     """The capabilities of a model. The defaults are those of a model that only answers conversations with text.
 
-    `raw_prompts`: prompts without the chat template; `token_prompts`: as token ids. `prefill`: a last message of the
-    assistant that the answer continues. `max_choices`: choices for one prompt. `logprobs` and `prompt_logprobs`: the
-    most alternatives for each token; None without log probabilities. `structures`, `sampling` and `chat_options` are
-    names of parameters.
+    `conversations`: the engine or its upstream has a chat template. `raw_prompts`: prompts without it;
+    `token_prompts`: as token ids. `prefill`: a last message of the assistant that the answer continues. `max_choices`:
+    choices for one prompt. `logprobs` and `prompt_logprobs`: the most alternatives for each token; None without log
+    probabilities. `structures`, `sampling` and `chat_options` are names of parameters.
 
     `resume`: the answer continues where it was interrupted, at no cost. `cancel`: the upstream stops at a cancel.
     `usage`: it reports the number of tokens. `token_counting`: the tokens of a prompt can be counted without running
     it. `signed_reasoning`: reasoning of earlier turns is accepted only with the signature that came with it.
     """
 
+    conversations: bool = True
     raw_prompts: bool = False
     token_prompts: bool = False
     echo: bool = False

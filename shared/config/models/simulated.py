@@ -24,7 +24,6 @@ class SimulatedOptions(BaseModel):
         None, ge=1, description="An answer ends by itself, with `stop`, after this many tokens of free text."
     )
     max_model_len: int = Field(8192, ge=2)
-    modalities: list[Modality] = Field(["text"], description="What messages may have; images and files are not read.")
     fail_on: str | None = Field(None, description="A request fails if its prompt contains this text.")
     die_on: str | None = Field(None, description="The engine dies, with all its jobs, if a prompt contains this text.")
     kill_on: str | None = Field(
@@ -37,12 +36,15 @@ class SimulatedModel(Spec):
 
     engine: Literal["simulated"]
     slots: int = Field(256, ge=1, le=4096)
+    modalities: list[Modality] = Field(
+        default_factory=list, description="What messages may have beside text. Images and files are not read."
+    )
     options: SimulatedOptions = Field(default_factory=SimulatedOptions)
     structured_outputs: StructureBounds = Field(default_factory=StructureBounds)
 
     @property
     def capabilities(self) -> Capabilities:
-        return replace(EVERYTHING, modalities=frozenset(self.options.modalities))
+        return replace(EVERYTHING, modalities=frozenset({"text", *self.modalities}))
 
     @property
     def structure_bounds(self) -> StructureBounds:

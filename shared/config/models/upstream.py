@@ -42,12 +42,6 @@ def _variable_name(text: str) -> str:
     return text
 
 
-def _with_text(modalities: list[Modality]) -> list[Modality]:
-    if "text" not in modalities:
-        raise ValueError("must contain text")
-    return modalities
-
-
 def _vendor_parameter(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", name):
         raise ValueError("must be the name of a parameter")
@@ -70,14 +64,21 @@ class UpstreamOptions(BaseModel):
     )
     connect_timeout_s: float = Field(5, gt=0)
     read_timeout_s: float = Field(300, gt=0, description="Until the first byte, and between two reads.")
-    max_retries: int = Field(3, ge=0, le=20, description="After failures before the first token.")
+    max_retries: int = Field(
+        3,
+        ge=0,
+        le=20,
+        description="Repetitions of a request by the same worker, after failures before the first token.",
+    )
+    max_wait_s: float = Field(
+        600,
+        ge=0,
+        description="How long a job may wait in the queue because the upstream was busy; 0: it fails at once.",
+    )
     log_error_texts: bool = Field(
         False, description="Log the upstream's error messages, without keys. They may quote prompts."
     )
     max_model_len: int | None = Field(None, ge=2, description="Shown by the API; max_tokens is checked against it.")
-    modalities: Annotated[list[Modality], AfterValidator(_with_text)] = Field(
-        ["text"], description="What messages may have: `text`, `image`, `file`. Images and files are passed on."
-    )
     extra_body: list[Annotated[str, AfterValidator(_vendor_parameter)]] = Field(
         default_factory=list,
         description="Parameters of the provider that requests may have, by the provider's names; sent unchanged.",
@@ -90,6 +91,10 @@ class UpstreamModel(Spec):
     yields: ClassVar[bool] = False
 
     slots: int = Field(256, ge=1, le=4096)
+    modalities: list[Modality] | None = Field(
+        None,
+        description="What messages may have beside text: `image`, `file`. They are passed on. Default: the engine's.",
+    )
     options: UpstreamOptions
 
     @property
@@ -97,12 +102,9 @@ class UpstreamModel(Spec):
         return self.options.max_model_len
 
     def with_options(self, capabilities: Capabilities) -> Capabilities:
-        """The capabilities of the engine, with what the entry's options allow."""
-        return replace(
-            capabilities,
-            modalities=frozenset(self.options.modalities),
-            extra_body=frozenset(self.options.extra_body),
-        )
+        """The capabilities of the engine, with what the entry says about them."""
+        modalities = capabilities.modalities if self.modalities is None else frozenset({"text", *self.modalities})
+        return replace(capabilities, modalities=modalities, extra_body=frozenset(self.options.extra_body))
 
     @property
     def secret_env(self) -> str | None:

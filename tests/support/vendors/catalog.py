@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from tests.support.vendors.anthropic import AnthropicVendor
 from tests.support.vendors.openai import OpenAIVendor
+from tests.support.vendors.triton import TritonVendor
 from tests.support.vendors.vendor import Vendor
 
 VENDORS: dict[str, type[Vendor]] = {
     "openai": OpenAIVendor,
     "anthropic": AnthropicVendor,
+    "triton": TritonVendor,
 }

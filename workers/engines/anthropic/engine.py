@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from shared.config.models.anthropic import AnthropicModel
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
+from workers.engines.anthropic.continuation import FROM_START, continuation
 from workers.engines.anthropic.request import request_body
 from workers.engines.anthropic.stream import StreamParser
-from workers.engines.base import CannotContinue, Prior
+from workers.engines.base import NO_PRIOR, CannotContinue, Prior
+from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.exchange import Call, SingleCall
 
@@ -31,7 +33,11 @@ class AnthropicEngine(UpstreamEngine):
         return {"x-api-key": key}
 
     async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
-        if prior.deltas:
+        so_far = continuation(request, prior, self._spec) if prior.deltas else FROM_START
+        if so_far is None:
             raise CannotContinue
-        body = await request_body(request, self._spec)
-        return SingleCall(Call("messages", body, self._headers), StreamParser())
+        body = await request_body(request, self._spec, so_far)
+        return SingleCall(Call("messages", body, self._headers), StreamParser(so_far))
+
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
+        return Resume.NONE if continuation(request, prior, self._spec) is None else Resume.EXACT

@@ -46,6 +46,14 @@ class Conversation:
             self.turns.append(Turn(role))
         return self.turns[-1]
 
+    def prefill(self, text: str) -> None:
+        """Let the answer begin with a text, if it is not empty, after that with which the client lets it begin."""
+        if text:
+            blocks = self.turn("assistant").blocks
+            if blocks and blocks[-1]["type"] == "text":
+                text = blocks.pop()["text"] + text
+            blocks.append(_text(text))
+
 
 async def conversation(messages: Sequence[Message], breakpoints: Sequence[CacheBreakpoint]) -> Conversation:
     """Convert messages, of which there may be thousands, with time for other tasks in between."""
@@ -128,7 +136,8 @@ def _part(part: ContentPart) -> Block:
             return {"type": "image", "source": _source(part)}
         case FilePart():
             title = {} if part.filename is None else {"title": part.filename}
-            return {"type": "document", "source": _source(part), **title}
+            context = {} if part.context is None else {"context": part.context}
+            return {"type": "document", "source": _source(part), **title, **context}
 
 
 def _source(part: ImagePart | FilePart) -> Block:

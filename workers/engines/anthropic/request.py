@@ -14,6 +14,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, GenerateRequest, Sampling, Tool
 from shared.runtime.time_slice import TimeSlice
 from workers.engines.anthropic.caching import place_breakpoints
+from workers.engines.anthropic.continuation import FROM_START, Continuation
 from workers.engines.anthropic.messages import Conversation, cache_control, conversation
 from workers.engines.anthropic.thinking import forbids_thinking, thinking
 
@@ -32,8 +33,10 @@ _DEFAULT_OPTIONS = ChatOptions()
 _DEFAULT_SAMPLING = Sampling()
 
 
-async def request_body(request: GenerateRequest, model: AnthropicModel) -> dict[str, Any]:
-    """The body of a streamed request. Its values can be encoded by orjson only.
+async def request_body(
+    request: GenerateRequest, model: AnthropicModel, so_far: Continuation = FROM_START
+) -> dict[str, Any]:
+    """The body of a streamed request for the answer, or its rest. Its values can be encoded by orjson only.
 
     Raises:
         InvalidRequest: the API cannot express it.
@@ -41,7 +44,8 @@ async def request_body(request: GenerateRequest, model: AnthropicModel) -> dict[
     chat = request.chat or _DEFAULT_OPTIONS
     _check(request, chat, model)
     max_tokens = request.sampling.max_tokens or model.default_max_tokens
-    body: dict[str, Any] = {"model": model.model, "stream": True, "max_tokens": max_tokens}
+    body: dict[str, Any] = dict(request.extra_body or {})
+    body |= {"model": model.model, "stream": True, "max_tokens": max(1, max_tokens - so_far.tokens)}
     body |= _sampling(request.sampling, model)
     body |= thinking(request, model.limits.thinking, max_tokens)
     tools = [_tool(tool) for tool in chat.tools or ()]
@@ -51,6 +55,7 @@ async def request_body(request: GenerateRequest, model: AnthropicModel) -> dict[
             tools[mark.tool]["cache_control"] = cache_control(mark.ttl)
     if not request.cache_breakpoints and model.options.prompt_caching == "auto":
         place_breakpoints(tools, turns, model.limits.min_cache_tokens)
+    turns.prefill(so_far.text)
     if tools:
         body |= {"tools": tools} | _tool_choice(chat)
     if (output := request.structured_outputs) is not None:

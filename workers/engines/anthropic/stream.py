@@ -8,6 +8,7 @@ policy requires. https://platform.claude.com/docs/en/build-with-claude/streaming
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ import orjson
 from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
 from shared.domain.opaque import REDACTED_THINKING, THINKING, OpaquePart
+from workers.engines.anthropic.continuation import FROM_START, Continuation
 from workers.engines.anthropic.opaque import thinking_part
 from workers.engines.anthropic.usage import UsageReader
 from workers.engines.base import UpstreamError
@@ -42,7 +44,11 @@ _REASONING, _TEXT, _CALLS, _OPAQUE = range(4)
 class StreamParser:
     """The parser of one answer; an implementation of `workers.engines.upstream.engine.ReplyParser`."""
 
-    def __init__(self) -> None:
+    def __init__(self, so_far: Continuation = FROM_START) -> None:
+        """`so_far`: what the answer continues after."""
+        self._so_far = so_far
+        # White space that the answer has already, and that the model may generate again.
+        self._space = so_far.space
         self._events = EventReader()
         self._usage = UsageReader()
         # The open blocks by their index in the message.
@@ -65,7 +71,12 @@ class StreamParser:
     @property
     def usage(self) -> Usage | None:
         """The usage that the upstream reported; output tokens that are missing in it were counted here."""
-        return self._usage.result(self._tokens)
+        usage = self._usage.result(self._tokens)
+        if usage is None or not (tokens := self._so_far.tokens):
+            return usage
+        # As if the answer had not been interrupted: its first part was in the prompt.
+        prompt = max(usage.prompt_tokens - tokens, usage.cached_tokens)
+        return replace(usage, prompt_tokens=prompt, completion_tokens=usage.completion_tokens + tokens)
 
     def feed(self, data: bytes) -> Iterator[Delta]:
         """Parse the bytes of one read; yields one delta, or several if one would change the order of their parts.
@@ -152,8 +163,7 @@ class StreamParser:
             block.call_id, block.input = call_id, content.get("input")
             _part(parts, _CALLS).calls.append(CallDelta(block.call, self._unique_id(call_id), name))
         elif kind == "text":
-            if text := content.get("text"):
-                _part(parts, _TEXT).add(text)
+            self._text(content.get("text"), parts)
         elif kind == THINKING:
             block.signature = str(content.get("signature") or "")
             self._think(block, content.get("thinking"), parts)
@@ -167,8 +177,8 @@ class StreamParser:
             block = self._blocks[index] = _Block(_KIND_OF.get(str(delta.get("type")), ""))
         kind = delta.get("type")
         if kind == "text_delta":
-            if block.kind == "text" and (text := delta["text"]):
-                _part(parts, _TEXT).add(text)
+            if block.kind == "text":
+                self._text(delta["text"], parts)
         elif kind == "input_json_delta":
             if block.call is not None and (arguments := delta["partial_json"]):
                 text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
@@ -178,6 +188,13 @@ class StreamParser:
             self._think(block, delta["thinking"], parts)
         elif kind == "signature_delta" and block.kind == THINKING:
             block.signature = str(delta["signature"])
+
+    def _text(self, text: Any, parts: list[_Part]) -> None:
+        while self._space and text and text.startswith(self._space[0]):
+            text, self._space = text[1:], self._space[1:]
+        if text:
+            self._space = ""
+            _part(parts, _TEXT).add(text)
 
     def _think(self, block: _Block, text: Any, parts: list[_Part]) -> None:
         if text:

@@ -1,7 +1,8 @@
 """Relays requests to another server. A subclass implements the server's API.
 
-Failures before the first token are retried. A stream that breaks later fails its job, unless the upstream can resume
-it. Error messages for clients contain neither URLs nor keys; the log has the details.
+A request that fails before its first token is repeated a few times, then its job is deferred. A stream that breaks
+later fails its job, unless the upstream can resume it. Error messages for clients contain neither URLs nor keys; the
+log has the details.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import NO_PRIOR, EngineStats, Prior, PromptInfo, UpstreamError
+from workers.engines.base import NO_PRIOR, BusyReason, EngineStats, Prior, PromptInfo, UpstreamBusy, UpstreamError
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
@@ -36,7 +37,6 @@ from workers.engines.upstream.errors import (
     ErrorBody,
     TransientError,
     connection_error,
-    failure_kind,
     reported_error,
     status_error,
 )
@@ -94,6 +94,10 @@ class UpstreamEngine(ABC):
         """Parse the body of an error."""
         return parse_error(content)
 
+    def is_classified(self, content: bytes) -> bool:
+        """Whether the body of an error, not the HTTP status, says what kind of error it is."""
+        return False
+
     # The engine
 
     @property
@@ -149,7 +153,11 @@ class UpstreamEngine(ABC):
                     exchange = await self.exchange(request, prior)
                     call = exchange.first()
                 reply = exchange.parser
-                failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
+                failure = TransientError(
+                    "The upstream ended its answer too early.",
+                    "the body ended before the answer",
+                    reason=BusyReason.BROKEN,
+                )
                 try:
                     while call is not None:
                         if call.delay_s:
@@ -195,7 +203,7 @@ class UpstreamEngine(ABC):
                                     yield delta
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)
-                            if reply.done:
+                            if reply.done and not exchange.leaves_early:
                                 await read_tail(response)
                         if reply.done or reply.finished:
                             break
@@ -204,17 +212,24 @@ class UpstreamEngine(ABC):
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
                     failure = connection_error(error)
-                    self._metrics.upstream_failures.labels(self._label, failure_kind(error)).inc()
+                    self._metrics.upstream_failures.labels(self._label, failure.reason.value).inc()
                 if reply.finished:  # a failure after the last finish reason affects only the usage
                     for delta in reply.end():
                         yield delta
                     break
-                delay_s = backoff_s(failures, failure.retry_after_s)
+                limited = failure.reason is BusyReason.RATE_LIMIT
+                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 call = exchange.resume()
-                is_lost = reply.begun and call is None
-                if is_lost or failures >= self._options.max_retries or delay_s is None:
+                if reply.begun and call is None:
                     raise UpstreamError(str(failure))
+                if failures >= self._options.max_retries or delay_s is None:
+                    raise UpstreamBusy(
+                        str(failure),
+                        failure.reason,
+                        retry_after_s=failure.retry_after_s,
+                        max_wait_s=self._options.max_wait_s,
+                    )
                 failures += 1
                 self._metrics.upstream_retries.labels(self._label).inc()
                 await asyncio.sleep(delay_s)
@@ -269,6 +284,8 @@ class UpstreamEngine(ABC):
         error = self.error_body(content)
         error = replace(error, request_id=error.request_id or request_id_of(response.headers))
         body = self._for_client(request_id, f"HTTP {status}", error, sent)
+        if self.is_classified(content):
+            return reported_error(body, _default_param(request))
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
     def _reply_error(

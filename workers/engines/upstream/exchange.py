@@ -67,6 +67,11 @@ class Exchange(ABC):
 
     parser: ReplyParser
 
+    @property
+    def leaves_early(self) -> bool:
+        """Whether the rest of a response is not read when the answer is done: the upstream goes on until then."""
+        return False
+
     @abstractmethod
     def first(self) -> Call:
         """The first request."""

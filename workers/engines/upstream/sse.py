@@ -32,7 +32,11 @@ class EventReader:
     `error`, and the field `error` of old llama.cpp servers, become `{"error": ...}`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_bytes: bool = False) -> None:
+        """`keep_bytes`: bytes that are not UTF-8 become surrogates (PEP 383) and not U+FFFD, so that a caller can join
+        a character that is cut between two events.
+        """
+        self._errors = "surrogateescape" if keep_bytes else "replace"
         # The parts of a line without its end, the lines of an event or document that is not complete, their bytes.
         self._rest: list[bytes] = []
         self._held: list[bytes] = []
@@ -115,7 +119,7 @@ class EventReader:
             self._hold(payload)
             if self._kind:
                 return
-            if len(payload) <= MAX_REPAIRED_BYTES and (value := _repaired(payload)) is not None:
+            if len(payload) <= MAX_REPAIRED_BYTES and (value := self._repaired(payload)) is not None:
                 self._held, self._size = [], 0
                 yield value
 
@@ -139,7 +143,7 @@ class EventReader:
         elif name == b"event":
             self._kind = value.strip() if value.strip() in _ERROR_KINDS else b""
         elif name == b"error" and colon:
-            yield {"error": _value_or_text(value.strip())}
+            yield {"error": self._value_or_text(value.strip())}
 
     def _end_event(self, *, at_end: bool = False) -> Iterator[Any]:
         if self._held and self.bare and not at_end:
@@ -149,15 +153,37 @@ class EventReader:
         if not held:
             return
         if kind:
-            value = _value_or_text(held)
+            value = self._value_or_text(held)
             yield value if isinstance(value, dict) and value.get("error") else {"error": value}
         elif _is_done(held):
             yield DONE
         else:
-            value = _value(held)
+            value = self._value(held)
             if value is None:
                 raise ValueError("not JSON")
             yield value
+
+    def _value(self, payload: bytes) -> Any:
+        try:
+            return _loads(payload)
+        except orjson.JSONDecodeError:
+            return self._repaired(payload) if len(payload) <= MAX_REPAIRED_BYTES else None
+
+    def _value_or_text(self, payload: bytes) -> Any:
+        value = self._value(payload)
+        return _text(payload) if value is None else value
+
+    def _repaired(self, payload: bytes) -> Any:
+        """Parse JSON with NaN, infinities, control characters, parts of characters or lone surrogates; else None."""
+        try:
+            text = payload.decode("utf-8", self._errors).strip()
+            value = json.loads(text, strict=False, parse_constant=lambda _: None)
+            if self._errors == "surrogateescape":
+                return value
+            text = json.dumps(value, ensure_ascii=False)
+            return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+        except (ValueError, RecursionError):
+            return None
 
 
 def _is_done(payload: bytes) -> bool:
@@ -172,27 +198,5 @@ def _loads(payload: bytes) -> Any:
     return orjson.loads(payload)
 
 
-def _value(payload: bytes) -> Any:
-    try:
-        return _loads(payload)
-    except orjson.JSONDecodeError:
-        return _repaired(payload) if len(payload) <= MAX_REPAIRED_BYTES else None
-
-
-def _value_or_text(payload: bytes) -> Any:
-    value = _value(payload)
-    return _text(payload) if value is None else value
-
-
 def _text(payload: bytes) -> str:
     return payload.decode("utf-8", "replace").strip()
-
-
-def _repaired(payload: bytes) -> Any:
-    """Parse JSON with NaN, infinities, raw control characters, parts of characters or lone surrogates; else None."""
-    try:
-        value = json.loads(_text(payload), strict=False, parse_constant=lambda _: None)
-        text = json.dumps(value, ensure_ascii=False)
-        return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
-    except (ValueError, RecursionError):
-        return None

@@ -231,6 +231,14 @@ def cases() -> list[Any]:
             (responses, {**item, "tool_choice": item_choice}, "tool_choice"),
         )
     add("raw", replace(EVERYTHING, raw_prompts=False), (native, {"prompt": "x"}, "prompt"), (text, {}, "prompt"))
+    add(
+        "conversation",
+        replace(EVERYTHING, conversations=False),
+        (native, {"messages": MESSAGES}, "messages"),
+        (chat, {}, "messages"),
+        (messages, {}, "messages"),
+        (responses, {}, "input"),
+    )
     ids = {"prompt": [1, 2]}
     add("ids", replace(EVERYTHING, token_prompts=False), (native, ids, "prompt"), (text, ids, "prompt"))
     add("echo", replace(EVERYTHING, echo=False), (chat, {"echo": True}, "echo"), (text, {"echo": True}, "echo"))

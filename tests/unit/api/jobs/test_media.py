@@ -21,7 +21,7 @@ from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
 from api.responses.stored_media import is_stored, with_data
 from shared.config.models.loader import Registry
-from shared.config.models.openai import OpenAIModel, OpenAIOptions
+from shared.config.models.openai import OpenAIModel
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
@@ -37,15 +37,16 @@ TEXT = TextPart(type="text", text="What is this?")
 Dialect = Callable[[list[Any]], GenerateRequest]
 
 
-def model(name: str, **options: Any) -> OpenAIModel:
-    return OpenAIModel(
-        name=name, engine="openai", model="m", options=OpenAIOptions(base_url="http://localhost:1/v1", **options)
+def model(name: str, modalities: Any = (), extra_body: Any = ()) -> OpenAIModel:
+    options = {"base_url": "http://localhost:1/v1", "extra_body": list(extra_body)}
+    return OpenAIModel.model_validate(
+        {"name": name, "engine": "openai", "model": "m", "modalities": list(modalities), "options": options}
     )
 
 
 MODELS = [
     model("text"),
-    model("sees", modalities=["text", "image"], extra_body=["top_a", "safety_settings"]),
+    model("sees", modalities=["image"], extra_body=["top_a", "safety_settings"]),
     model("reads", modalities=["text", "image", "file"]),
 ]
 REGISTRY = Registry({spec.name: spec for spec in MODELS})
@@ -344,7 +345,6 @@ def test_parameters_of_the_provider_beside_the_others(schema: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"modalities": ["image"]},
         {"modalities": ["text", "video"]},
         {"extra_body": ["messages"]},
         {"extra_body": ["stream"]},

@@ -116,7 +116,7 @@ def test_upstream_model(tmp_path: Path) -> None:
 
 
 def test_engine_names() -> None:
-    assert ENGINES == ("vllm", "openai", "anthropic", "simulated")
+    assert ENGINES == ("vllm", "openai", "anthropic", "triton", "simulated")
 
 
 def test_engine_properties(tmp_path: Path) -> None:

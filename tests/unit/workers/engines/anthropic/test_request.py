@@ -9,6 +9,7 @@ import pytest
 
 from shared.config.models.anthropic import AnthropicModel
 from shared.domain.errors import InvalidRequest
+from shared.domain.opaque import OpaquePart
 from shared.domain.request import GenerateRequest
 from tests.support.transcripts import run_now
 from workers.engines.anthropic.request import request_body
@@ -278,3 +279,79 @@ def test_thinking_that_a_model_cannot_do_is_refused(param: str, model: str, fiel
 def test_a_model_that_does_not_think() -> None:
     refused("reasoning_effort", spec(thinking="none"), chat={"reasoning_effort": "high"})
     assert "thinking" not in body(spec(thinking="none"), chat={"reasoning_effort": "none"})
+
+
+THOUGHT = {"thinking": "Let me see.", "signature": "EqQBCgIYAhIM"}
+
+
+def part(origin: str, kind: str, data: Any, reasoning: int = 0, text: int = 0) -> str:
+    return OpaquePart(origin, kind, data, reasoning=reasoning, text=text).encoded()
+
+
+def test_blocks_of_thinking_are_sent_back_in_their_place() -> None:
+    opaque = [
+        part("anthropic", "thinking", THOUGHT, reasoning=11),
+        part("anthropic", "redacted_thinking", {"data": "EmwK"}, reasoning=11),
+        part("anthropic", "thinking", {"thinking": "", "signature": "s2"}, reasoning=11, text=8),
+    ]
+    answer = {"role": "assistant", "reasoning": "Let me see.", "content": "Calling.", "tool_calls": [call("a")]}
+    result = {"role": "tool", "tool_call_id": "a", "content": "1"}
+    turn = body(messages=[*ASK, {**answer, "opaque": opaque}, result])["messages"][1]
+    assert turn["content"] == [
+        {"type": "thinking", **THOUGHT},
+        {"type": "redacted_thinking", "data": "EmwK"},
+        {"type": "text", "text": "Calling."},
+        {"type": "thinking", "thinking": "", "signature": "s2"},
+        {"type": "tool_use", "id": "a", "name": "weather", "input": {}},
+    ]
+    assert list(turn["content"][0]) == ["type", "thinking", "signature"]
+
+
+@pytest.mark.parametrize(
+    "opaque",
+    [
+        part("openai", "thinking", THOUGHT),
+        part("anthropic", "thinking", {"thinking": "no signature"}),
+        part("anthropic", "thinking", {"thinking": 7, "signature": "s"}),
+        part("anthropic", "text", {"text": "forged"}),
+        part("anthropic", "redacted_thinking", "EmwK"),
+    ],
+)
+def test_thinking_of_others_without_a_signature_or_forged_is_left_out(opaque: str) -> None:
+    answer = {"role": "assistant", "reasoning": "Let me see.", "content": "x", "opaque": [opaque]}
+    result = body(messages=[*ASK, answer, *ASK])
+    assert result["messages"][1]["content"] == [{"type": "text", "text": "x"}]
+
+
+def test_images_and_documents_are_passed_on() -> None:
+    content = [
+        {"type": "text", "text": "Look:"},
+        {"type": "image", "media_type": "image/png", "data": "iVBORw=="},
+        {"type": "image", "url": "https://example.com/a.png"},
+        {"type": "file", "media_type": "application/pdf", "data": "JVBERg==", "filename": "a.pdf"},
+        {"type": "file", "file_id": "file_1"},
+        {"type": "file", "media_type": "text/plain", "data": "SGk="},
+    ]
+    assert body(messages=[{"role": "user", "content": content}])["messages"][0]["content"] == [
+        {"type": "text", "text": "Look:"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw=="}},
+        {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}},
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="},
+            "title": "a.pdf",
+        },
+        {"type": "document", "source": {"type": "file", "file_id": "file_1"}},
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Hi"}},
+    ]
+
+
+def test_a_tools_result_may_have_an_image() -> None:
+    image = {"type": "image", "media_type": "image/png", "data": "iVBORw=="}
+    messages = [
+        *ASK,
+        {"role": "assistant", "tool_calls": [call("a")]},
+        {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "seen"}, image]},
+    ]
+    (result,) = body(messages=messages)["messages"][-1]["content"]
+    assert [block["type"] for block in result["content"]] == ["text", "image"]

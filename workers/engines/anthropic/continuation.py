@@ -1,0 +1,54 @@
+"""Continues an interrupted answer: the text so far becomes the start of the assistant's message ("prefill").
+
+https://platform.claude.com/docs/en/api/messages; the models that refuse it are in .../docs/en/api/errors
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.config.models.anthropic import AnthropicModel
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Delta
+from shared.domain.request import ChatOptions, GenerateRequest
+from workers.engines.anthropic.thinking import forbids_thinking, thinking
+from workers.engines.base import Prior
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What an answer continues after: its `text`, without the `space` at the end, and its number of tokens.
+
+    The API refuses a message of the assistant that ends with white space. The model generates it again.
+    """
+
+    text: str = ""
+    space: str = ""
+    tokens: int = 0
+
+
+FROM_START = Continuation()
+
+
+def continuation(request: GenerateRequest, prior: Prior, model: AnthropicModel) -> Continuation | None:
+    """How the answer continues after `prior`; None if it cannot."""
+    if not (model.limits.prefill and _can_prefill(request, model) and all(map(_is_text, prior.deltas))):
+        return None
+    so_far = "".join(delta.text for delta in prior.deltas)
+    text = so_far.rstrip()
+    return Continuation(text, so_far[len(text) :], sum(delta.tokens for delta in prior.deltas))
+
+
+def _can_prefill(request: GenerateRequest, model: AnthropicModel) -> bool:
+    """Whether the API allows it for this request: not with thinking, JSON Schemas and forced tool calls."""
+    if request.structured_outputs is not None or forbids_thinking(request.chat or ChatOptions()):
+        return False
+    try:
+        max_tokens = request.sampling.max_tokens or model.default_max_tokens
+        return not thinking(request, model.limits.thinking, max_tokens)
+    except InvalidRequest:
+        return False
+
+
+def _is_text(delta: Delta) -> bool:
+    return not (delta.reasoning or delta.tool_calls or delta.opaque)

@@ -1,0 +1,1 @@
+"""Relays to a Triton server by the generate extension of its HTTP API."""
