@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from shared.config.models.base import Spec
+from shared.config.models.capabilities import Capabilities, Modality
 from shared.domain.field_types import contradiction
+from shared.domain.request import ChatOptions, Sampling
+
+# Parameters that no request may set as one of the provider's: they have a meaning of their own here.
+RESERVED = frozenset(
+    {
+        "background", "contents", "conversation", "include", "input", "instructions", "max_completion_tokens",
+        "max_output_tokens", "messages", "metadata", "model", "previous_response_id", "priority", "prompt",
+        "response_format", "stop_sequences", "store", "stream", "stream_options", "structured_outputs", "system",
+        "thinking", "tools", "tool_choice", "user", *Sampling.model_fields, *ChatOptions.model_fields,
+    }
+)  # fmt: skip
 
 
 def _http_url(text: str) -> str:
@@ -28,6 +41,14 @@ def _variable_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise ValueError("must be the name of the environment variable that holds the key, not the key")
     return text
+
+
+def _vendor_parameter(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", name):
+        raise ValueError("must be the name of a parameter")
+    if name in RESERVED:
+        raise ValueError(f"must not contain {name}, which Headrace sets")
+    return name
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
@@ -96,6 +117,10 @@ class UpstreamOptions(BaseModel):
         False, description="Log the upstream's error messages, without keys. They may quote prompts."
     )
     max_model_len: int | None = Field(None, ge=2, description="Shown by the API; max_tokens is checked against it.")
+    extra_body: list[Annotated[str, AfterValidator(_vendor_parameter)]] = Field(
+        default_factory=list,
+        description="Parameters of the provider that requests may have, by the provider's names; sent unchanged.",
+    )
 
     @model_validator(mode="after")
     def _has_endpoints(self) -> Self:
@@ -130,11 +155,20 @@ class UpstreamModel(Spec):
     yields: ClassVar[bool] = False
 
     slots: int = Field(256, ge=1, le=4096)
+    modalities: list[Modality] | None = Field(
+        None,
+        description="What messages may have beside text: `image`, `file`. They are passed on. Default: the engine's.",
+    )
     options: UpstreamOptions
 
     @property
     def max_model_len(self) -> int | None:
         return self.options.max_model_len
+
+    def with_options(self, capabilities: Capabilities) -> Capabilities:
+        """The capabilities of the engine, with what the entry says about them."""
+        modalities = capabilities.modalities if self.modalities is None else frozenset({"text", *self.modalities})
+        return replace(capabilities, modalities=modalities, extra_body=frozenset(self.options.extra_body))
 
     @property
     def follows_redirects(self) -> bool:

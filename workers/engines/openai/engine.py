@@ -60,6 +60,7 @@ class OpenAIEngine(UpstreamEngine):
         if prior.deltas:
             raise CannotContinue
         body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
+        body = (request.extra_body or {}) | body
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
         return SingleCall(Call(path + self._query, body), self._parser(request))
@@ -77,7 +78,9 @@ class OpenAIEngine(UpstreamEngine):
             reasoning=chat is None or chat.include_reasoning,
             provider=provider,
         )
-        return responses.ResponseExchange({**body, "model": self._upstream_model}, parser, self._query)
+        return responses.ResponseExchange(
+            {**(request.extra_body or {}), **body, "model": self._upstream_model}, parser, self._query
+        )
 
     def _parser(self, request: GenerateRequest) -> StreamParser:
         chat, server = request.chat, self._server

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.config.models.presets import PRESETS
 from shared.config.models.runpod import RunpodModel
 from shared.domain.request import GenerateRequest
 from workers.engines.openai.request import request_body
@@ -34,7 +35,7 @@ async def job_body(request: GenerateRequest, model: RunpodModel) -> dict[str, An
 
 
 async def _openai_input(request: GenerateRequest, model: RunpodModel) -> dict[str, Any]:
-    body = await request_body(request, max_tokens_field=model.options.max_tokens_field)
+    body = await request_body(request, PRESETS["vllm"], max_tokens_field=model.options.max_tokens_field)
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     if model.model is not None:
         body["model"] = model.model
@@ -47,5 +48,5 @@ async def _vllm_input(request: GenerateRequest) -> dict[str, Any]:
     sampling = request.sampling.model_dump(exclude_defaults=True) | {"max_tokens": request.sampling.max_tokens}
     if request.messages is None:
         return {"prompt": request.prompt, "sampling_params": sampling, "stream": True}
-    body = await request_body(request.model_copy(update={"chat": None}), max_tokens_field="max_tokens")
+    body = await request_body(request.model_copy(update={"chat": None}), PRESETS["vllm"], max_tokens_field="max_tokens")
     return {"messages": body["messages"], "sampling_params": sampling, "stream": True}

@@ -29,7 +29,7 @@ class UsageReader:
             return
         prompt, completion = _first(usage, _PROMPT), _first(usage, _COMPLETION)
         reasoning = _detail(usage, _COMPLETION, "reasoning_tokens") or _first(usage, ("reasoning_tokens",))
-        apart = _count(usage.get("total_tokens")) - prompt - completion if self._thoughts_apart and prompt else 0
+        apart = count_of(usage.get("total_tokens")) - prompt - completion if self._thoughts_apart and prompt else 0
         if apart > 0:
             completion += apart
             reasoning = max(reasoning, apart)

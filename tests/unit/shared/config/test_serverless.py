@@ -39,7 +39,7 @@ def test_specs(tmp_path: Path) -> None:
     llama, mine = registry["llama"], registry["mine"]
     assert isinstance(llama, ReplicateModel)
     assert isinstance(mine, RunpodModel)
-    assert (llama.secret_env, mine.secret_env) == ("REPLICATE_API_TOKEN", "RUNPOD_API_KEY")
+    assert (llama.secret_envs, mine.secret_envs) == (("REPLICATE_API_TOKEN",), ("RUNPOD_API_KEY",))
     assert llama.options.base_url == "https://api.replicate.com/v1"
     assert mine.options.base_url == "https://api.runpod.ai/v2"
     assert llama.stream_hosts == set(REPLICATE_STREAM_HOSTS)
