@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from shared.config.models.capabilities import Capabilities, Modality
+from shared.config.models.capabilities import Capabilities
 from shared.config.models.presets import PRESETS, UNKNOWN_SERVER, Preset, as_responses
 from shared.config.models.upstream import UpstreamModel, UpstreamOptions
 from shared.domain.field_types import contradiction
@@ -49,9 +48,6 @@ class OpenAIModel(UpstreamModel):
         " run in the background and can be resumed.",
     )
     model: str = Field(min_length=1, description="The upstream's name for the model.")
-    modalities: list[Modality] | None = Field(
-        None, description="What the model takes beside text; the default depends on the preset."
-    )
     options: OpenAIOptions
 
     @model_validator(mode="before")
@@ -94,7 +90,7 @@ class OpenAIModel(UpstreamModel):
         found = self.server.capabilities
         if self.api == "responses":
             found = as_responses(found)
-        return found if self.modalities is None else replace(found, modalities=frozenset({"text", *self.modalities}))
+        return self.with_options(found)
 
     @property
     def provider(self) -> str | None:

@@ -25,9 +25,7 @@ def can_continue(request: GenerateRequest, prior: Prior) -> bool:
         return False
     if isinstance(request.prompt, list) or (request.chat is not None and request.chat.tools):
         return False
-    return all(
-        delta.text.strip() and not (delta.reasoning or delta.tool_calls or delta.opaque) for delta in prior.deltas
-    )
+    return all(map(_is_text, prior.deltas))
 
 
 def continued_request(request: GenerateRequest, prior: Prior) -> GenerateRequest:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
+from shared.domain.errors import InvalidRequest
 from shared.domain.events import UpstreamState
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
@@ -38,6 +39,10 @@ class OpenAIEngine(UpstreamEngine):
 
     def auth_headers(self, key: str) -> Mapping[str, str]:
         key_id, _, secret = key.partition(":")
+        if not secret and any("{secret}" in value for value in self._server.key_headers.values()):
+            raise InvalidRequest(
+                f"models.yaml: {self._model.name}.options.api_key_env: the key must be an id and a secret, as ID:SECRET"
+            )
         return {
             name: value.format(key=key, id=key_id, secret=secret) for name, value in self._server.key_headers.items()
         }
@@ -51,7 +56,7 @@ class OpenAIEngine(UpstreamEngine):
 
     async def cancel(self, state: UpstreamState) -> None:
         if self._api == "responses":
-            await self.send_alone(responses.cancel_call(state, self._query))
+            await self.send_alone(responses.cancel_call(state, self._query), state)
 
     async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
         if self._api == "responses":
@@ -61,6 +66,7 @@ class OpenAIEngine(UpstreamEngine):
                 raise CannotContinue
             request = continued_request(request, prior)
         body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
+        body = (request.extra_body or {}) | body
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
         return SingleCall(Call(path + self._query, body), self._parser(request, prior))
@@ -78,7 +84,9 @@ class OpenAIEngine(UpstreamEngine):
             reasoning=chat is None or chat.include_reasoning,
             provider=provider,
         )
-        return responses.ResponseExchange({**body, "model": self._upstream_model}, parser, self._query)
+        return responses.ResponseExchange(
+            {**(request.extra_body or {}), **body, "model": self._upstream_model}, parser, self._query
+        )
 
     def _parser(self, request: GenerateRequest, prior: Prior) -> StreamParser:
         chat, server = request.chat, self._server

@@ -19,10 +19,10 @@ from workers.engines.base import CannotContinue, Prior, UpstreamError
 from workers.engines.openai.logprobs import entries
 from workers.engines.openai.responses.cursor import Cursor
 from workers.engines.openai.responses.reasoning import item_id_of, opaque_part
-from workers.engines.openai.usage import UsageReader
 from workers.engines.upstream.error_body import error_of
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.usage import UsageReader
 
 # The mark of a response in an `UpstreamState`.
 API = "responses"

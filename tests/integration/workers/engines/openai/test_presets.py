@@ -127,6 +127,12 @@ async def test_the_key_is_sent_in_the_servers_headers(upstream: FaultyUpstream, 
             assert found == {"authorization": f"Bearer {KEY}"}
 
 
+async def test_a_key_without_a_secret(upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRESET_KEY", "only-an-id")
+    with pytest.raises(InvalidRequest, match="api_key_env: the key must be an id and a secret"):
+        await run(upstream, "modal", GenerateRequest(messages=HELLO))
+
+
 async def test_azures_dated_api_versions(upstream: FaultyUpstream) -> None:
     seen, _, _ = await run(upstream, "azure", GenerateRequest(messages=HELLO), api_version="2024-10-21")
     assert (seen.path, seen.query) == ("/v1/chat/completions", {"api-version": "2024-10-21"})
