@@ -20,6 +20,7 @@ import pytest
 
 from tests.e2e.conftest import VLLM_OPTIONS
 from tests.e2e.parity_cases import ACCEPTED, CASES, CHAT, DIFFERENT, EARLIER, IN_STREAM, REJECTED, Case
+from tests.support.relayed_vllm import ENGINES, QUESTION, TOKENS, Relayed, relayed
 from tests.support.stack import Stack
 from tests.support.vllm_server import vllm_server
 
@@ -77,16 +78,39 @@ async def send_all(client: httpx.AsyncClient) -> dict[tuple[str, bool], Answer]:
     return {(case.name, stream): answer for (case, stream), answer in zip(requests, answers, strict=True)}
 
 
+@dataclass(frozen=True)
+class Server:
+    """What vLLM's server has answered: itself, and to our relaying engines."""
+
+    answers: dict[tuple[str, bool], Answer]
+    direct: dict[str, Any]
+    relayed: dict[str, Relayed]
+
+
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Answer]:
-    """The answers of vLLM's server, with the options and the (faster) executor of the stack's engine."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Answers of vLLM's server, with the options and the (faster) executor of the stack's engine."""
     with vllm_server(tmp_path_factory.mktemp("vllm_server"), MODEL, VLLM_OPTIONS) as url:
 
-        async def send_cases() -> dict[tuple[str, bool], Answer]:
+        async def send_cases() -> Server:
             async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-                return await send_all(client)
+                answers = await send_all(client)
+                body = {
+                    "model": MODEL,
+                    "messages": [{"role": "user", "content": QUESTION}],
+                    "temperature": 0,
+                    "max_tokens": TOKENS,
+                }
+                direct = (await client.post("/v1/chat/completions", json=body)).json()
+            return Server(answers, direct, await relayed(url, MODEL))
 
         return asyncio.run(send_cases())
+
+
+@pytest.fixture(scope="module")
+def theirs(server: Server) -> dict[tuple[str, bool], Answer]:
+    """The answers of vLLM's server to all cases."""
+    return server.answers
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +123,20 @@ def ours(theirs: dict[tuple[str, bool], Answer], vllm_stack: Stack) -> dict[tupl
             return await send_all(client)
 
     return asyncio.run(send_cases())
+
+
+@pytest.mark.parametrize("api", ENGINES)
+def test_a_relaying_engine_returns_the_answer_of_vllms_server(server: Server, api: str) -> None:
+    """The server speaks several APIs; an engine returns the same text, finish reason and usage through each."""
+    (choice,), usage = server.direct["choices"], server.direct["usage"]
+    answer = server.relayed[api]
+    assert answer.choice.text == choice["message"]["content"]
+    assert answer.choice.finish_reason == choice["finish_reason"]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (
+        usage["prompt_tokens"],
+        usage["completion_tokens"],
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["complete", "streamed"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from shared.domain.errors import ErrorCode, HeadraceError
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
+from workers.engines.gate import Gate
 from workers.engines.resume import Resume
 
 
@@ -87,11 +88,15 @@ class Restarted:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Requests in the engine, how many of them it has queued, and its KV cache if it has one."""
+    """Requests in the engine, how many of them it has queued, and its KV cache if it has one.
+
+    `endpoints`: by name, whether an endpoint of its upstream is available.
+    """
 
     requests: int
     waiting: int = 0
     cache: CacheStats | None = None
+    endpoints: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,10 @@ class Engine(ManagedEngine, Protocol):
     @property
     def slots(self) -> int:
         """Number of requests that it runs concurrently."""
+
+    @property
+    def gate(self) -> Gate | None:
+        """What holds back jobs before their claim, beside the number of slots; None: nothing does."""
 
     @property
     def fingerprint(self) -> str:
