@@ -30,7 +30,7 @@ from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually
 
 MARKER = "xylophone-7391"
-UPSTREAM_KEY = "sk-of-the-upstream"
+UPSTREAM_KEY = "sk-canary-7Qx9Lm2Vt5Rw8Zp3"
 FAIL, DIE = "<<fail>>", "<<die>>"
 PORT = free_port()
 
