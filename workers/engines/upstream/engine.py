@@ -227,13 +227,13 @@ class UpstreamEngine(ABC):
                                         break
                                     if slice_.over:
                                         await slice_.give_way()
-                                if endpoint.failures and reply.begun:
-                                    self._endpoints.succeeded(endpoint)
                                 if reply.begun and not reply.done:
                                     await self._delay_read(response)
                             if not reply.done:
                                 for delta in reply.end():
                                     yield self._endpoints.mark(delta, endpoint)
+                            if endpoint.failures and reply.finished:
+                                self._endpoints.succeeded(endpoint)
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)
                             if reply.done and not exchange.leaves_early:
