@@ -61,7 +61,7 @@ class OpenAIModel(UpstreamModel):
         if not isinstance(options, dict):
             return data
         defaults: dict[str, Any] = {"max_tokens_field": preset.max_tokens_field}
-        if preset.base_url is not None:
+        if preset.base_url is not None and options.get("endpoints") is None:
             defaults["base_url"] = preset.base_url
         return {**data, "options": {**defaults, **options}}
 
