@@ -75,5 +75,9 @@ class UpstreamModel(Spec):
         return self.options.max_model_len
 
     @property
+    def requests_per_minute(self) -> float | None:
+        return self.options.requests_per_minute
+
+    @property
     def secret_env(self) -> str | None:
         return self.options.api_key_env
