@@ -12,23 +12,17 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-from shared.config.bundled_model import bundled_model_path
 from tests.e2e.conftest import VLLM_OPTIONS
 from tests.e2e.parity_cases import ACCEPTED, CASES, CHAT, DIFFERENT, EARLIER, IN_STREAM, REJECTED, Case
-from tests.support.ports import free_port
-from tests.support.stack import REPOSITORY, Stack
-from tests.support.waiting import eventually_sync
+from tests.support.relayed_vllm import ENGINES, QUESTION, TOKENS, Relayed, relayed
+from tests.support.stack import Stack
+from tests.support.vllm_server import vllm_server
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -38,9 +32,6 @@ pytestmark = [
 
 MODEL = "smollm2"
 CONCURRENCY = 16
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-# Set in this process by our package when it is imported; vLLM's server has its own limit.
-OURS = "VLLM_MAX_STOP_STRINGS"
 PER_ANSWER = {"id", "created", "model", "system_fingerprint", "prompt_tokens_details"}
 TOLERANCE = 2e-3
 
@@ -87,48 +78,39 @@ async def send_all(client: httpx.AsyncClient) -> dict[tuple[str, bool], Answer]:
     return {(case.name, stream): answer for (case, stream), answer in zip(requests, answers, strict=True)}
 
 
+@dataclass(frozen=True)
+class Server:
+    """What vLLM's server has answered: itself, and to our relaying engines."""
+
+    answers: dict[tuple[str, bool], Answer]
+    direct: dict[str, Any]
+    relayed: dict[str, Relayed]
+
+
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Answer]:
-    """The answers of vLLM's server, with the options and the (faster) executor of the stack's engine."""
-    from workers.engines.vllm.executor import cpu_options
+def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Answers of vLLM's server, with the options and the (faster) executor of the stack's engine."""
+    with vllm_server(tmp_path_factory.mktemp("vllm_server"), MODEL, VLLM_OPTIONS) as url:
 
-    folder = tmp_path_factory.mktemp("vllm_server")
-    port = free_port()
-    options = {**VLLM_OPTIONS, **cpu_options(VLLM_OPTIONS)}
-    flags = [
-        *("--model", str(bundled_model_path("SmolLM2-135M-Instruct")), "--served-model-name", MODEL),
-        *("--host", "127.0.0.1", "--port", str(port), "--disable-log-stats"),
-        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        *(word for name, value in options.items() for word in _flag(name, value)),
-    ]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags],
-            env={name: value for name, value in {**os.environ, **OFFLINE}.items() if name != OURS},
-            cwd=REPOSITORY,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-
-        def ready() -> bool:
-            assert server.poll() is None, log.read_text()[-3000:]
-            try:
-                return httpx.get(f"{url}/health", timeout=2).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        eventually_sync(ready, f"vLLM's server answers; see {log}", within_s=300)
-
-        async def send_cases() -> dict[tuple[str, bool], Answer]:
+        async def send_cases() -> Server:
             async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-                return await send_all(client)
+                answers = await send_all(client)
+                body = {
+                    "model": MODEL,
+                    "messages": [{"role": "user", "content": QUESTION}],
+                    "temperature": 0,
+                    "max_tokens": TOKENS,
+                }
+                direct = (await client.post("/v1/chat/completions", json=body)).json()
+            return Server(answers, direct, await relayed(url, MODEL))
 
         return asyncio.run(send_cases())
-    finally:
-        _end(server)
+
+
+@pytest.fixture(scope="module")
+def theirs(server: Server) -> dict[tuple[str, bool], Answer]:
+    """The answers of vLLM's server to all cases."""
+    return server.answers
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +123,20 @@ def ours(theirs: dict[tuple[str, bool], Answer], vllm_stack: Stack) -> dict[tupl
             return await send_all(client)
 
     return asyncio.run(send_cases())
+
+
+@pytest.mark.parametrize("api", ENGINES)
+def test_a_relaying_engine_returns_the_answer_of_vllms_server(server: Server, api: str) -> None:
+    """The server speaks several APIs; an engine returns the same text, finish reason and usage through each."""
+    (choice,), usage = server.direct["choices"], server.direct["usage"]
+    answer = server.relayed[api]
+    assert answer.choice.text == choice["message"]["content"]
+    assert answer.choice.finish_reason == choice["finish_reason"]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (
+        usage["prompt_tokens"],
+        usage["completion_tokens"],
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["complete", "streamed"])
@@ -261,25 +257,3 @@ def assert_same(actual: Any, expected: Any, where: str = "answer") -> None:
 def test_cases_have_unique_names_and_differences_have_reasons() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 60
     assert all(case.why for case in CASES if case.differs)
-
-
-def _flag(name: str, value: object) -> Iterator[str]:
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        yield f"--{flag}" if value else f"--no-{flag}"
-    else:
-        yield from (f"--{flag}", str(value))
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """Send SIGTERM, then SIGKILL to the remaining processes of the server and its engine."""
-    children = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
-    server.terminate()
-    try:
-        server.wait(30)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-    for child in children:
-        if child.is_running():
-            child.kill()
