@@ -122,6 +122,7 @@ class Supervisor:
     # Started and stopped elsewhere, in an order of their own; restarted like the children.
     servers: Sequence[Child] = ()
     children: list[Child] = field(default_factory=list)
+    _released: set[str] = field(default_factory=set)
     _backoffs: dict[str, _Backoff] = field(default_factory=lambda: defaultdict(_Backoff))
 
     def start(self, child: Child) -> None:
@@ -129,12 +130,24 @@ class Supervisor:
         child.start()
         self._write_pids()
 
+    def release(self, child: Child) -> None:
+        """Let a child end by itself: it is not restarted then."""
+        self._released.add(child.name)
+
+    def retain(self, child: Child) -> None:
+        """Undo `release`."""
+        self._released.discard(child.name)
+
     def first_dead(self) -> Child | None:
         return next((child for child in (*self.servers, *self.children) if child.ended() is not None), None)
 
     def restart_dead(self) -> None:
         """Restart what died, with exponential backoff and no limit on attempts."""
         now = time.monotonic()
+        for child in [child for child in self.children if child.name in self._released]:
+            if (code := child.ended()) is not None:
+                self._forget(child)
+                self.say(f"{child.name} has ended ({how_it_ended(code)}).")
         for child in (*self.servers, *self.children):
             backoff = self._backoffs[child.name]
             if backoff.due is None:
@@ -144,6 +157,12 @@ class Supervisor:
                     self._schedule(child, backoff, f"died ({how_it_ended(code)})")
             elif now >= backoff.due:
                 self._restart(child, backoff)
+
+    def _forget(self, child: Child) -> None:
+        self.children.remove(child)
+        self._released.discard(child.name)
+        self._backoffs.pop(child.name, None)
+        self._write_pids()
 
     def _restart(self, child: Child, backoff: _Backoff) -> None:
         try:

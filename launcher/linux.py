@@ -27,10 +27,14 @@ class Account:
 
 
 def die_with_parent(sig: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
-    """Return a `preexec_fn` that makes the kernel send `sig` to the child when the parent thread ends."""
+    """Return a `preexec_fn` that makes the kernel send `sig` to the child when the parent thread ends.
+
+    The child ignores SIGHUP until it handles it: a reload must not end a process that is starting.
+    """
     parent = os.getpid()
 
     def preexec() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if _prctl is not None:
             _prctl(_PR_SET_PDEATHSIG, int(sig), 0, 0, 0)
             if os.getppid() != parent:  # the parent died between fork and prctl

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -18,6 +19,7 @@ from launcher.progress import Phase, Progress
 from launcher.settings import Settings, load_settings
 from launcher.stopping import Stopping
 from shared.config.models.loader import Registry
+from shared.config.models.reload import ModelChanges
 
 STOP_TIMEOUT_S = 20.0
 # During the start there are no jobs to finish.
@@ -73,7 +75,52 @@ def run(
         progress.say(banner(settings, list(registry.models), key, password, _servers(settings)))
         while True:
             supervisor.restart_dead()
+            if stopping.take_reload():
+                components = reload(components, make_parts, supervisor, progress, stopping)
             stopping.sleep()
+
+
+def reload(
+    components: Parts,
+    make_parts: Callable[[Settings, Registry, str, str], Parts],
+    supervisor: Supervisor,
+    progress: Progress,
+    stopping: Stopping,
+) -> Parts:
+    """Read models.yaml again: start workers of new models, and pass SIGHUP on, at which those of removed ones end.
+
+    Returns the components with the new models; the old ones if the file is invalid.
+    """
+    settings = components.settings
+    try:
+        registry = parts.load_models(settings.models)
+        check_engine(settings, registry)
+        changed = make_parts(settings, registry, components.database_url, components.redis_url)
+        if names := sorted({*parts.bundled_models(registry)} - {*parts.bundled_models(components.registry)}):
+            with progress.phase("models") as phase:
+                run_command(changed.prepare_models(names), phase, "converting " + ", ".join(names), stopping)
+    except LaunchError as error:
+        progress.say(f"The models were not reloaded and stay as they are: {error}")
+        return components
+    progress.say(f"Models reloaded; {ModelChanges.between(components.registry.models, registry.models)}")
+    wanted = {worker.name: worker for worker in changed.workers()}
+    api, workers = changed.api(), {worker.name for worker in components.workers()}
+    for child in supervisor.children:
+        if child.name == api.name:
+            child.environment = api.environment
+        elif child.name in wanted:
+            child.environment = wanted[child.name].environment
+            supervisor.retain(child)
+        elif child.name in workers:
+            supervisor.release(child)
+    running = {child.name for child in supervisor.children}
+    for name, worker in wanted.items():
+        if name not in running:
+            supervisor.start(worker)
+    for child in supervisor.children:
+        if child.name == api.name or child.name in workers or child.name in wanted:
+            child.send(signal.SIGHUP)
+    return changed
 
 
 def check_engine(settings: Settings, registry: Registry) -> None:

@@ -49,6 +49,7 @@ def stack(
                 "base_url": f"http://127.0.0.1:{PORT}/v1",
                 "api_key_env": "UPSTREAM_API_KEY",
                 "max_retries": 1,
+                "max_wait_s": 0,
             },
         },
         {"name": "orphan", "engine": "simulated"},

@@ -197,7 +197,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "engine": "openai",
         "model": "theirs",
         "slots": 8,
-        "options": {"base_url": f"http://127.0.0.1:{PORT}/v1", "max_retries": 0},
+        "options": {"base_url": f"http://127.0.0.1:{PORT}/v1", "max_retries": 0, "max_wait_s": 0},
     }
     stack = make_stack(servers, tmp_path_factory, "sse", [model], HEADRACE_PING_S=PING_S)
     try:

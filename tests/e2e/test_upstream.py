@@ -26,12 +26,14 @@ from tests.support.waiting import eventually
 
 UPSTREAM_KEY = "sk-of-the-upstream"
 PORT = free_port()
+# The process of the model whose jobs wait for a busy upstream.
+PATIENT_WORKER = "worker-2"
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API and one worker, shared by the tests. Each test starts its own upstream."""
+    """The API and a worker of each model, shared by the tests. Each test starts its own upstream."""
     model: dict[str, object] = {
         "name": "up",
         "engine": "openai",
@@ -41,13 +43,21 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "base_url": f"http://127.0.0.1:{PORT}/v1",
             "api_key_env": "UPSTREAM_API_KEY",
             "max_retries": 1,
+            "max_wait_s": 0,
             "max_model_len": 1000,
         },
     }
-    stack = make_stack(servers, tmp_path_factory, "upstream", [model], UPSTREAM_API_KEY=UPSTREAM_KEY)
+    patient: dict[str, object] = {
+        "name": "patient",
+        "engine": "openai",
+        "model": "theirs",
+        "options": {"base_url": f"http://127.0.0.1:{PORT}/v1", "max_retries": 0},
+    }
+    stack = make_stack(servers, tmp_path_factory, "upstream", [model, patient], UPSTREAM_API_KEY=UPSTREAM_KEY)
     try:
         stack.start_api()
         stack.start_worker("up")
+        assert stack.start_worker("patient") == PATIENT_WORKER
         yield stack
     finally:
         stack.stop()
@@ -72,8 +82,8 @@ async def upstream() -> AsyncIterator[FaultyUpstream]:
         yield upstream
 
 
-async def submit(client: httpx.AsyncClient) -> str:
-    response = await client.post("/v1/jobs", json={"model": "up", "messages": MESSAGES})
+async def submit(client: httpx.AsyncClient, model: str = "up") -> str:
+    response = await client.post("/v1/jobs", json={"model": model, "messages": MESSAGES})
     assert response.status_code == 202, response.text
     return str(response.json()["id"])
 
@@ -211,6 +221,73 @@ async def test_jobs_of_a_killed_worker(stack: Stack, client: httpx.AsyncClient, 
     assert (done["status"], done["output_text"]) == ("completed", "0 1 2 ")
     assert done["usage"]["completion_tokens"] == 90
     assert len(upstream.seen) == 3
+
+
+async def wait_until_deferred(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+    async def deferred() -> dict[str, Any] | None:
+        job: dict[str, Any] = (await client.get(f"/v1/jobs/{job_id}")).json()
+        return job if job["not_before"] is not None else None
+
+    return await eventually(deferred, "the job is deferred")
+
+
+async def test_a_rate_limit_puts_the_job_back_into_the_queue(
+    client: httpx.AsyncClient, sdk: openai.AsyncOpenAI, upstream: FaultyUpstream
+) -> None:
+    """A client of a stream sees nothing of it, and the job has one attempt in the end."""
+    upstream.answers = [error_answer(429), error_answer(429)]
+    stream = await sdk.chat.completions.create(model="patient", messages=MESSAGES, stream=True)
+    job_id = await submit(client, "patient")
+    waiting = await wait_until_deferred(client, job_id)
+    assert (waiting["status"], waiting["attempts"], waiting["started_at"]) == ("queued", [], None)
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "0 1 2 "
+    events = await follow(client, job_id)
+    assert text_of(events) == "0 1 2 "
+    assert "job.restarted" not in [item.event for item in events]
+    done = await wait_for_end(client, job_id)
+    assert (done["status"], done["not_before"], len(done["attempts"])) == ("completed", None, 1)
+
+
+@pytest.mark.long
+async def test_a_deferred_job_outlives_its_worker(
+    stack: Stack, client: httpx.AsyncClient, upstream: FaultyUpstream
+) -> None:
+    """The timer dies with the worker; another one finds the job when it is due."""
+    upstream.answers = [error_answer(503, retry_after="4")]
+    job_id = await submit(client, "patient")
+    not_before = (await wait_until_deferred(client, job_id))["not_before"]
+    stack.kill(PATIENT_WORKER)
+    stack.start_worker("patient")
+    done = await wait_for_end(client, job_id)
+    assert (done["status"], len(done["attempts"])) == ("completed", 1)
+    assert done["started_at"] >= not_before
+
+
+@pytest.mark.long
+async def test_jobs_wait_while_the_upstream_is_away(client: httpx.AsyncClient) -> None:
+    """The breaker opens, the API stays ready and says why, and a probe closes it."""
+    job_ids = [await submit(client, "patient") for _ in range(6)]
+
+    async def state() -> str:
+        ready = await client.get("/readyz")
+        assert ready.status_code == 200
+        return str(ready.json()["checks"]["model patient"])
+
+    async def is_open() -> bool:
+        return "upstream breaker open since" in await state()
+
+    async def is_ok() -> bool:
+        return await state() == "ok"
+
+    await eventually(is_open, "the breaker is open")
+    for job_id in job_ids:
+        job = (await client.get(f"/v1/jobs/{job_id}")).json()
+        assert (job["status"], job["attempts"]) == ("queued", [])
+    async with faulty_upstream(PORT):
+        for job_id in job_ids:
+            assert (await wait_for_end(client, job_id))["status"] == "completed"
+        await eventually(is_ok, "the breaker is closed")
 
 
 async def test_tool_calls_of_other_servers_reach_each_api(

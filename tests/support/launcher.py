@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 from launcher.settings import REPOSITORY
@@ -22,8 +24,8 @@ class Launcher:
         self.output_file = home.with_suffix(".out")
         self.running: list[subprocess.Popen[bytes]] = []
 
-    def start(self, **environment: str) -> subprocess.Popen[bytes]:
-        """Start it. Its output goes to `output_file`."""
+    def start(self, *, terminal: int | None = None, **environment: str) -> subprocess.Popen[bytes]:
+        """Start it, with a controlling terminal if one is given. Its output goes to `output_file`."""
         clean = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
         mine = {
             "ENGINE": "simulated",
@@ -40,13 +42,14 @@ class Launcher:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=None if terminal is None else lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
             )
         self.running.append(process)
         return process
 
-    def start_and_wait(self, **environment: str) -> subprocess.Popen[bytes]:
+    def start_and_wait(self, *, terminal: int | None = None, **environment: str) -> subprocess.Popen[bytes]:
         """Start it and wait until everything is ready."""
-        process = self.start(**environment)
+        process = self.start(terminal=terminal, **environment)
         eventually_sync(
             lambda: "Headrace is ready" in self.output or process.poll() is not None, "the banner", within_s=60
         )

@@ -16,7 +16,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
 print("listening", flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-_WORKER = "import signal; print('consuming', flush=True); signal.pause()"
+# Ends at SIGHUP if its model is not declared any more.
+_WORKER = """
+import os, signal, sys
+from shared.config.models.loader import load_registry
+def reload(*_):
+    print("reloading", flush=True)
+    if sys.argv[1] not in load_registry(__import__("pathlib").Path(os.environ["HEADRACE_MODELS"])):
+        sys.exit(0)
+signal.signal(signal.SIGHUP, reload)
+print("consuming", flush=True)
+while True:
+    signal.pause()
+"""
 
 
 class StubParts(Parts):
@@ -35,7 +47,7 @@ class StubParts(Parts):
         return self._child("api", ["-c", _SERVER, str(self.settings.port)])
 
     def workers(self) -> list[Child]:
-        return [self._child("worker-sim-1", ["-c", _WORKER])]
+        return [self._child(f"worker-{name}-1", ["-c", _WORKER, name]) for name in self.registry.models]
 
     def flower(self, password: str) -> Child:
         return self._child("flower", ["-c", _SERVER, str(self.settings.flower_port)])

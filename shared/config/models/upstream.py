@@ -43,7 +43,19 @@ class UpstreamOptions(BaseModel):
     )
     connect_timeout_s: float = Field(5, gt=0)
     read_timeout_s: float = Field(300, gt=0, description="Until the first byte, and between two reads.")
-    max_retries: int = Field(3, ge=0, le=20, description="After failures before the first token.")
+    max_retries: int = Field(
+        3,
+        ge=0,
+        le=20,
+        description="Repetitions of a request by the same worker, after failures before the first token.",
+    )
+    max_wait_s: float = Field(
+        600,
+        ge=0,
+        description="How long a job may wait in the queue because the upstream was busy; 0: it fails at once.",
+    )
+    requests_per_minute: float | None = Field(None, gt=0, description="The limit of each worker.")
+    tokens_per_minute: float | None = Field(None, gt=0, description="The limit of each worker, prompts included.")
     log_error_texts: bool = Field(
         False, description="Log the upstream's error messages, without keys. They may quote prompts."
     )

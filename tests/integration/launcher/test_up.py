@@ -1,6 +1,7 @@
 """`python -m launcher` as a process, with tiny commands for the parts and the real embedded servers."""
 
 import os
+import pty
 import re
 import signal
 import socket
@@ -12,6 +13,7 @@ import pytest
 from launcher.home import read_environment
 from launcher.linux import start_time
 from tests.support.launcher import Launcher
+from tests.support.stack import write_models
 from tests.support.waiting import eventually_sync
 
 
@@ -43,7 +45,45 @@ def assert_nothing_left(launcher: Launcher, pids: list[int]) -> None:
         assert not (launcher.home / name).exists()
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_stops_when_its_terminal_is_closed(launcher: Launcher) -> None:
+    ours, terminal = pty.openpty()
+    process = launcher.start_and_wait(terminal=terminal)
+    os.close(terminal)
+    pids = launcher.pids()
+    os.close(ours)
+    assert process.wait(30) == 0, launcher.output
+    assert_nothing_left(launcher, pids)
+
+
+def test_reload(launcher: Launcher, tmp_path: Path) -> None:
+    """SIGHUP starts workers of new models, and lets those of removed ones end. An invalid file changes nothing."""
+
+    def replace(*names: str) -> None:
+        models = [{"name": name, "engine": "simulated"} for name in names]
+        os.replace(write_models(tmp_path / "new", models), models_file)
+
+    def logs() -> dict[str, str]:
+        return {file.name[7]: file.read_text() for file in (launcher.home / "logs").glob("worker-*")}
+
+    models_file = tmp_path / "models.yaml"
+    replace("a", "b")
+    process = launcher.start_and_wait(HEADRACE_MODELS=str(models_file))
+    eventually_sync(lambda: logs() == dict.fromkeys("ab", "consuming\n"), "both workers run")
+    before = launcher.pids()
+    replace("b", "c")
+    process.send_signal(signal.SIGHUP)
+    eventually_sync(lambda: "worker-a-1 has ended (exit code 0)." in launcher.output, "the removed model's worker")
+    assert "Models reloaded; added: c; removed: a" in launcher.output
+    assert logs() == {"a": "consuming\nreloading\n", "b": "consuming\nreloading\n", "c": logs()["c"]}
+    assert len(set(before) & set(launcher.pids())) == len(before) - 1, "all others run on"
+    models_file.write_text("models: [{name: b, engine: simulated, slotz: 1}]")
+    process.send_signal(signal.SIGHUP)
+    eventually_sync(lambda: "models[0].slotz: unknown field" in launcher.output, "the reason")
+    assert "were not reloaded" in launcher.output
+    assert len(launcher.pids()) == len(before)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_stops_clean(launcher: Launcher, sig: signal.Signals) -> None:
     process = launcher.start_and_wait()
     pids = launcher.pids()

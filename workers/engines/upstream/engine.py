@@ -1,7 +1,8 @@
 """Relays requests to another server. A subclass implements the server's API.
 
-Failures before the first token are retried. A stream that breaks later fails its job, unless the upstream can resume
-it. Error messages for clients contain neither URLs nor keys; the log has the details.
+A request that fails before its first token is repeated a few times, then its job is deferred. A stream that breaks
+later fails its job, unless the upstream can resume it. Error messages for clients contain neither URLs nor keys; the
+log has the details.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import NO_PRIOR, EngineStats, Prior, PromptInfo, UpstreamError
+from workers.engines.base import NO_PRIOR, BusyReason, EngineStats, Prior, PromptInfo, UpstreamBusy, UpstreamError
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
@@ -36,11 +37,11 @@ from workers.engines.upstream.errors import (
     ErrorBody,
     TransientError,
     connection_error,
-    failure_kind,
     reported_error,
     status_error,
 )
 from workers.engines.upstream.exchange import Call, Exchange
+from workers.engines.upstream.gate import UpstreamGate
 from workers.engines.upstream.read_coalescing import ReadCoalescer
 from workers.engines.upstream.redaction import redact, without_secrets
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
@@ -70,6 +71,7 @@ class UpstreamEngine(ABC):
         self._requests = 0
         self._reads = ReadCoalescer()
         self._refused = RefusedParameters(model.name)
+        self.gate = UpstreamGate(model, metrics)
 
     # The server's API
 
@@ -153,7 +155,12 @@ class UpstreamEngine(ABC):
                     exchange = await self.exchange(request, prior)
                     call = exchange.first()
                 reply = exchange.parser
-                failure = TransientError("The upstream ended its answer too early.", "the body ended before the answer")
+                failure = TransientError(
+                    "The upstream ended its answer too early.",
+                    "the body ended before the answer",
+                    reason=BusyReason.BROKEN,
+                )
+                answered = False
                 try:
                     while call is not None:
                         if call.delay_s:
@@ -169,7 +176,10 @@ class UpstreamEngine(ABC):
                                 if (other := exchange.instead(response.status)) is not None:
                                     call = other
                                     continue
-                                raise self._status_error(request_id, response, content, request, body)
+                                error = self._status_error(request_id, response, content, request, body)
+                                if isinstance(error, InvalidRequest):
+                                    self.gate.succeeded()  # it works: it has read the request
+                                raise error
                             self._refused.remember(replacements)
                             finished_at = 0.0
                             while not reply.done:
@@ -185,6 +195,9 @@ class UpstreamEngine(ABC):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
                                         finished_at = 0.0
                                         failures = 0
+                                        if not answered:
+                                            answered = True
+                                            self.gate.succeeded()
                                         yield delta
                                         if slice_.over:
                                             await slice_.give_way()
@@ -208,19 +221,33 @@ class UpstreamEngine(ABC):
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
                     failure = connection_error(error)
-                    self._metrics.upstream_failures.labels(self._label, failure_kind(error)).inc()
+                    self._metrics.upstream_failures.labels(self._label, failure.reason.value).inc()
                 if reply.finished:  # a failure after the last finish reason affects only the usage
                     for delta in reply.end():
                         yield delta
                     break
-                delay_s = backoff_s(failures, failure.retry_after_s)
+                limited = failure.reason is BusyReason.RATE_LIMIT
+                if limited:
+                    self.gate.limited(failure.retry_after_s)
+                elif not reply.begun:
+                    reason, by_request = failure.reason, failure.reason is not BusyReason.UNREACHABLE
+                    what = failure.details if reason is BusyReason.SERVER_ERROR else reason.value
+                    self.gate.failed(_job_id(request_id), what, by_request=by_request)
+                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 call = exchange.resume()
-                is_lost = reply.begun and call is None
-                if is_lost or failures >= self._options.max_retries or delay_s is None:
+                if reply.begun and call is None:
                     raise UpstreamError(str(failure))
+                if failures >= self._options.max_retries or delay_s is None or self.gate.closed:
+                    raise UpstreamBusy(
+                        str(failure),
+                        failure.reason,
+                        retry_after_s=failure.retry_after_s,
+                        max_wait_s=self._options.max_wait_s,
+                    )
                 failures += 1
                 self._metrics.upstream_retries.labels(self._label).inc()
+                self.gate.repeated()
                 await asyncio.sleep(delay_s)
         finally:
             self._requests -= 1
@@ -269,7 +296,7 @@ class UpstreamEngine(ABC):
     ) -> Exception:
         status = response.status
         if status in KEY_REFUSED:
-            return self._key_refused(status)
+            return self._key_refused(request_id, status)
         error = self.error_body(content)
         error = replace(error, request_id=error.request_id or request_id_of(response.headers))
         body = self._for_client(request_id, f"HTTP {status}", error, sent)
@@ -284,11 +311,11 @@ class UpstreamEngine(ABC):
         if isinstance(failure, UpstreamError):
             return failure
         if failure.status in KEY_REFUSED:
-            return self._key_refused(failure.status)
+            return self._key_refused(request_id, failure.status)
         error = "an error in the answer"
         return reported_error(self._for_client(request_id, error, failure, sent), _default_param(request))
 
-    def _key_refused(self, status: int | None) -> UpstreamError:
+    def _key_refused(self, request_id: str, status: int | None) -> UpstreamError:
         variable = self._options.api_key_env
         logger.error(
             "model=%s the upstream refused the key (HTTP %d); api_key_env is %s",
@@ -296,6 +323,7 @@ class UpstreamEngine(ABC):
             status,
             variable or "not set",
         )
+        self.gate.failed(_job_id(request_id), f"HTTP {status}: the key is refused", by_request=False)
         return UpstreamError(f"The upstream refused the key (HTTP {status}).")
 
     def _for_client(self, request_id: str, what: str, error: ErrorBody, sent: bytes) -> ErrorBody:
@@ -331,6 +359,10 @@ async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> byte
 def _payload(body: bytes) -> bytes | io.BytesIO:
     """The body for aiohttp, which writes a file in pieces."""
     return body if len(body) <= PIECE_BYTES else io.BytesIO(body)
+
+
+def _job_id(request_id: str) -> str:
+    return request_id.rpartition("-")[0]
 
 
 def _default_param(request: GenerateRequest) -> str:

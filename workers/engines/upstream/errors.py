@@ -8,21 +8,30 @@ from dataclasses import dataclass
 import aiohttp
 
 from shared.domain.errors import InvalidRequest
-from workers.engines.base import UpstreamError
-from workers.engines.upstream.backoff import retry_after_s
+from workers.engines.base import BusyReason, UpstreamError
+from workers.engines.upstream.retry_after import retry_after_s
 
 INVALID_REQUEST = (400, 404, 413, 422)
 KEY_REFUSED = (401, 403)
 # In addition to every status from 500 on.
-TRANSIENT = (408, 429)
+TIMED_OUT, LIMITED = 408, 429
+TRANSIENT = (TIMED_OUT, LIMITED)
 
 
 class TransientError(Exception):
     """A failure that may not recur. The message is for the client, `details`, which quote no content, for the log."""
 
-    def __init__(self, message: str, details: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        details: str,
+        retry_after_s: float | None = None,
+        reason: BusyReason = BusyReason.SERVER_ERROR,
+    ) -> None:
+        """`retry_after_s`: the delay that the upstream named."""
         super().__init__(message)
         self.details = details
+        self.reason = reason
         self.retry_after_s = retry_after_s
 
 
@@ -50,7 +59,7 @@ def status_error(
         )
     text = f"The upstream answered HTTP {status}{f': {message}' if message else ''}."
     if status in TRANSIENT or status >= 500:
-        return TransientError(text, f"HTTP {status}", retry_after_s(headers))
+        return TransientError(text, f"HTTP {status}", retry_after_s(headers), _reason(status))
     return UpstreamError(text)
 
 
@@ -63,7 +72,7 @@ def reported_error(body: ErrorBody, default_param: str) -> InvalidRequest | Tran
         case None:
             return UpstreamError(text)
         case status if status in TRANSIENT or status >= 500:
-            return TransientError(text, f"error {status} in the answer")
+            return TransientError(text, f"error {status} in the answer", reason=_reason(status))
         case _:
             return UpstreamError(text)
 
@@ -73,19 +82,15 @@ def connection_error(error: aiohttp.ClientError | TimeoutError) -> TransientErro
     details = type(error).__name__
     match error:
         case TimeoutError():
-            return TransientError("The upstream did not answer in time.", details)
+            return TransientError("The upstream did not answer in time.", details, reason=BusyReason.TIMEOUT)
         case aiohttp.ClientConnectorError():
-            return TransientError("The upstream cannot be reached.", f"{details}: {error}")
+            details = f"{details}: {error}"
+            return TransientError("The upstream cannot be reached.", details, reason=BusyReason.UNREACHABLE)
         case _:
-            return TransientError("The connection to the upstream broke.", details)
+            return TransientError("The connection to the upstream broke.", details, reason=BusyReason.BROKEN)
 
 
-def failure_kind(error: aiohttp.ClientError | TimeoutError) -> str:
-    """The metric label of a connection that failed."""
-    match error:
-        case TimeoutError():
-            return "timeout"
-        case aiohttp.ClientConnectorError():
-            return "unreachable"
-        case _:
-            return "broken"
+def _reason(status: int) -> BusyReason:
+    if status == LIMITED:
+        return BusyReason.RATE_LIMIT
+    return BusyReason.TIMEOUT if status == TIMED_OUT else BusyReason.SERVER_ERROR

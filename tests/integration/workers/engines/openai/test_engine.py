@@ -18,7 +18,7 @@ from tests.support.faulty_upstream import Answer, End, FaultyUpstream, error_ans
 from tests.support.metrics import worker_metrics
 from tests.support.ports import free_port
 from tests.support.transcripts import choices_of
-from workers.engines.base import UpstreamError
+from workers.engines.base import BusyReason, UpstreamBusy, UpstreamError
 from workers.engines.openai.engine import OpenAIEngine
 
 KEY = "sk-a-secret"
@@ -171,16 +171,31 @@ async def test_retry_after_is_honoured(engine: OpenAIEngine, upstream: FaultyUps
     assert upstream.seen[1].at - upstream.seen[0].at >= 1
 
 
-async def test_long_retry_after_fails_the_request(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
-    upstream.answers = [error_answer(429, "come tomorrow", retry_after="86400")]
+@pytest.mark.parametrize(
+    ("headers", "delay_s"),
+    [
+        ({"retry_after": "86400"}, 3600),
+        ({"retry_after": "3"}, 3),
+        ({}, None),
+        ({"x_ratelimit_reset_requests": "6m0s"}, 360),
+    ],
+)
+async def test_a_rate_limit_that_lasts_defers_the_job(
+    engine: OpenAIEngine, upstream: FaultyUpstream, headers: dict[str, str], delay_s: float | None
+) -> None:
+    upstream.answers = [error_answer(429, "come tomorrow", **headers)]
     error = await failure(engine)
+    assert isinstance(error, UpstreamBusy)
     assert "HTTP 429: come tomorrow" in error.message
+    assert (error.reason, error.retry_after_s, error.max_wait_s) == (BusyReason.RATE_LIMIT, delay_s, 600)
     assert len(upstream.seen) == 1
 
 
 async def test_retries_are_limited(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
     upstream.answers = [error_answer(500, f"key {KEY}", **NO_DELAY)] * 3
     error = await failure(engine)
+    assert isinstance(error, UpstreamBusy)
+    assert error.reason is BusyReason.SERVER_ERROR
     assert "HTTP 500: key ***" in error.message
     assert len(upstream.seen) == 3
 
@@ -282,7 +297,7 @@ async def test_cancel_closes_the_connection(engine: OpenAIEngine, upstream: Faul
 
 
 async def test_cancel_during_the_delay_before_a_retry(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
-    upstream.answers = [error_answer(503, retry_after="50")]
+    upstream.answers = [error_answer(503, retry_after="2")]
     task = asyncio.create_task(run(engine))
     async with asyncio.timeout(10):
         await upstream.arrived.wait()

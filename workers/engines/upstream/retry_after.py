@@ -1,0 +1,86 @@
+"""When an upstream says that a request may be repeated: `Retry-After`, and the vendors' headers about rate limits."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+# A longer delay is taken for this one: the upstream is tried again by then.
+MAX_S = 3600.0
+# https://developers.openai.com/api/docs/guides/rate-limits: `6m0s`, `1s`, `20ms`.
+_DURATION = re.compile(r"(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_UNITS_S = (86400, 3600, 60, 1, 0.001)
+# Numbers from here on are times since 1970, in seconds or in milliseconds.
+_EPOCH_S, _EPOCH_MS = 1e9, 1e12
+_RESET = re.compile(r"(?:(?:anthropic|x)-)?ratelimit-(?:reset(?:-[a-z-]+)?|[a-z-]+-reset)")
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """The delay until a request may be repeated, at most `MAX_S`; None if no header names one that can be parsed.
+
+    `Retry-After` and `retry-after-ms` count first. Otherwise it is the reset of the limits that are used up, or the
+    first reset if no header says which ones are.
+    """
+    named = {name.lower(): value.strip() for name, value in headers.items()}
+    delay_s = _milliseconds(named.get("retry-after-ms", ""))
+    if delay_s is None:
+        delay_s = _seconds_or_date(named.get("retry-after", ""))
+    if delay_s is None:
+        delay_s = _reset_s(named)
+    return None if delay_s is None else min(MAX_S, max(0.0, delay_s))
+
+
+def _reset_s(headers: Mapping[str, str]) -> float | None:
+    resets = {
+        name: seconds
+        for name, value in headers.items()
+        if _RESET.fullmatch(name) and (seconds := _moment_or_duration(value)) is not None
+    }
+    used_up = [seconds for name, seconds in resets.items() if headers.get(name.replace("reset", "remaining")) == "0"]
+    return max(used_up) if used_up else min(resets.values(), default=None)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if number == number else None
+
+
+def _milliseconds(text: str) -> float | None:
+    number = _number(text)
+    return None if number is None else number / 1000
+
+
+def _seconds_or_date(text: str) -> float | None:
+    number = _number(text)
+    if number is not None or not text:
+        return number
+    try:
+        return _until(parsedate_to_datetime(text))
+    except ValueError:
+        return None
+
+
+def _moment_or_duration(text: str) -> float | None:
+    """A reset: seconds, a duration such as `6m0s`, a time in RFC 3339, or one since 1970."""
+    number = _number(text)
+    if number is not None:
+        if number < _EPOCH_S:
+            return number
+        return (number / 1000 if number >= _EPOCH_MS else number) - time.time()
+    if (duration := _DURATION.fullmatch(text)) is not None:
+        return sum(float(part) * unit_s for part, unit_s in zip(duration.groups("0"), _UNITS_S, strict=True))
+    try:
+        return _until(datetime.fromisoformat(text))
+    except ValueError:
+        return None
+
+
+def _until(moment: datetime) -> float:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (aware - datetime.now(UTC)).total_seconds()
