@@ -52,6 +52,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
+    query: dict[str, str] = field(default_factory=dict)
 
 
 USAGE = {"prompt_tokens": 70, "completion_tokens": 90, "prompt_tokens_details": {"cached_tokens": 50}}
@@ -70,13 +71,15 @@ class FaultyUpstream:
         self.answers: list[Answer] = []
         self.default = Answer(3)
         self.seen: list[Seen] = []
+        self.health = 200
         self.url = ""
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.seen.append(Seen(asyncio.get_running_loop().time(), request.path, headers, await request.json()))
+        now, query = asyncio.get_running_loop().time(), dict(request.query)
+        self.seen.append(Seen(now, request.path, headers, await request.json(), query))
         self.arrived.set()
         answer = self.answers.pop(0) if self.answers else self.default
         if answer.status != 200:
@@ -87,6 +90,9 @@ class FaultyUpstream:
         except (asyncio.CancelledError, ConnectionError):
             self.left.set()
             raise
+
+    async def show_health(self, _: web.Request) -> web.Response:
+        return web.Response(status=self.health)
 
     async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **answer.headers})
@@ -138,6 +144,7 @@ async def faulty_upstream(port: int = 0) -> AsyncIterator[FaultyUpstream]:
     app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/v1/chat/completions", upstream.handle)
     app.router.add_post("/v1/completions", upstream.handle)
+    app.router.add_get("/v1/health", upstream.show_health)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)

@@ -14,12 +14,14 @@ from pydantic_core import ErrorDetails
 from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.base import RegistryError
 from shared.config.models.openai import OpenAIModel
+from shared.config.models.replicate import ReplicateModel
+from shared.config.models.runpod import RunpodModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.domain.errors import NotFound
 
-_AnySpec = VllmModel | OpenAIModel | AnthropicModel | TritonModel | SimulatedModel
+_AnySpec = VllmModel | OpenAIModel | AnthropicModel | TritonModel | ReplicateModel | RunpodModel | SimulatedModel
 ModelSpec = Annotated[_AnySpec, Field(discriminator="engine")]
 ENGINES = tuple(get_args(spec.model_fields["engine"].annotation)[0] for spec in get_args(_AnySpec))
 
@@ -115,6 +117,8 @@ def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
             message = "unknown field"
         case "missing":
             message = "this field is required"
+        case "contradiction":
+            location = (*location, *problem["ctx"]["param"].split("."))
         case "model_type" | "model_attributes_type" | "dict_type":
             message = "must be a mapping" if location else "this field is required"
     return f"{path}, line {_line(tree, location)}: {_field(location)}: {message}"

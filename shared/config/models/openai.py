@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from shared.config.models.capabilities import EVERYTHING, Capabilities
+from shared.config.models.capabilities import Capabilities
+from shared.config.models.presets import PRESETS, UNKNOWN_SERVER, Preset, as_responses
 from shared.config.models.upstream import UpstreamModel, UpstreamOptions
-
-# Parameters that OpenAI's API does not have are sent under vLLM's names: the server refuses what it cannot do. A stream
-# carries no log probabilities of the prompt, and only the server could resume it.
-_UNKNOWN_SERVER = replace(EVERYTHING, prompt_logprobs=None, resume=False, token_counting=False)
+from shared.domain.field_types import contradiction
 
 
 class OpenAIOptions(UpstreamOptions):
@@ -21,15 +19,73 @@ class OpenAIOptions(UpstreamOptions):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="The upstream's name for it; OpenAI's newer models accept only the second."
     )
+    reasoning_summary: Literal["auto", "concise", "detailed"] | None = Field(
+        None, description="The summary of its reasoning that the model is to stream; only with `api: responses`."
+    )
+    api_version: str | None = Field(None, min_length=1, description="Azure's dated API version.")
+
+
+# The keys of PRESETS.
+PresetName = Literal["openai", "azure", "gemini", "openrouter", "vllm", "sglang", "tgi", "triton", "modal", "runpod"]
+
+
+_RESPONSES_PRESETS = (None, "openai", "azure", "vllm")
 
 
 class OpenAIModel(UpstreamModel):
     """A model that the worker relays to an OpenAI-compatible server."""
 
     engine: Literal["openai"]
+    preset: PresetName | None = Field(None, description="The kind of server; without one, nothing is known about it.")
+    api: Literal["chat", "responses"] = Field(
+        "chat",
+        description="The API that is used: Chat Completions (Completions for raw prompts), or Responses, whose answers"
+        " run in the background and can be resumed.",
+    )
     model: str = Field(min_length=1, description="The upstream's name for the model.")
     options: OpenAIOptions
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults_of_the_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("preset") is None:
+            return data
+        if (preset := PRESETS.get(str(data["preset"]))) is None:
+            raise contradiction("preset", f"must be one of {', '.join(PRESETS)}, got {data['preset']!r}")
+        options = data.get("options", {})
+        if not isinstance(options, dict):
+            return data
+        defaults: dict[str, Any] = {"max_tokens_field": preset.max_tokens_field}
+        if preset.base_url is not None:
+            defaults["base_url"] = preset.base_url
+        return {**data, "options": {**defaults, **options}}
+
+    @model_validator(mode="after")
+    def _options_of_the_preset(self) -> Self:
+        if self.options.api_version is not None and "api_version" not in self.server.query.values():
+            raise contradiction("options.api_version", "only the preset azure has API versions")
+        if self.api == "responses" and self.preset not in _RESPONSES_PRESETS:
+            raise contradiction("api", f"the preset {self.preset} has no Responses API with background responses")
+        if self.options.reasoning_summary is not None and self.api != "responses":
+            raise contradiction("options.reasoning_summary", "only models with api: responses have summaries")
+        return self
+
     @property
+    def server(self) -> Preset:
+        """What is known about the server."""
+        return UNKNOWN_SERVER if self.preset is None else PRESETS[self.preset]
+
+    @cached_property
     def capabilities(self) -> Capabilities:
-        return _UNKNOWN_SERVER
+        found = self.server.capabilities
+        if self.api == "responses":
+            found = as_responses(found)
+        return self.with_options(found)
+
+    @property
+    def provider(self) -> str | None:
+        return self.server.provider
+
+    @property
+    def follows_redirects(self) -> bool:
+        return self.server.follows_redirects

@@ -3,40 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
-from shared.config.models.openai import OpenAIModel
+from shared.config.models.openai import OpenAIModel, OpenAIOptions
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import UpstreamState
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import CannotContinue, Prior
+from workers.engines.base import NO_PRIOR, CannotContinue, Prior
+from workers.engines.openai import responses
+from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.request import optional_parameters, request_body
 from workers.engines.openai.stream import StreamParser
+from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
-from workers.engines.upstream.exchange import Call, SingleCall
+from workers.engines.upstream.exchange import Call, Exchange, SingleCall
 
 
 class OpenAIEngine(UpstreamEngine):
-    """The `openai` engine."""
+    """The `openai` engine. What is particular about a kind of server is in its preset."""
+
+    _options: OpenAIOptions
 
     def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
+        self._api = model.api
         self._upstream_model = model.model
+        self._server = model.server
         self._max_tokens_field = model.options.max_tokens_field
+        self._query = _query(model)
 
     def auth_headers(self, key: str) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {key}"}
+        key_id, _, secret = key.partition(":")
+        if not secret and any("{secret}" in value for value in self._server.key_headers.values()):
+            raise InvalidRequest(
+                f"models.yaml: {self._model.name}.options.api_key_env: the key must be an id and a secret, as ID:SECRET"
+            )
+        return {
+            name: value.format(key=key, id=key_id, secret=secret) for name, value in self._server.key_headers.items()
+        }
 
-    async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
+        if self._api == "responses" and (prior is NO_PRIOR or responses.is_known(prior)):
+            return Resume.EXACT
+        return Resume.NONE
+
+    async def cancel(self, state: UpstreamState) -> None:
+        if self._api == "responses":
+            await self.send_alone(responses.cancel_call(state, self._query), state)
+
+    async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
+        if self._api == "responses":
+            return await self._response(request, prior)
         if prior.deltas:
             raise CannotContinue
-        body = await request_body(request, max_tokens_field=self._max_tokens_field)
+        body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
+        body = (request.extra_body or {}) | body
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
-        parser = StreamParser(
+        path = "completions" if request.messages is None else "chat/completions"
+        return SingleCall(Call(path + self._query, body), self._parser(request))
+
+    async def _response(self, request: GenerateRequest, prior: Prior) -> Exchange:
+        chat, provider = request.chat, self._server.provider
+        if not responses.is_known(prior):
+            if prior.deltas:
+                raise CannotContinue
+            prior = NO_PRIOR
+        body = await responses.response_body(request, provider=provider, summary=self._options.reasoning_summary)
+        parser = responses.ResponseParser(
+            prior,
+            logprobs=request.logprobs is not None,
+            reasoning=chat is None or chat.include_reasoning,
+            provider=provider,
+        )
+        return responses.ResponseExchange(
+            {**(request.extra_body or {}), **body, "model": self._upstream_model}, parser, self._query
+        )
+
+    def _parser(self, request: GenerateRequest) -> StreamParser:
+        chat, server = request.chat, self._server
+        opaque = None
+        if server.provider is not None and server.opaque is not None:
+            opaque = partial(OpaqueReader, server.provider, server.opaque)
+        return StreamParser(
             request.sampling.n,
             logprobs=request.logprobs is not None,
-            named_tool=request.chat is not None and isinstance(request.chat.tool_choice, dict),
+            reasoning=chat is None or chat.include_reasoning,
+            named_tool=chat is not None and isinstance(chat.tool_choice, dict),
+            thoughts_apart=server.thoughts_apart,
+            opaque=opaque,
         )
-        return SingleCall(Call("completions" if request.messages is None else "chat/completions", body), parser)
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        return optional_parameters(body)
+        return responses.optional_parameters(body) if self._api == "responses" else optional_parameters(body)
+
+
+def _query(model: OpenAIModel) -> str:
+    """The query of each request, with a question mark; empty if there is none."""
+    values = {name: getattr(model.options, option) for name, option in model.server.query.items()}
+    query = urlencode({name: value for name, value in values.items() if value is not None})
+    return f"?{query}" if query else ""

@@ -7,37 +7,45 @@ from typing import Any
 
 import orjson
 
+from shared.config.models.presets import Preset
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import Message
 from shared.runtime.time_slice import TimeSlice
+from workers.engines.openai.opaque import add_parts
 
 
-async def encoded_messages(messages: Sequence[Message]) -> orjson.Fragment:
+async def encoded_messages(messages: Sequence[Message], server: Preset) -> orjson.Fragment:
     """Encode messages, of which there may be thousands, with time for other tasks in between.
 
     Raises:
         InvalidRequest: a part of a content cannot be expressed.
     """
     encoded = []
+    exclude = None if server.reasoning_field == "reasoning" else {"reasoning"}
     slice_ = TimeSlice()
     for message in messages:
-        if isinstance(message.content, list) or message.opaque:
-            encoded.append(orjson.dumps(_fields(message)).decode())
+        renames = message.reasoning and server.reasoning_field not in ("reasoning", None)
+        if isinstance(message.content, list) or message.opaque or renames:
+            encoded.append(orjson.dumps(_fields(message, server)).decode())
         else:
-            encoded.append(message.model_dump_json(exclude_none=True))
+            encoded.append(message.model_dump_json(exclude_none=True, exclude=exclude))
         if slice_.over:
             await slice_.give_way()
     return orjson.Fragment(f"[{','.join(encoded)}]")
 
 
-def _fields(message: Message) -> dict[str, Any]:
-    fields = message.model_dump(exclude_none=True, exclude={"content", "opaque"})
+def _fields(message: Message, server: Preset) -> dict[str, Any]:
+    fields = message.model_dump(exclude_none=True, exclude={"content", "opaque", "reasoning"})
+    if message.reasoning and server.reasoning_field is not None:
+        fields[server.reasoning_field] = message.reasoning
     if message.media:
         assert isinstance(message.content, list)
         fields["content"] = [_part(part) for part in message.content]
     elif message.content is not None:
         fields["content"] = message.text
+    if message.opaque and server.opaque is not None:
+        add_parts(fields, message, server.opaque)
     return fields
 
 

@@ -6,19 +6,21 @@ needed, and are read strictly where they cannot be told apart otherwise. Whateve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
 from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
+from shared.domain.opaque import OpaquePart
 from workers.engines.base import UpstreamError
 from workers.engines.openai.logprobs import entries
+from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.tool_calls import ToolCalls
-from workers.engines.openai.usage import UsageReader
 from workers.engines.upstream.error_body import error_of, is_error
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.usage import UsageReader
 
 # A delta has at most so many log probabilities, so that a large chunk is not converted in one step.
 MAX_LOGPROBS = 64
@@ -49,11 +51,23 @@ _TEXT_PARTS = ("text", "output_text", "refusal")
 class StreamParser:
     """The parser of one answer; an implementation of `workers.engines.upstream.exchange.ReplyParser`."""
 
-    def __init__(self, choices: int, *, logprobs: bool = True, named_tool: bool = False) -> None:
-        """`logprobs`: whether they are read. `named_tool`: whether `tool_choice` names one; OpenAI's finish reason is
-        "stop" then."""
+    def __init__(
+        self,
+        choices: int,
+        *,
+        logprobs: bool = True,
+        reasoning: bool = True,
+        named_tool: bool = False,
+        thoughts_apart: bool = False,
+        opaque: Callable[[], OpaqueReader] | None = None,
+    ) -> None:
+        """`logprobs`, `reasoning`: whether they are read. `named_tool`: whether `tool_choice` names one; OpenAI's
+        finish reason is "stop" then. `thoughts_apart`: as in `Preset`. `opaque` creates a choice's reader."""
         self._choices = choices
         self._logprobs = logprobs
+        self._reasoning = reasoning
+        self._new_opaque = opaque
+        self._opaque: dict[int, OpaqueReader] = {}
         self._named_tool = named_tool
         # Choices that have not ended, and the reasons why choices end. Some servers send text after the finish
         # reason, so a choice ends with the stream.
@@ -63,7 +77,7 @@ class StreamParser:
         self._resumed: set[int] = set()
         self._events = EventReader()
         self._calls: dict[int, ToolCalls] = {}
-        self._usage = UsageReader()
+        self._usage = UsageReader(thoughts_apart=thoughts_apart)
         self._tokens = 0
         # Whether output came as a `message`, in whole or in pieces, and not as deltas.
         self._messages = False
@@ -113,9 +127,11 @@ class StreamParser:
         if at_end or self.done:
             self._close_finished(parts)
         for index, part in parts.items():
-            if not (part.chunks or part.logprobs or part.reason):
+            if not (part.chunks or part.logprobs or part.reason or part.opaque):
                 continue
             self.begun = True
+            if not self._reasoning:
+                part.reasoning.clear()
             for delta in part.deltas(index) if part.logprobs else (part.delta(index),):
                 self._tokens += delta.unidentified
                 yield delta
@@ -155,7 +171,8 @@ class StreamParser:
             if whole and not reason:
                 reason = "stop"
             logprobs = choice.get("logprobs") if self._logprobs else None
-            if not (text or reasoning or calls or reason or logprobs):
+            opaque = self._opaque_parts(index, content) if self._new_opaque is not None else None
+            if not (text or reasoning or calls or reason or logprobs or opaque):
                 if usage := choice.get("usage"):
                     self._usage.add(usage)
                 continue
@@ -165,10 +182,14 @@ class StreamParser:
                 part = parts[index] = _Part()
             if reasoning:
                 part.add(reasoning, part.reasoning)
+            if opaque:
+                part.opaque += opaque
             if text:
                 part.add(text, part.texts)
             if calls:
-                part.add_calls(self._calls.setdefault(index, ToolCalls()).add(calls))
+                known = self._calls.setdefault(index, ToolCalls())
+                part.add_calls(known.add(calls))
+                self._add_extras(index, known, part)
             if logprobs:
                 part.logprobs.append(logprobs)
             if self._reasons and not reason and index in self._reasons:
@@ -191,6 +212,17 @@ class StreamParser:
             stop_reason = known_stop
         self._reasons[index] = known if reason == "stop" else reason, stop_reason
 
+    def _opaque_parts(self, index: int, content: dict[str, Any]) -> list[OpaquePart]:
+        assert self._new_opaque is not None
+        if (reader := self._opaque.get(index)) is None:
+            reader = self._opaque[index] = self._new_opaque()
+        return reader.add(content)
+
+    def _add_extras(self, index: int, calls: ToolCalls, part: _Part) -> None:
+        for call_id, extra in calls.take_extras():
+            if (reader := self._opaque.get(index)) is not None:
+                part.opaque += reader.of_call(call_id, extra)
+
     def _message(self, choice: dict[str, Any], index: int, parts: dict[int, _Part]) -> Any:
         """The content of a choice without a delta. A message that follows deltas repeats them."""
         message = choice.get("message")
@@ -209,8 +241,11 @@ class StreamParser:
                 part = parts[index] = _Part()
             if calls := self._calls.get(index):
                 part.calls += calls.close(truncated=reason == "length")
+                self._add_extras(index, calls, part)
                 if reason == "stop" and not self._named_tool:
                     reason = "tool_calls"
+            if (reader := self._opaque.get(index)) is not None:
+                part.opaque += reader.close()
             part.reason, part.stop_reason = reason, stop_reason
             self._open.discard(index)
 
@@ -226,13 +261,14 @@ class _Failed(Exception):
 class _Part:
     """The content of one choice in one read. A chunk counts as one token unless there are more logprobs."""
 
-    __slots__ = ("calls", "chunks", "logprobs", "reason", "reasoning", "stop_reason", "texts")
+    __slots__ = ("calls", "chunks", "logprobs", "opaque", "reason", "reasoning", "stop_reason", "texts")
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[CallDelta] = []
         self.logprobs: list[Any] = []
+        self.opaque: list[OpaquePart] = []
         self.chunks = 0
         self.reason: str | None = None
         self.stop_reason: int | str | None = None
@@ -261,6 +297,7 @@ class _Part:
             joined_calls(self.calls) if self.calls else (),
             (),
             self.stop_reason,
+            opaque=tuple(self.opaque),
         )
 
     def deltas(self, index: int) -> Iterator[Delta]:

@@ -33,6 +33,8 @@ class ToolCalls:
         # The call that is being emitted, and the number of the next one.
         self._at = 0
         self._number = 0
+        # `extra_content` of calls that have been emitted, by their emitted ids.
+        self._extras: list[tuple[str, Any]] = []
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -49,7 +51,8 @@ class ToolCalls:
                 function = fragment if "name" in fragment or "arguments" in fragment else {}
             index, call_id = fragment.get("index"), fragment.get("id")
             name, arguments = function.get("name"), function.get("arguments")
-            if not (call_id or name) and index.__class__ is int and (call := self._by_index.get(index)):
+            extra = fragment.get("extra_content")
+            if not extra and not (call_id or name) and index.__class__ is int and (call := self._by_index.get(index)):
                 call.append(arguments)
                 continue
             self._take(
@@ -57,8 +60,14 @@ class ToolCalls:
                 "" if call_id is None else str(call_id),
                 "" if name is None else str(name),
                 arguments,
+                extra,
             )
         return self._emit()
+
+    def take_extras(self) -> list[tuple[str, Any]]:
+        """The `extra_content` of calls that have been emitted since, each with the id of its call."""
+        extras, self._extras = self._extras, []
+        return extras
 
     def close(self, *, truncated: bool = False) -> list[CallDelta]:
         """End the calls; returns what was held back. A call without arguments gets `{}` unless it was truncated."""
@@ -66,7 +75,7 @@ class ToolCalls:
         self._at = len(self._calls)
         return deltas
 
-    def _take(self, index: int | None, call_id: str, name: str, arguments: Any) -> None:
+    def _take(self, index: int | None, call_id: str, name: str, arguments: Any, extra: Any) -> None:
         call = self._continued(index, call_id, name, arguments)
         if call is None:
             if not (call_id or name or arguments):
@@ -80,6 +89,10 @@ class ToolCalls:
             self._by_id[call_id] = call
         call.name = call.name or name
         call.append(arguments)
+        if extra and call.emitted_id:
+            self._extras.append((call.emitted_id, extra))
+        elif extra:
+            call.extra = extra
 
     def _continued(self, index: int | None, call_id: str, name: str, arguments: Any) -> _Call | None:
         """The call that a fragment continues; None if it begins a call."""
@@ -120,7 +133,10 @@ class ToolCalls:
             if call.number is None:
                 call.number = self._number
                 self._number += 1
-                deltas.append(CallDelta(call.number, self._unique_id(call.server_id), call.name, text))
+                call.emitted_id = self._unique_id(call.server_id)
+                deltas.append(CallDelta(call.number, call.emitted_id, call.name, text))
+                if call.extra is not None:
+                    self._extras.append((call.emitted_id, call.extra))
             elif text:
                 deltas.append(CallDelta(call.number, arguments=text))
             if not ends:
@@ -140,11 +156,12 @@ class _Call:
     `_cumulative`: each fragment has all the arguments so far.
     """
 
-    __slots__ = ("_cumulative", "_parts", "_sent", "_size", "name", "number", "server_id")
+    __slots__ = ("_cumulative", "_parts", "_sent", "_size", "emitted_id", "extra", "name", "number", "server_id")
 
     def __init__(self, server_id: str) -> None:
         self.server_id = server_id
-        self.name = ""
+        self.name = self.emitted_id = ""
+        self.extra: Any = None
         self.number: int | None = None
         self._parts: list[str] = []
         self._sent = 0

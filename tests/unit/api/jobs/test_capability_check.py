@@ -20,11 +20,12 @@ from api.openai.schemas import ChatCompletionRequest, CompletionRequest, ModelVi
 from api.responses import error_params as responses_params
 from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
-from shared.config.models.capabilities import EVERYTHING, Capabilities
+from shared.config.models.capabilities import EVERYTHING, Capabilities, Modality
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
+from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import ChatOptions, GenerateRequest, Sampling, StructuredOutputs
+from shared.domain.request import ChatOptions, GenerateRequest, Message, Sampling, StructuredOutputs
 
 MESSAGES = [{"role": "user", "content": "x"}]
 FUNCTION = {"name": "f", "parameters": {"type": "object"}}
@@ -304,11 +305,14 @@ def test_what_a_model_cannot_serve_is_refused(
 
 
 def test_every_capability_of_a_request_is_checked() -> None:
-    """The names that requests can have are covered by the cases above, and so is each capability."""
+    """The names that requests can have are covered by the cases above, and so is each capability.
+
+    Images, files and parameters of a provider, which no model takes without an option, are tested in `test_media`.
+    """
     assert SAMPLING.keys() == Sampling.model_fields.keys() - {"n", "max_tokens"}
     assert CHAT_OPTIONS.keys() == EVERYTHING.chat_options
     assert EVERYTHING.structures == StructuredOutputs.model_fields.keys()
-    unchecked = {"resume", "cancel", "usage", "token_counting", "signed_reasoning", "modalities"}
+    unchecked = {"resume", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "extra_body"}
     changed = {
         name
         for case in cases()
@@ -316,6 +320,20 @@ def test_every_capability_of_a_request_is_checked() -> None:
         if getattr(case.values[0], name) != getattr(EVERYTHING, name)
     }
     assert changed == {field.name for field in fields(Capabilities)} - unchecked
+
+
+@pytest.mark.parametrize(("kind", "part"), [("image", ImagePart), ("file", FilePart)])
+def test_images_and_files_need_their_modality(kind: Modality, part: type[ImagePart | FilePart]) -> None:
+    content = [TextPart(type="text", text="x"), part.model_validate({"type": kind, "url": "https://example.com/x"})]
+    request = GenerateRequest(messages=[Message(role="user", content=content)])
+    seeing = replace(EVERYTHING, modalities=frozenset({"text", kind}))
+    check(request, seeing)
+    with pytest.raises(InvalidRequest) as caught:
+        check(request, EVERYTHING, able=seeing)
+    assert caught.value.param == "messages"
+    assert caught.value.message == (
+        f"messages: the model `m` does not support {kind}s; models that can serve this request: able"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from shared.config.models.base import RegistryError, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import ENGINES, load_registry
-from shared.config.models.openai import OpenAIModel
+from shared.config.models.openai import OpenAIModel, PresetName
+from shared.config.models.presets import PRESETS
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.vllm import ChatSettings, VllmModel
 
@@ -115,8 +117,71 @@ def test_upstream_model(tmp_path: Path) -> None:
     assert model.options.base_url == "https://api.example.com/v1"
 
 
+PRESET = """\
+models:
+  - name: gpt
+    engine: openai
+    preset: gemini
+    model: theirs
+    options:
+      api_key_env: UPSTREAM_API_KEY
+"""
+
+
+def test_presets(tmp_path: Path) -> None:
+    """A preset has an address, unless each installation has its own; options take precedence."""
+    for name, preset in PRESETS.items():
+        address = "" if preset.base_url else f"\n      base_url: {preset.example_url}"
+        content = PRESET.replace("gemini", name).replace("UPSTREAM_API_KEY", f"UPSTREAM_API_KEY{address}")
+        model = load_registry(write(tmp_path, content))["gpt"]
+        assert isinstance(model, OpenAIModel)
+        assert model.server is preset
+        assert model.options.base_url == (preset.base_url or preset.example_url)
+        assert model.options.max_tokens_field == preset.max_tokens_field
+        assert model.capabilities == preset.capabilities
+        assert model.provider == preset.provider
+        changed = PRESET.replace("gemini", name) + "      base_url: http://x/v1\n      max_tokens_field: max_tokens\n"
+        model = load_registry(write(tmp_path, changed + "    modalities: [image]\n"))["gpt"]
+        assert isinstance(model, OpenAIModel)
+        assert (model.options.base_url, model.options.max_tokens_field) == ("http://x/v1", "max_tokens")
+        assert model.capabilities.modalities == {"text", "image"}
+    assert get_args(PresetName) == tuple(PRESETS)
+
+
+def test_a_preset_needs_no_options(tmp_path: Path) -> None:
+    content = PRESET.partition("    options:")[0]
+    model = load_registry(write(tmp_path, content))["gpt"]
+    assert isinstance(model, OpenAIModel)
+    assert model.options.api_key_env is None
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "line", "words"),
+    [
+        ("preset: gemini", "preset: gemnii", 4, "models[0].preset: must be one of openai, azure, "),
+        ("preset: gemini", "preset: [gemini]", 4, "models[0].preset: must be one of openai, azure, "),
+        ("preset: gemini", "preset: vllm", 6, "models[0].options.base_url: this field is required"),
+        ("      api_key_env: UPSTREAM_API_KEY", "      api_version: v1", 7, "models[0].options.api_version: only the "),
+        ("      api_key_env: UPSTREAM_API_KEY", "      base_ulr: x", 7, "models[0].options.base_ulr: unknown field"),
+        (
+            "    options:\n      api_key_env: UPSTREAM_API_KEY",
+            "    options: [1]",
+            6,
+            "models[0].options: must be a map",
+        ),
+        ("    options:", "    modalities: [smell]\n    options:", 6, "models[0].modalities[0]: Input should be 'text'"),
+    ],
+)
+def test_errors_of_presets_have_the_line(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+    assert right in PRESET
+    file = write(tmp_path, PRESET.replace(right, wrong, 1))
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert caught.value.message.startswith(f"{file}, line {line}: {words}")
+
+
 def test_engine_names() -> None:
-    assert ENGINES == ("vllm", "openai", "anthropic", "triton", "simulated")
+    assert ENGINES == ("vllm", "openai", "anthropic", "triton", "replicate", "runpod", "simulated")
 
 
 def test_engine_properties(tmp_path: Path) -> None:
@@ -127,7 +192,7 @@ def test_engine_properties(tmp_path: Path) -> None:
     assert [model.yields for model in models] == [False, True, True]
     assert [model.package for model in models] == [None, None, "vllm"]
     assert [model.loads_model for model in models] == [False, False, True]
-    assert [model.secret_env for model in models] == ["UPSTREAM_API_KEY", None, None]
+    assert [model.secret_envs for model in models] == [("UPSTREAM_API_KEY",), (), ()]
     assert [model.bundled_model for model in models] == [None, None, "Small"]
     assert [model.prompt_tokenizer for model in models] == [None, WordTokenizer(), None]
     assert bundled.source.endswith("/models/Small")
@@ -231,3 +296,59 @@ def test_chat_template_is_read_from_its_file(tmp_path: Path) -> None:
         RegistryError, match=r"m\.chat\.chat_template: .*missing\.jinja cannot be read .*name a Jinja file"
     ):
         _ = model(chat_template=str(tmp_path / "missing.jinja")).chat_template_text
+
+
+ENDPOINTS = """\
+models:
+  - name: gpt
+    engine: openai
+    model: gpt-x
+    options:
+      endpoints:
+        - base_url: https://one.example.com/v1/
+          api_key_env: KEY_A
+          name: east
+        - base_url: https://two.example.com/v1
+          api_key_env: KEY_B
+          weight: 3
+        - {base_url: "https://two.example.com/v1", api_key_env: KEY_A}
+"""
+
+
+def test_several_endpoints(tmp_path: Path) -> None:
+    model = load_registry(write(tmp_path, ENDPOINTS))["gpt"]
+    assert isinstance(model, OpenAIModel)
+    assert model.secret_envs == ("KEY_A", "KEY_B")
+    targets = model.options.targets
+    assert [(target.name, target.endpoint.base_url, target.endpoint.weight) for target in targets] == [
+        ("east", "https://one.example.com/v1", 1),
+        ("1", "https://two.example.com/v1", 3),
+        ("2", "https://two.example.com/v1", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "line", "words"),
+    [
+        ("      endpoints", "      base_url: https://a.b/v1\n      endpoints", 6, "base_url: cannot be combined with"),
+        ("      endpoints", "      api_key_env: KEY\n      endpoints", 6, "api_key_env: cannot be combined with"),
+        ("          weight: 3", "          weight: 0", 12, "endpoints[1].weight: Input should be greater than 0"),
+        ("          weight: 3", "          wait: 3", 12, "endpoints[1].wait: unknown field"),
+        ("api_key_env: KEY_B", "api_key_env: sk-1-2", 11, "endpoints[1].api_key_env: must be the name of the environ"),
+        ("name: east", "name: east coast", 9, "endpoints[0].name: String should match pattern"),
+        ("name: east", 'name: "1"', 6, "endpoints: two endpoints have the name '1'"),
+        (
+            "        - base_url: https://two.example.com/v1\n          api",
+            "        - api",
+            10,
+            "endpoints[1].base_url: this",
+        ),
+        (ENDPOINTS[ENDPOINTS.index("      endpoints") :], "      endpoints: []\n", 6, "endpoints: List should have at"),
+        ("https://two", "https://key@two", 10, "endpoints[1].base_url: must be a URL"),
+    ],
+)
+def test_errors_in_endpoints(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+    file = write(tmp_path, ENDPOINTS.replace(right, wrong, 1))
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert caught.value.message.startswith(f"{file}, line {line}: models[0].options.{words}")

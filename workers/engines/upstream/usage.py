@@ -17,27 +17,32 @@ _WRITTEN = ("cache_write_tokens", "cache_creation_input_tokens")
 class UsageReader:
     """Collects the counts of one answer. The last usable count of each kind is kept; zero never replaces another."""
 
-    __slots__ = ("_cached", "_completion", "_prompt", "_reasoning", "_written")
+    __slots__ = ("_cached", "_completion", "_prompt", "_reasoning", "_thoughts_apart", "_written")
 
-    def __init__(self) -> None:
+    def __init__(self, *, thoughts_apart: bool = False) -> None:
+        """`thoughts_apart`: the completion's count does not include the reasoning, the total does."""
+        self._thoughts_apart = thoughts_apart
         self._prompt = self._cached = self._completion = self._reasoning = self._written = 0
 
     def add(self, usage: Any) -> None:
         if not isinstance(usage, dict):
             return
         prompt, completion = _first(usage, _PROMPT), _first(usage, _COMPLETION)
+        reasoning = _detail(usage, _COMPLETION, "reasoning_tokens") or _first(usage, ("reasoning_tokens",))
+        apart = count_of(usage.get("total_tokens")) - prompt - completion if self._thoughts_apart and prompt else 0
+        if apart > 0:
+            completion += apart
+            reasoning = max(reasoning, apart)
         if not prompt and completion:
-            prompt = max(0, _count(usage.get("total_tokens")) - completion)
+            prompt = max(0, count_of(usage.get("total_tokens")) - completion)
         elif prompt and not completion:
-            completion = max(0, _count(usage.get("total_tokens")) - prompt)
+            completion = max(0, count_of(usage.get("total_tokens")) - prompt)
         cached = _detail(usage, _PROMPT, "cached_tokens")
         self._prompt = prompt or self._prompt
         self._completion = completion or self._completion
         self._cached = cached or _first(usage, _CACHED) or self._cached
         self._written = _detail(usage, _PROMPT, "cache_write_tokens") or _first(usage, _WRITTEN) or self._written
-        self._reasoning = (
-            _detail(usage, _COMPLETION, "reasoning_tokens") or _first(usage, ("reasoning_tokens",)) or self._reasoning
-        )
+        self._reasoning = reasoning or self._reasoning
 
     def result(self, tokens: int) -> Usage | None:
         """The usage; None if nothing usable was reported. `tokens` is the number of completion tokens counted here."""
@@ -57,16 +62,16 @@ def _detail(usage: dict[str, Any], names: tuple[str, ...], name: str) -> int:
     """A count in the details of another, such as `prompt_tokens_details`."""
     for of in names:
         details = usage.get(f"{of}_details")
-        if isinstance(details, dict) and (count := _count(details.get(name))):
+        if isinstance(details, dict) and (count := count_of(details.get(name))):
             return count
     return 0
 
 
 def _first(usage: dict[str, Any], names: tuple[str, ...]) -> int:
-    return next((count for name in names if (count := _count(usage.get(name)))), 0)
+    return next((count for name in names if (count := count_of(usage.get(name)))), 0)
 
 
-def _count(value: Any) -> int:
+def count_of(value: Any) -> int:
     """A count as a whole number; 0 if it is none."""
     if isinstance(value, str) and value.isdecimal() and len(value) < 12:
         value = int(value)
