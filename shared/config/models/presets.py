@@ -39,6 +39,7 @@ class Preset:
     refuses although they have no effect.
     `context_length`: where the server reports it, if it does: `max_model_len` of `GET models`, or `max_total_tokens` of
     `GET /info`. `follows_redirects`: a redirect to the same host is the way to the answer.
+    `continues`: an interrupted answer continues from its text, by `continue_final_message`.
     `quirks`: what else is particular, for docs/engines.md.
     """
 
@@ -59,6 +60,7 @@ class Preset:
     omitted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     thoughts_apart: bool = False
     context_length: Literal["models", "info"] | None = None
+    continues: bool = False
     follows_redirects: bool = False
     quirks: tuple[str, ...] = ()
 
@@ -116,6 +118,7 @@ _VLLM = Preset(
     hides_reasoning=True,
     reasoning_field="reasoning",
     context_length="models",
+    continues=True,
     quirks=("`/v1/chat/completions` and `/v1/completions`, with all of vLLM's parameters",),
 )
 
@@ -203,6 +206,7 @@ PRESETS: Mapping[str, Preset] = {
         structures="sglang",
         reasoning_field="reasoning_content",
         context_length="models",
+        continues=True,
         quirks=(
             "unknown parameters are ignored without an error, so the others are refused at submit",
             "a regex is `regex`, a grammar `ebnf`; `include_stop_str_in_output` is `no_stop_trim`",
