@@ -73,7 +73,7 @@ class Admission:
         """
         spec = self._registry[model]
         tokens = await self._context.count(model, request)
-        if tokens is None and not spec.loads_model:
+        if tokens is None and not spec.capabilities.token_counting:
             raise InvalidRequest(
                 f"Cannot count tokens for `{model}`: its tokenizer is not available, and its upstream server would run"
                 " the request.",

@@ -20,6 +20,7 @@ from tests.support.database import drop_database
 from tests.support.ports import free_port
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
+from tests.support.vendors.anthropic import AnthropicVendor
 from tests.support.vendors.catalog import VENDORS
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY as VENDOR_KEY
@@ -183,3 +184,32 @@ async def test_a_cancel_reaches_the_vendor(client: httpx.AsyncClient, vendor: Ve
     done = await wait_for_end(client, job_id)
     assert (done["status"], done["output_text"]) == ("cancelled", "Hi ")
     assert vendor.generated == 1
+
+
+@pytest.fixture
+async def provider(stack: Stack) -> AsyncIterator[tuple[AnthropicVendor, anthropic.AsyncAnthropic]]:
+    """Anthropic's stand-in, and Anthropic's client."""
+    async with (
+        AnthropicVendor().serve(PORTS["anthropic"]) as vendor,
+        anthropic.AsyncAnthropic(base_url=stack.url, api_key=KEY, max_retries=0) as sdk,
+    ):
+        yield vendor, sdk
+
+
+async def test_cache_control_and_usage(provider: tuple[AnthropicVendor, anthropic.AsyncAnthropic]) -> None:
+    vendor, sdk = provider
+    vendor.scripts = [Script(usage=Usage(100, 60, 2, 0, 30))]
+    system: Any = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    message = await sdk.messages.create(model="anthropic", max_tokens=50, system=system, messages=MESSAGES)
+    assert vendor.seen[-1].body["system"] == system
+    usage = message.usage
+    assert (usage.input_tokens, usage.cache_read_input_tokens, usage.cache_creation_input_tokens) == (10, 60, 30)
+
+
+async def test_tokens_are_counted_by_the_provider(
+    provider: tuple[AnthropicVendor, anthropic.AsyncAnthropic],
+) -> None:
+    vendor, sdk = provider
+    counted = await sdk.messages.count_tokens(model="anthropic", messages=MESSAGES)
+    assert counted.input_tokens == 2095
+    assert vendor.generated == 0

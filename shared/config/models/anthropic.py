@@ -81,6 +81,7 @@ class AnthropicModel(UpstreamModel):
         return Capabilities(
             prefill=limits.prefill,
             cancel=True,
+            token_counting=True,
             signed_reasoning=True,
             tools=True,
             tool_choices=_UNFORCED if limits.thinking in ("always", "between_tools") else ALL_TOOL_CHOICES,

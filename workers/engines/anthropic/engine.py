@@ -13,6 +13,7 @@ from shared.telemetry.metrics import Metrics
 from workers.engines.anthropic.continuation import FROM_START, continuation
 from workers.engines.anthropic.request import request_body
 from workers.engines.anthropic.stream import StreamParser
+from workers.engines.anthropic.token_count import PATH, CountParser, count_body
 from workers.engines.base import NO_PRIOR, CannotContinue, Prior
 from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
@@ -37,6 +38,8 @@ class AnthropicEngine(UpstreamEngine):
         if so_far is None:
             raise CannotContinue
         body = await request_body(request, self._spec, so_far)
+        if request.prompt_only:
+            return SingleCall(Call(PATH, count_body(body), self._headers), CountParser())
         return SingleCall(Call("messages", body, self._headers), StreamParser(so_far))
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:

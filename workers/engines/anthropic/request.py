@@ -43,7 +43,8 @@ async def request_body(
     """
     chat = request.chat or _DEFAULT_OPTIONS
     _check(request, chat, model)
-    max_tokens = request.sampling.max_tokens or model.default_max_tokens
+    # One that only counts the prompt generates nothing.
+    max_tokens = (None if request.prompt_only else request.sampling.max_tokens) or model.default_max_tokens
     body: dict[str, Any] = {"model": model.model, "stream": True, "max_tokens": max(1, max_tokens - so_far.tokens)}
     body |= _sampling(request.sampling, model)
     body |= thinking(request, model.limits.thinking, max_tokens)

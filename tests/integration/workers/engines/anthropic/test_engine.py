@@ -211,3 +211,12 @@ async def test_models_that_refuse_a_started_answer_do_not_continue(vendor: Anthr
     engine = started(vendor, prefill=False)
     assert engine.resume_mode(ASK) is Resume.NONE
     assert engine.resume_mode(ASK, after("A")) is Resume.NONE
+
+
+async def test_a_prompt_is_counted_without_being_run(vendor: AnthropicVendor, engine: AnthropicEngine) -> None:
+    chat = ChatOptions(tools=[WEATHER], reasoning_effort="low")
+    counting = ASK.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1), "chat": chat})
+    choice, usage = await run(engine, counting)
+    assert (choice.text, choice.finish_reason, usage) == ("", "length", Usage(2095))
+    assert vendor.seen[0].path == "/v1/messages/count_tokens"
+    assert vendor.generated == 0
