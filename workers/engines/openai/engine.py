@@ -9,14 +9,19 @@ from urllib.parse import urlencode
 
 from shared.config.models.openai import OpenAIModel
 from shared.domain.errors import InvalidRequest
+from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import CannotContinue, Prior
+from workers.engines.base import NO_PRIOR, CannotContinue, Prior
+from workers.engines.openai.continuation import Continuation, continuation
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.request import optional_parameters, request_body
 from workers.engines.openai.stream import StreamParser
+from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.exchange import Call, SingleCall
+
+_ANY_TEXT = Prior([Delta(0, "x")])
 
 
 class OpenAIEngine(UpstreamEngine):
@@ -24,6 +29,7 @@ class OpenAIEngine(UpstreamEngine):
 
     def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
+        self._spec = model
         self._upstream_model = model.model
         self._server = model.server
         self._max_tokens_field = model.options.max_tokens_field
@@ -40,15 +46,21 @@ class OpenAIEngine(UpstreamEngine):
         }
 
     async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
-        if prior.deltas:
+        rest = continuation(request, prior, self._spec)
+        if rest is None:
             raise CannotContinue
-        body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
+        body = await request_body(rest.request, self._server, max_tokens_field=self._max_tokens_field)
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
-        return SingleCall(Call(path + self._query, body), self._parser(request))
+        return SingleCall(Call(path + self._query, body), self._parser(rest))
 
-    def _parser(self, request: GenerateRequest) -> StreamParser:
-        chat, server = request.chat, self._server
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
+        so_far = prior if prior.deltas else _ANY_TEXT
+        return Resume.NONE if continuation(request, so_far, self._spec) is None else Resume.EXACT
+
+    def _parser(self, rest: Continuation) -> StreamParser:
+        request, server = rest.request, self._server
+        chat = request.chat
         opaque = None
         if server.provider is not None and server.opaque is not None:
             opaque = partial(OpaqueReader, server.provider, server.opaque)
@@ -59,6 +71,8 @@ class OpenAIEngine(UpstreamEngine):
             named_tool=chat is not None and isinstance(chat.tool_choice, dict),
             thoughts_apart=server.thoughts_apart,
             opaque=opaque,
+            space=rest.space,
+            continued_tokens=rest.tokens,
         )
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
