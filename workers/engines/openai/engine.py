@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -74,6 +75,15 @@ class OpenAIEngine(UpstreamEngine):
             space=rest.space,
             continued_tokens=rest.tokens,
         )
+
+    def corrected(self, body: Mapping[str, Any], error: bytes) -> Mapping[str, Any]:
+        """A limit of tokens that the prompt leaves room for, if the error says how much there is."""
+        field = self._max_tokens_field
+        if (pattern := self._server.room_error) is None or field not in body:
+            return {}
+        found = re.search(pattern, error.decode("utf-8", "replace"))
+        room = int(found["total"]) - int(found["prompt"]) if found else 0
+        return {field: room} if 0 < room < body[field] else {}
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return optional_parameters(body)

@@ -340,6 +340,31 @@ async def test_tgis_errors_in_the_stream(upstream: FaultyUpstream, kind: str, er
         await run(upstream, "tgi", GenerateRequest(messages=HELLO))
 
 
+ROOM = (
+    "Input validation error: `inputs` tokens + `max_new_tokens` must be <= {}. Given: {} `inputs` tokens and 500"
+    " `max_new_tokens`"
+)
+
+
+def no_room(total: int, prompt: int) -> Answer:
+    body = orjson.dumps({"error": ROOM.format(total, prompt), "error_type": "validation"}).decode()
+    return Answer(status=422, body=body)
+
+
+async def test_tgis_limit_is_lowered_to_what_the_prompt_leaves(upstream: FaultyUpstream) -> None:
+    """A max_tokens that exceeds the room ends the answer there, as in every other model."""
+    request = GenerateRequest(messages=HELLO, sampling=Sampling(max_tokens=500))
+    upstream.answers = [no_room(4096, 4000)]
+    _, deltas, _ = await run(upstream, "tgi", request)
+    assert [item.body["max_tokens"] for item in upstream.seen] == [500, 96]
+    assert "".join(delta.text for delta in deltas) == "0 1 2 "
+    for answers in ([no_room(4096, 4096)], [no_room(4096, 4000), no_room(4096, 4090)]):
+        upstream.answers = answers
+        with pytest.raises(InvalidRequest, match="must be <= 4096"):
+            await run(upstream, "tgi", request)
+        assert not upstream.answers, "tried once"
+
+
 async def continued(upstream: FaultyUpstream, preset: str | None, request: GenerateRequest, *prior: Delta) -> Any:
     """The engine's mode, and what it emits after earlier deltas."""
     entry = {**ENTRY, "options": {"base_url": upstream.url}, **({"preset": preset} if preset else {})}
