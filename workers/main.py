@@ -94,7 +94,8 @@ def main() -> int:
     runtime = WorkerRuntime(app, settings, registry[arguments.model], worker, metrics, exported, reload_signal)
     app.loop_thread = LoopThread(runtime)
     bound_event_buffer(app)
-    use_transport(app, lambda: runtime.slot_pool.batch_room, MessageFilter(app, arguments.model, metrics))
+    message_filter = MessageFilter(app, arguments.model, metrics)
+    use_transport(app, lambda: runtime.slot_pool.batch_room, runtime.holding, message_filter)
     celery_worker = HeadraceWorker(
         app=app,
         hostname=worker,

@@ -137,7 +137,7 @@ class WorkerRuntime:
             compilations=compilations_of(model, metrics),
             provider=model.provider,
         )
-        runner = Runner(context, self.slot_pool)
+        runner = Runner(context, self.slot_pool, on_room=self.consumer.poll)
         heartbeat = Heartbeat(runner, current, claims, model.name, settings)
         engine_supervisor = EngineSupervisor(
             current,
@@ -189,9 +189,13 @@ class WorkerRuntime:
         freeze_gc()
         redact_errors()
 
-    async def run(self, job_id: str) -> JobStatus | None:
+    async def run(self, job_id: str, priority: int) -> JobStatus | None:
         """Run a job; see `Runner.run`."""
-        return await self._started.runner.run(job_id)
+        return await self._started.runner.run(job_id, priority)
+
+    def holding(self) -> bool:
+        """Whether the consumer should fetch no messages: see `Runner.holding`. May be called from any thread."""
+        return self._parts is not None and self._parts.runner.holding
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job, as a client's request would."""

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, Field
 
 from api.monitoring.dependencies import CurrentMetrics, CurrentQueueMetrics, CurrentReadiness
-from api.monitoring.readiness import OK, STARTING
+from api.monitoring.readiness import OK
 
 router = APIRouter(tags=["health"])
 
@@ -48,7 +48,7 @@ async def healthz() -> Alive:
 async def readyz(check: CurrentReadiness, response: Response) -> Readiness:
     """Readiness check: database, Redis, and a live worker for each model."""
     checks = await check.run()
-    ready = all(state in (OK, STARTING) for state in checks.values())
+    ready = all(check.is_ready(state) for state in checks.values())
     response.status_code = 200 if ready else 503
     return Readiness(status=OK if ready else "unready", checks=checks)
 

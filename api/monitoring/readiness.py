@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from datetime import UTC
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.config.models.loader import Registry
+from shared.domain.job import OpenBreaker
 from shared.postgres.job_store import JobStore
 from shared.redis.write_check import check_writes
 
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 OK = "ok"
 # Does not make the process unready.
 STARTING = "added, no worker yet"
+# Nor does an upstream that fails: other models are served, and the jobs of this one wait.
+BREAKER_OPEN = "ok (upstream breaker open since "
 
 
 class ReadinessCheck:
@@ -47,11 +51,18 @@ class ReadinessCheck:
             self._running = asyncio.create_task(self._check(), name="readiness-check")
         return await asyncio.shield(self._running)
 
+    @staticmethod
+    def is_ready(state: str) -> bool:
+        """Whether a state that `run` returned does not make the process unready."""
+        return state in (OK, STARTING) or state.startswith(BREAKER_OPEN)
+
     async def _check(self) -> dict[str, str]:
         checks: dict[str, str] = {}
         workers: dict[str, int] | None = None
+        breakers: dict[str, OpenBreaker] = {}
         try:
             workers = await self._store.live_workers()
+            breakers = await self._store.open_breakers()
             checks["database"] = OK if await self._store.is_writable() else "read-only"
         except (SQLAlchemyError, OSError) as error:
             logger.warning("PostgreSQL unavailable: %s", error)
@@ -67,7 +78,14 @@ class ReadinessCheck:
                 checks[f"model {name}"] = "unknown"
             elif workers.get(name):
                 self._starting.discard(name)
-                checks[f"model {name}"] = OK
+                checks[f"model {name}"] = _state(breakers.get(name))
             else:
                 checks[f"model {name}"] = STARTING if name in self._starting else "no live worker"
         return checks
+
+
+def _state(breaker: OpenBreaker | None) -> str:
+    """The state of a model with a live worker."""
+    if breaker is None:
+        return OK
+    return f"{BREAKER_OPEN}{breaker.since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}: {breaker.reason})"

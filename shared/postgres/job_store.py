@@ -33,7 +33,17 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import ErrorCode, KeyReused
-from shared.domain.job import RUNNING, TERMINAL, Choice, Job, JobStatus, JobSummary, WorkerState, new_job_id
+from shared.domain.job import (
+    RUNNING,
+    TERMINAL,
+    Choice,
+    Job,
+    JobStatus,
+    JobSummary,
+    OpenBreaker,
+    WorkerState,
+    new_job_id,
+)
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import REQUEST_CONTEXT, RequestContext
@@ -351,6 +361,17 @@ class JobStore(JobRowStore):
         )
         async with self._engine.connect() as connection:
             return {row.model: row.workers for row in await connection.execute(statement)}
+
+    async def open_breakers(self) -> dict[str, OpenBreaker]:
+        """The models of which a live worker's circuit breaker is open: since when on the first one, and why."""
+        statement = (
+            select(WorkerRow.model, WorkerRow.breaker_since, WorkerRow.breaker_reason)
+            .where(WorkerRow.lease_expires_at > func.clock_timestamp(), WorkerRow.breaker_since.is_not(None))
+            .order_by(WorkerRow.breaker_since.desc())
+        )
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(statement)
+            return {row.model: OpenBreaker(row.breaker_since, row.breaker_reason) for row in rows}
 
 
 def _record(job_id: str, new: NewJob) -> dict[str, Any]:

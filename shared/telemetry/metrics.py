@@ -486,6 +486,25 @@ class Metrics:
             (MODEL, Label("kind", ("timeout", "unreachable", "broken"))),
             WORKER,
         )
+        self.upstream_breaker_open = new.scraped(
+            "headrace_upstream_breaker_open",
+            "1 while the worker's circuit breaker holds jobs back because the upstream fails, 0 if not.",
+            (MODEL,),
+            WORKER,
+            aggregation=Aggregation.MAX,
+        )
+        self.upstream_breaker_transitions = new.counter(
+            "headrace_upstream_breaker_transitions_total",
+            "Changes of the circuit breaker's state; half open: one job is let through as a probe.",
+            (MODEL, Label("state", ("open", "half_open", "closed"))),
+            WORKER,
+        )
+        self.upstream_messages_held = new.scraped(
+            "headrace_upstream_messages_held",
+            "Messages that wait in the worker because a limit of the upstream is used up; their jobs are queued.",
+            (MODEL,),
+            WORKER,
+        )
         self.upstream_retries = new.counter(
             "headrace_upstream_retries_total", "Retried upstream requests.", (MODEL,), WORKER
         )

@@ -264,6 +264,32 @@ async def test_a_deferred_job_outlives_its_worker(
     assert done["started_at"] >= not_before
 
 
+@pytest.mark.long
+async def test_jobs_wait_while_the_upstream_is_away(client: httpx.AsyncClient) -> None:
+    """The breaker opens, the API stays ready and says why, and a probe closes it."""
+    job_ids = [await submit(client, "patient") for _ in range(6)]
+
+    async def state() -> str:
+        ready = await client.get("/readyz")
+        assert ready.status_code == 200
+        return str(ready.json()["checks"]["model patient"])
+
+    async def is_open() -> bool:
+        return "upstream breaker open since" in await state()
+
+    async def is_ok() -> bool:
+        return await state() == "ok"
+
+    await eventually(is_open, "the breaker is open")
+    for job_id in job_ids:
+        job = (await client.get(f"/v1/jobs/{job_id}")).json()
+        assert (job["status"], job["attempts"]) == ("queued", [])
+    async with faulty_upstream(PORT):
+        for job_id in job_ids:
+            assert (await wait_for_end(client, job_id))["status"] == "completed"
+        await eventually(is_ok, "the breaker is closed")
+
+
 async def test_tool_calls_of_other_servers_reach_each_api(
     client: httpx.AsyncClient, sdk: openai.AsyncOpenAI, upstream: FaultyUpstream
 ) -> None:

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.request import GenerateRequest
 from workers.engines.base import NO_PRIOR, EngineDead, EngineStats, Prior, PromptInfo, Restarted
+from workers.engines.gate import Gate
 from workers.engines.resume import Resume
 
 DEADLINE_S = 20.0
@@ -91,6 +92,8 @@ class Call:
 
 class SteeredEngine:
     """Resumes requests with one choice exactly; `several_choices` is the resume mode of all others."""
+
+    gate: Gate | None = None
 
     def __init__(self, slots: int = 64) -> None:
         self.slots = slots

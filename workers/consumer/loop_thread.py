@@ -52,9 +52,12 @@ class LoopThread:
             time.sleep(POLL_S)
         starting.result()
 
-    def submit(self, job_id: str) -> Future[JobStatus | None]:
-        """Run a job. The future has the status that it ended with, or None (see `Runner.run`)."""
-        return self._call(self.runtime.run(job_id))
+    def submit(self, job_id: str, priority: int) -> Future[JobStatus | None]:
+        """Run a job, for a message of this priority.
+
+        The future has the status that it ended with, or None (see `Runner.run`).
+        """
+        return self._call(self.runtime.run(job_id, priority))
 
     def bind(self, job: Future[JobStatus | None]) -> None:
         """Bind a job to the calling thread, whose task is about to wait for it."""

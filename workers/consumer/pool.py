@@ -116,12 +116,13 @@ class EnginePool(BasePool):  # type: ignore[misc]
     ) -> _Applied:
         # The arguments of Celery's target: (task name, task id, request, ...).
         job_id, request = args[1], args[2]
-        batch = is_batch(request["delivery_info"]["priority"] or 0)
+        priority = request["delivery_info"]["priority"] or 0
+        batch = is_batch(priority)
         # If a thread is free, the job starts now: the claim need not wait for the thread to be scheduled.
-        started = self._loop_thread.submit(job_id) if self._slot_pool.acquire(batch=batch) else None
+        started = self._loop_thread.submit(job_id, priority) if self._slot_pool.acquire(batch=batch) else None
         lane = self._batch if batch else self._urgent
         return _Applied(
-            lane.submit(self._apply, job_id, batch, started, target, args, kwargs, callback, accept_callback)
+            lane.submit(self._apply, job_id, priority, started, target, args, kwargs, callback, accept_callback)
         )
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
@@ -138,7 +139,7 @@ class EnginePool(BasePool):  # type: ignore[misc]
     def _apply(
         self,
         job_id: str,
-        batch: bool,
+        priority: int,
         started: Future[JobStatus | None] | None,
         target: Callable[..., Any],
         args: tuple[Any, ...],
@@ -150,12 +151,12 @@ class EnginePool(BasePool):  # type: ignore[misc]
         with self._lock:
             self._jobs[pid] = job_id
         try:
-            self._loop_thread.bind(started or self._loop_thread.submit(job_id))
+            self._loop_thread.bind(started or self._loop_thread.submit(job_id, priority))
             apply_target(target, args, kwargs, callback, self._accepting(accept_callback), getpid=lambda: pid)
         finally:
             with self._lock:
                 del self._jobs[pid]
-            self._slot_pool.release(batch=batch)
+            self._slot_pool.release(batch=is_batch(priority))
             self._loop_thread.runtime.consumer.poll()
 
     def _accepting(self, accept: Callable[..., Any] | None) -> Callable[..., Any] | None:

@@ -16,6 +16,8 @@ Messages pass a filter before Celery handles them (`workers.consumer.message_fil
 Batch messages are fetched only while there are free slots for batch jobs (`batch_room`), so that a worker full of batch
 jobs still accepts others. kombu waits for messages with a BRPOP on the lists of all priorities; without free slots, the
 list of batch messages is left out. Slots that become free during such a BRPOP are filled by polling that list.
+
+While the limits or the circuit breaker of an upstream hold back jobs (`holding`), no BRPOP is started.
 """
 
 from __future__ import annotations
@@ -46,24 +48,26 @@ from workers.consumer.message_filter import MAX_COMMAND_BYTES, MessageFilter
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+OPTIONS = ("batch_room", "holding", "message_filter")
 
 
 class Channel(redis.Channel):
     """A channel that raises a connection error if it is detached, filters messages, and fetches batch messages late."""
 
-    from_transport_options = (*redis.Channel.from_transport_options, "batch_room", "message_filter")  # type: ignore[assignment]
+    from_transport_options = (*redis.Channel.from_transport_options, *OPTIONS)  # type: ignore[assignment]
     batch_room: Callable[[], int] | None = None
+    holding: Callable[[], bool] | None = None
     message_filter: MessageFilter | None = None
     # Whether the BRPOP in progress includes the list of batch messages.
     _awaits_batch = False
 
     def poll_batch(self) -> None:
         """Fetch batch messages into the free slots, if the BRPOP in progress does not."""
-        if self.batch_room is None or not self._in_poll or self._awaits_batch:
+        if self.batch_room is None or not self._in_poll or self._awaits_batch or self._holds:
             return  # a BRPOP includes them, or is about to start in this iteration of Celery's loop
         with self.conn_or_acquire() as client:
             for queue in self.active_queues:
-                while self.batch_room() > 0 and self.qos.can_consume():
+                while self.batch_room() > 0 and self.qos.can_consume() and not self._holds:
                     raw = client.rpop(list_name(queue, BATCH_PRIORITY))
                     if raw is None:
                         break
@@ -77,7 +81,13 @@ class Channel(redis.Channel):
                 self._disconnect_pools()  # type: ignore[no-untyped-call]  # as above
                 self._close_clients()  # type: ignore[no-untyped-call]  # as above
 
+    @property
+    def _holds(self) -> bool:
+        return self.holding is not None and self.holding()
+
     def _brpop_start(self, timeout: float | None = None) -> None:
+        if self._holds:
+            return  # tried again in the next iteration of Celery's loop, which the end of the hold wakes
         steps = self.priority_steps
         self._awaits_batch = self.batch_room is None or self.batch_room() > 0
         if not self._awaits_batch:
@@ -164,7 +174,7 @@ class Transport(redis.Transport):
 class SentinelChannel(Channel, redis.SentinelChannel):
     """The same on a server that sentinels name."""
 
-    from_transport_options = (*redis.SentinelChannel.from_transport_options, "batch_room", "message_filter")  # type: ignore[assignment]
+    from_transport_options = (*redis.SentinelChannel.from_transport_options, *OPTIONS)  # type: ignore[assignment]
 
     sentinel_kwargs: Any = None
 
@@ -206,7 +216,9 @@ class PacedConsumer(Consumer):  # type: ignore[misc]
         self._restarted = time.monotonic()
 
 
-def use_transport(app: Celery, batch_room: Callable[[], int], message_filter: MessageFilter) -> None:
+def use_transport(
+    app: Celery, batch_room: Callable[[], int], holding: Callable[[], bool], message_filter: MessageFilter
+) -> None:
     """Use these connections in an application, and these transports for all Redis URLs of this process."""
     # Celery would warn at each lost connection that running tasks continue. They should: they are acknowledged early.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
@@ -216,6 +228,7 @@ def use_transport(app: Celery, batch_room: Callable[[], int], message_filter: Me
     app.conf.broker_transport_options = {
         **app.conf.broker_transport_options,
         "batch_room": batch_room,
+        "holding": holding,
         "message_filter": message_filter,
     }
     app.conf.worker_consumer = PacedConsumer

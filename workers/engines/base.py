@@ -11,6 +11,7 @@ from shared.domain.errors import ErrorCode, HeadraceError
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
+from workers.engines.gate import Gate
 from workers.engines.resume import Resume
 
 
@@ -137,6 +138,10 @@ class Engine(ManagedEngine, Protocol):
     @property
     def slots(self) -> int:
         """Number of requests that it runs concurrently."""
+
+    @property
+    def gate(self) -> Gate | None:
+        """What holds back jobs before their claim, beside the number of slots; None: nothing does."""
 
     @property
     def fingerprint(self) -> str:

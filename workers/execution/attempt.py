@@ -160,6 +160,11 @@ class JobAttempt:
         return not self._generated
 
     @property
+    def usage(self) -> Usage:
+        """The usage so far: as the upstream reported it, if it did; otherwise as counted here."""
+        return self._usage()
+
+    @property
     def casualty(self) -> JobAtDeath:
         """The job, for the judgement of a death of its engine."""
         return JobAtDeath(self.job.id, self._suspect, self.job.exposures)

@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Job, JobStatus, Usage
 from shared.domain.priorities import Hint, is_batch, to_front
+from shared.domain.request import GenerateRequest
 from shared.domain.suspects import Verdict, judge
 from shared.postgres.claim_store import Claim
 from shared.runtime.aio import cancel_and_wait
 from shared.runtime.outages import is_outage
 from workers.engines.base import Engine
+from workers.engines.gate import Gate, Passage
 from workers.execution.attempt import RETRY_S, AttemptContext, InterruptReason, JobAttempt
 from workers.execution.isolation import Isolation
 from workers.execution.slots import SlotPool
@@ -36,11 +38,31 @@ LATER_S = 5.0
 ALONE_S = 60.0
 
 
+class _Free:
+    """The passage of engines without a gate."""
+
+    def claimed(self, request: GenerateRequest) -> None:
+        pass
+
+    def settle(self, usage: Usage) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+FREE = _Free()
+
+
 class Runner:
     """Claims and runs jobs for messages; stops, preempts and requeues running jobs. Lives on one event loop."""
 
-    def __init__(self, context: AttemptContext, slot_pool: SlotPool) -> None:
+    def __init__(
+        self, context: AttemptContext, slot_pool: SlotPool, on_room: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_room` is called when a gate has held back messages and further ones should be fetched again."""
         self.slot_pool = slot_pool
+        self._on_room = on_room
         # The job claimed last, by priority.
         self.last_claimed: dict[int, str] = {}
         # When the last message arrived, on the monotonic clock.
@@ -62,10 +84,28 @@ class Runner:
         # Jobs whose claims have not been answered, with the number of messages for each.
         self._claiming: Counter[str] = Counter()
         self._verdicts: dict[JobAttempt, Verdict] = {}
+        self.use(context)
 
     def use(self, context: AttemptContext) -> None:
         """Run jobs in this context from now on."""
+        earlier, gate = self._context.engine.gate, context.engine.gate
         self._context = context
+        if gate is not None:
+            gate.on_room = self._on_room
+        if earlier is not None and earlier is not gate:
+            earlier.stop()
+            self._on_room()
+
+    @property
+    def gate(self) -> Gate | None:
+        """The gate of the engine for new jobs."""
+        return self._context.engine.gate
+
+    @property
+    def holding(self) -> bool:
+        """Whether no further messages should be fetched, although slots are free. May be read from any thread."""
+        gate = self.gate
+        return gate is not None and not self._paused and gate.holding
 
     def uses(self, engine: Engine) -> bool:
         """Whether a running job was started on this engine."""
@@ -91,21 +131,31 @@ class Runner:
         """Whether messages lead to claims; they are dropped otherwise."""
         return not self._paused
 
-    async def run(self, job_id: str) -> JobStatus | None:
-        """Run a job. Returns its final status; None if it was not claimed, lost its claim or was requeued."""
+    async def run(self, job_id: str, priority: int = 0) -> JobStatus | None:
+        """Run a job, for a message of this priority.
+
+        Returns its final status; None if it was not claimed, lost its claim or was requeued.
+        """
         self.last_message = time.monotonic()
         if self._paused or job_id in self.waiting:
             return None
-        with self._counted():
+        with self._counted(), contextlib.ExitStack() as stack:
             with self._waiting(job_id):
                 if not await self._isolation.open():
                     return None
+                passage = await self._enter(job_id, priority)
+                if passage is None:
+                    return None
+                stack.callback(passage.close)
                 job = await self._claim(job_id)
                 suspect = await self._queued_suspect(job_id) if job is None and self._isolates else None
             if job is not None:
+                passage.claimed(job.request)
                 with self._registered(self._attempt(job)) as attempt:
                     self._preempt_batch_jobs()
-                    return await attempt.run()
+                    status = await attempt.run()
+                    passage.settle(attempt.usage)
+                    return status
             if suspect is not None:
                 return await self._run_alone(suspect)
             return None
@@ -120,11 +170,15 @@ class Runner:
         """Accept no messages; running jobs continue."""
         self._paused = True
         self._isolation.stop()
+        if self.gate is not None:
+            self.gate.stop()
 
     def resume(self) -> None:
         """Accept messages again."""
         self._paused = False
         self._isolation.resume()
+        if self.gate is not None:
+            self.gate.resume()
 
     async def drain(self, grace_s: float) -> None:
         """Accept no messages, let running jobs finish for `grace_s` seconds, then requeue the rest."""
@@ -181,6 +235,16 @@ class Runner:
             yield
         finally:
             self.waiting.discard(job_id)
+
+    async def _enter(self, job_id: str, priority: int) -> Passage | None:
+        """Wait for the engine's gate. None: the message was sent back to the queue."""
+        gate = self.gate
+        if gate is None:
+            return FREE
+        passage = await gate.enter(priority)
+        if passage is None:
+            self._context.send(Hint(job_id, gate.model, priority, front=True))
+        return passage
 
     async def _run_alone(self, suspect: Hint) -> JobStatus | None:
         """Run a suspect: alone until it has a token, at most `ALONE_S`, then beside others."""

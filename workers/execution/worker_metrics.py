@@ -34,6 +34,10 @@ class WorkerMetrics(Collector):
         yield metrics.worker_stalled.family([(self._labels, self._stalled_s())])
         yield metrics.engine_requests_running.family([(self._labels, stats.requests - stats.waiting)])
         yield metrics.engine_requests_waiting.family([(self._labels, stats.waiting)])
+        gate = runner.gate
+        breakers = [] if gate is None else [(self._labels, float(gate.breaker is not None))]
+        yield metrics.upstream_breaker_open.family(breakers)
+        yield metrics.upstream_messages_held.family([] if gate is None else [(self._labels, gate.waiting)])
         for gauge, value in (
             (metrics.engine_kv_cache_usage, "usage"),
             (metrics.engine_preemptions, "preemptions"),

@@ -66,12 +66,14 @@ class Heartbeat:
         """Renew the lease and reconcile the running jobs with the claims, once."""
         self.beat()
         before = time.monotonic()
+        gate = self._runner.gate
         claims = await self._store.heartbeat(
             self._model,
             slots=self._runner.slot_pool.slots,
             running=self._engine.stats().requests,
             lease_s=self._settings.lease_s,
             state=self._state,
+            breaker=gate.breaker if gate is not None else None,
         )
         owned = {(claim.job_id, claim.attempt) for claim in claims}
         for job_id, attempt in self._runner.claimed_before(before):

@@ -53,8 +53,10 @@ class Watchdog:
             self._on_stuck()
 
     def consumable(self, depths: dict[int, int]) -> int:
-        """The number of waiting messages for which slots are free."""
+        """The number of waiting messages for which slots are free and which no limit of an upstream holds back."""
         slot_pool = self._runner.slot_pool
+        if self._runner.holding:
+            return 0
         return sum(
             messages
             for priority, messages in depths.items()

@@ -54,6 +54,8 @@ class UpstreamOptions(BaseModel):
         ge=0,
         description="How long a job may wait in the queue because the upstream was busy; 0: it fails at once.",
     )
+    requests_per_minute: float | None = Field(None, gt=0, description="The limit of each worker.")
+    tokens_per_minute: float | None = Field(None, gt=0, description="The limit of each worker, prompts included.")
     log_error_texts: bool = Field(
         False, description="Log the upstream's error messages, without keys. They may quote prompts."
     )

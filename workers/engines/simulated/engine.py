@@ -27,6 +27,7 @@ from shared.runtime.offload import INLINE_BYTES, off_loop
 from shared.runtime.time_slice import TimeSlice
 from workers.engines import prompt_logprobs
 from workers.engines.base import NO_PRIOR, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
+from workers.engines.gate import Gate
 from workers.engines.resume import Resume
 from workers.engines.simulated.script import Script, logprob_entries, sampled_candidate, script_of
 from workers.engines.token_boundaries import TokenBoundaries
@@ -51,6 +52,8 @@ VOCABULARY = [word.encode() for word in WORDS] + _PARTS
 
 class SimulatedEngine:
     """The `simulated` engine. It has no queue of its own."""
+
+    gate: Gate | None = None
 
     def __init__(self, model: SimulatedModel) -> None:
         self.fingerprint = model.fingerprint

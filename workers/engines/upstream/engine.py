@@ -41,6 +41,7 @@ from workers.engines.upstream.errors import (
     status_error,
 )
 from workers.engines.upstream.exchange import Call, Exchange
+from workers.engines.upstream.gate import UpstreamGate
 from workers.engines.upstream.read_coalescing import ReadCoalescer
 from workers.engines.upstream.redaction import redact, without_secrets
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
@@ -70,6 +71,7 @@ class UpstreamEngine(ABC):
         self._requests = 0
         self._reads = ReadCoalescer()
         self._refused = RefusedParameters(model.name)
+        self.gate = UpstreamGate(model, metrics)
 
     # The server's API
 
@@ -162,6 +164,7 @@ class UpstreamEngine(ABC):
                     "the body ended before the answer",
                     reason=BusyReason.BROKEN,
                 )
+                answered = False
                 try:
                     while call is not None:
                         if call.delay_s:
@@ -177,7 +180,10 @@ class UpstreamEngine(ABC):
                                 if (other := exchange.instead(response.status)) is not None:
                                     call = other
                                     continue
-                                raise self._status_error(request_id, response, content, request, body)
+                                error = self._status_error(request_id, response, content, request, body)
+                                if isinstance(error, InvalidRequest):
+                                    self.gate.succeeded()  # it works: it has read the request
+                                raise error
                             self._refused.remember(replacements)
                             finished_at = 0.0
                             while not reply.done:
@@ -193,6 +199,9 @@ class UpstreamEngine(ABC):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
                                         finished_at = 0.0
                                         failures = 0
+                                        if not answered:
+                                            answered = True
+                                            self.gate.succeeded()
                                         yield delta
                                         if slice_.over:
                                             await slice_.give_way()
@@ -222,12 +231,18 @@ class UpstreamEngine(ABC):
                         yield delta
                     break
                 limited = failure.reason is BusyReason.RATE_LIMIT
+                if limited:
+                    self.gate.limited(failure.retry_after_s)
+                elif not reply.begun:
+                    reason, by_request = failure.reason, failure.reason is not BusyReason.UNREACHABLE
+                    what = failure.details if reason is BusyReason.SERVER_ERROR else reason.value
+                    self.gate.failed(_job_id(request_id), what, by_request=by_request)
                 delay_s = backoff_s(failures, failure.retry_after_s, limited=limited)
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 call = exchange.resume()
                 if reply.begun and call is None:
                     raise UpstreamError(str(failure))
-                if failures >= self._options.max_retries or delay_s is None:
+                if failures >= self._options.max_retries or delay_s is None or self.gate.closed:
                     raise UpstreamBusy(
                         str(failure),
                         failure.reason,
@@ -236,6 +251,7 @@ class UpstreamEngine(ABC):
                     )
                 failures += 1
                 self._metrics.upstream_retries.labels(self._label).inc()
+                self.gate.repeated()
                 await asyncio.sleep(delay_s)
         finally:
             self._requests -= 1
@@ -287,7 +303,7 @@ class UpstreamEngine(ABC):
     ) -> Exception:
         status = response.status
         if status in KEY_REFUSED:
-            return self._key_refused(status)
+            return self._key_refused(request_id, status)
         error = self.error_body(content)
         error = replace(error, request_id=error.request_id or request_id_of(response.headers))
         body = self._for_client(request_id, f"HTTP {status}", error, sent)
@@ -302,11 +318,11 @@ class UpstreamEngine(ABC):
         if isinstance(failure, UpstreamError):
             return failure
         if failure.status in KEY_REFUSED:
-            return self._key_refused(failure.status)
+            return self._key_refused(request_id, failure.status)
         error = "an error in the answer"
         return reported_error(self._for_client(request_id, error, failure, sent), _default_param(request))
 
-    def _key_refused(self, status: int | None) -> UpstreamError:
+    def _key_refused(self, request_id: str, status: int | None) -> UpstreamError:
         variable = self._options.api_key_env
         logger.error(
             "model=%s the upstream refused the key (HTTP %d); api_key_env is %s",
@@ -314,6 +330,7 @@ class UpstreamEngine(ABC):
             status,
             variable or "not set",
         )
+        self.gate.failed(_job_id(request_id), f"HTTP {status}: the key is refused", by_request=False)
         return UpstreamError(f"The upstream refused the key (HTTP {status}).")
 
     def _for_client(self, request_id: str, what: str, error: ErrorBody, sent: bytes) -> ErrorBody:
@@ -349,6 +366,10 @@ async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> byte
 def _payload(body: bytes) -> bytes | io.BytesIO:
     """The body for aiohttp, which writes a file in pieces."""
     return body if len(body) <= PIECE_BYTES else io.BytesIO(body)
+
+
+def _job_id(request_id: str) -> str:
+    return request_id.rpartition("-")[0]
 
 
 def _default_param(request: GenerateRequest) -> str:

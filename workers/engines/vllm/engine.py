@@ -22,6 +22,7 @@ from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
 from workers.engines import prompt_logprobs
 from workers.engines.base import NO_PRIOR, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
+from workers.engines.gate import Gate
 from workers.engines.resume import Resume
 from workers.engines.vllm.dtype import choose_dtype
 from workers.engines.vllm.executor import cpu_options
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 class VllmEngine:
     """Runs up to `slots` sequences with continuous batching on one `AsyncLLM`."""
+
+    gate: Gate | None = None
 
     _llm: AsyncLLM
     _renderer: Renderer

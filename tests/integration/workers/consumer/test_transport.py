@@ -72,6 +72,33 @@ def test_batch_messages_wait_for_free_slots_and_delay_no_others(servers: Servers
             assert taken[5:] == ["batch 3"]
 
 
+def test_nothing_is_fetched_while_an_upstream_holds_jobs_back(servers: Servers, redis: Redis) -> None:
+    """The messages stay on the queue, and are fetched afterwards."""
+    holding = True
+    taken: list[str] = []
+    app = celery_app(servers.redis(TEST_REDIS_DB))
+    options = {**app.conf.broker_transport_options, "batch_room": lambda: 1, "holding": lambda: holding}
+    with KOMBU.Connection(servers.redis(TEST_REDIS_DB), transport=Transport, transport_options=options) as connection:
+        channel = connection.channel()
+        queue = KOMBU.Queue("jobs")
+        for priority in (3, BATCH_PRIORITY):
+            connection.Producer(channel).publish(str(priority), routing_key="jobs", declare=[queue], priority=priority)
+
+        def take(body: str, message: Any) -> None:
+            taken.append(body)
+            message.ack()
+
+        with connection.Consumer(queue, callbacks=[take], channel=channel):
+            channel._brpop_start()
+            channel.poll_batch()
+            assert not channel._in_poll
+            assert taken == []
+            holding = False
+            for _ in range(2):
+                connection.drain_events(timeout=5)
+            assert taken == ["3", str(BATCH_PRIORITY)]
+
+
 def test_a_closed_channel_raises_a_connection_error(connection: Any) -> None:
     """Celery survives connection errors; the AttributeError that kombu raised here ended the worker."""
     channel = connection.channel()

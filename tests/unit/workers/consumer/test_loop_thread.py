@@ -39,7 +39,8 @@ class FakeRuntime:
         if self.error is not None:
             raise self.error
 
-    async def run(self, job_id: str) -> JobStatus | None:
+    async def run(self, job_id: str, priority: int) -> JobStatus | None:
+        assert priority == 3
         self._record(f"run {job_id}")
         self._ends[job_id] = asyncio.get_running_loop().create_future()
         return await self._ends[job_id]
@@ -75,7 +76,7 @@ def loop_thread(runtime: FakeRuntime) -> Iterator[LoopThread]:
 
 def test_all_calls_run_on_the_loops_thread(loop_thread: LoopThread, runtime: FakeRuntime) -> None:
     loop_thread.start()
-    job = loop_thread.submit("job_1")
+    job = loop_thread.submit("job_1", 3)
     loop_thread.cancel("job_1")
     assert job.result(WITHIN_S) is JobStatus.CANCELLED
     loop_thread.end_grace()
@@ -91,7 +92,7 @@ def test_each_thread_waits_for_its_own_job(loop_thread: LoopThread, runtime: Fak
     both_bound = threading.Barrier(3)
 
     def task(job_id: str) -> JobStatus | None:
-        loop_thread.bind(loop_thread.submit(job_id))
+        loop_thread.bind(loop_thread.submit(job_id, 3))
         both_bound.wait(WITHIN_S)
         return loop_thread.wait()
 
