@@ -25,6 +25,7 @@ from api.http.dependencies import Resources
 from api.http.members import MemberReader
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
+from api.jobs.media_check import MediaLimits
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import QueueStore
@@ -99,7 +100,8 @@ async def open_resources(
         queue_estimates = QueueEstimates(QueueStore(database), registry)
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
-        admission = Admission(registry, context_window, quotas)
+        media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
+        admission = Admission(registry, context_window, quotas, media_limits)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -123,7 +125,13 @@ async def open_resources(
             max_lines=settings.max_file_lines,
             retention_s=file_retention_s,
         )
-        members = MemberReader(metrics, refuse_unknown=settings.unknown_parameters == "refuse")
+        members = MemberReader(
+            metrics,
+            refuse_unknown=settings.unknown_parameters == "refuse",
+            extra_names=lambda model: (
+                spec.capabilities.extra_body if (spec := registry.models.get(model)) is not None else ()
+            ),
+        )
         steps = BatchSteps(
             registry=registry,
             members=members,

@@ -130,6 +130,17 @@ class ConversationSettings(SettingsGroup):
     )
 
 
+class MediaSettings(SettingsGroup):
+    """Images and files in messages."""
+
+    max_part_bytes: int = Field(
+        5_000_000, ge=1, description="A larger image or file in a message is rejected with 400 (bytes, decoded)."
+    )
+    max_media_bytes: int = Field(
+        20_000_000, ge=1, description="Maximum size of all images and files in one request together (bytes, decoded)."
+    )
+
+
 class FileSettings(SettingsGroup):
     """Uploaded files and result files."""
 
@@ -200,6 +211,7 @@ class ApiSettings(
     QuotaSettings,
     StreamSettings,
     ConversationSettings,
+    MediaSettings,
     FileSettings,
     BatchSettings,
     RetentionSettings,

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
-if TYPE_CHECKING:
-    from benchmarks.upstream import ParsedRequest
+from benchmarks.upstream_request import ParsedRequest
 
 
 class Framing(ABC):

@@ -70,6 +70,26 @@ def _vllm(streams: Iterable[int]) -> Iterator[Goal]:
         yield Goal(f"tokens/s at {count}, relative to vLLM's own server", key, 0.97, True, "x", baseline)
 
 
+def _engines(names: Iterable[str]) -> Iterator[Goal]:
+    for name in names:
+        added = Key("engines", name, "added to the openai engine's p50 at 16")
+        yield Goal(f"first token at 16 of {name}, delay relative to the openai engine", added, 1, False, "ms")
+        key, baseline = (Key("engines", engine, "tokens/s at 64") for engine in (name, "openai"))
+        yield Goal(f"relayed tokens/s at 64 of {name}, relative to the openai engine", key, 0.9, True, "x", baseline)
+    killed = {"tokens repeated or lost": 0, "answers generated per job": 1}
+    for figure, limit in killed.items():
+        yield Goal(
+            f"{figure}, killed worker, Responses upstream",
+            Key("engines", "responses", f"killed worker: {figure}"),
+            limit,
+            False,
+        )
+    slow = {"memory of the worker": (300, "MiB"), "loop lag p99": (20, "ms")}
+    for figure, (limit, unit) in slow.items():
+        title = f"{figure}, 500 slow streams"
+        yield Goal(title, Key("engines", "openai", f"500 slow streams: {figure}"), limit, False, unit)
+
+
 GOALS = (
     *_vllm((16, 64, 256)),
     Goal(
@@ -109,6 +129,7 @@ GOALS = (
         "x",
         Key("upstream", "litellm", "tokens/s at 64"),
     ),
+    *_engines(("responses", "anthropic", "triton", "replicate")),
     Goal("relayed tokens/s at 256", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
     Goal("durable submits", Key("submits", "headrace", "submits/s at 64"), 700, True, "/s"),
     Goal("followers on one API process", Key("followers", "headrace", "followers held"), 2000, True),

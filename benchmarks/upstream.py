@@ -1,10 +1,14 @@
-"""A simulated upstream: OpenAI's streaming API at a fixed rate, for tests and load on the `openai` engine.
+"""A simulated upstream: the streaming APIs of OpenAI and other vendors at a fixed rate, for tests and load.
 
     python -m benchmarks.upstream --port 8901 --ttft-ms 20 --itl-ms 5
 
 It is a plain asyncio protocol, so that it uses little CPU next to the system under test: one write per chunk, from
 precomputed parts. Responses are deterministic: token n is the number n and a space, and a prompt has one token more
-than words. `GET /stats` returns the number of requests: open, finished, and abandoned by their client (`left`).
+than words. `GET /stats` returns the number of requests for an answer, and of streams: open, finished, and abandoned by
+their client (`left`).
+
+Responses in the background and predictions are kept: their tokens are generated at the same rate whether or not a
+client reads them.
 """
 
 from __future__ import annotations
@@ -15,25 +19,19 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
 
 import orjson
 import uvloop
 
+from benchmarks.framings import Completions, Framing, Generate, Messages, Predictions, Responses
+from benchmarks.upstream_request import Pace, ParsedRequest, Refused, parse
+
 MAX_HEAD = 64 * 1024
 JSON = b"application/json"
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """Response timing, in milliseconds to the first token and between tokens, and limits in tokens."""
-
-    ttft_ms: float = 20
-    itl_ms: float = 5
-    default_tokens: int = 64
-    max_model_len: int = 8192
 
 
 @dataclass(slots=True)
@@ -47,82 +45,12 @@ class Stats:
     connections: int = 0
 
 
-class Refused(Exception):
-    """A request that gets an error response."""
-
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
-
-
 @dataclass(frozen=True, slots=True)
-class ParsedRequest:
-    """A parsed request with its complete response."""
+class Kept:
+    """An answer that is generated whether or not a client reads it; `began` is on the loop's clock."""
 
-    chat: bool
-    stream: bool
-    include_usage: bool
-    model: str
-    prompt_tokens: int
-    choices: int
-    texts: list[str]
-    finish_reason: str
-
-    @property
-    def usage(self) -> dict[str, Any]:
-        completion_tokens = len(self.texts) * self.choices
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": self.prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        }
-
-
-def text_of_tokens(count: int) -> str:
-    """Return the text of `count` tokens."""
-    return "".join(f"{position} " for position in range(count))
-
-
-def parse(path: str, body: bytes, pace: Pace) -> ParsedRequest:
-    """Parse a request and compute its response.
-
-    Raises:
-        Refused: The request is invalid or does not fit the context.
-    """
-    try:
-        fields = orjson.loads(body)
-        chat = path == "/v1/chat/completions"
-        prompt = " ".join(str(item["content"]) for item in fields["messages"]) if chat else str(fields["prompt"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refused(400, f"The body is not a valid request: {error}") from error
-    prompt_tokens = len(prompt.split()) + 1
-    room = pace.max_model_len - prompt_tokens
-    wanted = fields.get("max_tokens") or fields.get("max_completion_tokens")
-    if room < 1 or (wanted or 0) > room:
-        raise Refused(400, f"This model's maximum context length is {pace.max_model_len} tokens.")
-    count = wanted or min(pace.default_tokens, room)
-    texts, finish_reason = [f"{position} " for position in range(count)], "length"
-    stops = fields.get("stop") or []
-    full_text = text_of_tokens(count)
-    found = [at for stop in ([stops] if isinstance(stops, str) else stops) if (at := full_text.find(stop)) >= 0]
-    if found:
-        texts, finish_reason, left = [], "stop", min(found)
-        for position in range(count):
-            if left <= 0:
-                break
-            texts.append(f"{position} "[:left])
-            left -= len(texts[-1])
-    return ParsedRequest(
-        chat=chat,
-        stream=bool(fields.get("stream")),
-        include_usage=bool((fields.get("stream_options") or {}).get("include_usage")),
-        model=str(fields.get("model", "")),
-        prompt_tokens=prompt_tokens,
-        choices=int(fields.get("n") or 1),
-        texts=texts,
-        finish_reason=finish_reason,
-    )
+    request: ParsedRequest
+    began: float
 
 
 class Upstream(asyncio.Protocol):
@@ -130,7 +58,9 @@ class Upstream(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, pace: Pace, stats: Stats) -> None:
+    def __init__(self, pace: Pace, stats: Stats, kept: dict[str, Kept]) -> None:
+        """`kept`: the answers by their ids."""
+        self._kept = kept
         self._pace = pace
         self._stats = stats
         self._loop = asyncio.get_running_loop()
@@ -183,14 +113,14 @@ class Upstream(asyncio.Protocol):
             return
         self._buffer = rest[length:]
         method, _, target = start_line.partition(" ")
-        path = target.partition(" ")[0].partition("?")[0]
+        parts = urlsplit(target.partition(" ")[0])
         try:
-            self._route(method, path, rest[:length])
+            self._route(method, parts.path, parse_qs(parts.query), rest[:length])
         except Refused as error:
             body = {"error": {"message": str(error), "type": "invalid_request_error", "code": error.code}}
             self._respond(error.status, body)
 
-    def _route(self, method: str, path: str, body: bytes) -> None:
+    def _route(self, method: str, path: str, query: Mapping[str, list[str]], body: bytes) -> None:
         match method, path:
             case "GET", "/v1/models":
                 self._respond(200, {"object": "list", "data": [{"id": "sim", "object": "model"}]})
@@ -207,15 +137,50 @@ class Upstream(asyncio.Protocol):
                     },
                 )
             case "POST", "/v1/chat/completions" | "/v1/completions":
-                request = parse(path, body, self._pace)
-                self._stats.requests += 1
-                self._stats.open += 1
-                self._responding = True
+                request = self._parsed(path, body)
                 if request.stream:
-                    self._stream(request)
+                    self._stream(request, Completions(request, self._stats.requests))
                 else:
+                    self._responding = True
+                    self._stats.open += 1
                     seconds = (self._pace.ttft_ms + self._pace.itl_ms * len(request.texts)) / 1000
                     self._timer = self._loop.call_later(seconds, self._send_completion, request)
+            case "POST", "/v1/responses":
+                request = self._parsed(path, body)
+                response_id = self._keep("resp", request)
+                self._stream(request, Responses(request, response_id), began=self._kept[response_id].began)
+            case "GET", _ if path.startswith("/v1/responses/"):
+                kept = self._kept_as(response_id := path.rsplit("/", 1)[1])
+                after = int(query.get("starting_after", ["-1"])[0])
+                self._stream(
+                    kept.request,
+                    Responses(kept.request, response_id, after),
+                    began=kept.began,
+                    position=max(0, after + 1 - Responses.FIRST_TOKEN),
+                )
+            case "POST", "/v1/messages":
+                request = self._parsed(path, body)
+                self._stream(request, Messages(request, self._stats.requests))
+            case "POST", _ if path.endswith("/generate_stream"):
+                self._stream(self._parsed(path, body), Generate())
+            case "POST", _ if path.endswith("/predictions"):
+                prediction = self._keep("p", self._parsed(path, body))
+                base = f"http://127.0.0.1:{self._transport.get_extra_info('sockname')[1]}/v1/predictions/{prediction}"
+                urls = {"get": base, "stream": f"{base}/stream", "cancel": f"{base}/cancel"}
+                self._respond(201, {"id": prediction, "status": "starting", "urls": urls})
+            case "GET", _ if path.endswith("/stream"):
+                kept = self._kept_as(path.split("/")[-2])
+                self._stream(kept.request, Predictions(), began=kept.began)
+            case "GET", _ if path.startswith("/v1/predictions/"):
+                kept = self._kept_as(prediction := path.rsplit("/", 1)[1])
+                count = len(kept.request.texts)
+                metrics = {
+                    "input_token_count": kept.request.prompt_tokens,
+                    "output_token_count": count,
+                    "predict_time": (self._pace.ttft_ms + self._pace.itl_ms * count) / 1000,
+                }
+                done = {"id": prediction, "status": "succeeded", "output": kept.request.texts, "metrics": metrics}
+                self._respond(200, done)
             case _:
                 raise Refused(404, f"Not found: {method} {path}.", "not_found")
 
@@ -247,22 +212,34 @@ class Upstream(asyncio.Protocol):
             },
         )
 
-    def _stream(self, request: ParsedRequest) -> None:
-        """Stream one chunk per token and choice, each in one write of precomputed parts."""
-        kind = b"chat.completion.chunk" if request.chat else b"text_completion"
-        start = b'data: {"id":"up-%d","object":"%s","created":1700000000,"model":%s,"choices":[{"index":' % (
-            self._stats.requests,
-            kind,
-            orjson.dumps(request.model),
-        )
-        before, after = (b',"delta":{"content":"', b'"}') if request.chat else (b',"text":"', b'"')
-        starts = [start + b"%d" % index + before for index in range(request.choices)]
-        end = after + b',"logprobs":null,"finish_reason":null}]}\n\n'
+    def _parsed(self, path: str, body: bytes) -> ParsedRequest:
+        request = parse(path, body, self._pace)
+        self._stats.requests += 1
+        return request
+
+    def _keep(self, kind: str, request: ParsedRequest) -> str:
+        answer_id = f"{kind}_{os.getpid()}_{self._stats.requests}"
+        self._kept[answer_id] = Kept(request, self._loop.time())
+        return answer_id
+
+    def _kept_as(self, answer_id: str) -> Kept:
+        kept = self._kept.get(answer_id)
+        if kept is None:
+            raise Refused(404, f"Not found: {answer_id}.", "not_found")
+        return kept
+
+    def _stream(
+        self, request: ParsedRequest, framing: Framing, *, began: float | None = None, position: int = 0
+    ) -> None:
+        """Stream the tokens from `position` on, each in writes of precomputed parts.
+
+        `began`: when the answer began, on the loop's clock; now without it. Tokens that are due are sent at once.
+        """
+        self._stats.open += 1
+        self._responding = True
         texts = [text.encode() for text in request.texts]
-        size = len(starts[0]) + len(end)
         itl_s = self._pace.itl_ms / 1000
-        position = 0
-        due = self._loop.time() + self._pace.ttft_ms / 1000
+        due = (self._loop.time() if began is None else began) + self._pace.ttft_ms / 1000 + itl_s * position
 
         def step() -> None:
             nonlocal position, due
@@ -273,14 +250,13 @@ class Upstream(asyncio.Protocol):
                 return
             self._step = None
             if position < len(texts):
-                text = texts[position]
+                for event in framing.token(position, texts[position]):
+                    self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
                 position += 1
-                for one in starts:
-                    self._transport.write(b"%x\r\n%b%b%b\r\n" % (size + len(text), one, text, end))
                 due += itl_s
                 self._timer = self._loop.call_at(due, step)
                 return
-            self._transport.write(self._tail(request, start))
+            self._transport.write(b"".join(map(_chunk, framing.tail())) + b"0\r\n\r\n")
             self._finish()
             self._next_request()
 
@@ -288,21 +264,9 @@ class Upstream(asyncio.Protocol):
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
+        if head := framing.head():
+            self._transport.write(_chunk(head))
         self._timer = self._loop.call_at(due, step)
-
-    @staticmethod
-    def _tail(request: ParsedRequest, start: bytes) -> bytes:
-        """Return the finish reasons, usage, [DONE] and the end of the body."""
-        content = b'"delta":{}' if request.chat else b'"text":""'
-        events = [
-            start + b'%d,%b,"finish_reason":"%b"}]}\n\n' % (index, content, request.finish_reason.encode())
-            for index in range(request.choices)
-        ]
-        if request.include_usage:
-            usage = {"id": "up", "object": "chunk", "model": request.model, "choices": [], "usage": request.usage}
-            events.append(b"data: " + orjson.dumps(usage) + b"\n\n")
-        events.append(b"data: [DONE]\n\n")
-        return b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events) + b"0\r\n\r\n"
 
     def _finish(self) -> None:
         self._responding = False
@@ -310,12 +274,17 @@ class Upstream(asyncio.Protocol):
         self._stats.finished += 1
 
 
+def _chunk(content: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content)
+
+
 async def serve(pace: Pace, host: str, port: int, *, reuse_port: bool = False) -> tuple[asyncio.Server, Stats]:
     """Start the server. Port 0 picks a free one. Works without uvloop too."""
     stats = Stats()
+    kept: dict[str, Kept] = {}
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Upstream(pace, stats), host, port, reuse_port=reuse_port or None, backlog=4096
+        lambda: Upstream(pace, stats, kept), host, port, reuse_port=reuse_port or None, backlog=4096
     )
     return server, stats
 

@@ -55,7 +55,7 @@ class Parts:
         """Return one worker per model, or HEADRACE_WORKERS of them for a vLLM model."""
         drain = {"HEADRACE_DRAIN_S": str(self.settings.drain_s)}
         return [
-            self._child(f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain | secret_of(model))
+            self._child(f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain | secrets_of(model))
             for name, model in self.registry.models.items()
             for number in range(1, (self.settings.workers if model.loads_model else 1) + 1)
         ]
@@ -67,7 +67,7 @@ class Parts:
         return self._child("flower", ["-m", "workers.flower", *options], login)
 
     def _child(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Child:
-        secrets = _SECRETS.union(*(secret_of(model) for model in self.registry.models.values()))
+        secrets = _SECRETS.union(*(model.secret_envs for model in self.registry.models.values()))
         inherited = {key: value for key, value in os.environ.items() if key not in secrets}
         merged = inherited | {"PYTHONUNBUFFERED": "1"} | self.environment | dict(environment or {})
         log = self.settings.logs / f"{name}.log"
@@ -86,10 +86,9 @@ def load_models(file: Path) -> Registry:
         raise SettingError(str(error)) from error
 
 
-def secret_of(model: ModelSpec) -> dict[str, str]:
-    """Return the variable with the secret of the model's engine, if it has one that is set."""
-    name = model.secret_env
-    return {name: os.environ[name]} if name and os.environ.get(name) else {}
+def secrets_of(model: ModelSpec) -> dict[str, str]:
+    """Return the variables with the secrets of the model's engine that are set."""
+    return {name: os.environ[name] for name in model.secret_envs if os.environ.get(name)}
 
 
 def bundled_models(registry: Registry) -> list[str]:

@@ -132,8 +132,9 @@ def check_engine(settings: Settings, registry: Registry) -> None:
                 f" ENGINE={settings.engine} does not install.\n"
                 "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
             )
-        if model.secret_env is not None and not parts.secret_of(model):
-            raise SettingError(f"{model.secret_env} is not set; {settings.models} names it as {name}'s key.")
+        for variable in model.secret_envs:
+            if variable not in parts.secrets_of(model):
+                raise SettingError(f"{variable} is not set; {settings.models} names it as {name}'s key.")
 
 
 def clean_up_last_run(settings: Settings, progress: Progress) -> float:

@@ -6,7 +6,7 @@ https://docs.anthropic.com/en/api/messages-streaming
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from api.anthropic.schemas import (
     AssistantMessage,
     InterruptReason,
     MessageUsage,
+    RedactedThinkingContent,
     TextContent,
     ThinkingContent,
     ToolUseContent,
@@ -25,7 +26,10 @@ from api.http.errors import render_failure
 from api.streaming.errors import CannotRestart, StreamAborted
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType
-from shared.domain.job import Failure, Job, Usage
+from shared.domain.job import Choice, Failure, Job, ToolCall, Usage
+from shared.domain.opaque import THINKING, TOOL_CALL, OpaquePart, Reasoning, decode_all, in_order
+
+Block = TextContent | ThinkingContent | RedactedThinkingContent | ToolUseContent
 
 # Keeps proxies and clients from closing an idle stream. Anthropic's clients skip it at any position.
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -35,14 +39,7 @@ def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
     """Convert a finished job to a message."""
     assert job.usage is not None
     (choice,) = job.output
-    content: list[TextContent | ThinkingContent | ToolUseContent] = []
-    if choice.reasoning:
-        content.append(
-            ThinkingContent(thinking="" if hides_thinking else choice.reasoning, signature=_signature(job.id))
-        )
-    if choice.text:
-        content.append(TextContent(text=choice.text))
-    content += [ToolUseContent(id=call.id, name=call.name, input=_input(call.arguments)) for call in choice.tool_calls]
+    content = list(_blocks(job.id, choice, hides_thinking=hides_thinking))
     last_call = choice.tool_calls[-1].arguments if choice.tool_calls else None
     reason, sequence = _stop(choice.finish_reason, choice.stop_reason, last_call)
     return AssistantMessage(
@@ -53,6 +50,35 @@ def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
         stop_sequence=sequence,
         usage=_usage(job.usage),
     )
+
+
+def _blocks(job_id: str, choice: Choice, *, hides_thinking: bool) -> Iterator[Block]:
+    """The blocks of a choice, in the order in which they were generated."""
+    of_calls = {part.call_id: part for part in choice.opaque if part.kind == TOOL_CALL}
+    unsigned: str | None = None
+
+    def thinking(text: str, signature: str) -> ThinkingContent:
+        return ThinkingContent(thinking="" if hides_thinking else text, signature=signature)
+
+    for item in (*in_order(choice.reasoning or "", [choice.text], choice.tool_calls, choice.opaque), None):
+        if isinstance(item, OpaquePart) and item.kind == THINKING:
+            yield thinking(unsigned or "", item.encoded())
+            unsigned = None
+            continue
+        if unsigned is not None:
+            yield thinking(unsigned, _signature(job_id))
+            unsigned = None
+        match item:
+            case Reasoning(text):
+                unsigned = text
+            case OpaquePart():
+                yield RedactedThinkingContent(data=item.encoded())
+            case str():
+                yield TextContent(text=item)
+            case ToolCall():
+                yield ToolUseContent(id=item.id, name=item.name, input=_input(item.arguments))
+                if (part := of_calls.get(item.id)) is not None:
+                    yield RedactedThinkingContent(data=part.encoded())
 
 
 async def frames(job: Job, events: AsyncIterator[list[Event]], *, hides_thinking: bool) -> AsyncIterator[bytes]:
@@ -85,6 +111,7 @@ class _Stream:
         self._call = -1
         self._arguments: str | None = None
         self._deferred_text = ""
+        self._deferred_parts: list[str] = []
         self._finish: str | None = None
         self._stop_reason: int | str | None = None
         self.aborted = self.failed = False
@@ -139,6 +166,8 @@ class _Stream:
                 frames += self._text(text)
         for call in payload.get("tool_calls", ()):
             frames += self._call_fragment(call)
+        for part in decode_all(payload.get("opaque", ())):
+            frames += self._part(part)
         self._finish = payload.get("finish_reason") or self._finish
         self._stop_reason = payload.get("stop_reason", self._stop_reason)
         return frames
@@ -159,6 +188,17 @@ class _Stream:
             frames.append(self._grow("input_json_delta", partial_json=arguments))
         return frames
 
+    def _part(self, part: OpaquePart) -> list[bytes]:
+        """A part signs the thinking before it, or is a block of its own; that of a call follows the call's block."""
+        encoded = part.encoded()
+        if part.kind == TOOL_CALL and self._open == "tool_use":
+            self._deferred_parts.append(encoded)
+            return []
+        if part.kind != THINKING:
+            return [*self._begin("redacted_thinking", data=encoded), *self._close()]
+        opened = self._begin("thinking", thinking="", signature="") if self._open != "thinking" else []
+        return [*opened, *self._close(encoded)]
+
     def _begin(self, kind: str, **block: Any) -> list[bytes]:
         closed = self._close()
         self._open = kind
@@ -169,13 +209,20 @@ class _Stream:
     def _grow(self, kind: str, **delta: str) -> bytes:
         return _frame("content_block_delta", index=self._blocks - 1, delta={"type": kind, **delta})
 
-    def _close(self) -> list[bytes]:
-        """Close the open block, and then emit the text that was deferred while it was a tool call."""
+    def _close(self, signature: str | None = None) -> list[bytes]:
+        """Close the open block, and then emit the parts and the text that were deferred while it was a tool call.
+
+        `signature`: that of a block of thinking, if it has any.
+        """
         if self._open is None:
             return []
-        signed = [self._grow("signature_delta", signature=_signature(self._job.id))] if self._open == "thinking" else []
+        signature = signature or _signature(self._job.id)
+        signed = [self._grow("signature_delta", signature=signature)] if self._open == "thinking" else []
         closed = [*signed, _frame("content_block_stop", index=self._blocks - 1)]
         self._open = None
+        parts, self._deferred_parts = self._deferred_parts, []
+        for part in parts:
+            closed += [*self._begin("redacted_thinking", data=part), *self._close()]
         if self._deferred_text:
             text, self._deferred_text = self._deferred_text, ""
             return [*closed, *self._text(text), *self._close()]

@@ -6,20 +6,30 @@ assistant message at the end, which is continued here, as in Anthropic's API.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any, Literal
 
 from api.anthropic.cache_control import last_breakpoint, system_breakpoints, tool_breakpoints, turn_breakpoints
 from api.anthropic.schemas import (
+    Base64Source,
     CountTokensRequest,
+    DocumentBlock,
+    FileSource,
+    ImageBlock,
     InputMessage,
     MessagesRequest,
+    RedactedThinkingBlock,
     TextBlock,
+    TextSource,
     ThinkingBlock,
     ToolChoice,
     ToolResultBlock,
     ToolUseBlock,
+    UrlSource,
 )
+from shared.domain.content import ContentPart, FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
+from shared.domain.opaque import MAX_OPAQUE_PARTS, OpaquePart, decode
 from shared.domain.request import (
     ChatOptions,
     Function,
@@ -55,7 +65,9 @@ def generate_request(body: MessagesRequest) -> GenerateRequest:
         "thinking_token_budget": body.thinking.budget_tokens if body.thinking is not None else None,
     }
     sampling = Sampling.model_validate({name: value for name, value in parameters.items() if value is not None})
-    return conversation(body).model_copy(update={"sampling": sampling, "priority": body.priority})
+    return conversation(body).model_copy(
+        update={"sampling": sampling, "priority": body.priority, "extra_body": body.extra_body}
+    )
 
 
 def conversation(body: CountTokensRequest) -> GenerateRequest:
@@ -71,8 +83,8 @@ def conversation(body: CountTokensRequest) -> GenerateRequest:
         messages.append(Message(role="system", content=system))
         breakpoints += system_breakpoints(blocks)
     before = len(messages)
-    for turn in body.messages:
-        converted = _messages(turn)
+    for index, turn in enumerate(body.messages):
+        converted = _messages(turn, f"messages[{index}]")
         breakpoints += turn_breakpoints(turn, converted, len(messages))
         messages += converted
     if len(messages) == before:
@@ -123,30 +135,90 @@ def _tool_choice(choice: ToolChoice) -> Literal["none", "auto", "required"] | di
     return {"name": choice.name} if choice.name is not None else _TOOL_CHOICES[choice.type]
 
 
-def _messages(turn: InputMessage) -> list[Message]:
-    """Convert an input message. Each tool result becomes a message, before the rest."""
+def _messages(turn: InputMessage, path: str) -> list[Message]:
+    """Convert an input message, which is at `path`. Each tool result becomes a message, before the rest."""
+    if turn.role == "assistant":
+        return [_assistant_message(turn)]
+    parts: list[ContentPart] = []
+    results: list[Message] = []
+    for position, block in enumerate(turn.content):
+        at = f"{path}.content[{position}]"
+        match block:
+            case TextBlock() if block.text and not (turn.role == "system" and block.text.startswith(BILLING)):
+                parts.append(TextPart(type="text", text=block.text))
+            case ImageBlock() | DocumentBlock():
+                parts.append(_media(block, at))
+            case ToolResultBlock():
+                content = _content(
+                    [_result_part(item, f"{at}.content[{number}]") for number, item in enumerate(block.content)]
+                )
+                results.append(Message(role="tool", tool_call_id=block.tool_use_id, content=content))
+            case _:  # an empty text, a billing text
+                pass
+    if not parts:
+        return results
+    return [*results, Message(role=turn.role, content=_content(parts, "" if turn.role == "system" else "\n"))]
+
+
+def _assistant_message(turn: InputMessage) -> Message:
+    """Convert a turn of the model. The places of opaque parts follow from the order of the blocks."""
     texts: list[str] = []
     thinking: list[str] = []
     calls: list[MessageToolCall] = []
-    results: list[Message] = []
+    opaque: list[OpaquePart] = []
     for block in turn.content:
+        part = None
         match block:
-            case TextBlock() if block.text and not (turn.role == "system" and block.text.startswith(BILLING)):
+            case TextBlock() if block.text:
                 texts.append(block.text)
             case ThinkingBlock():
                 thinking.append(block.thinking)
+                part = decode(block.signature)
+            case RedactedThinkingBlock():
+                part = decode(block.data)
             case ToolUseBlock():
                 arguments = json_text(block.input)
                 calls.append(MessageToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=arguments)))
-            case ToolResultBlock():
-                content = "\n".join(item.text for item in block.content)
-                results.append(Message(role="tool", tool_call_id=block.tool_use_id, content=content))
-            case _:  # an empty text, a billing text, and redacted thinking
+            case _:  # an empty text
                 pass
-    if not texts and turn.role != "assistant":
-        return results
-    text = ("" if turn.role == "system" else "\n").join(texts) if texts else None if calls else ""
-    return [
-        *results,
-        Message(role=turn.role, content=text, reasoning="".join(thinking) or None, tool_calls=calls or None),
-    ]
+        if part is not None and len(opaque) < MAX_OPAQUE_PARTS:
+            place = {"reasoning": sum(map(len, thinking)), "text": sum(map(len, texts)), "calls": len(calls)}
+            opaque.append(part.at(**place))
+    content: str | list[ContentPart] | None
+    if opaque and len(texts) > 1:  # their boundaries are needed for the order
+        content = [TextPart(type="text", text=text) for text in texts]
+    else:
+        content = "\n".join(texts) if texts else None if calls else ""
+    return Message(
+        role="assistant",
+        content=content,
+        reasoning="".join(thinking) or None,
+        tool_calls=calls or None,
+        opaque=opaque or None,
+    )
+
+
+def _content(parts: list[ContentPart], separator: str = "\n") -> str | list[ContentPart]:
+    """A content of these parts; a string if all are texts."""
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    return separator.join(texts) if len(texts) == len(parts) else parts
+
+
+def _result_part(block: TextBlock | ImageBlock | DocumentBlock, path: str) -> ContentPart:
+    return TextPart(type="text", text=block.text) if isinstance(block, TextBlock) else _media(block, path)
+
+
+def _media(block: ImageBlock | DocumentBlock, path: str) -> ImagePart | FilePart:
+    source: dict[str, str] = {"path": path}
+    match block.source:
+        case Base64Source(media_type=media_type, data=data):
+            source |= {"media_type": media_type, "data": data}
+        case TextSource(data=text):
+            source |= {"media_type": "text/plain", "data": b64encode(text.encode()).decode()}
+        case UrlSource(url=url):
+            source["url"] = url
+        case FileSource(file_id=file_id):
+            source["file_id"] = file_id
+    if isinstance(block, ImageBlock):
+        return ImagePart(type="image", **source)
+    return FilePart(type="file", filename=block.title, context=block.context, **source)

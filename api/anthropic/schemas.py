@@ -51,8 +51,54 @@ class TextBlock(_Cacheable):
     text: UnicodeText
 
 
+class Base64Source(_Strict):
+    """Base64 data."""
+
+    type: Literal["base64"]
+    media_type: str
+    data: str
+
+
+class TextSource(_Strict):
+    """The text of a document."""
+
+    type: Literal["text"]
+    media_type: Literal["text/plain"] = "text/plain"
+    data: UnicodeText
+
+
+class UrlSource(_Strict):
+    """A URL that the model's provider fetches."""
+
+    type: Literal["url"]
+    url: UnicodeText
+
+
+class FileSource(_Strict):
+    """A file that the model's provider has."""
+
+    type: Literal["file"]
+    file_id: UnicodeText
+
+
+class ImageBlock(_Cacheable):
+    """An image."""
+
+    type: Literal["image"]
+    source: Base64Source | UrlSource | FileSource = Field(discriminator="type")
+
+
+class DocumentBlock(_Cacheable):
+    """A document: a PDF, or a text."""
+
+    type: Literal["document"]
+    source: Base64Source | TextSource | UrlSource | FileSource = Field(discriminator="type")
+    title: UnicodeText | None = None
+    context: UnicodeText | None = None
+
+
 class ThinkingBlock(_Strict):
-    """The model's thinking in an earlier turn. The signature is ignored."""
+    """The model's thinking in an earlier turn. Of signatures, only those of this API's responses are used."""
 
     type: Literal["thinking"]
     thinking: UnicodeText
@@ -60,7 +106,7 @@ class ThinkingBlock(_Strict):
 
 
 class RedactedThinkingBlock(_Strict):
-    """Encrypted thinking; ignored."""
+    """Encrypted thinking; ignored unless it is from this API's responses."""
 
     type: Literal["redacted_thinking"]
     data: str
@@ -100,20 +146,54 @@ def _reference_as_text(block: Any) -> Any:
     return block
 
 
+_RESULT_BLOCKS = ("text", "image", "document")
+
+
+def _type_of(block: Any) -> Any:
+    return block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+
+
+def _result_block_type(block: Any) -> str | None:
+    kind = _type_of(block)
+    return f"<{kind}>" if kind in _RESULT_BLOCKS else None
+
+
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[DocumentBlock, Tag("<document>")],
+    Discriminator(
+        _result_block_type,
+        custom_error_type="block_type",
+        custom_error_message=f"must be a block whose type is one of {', '.join(_RESULT_BLOCKS)}",
+    ),
+]
+ResultBlocks = Annotated[
+    list[ResultBlock],
+    Field(max_length=MAX_BLOCKS, fail_fast=True),
+    BeforeValidator(_text_as_block, json_schema_input_type=UnicodeText | list[ResultBlock]),
+]
+
+
 class ToolResultBlock(_Cacheable):
     """The result of a tool call. `is_error` is ignored; the content describes the error."""
 
     type: Literal["tool_result"]
     tool_use_id: UnicodeText
-    content: Annotated[TextBlocks, BeforeValidator(_references_as_texts)] = Field(default_factory=list)
+    content: Annotated[ResultBlocks, BeforeValidator(_references_as_texts)] = Field(default_factory=list)
     is_error: bool | None = None
 
 
-_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
+_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result", "image", "document")
+_BLOCKS_OF = {
+    "user": ("text", "tool_result", "image", "document"),
+    "system": ("text",),
+    "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
+}
 
 
 def _block_type(block: Any) -> str | None:
-    kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+    kind = _type_of(block)
     return f"<{kind}>" if kind in _BLOCKS else None
 
 
@@ -123,11 +203,13 @@ Block = Annotated[
     | Annotated[ThinkingBlock, Tag("<thinking>")]
     | Annotated[RedactedThinkingBlock, Tag("<redacted_thinking>")]
     | Annotated[ToolUseBlock, Tag("<tool_use>")]
-    | Annotated[ToolResultBlock, Tag("<tool_result>")],
+    | Annotated[ToolResultBlock, Tag("<tool_result>")]
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[DocumentBlock, Tag("<document>")],
     Discriminator(
         _block_type,
         custom_error_type="block_type",
-        custom_error_message=f"must be a block whose type is one of {', '.join(_BLOCKS)}; this model accepts text only",
+        custom_error_message=f"must be a block whose type is one of {', '.join(_BLOCKS)}",
     ),
 ]
 
@@ -146,9 +228,8 @@ class InputMessage(_Strict):
 
     @model_validator(mode="after")
     def _blocks_of_the_role(self) -> Self:
-        allowed = {"user": ("text", "tool_result"), "system": ("text",), "assistant": _BLOCKS[:4]}[self.role]
         for position, block in enumerate(self.content):
-            if block.type not in allowed:
+            if block.type not in _BLOCKS_OF[self.role]:
                 raise contradiction(
                     f"content[{position}]", f"a {block.type} block is not allowed in a message of role {self.role}"
                 )
@@ -300,6 +381,11 @@ class MessagesRequest(CountTokensRequest):
     top_k: int | None = Field(None, ge=0, lt=2**31)
     top_p: float | None = Field(None, ge=0, le=1)
     metadata: RequestMetadata | None = None
+    extra_body: JsonObject | None = Field(
+        None,
+        description="Parameters of the model's provider, by its names, that the model's entry allows. They may also be"
+        " sent as members of the request.",
+    )
     priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower values are served first, as in vLLM.")
 
     @model_validator(mode="after")
@@ -330,11 +416,18 @@ class TextContent(BaseModel):
 
 
 class ThinkingContent(BaseModel):
-    """The model's thinking. The signature is a placeholder that clients send back."""
+    """The model's thinking. Clients send the signature back; it is a placeholder if the provider gave none."""
 
     type: Literal["thinking"] = "thinking"
     thinking: str
     signature: str
+
+
+class RedactedThinkingContent(BaseModel):
+    """Data of the model's provider without text, which clients send back."""
+
+    type: Literal["redacted_thinking"] = "redacted_thinking"
+    data: str
 
 
 class ToolUseContent(BaseModel):
@@ -365,7 +458,7 @@ class AssistantMessage(BaseModel):
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     model: str
-    content: list[TextContent | ThinkingContent | ToolUseContent]
+    content: list[TextContent | ThinkingContent | RedactedThinkingContent | ToolUseContent]
     stop_reason: InterruptReason | None
     stop_sequence: str | None
     usage: MessageUsage

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import quote
@@ -29,6 +29,8 @@ MAX_HEADER_BYTES = 1024
 MAX_NAME = 64
 # The class variable in which a schema declares its `MemberRules`.
 RULES = "member_rules"
+# The member of a request with parameters of the model's provider.
+EXTRA_BODY = "extra_body"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,15 @@ class MemberRules:
     """The known members of a dialect that its schema does not have. Paths are written as `tools[].strict`.
 
     `effective`: members of the schema, and the only values that have an effect; others are ignored.
+    `significant`: members of the schema that have a meaning only with some values. With another value they are treated
+    as if the schema did not have them.
     `droppable`: lists of objects whose types the schema knows only in part. The others are ignored if any remain.
     """
 
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     ignored: Collection[str] = ()
     effective: Mapping[str, Collection[Any]] = field(default_factory=dict)
+    significant: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
     droppable: Collection[str] = ()
 
 
@@ -71,10 +76,18 @@ class Reading:
 class MemberReader:
     """Normalizes bodies, and counts the ignored members."""
 
-    def __init__(self, metrics: Metrics, *, refuse_unknown: bool) -> None:
-        """`refuse_unknown`: reject members that would be ignored."""
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        refuse_unknown: bool,
+        extra_names: Callable[[str], Collection[str]] = lambda _: (),
+    ) -> None:
+        """`refuse_unknown`: reject members that would be ignored. `extra_names`: the names that a model allows in
+        `extra_body`; they are accepted as members of the request too."""
         self._metrics = metrics
         self._refuse_unknown = refuse_unknown
+        self._extra_names = extra_names
 
     def read(self, shape: Shape, body: Any, *, counted: bool = True) -> Reading:
         """Normalize a body. `counted`: whether ignored members count in the metrics.
@@ -83,6 +96,8 @@ class MemberReader:
             InvalidRequest: a member would change the answer and is not supported, or is unknown and must be rejected.
         """
         found = _Found(self._refuse_unknown)
+        if shape.takes_extra_body and type(body) is dict:
+            body = self._with_extra_body(shape, body)
         try:
             body = shape.root.read(body, found)
         except _RejectedError as rejected:
@@ -93,6 +108,16 @@ class MemberReader:
             for label in {path if path in shape.known else OTHER for path in found.paths}:
                 self._metrics.ignored_parameters.labels(label).inc()
         return Reading(body, tuple(found.paths))
+
+    def _with_extra_body(self, shape: Shape, body: dict[str, Any]) -> dict[str, Any]:
+        """Collect the members that the model allows in `extra_body`: OpenAI's SDK sends them beside the others."""
+        model, given = body.get("model"), body.get(EXTRA_BODY)
+        names = self._extra_names(model) if isinstance(model, str) else ()
+        extra = {name: body[name] for name in names if name in body and name not in shape.members}
+        if not extra or not (given is None or isinstance(given, dict)):
+            return body
+        rest = {name: value for name, value in body.items() if name not in extra}
+        return {**rest, EXTRA_BODY: {**extra, **(given or {})}}
 
 
 def header_value(paths: Sequence[str]) -> str:
@@ -153,7 +178,10 @@ class Shape:
 
     def __init__(self, schema: type[BaseModel]) -> None:
         rules: MemberRules = getattr(schema, RULES, MemberRules())
-        self.root: _Node = _object(schema, "", rules)
+        root = _object(schema, "", rules)
+        self.root: _Node = root
+        self.members = root.names
+        self.takes_extra_body = EXTRA_BODY in self.members
         self.known = frozenset((*rules.ignored, *rules.refused, *rules.effective))
 
 
@@ -240,6 +268,7 @@ class _Member:
     optional: bool
     keeps_empty: bool
     node: _Node | None
+    significant: Callable[[Any], bool] | None = None
 
 
 class _Object(_Node):
@@ -249,6 +278,7 @@ class _Object(_Node):
         """`tags`: the values of the member `type`. With another value, the schema rejects the object."""
         self._path = path
         self._members = members
+        self.names = members.keys()
         self._rules = rules
         self.tags = tags
         self.tag_optional = tag_optional
@@ -261,7 +291,7 @@ class _Object(_Node):
         changed = False
         for name, item in value.items():
             member = self._members.get(name)
-            if member is None:
+            if member is None or (member.significant is not None and not member.significant(item)):
                 changed = True
                 if not _is_empty(item):
                     self._unknown(name, item, found)
@@ -340,7 +370,9 @@ def _object(schema: type[BaseModel], path: str, rules: MemberRules) -> _Object:
                 node = _Effective(at, rules.effective[at])
             if at in rules.droppable and isinstance(node, _List) and isinstance(node.item, _Object):
                 node = _Droppable(at, node.item)
-            members[alias] = _Member(not info.is_required(), _is_client_data(annotation), node)
+            members[alias] = _Member(
+                not info.is_required(), _is_client_data(annotation), node, rules.significant.get(at)
+            )
         if name == "type":
             tags = frozenset(filter(lambda value: isinstance(value, str), _literals(annotation)))
             tag_optional = not info.is_required()

@@ -7,6 +7,7 @@ import asyncio
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.context_window import ContextWindow
 from api.jobs.logprob_limit import LogprobLimit
+from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
 from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from shared.config.models.loader import ModelSpec, Registry
@@ -22,9 +23,16 @@ STEPS_PER_TURN = 4
 class Admission:
     """Runs the checks that a job must pass before it is stored."""
 
-    def __init__(self, registry: Registry, context: ContextWindow, quotas: ProjectQuotas | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        context: ContextWindow,
+        quotas: ProjectQuotas | None = None,
+        media: MediaLimits = NO_MEDIA_LIMITS,
+    ) -> None:
         self._registry = registry
         self._capabilities = CapabilityCheck(registry)
+        self._media = MediaCheck(media)
         self._context = context
         self._logprobs = LogprobLimit(registry, context)
         self._quotas = quotas
@@ -35,8 +43,9 @@ class Admission:
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
             NotFound: the model does not exist.
-            InvalidRequest: the model cannot serve the request, the prompt does not fit its context, too many log
-                probabilities are requested, or a structured output exceeds a bound.
+            InvalidRequest: the model cannot serve the request, an image or a file is damaged or too large, the prompt
+                does not fit the model's context, too many log probabilities are requested, or a structured output
+                exceeds a bound.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
@@ -60,6 +69,7 @@ class Admission:
         """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""
         spec = self._registry[model]
         self._capabilities.check(model, request)
+        await self._media.check(request)
         await self._check_structure(spec, request)
         await self._context.check(model, request)
         await self._logprobs.check(model, request)

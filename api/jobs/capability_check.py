@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from api.jobs.media_check import media_of
 from shared.config.models.capabilities import Capabilities, ToolChoiceKind
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest
@@ -38,6 +39,8 @@ _SAMPLING_DEFAULTS = {
 _CHAT_DEFAULTS = {
     name: field.get_default(call_default_factory=True) for name, field in ChatOptions.model_fields.items()
 }
+# Characters of a client's name that an error quotes.
+MAX_NAME = 64
 _STRUCTURE_NAMES = {
     "json_schema": "JSON schemas",
     "json_object": "JSON objects",
@@ -103,24 +106,16 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
         yield Need("echo", "returning the prompt", lambda model: model.echo)
     if request.chat is not None:
         yield from _chat(request.chat)
-    for kind in sorted(_media(request)):
-        yield Need("messages", f"{kind}s", _has("modalities", kind))
+    for name in request.extra_body or ():
+        yield Need(f"extra_body.{name[:MAX_NAME]}", "this parameter", _has("extra_body", name))
+    for path, part in media_of(request):
+        yield Need(path, f"{part.type}s", _has("modalities", part.type))
     if request.messages is not None:  # searched only for models without tools
         yield Need("messages", "tool calls in earlier turns", lambda model: model.tools or not _has_calls(request))
 
 
 def _has(capability: str, name: str) -> Callable[[Capabilities], bool]:
     return lambda model: name in getattr(model, capability)
-
-
-def _media(request: GenerateRequest) -> set[str]:
-    return {
-        part.type
-        for message in request.messages or ()
-        if isinstance(message.content, list)
-        for part in message.content
-        if part.type != "text"
-    }
 
 
 def _has_calls(request: GenerateRequest) -> bool:

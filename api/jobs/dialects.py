@@ -9,6 +9,8 @@ docs/compatibility.md repeats these tables.
 from __future__ import annotations
 
 from api.http.members import MemberRules, Refusal
+from api.jobs.parameters import has_part, has_parts
+from shared.domain.opaque import is_encoded
 
 _TEXT_ONLY = "this model generates text only"
 _STRUCTURED = "this parameter is not supported; use structured_outputs"
@@ -81,6 +83,7 @@ _HARMLESS_CHAT = (
     "messages[].id",
     "messages[].reasoning_details",
     "messages[].refusal",
+    "messages[].tool_calls[].extra_content",
     "messages[].tool_calls[].index",
     "tools[].cache_control",
     "tools[].function.cache_control",
@@ -88,13 +91,18 @@ _HARMLESS_CHAT = (
 
 _TOOLS = ("tools",)
 
+# Data of a provider, which another API may have given to the client.
+_OPAQUE = {"messages[].reasoning_details": has_parts, "messages[].tool_calls[].extra_content": has_part}
+
 CHAT = MemberRules(
     droppable=_TOOLS,
+    significant=_OPAQUE,
     refused={**_CHAT, "prompt": Refusal("this API takes messages")},
     ignored=_HARMLESS_CHAT,
 )
 JOB = MemberRules(
     droppable=_TOOLS,
+    significant=_OPAQUE,
     refused={
         **_CHAT,
         "max_completion_tokens": Refusal("this API takes max_tokens"),
@@ -161,15 +169,19 @@ COUNT_TOKENS = MemberRules(
     ),
 )  # fmt: skip
 LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED_REASONING = "reasoning.encrypted_content"
 RESPONSES = MemberRules(
     droppable=_TOOLS,
+    significant={"input[].encrypted_content": is_encoded},
     refused={
         **_ENGINE,
         "chat_template": Refusal(_NO_TEMPLATE),
         "n": Refusal("a response has one output", (1,)),
         "audio": Refusal(_TEXT_ONLY),
         "conversation": Refusal("this parameter is not supported; use previous_response_id"),
-        "input[].encrypted_content": Refusal("encrypted reasoning is not supported", ("",)),
+        "input[].encrypted_content": Refusal(
+            "encrypted reasoning is accepted as this API returned it; another API's cannot be read", ("",)
+        ),
         "messages": Refusal("this API takes input"),
         "modalities": Refusal(_TEXT_ONLY, (["text"],)),
         "prompt": Refusal("this parameter is not supported: there are no stored prompts; this API takes input"),
@@ -190,7 +202,7 @@ RESPONSES = MemberRules(
         "tools[].output_schema",
     ),
     effective={
-        "include": (LOGPROBS,),
+        "include": (LOGPROBS, ENCRYPTED_REASONING),
         "service_tier": ("auto", "default"),
         "stream_options.include_obfuscation": (False,),
         "truncation": ("disabled",),

@@ -22,7 +22,10 @@ from pydantic import (
 )
 
 from api.http.members import JsonForm
+from api.jobs.content_parts import ChatContent, read_content, with_path
+from shared.domain.content import ContentPart
 from shared.domain.errors import InvalidRequest
+from shared.domain.opaque import MAX_OPAQUE_PARTS, OpaquePart, decode_all, is_encoded
 from shared.domain.request import (
     MAX_LOGPROBS,
     MAX_TOOLS,
@@ -70,41 +73,46 @@ def plain_choice(choice: Any) -> Any:
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 
-class TextPart(BaseModel):
-    """A text in a message's content, under the names of all of OpenAI's APIs."""
-
-    type: Literal["text", "input_text", "output_text"] = "text"
-    text: UnicodeText
-
-
-class RefusalPart(BaseModel):
-    """An assistant's refusal in an earlier turn, which is a text as well."""
-
-    type: Literal["refusal"]
-    refusal: UnicodeText
-
-
 class PastFunctionCall(FunctionCall):
     """The function of an earlier call, with arguments as clients send them back."""
 
     arguments: CallArguments = "{}"
 
 
+class GoogleContent(BaseModel):
+    """What Google's OpenAI-compatible API adds to a tool call."""
+
+    thought_signature: str | None = None
+
+
+class ExtraContent(BaseModel):
+    """Data of the model's provider that belongs to a tool call, as in Google's OpenAI-compatible API."""
+
+    google: GoogleContent | None = None
+
+
 class PastToolCall(MessageToolCall):
     """A tool call in an earlier turn."""
 
     function: PastFunctionCall
+    extra_content: ExtraContent | None = Field(None, description="As the response had it.")
+
+
+ReasoningDetails = Annotated[list[dict[str, Any]], Field(max_length=MAX_OPAQUE_PARTS, fail_fast=True)]
 
 
 class ChatMessage(Message):
-    """A message in OpenAI's format. Its content is a string or a list of text parts.
+    """A message in OpenAI's format. Its content is a string or a list of parts.
 
     The message of an assistant or a tool may have no content, because some responses and results have none.
     """
 
-    content: Annotated[UnicodeText | None, JsonForm(UnicodeText | list[TextPart | RefusalPart])] = None
+    content: Annotated[
+        UnicodeText | Annotated[list[ContentPart], Field(fail_fast=True)] | None, JsonForm(ChatContent)
+    ] = None
     tool_calls: list[PastToolCall] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)  # type: ignore[assignment]
     reasoning: UnicodeText | None = Field(None, validation_alias=AliasChoices("reasoning", "reasoning_content"))
+    reasoning_details: ReasoningDetails | None = Field(None, description="As the response had them.")
 
     @model_validator(mode="before")
     @classmethod
@@ -119,24 +127,53 @@ class ChatMessage(Message):
             message["content"] = ""
         return message
 
-    @field_validator("content", mode="before")
+    @field_validator("content", mode="before", json_schema_input_type=ChatContent | None)
     @classmethod
-    def _text_parts(cls, content: Any) -> Any:
-        """Join parts with line breaks, as vLLM does for chat templates that expect a string."""
-        if not isinstance(content, list):
-            return content
-        return "\n".join(_part_text(part, position) for position, part in enumerate(content))
+    def _parts(cls, content: Any) -> Any:
+        return read_content(content)
+
+    def message(self, path: str) -> Message:
+        """Convert to the engine's form. `path` is that of the message in the request, for error messages."""
+        calls = [
+            MessageToolCall(
+                id=call.id, function=FunctionCall(name=call.function.name, arguments=call.function.arguments)
+            )
+            for call in self.tool_calls or ()
+        ]
+        return Message(
+            role=self.role,
+            content=with_path(self.content, f"{path}.content"),
+            name=self.name,
+            tool_calls=None if self.tool_calls is None else calls,
+            tool_call_id=self.tool_call_id,
+            reasoning=self.reasoning,
+            opaque=self._opaque_parts()[:MAX_OPAQUE_PARTS] or None,
+        )
+
+    def _opaque_parts(self) -> list[OpaquePart]:
+        parts = list(self.opaque or ())
+        for detail in self.reasoning_details or ():
+            parts += decode_all([detail.get("data"), detail.get("signature")])
+        for call in self.tool_calls or ():
+            if call.extra_content is not None and call.extra_content.google is not None:
+                parts += decode_all([call.extra_content.google.thought_signature])
+        return parts
 
 
-def _part_text(part: Any, position: int) -> str:
-    match part:
-        case {"type": "text" | "input_text" | "output_text", "text": str(text)}:
-            return text
-        case {"type": "refusal", "refusal": str(text)}:
-            return text
-        case {"text": str(text)} if "type" not in part:
-            return text
-    raise ValueError(f"content part {position} is not a text part; this model accepts text only")
+def has_parts(details: Any) -> bool:
+    """Whether the `reasoning_details` of a message have opaque parts of this API."""
+    return isinstance(details, list) and any(
+        isinstance(detail, dict) and (is_encoded(detail.get("data")) or is_encoded(detail.get("signature")))
+        for detail in details
+    )
+
+
+def has_part(extra_content: Any) -> bool:
+    """Whether the `extra_content` of a tool call has an opaque part of this API."""
+    match extra_content:
+        case {"google": {"thought_signature": signature}}:
+            return is_encoded(signature)
+    return False
 
 
 class JsonSchemaFormat(BaseModel):
@@ -257,6 +294,11 @@ class CommonParameters(Sampling):
     prompt_logprobs: Logprobs | None = Field(
         None,
         description="Return log probabilities of the prompt tokens and of this many most likely alternatives for each.",
+    )
+    extra_body: JsonObject | None = Field(
+        None,
+        description="Parameters of the model's provider, by its names, that the model's entry allows. They may also be"
+        " sent as members of the request, as OpenAI's SDK does.",
     )
 
     @model_validator(mode="after")

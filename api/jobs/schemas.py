@@ -29,7 +29,6 @@ from shared.domain.request import (
     MAX_MESSAGES,
     ChatOptions,
     GenerateRequest,
-    Message,
     TokenId,
     UnicodeText,
     contradiction,
@@ -85,7 +84,7 @@ class JobCreate(ChatParameters):
         """Build the engine request."""
         messages = None
         if self.messages is not None:
-            messages = [Message.model_validate(message.model_dump()) for message in self.messages]
+            messages = [item.message(f"messages[{index}]") for index, item in enumerate(self.messages)]
         return GenerateRequest(
             messages=messages,
             prompt=self.prompt,
@@ -95,6 +94,7 @@ class JobCreate(ChatParameters):
             structured_outputs=self.structure(),
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
+            extra_body=self.extra_body,
         )
 
 
@@ -117,6 +117,11 @@ class ChoiceView(BaseModel):
     stop_reason: int | str | None = Field(None, description="The stop string or stop token that ended it.")
     reasoning: str | None = Field(None, description="The reasoning that precedes the text.")
     tool_calls: list[ToolCallView] = Field(default_factory=list)
+    opaque: list[str] = Field(
+        default_factory=list,
+        description="Data of the model's provider, such as signatures of its reasoning, to send back as `opaque` of the"
+        " message in the next turn. Absent if there is none.",
+    )
     logprobs: list[dict[str, Any]] | None = Field(
         None, description="For each token: `token`, `logprob`, `bytes`, and in `top` the most likely alternatives."
     )
@@ -287,7 +292,9 @@ def with_output(view: JobSummaryView, output: Sequence[Choice]) -> JsonBody:
 def _choice_view(choice: Choice) -> dict[str, Any]:
     """The members of a `ChoiceView`."""
     logprobs, prompt_logprobs = choice.logprobs, choice.prompt_logprobs
+    opaque = {"opaque": [part.encoded() for part in choice.opaque]} if choice.opaque else {}
     return {
+        **opaque,
         "index": choice.index,
         "text": choice.text,
         "finish_reason": choice.finish_reason,

@@ -10,13 +10,14 @@ from typing import Any
 import orjson
 
 from api.http.errors import render_failure
-from api.openai.completions import Dialect, role_of, total, usage_view
+from api.openai.completions import Dialect, extra_content, reasoning_details, role_of, total, usage_view
 from api.openai.error_params import rename_failure
 from api.openai.logprobs import CompletionLogprobsBuilder, chat_logprobs
 from api.streaming.errors import CannotRestart, StreamAborted
 from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType
 from shared.domain.job import Failure, Job, Usage
+from shared.domain.opaque import TOOL_CALL, decode_all
 from shared.runtime.aio import cancel_and_wait
 
 DONE = b"data: [DONE]\n\n"
@@ -151,6 +152,9 @@ class Chunks:
         self._continuous_usage = continuous_usage
         self._prompt_tokens: int | None = None
         self._tokens: dict[int, int] = {}
+        # By choice: the number of details of the reasoning, and of each call by its id.
+        self._details: dict[int, int] = {}
+        self._call_numbers: dict[tuple[int, str | None], int] = {}
         self._opened = False
         self._sent_text = False
         self.fingerprint: str | None = None
@@ -167,7 +171,12 @@ class Chunks:
                 payload = event.payload()
                 if len(payload) == 2 and not self._continuous_usage:  # index and text: almost every chunk
                     return b"%b%b%b" % (self._plain[payload["index"]], orjson.dumps(payload["text"]), self._plain_end)
+                if "opaque" in payload:
+                    self._take_parts(payload)
                 if "tool_calls" in payload and self._chat:
+                    for call in payload["tool_calls"]:
+                        if "id" in call:
+                            self._call_numbers[payload["index"], call["id"]] = call["index"]
                     return b"".join(map(self._delta, _split_calls(payload)))
                 return self._delta(payload)
             case EventType.STARTED:
@@ -197,6 +206,24 @@ class Chunks:
             return self._open()
         content: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
         return self._encoder.chunk({"index": self._first_index, **content, "logprobs": None, "finish_reason": None})
+
+    def _take_parts(self, payload: dict[str, Any]) -> None:
+        """Convert a delta's opaque parts: to details of the reasoning, and to extra content of calls."""
+        index, others = payload["index"], []
+        calls: list[dict[str, Any]] = payload.get("tool_calls", [])
+        for part in decode_all(payload.pop("opaque")):
+            if part.kind != TOOL_CALL:
+                others.append(part)
+            elif (call := next((call for call in calls if call.get("id") == part.call_id), None)) is not None:
+                call |= extra_content(part)
+            elif (number := self._call_numbers.get((index, part.call_id))) is not None:
+                calls.append({"index": number, "arguments": "", **extra_content(part)})
+        if calls:
+            payload["tool_calls"] = calls
+        if others:
+            details = self._details.get(index, 0)
+            payload["reasoning_details"] = reasoning_details(others, details)
+            self._details[index] = details + len(others)
 
     def _delta(self, payload: dict[str, Any]) -> bytes:
         if self._continuous_usage:
@@ -276,6 +303,8 @@ def _chat_delta(payload: dict[str, Any]) -> dict[str, Any]:
     delta: dict[str, Any] = {}
     if reasoning := payload.get("reasoning"):
         delta["reasoning"] = reasoning
+    if details := payload.get("reasoning_details"):
+        delta["reasoning_details"] = details
     if calls := payload.get("tool_calls"):
         delta["tool_calls"] = [_call(call) for call in calls]
     if payload["text"]:
@@ -285,13 +314,15 @@ def _chat_delta(payload: dict[str, Any]) -> dict[str, Any]:
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:
     """Convert a fragment of a tool call; the first fragment of a call has its id and name."""
+    extra = {"extra_content": call["extra_content"]} if "extra_content" in call else {}
     if "id" not in call and "name" not in call:
-        return {"index": call["index"], "function": {"arguments": call["arguments"]}}
+        return {"index": call["index"], "function": {"arguments": call["arguments"]}, **extra}
     return {
         "index": call["index"],
         "id": call.get("id"),
         "type": "function",
         "function": {"name": call.get("name"), "arguments": call["arguments"]},
+        **extra,
     }
 
 

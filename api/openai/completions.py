@@ -10,6 +10,7 @@ from api.openai.logprobs import CompletionLogprobsBuilder, chat_logprobs
 from api.openai.schemas import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
 from shared.domain.job import Choice, Job, Usage
 from shared.domain.logprobs import prompt_entry_object
+from shared.domain.opaque import TOOL_CALL, OpaquePart
 from shared.runtime.chunked_json import Mapped
 
 
@@ -93,9 +94,17 @@ def _chat_choice(job: Job, choice: Choice) -> dict[str, Any]:
         "refusal": None,
         "reasoning": choice.reasoning,
     }
+    of_calls = {part.call_id: part for part in choice.opaque if part.kind == TOOL_CALL}
+    if details := reasoning_details([part for part in choice.opaque if part.kind != TOOL_CALL]):
+        message["reasoning_details"] = details
     if choice.tool_calls:
         message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+                **(extra_content(part) if (part := of_calls.get(call.id)) is not None else {}),
+            }
             for call in choice.tool_calls
         ]
     top = job.request.logprobs
@@ -105,6 +114,22 @@ def _chat_choice(job: Job, choice: Choice) -> dict[str, Any]:
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
     }
+
+
+def reasoning_details(parts: Sequence[OpaquePart], first: int = 0) -> list[dict[str, Any]]:
+    """Opaque parts in the form of OpenRouter's API; `first` is the index of the first one.
+
+    All are of the type that has no text, because clients join consecutive details with text and lose a signature then.
+    """
+    return [
+        {"type": "reasoning.encrypted", "data": part.encoded(), "format": "unknown", "index": index}
+        for index, part in enumerate(parts, first)
+    ]
+
+
+def extra_content(part: OpaquePart) -> dict[str, Any]:
+    """The opaque part of a tool call, as a member of the call, in the form of Google's OpenAI-compatible API."""
+    return {"extra_content": {"google": {"thought_signature": part.encoded()}}}
 
 
 def _text_choice(job: Job, choice: Choice) -> dict[str, Any]:

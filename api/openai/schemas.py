@@ -13,6 +13,7 @@ from api.jobs.parameters import (
     ChatMessage,
     ChatParameters,
     CommonParameters,
+    ExtraContent,
     Logprobs,
     MetadataKey,
     MetadataValue,
@@ -23,7 +24,7 @@ from api.jobs.parameters import (
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.loader import ModelSpec
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import MAX_MESSAGES, GenerateRequest, Message, TokenId, UnicodeText, contradiction
+from shared.domain.request import MAX_MESSAGES, GenerateRequest, TokenId, UnicodeText, contradiction
 
 # vLLM's default limit.
 MAX_PROMPTS = 1024
@@ -106,7 +107,7 @@ class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
         """Build the engine request, as a list of one."""
         return [
             GenerateRequest(
-                messages=[Message.model_validate(message.model_dump()) for message in self.messages],
+                messages=[item.message(f"messages[{index}]") for index, item in enumerate(self.messages)],
                 sampling=sampling_of(self),
                 priority=self.priority,
                 chat=self.chat_options(),
@@ -115,6 +116,7 @@ class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
                 prompt_logprobs=self.prompt_logprobs,
                 echo=self.echo,
                 token_counts=self.continuous_usage,
+                extra_body=self.extra_body,
             )
         ]
 
@@ -189,6 +191,7 @@ class CompletionRequest(_OpenAIRequest):
                 echo=self.echo,
                 prompt_only=self.max_tokens == 0,
                 token_counts=self.continuous_usage,
+                extra_body=self.extra_body,
             )
             for prompt in self.prompts
         ]
@@ -230,11 +233,21 @@ class CalledFunction(BaseModel):
 
 
 class ToolCallView(BaseModel):
-    """A tool call by the model."""
+    """A tool call by the model. Its `extra_content` is present if the provider has data that belongs to it."""
 
     id: str
     type: Literal["function"]
     function: CalledFunction
+    extra_content: ExtraContent | None = None
+
+
+class ReasoningDetail(BaseModel):
+    """Data of the model's provider, such as a signature of its reasoning, in the form of OpenRouter's API."""
+
+    type: Literal["reasoning.encrypted"]
+    data: str
+    format: Literal["unknown"]
+    index: int
 
 
 class AssistantMessage(BaseModel):
@@ -244,6 +257,9 @@ class AssistantMessage(BaseModel):
     content: str | None
     refusal: None
     reasoning: str | None
+    reasoning_details: list[ReasoningDetail] = Field(
+        default_factory=list, description="Present if the provider has such data; send it back in the next turn."
+    )
     tool_calls: list[ToolCallView] = Field(default_factory=list)
 
 

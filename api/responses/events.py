@@ -12,10 +12,11 @@ from typing import Any
 import orjson
 
 from api.http.large_json import encoded
-from api.responses.output_items import CallOutput, Fields, MessageOutput, OutputItem, ReasoningOutput
+from api.responses.output_items import CallOutput, Fields, MessageOutput, OpaqueOutput, OutputItem, ReasoningOutput
 from api.responses.view import error, usage, view
 from shared.domain.events import SEQ_PER_ATTEMPT, Event, EventType
 from shared.domain.job import JobStatus
+from shared.domain.opaque import THINKING, TOOL_CALL, OpaquePart
 from shared.domain.response import StoredResponse
 from shared.runtime.offload import INLINE_BYTES
 
@@ -119,6 +120,23 @@ class ResponseEvents:
                 self._add(call)
             if fragment.arguments:
                 self._emit_for_item(call.append(fragment.arguments))
+        for part in delta.opaque:
+            self._part(part)
+
+    def _part(self, part: OpaquePart) -> None:
+        """A part belongs to the reasoning before it, or is an item of its own; that of a call follows the call's item.
+
+        Without encrypted content, only reasoning is an item.
+        """
+        encrypted = part.encoded() if self._stored.facts.encrypted_reasoning else None
+        if part.kind == THINKING and isinstance(self._open, ReasoningOutput):
+            self._open.encrypted_content = encrypted
+            self._close("completed")
+        elif part.kind == TOOL_CALL and isinstance(self._open, CallOutput):
+            self._deferred.append(part)
+        elif encrypted is not None or part.kind == THINKING:
+            self._add(OpaqueOutput(self._digits, self._next_index, encrypted))
+            self._close("completed")
 
     def _restart(self, seq: int, *, contiguous: bool) -> None:
         """The job has been restarted: the open item ends as incomplete, and the output begins with a new item.
@@ -153,6 +171,7 @@ class ResponseEvents:
         self._first = index
         self._items: list[dict[str, Any]] = []
         self._open: OutputItem | None = None
+        self._deferred: list[OpaquePart] = []
         self._reasoning_tokens = 0
         self._incomplete_reason = "max_output_tokens"
 
@@ -177,6 +196,9 @@ class ResponseEvents:
         self._emit("response.output_item.done", output_index=self._first + len(self._items), item=done)
         self._items.append(done)
         self._open = None
+        deferred, self._deferred = self._deferred, []
+        for part in deferred:
+            self._part(part)
 
     # Events
 

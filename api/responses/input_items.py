@@ -1,21 +1,24 @@
 """The input items of a response: messages, function calls, their outputs, and reasoning.
 
 All of OpenAI's notations are accepted and normalized: a message's content becomes a list of parts. Unsupported items
-(images, files, references, items of other tools) are rejected.
+(references, items of other tools) are rejected.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from api.http.members import JsonForm
 from api.http.validation import describe
+from api.jobs.content_parts import url_source
 from api.jobs.parameters import CallArguments
+from shared.domain.content import ContentPart, FilePart, ImageDetail, ImagePart
+from shared.domain.content import TextPart as DomainText
 from shared.domain.request import UnicodeText, contradiction
 
-TEXT_PARTS = ("input_text", "output_text", "text")
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -35,7 +38,38 @@ class InputTextPart(BaseModel):
     logprobs: Any = None
 
 
-TextParts = JsonForm(UnicodeText | list[InputTextPart])
+class InputImagePart(BaseModel):
+    """An image: a data URL, a URL that the model's provider fetches, or the id of a file that it has."""
+
+    type: Literal["input_image"]
+    image_url: UnicodeText | None = None
+    file_id: UnicodeText | None = None
+    detail: ImageDetail | None = None
+
+    def part(self) -> ImagePart:
+        """Convert to the engine's form. Raises `ValueError`."""
+        source = {"file_id": self.file_id} if self.image_url is None else url_source(self.image_url)
+        return ImagePart.model_validate({"type": "image", "detail": self.detail, **source})
+
+
+class InputFilePart(BaseModel):
+    """A file: its data, a URL that the model's provider fetches, or the id of a file that it has."""
+
+    type: Literal["input_file"]
+    file_data: str | None = None
+    file_url: UnicodeText | None = None
+    file_id: UnicodeText | None = None
+    filename: UnicodeText | None = None
+
+    def part(self) -> FilePart:
+        """Convert to the engine's form. Raises `ValueError`."""
+        source: dict[str, Any] = {"file_id": self.file_id, "url": self.file_url}
+        if self.file_data is not None:
+            source |= url_source(self.file_data, filename=self.filename)
+        return FilePart.model_validate({"type": "file", "filename": self.filename, **source})
+
+
+Parts = JsonForm(UnicodeText | list[InputTextPart | InputImagePart | InputFilePart])
 
 
 class TextPart(BaseModel):
@@ -51,7 +85,7 @@ class MessageItem(_Item):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Annotated[list[TextPart], TextParts] = Field(fail_fast=True)
+    content: Annotated[list[TextPart | InputImagePart | InputFilePart], Parts] = Field(fail_fast=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -59,13 +93,23 @@ class MessageItem(_Item):
         if not isinstance(data, dict) or "content" not in data:
             return data
         is_output = data.get("role") == "assistant"
-        texts = _texts(data["content"], "content")
-        part = {"type": "output_text", "annotations": []} if is_output else {"type": "input_text"}
-        return {**data, "content": [{**part, "text": text} for text in texts]}
+        parts = _parts(data["content"], "content")
+        text = {"type": "output_text", "annotations": []} if is_output else {"type": "input_text"}
+        return {**data, "content": [{**text, "text": part} if isinstance(part, str) else part for part in parts]}
+
+    @model_validator(mode="after")
+    def _media_of_users(self) -> Self:
+        if self.role != "user" and any(not isinstance(part, TextPart) for part in self.content):
+            raise contradiction("content", f"content: a message of role {self.role} has texts only")
+        return self
 
     @property
     def text(self) -> str:
-        return "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    def parts(self, path: str) -> str | list[ContentPart]:
+        """The content in the engine's form; a string if it has only texts."""
+        return _content(self.content, f"{path}.content")
 
 
 class FunctionCallItem(_Item):
@@ -82,14 +126,36 @@ class FunctionCallOutputItem(_Item):
 
     type: Literal["function_call_output"]
     call_id: UnicodeText = Field(min_length=1, max_length=128)
-    output: Annotated[UnicodeText, TextParts] = ""
+    output: Annotated[
+        UnicodeText | Annotated[list[TextPart | InputImagePart | InputFilePart], Field(fail_fast=True)], Parts
+    ] = ""
 
     @model_validator(mode="before")
     @classmethod
     def _joined(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("output"), list):
-            return {**data, "output": "".join(_texts(data["output"], "output"))}
-        return data
+        if not isinstance(data, dict) or not isinstance(data.get("output"), list):
+            return data
+        parts = _parts(data["output"], "output")
+        if all(isinstance(part, str) for part in parts):
+            return {**data, "output": "".join(parts)}
+        texts = [{"type": "input_text", "text": part} if isinstance(part, str) else part for part in parts]
+        return {**data, "output": texts}
+
+    def parts(self, path: str) -> str | list[ContentPart]:
+        """The output in the engine's form; a string if it has only texts."""
+        return self.output if isinstance(self.output, str) else _content(self.output, f"{path}.output")
+
+
+def _content(parts: Sequence[TextPart | InputImagePart | InputFilePart], path: str) -> str | list[ContentPart]:
+    if all(isinstance(part, TextPart) for part in parts):
+        return "".join(part.text for part in parts if isinstance(part, TextPart))
+    converted: list[ContentPart] = []
+    for position, part in enumerate(parts):
+        if isinstance(part, TextPart):
+            converted.append(DomainText(type="text", text=part.text))
+        else:
+            converted.append(part.part().model_copy(update={"path": f"{path}[{position}]"}))
+    return converted
 
 
 class SummaryPart(BaseModel):
@@ -111,9 +177,10 @@ class ReasoningPart(BaseModel):
 
 
 class ReasoningItem(_Item):
-    """The model's reasoning before its output."""
+    """The model's reasoning before its output. `encrypted_content` is the opaque part of an earlier response."""
 
     type: Literal["reasoning"]
+    encrypted_content: str | None = None
     summary: list[SummaryPart] = Field(default_factory=list, fail_fast=True)
     content: list[ReasoningPart] = Field(default_factory=list, fail_fast=True)
 
@@ -173,20 +240,38 @@ def _read_item(value: Any, path: str) -> _Item:
         raise contradiction(field, text) from None
 
 
-def _texts(content: Any, field: str) -> list[str]:
-    """The texts of a content, which is a string or a list of text parts."""
+def _parts(content: Any, field: str) -> list[Any]:
+    """The parts of a content, which is a string or a list of parts; texts as strings."""
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list):
-        raise contradiction(field, f"{field}: must be a string or a list of text parts")
-    return [_text(part, f"{field}[{position}]") for position, part in enumerate(content)]
+        raise contradiction(field, f"{field}: must be a string or a list of parts")
+    return [_part(part, f"{field}[{position}]") for position, part in enumerate(content)]
 
 
-def _text(part: Any, path: str) -> str:
-    if not (isinstance(part, dict) and part.get("type") in TEXT_PARTS and isinstance(part.get("text"), str)):
-        kind = part.get("type") if isinstance(part, dict) else None
-        raise contradiction(path, f"{path}: is not a text part ({str(kind)[:64]!r}); this model accepts text only")
-    return str(part["text"])
+def _part(part: Any, path: str) -> Any:
+    match part:
+        case {"type": "input_text" | "output_text" | "text", "text": str(text)}:
+            return text
+        case {"type": "input_image" | "input_file" as kind}:
+            return _media(part, kind, path)
+    kind = part.get("type") if isinstance(part, dict) else None
+    raise contradiction(
+        path, f"{path}: {str(kind)[:64]!r} is not supported; parts are input_text, input_image and input_file"
+    )
+
+
+def _media(part: dict[str, Any], kind: str, path: str) -> InputImagePart | InputFilePart:
+    try:
+        media = (InputImagePart if kind == "input_image" else InputFilePart).model_validate(part)
+        media.part()
+    except ValidationError as error:
+        message, _ = describe(error.errors(include_url=False, include_input=False))
+        raise contradiction(path, f"{path}: {message}") from None
+    except ValueError as error:
+        name = "image_url" if kind == "input_image" else "file_data"
+        raise contradiction(path, f"{path}: {name} {error}") from None
+    return media
 
 
 def with_ids(items: list[dict[str, Any]], digits: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from api.responses.input_items import FunctionCallItem, FunctionCallOutputItem, InputItem, MessageItem, ReasoningItem
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Choice, Job
+from shared.domain.opaque import MAX_OPAQUE_PARTS, TOOL_CALL, OpaquePart, decode
 from shared.domain.request import FunctionCall, Message, MessageToolCall
 
 
@@ -62,6 +63,7 @@ def _output_message(choice: Choice) -> Message:
         content=choice.text or (None if calls else ""),
         tool_calls=calls or None,
         reasoning=choice.reasoning,
+        opaque=list(choice.opaque[:MAX_OPAQUE_PARTS]) or None,
     )
 
 
@@ -69,22 +71,23 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
     """Convert items to messages, in order."""
     messages: list[Message] = []
     turn = _Turn()
-    for item in items:
+    for position, item in enumerate(items):
+        path = f"input[{position}]"
         if not turn.accepts(item):
             messages += turn.messages()
             turn = _Turn()
         match item:
             case ReasoningItem():
-                turn.reasoning = item.text
+                turn.add_reasoning(item)
             case FunctionCallItem():
                 function = FunctionCall(name=item.name, arguments=item.arguments)
                 turn.calls.append(MessageToolCall(id=item.call_id, function=function))
             case FunctionCallOutputItem():
-                messages.append(Message(role="tool", tool_call_id=item.call_id, content=item.output))
+                messages.append(Message(role="tool", tool_call_id=item.call_id, content=item.parts(path)))
             case MessageItem(role="assistant"):
                 turn.text = item.text
             case MessageItem():
-                messages.append(Message(role=item.role, content=item.text))
+                messages.append(Message(role=item.role, content=item.parts(path)))
     return messages + turn.messages()
 
 
@@ -95,12 +98,20 @@ class _Turn:
     reasoning: str | None = None
     text: str | None = None
     calls: list[MessageToolCall] = field(default_factory=list)
+    opaque: list[OpaquePart] = field(default_factory=list)
 
     def accepts(self, item: InputItem) -> bool:
-        """Whether an item belongs to this turn. The order is: reasoning, message, calls."""
+        """Whether an item belongs to this turn. The order is: reasoning, message, calls.
+
+        The opaque part of a call follows it, and a provider may reason in several items.
+        """
         match item:
             case ReasoningItem():
-                return self.reasoning is None and self.text is None and not self.calls
+                part = decode(item.encrypted_content)
+                if part is not None and part.kind == TOOL_CALL:
+                    return len(self.opaque) < MAX_OPAQUE_PARTS
+                several = part is not None and 0 < len(self.opaque) < MAX_OPAQUE_PARTS
+                return (self.reasoning is None or several) and self.text is None and not self.calls
             case MessageItem(role="assistant"):
                 return self.text is None and not self.calls
             case FunctionCallItem():
@@ -108,8 +119,24 @@ class _Turn:
             case _:
                 return False
 
+    def add_reasoning(self, item: ReasoningItem) -> None:
+        """Add reasoning. The place of its opaque part follows from the order of the items."""
+        part = decode(item.encrypted_content)
+        if part is None or part.kind != TOOL_CALL:
+            self.reasoning = (self.reasoning or "") + item.text
+        if part is not None:
+            place = part.at(reasoning=len(self.reasoning or ""), text=len(self.text or ""), calls=len(self.calls))
+            self.opaque.append(place)
+
     def messages(self) -> list[Message]:
-        if self.reasoning is None and self.text is None and not self.calls:
+        if self.reasoning is None and self.text is None and not self.calls and not self.opaque:
             return []
-        content = self.text if self.text is not None or self.calls else ""
-        return [Message(role="assistant", content=content, tool_calls=self.calls or None, reasoning=self.reasoning)]
+        return [
+            Message(
+                role="assistant",
+                content=self.text if self.text is not None or self.calls else "",
+                tool_calls=self.calls or None,
+                reasoning=(self.reasoning or None) if self.opaque else self.reasoning,
+                opaque=self.opaque or None,
+            )
+        ]

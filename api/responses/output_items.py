@@ -74,6 +74,7 @@ class ReasoningOutput:
 
     def __init__(self, digits: str, index: int) -> None:
         self.id = f"rs_{digits}_{index}"
+        self.encrypted_content: str | None = None
         self._texts: list[str] = []
 
     def append(self, text: str) -> Fields:
@@ -97,7 +98,27 @@ class ReasoningOutput:
         return self._item([], "in_progress")
 
     def _item(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
-        return {"id": self.id, "type": "reasoning", "status": status, "summary": [], "content": content}
+        return _reasoning(self.id, status, content, self.encrypted_content)
+
+
+class OpaqueOutput:
+    """A part of the provider without text: reasoning that is encrypted."""
+
+    def __init__(self, digits: str, index: int, encrypted_content: str | None) -> None:
+        self.id = f"rs_{digits}_{index}"
+        self._encrypted_content = encrypted_content
+
+    def opening_events(self) -> list[Fields]:
+        return []
+
+    def closing_events(self) -> list[Fields]:
+        return []
+
+    def view(self, status: str) -> dict[str, Any]:
+        return _reasoning(self.id, status, [], self._encrypted_content)
+
+    def empty_view(self) -> dict[str, Any]:
+        return _reasoning(self.id, "in_progress", [], None)
 
 
 class CallOutput:
@@ -135,6 +156,13 @@ class CallOutput:
             "name": self._name,
             "arguments": arguments,
         }
+
+
+def _reasoning(
+    item_id: str, status: str, content: list[dict[str, Any]], encrypted_content: str | None
+) -> dict[str, Any]:
+    encrypted = {} if encrypted_content is None else {"encrypted_content": encrypted_content}
+    return {"id": item_id, "type": "reasoning", "status": status, "summary": [], "content": content, **encrypted}
 
 
 def _output_text(text: str, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from api.http.members import MemberRules
 from api.http.pagination import PageView
 from api.jobs import dialects
-from api.jobs.dialects import LOGPROBS
+from api.jobs.dialects import ENCRYPTED_REASONING, LOGPROBS
 from api.jobs.parameters import (
     DEFAULT_PRIORITY,
     MAX_METADATA,
@@ -19,6 +19,7 @@ from api.jobs.parameters import (
     plain_choice,
 )
 from api.responses.input_items import InputItem, read_items
+from api.responses.stored_media import without_data
 from shared.domain.request import (
     MAX_MESSAGES,
     ChatOptions,
@@ -33,7 +34,7 @@ from shared.domain.request import (
     UnicodeText,
     contradiction,
 )
-from shared.domain.response import ResponseFacts
+from shared.domain.response import ENCRYPTED, ResponseFacts
 
 MAX_TOP_LOGPROBS = 20
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -166,7 +167,9 @@ class ResponseCreate(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, description="0 means greedy decoding.")
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description=f"With `include: [{LOGPROBS}]`.")
-    include: list[Literal["message.output_text.logprobs"]] = Field(default_factory=list, fail_fast=True)
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
+        default_factory=list, fail_fast=True
+    )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
     store: bool = Field(
         True, description="If false, the response cannot be retrieved, and is deleted soon after its end."
@@ -179,6 +182,12 @@ class ResponseCreate(BaseModel):
     user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
     safety_identifier: UnicodeText | None = Field(None, description="Same as `user`; takes precedence over it.")
     prompt_cache_key: UnicodeText | None = Field(None, description="Returned in the response; no effect.")
+
+    extra_body: JsonObject | None = Field(
+        None,
+        description="Parameters of the model's provider, by its names, that the model's entry allows. They may also be"
+        " sent as members of the request, as OpenAI's SDK does.",
+    )
 
     # vLLM's extensions of OpenAI's API.
     priority: int = Field(DEFAULT_PRIORITY, ge=0, le=9, description="Lower values are served first, as in vLLM.")
@@ -236,6 +245,7 @@ class ResponseCreate(BaseModel):
             chat=self._chat(),
             structured_outputs=self._structured_outputs(),
             logprobs=(self.top_logprobs or 0) if LOGPROBS in self.include else None,
+            extra_body=self.extra_body,
             token_counts=True,  # needed for usage.output_tokens_details.reasoning_tokens
         )
 
@@ -246,13 +256,16 @@ class ResponseCreate(BaseModel):
 
     def echoed(self) -> dict[str, Any]:
         """The request parameters that the response repeats."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True, include=_ECHOED)
+        echoed = self.model_dump(mode="json", by_alias=True, exclude_none=True, include=_ECHOED)
+        if ENCRYPTED_REASONING in self.include or not self.store:
+            echoed[ENCRYPTED] = True
+        return echoed
 
     def facts(self) -> ResponseFacts:
         """The data of the response that its job does not have."""
         return ResponseFacts(
             request_params=self.echoed(),
-            input=[item.model_dump(mode="json", exclude_none=True) for item in self.input],
+            input=without_data([item.model_dump(mode="json", exclude_none=True) for item in self.input]),
             previous_id=self.previous_response_id,
             background=self.background,
             stored=self.store,

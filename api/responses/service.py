@@ -20,6 +20,7 @@ from api.responses.limits import ConversationLimits
 from api.responses.messages import PreviousTurns, conversation
 from api.responses.schemas import ResponseCreate
 from api.responses.store import ResponseStore
+from api.responses.stored_media import is_stored, with_data
 from api.responses.view import STATUS, view
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import Event, parse_archive
@@ -173,6 +174,9 @@ class ResponseService:
         """
         response = await self.get(response_id, project_id)
         stored = await self._store.input(response.job.id, project_id) or []
+        if is_stored(stored):
+            request = (await self._jobs.get(response.job.id, project_id)).request
+            await off_loop(request.size, with_data, stored, request.messages or ())
 
         def page() -> Page[dict[str, Any]]:
             items = with_ids(stored, response.digits)

@@ -7,7 +7,7 @@ from typing import Any
 from api.responses.error_params import rename_failure
 from shared.domain.errors import ErrorCode
 from shared.domain.job import Failure, JobStatus, JobSummary
-from shared.domain.response import StoredResponse
+from shared.domain.response import ENCRYPTED, StoredResponse
 
 # The response status for each job status.
 STATUS = {
@@ -50,7 +50,7 @@ def view(response: StoredResponse, status: JobStatus) -> dict[str, Any]:
         "usage": None,
         "metadata": job.metadata,
         **_UNSET,
-        **parameters,
+        **{name: value for name, value in parameters.items() if name != ENCRYPTED},
         "reasoning": {"effort": None, "summary": None, **parameters["reasoning"]},
     }
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.bench import Bench
-from benchmarks.scenarios import cancel, followers, growth, heavy, priority, relay, submits, upstream, vllm
+from benchmarks.scenarios import cancel, engines, followers, growth, heavy, priority, relay, submits, upstream, vllm
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "vllm": vllm.run,
     "upstream": upstream.run,
+    "engines": engines.run,
     "relay": relay.run,
     "submits": submits.run,
     "followers": followers.run,

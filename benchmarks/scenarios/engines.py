@@ -26,7 +26,7 @@ from benchmarks.processes import free_port
 from benchmarks.systems.headrace import Headrace, headrace
 from benchmarks.systems.system import CHAT
 from benchmarks.systems.upstream import Upstream, upstream
-from benchmarks.upstream import text_of_tokens
+from benchmarks.upstream_request import text_of_tokens
 
 BASELINE = "openai"
 STEADY, FAST = "steady", "fast"

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.domain.field_types import UnicodeText, contradiction
 
+ImageDetail = Literal["auto", "low", "high", "original"]
+
 
 class TextPart(BaseModel):
     """A text."""
@@ -29,7 +31,10 @@ class TextPart(BaseModel):
 
 
 class _MediaPart(BaseModel):
-    """Exactly one of `data` (base64, with its `media_type`), `url` and `file_id` is set."""
+    """Exactly one of `data` (base64, with its `media_type`), `url` and `file_id` is set.
+
+    `path`: where the client sent the part, for error messages. It is not stored.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,6 +42,7 @@ class _MediaPart(BaseModel):
     data: str | None = None
     url: UnicodeText | None = None
     file_id: UnicodeText | None = None
+    path: str = Field("", exclude=True, repr=False)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -56,7 +62,7 @@ class ImagePart(_MediaPart):
     """An image. `detail` is OpenAI's hint at how closely the model looks."""
 
     type: Literal["image"]
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    detail: ImageDetail | None = None
 
 
 class FilePart(_MediaPart):
@@ -64,6 +70,8 @@ class FilePart(_MediaPart):
 
     type: Literal["file"]
     filename: UnicodeText | None = None
+    # What Anthropic's API tells the model about a document.
+    context: UnicodeText | None = None
 
 
 ContentPart = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]

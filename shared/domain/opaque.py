@@ -142,6 +142,8 @@ def in_order(
     position = _Position(reasoning, texts, calls)
     for part in parts:
         if part.kind != TOOL_CALL:
+            if part.kind != THINKING:  # the reasoning before it is not signed by it
+                yield from position.reasoning_until(part.reasoning)
             yield from position.texts_until(part.text)
             yield from position.calls_until(part.calls)
             yield from position.reasoning_until(part.reasoning)

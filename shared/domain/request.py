@@ -217,6 +217,8 @@ class Message(BaseModel):
                 "content",
                 "content is required and must be a valid string; only an assistant message with tool_calls may omit it",
             )
+        if self.role not in ("user", "tool") and self.media:
+            raise contradiction("content", f"content: a message of role {self.role} has texts only")
         return self
 
     @property

@@ -10,6 +10,8 @@ from shared.runtime.chunked_json import dump_pieces
 from shared.runtime.offload import INLINE_BYTES
 
 RESPONSE_ID_PREFIX = "resp_"
+# Beside the parameters that a response repeats: whether it has encrypted reasoning. Responses do not repeat it.
+ENCRYPTED = "encrypted_reasoning"
 
 
 def response_id(job_id: str) -> str:
@@ -37,6 +39,11 @@ class ResponseFacts:
     previous_id: str | None = None
     background: bool = False
     stored: bool = True
+
+    @property
+    def encrypted_reasoning(self) -> bool:
+        """Whether the response has opaque parts of the provider."""
+        return bool(self.request_params.get(ENCRYPTED))
 
     @property
     def size(self) -> int:

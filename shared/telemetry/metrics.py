@@ -508,10 +508,36 @@ class Metrics:
         self.upstream_retries = new.counter(
             "headrace_upstream_retries_total", "Retried upstream requests.", (MODEL,), WORKER
         )
+        self.upstream_endpoint_available = new.scraped(
+            "headrace_upstream_endpoint_available",
+            "1 if the last request to an endpoint of the upstream succeeded, 0 if the endpoint is set aside.",
+            (MODEL, Label("endpoint", bound="the endpoints in models.yaml, by name or position")),
+            WORKER,
+            aggregation=Aggregation.MIN,
+        )
         self.upstream_refused_parameters = new.counter(
             "headrace_upstream_refused_parameters_total",
             "Optional parameters that the upstream refused; their requests were repeated without them.",
             (MODEL, Label("parameter", bound="optional parameters of OpenAI's API")),
+            WORKER,
+        )
+        self.upstream_queue = new.histogram(
+            "headrace_upstream_queue_seconds",
+            "Time that requests waited at a serverless upstream until they ran, with its cold starts.",
+            (MODEL,),
+            DURATION_BUCKETS,
+            WORKER,
+        )
+        self.upstream_compute = new.counter(
+            "headrace_upstream_compute_seconds_total",
+            "Run time of requests at a serverless upstream, as it reported it.",
+            (MODEL,),
+            WORKER,
+        )
+        self.upstream_compute_cost = new.counter(
+            "headrace_upstream_compute_cost_total",
+            "Price of that run time, by `price_per_second` of models.yaml, in the currency that is meant there.",
+            (MODEL,),
             WORKER,
         )
 

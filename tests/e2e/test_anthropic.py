@@ -306,7 +306,7 @@ async def test_errors_raise_the_sdks_exceptions(client: anthropic.AsyncAnthropic
     assert await kind(bad, r"messages\[0\]\.content\[1\]\.text: ", messages=[
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text"}]}
     ]) == "invalid_request_error"  # fmt: skip
-    assert await kind(bad, "accepts text only", messages=[
+    assert await kind(bad, r"messages\[0\]\.content\[0\]: the model `sim` does not support images", messages=[
         {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "https://x"}}]}
     ]) == "invalid_request_error"  # fmt: skip
     assert await kind(bad, "context is 4096", max_tokens=CONTEXT + 1) == "invalid_request_error"

@@ -6,6 +6,7 @@ The loops of the API process and of the worker are measured.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory, steps: Pat
     options = {"ttft_ms": 1, "itl_ms": 0, "default_tokens": 4, "max_model_len": 2_000_000}
     slow = {"ttft_ms": 1, "itl_ms": 20}
     models: list[dict[str, object]] = [
-        {"name": "sim", "engine": "simulated", "slots": 32, "options": options},
+        {"name": "sim", "engine": "simulated", "slots": 32, "modalities": ["image"], "options": options},
         {"name": "slow", "engine": "simulated", "slots": 32, "options": slow},
     ]
     stack = make_stack(servers, tmp_path_factory, "large", models, HEADRACE_BATCH_POLL_S="0.2")
@@ -84,6 +85,9 @@ TOOLS = [{"type": "function", "function": {"name": f"f{number}", **TOOL}} for nu
 OBJECT = {"a": [{"key": "v" * 10}] * 180_000}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": OBJECT}}
 IDS = [31_999] * 590_000
+IMAGE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(3_000_000)).decode()
+IMAGE_URL = f"data:image/png;base64,{IMAGE}"
+SOURCE = {"type": "base64", "media_type": "image/png", "data": IMAGE}
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "job-messages": (JOBS, {"messages": CONVERSATION}),
     "job-text": (JOBS, {"prompt": "the river mill, " * 260_000}),
@@ -105,6 +109,12 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "messages-blocks": (MESSAGES, {"messages": PARTS}),
     "count-tokens": (MESSAGES + "/count_tokens", {"messages": CONVERSATION}),
     "responses": (RESPONSES, {"input": CONVERSATION}),
+    "chat-image": (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": IMAGE_URL}]}]}),
+    "messages-image": (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image", "source": SOURCE}]}]}),
+    "responses-image": (
+        RESPONSES,
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": IMAGE_URL}]}]},
+    ),
 }
 
 
@@ -130,8 +140,11 @@ async def test_the_largest_requests(client: httpx.AsyncClient, name: str, idempo
     if path == RESPONSES:
         previous = response.json()["id"]
         assert (await client.get(f"{RESPONSES}/{previous}")).status_code == 200
-        items = await client.get(f"{RESPONSES}/{previous}/input_items", params={"limit": 100})
-        assert len(items.json()["data"]) == 100
+        items = (await client.get(f"{RESPONSES}/{previous}/input_items", params={"limit": 100})).json()["data"]
+        if name == "responses-image":
+            assert items[0]["content"][0]["image_url"] == IMAGE_URL
+            return
+        assert len(items) == 100
         more = await client.post(RESPONSES, json={"model": "sim", "input": "x", "previous_response_id": previous})
         assert more.status_code == 400, "the conversation is too long"
         assert "previous_response_id: with the earlier turns" in more.json()["error"]["message"]

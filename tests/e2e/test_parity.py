@@ -27,6 +27,7 @@ from shared.config.bundled_model import bundled_model_path
 from tests.e2e.conftest import VLLM_OPTIONS
 from tests.e2e.parity_cases import ACCEPTED, CASES, CHAT, DIFFERENT, EARLIER, IN_STREAM, REJECTED, Case
 from tests.support.ports import free_port
+from tests.support.relayed_vllm import ENGINES, QUESTION, TOKENS, Relayed, relayed
 from tests.support.stack import REPOSITORY, Stack
 from tests.support.waiting import eventually_sync
 
@@ -87,9 +88,18 @@ async def send_all(client: httpx.AsyncClient) -> dict[tuple[str, bool], Answer]:
     return {(case.name, stream): answer for (case, stream), answer in zip(requests, answers, strict=True)}
 
 
+@dataclass(frozen=True)
+class Server:
+    """What vLLM's server has answered: itself, and to our relaying engines."""
+
+    answers: dict[tuple[str, bool], Answer]
+    direct: dict[str, Any]
+    relayed: dict[str, Relayed]
+
+
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Answer]:
-    """The answers of vLLM's server, with the options and the (faster) executor of the stack's engine."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Answers of vLLM's server, with the options and the (faster) executor of the stack's engine."""
     from workers.engines.vllm.executor import cpu_options
 
     folder = tmp_path_factory.mktemp("vllm_server")
@@ -103,7 +113,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], A
     ]
     log = folder / "server.log"
     with log.open("wb") as output:
-        server = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags],
             env={name: value for name, value in {**os.environ, **OFFLINE}.items() if name != OURS},
             cwd=REPOSITORY,
@@ -114,7 +124,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], A
         url = f"http://127.0.0.1:{port}"
 
         def ready() -> bool:
-            assert server.poll() is None, log.read_text()[-3000:]
+            assert process.poll() is None, log.read_text()[-3000:]
             try:
                 return httpx.get(f"{url}/health", timeout=2).status_code == 200
             except httpx.TransportError:
@@ -122,13 +132,27 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], A
 
         eventually_sync(ready, f"vLLM's server answers; see {log}", within_s=300)
 
-        async def send_cases() -> dict[tuple[str, bool], Answer]:
+        async def send_cases() -> Server:
             async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-                return await send_all(client)
+                answers = await send_all(client)
+                body = {
+                    "model": MODEL,
+                    "messages": [{"role": "user", "content": QUESTION}],
+                    "temperature": 0,
+                    "max_tokens": TOKENS,
+                }
+                direct = (await client.post("/v1/chat/completions", json=body)).json()
+            return Server(answers, direct, await relayed(url, MODEL))
 
         return asyncio.run(send_cases())
     finally:
-        _end(server)
+        _end(process)
+
+
+@pytest.fixture(scope="module")
+def theirs(server: Server) -> dict[tuple[str, bool], Answer]:
+    """The answers of vLLM's server to all cases."""
+    return server.answers
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +165,20 @@ def ours(theirs: dict[tuple[str, bool], Answer], vllm_stack: Stack) -> dict[tupl
             return await send_all(client)
 
     return asyncio.run(send_cases())
+
+
+@pytest.mark.parametrize("api", ENGINES)
+def test_a_relaying_engine_returns_the_answer_of_vllms_server(server: Server, api: str) -> None:
+    """The server speaks several APIs; an engine returns the same text, finish reason and usage through each."""
+    (choice,), usage = server.direct["choices"], server.direct["usage"]
+    answer = server.relayed[api]
+    assert answer.choice.text == choice["message"]["content"]
+    assert answer.choice.finish_reason == choice["finish_reason"]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (
+        usage["prompt_tokens"],
+        usage["completion_tokens"],
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["complete", "streamed"])

@@ -13,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from chaos.sse import read_events
+from shared.domain.job import Usage
 from shared.redis import keys
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
@@ -22,6 +23,8 @@ from tests.support.faulty_upstream import Answer, End, FaultyUpstream, error_ans
 from tests.support.ports import free_port
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
+from tests.support.vendors.responses import ResponsesVendor
+from tests.support.vendors.script import Script
 from tests.support.waiting import eventually
 
 UPSTREAM_KEY = "sk-of-the-upstream"
@@ -53,7 +56,15 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "model": "theirs",
         "options": {"base_url": f"http://127.0.0.1:{PORT}/v1", "max_retries": 0},
     }
-    stack = make_stack(servers, tmp_path_factory, "upstream", [model, patient], UPSTREAM_API_KEY=UPSTREAM_KEY)
+    responses: dict[str, object] = {
+        "name": "responses",
+        "engine": "openai",
+        "api": "responses",
+        "model": "theirs",
+        "options": {"base_url": f"http://127.0.0.1:{PORT}/v1"},
+    }
+    models = [model, patient, responses]
+    stack = make_stack(servers, tmp_path_factory, "upstream", models, UPSTREAM_API_KEY=UPSTREAM_KEY)
     try:
         stack.start_api()
         stack.start_worker("up")
@@ -288,6 +299,52 @@ async def test_jobs_wait_while_the_upstream_is_away(client: httpx.AsyncClient) -
         for job_id in job_ids:
             assert (await wait_for_end(client, job_id))["status"] == "completed"
         await eventually(is_ok, "the breaker is closed")
+
+
+async def test_responses_of_a_killed_worker(stack: Stack, client: httpx.AsyncClient) -> None:
+    """One is killed in mid-stream, one before its first token: nothing is repeated, lost or generated again."""
+    pieces = tuple(f"{number} " for number in range(40))
+    async with ResponsesVendor().serve(PORT) as vendor:
+        vendor.default = Script(text=pieces, reasoning=("Hm.",), usage=Usage(7, 3, 41, 1))
+        vendor.gate = asyncio.Semaphore(5)
+        first = stack.start_worker("responses")
+        shown = await submit(client, "responses")
+        reader = asyncio.create_task(follow(client, shown))
+        await wait_for_text(client, shown, "0 1 2 3 4 ")
+        vendor.default = Script(text=pieces, usage=Usage(7, 3, 41, 1))
+        silent = await submit(client, "responses")
+        async with Redis.from_url(stack.environment["REDIS_URL"]) as redis:
+
+            async def logged() -> bool:
+                entries: Any = await redis.xrange(keys.log(silent))
+                return any(fields[b"t"] == b"upstream" for _, fields in entries)
+
+            await eventually(logged, "the id of the other response is in its log")
+        stack.kill(first)
+        for _ in range(200):
+            vendor.gate.release()
+        second = stack.start_worker("responses")
+        events = await reader
+        assert text_of(events) == "".join(pieces)
+        assert [item.event for item in events if item.event != "job.delta"] == [
+            "job.started", "job.started", "job.completed",
+        ]  # fmt: skip
+        assert not any("resp_" in str(item.data) for item in events)
+        for job_id, attempts in ((shown, 2), (silent, 2)):
+            done = await wait_for_end(client, job_id)
+            assert (done["status"], done["output_text"]) == ("completed", "".join(pieces))
+            assert (done["usage"]["completion_tokens"], len(done["attempts"])) == (41, attempts)
+        assert text_of(await follow(client, shown)) == "".join(pieces)
+        assert vendor.generated == 2
+        assert [seen.method for seen in vendor.seen].count("POST") == 2
+
+        vendor.default, vendor.cancelled = Script(hang_after=1), asyncio.Event()
+        cancelled = await submit(client, "responses")
+        await wait_for_text(client, cancelled, "Hi ")
+        assert (await client.post(f"/v1/jobs/{cancelled}/cancel")).status_code < 300
+        await asyncio.wait_for(vendor.cancelled.wait(), 10)
+        assert (await wait_for_end(client, cancelled))["status"] == "cancelled"
+        stack.kill(second)
 
 
 async def test_tool_calls_of_other_servers_reach_each_api(

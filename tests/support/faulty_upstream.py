@@ -71,6 +71,7 @@ class FaultyUpstream:
         self.answers: list[Answer] = []
         self.default = Answer(3)
         self.seen: list[Seen] = []
+        self.health = 200
         self.url = ""
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
@@ -89,6 +90,9 @@ class FaultyUpstream:
         except (asyncio.CancelledError, ConnectionError):
             self.left.set()
             raise
+
+    async def show_health(self, _: web.Request) -> web.Response:
+        return web.Response(status=self.health)
 
     async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **answer.headers})
@@ -140,6 +144,7 @@ async def faulty_upstream(port: int = 0) -> AsyncIterator[FaultyUpstream]:
     app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/v1/chat/completions", upstream.handle)
     app.router.add_post("/v1/completions", upstream.handle)
+    app.router.add_get("/v1/health", upstream.show_health)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)

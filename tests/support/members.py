@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -13,8 +14,15 @@ from shared.telemetry.metrics import Metrics
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def member_reader(*, refuse_unknown: bool = False) -> MemberReader:
-    return MemberReader(Metrics(Exporter.API, ["sim"]), refuse_unknown=refuse_unknown)
+def member_reader(
+    *, refuse_unknown: bool = False, extra_names: Mapping[str, Collection[str]] | None = None
+) -> MemberReader:
+    """`extra_names`: the names that each model allows in `extra_body`."""
+    return MemberReader(
+        Metrics(Exporter.API, ["sim"]),
+        refuse_unknown=refuse_unknown,
+        extra_names=lambda model: (extra_names or {}).get(model, ()),
+    )
 
 
 def read(schema: type[Model], body: Any, *, refuse_unknown: bool = False) -> Model:

@@ -34,6 +34,8 @@ NUMPY = "1.26.4"
 PYTHONS = ("3.12", "3.11", "3.10")
 MODELS = Path(__file__).with_name("triton_models")
 START_S = 60
+NEEDS = f"Triton needs Linux on x86-64 and a libpython of {', '.join(PYTHONS)}; Debian: apt-get install libpython3.11"
+_IS_SUPPORTED = sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class TritonServer:
 @contextlib.contextmanager
 def triton_server(folder: Path) -> Iterator[TritonServer]:
     """Start a server with its log in `folder`. Skips the test if this machine cannot run it."""
-    python = _python()
+    if (python := _python()) is None or not _IS_SUPPORTED:
+        pytest.skip(NEEDS)
     installed = _installed(python)
     program = installed / "pytriton" / "tritonserver"
     port = free_port()
@@ -97,16 +100,14 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     eventually_sync(is_ready, "Triton is ready", within_s=START_S)
 
 
-def _python() -> str:
-    """The version of a Python whose shared library is installed: the one that runs the tests, or another one."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        pytest.skip("the wheel nvidia-pytriton has a Triton server for Linux on x86-64 only")
+def _python() -> str | None:
+    """The version of a Python whose shared library is installed: that of this process, or another one."""
     current = f"{sys.version_info.major}.{sys.version_info.minor}"
     for version in sorted(PYTHONS, key=lambda version: version != current):
         own = Path(str(sysconfig.get_config_var("LIBDIR"))) / f"libpython{version}.so.1.0"
         if own.is_file() or ctypes.util.find_library(f"python{version}") is not None:
             return version
-    pytest.skip(f"Triton's Python backend needs the libpython of {', '.join(PYTHONS)}: apt-get install libpython3.11")
+    return None
 
 
 def _installed(python: str) -> Path:
@@ -126,3 +127,10 @@ def _installed(python: str) -> Path:
             file.chmod(0o755)
 
     return install_once(cache_folder() / "triton" / f"{VERSION}-python{python}", install)
+
+
+if __name__ == "__main__":  # install it before the tests need it
+    found = _python()
+    if found is None or not _IS_SUPPORTED:
+        sys.exit(NEEDS)
+    _installed(found)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -88,11 +88,15 @@ class Restarted:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Requests in the engine, how many of them it has queued, and its KV cache if it has one."""
+    """Requests in the engine, how many of them it has queued, and its KV cache if it has one.
+
+    `endpoints`: by name, whether an endpoint of its upstream is available.
+    """
 
     requests: int
     waiting: int = 0
     cache: CacheStats | None = None
+    endpoints: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

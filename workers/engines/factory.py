@@ -5,6 +5,8 @@ from __future__ import annotations
 from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel
+from shared.config.models.replicate import ReplicateModel
+from shared.config.models.runpod import RunpodModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
@@ -23,6 +25,14 @@ def make_engine(model: ModelSpec, metrics: Metrics) -> Engine:
             from workers.engines.openai.engine import OpenAIEngine
 
             return OpenAIEngine(model, metrics)
+        case ReplicateModel():
+            from workers.engines.replicate.engine import ReplicateEngine
+
+            return ReplicateEngine(model, metrics)
+        case RunpodModel():
+            from workers.engines.runpod.engine import RunpodEngine
+
+            return RunpodEngine(model, metrics)
         case AnthropicModel():
             from workers.engines.anthropic.engine import AnthropicEngine
 

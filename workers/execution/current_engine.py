@@ -32,6 +32,7 @@ class CurrentEngine:
             stats.requests + sum(one.requests for one in earlier),
             stats.waiting + sum(one.waiting for one in earlier),
             stats.cache,
+            stats.endpoints,
         )
 
     async def start(self) -> None:

@@ -38,6 +38,8 @@ class WorkerMetrics(Collector):
         breakers = [] if gate is None else [(self._labels, float(gate.breaker is not None))]
         yield metrics.upstream_breaker_open.family(breakers)
         yield metrics.upstream_messages_held.family([] if gate is None else [(self._labels, gate.waiting)])
+        endpoints = [((*self._labels, name), float(state)) for name, state in stats.endpoints.items()]
+        yield metrics.upstream_endpoint_available.family(endpoints)
         for gauge, value in (
             (metrics.engine_kv_cache_usage, "usage"),
             (metrics.engine_preemptions, "preemptions"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from shared.config.models.capabilities import ALL_TOOL_CHOICES, TEXT_ONLY, Capabilities, ToolChoiceKind
+from shared.config.models.capabilities import ALL_TOOL_CHOICES, Capabilities, ToolChoiceKind
 from shared.config.models.claude import ClaudeLimits, ThinkingControl, claude_limits
 from shared.config.models.upstream import HttpUrl, UpstreamModel, UpstreamOptions
 
@@ -78,7 +78,7 @@ class AnthropicModel(UpstreamModel):
             sampling.add("thinking_token_budget")
         if limits.thinking != "none":
             options.add("reasoning_effort")
-        return Capabilities(
+        capabilities = Capabilities(
             prefill=limits.prefill,
             cancel=True,
             token_counting=True,
@@ -86,10 +86,11 @@ class AnthropicModel(UpstreamModel):
             tools=True,
             tool_choices=_UNFORCED if limits.thinking in ("always", "between_tools") else ALL_TOOL_CHOICES,
             structures=frozenset({"json_schema"} if self.options.structured_outputs else ()),
-            modalities=TEXT_ONLY,
+            modalities=frozenset({"text", "image", "file"}),
             sampling=frozenset(sampling),
             chat_options=frozenset(options),
         )
+        return self.with_options(capabilities)
 
     @property
     def provider(self) -> str:

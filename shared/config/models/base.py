@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,15 @@ MAX_NAME = 200
 # About 8 MB in a worker and in Redis, and 16 MB in the job's row. The worker's event loop writes such a row in steps of
 # at most 20 ms.
 DEFAULT_LOGPROB_VALUES = 1 << 18
+
+
+_NO_PART_OF_THE_FINGERPRINT: Any = {
+    "description": True,
+    "max_logprob_values": True,
+    "structured_outputs": True,
+    "modalities": True,
+    "options": {"extra_body"},
+}
 
 
 class RegistryError(HeadraceError):
@@ -83,9 +92,9 @@ class Spec(BaseModel):
         return None
 
     @property
-    def secret_env(self) -> str | None:
-        """The environment variable with the engine's secret. Only the workers of this model receive it."""
-        return None
+    def secret_envs(self) -> tuple[str, ...]:
+        """The environment variables with the engine's secrets. Only the workers of this model receive them."""
+        return ()
 
     @property
     def bundled_model(self) -> str | None:
@@ -110,5 +119,5 @@ class Spec(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Identifies how the model is run: a hash of its entry, without what does not change its output."""
-        entry = self.model_dump(mode="json", exclude={"description", "max_logprob_values", "structured_outputs"})
+        entry = self.model_dump(mode="json", exclude=_NO_PART_OF_THE_FINGERPRINT)
         return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]

@@ -69,6 +69,7 @@ class Capabilities:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     modalities: _Set[Modality] = TEXT_ONLY
+    extra_body: _Set[str] = frozenset()
     sampling: _Set[str] = OPENAI_SAMPLING
     chat_options: _Set[str] = frozenset()
 

@@ -14,12 +14,14 @@ from pydantic_core import ErrorDetails
 from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.base import RegistryError
 from shared.config.models.openai import OpenAIModel
+from shared.config.models.replicate import ReplicateModel
+from shared.config.models.runpod import RunpodModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.triton import TritonModel
 from shared.config.models.vllm import VllmModel
 from shared.domain.errors import NotFound
 
-_AnySpec = VllmModel | OpenAIModel | AnthropicModel | TritonModel | SimulatedModel
+_AnySpec = VllmModel | OpenAIModel | AnthropicModel | TritonModel | ReplicateModel | RunpodModel | SimulatedModel
 ModelSpec = Annotated[_AnySpec, Field(discriminator="engine")]
 ENGINES = tuple(get_args(spec.model_fields["engine"].annotation)[0] for spec in get_args(_AnySpec))
 

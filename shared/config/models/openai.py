@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from shared.config.models.capabilities import Capabilities, Modality
-from shared.config.models.presets import PRESETS, UNKNOWN_SERVER, Preset
+from shared.config.models.capabilities import Capabilities
+from shared.config.models.presets import PRESETS, UNKNOWN_SERVER, Preset, as_responses
 from shared.config.models.upstream import UpstreamModel, UpstreamOptions
 from shared.domain.field_types import contradiction
 
@@ -20,6 +19,9 @@ class OpenAIOptions(UpstreamOptions):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="The upstream's name for it; OpenAI's newer models accept only the second."
     )
+    reasoning_summary: Literal["auto", "concise", "detailed"] | None = Field(
+        None, description="The summary of its reasoning that the model is to stream; only with `api: responses`."
+    )
     api_version: str | None = Field(None, min_length=1, description="Azure's dated API version.")
 
 
@@ -27,15 +29,20 @@ class OpenAIOptions(UpstreamOptions):
 PresetName = Literal["openai", "azure", "gemini", "openrouter", "vllm", "sglang", "tgi", "triton", "modal", "runpod"]
 
 
+_RESPONSES_PRESETS = (None, "openai", "azure", "vllm")
+
+
 class OpenAIModel(UpstreamModel):
     """A model that the worker relays to an OpenAI-compatible server."""
 
     engine: Literal["openai"]
     preset: PresetName | None = Field(None, description="The kind of server; without one, nothing is known about it.")
-    model: str = Field(min_length=1, description="The upstream's name for the model.")
-    modalities: list[Modality] | None = Field(
-        None, description="What the model takes beside text; the default depends on the preset."
+    api: Literal["chat", "responses"] = Field(
+        "chat",
+        description="The API that is used: Chat Completions (Completions for raw prompts), or Responses, whose answers"
+        " run in the background and can be resumed.",
     )
+    model: str = Field(min_length=1, description="The upstream's name for the model.")
     options: OpenAIOptions
 
     @model_validator(mode="before")
@@ -57,6 +64,10 @@ class OpenAIModel(UpstreamModel):
     def _options_of_the_preset(self) -> Self:
         if self.options.api_version is not None and "api_version" not in self.server.query.values():
             raise contradiction("options.api_version", "only the preset azure has API versions")
+        if self.api == "responses" and self.preset not in _RESPONSES_PRESETS:
+            raise contradiction("api", f"the preset {self.preset} has no Responses API with background responses")
+        if self.options.reasoning_summary is not None and self.api != "responses":
+            raise contradiction("options.reasoning_summary", "only models with api: responses have summaries")
         return self
 
     @property
@@ -67,7 +78,9 @@ class OpenAIModel(UpstreamModel):
     @cached_property
     def capabilities(self) -> Capabilities:
         found = self.server.capabilities
-        return found if self.modalities is None else replace(found, modalities=frozenset({"text", *self.modalities}))
+        if self.api == "responses":
+            found = as_responses(found)
+        return self.with_options(found)
 
     @property
     def provider(self) -> str | None:

@@ -80,6 +80,28 @@ _OPENAI = Capabilities(
     chat_options=frozenset({"parallel_tool_calls", "reasoning_effort"}),
 )
 
+
+def as_responses(capabilities: Capabilities) -> Capabilities:
+    """The capabilities of a server through its Responses API, from those through Chat Completions.
+
+    https://platform.openai.com/docs/api-reference/responses/create: no stop strings, seeds, penalties, or several
+    choices.
+    """
+    return replace(
+        capabilities,
+        raw_prompts=False,
+        token_prompts=False,
+        echo=False,
+        prefill=False,
+        resume=True,
+        cancel=True,
+        structures=capabilities.structures & JSON_STRUCTURES,
+        max_choices=1,
+        sampling=capabilities.sampling & {"temperature", "top_p"},
+        chat_options=capabilities.chat_options & {"parallel_tool_calls", "reasoning_effort"},
+    )
+
+
 # A server that is not named.
 UNKNOWN_SERVER = Preset(
     page="",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.config.models.base import PromptTokenizer, Spec, WordTokenizer
-from shared.config.models.capabilities import EVERYTHING, Capabilities
+from shared.config.models.capabilities import EVERYTHING, Capabilities, Modality
 from shared.domain.structure_size import StructureBounds
 
 
@@ -35,12 +36,15 @@ class SimulatedModel(Spec):
 
     engine: Literal["simulated"]
     slots: int = Field(256, ge=1, le=4096)
+    modalities: list[Modality] = Field(
+        default_factory=list, description="What messages may have beside text. Images and files are not read."
+    )
     options: SimulatedOptions = Field(default_factory=SimulatedOptions)
     structured_outputs: StructureBounds = Field(default_factory=StructureBounds)
 
     @property
     def capabilities(self) -> Capabilities:
-        return EVERYTHING
+        return replace(EVERYTHING, modalities=frozenset({"text", *self.modalities}))
 
     @property
     def structure_bounds(self) -> StructureBounds:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from dataclasses import replace
+from typing import Annotated, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from shared.config.models.base import Spec
+from shared.config.models.capabilities import Capabilities, Modality
+from shared.domain.field_types import contradiction
+from shared.domain.request import ChatOptions, Sampling
+
+# Parameters that no request may set as one of the provider's: they have a meaning of their own here.
+RESERVED = frozenset(
+    {
+        "background", "contents", "conversation", "include", "input", "instructions", "max_completion_tokens",
+        "max_output_tokens", "messages", "metadata", "model", "previous_response_id", "priority", "prompt",
+        "response_format", "stop_sequences", "store", "stream", "stream_options", "structured_outputs", "system",
+        "thinking", "tools", "tool_choice", "user", *Sampling.model_fields, *ChatOptions.model_fields,
+    }
+)  # fmt: skip
 
 
 def _http_url(text: str) -> str:
@@ -29,7 +43,42 @@ def _variable_name(text: str) -> str:
     return text
 
 
+def _vendor_parameter(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", name):
+        raise ValueError("must be the name of a parameter")
+    if name in RESERVED:
+        raise ValueError(f"must not contain {name}, which Headrace sets")
+    return name
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+
+
+VariableName = Annotated[str, AfterValidator(_variable_name)]
+# A label of metrics.
+_ENDPOINT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$"
+_SINGLE = ("base_url", "api_key_env")
+
+
+class EndpointOptions(BaseModel):
+    """One of several addresses of an upstream, with its key."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    base_url: HttpUrl
+    api_key_env: VariableName | None = Field(
+        None, description="The environment variable with the key; without it no key is sent."
+    )
+    weight: float = Field(1, gt=0, le=1000, description="Its share of the requests, relative to the others.")
+    name: str | None = Field(None, pattern=_ENDPOINT_NAME, description="Its label in metrics; default: its position.")
+
+
+class Target(NamedTuple):
+    """An endpoint, its label, and its place in the model's entry."""
+
+    path: str
+    name: str
+    endpoint: EndpointOptions
 
 
 class UpstreamOptions(BaseModel):
@@ -37,10 +86,18 @@ class UpstreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    base_url: HttpUrl
-    api_key_env: Annotated[str, AfterValidator(_variable_name)] | None = Field(
+    # Required, unless there are `endpoints`; a subclass may have a default.
+    base_url: HttpUrl = ""
+    api_key_env: VariableName | None = Field(
         None, description="The environment variable with the upstream's key; without it no key is sent."
     )
+    endpoints: list[EndpointOptions] | None = Field(
+        None, min_length=1, description="Several addresses or keys, in place of `base_url` and `api_key_env`."
+    )
+    health_path: str | None = Field(
+        None, min_length=1, description="A path below base_url; an endpoint whose answer is not 2xx is set aside."
+    )
+    health_interval_s: float = Field(10, gt=0, description="Between two requests of `health_path`.")
     connect_timeout_s: float = Field(5, gt=0)
     read_timeout_s: float = Field(300, gt=0, description="Until the first byte, and between two reads.")
     max_retries: int = Field(
@@ -60,6 +117,36 @@ class UpstreamOptions(BaseModel):
         False, description="Log the upstream's error messages, without keys. They may quote prompts."
     )
     max_model_len: int | None = Field(None, ge=2, description="Shown by the API; max_tokens is checked against it.")
+    extra_body: list[Annotated[str, AfterValidator(_vendor_parameter)]] = Field(
+        default_factory=list,
+        description="Parameters of the provider that requests may have, by the provider's names; sent unchanged.",
+    )
+
+    @model_validator(mode="after")
+    def _has_endpoints(self) -> Self:
+        if self.endpoints is None:
+            if not self.base_url:
+                raise contradiction("base_url", "this field is required")
+            return self
+        for name in _SINGLE:
+            if name in self.model_fields_set:
+                raise contradiction(name, "cannot be combined with endpoints; name it in each of them")
+        names = [target.name for target in self.targets]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise contradiction("endpoints", f"two endpoints have the name {name!r}")
+        return self
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The endpoints; `base_url` and `api_key_env` are the short form of one."""
+        if self.endpoints is None:
+            single = EndpointOptions(base_url=self.base_url, api_key_env=self.api_key_env, weight=1, name=None)
+            return (Target("options", "0", single),)
+        return tuple(
+            Target(f"options.endpoints[{index}]", endpoint.name or str(index), endpoint)
+            for index, endpoint in enumerate(self.endpoints)
+        )
 
 
 class UpstreamModel(Spec):
@@ -68,12 +155,27 @@ class UpstreamModel(Spec):
     yields: ClassVar[bool] = False
 
     slots: int = Field(256, ge=1, le=4096)
+    modalities: list[Modality] | None = Field(
+        None,
+        description="What messages may have beside text: `image`, `file`. They are passed on. Default: the engine's.",
+    )
     options: UpstreamOptions
 
     @property
     def max_model_len(self) -> int | None:
         return self.options.max_model_len
 
+    def with_options(self, capabilities: Capabilities) -> Capabilities:
+        """The capabilities of the engine, with what the entry says about them."""
+        modalities = capabilities.modalities if self.modalities is None else frozenset({"text", *self.modalities})
+        return replace(capabilities, modalities=modalities, extra_body=frozenset(self.options.extra_body))
+
     @property
-    def secret_env(self) -> str | None:
-        return self.options.api_key_env
+    def follows_redirects(self) -> bool:
+        """Whether redirects within the upstream's own origin are followed."""
+        return False
+
+    @property
+    def secret_envs(self) -> tuple[str, ...]:
+        names = (target.endpoint.api_key_env for target in self.options.targets)
+        return tuple(dict.fromkeys(name for name in names if name is not None))

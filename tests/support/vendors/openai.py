@@ -40,9 +40,9 @@ class OpenAIVendor(Vendor):
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         await self.record(request)
         script = self.next_script()
-        return self.refusal(script) or await self.stream(request, self._frames(script), script)
+        return self.refusal(script) or await self.stream(request, self.frames(script), script)
 
-    async def _frames(self, script: Script) -> AsyncIterator[bytes]:
+    async def frames(self, script: Script) -> AsyncIterator[bytes]:
         if script.noise:
             yield b": a comment\n\nid: 7\nretry: 10\nx-unknown: field\n\n"
             yield _frame({"object": "chat.completion.moderation", "choices": [], "moderation": {"flagged": False}})

@@ -53,6 +53,7 @@ class Vendor(ABC):
     reasoning: ClassVar[bool] = True
     usage: ClassVar[bool] = True
     structure: ClassVar[bool] = True
+    stops: ClassVar[bool] = True
     # Whether an answer whose connection broke is continued by the same engine.
     resumes: ClassVar[bool] = False
     # Whether errors are reported in an answer that has begun.

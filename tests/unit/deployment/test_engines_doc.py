@@ -36,7 +36,7 @@ def test_the_classic_set() -> None:
     for name in ("haiku", "sonnet", "opus"):
         model = models[f"claude-{name}"]
         assert isinstance(model, AnthropicModel)
-        assert (model.secret_env, model.provider) == ("ANTHROPIC_API_KEY", "anthropic")
+        assert (model.secret_envs, model.provider) == (("ANTHROPIC_API_KEY",), "anthropic")
         assert name in model.model
         assert model.capabilities.tools
         assert model.max_model_len is None or model.max_model_len >= 200_000

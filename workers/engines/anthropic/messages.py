@@ -136,7 +136,8 @@ def _part(part: ContentPart) -> Block:
             return {"type": "image", "source": _source(part)}
         case FilePart():
             title = {} if part.filename is None else {"title": part.filename}
-            return {"type": "document", "source": _source(part), **title}
+            context = {} if part.context is None else {"context": part.context}
+            return {"type": "document", "source": _source(part), **title, **context}
 
 
 def _source(part: ImagePart | FilePart) -> Block:

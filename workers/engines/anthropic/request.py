@@ -45,7 +45,8 @@ async def request_body(
     _check(request, chat, model)
     # One that only counts the prompt generates nothing.
     max_tokens = (None if request.prompt_only else request.sampling.max_tokens) or model.default_max_tokens
-    body: dict[str, Any] = {"model": model.model, "stream": True, "max_tokens": max(1, max_tokens - so_far.tokens)}
+    body: dict[str, Any] = dict(request.extra_body or {})
+    body |= {"model": model.model, "stream": True, "max_tokens": max(1, max_tokens - so_far.tokens)}
     body |= _sampling(request.sampling, model)
     body |= thinking(request, model.limits.thinking, max_tokens)
     tools = [_tool(tool) for tool in chat.tools or ()]

@@ -8,19 +8,20 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
-from shared.config.models.openai import OpenAIModel
+from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import NO_PRIOR, CannotContinue, Prior
+from workers.engines.openai import responses
 from workers.engines.openai.continuation import Continuation, continuation
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.request import optional_parameters, request_body
 from workers.engines.openai.stream import StreamParser
 from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
-from workers.engines.upstream.exchange import Call, SingleCall
+from workers.engines.upstream.exchange import Call, Exchange, SingleCall
 
 _ANY_TEXT = Prior([Delta(0, "x")])
 
@@ -28,9 +29,12 @@ _ANY_TEXT = Prior([Delta(0, "x")])
 class OpenAIEngine(UpstreamEngine):
     """The `openai` engine. What is particular about a kind of server is in its preset."""
 
+    _options: OpenAIOptions
+
     def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
         self._spec = model
+        self._api = model.api
         self._upstream_model = model.model
         self._server = model.server
         self._max_tokens_field = model.options.max_tokens_field
@@ -46,18 +50,52 @@ class OpenAIEngine(UpstreamEngine):
             name: value.format(key=key, id=key_id, secret=secret) for name, value in self._server.key_headers.items()
         }
 
-    async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
+        if self._api == "responses":
+            return Resume.EXACT if prior is NO_PRIOR or responses.is_known(prior) else Resume.NONE
+        so_far = prior if prior.deltas else _ANY_TEXT
+        return Resume.NONE if continuation(request, so_far, self._spec) is None else Resume.EXACT
+
+    async def cancel(self, state: UpstreamState) -> None:
+        if self._api == "responses":
+            await self.send_alone(responses.cancel_call(state, self._query), state)
+
+    async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
+        if self._api == "responses":
+            return await self._response(request, prior)
         rest = continuation(request, prior, self._spec)
         if rest is None:
             raise CannotContinue
         body = await request_body(rest.request, self._server, max_tokens_field=self._max_tokens_field)
+        body = self._with_extra(body, request.extra_body or {})
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
         return SingleCall(Call(path + self._query, body), self._parser(rest))
 
-    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
-        so_far = prior if prior.deltas else _ANY_TEXT
-        return Resume.NONE if continuation(request, so_far, self._spec) is None else Resume.EXACT
+    async def _response(self, request: GenerateRequest, prior: Prior) -> Exchange:
+        chat, provider = request.chat, self._server.provider
+        if not responses.is_known(prior):
+            if prior.deltas:
+                raise CannotContinue
+            prior = NO_PRIOR
+        body = await responses.response_body(request, provider=provider, summary=self._options.reasoning_summary)
+        parser = responses.ResponseParser(
+            prior,
+            logprobs=request.logprobs is not None,
+            reasoning=chat is None or chat.include_reasoning,
+            provider=provider,
+        )
+        return responses.ResponseExchange(
+            {**(request.extra_body or {}), **body, "model": self._upstream_model}, parser, self._query
+        )
+
+    def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The body with the client's parameters of the provider, which may add members to an object of the preset's."""
+        changed = {**extra, **body}
+        for name, value in self._server.body.items():
+            if isinstance(value, dict) and isinstance(extra.get(name), dict):
+                changed[name] = {**value, **extra[name]}
+        return changed
 
     def _parser(self, rest: Continuation) -> StreamParser:
         request, server = rest.request, self._server
@@ -86,7 +124,7 @@ class OpenAIEngine(UpstreamEngine):
         return {field: room} if 0 < room < body[field] else {}
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        return optional_parameters(body)
+        return responses.optional_parameters(body) if self._api == "responses" else optional_parameters(body)
 
 
 def _query(model: OpenAIModel) -> str:

@@ -18,10 +18,10 @@ from workers.engines.base import UpstreamError
 from workers.engines.openai.logprobs import entries
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.tool_calls import ToolCalls
-from workers.engines.openai.usage import UsageReader
 from workers.engines.upstream.error_body import error_of, is_error
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.usage import UsageReader
 
 # A delta has at most so many log probabilities, so that a large chunk is not converted in one step.
 MAX_LOGPROBS = 64

@@ -16,7 +16,8 @@ from shared.prompts.chat_template import ChatTemplate, model_template
 from shared.prompts.token_counter import TokenCounter
 from shared.runtime.offload import off_loop
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import CannotContinue, Prior
+from workers.engines.base import NO_PRIOR, CannotContinue, Prior
+from workers.engines.resume import Resume
 from workers.engines.triton.errors import is_classified, response_error
 from workers.engines.triton.event_texts import EventTexts
 from workers.engines.triton.output_counter import OutputCounter
@@ -59,15 +60,23 @@ class TritonEngine(UpstreamEngine):
     def is_classified(self, content: bytes) -> bool:
         return is_classified(content)
 
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
+        """The model continues the text so far, unless a constraint would begin anew with it."""
+        return Resume.EXACT if request.structured_outputs is None else Resume.NONE
+
     async def exchange(self, request: GenerateRequest, prior: Prior) -> SingleCall:
-        if prior.deltas:
+        if prior.deltas and self.resume_mode(request) is Resume.NONE:
             raise CannotContinue
         model = self._triton
         prompt = await off_loop(request.size, self._prompt, request)
+        so_far = "".join([delta.text for delta in prior.deltas])
+        emitted = sum([delta.tokens for delta in prior.deltas])
         prompt_tokens = 0
         if self._counter is not None:
             prompt_tokens = await off_loop(request.size, self._counter.count_text, prompt)
-        max_tokens = request.sampling.max_tokens or self._room(prompt_tokens)
+            emitted = await off_loop(len(so_far), self._counter.count_text, so_far, add_special_tokens=False)
+        prompt += so_far
+        max_tokens = max(1, (request.sampling.max_tokens or self._room(prompt_tokens)) - emitted)
         convention, options = model.convention, model.options
         stops = None
         if request.sampling.stop and not convention.stops:
@@ -81,9 +90,10 @@ class TritonEngine(UpstreamEngine):
             stops=stops,
             max_tokens=max_tokens,
             prompt_tokens=prompt_tokens,
+            emitted=emitted,
             counter=OutputCounter(self._counter) if self._counter is not None else None,
         )
-        return _Exchange(Call(self._path, request_body(model, request, prompt, max_tokens)), parser)
+        return _Exchange(Call(self._path, request_body(model, request, prompt, max_tokens, emitted)), parser)
 
     def _room(self, prompt_tokens: int) -> int:
         """The most output tokens of a request that does not limit them."""

@@ -14,10 +14,17 @@ from shared.domain.request import GenerateRequest, StructuredOutputs
 _MAX_SEED = (1 << 64) - 1
 
 
-def request_body(model: TritonModel, request: GenerateRequest, prompt: str, max_tokens: int) -> dict[str, Any]:
-    """The body. Inputs that the model does not declare become parameters of the request."""
+def request_body(
+    model: TritonModel, request: GenerateRequest, prompt: str, max_tokens: int, emitted: int = 0
+) -> dict[str, Any]:
+    """The body. Inputs that the model does not declare become parameters of the request.
+
+    `emitted`: the tokens of the answer at the end of the prompt, after which it continues with `max_tokens` more.
+    """
     convention, options = model.convention, model.options
     sampling = request.sampling.model_dump(exclude_defaults=True, exclude={"n"}) | {"max_tokens": max_tokens}
+    if emitted and "min_tokens" in sampling:
+        sampling["min_tokens"] = max(0, sampling["min_tokens"] - emitted)
     body: dict[str, Any] = {options.text_input: prompt, **convention.inputs, **options.inputs}
     parameters = model.parameters
     for name in parameters.keys() & sampling.keys():

@@ -44,9 +44,11 @@ class StreamParser:
         stops: StopStrings | None = None,
         max_tokens: int | None = None,
         prompt_tokens: int = 0,
+        emitted: int = 0,
         counter: OutputCounter | None = None,
     ) -> None:
-        """`output`: the output with the text. `prompt_tokens`: the number counted here; 0 if unknown.
+        """`output`: the output with the text. `prompt_tokens`: the number counted here; 0 if unknown. `emitted`: the
+        tokens after which the answer continues: for the backend they are part of the prompt. `max_tokens`: of the rest.
 
         `counter`: counts the output of a backend that does not; without one, each event counts as a token.
         """
@@ -56,6 +58,7 @@ class StreamParser:
         self._stops = stops
         self._max_tokens = max_tokens
         self._prompt_tokens = prompt_tokens
+        self._emitted = emitted
         self._counter = counter
         self._events = EventReader(keep_bytes=True)
         # Whether there were events, and whether they had the output with the text.
@@ -89,7 +92,7 @@ class StreamParser:
         """The usage that the backend reported, or that was counted with a tokenizer; None if neither is known."""
         if not (self._prompt_tokens or self._reported or self._counter is not None):
             return None
-        return Usage(self._prompt_tokens, 0, self._output_tokens)
+        return Usage(self._prompt_tokens, 0, self._emitted + self._output_tokens)
 
     def feed(self, data: bytes) -> Iterator[Delta]:
         """Parse the bytes of one read; yields one delta for all events in them.
@@ -147,7 +150,8 @@ class StreamParser:
                 pieces.append(new)
                 self._counted += 1
         convention = self._convention
-        self._prompt_tokens = _count(event, convention.input_tokens) or self._prompt_tokens
+        if input_tokens := _count(event, convention.input_tokens):
+            self._prompt_tokens = max(0, input_tokens - self._emitted)
         self._reported += _count(event, convention.output_tokens)
         if convention.finish_reason is not None and (reason := event.get(convention.finish_reason)) is not None:
             self._finish(_first(reason), _first(event.get("stop_reason")))

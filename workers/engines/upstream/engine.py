@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -25,27 +24,43 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
+from shared.runtime.aio import cancel_and_wait
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import NO_PRIOR, BusyReason, EngineStats, Prior, PromptInfo, UpstreamBusy, UpstreamError
+from workers.engines.base import (
+    NO_PRIOR,
+    BusyReason,
+    EngineError,
+    EngineStats,
+    Prior,
+    PromptInfo,
+    UpstreamBusy,
+    UpstreamError,
+)
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.backoff import backoff_s
+from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.error_body import parse_error, request_id_of
 from workers.engines.upstream.errors import (
     KEY_REFUSED,
+    NO_CREDIT,
     ErrorBody,
+    KeyUnusable,
     TransientError,
     connection_error,
+    exhausted_error,
     reported_error,
     status_error,
 )
 from workers.engines.upstream.exchange import Call, Exchange
 from workers.engines.upstream.gate import UpstreamGate
+from workers.engines.upstream.health_check import start_health_checks
 from workers.engines.upstream.read_coalescing import ReadCoalescer
 from workers.engines.upstream.redaction import redact, without_secrets
+from workers.engines.upstream.redirects import MAX_REDIRECTS, redirected
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
-from workers.engines.upstream.session import open_session, read_error, read_tail
+from workers.engines.upstream.session import open_session, read_error, read_tail, send_once
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +69,15 @@ PIECE_BYTES = 64 << 10
 # Longest wait for more output, the usage, or the end of a stream whose choices have their finish reasons: some servers
 # leave it open.
 TRAILER_S = 5.0
+# Attempts to reach an upstream that runs a request on, about 40 seconds: giving up would lose what it generates.
+MAX_RESUMES = 8
 
 
 class UpstreamEngine(ABC):
     """Relays up to `slots` requests at the same time, each on its own connection."""
 
     _session: aiohttp.ClientSession
+    _endpoints: Endpoints
 
     def __init__(self, model: UpstreamModel, metrics: Metrics) -> None:
         self.fingerprint = model.fingerprint
@@ -67,7 +85,6 @@ class UpstreamEngine(ABC):
         self._options = model.options
         self._metrics = metrics
         self._label = metrics.model_label(model.name)
-        self._key = ""
         self._requests = 0
         self._reads = ReadCoalescer()
         self._refused = RefusedParameters(model.name)
@@ -119,21 +136,16 @@ class UpstreamEngine(ABC):
         """Open the session; sends nothing.
 
         Raises:
-            InvalidRequest: the variable named by `api_key_env` is not set.
+            InvalidRequest: a variable named by an `api_key_env` is not set.
         """
         # A compressed stream costs more CPU here and may be delayed.
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
-        if (variable := self._options.api_key_env) is not None:
-            self._key = os.environ.get(variable, "").strip()
-            if not self._key:
-                raise InvalidRequest(
-                    f"models.yaml: {self._model.name}.options.api_key_env: {variable} is not set;"
-                    " set it to the upstream's key"
-                )
-            headers |= self.auth_headers(self._key)
+        self._endpoints = Endpoints(self._model, self.auth_headers)
         self._session = open_session(self._options, headers)
+        self._health_checks = start_health_checks(self._endpoints, self._session, self._options)
 
     async def stop(self) -> None:
+        await cancel_and_wait(*self._health_checks)
         await self._session.close()
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
@@ -143,14 +155,16 @@ class UpstreamEngine(ABC):
         """Nothing to do: the upstream stops when the connection is closed."""
 
     def stats(self) -> EngineStats:
-        return EngineStats(self._requests)
+        return EngineStats(self._requests, endpoints=self._endpoints.states)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
     ) -> AsyncGenerator[Delta | PromptInfo | UpstreamState | Usage, None]:
         exchange: Exchange | None = None
         call: Call | None = None
-        failures = 0
+        endpoint = self._endpoints.owner(prior.upstream) or self._endpoints.choose()
+        tried: set[Endpoint] = set()
+        failures = redirects = 0
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
         try:
@@ -170,10 +184,13 @@ class UpstreamEngine(ABC):
                         if call.delay_s:
                             await asyncio.sleep(call.delay_s)
                         parameters, body = self._encoded(call, replacements)
-                        async with self._send(call, body) as response:
+                        async with self._send(call, body, endpoint) as response:
                             self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
                             if not response.ok or response.status >= 300:
                                 content = await read_error(response)
+                                if (call_there := self._redirected(response, call, endpoint, redirects)) is not None:
+                                    call, redirects = call_there, redirects + 1
+                                    continue
                                 if refused := self._refused_by(response.status, content, parameters, replacements):
                                     replacements |= refused
                                     continue
@@ -186,7 +203,7 @@ class UpstreamEngine(ABC):
                                 raise error
                             self._refused.remember(replacements)
                             finished_at = 0.0
-                            while not reply.done:
+                            while not (reply.done or exchange.over):
                                 if reply.finished:
                                     finished_at = finished_at or asyncio.get_running_loop().time()
                                     data = await _read_until(response, finished_at + TRAILER_S)
@@ -202,25 +219,28 @@ class UpstreamEngine(ABC):
                                         if not answered:
                                             answered = True
                                             self.gate.succeeded()
-                                        yield delta
+                                        yield self._endpoints.mark(delta, endpoint)
                                         if slice_.over:
                                             await slice_.give_way()
                                     if reply.done:
                                         break
                                     if slice_.over:
                                         await slice_.give_way()
+                                if endpoint.failures and reply.begun:
+                                    self._endpoints.succeeded(endpoint)
                                 if reply.begun and not reply.done:
                                     await self._delay_read(response)
                             if not reply.done:
                                 for delta in reply.end():
-                                    yield delta
+                                    yield self._endpoints.mark(delta, endpoint)
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)
                             if reply.done and not exchange.leaves_early:
                                 await read_tail(response)
                         if reply.done or reply.finished:
                             break
-                        call = exchange.next()
+                        if (call := exchange.next()) is not None:
+                            failures = 0
                 except TransientError as error:
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
@@ -230,19 +250,34 @@ class UpstreamEngine(ABC):
                     for delta in reply.end():
                         yield delta
                     break
+                logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
+                of_key = isinstance(failure, KeyUnusable)
+                is_refused = isinstance(failure, KeyUnusable) and failure.is_final
+                self._endpoints.failed(endpoint, failure.details, of_key=of_key)
+                call = exchange.resume()
+                if call is None and not reply.begun and prior.upstream is None:
+                    tried.add(endpoint)
+                    if self._endpoints.has_other(tried):
+                        endpoint = self._endpoints.choose(tried)
+                        self._metrics.upstream_retries.labels(self._label).inc()
+                        continue
+                    tried.clear()
+                    endpoint = self._endpoints.choose()
                 limited = failure.reason is BusyReason.RATE_LIMIT
                 if limited:
                     self.gate.limited(failure.retry_after_s)
-                elif not reply.begun:
-                    reason, by_request = failure.reason, failure.reason is not BusyReason.UNREACHABLE
-                    what = failure.details if reason is BusyReason.SERVER_ERROR else reason.value
+                elif is_refused or not reply.begun:
+                    reason = failure.reason
+                    what = failure.details if is_refused or reason is BusyReason.SERVER_ERROR else reason.value
+                    by_request = not is_refused and reason is not BusyReason.UNREACHABLE
                     self.gate.failed(_job_id(request_id), what, by_request=by_request)
-                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited)
-                logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
-                call = exchange.resume()
-                if reply.begun and call is None:
+                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited and call is None)
+                retries = self._options.max_retries
+                if call is not None and failure.reason is not BusyReason.TIMEOUT:
+                    retries = max(retries, MAX_RESUMES)
+                if is_refused or (reply.begun and call is None):
                     raise UpstreamError(str(failure))
-                if failures >= self._options.max_retries or delay_s is None or self.gate.closed:
+                if failures >= retries or delay_s is None or (call is None and self.gate.closed):
                     raise UpstreamBusy(
                         str(failure),
                         failure.reason,
@@ -267,10 +302,41 @@ class UpstreamEngine(ABC):
             parameters = replaced(parameters, {name: replacements[name] for name in replacements if name in parameters})
         return parameters, orjson.dumps(parameters)
 
-    def _send(self, call: Call, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        url = call.path if "://" in call.path else f"{self._options.base_url}/{call.path}"
+    async def send_alone(self, call: Call, state: UpstreamState) -> None:
+        """Send a request about an earlier one whose response says no more than its status.
+
+        Raises:
+            UpstreamError: the status is an error.
+            aiohttp.ClientError, TimeoutError: there is no response.
+        """
+        endpoint = self._endpoints.owner(state) or self._endpoints.choose()
+        async with self._send(call, self._encoded(call, {})[1], endpoint) as response:
+            self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
+            await read_error(response)
+            if not response.ok or response.status >= 300:
+                raise UpstreamError(f"The upstream answered HTTP {response.status}.")
+
+    def _send(self, call: Call, body: bytes, endpoint: Endpoint) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        url = call.path if "://" in call.path else f"{endpoint.base_url}/{call.path}"
         data = None if call.body is None else _payload(body)
-        return self._session.request(call.verb, url, data=data, headers=call.headers, allow_redirects=False)
+        headers = {**endpoint.headers, **call.headers}
+        return self._session.request(
+            call.verb,
+            url,
+            data=data,
+            headers=headers,
+            allow_redirects=False,
+            proxy=endpoint.proxy,
+            middlewares=(send_once,) if call.once else None,
+        )
+
+    def _redirected(
+        self, response: aiohttp.ClientResponse, call: Call, endpoint: Endpoint, redirects: int
+    ) -> Call | None:
+        """The request that follows a redirect; None if it may not be followed."""
+        if not self._model.follows_redirects or redirects >= MAX_REDIRECTS:
+            return None
+        return redirected(call, response.status, response.headers, str(response.url), endpoint.base_url)
 
     async def _delay_read(self, response: aiohttp.ClientResponse) -> None:
         """Leave data in the socket until the next flush would write it: one large read costs less than many small ones.
@@ -303,35 +369,26 @@ class UpstreamEngine(ABC):
     ) -> Exception:
         status = response.status
         if status in KEY_REFUSED:
-            return self._key_refused(request_id, status)
+            return _key_refused(status)
         error = self.error_body(content)
         error = replace(error, request_id=error.request_id or request_id_of(response.headers))
         body = self._for_client(request_id, f"HTTP {status}", error, sent)
+        if status == NO_CREDIT or body.exhausted:
+            return exhausted_error(status, response.headers, body)
         if self.is_classified(content):
             return reported_error(body, _default_param(request))
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
     def _reply_error(
-        self, request_id: str, failure: UpstreamError | ErrorBody, request: GenerateRequest, sent: bytes
+        self, request_id: str, failure: EngineError | ErrorBody, request: GenerateRequest, sent: bytes
     ) -> Exception:
         """The error for a failure that the upstream reported after it had begun its response."""
-        if isinstance(failure, UpstreamError):
+        if isinstance(failure, EngineError):
             return failure
         if failure.status in KEY_REFUSED:
-            return self._key_refused(request_id, failure.status)
+            return _key_refused(failure.status)
         error = "an error in the answer"
         return reported_error(self._for_client(request_id, error, failure, sent), _default_param(request))
-
-    def _key_refused(self, request_id: str, status: int | None) -> UpstreamError:
-        variable = self._options.api_key_env
-        logger.error(
-            "model=%s the upstream refused the key (HTTP %d); api_key_env is %s",
-            self._model.name,
-            status,
-            variable or "not set",
-        )
-        self.gate.failed(_job_id(request_id), f"HTTP {status}: the key is refused", by_request=False)
-        return UpstreamError(f"The upstream refused the key (HTTP {status}).")
 
     def _for_client(self, request_id: str, what: str, error: ErrorBody, sent: bytes) -> ErrorBody:
         """The error without addresses, paths and secrets. The log gets the first two, unless the request has them.
@@ -340,18 +397,23 @@ class UpstreamEngine(ABC):
         """
         if error.request_id is not None:
             logger.warning("call=%s upstream: %s; the upstream's request id is %s", request_id, what, error.request_id)
-        redacted = redact(error.message, self._key)
+        redacted = redact(error.message, *self._endpoints.keys)
         removed = [part for part in redacted.removed if orjson.dumps(part)[1:-1] not in sent]
         if removed:
             logger.warning(
                 "call=%s upstream: %s; removed from its message: %s",
                 request_id,
                 what,
-                " ".join(without_secrets(part, self._key) for part in removed),
+                " ".join(without_secrets(part, *self._endpoints.keys) for part in removed),
             )
         if self._options.log_error_texts:
-            logger.warning("call=%s upstream: %s: %s", request_id, what, without_secrets(error.message, self._key))
+            text = without_secrets(error.message, *self._endpoints.keys)
+            logger.warning("call=%s upstream: %s: %s", request_id, what, text)
         return replace(error, message=redacted.text)
+
+
+def _key_refused(status: int | None) -> KeyUnusable:
+    return KeyUnusable(f"The upstream refused the key (HTTP {status}).", f"the key was refused (HTTP {status})")
 
 
 async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> bytes:

@@ -39,6 +39,8 @@ _STATUS_OF = {
     "timeout": 504,
     "timeout_error": 504,
 }
+# Types and codes of errors of an account without credit, whatever their status.
+_EXHAUSTED = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error"}
 _REQUEST_ID_HEADERS = ("request-id", "x-request-id")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,100}")
 _PARAM = re.compile(r"[A-Za-z_][\w.\[\]-]{0,99}")
@@ -70,10 +72,13 @@ def error_of(error: Any) -> ErrorBody:
 def _error_of(error: Any) -> ErrorBody:
     if isinstance(error, list) and error and isinstance(error[0], dict) and "error" in error[0]:
         error = error[0]
-    status, param, request_id = None, None, None
+    status, param, request_id, exhausted = None, None, None, False
     while True:
         if not isinstance(error, dict):
-            return ErrorBody(_cut(_message(error)), param, status, request_id)
+            return ErrorBody(_cut(_message(error)), param, status, request_id, exhausted)
+        exhausted = exhausted or any(
+            isinstance(value := error.get(name), str) and value.lower() in _EXHAUSTED for name in ("type", "code")
+        )
         if isinstance(found := error.get("request_id"), str) and _REQUEST_ID.fullmatch(found):
             request_id = found
         status = _status(error) or status
@@ -83,7 +88,7 @@ def _error_of(error: Any) -> ErrorBody:
         inner = error.get("error")
         if not isinstance(inner, dict):
             param = param or _location(error)
-            return ErrorBody(_cut(_message(error)), param, status, request_id)
+            return ErrorBody(_cut(_message(error)), param, status, request_id, exhausted)
         error = inner
 
 

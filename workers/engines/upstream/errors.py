@@ -13,6 +13,7 @@ from workers.engines.upstream.retry_after import retry_after_s
 
 INVALID_REQUEST = (400, 404, 413, 422)
 KEY_REFUSED = (401, 403)
+NO_CREDIT = 402
 # In addition to every status from 500 on.
 TIMED_OUT, LIMITED = 408, 429
 TRANSIENT = (TIMED_OUT, LIMITED)
@@ -35,17 +36,27 @@ class TransientError(Exception):
         self.retry_after_s = retry_after_s
 
 
+class KeyUnusable(TransientError):
+    """The upstream refuses the key, or its account is exhausted: another key may be accepted.
+
+    `is_final`: the request fails if there is no other key; otherwise it is treated like a rate limit.
+    """
+
+    is_final = True
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
     """An upstream's error: its message, the request field that it names, and the HTTP status that it stands for.
 
-    `request_id` is the upstream's id of the request, for its support.
+    `request_id` is the upstream's id of the request, for its support. `exhausted`: the key's account has no credit.
     """
 
     message: str
     param: str | None = None
     status: int | None = None
     request_id: str | None = None
+    exhausted: bool = False
 
 
 def status_error(
@@ -61,6 +72,15 @@ def status_error(
     if status in TRANSIENT or status >= 500:
         return TransientError(text, f"HTTP {status}", retry_after_s(headers), _reason(status))
     return UpstreamError(text)
+
+
+def exhausted_error(status: int, headers: Mapping[str, str], body: ErrorBody) -> KeyUnusable:
+    """The error for a key whose account has no credit left."""
+    text = f"The upstream answered HTTP {status}{f': {body.message}' if body.message else ''}."
+    details = f"the account of the key has no credit (HTTP {status})"
+    error = KeyUnusable(text, details, retry_after_s(headers), _reason(status))
+    error.is_final = status != LIMITED
+    return error
 
 
 def reported_error(body: ErrorBody, default_param: str) -> InvalidRequest | TransientError | UpstreamError:

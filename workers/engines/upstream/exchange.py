@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
-from workers.engines.base import UpstreamError
+from workers.engines.base import EngineError
 from workers.engines.upstream.errors import ErrorBody
 
 
@@ -18,7 +18,8 @@ class Call:
     """One HTTP request: a POST if it has a body, else a GET, unless `method` says otherwise.
 
     `path` is below the upstream's `base_url`, without a leading slash, or a whole URL. The values of `body` can be
-    encoded by orjson. `delay_s` is the wait before it is sent, in seconds: for polls.
+    encoded by orjson. `delay_s` is the wait before it is sent, in seconds: for polls. `once`: the server may change
+    something for a GET too, so that it must not be sent again unnoticed.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     method: str | None = None
+    once: bool = False
 
     @property
     def verb(self) -> str:
@@ -48,7 +50,7 @@ class ReplyParser(Protocol):
         """Whether every choice has its finish reason, which `end` returns at the latest."""
 
     @property
-    def failure(self) -> UpstreamError | ErrorBody | None:
+    def failure(self) -> EngineError | ErrorBody | None:
         """The error that ended the answer: an `ErrorBody` if the upstream reported it."""
 
     @property
@@ -66,6 +68,11 @@ class Exchange(ABC):
     """The requests of one try to run a job. A retry before any output begins a new exchange."""
 
     parser: ReplyParser
+
+    @property
+    def over(self) -> bool:
+        """Whether the current response has nothing more, although it may stay open: the next request follows."""
+        return False
 
     @property
     def leaves_early(self) -> bool:
@@ -88,6 +95,7 @@ class Exchange(ABC):
 
         Raises:
             CannotContinue: there is output, and the upstream cannot continue it.
+            EngineError, TransientError: the status means more here than it says.
         """
         return None
 

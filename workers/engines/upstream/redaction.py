@@ -79,8 +79,8 @@ class Redacted:
     removed: tuple[str, ...] = ()
 
 
-def redact(text: str, key: str = "") -> Redacted:
-    """Remove what clients must not learn. `key` is the model's own key, of which no part is left either."""
+def redact(text: str, *keys: str) -> Redacted:
+    """Remove what clients must not learn. `keys` are the model's own keys, of which no part is left either."""
     removed: list[str] = []
 
     def hide(placeholder: str, match: re.Match[str]) -> str:
@@ -92,7 +92,7 @@ def redact(text: str, key: str = "") -> Redacted:
         removed.append(name)
         return before + ADDRESS
 
-    text = without_secrets(text, key)
+    text = without_secrets(text, *keys)
     text = _TRACEBACK.sub("", text)
     text = _ADDRESSES.sub(lambda match: hide(ADDRESS, match), text)
     text = _NAMED_HOST.sub(hide_host, text)
@@ -100,9 +100,9 @@ def redact(text: str, key: str = "") -> Redacted:
     return Redacted(text.strip(), tuple(dict.fromkeys(removed)))
 
 
-def without_secrets(text: str, key: str = "") -> str:
-    """Replace keys, tokens, account ids, and all parts of `key` of `MIN_FRAGMENT` characters or more."""
-    if key:
+def without_secrets(text: str, *keys: str) -> str:
+    """Replace keys, tokens, account ids, and all parts of `keys` of `MIN_FRAGMENT` characters or more."""
+    for key in keys:
         text = _without_fragments(text.replace(key, SECRET), key)
     text = _SECRETS.sub(SECRET, text)
     return _LABELLED.sub(_hide_value, text)

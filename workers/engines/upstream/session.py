@@ -24,14 +24,23 @@ def open_session(options: UpstreamOptions, headers: Mapping[str, str]) -> aiohtt
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_s, sock_read=options.read_timeout_s),
-        proxy=_proxy(options.base_url),
     )
 
 
-def _proxy(url: str) -> str | None:
+def proxy_of(url: str) -> str | None:
     """The proxy from HTTPS_PROXY and similar variables. aiohttp's `trust_env` would read ~/.netrc at each request."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+
+async def send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """A middleware for GET requests that aiohttp must not repeat after a kept connection turned out to be closed."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        if isinstance(error, aiohttp.ClientConnectorError):
+            raise  # nothing was sent, and aiohttp does not repeat it
+        raise aiohttp.ClientPayloadError("the connection was closed before the response") from error
 
 
 async def read_error(response: aiohttp.ClientResponse) -> bytes:

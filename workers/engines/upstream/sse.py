@@ -1,10 +1,10 @@
-"""Reads JSON from an event stream, as servers send it rather than as the standard has it."""
+"""Reads event streams: JSON as servers send it rather than as the standard has it, and events of text."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -24,6 +24,91 @@ class EventTooLarge(ValueError):
     """An event is larger than `MAX_EVENT_BYTES`, or has too many values for its size."""
 
 
+class LineReader:
+    """Splits a body into lines, which may end with LF, CRLF or CR, without their ends and without a byte order mark."""
+
+    def __init__(self) -> None:
+        # The parts of the last line, which has no end yet.
+        self._rest: list[bytes] = []
+        self.pending = 0
+        self._started = False
+        self._ended_with_cr = False
+
+    def read(self, data: bytes) -> list[bytes]:
+        """The lines that these bytes complete; `pending` is the size of what is left."""
+        if self._ended_with_cr:
+            self._ended_with_cr = False
+            data = data.removeprefix(b"\n")
+        if b"\r" in data:
+            self._ended_with_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n")
+            if b"\r" in data:
+                data = data.replace(b"\r", b"\n")
+        *lines, rest = data.split(b"\n")
+        if lines and self._rest:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            self._rest, self.pending = [], 0
+        if rest:
+            self._rest.append(rest)
+            self.pending += len(rest)
+        if lines and not self._started:
+            self._started = True
+            lines[0] = lines[0].removeprefix(BOM)
+        return lines
+
+
+class TextEvent(NamedTuple):
+    """An event of a stream by the standard. `kind` is empty if it has no type; `id` if no event has had one so far."""
+
+    kind: str
+    data: str
+    id: str
+
+
+class TextEventReader:
+    """Reads the events of a stream whose data is text. An event without its last, empty line is not read."""
+
+    def __init__(self) -> None:
+        self._lines = LineReader()
+        self._kind = ""
+        self._data: list[bytes] = []
+        self._size = 0
+        self._id = ""
+
+    def read(self, data: bytes) -> Iterator[TextEvent]:
+        """Yield the events that these bytes complete.
+
+        Raises:
+            EventTooLarge: the stream is not read any further.
+        """
+        lines = self._lines.read(data)
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+                self._size += len(line)
+            elif not line:
+                if self._data or self._kind:
+                    text = b"\n".join(self._data).decode("utf-8", "replace")
+                    event = TextEvent(self._kind, text, self._id)
+                    self._kind, self._data, self._size = "", [], 0
+                    yield event
+            else:
+                self._field(line)
+        if self._size + self._lines.pending > MAX_EVENT_BYTES:
+            raise EventTooLarge
+
+    def _field(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        text = value.removeprefix(b" ").decode("utf-8", "replace")
+        match name:
+            case b"event":
+                self._kind = text
+            case b"id" if "\0" not in text:
+                self._id = text
+            case b"data":
+                self._data.append(b"")
+
+
 class EventReader:
     """Reads the values of one body, which may be an event stream, lines of JSON, or a single JSON document.
 
@@ -37,13 +122,11 @@ class EventReader:
         a character that is cut between two events.
         """
         self._errors = "surrogateescape" if keep_bytes else "replace"
-        # The parts of a line without its end, the lines of an event or document that is not complete, their bytes.
-        self._rest: list[bytes] = []
+        self._lines = LineReader()
+        # The lines of an event or document that is not complete, and their bytes.
         self._held: list[bytes] = []
         self._size = 0
         self._kind = b""
-        self._started = False
-        self._ended_with_cr = False
         # Whether the last value was not an event: a document, or a line of JSON.
         self.bare = False
 
@@ -54,7 +137,12 @@ class EventReader:
             EventTooLarge: the body is not read any further.
             ValueError: an event is not JSON.
         """
-        for line in self._lines(data):
+        lines = self._lines.read(data)
+        self._check_size()
+        yield from self._values(lines)
+
+    def _values(self, lines: list[bytes]) -> Iterator[Any]:
+        for line in lines:
             if line.startswith(b"data:"):
                 payload = line[5:].strip()
                 if self._held or self._kind:
@@ -62,7 +150,7 @@ class EventReader:
                 elif payload:
                     self.bare = False
                     try:
-                        value = orjson.loads(payload) if len(payload) <= DENSE_BYTES else _loads(payload)
+                        value = orjson.loads(payload) if len(payload) <= DENSE_BYTES else load_json(payload)
                     except orjson.JSONDecodeError:
                         yield from self._special(payload)
                     else:
@@ -74,35 +162,12 @@ class EventReader:
 
     def end(self) -> Iterator[Any]:
         """Yield what is left at the end of the body, where the last line may lack its end."""
-        if self._rest:
+        if self._lines.pending:
             yield from self.read(b"\n")
         yield from self._end_event(at_end=True)
 
-    def _lines(self, data: bytes) -> list[bytes]:
-        if self._ended_with_cr:
-            self._ended_with_cr = False
-            data = data.removeprefix(b"\n")
-        if b"\r" in data:
-            self._ended_with_cr = data.endswith(b"\r")
-            data = data.replace(b"\r\n", b"\n")
-            if b"\r" in data:
-                data = data.replace(b"\r", b"\n")
-        *lines, rest = data.split(b"\n")
-        if lines and self._rest:
-            lines[0] = b"".join([*self._rest, lines[0]])
-            self._rest = []
-            self._size = sum(map(len, self._held))
-        if rest:
-            self._rest.append(rest)
-            self._grow(rest)
-        if lines and not self._started:
-            self._started = True
-            lines[0] = lines[0].removeprefix(BOM)
-        return lines
-
-    def _grow(self, part: bytes) -> None:
-        self._size += len(part)
-        if self._size > MAX_EVENT_BYTES:
+    def _check_size(self) -> None:
+        if self._size + self._lines.pending > MAX_EVENT_BYTES:
             raise EventTooLarge
 
     def _special(self, payload: bytes) -> Iterator[Any]:
@@ -112,7 +177,7 @@ class EventReader:
         elif _is_done(payload):
             yield DONE
         elif payload.startswith(b"data:"):  # a proxy wrapped the line twice
-            yield from self.read(payload + b"\n")
+            yield from self._values([payload])
         elif payload.startswith(b"error:"):
             yield {"error": _text(payload[6:])}
         elif payload and not payload.startswith(b":"):  # a proxy made a comment an event
@@ -125,7 +190,8 @@ class EventReader:
 
     def _hold(self, line: bytes) -> None:
         self._held.append(line)
-        self._grow(line)
+        self._size += len(line)
+        self._check_size()
 
     def _other(self, line: bytes) -> Iterator[Any]:
         line = line.strip()
@@ -133,11 +199,11 @@ class EventReader:
         if self._held and self.bare:
             self._hold(line)
         elif line.startswith(b"data:"):
-            yield from self.read(line + b"\n")
+            yield from self._values([line])
         elif line.startswith((b"{", b"[", b'"')):
             self.bare = True
             try:
-                yield _loads(line)
+                yield load_json(line)
             except orjson.JSONDecodeError:
                 self._hold(line)
         elif name == b"event":
@@ -165,7 +231,7 @@ class EventReader:
 
     def _value(self, payload: bytes) -> Any:
         try:
-            return _loads(payload)
+            return load_json(payload)
         except orjson.JSONDecodeError:
             return self._repaired(payload) if len(payload) <= MAX_REPAIRED_BYTES else None
 
@@ -190,7 +256,13 @@ def _is_done(payload: bytes) -> bool:
     return payload.strip(b'" []').upper() == b"DONE"
 
 
-def _loads(payload: bytes) -> Any:
+def load_json(payload: bytes) -> Any:
+    """Decode JSON that takes little time to decode.
+
+    Raises:
+        EventTooLarge: it has too many values for its size.
+        orjson.JSONDecodeError: it is not JSON.
+    """
     if len(payload) > DENSE_BYTES:
         quotes = payload.count(b'"') - payload.count(b'\\"')
         if quotes + payload.count(b",") > MAX_VALUES:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from benchmarks.upstream import Pace, serve
+from benchmarks.upstream import serve
+from benchmarks.upstream_request import Pace
 from shared.config.models.loader import ModelSpec
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel, SimulatedOptions

@@ -201,6 +201,9 @@ def test_empty_messages_are_rejected() -> None:
         conversation(body)
 
 
+IMAGE = {"type": "image", "source": {"type": "url", "url": "https://a.b/c.png"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -213,7 +216,15 @@ def test_empty_messages_are_rejected() -> None:
         ({"thinking": {"type": "enabled", "budget_tokens": 4096}}, "less than max_tokens=4096, got 4096"),
         ({"messages": [USER, CALLED[1]]}, "tool_result"),
         ({"messages": [{"role": "user", "content": CALLED[1]["content"]}]}, "not allowed in a message of role user"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "accepts text only"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+            "must be a block whose type is one of text,",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "source"),
+        (
+            {"messages": [{"role": "assistant", "content": [IMAGE]}]},
+            "image block is not allowed in a message of role assistant",
+        ),
     ],
 )
 def test_invalid_requests_are_rejected(changes: dict[str, Any], words: str) -> None:

@@ -26,6 +26,7 @@ from api.openai.schemas import ChatCompletionRequest, CompletionRequest
 from api.responses.schemas import ResponseCreate
 from shared.config.settings import REPOSITORY
 from shared.domain.errors import InvalidRequest
+from shared.domain.opaque import OpaquePart
 from shared.telemetry.instruments import Exporter
 from shared.telemetry.metrics import Metrics
 from tests.support.members import member_reader, read
@@ -42,11 +43,20 @@ SAMPLING: dict[str, Any] = {
     "spaces_between_special_tokens": False, "priority": 2, "prompt_logprobs": 1,
 }  # fmt: skip
 FUNCTION = {"name": "f", "description": "d", "parameters": SCHEMA, "strict": True}
+OPAQUE = OpaquePart("gemini", "thinking", {}).encoded()
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+PNG = "data:image/png;base64,iVBORw0KGgo="
 CONVERSATION: dict[str, Any] = {
     "messages": [
         {"role": "user", "content": [{"type": "text", "text": "hello"}], "name": "n"},
-        {"role": "assistant", "content": "hm", "reasoning": "r", "tool_calls": [CALL]},
+        {"role": "assistant", "content": "hm", "reasoning": "r", "tool_calls": [CALL], "opaque": [OPAQUE]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}},
+                {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0=", "filename": "a.pdf"}},
+            ],
+        },
         {"role": "tool", "content": "1", "tool_call_id": "c"},
     ],
     "tools": [{"type": "function", "function": FUNCTION}],
@@ -56,6 +66,7 @@ CONVERSATION: dict[str, Any] = {
     "include_reasoning": False,
     "chat_template_kwargs": {"a": None},
     "documents": [{"title": "t"}],
+    "extra_body": {"a": None},
 }
 OPENAI: dict[str, Any] = {"user": "u", "metadata": {"k": "v"}, "stream": True}
 FORMAT = {
@@ -66,7 +77,14 @@ ANTHROPIC: dict[str, Any] = {
     "model": "m",
     "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
     "messages": [
-        {"role": "user", "content": [{"type": "text", "text": "hello", "cache_control": {"type": "ephemeral"}}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "hello", "cache_control": {"type": "ephemeral"}},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}},
+                {"type": "document", "source": {"type": "url", "url": "https://a.b/c.pdf"}, "title": "t"},
+            ],
+        },
         {
             "role": "assistant",
             "content": [
@@ -133,7 +151,7 @@ FULL: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
         {
             **ANTHROPIC,
             "max_tokens": 2048, "stop_sequences": ["x"], "stream": True, "temperature": 0.5, "top_k": 3, "top_p": 1,
-            "metadata": {"user_id": "u"}, "priority": 2,
+            "metadata": {"user_id": "u"}, "priority": 2, "extra_body": {"a": None},
         },
     ),
     "count_tokens": (CountTokensRequest, ANTHROPIC),
@@ -142,8 +160,11 @@ FULL: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
         {
             "model": "m",
             "input": [
-                {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]},
-                {"type": "reasoning", "id": "rs", "summary": [{"type": "summary_text", "text": "s"}],
+                {"type": "message", "role": "user", "content": [
+                    {"type": "input_text", "text": "hello"}, {"type": "input_image", "image_url": PNG},
+                    {"type": "input_file", "file_id": "file-1"}]},
+                {"type": "reasoning", "id": "rs", "encrypted_content": OPAQUE,
+                 "summary": [{"type": "summary_text", "text": "s"}],
                  "content": [{"type": "reasoning_text", "text": "s"}], "status": "completed"},
                 {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "id": "fc"},
                 {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "1"}]},
@@ -158,6 +179,7 @@ FULL: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
             "stream_options": {"include_obfuscation": False}, "truncation": "disabled", "service_tier": "auto",
             "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "priority": 1, "seed": 1, "top_k": 1,
             "min_p": 0.1, "presence_penalty": 1, "frequency_penalty": 1, "repetition_penalty": 1, "stop": ["x"],
+            "extra_body": {"a": None},
         },
     ),
     "batch": (
@@ -363,7 +385,7 @@ def test_known_members_are_documented(api: str) -> None:
     [
         ({"truncation": "auto"}, ("truncation",)),
         ({"service_tier": "flex"}, ("service_tier",)),
-        ({"include": ["reasoning.encrypted_content"]}, ("include",)),
+        ({"include": ["file_search_call.results"]}, ("include",)),
         ({"include": [dialects.LOGPROBS, "file_search_call.results"]}, ("include",)),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, ("stream_options.include_obfuscation",)),
     ],

@@ -181,7 +181,7 @@ def test_errors_of_presets_have_the_line(tmp_path: Path, right: str, wrong: str,
 
 
 def test_engine_names() -> None:
-    assert ENGINES == ("vllm", "openai", "anthropic", "triton", "simulated")
+    assert ENGINES == ("vllm", "openai", "anthropic", "triton", "replicate", "runpod", "simulated")
 
 
 def test_engine_properties(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_engine_properties(tmp_path: Path) -> None:
     assert [model.yields for model in models] == [False, True, True]
     assert [model.package for model in models] == [None, None, "vllm"]
     assert [model.loads_model for model in models] == [False, False, True]
-    assert [model.secret_env for model in models] == ["UPSTREAM_API_KEY", None, None]
+    assert [model.secret_envs for model in models] == [("UPSTREAM_API_KEY",), (), ()]
     assert [model.bundled_model for model in models] == [None, None, "Small"]
     assert [model.prompt_tokenizer for model in models] == [None, WordTokenizer(), None]
     assert bundled.source.endswith("/models/Small")
@@ -296,3 +296,59 @@ def test_chat_template_is_read_from_its_file(tmp_path: Path) -> None:
         RegistryError, match=r"m\.chat\.chat_template: .*missing\.jinja cannot be read .*name a Jinja file"
     ):
         _ = model(chat_template=str(tmp_path / "missing.jinja")).chat_template_text
+
+
+ENDPOINTS = """\
+models:
+  - name: gpt
+    engine: openai
+    model: gpt-x
+    options:
+      endpoints:
+        - base_url: https://one.example.com/v1/
+          api_key_env: KEY_A
+          name: east
+        - base_url: https://two.example.com/v1
+          api_key_env: KEY_B
+          weight: 3
+        - {base_url: "https://two.example.com/v1", api_key_env: KEY_A}
+"""
+
+
+def test_several_endpoints(tmp_path: Path) -> None:
+    model = load_registry(write(tmp_path, ENDPOINTS))["gpt"]
+    assert isinstance(model, OpenAIModel)
+    assert model.secret_envs == ("KEY_A", "KEY_B")
+    targets = model.options.targets
+    assert [(target.name, target.endpoint.base_url, target.endpoint.weight) for target in targets] == [
+        ("east", "https://one.example.com/v1", 1),
+        ("1", "https://two.example.com/v1", 3),
+        ("2", "https://two.example.com/v1", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "line", "words"),
+    [
+        ("      endpoints", "      base_url: https://a.b/v1\n      endpoints", 6, "base_url: cannot be combined with"),
+        ("      endpoints", "      api_key_env: KEY\n      endpoints", 6, "api_key_env: cannot be combined with"),
+        ("          weight: 3", "          weight: 0", 12, "endpoints[1].weight: Input should be greater than 0"),
+        ("          weight: 3", "          wait: 3", 12, "endpoints[1].wait: unknown field"),
+        ("api_key_env: KEY_B", "api_key_env: sk-1-2", 11, "endpoints[1].api_key_env: must be the name of the environ"),
+        ("name: east", "name: east coast", 9, "endpoints[0].name: String should match pattern"),
+        ("name: east", 'name: "1"', 6, "endpoints: two endpoints have the name '1'"),
+        (
+            "        - base_url: https://two.example.com/v1\n          api",
+            "        - api",
+            10,
+            "endpoints[1].base_url: this",
+        ),
+        (ENDPOINTS[ENDPOINTS.index("      endpoints") :], "      endpoints: []\n", 6, "endpoints: List should have at"),
+        ("https://two", "https://key@two", 10, "endpoints[1].base_url: must be a URL"),
+    ],
+)
+def test_errors_in_endpoints(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
+    file = write(tmp_path, ENDPOINTS.replace(right, wrong, 1))
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert caught.value.message.startswith(f"{file}, line {line}: models[0].options.{words}")

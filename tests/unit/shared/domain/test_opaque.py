@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.domain.events import CallDelta, Delta, delta_event, merge_deltas
@@ -44,6 +44,7 @@ PARTS = st.builds(
 SIGNED = OpaquePart("anthropic", THINKING, {"type": "thinking", "thinking": "hm", "signature": "s"})
 
 
+@settings(max_examples=30)
 @given(PARTS)
 def test_a_part_is_read_from_its_text(part: OpaquePart) -> None:
     assert decode(part.encoded()) == part
@@ -122,6 +123,7 @@ def order(items: Any) -> list[Any]:
     ]
 
 
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 4), min_size=12, max_size=12))
 def test_the_order_of_a_turn_survives_merging_and_storing(sizes: list[int]) -> None:
     """However the deltas are merged, the choice knows the order of blocks. (A text after a call precedes it.)"""
@@ -176,6 +178,11 @@ def test_places_that_a_shortened_turn_does_not_have() -> None:
     part = SIGNED.at(reasoning=100, text=100, calls=3)
     assert list(in_order("hm", ["Yes"], [], [part])) == ["Yes", Reasoning("hm"), part]
     assert list(in_order("", [], [], [part, part])) == [part, part]
+
+
+def test_reasoning_without_a_signature_comes_first() -> None:
+    part = OpaquePart("openrouter", "details", {}).at(reasoning=2, text=3, calls=0)
+    assert list(in_order("hm", ["Yes"], [], [part])) == [Reasoning("hm"), "Yes", part]
 
 
 def test_a_model_gets_the_parts_of_its_provider_only() -> None:

@@ -38,8 +38,8 @@ from tests.support.metrics import api_metrics, worker_metrics
 from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
-    "code", "at", "kind", "method", "model", "outcome", "parameter", "priority", "reason", "result", "route", "source",
-    "state", "status", "write",
+    "code", "at", "endpoint", "kind", "method", "model", "outcome", "parameter", "priority", "reason", "result",
+    "route", "source", "state", "status", "write",
 }  # fmt: skip
 MODEL = "sim"
 UNDECLARED = "invented"

@@ -6,21 +6,26 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 from shared.config.models.triton import TritonModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta, merge_deltas
 from shared.domain.job import Usage
-from shared.domain.request import GenerateRequest, Message, Sampling
+from shared.domain.request import GenerateRequest, Message, Sampling, StructuredOutputs
 from tests.support.metrics import worker_metrics
 from tests.support.triton_server import TritonServer, triton_server
 from tests.support.vendors import triton as stand_in
 from tests.support.waiting import eventually
-from workers.engines.base import EngineError
+from workers.engines.base import NO_PRIOR, CannotContinue, EngineError, Prior
 from workers.engines.factory import make_engine
 from workers.engines.triton.engine import TritonEngine
 
@@ -57,10 +62,12 @@ def ask(script: dict[str, Any] | str, **sampling: Any) -> GenerateRequest:
     return GenerateRequest(prompt=prompt, sampling=Sampling(**{"max_tokens": 50, **sampling}))
 
 
-async def run(engine: TritonEngine, request: GenerateRequest, deltas: list[Delta] | None = None) -> tuple[Delta, Any]:
+async def run(
+    engine: TritonEngine, request: GenerateRequest, deltas: list[Delta] | None = None, prior: Prior = NO_PRIOR
+) -> tuple[Delta, Any]:
     """The answer in one delta, and its usage. `deltas` collects the output even if the request fails."""
     deltas, usage = [] if deltas is None else deltas, None
-    async with aclosing(engine.generate("job-1", request)) as items:
+    async with aclosing(engine.generate("job-1", request, prior)) as items:
         async for item in items:
             if isinstance(item, Delta):
                 deltas.append(item)
@@ -212,6 +219,49 @@ async def test_a_conversation_is_rendered_here(server: TritonServer) -> None:
         messages = [Message(role="developer", content="Be brief."), Message(role="user", content="Hello")]
         answer, _ = await run(engine, GenerateRequest(messages=messages))
     assert answer.text == "<|system|>Be brief.\n<|user|>Hello\n<|assistant|>"
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """A tokenizer for which a token is a word, and which puts `<s>` at the start as its chat template does."""
+    tokenizer = Tokenizer(WordLevel({"?": 0, "<s>": 1}, unk_token="?"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }} {% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "chat_template": template}))
+    return folder
+
+
+async def test_a_tokenizer_renders_and_counts_what_triton_does_not(server: TritonServer, tmp_path: Path) -> None:
+    conversation = GenerateRequest(
+        messages=[Message(role="user", content="Say it again"), Message(role="user", content="Sam")],
+        sampling=Sampling(max_tokens=4),
+    )
+    async with engine_for(server, "python", tokenizer=str(tokenizer_folder(tmp_path)), max_model_len=100) as engine:
+        answer, usage = await run(engine, conversation)
+        assert answer.text == "Say it again Sam ", "the model's tokenizer adds the first token itself"
+        assert (usage, answer.finish_reason) == (Usage(5, 0, 4), "length")
+        await run(engine, conversation.model_copy(update={"sampling": Sampling()}))
+        assert (await report(engine))["inputs"]["max_tokens"] == 95
+
+
+@pytest.mark.parametrize("options", [{"tokenizer": "/missing"}, {"chat_template": "/missing"}])
+async def test_a_file_that_cannot_be_read_is_named_at_the_start(server: TritonServer, options: Any) -> None:
+    with pytest.raises(InvalidRequest, match=rf"models\.yaml: m\.options\.{next(iter(options))}: cannot be read"):
+        async with engine_for(server, **options):
+            pass
+
+
+async def test_an_interrupted_answer_continues_after_its_text(engine: TritonEngine) -> None:
+    prior = Prior([Delta(0, "The mill", unidentified=2), Delta(0, " turns", unidentified=1)])
+    answer, usage = await run(engine, ask("Go on: ", min_tokens=5), prior=prior)
+    assert answer.text == "Go on: The mill turns"
+    sampling = json.loads((await report(engine))["inputs"]["sampling_parameters"])
+    assert (sampling["max_tokens"], sampling["min_tokens"]) == (47, 2)
+    assert usage == Usage(4, 0, 4), "what was emitted before is not part of the prompt"
+    structured = ask("x").model_copy(update={"structured_outputs": StructuredOutputs(json_object=True)})
+    with pytest.raises(CannotContinue):
+        await run(engine, structured, prior=prior)
 
 
 async def test_the_stand_in_sends_the_bytes_of_the_real_server(server: TritonServer) -> None:

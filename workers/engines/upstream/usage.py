@@ -29,14 +29,14 @@ class UsageReader:
             return
         prompt, completion = _first(usage, _PROMPT), _first(usage, _COMPLETION)
         reasoning = _detail(usage, _COMPLETION, "reasoning_tokens") or _first(usage, ("reasoning_tokens",))
-        apart = _count(usage.get("total_tokens")) - prompt - completion if self._thoughts_apart and prompt else 0
+        apart = count_of(usage.get("total_tokens")) - prompt - completion if self._thoughts_apart and prompt else 0
         if apart > 0:
             completion += apart
             reasoning = max(reasoning, apart)
         if not prompt and completion:
-            prompt = max(0, _count(usage.get("total_tokens")) - completion)
+            prompt = max(0, count_of(usage.get("total_tokens")) - completion)
         elif prompt and not completion:
-            completion = max(0, _count(usage.get("total_tokens")) - prompt)
+            completion = max(0, count_of(usage.get("total_tokens")) - prompt)
         cached = _detail(usage, _PROMPT, "cached_tokens")
         self._prompt = prompt or self._prompt
         self._completion = completion or self._completion
@@ -62,16 +62,16 @@ def _detail(usage: dict[str, Any], names: tuple[str, ...], name: str) -> int:
     """A count in the details of another, such as `prompt_tokens_details`."""
     for of in names:
         details = usage.get(f"{of}_details")
-        if isinstance(details, dict) and (count := _count(details.get(name))):
+        if isinstance(details, dict) and (count := count_of(details.get(name))):
             return count
     return 0
 
 
 def _first(usage: dict[str, Any], names: tuple[str, ...]) -> int:
-    return next((count for name in names if (count := _count(usage.get(name)))), 0)
+    return next((count for name in names if (count := count_of(usage.get(name)))), 0)
 
 
-def _count(value: Any) -> int:
+def count_of(value: Any) -> int:
     """A count as a whole number; 0 if it is none."""
     if isinstance(value, str) and value.isdecimal() and len(value) < 12:
         value = int(value)

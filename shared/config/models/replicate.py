@@ -1,0 +1,117 @@
+"""Spec of a model that Replicate runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from shared.config.models.capabilities import Capabilities
+from shared.config.models.polled import PolledOptions
+from shared.config.models.upstream import HttpUrl, UpstreamModel
+
+REPLICATE_URL = "https://api.replicate.com/v1"
+# Where predictions of Replicate itself are streamed from.
+REPLICATE_STREAM_HOSTS = ("stream.replicate.com", "streaming.api.replicate.com")
+
+# The parameters of a job that a model may take, under the name that the model's schema gives them.
+ParameterName = Literal[
+    "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed",
+    "presence_penalty", "frequency_penalty", "repetition_penalty",
+]  # fmt: skip
+_INPUT = r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"
+_OWNER_AND_NAME = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
+_VERSION = r"^(?:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*:)?[0-9a-f]{40,64}$"
+InputName = Annotated[str, Field(pattern=_INPUT)]
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::\d{1,5})?", text):
+        raise ValueError("must be a host such as stream.example.com, with a port if it is not the usual one")
+    return text.lower()
+
+
+class ReplicateInput(BaseModel):
+    """How a request becomes the model's input, whose names are in the model's schema on Replicate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    conversation: Literal["text", "messages"] = Field(
+        "text", description="How a conversation is sent: as one text, or as a list of messages."
+    )
+    chat_template: Path | None = Field(
+        None,
+        description="A Jinja file that renders the text of a conversation, as vLLM does. Without it a single message is"
+        " sent as it is, and several with the names of their roles.",
+    )
+    prompt: InputName = "prompt"
+    messages: InputName = "messages"
+    system_prompt: InputName | None = Field(
+        None, description="The input for system messages; without it they are part of the conversation."
+    )
+    parameters: dict[ParameterName, InputName] = Field(
+        default={"max_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p"},
+        description="The parameters that the model takes, with the names of its inputs.",
+    )
+    stop_as: Literal["list", "commas"] = Field("commas", description="How the stop strings are sent.")
+    constants: dict[InputName, Any] = Field(default_factory=dict, description="Inputs that are sent with each request.")
+
+    @model_validator(mode="after")
+    def _renders_text(self) -> Self:
+        if self.chat_template is not None and self.conversation == "messages":
+            raise ValueError("chat_template renders a text; remove it, or set conversation to text")
+        return self
+
+
+class ReplicateOptions(PolledOptions):
+    """Options of the `replicate` engine."""
+
+    base_url: HttpUrl = REPLICATE_URL
+    stream_hosts: list[Annotated[str, AfterValidator(_host)]] | None = Field(
+        None,
+        max_length=16,
+        description="Hosts, besides that of base_url, from which predictions may be streamed; they receive the key."
+        " By default those of Replicate if base_url is Replicate's.",
+    )
+    cancel_after_s: int | None = Field(
+        None, ge=5, le=86_400, description="Replicate cancels a prediction that takes longer in all."
+    )
+    input: ReplicateInput = Field(default_factory=ReplicateInput)
+
+
+class ReplicateModel(UpstreamModel):
+    """A model that Replicate runs: an official model, a version of a model, or a deployment."""
+
+    engine: Literal["replicate"]
+    model: str | None = Field(None, pattern=_OWNER_AND_NAME, description="An official model: owner/name.")
+    version: str | None = Field(None, pattern=_VERSION, description="A version's id, alone or as owner/name:id.")
+    deployment: str | None = Field(None, pattern=_OWNER_AND_NAME, description="A deployment: owner/name.")
+    options: ReplicateOptions = Field(default_factory=ReplicateOptions)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if sum(name is not None for name in (self.model, self.version, self.deployment)) != 1:
+            raise ValueError("set one of model, version and deployment")
+        return self
+
+    @property
+    def capabilities(self) -> Capabilities:
+        inputs = self.options.input
+        return Capabilities(
+            raw_prompts=inputs.conversation != "messages",
+            resume=True,
+            cancel=True,
+            usage=self.model is not None,
+            sampling=frozenset(inputs.parameters) - {"max_tokens"},
+        )
+
+    @property
+    def stream_hosts(self) -> frozenset[str]:
+        """The hosts, besides that of `base_url`, that may stream predictions."""
+        if self.options.stream_hosts is not None:
+            return frozenset(self.options.stream_hosts)
+        ours = urlsplit(REPLICATE_URL).hostname == urlsplit(self.options.base_url).hostname
+        return frozenset(REPLICATE_STREAM_HOSTS if ours else ())

@@ -1,0 +1,58 @@
+"""Spec of a model behind a queue-based serverless endpoint of RunPod."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+
+from shared.config.models.capabilities import ALL_SAMPLING, EVERYTHING, Capabilities
+from shared.config.models.polled import PolledOptions
+from shared.config.models.upstream import HttpUrl, UpstreamModel
+
+RUNPOD_URL = "https://api.runpod.ai/v2"
+# A stream carries no log probabilities of the prompt.
+_OPENAI_INPUT = replace(EVERYTHING, prompt_logprobs=None, token_counting=False)
+_VLLM_INPUT = Capabilities(
+    raw_prompts=True,
+    resume=True,
+    cancel=True,
+    max_choices=EVERYTHING.max_choices,
+    sampling=ALL_SAMPLING,
+)
+
+
+class RunpodOptions(PolledOptions):
+    """Options of the `runpod` engine."""
+
+    base_url: HttpUrl = RUNPOD_URL
+    input: Literal["openai", "vllm"] = Field(
+        "openai",
+        description="What the endpoint's worker takes: a request of OpenAI's API, as worker-vllm does, or a prompt or"
+        " messages with sampling_params.",
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    execution_timeout_s: float | None = Field(
+        None, gt=5, le=604_800, description="RunPod stops a job that runs longer; its default is 600."
+    )
+    ttl_s: float | None = Field(
+        None, ge=10, le=604_800, description="RunPod drops a job that is older, waiting or not; its default is a day."
+    )
+    low_priority: bool = Field(False, description="The endpoint starts no workers for these jobs.")
+
+
+class RunpodModel(UpstreamModel):
+    """A model that the worker relays to an endpoint's queue."""
+
+    engine: Literal["runpod"]
+    endpoint: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}$", description="The endpoint's id.")
+    model: str | None = Field(
+        None, min_length=1, description="The name under which the endpoint's worker serves the model, if it needs one."
+    )
+    slots: int = Field(64, ge=1, le=4096)
+    options: RunpodOptions = Field(default_factory=RunpodOptions)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return _OPENAI_INPUT if self.options.input == "openai" else _VLLM_INPUT

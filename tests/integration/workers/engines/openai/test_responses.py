@@ -1,0 +1,426 @@
+"""The Responses API: what is sent, and how an answer continues at each point where it may be interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+import pytest
+
+from shared.domain.content import FilePart, ImagePart, TextPart
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Delta, UpstreamState, joined_calls
+from shared.domain.job import Choice, ToolCall, Usage
+from shared.domain.request import (
+    ChatOptions,
+    Function,
+    FunctionCall,
+    GenerateRequest,
+    Message,
+    MessageToolCall,
+    Sampling,
+    StructuredOutputs,
+    Tool,
+)
+from tests.support.metrics import worker_metrics
+from tests.support.transcripts import choices_of
+from tests.support.vendors.responses import ResponsesVendor
+from tests.support.vendors.script import Script
+from tests.support.vendors.vendor import KEY, KEY_ENV
+from tests.support.waiting import eventually
+from workers.engines.base import NO_PRIOR, CannotContinue, Prior, UpstreamError
+from workers.engines.factory import make_engine
+from workers.engines.openai.engine import OpenAIEngine
+from workers.engines.openai.responses import ResponseParser
+from workers.engines.openai.responses.cursor import Cursor
+from workers.engines.resume import Resume
+
+ASK = GenerateRequest(messages=[Message(role="user", content="Hello")])
+WEATHER = Tool(function=Function(name="weather", parameters={"type": "object"}))
+CALLS = (ToolCall("call_1", "weather", '{"city": "Paris"}'), ToolCall("call_2", "weather", '{"city": "Rome"}'))
+FULL = Script(
+    reasoning=("Let me ", "think."),
+    text=("né", "e 😀", "ü"),
+    calls=CALLS,
+    finish="tool_calls",
+    usage=Usage(70, 50, 90, 20),
+    split=True,
+)
+
+
+@pytest.fixture
+async def vendor(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ResponsesVendor]:
+    monkeypatch.setenv(KEY_ENV, KEY)
+    monkeypatch.setattr("workers.engines.upstream.backoff.BACKOFF_S", (0.0, 0.0))
+    monkeypatch.setattr("workers.engines.openai.responses.exchange.POLL_S", 0.01)
+    async with ResponsesVendor().serve() as vendor:
+        yield vendor
+
+
+@pytest.fixture
+async def engine(vendor: ResponsesVendor) -> AsyncIterator[OpenAIEngine]:
+    engine = make_engine(vendor.spec(max_retries=2), worker_metrics("up"))
+    assert isinstance(engine, OpenAIEngine)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+class Answer:
+    """What an engine emitted."""
+
+    def __init__(self) -> None:
+        self.state: UpstreamState | None = None
+        self.deltas: list[Delta] = []
+        self.usage: Usage | None = None
+
+    @property
+    def choice(self) -> Choice:
+        return choices_of(self.deltas)[0]
+
+
+async def run(
+    engine: OpenAIEngine, prior: Prior = NO_PRIOR, request: GenerateRequest = ASK, answer: Answer | None = None
+) -> Answer:
+    answer = answer or Answer()
+    async with aclosing(engine.generate("job-1", request, prior)) as items:
+        async for item in items:
+            match item:
+                case UpstreamState():
+                    assert not answer.deltas, "the state precedes the output"
+                    answer.state = item
+                case Delta():
+                    answer.deltas.append(item)
+                case Usage():
+                    answer.usage = item
+    return answer
+
+
+def prior_of(state: UpstreamState | None, deltas: Sequence[Delta]) -> Prior:
+    """What the event log has after these deltas."""
+    cursor = next((delta.cursor for delta in reversed(deltas) if delta.cursor is not None), None)
+    choice = choices_of(deltas)[0] if deltas else None
+    if choice is None:
+        return Prior((), True, state, cursor)
+    merged = Delta(0, choice.text, unidentified=sum(delta.tokens for delta in deltas), reasoning=choice.reasoning or "")
+    merged.tool_calls = joined_calls(fragment for delta in deltas for fragment in delta.tool_calls)
+    merged.opaque = tuple(part for delta in deltas for part in delta.opaque)
+    return Prior((merged,), True, state, cursor)
+
+
+async def test_a_successor_continues_after_each_delta(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    """No character and no fragment of a call is repeated or lost, and the upstream generates once."""
+    vendor.scripts = [FULL]
+    whole = await run(engine)
+    assert (whole.choice.reasoning, whole.choice.text) == ("Let me think.", "née 😀ü")
+    assert (whole.choice.tool_calls, whole.choice.finish_reason) == (CALLS, "tool_calls")
+    assert whole.usage == FULL.usage
+    assert [part.data["encrypted_content"] for part in whole.choice.opaque] == [vendor.encrypted]
+    assert len(whole.deltas) > 8
+    assert any(":" in str(delta.cursor) for delta in whole.deltas), "a call is open at one of them"
+    for count in range(len(whole.deltas)):
+        before = whole.deltas[:count]
+        prior = prior_of(whole.state, before)
+        assert engine.resume_mode(ASK, prior) is Resume.EXACT
+        rest = await run(engine, prior)
+        assert rest.state is None, "it is in the log"
+        assert choices_of([*before, *rest.deltas]) == choices_of(whole.deltas)
+        assert rest.usage == FULL.usage
+    assert vendor.generated == 1
+    resumed = [seen for seen in vendor.seen if seen.method == "GET"]
+    assert [seen.query.get("starting_after") for seen in resumed][:2] == [None, str(whole.deltas[0].cursor)]
+
+
+@pytest.mark.parametrize("cut_after", range(4))
+async def test_a_broken_stream_is_resumed(vendor: ResponsesVendor, engine: OpenAIEngine, cut_after: int) -> None:
+    vendor.scripts = [Script(text=("a", "b", "c"), calls=CALLS, finish="tool_calls", cut_after=cut_after)]
+    answer = await run(engine)
+    assert (answer.choice.text, answer.choice.tool_calls) == ("abc", CALLS)
+    assert vendor.generated == 1
+    assert [seen.method for seen in vendor.seen] == ["POST", "GET"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_a_response_that_is_not_streamed_again_is_retrieved(
+    vendor: ResponsesVendor, engine: OpenAIEngine, count: int
+) -> None:
+    vendor.scripts = [FULL]
+    whole = await run(engine)
+    vendor.streams_again = False
+    rest = await run(engine, prior_of(whole.state, whole.deltas[:count]))
+    whole_again = choices_of([*whole.deltas[:count], *rest.deltas])
+    assert whole_again == choices_of(whole.deltas)
+    assert rest.deltas[-1].cursor == "retrieved"
+    again = await run(engine, prior_of(whole.state, [*whole.deltas[:count], *rest.deltas[:-1]]))
+    assert again.deltas[-1].finish_reason == "tool_calls", "a third attempt needs no stream either"
+    assert vendor.generated == 1
+
+
+async def test_a_running_response_is_polled(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    vendor.gate = asyncio.Semaphore(1)
+    vendor.scripts = [Script(text=("a", "b"), cut_after=1)]
+    vendor.streams_again = False
+    answer = Answer()
+    running = asyncio.create_task(run(engine, answer=answer))
+
+    async def polled() -> bool:
+        return len([seen for seen in vendor.seen if "stream" not in seen.query and seen.method == "GET"]) > 2
+
+    await eventually(polled, "it is polled")
+    vendor.gate.release()
+    assert (await running).choice.text == "ab"
+    assert vendor.generated == 1
+
+
+async def test_an_expired_response(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    """Without output, the request is sent again; otherwise the answer cannot continue."""
+    whole = await run(engine)
+    vendor.expire()
+    with pytest.raises(CannotContinue):
+        await run(engine, prior_of(whole.state, whole.deltas[:1]))
+    assert vendor.generated == 1
+    again = await run(engine, prior_of(whole.state, ()))
+    assert (again.choice.text, vendor.generated) == ("Hi there", 2)
+    assert again.state == UpstreamState("resp_2", {"api": "responses"})
+
+
+async def test_a_state_of_another_engine_is_not_used(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    foreign = Prior((Delta(0, "Hi "),), True, UpstreamState("p1", {"url": "http://other"}), 3)
+    assert engine.resume_mode(ASK, foreign) is Resume.NONE
+    with pytest.raises(CannotContinue):
+        await run(engine, foreign)
+    answer = await run(engine, Prior((), True, foreign.upstream))
+    assert answer.choice.text == "Hi there"
+    assert "p1" not in {seen.path for seen in vendor.seen}
+
+
+async def test_a_failed_response(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    """It is created again if it had no output."""
+    vendor.scripts = [Script(fail_after=0), Script(text=("a", "b"), fail_after=1)]
+    answer = Answer()
+    with pytest.raises(UpstreamError, match="the reason"):
+        await run(engine, answer=answer)
+    assert (answer.choice.text, vendor.generated) == ("a", 2)
+
+
+async def test_cancelling(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    whole = await run(engine)
+    assert whole.state is not None
+    await engine.cancel(whole.state)
+    assert vendor.seen[-1].path == "/v1/responses/resp_1/cancel"
+    with pytest.raises(UpstreamError, match="404"):
+        await engine.cancel(UpstreamState("../resp?", {"api": "responses"}))
+    assert vendor.cancelled.is_set()
+
+
+async def test_the_whole_request(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    call = MessageToolCall(id="call_1", function=FunctionCall(name="weather", arguments="{}"))
+    first = await run(engine, request=ASK.model_copy())
+    vendor.scripts = [FULL]
+    thought = (await run(engine)).choice.opaque[0].at(reasoning=13, text=0, calls=0)
+    request = GenerateRequest(
+        messages=[
+            Message(role="system", content="Be brief."),
+            Message(
+                role="user",
+                content=[
+                    TextPart(type="text", text="What is this?"),
+                    ImagePart(type="image", media_type="image/png", data="aGk="),
+                    ImagePart(type="image", url="https://pictures.example/1", detail="low"),
+                    FilePart(type="file", file_id="file_1"),
+                    FilePart(type="file", media_type="application/pdf", data="aGk=", filename="a.pdf"),
+                ],
+            ),
+            Message(role="assistant", content="Wait.", reasoning="Let me think.", tool_calls=[call], opaque=[thought]),
+            Message(role="tool", tool_call_id="call_1", content="rain"),
+            Message(role="developer", content="Go on."),
+        ],
+        sampling=Sampling(max_tokens=50, temperature=0.5, top_p=0.9),
+        chat=ChatOptions(
+            tools=[WEATHER, Tool(function=Function(name="time", description="Tells it.", strict=True))],
+            tool_choice={"name": "weather"},
+            parallel_tool_calls=False,
+            reasoning_effort="low",
+        ),
+        structured_outputs=StructuredOutputs(json_schema={"type": "object"}),
+        logprobs=2,
+    )
+    await run(engine, request=request)
+    assert first.choice.text == "Hi there"
+    assert vendor.seen[-1].body == {
+        "model": "theirs",
+        "background": True,
+        "stream": True,
+        "store": True,
+        "stream_options": {"include_obfuscation": False},
+        "instructions": "Be brief.",
+        "input": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "What is this?"},
+                    {"type": "input_image", "image_url": "data:image/png;base64,aGk=", "detail": "auto"},
+                    {"type": "input_image", "image_url": "https://pictures.example/1", "detail": "low"},
+                    {"type": "input_file", "file_id": "file_1"},
+                    {"type": "input_file", "file_data": "data:application/pdf;base64,aGk=", "filename": "a.pdf"},
+                ],
+            },
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [{"type": "summary_text", "text": "Let me think."}],
+                "encrypted_content": vendor.encrypted,
+            },
+            {"role": "assistant", "content": "Wait."},
+            {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "call_1", "output": "rain"},
+            {"role": "developer", "content": "Go on."},
+        ],
+        "max_output_tokens": 50,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "include": ["reasoning.encrypted_content", "message.output_text.logprobs"],
+        "top_logprobs": 2,
+        "reasoning": {"effort": "low"},
+        "text": {"format": {"type": "json_schema", "name": "answer", "schema": {"type": "object"}}},
+        "tools": [
+            {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False},
+            {
+                "type": "function",
+                "name": "time",
+                "description": "Tells it.",
+                "parameters": {"type": "object", "properties": {}},
+                "strict": True,
+            },
+        ],
+        "tool_choice": {"type": "function", "name": "weather"},
+        "parallel_tool_calls": False,
+    }
+
+
+async def test_a_model_that_does_not_reason(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    """It refuses the request for encrypted reasoning, which is then left out for good."""
+    vendor.scripts = [Script(status=400, message="include: Encrypted content is not supported with this model.")]
+    for _ in range(2):
+        assert (await run(engine)).choice.text == "Hi there"
+    assert ["include" in seen.body for seen in vendor.seen] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (GenerateRequest(prompt="x"), "prompt"),
+        (ASK.model_copy(update={"structured_outputs": StructuredOutputs(regex="a")}), "structured_outputs"),
+        (GenerateRequest(messages=[Message(role="user", content="x", name="Al")]), "messages"),
+    ],
+)
+async def test_what_the_api_cannot_express(engine: OpenAIEngine, request_: GenerateRequest, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await run(engine, request=request_)
+    assert caught.value.param == param
+
+
+def parse(*events: Any, prior: Prior = NO_PRIOR, reasoning: bool = True) -> tuple[ResponseParser, list[Delta]]:
+    """The parser and its deltas after these events, each in a read of its own."""
+    parser = ResponseParser(prior, logprobs=True, reasoning=reasoning, provider="openai")
+    deltas: list[Delta] = []
+    for event in events:
+        body = event if isinstance(event, bytes) else b"data: " + orjson.dumps(event) + b"\n\n"
+        deltas += [item for item in parser.feed(body) if isinstance(item, Delta)]
+    deltas += [item for item in parser.end() if isinstance(item, Delta)]
+    return parser, deltas
+
+
+def text(seq: int | None, delta: str, **members: Any) -> dict[str, Any]:
+    number = {} if seq is None else {"sequence_number": seq}
+    return {"type": "response.output_text.delta", "output_index": 0, "delta": delta, **number, **members}
+
+
+def ended(kind: str = "completed", **members: Any) -> dict[str, Any]:
+    return {"type": f"response.{kind}", "sequence_number": 99, "response": {"status": kind, **members}}
+
+
+MESSAGE = {"type": "message", "content": [{"type": "output_text", "text": "abc"}]}
+
+
+def test_repeated_events_are_skipped() -> None:
+    parser, deltas = parse(text(4, "a"), text(4, "a"), text(3, "x"), text(5, "b"), ended(output=[]))
+    assert ("".join(delta.text for delta in deltas), parser.finished) == ("ab", True)
+
+
+def test_what_the_deltas_lacked_comes_with_the_last_event() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    _, deltas = parse(text(1, "a"), ended(output=[MESSAGE, call]))
+    choice = choices_of(deltas)[0]
+    assert (choice.text, choice.tool_calls, choice.finish_reason) == ("abc", (ToolCall("c", "f", "{}"),), "tool_calls")
+
+
+def test_a_whole_response_in_place_of_a_stream() -> None:
+    thought = {"type": "reasoning", "id": "rs", "summary": [{"type": "summary_text", "text": "hm"}]}
+    body = {"id": "resp", "object": "response", "status": "completed", "output": [thought, MESSAGE]}
+    parser, deltas = parse(orjson.dumps(body))
+    choice = choices_of(deltas)[0]
+    assert (choice.reasoning, choice.text, parser.response_id) == ("hm", "abc", "resp")
+
+
+def test_another_answer_than_the_one_that_was_emitted() -> None:
+    body = {"id": "resp", "object": "response", "status": "completed", "output": [MESSAGE]}
+    with pytest.raises(CannotContinue):
+        parse(orjson.dumps(body), prior=Prior((Delta(0, "ax"),), True, UpstreamState("resp"), None))
+
+
+def test_events_without_numbers_cannot_be_resumed() -> None:
+    parser, deltas = parse(text(None, "a"))
+    assert (deltas[0].cursor, parser.resumable) == ("retrieved", False)
+
+
+def test_summaries_are_paragraphs() -> None:
+    part = {"type": "response.reasoning_summary_part.added"}
+    delta = {"type": "response.reasoning_summary_text.delta"}
+    events = [part, {**delta, "delta": "a"}, {**delta, "delta": "b"}, part, {**delta, "delta": "c"}]
+    numbered = [{**event, "sequence_number": seq} for seq, event in enumerate(events)]
+    _, deltas = parse(*numbered)
+    assert choices_of(deltas)[0].reasoning == "ab\n\nc"
+    assert parse(*numbered, reasoning=False)[1] == []
+
+
+def test_log_probabilities_and_refusals() -> None:
+    logprobs = [{"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "b", "logprob": -1.0}]}]
+    refusal = {"type": "response.refusal.delta", "sequence_number": 2, "delta": "No."}
+    _, deltas = parse(text(1, "a", logprobs=logprobs * 2), refusal, ended("incomplete", output=[]))
+    assert [len(delta.logprobs) for delta in deltas] == [2, 0, 0]
+    assert [delta.tokens for delta in deltas] == [2, 1, 0]
+    choice = choices_of(deltas)[0]
+    assert (choice.text, choice.finish_reason) == ("aNo.", "stop")
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (b'event: error\ndata: {"type": "error", "code": "x", "message": "Oh no", "sequence_number": 3}\n\n', "Oh no"),
+        ({"type": "error", "message": "Oh no", "sequence_number": 3}, "Oh no"),
+        (ended("failed", error={"code": "server_error", "message": "Oh no"}), "Oh no"),
+        (ended("cancelled"), "cancelled"),
+        ({"type": "response.output_text.delta", "delta": 7}, "not the stream"),
+        (b"data: [1]\n\n", "not the stream"),
+    ],
+)
+def test_failures(event: Any, message: str) -> None:
+    parser, _ = parse(event)
+    assert parser.done
+    assert not parser.finished
+    failure = parser.failure
+    assert message in (str(failure) if isinstance(failure, UpstreamError) else getattr(failure, "message", ""))
+
+
+@pytest.mark.parametrize("encoded", [5, "5:2=0,3=1", "retrieved"])
+def test_cursors(encoded: int | str) -> None:
+    assert Cursor.of(encoded).encoded() == encoded
+
+
+@pytest.mark.parametrize("encoded", [None, "", "x", "5:", "5:2", "a:1=2"])
+def test_cursors_that_cannot_be_read(encoded: str | None) -> None:
+    assert Cursor.of(encoded).seq is None

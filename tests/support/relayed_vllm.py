@@ -1,0 +1,70 @@
+"""The relaying engines in front of vLLM's own server, which speaks the APIs of OpenAI and Anthropic."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from shared.config.models.loader import ModelSpec
+from shared.domain.events import Delta, UpstreamState
+from shared.domain.job import Choice, Usage
+from shared.domain.request import GenerateRequest, Message, Sampling
+from tests.support.metrics import worker_metrics
+from tests.support.transcripts import choices_of
+from workers.engines.base import NO_PRIOR, Prior
+from workers.engines.factory import make_engine
+
+QUESTION = "Name three rivers in Europe."
+TOKENS = 24
+REQUEST = GenerateRequest(
+    messages=[Message(role="user", content=QUESTION)], sampling=Sampling(temperature=0, max_tokens=TOKENS)
+)
+# The entries of models.yaml by the API that they use, without what all have in common.
+ENGINES: dict[str, dict[str, Any]] = {
+    "chat": {"engine": "openai"},
+    "anthropic": {"engine": "anthropic"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """An answer to `REQUEST`, and the usage that the server reported."""
+
+    choice: Choice
+    usage: Usage | None
+    state: UpstreamState | None
+
+
+async def relayed(url: str, served_model: str) -> dict[str, Relayed]:
+    """The answers to `REQUEST` by API; `url` is that of vLLM's server, without a path."""
+    answers = {}
+    for name, entry in ENGINES.items():
+        options = {**entry.get("options", {}), "base_url": f"{url}/v1"}
+        model: ModelSpec = TypeAdapter(ModelSpec).validate_python(
+            {"name": name, "model": served_model, **entry, "options": options}
+        )
+        engine = make_engine(model, worker_metrics(name))
+        await engine.start()
+        try:
+            answers[name] = await run(engine)
+        finally:
+            await engine.stop()
+    return answers
+
+
+async def run(engine: Any, prior: Prior = NO_PRIOR) -> Relayed:
+    deltas: list[Delta] = list(prior.deltas)
+    usage, state = None, None
+    async with aclosing(engine.generate("job-1", REQUEST, prior)) as items:
+        async for item in items:
+            match item:
+                case Delta():
+                    deltas.append(item)
+                case Usage():
+                    usage = item
+                case UpstreamState():
+                    state = item
+    return Relayed(choices_of(deltas)[0], usage, state)

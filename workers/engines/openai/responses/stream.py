@@ -1,0 +1,347 @@
+"""Parses the stream of a response, or a retrieved response, into deltas.
+
+https://platform.openai.com/docs/api-reference/responses-streaming and .../responses/object
+
+A delta's cursor is the number of its last event, so deltas are divided only between events. Events that were received
+before a reconnection are skipped. Whatever the last event has beyond the deltas is emitted with it: some servers send
+only whole texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from shared.domain.events import CallDelta, Delta, UpstreamState, joined_calls
+from shared.domain.job import Usage
+from shared.domain.opaque import OpaquePart
+from workers.engines.base import CannotContinue, Prior, UpstreamError
+from workers.engines.openai.logprobs import entries
+from workers.engines.openai.responses.cursor import Cursor
+from workers.engines.openai.responses.reasoning import item_id_of, opaque_part
+from workers.engines.upstream.error_body import error_of
+from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.usage import UsageReader
+
+# The mark of a response in an `UpstreamState`.
+API = "responses"
+# A delta has about so many log probabilities at most.
+MAX_LOGPROBS = 64
+NOT_A_STREAM = "The upstream sent something that is not the stream of a response."
+TOO_LARGE = "The upstream sent too much in one event: at most 2 MiB are read at once."
+CANCELLED = "The upstream cancelled the response."
+PARAGRAPH = "\n\n"
+_TEXT_PARTS = {"output_text": "text", "text": "text", "refusal": "refusal"}
+_RUNNING = ("queued", "in_progress")
+_ENDED = ("completed", "incomplete", "failed", "cancelled")
+
+
+class ResponseParser:
+    """The parser of one answer; an implementation of `workers.engines.upstream.exchange.ReplyParser`."""
+
+    def __init__(self, prior: Prior, *, logprobs: bool, reasoning: bool, provider: str | None) -> None:
+        """`logprobs` and `reasoning`: whether they are wanted. `provider`: the origin of the opaque parts."""
+        self._logprobs = logprobs
+        self._reasoning = reasoning
+        self._provider = provider
+        self._events = EventReader()
+        self._usage = UsageReader()
+        self._part = _Part()
+        # What has been emitted, by earlier attempts too.
+        emitted = prior.deltas[0] if prior.deltas else Delta(0)
+        self._texts = [emitted.text]
+        self._reasoned = [emitted.reasoning]
+        self._calls = [_Call(call.id, [call.arguments]) for call in emitted.tool_calls]
+        self._items = {item_id_of(part) for part in emitted.opaque}
+        self._tokens = emitted.tokens
+        cursor = Cursor.of(prior.cursor)
+        self.seq = cursor.seq
+        # Calls that are not complete, by the index of their output item.
+        self._open = {item: call for item, call in cursor.calls.items() if call < len(self._calls)}
+        self._reason: str | None = None
+        self.response_id = prior.upstream.id if prior.upstream is not None else None
+        # Whether a retrieved response was still running.
+        self.running = False
+        # Whether there is output, of this or an earlier attempt.
+        self.begun = bool(prior.deltas)
+        self.done = False
+        self.failure: UpstreamError | ErrorBody | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self._reason is not None
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._usage.result(self._tokens)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the stream can be resumed after its last event, or be read from its start."""
+        return self.seq is not None or not self.begun
+
+    def reconnect(self) -> None:
+        """Prepare for another response's body. What was read of an incomplete event is dropped."""
+        self._events = EventReader()
+        self.running = False
+
+    def forget(self) -> None:
+        """Prepare for a new response, because the last one failed or is unknown, and had no output."""
+        self.reconnect()
+        self.response_id = self.seq = self.failure = None
+        self.done = False
+
+    def feed(self, data: bytes) -> Iterator[Delta | UpstreamState]:
+        return self._take(lambda: self._events.read(data))
+
+    def end(self) -> Iterator[Delta | UpstreamState]:
+        return iter(()) if self.done else self._take(self._events.end)
+
+    def _take(self, values: Callable[[], Iterator[Any]]) -> Iterator[Delta | UpstreamState]:
+        try:
+            for value in values():
+                if value is DONE:
+                    continue
+                yield from self._value(value)
+                if self.done:
+                    break
+        except EventTooLarge:
+            self.failure, self.done = UpstreamError(TOO_LARGE), True
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
+        yield from self._flush()
+
+    def _value(self, value: dict[str, Any]) -> Iterator[Delta | UpstreamState]:
+        """Take an event, or a whole response."""
+        kind = value.get("type")
+        if value.get("object") == "response" and kind is None:
+            self.seq = None
+            yield from self._known(value)
+            yield from self._response(value)
+            return
+        seq = value.get("sequence_number")
+        if isinstance(seq, int) and self.seq is not None and seq <= self.seq:
+            return
+        if self._part.opaque or len(self._part.logprobs) >= MAX_LOGPROBS:
+            yield from self._flush()
+        if kind == "error":
+            self._fail(value)
+        elif isinstance(kind, str):
+            yield from self._event(kind.removeprefix("response."), value)
+        elif error := value.get("error"):
+            self._fail(error)
+        if isinstance(seq, int):
+            self.seq = seq
+        elif self._part:
+            self.seq = None  # without numbers, the stream cannot be resumed after output
+
+    def _event(self, kind: str, value: dict[str, Any]) -> Iterator[Delta | UpstreamState]:
+        match kind:
+            case "output_text.delta" | "refusal.delta":
+                self._part.texts.append(_string(value["delta"]))
+                self._part.tokens += 1
+                if self._logprobs and (logprobs := value.get("logprobs")):
+                    self._part.logprobs += entries({"content": logprobs})
+            case "reasoning_summary_text.delta" | "reasoning_text.delta" if self._reasoning:
+                yield from self._reason_with(_string(value["delta"]))
+            case "reasoning_summary_part.added" if self._reasoning and (self._part.reasoning or any(self._reasoned)):
+                yield from self._reason_with(PARAGRAPH, tokens=0)
+            case "function_call_arguments.delta":
+                if (call := self._open.get(value["output_index"])) is not None:
+                    self._add_arguments(call, _string(value["delta"]))
+            case "function_call_arguments.done":
+                self._complete_arguments(value["output_index"], value.get("arguments"))
+            case "output_item.added":
+                self._begin_item(value["output_index"], value["item"])
+            case "output_item.done":
+                self._end_item(value["output_index"], value["item"])
+            case _ if isinstance(response := value.get("response"), Mapping):
+                yield from self._known(response)
+                if kind in _ENDED:
+                    yield from self._response(response)
+
+    def _known(self, response: Mapping[str, Any]) -> Iterator[UpstreamState]:
+        """The state of a response, when its id is first seen."""
+        if self.response_id is None and isinstance(response_id := response.get("id"), str):
+            self.response_id = response_id
+            yield UpstreamState(response_id, {"api": API})
+
+    def _reason_with(self, text: str, tokens: int = 1) -> Iterator[Delta]:
+        """Add reasoning, which precedes the text and the calls of its delta."""
+        if self._part.answered:
+            yield from self._flush()
+        self._part.reasoning.append(text)
+        self._part.tokens += tokens
+
+    def _begin_item(self, index: int, item: Mapping[str, Any]) -> None:
+        if item.get("type") != "function_call" or index in self._open:
+            return
+        self._open[index] = len(self._calls)
+        self._calls.append(_Call(str(item["call_id"]), []))
+        self._part.calls.append(CallDelta(self._open[index], str(item["call_id"]), str(item["name"])))
+        if arguments := item.get("arguments"):
+            self._add_arguments(self._open[index], _string(arguments))
+
+    def _add_arguments(self, call: int, arguments: str) -> None:
+        if arguments:
+            self._calls[call].arguments.append(arguments)
+            self._part.calls.append(CallDelta(call, arguments=arguments))
+            self._part.tokens += 1
+
+    def _complete_arguments(self, index: int, arguments: Any) -> None:
+        """Emit what the deltas lacked of a call's arguments."""
+        if (call := self._open.get(index)) is not None and isinstance(arguments, str):
+            sent = "".join(self._calls[call].arguments)
+            self._add_arguments(call, arguments.removeprefix(sent) if arguments.startswith(sent) else "")
+
+    def _end_item(self, index: int, item: Mapping[str, Any]) -> None:
+        match item.get("type"):
+            case "function_call":
+                if index not in self._open and all(call.id != item.get("call_id") for call in self._calls):
+                    self._begin_item(index, item)
+                self._complete_arguments(index, item.get("arguments"))
+                self._open.pop(index, None)
+            case "reasoning" if self._provider is not None and item.get("id") not in self._items:
+                if (part := opaque_part(item, self._provider)) is not None:
+                    self._items.add(item_id_of(part))
+                    self._part.opaque.append(part)
+
+    def _response(self, response: Mapping[str, Any]) -> Iterator[Delta]:
+        """Take a response with all its output."""
+        status = response.get("status")
+        self.running = status in _RUNNING
+        if self.running:
+            return
+        self._usage.add(response.get("usage"))
+        if status == "failed":
+            self._fail(response.get("error") or "")
+            return
+        if status == "cancelled":
+            self.failure, self.done = UpstreamError(CANCELLED), True
+            return
+        output = [item for item in response.get("output") or () if isinstance(item, Mapping)]
+        yield from self._rest(output)
+        details = response.get("incomplete_details") or {}
+        if status == "incomplete" and details.get("reason") in ("max_output_tokens", "max_tokens"):
+            self._reason = "length"
+        else:
+            self._reason = "tool_calls" if self._calls else "stop"
+        self._part.finish_reason = self._reason
+        self.done = True
+
+    def _rest(self, output: list[Mapping[str, Any]]) -> Iterator[Delta]:
+        """Emit what the deltas lacked of the whole output.
+
+        Raises:
+            CannotContinue: earlier attempts emitted something else.
+        """
+        if self._reasoning:
+            whole = PARAGRAPH.join(filter(None, map(_reasoning_of, output)))
+            sent = "".join([*self._reasoned, *self._part.reasoning])
+            if not sent or whole.startswith(sent):
+                yield from self._reason_with(whole[len(sent) :], tokens=int(len(whole) > len(sent)))
+        for index, item in enumerate(output):
+            if item.get("type") == "reasoning":
+                self._end_item(index, item)
+        if self._part.opaque:
+            yield from self._flush()
+        whole, sent = "".join(map(_text_of, output)), "".join([*self._texts, *self._part.texts])
+        if whole.startswith(sent):
+            self._part.texts.append(whole[len(sent) :])
+            self._part.tokens += len(whole) > len(sent)
+        elif self.seq is None and whole:
+            raise CannotContinue
+        for index, item in enumerate(output):
+            if item.get("type") == "function_call":
+                known = next((at for at, call in enumerate(self._calls) if call.id == item.get("call_id")), None)
+                if known is not None:
+                    self._open[index] = known
+                self._end_item(index, item)
+
+    def _fail(self, error: Any) -> None:
+        self.failure, self.done = error_of(error), True
+
+    def _flush(self) -> Iterator[Delta]:
+        """The output since the last delta."""
+        part = self._part
+        if not part:
+            return
+        self._part = _Part()
+        self._texts += part.texts
+        self._reasoned += part.reasoning
+        delta = Delta(
+            0,
+            "".join(part.texts),
+            (),
+            part.finish_reason,
+            max(part.tokens, len(part.logprobs)),
+            "".join(part.reasoning),
+            joined_calls(part.calls) if part.calls else (),
+            tuple(part.logprobs),
+            opaque=tuple(part.opaque),
+            cursor=Cursor(self.seq, self._open).encoded(),
+        )
+        self._tokens += delta.unidentified
+        self.begun = True
+        yield delta
+
+
+class _Call:
+    """A function call: its id, and its arguments so far."""
+
+    __slots__ = ("arguments", "id")
+
+    def __init__(self, call_id: str | None, arguments: list[str]) -> None:
+        self.id = call_id
+        self.arguments = arguments
+
+
+class _Part:
+    """The output of some events. Each delta event counts as one token unless it has more log probabilities."""
+
+    __slots__ = ("calls", "finish_reason", "logprobs", "opaque", "reasoning", "texts", "tokens")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[CallDelta] = []
+        self.logprobs: list[bytes] = []
+        self.opaque: list[OpaquePart] = []
+        self.finish_reason: str | None = None
+        self.tokens = 0
+
+    @property
+    def answered(self) -> bool:
+        return bool(self.texts or self.calls)
+
+    def __bool__(self) -> bool:
+        return bool(self.texts or self.reasoning or self.calls or self.logprobs or self.opaque or self.finish_reason)
+
+
+def _string(value: Any) -> str:
+    """A text in an event.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if value.__class__ is not str:
+        raise TypeError
+    text: str = value
+    return text
+
+
+def _text_of(item: Mapping[str, Any]) -> str:
+    """The text of an output item, if it is a message."""
+    if item.get("type") != "message":
+        return ""
+    parts = [part for part in item.get("content") or () if isinstance(part, Mapping)]
+    return "".join(str(part.get(_TEXT_PARTS.get(str(part.get("type")), "")) or "") for part in parts)
+
+
+def _reasoning_of(item: Mapping[str, Any]) -> str:
+    """The reasoning of an output item, if it is a reasoning item."""
+    if item.get("type") != "reasoning":
+        return ""
+    content = "".join(str(part.get("text") or "") for part in item.get("content") or ())
+    return content or PARAGRAPH.join(str(part.get("text") or "") for part in item.get("summary") or ())

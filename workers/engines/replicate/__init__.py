@@ -1,0 +1,1 @@
+"""Runs requests as predictions of Replicate."""

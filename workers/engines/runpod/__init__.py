@@ -1,0 +1,1 @@
+"""Runs requests as jobs of RunPod's serverless endpoints."""

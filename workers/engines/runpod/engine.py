@@ -1,0 +1,50 @@
+"""Runs requests as jobs of a serverless endpoint: https://docs.runpod.io/serverless/endpoints/send-requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from shared.config.models.runpod import RunpodModel
+from shared.domain.events import UpstreamState
+from shared.domain.request import GenerateRequest
+from shared.telemetry.metrics import Metrics
+from workers.engines.base import NO_PRIOR, Prior
+from workers.engines.resume import Resume
+from workers.engines.runpod.exchange import JobExchange, cancel_call
+from workers.engines.runpod.output import OutputParser
+from workers.engines.runpod.reader import JOB_ID, JobReader
+from workers.engines.runpod.request import job_body
+from workers.engines.upstream.engine import UpstreamEngine
+from workers.engines.upstream.run_times import RunTimes
+
+
+class RunpodEngine(UpstreamEngine):
+    """The `runpod` engine."""
+
+    def __init__(self, model: RunpodModel, metrics: Metrics) -> None:
+        super().__init__(model, metrics)
+        self._runpod = model
+        self._times = RunTimes(metrics, model.name, model.options.price_per_second)
+
+    def auth_headers(self, key: str) -> Mapping[str, str]:
+        return {"Authorization": f"Bearer {key}"}
+
+    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
+        return Resume.NONE if prior.upstream is None else Resume.EXACT
+
+    async def cancel(self, state: UpstreamState) -> None:
+        if JOB_ID.fullmatch(state.id):
+            await self.send_alone(cancel_call(self._runpod.endpoint, state.id), state)
+
+    async def exchange(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> JobExchange:
+        new_parser = partial(
+            OutputParser,
+            request.sampling.n,
+            logprobs=request.logprobs is not None,
+            named_tool=request.chat is not None and isinstance(request.chat.tool_choice, dict),
+            max_tokens=request.sampling.max_tokens,
+        )
+        reader = JobReader(prior, new_parser, self._times.record)
+        body = await job_body(request, self._runpod)
+        return JobExchange(self._runpod.endpoint, body, self._runpod.options, reader)

@@ -1,0 +1,243 @@
+"""Reads what RunPod sends about a job.
+
+- https://docs.runpod.io/serverless/endpoints/operation-reference (`/run`, `/stream`, `/status`)
+- https://docs.runpod.io/serverless/endpoints/job-states (the states, `delayTime` and `executionTime`)
+
+`/stream` returns each output once: what was lost with a response is in the final state only, which has all outputs
+if the worker aggregates them (`return_aggregate_stream`, as worker-vllm does).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from time import monotonic
+from typing import Any, Literal
+
+import orjson
+
+from shared.domain.events import Delta, UpstreamState
+from shared.domain.job import Usage
+from workers.engines.base import CannotContinue, EngineError, Prior, UpstreamError
+from workers.engines.runpod.output import OutputParser, worker_error
+from workers.engines.upstream.emitted import Differs, Emitted
+from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.sse import EventTooLarge, load_json
+
+MAX_DOCUMENT_BYTES = 8 << 20
+JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+NOT_A_JOB = "The upstream sent something that is not the state of a job."
+TOO_LARGE = "The upstream sent too much at once."
+TOO_EARLY = "The upstream ended its answer too early."
+CHANGED = "The upstream does not have the output that it sent before."
+# Order of the states of a job that runs. States that this version does not know count as running.
+_RANKS = {"IN_QUEUE": 0, "IN_PROGRESS": 1, "RUNNING": 1}
+_STOPPED = {
+    "CANCELLED": "The upstream cancelled the job.",
+    "CANCELED": "The upstream cancelled the job.",
+    "TIMED_OUT": "The job exceeded its execution timeout, or its time to live, at the upstream.",
+}
+_FINAL = ("COMPLETED", "FAILED", *_STOPPED)
+
+
+class JobReader:
+    """The parser of one answer; an implementation of `workers.engines.upstream.exchange.ReplyParser`."""
+
+    def __init__(
+        self,
+        prior: Prior,
+        new_parser: Callable[[], OutputParser],
+        on_times: Callable[[str, float | None, float | None], None],
+    ) -> None:
+        """`on_times` is called at the end, with the job's id and the seconds that it waited and ran."""
+        self._emitted = Emitted(prior.deltas)
+        self._ended = {delta.index for delta in prior.deltas if delta.finish_reason}
+        self._continues = bool(prior.deltas)
+        self._new_parser = new_parser
+        self._output = new_parser()
+        self._on_times = on_times
+        self._kind: Literal["run", "stream", "status"] = "run"
+        self._document: list[bytes] = []
+        self._size = 0
+        self._rank = -1
+        self._index: int | None = None
+        self.id = "" if prior.upstream is None else prior.upstream.id
+        self.status = "IN_QUEUE"
+        # Whether outputs may be missing, so that only the final state is complete.
+        self.lossy = prior.upstream is not None
+        # Whether `/stream` has nothing more.
+        self.drained = False
+        # Whether the outputs are enough, because the final state cannot be read.
+        self.lenient = False
+        # What to fail with instead of reading on.
+        self.giving_up: UpstreamError | None = None
+        self.progress_at = monotonic()
+        self.progressed = False
+        self.begun = False
+        self.done = False
+        self.failure: EngineError | ErrorBody | None = None
+        self.usage: Usage | None = None
+
+    @property
+    def finished(self) -> bool:
+        """False until the answer is `done`, because the final state comes last, or needs no final state."""
+        return (self.done and self.failure is None) or (self.lenient and self.complete)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the outputs so far are the whole answer."""
+        return self._output.finished and not self.lossy
+
+    @property
+    def waiting(self) -> bool:
+        return _RANKS.get(self.status, 1) == 0
+
+    def expect(self, kind: Literal["run", "stream", "status"]) -> None:
+        """The next response is that of `/run`, `/stream` or `/status`."""
+        self._kind, self._document, self._size = kind, [], 0
+        self.done, self.failure, self.progressed = False, None, False
+
+    def feed(self, data: bytes) -> Iterator[Delta | UpstreamState]:
+        """Keep the bytes of one read until the end of the response."""
+        self._size += len(data)
+        if self._size > MAX_DOCUMENT_BYTES:
+            self._fail(UpstreamError(TOO_LARGE))
+        else:
+            self._document.append(data)
+        return iter(())
+
+    def end(self) -> Iterator[Delta | UpstreamState]:
+        """Parse the response."""
+        if self._document:
+            content, self._document = b"".join(self._document), []
+            yield from self._read(content)
+        if self.done:
+            return
+        if self.giving_up is not None:
+            self._fail(self.giving_up)
+        elif self.finished:
+            yield from self._finish(self._output)
+
+    def _read(self, content: bytes) -> Iterator[Delta | UpstreamState]:
+        try:
+            state = load_json(content)
+        except EventTooLarge:
+            return self._fail(UpstreamError(TOO_LARGE))
+        except orjson.JSONDecodeError:
+            state = None
+        if self._kind == "stream" and isinstance(state, list):
+            state = {"status": self.status, "stream": state}
+        if not isinstance(state, dict) or not isinstance(state.get("status"), str):
+            # A proxy's page: worth another try if there is a job.
+            return self._fail(ErrorBody("", status=502) if self.id else UpstreamError(NOT_A_JOB))
+        if not self.id:
+            job = state.get("id")
+            if not isinstance(job, str) or not JOB_ID.fullmatch(job):
+                return self._fail(UpstreamError(NOT_A_JOB))
+            self.id = job
+            yield UpstreamState(job)
+        self._note_status(state["status"].upper())
+        if self._kind == "stream":
+            yield from self._read_stream(state.get("stream"))
+        elif self._kind == "status" and self.status in _FINAL:
+            self._on_times(self.id, _seconds(state.get("delayTime")), _seconds(state.get("executionTime")))
+            yield from self._read_final(state)
+
+    def _note_status(self, status: str) -> None:
+        rank = _RANKS.get(status, 1)
+        if rank == 0 and self.begun:
+            self.lossy = True  # another worker of the endpoint begins it again
+        self.status = status
+        if rank > self._rank:
+            self._rank, self.progress_at = rank, monotonic()
+
+    def _read_stream(self, chunks: Any) -> Iterator[Delta]:
+        outputs = chunks if isinstance(chunks, list) else []
+        self.drained = self.status in _FINAL and not outputs
+        if outputs or self.drained:
+            self.progress_at, self.progressed = monotonic(), True
+        for chunk in outputs:
+            if self.lossy or self.failure is not None:
+                return
+            if not isinstance(chunk, dict) or "output" not in chunk:
+                chunk = {"output": chunk}
+            if not self._is_next(chunk.get("metrics")):
+                continue
+            for delta in self._output.feed(chunk["output"]):
+                yield from self._emit(delta)
+            if self._output.failure is not None:
+                self._fail(self._output.failure)
+
+    def _is_next(self, metrics: Any) -> bool:
+        """Whether an output is new, if its worker numbers them. One that is missing is noted."""
+        index = metrics.get("stream_index") if isinstance(metrics, dict) else None
+        if not isinstance(index, int):
+            return True
+        if self._index is not None and index <= self._index:
+            return False
+        if self._index is not None and index > self._index + 1:
+            self.lossy = True
+            return False
+        self._index = index
+        return True
+
+    def _read_final(self, state: dict[str, Any]) -> Iterator[Delta]:
+        output = state.get("output")
+        if self.status in _STOPPED:
+            return self._fail(self.giving_up or UpstreamError(_STOPPED[self.status]))
+        if self.status == "FAILED":
+            if not state.get("error") and isinstance(output, dict):
+                state = output
+            return self._fail(worker_error(state.get("error") or ""))
+        if self.complete:
+            yield from self._finish(self._output)
+            return
+        whole, unsent = self._new_parser(), self._emitted.unsent()
+        is_same = bool(output) or not self.lossy
+        try:
+            for item in output if isinstance(output, list) else (output,):
+                for delta in whole.feed(item):
+                    if (rest := unsent.rest(delta)) is not None:
+                        yield from self._emit(rest)
+        except Differs:
+            is_same = False
+        if whole.failure is not None:
+            self._fail(whole.failure)
+        elif is_same and unsent.complete:
+            yield from self._finish(whole)
+        elif not self.lossy:  # the worker does not aggregate its outputs
+            yield from self._finish(self._output)
+        elif self.begun or not self._continues:
+            self._fail(UpstreamError(CHANGED))
+        else:
+            self._fail(CannotContinue())
+
+    def _finish(self, parser: OutputParser) -> Iterator[Delta]:
+        for delta in parser.end():
+            yield from self._emit(delta)
+        if len(self._ended) < parser.choices:
+            return self._fail(parser.failure or UpstreamError(TOO_EARLY))
+        self.usage = parser.usage
+        self.done = True
+
+    def _emit(self, delta: Delta) -> Iterator[Delta]:
+        if delta.finish_reason:
+            if delta.index in self._ended:
+                delta = replace(delta, finish_reason=None)
+            self._ended.add(delta.index)
+        if not delta.visible:
+            return
+        self._emitted.add(delta)
+        self.begun = True
+        yield delta
+
+    def _fail(self, failure: EngineError | ErrorBody) -> None:
+        self.failure, self.done = failure, True
+
+
+def _seconds(value: Any) -> float | None:
+    """Milliseconds as seconds; None if they are no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e12:
+        return None
+    return value / 1000

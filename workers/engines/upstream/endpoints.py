@@ -1,0 +1,128 @@
+"""The addresses and keys of one upstream: which of them a request uses, and which are set aside."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from shared.config.models.upstream import UpstreamModel
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import UpstreamState
+from workers.engines.upstream.session import proxy_of
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# For how long an endpoint is set aside: first and longest, doubled at each failure in a row.
+KEY_ASIDE_S = (30.0, 300.0)
+FAILURE_ASIDE_S = (1.0, 30.0)
+# The member of an `UpstreamState`'s data with the name of the endpoint that runs the request.
+_OWNER = "endpoint"
+
+
+@dataclass(eq=False, slots=True)
+class Endpoint:
+    """One address with its key. `name` is its label in metrics and logs."""
+
+    name: str
+    base_url: str
+    weight: float
+    variable: str | None
+    key: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    proxy: str | None = field(repr=False)
+    # Failures in a row, and until when it is set aside, on the monotonic clock.
+    failures: int = 0
+    aside_until: float = 0.0
+
+    @property
+    def available(self) -> bool:
+        """Whether it is not set aside, or is due to be tried again."""
+        return time.monotonic() >= self.aside_until
+
+
+class Endpoints:
+    """The endpoints of a model's upstream."""
+
+    def __init__(self, model: UpstreamModel, auth_headers: Callable[[str], Mapping[str, str]]) -> None:
+        """Read the keys from the environment.
+
+        Raises:
+            InvalidRequest: a variable is not set.
+        """
+        self._model = model.name
+        self._all = tuple(_endpoints(model, auth_headers))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys, to remove them from texts."""
+        return tuple(endpoint.key for endpoint in self._all if endpoint.key)
+
+    @property
+    def states(self) -> dict[str, bool]:
+        """By name, whether an endpoint is available: its last request succeeded, or none was sent."""
+        return {endpoint.name: not endpoint.failures for endpoint in self._all}
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(self._all)
+
+    def choose(self, tried: Collection[Endpoint] = ()) -> Endpoint:
+        """Choose an endpoint by weight: of those that are available and not in `tried`, if there are any."""
+        if len(self._all) == 1:
+            return self._all[0]
+        untried = [endpoint for endpoint in self._all if endpoint not in tried] or self._all
+        available = [endpoint for endpoint in untried if endpoint.available]
+        if not available:
+            return min(untried, key=lambda endpoint: endpoint.aside_until)
+        return random.choices(available, [endpoint.weight for endpoint in available])[0]
+
+    def has_other(self, tried: Collection[Endpoint]) -> bool:
+        """Whether an endpoint is available that is not in `tried`."""
+        return any(endpoint.available for endpoint in self._all if endpoint not in tried)
+
+    def owner(self, state: UpstreamState | None) -> Endpoint | None:
+        """The endpoint that runs a request; None if it is unknown, or not declared any more."""
+        name = None if state is None else state.data.get(_OWNER)
+        return next((endpoint for endpoint in self._all if endpoint.name == name), None)
+
+    def mark(self, item: T, endpoint: Endpoint) -> T | UpstreamState:
+        """Add to the state of a request that `endpoint` runs it; other items are returned as they are."""
+        if len(self._all) > 1 and isinstance(item, UpstreamState):
+            return replace(item, data={**item.data, _OWNER: endpoint.name})
+        return item
+
+    def succeeded(self, endpoint: Endpoint) -> None:
+        """Use an endpoint again."""
+        if endpoint.failures:
+            endpoint.failures, endpoint.aside_until = 0, 0.0
+            logger.warning("model=%s endpoint=%s works again", self._model, endpoint.name)
+
+    def failed(self, endpoint: Endpoint, reason: str, *, of_key: bool = False) -> None:
+        """Set an endpoint aside for a while. The log says so once, with the variable if `of_key`."""
+        first, longest = KEY_ASIDE_S if of_key else FAILURE_ASIDE_S
+        seconds = min(longest, first * 2.0 ** min(endpoint.failures, 16))
+        endpoint.aside_until = time.monotonic() + seconds
+        endpoint.failures += 1
+        if endpoint.failures == 1 and (of_key or len(self._all) > 1):
+            level = logging.ERROR if of_key else logging.WARNING
+            key = f"; api_key_env is {endpoint.variable or 'not set'}" if of_key else ""
+            logger.log(level, "model=%s endpoint=%s set aside: %s%s", self._model, endpoint.name, reason, key)
+
+
+def _endpoints(model: UpstreamModel, auth_headers: Callable[[str], Mapping[str, str]]) -> Iterator[Endpoint]:
+    for path, name, target in model.options.targets:
+        key = ""
+        if (variable := target.api_key_env) is not None:
+            key = os.environ.get(variable, "").strip()
+            if not key:
+                raise InvalidRequest(
+                    f"models.yaml: {model.name}.{path}.api_key_env: {variable} is not set; set it to the upstream's key"
+                )
+        headers = auth_headers(key) if key else {}
+        yield Endpoint(name, target.base_url, target.weight, variable, key, headers, proxy_of(target.base_url))
