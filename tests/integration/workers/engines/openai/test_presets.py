@@ -421,9 +421,7 @@ async def test_what_cannot_be_continued(
 
 
 async def test_parameters_of_the_provider_are_added_to_the_presets_own(upstream: FaultyUpstream) -> None:
-    extra = {"provider": {"order": ["x"]}, "models": ["a"], "model": "another", "stream": False}
-    seen, _, _ = await run(
-        upstream, "openrouter", GenerateRequest(messages=HELLO, extra_body=extra), extra_body=[*extra]
-    )
+    request = GenerateRequest(messages=HELLO, extra_body={"provider": {"order": ["x"]}, "models": ["a"]})
+    seen, _, _ = await run(upstream, "openrouter", request, extra_body=["provider", "models"])
     assert seen.body["provider"] == {"require_parameters": True, "order": ["x"]}
-    assert (seen.body["models"], seen.body["model"], seen.body["stream"]) == (["a"], "theirs", True)
+    assert seen.body["models"] == ["a"]
