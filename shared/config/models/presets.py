@@ -39,7 +39,7 @@ class Preset:
     refuses although they have no effect.
     `room_error`: a pattern of its error for a limit of tokens that leaves no room for the prompt, with the groups
     `total` and `prompt`: the limit is lowered then. `follows_redirects`: a redirect to the same host is the way to the
-    answer.
+    answer. `continues`: an interrupted answer continues from its text, by `continue_final_message`.
     `quirks`: what else is particular, for docs/engines.md.
     """
 
@@ -60,6 +60,7 @@ class Preset:
     omitted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     thoughts_apart: bool = False
     room_error: str | None = None
+    continues: bool = False
     follows_redirects: bool = False
     quirks: tuple[str, ...] = ()
 
@@ -116,6 +117,7 @@ _VLLM = Preset(
     capabilities=_ANYTHING,
     hides_reasoning=True,
     reasoning_field="reasoning",
+    continues=True,
     quirks=("`/v1/chat/completions` and `/v1/completions`, with all of vLLM's parameters",),
 )
 
@@ -202,6 +204,7 @@ PRESETS: Mapping[str, Preset] = {
         renamed={"include_stop_str_in_output": "no_stop_trim"},
         structures="sglang",
         reasoning_field="reasoning_content",
+        continues=True,
         quirks=(
             "unknown parameters are ignored without an error, so the others are refused at submit",
             "a regex is `regex`, a grammar `ebnf`; `include_stop_str_in_output` is `no_stop_trim`",

@@ -10,20 +10,18 @@ from urllib.parse import urlencode
 
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta, UpstreamState
+from shared.domain.events import UpstreamState
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import NO_PRIOR, CannotContinue, Prior
 from workers.engines.openai import responses
-from workers.engines.openai.continuation import Continuation, continuation
+from workers.engines.openai.continuation import ContinuedParser, can_continue, continued_request
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.request import optional_parameters, request_body
 from workers.engines.openai.stream import StreamParser
 from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.exchange import Call, Exchange, SingleCall
-
-_ANY_TEXT = Prior([Delta(0, "x")])
 
 
 class OpenAIEngine(UpstreamEngine):
@@ -33,8 +31,8 @@ class OpenAIEngine(UpstreamEngine):
 
     def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
-        self._spec = model
         self._api = model.api
+        self._continues = model.continues
         self._upstream_model = model.model
         self._server = model.server
         self._max_tokens_field = model.options.max_tokens_field
@@ -51,10 +49,11 @@ class OpenAIEngine(UpstreamEngine):
         }
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
-        if self._api == "responses":
-            return Resume.EXACT if prior is NO_PRIOR or responses.is_known(prior) else Resume.NONE
-        so_far = prior if prior.deltas else _ANY_TEXT
-        return Resume.NONE if continuation(request, so_far, self._spec) is None else Resume.EXACT
+        if self._api == "responses" and (prior is NO_PRIOR or responses.is_known(prior)):
+            return Resume.EXACT
+        if self._api == "chat" and self._continues and can_continue(request, prior):
+            return Resume.EXACT
+        return Resume.NONE
 
     async def cancel(self, state: UpstreamState) -> None:
         if self._api == "responses":
@@ -63,14 +62,15 @@ class OpenAIEngine(UpstreamEngine):
     async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
         if self._api == "responses":
             return await self._response(request, prior)
-        rest = continuation(request, prior, self._spec)
-        if rest is None:
-            raise CannotContinue
-        body = await request_body(rest.request, self._server, max_tokens_field=self._max_tokens_field)
+        if prior.deltas:
+            if not self.resume_mode(request, prior):
+                raise CannotContinue
+            request = continued_request(request, prior)
+        body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
         body = self._with_extra(body, request.extra_body or {})
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
-        return SingleCall(Call(path + self._query, body), self._parser(rest))
+        return SingleCall(Call(path + self._query, body), self._parser(request, prior))
 
     async def _response(self, request: GenerateRequest, prior: Prior) -> Exchange:
         chat, provider = request.chat, self._server.provider
@@ -97,22 +97,19 @@ class OpenAIEngine(UpstreamEngine):
                 changed[name] = {**value, **extra[name]}
         return changed
 
-    def _parser(self, rest: Continuation) -> StreamParser:
-        request, server = rest.request, self._server
-        chat = request.chat
+    def _parser(self, request: GenerateRequest, prior: Prior) -> StreamParser:
+        chat, server = request.chat, self._server
         opaque = None
         if server.provider is not None and server.opaque is not None:
             opaque = partial(OpaqueReader, server.provider, server.opaque)
-        return StreamParser(
-            request.sampling.n,
-            logprobs=request.logprobs is not None,
-            reasoning=chat is None or chat.include_reasoning,
-            named_tool=chat is not None and isinstance(chat.tool_choice, dict),
-            thoughts_apart=server.thoughts_apart,
-            opaque=opaque,
-            space=rest.space,
-            continued_tokens=rest.tokens,
-        )
+        options: dict[str, Any] = {
+            "logprobs": request.logprobs is not None,
+            "reasoning": chat is None or chat.include_reasoning,
+            "named_tool": chat is not None and isinstance(chat.tool_choice, dict),
+            "thoughts_apart": server.thoughts_apart,
+            "opaque": opaque,
+        }
+        return ContinuedParser(prior, **options) if prior.deltas else StreamParser(request.sampling.n, **options)
 
     def corrected(self, body: Mapping[str, Any], error: bytes) -> Mapping[str, Any]:
         """A limit of tokens that the prompt leaves room for, if the error says how much there is."""

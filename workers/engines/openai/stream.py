@@ -7,7 +7,6 @@ needed, and are read strictly where they cannot be told apart otherwise. Whateve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -61,18 +60,12 @@ class StreamParser:
         named_tool: bool = False,
         thoughts_apart: bool = False,
         opaque: Callable[[], OpaqueReader] | None = None,
-        space: str = "",
-        continued_tokens: int = 0,
     ) -> None:
         """`logprobs`, `reasoning`: whether they are read. `named_tool`: whether `tool_choice` names one; OpenAI's
-        finish reason is "stop" then. `thoughts_apart`: as in `Preset`. `opaque` creates a choice's reader.
-        `space`: white space before the answer, which it may repeat. `continued_tokens`: those that it continues after,
-        which the upstream counts as a part of the prompt."""
+        finish reason is "stop" then. `thoughts_apart`: as in `Preset`. `opaque` creates a choice's reader."""
         self._choices = choices
         self._logprobs = logprobs
         self._reasoning = reasoning
-        self._space = space
-        self._continued_tokens = continued_tokens
         self._new_opaque = opaque
         self._opaque: dict[int, OpaqueReader] = {}
         self._named_tool = named_tool
@@ -100,11 +93,7 @@ class StreamParser:
     @property
     def usage(self) -> Usage | None:
         """The usage that the upstream reported; what is missing in it was counted here."""
-        usage = self._usage.result(self._tokens)
-        if usage is None or not (tokens := self._continued_tokens):
-            return usage
-        prompt = max(usage.prompt_tokens - tokens, usage.cached_tokens)
-        return replace(usage, prompt_tokens=prompt, completion_tokens=usage.completion_tokens + tokens)
+        return self._usage.result(self._tokens)
 
     def feed(self, data: bytes) -> Iterator[Delta]:
         """Parse the bytes of one read; yields one delta for each choice in them, or more if there are many logprobs.
@@ -196,7 +185,7 @@ class StreamParser:
             if opaque:
                 part.opaque += opaque
             if text:
-                part.add(text if not self._space else self._without_space(text), part.texts)
+                part.add(text, part.texts)
             if calls:
                 known = self._calls.setdefault(index, ToolCalls())
                 part.add_calls(known.add(calls))
@@ -222,15 +211,6 @@ class StreamParser:
         if not isinstance(stop_reason, (int, str)) or isinstance(stop_reason, bool):
             stop_reason = known_stop
         self._reasons[index] = known if reason == "stop" else reason, stop_reason
-
-    def _without_space(self, text: Any) -> Any:
-        """The text without the white space that the answer has already."""
-        if text.__class__ is str:
-            while self._space and text.startswith(self._space[0]):
-                text, self._space = text[1:], self._space[1:]
-            if text:
-                self._space = ""
-        return text
 
     def _opaque_parts(self, index: int, content: dict[str, Any]) -> list[OpaquePart]:
         assert self._new_opaque is not None

@@ -39,6 +39,7 @@ from workers.engines.base import (
 )
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
+from workers.engines.upstream.answer_limit import max_answer_bytes
 from workers.engines.upstream.backoff import backoff_s
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.error_body import parse_error, request_id_of
@@ -165,6 +166,7 @@ class UpstreamEngine(ABC):
         endpoint = self._endpoints.owner(prior.upstream) or self._endpoints.choose()
         tried: set[Endpoint] = set()
         failures = redirects = 0
+        room = max_answer_bytes(request, self._model.max_model_len)
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
         try:
@@ -211,6 +213,9 @@ class UpstreamEngine(ABC):
                                     data = await response.content.readany()
                                 if not data:
                                     break
+                                room -= len(data)
+                                if room < 0:
+                                    raise UpstreamError("The upstream does not end its answer.")
                                 slice_ = TimeSlice()
                                 for start in range(0, len(data), PIECE_BYTES):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
@@ -226,13 +231,13 @@ class UpstreamEngine(ABC):
                                         break
                                     if slice_.over:
                                         await slice_.give_way()
-                                if endpoint.failures and reply.begun:
-                                    self._endpoints.succeeded(endpoint)
                                 if reply.begun and not reply.done:
                                     await self._delay_read(response)
                             if not reply.done:
                                 for delta in reply.end():
                                     yield self._endpoints.mark(delta, endpoint)
+                            if endpoint.failures and reply.finished:
+                                self._endpoints.succeeded(endpoint)
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)
                             if reply.done and not exchange.leaves_early:

@@ -17,7 +17,7 @@ from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.presets import PRESETS
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import CallDelta, Delta
+from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.opaque import THINKING, TOOL_CALL, OpaquePart
 from shared.domain.request import (
@@ -33,9 +33,8 @@ from shared.domain.request import (
 )
 from tests.support.faulty_upstream import Answer, FaultyUpstream, Seen, faulty_upstream
 from tests.support.metrics import worker_metrics
-from workers.engines.base import CannotContinue, Prior, UpstreamError
+from workers.engines.base import UpstreamError
 from workers.engines.openai.engine import OpenAIEngine
-from workers.engines.resume import Resume
 
 KEY = "id-0123456789:secret-0123456789"
 HELLO = [Message(role="user", content="Hello")]
@@ -363,61 +362,6 @@ async def test_tgis_limit_is_lowered_to_what_the_prompt_leaves(upstream: FaultyU
         with pytest.raises(InvalidRequest, match="must be <= 4096"):
             await run(upstream, "tgi", request)
         assert not upstream.answers, "tried once"
-
-
-async def continued(upstream: FaultyUpstream, preset: str | None, request: GenerateRequest, *prior: Delta) -> Any:
-    """The engine's mode, and what it emits after earlier deltas."""
-    entry = {**ENTRY, "options": {"base_url": upstream.url}, **({"preset": preset} if preset else {})}
-    engine = OpenAIEngine(OpenAIModel.model_validate(entry), worker_metrics("up"))
-    mode = engine.resume_mode(request, Prior(prior))
-    await engine.start()
-    try:
-        async with aclosing(engine.generate("r", request, Prior(prior))) as items:
-            return mode, [item async for item in items]
-    finally:
-        await engine.stop()
-
-
-@pytest.mark.parametrize("preset", ["vllm", "sglang", "modal", "runpod"])
-async def test_an_interrupted_answer_is_continued_from_its_text(upstream: FaultyUpstream, preset: str) -> None:
-    usage = {"prompt_tokens": 12, "completion_tokens": 2}
-    upstream.answers = [answer(chunk({"content": "\n"}), chunk({"content": "\nthe end"}, "stop"), {"usage": usage})]
-    request = GenerateRequest(messages=HELLO, sampling=Sampling(max_tokens=9, min_tokens=2))
-    mode, items = await continued(upstream, preset, request, Delta(0, "Once upon a time\n\n", unidentified=5))
-    assert mode is Resume.EXACT
-    assert "".join(item.text for item in items if isinstance(item, Delta)) == "the end"
-    assert items[-1] == Usage(7, 0, 7), "the text so far is not part of the prompt"
-    body = upstream.seen[0].body
-    assert body["messages"][-1] == {"role": "assistant", "content": "Once upon a time"}
-    assert (body["continue_final_message"], body["max_tokens"], "min_tokens" in body) == (True, 4, False)
-
-    past = Message(role="assistant", content="Well, ")
-    chat = ChatOptions(continue_final_message=True, add_generation_prompt=False)
-    await continued(upstream, preset, GenerateRequest(messages=[*HELLO, past], chat=chat), Delta(0, "once"))
-    assert upstream.seen[1].body["messages"][1:] == [{"role": "assistant", "content": "Well, once"}]
-
-
-@pytest.mark.parametrize(
-    ("preset", "request_", "delta"),
-    [
-        (None, {}, Delta(0, "x")),
-        ("openai", {}, Delta(0, "x")),
-        ("vllm", {}, Delta(0, "x", reasoning="hmm")),
-        ("vllm", {}, Delta(0, "x", tool_calls=(CallDelta(0, "c", "f"),))),
-        ("vllm", {}, Delta(0, " \n")),
-        ("vllm", {"sampling": Sampling(n=2)}, Delta(0, "x")),
-        ("vllm", {"sampling": Sampling(max_tokens=3)}, Delta(0, "x", unidentified=3)),
-        ("vllm", {"sampling": Sampling(presence_penalty=1.0)}, Delta(0, "x")),
-        ("vllm", {"logprobs": 0}, Delta(0, "x")),
-        ("vllm", {"structured_outputs": StructuredOutputs(regex="x+")}, Delta(0, "x")),
-    ],
-)
-async def test_what_cannot_be_continued(
-    upstream: FaultyUpstream, preset: str | None, request_: dict[str, Any], delta: Delta
-) -> None:
-    with pytest.raises(CannotContinue):
-        await continued(upstream, preset, GenerateRequest(messages=HELLO, **request_), delta)
-    assert not upstream.seen
 
 
 async def test_parameters_of_the_provider_are_added_to_the_presets_own(upstream: FaultyUpstream) -> None:
