@@ -29,8 +29,8 @@ from tests.support.waiting import eventually
 
 UPSTREAM_KEY = "sk-of-the-upstream"
 PORT = free_port()
-# The process of the model whose jobs wait for a busy upstream.
-PATIENT_WORKER = "worker-2"
+# The processes of the model whose jobs wait for a busy upstream, and of the one behind the Responses API.
+PATIENT_WORKER, RESPONSES_WORKER = "worker-2", "worker-3"
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 
 
@@ -69,6 +69,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         stack.start_api()
         stack.start_worker("up")
         assert stack.start_worker("patient") == PATIENT_WORKER
+        assert stack.start_worker("responses") == RESPONSES_WORKER
         yield stack
     finally:
         stack.stop()
@@ -307,7 +308,7 @@ async def test_responses_of_a_killed_worker(stack: Stack, client: httpx.AsyncCli
     async with ResponsesVendor().serve(PORT) as vendor:
         vendor.default = Script(text=pieces, reasoning=("Hm.",), usage=Usage(7, 3, 41, 1))
         vendor.gate = asyncio.Semaphore(5)
-        first = stack.start_worker("responses")
+        first = RESPONSES_WORKER
         shown = await submit(client, "responses")
         reader = asyncio.create_task(follow(client, shown))
         await wait_for_text(client, shown, "0 1 2 3 4 ")
