@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 UPSTREAM_KEY = "sk-of-the-upstream"
 PORT = free_port()
 # The processes of the model whose jobs wait for a busy upstream, and of the one behind the Responses API.
-PATIENT_WORKER, RESPONSES_WORKER = "worker-2", "worker-3"
+PATIENT_WORKER = "worker-2"
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 
 
