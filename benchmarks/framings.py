@@ -189,13 +189,25 @@ class Generate(Framing):
     https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_generate.md
     """
 
-    _START = b'data: {"model_name":"sim","model_version":"1","text_output":"'
+    def __init__(self, request: ParsedRequest) -> None:
+        self._request = request
+        self._start = b'data: {"finish_reason":"None","model_name":"sim","model_version":"1","num_input_tokens":%d,' % (
+            request.prompt_tokens
+        )
 
     def token(self, position: int, text: bytes) -> Sequence[bytes]:
-        return [b'%b%b"}\n\n' % (self._START, text)]
+        return [b'%b"num_output_tokens":1,"text_output":"%b"}\n\n' % (self._start, text)]
 
     def tail(self) -> Sequence[bytes]:
-        return []
+        end = {
+            "finish_reason": self._request.finish_reason,
+            "model_name": "sim",
+            "model_version": "1",
+            "num_input_tokens": self._request.prompt_tokens,
+            "num_output_tokens": 0,
+            "text_output": "",
+        }
+        return [b"data: %b\n\n" % orjson.dumps(end)]
 
 
 class Predictions(Framing):

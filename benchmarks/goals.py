@@ -129,7 +129,7 @@ GOALS = (
         "x",
         Key("upstream", "litellm", "tokens/s at 64"),
     ),
-    *_engines(("responses", "anthropic", "triton", "replicate")),
+    *_engines(("responses", "anthropic", "triton", "replicate", "runpod")),
     Goal("relayed tokens/s at 256", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
     Goal("durable submits", Key("submits", "headrace", "submits/s at 64"), 700, True, "/s"),
     Goal("followers on one API process", Key("followers", "headrace", "followers held"), 2000, True),

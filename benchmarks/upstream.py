@@ -45,12 +45,16 @@ class Stats:
     connections: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Kept:
-    """An answer that is generated whether or not a client reads it; `began` is on the loop's clock."""
+    """An answer that is generated whether or not a client reads it; `began` is on the loop's clock.
+
+    `polled`: the number of tokens that polls have returned.
+    """
 
     request: ParsedRequest
     began: float
+    polled: int = 0
 
 
 class Upstream(asyncio.Protocol):
@@ -162,12 +166,21 @@ class Upstream(asyncio.Protocol):
                 request = self._parsed(path, body)
                 self._stream(request, Messages(request, self._stats.requests))
             case "POST", _ if path.endswith("/generate_stream"):
-                self._stream(self._parsed(path, body), Generate())
+                request = self._parsed(path, body)
+                self._stream(request, Generate(request))
             case "POST", _ if path.endswith("/predictions"):
                 prediction = self._keep("p", self._parsed(path, body))
                 base = f"http://127.0.0.1:{self._transport.get_extra_info('sockname')[1]}/v1/predictions/{prediction}"
                 urls = {"get": base, "stream": f"{base}/stream", "cancel": f"{base}/cancel"}
                 self._respond(201, {"id": prediction, "status": "starting", "urls": urls})
+            case "POST", _ if path.endswith("/run"):
+                self._respond(200, {"id": self._keep("job", self._parsed(path, body)), "status": "IN_QUEUE"})
+            case "GET", _ if "/stream/" in path:
+                self._respond(200, self._polled(self._kept_as(path.rsplit("/", 1)[1])))
+            case "GET", _ if "/status/" in path:
+                self._kept_as(job := path.rsplit("/", 1)[1])
+                ended = {"id": job, "status": "COMPLETED", "delayTime": 0, "executionTime": 0, "output": []}
+                self._respond(200, ended)
             case "GET", _ if path.endswith("/stream"):
                 kept = self._kept_as(path.split("/")[-2])
                 self._stream(kept.request, Predictions(), began=kept.began)
@@ -227,6 +240,20 @@ class Upstream(asyncio.Protocol):
         if kept is None:
             raise Refused(404, f"Not found: {answer_id}.", "not_found")
         return kept
+
+    def _polled(self, kept: Kept) -> dict[str, Any]:
+        """The tokens of a RunPod job since the last poll, as its vLLM worker yields them: OpenAI's events."""
+        texts, framing = kept.request.texts, Completions(kept.request, 0)
+        elapsed_ms = 1000 * (self._loop.time() - kept.began) - self._pace.ttft_ms
+        itl_ms = self._pace.itl_ms
+        due = len(texts) if itl_ms == 0 else min(len(texts), max(0, int(elapsed_ms / itl_ms) + 1))
+        first, kept.polled = kept.polled, due if elapsed_ms >= 0 else kept.polled
+        events = [event for at in range(first, kept.polled) for event in framing.token(at, texts[at].encode())]
+        ended = kept.polled == len(texts)
+        if ended:
+            events += framing.tail()
+        status = "COMPLETED" if ended else "IN_PROGRESS"
+        return {"status": status, "stream": [{"output": event.decode()} for event in events]}
 
     def _stream(
         self, request: ParsedRequest, framing: Framing, *, began: float | None = None, position: int = 0

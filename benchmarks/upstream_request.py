@@ -66,16 +66,17 @@ def parse(path: str, body: bytes, pace: Pace) -> ParsedRequest:
     """
     try:
         fields = orjson.loads(body)
-        if isinstance(inner := fields.get("input"), dict):  # a prediction
-            fields = inner
-        chat = path == "/v1/chat/completions"
+        if isinstance(inner := fields.get("input"), dict):  # a prediction, or a job with a request of OpenAI's API
+            fields = inner.get("openai_input", inner)
+        if isinstance(inner := fields.get("sampling_parameters"), str):  # Triton's vLLM backend
+            fields |= orjson.loads(inner)
+        chat = "messages" in fields
         prompt = _prompt(fields)
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(400, f"The body is not a valid request: {error}") from error
     prompt_tokens = len(prompt.split()) + 1
     room = pace.max_model_len - prompt_tokens
     wanted = next((fields[name] for name in MAX_TOKENS if fields.get(name)), None)
-    wanted = wanted or (fields.get("parameters") or {}).get("max_tokens")
     if room < 1 or (wanted or 0) > room:
         raise Refused(400, f"This model's maximum context length is {pace.max_model_len} tokens.")
     count = wanted or min(pace.default_tokens, room)

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -39,15 +40,20 @@ SLOW_STREAMS, SLOW_ITL_MS = 500, 400
 LAG = "headrace_event_loop_lag_seconds"
 
 
-def entries(url: str) -> dict[str, dict[str, Any]]:
-    """The entry of each engine in models.yaml, without its name. `url` is the upstream's, without a path."""
+def entries(url: str, template: Path) -> dict[str, dict[str, Any]]:
+    """The entry of each engine in models.yaml, without its name.
+
+    `url` is the upstream's, without a path; `template` a chat template for engines that render conversations.
+    """
     chat = {"base_url": f"{url}/v1"}
+    triton = {"base_url": url, "backend": "vllm", "chat_template": str(template)}
     return {
         BASELINE: {"engine": "openai", "model": "sim", "options": chat},
-        "responses": {"engine": "openai", "model": "sim", "options": {**chat, "api": "responses"}},
+        "responses": {"engine": "openai", "api": "responses", "model": "sim", "options": chat},
         "anthropic": {"engine": "anthropic", "model": "sim", "options": chat},
-        "triton": {"engine": "triton", "model": "sim", "options": {"base_url": url}},
+        "triton": {"engine": "triton", "model": "sim", "options": triton},
         "replicate": {"engine": "replicate", "model": "sim/sim", "options": chat},
+        "runpod": {"engine": "runpod", "endpoint": "sim", "model": "sim", "options": {"base_url": f"{url}/v2"}},
     }
 
 
@@ -56,11 +62,13 @@ def run(bench: Bench) -> None:
         folder = bench.folder
         steady = stack.enter_context(upstream(folder / STEADY, ttft_ms=TTFT_MS, itl_ms=ITL_MS))
         fast = stack.enter_context(upstream(folder / FAST, ttft_ms=0, itl_ms=0))
-        engines = list(entries(steady.url))
+        template = folder / "chat_template.jinja"
+        template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+        engines = list(entries("", template))
         models = [
             {"name": f"{engine}-{name}", "slots": SLOTS, **entry}
             for name, one in ((STEADY, steady), (FAST, fast))
-            for engine, entry in entries(_root(one)).items()
+            for engine, entry in entries(_root(one), template).items()
         ]
         system = stack.enter_context(headrace(folder / "headrace", models, [str(model["name"]) for model in models]))
         for model in models:
@@ -101,7 +109,7 @@ def _killed_worker(bench: Bench, repeat: int) -> None:
     """Kill the worker of running streams; compare what their readers have seen to what the upstream has generated."""
     folder = bench.folder / f"killed-{repeat}"
     with upstream(folder / "upstream", ttft_ms=TTFT_MS, itl_ms=KILLED_ITL_MS) as vendor:
-        model = {"name": "responses", "slots": SLOTS, **entries(_root(vendor))["responses"]}
+        model = {"name": "responses", "slots": SLOTS, **entries(_root(vendor), folder)["responses"]}
         with headrace(folder / "headrace", [model], ["responses"]) as system:
             texts, longest_s = asyncio.run(_read_while_killed(system))
         expected = text_of_tokens(KILLED_TOKENS).split()
@@ -169,7 +177,7 @@ def _slow_streams(bench: Bench, repeat: int) -> None:
     folder = bench.folder / f"slow-{repeat}"
     port = free_port()
     with upstream(folder / "upstream", ttft_ms=TTFT_MS, itl_ms=SLOW_ITL_MS) as vendor:
-        model = {"name": BASELINE, "slots": SLOW_STREAMS, **entries(_root(vendor))[BASELINE]}
+        model = {"name": BASELINE, "slots": SLOW_STREAMS, **entries(_root(vendor), folder)[BASELINE]}
         with headrace(folder / "headrace", [model], [BASELINE], HEADRACE_METRICS_PORT=port) as system:
             url = f"http://127.0.0.1:{port}/metrics"
             before = _lags(system, url)
