@@ -11,6 +11,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -80,6 +81,8 @@ def main() -> int:
     except HeadraceError as error:
         print(error, file=sys.stderr)
         return 2
+    if arguments.model in registry and registry[arguments.model].secret_envs:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain the keys
     if arguments.model not in registry:
         known = ", ".join(registry.models)
         print(f"{settings.models} declares no model {arguments.model!r}; it has: {known}", file=sys.stderr)

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from shared.domain.content import ContentPart, FilePart, ImageDetail, ImagePart, TextPart
 from shared.domain.field_types import UnicodeText
 
-TEXT_TYPES = ("text", "input_text", "output_text")
 # A data URL has its media type within this many characters.
 _MAX_DATA_HEADER = 200
 # The first characters of a PDF in base64.
@@ -96,6 +95,8 @@ def _read(part: Any, position: int) -> Any:
             return FilePart.model_validate({"type": "file", "file_id": file_id, "filename": file.get("filename")})
         case {"type": "file", "file": {"file_data": str(data)} as file} if "file_id" not in file:
             return _part(FilePart, position, "file.file_data", data, filename=file.get("filename"))
+        case {"type": "text" | "input_text" | "output_text"}:
+            raise ValueError(f"content part {position}: text must be a string")
         case {"type": "file"}:
             raise ValueError(f"content part {position}: a file has either file_data or file_id")
     kind = part.get("type") if isinstance(part, dict) else None

@@ -201,7 +201,7 @@ async def test_a_native_job_requires_exactly_one_valid_input(
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content",
-            ["part 0", "text only"],
+            ["part 0", "image_url.url must be a data URL or an http(s) URL"],
         ),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content", ["part 0"]),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content", ["part 0"]),

@@ -213,3 +213,30 @@ async def test_tokens_are_counted_by_the_provider(
     counted = await sdk.messages.count_tokens(model="anthropic", messages=MESSAGES)
     assert counted.input_tokens == 2095
     assert vendor.generated == 0
+
+
+async def test_thinking_with_tools_over_two_turns(
+    provider: tuple[AnthropicVendor, anthropic.AsyncAnthropic],
+) -> None:
+    """Anthropic's client sends back what it got; the provider gets its own blocks, with its signature."""
+    vendor, sdk = provider
+    call = ToolCall("toolu_1", "weather", '{"city":"Paris"}')
+    vendor.scripts = [Script(reasoning=("Let me ", "ask."), text=("I ask.",), calls=(call,), finish="tool_calls")]
+    parameters: Any = {
+        "model": "anthropic",
+        "max_tokens": 5000,
+        "thinking": {"type": "enabled", "budget_tokens": 2000},
+        "tools": [{"name": "weather", "input_schema": PARAMETERS}],
+    }
+    async with sdk.messages.stream(messages=MESSAGES, **parameters) as stream:
+        first = await stream.get_final_message()
+    assert [block.type for block in first.content] == ["thinking", "text", "tool_use"]
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny"}
+    turns: Any = [{"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
+    second = await sdk.messages.create(messages=[*MESSAGES, *turns], **parameters)
+    assert second.stop_reason == "end_turn"
+    assert vendor.seen[-1].body["messages"][1]["content"] == [
+        {"type": "thinking", "thinking": "Let me ask.", "signature": "sig0"},
+        {"type": "text", "text": "I ask."},
+        {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Paris"}},
+    ]

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import psutil
 import pytest
-from sqlalchemy import update
+import redis as sync_redis
+from sqlalchemy import select, update
 
 from shared.config.bundled_model import bundled_model_path
 from shared.postgres.engine import connect
-from shared.postgres.tables import JobRow
+from shared.postgres.tables import Base, JobRow
+from shared.redis.job_queue import celery_app
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import wait_for_end, wait_until_running
 from tests.support.database import drop_database
-from tests.support.faulty_upstream import error_answer, faulty_upstream
+from tests.support.faulty_upstream import Answer, End, error_answer, faulty_upstream
+from tests.support.metrics import addresses
 from tests.support.ports import free_port
 from tests.support.stack import KEY, Stack
 from tests.support.waiting import eventually
 
 MARKER = "xylophone-7391"
-UPSTREAM_KEY = "sk-of-the-upstream"
+UPSTREAM_KEY = "sk-canary-7Qx9Lm2Vt5Rw8Zp3"
 FAIL, DIE = "<<fail>>", "<<die>>"
 PORT = free_port()
 
@@ -197,6 +203,80 @@ async def test_logs_contain_no_prompt_output_or_key(stack: Stack, client: httpx.
     assert "cannot be read: ValueError in _attempt" in text
     for secret in (MARKER, output, KEY, UPSTREAM_KEY):
         assert secret not in text
+
+
+async def test_upstream_keys_are_nowhere(stack: Stack, client: httpx.AsyncClient) -> None:
+    """Nor are their parts, whatever the upstream answers: in rows, Redis, metrics, responses, logs, command lines."""
+    async with faulty_upstream(PORT) as upstream:
+        echo = f"Incorrect API key provided: {UPSTREAM_KEY}; ends in {UPSTREAM_KEY[-8:]}"
+        upstream.answers = [error_answer(status, echo) for status in (401, 402, 403, 400, 404, 302)]
+        upstream.answers += [error_answer(500, echo)] * 2 + [Answer(2, End.INVALID_JSON), Answer(1, End.ERROR)]
+        jobs = [await wait_for_end(client, await submit(client, model="up", prompt="x")) for _ in range(9)]
+        assert {seen.headers["authorization"] for seen in upstream.seen} == {f"Bearer {UPSTREAM_KEY}"}
+        assert {job["status"] for job in jobs} == {"failed"}
+        worker = jobs[0]["attempts"][0]["worker"]
+        pids = [process.pid for process in stack.processes.values()]
+        for process in stack.processes.values():
+            if "workers" in cast("list[str]", process.args):
+                process.send_signal(signal.SIGUSR1)  # Celery prints the stacks of all threads
+        await eventually(lambda: logs_have(stack, "celery/worker"), "the stacks")
+        (of_up,) = [pid for pid, arguments in command_lines(stack).items() if arguments.endswith("up")]
+        assert core_limit(of_up) == "0"
+    inspect = celery_app(stack.environment["REDIS_URL"]).control.inspect([worker], timeout=10, limit=1)
+    texts = {
+        "responses": json.dumps(jobs) + (await client.get("/v1/models")).text + (await client.get("/readyz")).text,
+        "rows": await all_rows(stack),
+        "Redis": all_of_redis(stack),
+        "metrics": await metrics_of(stack),
+        "logs": logged(stack.folder),
+        "command lines": "\n".join(command_lines(stack).values()),
+        "Celery": json.dumps([await asyncio.to_thread(call) for call in (inspect.stats, inspect.conf)], default=str),
+    }
+    assert len(pids) >= 3
+    for place, text in texts.items():
+        assert len(text) > 100, place
+        for fragment in (UPSTREAM_KEY, UPSTREAM_KEY[:9], UPSTREAM_KEY[-8:]):
+            assert fragment not in text, place
+
+
+async def logs_have(stack: Stack, text: str) -> bool:
+    return text in logged(stack.folder)
+
+
+def command_lines(stack: Stack) -> dict[int, str]:
+    """The command lines of all processes of the stack, with their children."""
+    parents = [psutil.Process(process.pid) for process in stack.processes.values()]
+    processes = [*parents, *(child for parent in parents for child in parent.children(recursive=True))]
+    lines = {process.pid: " ".join(process.cmdline()) for process in processes}
+    # A forked process has the command line of the server that forked it.
+    return lines | {process.pid: " ".join(cast("list[str]", process.args)) for process in stack.processes.values()}
+
+
+def core_limit(pid: int) -> str:
+    """The maximum size of a core dump."""
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return next(line.split()[4] for line in lines if line.startswith("Max core file size"))
+
+
+async def all_rows(stack: Stack) -> str:
+    database = connect(stack.environment["DATABASE_URL"])
+    rows: list[str] = []
+    async with database.connect() as connection:
+        for table in Base.metadata.sorted_tables:
+            rows += map(str, await connection.execute(select(table)))
+    await database.dispose()
+    return "\n".join(rows)
+
+
+def all_of_redis(stack: Stack) -> str:
+    with sync_redis.Redis.from_url(stack.environment["REDIS_URL"]) as redis:
+        return "".join(f"{key!r} {redis.dump(key)!r}\n" for key in redis.scan_iter())
+
+
+async def metrics_of(stack: Stack) -> str:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        found = [address for role in ("api", "worker") for address in addresses(stack, role)]
+        return "".join([(await client.get(f"http://{address}/metrics")).text for address in found])
 
 
 async def corrupt_row(stack: Stack, job_id: str) -> None:

@@ -12,24 +12,17 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-from shared.config.bundled_model import bundled_model_path
 from tests.e2e.conftest import VLLM_OPTIONS
 from tests.e2e.parity_cases import ACCEPTED, CASES, CHAT, DIFFERENT, EARLIER, IN_STREAM, REJECTED, Case
-from tests.support.ports import free_port
 from tests.support.relayed_vllm import ENGINES, QUESTION, TOKENS, Relayed, relayed
-from tests.support.stack import REPOSITORY, Stack
-from tests.support.waiting import eventually_sync
+from tests.support.stack import Stack
+from tests.support.vllm_server import vllm_server
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -39,9 +32,6 @@ pytestmark = [
 
 MODEL = "smollm2"
 CONCURRENCY = 16
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-# Set in this process by our package when it is imported; vLLM's server has its own limit.
-OURS = "VLLM_MAX_STOP_STRINGS"
 PER_ANSWER = {"id", "created", "model", "system_fingerprint", "prompt_tokens_details"}
 TOLERANCE = 2e-3
 
@@ -100,37 +90,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     """Answers of vLLM's server, with the options and the (faster) executor of the stack's engine."""
-    from workers.engines.vllm.executor import cpu_options
-
-    folder = tmp_path_factory.mktemp("vllm_server")
-    port = free_port()
-    options = {**VLLM_OPTIONS, **cpu_options(VLLM_OPTIONS)}
-    flags = [
-        *("--model", str(bundled_model_path("SmolLM2-135M-Instruct")), "--served-model-name", MODEL),
-        *("--host", "127.0.0.1", "--port", str(port), "--disable-log-stats"),
-        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        *(word for name, value in options.items() for word in _flag(name, value)),
-    ]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags],
-            env={name: value for name, value in {**os.environ, **OFFLINE}.items() if name != OURS},
-            cwd=REPOSITORY,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-
-        def ready() -> bool:
-            assert process.poll() is None, log.read_text()[-3000:]
-            try:
-                return httpx.get(f"{url}/health", timeout=2).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        eventually_sync(ready, f"vLLM's server answers; see {log}", within_s=300)
+    with vllm_server(tmp_path_factory.mktemp("vllm_server"), MODEL, VLLM_OPTIONS) as url:
 
         async def send_cases() -> Server:
             async with httpx.AsyncClient(base_url=url, timeout=300) as client:
@@ -145,8 +105,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
             return Server(answers, direct, await relayed(url, MODEL))
 
         return asyncio.run(send_cases())
-    finally:
-        _end(process)
 
 
 @pytest.fixture(scope="module")
@@ -299,25 +257,3 @@ def assert_same(actual: Any, expected: Any, where: str = "answer") -> None:
 def test_cases_have_unique_names_and_differences_have_reasons() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 60
     assert all(case.why for case in CASES if case.differs)
-
-
-def _flag(name: str, value: object) -> Iterator[str]:
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        yield f"--{flag}" if value else f"--no-{flag}"
-    else:
-        yield from (f"--{flag}", str(value))
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """Send SIGTERM, then SIGKILL to the remaining processes of the server and its engine."""
-    children = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
-    server.terminate()
-    try:
-        server.wait(30)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-    for child in children:
-        if child.is_running():
-            child.kill()

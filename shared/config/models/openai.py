@@ -19,6 +19,11 @@ class OpenAIOptions(UpstreamOptions):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="The upstream's name for it; OpenAI's newer models accept only the second."
     )
+    prefill: bool | None = Field(
+        None,
+        description="Whether interrupted answers continue from their text, by `continue_final_message`; by default, if"
+        " the preset has that.",
+    )
     reasoning_summary: Literal["auto", "concise", "detailed"] | None = Field(
         None, description="The summary of its reasoning that the model is to stream; only with `api: responses`."
     )
@@ -56,7 +61,7 @@ class OpenAIModel(UpstreamModel):
         if not isinstance(options, dict):
             return data
         defaults: dict[str, Any] = {"max_tokens_field": preset.max_tokens_field}
-        if preset.base_url is not None:
+        if preset.base_url is not None and options.get("endpoints") is None:
             defaults["base_url"] = preset.base_url
         return {**data, "options": {**defaults, **options}}
 
@@ -69,6 +74,11 @@ class OpenAIModel(UpstreamModel):
         if self.options.reasoning_summary is not None and self.api != "responses":
             raise contradiction("options.reasoning_summary", "only models with api: responses have summaries")
         return self
+
+    @property
+    def continues(self) -> bool:
+        """Whether an interrupted answer continues from its text."""
+        return self.server.continues if self.options.prefill is None else self.options.prefill
 
     @property
     def server(self) -> Preset:

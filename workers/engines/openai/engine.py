@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import NO_PRIOR, CannotContinue, Prior
 from workers.engines.openai import responses
+from workers.engines.openai.continuation import ContinuedParser, can_continue, continued_request
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.request import optional_parameters, request_body
 from workers.engines.openai.stream import StreamParser
@@ -30,6 +32,7 @@ class OpenAIEngine(UpstreamEngine):
     def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
         self._api = model.api
+        self._continues = model.continues
         self._upstream_model = model.model
         self._server = model.server
         self._max_tokens_field = model.options.max_tokens_field
@@ -48,6 +51,8 @@ class OpenAIEngine(UpstreamEngine):
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         if self._api == "responses" and (prior is NO_PRIOR or responses.is_known(prior)):
             return Resume.EXACT
+        if self._api == "chat" and self._continues and can_continue(request, prior):
+            return Resume.EXACT
         return Resume.NONE
 
     async def cancel(self, state: UpstreamState) -> None:
@@ -58,12 +63,14 @@ class OpenAIEngine(UpstreamEngine):
         if self._api == "responses":
             return await self._response(request, prior)
         if prior.deltas:
-            raise CannotContinue
+            if not self.resume_mode(request, prior):
+                raise CannotContinue
+            request = continued_request(request, prior)
         body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
-        body = (request.extra_body or {}) | body
+        body = self._with_extra(body, request.extra_body or {})
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
-        return SingleCall(Call(path + self._query, body), self._parser(request))
+        return SingleCall(Call(path + self._query, body), self._parser(request, prior))
 
     async def _response(self, request: GenerateRequest, prior: Prior) -> Exchange:
         chat, provider = request.chat, self._server.provider
@@ -82,19 +89,36 @@ class OpenAIEngine(UpstreamEngine):
             {**(request.extra_body or {}), **body, "model": self._upstream_model}, parser, self._query
         )
 
-    def _parser(self, request: GenerateRequest) -> StreamParser:
+    def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The body with the client's parameters of the provider, which may add members to an object of the preset's."""
+        changed = {**extra, **body}
+        for name, value in self._server.body.items():
+            if isinstance(value, dict) and isinstance(extra.get(name), dict):
+                changed[name] = {**value, **extra[name]}
+        return changed
+
+    def _parser(self, request: GenerateRequest, prior: Prior) -> StreamParser:
         chat, server = request.chat, self._server
         opaque = None
         if server.provider is not None and server.opaque is not None:
             opaque = partial(OpaqueReader, server.provider, server.opaque)
-        return StreamParser(
-            request.sampling.n,
-            logprobs=request.logprobs is not None,
-            reasoning=chat is None or chat.include_reasoning,
-            named_tool=chat is not None and isinstance(chat.tool_choice, dict),
-            thoughts_apart=server.thoughts_apart,
-            opaque=opaque,
-        )
+        options: dict[str, Any] = {
+            "logprobs": request.logprobs is not None,
+            "reasoning": chat is None or chat.include_reasoning,
+            "named_tool": chat is not None and isinstance(chat.tool_choice, dict),
+            "thoughts_apart": server.thoughts_apart,
+            "opaque": opaque,
+        }
+        return ContinuedParser(prior, **options) if prior.deltas else StreamParser(request.sampling.n, **options)
+
+    def corrected(self, body: Mapping[str, Any], error: bytes) -> Mapping[str, Any]:
+        """A limit of tokens that the prompt leaves room for, if the error says how much there is."""
+        field = self._max_tokens_field
+        if (pattern := self._server.room_error) is None or field not in body:
+            return {}
+        found = re.search(pattern, error.decode("utf-8", "replace"))
+        room = int(found["total"]) - int(found["prompt"]) if found else 0
+        return {field: room} if 0 < room < body[field] else {}
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return responses.optional_parameters(body) if self._api == "responses" else optional_parameters(body)

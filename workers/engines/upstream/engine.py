@@ -39,6 +39,7 @@ from workers.engines.base import (
 )
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
+from workers.engines.upstream.answer_limit import max_answer_bytes
 from workers.engines.upstream.backoff import backoff_s
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.error_body import parse_error, request_id_of
@@ -109,6 +110,10 @@ class UpstreamEngine(ABC):
         """The parameters of a body that can be replaced, if the server refuses them, without changing the answer."""
         return {}
 
+    def corrected(self, body: Mapping[str, Any], error: bytes) -> Mapping[str, Any]:
+        """Other values for parameters of a body whose values the server refuses, in place of an error."""
+        return {}
+
     def error_body(self, content: bytes) -> ErrorBody:
         """Parse the body of an error."""
         return parse_error(content)
@@ -161,6 +166,7 @@ class UpstreamEngine(ABC):
         endpoint = self._endpoints.owner(prior.upstream) or self._endpoints.choose()
         tried: set[Endpoint] = set()
         failures = redirects = 0
+        room = max_answer_bytes(request, self._model.max_model_len)
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
         try:
@@ -207,6 +213,9 @@ class UpstreamEngine(ABC):
                                     data = await response.content.readany()
                                 if not data:
                                     break
+                                room -= len(data)
+                                if room < 0:
+                                    raise UpstreamError("The upstream does not end its answer.")
                                 slice_ = TimeSlice()
                                 for start in range(0, len(data), PIECE_BYTES):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
@@ -222,8 +231,6 @@ class UpstreamEngine(ABC):
                                         break
                                     if slice_.over:
                                         await slice_.give_way()
-                                if endpoint.failures and reply.begun:
-                                    self._endpoints.succeeded(endpoint)
                                 if reply.begun and not reply.done:
                                     await self._delay_read(response)
                             if not reply.done:
@@ -233,6 +240,8 @@ class UpstreamEngine(ABC):
                                         yield self._endpoints.mark(rest, endpoint)
                                     if slice_.over:
                                         await slice_.give_way()
+                            if endpoint.failures and reply.finished:
+                                self._endpoints.succeeded(endpoint)
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)
                             if reply.done and not exchange.leaves_early:
@@ -354,13 +363,16 @@ class UpstreamEngine(ABC):
     def _refused_by(
         self, status: int, content: bytes, parameters: dict[str, Any], tried: Collection[str]
     ) -> dict[str, Mapping[str, Any]]:
-        """The optional parameters that the upstream refused with this response."""
+        """The parameters that the upstream refused with this response, with what replaces them."""
         if status not in REFUSED:
             return {}
         refused = self._refused.named_in(content, parameters, self.optional(parameters), tried)
         for name in refused:
             self._metrics.upstream_refused_parameters.labels(self._label, name).inc()
-        return refused
+        if refused:
+            return refused
+        corrected = self.corrected(parameters, content)
+        return {name: {name: value} for name, value in corrected.items() if name not in tried}
 
     def _status_error(
         self, request_id: str, response: aiohttp.ClientResponse, content: bytes, request: GenerateRequest, sent: bytes

@@ -352,3 +352,11 @@ def test_errors_in_endpoints(tmp_path: Path, right: str, wrong: str, line: int, 
     with pytest.raises(RegistryError) as caught:
         load_registry(file)
     assert caught.value.message.startswith(f"{file}, line {line}: models[0].options.{words}")
+
+
+def test_endpoints_replace_the_address_of_a_preset(tmp_path: Path) -> None:
+    text = ENDPOINTS.replace("engine: openai", "engine: openai\n    preset: gemini")
+    model = load_registry(write(tmp_path, text))["gpt"]
+    assert isinstance(model, OpenAIModel)
+    hosts = [target.endpoint.base_url.split("/")[2] for target in model.options.targets]
+    assert hosts == ["one.example.com", "two.example.com", "two.example.com"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -20,6 +21,7 @@ from tests.support.ports import free_port
 from tests.support.transcripts import choices_of
 from workers.engines.base import BusyReason, UpstreamBusy, UpstreamError
 from workers.engines.openai.engine import OpenAIEngine
+from workers.engines.upstream import answer_limit
 
 KEY = "sk-a-secret"
 CHAT = GenerateRequest(messages=[Message(role="user", content="Hello")])
@@ -520,3 +522,27 @@ async def test_reads_after_the_first_text_are_coalesced(
         assert text(deltas) == "".join(f"{position} " for position in range(100))
         assert usage is not None
         assert len(deltas) < 50, "one read returns many events"
+
+
+async def test_an_answer_without_end_is_cut(
+    engine: OpenAIEngine, upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_limit, "MARGIN_TOKENS", 0)
+    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"more "},"finish_reason":null}]}\n\n'
+    upstream.answers = [Answer(raw=(chunk * 100,) * 1000)]
+    request = CHAT.model_copy(update={"sampling": Sampling(max_tokens=2)})
+    deltas: list[Delta] = []
+    with pytest.raises(UpstreamError, match=r"^The upstream does not end its answer\.$"):
+        await run(engine, request, deltas)
+    assert len(deltas) < 1000
+
+
+async def test_an_answer_of_another_model(engine: OpenAIEngine, upstream: FaultyUpstream) -> None:
+    """Gateways name the model that they have chosen, and may change it: the client's model stays what it requested."""
+    chunks = [
+        {"model": name, "choices": [{"index": 0, "delta": {"content": name}, "finish_reason": reason}]}
+        for name, reason in (("a", None), ("b", None), ("c", "stop"))
+    ]
+    upstream.answers = [Answer(raw=tuple(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks))]
+    deltas, _ = await run(engine)
+    assert "".join(delta.text for delta in deltas) == "abc"
