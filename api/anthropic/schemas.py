@@ -81,18 +81,50 @@ class FileSource(_Strict):
     file_id: UnicodeText
 
 
+def _type_of(block: Any) -> Any:
+    return block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+
+
+def _source_type(source: Any) -> str:
+    return f"<{_type_of(source)}>"
+
+
+# Tags in <> are omitted from the field names in errors.
+ImageSource = Annotated[
+    Annotated[Base64Source, Tag("<base64>")]
+    | Annotated[UrlSource, Tag("<url>")]
+    | Annotated[FileSource, Tag("<file>")],
+    Discriminator(
+        _source_type,
+        custom_error_type="source_type",
+        custom_error_message="must be a source whose type is one of base64, url, file",
+    ),
+]
+DocumentSource = Annotated[
+    Annotated[Base64Source, Tag("<base64>")]
+    | Annotated[TextSource, Tag("<text>")]
+    | Annotated[UrlSource, Tag("<url>")]
+    | Annotated[FileSource, Tag("<file>")],
+    Discriminator(
+        _source_type,
+        custom_error_type="source_type",
+        custom_error_message="must be a source whose type is one of base64, text, url, file",
+    ),
+]
+
+
 class ImageBlock(_Cacheable):
     """An image."""
 
     type: Literal["image"]
-    source: Base64Source | UrlSource | FileSource = Field(discriminator="type")
+    source: ImageSource
 
 
 class DocumentBlock(_Cacheable):
     """A document: a PDF, or a text."""
 
     type: Literal["document"]
-    source: Base64Source | TextSource | UrlSource | FileSource = Field(discriminator="type")
+    source: DocumentSource
     title: UnicodeText | None = None
     context: UnicodeText | None = None
 
@@ -147,10 +179,6 @@ def _reference_as_text(block: Any) -> Any:
 
 
 _RESULT_BLOCKS = ("text", "image", "document")
-
-
-def _type_of(block: Any) -> Any:
-    return block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
 
 
 def _result_block_type(block: Any) -> str | None:

@@ -23,7 +23,7 @@ from pydantic import (
 
 from api.http.members import JsonForm
 from api.jobs.content_parts import ChatContent, read_content, with_path
-from shared.domain.content import ContentPart
+from shared.domain.content import Content
 from shared.domain.errors import InvalidRequest
 from shared.domain.opaque import MAX_OPAQUE_PARTS, OpaquePart, decode_all, is_encoded
 from shared.domain.request import (
@@ -107,9 +107,7 @@ class ChatMessage(Message):
     The message of an assistant or a tool may have no content, because some responses and results have none.
     """
 
-    content: Annotated[
-        UnicodeText | Annotated[list[ContentPart], Field(fail_fast=True)] | None, JsonForm(ChatContent)
-    ] = None
+    content: Annotated[Content | None, JsonForm(ChatContent)] = None
     tool_calls: list[PastToolCall] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)  # type: ignore[assignment]
     reasoning: UnicodeText | None = Field(None, validation_alias=AliasChoices("reasoning", "reasoning_content"))
     reasoning_details: ReasoningDetails | None = Field(None, description="As the response had them.")

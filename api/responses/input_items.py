@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from api.http.members import JsonForm
 from api.http.validation import describe
@@ -80,12 +80,30 @@ class TextPart(BaseModel):
     annotations: list[Any] | None = None
 
 
+def _part_tag(part: Any) -> str:
+    match part:
+        case InputImagePart():
+            return "<image>"
+        case InputFilePart():
+            return "<file>"
+    return "<text>"
+
+
+# Tags in <> are omitted from the field names in errors. `_parts` has read the images and files.
+ItemPart = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[InputImagePart, Tag("<image>")]
+    | Annotated[InputFilePart, Tag("<file>")],
+    Discriminator(_part_tag),
+]
+
+
 class MessageItem(_Item):
     """A message of the conversation."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Annotated[list[TextPart | InputImagePart | InputFilePart], Parts] = Field(fail_fast=True)
+    content: Annotated[list[ItemPart], Parts] = Field(fail_fast=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -121,14 +139,18 @@ class FunctionCallItem(_Item):
     arguments: CallArguments = "{}"
 
 
+_Output = Annotated[
+    Annotated[UnicodeText, Tag("<text>")] | Annotated[list[ItemPart], Field(fail_fast=True), Tag("<parts>")],
+    Discriminator(lambda output: "<parts>" if isinstance(output, list) else "<text>"),
+]
+
+
 class FunctionCallOutputItem(_Item):
     """The output of a called function."""
 
     type: Literal["function_call_output"]
     call_id: UnicodeText = Field(min_length=1, max_length=128)
-    output: Annotated[
-        UnicodeText | Annotated[list[TextPart | InputImagePart | InputFilePart], Field(fail_fast=True)], Parts
-    ] = ""
+    output: Annotated[_Output, Parts] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -253,6 +275,8 @@ def _part(part: Any, path: str) -> Any:
     match part:
         case {"type": "input_text" | "output_text" | "text", "text": str(text)}:
             return text
+        case {"type": "input_text" | "output_text" | "text"}:
+            raise contradiction(f"{path}.text", f"{path}.text: must be a string")
         case {"type": "input_image" | "input_file" as kind}:
             return _media(part, kind, path)
     kind = part.get("type") if isinstance(part, dict) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from shared.domain.field_types import UnicodeText, contradiction
 
@@ -75,3 +75,8 @@ class FilePart(_MediaPart):
 
 
 ContentPart = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]
+# A content: one text, or parts. Tags in <> are omitted from the field names in errors.
+Content = Annotated[
+    Annotated[UnicodeText, Tag("<text>")] | Annotated[list[ContentPart], Field(fail_fast=True), Tag("<parts>")],
+    Discriminator(lambda content: "<parts>" if isinstance(content, list) else "<text>"),
+]

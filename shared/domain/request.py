@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from shared.domain.content import ContentPart, FilePart, ImagePart, TextPart
+from shared.domain.content import Content, FilePart, ImagePart, TextPart
 from shared.domain.field_types import UnicodeText as UnicodeText
 from shared.domain.field_types import contradiction as contradiction
 from shared.domain.field_types import unicode_text as unicode_text
@@ -203,7 +203,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: UnicodeText | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
+    content: Content | None = None
     name: UnicodeText | None = None
     tool_calls: list[MessageToolCall] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     tool_call_id: UnicodeText | None = None

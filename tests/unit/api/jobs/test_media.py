@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from api.anthropic.requests import generate_request
 from api.anthropic.schemas import MessagesRequest
 from api.http.members import Shape
+from api.http.validation import describe
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
 from api.jobs.media_check import MediaLimits
@@ -361,3 +362,38 @@ def test_kinds_of_parts() -> None:
     assert isinstance(ImagePart(type="image", url=URL), ImagePart)
     with pytest.raises(ValidationError, match="exactly one of data, url and file_id"):
         FilePart(type="file", url=URL, file_id="f")
+
+
+LONE = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("schema", "body", "param"),
+    [
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": LONE}]}, "messages[0].content"),
+        (JobCreate, {"messages": [{"role": "user", "content": [{"text": LONE}]}]}, "messages[0].content"),
+        (
+            MessagesRequest,
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": 7}}]}]},
+            "messages[0].content[0].source.url",
+        ),
+        (
+            MessagesRequest,
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "x"}}]}]},
+            "messages[0].content[0].source",
+        ),
+        (
+            ResponseCreate,
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": LONE}]}]},
+            "input[0].content[0].text",
+        ),
+        (ResponseCreate, {"input": [{"type": "function_call_output", "call_id": "c", "output": 7}]}, "input[0].output"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_field(schema: Any, body: dict[str, Any], param: str) -> None:
+    """The alternatives of a content are no part of its path."""
+    required = {"max_tokens": 9} if schema is MessagesRequest else {}
+    with pytest.raises(ValidationError) as invalid:
+        read(schema, {"model": "m", **required, **body})
+    assert describe(invalid.value.errors(include_url=False, include_input=False))[1] == param
