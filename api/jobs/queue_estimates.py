@@ -147,9 +147,14 @@ class QueueEstimates:
         spec = self._registry.models.get(model)  # None if the model has been removed from models.yaml
         preempts = spec is not None and spec.yields and not is_batch(priority)
         estimate = pace.wait_s(position, pace.urgent if preempts else pace.running)
-        if not_before is None or estimate is None:
-            return estimate
-        return max(estimate, round((not_before - datetime.now(UTC)).total_seconds(), 1))
+        if estimate is None:
+            return None
+        if spec is not None and spec.requests_per_minute is not None:
+            per_second = spec.requests_per_minute / 60 * max(1, pace.slots // spec.slots)
+            estimate = max(estimate, round(position / per_second, 1))
+        if not_before is not None:
+            estimate = max(estimate, round((not_before - datetime.now(UTC)).total_seconds(), 1))
+        return estimate
 
     def _place(self, job: JobSummary) -> int:
         """The number of jobs that this process has submitted before and that are served no later than this job."""

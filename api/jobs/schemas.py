@@ -198,7 +198,9 @@ class JobSummaryView(BaseModel):
         description="From `Cancel-After`: the job is cancelled if it has not finished by then."
     )
     not_before: datetime | None = Field(
-        None, description="While it is queued because its upstream was busy: it does not start earlier."
+        None,
+        description="While it is queued because its upstream was busy: it does not start earlier. Absent otherwise.",
+        exclude_if=lambda moment: moment is None,
     )
     queue_position: int | None = Field(None, description="Number of jobs served before this one, while it is queued.")
     eta_s: float | None = Field(

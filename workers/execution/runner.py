@@ -117,6 +117,12 @@ class Runner:
         return self._context
 
     @property
+    def breaker_open(self) -> bool:
+        """Whether no messages are fetched because the upstream fails."""
+        gate = self.gate
+        return gate is not None and gate.breaker is not None and gate.holding
+
+    @property
     def running(self) -> int:
         return len(self._attempts)
 

@@ -89,6 +89,8 @@ class Redelivery:
                 found += await self._store.waiting(
                     self._model, limit=limit, older_than_s=IN_TRANSIT_S, priorities=BANDS[step]
                 )
+        if self._runner.breaker_open:
+            return self._not_here(found)  # messages wait on the queue although younger jobs were claimed before
         for priority, claimed in list(self._runner.last_claimed.items()):
             before = id_before(claimed, PASSED_OVER_S)
             passed_over = await self._store.queued_before(

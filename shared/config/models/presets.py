@@ -37,9 +37,9 @@ class Preset:
     `reasoning_field`: the name of an earlier turn's reasoning; None if it is not sent. `opaque`: what is kept of its
     answers and sent back: `extra_content` of messages and tool calls, or `reasoning_details`. `omitted`: values that it
     refuses although they have no effect.
-    `context_length`: where the server reports it, if it does: `max_model_len` of `GET models`, or `max_total_tokens` of
-    `GET /info`. `follows_redirects`: a redirect to the same host is the way to the answer.
-    `continues`: an interrupted answer continues from its text, by `continue_final_message`.
+    `room_error`: a pattern of its error for a limit of tokens that leaves no room for the prompt, with the groups
+    `total` and `prompt`: the limit is lowered then. `follows_redirects`: a redirect to the same host is the way to the
+    answer. `continues`: an interrupted answer continues from its text, by `continue_final_message`.
     `quirks`: what else is particular, for docs/engines.md.
     """
 
@@ -59,7 +59,7 @@ class Preset:
     opaque: Literal["extra_content", "reasoning_details"] | None = None
     omitted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     thoughts_apart: bool = False
-    context_length: Literal["models", "info"] | None = None
+    room_error: str | None = None
     continues: bool = False
     follows_redirects: bool = False
     quirks: tuple[str, ...] = ()
@@ -117,7 +117,6 @@ _VLLM = Preset(
     capabilities=_ANYTHING,
     hides_reasoning=True,
     reasoning_field="reasoning",
-    context_length="models",
     continues=True,
     quirks=("`/v1/chat/completions` and `/v1/completions`, with all of vLLM's parameters",),
 )
@@ -205,7 +204,6 @@ PRESETS: Mapping[str, Preset] = {
         renamed={"include_stop_str_in_output": "no_stop_trim"},
         structures="sglang",
         reasoning_field="reasoning_content",
-        context_length="models",
         continues=True,
         quirks=(
             "unknown parameters are ignored without an error, so the others are refused at submit",
@@ -225,7 +223,8 @@ PRESETS: Mapping[str, Preset] = {
         example_url="http://HOST:8080/v1",
         structures="tgi",
         omitted={"top_p": (1,)},
-        context_length="info",
+        # router/src/validation.rs
+        room_error=r"must be <= (?P<total>\d{1,9})\. Given: (?P<prompt>\d{1,9}) `inputs` tokens and",
         quirks=(
             "errors in the stream are `error` and `error_type`",
             "`inputs` and `max_new_tokens` together may not exceed `max_total_tokens` of `/info`: a `max_tokens` that"
@@ -259,7 +258,6 @@ PRESETS: Mapping[str, Preset] = {
         example_url="https://WORKSPACE--APP-serve.modal.run/v1",
         key_headers={"Modal-Key": "{id}", "Modal-Secret": "{secret}"},
         follows_redirects=True,
-        context_length=None,
         quirks=(
             "the key is `TOKEN_ID:TOKEN_SECRET` of a proxy auth token"
             " (https://modal.com/docs/guide/webhook-proxy-auth)",
@@ -272,7 +270,6 @@ PRESETS: Mapping[str, Preset] = {
         _VLLM,
         page="https://docs.runpod.io/serverless/vllm/openai-compatibility",
         example_url="https://api.runpod.ai/v2/ENDPOINT/openai/v1",
-        context_length=None,
         quirks=("the OpenAI route of a vLLM worker; the time in RunPod's queue counts as time to the first byte",),
     ),
 }

@@ -171,6 +171,10 @@ class UpstreamModel(Spec):
         return replace(capabilities, modalities=modalities, extra_body=frozenset(self.options.extra_body))
 
     @property
+    def requests_per_minute(self) -> float | None:
+        return self.options.requests_per_minute
+
+    @property
     def follows_redirects(self) -> bool:
         """Whether redirects within the upstream's own origin are followed."""
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -66,7 +67,7 @@ class OpenAIEngine(UpstreamEngine):
                 raise CannotContinue
             request = continued_request(request, prior)
         body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
-        body = (request.extra_body or {}) | body
+        body = self._with_extra(body, request.extra_body or {})
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
         return SingleCall(Call(path + self._query, body), self._parser(request, prior))
@@ -88,6 +89,14 @@ class OpenAIEngine(UpstreamEngine):
             {**(request.extra_body or {}), **body, "model": self._upstream_model}, parser, self._query
         )
 
+    def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The body with the client's parameters of the provider, which may add members to an object of the preset's."""
+        changed = {**extra, **body}
+        for name, value in self._server.body.items():
+            if isinstance(value, dict) and isinstance(extra.get(name), dict):
+                changed[name] = {**value, **extra[name]}
+        return changed
+
     def _parser(self, request: GenerateRequest, prior: Prior) -> StreamParser:
         chat, server = request.chat, self._server
         opaque = None
@@ -101,6 +110,15 @@ class OpenAIEngine(UpstreamEngine):
             "opaque": opaque,
         }
         return ContinuedParser(prior, **options) if prior.deltas else StreamParser(request.sampling.n, **options)
+
+    def corrected(self, body: Mapping[str, Any], error: bytes) -> Mapping[str, Any]:
+        """A limit of tokens that the prompt leaves room for, if the error says how much there is."""
+        field = self._max_tokens_field
+        if (pattern := self._server.room_error) is None or field not in body:
+            return {}
+        found = re.search(pattern, error.decode("utf-8", "replace"))
+        room = int(found["total"]) - int(found["prompt"]) if found else 0
+        return {field: room} if 0 < room < body[field] else {}
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return responses.optional_parameters(body) if self._api == "responses" else optional_parameters(body)

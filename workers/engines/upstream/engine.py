@@ -110,6 +110,10 @@ class UpstreamEngine(ABC):
         """The parameters of a body that can be replaced, if the server refuses them, without changing the answer."""
         return {}
 
+    def corrected(self, body: Mapping[str, Any], error: bytes) -> Mapping[str, Any]:
+        """Other values for parameters of a body whose values the server refuses, in place of an error."""
+        return {}
+
     def error_body(self, content: bytes) -> ErrorBody:
         """Parse the body of an error."""
         return parse_error(content)
@@ -354,13 +358,16 @@ class UpstreamEngine(ABC):
     def _refused_by(
         self, status: int, content: bytes, parameters: dict[str, Any], tried: Collection[str]
     ) -> dict[str, Mapping[str, Any]]:
-        """The optional parameters that the upstream refused with this response."""
+        """The parameters that the upstream refused with this response, with what replaces them."""
         if status not in REFUSED:
             return {}
         refused = self._refused.named_in(content, parameters, self.optional(parameters), tried)
         for name in refused:
             self._metrics.upstream_refused_parameters.labels(self._label, name).inc()
-        return refused
+        if refused:
+            return refused
+        corrected = self.corrected(parameters, content)
+        return {name: {name: value} for name, value in corrected.items() if name not in tried}
 
     def _status_error(
         self, request_id: str, response: aiohttp.ClientResponse, content: bytes, request: GenerateRequest, sent: bytes

@@ -58,9 +58,9 @@ class RefusedParameters:
             and not any(other in tried for other in replacement)
         }
 
-    def remember(self, names: Collection[str]) -> None:
-        """Remember that the upstream accepted a request once these parameters were replaced."""
-        for name in names:
+    def remember(self, replacements: Mapping[str, Mapping[str, Any]]) -> None:
+        """Remember that the upstream accepted a request once these parameters were replaced, other than by values."""
+        for name in [name for name, replacement in replacements.items() if name not in replacement]:
             self._until[name] = monotonic() + REMEMBERED_S
             if name not in self._logged:
                 self._logged.add(name)

@@ -19,7 +19,7 @@ from api.streaming.reader import QueuedReader
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.config.models.simulated import SimulatedModel
-from shared.domain.job import AttemptOutcome, Choice, Job, JobStatus, JobSummary, Usage
+from shared.domain.job import AttemptOutcome, Choice, Job, JobStatus, JobSummary, OpenBreaker, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import JobResult
@@ -162,6 +162,23 @@ async def test_the_pace_is_measured_from_live_workers_and_recent_jobs(
     assert await queue_estimates.waiting(await submit(store, owner, 3, "m")) == (0, 0.0)
     assert await queue_estimates.waiting(await submit(store, owner, 9, "m")) == (1, 3.0)
     assert await queue_estimates.waiting(await submit(store, owner, 3, "up")) == (0, 1.5)
+
+
+async def test_the_limit_of_an_upstream_and_its_breaker_delay_the_start(
+    queue_store: QueueStore, workers: Workers
+) -> None:
+    """Two workers with free slots may start 30 jobs a minute each."""
+    options = UPSTREAM.model_copy(update={"requests_per_minute": 30})
+    model = OpenAIModel(name="m", engine="openai", model="x", options=options, slots=8)
+    registry = Registry({"m": model})
+    for name in ("v", "w"):
+        await workers(name).heartbeat("m", slots=8, running=0, lease_s=LEASE_S)
+    assert await QueueEstimates(queue_store, registry).wait_s("m", 3, 10) == 10.0
+    opened = OpenBreaker(datetime.now(UTC), "HTTP 503")
+    await workers("v").heartbeat("m", slots=8, running=0, lease_s=LEASE_S, breaker=opened)
+    assert await QueueEstimates(queue_store, registry).wait_s("m", 3, 5) == 10.0
+    await workers("w").heartbeat("m", slots=8, running=0, lease_s=LEASE_S, breaker=opened)
+    assert await QueueEstimates(queue_store, registry).wait_s("m", 3, 0) is None
 
 
 async def test_readers_receive_their_position_only_when_it_changes(

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.schemas import summary_view
+from api.monitoring.queue_stats import QueueStatsStore
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.events import EventType
@@ -243,5 +244,7 @@ async def test_estimates_promise_nothing_before_it_is_due(
     assert position == 0
     assert eta_s is not None
     assert 0.9 * LATER_S < eta_s <= 1.1 * LATER_S
+    stats = await QueueStatsStore(database, api_metrics("m")).read()
+    assert (stats.deferred["m"], stats.waiting["m", "3-5"]) == (1, 1)
     order = (await queue_store.orders(["m"]))["m"]
     assert order.not_before[job.id] - (await read(store, job)).not_before == timedelta(0)  # type: ignore[operator]

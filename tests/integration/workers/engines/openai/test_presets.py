@@ -337,3 +337,35 @@ async def test_tgis_errors_in_the_stream(upstream: FaultyUpstream, kind: str, er
     upstream.answers = [Answer(raw=(frame,))]
     with pytest.raises(error, match="Request failed during generation"):
         await run(upstream, "tgi", GenerateRequest(messages=HELLO))
+
+
+ROOM = (
+    "Input validation error: `inputs` tokens + `max_new_tokens` must be <= {}. Given: {} `inputs` tokens and 500"
+    " `max_new_tokens`"
+)
+
+
+def no_room(total: int, prompt: int) -> Answer:
+    body = orjson.dumps({"error": ROOM.format(total, prompt), "error_type": "validation"}).decode()
+    return Answer(status=422, body=body)
+
+
+async def test_tgis_limit_is_lowered_to_what_the_prompt_leaves(upstream: FaultyUpstream) -> None:
+    """A max_tokens that exceeds the room ends the answer there, as in every other model."""
+    request = GenerateRequest(messages=HELLO, sampling=Sampling(max_tokens=500))
+    upstream.answers = [no_room(4096, 4000)]
+    _, deltas, _ = await run(upstream, "tgi", request)
+    assert [item.body["max_tokens"] for item in upstream.seen] == [500, 96]
+    assert "".join(delta.text for delta in deltas) == "0 1 2 "
+    for answers in ([no_room(4096, 4096)], [no_room(4096, 4000), no_room(4096, 4090)]):
+        upstream.answers = answers
+        with pytest.raises(InvalidRequest, match="must be <= 4096"):
+            await run(upstream, "tgi", request)
+        assert not upstream.answers, "tried once"
+
+
+async def test_parameters_of_the_provider_are_added_to_the_presets_own(upstream: FaultyUpstream) -> None:
+    request = GenerateRequest(messages=HELLO, extra_body={"provider": {"order": ["x"]}, "models": ["a"]})
+    seen, _, _ = await run(upstream, "openrouter", request, extra_body=["provider", "models"])
+    assert seen.body["provider"] == {"require_parameters": True, "order": ["x"]}
+    assert seen.body["models"] == ["a"]
