@@ -29,7 +29,7 @@ from tests.support.waiting import eventually
 
 UPSTREAM_KEY = "sk-of-the-upstream"
 PORT = free_port()
-# The process of the model whose jobs wait for a busy upstream.
+# The processes of the model whose jobs wait for a busy upstream, and of the one behind the Responses API.
 PATIENT_WORKER = "worker-2"
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 
@@ -69,6 +69,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         stack.start_api()
         stack.start_worker("up")
         assert stack.start_worker("patient") == PATIENT_WORKER
+        stack.start_worker("responses")
         yield stack
     finally:
         stack.stop()
@@ -221,7 +222,8 @@ async def test_jobs_of_a_killed_worker(stack: Stack, client: httpx.AsyncClient, 
             return bool(entries) and b"2 " in entries[0][1][b"e"]
 
         await eventually(logged, "the other answer is in its log")
-    stack.kill(next(name for name in stack.processes if name.startswith("worker-")))
+    (worker,) = stack.workers("up")
+    stack.kill(worker)
     stack.start_worker("up")
     done = await wait_for_end(client, shown)
     assert (done["status"], done["error"]["code"]) == ("failed", "cannot_continue")
@@ -307,7 +309,7 @@ async def test_responses_of_a_killed_worker(stack: Stack, client: httpx.AsyncCli
     async with ResponsesVendor().serve(PORT) as vendor:
         vendor.default = Script(text=pieces, reasoning=("Hm.",), usage=Usage(7, 3, 41, 1))
         vendor.gate = asyncio.Semaphore(5)
-        first = stack.start_worker("responses")
+        (first,) = stack.workers("responses")
         shown = await submit(client, "responses")
         reader = asyncio.create_task(follow(client, shown))
         await wait_for_text(client, shown, "0 1 2 3 4 ")
@@ -323,7 +325,7 @@ async def test_responses_of_a_killed_worker(stack: Stack, client: httpx.AsyncCli
         stack.kill(first)
         for _ in range(200):
             vendor.gate.release()
-        second = stack.start_worker("responses")
+        stack.start_worker("responses")
         events = await reader
         assert text_of(events) == "".join(pieces)
         assert [item.event for item in events if item.event != "job.delta"] == [
@@ -344,7 +346,6 @@ async def test_responses_of_a_killed_worker(stack: Stack, client: httpx.AsyncCli
         assert (await client.post(f"/v1/jobs/{cancelled}/cancel")).status_code < 300
         await asyncio.wait_for(vendor.cancelled.wait(), 10)
         assert (await wait_for_end(client, cancelled))["status"] == "cancelled"
-        stack.kill(second)
 
 
 async def test_tool_calls_of_other_servers_reach_each_api(

@@ -110,8 +110,9 @@ class ReplicateModel(UpstreamModel):
 
     @property
     def stream_hosts(self) -> frozenset[str]:
-        """The hosts, besides that of `base_url`, that may stream predictions."""
+        """The hosts that may stream predictions, and receive the key. One of several hosts gets no key of another."""
+        bases = {urlsplit(target.endpoint.base_url).netloc.lower() for target in self.options.targets}
+        own = bases if len(bases) == 1 else set()
         if self.options.stream_hosts is not None:
-            return frozenset(self.options.stream_hosts)
-        ours = urlsplit(REPLICATE_URL).hostname == urlsplit(self.options.base_url).hostname
-        return frozenset(REPLICATE_STREAM_HOSTS if ours else ())
+            return frozenset(own).union(self.options.stream_hosts)
+        return frozenset(own).union(REPLICATE_STREAM_HOSTS if own == {urlsplit(REPLICATE_URL).netloc} else ())

@@ -38,9 +38,8 @@ class ReplicateEngine(UpstreamEngine):
             self._path = f"deployments/{model.deployment}/predictions"
         else:
             self._path = "predictions"
-        base = urlsplit(model.options.base_url)
-        self._scheme = base.scheme
-        self._hosts = model.stream_hosts | {base.netloc.lower()}
+        self._schemes = {urlsplit(target.endpoint.base_url).scheme for target in model.options.targets}
+        self._hosts = model.stream_hosts
         self._refused_hosts: set[str] = set()
         self._times = RunTimes(metrics, model.name, model.options.price_per_second)
 
@@ -88,7 +87,7 @@ class ReplicateEngine(UpstreamEngine):
             host = parts.netloc.lower()
         except ValueError:
             return False
-        if parts.scheme in ("https", self._scheme) and host in self._hosts:
+        if parts.scheme in {"https", *self._schemes} and host in self._hosts:
             return True
         if host not in self._refused_hosts and len(self._refused_hosts) < 16:
             self._refused_hosts.add(host)

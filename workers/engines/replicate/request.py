@@ -26,7 +26,7 @@ async def model_input(
     Raises:
         InvalidRequest: the model's input cannot express the request.
     """
-    values = dict(names.constants)
+    values = {**(request.extra_body or {}), **names.constants}
     for parameter, name in names.parameters.items():
         value = getattr(request.sampling, parameter)
         if value != Sampling.model_fields[parameter].get_default(call_default_factory=True):
@@ -36,6 +36,8 @@ async def model_input(
             raise InvalidRequest("prompt: this model takes no token ids; send text", param="prompt")
         values[names.prompt] = request.prompt
         return values
+    if any(message.media for message in request.messages):
+        raise InvalidRequest("messages: this model takes text only; omit images and files", param="messages")
     if template is not None:
         prompt = await asyncio.to_thread(template.render, request)
         if prompt is None:

@@ -24,7 +24,7 @@ from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.usage import count_of
 
 NOT_TEXT = "The upstream's output is not text."
-_EVENT_STARTS = ("data:", "event:", "id:", ":")
+EVENT_STARTS = ("data:", "event:", "id:", ":")
 _TEXTS = ("text", "generated_text", "output", "response", "content", "token")
 _MAX_ERROR = 64 << 10
 _HTTP_ERROR = re.compile(r"vLLM returned HTTP ([45]\d\d): (.*)", re.DOTALL)
@@ -101,10 +101,10 @@ class OutputParser:
         if self._are_events is None:
             text = self._start + text
             begin = text.lstrip()
-            if not begin or any(len(begin) < len(start) and start.startswith(begin) for start in _EVENT_STARTS):
+            if not begin or any(len(begin) < len(start) and start.startswith(begin) for start in EVENT_STARTS):
                 self._start = text
                 return
-            self._start, self._are_events = "", begin.startswith(_EVENT_STARTS)
+            self._start, self._are_events = "", begin.startswith(EVENT_STARTS)
         if not self._are_events:
             if text:
                 yield self._delta(0, text, 1)

@@ -20,12 +20,14 @@ import orjson
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from workers.engines.base import CannotContinue, EngineError, Prior, UpstreamError
-from workers.engines.runpod.output import OutputParser, worker_error
+from workers.engines.runpod.output import EVENT_STARTS, OutputParser, worker_error
 from workers.engines.upstream.emitted import Differs, Emitted
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.sse import EventTooLarge, load_json
 
 MAX_DOCUMENT_BYTES = 8 << 20
+# Texts of a final state are parsed in pieces of this size, with time for other tasks between them.
+PIECE_CHARACTERS = 64 << 10
 JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 NOT_A_JOB = "The upstream sent something that is not the state of a job."
 TOO_LARGE = "The upstream sent too much at once."
@@ -107,7 +109,7 @@ class JobReader:
             self._document.append(data)
         return iter(())
 
-    def end(self) -> Iterator[Delta | UpstreamState]:
+    def end(self) -> Iterator[Delta | UpstreamState | None]:
         """Parse the response."""
         if self._document:
             content, self._document = b"".join(self._document), []
@@ -119,7 +121,7 @@ class JobReader:
         elif self.finished:
             yield from self._finish(self._output)
 
-    def _read(self, content: bytes) -> Iterator[Delta | UpstreamState]:
+    def _read(self, content: bytes) -> Iterator[Delta | UpstreamState | None]:
         try:
             state = load_json(content)
         except EventTooLarge:
@@ -182,7 +184,7 @@ class JobReader:
         self._index = index
         return True
 
-    def _read_final(self, state: dict[str, Any]) -> Iterator[Delta]:
+    def _read_final(self, state: dict[str, Any]) -> Iterator[Delta | None]:
         output = state.get("output")
         if self.status in _STOPPED:
             return self._fail(self.giving_up or UpstreamError(_STOPPED[self.status]))
@@ -196,7 +198,8 @@ class JobReader:
         whole, unsent = self._new_parser(), self._emitted.unsent()
         is_same = bool(output) or not self.lossy
         try:
-            for item in output if isinstance(output, list) else (output,):
+            for item in _pieces(output):
+                yield None
                 for delta in whole.feed(item):
                     if (rest := unsent.rest(delta)) is not None:
                         yield from self._emit(rest)
@@ -234,6 +237,29 @@ class JobReader:
 
     def _fail(self, failure: EngineError | ErrorBody) -> None:
         self.failure, self.done = failure, True
+
+
+def _pieces(output: Any) -> Iterator[Any]:
+    """The outputs of a final state. Those of an event stream are joined, because larger pieces take less time."""
+    if not isinstance(output, list):
+        yield output
+        return
+    texts: list[str] = []
+    size = 0
+    is_stream = bool(output) and isinstance(output[0], str) and output[0].lstrip().startswith(EVENT_STARTS)
+    for item in output:
+        if is_stream and isinstance(item, str):
+            texts.append(item)
+            size += len(item)
+            if size < PIECE_CHARACTERS:
+                continue
+        if texts:
+            yield "".join(texts)
+            texts, size = [], 0
+        if not (is_stream and isinstance(item, str)):
+            yield item
+    if texts:
+        yield "".join(texts)
 
 
 def _seconds(value: Any) -> float | None:

@@ -36,7 +36,7 @@ async def job_body(request: GenerateRequest, model: RunpodModel) -> dict[str, An
 
 async def _openai_input(request: GenerateRequest, model: RunpodModel) -> dict[str, Any]:
     body = await request_body(request, PRESETS["vllm"], max_tokens_field=model.options.max_tokens_field)
-    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    body = {**(request.extra_body or {}), **body, "stream": True, "stream_options": {"include_usage": True}}
     if model.model is not None:
         body["model"] = model.model
     route = "/v1/completions" if request.messages is None else "/v1/chat/completions"
@@ -45,7 +45,11 @@ async def _openai_input(request: GenerateRequest, model: RunpodModel) -> dict[st
 
 async def _vllm_input(request: GenerateRequest) -> dict[str, Any]:
     """The worker's own input. Without `max_tokens`, it would generate 16."""
-    sampling = request.sampling.model_dump(exclude_defaults=True) | {"max_tokens": request.sampling.max_tokens}
+    sampling = {
+        **(request.extra_body or {}),
+        **request.sampling.model_dump(exclude_defaults=True),
+        "max_tokens": request.sampling.max_tokens,
+    }
     if request.messages is None:
         return {"prompt": request.prompt, "sampling_params": sampling, "stream": True}
     body = await request_body(request.model_copy(update={"chat": None}), PRESETS["vllm"], max_tokens_field="max_tokens")

@@ -234,8 +234,12 @@ class UpstreamEngine(ABC):
                                 if reply.begun and not reply.done:
                                     await self._delay_read(response)
                             if not reply.done:
-                                for delta in reply.end():
-                                    yield self._endpoints.mark(delta, endpoint)
+                                slice_ = TimeSlice()
+                                for rest in reply.end():
+                                    if rest is not None:
+                                        yield self._endpoints.mark(rest, endpoint)
+                                    if slice_.over:
+                                        await slice_.give_way()
                             if endpoint.failures and reply.finished:
                                 self._endpoints.succeeded(endpoint)
                             if reply.failure is not None and not reply.finished:
@@ -252,8 +256,9 @@ class UpstreamEngine(ABC):
                     failure = connection_error(error)
                     self._metrics.upstream_failures.labels(self._label, failure.reason.value).inc()
                 if reply.finished:  # a failure after the last finish reason affects only the usage
-                    for delta in reply.end():
-                        yield delta
+                    for rest in reply.end():
+                        if rest is not None:
+                            yield rest
                     break
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 of_key = isinstance(failure, KeyUnusable)

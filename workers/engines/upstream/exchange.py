@@ -60,8 +60,11 @@ class ReplyParser(Protocol):
     def feed(self, data: bytes) -> Iterator[Delta | UpstreamState]:
         """Parse the bytes of one read. Each delta takes little time."""
 
-    def end(self) -> Iterator[Delta | UpstreamState]:
-        """Parse what is left at the end of a response's body. Called again, it yields nothing."""
+    def end(self) -> Iterator[Delta | UpstreamState | None]:
+        """Parse what is left at the end of a response's body. Called again, it yields nothing.
+
+        None: nothing new, but time has passed.
+        """
 
 
 class Exchange(ABC):

@@ -200,7 +200,7 @@ async def test_refused_keys_open_the_breaker(
         assert await run_all(runner, await submit(store, owner, FAILURES)) == [JobStatus.FAILED] * FAILURES
         assert runner.gate is not None
         assert runner.gate.breaker is not None
-        assert runner.gate.breaker.reason == "HTTP 401: the key is refused"
+        assert runner.gate.breaker.reason == "the key was refused (HTTP 401)"
 
 
 async def test_usage_counts_against_the_tokens_per_minute(

@@ -42,7 +42,7 @@ def test_specs(tmp_path: Path) -> None:
     assert (llama.secret_envs, mine.secret_envs) == (("REPLICATE_API_TOKEN",), ("RUNPOD_API_KEY",))
     assert llama.options.base_url == "https://api.replicate.com/v1"
     assert mine.options.base_url == "https://api.runpod.ai/v2"
-    assert llama.stream_hosts == set(REPLICATE_STREAM_HOSTS)
+    assert llama.stream_hosts == {"api.replicate.com", *REPLICATE_STREAM_HOSTS}
     assert llama.capabilities.sampling == {"stop"}
     assert llama.capabilities.resume
     assert llama.capabilities.cancel
@@ -58,7 +58,21 @@ def test_a_proxy_gets_no_stream_hosts_by_default(tmp_path: Path) -> None:
     )
     llama = load_registry(write(tmp_path, content))["llama"]
     assert isinstance(llama, ReplicateModel)
-    assert not llama.stream_hosts
+    assert llama.stream_hosts == {"proxy.example"}
+
+
+def test_a_host_gets_no_key_of_another(tmp_path: Path) -> None:
+    """Streams on the hosts of endpoints are read only if there is one host."""
+    two = "endpoints: [{base_url: 'https://%s/v1', api_key_env: A}, {base_url: 'https://%s/v1', api_key_env: B}]"
+    for hosts, expected in (
+        (("api.replicate.com", "api.replicate.com"), {"api.replicate.com", *REPLICATE_STREAM_HOSTS}),
+        (("a.example", "a.example"), {"a.example"}),
+        (("a.example", "api.replicate.com"), set()),
+    ):
+        content = EXAMPLE.replace("api_key_env: REPLICATE_API_TOKEN", two % hosts)
+        llama = load_registry(write(tmp_path, content))["llama"]
+        assert isinstance(llama, ReplicateModel)
+        assert llama.stream_hosts == expected
 
 
 @pytest.mark.parametrize(

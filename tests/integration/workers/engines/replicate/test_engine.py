@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shared.config.models.replicate import ReplicateModel
+from shared.domain.content import ImagePart
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
@@ -155,6 +156,14 @@ async def test_stop_strings_with_commas_cannot_be_sent_separated_by_commas(vendo
     with pytest.raises(InvalidRequest, match="stop"):
         await run(vendor, request)
     assert not vendor.seen
+
+
+async def test_parameters_of_the_model_are_inputs_and_images_are_refused(vendor: ReplicateVendor) -> None:
+    await run(vendor, ASK.model_copy(update={"extra_body": {"top_a": 1}}), extra_body=["top_a"])
+    assert vendor.prediction.input["top_a"] == 1
+    image = ImagePart(type="image", url="https://example.com/a.png")
+    with pytest.raises(InvalidRequest, match="text only"):
+        await run(vendor, GenerateRequest(messages=[Message(role="user", content=[image])]))
 
 
 # Streams

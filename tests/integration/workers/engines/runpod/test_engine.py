@@ -79,7 +79,8 @@ async def test_the_job_as_the_worker_takes_it(vendor: RunpodVendor) -> None:
     await run(vendor, request, execution_timeout_s=900, ttl_s=3600, low_priority=True)
     await run(vendor, request, input="vllm")
     await run(vendor, GenerateRequest(prompt="Once"))
-    await run(vendor, GenerateRequest(prompt="Once"), input="vllm")
+    await run(vendor, GenerateRequest(prompt="Once", extra_body={"top_a": 1}), input="vllm", extra_body=["top_a"])
+    await run(vendor, GenerateRequest(prompt="Once", extra_body={"top_a": 1}), extra_body=["top_a"])
     messages = [{"role": "user", "content": "Hello"}]
     stream = {"stream": True, "stream_options": {"include_usage": True}, "model": "theirs"}
     sampling = {"max_tokens": 9, "temperature": 0, "stop": ["END"]}
@@ -94,7 +95,8 @@ async def test_the_job_as_the_worker_takes_it(vendor: RunpodVendor) -> None:
         },
         {"input": {"messages": messages, "sampling_params": sampling, "stream": True}},
         {"input": {"openai_route": "/v1/completions", "openai_input": {"prompt": "Once", **stream}}},
-        {"input": {"prompt": "Once", "sampling_params": {"max_tokens": None}, "stream": True}},
+        {"input": {"prompt": "Once", "sampling_params": {"top_a": 1, "max_tokens": None}, "stream": True}},
+        {"input": {"openai_route": "/v1/completions", "openai_input": {"top_a": 1, "prompt": "Once", **stream}}},
     ]
     assert vendor.seen[0].headers["authorization"] == f"Bearer {KEY}"
 
