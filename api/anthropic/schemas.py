@@ -21,7 +21,7 @@ from pydantic import (
 from api.http.members import MemberRules
 from api.jobs import dialects
 from api.jobs.parameters import DEFAULT_PRIORITY
-from shared.domain.request import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, JsonObject, UnicodeText, contradiction
+from shared.domain.request import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, ExtraBody, JsonObject, UnicodeText, contradiction
 
 MAX_BLOCKS = 10_000
 
@@ -409,7 +409,7 @@ class MessagesRequest(CountTokensRequest):
     top_k: int | None = Field(None, ge=0, lt=2**31)
     top_p: float | None = Field(None, ge=0, le=1)
     metadata: RequestMetadata | None = None
-    extra_body: JsonObject | None = Field(
+    extra_body: ExtraBody | None = Field(
         None,
         description="Parameters of the model's provider, by its names, that the model's entry allows. They may also be"
         " sent as members of the request.",

@@ -30,6 +30,7 @@ from shared.domain.request import (
     MAX_LOGPROBS,
     MAX_TOOLS,
     ChatOptions,
+    ExtraBody,
     FunctionCall,
     JsonObject,
     Message,
@@ -293,7 +294,7 @@ class CommonParameters(Sampling):
         None,
         description="Return log probabilities of the prompt tokens and of this many most likely alternatives for each.",
     )
-    extra_body: JsonObject | None = Field(
+    extra_body: ExtraBody | None = Field(
         None,
         description="Parameters of the model's provider, by its names, that the model's entry allows. They may also be"
         " sent as members of the request, as OpenAI's SDK does.",

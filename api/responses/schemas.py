@@ -23,6 +23,7 @@ from api.responses.stored_media import without_data
 from shared.domain.request import (
     MAX_MESSAGES,
     ChatOptions,
+    ExtraBody,
     Function,
     GenerateRequest,
     JsonObject,
@@ -183,7 +184,7 @@ class ResponseCreate(BaseModel):
     safety_identifier: UnicodeText | None = Field(None, description="Same as `user`; takes precedence over it.")
     prompt_cache_key: UnicodeText | None = Field(None, description="Returned in the response; no effect.")
 
-    extra_body: JsonObject | None = Field(
+    extra_body: ExtraBody | None = Field(
         None,
         description="Parameters of the model's provider, by its names, that the model's entry allows. They may also be"
         " sent as members of the request, as OpenAI's SDK does.",

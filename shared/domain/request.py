@@ -35,6 +35,7 @@ MAX_STOPS = 16
 MAX_TOKEN_IDS = 1024
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1000
+MAX_EXTRA_PARAMETERS = 100
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -86,6 +87,8 @@ def _encodable(value: dict[str, Any]) -> dict[str, Any]:
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(_encodable)]
+# Each of the provider's parameters is checked against each model.
+ExtraBody = Annotated[JsonObject, Field(max_length=MAX_EXTRA_PARAMETERS)]
 
 
 class Sampling(BaseModel):
@@ -350,7 +353,7 @@ class GenerateRequest(BaseModel):
     token_counts: bool = False
     cache_breakpoints: list[CacheBreakpoint] = Field(default_factory=list)
     adaptive_thinking: bool = False
-    extra_body: JsonObject | None = None
+    extra_body: ExtraBody | None = None
 
     def for_provider(self, provider: str | None) -> GenerateRequest:
         """The request for a model of this provider: without the opaque parts of others, which it could not read."""

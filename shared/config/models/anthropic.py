@@ -70,7 +70,7 @@ class AnthropicModel(UpstreamModel):
         return replace(claude_limits(self.model), **set_here)
 
     @property
-    def capabilities(self) -> Capabilities:
+    def engine_capabilities(self) -> Capabilities:
         limits = self.limits
         sampling = {"stop"} | ({"temperature", "top_p", "top_k"} if limits.sampling else set())
         options = {"parallel_tool_calls", "add_generation_prompt"}
@@ -78,7 +78,7 @@ class AnthropicModel(UpstreamModel):
             sampling.add("thinking_token_budget")
         if limits.thinking != "none":
             options.add("reasoning_effort")
-        capabilities = Capabilities(
+        return Capabilities(
             prefill=limits.prefill,
             cancel=True,
             token_counting=True,
@@ -90,7 +90,6 @@ class AnthropicModel(UpstreamModel):
             sampling=frozenset(sampling),
             chat_options=frozenset(options),
         )
-        return self.with_options(capabilities)
 
     @property
     def provider(self) -> str:

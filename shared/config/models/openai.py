@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -85,12 +84,12 @@ class OpenAIModel(UpstreamModel):
         """What is known about the server."""
         return UNKNOWN_SERVER if self.preset is None else PRESETS[self.preset]
 
-    @cached_property
-    def capabilities(self) -> Capabilities:
+    @property
+    def engine_capabilities(self) -> Capabilities:
         found = self.server.capabilities
         if self.api == "responses":
             found = as_responses(found)
-        return self.with_options(found)
+        return found
 
     @property
     def provider(self) -> str | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from shared.config.models.capabilities import Capabilities
+from shared.config.models.capabilities import TEXT_ONLY, Capabilities, Modality
 from shared.config.models.polled import PolledOptions
 from shared.config.models.upstream import HttpUrl, UpstreamModel
 
@@ -85,6 +85,8 @@ class ReplicateOptions(PolledOptions):
 class ReplicateModel(UpstreamModel):
     """A model that Replicate runs: an official model, a version of a model, or a deployment."""
 
+    passes_on: ClassVar[frozenset[Modality]] = TEXT_ONLY
+
     engine: Literal["replicate"]
     model: str | None = Field(None, pattern=_OWNER_AND_NAME, description="An official model: owner/name.")
     version: str | None = Field(None, pattern=_VERSION, description="A version's id, alone or as owner/name:id.")
@@ -98,7 +100,7 @@ class ReplicateModel(UpstreamModel):
         return self
 
     @property
-    def capabilities(self) -> Capabilities:
+    def engine_capabilities(self) -> Capabilities:
         inputs = self.options.input
         return Capabilities(
             raw_prompts=inputs.conversation != "messages",

@@ -54,5 +54,5 @@ class RunpodModel(UpstreamModel):
     options: RunpodOptions = Field(default_factory=RunpodOptions)
 
     @property
-    def capabilities(self) -> Capabilities:
+    def engine_capabilities(self) -> Capabilities:
         return _OPENAI_INPUT if self.options.input == "openai" else _VLLM_INPUT

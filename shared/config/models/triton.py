@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from shared.config.models.base import PromptTokenizer, TokenizerFiles
-from shared.config.models.capabilities import ALL_SAMPLING, ALL_STRUCTURES, Capabilities
+from shared.config.models.capabilities import ALL_SAMPLING, ALL_STRUCTURES, TEXT_ONLY, Capabilities, Modality
 from shared.config.models.upstream import UpstreamModel, UpstreamOptions
 
 Backend = Literal["vllm", "tensorrtllm", "llmapi", "python"]
@@ -131,6 +131,8 @@ class TritonOptions(UpstreamOptions):
 class TritonModel(UpstreamModel):
     """A model that the worker relays to a Triton server."""
 
+    passes_on: ClassVar[frozenset[Modality]] = TEXT_ONLY
+
     engine: Literal["triton"]
     model: str = Field(min_length=1, pattern=r"^[^/?#\s]+$", description="The model's name in Triton's repository.")
     options: TritonOptions
@@ -172,7 +174,7 @@ class TritonModel(UpstreamModel):
         return TokenizerFiles(folder, renders_chat=True, template=template)
 
     @property
-    def capabilities(self) -> Capabilities:
+    def engine_capabilities(self) -> Capabilities:
         options = self.options
         # The worker itself cuts the text at stop strings if the backend does not.
         sampling = set(self.parameters) | {"stop"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, ClassVar, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -153,7 +154,10 @@ class UpstreamModel(Spec):
     """A model that another server runs."""
 
     yields: ClassVar[bool] = False
+    # The parts of messages that the engine can pass on.
+    passes_on: ClassVar[frozenset[Modality]] = frozenset({"text", "image", "file"})
 
+    engine: str
     slots: int = Field(256, ge=1, le=4096)
     modalities: list[Modality] | None = Field(
         None,
@@ -165,10 +169,23 @@ class UpstreamModel(Spec):
     def max_model_len(self) -> int | None:
         return self.options.max_model_len
 
-    def with_options(self, capabilities: Capabilities) -> Capabilities:
-        """The capabilities of the engine, with what the entry says about them."""
-        modalities = capabilities.modalities if self.modalities is None else frozenset({"text", *self.modalities})
-        return replace(capabilities, modalities=modalities, extra_body=frozenset(self.options.extra_body))
+    @model_validator(mode="after")
+    def _engine_passes_the_modalities_on(self) -> Self:
+        refused = sorted(set(self.modalities or ()) - self.passes_on)
+        if refused:
+            raise contradiction("modalities", f"the engine {self.engine} passes on {', '.join(sorted(self.passes_on))}")
+        return self
+
+    @property
+    def engine_capabilities(self) -> Capabilities:
+        """What the engine can do for this model, without what the entry's common options say."""
+        raise NotImplementedError
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        found = self.engine_capabilities
+        modalities = found.modalities if self.modalities is None else frozenset({"text", *self.modalities})
+        return replace(found, modalities=modalities, extra_body=frozenset(self.options.extra_body))
 
     @property
     def requests_per_minute(self) -> float | None:

@@ -19,7 +19,6 @@ from tests.support.vendors.script import Script
 KEY_ENV = "VENDOR_API_KEY"
 KEY = "sk-vendor-0123456789abcdef"
 PAGE = "<html><head><title>502 Bad Gateway</title></head><body>proxy-17.internal</body></html>"
-ELSEWHERE = "http://elsewhere.invalid/v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,8 @@ class Vendor(ABC):
         self.arrived = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.url = ""
+        # Where redirects lead.
+        self.elsewhere = "http://elsewhere.invalid/v1"
 
     @abstractmethod
     def routes(self) -> Iterable[web.RouteDef]:
@@ -111,7 +112,7 @@ class Vendor(ABC):
             return None
         headers = {} if script.retry_after is None else {"Retry-After": script.retry_after}
         if 300 <= script.status < 400:
-            return web.Response(status=script.status, headers={"Location": ELSEWHERE})
+            return web.Response(status=script.status, headers={"Location": self.elsewhere})
         body = orjson.dumps(self.error(script))
         return web.Response(status=script.status, body=body, content_type="application/json", headers=headers)
 

@@ -25,7 +25,12 @@ def request_body(
     sampling = request.sampling.model_dump(exclude_defaults=True, exclude={"n"}) | {"max_tokens": max_tokens}
     if emitted and "min_tokens" in sampling:
         sampling["min_tokens"] = max(0, sampling["min_tokens"] - emitted)
-    body: dict[str, Any] = {options.text_input: prompt, **convention.inputs, **options.inputs}
+    body: dict[str, Any] = {
+        **(request.extra_body or {}),
+        **convention.inputs,
+        **options.inputs,
+        options.text_input: prompt,
+    }
     parameters = model.parameters
     for name in parameters.keys() & sampling.keys():
         value = sampling.pop(name)

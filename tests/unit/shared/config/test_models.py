@@ -12,7 +12,9 @@ from shared.config.models.loader import ENGINES, load_registry
 from shared.config.models.openai import OpenAIModel, PresetName
 from shared.config.models.presets import PRESETS
 from shared.config.models.simulated import SimulatedModel
+from shared.config.models.upstream import UpstreamModel
 from shared.config.models.vllm import ChatSettings, VllmModel
+from tests.support.vendors.catalog import VENDORS
 
 GOOD = """\
 models:
@@ -360,3 +362,19 @@ def test_endpoints_replace_the_address_of_a_preset(tmp_path: Path) -> None:
     assert isinstance(model, OpenAIModel)
     hosts = [target.endpoint.base_url.split("/")[2] for target in model.options.targets]
     assert hosts == ["one.example.com", "two.example.com", "two.example.com"]
+
+
+@pytest.mark.parametrize("name", VENDORS)
+def test_common_options_of_relayed_models_take_effect(name: str) -> None:
+    """An option that an engine ignores would be a parameter that is dropped silently."""
+    vendor = VENDORS[name]()
+    vendor.url = "http://127.0.0.1:1"
+    model = vendor.spec(extra_body=["their_parameter"])
+    assert isinstance(model, UpstreamModel)
+    assert model.capabilities.extra_body == {"their_parameter"}
+    entry = model.model_dump(exclude_unset=True) | {"modalities": ["image"]}
+    if "image" in model.passes_on:
+        assert type(model).model_validate(entry).capabilities.modalities == {"text", "image"}
+    else:
+        with pytest.raises(ValueError, match="modalities"):
+            type(model).model_validate(entry)

@@ -49,7 +49,8 @@ def test_specs(tmp_path: Path) -> None:
     assert not llama.capabilities.tools
     assert mine.capabilities.tools
     assert mine.capabilities.structures == set(StructuredOutputs.model_fields)
-    assert not mine.model_copy(update={"options": mine.options.model_copy(update={"input": "vllm"})}).capabilities.tools
+    own_input = load_registry(write(tmp_path, EXAMPLE.replace("ttl_s: 3600", "ttl_s: 3600, input: vllm")))["mine"]
+    assert not own_input.capabilities.tools
 
 
 def test_a_proxy_gets_no_stream_hosts_by_default(tmp_path: Path) -> None:
