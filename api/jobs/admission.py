@@ -79,9 +79,12 @@ class Admission:
 
         Raises:
             NotFound: the model does not exist.
-            InvalidRequest: neither can, or the chat template rejects the prompt.
+            InvalidRequest: neither can, the model cannot serve the request, an image or a file is damaged or too large,
+                or the chat template rejects the prompt.
         """
         spec = self._registry[model]
+        self._capabilities.check(model, request)
+        await self._media.check(request)
         tokens = await self._context.count(model, request)
         if tokens is None and not spec.capabilities.token_counting:
             raise InvalidRequest(

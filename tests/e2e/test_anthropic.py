@@ -265,6 +265,15 @@ async def test_count_tokens_equals_the_usage(client: anthropic.AsyncAnthropic) -
         await client.messages.count_tokens(model="up", messages=HELLO)
 
 
+async def test_the_tokens_of_an_image_that_the_model_does_not_take_are_not_counted(
+    client: anthropic.AsyncAnthropic,
+) -> None:
+    image: Any = {"type": "image", "source": {"type": "url", "url": "https://example.com/mill.png"}}
+    messages: Any = [{"role": "user", "content": [image, {"type": "text", "text": "A mill?"}]}]
+    with pytest.raises(anthropic.BadRequestError, match=r"messages\.0\.content\.0"):
+        await client.messages.count_tokens(model="sim", messages=messages)
+
+
 async def test_tokens_are_counted_with_tools_and_calls(client: anthropic.AsyncAnthropic) -> None:
     messages: Any = [
         *HELLO,
