@@ -7,9 +7,10 @@ receives a parameter that it would ignore. Values without effect are accepted by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
-from api.jobs.media_check import media_of
+from api.jobs.media_check import MAX_PARTS, media_of
 from shared.config.models.capabilities import Capabilities, ToolChoiceKind
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest
@@ -108,8 +109,11 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
         yield from _chat(request.chat)
     for name in request.extra_body or ():
         yield Need(f"extra_body.{name[:MAX_NAME]}", "this parameter", _has("extra_body", name))
-    for path, part in media_of(request):
-        yield Need(path, f"{part.type}s", _has("modalities", part.type))
+    first: dict[str, str] = {}
+    for path, part in islice(media_of(request), MAX_PARTS):  # a request with more is rejected
+        first.setdefault(part.type, path)
+    for kind, path in first.items():
+        yield Need(path, f"{kind}s", _has("modalities", kind))
     if request.messages is not None:  # searched only for models without tools
         yield Need("messages", "tool calls in earlier turns", lambda model: model.tools or not _has_calls(request))
 

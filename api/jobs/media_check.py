@@ -6,6 +6,7 @@ import binascii
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from shared.domain.content import FilePart, ImagePart
 from shared.domain.errors import InvalidRequest
@@ -39,6 +40,8 @@ _PDF_HEADER_WITHIN = 1024
 # Characters of base64 that are checked in one piece, without holding the interpreter's lock for long. A multiple of 4.
 _PIECE = 256 * 1024
 _MAX_URL = 8192
+# The images and files of one request.
+MAX_PARTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,12 @@ class MediaCheck:
 
     async def check(self, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if a part has a type that is not supported, damaged data, or too much of it."""
-        parts = list(media_of(request))
+        parts = list(islice(media_of(request), MAX_PARTS + 1))
         if not parts:
             return
+        if len(parts) > MAX_PARTS:
+            path, _ = parts[-1]
+            raise InvalidRequest(f"{path}: a request may have {MAX_PARTS} images and files", param=path)
         await off_loop(sum(part.size for _, part in parts), self._check, parts)
 
     def _check(self, parts: list[tuple[str, ImagePart | FilePart]]) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from shared.domain.field_types import UnicodeText, contradiction
 
+# Names that clients use for a media type beside the registered one.
+_SYNONYMS = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "application/x-pdf": "application/pdf"}
 ImageDetail = Literal["auto", "low", "high", "original"]
 
 
@@ -38,7 +40,7 @@ class _MediaPart(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    media_type: str | None = None
+    media_type: Annotated[str, AfterValidator(lambda name: _SYNONYMS.get(name, name))] | None = None
     data: str | None = None
     url: UnicodeText | None = None
     file_id: UnicodeText | None = None

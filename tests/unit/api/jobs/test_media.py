@@ -15,7 +15,7 @@ from api.http.members import Shape
 from api.http.validation import describe
 from api.jobs.admission import Admission
 from api.jobs.context_window import ContextWindow
-from api.jobs.media_check import MediaLimits
+from api.jobs.media_check import MAX_PARTS, MediaLimits
 from api.jobs.schemas import JobCreate
 from api.openai.schemas import ChatCompletionRequest
 from api.responses.messages import conversation
@@ -225,8 +225,17 @@ async def test_damaged_images(media_type: str, data: str, words: str) -> None:
     assert refused.value.message.startswith(f"messages[0].content[0]: {words}")
 
 
+async def test_a_request_with_too_many_images() -> None:
+    """A small body may have a hundred thousand of them."""
+    parts = [{"type": "image_url", "image_url": "http://a"}] * (MAX_PARTS + 1)
+    with pytest.raises(InvalidRequest, match=f"a request may have {MAX_PARTS} images and files"):
+        await admit(chat(parts))
+    await admit(chat(parts[1:]))
+
+
 @pytest.mark.parametrize(
-    ("media_type", "data"), [("image/jpeg", JPEG), ("image/gif", GIF), ("image/webp", WEBP), ("image/png", PNG)]
+    ("media_type", "data"),
+    [("image/jpeg", JPEG), ("image/jpg", JPEG), ("image/gif", GIF), ("image/webp", WEBP), ("image/png", PNG)],
 )
 async def test_types_of_images(media_type: str, data: str) -> None:
     await admit(chat([{"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}]))
