@@ -189,7 +189,10 @@ class TestChat:
     async def test_answers_match_the_documented_schema(self, sim: httpx.AsyncClient) -> None:
         body: dict[str, Any] = {"model": "sim", "messages": QUESTION, "tools": [WEATHER], "logprobs": True}
         answer = (await sim.post("/v1/chat/completions", json=body)).json()
-        assert ChatCompletion.model_validate(answer, strict=True).model_dump() == answer
+        # Members that are present only if a provider has data for them.
+        optional: Any = {"reasoning_details": True, "tool_calls": {"__all__": {"extra_content"}}}
+        absent: Any = {"choices": {"__all__": {"message": optional}}}
+        assert ChatCompletion.model_validate(answer, strict=True).model_dump(exclude=absent) == answer
         assert answer["system_fingerprint"].startswith("fp_")
         body = {"model": "sim", "prompt": "the mill", "logprobs": 2, "echo": True, "max_tokens": 3}
         answer = (await sim.post("/v1/completions", json=body)).json()

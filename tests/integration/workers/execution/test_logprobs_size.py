@@ -52,6 +52,7 @@ class OneEventPerToken:
     slots = 1
     fingerprint = "fp"
     dead = False
+    gate = None
 
     def __init__(self, log_writer: LogWriter) -> None:
         self.log_writer = log_writer
