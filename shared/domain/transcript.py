@@ -182,7 +182,11 @@ async def encode_output(choices: Iterable[Choice], events: Iterable[Event]) -> b
         stored: dict[str, Any] = choice.stored()
         for name, found in (("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)):
             if entries := found.get(choice.index):
-                stored[name] = orjson.Fragment(b"[%b]" % b",".join(entries))
+                # Each of these copies megabytes.
+                joined = b",".join(entries)
+                await slice_.give_way()
+                stored[name] = orjson.Fragment(b"[%b]" % joined)
+                await slice_.give_way()
         encoded.append(orjson.dumps(stored))
         await slice_.give_way()
     return b"[%b]" % b",".join(encoded)
