@@ -7,6 +7,7 @@ assistant message at the end, which is continued here, as in Anthropic's API.
 from __future__ import annotations
 
 from base64 import b64encode
+from itertools import islice
 from typing import Any, Literal
 
 from api.anthropic.cache_control import last_breakpoint, system_breakpoints, tool_breakpoints, turn_breakpoints
@@ -43,6 +44,8 @@ from shared.domain.request import (
     json_text,
 )
 
+# Anthropic's API accepts four, and refuses a request with a fifth. More would only take time to find.
+MAX_BREAKPOINTS = 5
 # Claude Code starts its system prompt with a hash of the request, which would defeat prefix caching.
 BILLING = "x-anthropic-billing-header"
 # Engines reject 0, which means the same: only the most likely token.
@@ -77,19 +80,20 @@ def conversation(body: CountTokensRequest) -> GenerateRequest:
         InvalidRequest: all messages are empty.
     """
     messages: list[Message] = []
-    breakpoints = list(tool_breakpoints(body))
+    breakpoints = list(islice(tool_breakpoints(body), MAX_BREAKPOINTS))
     blocks = [block for block in body.system if not block.text.startswith(BILLING)]
     if system := "".join(block.text for block in blocks):
         messages.append(Message(role="system", content=system))
-        breakpoints += system_breakpoints(blocks)
+        breakpoints += islice(system_breakpoints(blocks), MAX_BREAKPOINTS - len(breakpoints))
     before = len(messages)
     for index, turn in enumerate(body.messages):
         converted = _messages(turn, f"messages[{index}]")
-        breakpoints += turn_breakpoints(turn, converted, len(messages))
+        found = turn_breakpoints(turn, converted, len(messages))
+        breakpoints += islice(found, MAX_BREAKPOINTS - len(breakpoints))
         messages += converted
     if len(messages) == before:
         raise InvalidRequest("messages: all messages are empty", param="messages")
-    if body.cache_control is not None:
+    if body.cache_control is not None and len(breakpoints) < MAX_BREAKPOINTS:
         breakpoints.append(last_breakpoint(body.cache_control, len(messages)))
     output_format = body.output_config.format if body.output_config is not None else None
     output_format = output_format or body.output_format

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.anthropic.requests import conversation
+from api.anthropic.requests import MAX_BREAKPOINTS, conversation
 from api.anthropic.schemas import CountTokensRequest
 from shared.domain.request import CacheBreakpoint, GenerateRequest
 
@@ -67,6 +67,13 @@ def test_blocks_of_messages() -> None:
     ]
     assert request.messages is not None
     assert [message.role for message in request.messages[3:]] == ["tool", "tool", "tool", "user"]
+
+
+def test_only_so_many_breakpoints_are_kept_that_the_api_refuses_them() -> None:
+    """Finding the places of all would take time in proportion to the square of their number."""
+    request = converted([user(*[text("a", EPHEMERAL)] * 20_000)], tools=[TOOL | {"cache_control": HOUR}])
+    assert len(request.cache_breakpoints) == MAX_BREAKPOINTS
+    assert request.cache_breakpoints[0] == CacheBreakpoint(tool=0, ttl="1h")
 
 
 def test_a_breakpoint_of_the_request_itself() -> None:
