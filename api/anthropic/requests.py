@@ -44,8 +44,8 @@ from shared.domain.request import (
     json_text,
 )
 
-# Anthropic's API accepts four, and refuses a request with a fifth. More would only take time to find.
-MAX_BREAKPOINTS = 5
+# Anthropic's API refuses more than four. These are enough to be refused, and finding all could take long.
+MAX_BREAKPOINTS = 16
 # Claude Code starts its system prompt with a hash of the request, which would defeat prefix caching.
 BILLING = "x-anthropic-billing-header"
 # Engines reject 0, which means the same: only the most likely token.

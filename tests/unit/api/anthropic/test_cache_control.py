@@ -71,7 +71,7 @@ def test_blocks_of_messages() -> None:
 
 def test_only_so_many_breakpoints_are_kept_that_the_api_refuses_them() -> None:
     """Finding the places of all would take time in proportion to the square of their number."""
-    request = converted([user(*[text("a", EPHEMERAL)] * 20_000)], tools=[TOOL | {"cache_control": HOUR}])
+    request = converted([user(*[text("a", EPHEMERAL)] * 9_999)], tools=[TOOL | {"cache_control": HOUR}])
     assert len(request.cache_breakpoints) == MAX_BREAKPOINTS
     assert request.cache_breakpoints[0] == CacheBreakpoint(tool=0, ttl="1h")
 
