@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.stack import REPOSITORY
 
 
+@pytest.mark.long
 def test_the_autoscaled_fleet_runs_on_the_real_queue() -> None:
     """Workers are started and jobs run; the report also has the figures of the model."""
     command = [sys.executable, "-m", "benchmarks.autoscale", "day", "real", "--quick", "--speed", "12"]
