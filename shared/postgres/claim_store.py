@@ -93,7 +93,7 @@ _FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text)
 
 
 # The columns of a worker that each heartbeat writes.
-_BEAT = ("running", "state", "lease_expires_at", "breaker_since", "breaker_reason")
+_BEAT = ("slots", "running", "state", "lease_expires_at", "breaker_since", "breaker_reason")
 
 
 class ClaimStore(JobRowStore):

@@ -72,6 +72,7 @@ class FaultyUpstream:
         self.default = Answer(3)
         self.seen: list[Seen] = []
         self.health = 200
+        self.checks = 0
         self.url = ""
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
@@ -92,6 +93,7 @@ class FaultyUpstream:
             raise
 
     async def show_health(self, _: web.Request) -> web.Response:
+        self.checks += 1
         return web.Response(status=self.health)
 
     async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:

@@ -110,6 +110,7 @@ class UpstreamOptions(BaseModel):
     max_wait_s: float = Field(
         600,
         ge=0,
+        le=86_400,
         description="How long a job may wait in the queue because the upstream was busy; 0: it fails at once.",
     )
     requests_per_minute: float | None = Field(None, gt=0, description="The limit of each worker.")

@@ -61,6 +61,8 @@ class RunpodVendor(Vendor):
         # The states that requests see before the real one.
         self.states: list[str] = []
         self.stream_statuses: list[int] = []
+        # The header Retry-After of these.
+        self.retry_after: str | None = None
         self.status_statuses: list[int] = []
         self.numbers = False
         self.repeats = False
@@ -115,7 +117,8 @@ class RunpodVendor(Vendor):
         await self.record(request)
         job = self.jobs[request.match_info["id"]]
         if self.stream_statuses and (status := self.stream_statuses.pop(0)) != 200:
-            return web.json_response({"error": "the reason"}, status=status)
+            headers = {} if self.retry_after is None else {"Retry-After": self.retry_after}
+            return web.json_response({"error": "the reason"}, status=status, headers=headers)
         state = self._state(job)
         if state in ("IN_QUEUE", "IN_PROGRESS") and job.status != state:
             return web.json_response({"status": state, "stream": []})

@@ -152,7 +152,7 @@ def worker_error(error: Any) -> ErrorBody:
         # Of the SDK's handler: type, message and traceback of an exception.
         error = error.get("error_message") or error
     body = error_of(error)
-    if (found := _HTTP_ERROR.search(error if isinstance(error, str) else str(error.get("message")))) is None:
+    if (found := _HTTP_ERROR.search(error.get("message") or "" if isinstance(error, dict) else str(error))) is None:
         return body
     inner = parse_error(found[2].encode("utf-8", "replace")[:_MAX_ERROR])
     return ErrorBody(inner.message or body.message, inner.param, int(found[1]))

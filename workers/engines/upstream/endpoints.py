@@ -40,6 +40,8 @@ class Endpoint:
     # Failures in a row, and until when it is set aside, on the monotonic clock.
     failures: int = 0
     aside_until: float = 0.0
+    # Whether the last failure was that of its key.
+    key_failed: bool = False
 
     @property
     def available(self) -> bool:
@@ -100,7 +102,7 @@ class Endpoints:
     def succeeded(self, endpoint: Endpoint) -> None:
         """Use an endpoint again."""
         if endpoint.failures:
-            endpoint.failures, endpoint.aside_until = 0, 0.0
+            endpoint.failures, endpoint.aside_until, endpoint.key_failed = 0, 0.0, False
             logger.warning("model=%s endpoint=%s works again", self._model, endpoint.name)
 
     def failed(self, endpoint: Endpoint, reason: str, *, of_key: bool = False) -> None:
@@ -109,6 +111,7 @@ class Endpoints:
         seconds = min(longest, first * 2.0 ** min(endpoint.failures, 16))
         endpoint.aside_until = time.monotonic() + seconds
         endpoint.failures += 1
+        endpoint.key_failed = of_key
         if endpoint.failures == 1 and (of_key or len(self._all) > 1):
             level = logging.ERROR if of_key else logging.WARNING
             key = f"; api_key_env is {endpoint.variable or 'not set'}" if of_key else ""

@@ -72,6 +72,8 @@ PIECE_BYTES = 64 << 10
 TRAILER_S = 5.0
 # Attempts to reach an upstream that runs a request on, about 40 seconds: giving up would lose what it generates.
 MAX_RESUMES = 8
+# The longest wait before such a repetition, whatever delay the upstream names.
+RESUME_DELAY_MAX_S = 60.0
 
 
 class UpstreamEngine(ABC):
@@ -285,6 +287,8 @@ class UpstreamEngine(ABC):
                 retries = self._options.max_retries
                 if call is not None and failure.reason is not BusyReason.TIMEOUT:
                     retries = max(retries, MAX_RESUMES)
+                    if delay_s is None:  # the answer is generated meanwhile, and would be lost
+                        delay_s = min(failure.retry_after_s or 0.0, RESUME_DELAY_MAX_S)
                 if is_refused or (reply.begun and call is None):
                     raise UpstreamError(str(failure))
                 if failures >= retries or delay_s is None or (call is None and self.gate.closed):

@@ -11,6 +11,7 @@ import heapq
 import itertools
 import logging
 import math
+import random
 import time
 from collections.abc import Callable
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # The longest time for which a rate limit that the upstream reports holds back all jobs: it may concern only some.
 PAUSE_MAX_S = 60.0
+# The first and the longest pause for a rate limit whose end the upstream does not name.
+UNNAMED_PAUSE_S = (0.5, 30.0)
 # As many messages wait here as can pass in this time, and one more: they are there when a limit permits the next job.
 AHEAD_S = 0.25
 
@@ -70,6 +73,8 @@ class UpstreamGate:
         self._label = metrics.model_label(model.name)
         self._breaker = Breaker(self._breaker_changed)
         self._paused_until = 0.0
+        # Pauses in a row for limits whose end was not named.
+        self._unnamed = 0
         self._ahead = 1
         # By priority, then in the order of arrival.
         self._line: list[tuple[int, int, asyncio.Future[Passage | None]]] = []
@@ -148,6 +153,7 @@ class UpstreamGate:
 
     def succeeded(self) -> None:
         """Record that the upstream has answered a request."""
+        self._unnamed = 0
         self._breaker.succeeded()
 
     def failed(self, job_id: str, reason: str, *, by_request: bool = True) -> None:
@@ -155,11 +161,22 @@ class UpstreamGate:
         self._breaker.failed(job_id, reason, by_request=by_request)
 
     def limited(self, delay_s: float | None) -> None:
-        """Record that the upstream has reported a rate limit, which ends after `delay_s` if it says so."""
+        """Record that the upstream has reported a rate limit, which ends after `delay_s` if it says so.
+
+        Without a delay, each pause is twice as long as the one before, until the upstream answers.
+        """
         self._breaker.succeeded()
-        if delay_s is not None and self._patient:
-            self._paused_until = max(self._paused_until, time.monotonic() + min(delay_s, PAUSE_MAX_S))
-            self._update()
+        if not self._patient:
+            return
+        now = time.monotonic()
+        if delay_s is None:
+            if now < self._paused_until:
+                return  # the answers to requests that were sent before the pause
+            first, longest = UNNAMED_PAUSE_S
+            delay_s = min(longest, first * 2.0 ** min(self._unnamed, 16)) * random.uniform(0.75, 1)
+            self._unnamed += 1
+        self._paused_until = max(self._paused_until, now + min(delay_s, PAUSE_MAX_S))
+        self._update()
 
     def repeated(self) -> None:
         """Count a request that is repeated in place."""

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy import select
 
 from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.tables import WorkerRow
 from shared.redis.event_log import EventLog
 from tests.conftest import Servers, Workers
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
@@ -29,6 +31,17 @@ async def worker(workers: Workers, logs: EventLog) -> AsyncIterator[Worker]:
 def heartbeat(worker: Worker, servers: Servers) -> Heartbeat:
     settings = WorkerSettings(DATABASE_URL=servers.postgres_url, REDIS_URL=servers.redis_url)
     return Heartbeat(worker.runner, worker.engine, worker.store, "m", settings)
+
+
+async def slots_of(store: JobStore, worker: str) -> int | None:
+    async with store._engine.connect() as connection:
+        return await connection.scalar(select(WorkerRow.slots).where(WorkerRow.id == worker))
+
+
+async def test_a_heartbeat_reports_slots_that_a_reload_has_changed(workers: Workers, store: JobStore) -> None:
+    for slots in (4, 8):
+        await workers("w").heartbeat("m", slots=slots, running=0, lease_s=5)
+        assert await slots_of(store, "w") == slots
 
 
 async def test_a_claim_whose_reply_has_not_arrived_is_not_released(

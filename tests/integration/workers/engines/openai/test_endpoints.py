@@ -185,6 +185,25 @@ async def test_a_missing_key_names_model_option_and_variable(
         await started(pair(upstreams))
 
 
+async def test_a_health_check_takes_no_refused_key_back(upstreams: list[FaultyUpstream]) -> None:
+    """Servers answer health checks without looking at the key."""
+    for upstream in upstreams:
+        upstream.health = 200
+    refusing = upstreams[0]
+    refusing.default = error_answer(401)
+    engine = await started(pair(upstreams, health_path="/health", health_interval_s=0.005))
+    while not refusing.seen:
+        assert await text(engine) == "0 1 2 "
+    before = refusing.checks
+
+    async def checked() -> bool:
+        return refusing.checks > before + 3
+
+    await eventually(checked, "further checks")
+    assert states(engine) == {"0": False, "1": True}
+    await engine.stop()
+
+
 async def test_health_checks_set_endpoints_aside(upstreams: list[FaultyUpstream]) -> None:
     healthy, ill = upstreams
     healthy.health, ill.health = 200, 503

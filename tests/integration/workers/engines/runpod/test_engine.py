@@ -216,6 +216,25 @@ async def test_refused_polls_lose_nothing(vendor: RunpodVendor, status: int) -> 
     assert vendor.generated == 1
 
 
+async def test_a_refused_poll_that_names_a_delay_loses_nothing(
+    vendor: RunpodVendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The delay is longer than a request is otherwise repeated after, but the job runs on at the provider."""
+    monkeypatch.setattr("workers.engines.upstream.engine.RESUME_DELAY_MAX_S", 0.01)
+    vendor.stream_statuses, vendor.retry_after = [200, 429, 503], "5"
+    vendor.batch = 1
+    assert (await run(vendor, max_retries=0)).text == WHOLE
+    assert vendor.generated == 1
+
+
+@pytest.mark.parametrize("error", [True, 5, ["x"]])
+async def test_errors_of_any_type(vendor: RunpodVendor, error: Any) -> None:
+    vendor.default = Script(text=())
+    vendor.shape = "text"
+    vendor.overrides = {"status": "FAILED", "error": error}
+    await failure(vendor)
+
+
 @pytest.mark.parametrize("status", [404, 405])
 async def test_an_endpoint_without_streams(vendor: RunpodVendor, status: int) -> None:
     vendor.stream_statuses = [status]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from tests.support.metrics import worker_metrics
 from workers.engines.upstream import breaker
+from workers.engines.upstream import gate as gate_module
 from workers.engines.upstream.breaker import FAILURES
 from workers.engines.upstream.gate import Passage, UpstreamGate
 from workers.engines.upstream.token_bucket import TokenBucket
@@ -145,6 +147,30 @@ async def test_a_rate_limit_of_the_upstream_holds_back_all_jobs() -> None:
     assert gate.holding
     gate.stop()
     assert await asyncio.wait_for(waiting, WITHIN_S) is None
+
+
+async def test_a_rate_limit_without_a_delay_pauses_for_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each of the queued jobs would be claimed and sent to an upstream that refuses them all."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    gate = make()
+
+    def pause_s() -> float:
+        for _ in range(50):  # all requests that were under way are refused
+            gate.limited(None)
+        return gate._wait_s()
+
+    pauses = []
+    for _ in range(8):
+        pauses.append(pause_s())
+        now += pauses[-1] + 0.001
+    first, longest = gate_module.UNNAMED_PAUSE_S
+    assert first * 0.75 <= pauses[0] <= first
+    assert all(later >= earlier for earlier, later in pairwise(pauses[:6]))
+    assert pauses[-1] <= longest
+    gate.succeeded()
+    assert pause_s() <= first
+    gate.stop()
 
 
 async def test_the_breaker_opens_after_failures_in_a_row() -> None:
