@@ -429,7 +429,7 @@ class JobAttempt:
             usage.prompt_tokens, usage.completion_tokens,
             round((result.finished_at - job.created_at).total_seconds() * 1000),
         )  # fmt: skip
-        if status is JobStatus.CANCELLED and self._transcript.upstream is not None:
+        if not status.succeeded and self._transcript.upstream is not None:
             await self._cancel_upstream(self._transcript.upstream)
         return status
 

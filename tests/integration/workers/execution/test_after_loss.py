@@ -17,7 +17,7 @@ from tests.conftest import Workers
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, job, read, worker, working
 from tests.support.steered_engine import text_of_tokens
 from tests.support.waiting import eventually
-from workers.engines.base import CannotContinue
+from workers.engines.base import CannotContinue, EngineError
 from workers.engines.resume import Resume
 from workers.execution.attempt import InterruptReason
 
@@ -163,3 +163,13 @@ async def test_the_upstream_is_told_of_the_end(
     worker.runner.stop(job.id, reason)
     await asyncio.wait_for(run, WITHIN_S)
     assert worker.engine.cancelled == [STATE] * cancels
+
+
+async def test_a_job_that_fails_cancels_its_request(worker: Worker, job: Job) -> None:
+    """The upstream would go on generating an answer that nobody reads."""
+    run, call = await worker.start(job)
+    call.accept(STATE)
+    await call.tokens(1)
+    call.fail(EngineError("The upstream does not end its answer."))
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
+    assert worker.engine.cancelled == [STATE]
