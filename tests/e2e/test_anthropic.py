@@ -270,7 +270,7 @@ async def test_the_tokens_of_an_image_that_the_model_does_not_take_are_not_count
 ) -> None:
     image: Any = {"type": "image", "source": {"type": "url", "url": "https://example.com/mill.png"}}
     messages: Any = [{"role": "user", "content": [image, {"type": "text", "text": "A mill?"}]}]
-    with pytest.raises(anthropic.BadRequestError, match=r"messages\.0\.content\.0"):
+    with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\]\.content\[0\]"):
         await client.messages.count_tokens(model="sim", messages=messages)
 
 
