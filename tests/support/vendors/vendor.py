@@ -66,6 +66,8 @@ class Vendor(ABC):
         self.arrived = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.url = ""
+        # Turns of the event loop after each frame, in which a client of this process can read it alone.
+        self.turns = 0
         # Where redirects lead.
         self.elsewhere = "http://elsewhere.invalid/v1"
 
@@ -132,6 +134,8 @@ class Vendor(ABC):
             try:
                 async for frame in frames:
                     await self._write(response, frame, split=script.split)
+                    for _ in range(self.turns):
+                        await asyncio.sleep(0)
             except Hang:
                 await asyncio.Event().wait()
             except Cut:

@@ -111,8 +111,12 @@ def prior_of(state: UpstreamState | None, deltas: Sequence[Delta]) -> Prior:
     return Prior((merged,), True, state, cursor)
 
 
-async def test_a_successor_continues_after_each_delta(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+async def test_a_successor_continues_after_each_delta(
+    vendor: ResponsesVendor, engine: OpenAIEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No character and no fragment of a call is repeated or lost, and the upstream generates once."""
+    monkeypatch.setattr("workers.engines.upstream.engine.flush_interval_s", lambda _: 0.0)
+    vendor.turns = 20
     vendor.scripts = [FULL]
     whole = await run(engine)
     assert (whole.choice.reasoning, whole.choice.text) == ("Let me think.", "née 😀ü")
