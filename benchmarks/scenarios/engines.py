@@ -19,10 +19,10 @@ from typing import Any
 
 import httpx
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.bench import Bench
 from benchmarks.load.plan import Plan
+from benchmarks.loop_lag import loop_lags
 from benchmarks.processes import free_port
 from benchmarks.systems.headrace import Headrace, headrace
 from benchmarks.systems.system import CHAT
@@ -37,7 +37,6 @@ SLOTS = 64
 # The streams of the killed worker, which last until its successor has started and its lease has expired.
 KILLED_STREAMS, KILLED_TOKENS, KILLED_ITL_MS = 16, 600, 25
 SLOW_STREAMS, SLOW_ITL_MS = 500, 400
-LAG = "headrace_event_loop_lag_seconds"
 
 
 def entries(url: str, template: Path) -> dict[str, dict[str, Any]]:
@@ -180,24 +179,17 @@ def _slow_streams(bench: Bench, repeat: int) -> None:
         model = {"name": BASELINE, "slots": SLOW_STREAMS, **entries(_root(vendor), folder)[BASELINE]}
         with headrace(folder / "headrace", [model], [BASELINE], HEADRACE_METRICS_PORT=port) as system:
             url = f"http://127.0.0.1:{port}/metrics"
-            before = _lags(system, url)
+            before = loop_lags(url, system.headers)
             tokens = bench.pick(60, 15)
             plan = _plan(system, BASELINE, tokens, concurrency=SLOW_STREAMS, requests=SLOW_STREAMS, spread_s=5.0)
             summary, used = bench.measure(BASELINE, system.processes, plan)
-            after = _lags(system, url)
+            after = loop_lags(url, system.headers)
             resident = psutil.Process(system.processes.pids[f"worker-{BASELINE}"]).memory_info().rss
     name = f"{SLOW_STREAMS} slow streams"
     bench.add(BASELINE, f"{name}: memory of the worker", resident / 2**20, "MiB")
     bench.add(BASELINE, f"{name}: loop lag p99", 1000 * _quantile(before, after, 0.99), "ms")
     bench.add(BASELINE, f"{name}: first token p99", summary.first.p99, "ms")
     bench.add_cpu(BASELINE, f"{name}: CPU per token", used, summary.tokens)
-
-
-def _lags(system: Headrace, url: str) -> dict[float, float]:
-    """The cumulative counts of the loop lag's histogram, by the upper bound in seconds."""
-    text = httpx.get(url, headers=system.headers, timeout=60).raise_for_status().text
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    return {float(sample.labels["le"]): sample.value for sample in samples if sample.name == f"{LAG}_bucket"}
 
 
 def _quantile(before: Mapping[float, float], after: Mapping[float, float], quantile: float) -> float:

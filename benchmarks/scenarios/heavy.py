@@ -7,20 +7,20 @@ of a process is the delay of its timers, from its metrics.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.bench import Bench
+from benchmarks.loop_lag import loop_lags
 from benchmarks.processes import free_port
 from benchmarks.scenarios.submits import JOBS
 from benchmarks.systems.headrace import Headrace, headrace
 
 MODEL = "heavy"
-LAG = "headrace_event_loop_lag_seconds"
 LIMIT_S = 0.05
 # A tool whose parameters are one object of 3.6 MB.
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"a": [{"key": "v" * 10}] * 180_000}}}]
@@ -89,10 +89,5 @@ def _client(system: Headrace) -> httpx.Client:
 
 def _lag(system: Headrace, url: str) -> tuple[float, float]:
     """The number of timers that a process has run, and of those that were later than `LIMIT_S`."""
-    text = httpx.get(url, headers=system.headers, timeout=60).raise_for_status().text
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    timers = sum(sample.value for sample in samples if sample.name == f"{LAG}_count")
-    in_time = sum(
-        sample.value for sample in samples if sample.name == f"{LAG}_bucket" and float(sample.labels["le"]) == LIMIT_S
-    )
-    return timers, timers - in_time
+    lags = loop_lags(url, system.headers)
+    return lags[math.inf], lags[math.inf] - lags[LIMIT_S]
