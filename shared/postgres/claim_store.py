@@ -206,22 +206,30 @@ class ClaimStore(JobRowStore):
         )
         return await self._changes(statement)
 
-    async def defer(self, job_id: str, attempt: int, delay_s: float) -> bool:
-        """Put a job that this attempt owns back into the queue for at least `delay_s` seconds, as if it had not run.
+    async def defer(
+        self, job_id: str, attempt: int, delay_s: float, *, tokens: int = 0, first_token_at: datetime | None = None
+    ) -> bool:
+        """Put a job that this attempt owns back into the queue for at least `delay_s` seconds.
 
-        Only the number of the attempt remains, so that later writes of this one are fenced. False: as in `requeue`.
+        Without output, it is as if the attempt had not run: only its number remains, so that its later writes are
+        fenced. With output, whose first token came at `first_token_at`, it is in the job's history. False: as in
+        `requeue`.
         """
         now = func.clock_timestamp()
+        values: dict[Any, Any] = {
+            **_UNCLAIMED,
+            JobRow.deferred_since: func.coalesce(JobRow.deferred_since, now),
+        }
+        if first_token_at is not None:
+            values = {
+                **requeued(tokens, AttemptOutcome.DEFERRED),
+                JobRow.first_token_at: func.coalesce(JobRow.first_token_at, first_token_at),
+                JobRow.deferred_since: now,
+            }
         statement = (
             update(JobRow)
             .where(owned(job_id, attempt, self._worker), JobRow.status == JobStatus.IN_PROGRESS.value)
-            .values(
-                {
-                    **_UNCLAIMED,
-                    JobRow.not_before: now + seconds(delay_s),
-                    JobRow.deferred_since: func.coalesce(JobRow.deferred_since, now),
-                }
-            )
+            .values({**values, JobRow.not_before: now + seconds(delay_s)})
         )
         return await self._changes(statement)
 

@@ -213,12 +213,12 @@ class JobAttempt:
             self._earlier_tokens = self._transcript.tokens_by_attempt
             if not events:
                 if len(job.attempts) > 1:  # not only deferred ones: the log is lost, with its output and its readers
-                    self._restart()
+                    await self._restart()
             elif not (self._transcript.empty or self._complete):
                 mode = self._context.engine.resume_mode(job.request, self._prior)
                 self._stuck = mode is Resume.NONE and await self._shown()
                 if mode <= Resume.RESTART and not self._stuck:
-                    self._restart()
+                    await self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
         log.event(EventType.STARTED, started | {"fingerprint": self._context.engine.fingerprint})
         logger.info(
@@ -244,8 +244,10 @@ class JobAttempt:
         """Whether a reader may have seen the output so far."""
         return await self._retry(lambda: self._context.logs.shown(self.job.id), "log")
 
-    def _restart(self) -> None:
-        """Discard the output so far, here and at the readers."""
+    async def _restart(self) -> None:
+        """Discard the output so far, here and at the readers, and the upstream's request that generates it."""
+        if self._transcript.upstream is not None:
+            await self._cancel_upstream(self._transcript.upstream)
         self._transcript.clear()
         self._prior_tokens = 0
         self._log.discard_pending()
@@ -294,7 +296,7 @@ class JobAttempt:
         except CannotContinue:
             if await self._shown():
                 raise
-            self._restart()
+            await self._restart()
             await self._relay(NO_PRIOR, compiled)
 
     async def _relay(self, prior: Prior, compiled: Callable[[], None]) -> None:
@@ -310,7 +312,7 @@ class JobAttempt:
                     case Usage():
                         self._reported_usage = item
                     case Restarted():
-                        self._restart()
+                        await self._restart()
                     case UpstreamState():
                         self._transcript.upstream = item
                         self._log.upstream(item)
@@ -368,7 +370,7 @@ class JobAttempt:
             return await self._requeue(AttemptOutcome.HANDED_BACK)
         if self.interrupt_reason is InterruptReason.CLAIM_LOST:
             return None
-        if isinstance(error, UpstreamBusy) and self._first_token_at is None:
+        if isinstance(error, UpstreamBusy) and (self._first_token_at is None or self._transcript.upstream is not None):
             return await self._defer(error)
         requeue_outcome = _REQUEUE_OUTCOMES.get(self.interrupt_reason) if self.interrupt_reason is not None else None
         if cancelled and requeue_outcome is not None:
@@ -469,20 +471,26 @@ class JobAttempt:
         return None
 
     async def _defer(self, busy: UpstreamBusy) -> JobStatus | None:
-        """Return the job to the queue for a while, as if it had not run; if it cannot wait, it fails.
+        """Return the job to the queue for a while, without output as if it had not run; if it cannot wait, it fails.
 
-        The message is sent again from here. If this worker dies meanwhile, redelivery finds the job.
+        If it has output, the upstream runs its request on, and the next attempt resumes that. The message is sent again from here. If this worker dies meanwhile, redelivery finds the job.
         """
         job, context = self.job, self._context
-        delay_s = deferral_s(job, busy, self._database_now())
+        delay_s = deferral_s(job, busy, self._database_now(), begun=self._first_token_at is not None)
         if delay_s is None:
             return await self._end(*self._status(busy))
         self._log.seal()
         context.log_writer.schedule(self._log)
-        if not await self._retry(lambda: context.store.defer(job.id, job.attempt, delay_s), "row"):
+        deferred = await self._retry(
+            lambda: context.store.defer(
+                job.id, job.attempt, delay_s, tokens=self._tokens, first_token_at=self._first_token_at
+            ),
+            "row",
+        )
+        if not deferred:
             return await self._end(JobStatus.CANCELLED, CANCELLED)
         self._metrics.deferred(busy.reason)
-        self._trace.ended(self._database_now(), AttemptOutcome.DEFERRED, 0, 0)
+        self._trace.ended(self._database_now(), AttemptOutcome.DEFERRED, self._prompt.prompt_tokens, self._tokens)
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s deferred for %.1f s: %s",
             job.id, job.model, job.attempt, context.worker, job.request_context.request_id, delay_s, busy.reason,

@@ -276,12 +276,12 @@ class UpstreamEngine(ABC):
                     tried.clear()
                     endpoint = self._endpoints.choose()
                 limited = failure.reason is BusyReason.RATE_LIMIT
-                if limited:
+                if limited and not of_key:
                     self.gate.limited(failure.retry_after_s)
-                elif is_refused or not reply.begun:
+                elif of_key or not reply.begun:
                     reason = failure.reason
-                    what = failure.details if is_refused or reason is BusyReason.SERVER_ERROR else reason.value
-                    by_request = not is_refused and reason is not BusyReason.UNREACHABLE
+                    what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
+                    by_request = not of_key and reason is not BusyReason.UNREACHABLE
                     self.gate.failed(_job_id(request_id), what, by_request=by_request)
                 delay_s = backoff_s(failures, failure.retry_after_s, limited=limited and call is None)
                 retries = self._options.max_retries
