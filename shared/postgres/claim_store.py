@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import UnreadableRow
+from shared.domain.events import UpstreamState
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, OpenBreaker, WorkerState
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
@@ -35,6 +36,7 @@ from shared.postgres.job_statements import (
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import seconds
 from shared.postgres.tables import JobRow, WorkerRow
+from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,7 @@ class ClaimStore(JobRowStore):
         self._model = model
         self._claims = GroupCommit(self._claim)
         self._suspect_claims = GroupCommit(self._claim_suspects)
+        self._cancellations = UpstreamCancellations(engine)
         self._results = GroupCommit(self._finish, weigh=lambda record: len(record["output"]) + len(record["log"]))
 
     async def claim(self, job_id: str, *, suspects: bool = True) -> Job | None:
@@ -232,6 +235,18 @@ class ClaimStore(JobRowStore):
             .values({**values, JobRow.not_before: now + seconds(delay_s)})
         )
         return await self._changes(statement)
+
+    async def add_cancellation(self, job_id: str, model: str, state: UpstreamState) -> None:
+        """Note that the upstream's request of a job that starts again is to be cancelled."""
+        await self._cancellations.add(job_id, model, state)
+
+    async def due_cancellations(self, limit: int) -> list[Cancellation]:
+        """Return requests of this worker's model that are to be cancelled now: see `UpstreamCancellations.due`."""
+        return await self._cancellations.due(self._model, limit)
+
+    async def remove_cancellations(self, ids: Sequence[int]) -> None:
+        """Remove requests that were cancelled."""
+        await self._cancellations.remove(ids)
 
     async def release_claim(self, job_id: str, attempt: int) -> None:
         """Mark a running job as lost with its worker, although this worker is alive."""

@@ -184,4 +184,7 @@ class Engine(ManagedEngine, Protocol):
         """
 
     async def cancel(self, state: UpstreamState) -> None:
-        """Tell the upstream to stop a request, because its job has ended. A failure is logged, not raised."""
+        """Tell the upstream to stop a request, because nothing will resume it. Returns if it does not run any more.
+
+        The state of another engine's request is ignored. Raises any exception if it may succeed later.
+        """

@@ -40,13 +40,12 @@ from workers.execution.compilations import Compilations
 from workers.execution.deferral import deferral_s, timer_s
 from workers.execution.job_metrics import JobMetrics
 from workers.execution.log_writer import LogBuffer, LogWriter
+from workers.execution.upstream_cancellation import cancel_requests
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RETRY_S = (0.1, 2.0)
-# Longest wait for an upstream to confirm that it cancels a request.
-CANCEL_S = 5.0
 
 
 class InterruptReason(StrEnum):
@@ -246,8 +245,10 @@ class JobAttempt:
 
     async def _restart(self) -> None:
         """Discard the output so far, here and at the readers, and the upstream's request that generates it."""
-        if self._transcript.upstream is not None:
-            await self._cancel_upstream(self._transcript.upstream)
+        if (upstream := self._transcript.upstream) is not None:
+            job, store = self.job, self._context.store
+            await self._retry(lambda: store.add_cancellation(job.id, job.model, upstream), "row")
+            await self._cancel_upstreams()
         self._transcript.clear()
         self._prior_tokens = 0
         self._log.discard_pending()
@@ -414,6 +415,7 @@ class JobAttempt:
             finished_at=self._database_now(),
             outcome=outcome,
             tokens={**self._earlier_tokens, job.attempt: self._tokens},
+            upstream=self._transcript.upstream,
         )
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
@@ -431,17 +433,19 @@ class JobAttempt:
             usage.prompt_tokens, usage.completion_tokens,
             round((result.finished_at - job.created_at).total_seconds() * 1000),
         )  # fmt: skip
-        if not status.succeeded and self._transcript.upstream is not None:
-            await self._cancel_upstream(self._transcript.upstream)
+        if result.upstream is not None:
+            await self._cancel_upstreams()
         return status
 
-    async def _cancel_upstream(self, state: UpstreamState) -> None:
-        """Tell the upstream to stop a request that nothing will resume."""
+    async def _cancel_upstreams(self) -> None:
+        """Cancel the upstream's request that nothing will resume. If that fails, it is tried again later."""
+        context = self._context
         try:
-            async with asyncio.timeout(CANCEL_S):
-                await self._context.engine.cancel(state)
+            await cancel_requests(context.store, context.engine, context.metrics)
         except Exception as error:
-            logger.warning("job=%s cannot cancel the upstream's request: %s", self.job.id, type(error).__name__)
+            if not is_outage(error):
+                raise
+            logger.warning("job=%s cannot cancel the upstream's request yet: %s", self.job.id, error)
 
     async def _requeue(self, outcome: AttemptOutcome, death: Verdict | None = None) -> JobStatus | None:
         """Return the job to the queue with its output so far; a job that is being cancelled ends instead."""
@@ -471,9 +475,11 @@ class JobAttempt:
         return None
 
     async def _defer(self, busy: UpstreamBusy) -> JobStatus | None:
-        """Return the job to the queue for a while, without output as if it had not run; if it cannot wait, it fails.
+        """Return the job to the queue for a while; if it cannot wait, it fails.
 
-        If it has output, the upstream runs its request on, and the next attempt resumes that. The message is sent again from here. If this worker dies meanwhile, redelivery finds the job.
+        Without output, it is as if the job had not run. If it has output, the upstream runs its request on, and the
+        next attempt resumes that. The message is sent again from here. If this worker dies meanwhile, redelivery finds
+        the job.
         """
         job, context = self.job, self._context
         delay_s = deferral_s(job, busy, self._database_now(), begun=self._first_token_at is not None)
