@@ -391,10 +391,24 @@ def test_summaries_are_paragraphs() -> None:
     assert parse(*numbered, reasoning=False)[1] == []
 
 
+@pytest.mark.parametrize(
+    ("details", "reason"),
+    [
+        ({"reason": "max_output_tokens"}, "length"),
+        ({"reason": "content_filter"}, "content_filter"),
+        ({"reason": "a_new_reason"}, "length"),
+        (None, "length"),
+    ],
+)
+def test_an_incomplete_response_does_not_pass_for_a_complete_one(details: Any, reason: str) -> None:
+    _, deltas = parse(text(1, "a"), ended("incomplete", output=[], incomplete_details=details))
+    assert choices_of(deltas)[0].finish_reason == reason
+
+
 def test_log_probabilities_and_refusals() -> None:
     logprobs = [{"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "b", "logprob": -1.0}]}]
     refusal = {"type": "response.refusal.delta", "sequence_number": 2, "delta": "No."}
-    _, deltas = parse(text(1, "a", logprobs=logprobs * 2), refusal, ended("incomplete", output=[]))
+    _, deltas = parse(text(1, "a", logprobs=logprobs * 2), refusal, ended(output=[]))
     assert [len(delta.logprobs) for delta in deltas] == [2, 0, 0]
     assert [delta.tokens for delta in deltas] == [2, 1, 0]
     choice = choices_of(deltas)[0]
