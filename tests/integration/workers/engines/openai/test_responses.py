@@ -305,6 +305,17 @@ async def test_the_whole_request(vendor: ResponsesVendor, engine: OpenAIEngine) 
     }
 
 
+async def test_parameters_of_the_provider_add_to_those_of_the_request(
+    vendor: ResponsesVendor, engine: OpenAIEngine
+) -> None:
+    schema = StructuredOutputs(json_schema={"type": "object"})
+    extra = {"text": {"verbosity": "low", "format": {"type": "text"}}, "truncation": "auto"}
+    await run(engine, request=ASK.model_copy(update={"extra_body": extra, "structured_outputs": schema}))
+    body = vendor.seen[0].body
+    assert body["truncation"] == "auto"
+    assert (body["text"]["verbosity"], body["text"]["format"]["type"]) == ("low", "json_schema")
+
+
 async def test_a_model_that_does_not_reason(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
     """It refuses the request for encrypted reasoning, which is then left out for good."""
     vendor.scripts = [Script(status=400, message="include: Encrypted content is not supported with this model.")]
