@@ -60,7 +60,8 @@ class OpenAIModel(UpstreamModel):
         if not isinstance(options, dict):
             return data
         # Responses has one name for the limit.
-        defaults = {} if data.get("api") == "responses" else {"max_tokens_field": preset.max_tokens_field}
+        is_chat = data.get("api") != "responses"
+        defaults: dict[str, Any] = {"max_tokens_field": preset.max_tokens_field} if is_chat else {}
         if preset.base_url is not None and options.get("endpoints") is None:
             defaults["base_url"] = preset.base_url
         return {**data, "options": {**defaults, **options}}

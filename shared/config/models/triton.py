@@ -156,9 +156,9 @@ class TritonModel(UpstreamModel):
         for name in inputs:
             if inputs.count(name) > 1:
                 raise contradiction("options.parameters", f"the input {name} would be set twice")
-        for name in (options.text_input, convention.sampling_parameters):
-            if name in options.inputs:
-                raise without_effect(f"options.inputs.{name}", "because each request sets it")
+        for fixed in (options.text_input, convention.sampling_parameters):
+            if fixed in options.inputs:
+                raise without_effect(f"options.inputs.{fixed}", "because each request sets it")
         return self
 
     @property
