@@ -50,6 +50,7 @@ class ReplicateVendor(Vendor):
     tools: ClassVar[bool] = False
     reasoning: ClassVar[bool] = False
     structure: ClassVar[bool] = False
+    filters: ClassVar[bool] = False
     resumes: ClassVar[bool] = True
 
     def __init__(self) -> None:

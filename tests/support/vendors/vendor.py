@@ -53,6 +53,8 @@ class Vendor(ABC):
     usage: ClassVar[bool] = True
     structure: ClassVar[bool] = True
     stops: ClassVar[bool] = True
+    # Whether the provider may end an answer with its filter.
+    filters: ClassVar[bool] = True
     # Whether an answer whose connection broke is continued by the same engine.
     resumes: ClassVar[bool] = False
     # Whether errors are reported in an answer that has begun.
