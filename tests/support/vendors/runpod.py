@@ -49,6 +49,7 @@ class RunpodVendor(Vendor):
     """RunPod's API. Attributes change how it treats all jobs; a test sets them before it begins."""
 
     resumes: ClassVar[bool] = True
+    polled: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from shared.config.models.loader import ModelSpec
 from tests.support.vendors.script import Script
@@ -55,6 +56,8 @@ class Vendor(ABC):
     stops: ClassVar[bool] = True
     # Whether an answer whose connection broke is continued by the same engine.
     resumes: ClassVar[bool] = False
+    # Whether an answer whose stream is silent is read by other requests.
+    polled: ClassVar[bool] = False
     # Whether errors are reported in an answer that has begun.
     reports_errors: ClassVar[bool] = True
 
@@ -68,8 +71,10 @@ class Vendor(ABC):
         self.url = ""
         # Turns of the event loop after each frame, in which a client of this process can read it alone.
         self.turns = 0
-        # Where redirects lead.
-        self.elsewhere = "http://elsewhere.invalid/v1"
+        # The origin that redirects lead to: the same path there.
+        self.elsewhere = "http://elsewhere.invalid"
+        # All requests, also those to paths that the vendor's API does not have.
+        self.requests = 0
 
     @abstractmethod
     def routes(self) -> Iterable[web.RouteDef]:
@@ -114,7 +119,7 @@ class Vendor(ABC):
             return None
         headers = {} if script.retry_after is None else {"Retry-After": script.retry_after}
         if 300 <= script.status < 400:
-            return web.Response(status=script.status, headers={"Location": self.elsewhere})
+            return web.Response(status=script.status, headers={"Location": f"{self.elsewhere}{self.seen[-1].path}"})
         body = orjson.dumps(self.error(script))
         return web.Response(status=script.status, body=body, content_type="application/json", headers=headers)
 
@@ -158,10 +163,15 @@ class Vendor(ABC):
             await response.write(frame[position : position + 1])
             await asyncio.sleep(0)
 
+    @web.middleware
+    async def _arrival(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.requests += 1
+        return await handler(request)
+
     @asynccontextmanager
     async def serve(self, port: int = 0) -> AsyncIterator[Self]:
         """Listen on 127.0.0.1; port 0 selects a free port."""
-        app = web.Application(client_max_size=1 << 26)
+        app = web.Application(client_max_size=1 << 26, middlewares=[self._arrival])
         app.router.add_routes(self.routes())
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
