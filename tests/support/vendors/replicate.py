@@ -51,6 +51,7 @@ class ReplicateVendor(Vendor):
     reasoning: ClassVar[bool] = False
     structure: ClassVar[bool] = False
     resumes: ClassVar[bool] = True
+    raw_prompts = True
     polled: ClassVar[bool] = True
 
     def __init__(self) -> None:

@@ -13,12 +13,13 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from shared.config.models.capabilities import Modality
 from shared.config.models.loader import ModelSpec
 from tests.support.vendors.script import Script
 
-# The name of the variable with the key, and the key.
+# The name of the variable with the key, and the key: an id and a secret, for vendors that want both.
 KEY_ENV = "VENDOR_API_KEY"
-KEY = "sk-vendor-0123456789abcdef"
+KEY = "sk-vendor-0123:456789abcdef"
 PAGE = "<html><head><title>502 Bad Gateway</title></head><body>proxy-17.internal</body></html>"
 
 
@@ -54,6 +55,11 @@ class Vendor(ABC):
     usage: ClassVar[bool] = True
     structure: ClassVar[bool] = True
     stops: ClassVar[bool] = True
+    # Prompts without a conversation, and images and files in messages.
+    raw_prompts: ClassVar[bool] = False
+    modalities: ClassVar[tuple[Modality, ...]] = ()
+    # Whether it says that an answer has reached its limit.
+    reports_limit: ClassVar[bool] = True
     # Whether an answer whose connection broke is continued by the same engine.
     resumes: ClassVar[bool] = False
     # Whether an answer whose stream is silent is read by other requests.
@@ -95,6 +101,14 @@ class Vendor(ABC):
     def schema_of(self, body: Any) -> Any:
         """The JSON Schema of the answer in the body of a request."""
         raise NotImplementedError
+
+    def media_of(self, body: Any) -> list[str]:
+        """The images and files in the body of a request, as URLs."""
+        raise NotImplementedError
+
+    def has_key(self, seen: Seen) -> bool:
+        """Whether a request has the key, in a header."""
+        return any(KEY in value for value in seen.headers.values())
 
     # For the stand-ins
 
