@@ -78,8 +78,8 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One generated answer. `finish_reason`: "stop", "length", "tool_calls", "content_filter" (its provider
-    refused to go on), or None if it was interrupted.
+    """One generated answer. `finish_reason`: "stop", "length", "tool_calls", "content_filter" (a filter of
+    its provider ended it), or None if it was interrupted.
 
     `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
     token, in the stored form (`shared.domain.logprobs`); only the first choice has `prompt_logprobs`.

@@ -25,6 +25,7 @@ from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
 from tests.support.vendors.anthropic import AnthropicVendor
 from tests.support.vendors.catalog import ALL, VENDORS
+from tests.support.vendors.openai import OpenAIVendor
 from tests.support.vendors.presets import ModalVendor
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY as VENDOR_KEY
@@ -369,6 +370,33 @@ async def test_parameters_of_vllm(client: httpx.AsyncClient, name: str, path: st
     (seen,) = vendor.seen
     assert (seen.path, seen.body["prompt"]) == (f"{path}/completions", [1, 2])
     assert (seen.body["structured_outputs"], seen.body["top_k"]) == (structure, 3)
+
+
+async def test_an_answer_that_a_filter_ended(
+    client: httpx.AsyncClient, sdk: openai.AsyncOpenAI, claude: anthropic.AsyncAnthropic, stack: Stack
+) -> None:
+    """It is incomplete in every dialect, streamed and as a whole."""
+    async with OpenAIVendor().serve(PORTS["openai"]) as vendor:
+        vendor.default = Script(finish="content_filter")
+        job = await client.post("/v1/jobs", json={"model": "openai", "messages": MESSAGES, "max_tokens": 50})
+        done = await wait_for_end(client, job.json()["id"])
+        assert (done["status"], done["output"][0]["finish_reason"]) == ("incomplete", "content_filter")
+
+        chat = await sdk.chat.completions.create(model="openai", messages=MESSAGES, max_tokens=50)
+        assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == ("Hi there", "content_filter")
+        chunks = await sdk.chat.completions.create(model="openai", messages=MESSAGES, max_tokens=50, stream=True)
+        assert [chunk.choices[0].finish_reason async for chunk in chunks][-1] == "content_filter"
+
+        response = await sdk.responses.create(model="openai", input="Hello", max_output_tokens=50)
+        assert response.incomplete_details is not None
+        assert (response.status, response.incomplete_details.reason) == ("incomplete", "content_filter")
+        events = await sdk.responses.create(model="openai", input="Hello", max_output_tokens=50, stream=True)
+        assert [event.type async for event in events][-1] == "response.incomplete"
+
+        message = await claude.messages.create(model="openai", messages=MESSAGES, max_tokens=50)
+        assert message.stop_reason == "refusal"
+        async with claude.messages.stream(model="openai", messages=MESSAGES, max_tokens=50) as stream:
+            assert (await stream.get_final_message()).stop_reason == "refusal"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from shared.config.models.anthropic import AnthropicModel
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY_ENV, Vendor, pieces
 
-_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 _ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -220,8 +220,9 @@ class ResponsesVendor(Vendor):
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
-        if script.finish == "length":
-            await self._end(stored, "incomplete", incomplete_details={"reason": "max_output_tokens"})
+        reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
+        if script.finish in reasons:
+            await self._end(stored, "incomplete", incomplete_details={"reason": reasons[script.finish]})
         else:
             await self._end(stored, "completed")
 

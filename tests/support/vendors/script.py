@@ -29,7 +29,7 @@ class Script:
     text: tuple[str, ...] = ("Hi ", "there")
     reasoning: tuple[str, ...] = ()
     calls: tuple[ToolCall, ...] = ()
-    finish: Literal["stop", "length", "tool_calls"] = "stop"
+    finish: Literal["stop", "length", "tool_calls", "content_filter"] = "stop"
     usage: Usage = USAGE
     status: int = 200
     message: str = "the reason"

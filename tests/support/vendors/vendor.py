@@ -60,6 +60,8 @@ class Vendor(ABC):
     modalities: ClassVar[tuple[Modality, ...]] = ()
     # Whether it says that an answer has reached its limit.
     reports_limit: ClassVar[bool] = True
+    # Whether the provider may end an answer with its filter.
+    filters: ClassVar[bool] = True
     # Whether an answer whose connection broke is continued by the same engine.
     resumes: ClassVar[bool] = False
     # Whether an answer whose stream is silent is read by other requests.

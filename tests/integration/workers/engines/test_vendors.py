@@ -128,6 +128,14 @@ async def test_an_answer_that_reached_its_limit_is_incomplete(vendor: Vendor, en
     assert choice.finish_reason == "length"
 
 
+async def test_an_answer_that_a_filter_ended_is_incomplete(vendor: Vendor, engine: UpstreamEngine) -> None:
+    if not vendor.filters:
+        pytest.skip("this API has no filter")
+    vendor.scripts = [Script(finish="content_filter")]
+    choice, _ = await run(engine)
+    assert (choice.text, choice.finish_reason) == ("Hi there", "content_filter")
+
+
 async def test_reasoning_is_kept_apart(vendor: Vendor, engine: UpstreamEngine) -> None:
     if not vendor.reasoning:
         pytest.skip("this API has no reasoning")
