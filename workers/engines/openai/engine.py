@@ -57,7 +57,7 @@ class OpenAIEngine(UpstreamEngine):
 
     async def cancel(self, state: UpstreamState) -> None:
         if self._api == "responses":
-            await self.send_alone(responses.cancel_call(state, self._query), state)
+            await self.send_cancel(responses.cancel_call(state, self._query), state)
 
     async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
         if self._api == "responses":
