@@ -27,6 +27,8 @@ class TritonVendor(Vendor):
 
     tools = False
     reasoning = False
+    raw_prompts = True
+    filters = False
 
     def __init__(self) -> None:
         super().__init__()

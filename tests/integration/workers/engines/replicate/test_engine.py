@@ -82,7 +82,7 @@ async def failure(vendor: ReplicateVendor, answer: Answer | None = None, **optio
     ],
 )
 async def test_routes(vendor: ReplicateVendor, target: dict[str, str], path: str, version: str | None) -> None:
-    entry = vendor.spec(cancel_after_s=60).model_dump(exclude_none=True) | {"model": None, **target}
+    entry = vendor.spec(cancel_after_s=60).model_dump(exclude_unset=True) | {"model": None, **target}
     async with started(ReplicateModel.model_validate(entry)) as engine:
         await Answer().take(engine)
     create = vendor.seen[0]
