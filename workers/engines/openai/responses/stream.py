@@ -257,8 +257,8 @@ class ResponseParser:
         output = [item for item in response.get("output") or () if isinstance(item, Mapping)]
         yield from self._rest(output, is_cut=status == "incomplete")
         details = response.get("incomplete_details") or {}
-        if status == "incomplete" and details.get("reason") in ("max_output_tokens", "max_tokens"):
-            self._reason = "length"
+        if status == "incomplete":
+            self._reason = "content_filter" if details.get("reason") == "content_filter" else "length"
         else:
             self._reason = "tool_calls" if self._calls else "stop"
         self._part.finish_reason = self._reason

@@ -305,6 +305,17 @@ async def test_the_whole_request(vendor: ResponsesVendor, engine: OpenAIEngine) 
     }
 
 
+async def test_parameters_of_the_provider_add_to_those_of_the_request(
+    vendor: ResponsesVendor, engine: OpenAIEngine
+) -> None:
+    schema = StructuredOutputs(json_schema={"type": "object"})
+    extra = {"text": {"verbosity": "low", "format": {"type": "text"}}, "truncation": "auto"}
+    await run(engine, request=ASK.model_copy(update={"extra_body": extra, "structured_outputs": schema}))
+    body = vendor.seen[0].body
+    assert body["truncation"] == "auto"
+    assert (body["text"]["verbosity"], body["text"]["format"]["type"]) == ("low", "json_schema")
+
+
 async def test_a_model_that_does_not_reason(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
     """It refuses the request for encrypted reasoning, which is then left out for good."""
     vendor.scripts = [Script(status=400, message="include: Encrypted content is not supported with this model.")]
@@ -441,10 +452,24 @@ def test_summaries_are_paragraphs() -> None:
     assert parse(*numbered, reasoning=False)[1] == []
 
 
+@pytest.mark.parametrize(
+    ("details", "reason"),
+    [
+        ({"reason": "max_output_tokens"}, "length"),
+        ({"reason": "content_filter"}, "content_filter"),
+        ({"reason": "a_new_reason"}, "length"),
+        (None, "length"),
+    ],
+)
+def test_an_incomplete_response_does_not_pass_for_a_complete_one(details: Any, reason: str) -> None:
+    _, deltas = parse(text(1, "a"), ended("incomplete", output=[], incomplete_details=details))
+    assert choices_of(deltas)[0].finish_reason == reason
+
+
 def test_log_probabilities_and_refusals() -> None:
     logprobs = [{"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "b", "logprob": -1.0}]}]
     refusal = {"type": "response.refusal.delta", "sequence_number": 2, "delta": "No."}
-    _, deltas = parse(text(1, "a", logprobs=logprobs * 2), refusal, ended("incomplete", output=[]))
+    _, deltas = parse(text(1, "a", logprobs=logprobs * 2), refusal, ended(output=[]))
     assert [len(delta.logprobs) for delta in deltas] == [2, 0, 0]
     assert [delta.tokens for delta in deltas] == [2, 1, 0]
     choice = choices_of(deltas)[0]
