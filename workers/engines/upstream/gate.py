@@ -133,9 +133,9 @@ class UpstreamGate:
         the worker drains.
         """
         if not self._line and not self._refuses and not self._wait_s():
-            passage = self._admit()
+            admitted = self._admit()
             self._update()
-            return passage
+            return admitted
         waiter: asyncio.Future[Passage | None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._line, (priority, next(self._arrivals), waiter))
         self._update()
