@@ -475,3 +475,20 @@ def test_common_options_of_relayed_models_take_effect(name: str) -> None:
     else:
         with pytest.raises(ValueError, match="modalities"):
             type(model).model_validate(entry)
+
+
+@pytest.mark.parametrize(
+    ("limits", "slots"),
+    [
+        ({}, 256),
+        ({"max_concurrency": 8}, 8),
+        ({"slots": 4, "max_concurrency": 8}, 4),
+        ({"slots": 16, "max_concurrency": 8}, 8),
+    ],
+)
+def test_max_concurrency_lowers_the_slots(limits: dict[str, int], slots: int) -> None:
+    options = {"base_url": "http://127.0.0.1:1", **{name: limits[name] for name in limits if name != "slots"}}
+    entry = {"name": "m", "engine": "openai", "model": "theirs", "options": options}
+    if "slots" in limits:
+        entry["slots"] = limits["slots"]
+    assert OpenAIModel.model_validate(entry).slots == slots
