@@ -182,7 +182,10 @@ class TritonModel(UpstreamModel):
             sampling |= _VLLM_SAMPLING
         elif not self.convention.stops:
             sampling.add("include_stop_str_in_output")
+        takes_vllms = self.convention.sampling_parameters is not None
         return Capabilities(
+            names=True,
+            max_tokens=takes_vllms or "max_tokens" in self.parameters,
             conversations=options.chat_template is not None or options.tokenizer is not None,
             raw_prompts=True,
             cancel=True,
