@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from api.anthropic.schemas import CountTokensRequest
 from shared.domain.errors import InvalidRequest
-from shared.domain.job import Failure
+from shared.domain.job import Failure, JobSummary
 
 # A job's parameters that have other names in the Messages API.
 _NAMES = {
@@ -24,9 +24,9 @@ def rename_param(body: CountTokensRequest, error: InvalidRequest) -> InvalidRequ
     return error.renamed(_names(body))
 
 
-def rename_failure(body: CountTokensRequest, failure: Failure) -> Failure:
+def rename_failure(_: JobSummary, failure: Failure) -> Failure:
     """Do the same in the failure of a job."""
-    return failure.renamed(_names(body))
+    return failure.renamed(_NAMES)
 
 
 def _names(body: CountTokensRequest) -> Mapping[str, str]:

@@ -102,7 +102,7 @@ async def messages(
         created=created,
         stream=stream if body.stream else None,
         body=response_body,
-        rename=lambda _, failure: rename_failure(body, failure),
+        rename=rename_failure,
     )
 
 
@@ -147,5 +147,5 @@ async def count_tokens(
         created=True,
         stream=None,
         body=response_body,
-        rename=lambda _, failure: rename_failure(body, failure),
+        rename=rename_failure,
     )

@@ -81,6 +81,10 @@ class AnthropicModel(UpstreamModel):
         return replace(claude_limits(self.model), **set_here)
 
     @property
+    def own_parameters(self) -> frozenset[str]:
+        return frozenset({"output_config", "output_format", "cache_control"})
+
+    @property
     def engine_capabilities(self) -> Capabilities:
         limits = self.limits
         sampling = {"stop"} | ({"temperature", "top_p", "top_k"} if limits.sampling else set())

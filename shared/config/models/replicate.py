@@ -100,6 +100,12 @@ class ReplicateModel(UpstreamModel):
         return self
 
     @property
+    def own_parameters(self) -> frozenset[str]:
+        inputs = self.options.input
+        names = {inputs.prompt, inputs.messages, *inputs.parameters.values(), *inputs.constants}
+        return frozenset(names | ({inputs.system_prompt} if inputs.system_prompt is not None else set()))
+
+    @property
     def engine_capabilities(self) -> Capabilities:
         inputs = self.options.input
         return Capabilities(

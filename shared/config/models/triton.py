@@ -156,6 +156,13 @@ class TritonModel(UpstreamModel):
         return frozenset(self.convention.guides if is_on else ())
 
     @property
+    def own_parameters(self) -> frozenset[str]:
+        convention, options = self.convention, self.options
+        names = {"guided_decoding_guide_type", "guided_decoding_guide", options.text_input, *options.inputs}
+        names |= {*convention.inputs, *self.parameters.values()}
+        return frozenset(names | ({convention.sampling_parameters} if convention.sampling_parameters else set()))
+
+    @property
     def tokenizer_folder(self) -> Path | None:
         name = self.options.tokenizer
         return Path(name).expanduser() if name is not None else None

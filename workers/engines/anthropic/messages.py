@@ -91,8 +91,8 @@ def _add(result: Conversation, message: Message, marks: list[CacheBreakpoint], *
         case "user":
             result.turn("user").blocks += _content(message.content, marks)
         case "tool":
-            block = _tool_result(message, marks) | ({"is_error": True} if is_error else {})
-            _insert_result(result.turn("user").blocks, block)
+            error = {"is_error": True} if is_error else {}
+            _insert_result(result.turn("user").blocks, _tool_result(message, marks) | error)
         case "assistant":
             if blocks := [block for item in message.in_order() if (block := _generated(item)) is not None]:
                 result.turn("assistant").blocks += _mark_end(blocks, marks)

@@ -67,7 +67,7 @@ class OpenAIEngine(UpstreamEngine):
                 raise CannotContinue
             request = continued_request(request, prior)
         body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
-        body = self._with_extra(body, request.extra_body or {})
+        body = _merged(request.extra_body or {}, body)
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
         return SingleCall(Call(path + self._query, body), self._parser(request, prior))
@@ -85,17 +85,8 @@ class OpenAIEngine(UpstreamEngine):
             reasoning=chat is None or chat.include_reasoning,
             provider=provider,
         )
-        return responses.ResponseExchange(
-            {**(request.extra_body or {}), **body, "model": self._upstream_model}, parser, self._query
-        )
-
-    def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-        """The body with the client's parameters of the provider, which may add members to an object of the preset's."""
-        changed = {**extra, **body}
-        for name, value in self._server.body.items():
-            if isinstance(value, dict) and isinstance(extra.get(name), dict):
-                changed[name] = {**value, **extra[name]}
-        return changed
+        body = _merged(request.extra_body or {}, body) | {"model": self._upstream_model}
+        return responses.ResponseExchange(body, parser, self._query)
 
     def _parser(self, request: GenerateRequest, prior: Prior) -> StreamParser:
         chat, server = request.chat, self._server
@@ -129,3 +120,12 @@ def _query(model: OpenAIModel) -> str:
     values = {name: getattr(model.options, option) for name, option in model.server.query.items()}
     query = urlencode({name: value for name, value in values.items() if value is not None})
     return f"?{query}" if query else ""
+
+
+def _merged(extra: Mapping[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """The body with the client's parameters of the provider, which may add members to its objects."""
+    merged = {**extra, **body}
+    for name, value in extra.items():
+        if isinstance(value, dict) and isinstance(body.get(name), dict):
+            merged[name] = {**value, **body[name]}
+    return merged
