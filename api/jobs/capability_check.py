@@ -103,7 +103,7 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
             yield Need("prompt", "prompts of token ids", lambda model: model.token_prompts)
     else:
         yield Need("messages", "conversations", lambda model: model.conversations)
-        yield from _names(request.messages)
+        yield from _names(request.messages or ())
     yield from _sampling(request)
     if request.structured_outputs is not None:
         for name, value in request.structured_outputs:
@@ -207,10 +207,13 @@ def _chat(chat: ChatOptions) -> Iterator[Need]:
         if name == "add_generation_prompt" and chat.continue_final_message:
             continue  # required with it
         if name == "reasoning_effort" and value == "none":
-            can = _has("chat_options", name)
-            yield Need(name, "this parameter", lambda model, can=can: model.never_reasons or can(model))
-            continue
-        yield Need(name, "this parameter", _has("chat_options", name))
+            yield Need(name, "this parameter", _turns_reasoning_off)
+        else:
+            yield Need(name, "this parameter", _has("chat_options", name))
+
+
+def _turns_reasoning_off(model: Capabilities) -> bool:
+    return model.never_reasons or "reasoning_effort" in model.chat_options
 
 
 _CHECKED_CHAT_OPTIONS = {"tools", "tool_choice", "continue_final_message", "include_reasoning"}
