@@ -57,7 +57,7 @@ class OpenAIEngine(UpstreamEngine):
 
     async def cancel(self, state: UpstreamState) -> None:
         if self._api == "responses":
-            await self.send_alone(responses.cancel_call(state, self._query), state)
+            await self.send_cancel(responses.cancel_call(state, self._query), state)
 
     async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
         if self._api == "responses":
@@ -67,7 +67,7 @@ class OpenAIEngine(UpstreamEngine):
                 raise CannotContinue
             request = continued_request(request, prior)
         body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
-        body = _merged(request.extra_body or {}, body)
+        body = _with_members(body, request.extra_body or {})
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
         return SingleCall(Call(path + self._query, body), self._parser(request, prior))
@@ -85,7 +85,7 @@ class OpenAIEngine(UpstreamEngine):
             reasoning=chat is None or chat.include_reasoning,
             provider=provider,
         )
-        body = _merged(request.extra_body or {}, body) | {"model": self._upstream_model}
+        body = {**_with_members(body, request.extra_body or {}), "model": self._upstream_model}
         return responses.ResponseExchange(body, parser, self._query)
 
     def _parser(self, request: GenerateRequest, prior: Prior) -> StreamParser:
@@ -115,17 +115,18 @@ class OpenAIEngine(UpstreamEngine):
         return responses.optional_parameters(body) if self._api == "responses" else optional_parameters(body)
 
 
-def _query(model: OpenAIModel) -> str:
-    """The query of each request, with a question mark; empty if there is none."""
-    values = {name: getattr(model.options, option) for name, option in model.server.query.items()}
-    query = urlencode({name: value for name, value in values.items() if value is not None})
-    return f"?{query}" if query else ""
-
-
-def _merged(extra: Mapping[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-    """The body with the client's parameters of the provider, which may add members to its objects."""
+def _with_members(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with the client's parameters of the provider. Of an object in both, such as `text`, the body's members
+    take precedence."""
     merged = {**extra, **body}
     for name, value in extra.items():
         if isinstance(value, dict) and isinstance(body.get(name), dict):
             merged[name] = {**value, **body[name]}
     return merged
+
+
+def _query(model: OpenAIModel) -> str:
+    """The query of each request, with a question mark; empty if there is none."""
+    values = {name: getattr(model.options, option) for name, option in model.server.query.items()}
+    query = urlencode({name: value for name, value in values.items() if value is not None})
+    return f"?{query}" if query else ""

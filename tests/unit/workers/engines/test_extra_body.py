@@ -51,7 +51,8 @@ def entries() -> list[dict[str, Any]]:
         {"engine": "openai", "preset": "openai", "api": "responses", "model": "m", "options": {}},
         *({"engine": "anthropic", "model": model} for model in ("claude-haiku-4-5", "claude-haiku-5-5")),
         *({**triton, "options": {**address, "backend": backend, "structured_outputs": True}}
-          for backend in ("vllm", "tensorrtllm", "llmapi")),
+          for backend in ("vllm", "tensorrtllm")),
+        {**triton, "options": {**address, "backend": "llmapi"}},
         {**triton, "options": {**address, "backend": "python", "text_input": "TEXT", "inputs": {"own": 1}}},
         replicate,
         {**replicate, "options": {"input": {"conversation": "messages", "system_prompt": "sys"}}},
