@@ -381,7 +381,7 @@ class JobAttempt:
     def _status(self, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
         if isinstance(error, InvalidRequest):
             return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message, error.param)
-        if isinstance(error, CannotContinue):
+        if isinstance(error, CannotContinue) and self.silent and self._prior_tokens:
             return JobStatus.FAILED, cannot_continue(self._prior_tokens)
         if isinstance(error, EngineError):
             return JobStatus.FAILED, Failure(error.code, error.message)
