@@ -508,6 +508,13 @@ class Metrics:
         self.upstream_retries = new.counter(
             "headrace_upstream_retries_total", "Retried upstream requests.", (MODEL,), WORKER
         )
+        self.upstream_resumed = new.counter(
+            "headrace_upstream_resumed_total",
+            "Times the answer of a request that an upstream ran on was resumed, after its connection or worker was"
+            " lost.",
+            (MODEL,),
+            WORKER,
+        )
         self.upstream_cancellations = new.counter(
             "headrace_upstream_cancellations_total",
             "Tries to cancel an upstream's request whose job has ended or starts again; failed ones are repeated for a"

@@ -104,6 +104,12 @@ def reported_error(body: ErrorBody, default_param: str) -> InvalidRequest | Tran
             return UpstreamError(text)
 
 
+def ended_early() -> TransientError:
+    """The error for a body that ended before its answer."""
+    text = "The upstream ended its answer too early."
+    return TransientError(text, "the body ended before the answer", reason=BusyReason.BROKEN)
+
+
 def connection_error(error: aiohttp.ClientError | TimeoutError) -> TransientError:
     """The error for a connection that failed. The exception's text may quote the answer, so most of it is dropped."""
     details = type(error).__name__

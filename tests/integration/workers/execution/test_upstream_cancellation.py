@@ -141,6 +141,17 @@ async def test_a_job_that_completes_cancels_nothing(
     assert await cancelled_by(workers("w")) == []
 
 
+async def test_a_request_that_takes_the_place_of_another(queued: Job, workers: Workers, logs: EventLog) -> None:
+    """The engine does not know the earlier one, for example because the model has moved to another provider."""
+    async with working("w", workers("w"), logs) as worker:
+        run, call = await worker.start(queued)
+        call.accept(STATE)
+        call.accept(UpstreamState("run_2"))
+        call.finish("stop")
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert await cancelled_by(workers("w")) == [STATE]
+
+
 async def test_a_worker_that_dies_while_it_cancels(
     queued: Job, terminator: JobTerminator, workers: Workers, database: AsyncEngine
 ) -> None:
