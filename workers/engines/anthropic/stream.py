@@ -23,7 +23,8 @@ from workers.engines.anthropic.usage import UsageReader
 from workers.engines.base import UpstreamError
 from workers.engines.upstream.error_body import error_of, is_error
 from workers.engines.upstream.errors import ErrorBody
-from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.sse import DONE, EventReader
+from workers.engines.upstream.stream_errors import STREAM_ERRORS, ReportedError, stream_failure
 
 # https://platform.claude.com/docs/en/build-with-claude/handling-stop-reasons; any other reason becomes "stop".
 FINISH_REASONS = {
@@ -36,7 +37,6 @@ FINISH_REASONS = {
     "refusal": "content_filter",
 }
 NOT_A_STREAM = "The upstream sent something that is not Anthropic's stream."
-TOO_LARGE = "The upstream sent too much in one event: at most 2 MiB are read at once."
 # The order in which readers of a delta present its parts.
 _REASONING, _TEXT, _CALLS, _OPAQUE = range(4)
 
@@ -99,12 +99,8 @@ class StreamParser:
                     self._event(value, parts)
                 if self.done:
                     break
-        except _Failed as failed:
-            self.failure, self.done = failed.error, True
-        except EventTooLarge:
-            self.failure, self.done = UpstreamError(TOO_LARGE), True
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
+        except STREAM_ERRORS as error:
+            self.failure, self.done = stream_failure(error, NOT_A_STREAM), True
         if (at_end or self.done) and self._reason is not None and not self._ended:
             self._end_message(parts)
         for part in parts:
@@ -134,7 +130,7 @@ class StreamParser:
                 self._whole(event, parts)
             case _:
                 if event.get("error") or is_error(event):
-                    raise _Failed(error_of(event))
+                    raise ReportedError(error_of(event))
 
     def _whole(self, message: dict[str, Any], parts: list[_Part]) -> None:
         self._usage.add(message.get("usage"))
@@ -228,14 +224,6 @@ class StreamParser:
         unique = call_id if call_id and call_id not in self._ids else f"toolu_{uuid4().hex[:24]}"
         self._ids.add(unique)
         return unique
-
-
-class _Failed(Exception):
-    """The upstream reported an error."""
-
-    def __init__(self, error: ErrorBody) -> None:
-        super().__init__()
-        self.error = error
 
 
 # The blocks of deltas whose start was lost. A tool call without its name is of no use.

@@ -19,7 +19,8 @@ from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.tool_calls import ToolCalls
 from workers.engines.upstream.error_body import error_of, is_error
 from workers.engines.upstream.errors import ErrorBody
-from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.sse import DONE, EventReader
+from workers.engines.upstream.stream_errors import STREAM_ERRORS, ReportedError, stream_failure
 from workers.engines.upstream.usage import UsageReader
 
 # A delta has at most so many log probabilities, so that a large chunk is not converted in one step.
@@ -134,12 +135,8 @@ class StreamParser:
                 elif value is not None:
                     for chunk in value if isinstance(value, list) and value else (value,):
                         self._chunk(chunk, parts)
-        except _Failed as failed:
-            self.failure, self.done = failed.error, True
-        except EventTooLarge:
-            self.failure, self.done = UpstreamError(TOO_LARGE), True
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
+        except STREAM_ERRORS as error:
+            self.failure, self.done = stream_failure(error, NOT_A_STREAM, TOO_LARGE), True
         if at_end or self.done:
             self._close_finished(parts)
         for index, part in parts.items():
@@ -162,13 +159,13 @@ class StreamParser:
 
     def _chunk(self, chunk: Any, parts: dict[int, _Part]) -> None:
         if error := chunk.get("error"):
-            raise _Failed(error_of(chunk if isinstance(error, str) else error))
+            raise ReportedError(error_of(chunk if isinstance(error, str) else error))
         if usage := chunk.get("usage"):
             self._usage.add(usage)
         choices = chunk.get("choices")
         if not choices:
             if is_error(chunk):
-                raise _Failed(error_of(chunk))
+                raise ReportedError(error_of(chunk))
             return
         for position, choice in enumerate((choices,) if isinstance(choices, dict) else choices):
             index = choice.get("index")
@@ -216,7 +213,7 @@ class StreamParser:
                         self._usage.add(usage)
                 reason = str(reason).lower()
                 if reason in INTERRUPTED:
-                    raise _Failed(error_of(choice) if choice.get("error") else ErrorBody(""))
+                    raise ReportedError(error_of(choice) if choice.get("error") else ErrorBody(""))
                 if reason not in UNFINISHED:
                     self._resumed.discard(index)
                     kind, _, _ = reason.partition(":")
@@ -265,14 +262,6 @@ class StreamParser:
                 part.opaque += reader.close()
             part.reason, part.stop_reason = reason, stop_reason
             self._open.discard(index)
-
-
-class _Failed(Exception):
-    """The upstream reported an error."""
-
-    def __init__(self, error: ErrorBody) -> None:
-        super().__init__()
-        self.error = error
 
 
 class _Part:
