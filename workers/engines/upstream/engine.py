@@ -268,6 +268,7 @@ class UpstreamEngine(ABC):
         self._metrics.upstream_requests.labels(self._label, str(status)).inc()
         if 200 <= status < 300:
             self._refused.remember(job.replacements)
+            job.exchange.accepted(parameters)
             if job.runs_on:
                 self._answered(job)
             if job.resumes:
@@ -314,12 +315,13 @@ class UpstreamEngine(ABC):
 
     def _emitted(self, job: JobRequests, item: Delta | UpstreamState) -> Delta | UpstreamState:
         """Record output, and mark the state of a run with its API and endpoint."""
-        job.finished_at, job.failures = 0.0, 0
+        job.finished_at = 0.0
         if not job.answered:
             self._answered(job)
         if isinstance(item, UpstreamState):
             job.runs_on = True
             return self._endpoints.mark(replace(item, data={**item.data, _API: self.run_api}), job.endpoint)
+        job.failures = 0
         if job.exchange.repeats:
             job.limit.emitted(item)
         return item
