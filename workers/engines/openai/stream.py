@@ -17,7 +17,7 @@ from workers.engines.base import UpstreamError
 from workers.engines.openai.logprobs import entries
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.tool_calls import ToolCalls
-from workers.engines.upstream.error_body import error_of, is_error
+from workers.engines.upstream.error_body import error_of, is_error, is_error_document
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
 from workers.engines.upstream.usage import UsageReader
@@ -167,7 +167,7 @@ class StreamParser:
             self._usage.add(usage)
         choices = chunk.get("choices")
         if not choices:
-            if is_error(chunk):
+            if is_error(chunk) or (self._events.bare and is_error_document(chunk)):
                 raise _Failed(error_of(chunk))
             return
         for position, choice in enumerate((choices,) if isinstance(choices, dict) else choices):
