@@ -192,6 +192,11 @@ def is_error_document(document: dict[str, Any]) -> bool:
     return isinstance(message, str) and has_failed and not any(document.get(name) for name in _ANSWER_PARTS)
 
 
+def is_blank(error: Any) -> bool:
+    """Whether an error has no content: some servers send its empty members with each chunk."""
+    return isinstance(error, dict) and not any(error.values())
+
+
 def _status(error: dict[str, Any]) -> int | None:
     if (minimax := error.get("status_code")) in _MINIMAX_STATUSES and "status_msg" in error:
         return _MINIMAX_STATUSES[minimax]
