@@ -101,14 +101,14 @@ def _error_of(error: Any) -> ErrorBody:
             body = replace(body, param=body.param or _location(error))
             break
         error = inner
-    message = _message(error)
-    body = replace(
-        body,
-        message=_cut(message),
-        exhausted=body.exhausted or says_no_credit(message),
-        key_refused=body.key_refused or refuses_key(message),
-    )
-    return _with_wrapped(body, error)
+    own = error if isinstance(error, str) else _message_member(error)
+    if isinstance(own, str):
+        body = replace(
+            body,
+            exhausted=body.exhausted or says_no_credit(own),
+            key_refused=body.key_refused or refuses_key(own),
+        )
+    return _with_wrapped(replace(body, message=_cut(_message(error))), own, error)
 
 
 def _with_members(body: ErrorBody, error: dict[str, Any]) -> ErrorBody:
@@ -136,22 +136,23 @@ def _with_members(body: ErrorBody, error: dict[str, Any]) -> ErrorBody:
     )
 
 
-def _with_wrapped(body: ErrorBody, error: Any) -> ErrorBody:
+def _with_wrapped(body: ErrorBody, own: Any, error: Any) -> ErrorBody:
     """Add the error of a server behind this one, which it passes on in a text, or as OpenRouter does.
 
     It says what is wrong with the request. What it says about keys and accounts is about those of the server between.
     """
     metadata = error.get("metadata") if isinstance(error, dict) else None
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
-    wrapped = raw or (error if isinstance(error, str) else _message_member(error))
-    if isinstance(wrapped, str) and wrapped.lstrip().startswith(("{", "[")):
-        with contextlib.suppress(orjson.JSONDecodeError):
-            wrapped = orjson.loads(wrapped)
-    if isinstance(wrapped, str) and raw:
-        return replace(body, message=_cut(wrapped) or body.message)
-    if not isinstance(wrapped, (dict, list)):
-        return body
-    inner = error_of(wrapped)
+    wrapped: Any = raw or own
+    if isinstance(wrapped, str):
+        if wrapped.lstrip().startswith(("{", "[")):
+            with contextlib.suppress(orjson.JSONDecodeError):
+                return _with_inner(body, error_of(orjson.loads(wrapped)))
+        return replace(body, message=_cut(wrapped)) if raw else body
+    return _with_inner(body, error_of(raw)) if isinstance(raw, dict) else body
+
+
+def _with_inner(body: ErrorBody, inner: ErrorBody) -> ErrorBody:
     is_refusal = body.status in (None, 500, 502) and inner.status in INVALID_REQUEST
     return replace(
         body,

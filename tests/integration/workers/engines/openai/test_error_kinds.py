@@ -301,6 +301,8 @@ def provider(status: int, raw: Any) -> Answer:
         # OpenRouter's own keys at a provider, not the one that it has accepted.
         (provider(502, json.dumps(error("Incorrect API key provided", "invalid_api_key", 401))),
          "The upstream answered HTTP 502: Incorrect API key provided.", UpstreamBusy),
+        (answer(500, {"error": json.dumps(error("Your credit balance is too low"))}),
+         "The upstream answered HTTP 500: Your credit balance is too low.", UpstreamBusy),
         (provider(400, ""), "Provider returned error", InvalidRequest),
         (provider(400, "{cut"), "{cut", InvalidRequest),
         (document({"status": "error", "message": "no such model"}), "The upstream failed: no such model",
