@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from workers.engines.upstream import polling
@@ -16,7 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def intervals(pace: PollPace, count: int) -> list[float]:
     """The intervals between `count` polls that are scheduled at the same moment, in seconds."""
     delays = [pace.delay_s() for _ in range(count)]
-    return [round(later - earlier, 6) for earlier, later in zip(delays, delays[1:], strict=False)]
+    return [round(later - earlier, 6) for earlier, later in itertools.pairwise(delays)]
 
 
 def test_intervals_grow_without_progress() -> None:
