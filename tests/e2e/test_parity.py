@@ -130,6 +130,7 @@ def test_a_relaying_engine_returns_the_answer_of_vllms_server(server: Server, ap
     """The server speaks several APIs; an engine returns the same text, finish reason and usage through each."""
     (choice,), usage = server.direct["choices"], server.direct["usage"]
     answer = server.relayed[api]
+    assert answer.context == (VLLM_OPTIONS["max_model_len"] if api == "chat" else None)
     assert answer.choice.text == choice["message"]["content"]
     assert answer.choice.finish_reason == choice["finish_reason"]
     assert answer.usage is not None

@@ -53,6 +53,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     patient: dict[str, object] = {
         "name": "patient",
         "engine": "openai",
+        "preset": "vllm",
         "model": "theirs",
         "options": {"base_url": f"http://127.0.0.1:{PORT}/v1", "max_retries": 0},
     }
@@ -426,3 +427,20 @@ async def test_error_texts_do_not_show_the_inside(
     log = "".join(path.read_text() for path in stack.folder.glob("worker*.log"))
     assert server in log
     assert UPSTREAM_KEY[:9] not in log
+
+
+async def test_the_context_length_is_that_of_the_upstream(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
+    """The worker was started before the upstream, and learns the length with the first request."""
+    upstream.pages["/v1/models"] = {"data": [{"id": "theirs", "max_model_len": 1234}]}
+    await wait_for_end(client, await submit(client, "patient"))
+
+    async def known() -> bool:
+        model = (await client.get("/v1/models/patient")).json()
+        return bool(model["max_model_len"] == 1234)
+
+    await eventually(known, "the context length")
+    body = {"model": "patient", "messages": MESSAGES, "max_tokens": 1235}
+    response = await client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "max_tokens"
+    assert "1234" in response.json()["error"]["message"]

@@ -88,8 +88,10 @@ def preset_table() -> str:
         headers = ", ".join(f"`{header}: {value}`" for header, value in preset.key_headers.items())
         back = f"`{preset.opaque}`" if preset.opaque else ""
         page = f"[page]({preset.page})"
-        rows.append((f"`{name}`", f"`{address}`", headers, f"`{preset.max_tokens_field}`", back, page))
-    return _table(("preset", "`base_url`", "key", "limit of tokens", "kept for the next turn", "source"), rows)
+        length = {"models": "`/v1/models`", "info": "`/info`", None: ""}[preset.length_page]
+        rows.append((f"`{name}`", f"`{address}`", headers, f"`{preset.max_tokens_field}`", length, back, page))
+    head = ("preset", "`base_url`", "key", "limit of tokens", "context length", "kept for the next turn", "source")
+    return _table(head, rows)
 
 
 def quirk_list() -> str:

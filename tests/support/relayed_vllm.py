@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,7 +14,8 @@ from shared.domain.job import Choice, Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
 from tests.support.metrics import worker_metrics
 from tests.support.transcripts import choices_of
-from workers.engines.base import NO_PRIOR, Prior
+from tests.support.waiting import eventually
+from workers.engines.base import NO_PRIOR, Engine, Prior
 from workers.engines.factory import make_engine
 
 QUESTION = "Name three rivers in Europe."
@@ -24,18 +25,19 @@ REQUEST = GenerateRequest(
 )
 # The entries of models.yaml by the API that they use, without what all have in common.
 ENGINES: dict[str, dict[str, Any]] = {
-    "chat": {"engine": "openai"},
+    "chat": {"engine": "openai", "preset": "vllm"},
     "anthropic": {"engine": "anthropic"},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """An answer to `REQUEST`, and the usage that the server reported."""
+    """An answer to `REQUEST`, and what the server reported: the usage, and with `preset: vllm` its context length."""
 
     choice: Choice
     usage: Usage | None
     state: UpstreamState | None
+    context: int | None = None
 
 
 async def relayed(url: str, served_model: str) -> dict[str, Relayed]:
@@ -50,9 +52,19 @@ async def relayed(url: str, served_model: str) -> dict[str, Relayed]:
         await engine.start()
         try:
             answers[name] = await run(engine)
+            if model.context_source is not None:
+                answers[name] = replace(answers[name], context=await _context_of(engine))
         finally:
             await engine.stop()
     return answers
+
+
+async def _context_of(engine: Engine) -> int:
+    async def probe() -> int | None:
+        context = engine.stats().context
+        return context.tokens if context is not None else None
+
+    return await eventually(probe, "the context length of vLLM's server")
 
 
 async def run(engine: Any, prior: Prior = NO_PRIOR) -> Relayed:

@@ -97,6 +97,11 @@ class Spec(BaseModel):
         return ()
 
     @property
+    def context_source(self) -> str | None:
+        """Identifies the server that the workers ask for the model's context length; None if they ask none."""
+        return None
+
+    @property
     def requests_per_minute(self) -> float | None:
         """The number of jobs that a worker starts in a minute at most; None if only its slots limit it."""
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,6 +24,11 @@ class OpenAIOptions(UpstreamOptions):
         None,
         description="Whether interrupted answers continue from their text, by `continue_final_message`; by default, if"
         " the preset has that.",
+    )
+    detect_max_model_len: bool = Field(
+        True,
+        description="Whether the worker reads the context length from the server, if the preset has a page for that and"
+        " max_model_len is not set.",
     )
     reasoning_summary: Literal["auto", "concise", "detailed"] | None = Field(
         None, description="The summary of its reasoning that the model is to stream; only with `api: responses`."
@@ -75,6 +82,11 @@ class OpenAIModel(UpstreamModel):
         for name in ("prefill", "max_tokens_field"):
             if self.api == "responses" and name in self.options.model_fields_set:
                 raise without_effect(f"options.{name}", "with api: responses")
+        if "detect_max_model_len" in self.options.model_fields_set:
+            if self.server.length_page is None:
+                raise without_effect("options.detect_max_model_len", "on a server that does not report its context")
+            if self.options.max_model_len is not None:
+                raise without_effect("options.detect_max_model_len", "with max_model_len")
         if self.options.reasoning_summary is not None and self.api != "responses":
             raise contradiction("options.reasoning_summary", "only models with api: responses have summaries")
         return self
@@ -83,6 +95,14 @@ class OpenAIModel(UpstreamModel):
     def continues(self) -> bool:
         """Whether an interrupted answer continues from its text."""
         return self.server.continues if self.options.prefill is None else self.options.prefill
+
+    @property
+    def context_source(self) -> str | None:
+        options, page = self.options, self.server.length_page
+        if page is None or options.max_model_len is not None or not options.detect_max_model_len:
+            return None
+        addresses = sorted(target.endpoint.base_url for target in options.targets)
+        return hashlib.sha256(json.dumps([page, self.model, addresses]).encode()).hexdigest()[:32]
 
     @property
     def server(self) -> Preset:

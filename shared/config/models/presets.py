@@ -19,6 +19,8 @@ from shared.config.models.capabilities import (
     Modality,
 )
 
+# The page of a server that has the context length of its model: `models` below `base_url`, or TGI's `/info`.
+LengthPage = Literal["models", "info"]
 # What an address of the server looks like, for presets without a default.
 _VLLM_URL = "http://HOST:8000/v1"
 
@@ -40,6 +42,8 @@ class Preset:
     `room_error`: a pattern of its error for a limit of tokens that leaves no room for the prompt, with the groups
     `total` and `prompt`: the limit is lowered then. `follows_redirects`: a redirect to the same host is the way to the
     answer. `continues`: an interrupted answer continues from its text, by `continue_final_message`.
+    `length_page`: the page with the context length of its model; None if there is none, or if asking for it would start
+    a server that costs money.
     `quirks`: what else is particular, for docs/engines.md.
     """
 
@@ -62,6 +66,7 @@ class Preset:
     room_error: str | None = None
     continues: bool = False
     follows_redirects: bool = False
+    length_page: LengthPage | None = None
     quirks: tuple[str, ...] = ()
 
 
@@ -118,6 +123,7 @@ _VLLM = Preset(
     hides_reasoning=True,
     reasoning_field="reasoning",
     continues=True,
+    length_page="models",
     quirks=("`/v1/chat/completions` and `/v1/completions`, with all of vLLM's parameters",),
 )
 
@@ -205,6 +211,7 @@ PRESETS: Mapping[str, Preset] = {
         structures="sglang",
         reasoning_field="reasoning_content",
         continues=True,
+        length_page="models",
         quirks=(
             "unknown parameters are ignored without an error, so the others are refused at submit",
             "a regex is `regex`, a grammar `ebnf`; `include_stop_str_in_output` is `no_stop_trim`",
@@ -223,6 +230,7 @@ PRESETS: Mapping[str, Preset] = {
         example_url="http://HOST:8080/v1",
         structures="tgi",
         omitted={"top_p": (1,)},
+        length_page="info",
         # router/src/validation.rs
         room_error=r"must be <= (?P<total>\d{1,9})\. Given: (?P<prompt>\d{1,9}) `inputs` tokens and",
         quirks=(
@@ -258,6 +266,7 @@ PRESETS: Mapping[str, Preset] = {
         example_url="https://WORKSPACE--APP-serve.modal.run/v1",
         key_headers={"Modal-Key": "{id}", "Modal-Secret": "{secret}"},
         follows_redirects=True,
+        length_page=None,
         quirks=(
             "the key is `TOKEN_ID:TOKEN_SECRET` of a proxy auth token"
             " (https://modal.com/docs/guide/webhook-proxy-auth)",
@@ -270,6 +279,7 @@ PRESETS: Mapping[str, Preset] = {
         _VLLM,
         page="https://docs.runpod.io/serverless/vllm/openai-compatibility",
         example_url="https://api.runpod.ai/v2/ENDPOINT/openai/v1",
+        length_page=None,
         quirks=("the OpenAI route of a vLLM worker; the time in RunPod's queue counts as time to the first byte",),
     ),
 }

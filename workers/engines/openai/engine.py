@@ -15,6 +15,7 @@ from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import NO_PRIOR, CannotContinue, Prior
 from workers.engines.openai import responses
+from workers.engines.openai.context_length import length_in, length_url
 from workers.engines.openai.continuation import ContinuedParser, can_continue, continued_request
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.request import optional_parameters, request_body
@@ -118,6 +119,14 @@ class OpenAIEngine(UpstreamEngine):
         found = re.search(pattern, error.decode("utf-8", "replace"))
         room = int(found["total"]) - int(found["prompt"]) if found else 0
         return {field: room} if 0 < room < body[field] else {}
+
+    def length_url(self, base_url: str) -> str:
+        assert self._server.length_page is not None
+        return length_url(base_url, self._server.length_page)
+
+    def length_in(self, content: bytes) -> int | None:
+        assert self._server.length_page is not None
+        return length_in(content, self._server.length_page, self._upstream_model)
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return responses.optional_parameters(body) if self._api == "responses" else optional_parameters(body)

@@ -370,7 +370,7 @@ def test_a_request_is_served_exactly_if_all_its_parameters_are(given_: set[str],
 
 
 def test_the_models_of_the_api_show_their_capabilities() -> None:
-    view = ModelView.of(SimulatedModel(name="sim", engine="simulated")).model_dump(mode="json")
+    view = ModelView.of(SimulatedModel(name="sim", engine="simulated"), 8192).model_dump(mode="json")
     assert view["capabilities"].keys() == {field.name for field in fields(Capabilities)}
     assert view["capabilities"]["structures"] == sorted(StructuredOutputs.model_fields)
     assert view["capabilities"]["tool_choices"] == ["auto", "named", "none", "required"]
