@@ -73,7 +73,7 @@ class FaultyUpstream:
         self.seen: list[Seen] = []
         self.health = 200
         self.checks = 0
-        # By path, the JSON or the bytes of a page, or its status; others are 404.
+        # By path, the JSON or the bytes of a page, or its status; of others it is 503.
         self.pages: dict[str, Any] = {}
         self.pages_read = 0
         self.page_read = asyncio.Event()
@@ -103,7 +103,7 @@ class FaultyUpstream:
     async def show_page(self, request: web.Request) -> web.Response:
         self.pages_read += 1
         self.page_read.set()
-        page = self.pages.get(request.path, 404)
+        page = self.pages.get(request.path, 503)
         if isinstance(page, int):
             return web.Response(status=page, headers={"Location": "/v1/health"})
         return web.Response(body=page if isinstance(page, bytes) else json.dumps(page).encode())

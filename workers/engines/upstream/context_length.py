@@ -21,8 +21,8 @@ TIMEOUT_S = 5.0
 MAX_BYTES = 1 << 20
 # The wait before an endpoint that did not answer is asked again: first and longest, doubled each time.
 RETRY_S = (1.0, 60.0)
-# While requests are sent: how long a length is used before it is read again, and how often an endpoint is asked that
-# did not answer.
+# While requests are sent: how long a length is used before it is read again, and the wait before endpoints that did not
+# answer are asked again.
 FRESH_S = 60.0
 UNREAD_S = 1.0
 # Longer contexts are taken for a mistake.
@@ -60,7 +60,7 @@ class ContextLength:
 
     def use(self) -> None:
         """Note that a request is sent: the length is read again if it is old."""
-        if time.monotonic() - self._asked_at >= (UNREAD_S if self._unread else FRESH_S):
+        if self._unread or time.monotonic() - self._asked_at >= FRESH_S:
             self._used.set()
 
     async def run(self) -> None:
@@ -79,6 +79,7 @@ class ContextLength:
             try:
                 async with asyncio.timeout(retry_s if self._unread else None):
                     await self._used.wait()
+                await asyncio.sleep(self._asked_at + UNREAD_S - time.monotonic())
                 self._unread = list(self._endpoints)
             except TimeoutError:
                 retry_s = min(longest, 2 * retry_s)

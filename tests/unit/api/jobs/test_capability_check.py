@@ -269,9 +269,12 @@ def cases() -> list[Any]:
             f"logprobs {most}",
             replace(EVERYTHING, logprobs=most),
             (native, {"logprobs": number, "messages": MESSAGES}, "logprobs"),
-            (chat, log, "logprobs"),
+            (chat, log, "logprobs" if most is None else "top_logprobs"),
+            (line("/v1/chat/completions"), log, "logprobs" if most is None else "top_logprobs"),
             (text, {"logprobs": number}, "logprobs"),
-            (responses, include, "include"),
+            (line("/v1/completions"), {"logprobs": number}, "logprobs"),
+            (responses, include, "include" if most is None else "top_logprobs"),
+            (line("/v1/responses"), include, "include" if most is None else "top_logprobs"),
         )
         given = {"prompt_logprobs": number}
         add(

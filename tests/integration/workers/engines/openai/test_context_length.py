@@ -157,6 +157,7 @@ async def test_a_server_that_was_started_again_with_another_length(
         await run(engine)
         assert upstream.pages_read == 1
         monkeypatch.setattr(context_length, "FRESH_S", 0.0)
+        monkeypatch.setattr(context_length, "UNREAD_S", 0.0)
 
         async def probe() -> bool:
             await run(engine)
