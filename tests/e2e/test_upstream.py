@@ -112,6 +112,23 @@ async def wait_for_text(client: httpx.AsyncClient, job_id: str, text: str) -> No
     raise AssertionError(f"the stream ended after {seen!r}")
 
 
+async def test_the_context_length_is_that_of_the_upstream(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
+    """The worker was started before the upstream, and learns the length with the first request."""
+    upstream.pages["/v1/models"] = {"data": [{"id": "theirs", "max_model_len": 1234}]}
+    await wait_for_end(client, await submit(client, "patient"))
+
+    async def known() -> bool:
+        model = (await client.get("/v1/models/patient")).json()
+        return bool(model["max_model_len"] == 1234)
+
+    await eventually(known, "the context length")
+    body = {"model": "patient", "messages": MESSAGES, "max_tokens": 1235}
+    response = await client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "max_tokens"
+    assert "1234" in response.json()["error"]["message"]
+
+
 async def test_a_native_job(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
     upstream.answers = [error_answer(503, retry_after="0"), Answer(5)]
     job_id = await submit(client)
@@ -427,20 +444,3 @@ async def test_error_texts_do_not_show_the_inside(
     log = "".join(path.read_text() for path in stack.folder.glob("worker*.log"))
     assert server in log
     assert UPSTREAM_KEY[:9] not in log
-
-
-async def test_the_context_length_is_that_of_the_upstream(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
-    """The worker was started before the upstream, and learns the length with the first request."""
-    upstream.pages["/v1/models"] = {"data": [{"id": "theirs", "max_model_len": 1234}]}
-    await wait_for_end(client, await submit(client, "patient"))
-
-    async def known() -> bool:
-        model = (await client.get("/v1/models/patient")).json()
-        return bool(model["max_model_len"] == 1234)
-
-    await eventually(known, "the context length")
-    body = {"model": "patient", "messages": MESSAGES, "max_tokens": 1235}
-    response = await client.post("/v1/chat/completions", json=body)
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "max_tokens"
-    assert "1234" in response.json()["error"]["message"]
