@@ -205,7 +205,7 @@ class AttemptOutcome(StrEnum):
     ENGINE_LOST = "engine_lost"
     # The worker's lease expired.
     WORKER_LOST = "worker_lost"
-    # The upstream was busy before the first token. Not in the history: the job waits as if it had not been claimed.
+    # The upstream was busy. Without output, it is not in the history: the job waits as if it had not been claimed.
     DEFERRED = "deferred"
 
 

@@ -48,6 +48,7 @@ class ResponsesVendor(Vendor):
 
     resumes: ClassVar[bool] = True
     stops: ClassVar[bool] = False
+    modalities = ("image", "file")
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,11 +77,15 @@ class ResponsesVendor(Vendor):
     def schema_of(self, body: Any) -> Any:
         return body["text"]["format"]["schema"]
 
+    def media_of(self, body: Any) -> list[str]:
+        contents = [item["content"] for item in body["input"] if isinstance(item["content"], list)]
+        parts = [part for content in contents for part in content]
+        return [part[name] for part in parts for name in ("image_url", "file_data") if name in part]
+
     def left(self) -> None:
         """A closed connection means nothing."""
 
-    def expire(self) -> None:
-        """Forget all responses."""
+    def forget(self) -> None:
         self.stored.clear()
 
     async def _create(self, request: web.Request) -> web.StreamResponse:

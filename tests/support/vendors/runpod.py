@@ -20,7 +20,7 @@ import orjson
 from aiohttp import web
 
 from shared.config.models.runpod import RunpodModel
-from tests.support.vendors.openai import OpenAIVendor
+from tests.support.vendors.openai import OpenAIVendor, media_of_chat
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY_ENV, Cut, Hang, Vendor
 
@@ -49,6 +49,9 @@ class RunpodVendor(Vendor):
     """RunPod's API. Attributes change how it treats all jobs; a test sets them before it begins."""
 
     resumes: ClassVar[bool] = True
+    raw_prompts = True
+    modalities = ("image",)
+    polled: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,12 +87,17 @@ class RunpodVendor(Vendor):
             "max_poll_interval_s": 0.002,
             **options,
         }
-        return RunpodModel.model_validate(
-            {"name": "up", "engine": "runpod", "endpoint": "endpoint1", "model": "theirs", "options": entry}
-        )
+        values = {"name": "up", "engine": "runpod", "endpoint": "endpoint1", "model": "theirs", "options": entry}
+        if options.get("input") == "vllm":
+            del values["model"]
+            return RunpodModel.model_validate(values)
+        return RunpodModel.model_validate(values | {"modalities": ["text", *self.modalities]})
 
     def error(self, script: Script) -> Any:
         return {"error": script.message}
+
+    def forget(self) -> None:
+        self.jobs.clear()
 
     def stops_of(self, body: Any) -> list[str]:
         stops: list[str] = body["input"]["openai_input"]["stop"]
@@ -97,6 +105,9 @@ class RunpodVendor(Vendor):
 
     def schema_of(self, body: Any) -> Any:
         return body["input"]["openai_input"]["response_format"]["json_schema"]["schema"]
+
+    def media_of(self, body: Any) -> list[str]:
+        return media_of_chat(body["input"]["openai_input"]["messages"])
 
     @property
     def job(self) -> Job:
@@ -108,14 +119,15 @@ class RunpodVendor(Vendor):
         script = self.next_script()
         if (refusal := self.refusal(script)) is not None:
             return refusal
-        job = Job(f"job{len(self.jobs)}-u1", script, seen.body)
+        job = Job(f"job{self.generated - 1}-u1", script, seen.body)
         self.jobs[job.id] = job
         await self.generate(job)
         return web.json_response({"id": job.id, "status": "IN_QUEUE"})
 
     async def _stream_outputs(self, request: web.Request) -> web.StreamResponse:
         await self.record(request)
-        job = self.jobs[request.match_info["id"]]
+        if (job := self.jobs.get(request.match_info["id"])) is None:
+            return web.json_response({"error": "job not found"}, status=404)
         if self.stream_statuses and (status := self.stream_statuses.pop(0)) != 200:
             headers = {} if self.retry_after is None else {"Retry-After": self.retry_after}
             return web.json_response({"error": "the reason"}, status=status, headers=headers)
@@ -150,7 +162,8 @@ class RunpodVendor(Vendor):
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         await self.record(request)
-        job = self.jobs[request.match_info["id"]]
+        if (job := self.jobs.get(request.match_info["id"])) is None:
+            return web.json_response({"error": "job not found"}, status=404)
         job.polls += 1
         if self.status_statuses and (status := self.status_statuses.pop(0)) != 200:
             return web.json_response({"error": "the reason"}, status=status)
@@ -163,7 +176,8 @@ class RunpodVendor(Vendor):
 
     async def _cancel(self, request: web.Request) -> web.Response:
         await self.record(request)
-        job = self.jobs[request.match_info["id"]]
+        if (job := self.jobs.get(request.match_info["id"])) is None:
+            return web.json_response({"error": "job not found"}, status=404)
         job.status = "CANCELLED"
         job.changed.set()
         self.cancelled.set()
@@ -186,7 +200,7 @@ class RunpodVendor(Vendor):
         """Yield all outputs of a job. It fails, hangs, or loses a response of `/stream` where the script says so."""
         job.status = "COMPLETED"
         try:
-            async for output in self._outputs(job.script):
+            async for output in self._outputs(job, job.script):
                 if isinstance(output, dict) and output.get("error"):
                     job.status, job.error = "FAILED", str(output["error"])
                     return
@@ -196,11 +210,14 @@ class RunpodVendor(Vendor):
         except Cut:  # the job goes on; the response with its next output is lost
             job.lost = len(job.outputs)
             whole = replace(job.script, cut_after=None)
-            job.outputs = [output async for output in self._outputs(whole)]
+            job.outputs = [output async for output in self._outputs(job, whole)]
 
-    async def _outputs(self, script: Script) -> AsyncIterator[Any]:
+    async def _outputs(self, job: Job, script: Script) -> AsyncIterator[Any]:
+        server = OpenAIVendor()
+        is_raw = job.body["input"].get("openai_route") == "/v1/completions"
+        relayed = server.text_frames(script) if is_raw else server.frames(script)
         if self.shape == "events":
-            async for frame in OpenAIVendor().frames(script):
+            async for frame in relayed:
                 text = frame.decode()
                 if error := _error_in(text):
                     yield {"error": error}
@@ -208,7 +225,7 @@ class RunpodVendor(Vendor):
                 for start in range(0, len(text), 7 if script.split else len(text)):
                     yield text[start : start + (7 if script.split else len(text))]
         elif self.shape == "chunks":
-            async for frame in OpenAIVendor().frames(script):
+            async for frame in relayed:
                 if frame.startswith(b"data: {"):
                     chunk = orjson.loads(frame[6:])
                     yield {"error": chunk["error"]} if "error" in chunk else [chunk]

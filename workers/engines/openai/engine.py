@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import UpstreamState
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import NO_PRIOR, CannotContinue, Prior
@@ -33,6 +32,7 @@ class OpenAIEngine(UpstreamEngine):
     def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
         self._api = model.api
+        self.run_api = "responses" if model.api == "responses" else None
         self._continues = model.continues
         self._upstream_model = model.model
         self._server = model.server
@@ -50,15 +50,14 @@ class OpenAIEngine(UpstreamEngine):
         }
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
-        if self._api == "responses" and (prior is NO_PRIOR or responses.is_known(prior)):
-            return Resume.EXACT
-        if self._api == "chat" and self._continues and can_continue(request, prior):
+        if self._api == "responses":
+            return super().resume_mode(request, prior)
+        if self._continues and can_continue(request, prior):
             return Resume.EXACT
         return Resume.NONE
 
-    async def cancel(self, state: UpstreamState) -> None:
-        if self._api == "responses":
-            await self.send_alone(responses.cancel_call(state, self._query), state)
+    def cancel_call(self, run_id: str) -> Call:
+        return responses.cancel_call(run_id, self._query)
 
     async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
         if self._api == "responses":
@@ -75,10 +74,6 @@ class OpenAIEngine(UpstreamEngine):
 
     async def _response(self, request: GenerateRequest, prior: Prior) -> Exchange:
         chat, provider = request.chat, self._server.provider
-        if not responses.is_known(prior):
-            if prior.deltas:
-                raise CannotContinue
-            prior = NO_PRIOR
         body = await responses.response_body(request, provider=provider, summary=self._options.reasoning_summary)
         parser = responses.ResponseParser(
             prior,

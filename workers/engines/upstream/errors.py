@@ -39,10 +39,17 @@ class TransientError(Exception):
 class KeyUnusable(TransientError):
     """The upstream refuses the key, or its account is exhausted: another key may be accepted.
 
-    `is_final`: the request fails if there is no other key; otherwise it is treated like a rate limit.
+    `is_final`: the request fails if there is no other key; otherwise it may be sent again later.
     """
 
     is_final = True
+
+
+class RunLost(UpstreamError):
+    """The upstream no longer has the request."""
+
+    # Raised for a request that an upstream runs, if it has forgotten the request or changed its output. The request is
+    # sent again if there was no output; otherwise the answer cannot be continued.
 
 
 @dataclass(frozen=True, slots=True)
