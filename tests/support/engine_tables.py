@@ -43,8 +43,8 @@ def capability_table(registry: Registry) -> str:
         rows.setdefault(row_name(model), model.capabilities)
     head = (
         "model", "raw prompts", "images, files", "tools", "structured outputs", "log probabilities", "`n`",
-        "sampling parameters", "chat options", "continues a message", "resumes", "cancels", "reports usage",
-        "counts tokens",
+        "sampling parameters", "chat options", "continues a message", "after a loss", "cancels",
+        "reports usage", "counts tokens",
     )  # fmt: skip
     return _table(head, [(f"`{name}`", *_cells(found)) for name, found in sorted(rows.items())])
 
@@ -60,7 +60,9 @@ def _cells(found: Capabilities) -> Iterable[str]:
     yield str(found.max_choices)
     yield _names(found.sampling, ALL_SAMPLING, OPENAI_SAMPLING)
     yield _names(found.chat_options, ALL_CHAT_OPTIONS)
-    for flag in (found.prefill, found.resume, found.cancel, found.usage, found.token_counting):
+    yield "yes" if found.prefill else ""
+    yield "resumed" if found.resume else "continued" if found.continues else ""
+    for flag in (found.cancel, found.usage, found.token_counting):
         yield "yes" if flag else ""
 
 

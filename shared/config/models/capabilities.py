@@ -47,7 +47,8 @@ class Capabilities:
     choices for one prompt. `logprobs` and `prompt_logprobs`: the most alternatives for each token; None without log
     probabilities. `structures`, `sampling` and `chat_options` are names of parameters.
 
-    `resume`: the answer continues where it was interrupted, at no cost. `cancel`: the upstream stops at a cancel.
+    `resume`: an answer whose worker was lost continues where it was interrupted, at no cost. `continues`: it continues
+    from its text, for the price of another prompt; a request with tools or a structured output may be excluded. `cancel`: the upstream stops at a cancel.
     `usage`: it reports the number of tokens. `token_counting`: the tokens of a prompt can be counted without running
     it. `signed_reasoning`: reasoning of earlier turns is accepted only with the signature that came with it.
     """
@@ -58,6 +59,7 @@ class Capabilities:
     echo: bool = False
     prefill: bool = False
     resume: bool = False
+    continues: bool = False
     cancel: bool = False
     usage: bool = True
     token_counting: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -92,11 +93,6 @@ class OpenAIModel(UpstreamModel):
         return self
 
     @property
-    def continues(self) -> bool:
-        """Whether an interrupted answer continues from its text."""
-        return self.server.continues if self.options.prefill is None else self.options.prefill
-
-    @property
     def context_source(self) -> str | None:
         options, page = self.options, self.server.length_page
         if page is None or options.max_model_len is not None or not options.detect_max_model_len:
@@ -113,8 +109,8 @@ class OpenAIModel(UpstreamModel):
     def engine_capabilities(self) -> Capabilities:
         found = self.server.capabilities
         if self.api == "responses":
-            found = as_responses(found)
-        return found
+            return as_responses(found)
+        return found if self.options.prefill is None else replace(found, continues=self.options.prefill)
 
     @property
     def provider(self) -> str | None:

@@ -41,7 +41,7 @@ class Preset:
     refuses although they have no effect.
     `room_error`: a pattern of its error for a limit of tokens that leaves no room for the prompt, with the groups
     `total` and `prompt`: the limit is lowered then. `follows_redirects`: a redirect to the same host is the way to the
-    answer. `continues`: an interrupted answer continues from its text, by `continue_final_message`.
+    answer.
     `length_page`: the page with the context length of its model; None if there is none, or if asking for it would start
     a server that costs money.
     `quirks`: what else is particular, for docs/engines.md.
@@ -64,7 +64,6 @@ class Preset:
     omitted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     thoughts_apart: bool = False
     room_error: str | None = None
-    continues: bool = False
     follows_redirects: bool = False
     length_page: LengthPage | None = None
     quirks: tuple[str, ...] = ()
@@ -100,6 +99,7 @@ def as_responses(capabilities: Capabilities) -> Capabilities:
         echo=False,
         prefill=False,
         resume=True,
+        continues=False,
         cancel=True,
         structures=capabilities.structures & JSON_STRUCTURES,
         max_choices=1,
@@ -119,10 +119,9 @@ UNKNOWN_SERVER = Preset(
 
 _VLLM = Preset(
     page="https://docs.vllm.ai/en/latest/serving/openai_compatible_server/",
-    capabilities=_ANYTHING,
+    capabilities=replace(_ANYTHING, continues=True),
     hides_reasoning=True,
     reasoning_field="reasoning",
-    continues=True,
     length_page="models",
     quirks=("`/v1/chat/completions` and `/v1/completions`, with all of vLLM's parameters",),
 )
@@ -195,6 +194,7 @@ PRESETS: Mapping[str, Preset] = {
         page="https://docs.sglang.io/basic_usage/openai_api_completions.html",
         capabilities=replace(
             _ANYTHING,
+            continues=True,
             echo=False,
             structures=EVERYTHING.structures - {"choice"},
             sampling=ALL_SAMPLING
@@ -210,7 +210,6 @@ PRESETS: Mapping[str, Preset] = {
         renamed={"include_stop_str_in_output": "no_stop_trim"},
         structures="sglang",
         reasoning_field="reasoning_content",
-        continues=True,
         length_page="models",
         quirks=(
             "unknown parameters are ignored without an error, so the others are refused at submit",

@@ -225,6 +225,7 @@ class TritonModel(UpstreamModel):
         return Capabilities(
             conversations=options.chat_template is not None or options.tokenizer is not None,
             raw_prompts=True,
+            continues=True,
             cancel=True,
             usage=options.tokenizer is not None or self.convention.output_tokens is not None,
             token_counting=self.prompt_tokenizer is not None,

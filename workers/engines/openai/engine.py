@@ -33,7 +33,7 @@ class OpenAIEngine(UpstreamEngine):
         super().__init__(model, metrics)
         self._api = model.api
         self.run_api = "responses" if model.api == "responses" else None
-        self._continues = model.continues
+        self._continues = model.capabilities.continues
         self._upstream_model = model.model
         self._server = model.server
         self._max_tokens_field = model.options.max_tokens_field

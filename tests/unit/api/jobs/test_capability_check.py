@@ -315,7 +315,16 @@ def test_every_capability_of_a_request_is_checked() -> None:
     assert SAMPLING.keys() == Sampling.model_fields.keys() - {"n", "max_tokens"}
     assert CHAT_OPTIONS.keys() == EVERYTHING.chat_options
     assert EVERYTHING.structures == StructuredOutputs.model_fields.keys()
-    unchecked = {"resume", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "extra_body"}
+    unchecked = {
+        "resume",
+        "continues",
+        "cancel",
+        "usage",
+        "token_counting",
+        "signed_reasoning",
+        "modalities",
+        "extra_body",
+    }
     changed = {
         name
         for case in cases()
