@@ -67,7 +67,7 @@ class OpenAIEngine(UpstreamEngine):
                 raise CannotContinue
             request = continued_request(request, prior)
         body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
-        body = self._with_extra(body, request.extra_body or {})
+        body = _with_members(body, request.extra_body or {})
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
         return SingleCall(Call(path + self._query, body), self._parser(request, prior))
@@ -83,14 +83,6 @@ class OpenAIEngine(UpstreamEngine):
         )
         body = {**_with_members(body, request.extra_body or {}), "model": self._upstream_model}
         return responses.ResponseExchange(body, parser, self._query)
-
-    def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-        """The body with the client's parameters of the provider, which may add members to an object of the preset's."""
-        changed = {**extra, **body}
-        for name, value in self._server.body.items():
-            if isinstance(value, dict) and isinstance(extra.get(name), dict):
-                changed[name] = {**value, **extra[name]}
-        return changed
 
     def _parser(self, request: GenerateRequest, prior: Prior) -> StreamParser:
         chat, server = request.chat, self._server

@@ -21,7 +21,7 @@ from tests.support.transcripts import choices_of
 from tests.support.vendors.catalog import ALL, VENDORS
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
-from workers.engines.base import BusyReason, EngineError, PromptInfo, UpstreamBusy
+from workers.engines.base import BusyReason, EngineError, Prior, PromptInfo, UpstreamBusy
 from workers.engines.factory import make_engine
 from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
