@@ -71,8 +71,8 @@ class Capabilities:
 
     `resume`: an answer whose worker was lost continues where it was interrupted, at no cost. `continues`: it continues
     from its text, for the price of another prompt; a request with tools or a structured output may be excluded.
-    `cancel`: the upstream stops at a cancel. `usage`: it reports the number of tokens. `token_counting`: the tokens of a
-    prompt can be counted without running it. `signed_reasoning`: reasoning of earlier turns is accepted only with the
+    `cancel`: the upstream stops at a cancel. `usage`: it reports the number of tokens. `token_counting`: the tokens of
+    a prompt can be counted without running it. `signed_reasoning`: reasoning of earlier turns is accepted only with the
     signature that came with it.
     """
 

@@ -81,6 +81,8 @@ TRAILER_S = 5.0
 MAX_RESUMES = 8
 # The longest wait before such a repetition, whatever delay the upstream names.
 RESUME_DELAY_MAX_S = 60.0
+# Of a request that the upstream runs on, such as one that waits for a cold start: the upstream has accepted it.
+SAYS_NOTHING = (BusyReason.TIMEOUT, BusyReason.BROKEN)
 # Any other status of the client's errors means that the request has ended, or that the upstream does not know it.
 MAY_CANCEL_LATER = (*KEY_REFUSED, NO_CREDIT, *TRANSIENT)
 # The member of an `UpstreamState`'s data with the API of the run.
@@ -241,6 +243,7 @@ class UpstreamEngine(ABC):
         recreated = False
         tried: set[Endpoint] = set()
         failures = redirects = 0
+        answered = False
         length = self._model.max_model_len
         if self._context is not None:
             self._context.use()
@@ -253,13 +256,14 @@ class UpstreamEngine(ABC):
                 if exchange is None or call is None:
                     exchange = await self.exchange(request, prior)
                     call = exchange.first()
+                    # Whether the upstream runs the request on without its connection.
+                    runs_on = prior.upstream is not None
                 reply = exchange.parser
                 failure = TransientError(
                     "The upstream ended its answer too early.",
                     "the body ended before the answer",
                     reason=BusyReason.BROKEN,
                 )
-                answered = False
                 try:
                     while call is not None:
                         if call.delay_s:
@@ -283,6 +287,9 @@ class UpstreamEngine(ABC):
                                     self.gate.succeeded()  # it works: it has read the request
                                 raise error
                             self._refused.remember(replacements)
+                            if runs_on and not answered:
+                                answered = True
+                                self.gate.succeeded()
                             finished_at = 0.0
                             while not (reply.done or exchange.over):
                                 if reply.finished:
@@ -301,6 +308,7 @@ class UpstreamEngine(ABC):
                                         if not answered:
                                             answered = True
                                             self.gate.succeeded()
+                                        runs_on = runs_on or isinstance(delta, UpstreamState)
                                         if exchange.repeats and isinstance(delta, Delta):
                                             limit.emitted(delta)
                                         yield self._marked(delta, endpoint)
@@ -318,6 +326,10 @@ class UpstreamEngine(ABC):
                                     if exchange.repeats and isinstance(rest, Delta):
                                         limit.emitted(rest)
                                     if rest is not None:
+                                        runs_on = runs_on or isinstance(rest, UpstreamState)
+                                        if not answered:
+                                            answered = True
+                                            self.gate.succeeded()
                                         yield self._marked(rest, endpoint)
                                     if slice_.over:
                                         await slice_.give_way()
@@ -365,7 +377,7 @@ class UpstreamEngine(ABC):
                 limited = failure.reason is BusyReason.RATE_LIMIT
                 if limited and not of_key:
                     self.gate.limited(failure.retry_after_s)
-                elif of_key or not reply.begun:
+                elif of_key or not (reply.begun or (runs_on and failure.reason in SAYS_NOTHING)):
                     reason = failure.reason
                     what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
                     by_request = not of_key and reason is not BusyReason.UNREACHABLE
