@@ -1,4 +1,4 @@
-"""What a model can be asked for, and what its engine can do when a request is interrupted.
+"""The requests that a model can serve, and how its engine handles interrupted ones.
 
 A request that needs something else is refused when it is submitted. The names are those of a job's parameters.
 """
@@ -107,7 +107,7 @@ class Capabilities:
     chat_options: _Set[str] = frozenset()
 
 
-# What this API has, of a model that runs in the worker.
+# All that this API has: the capabilities of a model that runs in the worker.
 EVERYTHING = Capabilities(
     raw_prompts=True,
     token_prompts=True,

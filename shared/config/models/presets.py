@@ -34,18 +34,18 @@ class Preset:
     `key_headers`: the headers that carry the key: `{key}` is the key, `{id}` and `{secret}` its parts before and after
     its first colon. `query`: the query parameters of each request, whose values are names of options.
     `max_tokens_field`: the server's name of the limit in chats. `body`: members of each request. `renamed`: other names
-    of a request's parameters. `structures`: whose names the structured outputs have that OpenAI's API does not.
+    of a request's parameters. `structures`: the server whose names are used for structured outputs that OpenAI's API
+    does not have.
     `hides_reasoning`: the server understands `include_reasoning`; otherwise the reasoning is dropped here.
     `thoughts_apart`: `completion_tokens` does not include the reasoning, `total_tokens` does.
-    `reasoning_field`: the name of an earlier turn's reasoning; None if it is not sent. `opaque`: what is kept of its
-    answers and sent back: `extra_content` of messages and tool calls, or `reasoning_details`. `omitted`: values that it
-    refuses although they have no effect.
+    `reasoning_field`: the name of an earlier turn's reasoning; None if it is not sent. `opaque`: the part of its
+    answers that is kept and sent back: `extra_content` of messages and tool calls, or `reasoning_details`. `omitted`:
+    values that it refuses although they have no effect.
     `room_error`: a pattern of its error for a limit of tokens that leaves no room for the prompt, with the groups
-    `total` and `prompt`: the limit is lowered then. `follows_redirects`: a redirect to the same host is the way to the
-    answer.
+    `total` and `prompt`: the limit is lowered then. `follows_redirects`: redirects to the same host are followed.
     `length_page`: the page with the context length of its model; None if there is none, or if asking for it would start
     a server that costs money.
-    `quirks`: what else is particular, for docs/engines.md.
+    `quirks`: other differences, for docs/engines.md.
     """
 
     page: str

@@ -1,7 +1,7 @@
 """Parses the event stream of Triton's generate extension.
 
-Each event has the outputs of one response of the model. The stream has no last event: it ends with its body. A backend
-that reports a finish reason tells with it whether the answer is complete.
+Each event has the outputs of one response of the model. The stream has no last event: it ends with its body. If the
+backend reports a finish reason, it shows whether the answer is complete.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class StreamParser:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the answer was ended here, at a stop string, while the model goes on."""
+        """Whether the worker ended the answer at a stop string although the model is still generating."""
         return self._stops is not None and self._stops.found is not None
 
     @property

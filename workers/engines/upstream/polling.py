@@ -1,4 +1,4 @@
-"""The pace at which an upstream is asked for the state of a job."""
+"""The interval between polls of the state of a job at its upstream."""
 
 from __future__ import annotations
 
