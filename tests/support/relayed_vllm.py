@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -27,17 +27,25 @@ REQUEST = GenerateRequest(
 ENGINES: dict[str, dict[str, Any]] = {
     "chat": {"engine": "openai", "preset": "vllm"},
     "anthropic": {"engine": "anthropic"},
+    "responses": {"engine": "openai", "preset": "vllm", "api": "responses"},
 }
+# Of vLLM's server: it keeps responses.
+SETTINGS = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
+# Deltas that a worker has emitted before another one resumes the response.
+BEFORE = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """An answer to `REQUEST`, and what the server reported: the usage, and with `preset: vllm` its context length."""
+    """An answer to `REQUEST`, and what the server reported: the usage, and with `preset: vllm` its context length.
+
+    `resumed`: the same answer, read by another worker from the middle on, if the API can do that.
+    """
 
     choice: Choice
     usage: Usage | None
-    state: UpstreamState | None
-    context: int | None = None
+    resumed: Choice | None
+    context: int | None
 
 
 async def relayed(url: str, served_model: str) -> dict[str, Relayed]:
@@ -51,9 +59,13 @@ async def relayed(url: str, served_model: str) -> dict[str, Relayed]:
         engine = make_engine(model, worker_metrics(name))
         await engine.start()
         try:
-            answers[name] = await run(engine)
-            if model.context_source is not None:
-                answers[name] = replace(answers[name], context=await _context_of(engine))
+            answer = await run(engine)
+            resumed = None
+            if answer.state is not None:
+                seen = answer.deltas[:BEFORE]
+                resumed = (await run(engine, Prior(seen, True, answer.state, seen[-1].cursor))).choice
+            context = await _context_of(engine) if model.context_source is not None else None
+            answers[name] = Relayed(answer.choice, answer.usage, resumed, context)
         finally:
             await engine.stop()
     return answers
@@ -67,7 +79,19 @@ async def _context_of(engine: Engine) -> int:
     return await eventually(probe, "the context length of vLLM's server")
 
 
-async def run(engine: Any, prior: Prior = NO_PRIOR) -> Relayed:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    deltas: list[Delta]
+    usage: Usage | None
+    state: UpstreamState | None
+
+    @property
+    def choice(self) -> Choice:
+        return choices_of(self.deltas)[0]
+
+
+async def run(engine: Engine, prior: Prior = NO_PRIOR) -> Answer:
+    """The answer to `REQUEST`, with what is there of it before."""
     deltas: list[Delta] = list(prior.deltas)
     usage, state = None, None
     async with aclosing(engine.generate("job-1", REQUEST, prior)) as items:
@@ -79,4 +103,4 @@ async def run(engine: Any, prior: Prior = NO_PRIOR) -> Relayed:
                     usage = item
                 case UpstreamState():
                     state = item
-    return Relayed(choices_of(deltas)[0], usage, state)
+    return Answer(deltas, usage, state)
