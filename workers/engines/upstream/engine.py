@@ -34,24 +34,27 @@ from workers.engines.base import (
     EngineStats,
     Prior,
     PromptInfo,
+    ReportedContext,
     UpstreamError,
 )
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.answer_limit import AnswerLimit
+from workers.engines.upstream.context_length import ContextLength
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.error_body import parse_error, request_id_of
 from workers.engines.upstream.errors import (
+    FORBIDDEN,
     KEY_REFUSED,
+    LIMITED,
     NO_CREDIT,
-    TRANSIENT,
+    TIMED_OUT,
+    TOO_EARLY,
     ErrorBody,
-    KeyUnusable,
     RunLost,
     TransientError,
     connection_error,
     ended_early,
-    exhausted_error,
     reported_error,
     status_error,
 )
@@ -72,7 +75,7 @@ logger = logging.getLogger(__name__)
 # leave it open.
 TRAILER_S = 5.0
 # Any other status of the client's errors means that the request has ended, or that the upstream does not know it.
-MAY_CANCEL_LATER = (*KEY_REFUSED, NO_CREDIT, *TRANSIENT)
+MAY_CANCEL_LATER = (KEY_REFUSED, FORBIDDEN, NO_CREDIT, TIMED_OUT, TOO_EARLY, LIMITED)
 # The member of an `UpstreamState`'s data with the API of the run.
 _API = "api"
 
@@ -96,6 +99,7 @@ class UpstreamEngine(ABC):
         self._requests = 0
         self._reads = ReadCoalescer()
         self._refused = RefusedParameters(model.name)
+        self._context: ContextLength | None = None
         self.gate = UpstreamGate(model, metrics)
 
     # The server's API
@@ -133,6 +137,14 @@ class UpstreamEngine(ABC):
         """Whether the body of an error, not the HTTP status, says what kind of error it is."""
         return False
 
+    def length_url(self, base_url: str) -> str:
+        """Where the server reports the model's context length; only for models with a `context_source`."""
+        raise NotImplementedError
+
+    def length_in(self, content: bytes) -> int | None:
+        """The context length in that body; None if it has none. May raise errors of all kinds."""
+        raise NotImplementedError
+
     # The engine
 
     @property
@@ -154,10 +166,15 @@ class UpstreamEngine(ABC):
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
         self._endpoints = Endpoints(self._model, self.auth_headers)
         self._session = open_session(self._options, headers)
-        self._health_checks = start_health_checks(self._endpoints, self._session, self._options)
+        self._tasks = start_health_checks(self._endpoints, self._session, self._options)
+        if self._model.context_source is not None:
+            self._context = ContextLength(
+                self._model.name, self._endpoints, self._session, self.length_url, self.length_in
+            )
+            self._tasks.append(asyncio.create_task(self._context.run(), name="context-length"))
 
     async def stop(self) -> None:
-        await cancel_and_wait(*self._health_checks)
+        await cancel_and_wait(*self._tasks)
         await self._session.close()
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
@@ -192,18 +209,25 @@ class UpstreamEngine(ABC):
         return prior
 
     def stats(self) -> EngineStats:
-        return EngineStats(self._requests, endpoints=self._endpoints.states)
+        context = None
+        if self._context is not None and (source := self._model.context_source) and (tokens := self._context.tokens):
+            context = ReportedContext(source, tokens)
+        return EngineStats(self._requests, endpoints=self._endpoints.states, context=context)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
     ) -> AsyncGenerator[Delta | PromptInfo | UpstreamState | Usage, None]:
         prior = self._resumable(prior)
+        length = self._model.max_model_len
+        if self._context is not None:
+            self._context.use()
+            length = self._context.tokens
         job = JobRequests(
             id=request_id,
             request=request,
             prior=prior,
             endpoint=self._endpoints.owner(prior.upstream) or self._endpoints.choose(),
-            limit=AnswerLimit(request, self._model.max_model_len),
+            limit=AnswerLimit(request, length),
         )
         self._requests += 1
         try:
@@ -437,14 +461,10 @@ class UpstreamEngine(ABC):
         self, job: JobRequests, response: aiohttp.ClientResponse, content: bytes, sent: bytes
     ) -> Exception:
         status = response.status
-        if status in KEY_REFUSED:
-            return _key_refused(status)
         error = self.error_body(content)
         error = replace(error, request_id=error.request_id or request_id_of(response.headers))
         body = self._for_client(job.id, f"HTTP {status}", error, sent)
-        if status == NO_CREDIT or body.exhausted:
-            return exhausted_error(status, response.headers, body)
-        if self.is_classified(content):
+        if self.is_classified(content) and status not in (KEY_REFUSED, NO_CREDIT, FORBIDDEN):
             return reported_error(body, _default_param(job.request))
         return status_error(status, response.headers, body, default_param=_default_param(job.request))
 
@@ -452,8 +472,6 @@ class UpstreamEngine(ABC):
         """The error for a failure that the upstream reported after it had begun its response."""
         if isinstance(failure, EngineError):
             return failure
-        if failure.status in KEY_REFUSED:
-            return _key_refused(failure.status)
         error = "an error in the answer"
         return reported_error(self._for_client(job.id, error, failure, sent), _default_param(job.request))
 
@@ -477,10 +495,6 @@ class UpstreamEngine(ABC):
             text = without_secrets(error.message, *self._endpoints.keys)
             logger.warning("call=%s upstream: %s: %s", request_id, what, text)
         return replace(error, message=redacted.text)
-
-
-def _key_refused(status: int | None) -> KeyUnusable:
-    return KeyUnusable(f"The upstream refused the key (HTTP {status}).", f"the key was refused (HTTP {status})")
 
 
 async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> bytes:

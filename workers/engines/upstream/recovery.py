@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared.config.models.upstream import UpstreamOptions
-from workers.engines.base import BusyReason, UpstreamBusy, UpstreamError
+from workers.engines.base import BusyReason, UpstreamBusy
 from workers.engines.upstream.backoff import backoff_s
 from workers.engines.upstream.endpoints import Endpoints
-from workers.engines.upstream.errors import KeyUnusable, TransientError
+from workers.engines.upstream.errors import KeyUnusable, NotHere, TransientError
 from workers.engines.upstream.gate import UpstreamGate
 from workers.engines.upstream.job_requests import JobRequests
 
@@ -34,20 +34,20 @@ class Recovery:
         """Record a failure and set the job's next request. Returns the seconds to wait before it.
 
         Raises:
-            UpstreamError: the answer cannot go on.
+            InvalidRequest, EngineError: the answer cannot go on.
             UpstreamBusy: it can go on later.
         """
         of_key = isinstance(failure, KeyUnusable)
-        is_refused = isinstance(failure, KeyUnusable) and failure.is_final
-        self.endpoints.failed(job.endpoint, failure.details, of_key=of_key)
+        if not isinstance(failure, NotHere):
+            self.endpoints.failed(job.endpoint, failure.details, of_key=of_key)
         job.call = job.exchange.resume()
         job.resumes = job.call is not None and job.runs_on
         begun = job.reply.begun
         if job.call is None and not begun and job.prior.upstream is None and self._moves(job):
             return 0.0
         self._report(job, failure, of_key=of_key)
-        if is_refused or (begun and job.call is None):
-            raise UpstreamError(str(failure))
+        if failure.is_final or (begun and job.call is None):
+            raise failure.final
         delay_s = self._delay_s(job, failure)
         if delay_s is None:
             raise UpstreamBusy(
@@ -77,6 +77,8 @@ class Recovery:
         reason = failure.reason
         if reason is BusyReason.RATE_LIMIT and not of_key:
             self.gate.limited(failure.retry_after_s)
+        elif isinstance(failure, NotHere) and not failure.by_upstream:
+            self.gate.succeeded()
         elif of_key or not (job.reply.begun or (job.runs_on and reason in SAYS_NOTHING)):
             what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
             by_request = not of_key and reason is not BusyReason.UNREACHABLE
