@@ -23,13 +23,17 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import CANCELLATION_S, Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import SteeredEngine
+from tests.support.waiting import eventually
 from workers.engines.base import UpstreamError
 from workers.engines.runpod.engine import RunpodEngine
 from workers.execution.upstream_cancellation import cancel_requests
+from workers.supervision import upstream_cancellations
+from workers.supervision.upstream_cancellations import UpstreamCancellations
 
 STATE = UpstreamState("resp_1", {"route": "a"})
 METRICS = worker_metrics("m", "other")
@@ -106,6 +110,21 @@ async def test_a_queued_job_that_is_cancelled(
     assert await cancelled_by(ClaimStore(database, "w", "m")) == []
     await make_due(database)
     assert await cancelled_by(workers("w")) == []
+
+
+async def test_a_worker_checks_the_list_from_time_to_time(
+    queued: Job, terminator: JobTerminator, workers: Workers, logs: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream_cancellations, "INTERVAL_S", 0.01)
+    async with working("w", workers("w"), logs) as worker:
+        checking = asyncio.create_task(UpstreamCancellations(worker.runner, worker.store, METRICS).run())
+        await terminator.end(queued, JobStatus.CANCELLED, CANCELLED)
+
+        async def cancelled() -> bool:
+            return worker.engine.cancelled == [STATE]
+
+        await eventually(cancelled, "the request is cancelled")
+        await cancel_and_wait(checking)
 
 
 async def test_a_queued_job_that_expires(
