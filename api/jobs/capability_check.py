@@ -175,6 +175,8 @@ def _sampling(request: GenerateRequest) -> Iterator[Need]:
     sampling = request.sampling
     if sampling.max_tokens is not None and not request.prompt_only:
         yield Need("max_tokens", "a limit of output tokens", lambda model: model.max_tokens)
+    if (stops := len(sampling.stop)) > 1:
+        yield Need("stop", f"{stops} stop strings", lambda model: _within(stops, model.max_stops))
     if (n := sampling.n) > 1:
         yield Need("n", f"{n} choices for one prompt", lambda model: n <= model.max_choices)
     for name in sampling.model_fields_set:
@@ -187,6 +189,10 @@ def _sampling(request: GenerateRequest) -> Iterator[Need]:
             yield Need(name, "this parameter", _has("sampling", name))
 
 
+def _within(number: int, limit: int | None) -> bool:
+    return limit is None or number <= limit
+
+
 def _logprobs(param: str, of: str, number: int, limit_of: Callable[[Capabilities], int | None]) -> Iterator[Need]:
     yield Need(param, f"log probabilities{of}", lambda model: limit_of(model) is not None)
     yield Need(param, f"{number} alternatives for each token{of}", lambda model: number <= (limit_of(model) or 0))
@@ -195,6 +201,9 @@ def _logprobs(param: str, of: str, number: int, limit_of: Callable[[Capabilities
 def _chat(chat: ChatOptions) -> Iterator[Need]:
     if chat.tools:
         yield Need("tools", "tools", lambda model: model.tools)
+        number, longest = len(chat.tools), max(len(tool.function.name) for tool in chat.tools)
+        yield Need("tools", f"{number} tools", lambda model: _within(number, model.max_tools))
+        yield Need("tools", f"names of {longest} characters", lambda model: _within(longest, model.max_tool_name))
         kind: ToolChoiceKind = "named" if isinstance(chat.tool_choice, dict) else chat.tool_choice or "auto"
         what = "a tool choice that names a tool" if kind == "named" else f"the tool choice `{kind}`"
         yield Need("tool_choice", what, lambda model: kind in model.tool_choices)

@@ -66,7 +66,8 @@ class Capabilities:
     messages with the names of their authors. `tools_with_structure`: tools and a structured output in one request.
     `max_choices`: choices for one prompt. `max_tokens`: a limit of output tokens. `logprobs` and `prompt_logprobs`: the
     most alternatives for each token; None without log probabilities. `structures`, `sampling` and `chat_options` are
-    names of parameters. `image_sources`, `file_sources` and `file_types` (of files as data) restrict the modalities.
+    names of parameters. `max_stops`, `max_tools` and `max_tool_name` (in characters) are limits of the provider below
+    those of this API; None without. `image_sources`, `file_sources` and `file_types` (of data) restrict the modalities.
     `fixed_temperature`: the model always samples at 1. `never_reasons`: it cannot reason, so none is to be turned off.
 
     `resume`: the answer continues where it was interrupted, at no cost. `cancel`: the upstream stops at a cancel.
@@ -87,10 +88,13 @@ class Capabilities:
     tools: bool = False
     tool_choices: _Set[ToolChoiceKind] = ALL_TOOL_CHOICES
     tools_with_structure: bool = True
+    max_tools: int | None = None
+    max_tool_name: int | None = None
     names: bool = False
     structures: _Set[str] = frozenset()
     max_choices: int = 1
     max_tokens: bool = True
+    max_stops: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     modalities: _Set[Modality] = TEXT_ONLY

@@ -263,6 +263,25 @@ def cases() -> list[Any]:
         (native, {"messages": named}, "messages[1].name"),
         (chat, {"messages": named}, "messages[1].name"),
     )
+    stops = {"stop": ["a", "b"]}
+    add(
+        "stops",
+        replace(EVERYTHING, max_stops=1),
+        (native, {**stops, "messages": MESSAGES}, "stop"),
+        (chat, stops, "stop"),
+        (text, stops, "stop"),
+        (messages, {"stop_sequences": ["a", "b"]}, "stop_sequences"),
+        (responses, stops, "stop"),
+    )
+    for limited in (replace(EVERYTHING, max_tools=0), replace(EVERYTHING, max_tool_name=0)):
+        add(
+            "tool limits",
+            limited,
+            (native, {**tools, "messages": MESSAGES}, "tools"),
+            (chat, tools, "tools"),
+            (messages, block, "tools"),
+            (responses, item, "tools"),
+        )
     no_limit = replace(EVERYTHING, max_tokens=False)
     add(
         "max_tokens",
