@@ -103,6 +103,8 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
             yield Need("prompt", "prompts of token ids", lambda model: model.token_prompts)
     else:
         yield Need("messages", "conversations", lambda model: model.conversations)
+        if not any(map(_says_something, request.messages or ())):
+            yield Need("messages", "conversations without a message of the user", lambda model: model.system_only)
         yield from _names(request.messages or ())
     yield from _sampling(request)
     if request.structured_outputs is not None:
@@ -136,6 +138,18 @@ def _has(capability: str, name: str) -> Callable[[Capabilities], bool]:
 
 def _has_calls(request: GenerateRequest) -> bool:
     return any(message.tool_calls or message.role == "tool" for message in request.messages or ())
+
+
+def _says_something(message: Message) -> bool:
+    """Whether a message is not of the system, and more than white space."""
+    if message.role in ("system", "developer"):
+        return False
+    if message.tool_calls or message.opaque or message.role == "tool":
+        return True
+    content = message.content
+    if isinstance(content, list):
+        return bool(message.media) or any(text and not text.isspace() for text in message.texts)
+    return bool(content) and not content.isspace()
 
 
 def _names(messages: Iterable[Message]) -> Iterator[Need]:

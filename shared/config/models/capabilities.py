@@ -61,7 +61,8 @@ ALL_CHAT_OPTIONS = frozenset(ChatOptions.model_fields) - {
 class Capabilities:
     """The capabilities of a model. The defaults are those of a model that only answers conversations with text.
 
-    `conversations`: the engine or its upstream has a chat template. `raw_prompts`: prompts without it;
+    `conversations`: the engine or its upstream has a chat template. `system_only`: conversations without a text of the
+    user. `raw_prompts`: prompts without it;
     `token_prompts`: as token ids. `prefill`: a last message of the assistant that the answer continues. `names`:
     messages with the names of their authors. `tools_with_structure`: tools and a structured output in one request.
     `max_choices`: choices for one prompt. `max_tokens`: a limit of output tokens. `logprobs` and `prompt_logprobs`: the
@@ -76,6 +77,7 @@ class Capabilities:
     """
 
     conversations: bool = True
+    system_only: bool = True
     raw_prompts: bool = False
     token_prompts: bool = False
     echo: bool = False

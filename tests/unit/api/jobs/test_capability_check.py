@@ -263,6 +263,15 @@ def cases() -> list[Any]:
         (native, {"messages": named}, "messages[1].name"),
         (chat, {"messages": named}, "messages[1].name"),
     )
+    blank = [{"role": "system", "content": "x"}, {"role": "user", "content": " "}]
+    add(
+        "system only",
+        replace(EVERYTHING, system_only=False),
+        (native, {"messages": blank}, "messages"),
+        (chat, {"messages": blank}, "messages"),
+        (messages, {"system": "x", "messages": blank[1:]}, "messages"),
+        (responses, {"input": blank}, "input"),
+    )
     stops = {"stop": ["a", "b"]}
     add(
         "stops",
