@@ -15,7 +15,6 @@ from api.jobs.media_check import MAX_PARTS, is_known_file_type, media_of
 from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import Capabilities, ToolChoiceKind
 from shared.config.models.loader import ModelSpec, Registry
-from shared.domain.content import FilePart, ImagePart
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, GenerateRequest, Message, Sampling
 
@@ -127,7 +126,7 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
         yield Need(
             "structured_outputs", "structured outputs together with tools", lambda model: model.tools_with_structure
         )
-    yield from _media(islice(media_of(request), MAX_PARTS))  # a request with more is rejected
+    yield from _media(request)
     if request.messages is not None:  # searched only for models without tools
         yield Need("messages", "tool calls in earlier turns", lambda model: model.tools or not _has_calls(request))
 
@@ -149,7 +148,7 @@ def _says_something(message: Message) -> bool:
     content = message.content
     if isinstance(content, list):
         return bool(message.media) or any(text and not text.isspace() for text in message.texts)
-    return bool(content) and not content.isspace()
+    return content is not None and content != "" and not content.isspace()
 
 
 def _names(messages: Iterable[Message]) -> Iterator[Need]:
@@ -160,12 +159,15 @@ def _names(messages: Iterable[Message]) -> Iterator[Need]:
             return
 
 
-def _media(parts: Iterable[tuple[str, ImagePart | FilePart]]) -> Iterator[Need]:
+def _media(request: GenerateRequest) -> Iterator[Need]:
     """The kinds of images and files, each at its first path: not a need for each, of which there may be many."""
     modalities: dict[str, str] = {}
     sources: dict[tuple[str, str], str] = {}
     types: dict[str, str] = {}
-    for path, part in parts:
+    in_results: list[str] = []
+    for role, path, part in islice(media_of(request), MAX_PARTS):  # a request with more is rejected
+        if role == "tool" and not in_results:
+            in_results.append(path)
         modalities.setdefault(part.type, path)
         sources.setdefault((part.type, part.source), path)
         # Others are rejected for every model.
@@ -173,6 +175,8 @@ def _media(parts: Iterable[tuple[str, ImagePart | FilePart]]) -> Iterator[Need]:
             types.setdefault(part.media_type or "", path)
     for kind, path in modalities.items():
         yield Need(path, f"{kind}s", _has("modalities", kind))
+    for path in in_results:
+        yield Need(path, "images and files in results of tools", lambda model: model.tool_media)
     for (kind, source), path in sources.items():
         yield Need(path, f"{kind}s {_SOURCE_NAMES[source]}", _has(f"{kind}_sources", source))
     for media_type, path in types.items():

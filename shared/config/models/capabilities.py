@@ -69,6 +69,7 @@ class Capabilities:
     most alternatives for each token; None without log probabilities. `structures`, `sampling` and `chat_options` are
     names of parameters. `max_stops`, `max_tools` and `max_tool_name` (in characters) are limits of the provider below
     those of this API; None without. `image_sources`, `file_sources` and `file_types` (of data) restrict the modalities.
+    `tool_media`: results of tools may have images and files.
     `fixed_temperature`: the model always samples at 1. `never_reasons`: it cannot reason, so none is to be turned off.
 
     `resume`: the answer continues where it was interrupted, at no cost. `cancel`: the upstream stops at a cancel.
@@ -100,6 +101,7 @@ class Capabilities:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     modalities: _Set[Modality] = TEXT_ONLY
+    tool_media: bool = True
     image_sources: _Set[Source] = ALL_SOURCES
     file_sources: _Set[Source] = ALL_SOURCES
     file_types: _Set[str] = ALL_FILE_TYPES

@@ -66,7 +66,8 @@ class Preset:
     quirks: tuple[str, ...] = ()
 
 
-# https://platform.openai.com/docs/api-reference/chat/create: images as data or by URL, files as data or by id.
+# https://platform.openai.com/docs/api-reference/chat/create: images as data or by URL, files as data or by id. Results
+# of tools are texts.
 _CHAT_SOURCES: dict[str, Any] = {
     "image_sources": frozenset({"data", "url"}),
     "file_sources": frozenset({"data", "file_id"}),
@@ -83,6 +84,7 @@ _OPENAI = Capabilities(
     max_tool_name=64,
     max_stops=4,
     names=True,
+    tool_media=False,
     **_CHAT_SOURCES,
     structures=JSON_STRUCTURES,
     max_choices=EVERYTHING.max_choices,
@@ -113,6 +115,7 @@ def as_responses(capabilities: Capabilities) -> Capabilities:
         max_tool_name=None,
         max_stops=None,
         names=False,
+        tool_media=True,
         image_sources=ALL_SOURCES,
         file_sources=ALL_SOURCES,
         sampling=capabilities.sampling & {"temperature", "top_p"},

@@ -383,7 +383,7 @@ def test_every_capability_of_a_request_is_checked() -> None:
     assert CHAT_OPTIONS.keys() == EVERYTHING.chat_options
     assert EVERYTHING.structures == StructuredOutputs.model_fields.keys()
     unchecked = {
-        "resume", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "image_sources",
+        "resume", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "image_sources", "tool_media",
         "file_sources", "file_types", "extra_body", "fixed_temperature", "never_reasons",
     }  # fmt: skip
     changed = {

@@ -264,6 +264,17 @@ async def test_sources_and_types_of_files(
     assert (await refused(dialect, name, body, param)).split(", ") == able
 
 
+async def test_images_in_results_of_tools() -> None:
+    image = {"type": "image", "source": {"type": "url", "url": "https://a/b"}}
+    turns = [
+        *ASK,
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [image]}]},
+    ]
+    able = await refused(messages, "openai", {"messages": turns}, "messages[2].content[0].content[0]")
+    assert able.split(", ") == [*(model.name for model in CLAUDES), "gpt"]
+
+
 @pytest.mark.parametrize("media_type", ["text/csv", "text/x-anything", "application/json", "application/xml"])
 async def test_claude_takes_files_of_text(media_type: str) -> None:
     await admit(chat, ALWAYS, file(media_type))
