@@ -79,6 +79,8 @@ TRAILER_S = 5.0
 MAX_RESUMES = 8
 # The longest wait before such a repetition, whatever delay the upstream names.
 RESUME_DELAY_MAX_S = 60.0
+# Of a request that the upstream runs on, such as one that waits for a cold start: the upstream has accepted it.
+SAYS_NOTHING = (BusyReason.TIMEOUT, BusyReason.BROKEN)
 # Any other status of the client's errors means that the request has ended, or that the upstream does not know it.
 MAY_CANCEL_LATER = (*KEY_REFUSED, NO_CREDIT, *TRANSIENT)
 # The member of an `UpstreamState`'s data with the API of the run.
@@ -222,6 +224,7 @@ class UpstreamEngine(ABC):
         recreated = False
         tried: set[Endpoint] = set()
         failures = redirects = 0
+        answered = False
         limit = AnswerLimit(request, self._model.max_model_len)
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
@@ -230,13 +233,14 @@ class UpstreamEngine(ABC):
                 if exchange is None or call is None:
                     exchange = await self.exchange(request, prior)
                     call = exchange.first()
+                    # Whether the upstream runs the request on without its connection.
+                    runs_on = prior.upstream is not None
                 reply = exchange.parser
                 failure = TransientError(
                     "The upstream ended its answer too early.",
                     "the body ended before the answer",
                     reason=BusyReason.BROKEN,
                 )
-                answered = False
                 try:
                     while call is not None:
                         if call.delay_s:
@@ -260,6 +264,10 @@ class UpstreamEngine(ABC):
                                     self.gate.succeeded()  # it works: it has read the request
                                 raise error
                             self._refused.remember(replacements)
+                            exchange.accepted(parameters)
+                            if runs_on and not answered:
+                                answered = True
+                                self.gate.succeeded()
                             finished_at = 0.0
                             while not (reply.done or exchange.over):
                                 if reply.finished:
@@ -274,10 +282,12 @@ class UpstreamEngine(ABC):
                                 for start in range(0, len(data), PIECE_BYTES):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
                                         finished_at = 0.0
-                                        failures = 0
+                                        if isinstance(delta, Delta):
+                                            failures = 0
                                         if not answered:
                                             answered = True
                                             self.gate.succeeded()
+                                        runs_on = runs_on or isinstance(delta, UpstreamState)
                                         if exchange.repeats and isinstance(delta, Delta):
                                             limit.emitted(delta)
                                         yield self._marked(delta, endpoint)
@@ -295,6 +305,10 @@ class UpstreamEngine(ABC):
                                     if exchange.repeats and isinstance(rest, Delta):
                                         limit.emitted(rest)
                                     if rest is not None:
+                                        runs_on = runs_on or isinstance(rest, UpstreamState)
+                                        if not answered:
+                                            answered = True
+                                            self.gate.succeeded()
                                         yield self._marked(rest, endpoint)
                                     if slice_.over:
                                         await slice_.give_way()
@@ -342,7 +356,7 @@ class UpstreamEngine(ABC):
                 limited = failure.reason is BusyReason.RATE_LIMIT
                 if limited and not of_key:
                     self.gate.limited(failure.retry_after_s)
-                elif of_key or not reply.begun:
+                elif of_key or not (reply.begun or (runs_on and failure.reason in SAYS_NOTHING)):
                     reason = failure.reason
                     what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
                     by_request = not of_key and reason is not BusyReason.UNREACHABLE
