@@ -103,6 +103,7 @@ class AnthropicModel(UpstreamModel):
         return Capabilities(
             system_only=False,
             prefill=limits.prefill,
+            continues=limits.prefill,
             cancel=True,
             token_counting=True,
             signed_reasoning=True,
