@@ -263,6 +263,34 @@ def cases() -> list[Any]:
         (native, {"messages": named}, "messages[1].name"),
         (chat, {"messages": named}, "messages[1].name"),
     )
+    blank = [{"role": "system", "content": "x"}, {"role": "user", "content": " "}]
+    add(
+        "system only",
+        replace(EVERYTHING, system_only=False),
+        (native, {"messages": blank}, "messages"),
+        (chat, {"messages": blank}, "messages"),
+        (messages, {"system": "x", "messages": blank[1:]}, "messages"),
+        (responses, {"input": blank}, "input"),
+    )
+    stops = {"stop": ["a", "b"]}
+    add(
+        "stops",
+        replace(EVERYTHING, max_stops=1),
+        (native, {**stops, "messages": MESSAGES}, "stop"),
+        (chat, stops, "stop"),
+        (text, stops, "stop"),
+        (messages, {"stop_sequences": ["a", "b"]}, "stop_sequences"),
+        (responses, stops, "stop"),
+    )
+    for limited in (replace(EVERYTHING, max_tools=0), replace(EVERYTHING, max_tool_name=0)):
+        add(
+            "tool limits",
+            limited,
+            (native, {**tools, "messages": MESSAGES}, "tools"),
+            (chat, tools, "tools"),
+            (messages, block, "tools"),
+            (responses, item, "tools"),
+        )
     no_limit = replace(EVERYTHING, max_tokens=False)
     add(
         "max_tokens",
@@ -311,9 +339,12 @@ def cases() -> list[Any]:
             f"logprobs {most}",
             replace(EVERYTHING, logprobs=most),
             (native, {"logprobs": number, "messages": MESSAGES}, "logprobs"),
-            (chat, log, "logprobs"),
+            (chat, log, "logprobs" if most is None else "top_logprobs"),
+            (line("/v1/chat/completions"), log, "logprobs" if most is None else "top_logprobs"),
             (text, {"logprobs": number}, "logprobs"),
-            (responses, include, "include"),
+            (line("/v1/completions"), {"logprobs": number}, "logprobs"),
+            (responses, include, "include" if most is None else "top_logprobs"),
+            (line("/v1/responses"), include, "include" if most is None else "top_logprobs"),
         )
         given = {"prompt_logprobs": number}
         add(
@@ -355,7 +386,8 @@ def test_every_capability_of_a_request_is_checked() -> None:
     assert CHAT_OPTIONS.keys() == EVERYTHING.chat_options
     assert EVERYTHING.structures == StructuredOutputs.model_fields.keys()
     unchecked = {
-        "resume", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "image_sources",
+        "resume", "continues", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "image_sources",
+        "tool_media",
         "file_sources", "file_types", "extra_body", "fixed_temperature", "never_reasons",
     }  # fmt: skip
     changed = {
@@ -439,7 +471,7 @@ def test_a_request_is_served_exactly_if_all_its_parameters_are(given_: set[str],
 
 
 def test_the_models_of_the_api_show_their_capabilities() -> None:
-    view = ModelView.of(SimulatedModel(name="sim", engine="simulated")).model_dump(mode="json")
+    view = ModelView.of(SimulatedModel(name="sim", engine="simulated"), 8192).model_dump(mode="json")
     assert view["capabilities"].keys() == {field.name for field in fields(Capabilities)}
     assert view["capabilities"]["structures"] == sorted(StructuredOutputs.model_fields)
     assert view["capabilities"]["tool_choices"] == ["auto", "named", "none", "required"]
