@@ -29,8 +29,8 @@ class Breaker:
 
     def __init__(self, on_change: Callable[[BreakerState], None]) -> None:
         self.state = BreakerState.CLOSED
-        # Whether the one job that passes while it is half open is under way.
-        self.probing = False
+        # What stands for the one job that passes while it is half open and is under way.
+        self.probe: object | None = None
         # Since when it has not been closed, and why.
         self.opened: OpenBreaker | None = None
         self._on_change = on_change
@@ -72,5 +72,5 @@ class Breaker:
             self._timer.cancel()
             self._timer = None
         self.state = state
-        self.probing = False
+        self.probe = None
         self._on_change(state)

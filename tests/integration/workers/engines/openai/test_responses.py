@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -37,6 +38,7 @@ from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.openai.responses import ResponseParser
 from workers.engines.openai.responses.cursor import Cursor
 from workers.engines.resume import Resume
+from workers.engines.upstream.errors import RunLost
 
 ASK = GenerateRequest(messages=[Message(role="user", content="Hello")])
 WEATHER = Tool(function=Function(name="weather", parameters={"type": "object"}))
@@ -182,13 +184,14 @@ async def test_a_running_response_is_polled(vendor: ResponsesVendor, engine: Ope
 async def test_an_expired_response(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
     """Without output, the request is sent again; otherwise the answer cannot continue."""
     whole = await run(engine)
-    vendor.expire()
+    vendor.forget()
     with pytest.raises(CannotContinue):
         await run(engine, prior_of(whole.state, whole.deltas[:1]))
     assert vendor.generated == 1
     again = await run(engine, prior_of(whole.state, ()))
     assert (again.choice.text, vendor.generated) == ("Hi there", 2)
-    assert again.state == UpstreamState("resp_2", {"api": "responses"})
+    assert again.state is not None
+    assert again.state.id == "resp_2"
 
 
 async def test_a_state_of_another_engine_is_not_used(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
@@ -215,8 +218,8 @@ async def test_cancelling(vendor: ResponsesVendor, engine: OpenAIEngine) -> None
     assert whole.state is not None
     await engine.cancel(whole.state)
     assert vendor.seen[-1].path == "/v1/responses/resp_1/cancel"
-    with pytest.raises(UpstreamError, match="404"):
-        await engine.cancel(UpstreamState("../resp?", {"api": "responses"}))
+    await engine.cancel(replace(whole.state, id="../resp?"))
+    assert vendor.seen[-1].path == "/v1/responses/../resp?/cancel"
     assert vendor.cancelled.is_set()
 
 
@@ -339,10 +342,13 @@ async def test_what_the_api_cannot_express(engine: OpenAIEngine, request_: Gener
 
 
 def parse(*events: Any, prior: Prior = NO_PRIOR, reasoning: bool = True) -> tuple[ResponseParser, list[Delta]]:
-    """The parser and its deltas after these events, each in a read of its own."""
+    """The parser and its deltas after these events, each in a read of its own. None: the connection broke."""
     parser = ResponseParser(prior, logprobs=True, reasoning=reasoning, provider="openai")
     deltas: list[Delta] = []
     for event in events:
+        if event is None:
+            parser.reconnect()
+            continue
         body = event if isinstance(event, bytes) else b"data: " + orjson.dumps(event) + b"\n\n"
         deltas += [item for item in parser.feed(body) if isinstance(item, Delta)]
     deltas += [item for item in parser.end() if isinstance(item, Delta)]
@@ -362,8 +368,55 @@ MESSAGE = {"type": "message", "content": [{"type": "output_text", "text": "abc"}
 
 
 def test_repeated_events_are_skipped() -> None:
-    parser, deltas = parse(text(4, "a"), text(4, "a"), text(3, "x"), text(5, "b"), ended(output=[]))
+    parser, deltas = parse(text(4, "a"), text(4, "a"), None, text(4, "a"), text(3, "x"), text(5, "b"), ended(output=[]))
     assert ("".join(delta.text for delta in deltas), parser.finished) == ("ab", True)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_events_that_all_have_the_same_number(number: int) -> None:
+    """Nothing is taken for repeated, and the stream cannot be resumed."""
+    created = {"type": "response.created", "sequence_number": number, "response": {"id": "resp", "status": "queued"}}
+    parser, deltas = parse(
+        created, text(number, "l"), text(number, "l"), {**ended(output=[]), "sequence_number": number}
+    )
+    assert ([delta.text for delta in deltas], parser.finished) == (["l", "l", ""], True)
+    assert {delta.cursor for delta in deltas} == {"retrieved"}
+
+
+def test_numbers_that_start_again() -> None:
+    parser, deltas = parse(text(7, "a"), text(0, "b"), text(1, "c"), ended(output=[]))
+    assert ("".join(delta.text for delta in deltas), deltas[-1].cursor) == ("abc", "retrieved")
+    assert not parser.resumable
+
+
+def test_an_error_with_a_number_of_its_own_is_reported() -> None:
+    error = {"type": "error", "sequence_number": 0, "error": {"type": "server_error", "message": "Oh no"}}
+    for events in ((text(5, "a"), error), (text(5, "a"), None, error)):
+        parser, _ = parse(*events)
+        assert getattr(parser.failure, "message", None) == "Oh no"
+
+
+def test_a_whole_text_that_differs_from_its_deltas() -> None:
+    """The deltas count if they are those of one body. They cannot be compared with the rest of it otherwise."""
+    parser, deltas = parse(text(None, "abc "), ended(output=[MESSAGE]))
+    assert ("".join(delta.text for delta in deltas), parser.finished) == ("abc ", True)
+    with pytest.raises(CannotContinue):
+        parse(text(None, "abc "), None, ended(output=[MESSAGE]))
+
+
+def test_a_call_without_arguments() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": ""}
+    begin = {"type": "response.output_item.added", "sequence_number": 1, "output_index": 0, "item": call}
+    done = {"type": "response.output_item.done", "sequence_number": 2, "output_index": 0, "item": call}
+    for events in ((begin, done), (begin,), (done,), ()):
+        for output in ([call], []):
+            if events or output:
+                _, deltas = parse(*events, ended(output=output))
+                assert choices_of(deltas)[0].tool_calls == (ToolCall("c", "f", "{}"),)
+    cut = {**done, "item": {**call, "status": "incomplete"}}
+    for events in ((begin, cut), (begin,)):
+        _, deltas = parse(*events, ended("incomplete", output=[call]))
+        assert choices_of(deltas)[0].tool_calls == (ToolCall("c", "f", ""),)
 
 
 def test_what_the_deltas_lacked_comes_with_the_last_event() -> None:
@@ -383,7 +436,7 @@ def test_a_whole_response_in_place_of_a_stream() -> None:
 
 def test_another_answer_than_the_one_that_was_emitted() -> None:
     body = {"id": "resp", "object": "response", "status": "completed", "output": [MESSAGE]}
-    with pytest.raises(CannotContinue):
+    with pytest.raises(RunLost):
         parse(orjson.dumps(body), prior=Prior((Delta(0, "ax"),), True, UpstreamState("resp"), None))
 
 
