@@ -157,7 +157,7 @@ async def test_completions(sdk: openai.AsyncOpenAI, vendor: Vendor, model: str) 
         with pytest.raises(openai.BadRequestError, match="prompts without a conversation") as caught:
             await sdk.completions.create(model=model, prompt="Hello", max_tokens=50)
         assert caught.value.param == "prompt"
-        assert vendor.requests == 0
+        assert vendor.generated == 0
         return
     complete = await sdk.completions.create(model=model, prompt="Hello", max_tokens=50)
     assert complete.choices[0].text == TEXT
@@ -192,7 +192,7 @@ async def test_images_and_files(
         with pytest.raises(openai.BadRequestError, match="responses") as caught:
             await sdk.chat.completions.create(model=model, messages=[{"role": "user", "content": chat}], max_tokens=50)
         assert caught.value.param == "messages[0].content[0]"
-        assert vendor.requests == 0
+        assert vendor.generated == 0
         return
     expected = [IMAGE, PDF][:count]
     job: Any = {"model": model, "messages": [{"role": "user", "content": chat[:count]}], "max_tokens": 50}
