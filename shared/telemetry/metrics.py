@@ -529,6 +529,13 @@ class Metrics:
             WORKER,
             aggregation=Aggregation.MIN,
         )
+        self.upstream_resumes = new.counter(
+            "headrace_upstream_resumes_total",
+            "Times that the answer of a request which the upstream ran on was read further, because its"
+            " connection or its attempt had ended.",
+            (MODEL, Label("reason", ("connection", "attempt"))),
+            WORKER,
+        )
         self.upstream_refused_parameters = new.counter(
             "headrace_upstream_refused_parameters_total",
             "Optional parameters that the upstream refused; their requests were repeated without them.",
