@@ -24,6 +24,7 @@ from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import wait_for_end
 from tests.support.database import drop_database
 from tests.support.engine_tables import EXAMPLES
+from tests.support.metrics import samples
 from tests.support.ports import free_port
 from tests.support.sse import Sse, follow, read_events, text_of
 from tests.support.stack import KEY, Stack
@@ -156,7 +157,7 @@ async def test_completions(sdk: openai.AsyncOpenAI, vendor: Vendor, model: str) 
         with pytest.raises(openai.BadRequestError, match="prompts without a conversation") as caught:
             await sdk.completions.create(model=model, prompt="Hello", max_tokens=50)
         assert caught.value.param == "prompt"
-        assert vendor.requests == 0
+        assert vendor.generated == 0
         return
     complete = await sdk.completions.create(model=model, prompt="Hello", max_tokens=50)
     assert complete.choices[0].text == TEXT
@@ -191,7 +192,7 @@ async def test_images_and_files(
         with pytest.raises(openai.BadRequestError, match="responses") as caught:
             await sdk.chat.completions.create(model=model, messages=[{"role": "user", "content": chat}], max_tokens=50)
         assert caught.value.param == "messages[0].content[0]"
-        assert vendor.requests == 0
+        assert vendor.generated == 0
         return
     expected = [IMAGE, PDF][:count]
     job: Any = {"model": model, "messages": [{"role": "user", "content": chat[:count]}], "max_tokens": 50}
@@ -336,6 +337,23 @@ async def test_geminis_thoughts_and_signatures(sdk: openai.AsyncOpenAI) -> None:
     assert vendor.seen[1].body["messages"][1]["tool_calls"][0]["extra_content"] == {
         "google": {"thought_signature": "sig-1"}
     }
+
+
+async def test_parts_of_another_provider_are_dropped_and_counted(sdk: openai.AsyncOpenAI, stack: Stack) -> None:
+    """A conversation that began with Gemini goes on with a model that must not get its thought signatures."""
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+    parameters: Any = {"max_tokens": 50, "tools": [tool]}
+    async with preset("gemini") as gemini, preset("openai") as other:
+        gemini.scripts = [CALL]
+        first = await sdk.chat.completions.create(model="preset-gemini", messages=MESSAGES, **parameters)
+        turn: Any = first.choices[0].message.model_dump(exclude_none=True)
+        assert turn["tool_calls"][0]["extra_content"]
+        result: Any = {"role": "tool", "tool_call_id": turn["tool_calls"][0]["id"], "content": "sunny"}
+        before = await samples(stack, "worker")
+        await sdk.chat.completions.create(model="preset-openai", messages=[*MESSAGES, turn, result], **parameters)
+        assert "sig-1" not in str(other.seen[0].body)
+    counted = ("headrace_opaque_parts_dropped_total", "preset-openai")
+    assert (await samples(stack, "worker"))[counted] - before.get(counted, 0) == 1
 
 
 async def test_openrouters_reasoning_comes_back(sdk: openai.AsyncOpenAI) -> None:
