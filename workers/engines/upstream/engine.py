@@ -230,6 +230,8 @@ class UpstreamEngine(ABC):
             limit=AnswerLimit(request, length),
         )
         self._requests += 1
+        if prior.upstream is not None:
+            self._metrics.upstream_resumes.labels(self._label, "attempt").inc()
         try:
             while True:
                 if job.call is None:
@@ -273,7 +275,10 @@ class UpstreamEngine(ABC):
                 logger.warning("call=%s upstream failure %d: %s", request_id, job.failures + 1, failure.details)
                 retries = self._metrics.upstream_retries.labels(self._label)
                 recovery = Recovery(self.gate, self._endpoints, self._options, retries.inc)
-                if delay_s := recovery.after(job, failure):
+                delay_s = recovery.after(job, failure)
+                if job.call is not None:
+                    self._metrics.upstream_resumes.labels(self._label, "connection").inc()
+                if delay_s:
                     await asyncio.sleep(delay_s)
         finally:
             self._requests -= 1
@@ -295,9 +300,6 @@ class UpstreamEngine(ABC):
             job.exchange.accepted(parameters)
             if job.runs_on:
                 self._answered(job)
-            if job.resumes:
-                job.resumes = False
-                self._metrics.upstream_resumed.labels(self._label).inc()
             job.finished_at = 0.0
             return True
         assert job.call is not None
@@ -382,6 +384,7 @@ class UpstreamEngine(ABC):
         if job.sent_again:
             raise lost
         logger.warning("call=%s %s; the request is sent again", job.id, lost.message.rstrip("."))
+        self._metrics.upstream_retries.labels(self._label).inc()
         job.call, job.prior, job.sent_again = None, NO_PRIOR, True
 
     def _encoded(self, call: Call, replacements: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], bytes]:

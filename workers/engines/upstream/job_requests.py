@@ -38,8 +38,6 @@ class JobRequests:
     # Whether the upstream has answered, and whether it runs the request on without a connection.
     answered: bool = False
     runs_on: bool = False
-    # Whether the next response continues the answer of a request whose connection or worker was lost.
-    resumes: bool = False
     # Whether a request that the upstream had forgotten was sent again.
     sent_again: bool = False
     # When all choices had their finish reasons and nothing has followed since, on the event loop's clock.
@@ -57,7 +55,7 @@ class JobRequests:
         """Begin an exchange with its first request."""
         self.exchange = exchange
         self.call = exchange.first()
-        self.runs_on = self.resumes = self.prior.upstream is not None
+        self.runs_on = self.prior.upstream is not None
 
     def parse(self, data: bytes) -> Iterator[Any]:
         """The output in the bytes of one read, or in the rest of a body if there are none.

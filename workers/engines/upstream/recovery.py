@@ -41,7 +41,6 @@ class Recovery:
         if not isinstance(failure, NotHere):
             self.endpoints.failed(job.endpoint, failure.details, of_key=of_key)
         job.call = job.exchange.resume()
-        job.resumes = job.call is not None and job.runs_on
         begun = job.reply.begun
         if job.call is None and not begun and job.prior.upstream is None and self._moves(job):
             return 0.0

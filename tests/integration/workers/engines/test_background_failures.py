@@ -54,7 +54,7 @@ async def accepted(engine: UpstreamEngine) -> UpstreamState:
 
 
 def resumed() -> float:
-    return float(METRICS.upstream_resumed.labels("up")._value.get())
+    return float(METRICS.upstream_resumes.labels("up", "attempt")._value.get())
 
 
 async def wait_for_delta(engine: UpstreamEngine, request_id: str, prior: Prior = NO_PRIOR) -> None:
