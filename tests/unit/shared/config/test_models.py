@@ -499,7 +499,7 @@ def test_common_options_of_relayed_models_take_effect(name: str) -> None:
 )
 def test_max_concurrency_lowers_the_slots(limits: dict[str, int], slots: int) -> None:
     options = {"base_url": "http://127.0.0.1:1", **{name: limits[name] for name in limits if name != "slots"}}
-    entry = {"name": "m", "engine": "openai", "model": "theirs", "options": options}
+    entry: dict[str, Any] = {"name": "m", "engine": "openai", "model": "theirs", "options": options}
     if "slots" in limits:
         entry["slots"] = limits["slots"]
     assert OpenAIModel.model_validate(entry).slots == slots
