@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from shared.config.models.loader import ModelSpec
-from shared.config.models.reload import ReloadResult
+from shared.config.models.reload import ReloadResult, needs_restart
 from shared.postgres.recovery_store import RecoveryStore
 from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import Metrics
@@ -69,15 +69,18 @@ class ModelReload:
                 logger.warning("model=%s was removed; this worker ends when no job of it is left", old.name)
             return ReloadResult.APPLIED
         self._removed_at = None
-        is_same_engine = new.fingerprint == old.fingerprint
-        if not is_same_engine and (new.loads_model or new.engine != old.engine):
+        if new == old:
+            logger.info("model=%s reloaded; unchanged", new.name)
+            self._metrics.loaded([new.name])
+            return ReloadResult.APPLIED
+        if needs_restart(old, new):
             logger.warning(
                 "model=%s changed in a way that needs a new process; until this worker is restarted, it runs the model"
                 " as before",
                 old.name,
             )
             return ReloadResult.RESTART_NEEDED
-        if not is_same_engine:
+        if not new.loads_model:
             await self._engine.replace(make_engine(new, self._metrics))
         context = self._runner.context
         compilations = context.compilations
@@ -88,7 +91,7 @@ class ModelReload:
         self._model = new
         self._consumer.poll()
         self._metrics.loaded([new.name])
-        logger.info("model=%s reloaded; %s", new.name, "unchanged" if new == old else "new requests use the new entry")
+        logger.info("model=%s reloaded; new requests use the new entry", new.name)
         return ReloadResult.APPLIED
 
     async def run(self) -> None:

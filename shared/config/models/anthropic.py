@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from shared.config.models.capabilities import ALL_TOOL_CHOICES, Capabilities, ToolChoiceKind
 from shared.config.models.claude import ClaudeLimits, ThinkingControl, claude_limits
+from shared.config.models.operational import Operational
 from shared.config.models.upstream import HttpUrl, UpstreamModel, UpstreamOptions
 
 # Models that always think cannot be forced to call a tool.
@@ -46,10 +47,10 @@ class AnthropicOptions(UpstreamOptions):
         None, description="Whether a last message of the assistant is continued, as by an interrupted answer."
     )
     structured_outputs: bool = Field(True, description="Whether the model accepts a JSON Schema for its output.")
-    prompt_caching: Annotated[Literal["auto", "off"], BeforeValidator(_yaml_off)] = Field(
+    prompt_caching: Operational[Annotated[Literal["auto", "off"], BeforeValidator(_yaml_off)]] = Field(
         "auto", description="`auto` places cache breakpoints in requests that have none."
     )
-    min_cache_tokens: int | None = Field(
+    min_cache_tokens: Operational[int | None] = Field(
         None, ge=1, description="The model's shortest prompt that is cached; shorter ones get no breakpoint."
     )
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from shared.config.models.capabilities import TEXT_ONLY, Capabilities, Modality
+from shared.config.models.operational import Operational
 from shared.config.models.polled import PolledOptions
 from shared.config.models.upstream import HttpUrl, UpstreamModel
 
@@ -70,13 +71,13 @@ class ReplicateOptions(PolledOptions):
     """Options of the `replicate` engine."""
 
     base_url: HttpUrl = REPLICATE_URL
-    stream_hosts: list[Annotated[str, AfterValidator(_host)]] | None = Field(
+    stream_hosts: Operational[list[Annotated[str, AfterValidator(_host)]] | None] = Field(
         None,
         max_length=16,
         description="Hosts, besides that of base_url, from which predictions may be streamed; they receive the key."
         " By default those of Replicate if base_url is Replicate's.",
     )
-    cancel_after_s: int | None = Field(
+    cancel_after_s: Operational[int | None] = Field(
         None, ge=5, le=86_400, description="Replicate cancels a prediction that takes longer in all."
     )
     input: ReplicateInput = Field(default_factory=ReplicateInput)
