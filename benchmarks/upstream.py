@@ -49,12 +49,13 @@ class Stats:
 class Kept:
     """An answer that is generated whether or not a client reads it; `began` is on the loop's clock.
 
-    `polled`: the number of tokens that polls have returned.
+    `polled`: the number of tokens that polls have returned; `ended`: they have returned its end too.
     """
 
     request: ParsedRequest
     began: float
     polled: int = 0
+    ended: bool = False
 
 
 class Upstream(asyncio.Protocol):
@@ -250,8 +251,9 @@ class Upstream(asyncio.Protocol):
         first, kept.polled = kept.polled, due if elapsed_ms >= 0 else kept.polled
         events = [event for at in range(first, kept.polled) for event in framing.token(at, texts[at].encode())]
         ended = kept.polled == len(texts)
-        if ended:
+        if ended and not kept.ended:
             events += framing.tail()
+            kept.ended = True
         status = "COMPLETED" if ended else "IN_PROGRESS"
         return {"status": status, "stream": [{"output": event.decode()} for event in events]}
 

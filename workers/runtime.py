@@ -49,6 +49,7 @@ from workers.supervision.lease_keeper import LeaseKeeper
 from workers.supervision.model_reload import ModelReload
 from workers.supervision.process_shutdown import ProcessShutdown
 from workers.supervision.redelivery import Redelivery
+from workers.supervision.upstream_cancellations import UpstreamCancellations
 from workers.supervision.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -187,6 +188,7 @@ class WorkerRuntime:
         run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
+        run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics).run())
         run("watchdog", watchdog.run())
         run("model_reload", model_reload.run())
         run("models_reload", models_reload.run())

@@ -13,9 +13,13 @@ from api.jobs.service import JobService
 from api.streaming.errors import StreamAborted
 from shared.domain.errors import HeadraceError
 from shared.domain.job import Job
-from shared.runtime.aio import cancel_and_wait
+from shared.runtime.aio import cancel_and_wait, map_limited
 
 logger = logging.getLogger(__name__)
+
+# The jobs of one call that use database connections at the same time. A call has up to 1,024 jobs: all at once would
+# keep the pool's connections from other requests, and wait for each other until the pool times out.
+JOBS_AT_ONCE = 8
 
 
 async def cancel_on_disconnect(
@@ -42,7 +46,8 @@ async def while_connected(
 
     Returns None if the client has disconnected.
     """
-    ended = asyncio.gather(*(jobs.ended(job) for job in submitted))
+    # All have to end, so the order does not matter. A job that has ended meanwhile is read when its turn comes.
+    ended = asyncio.create_task(map_limited(jobs.ended, submitted, JOBS_AT_ONCE))
     disconnected = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)

@@ -112,7 +112,7 @@ class ChoiceView(BaseModel):
     index: int
     text: str
     finish_reason: Literal["stop", "length", "tool_calls", "content_filter"] | None = Field(
-        description="`content_filter`: the provider refused to go on. Null if a cancel or a failure ended the output."
+        description="`content_filter`: a filter of the provider ended the output. Null if a cancel or a failure did."
     )
     stop_reason: int | str | None = Field(None, description="The stop string or stop token that ended it.")
     reasoning: str | None = Field(None, description="The reasoning that precedes the text.")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
 
-from api.jobs.disconnect import cancel_abandoned
+from api.jobs.disconnect import JOBS_AT_ONCE, cancel_abandoned
 from api.jobs.service import JobService
 from api.keys.principal import Principal
 from shared.domain.job import Job
 from shared.postgres.job_store import Idempotency, NewJob
+from shared.runtime.aio import map_limited
 
 
 async def submit_all(
@@ -21,13 +21,18 @@ async def submit_all(
     Raises:
         HeadraceError: a job was rejected; those already created are cancelled.
     """
-    keys = [None if idempotency is None else _derive_key(idempotency, index) for index in range(len(requests))]
-    outcomes = await asyncio.gather(
-        *(jobs.submit(principal, new, key) for new, key in zip(requests, keys, strict=True)), return_exceptions=True
-    )
-    results = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+    async def submit(index: int) -> tuple[Job, bool] | Exception:
+        key = None if idempotency is None else _derive_key(idempotency, index)
+        try:
+            return await jobs.submit(principal, requests[index], key)
+        except Exception as error:
+            return error
+
+    outcomes = await map_limited(submit, range(len(requests)), JOBS_AT_ONCE)
+    results = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
     for outcome in outcomes:
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, Exception):
             await cancel_abandoned(jobs, [job for job, created in results if created])
             raise outcome
     return [job for job, _ in results], results[0][1]

@@ -13,6 +13,11 @@ def contradiction(param: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("contradiction", "{message}", {"param": param, "message": message})
 
 
+def without_effect(param: str, reason: str) -> PydanticCustomError:
+    """An error about a field that nothing reads because of another one."""
+    return contradiction(param, f"has no effect {reason}; remove it")
+
+
 def unicode_text(text: str) -> str:
     """Reject unpaired surrogates, which JSON can express but neither tokenizers nor databases accept."""
     try:

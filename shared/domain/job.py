@@ -78,8 +78,8 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One generated answer. `finish_reason`: "stop", "length", "tool_calls", "content_filter" (its provider
-    refused to go on), or None if it was interrupted.
+    """One generated answer. `finish_reason`: "stop", "length", "tool_calls", "content_filter" (a filter of
+    its provider ended it), or None if it was interrupted.
 
     `stop_reason` is the stop string or stop token that ended it. `logprobs` and `prompt_logprobs` have an entry per
     token, in the stored form (`shared.domain.logprobs`); only the first choice has `prompt_logprobs`.
@@ -205,7 +205,7 @@ class AttemptOutcome(StrEnum):
     ENGINE_LOST = "engine_lost"
     # The worker's lease expired.
     WORKER_LOST = "worker_lost"
-    # The upstream was busy before the first token. Not in the history: the job waits as if it had not been claimed.
+    # The upstream was busy. Without output, it is not in the history: the job waits as if it had not been claimed.
     DEFERRED = "deferred"
 
 

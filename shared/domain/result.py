@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from shared.domain.errors import ErrorCode
-from shared.domain.events import Event, EventType, archive, event
+from shared.domain.events import Event, EventType, UpstreamState, archive, event
 from shared.domain.job import Attempt, AttemptOutcome, Choice, Failure, JobStatus, JobSummary, Usage
 from shared.domain.transcript import encode_output, fingerprint_by_attempt
 
@@ -35,7 +35,10 @@ def cannot_continue(tokens: int) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """The values that a job's row gets when it ends. `output` is JSON, `log` the archive of its events."""
+    """The values that a job's row gets when it ends. `output` is JSON, `log` the archive of its events.
+
+    `upstream` is the upstream's request that is to be cancelled, because it has not ended.
+    """
 
     status: JobStatus
     finished_at: datetime
@@ -45,6 +48,7 @@ class JobResult:
     first_token_at: datetime | None
     attempts: tuple[Attempt, ...]
     log: bytes
+    upstream: UpstreamState | None = None
 
 
 async def build_result(
@@ -60,11 +64,12 @@ async def build_result(
     finished_at: datetime,
     outcome: AttemptOutcome,
     tokens: Mapping[int, int],
+    upstream: UpstreamState | None = None,
 ) -> tuple[JobResult, Event]:
     """Build the row's result and the log's last event, which has the number `seq` and follows `events`.
 
     The event loop runs other tasks meanwhile. `outcome` is that of the running attempt, `tokens` the number that each
-    attempt generated.
+    attempt generated. `upstream` is the upstream's request that generated the output.
     """
     ended = replace(job, first_token_at=job.first_token_at or first_token_at, finished_at=finished_at)
     payload: dict[str, Any] = {
@@ -84,6 +89,7 @@ async def build_result(
         first_token_at=first_token_at,
         attempts=tuple(_ended(attempt, finished_at, outcome, tokens, fingerprints) for attempt in job.attempts),
         log=await archive([*events, last]),
+        upstream=None if status.succeeded else upstream,
     )
     return result, last
 

@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import UnreadableRow
+from shared.domain.events import UpstreamState
 from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, OpenBreaker, WorkerState
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
@@ -35,6 +36,7 @@ from shared.postgres.job_statements import (
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import seconds
 from shared.postgres.tables import JobRow, WorkerRow
+from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,7 @@ class ClaimStore(JobRowStore):
         self._model = model
         self._claims = GroupCommit(self._claim)
         self._suspect_claims = GroupCommit(self._claim_suspects)
+        self._cancellations = UpstreamCancellations(engine)
         self._results = GroupCommit(self._finish, weigh=lambda record: len(record["output"]) + len(record["log"]))
 
     async def claim(self, job_id: str, *, suspects: bool = True) -> Job | None:
@@ -206,24 +209,44 @@ class ClaimStore(JobRowStore):
         )
         return await self._changes(statement)
 
-    async def defer(self, job_id: str, attempt: int, delay_s: float) -> bool:
-        """Put a job that this attempt owns back into the queue for at least `delay_s` seconds, as if it had not run.
+    async def defer(
+        self, job_id: str, attempt: int, delay_s: float, *, tokens: int = 0, first_token_at: datetime | None = None
+    ) -> bool:
+        """Put a job that this attempt owns back into the queue for at least `delay_s` seconds.
 
-        Only the number of the attempt remains, so that later writes of this one are fenced. False: as in `requeue`.
+        Without output, it is as if the attempt had not run: only its number remains, so that its later writes are
+        fenced. With output, whose first token came at `first_token_at`, it is in the job's history. False: as in
+        `requeue`.
         """
         now = func.clock_timestamp()
+        values: dict[Any, Any] = {
+            **_UNCLAIMED,
+            JobRow.deferred_since: func.coalesce(JobRow.deferred_since, now),
+        }
+        if first_token_at is not None:
+            values = {
+                **requeued(tokens, AttemptOutcome.DEFERRED),
+                JobRow.first_token_at: func.coalesce(JobRow.first_token_at, first_token_at),
+                JobRow.deferred_since: now,
+            }
         statement = (
             update(JobRow)
             .where(owned(job_id, attempt, self._worker), JobRow.status == JobStatus.IN_PROGRESS.value)
-            .values(
-                {
-                    **_UNCLAIMED,
-                    JobRow.not_before: now + seconds(delay_s),
-                    JobRow.deferred_since: func.coalesce(JobRow.deferred_since, now),
-                }
-            )
+            .values({**values, JobRow.not_before: now + seconds(delay_s)})
         )
         return await self._changes(statement)
+
+    async def add_cancellation(self, job_id: str, model: str, state: UpstreamState) -> None:
+        """Note that the upstream's request of a job that starts again is to be cancelled."""
+        await self._cancellations.add(job_id, model, state)
+
+    async def due_cancellations(self, limit: int) -> list[Cancellation]:
+        """Return requests of this worker's model that are to be cancelled now: see `UpstreamCancellations.due`."""
+        return await self._cancellations.due(self._model, limit)
+
+    async def remove_cancellations(self, ids: Sequence[int]) -> None:
+        """Remove requests that were cancelled."""
+        await self._cancellations.remove(ids)
 
     async def release_claim(self, job_id: str, attempt: int) -> None:
         """Mark a running job as lost with its worker, although this worker is alive."""

@@ -49,7 +49,7 @@ from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
-from shared.postgres.tables import JobRow, ResponseRow, Timestamp, WorkerRow
+from shared.postgres.tables import JobRow, ResponseRow, Timestamp, UpstreamCancellationRow, WorkerRow
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
 
@@ -235,6 +235,7 @@ _RESULTS = Records(
     error_param=Text,
     attempts=JSONB,
     log=Encoded(Text),
+    upstream=JSONB,
 )
 
 
@@ -264,15 +265,15 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
     """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs, and returns their ids.
 
     Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
-    as a CTE that inserts from the rows which the update returns, as in `purge_statement`: in the same transaction,
-    without an extra round trip. That covers every end: by the job's worker, while the job waits, or after its worker
-    was lost.
+    as a CTE that inserts from the rows which the update returns: in the same transaction, without an extra round trip.
+    That covers every end: by the job's worker, while the job waits, or after its worker was lost. One such CTE adds the
+    upstream's request, if it is still to be cancelled.
 
     Optimistic lock: a job ends only if the guards hold and it is still at the attempt that its result names, so that
     no attempt was added to its history since it was read.
     """
     result = _RESULTS
-    return (
+    ended = (
         update(JobRow)
         .where(JobRow.id == result.id, JobRow.attempt == result.attempt, *guards)
         .values(
@@ -293,8 +294,12 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
                 JobRow.log: result.log,
             }
         )
-        .returning(JobRow.id)
+        .returning(JobRow.id, JobRow.model, result.upstream.label("upstream"))
+        .cte("ended")
     )
+    left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
+    cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
+    return select(ended.c.id).add_cte(cancellations.cte("cancellations"))
 
 
 def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any]:
@@ -314,6 +319,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "error_param": error.param.replace("\0", "\ufffd") if error and error.param is not None else None,
         "attempts": [asdict(attempt) for attempt in result.attempts],
         "log": result.log,
+        "upstream": result.upstream and result.upstream.payload(),
     }
 
 

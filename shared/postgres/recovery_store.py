@@ -48,6 +48,7 @@ from shared.postgres.job_statements import (
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, WorkerRow
+from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +296,10 @@ class RecoveryStore(JobRowStore):
     async def delete_dead_workers(self, silent_for_s: int) -> None:
         """Delete the rows of workers whose lease expired at least `silent_for_s` ago."""
         await self._changes(delete(WorkerRow).where(WorkerRow.lease_expires_at < func.now() - seconds(silent_for_s)))
+
+    async def abandon_cancellations(self, older_than_s: float) -> list[Cancellation]:
+        """Remove the upstream's requests that no worker could cancel for so long, and return them."""
+        return await UpstreamCancellations(self._engine).abandon(older_than_s)
 
     async def waiting(self, model: str, *, limit: int, older_than_s: float, priorities: range) -> list[Hint]:
         """Return the next queued jobs of a model that were released to the queue, in the order of service.

@@ -155,6 +155,24 @@ class JobRow(Base):
     )
 
 
+class UpstreamCancellationRow(Base):
+    """A request of an upstream that a worker of its model is to cancel: nothing will resume it."""
+
+    __tablename__ = "upstream_cancellations"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[str] = mapped_column(Text(collation="C"))
+    model: Mapped[str] = mapped_column(Text)
+    # An `UpstreamState`.
+    state: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    # From then on, any worker of the model may cancel it.
+    due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+
+    __table_args__ = (Index("upstream_cancellations_due", "model", "due_at"),)
+
+
 class ResponseRow(Base):
     """The part of a response (`shared.domain.response`) that its job's row lacks; committed and deleted with it."""
 

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 IDEMPOTENCY_KEY_S = 24 * 3600
 # How long a dead worker's row is kept: until its jobs are recovered, and for operators to see.
 DEAD_WORKER_S = 3600
+# How long workers try to cancel an upstream's request. No upstream runs one for longer.
+CANCELLATION_S = 24 * 3600
 # How long a job that a worker could not read is withheld from the queue at least.
 WITHHELD_S = 10
 # How many such jobs one sweep reads.
@@ -84,6 +86,13 @@ class Sweeper:
         await self._release_unreadable()
         await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
         await self._store.delete_dead_workers(DEAD_WORKER_S)
+        for one in await self._store.abandon_cancellations(CANCELLATION_S):
+            model = self._metrics.model_label(one.model)
+            self._metrics.upstream_cancellations.labels(model, "abandoned").inc()
+            logger.error(
+                "job=%s model=%s the upstream's request %.100s could not be cancelled, and may still run",
+                one.job_id, one.model, one.state.id,
+            )  # fmt: skip
         return requeued
 
     async def _recover(self) -> int:

@@ -74,6 +74,7 @@ class JobTerminator:
             finished_at=datetime.now(UTC),
             outcome=AttemptOutcome.WORKER_LOST,
             tokens=transcript.tokens_by_attempt,
+            upstream=transcript.upstream,
         )
         end = self._store.end_lost if running else self._store.end_queued
         ended = await end(job.id, job.attempt, result)

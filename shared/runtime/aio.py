@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Longer than a task's clean-up takes; a lost cancellation is rare.
 AGAIN_S = 5.0
@@ -21,6 +25,24 @@ async def wait_for_event(event: asyncio.Event, within_s: float) -> bool:
         async with asyncio.timeout(within_s):
             await event.wait()
     return event.is_set()
+
+
+async def map_limited(function: Callable[[T], Awaitable[R]], items: Iterable[T], limit: int) -> list[R]:
+    """Apply a function to all items, at most `limit` at a time, and return the results in order.
+
+    Raises the first exception, after the other calls have been cancelled.
+    """
+    room = asyncio.Semaphore(limit)
+
+    async def apply(item: T) -> R:
+        async with room:
+            return await function(item)
+
+    tasks = [asyncio.create_task(apply(item)) for item in items]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await cancel_and_wait(*tasks)
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any], again_s: float = AGAIN_S) -> None:

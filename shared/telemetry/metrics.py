@@ -201,7 +201,7 @@ class Metrics:
         )
         self.jobs_deferred = new.counter(
             "headrace_jobs_deferred_total",
-            "Times a job was put back into the queue because its upstream was busy before the first token.",
+            "Times a job was put back into the queue because its upstream was busy.",
             (MODEL, Label("reason", ("rate_limit", "server_error", "timeout", "unreachable", "broken"))),
             WORKER,
         )
@@ -521,6 +521,14 @@ class Metrics:
         )
         self.upstream_retries = new.counter(
             "headrace_upstream_retries_total", "Retried upstream requests.", (MODEL,), WORKER
+        )
+        self.upstream_cancellations = new.counter(
+            "headrace_upstream_cancellations_total",
+            "Tries to cancel an upstream's request whose job has ended or starts again; failed ones are repeated for a"
+            " day, then the request is abandoned.",
+            (MODEL, Label("outcome", ("cancelled", "failed", "abandoned"))),
+            API,
+            WORKER,
         )
         self.upstream_endpoint_available = new.scraped(
             "headrace_upstream_endpoint_available",

@@ -1,10 +1,13 @@
-"""Each managed engine through the queue, in every dialect, with real processes and the vendors' stand-ins."""
+"""Each managed engine and preset through the queue, in every dialect, with real processes and the stand-ins."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anthropic
@@ -21,7 +24,9 @@ from tests.support.ports import free_port
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
 from tests.support.vendors.anthropic import AnthropicVendor
-from tests.support.vendors.catalog import VENDORS
+from tests.support.vendors.catalog import ALL, VENDORS
+from tests.support.vendors.openai import OpenAIVendor
+from tests.support.vendors.presets import ModalVendor
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY as VENDOR_KEY
 from tests.support.vendors.vendor import Vendor
@@ -31,6 +36,8 @@ MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 ANSWER = Script(text=("né", "e 😀 ", "ü 漢字"), usage=Usage(7, 0, 3))
 TEXT = "".join(ANSWER.text)
+IMAGE = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(256))).decode()
+PDF = "data:application/pdf;base64," + base64.b64encode(b"%PDF-1.4\n" + bytes(range(256))).decode()
 CALL = Script(text=(), calls=(ToolCall("call_1", "weather", '{"city": "Paris"}'),), finish="tool_calls")
 
 
@@ -48,15 +55,14 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     stack = make_stack(servers, tmp_path_factory, "engines", models, VENDOR_API_KEY=VENDOR_KEY)
     try:
         stack.start_api()
-        for name in VENDORS:
-            stack.start_worker(name)
+        stack.start_workers(VENDORS)
         yield stack
     finally:
         stack.stop()
         drop_database(servers.postgres_url, "stack_engines")
 
 
-@pytest.fixture(params=VENDORS)
+@pytest.fixture(params=ALL)
 async def vendor(request: pytest.FixtureRequest, stack: Stack) -> AsyncIterator[Vendor]:
     async with VENDORS[request.param]().serve(PORTS[request.param]) as vendor:
         vendor.default = ANSWER
@@ -124,6 +130,61 @@ async def test_responses(sdk: openai.AsyncOpenAI, vendor: Vendor, model: str) ->
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == TEXT
 
 
+async def test_completions(sdk: openai.AsyncOpenAI, vendor: Vendor, model: str) -> None:
+    """A model without raw prompts refuses them."""
+    if not vendor.raw_prompts:
+        with pytest.raises(openai.BadRequestError, match="prompts without a conversation") as caught:
+            await sdk.completions.create(model=model, prompt="Hello", max_tokens=50)
+        assert caught.value.param == "prompt"
+        assert vendor.requests == 0
+        return
+    complete = await sdk.completions.create(model=model, prompt="Hello", max_tokens=50)
+    assert complete.choices[0].text == TEXT
+    stream = await sdk.completions.create(model=model, prompt="Hello", max_tokens=50, stream=True)
+    assert "".join([part.choices[0].text async for part in stream if part.choices]) == TEXT
+    assert vendor.generated == 2
+    assert "Hello" in str(vendor.seen[0].body)
+
+
+async def test_images_and_files(
+    sdk: openai.AsyncOpenAI, claude: anthropic.AsyncAnthropic, client: httpx.AsyncClient, vendor: Vendor, model: str
+) -> None:
+    """They reach the vendor unchanged in each dialect. A model without them refuses them, and names those with them."""
+    images, files = "image" in vendor.modalities, "file" in vendor.modalities
+    chat: Any = [
+        {"type": "image_url", "image_url": {"url": IMAGE}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": PDF}},
+    ]
+    parts: Any = [
+        {"type": "input_image", "image_url": IMAGE, "detail": "auto"},
+        {"type": "input_file", "filename": "a.pdf", "file_data": PDF},
+    ]
+    blocks: Any = [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": IMAGE.partition(",")[2]}},
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": PDF.partition(",")[2]},
+        },
+    ]
+    count = images + files
+    if not count:
+        with pytest.raises(openai.BadRequestError, match="responses") as caught:
+            await sdk.chat.completions.create(model=model, messages=[{"role": "user", "content": chat}], max_tokens=50)
+        assert caught.value.param == "messages[0].content[0]"
+        assert vendor.requests == 0
+        return
+    expected = [IMAGE, PDF][:count]
+    job: Any = {"model": model, "messages": [{"role": "user", "content": chat[:count]}], "max_tokens": 50}
+    response = await client.post("/v1/jobs", json=job)
+    assert response.status_code == 202, response.text
+    assert (await wait_for_end(client, response.json()["id"]))["output_text"] == TEXT
+    await sdk.chat.completions.create(model=model, messages=job["messages"], max_tokens=50)
+    await sdk.responses.create(model=model, input=[{"role": "user", "content": parts[:count]}], max_output_tokens=50)
+    await claude.messages.create(model=model, messages=[{"role": "user", "content": blocks[:count]}], max_tokens=50)
+    bodies = [seen.body for seen in vendor.seen if seen.method == "POST"]
+    assert [vendor.media_of(body) for body in bodies] == [expected] * 4
+
+
 async def test_tool_calls(
     sdk: openai.AsyncOpenAI, claude: anthropic.AsyncAnthropic, vendor: Vendor, model: str
 ) -> None:
@@ -147,7 +208,17 @@ async def test_tool_calls(
     assert (block.name, block.input, message.stop_reason) == ("weather", {"city": "Paris"}, "tool_use")
 
 
-async def test_a_batch(client: httpx.AsyncClient, vendor: Vendor, model: str) -> None:
+async def test_batches(client: httpx.AsyncClient) -> None:
+    """One for each model, at the same time."""
+    async with AsyncExitStack() as stand_ins:
+        for name, kind in VENDORS.items():
+            vendor = await stand_ins.enter_async_context(kind().serve(PORTS[name]))
+            vendor.default = ANSWER
+        answers = await asyncio.gather(*(batch_answers(client, name) for name in VENDORS))
+    assert dict(zip(VENDORS, answers, strict=True)) == dict.fromkeys(VENDORS, [TEXT] * 3)
+
+
+async def batch_answers(client: httpx.AsyncClient, model: str) -> list[str]:
     body = {"model": model, "messages": MESSAGES, "max_tokens": 50}
     lines = [
         json.dumps({"custom_id": f"line-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body})
@@ -160,13 +231,14 @@ async def test_a_batch(client: httpx.AsyncClient, vendor: Vendor, model: str) ->
     )
     assert created.status_code == 200, created.text
     batch = created.json()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while batch["status"] not in ("completed", "failed"):
+            await asyncio.sleep(0.05)
             batch = (await client.get(f"/v1/batches/{batch['id']}")).json()
     assert batch["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
     content = (await client.get(f"/v1/files/{batch['output_file_id']}/content")).text
-    answers = [json.loads(line)["response"]["body"] for line in content.splitlines()]
-    assert [answer["choices"][0]["message"]["content"] for answer in answers] == [TEXT] * 3
+    bodies = [json.loads(line)["response"]["body"] for line in content.splitlines()]
+    return [answer["choices"][0]["message"]["content"] for answer in bodies]
 
 
 async def test_a_cancel_reaches_the_vendor(client: httpx.AsyncClient, vendor: Vendor, model: str) -> None:
@@ -184,6 +256,147 @@ async def test_a_cancel_reaches_the_vendor(client: httpx.AsyncClient, vendor: Ve
     done = await wait_for_end(client, job_id)
     assert (done["status"], done["output_text"]) == ("cancelled", "Hi ")
     assert vendor.generated == 1
+
+
+@asynccontextmanager
+async def preset(name: str) -> AsyncIterator[Vendor]:
+    async with VENDORS[f"preset-{name}"]().serve(PORTS[f"preset-{name}"]) as vendor:
+        yield vendor
+
+
+@pytest.mark.parametrize("name", ["openai", "azure"])
+async def test_names_and_headers_of_openai_and_azure(sdk: openai.AsyncOpenAI, name: str) -> None:
+    async with preset(name) as vendor:
+        answer = await sdk.chat.completions.create(
+            model=f"preset-{name}", messages=MESSAGES, max_tokens=50, stop=["END"], reasoning_effort="low"
+        )
+    assert answer.choices[0].message.content == "Hi there"
+    (seen,) = vendor.seen
+    assert seen.path == ("/openai/v1/chat/completions" if name == "azure" else "/v1/chat/completions")
+    assert (seen.body["max_completion_tokens"], seen.body["reasoning_effort"]) == (50, "low")
+    assert ("api-key" in seen.headers, "authorization" in seen.headers) == (name == "azure", name != "azure")
+
+
+async def test_geminis_thoughts_and_signatures(sdk: openai.AsyncOpenAI) -> None:
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+    parameters: Any = {"model": "preset-gemini", "max_tokens": 50, "tools": [tool]}
+    async with preset("gemini") as vendor:
+        vendor.scripts = [replace(CALL, usage=Usage(7, 4, 60, 50))]
+        first = await sdk.chat.completions.create(messages=MESSAGES, **parameters)
+        assert first.usage is not None
+        assert (first.usage.prompt_tokens, first.usage.completion_tokens) == (7, 60)
+        assert first.usage.prompt_tokens_details is not None
+        assert first.usage.completion_tokens_details is not None
+        assert first.usage.prompt_tokens_details.cached_tokens == 4
+        assert first.usage.completion_tokens_details.reasoning_tokens == 50
+        assert first.choices[0].finish_reason == "tool_calls"
+        turn: Any = first.choices[0].message.model_dump(exclude_none=True)
+        result: Any = {"role": "tool", "tool_call_id": turn["tool_calls"][0]["id"], "content": "sunny"}
+        await sdk.chat.completions.create(messages=[*MESSAGES, turn, result], **parameters)
+    assert vendor.seen[1].body["messages"][1]["tool_calls"][0]["extra_content"] == {
+        "google": {"thought_signature": "sig-1"}
+    }
+
+
+async def test_openrouters_reasoning_comes_back(sdk: openai.AsyncOpenAI) -> None:
+    async with preset("openrouter") as vendor:
+        vendor.default = Script(reasoning=("Let me ", "think."))
+        first = await sdk.chat.completions.create(model="preset-openrouter", messages=MESSAGES, max_tokens=50)
+        turn: Any = first.choices[0].message.model_dump(exclude_none=True)
+        await sdk.chat.completions.create(
+            model="preset-openrouter", messages=[*MESSAGES, turn, *MESSAGES], max_tokens=50
+        )
+    assert vendor.seen[0].body["provider"] == {"require_parameters": True}
+    (details,) = vendor.seen[1].body["messages"][1]["reasoning_details"]
+    assert (details["type"], details["text"]) == ("reasoning.text", "Let me think.")
+
+
+async def test_an_error_of_tgi_in_a_stream(client: httpx.AsyncClient) -> None:
+    async with preset("tgi") as vendor:
+        vendor.default = Script(fail_after=1, message="out of memory")
+        response = await client.post("/v1/jobs", json={"model": "preset-tgi", "messages": MESSAGES, "max_tokens": 50})
+        done = await wait_for_end(client, response.json()["id"])
+    assert (done["status"], done["output_text"]) == ("failed", "Hi ")
+    assert done["error"]["code"] == "upstream_error"
+    assert "out of memory" in done["error"]["message"]
+    assert vendor.generated == 1
+
+
+async def test_tokens_of_tritons_frontend_are_counted_here(sdk: openai.AsyncOpenAI) -> None:
+    async with preset("triton"):
+        answer = await sdk.chat.completions.create(model="preset-triton", messages=MESSAGES, max_tokens=50)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 2
+
+
+async def test_a_cold_start_at_modal(sdk: openai.AsyncOpenAI) -> None:
+    """The redirect to the result is followed, and the key is in the headers of both requests."""
+    async with preset("modal") as vendor:
+        assert isinstance(vendor, ModalVendor)
+        vendor.cold = True
+        answer = await sdk.chat.completions.create(model="preset-modal", messages=MESSAGES, max_tokens=50)
+    assert answer.choices[0].message.content == "Hi there"
+    assert [seen.method for seen in vendor.seen] == ["POST", "GET"]
+    assert all(vendor.has_key(seen) for seen in vendor.seen)
+
+
+async def test_parameters_of_sglang(client: httpx.AsyncClient) -> None:
+    async with preset("sglang") as vendor:
+        vendor.default = Script(reasoning=("Hm.",))
+        body = {
+            "model": "preset-sglang",
+            "messages": MESSAGES,
+            "max_tokens": 50,
+            "stop": ["END"],
+            "include_stop_str_in_output": True,
+            "structured_outputs": {"regex": "a+"},
+        }
+        response = await client.post("/v1/jobs", json=body)
+        done = await wait_for_end(client, response.json()["id"])
+    assert (done["status"], done["output_text"]) == ("completed", "Hi there")
+    assert done["output"][0]["reasoning"] == "Hm."
+    sent = vendor.seen[0].body
+    assert (sent["regex"], sent["no_stop_trim"]) == ("a+", True)
+
+
+@pytest.mark.parametrize(("name", "path"), [("vllm", "/v1"), ("runpod", "/v2/endpoint1/openai/v1")])
+async def test_parameters_of_vllm(client: httpx.AsyncClient, name: str, path: str) -> None:
+    async with preset(name) as vendor:
+        structure = {"choice": ["Hi there", "no"]}
+        body = {"model": f"preset-{name}", "prompt": [1, 2], "max_tokens": 50, "structured_outputs": structure}
+        response = await client.post("/v1/jobs", json=body | {"top_k": 3})
+        done = await wait_for_end(client, response.json()["id"])
+    assert (done["status"], done["output_text"]) == ("completed", "Hi there")
+    (seen,) = vendor.seen
+    assert (seen.path, seen.body["prompt"]) == (f"{path}/completions", [1, 2])
+    assert (seen.body["structured_outputs"], seen.body["top_k"]) == (structure, 3)
+
+
+async def test_an_answer_that_a_filter_ended(
+    client: httpx.AsyncClient, sdk: openai.AsyncOpenAI, claude: anthropic.AsyncAnthropic, stack: Stack
+) -> None:
+    """It is incomplete in every dialect, streamed and as a whole."""
+    async with OpenAIVendor().serve(PORTS["openai"]) as vendor:
+        vendor.default = Script(finish="content_filter")
+        job = await client.post("/v1/jobs", json={"model": "openai", "messages": MESSAGES, "max_tokens": 50})
+        done = await wait_for_end(client, job.json()["id"])
+        assert (done["status"], done["output"][0]["finish_reason"]) == ("incomplete", "content_filter")
+
+        chat = await sdk.chat.completions.create(model="openai", messages=MESSAGES, max_tokens=50)
+        assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == ("Hi there", "content_filter")
+        chunks = await sdk.chat.completions.create(model="openai", messages=MESSAGES, max_tokens=50, stream=True)
+        assert [chunk.choices[0].finish_reason async for chunk in chunks][-1] == "content_filter"
+
+        response = await sdk.responses.create(model="openai", input="Hello", max_output_tokens=50)
+        assert response.incomplete_details is not None
+        assert (response.status, response.incomplete_details.reason) == ("incomplete", "content_filter")
+        events = await sdk.responses.create(model="openai", input="Hello", max_output_tokens=50, stream=True)
+        assert [event.type async for event in events][-1] == "response.incomplete"
+
+        message = await claude.messages.create(model="openai", messages=MESSAGES, max_tokens=50)
+        assert message.stop_reason == "refusal"
+        async with claude.messages.stream(model="openai", messages=MESSAGES, max_tokens=50) as stream:
+            assert (await stream.get_final_message()).stop_reason == "refusal"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 MODEL = "smollm2"
-CONCURRENCY = 16
+CONCURRENCY = 32
 PER_ANSWER = {"id", "created", "model", "system_fingerprint", "prompt_tokens_details"}
 TOLERANCE = 2e-3
 

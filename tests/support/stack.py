@@ -7,7 +7,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,19 @@ class Stack:
 
         `program`: the arguments of `python -m` before the model, for a module that changes the worker before it runs.
         """
+        name, ready = self._begin_worker(model, program, settings)
+        eventually_sync(ready, f"{name} is ready; see {self.folder}/{name}.log", within_s=within_s)
+        return name
+
+    def start_workers(self, models: Iterable[str], *, within_s: float = 120) -> None:
+        """Start a worker for each model, all at once, and wait until they are ready."""
+        for name, ready in [self._begin_worker(model, ("workers",), {}) for model in models]:
+            eventually_sync(ready, f"{name} is ready; see {self.folder}/{name}.log", within_s=within_s)
+
+    def _begin_worker(
+        self, model: str, program: Sequence[str], settings: Mapping[str, str]
+    ) -> tuple[str, Callable[[], bool]]:
+        """Start a worker; returns the name of its process, and whether it is ready."""
         self._count += 1
         name = f"worker-{self._count}"
         process = self.start(name, *program, model, **settings)
@@ -126,8 +139,7 @@ class Stack:
             assert process.poll() is None, f"{name} has exited:\n{log.read_text()[-3000:]}"
             return " ready." in log.read_text()
 
-        eventually_sync(ready, f"{name} is ready; see {log}", within_s=within_s)
-        return name
+        return name, ready
 
     def workers(self, model: str) -> list[str]:
         """The names of the processes that serve a model."""
@@ -151,6 +163,7 @@ class Stack:
                     process.wait(20)
         for process in running:
             process.kill()
+        for process in running:
             process.wait()
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -44,7 +44,7 @@ class BusyReason(StrEnum):
 
 
 class UpstreamBusy(UpstreamError):
-    """The upstream could not run this request, which has no token yet, but may run it later.
+    """The upstream could not run this request, or say more about one that it runs, but may later.
 
     The job is deferred, in all for `max_wait_s` seconds at most. If it cannot wait, it fails with this error.
     """
@@ -184,9 +184,13 @@ class Engine(ManagedEngine, Protocol):
             InvalidRequest: no engine of this model can run the request.
             CannotContinue: the answer cannot be continued after the deltas of `prior`; nothing was emitted.
             EngineError: this request failed.
-            UpstreamBusy: this request failed before its first token, and can be run later.
+            UpstreamBusy: this request failed before its first token, or after its `UpstreamState`, and can be run or
+                resumed later.
             EngineDead: the engine has died.
         """
 
     async def cancel(self, state: UpstreamState) -> None:
-        """Tell the upstream to stop a request, because its job has ended. A failure is logged, not raised."""
+        """Tell the upstream to stop a request, because nothing will resume it. Returns if it does not run any more.
+
+        The state of another engine's request is ignored. Raises any exception if it may succeed later.
+        """

@@ -40,13 +40,12 @@ from workers.execution.compilations import Compilations
 from workers.execution.deferral import deferral_s, timer_s
 from workers.execution.job_metrics import JobMetrics
 from workers.execution.log_writer import LogBuffer, LogWriter
+from workers.execution.upstream_cancellation import cancel_requests
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RETRY_S = (0.1, 2.0)
-# Longest wait for an upstream to confirm that it cancels a request.
-CANCEL_S = 5.0
 
 
 class InterruptReason(StrEnum):
@@ -213,12 +212,12 @@ class JobAttempt:
             self._earlier_tokens = self._transcript.tokens_by_attempt
             if not events:
                 if len(job.attempts) > 1:  # not only deferred ones: the log is lost, with its output and its readers
-                    self._restart()
+                    await self._restart()
             elif not (self._transcript.empty or self._complete):
                 mode = self._context.engine.resume_mode(job.request, self._prior)
                 self._stuck = mode is Resume.NONE and await self._shown()
                 if mode <= Resume.RESTART and not self._stuck:
-                    self._restart()
+                    await self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
         log.event(EventType.STARTED, started | {"fingerprint": self._context.engine.fingerprint})
         logger.info(
@@ -244,8 +243,12 @@ class JobAttempt:
         """Whether a reader may have seen the output so far."""
         return await self._retry(lambda: self._context.logs.shown(self.job.id), "log")
 
-    def _restart(self) -> None:
-        """Discard the output so far, here and at the readers."""
+    async def _restart(self) -> None:
+        """Discard the output so far, here and at the readers, and the upstream's request that generates it."""
+        if (upstream := self._transcript.upstream) is not None:
+            job, store = self.job, self._context.store
+            await self._retry(lambda: store.add_cancellation(job.id, job.model, upstream), "row")
+            await self._cancel_upstreams()
         self._transcript.clear()
         self._prior_tokens = 0
         self._log.discard_pending()
@@ -294,7 +297,7 @@ class JobAttempt:
         except CannotContinue:
             if await self._shown():
                 raise
-            self._restart()
+            await self._restart()
             await self._relay(NO_PRIOR, compiled)
 
     async def _relay(self, prior: Prior, compiled: Callable[[], None]) -> None:
@@ -310,7 +313,7 @@ class JobAttempt:
                     case Usage():
                         self._reported_usage = item
                     case Restarted():
-                        self._restart()
+                        await self._restart()
                     case UpstreamState():
                         self._transcript.upstream = item
                         self._log.upstream(item)
@@ -368,7 +371,7 @@ class JobAttempt:
             return await self._requeue(AttemptOutcome.HANDED_BACK)
         if self.interrupt_reason is InterruptReason.CLAIM_LOST:
             return None
-        if isinstance(error, UpstreamBusy) and self._first_token_at is None:
+        if isinstance(error, UpstreamBusy) and (self._first_token_at is None or self._transcript.upstream is not None):
             return await self._defer(error)
         requeue_outcome = _REQUEUE_OUTCOMES.get(self.interrupt_reason) if self.interrupt_reason is not None else None
         if cancelled and requeue_outcome is not None:
@@ -412,6 +415,7 @@ class JobAttempt:
             finished_at=self._database_now(),
             outcome=outcome,
             tokens={**self._earlier_tokens, job.attempt: self._tokens},
+            upstream=self._transcript.upstream,
         )
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
@@ -429,17 +433,19 @@ class JobAttempt:
             usage.prompt_tokens, usage.completion_tokens,
             round((result.finished_at - job.created_at).total_seconds() * 1000),
         )  # fmt: skip
-        if not status.succeeded and self._transcript.upstream is not None:
-            await self._cancel_upstream(self._transcript.upstream)
+        if result.upstream is not None:
+            await self._cancel_upstreams()
         return status
 
-    async def _cancel_upstream(self, state: UpstreamState) -> None:
-        """Tell the upstream to stop a request that nothing will resume."""
+    async def _cancel_upstreams(self) -> None:
+        """Cancel the upstream's request that nothing will resume. If that fails, it is tried again later."""
+        context = self._context
         try:
-            async with asyncio.timeout(CANCEL_S):
-                await self._context.engine.cancel(state)
+            await cancel_requests(context.store, context.engine, context.metrics)
         except Exception as error:
-            logger.warning("job=%s cannot cancel the upstream's request: %s", self.job.id, type(error).__name__)
+            if not is_outage(error):
+                raise
+            logger.warning("job=%s cannot cancel the upstream's request yet: %s", self.job.id, error)
 
     async def _requeue(self, outcome: AttemptOutcome, death: Verdict | None = None) -> JobStatus | None:
         """Return the job to the queue with its output so far; a job that is being cancelled ends instead."""
@@ -469,20 +475,28 @@ class JobAttempt:
         return None
 
     async def _defer(self, busy: UpstreamBusy) -> JobStatus | None:
-        """Return the job to the queue for a while, as if it had not run; if it cannot wait, it fails.
+        """Return the job to the queue for a while; if it cannot wait, it fails.
 
-        The message is sent again from here. If this worker dies meanwhile, redelivery finds the job.
+        Without output, it is as if the job had not run. If it has output, the upstream runs its request on, and the
+        next attempt resumes that. The message is sent again from here. If this worker dies meanwhile, redelivery finds
+        the job.
         """
         job, context = self.job, self._context
-        delay_s = deferral_s(job, busy, self._database_now())
+        delay_s = deferral_s(job, busy, self._database_now(), begun=self._first_token_at is not None)
         if delay_s is None:
             return await self._end(*self._status(busy))
         self._log.seal()
         context.log_writer.schedule(self._log)
-        if not await self._retry(lambda: context.store.defer(job.id, job.attempt, delay_s), "row"):
+        deferred = await self._retry(
+            lambda: context.store.defer(
+                job.id, job.attempt, delay_s, tokens=self._tokens, first_token_at=self._first_token_at
+            ),
+            "row",
+        )
+        if not deferred:
             return await self._end(JobStatus.CANCELLED, CANCELLED)
         self._metrics.deferred(busy.reason)
-        self._trace.ended(self._database_now(), AttemptOutcome.DEFERRED, 0, 0)
+        self._trace.ended(self._database_now(), AttemptOutcome.DEFERRED, self._prompt.prompt_tokens, self._tokens)
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s deferred for %.1f s: %s",
             job.id, job.model, job.attempt, context.worker, job.request_context.request_id, delay_s, busy.reason,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shared.config.models.capabilities import ALL_TOOL_CHOICES, Capabilities, ToolChoiceKind
 from shared.config.models.claude import ClaudeLimits, ThinkingControl, claude_limits
 from shared.config.models.operational import Operational
 from shared.config.models.upstream import HttpUrl, UpstreamModel, UpstreamOptions
+from shared.domain.field_types import without_effect
 
 # Models that always think cannot be forced to call a tool.
 _UNFORCED: frozenset[ToolChoiceKind] = frozenset({"none", "auto"})
@@ -53,6 +54,12 @@ class AnthropicOptions(UpstreamOptions):
     min_cache_tokens: Operational[int | None] = Field(
         None, ge=1, description="The model's shortest prompt that is cached; shorter ones get no breakpoint."
     )
+
+    @model_validator(mode="after")
+    def _caches(self) -> Self:
+        if self.prompt_caching == "off" and self.min_cache_tokens is not None:
+            raise without_effect("min_cache_tokens", "with prompt_caching: off")
+        return self
 
 
 class AnthropicModel(UpstreamModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -91,6 +91,8 @@ def load_registry(path: Path) -> Registry:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise RegistryError(f"{path}, line {line}: not valid YAML: {error.reason}") from error
+    if problems := list(_repeated_keys(path, tree)):
+        raise RegistryError("\n".join(problems))
     try:
         parsed = TypeAdapter(_File).validate_python(data)
     except ValidationError as error:
@@ -104,6 +106,29 @@ def load_registry(path: Path) -> Registry:
             raise RegistryError(f"{path}, line {line}: models[{index}].name: {spec.name!r} is declared twice")
         models[spec.name] = spec
     return Registry(models)
+
+
+def _repeated_keys(path: Path, tree: yaml.Node | None) -> Iterator[str]:
+    """Mappings that have a key twice: YAML would keep the last value."""
+    nodes: list[tuple[yaml.Node, tuple[int | str, ...]]] = [(tree, ())] if tree is not None else []
+    seen = set()
+    while nodes:
+        node, location = nodes.pop(0)
+        if id(node) in seen:  # of an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += [(item, (*location, index)) for index, item in enumerate(node.value)]
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[tuple[str, str], int] = {}
+            for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                line, name, below = key.start_mark.line + 1, (key.tag, key.value), (*location, key.value)
+                if name in lines:
+                    yield f"{path}, line {line}: {_field(below)}: is already set in line {lines[name]}"
+                lines.setdefault(name, line)
+                nodes.append((value, below))
 
 
 def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.presets import PRESETS, UNKNOWN_SERVER, Preset, as_responses
 from shared.config.models.upstream import UpstreamModel, UpstreamOptions
-from shared.domain.field_types import contradiction
+from shared.domain.field_types import contradiction, without_effect
 
 
 class OpenAIOptions(UpstreamOptions):
@@ -59,7 +59,9 @@ class OpenAIModel(UpstreamModel):
         options = data.get("options", {})
         if not isinstance(options, dict):
             return data
-        defaults: dict[str, Any] = {"max_tokens_field": preset.max_tokens_field}
+        # Responses has one name for the limit.
+        is_chat = data.get("api") != "responses"
+        defaults: dict[str, Any] = {"max_tokens_field": preset.max_tokens_field} if is_chat else {}
         if preset.base_url is not None and options.get("endpoints") is None:
             defaults["base_url"] = preset.base_url
         return {**data, "options": {**defaults, **options}}
@@ -70,6 +72,9 @@ class OpenAIModel(UpstreamModel):
             raise contradiction("options.api_version", "only the preset azure has API versions")
         if self.api == "responses" and self.preset not in _RESPONSES_PRESETS:
             raise contradiction("api", f"the preset {self.preset} has no Responses API with background responses")
+        for name in ("prefill", "max_tokens_field"):
+            if self.api == "responses" and name in self.options.model_fields_set:
+                raise without_effect(f"options.{name}", "with api: responses")
         if self.options.reasoning_summary is not None and self.api != "responses":
             raise contradiction("options.reasoning_summary", "only models with api: responses have summaries")
         return self

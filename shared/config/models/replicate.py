@@ -13,6 +13,7 @@ from shared.config.models.capabilities import TEXT_ONLY, Capabilities, Modality
 from shared.config.models.operational import Operational
 from shared.config.models.polled import PolledOptions
 from shared.config.models.upstream import HttpUrl, UpstreamModel
+from shared.domain.field_types import contradiction, without_effect
 
 REPLICATE_URL = "https://api.replicate.com/v1"
 # Where predictions of Replicate itself are streamed from.
@@ -61,10 +62,34 @@ class ReplicateInput(BaseModel):
     constants: dict[InputName, Any] = Field(default_factory=dict, description="Inputs that are sent with each request.")
 
     @model_validator(mode="after")
-    def _renders_text(self) -> Self:
-        if self.chat_template is not None and self.conversation == "messages":
-            raise ValueError("chat_template renders a text; remove it, or set conversation to text")
+    def _options_have_an_effect(self) -> Self:
+        if self.conversation == "messages":
+            unused, reason = ["chat_template", "prompt"], "with conversation: messages"
+        elif self.chat_template is not None:
+            unused, reason = ["messages", "system_prompt"], "with a chat_template, which renders the whole conversation"
+        else:
+            unused, reason = ["messages"], "with conversation: text"
+        for name in unused:
+            if getattr(self, name) is not None and name in self.model_fields_set:
+                raise without_effect(name, reason)
+        if "stop_as" in self.model_fields_set and "stop" not in self.parameters:
+            raise without_effect("stop_as", "without stop in parameters")
         return self
+
+    @model_validator(mode="after")
+    def _distinct_inputs(self) -> Self:
+        inputs = [self.text_input, *filter(None, [self.system_prompt]), *self.parameters.values()]
+        for name in inputs:
+            if inputs.count(name) > 1:
+                raise contradiction("parameters", f"the input {name} would be set twice")
+        if self.text_input in self.constants:
+            raise without_effect("constants", f"for {self.text_input}, which each request sets")
+        return self
+
+    @property
+    def text_input(self) -> str:
+        """The input that each request sets: its text or its messages."""
+        return self.messages if self.conversation == "messages" else self.prompt
 
 
 class ReplicateOptions(PolledOptions):
@@ -110,6 +135,12 @@ class ReplicateModel(UpstreamModel):
             usage=self.model is not None,
             sampling=frozenset(inputs.parameters) - {"max_tokens"},
         )
+
+    @property
+    def own_parameters(self) -> frozenset[str]:
+        inputs = self.options.input
+        names = [inputs.text_input, inputs.system_prompt, *inputs.parameters.values(), *inputs.constants]
+        return frozenset(filter(None, names))
 
     @property
     def stream_hosts(self) -> frozenset[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.config.models.capabilities import ALL_SAMPLING, EVERYTHING, Capabilities
 from shared.config.models.operational import Operational
 from shared.config.models.polled import PolledOptions
 from shared.config.models.upstream import HttpUrl, UpstreamModel
+from shared.domain.field_types import contradiction, without_effect
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
 # A stream carries no log probabilities of the prompt.
@@ -53,6 +54,18 @@ class RunpodModel(UpstreamModel):
     )
     slots: int = Field(64, ge=1, le=4096)
     options: RunpodOptions = Field(default_factory=RunpodOptions)
+
+    @model_validator(mode="after")
+    def _fits_the_input(self) -> Self:
+        if self.options.input == "openai":
+            return self
+        if self.model is not None:
+            raise without_effect("model", "with input: vllm, which names no model")
+        if "max_tokens_field" in self.options.model_fields_set:
+            raise without_effect("options.max_tokens_field", "with input: vllm")
+        if set(self.modalities or ()) - {"text"}:
+            raise contradiction("modalities", "with input: vllm, messages have text only")
+        return self
 
     @property
     def engine_capabilities(self) -> Capabilities:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.config.models.base import PromptTokenizer, TokenizerFiles
 from shared.config.models.capabilities import ALL_SAMPLING, ALL_STRUCTURES, TEXT_ONLY, Capabilities, Modality
 from shared.config.models.operational import Operational
 from shared.config.models.upstream import UpstreamModel, UpstreamOptions
+from shared.domain.field_types import contradiction, without_effect
 
 Backend = Literal["vllm", "tensorrtllm", "llmapi", "python"]
 # The parameters of a job that a model may take as inputs of these names.
@@ -138,6 +139,45 @@ class TritonModel(UpstreamModel):
     model: str = Field(min_length=1, pattern=r"^[^/?#\s]+$", description="The model's name in Triton's repository.")
     options: TritonOptions
 
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Self:
+        options, convention = self.options, self.convention
+        if options.structured_outputs and not convention.guides:
+            raise contradiction(
+                "options.structured_outputs", f"the backend {options.backend} cannot constrain its output"
+            )
+        if options.api_key_header is not None and not self.secret_envs:
+            raise without_effect("options.api_key_header", "without api_key_env")
+        room_is_known = options.max_model_len is not None and options.tokenizer is not None
+        if room_is_known and "default_max_tokens" in options.model_fields_set:
+            raise without_effect("options.default_max_tokens", "with max_model_len and a tokenizer")
+        if "max_tokens" in self.missing_parameters and convention.sampling_parameters is not None:
+            raise contradiction("options.parameters.max_tokens", f"the backend {options.backend} always takes it")
+        inputs = [options.text_input, *filter(None, [convention.sampling_parameters]), *self.parameters.values()]
+        for name in inputs:
+            if inputs.count(name) > 1:
+                raise contradiction("options.parameters", f"the input {name} would be set twice")
+        for fixed in (options.text_input, convention.sampling_parameters):
+            if fixed in options.inputs:
+                raise without_effect(f"options.inputs.{fixed}", "because each request sets it")
+        return self
+
+    @property
+    def own_parameters(self) -> frozenset[str]:
+        options, convention = self.options, self.convention
+        names = [options.text_input, convention.sampling_parameters, *self.parameters.values()]
+        return frozenset(filter(None, names)).union(convention.inputs, options.inputs)
+
+    @property
+    def missing_parameters(self) -> frozenset[str]:
+        """The parameters of a job that the entry takes away from those of the backend."""
+        return frozenset(name for name, tensor in self.options.parameters.items() if tensor is None)
+
+    @property
+    def cuts_at_stop_strings(self) -> bool:
+        """Whether the worker ends the text before a stop string, because the backend does not."""
+        return not self.convention.stops or "stop" in self.missing_parameters
+
     @property
     def convention(self) -> Convention:
         return CONVENTIONS[self.options.backend]
@@ -177,11 +217,11 @@ class TritonModel(UpstreamModel):
     @property
     def engine_capabilities(self) -> Capabilities:
         options = self.options
-        # The worker itself cuts the text at stop strings if the backend does not.
-        sampling = set(self.parameters) | {"stop"}
+        sampling = set(self.parameters)
         if self.convention.sampling_parameters is not None:
-            sampling |= _VLLM_SAMPLING
-        elif not self.convention.stops:
+            sampling |= _VLLM_SAMPLING - self.missing_parameters
+        sampling.add("stop")
+        if self.cuts_at_stop_strings:
             sampling.add("include_stop_str_in_output")
         return Capabilities(
             conversations=options.chat_template is not None or options.tokenizer is not None,

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from shared.config.models.base import Spec
 from shared.config.models.capabilities import Capabilities, Modality
 from shared.config.models.operational import Operational
-from shared.domain.field_types import contradiction
+from shared.domain.field_types import contradiction, without_effect
 from shared.domain.request import ChatOptions, Sampling
 
 # Parameters that no request may set as one of the provider's: they have a meaning of their own here.
@@ -128,6 +128,12 @@ class UpstreamOptions(BaseModel):
     )
 
     @model_validator(mode="after")
+    def _checks_health(self) -> Self:
+        if self.health_path is None and "health_interval_s" in self.model_fields_set:
+            raise without_effect("health_interval_s", "without health_path")
+        return self
+
+    @model_validator(mode="after")
     def _has_endpoints(self) -> Self:
         if self.endpoints is None:
             if not self.base_url:
@@ -179,6 +185,19 @@ class UpstreamModel(Spec):
         if refused:
             raise contradiction("modalities", f"the engine {self.engine} passes on {', '.join(sorted(self.passes_on))}")
         return self
+
+    @model_validator(mode="after")
+    def _common_options_have_an_effect(self) -> Self:
+        if "max_logprob_values" in self.model_fields_set and self.engine_capabilities.logprobs is None:
+            raise without_effect("max_logprob_values", "on a model without log probabilities")
+        if taken := self.own_parameters.intersection(self.options.extra_body):
+            raise contradiction("options.extra_body", f"must not contain {min(taken)}, which Headrace sets")
+        return self
+
+    @property
+    def own_parameters(self) -> frozenset[str]:
+        """The upstream's parameters that the engine sets for this model, besides `RESERVED`."""
+        return frozenset()
 
     @property
     def engine_capabilities(self) -> Capabilities:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.domain.job import ToolCall
 from tests.support.dialects.base import (
     COUNTED,
     DONE,
@@ -78,7 +79,18 @@ FINISHES = (
     _finish("unknown", "NVIDIA NIM", "finished"),
     _finish("TGI: eos_token", "huggingface/text-generation-inference#2794", "eos_token"),
     _finish("Together: eos", "Together API reference", "eos"),
-    _finish("content_filter", "OpenAI API reference", "content_filter"),
+    _finish("content_filter", "OpenAI API reference", "content_filter", "content_filter"),
+    _finish("Gemini: SAFETY", "HKUDS/Vibe-Trading#308", "SAFETY", "content_filter"),
+    _finish("Gemini: after a colon", "Gemini API reference", "content_filter: RECITATION", "content_filter"),
+    _finish("GLM: sensitive", "Z.AI API reference", "sensitive", "content_filter"),
+    _finish("Anthropic's name", "Claude API reference", "refusal", "content_filter"),
+    Dialect(
+        name="content_filter in a tool call",
+        source="OpenAI API reference",
+        writes=frames(calls(call("weather", '{"ci', index=0, id="a")), end("content_filter")),
+        calls=(ToolCall("a", "weather", '{"ci'),),
+        finish="content_filter",
+    ),
     _finish("Gemini: STOP", "open-webui/computer#224", "STOP"),
     _finish("MAX_TOKENS", "Gemini API reference", "MAX_TOKENS", "length"),
     _finish("Mistral: model_length", "Mistral API reference", "model_length", "length"),

@@ -16,7 +16,7 @@ from shared.config.models.anthropic import AnthropicModel
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY_ENV, Vendor, pieces
 
-_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 _ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -32,6 +32,8 @@ REQUEST_ID = "req_018EeWyXxfu5pfWkrYcMdjWG"
 
 class AnthropicVendor(Vendor):
     """Messages. The signature of a thinking block is `sig` and the number of the block."""
+
+    modalities = ("image", "file")
 
     def routes(self) -> Iterable[web.RouteDef]:
         return [web.post("/v1/messages", self._messages), web.post("/v1/messages/count_tokens", self._count)]
@@ -51,6 +53,10 @@ class AnthropicVendor(Vendor):
 
     def schema_of(self, body: Any) -> Any:
         return body["output_config"]["format"]["schema"]
+
+    def media_of(self, body: Any) -> list[str]:
+        blocks = [block for turn in body["messages"] for block in turn["content"] if "source" in block]
+        return [f"data:{source['media_type']};base64,{source['data']}" for source in (b["source"] for b in blocks)]
 
     async def _messages(self, request: web.Request) -> web.StreamResponse:
         seen = await self.record(request)

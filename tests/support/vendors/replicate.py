@@ -50,7 +50,10 @@ class ReplicateVendor(Vendor):
     tools: ClassVar[bool] = False
     reasoning: ClassVar[bool] = False
     structure: ClassVar[bool] = False
+    filters: ClassVar[bool] = False
     resumes: ClassVar[bool] = True
+    raw_prompts = True
+    polled: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

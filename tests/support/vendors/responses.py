@@ -48,6 +48,7 @@ class ResponsesVendor(Vendor):
 
     resumes: ClassVar[bool] = True
     stops: ClassVar[bool] = False
+    modalities = ("image", "file")
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,6 +76,11 @@ class ResponsesVendor(Vendor):
 
     def schema_of(self, body: Any) -> Any:
         return body["text"]["format"]["schema"]
+
+    def media_of(self, body: Any) -> list[str]:
+        contents = [item["content"] for item in body["input"] if isinstance(item["content"], list)]
+        parts = [part for content in contents for part in content]
+        return [part[name] for part in parts for name in ("image_url", "file_data") if name in part]
 
     def left(self) -> None:
         """A closed connection means nothing."""
@@ -214,8 +220,9 @@ class ResponsesVendor(Vendor):
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
-        if script.finish == "length":
-            await self._end(stored, "incomplete", incomplete_details={"reason": "max_output_tokens"})
+        reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
+        if script.finish in reasons:
+            await self._end(stored, "incomplete", incomplete_details={"reason": reasons[script.finish]})
         else:
             await self._end(stored, "completed")
 

@@ -20,7 +20,7 @@ import orjson
 from aiohttp import web
 
 from shared.config.models.runpod import RunpodModel
-from tests.support.vendors.openai import OpenAIVendor
+from tests.support.vendors.openai import OpenAIVendor, media_of_chat
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY_ENV, Cut, Hang, Vendor
 
@@ -49,6 +49,9 @@ class RunpodVendor(Vendor):
     """RunPod's API. Attributes change how it treats all jobs; a test sets them before it begins."""
 
     resumes: ClassVar[bool] = True
+    raw_prompts = True
+    modalities = ("image",)
+    polled: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,9 +87,8 @@ class RunpodVendor(Vendor):
             "max_poll_interval_s": 0.002,
             **options,
         }
-        return RunpodModel.model_validate(
-            {"name": "up", "engine": "runpod", "endpoint": "endpoint1", "model": "theirs", "options": entry}
-        )
+        values = {"name": "up", "engine": "runpod", "endpoint": "endpoint1", "model": "theirs", "options": entry}
+        return RunpodModel.model_validate(values | {"modalities": ["text", *self.modalities]})
 
     def error(self, script: Script) -> Any:
         return {"error": script.message}
@@ -97,6 +99,9 @@ class RunpodVendor(Vendor):
 
     def schema_of(self, body: Any) -> Any:
         return body["input"]["openai_input"]["response_format"]["json_schema"]["schema"]
+
+    def media_of(self, body: Any) -> list[str]:
+        return media_of_chat(body["input"]["openai_input"]["messages"])
 
     @property
     def job(self) -> Job:
@@ -186,7 +191,7 @@ class RunpodVendor(Vendor):
         """Yield all outputs of a job. It fails, hangs, or loses a response of `/stream` where the script says so."""
         job.status = "COMPLETED"
         try:
-            async for output in self._outputs(job.script):
+            async for output in self._outputs(job, job.script):
                 if isinstance(output, dict) and output.get("error"):
                     job.status, job.error = "FAILED", str(output["error"])
                     return
@@ -196,11 +201,14 @@ class RunpodVendor(Vendor):
         except Cut:  # the job goes on; the response with its next output is lost
             job.lost = len(job.outputs)
             whole = replace(job.script, cut_after=None)
-            job.outputs = [output async for output in self._outputs(whole)]
+            job.outputs = [output async for output in self._outputs(job, whole)]
 
-    async def _outputs(self, script: Script) -> AsyncIterator[Any]:
+    async def _outputs(self, job: Job, script: Script) -> AsyncIterator[Any]:
+        server = OpenAIVendor()
+        is_raw = job.body["input"].get("openai_route") == "/v1/completions"
+        relayed = server.text_frames(script) if is_raw else server.frames(script)
         if self.shape == "events":
-            async for frame in OpenAIVendor().frames(script):
+            async for frame in relayed:
                 text = frame.decode()
                 if error := _error_in(text):
                     yield {"error": error}
@@ -208,7 +216,7 @@ class RunpodVendor(Vendor):
                 for start in range(0, len(text), 7 if script.split else len(text)):
                     yield text[start : start + (7 if script.split else len(text))]
         elif self.shape == "chunks":
-            async for frame in OpenAIVendor().frames(script):
+            async for frame in relayed:
                 if frame.startswith(b"data: {"):
                     chunk = orjson.loads(frame[6:])
                     yield {"error": chunk["error"]} if "error" in chunk else [chunk]

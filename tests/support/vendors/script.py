@@ -19,8 +19,8 @@ class Script:
     `cut_after` or `hang_after` pieces of text, the stand-in reports an error in its answer, closes the connection, or
     sends nothing more until its client leaves. The answer may be complete by then: it lacks its end.
 
-    `status` other than 200: an error with `message`, and with the header Retry-After if `retry_after` is set. 302: a
-    redirect to another host.
+    `status` other than 200: an error with `message`, and with the header Retry-After if `retry_after` is set. 300 to
+    399: a redirect to another host.
     `before`: awaited before the first byte of the answer.
     `split`: each byte of the body is written by itself. `noise`: events, fields and comments that no client knows.
     `html`: a page of status 200 in place of the answer.
@@ -29,7 +29,7 @@ class Script:
     text: tuple[str, ...] = ("Hi ", "there")
     reasoning: tuple[str, ...] = ()
     calls: tuple[ToolCall, ...] = ()
-    finish: Literal["stop", "length", "tool_calls"] = "stop"
+    finish: Literal["stop", "length", "tool_calls", "content_filter"] = "stop"
     usage: Usage = USAGE
     status: int = 200
     message: str = "the reason"

@@ -27,6 +27,8 @@ class TritonVendor(Vendor):
 
     tools = False
     reasoning = False
+    raw_prompts = True
+    filters = False
 
     def routes(self) -> Iterable[web.RouteDef]:
         return [web.post("/v2/models/theirs/generate_stream", self._generate)]

@@ -11,13 +11,15 @@ from typing import Any, ClassVar, Self
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
+from shared.config.models.capabilities import Modality
 from shared.config.models.loader import ModelSpec
 from tests.support.vendors.script import Script
 
-# The name of the variable with the key, and the key.
+# The name of the variable with the key, and the key: an id and a secret, for vendors that want both.
 KEY_ENV = "VENDOR_API_KEY"
-KEY = "sk-vendor-0123456789abcdef"
+KEY = "sk-vendor-0123:456789abcdef"
 PAGE = "<html><head><title>502 Bad Gateway</title></head><body>proxy-17.internal</body></html>"
 
 
@@ -53,8 +55,17 @@ class Vendor(ABC):
     usage: ClassVar[bool] = True
     structure: ClassVar[bool] = True
     stops: ClassVar[bool] = True
+    # Prompts without a conversation, and images and files in messages.
+    raw_prompts: ClassVar[bool] = False
+    modalities: ClassVar[tuple[Modality, ...]] = ()
+    # Whether it says that an answer has reached its limit.
+    reports_limit: ClassVar[bool] = True
+    # Whether the provider may end an answer with its filter.
+    filters: ClassVar[bool] = True
     # Whether an answer whose connection broke is continued by the same engine.
     resumes: ClassVar[bool] = False
+    # Whether an answer whose stream is silent is read by other requests.
+    polled: ClassVar[bool] = False
     # Whether errors are reported in an answer that has begun.
     reports_errors: ClassVar[bool] = True
 
@@ -68,8 +79,10 @@ class Vendor(ABC):
         self.url = ""
         # Turns of the event loop after each frame, in which a client of this process can read it alone.
         self.turns = 0
-        # Where redirects lead.
-        self.elsewhere = "http://elsewhere.invalid/v1"
+        # The origin that redirects lead to: the same path there.
+        self.elsewhere = "http://elsewhere.invalid"
+        # All requests, also those to paths that the vendor's API does not have.
+        self.requests = 0
 
     @abstractmethod
     def routes(self) -> Iterable[web.RouteDef]:
@@ -90,6 +103,14 @@ class Vendor(ABC):
     def schema_of(self, body: Any) -> Any:
         """The JSON Schema of the answer in the body of a request."""
         raise NotImplementedError
+
+    def media_of(self, body: Any) -> list[str]:
+        """The images and files in the body of a request, as URLs."""
+        raise NotImplementedError
+
+    def has_key(self, seen: Seen) -> bool:
+        """Whether a request has the key, in a header."""
+        return any(KEY in value for value in seen.headers.values())
 
     # For the stand-ins
 
@@ -114,7 +135,7 @@ class Vendor(ABC):
             return None
         headers = {} if script.retry_after is None else {"Retry-After": script.retry_after}
         if 300 <= script.status < 400:
-            return web.Response(status=script.status, headers={"Location": self.elsewhere})
+            return web.Response(status=script.status, headers={"Location": f"{self.elsewhere}{self.seen[-1].path}"})
         body = orjson.dumps(self.error(script))
         return web.Response(status=script.status, body=body, content_type="application/json", headers=headers)
 
@@ -158,10 +179,15 @@ class Vendor(ABC):
             await response.write(frame[position : position + 1])
             await asyncio.sleep(0)
 
+    @web.middleware
+    async def _arrival(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.requests += 1
+        return await handler(request)
+
     @asynccontextmanager
     async def serve(self, port: int = 0) -> AsyncIterator[Self]:
         """Listen on 127.0.0.1; port 0 selects a free port."""
-        app = web.Application(client_max_size=1 << 26)
+        app = web.Application(client_max_size=1 << 26, middlewares=[self._arrival])
         app.router.add_routes(self.routes())
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()

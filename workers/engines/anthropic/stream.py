@@ -213,10 +213,10 @@ class StreamParser:
             _part(parts, _OPAQUE).opaque.append(thinking_part(REDACTED_THINKING, data=block.data))
 
     def _end_message(self, parts: list[_Part]) -> None:
-        """Emit the finish reason. A call that was cut at the limit of tokens stays as it is."""
+        """Emit the finish reason. A call that was cut at the limit of tokens or by a refusal stays as it is."""
         self._ended = True
         reason = FINISH_REASONS.get(self._reason or "", "stop")
-        if reason != "length":
+        if reason not in ("length", "content_filter"):
             for block in self._blocks.values():
                 self._stop(block, parts)
         if reason == "stop" and self._calls and self._stop_sequence is None:

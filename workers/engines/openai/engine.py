@@ -57,7 +57,7 @@ class OpenAIEngine(UpstreamEngine):
 
     async def cancel(self, state: UpstreamState) -> None:
         if self._api == "responses":
-            await self.send_alone(responses.cancel_call(state, self._query), state)
+            await self.send_cancel(responses.cancel_call(state, self._query), state)
 
     async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
         if self._api == "responses":
@@ -85,9 +85,8 @@ class OpenAIEngine(UpstreamEngine):
             reasoning=chat is None or chat.include_reasoning,
             provider=provider,
         )
-        return responses.ResponseExchange(
-            {**(request.extra_body or {}), **body, "model": self._upstream_model}, parser, self._query
-        )
+        body = {**_with_members(body, request.extra_body or {}), "model": self._upstream_model}
+        return responses.ResponseExchange(body, parser, self._query)
 
     def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
         """The body with the client's parameters of the provider, which may add members to an object of the preset's."""
@@ -122,6 +121,16 @@ class OpenAIEngine(UpstreamEngine):
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return responses.optional_parameters(body) if self._api == "responses" else optional_parameters(body)
+
+
+def _with_members(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with the client's parameters of the provider. Of an object in both, such as `text`, the body's members
+    take precedence."""
+    merged = {**extra, **body}
+    for name, value in extra.items():
+        if isinstance(value, dict) and isinstance(body.get(name), dict):
+            merged[name] = {**value, **body[name]}
+    return merged
 
 
 def _query(model: OpenAIModel) -> str:

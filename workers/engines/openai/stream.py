@@ -24,8 +24,22 @@ from workers.engines.upstream.usage import UsageReader
 
 # A delta has at most so many log probabilities, so that a large chunk is not converted in one step.
 MAX_LOGPROBS = 64
+# The filter of the provider ended the answer. Google's compatible endpoint sends Gemini's reasons, also after
+# `content_filter: `.
+_FILTERS = (
+    "content_filter",
+    "content_filtered",
+    "guardrail_intervened",
+    "refusal",
+    "sensitive",
+    "safety",
+    "recitation",
+    "blocklist",
+    "prohibited_content",
+    "spii",
+)
 # Any other finish reason becomes "stop".
-FINISH_REASONS = {
+FINISH_REASONS = dict.fromkeys(_FILTERS, "content_filter") | {
     "stop": "stop",
     "length": "length",
     "max_tokens": "length",
@@ -36,6 +50,8 @@ FINISH_REASONS = {
     "tool_use": "tool_calls",
     "function_call": "tool_calls",
 }
+# Reasons after which the last tool call may be incomplete.
+TRUNCATED = ("length", "content_filter")
 # Texts that stand for no reason.
 UNFINISHED = ("null", "none")
 # Reasons of answers that are not complete.
@@ -203,7 +219,8 @@ class StreamParser:
                     raise _Failed(error_of(choice) if choice.get("error") else ErrorBody(""))
                 if reason not in UNFINISHED:
                     self._resumed.discard(index)
-                    self._end_choice(index, FINISH_REASONS.get(reason, "stop"), choice.get("stop_reason"))
+                    kind, _, _ = reason.partition(":")
+                    self._end_choice(index, FINISH_REASONS.get(kind, "stop"), choice.get("stop_reason"))
 
     def _end_choice(self, index: int, reason: str, stop_reason: Any) -> None:
         """Note a finish reason. If there are several, "stop" says the least, and a later one of the others counts."""
@@ -240,7 +257,7 @@ class StreamParser:
             if (part := parts.get(index)) is None:
                 part = parts[index] = _Part()
             if calls := self._calls.get(index):
-                part.calls += calls.close(truncated=reason == "length")
+                part.calls += calls.close(truncated=reason in TRUNCATED)
                 self._add_extras(index, calls, part)
                 if reason == "stop" and not self._named_tool:
                     reason = "tool_calls"

@@ -65,7 +65,7 @@ class ReplicateEngine(UpstreamEngine):
 
     async def cancel(self, state: UpstreamState) -> None:
         if PREDICTION_ID.fullmatch(state.id):
-            await self.send_alone(cancel_call(state.id), state)
+            await self.send_cancel(cancel_call(state.id), state)
 
     async def exchange(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> PredictionExchange:
         options = self._replicate

@@ -35,7 +35,7 @@ class RunpodEngine(UpstreamEngine):
 
     async def cancel(self, state: UpstreamState) -> None:
         if JOB_ID.fullmatch(state.id):
-            await self.send_alone(cancel_call(self._runpod.endpoint, state.id), state)
+            await self.send_cancel(cancel_call(self._runpod.endpoint, state.id), state)
 
     async def exchange(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> JobExchange:
         new_parser = partial(

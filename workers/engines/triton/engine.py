@@ -79,7 +79,7 @@ class TritonEngine(UpstreamEngine):
         max_tokens = max(1, (request.sampling.max_tokens or self._room(prompt_tokens)) - emitted)
         convention, options = model.convention, model.options
         stops = None
-        if request.sampling.stop and not convention.stops:
+        if request.sampling.stop and model.cuts_at_stop_strings:
             included = request.sampling.include_stop_str_in_output
             stops = StopStrings(request.sampling.stop, included=included)
         cumulative = convention.cumulative if options.output is None else options.output == "cumulative"

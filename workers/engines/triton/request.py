@@ -23,6 +23,9 @@ def request_body(
     """
     convention, options = model.convention, model.options
     sampling = request.sampling.model_dump(exclude_defaults=True, exclude={"n"}) | {"max_tokens": max_tokens}
+    if model.cuts_at_stop_strings and convention.stops:
+        sampling.pop("stop", None)
+        sampling.pop("include_stop_str_in_output", None)
     if emitted and "min_tokens" in sampling:
         sampling["min_tokens"] = max(0, sampling["min_tokens"] - emitted)
     body: dict[str, Any] = {

@@ -47,6 +47,7 @@ from workers.engines.upstream.error_body import parse_error, request_id_of
 from workers.engines.upstream.errors import (
     KEY_REFUSED,
     NO_CREDIT,
+    TRANSIENT,
     ErrorBody,
     KeyUnusable,
     TransientError,
@@ -75,6 +76,10 @@ TRAILER_S = 5.0
 MAX_RESUMES = 8
 # The longest wait before such a repetition, whatever delay the upstream names.
 RESUME_DELAY_MAX_S = 60.0
+
+
+# Any other status of the client's errors means that the request has ended, or that the upstream does not know it.
+MAY_CANCEL_LATER = (*KEY_REFUSED, NO_CREDIT, *TRANSIENT)
 
 
 class UpstreamEngine(ABC):
@@ -285,12 +290,12 @@ class UpstreamEngine(ABC):
                     tried.clear()
                     endpoint = self._endpoints.choose()
                 limited = failure.reason is BusyReason.RATE_LIMIT
-                if limited:
+                if limited and not of_key:
                     self.gate.limited(failure.retry_after_s)
-                elif is_refused or not reply.begun:
+                elif of_key or not reply.begun:
                     reason = failure.reason
-                    what = failure.details if is_refused or reason is BusyReason.SERVER_ERROR else reason.value
-                    by_request = not is_refused and reason is not BusyReason.UNREACHABLE
+                    what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
+                    by_request = not of_key and reason is not BusyReason.UNREACHABLE
                     self.gate.failed(_job_id(request_id), what, by_request=by_request)
                 delay_s = backoff_s(failures, failure.retry_after_s, limited=limited and call is None)
                 retries = self._options.max_retries
@@ -325,18 +330,18 @@ class UpstreamEngine(ABC):
             parameters = replaced(parameters, {name: replacements[name] for name in replacements if name in parameters})
         return parameters, orjson.dumps(parameters)
 
-    async def send_alone(self, call: Call, state: UpstreamState) -> None:
-        """Send a request about an earlier one whose response says no more than its status.
+    async def send_cancel(self, call: Call, state: UpstreamState) -> None:
+        """Send the call that cancels a request. Returns if the upstream has cancelled it, or refuses to for good.
 
         Raises:
-            UpstreamError: the status is an error.
+            UpstreamError: it may succeed later.
             aiohttp.ClientError, TimeoutError: there is no response.
         """
         endpoint = self._endpoints.owner(state) or self._endpoints.choose()
         async with self._send(call, self._encoded(call, {})[1], endpoint) as response:
             self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
             await read_error(response)
-            if not response.ok or response.status >= 300:
+            if 300 <= response.status < 400 or response.status in MAY_CANCEL_LATER or response.status >= 500:
                 raise UpstreamError(f"The upstream answered HTTP {response.status}.")
 
     def _send(self, call: Call, body: bytes, endpoint: Endpoint) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:

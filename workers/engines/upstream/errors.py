@@ -39,7 +39,7 @@ class TransientError(Exception):
 class KeyUnusable(TransientError):
     """The upstream refuses the key, or its account is exhausted: another key may be accepted.
 
-    `is_final`: the request fails if there is no other key; otherwise it is treated like a rate limit.
+    `is_final`: the request fails if there is no other key; otherwise it may be sent again later.
     """
 
     is_final = True

@@ -77,7 +77,7 @@ LONG_S = 7200
 DIED = ("worker_lost", "engine_lost")
 
 SETTINGS = settings(
-    example_count(60, long=2000),
+    example_count(45, long=2000),
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

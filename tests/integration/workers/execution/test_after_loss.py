@@ -120,11 +120,30 @@ async def test_an_upstream_that_has_forgotten_the_request(
     else:
         call = await asyncio.wait_for(again, WITHIN_S)
         assert (call.upstream, call.prior) == (None, "")
+        assert worker.engine.cancelled == [STATE]
         call.finish("stop")
         assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert worker.engine.cancelled == [STATE], "whether the job has failed, or is sent again: before that"
     done = await read(store, job)
     assert done.output[0].text == text_of_tokens(2 if shown else 1)
     assert (None if done.error is None else done.error.code) == (ErrorCode.CANNOT_CONTINUE if shown else None)
+
+
+async def test_an_engine_that_cannot_continue_cancels_the_request_of_the_last_attempt(
+    worker: Worker, store: JobStore, owner: Owner
+) -> None:
+    """Two generations would be paid for."""
+    worker.engine.several_choices = Resume.NONE
+    job = await two_choices(store, owner)
+    run, call = await worker.start(job)
+    call.accept(STATE)
+    await call.tokens(2)
+    await lose(worker, run)
+    assert worker.engine.cancelled == []
+    run, call = await worker.start(job)
+    assert (call.upstream, worker.engine.cancelled) == (None, [STATE])
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
 
 
 async def test_a_lost_log_starts_the_answer_again(

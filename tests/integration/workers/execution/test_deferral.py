@@ -17,7 +17,7 @@ from api.jobs.schemas import summary_view
 from api.monitoring.queue_stats import QueueStatsStore
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
-from shared.domain.events import EventType
+from shared.domain.events import EventType, UpstreamState
 from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
@@ -31,9 +31,11 @@ from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
 from tests.support.metrics import api_metrics
+from tests.support.steered_engine import text_of_tokens
 from workers.engines.base import BusyReason, UpstreamBusy
 
 LATER_S = 100.0
+STATE = UpstreamState("resp_1")
 
 
 @pytest.fixture
@@ -149,6 +151,55 @@ async def test_the_wait_counts_from_the_first_deferral_to_the_first_token(
     await call.tokens(1)
     call.fail(busy())
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED, "after the first token"
+
+
+async def test_an_answer_that_the_upstream_goes_on_generating_is_resumed_later(
+    worker: Worker, store: JobStore, database: AsyncEngine, job: Job
+) -> None:
+    """With its output so far; the upstream's request is not cancelled."""
+    await refuse(worker, job, busy())
+    await make_due(database, for_s=500)
+    run, call = await worker.start(job)
+    call.accept(STATE)
+    await call.tokens(2)
+    call.fail(busy(max_wait_s=LATER_S * 2))
+    assert await asyncio.wait_for(run, WITHIN_S) is None
+    waiting = await read(store, job)
+    assert waiting.status is JobStatus.QUEUED
+    assert [(one.number, one.tokens, one.outcome) for one in waiting.attempts] == [(2, 2, "deferred")]
+    assert waiting.started_at is not None
+    assert waiting.first_token_at is not None
+    assert waiting.not_before is not None
+    assert waiting.deferred_since is not None
+    assert LATER_S <= (waiting.not_before - waiting.deferred_since).total_seconds() <= 1.1 * LATER_S
+    assert await worker.store.claim(job.id) is None, "before it is due"
+    await make_due(database)
+    run, call = await worker.start(job)
+    assert (call.upstream, call.prior) == (STATE, text_of_tokens(2))
+    call.fail(busy())  # before a token: the wait counts from the last one
+    assert await asyncio.wait_for(run, WITHIN_S) is None
+    assert (await read(store, job)).deferred_since == waiting.deferred_since
+    await make_due(database)
+    run, call = await worker.start(job)
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    done = await read(store, job)
+    assert done.output[0].text == text_of_tokens(3)
+    assert [(one.number, one.tokens) for one in done.attempts] == [(2, 2), (4, 1)]
+    assert worker.engine.cancelled == []
+
+
+@pytest.mark.parametrize("deadline", [True, False])
+async def test_an_answer_that_cannot_wait_is_cancelled(
+    worker: Worker, store: JobStore, owner: Owner, deadline: bool
+) -> None:
+    job = await submit(store, owner, finish_within_s=LATER_S / 2 if deadline else None)
+    run, call = await worker.start(job)
+    call.accept(STATE)
+    await call.tokens(1)
+    call.fail(busy(max_wait_s=600 if deadline else LATER_S / 2))
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
+    assert worker.engine.cancelled == [STATE]
 
 
 async def test_a_requeued_job_with_a_token_is_not_deferred_any_more(

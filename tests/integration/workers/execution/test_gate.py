@@ -203,6 +203,20 @@ async def test_refused_keys_open_the_breaker(
         assert runner.gate.breaker.reason == "the key was refused (HTTP 401)"
 
 
+async def test_an_exhausted_key_opens_the_breaker(
+    workers: Workers, store: JobStore, logs: EventLog, owner: Owner, upstream: FaultyUpstream
+) -> None:
+    """As a rate limit it would be tried again and again, with each of the queued jobs."""
+    body = '{"error": {"message": "You exceeded your quota", "type": "insufficient_quota", "code": null}}'
+    upstream.default = Answer(status=429, body=body)
+    async with working(workers, logs, model(upstream, max_retries=3), []) as runner:
+        assert await run_all(runner, await submit(store, owner, FAILURES)) == [None] * FAILURES, "deferred"
+        assert len(upstream.seen) == FAILURES, "not repeated in place"
+        assert runner.gate is not None
+        assert runner.gate.breaker is not None
+        assert runner.gate.breaker.reason == "the account of the key has no credit (HTTP 429)"
+
+
 async def test_usage_counts_against_the_tokens_per_minute(
     workers: Workers, store: JobStore, logs: EventLog, owner: Owner, upstream: FaultyUpstream
 ) -> None:

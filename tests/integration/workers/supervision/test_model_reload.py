@@ -168,7 +168,8 @@ async def upstreams(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Fault
 def relayed(upstream: FaultyUpstream, entry: dict[str, Any] | None = None, **options: Any) -> OpenAIModel:
     """A model with two keys, of which requests use the first if both are available."""
     endpoints = [{"base_url": upstream.url, "api_key_env": name} for name in ("KEY_A", "KEY_B")]
-    options = {"endpoints": endpoints, "requests_per_minute": 60, "tokens_per_minute": 600, **options}
+    limits = {"requests_per_minute": 60, "tokens_per_minute": 600}
+    options = {"endpoints": endpoints, "health_path": "/health", **limits, **options}
     fields = {"name": "m", "engine": "openai", "model": "theirs", "options": options}
     return OpenAIModel.model_validate(fields | (entry or {}))
 

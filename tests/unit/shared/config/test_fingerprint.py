@@ -14,15 +14,18 @@ from shared.config.models.reload import needs_restart
 SPEC: TypeAdapter[Any] = TypeAdapter(ModelSpec)
 CLASSES = {get_args(spec.model_fields["engine"].annotation)[0]: spec for spec in get_args(get_args(ModelSpec)[0])}
 URL = "http://upstream.example.com/v1"
+UPSTREAM = {"base_url": URL, "api_key_env": "KEY", "health_path": "/ready"}
 ENTRIES: dict[str, dict[str, Any]] = {
     "vllm": {"model": "folder"},
-    "openai": {"model": "theirs", "options": {"base_url": URL}},
-    "anthropic": {"model": "claude-haiku-5-5"},
-    "triton": {"model": "theirs", "options": {"base_url": URL, "backend": "vllm"}},
-    "replicate": {"model": "owner/name"},
-    "runpod": {"endpoint": "abc"},
+    "openai": {"model": "theirs", "options": UPSTREAM},
+    "anthropic": {"model": "claude-haiku-5-5", "options": UPSTREAM},
+    "triton": {"model": "theirs", "options": UPSTREAM | {"backend": "vllm"}},
+    "replicate": {"model": "owner/name", "options": UPSTREAM},
+    "runpod": {"endpoint": "abc", "options": UPSTREAM},
     "simulated": {},
 }
+# These engines have no log probabilities, whose number would be limited.
+NO_LOGPROBS = {"anthropic", "triton", "replicate"}
 # A changed value of each operational field, by the path in the entry.
 SPECS = {"description": "other", "max_logprob_values": 7}
 MANAGED = SPECS | {
@@ -73,7 +76,7 @@ def spec(engine: str, path: str = "", value: Any = None) -> Any:
     entry: dict[str, Any] = {"name": "m", "engine": engine, **ENTRIES[engine]}
     entry["options"] = dict(entry.get("options", {}))
     if path == "options.endpoints":
-        entry["options"].pop("base_url", None)
+        del entry["options"]["base_url"], entry["options"]["api_key_env"]
     if path:
         target = entry
         *parents, last = path.split(".")
@@ -84,7 +87,12 @@ def spec(engine: str, path: str = "", value: Any = None) -> Any:
 
 
 def cases(table: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(engine, path) for engine, paths in table.items() for path in paths]
+    return [
+        (engine, path)
+        for engine, paths in table.items()
+        for path in paths
+        if path != "max_logprob_values" or engine not in NO_LOGPROBS
+    ]
 
 
 @pytest.mark.parametrize("engine", ENTRIES)

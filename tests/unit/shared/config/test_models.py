@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import yaml
 
 from shared.config.models.base import RegistryError, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import ENGINES, load_registry
@@ -91,6 +92,20 @@ ONE_OF = f"must be one of {', '.join(ENGINES)}"
         ("    slots: 4", "\tslots: 4", 4, "not valid YAML"),
         ("name: small", "name: *small", 2, "not valid YAML: found undefined alias"),
         ("name: small", "name: sm\x00all", 2, "not valid YAML"),
+        ("slots: 4", "slots: 4\n    engine: vllm", 5, "models[0].engine: is already set in line 3"),
+        (
+            "slots: 4",
+            "options: {itl_ms: 1, ttft_ms: 1, itl_ms: 2}",
+            4,
+            "models[0].options.itl_ms: is already set in line 4",
+        ),
+        ("kv_cache_dtype: auto", "max_model_len: 1", 10, "models[1].options.max_model_len: is already set in line 9"),
+        (
+            "{enable_thinking: false}",
+            "{a: {b: 1, b: 2}}",
+            13,
+            "models[1].chat.default_chat_template_kwargs.a.b: is alr",
+        ),
     ],
 )
 def test_errors_have_the_line(tmp_path: Path, right: str, wrong: str, line: int, words: str) -> None:
@@ -267,6 +282,88 @@ def test_all_errors_are_reported(tmp_path: Path) -> None:
         f"{file}, line 5",
         f"{file}, line 7",
     ]
+
+
+def test_all_repeated_keys_are_reported(tmp_path: Path) -> None:
+    """In the file and in mappings that are used twice; a merged mapping may have a key of the one that merges it."""
+    file = write(tmp_path, GOOD.replace("slots: 4", "slots: 4\n    slots: 5") + "models:\n  - {name: x}\n")
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert [line.partition(": ")[2] for line in caught.value.message.splitlines()] == [
+        "models: is already set in line 1",
+        "models[0].slots: is already set in line 4",
+    ]
+    aliases = (
+        "models:\n- &a {name: a, engine: simulated, options: &o {itl_ms: 1}}\n"
+        "- {<<: *a, name: b, options: *o}\n- {<<: *a, name: c}\n"
+    )
+    assert list(load_registry(write(tmp_path, aliases)).models) == ["a", "b", "c"]
+
+
+# Options that nothing would read, by engine, and the field that the error names.
+WITHOUT_EFFECT: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("responses", {}, {"prefill": True}, "options.prefill"),
+    ("responses", {}, {"prefill": False}, "options.prefill"),
+    ("responses", {}, {"max_tokens_field": "max_tokens"}, "options.max_tokens_field"),
+    ("openai", {}, {"reasoning_summary": "auto"}, "options.reasoning_summary"),
+    ("openai", {}, {"api_version": "v1"}, "options.api_version"),
+    ("openai", {}, {"health_interval_s": 5}, "options.health_interval_s"),
+    ("anthropic", {"max_logprob_values": 5}, {}, "max_logprob_values"),
+    ("anthropic", {}, {"prompt_caching": "off", "min_cache_tokens": 5}, "options.min_cache_tokens"),
+    ("replicate", {"max_logprob_values": 5}, {}, "max_logprob_values"),
+    ("replicate", {}, {"input": {"messages": "chat"}}, "options.input.messages"),
+    ("replicate", {}, {"input": {"conversation": "messages", "prompt": "text"}}, "options.input.prompt"),
+    ("replicate", {}, {"input": {"chat_template": "a.jinja", "messages": "chat"}}, "options.input.messages"),
+    ("replicate", {}, {"input": {"chat_template": "a.jinja", "system_prompt": "s"}}, "options.input.system_prompt"),
+    (
+        "replicate",
+        {},
+        {"input": {"conversation": "messages", "chat_template": "a.jinja"}},
+        "options.input.chat_template",
+    ),
+    ("replicate", {}, {"input": {"stop_as": "list"}}, "options.input.stop_as"),
+    ("replicate", {}, {"input": {"constants": {"prompt": "x"}}}, "options.input.constants"),
+    ("replicate", {}, {"input": {"parameters": {"top_p": "p", "top_k": "p"}}}, "options.input.parameters"),
+    ("replicate", {}, {"input": {"parameters": {"top_p": "prompt"}}}, "options.input.parameters"),
+    ("replicate", {}, {"extra_body": ["x"], "input": {"constants": {"x": 1}}}, "options.extra_body"),
+    ("runpod", {}, {"input": "vllm"}, "model"),
+    ("runpod", {"model": None}, {"input": "vllm", "max_tokens_field": "max_tokens"}, "options.max_tokens_field"),
+    ("runpod", {"model": None, "modalities": ["image"]}, {"input": "vllm"}, "modalities"),
+    ("triton", {}, {"backend": "python", "structured_outputs": True}, "options.structured_outputs"),
+    ("triton", {}, {"backend": "llmapi", "structured_outputs": True}, "options.structured_outputs"),
+    ("triton", {}, {"api_key_env": None, "api_key_header": "X-Key"}, "options.api_key_header"),
+    ("triton", {}, {"parameters": {"max_tokens": None}}, "options.parameters.max_tokens"),
+    ("triton", {}, {"parameters": {"seed": "text_input"}}, "options.parameters"),
+    ("triton", {}, {"backend": "llmapi", "parameters": {"stop": "sampling_param_seed"}}, "options.parameters"),
+    ("triton", {}, {"inputs": {"text_input": "x"}}, "options.inputs.text_input"),
+    ("triton", {}, {"inputs": {"sampling_parameters": "{}"}}, "options.inputs.sampling_parameters"),
+    ("triton", {}, {"extra_body": ["lora"], "inputs": {"lora": "a"}}, "options.extra_body"),
+    (
+        "triton",
+        {},
+        {"tokenizer": "/models/a", "max_model_len": 100, "default_max_tokens": 5},
+        "options.default_max_tokens",
+    ),
+]
+
+
+@pytest.mark.parametrize(("engine", "members", "options", "field"), WITHOUT_EFFECT)
+def test_options_without_effect(
+    tmp_path: Path, engine: str, members: dict[str, Any], options: dict[str, Any], field: str
+) -> None:
+    """An option that nothing would read is an error that names its line and field."""
+    vendor = VENDORS[engine]()
+    vendor.url = "http://127.0.0.1:1"
+    entry = vendor.spec().model_dump(mode="json", exclude_unset=True) | members
+    entry["options"] = entry["options"] | options
+    content = yaml.safe_dump({"models": [entry]}, sort_keys=False)
+    file = write(tmp_path, content)
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    message = caught.value.message
+    assert f": models[0].{field}: " in message
+    line = int(message.partition("line ")[2].partition(":")[0])
+    assert field.rpartition(".")[2] in content.splitlines()[line - 1]
 
 
 def test_file_in_another_encoding(tmp_path: Path) -> None:

@@ -32,8 +32,13 @@ def test_the_backend_decides_which_parameters_are_accepted() -> None:
     assert entry(backend="python").capabilities.sampling == {"stop", "include_stop_str_in_output"}
     own = entry(backend="python", parameters={"temperature": "t"})
     assert own.capabilities.sampling == {"stop", "include_stop_str_in_output", "temperature"}
-    less = entry(backend="tensorrtllm", parameters={"seed": None})
-    assert "seed" not in less.capabilities.sampling
+    for backend in ("tensorrtllm", "vllm", "llmapi"):
+        full, less = entry(backend=backend), entry(backend=backend, parameters={"seed": None})
+        assert full.capabilities.sampling - less.capabilities.sampling == {"seed"}
+    for backend in ("vllm", "llmapi"):
+        less = entry(backend=backend, parameters={"stop": None})
+        assert less.cuts_at_stop_strings
+        assert {"stop", "include_stop_str_in_output"} <= less.capabilities.sampling
     assert (vllm.structures != set(), tensorrtllm.structures) == (True, frozenset())
     assert not entry(structured_outputs=False).capabilities.structures
 

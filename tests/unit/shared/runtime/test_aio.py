@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from shared.runtime.aio import cancel_and_wait, wait_for_event
+from shared.runtime.aio import cancel_and_wait, map_limited, wait_for_event
 
 WITHIN_S = 20
 
@@ -109,3 +109,35 @@ async def test_a_cancelled_task_can_cancel_and_wait_for_others() -> None:
     await asyncio.sleep(0)
     await cancel_and_wait(outer, again_s=0.02)
     assert inner.done()
+
+
+async def test_a_function_is_applied_to_a_limited_number_of_items_at_a_time() -> None:
+    running, most = 0, 0
+
+    async def double(item: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return 2 * item
+
+    assert await map_limited(double, range(100), 8) == [2 * item for item in range(100)]
+    assert most == 8
+
+
+async def test_a_failed_call_cancels_the_others() -> None:
+    cancelled = []
+
+    async def wait_or_fail(item: int) -> None:
+        if item == 2:
+            raise ValueError(item)
+        try:
+            await asyncio.sleep(WITHIN_S)
+        except asyncio.CancelledError:
+            cancelled.append(item)
+            raise
+
+    with pytest.raises(ValueError, match="2"):
+        await map_limited(wait_or_fail, range(5), 5)
+    assert cancelled == [0, 1, 3, 4]

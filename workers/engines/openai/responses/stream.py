@@ -3,8 +3,8 @@
 https://platform.openai.com/docs/api-reference/responses-streaming and .../responses/object
 
 A delta's cursor is the number of its last event, so deltas are divided only between events. Events that were received
-before a reconnection are skipped. Whatever the last event has beyond the deltas is emitted with it: some servers send
-only whole texts.
+before a reconnection are skipped. Servers that give all events the same number are read as if there were no numbers.
+Whatever the last event has beyond the deltas is emitted with it: some servers send only whole texts.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ NOT_A_STREAM = "The upstream sent something that is not the stream of a response
 TOO_LARGE = "The upstream sent too much in one event: at most 2 MiB are read at once."
 CANCELLED = "The upstream cancelled the response."
 PARAGRAPH = "\n\n"
+NO_ARGUMENTS = "{}"
 _TEXT_PARTS = {"output_text": "text", "text": "text", "refusal": "refusal"}
 _RUNNING = ("queued", "in_progress")
 _ENDED = ("completed", "incomplete", "failed", "cancelled")
+_LAST = ("error", *(f"response.{status}" for status in _ENDED))
 
 
 class ResponseParser:
@@ -57,6 +59,13 @@ class ResponseParser:
         self._tokens = emitted.tokens
         cursor = Cursor.of(prior.cursor)
         self.seq = cursor.seq
+        # The last event with a number in this body, and whether numbers rise.
+        self._last: dict[str, Any] | None = None
+        self._has_numbers = True
+        # The event that this body follows, if there was output before it.
+        self._after = cursor.seq if prior.deltas else None
+        # Whether events may have been lost: the output so far is compared with the whole one.
+        self._has_gap = bool(prior.deltas) and cursor.seq is None
         # Calls that are not complete, by the index of their output item.
         self._open = {item: call for item, call in cursor.calls.items() if call < len(self._calls)}
         self._reason: str | None = None
@@ -85,12 +94,14 @@ class ResponseParser:
         """Prepare for another response's body. What was read of an incomplete event is dropped."""
         self._events = EventReader()
         self.running = False
+        self._last, self._after = None, self.seq if self.begun else None
+        self._has_gap = self._has_gap or (self.begun and self.seq is None)
 
     def forget(self) -> None:
         """Prepare for a new response, because the last one failed or is unknown, and had no output."""
         self.reconnect()
         self.response_id = self.seq = self.failure = None
-        self.done = False
+        self.done, self._has_numbers = False, True
 
     def feed(self, data: bytes) -> Iterator[Delta | UpstreamState]:
         return self._take(lambda: self._events.read(data))
@@ -116,12 +127,12 @@ class ResponseParser:
         """Take an event, or a whole response."""
         kind = value.get("type")
         if value.get("object") == "response" and kind is None:
-            self.seq = None
+            self.seq, self._has_gap = None, self.begun
             yield from self._known(value)
             yield from self._response(value)
             return
         seq = value.get("sequence_number")
-        if isinstance(seq, int) and self.seq is not None and seq <= self.seq:
+        if isinstance(seq, int) and self._is_repeated(seq, value):
             return
         if self._part.opaque or len(self._part.logprobs) >= MAX_LOGPROBS:
             yield from self._flush()
@@ -131,10 +142,25 @@ class ResponseParser:
             yield from self._event(kind.removeprefix("response."), value)
         elif error := value.get("error"):
             self._fail(error)
-        if isinstance(seq, int):
+        if not self._has_numbers:
+            self.seq = None
+        elif isinstance(seq, int):
             self.seq = seq
         elif self._part:
             self.seq = None  # without numbers, the stream cannot be resumed after output
+
+    def _is_repeated(self, seq: int, event: dict[str, Any]) -> bool:
+        """Whether an event was received before. One that may end the response is always taken."""
+        last, self._last = self._last, event
+        if event.get("type") in _LAST:
+            return False
+        if self._after is not None and seq <= self._after:
+            return True
+        if self._has_numbers and last is not None and seq <= last["sequence_number"]:
+            if event == last:
+                return True
+            self._has_numbers = False
+        return False
 
     def _event(self, kind: str, value: dict[str, Any]) -> Iterator[Delta | UpstreamState]:
         match kind:
@@ -195,13 +221,21 @@ class ResponseParser:
             sent = "".join(self._calls[call].arguments)
             self._add_arguments(call, arguments.removeprefix(sent) if arguments.startswith(sent) else "")
 
-    def _end_item(self, index: int, item: Mapping[str, Any]) -> None:
+    def _fill_in(self, call: int) -> None:
+        """Complete a call without arguments, which OpenAI sends as an empty text."""
+        if not "".join(self._calls[call].arguments).strip():
+            self._add_arguments(call, NO_ARGUMENTS)
+
+    def _end_item(self, index: int, item: Mapping[str, Any], *, is_cut: bool = False) -> None:
+        """`is_cut`: the response is incomplete, so that arguments that are missing may not be complete."""
         match item.get("type"):
             case "function_call":
                 if index not in self._open and all(call.id != item.get("call_id") for call in self._calls):
                     self._begin_item(index, item)
                 self._complete_arguments(index, item.get("arguments"))
-                self._open.pop(index, None)
+                call = self._open.pop(index, None)
+                if call is not None and not is_cut and item.get("status") != "incomplete":
+                    self._fill_in(call)
             case "reasoning" if self._provider is not None and item.get("id") not in self._items:
                 if (part := opaque_part(item, self._provider)) is not None:
                     self._items.add(item_id_of(part))
@@ -221,16 +255,16 @@ class ResponseParser:
             self.failure, self.done = UpstreamError(CANCELLED), True
             return
         output = [item for item in response.get("output") or () if isinstance(item, Mapping)]
-        yield from self._rest(output)
+        yield from self._rest(output, is_cut=status == "incomplete")
         details = response.get("incomplete_details") or {}
-        if status == "incomplete" and details.get("reason") in ("max_output_tokens", "max_tokens"):
-            self._reason = "length"
+        if status == "incomplete":
+            self._reason = "content_filter" if details.get("reason") == "content_filter" else "length"
         else:
             self._reason = "tool_calls" if self._calls else "stop"
         self._part.finish_reason = self._reason
         self.done = True
 
-    def _rest(self, output: list[Mapping[str, Any]]) -> Iterator[Delta]:
+    def _rest(self, output: list[Mapping[str, Any]], *, is_cut: bool) -> Iterator[Delta]:
         """Emit what the deltas lacked of the whole output.
 
         Raises:
@@ -250,14 +284,17 @@ class ResponseParser:
         if whole.startswith(sent):
             self._part.texts.append(whole[len(sent) :])
             self._part.tokens += len(whole) > len(sent)
-        elif self.seq is None and whole:
+        elif self._has_gap and whole:
             raise CannotContinue
         for index, item in enumerate(output):
             if item.get("type") == "function_call":
                 known = next((at for at, call in enumerate(self._calls) if call.id == item.get("call_id")), None)
                 if known is not None:
                     self._open[index] = known
-                self._end_item(index, item)
+                self._end_item(index, item, is_cut=is_cut)
+        if not is_cut:
+            for call in self._open.values():
+                self._fill_in(call)
 
     def _fail(self, error: Any) -> None:
         self.failure, self.done = error_of(error), True

@@ -136,7 +136,7 @@ async def test_max_tokens_field(upstream: FaultyUpstream) -> None:
 
 @pytest.mark.parametrize(
     ("upstream_reason", "reason"),
-    [("stop", "stop"), ("length", "length"), ("content_filter", "stop"), ("tool_calls", "tool_calls")],
+    [("stop", "stop"), ("length", "length"), ("content_filter", "content_filter"), ("tool_calls", "tool_calls")],
 )
 async def test_finish_reasons(
     engine: OpenAIEngine, upstream: FaultyUpstream, upstream_reason: str, reason: str

@@ -305,6 +305,17 @@ async def test_the_whole_request(vendor: ResponsesVendor, engine: OpenAIEngine) 
     }
 
 
+async def test_parameters_of_the_provider_add_to_those_of_the_request(
+    vendor: ResponsesVendor, engine: OpenAIEngine
+) -> None:
+    schema = StructuredOutputs(json_schema={"type": "object"})
+    extra = {"text": {"verbosity": "low", "format": {"type": "text"}}, "truncation": "auto"}
+    await run(engine, request=ASK.model_copy(update={"extra_body": extra, "structured_outputs": schema}))
+    body = vendor.seen[0].body
+    assert body["truncation"] == "auto"
+    assert (body["text"]["verbosity"], body["text"]["format"]["type"]) == ("low", "json_schema")
+
+
 async def test_a_model_that_does_not_reason(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
     """It refuses the request for encrypted reasoning, which is then left out for good."""
     vendor.scripts = [Script(status=400, message="include: Encrypted content is not supported with this model.")]
@@ -328,10 +339,13 @@ async def test_what_the_api_cannot_express(engine: OpenAIEngine, request_: Gener
 
 
 def parse(*events: Any, prior: Prior = NO_PRIOR, reasoning: bool = True) -> tuple[ResponseParser, list[Delta]]:
-    """The parser and its deltas after these events, each in a read of its own."""
+    """The parser and its deltas after these events, each in a read of its own. None: the connection broke."""
     parser = ResponseParser(prior, logprobs=True, reasoning=reasoning, provider="openai")
     deltas: list[Delta] = []
     for event in events:
+        if event is None:
+            parser.reconnect()
+            continue
         body = event if isinstance(event, bytes) else b"data: " + orjson.dumps(event) + b"\n\n"
         deltas += [item for item in parser.feed(body) if isinstance(item, Delta)]
     deltas += [item for item in parser.end() if isinstance(item, Delta)]
@@ -351,8 +365,55 @@ MESSAGE = {"type": "message", "content": [{"type": "output_text", "text": "abc"}
 
 
 def test_repeated_events_are_skipped() -> None:
-    parser, deltas = parse(text(4, "a"), text(4, "a"), text(3, "x"), text(5, "b"), ended(output=[]))
+    parser, deltas = parse(text(4, "a"), text(4, "a"), None, text(4, "a"), text(3, "x"), text(5, "b"), ended(output=[]))
     assert ("".join(delta.text for delta in deltas), parser.finished) == ("ab", True)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_events_that_all_have_the_same_number(number: int) -> None:
+    """Nothing is taken for repeated, and the stream cannot be resumed."""
+    created = {"type": "response.created", "sequence_number": number, "response": {"id": "resp", "status": "queued"}}
+    parser, deltas = parse(
+        created, text(number, "l"), text(number, "l"), {**ended(output=[]), "sequence_number": number}
+    )
+    assert ([delta.text for delta in deltas], parser.finished) == (["l", "l", ""], True)
+    assert {delta.cursor for delta in deltas} == {"retrieved"}
+
+
+def test_numbers_that_start_again() -> None:
+    parser, deltas = parse(text(7, "a"), text(0, "b"), text(1, "c"), ended(output=[]))
+    assert ("".join(delta.text for delta in deltas), deltas[-1].cursor) == ("abc", "retrieved")
+    assert not parser.resumable
+
+
+def test_an_error_with_a_number_of_its_own_is_reported() -> None:
+    error = {"type": "error", "sequence_number": 0, "error": {"type": "server_error", "message": "Oh no"}}
+    for events in ((text(5, "a"), error), (text(5, "a"), None, error)):
+        parser, _ = parse(*events)
+        assert getattr(parser.failure, "message", None) == "Oh no"
+
+
+def test_a_whole_text_that_differs_from_its_deltas() -> None:
+    """The deltas count if they are those of one body. They cannot be compared with the rest of it otherwise."""
+    parser, deltas = parse(text(None, "abc "), ended(output=[MESSAGE]))
+    assert ("".join(delta.text for delta in deltas), parser.finished) == ("abc ", True)
+    with pytest.raises(CannotContinue):
+        parse(text(None, "abc "), None, ended(output=[MESSAGE]))
+
+
+def test_a_call_without_arguments() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": ""}
+    begin = {"type": "response.output_item.added", "sequence_number": 1, "output_index": 0, "item": call}
+    done = {"type": "response.output_item.done", "sequence_number": 2, "output_index": 0, "item": call}
+    for events in ((begin, done), (begin,), (done,), ()):
+        for output in ([call], []):
+            if events or output:
+                _, deltas = parse(*events, ended(output=output))
+                assert choices_of(deltas)[0].tool_calls == (ToolCall("c", "f", "{}"),)
+    cut = {**done, "item": {**call, "status": "incomplete"}}
+    for events in ((begin, cut), (begin,)):
+        _, deltas = parse(*events, ended("incomplete", output=[call]))
+        assert choices_of(deltas)[0].tool_calls == (ToolCall("c", "f", ""),)
 
 
 def test_what_the_deltas_lacked_comes_with_the_last_event() -> None:
@@ -391,10 +452,24 @@ def test_summaries_are_paragraphs() -> None:
     assert parse(*numbered, reasoning=False)[1] == []
 
 
+@pytest.mark.parametrize(
+    ("details", "reason"),
+    [
+        ({"reason": "max_output_tokens"}, "length"),
+        ({"reason": "content_filter"}, "content_filter"),
+        ({"reason": "a_new_reason"}, "length"),
+        (None, "length"),
+    ],
+)
+def test_an_incomplete_response_does_not_pass_for_a_complete_one(details: Any, reason: str) -> None:
+    _, deltas = parse(text(1, "a"), ended("incomplete", output=[], incomplete_details=details))
+    assert choices_of(deltas)[0].finish_reason == reason
+
+
 def test_log_probabilities_and_refusals() -> None:
     logprobs = [{"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "b", "logprob": -1.0}]}]
     refusal = {"type": "response.refusal.delta", "sequence_number": 2, "delta": "No."}
-    _, deltas = parse(text(1, "a", logprobs=logprobs * 2), refusal, ended("incomplete", output=[]))
+    _, deltas = parse(text(1, "a", logprobs=logprobs * 2), refusal, ended(output=[]))
     assert [len(delta.logprobs) for delta in deltas] == [2, 0, 0]
     assert [delta.tokens for delta in deltas] == [2, 1, 0]
     choice = choices_of(deltas)[0]

@@ -21,7 +21,7 @@ TOOL = {"function": {"name": "weather", "description": LONG}}
 
 
 def body(messages: list[dict[str, Any]], caching: str = "auto", **fields: Any) -> Any:
-    options = {"min_cache_tokens": MINIMUM, "prompt_caching": caching}
+    options = {"prompt_caching": caching} if caching == "off" else {"min_cache_tokens": MINIMUM}
     model = AnthropicModel.model_validate(
         {"name": "up", "engine": "anthropic", "model": "claude-haiku-4-5", "options": options}
     )

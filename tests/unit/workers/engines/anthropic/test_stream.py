@@ -128,6 +128,13 @@ def test_stop_reasons(reason: str, sequence: str | None, finish_reason: str) -> 
     assert (choice.finish_reason, choice.stop_reason) == (finish_reason, sequence)
 
 
+@pytest.mark.parametrize(("reason", "finish_reason"), [("max_tokens", "length"), ("refusal", "content_filter")])
+def test_a_tool_call_that_was_cut_before_its_arguments_gets_none(reason: str, finish_reason: str) -> None:
+    choice, _ = parsed(start() + tool_block(0, "toolu_1", "f", stop=False) + end(reason))
+    assert choice.tool_calls == (ToolCall("toolu_1", "f", ""),)
+    assert choice.finish_reason == finish_reason
+
+
 def test_a_refusal_without_content_ends_the_answer() -> None:
     choice, parser = parsed(start(input_tokens=1) + end("refusal", output_tokens=1))
     assert (choice.text, choice.finish_reason, parser.failure) == ("", "content_filter", None)

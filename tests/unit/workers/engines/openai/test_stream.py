@@ -189,7 +189,13 @@ MEMBERS = [
     "detail",
     "code",
 ]
-SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(["", "x", "{}", "0", "stop"])
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.sampled_from(["", "x", "{}", "0", "stop", "safety"])
+)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(MEMBERS), inner, max_size=4),
@@ -205,7 +211,8 @@ def test_nothing_that_an_upstream_sends_is_a_bug(values: list[Any], noise: bytes
     for value in (*values, {"choices": values}, {"choices": [{"index": 0, "delta": value} for value in values]}):
         data = kind + b"data: " + json.dumps(value).encode() + b"\n\n" + noise
         for delta in (*parser.feed(data), *parser.end()):
-            assert delta_event(1, delta).delta().finish_reason in (None, "stop", "length", "tool_calls")
+            reason = delta_event(1, delta).delta().finish_reason
+            assert reason in (None, "stop", "length", "tool_calls", "content_filter")
         assert parser.usage is None or parser.usage.completion_tokens >= 0
 
 

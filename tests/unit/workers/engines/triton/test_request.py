@@ -60,6 +60,15 @@ def test_the_llm_api_prefixes_its_inputs() -> None:
     assert sent["streaming"] is True
 
 
+@pytest.mark.parametrize("backend", ["vllm", "llmapi"])
+def test_stop_strings_that_the_model_does_not_take_are_not_sent(backend: Backend) -> None:
+    """The worker ends the text before them."""
+    spec = model(backend, parameters={"stop": None})
+    sampling = Sampling(stop=["END"], include_stop_str_in_output=True)
+    assert "END" not in str(body(spec, sampling=sampling))
+    assert spec.cuts_at_stop_strings
+
+
 def test_names_and_fixed_inputs_of_the_options_take_precedence() -> None:
     spec = model(
         "python",

@@ -1,0 +1,78 @@
+"""SQL for the upstream's requests that are to be cancelled, because their jobs have ended or start again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select, update
+
+from shared.domain.events import UpstreamState
+from shared.postgres.store import Store, seconds
+from shared.postgres.tables import UpstreamCancellationRow
+
+# A request whose cancellation was begun is due again after this time, doubled at each try.
+RETRY_S = (15.0, 900.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """A request of an upstream that is to be cancelled, and the job that it was sent for."""
+
+    id: int
+    job_id: str
+    model: str
+    state: UpstreamState
+
+
+class UpstreamCancellations(Store):
+    """The requests that workers of their model are to cancel. Those of jobs that end are added by `end_statement`."""
+
+    async def add(self, job_id: str, model: str, state: UpstreamState) -> None:
+        """Add the request of a job that starts again."""
+        values = {"job_id": job_id, "model": model, "state": state.payload()}
+        await self._changes(insert(UpstreamCancellationRow).values(values))
+
+    async def due(self, model: str | None, limit: int) -> list[Cancellation]:
+        """Return requests of a model that nobody else is cancelling; those that are not removed are due again later.
+
+        `model` None: of any model.
+        """
+        row = UpstreamCancellationRow
+        due = select(row.id).where(row.due_at <= func.clock_timestamp()).order_by(row.due_at).limit(limit)
+        if model is not None:
+            due = due.where(row.model == model)
+        first, longest = RETRY_S
+        statement = (
+            update(row)
+            .where(row.id.in_(due.with_for_update(skip_locked=True)))
+            .values(
+                {
+                    row.tries: row.tries + 1,
+                    row.due_at: func.clock_timestamp()
+                    + seconds(func.least(longest, first * func.power(2.0, func.least(row.tries, 10)))),
+                }
+            )
+            .returning(row.id, row.job_id, row.model, row.state)
+        )
+        return await self._all(statement, _cancellation)
+
+    async def remove(self, ids: Sequence[int]) -> None:
+        """Remove requests that were cancelled."""
+        if ids:
+            await self._changes(delete(UpstreamCancellationRow).where(UpstreamCancellationRow.id.in_(ids)))
+
+    async def abandon(self, older_than_s: float) -> list[Cancellation]:
+        """Remove the requests that could not be cancelled for so long, and return them."""
+        row = UpstreamCancellationRow
+        statement = (
+            delete(row)
+            .where(row.created_at < func.now() - seconds(older_than_s))
+            .returning(row.id, row.job_id, row.model, row.state)
+        )
+        return await self._all(statement, _cancellation)
+
+
+def _cancellation(row: Any) -> Cancellation:
+    return Cancellation(row.id, row.job_id, row.model, UpstreamState(row.state["id"], row.state["data"]))

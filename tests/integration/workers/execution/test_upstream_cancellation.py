@@ -1,0 +1,215 @@
+"""An upstream's request is cancelled wherever its job ends, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.config.models.runpod import RunpodModel
+from shared.domain.events import UpstreamState
+from shared.domain.job import Job, JobStatus
+from shared.domain.owner import Owner
+from shared.domain.request import GenerateRequest
+from shared.domain.result import CANCELLED
+from shared.postgres.claim_store import ClaimStore
+from shared.postgres.job_store import JobStore, NewJob
+from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.sweeper import CANCELLATION_S, Sweeper
+from shared.recovery.terminator import JobTerminator
+from shared.redis.event_log import EventLog
+from tests.conftest import Workers
+from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
+from tests.support.metrics import api_metrics, worker_metrics
+from tests.support.steered_engine import SteeredEngine
+from workers.engines.base import UpstreamError
+from workers.engines.runpod.engine import RunpodEngine
+from workers.execution.upstream_cancellation import cancel_requests
+
+STATE = UpstreamState("resp_1", {"route": "a"})
+METRICS = worker_metrics("m", "other")
+
+
+class DeafUpstream(SteeredEngine):
+    """Its upstream does not accept cancels; `arrived` is set at each, and then it `answers`."""
+
+    def __init__(self, answer: Callable[[], object]) -> None:
+        super().__init__()
+        self.arrived = asyncio.Event()
+        self._answer = answer
+
+    async def cancel(self, state: UpstreamState) -> None:
+        self.arrived.set()
+        answer = self._answer()
+        if isinstance(answer, Exception):
+            raise answer
+        await asyncio.Event().wait()
+
+
+@pytest.fixture
+async def queued(store: JobStore, workers: Workers, logs: EventLog, owner: Owner) -> Job:
+    """A job that waits in the queue, with output of a request that its upstream still runs; no worker is up."""
+    created, _ = await store.insert(NewJob(owner, "m", 3, GenerateRequest(prompt="x"), finish_within_s=3600))
+    async with working("gone", workers("gone"), logs) as worker:
+        run, call = await worker.start(created)
+        call.accept(STATE)
+        await call.tokens(2)
+        await worker.runner.requeue_all()
+        assert await asyncio.wait_for(run, WITHIN_S) is None
+        await worker.log_writer.drain(WITHIN_S)
+        assert worker.engine.cancelled == []
+    found = await store.get(created.id)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def terminator(recovery_store: RecoveryStore, logs: EventLog) -> JobTerminator:
+    return JobTerminator(recovery_store, logs, 60, api_metrics())
+
+
+@pytest.fixture
+def sweeper(recovery_store: RecoveryStore, terminator: JobTerminator) -> Sweeper:
+    return Sweeper(
+        recovery_store, terminator, lambda hint: None, api_metrics("m"), interval_s=1, lease_s=1, max_attempts=3
+    )
+
+
+async def change(database: AsyncEngine, statement: str) -> None:
+    async with database.begin() as connection:
+        await connection.execute(text(statement))
+
+
+async def make_due(database: AsyncEngine) -> None:
+    await change(database, "UPDATE upstream_cancellations SET due_at = now()")
+
+
+async def cancelled_by(store: ClaimStore) -> list[UpstreamState]:
+    """What a worker cancels in one turn."""
+    engine = SteeredEngine()
+    assert await cancel_requests(store, engine, METRICS) == len(engine.cancelled)
+    return engine.cancelled
+
+
+async def test_a_queued_job_that_is_cancelled(
+    queued: Job, terminator: JobTerminator, workers: Workers, database: AsyncEngine
+) -> None:
+    """No worker is up; the next one of this model cancels its request, once."""
+    assert await terminator.end(queued, JobStatus.CANCELLED, CANCELLED)
+    assert await cancelled_by(ClaimStore(database, "v", "other")) == []
+    assert await cancelled_by(ClaimStore(database, "w", "m")) == [STATE]
+    assert await cancelled_by(ClaimStore(database, "w", "m")) == []
+    await make_due(database)
+    assert await cancelled_by(workers("w")) == []
+
+
+async def test_a_queued_job_that_expires(
+    queued: Job, sweeper: Sweeper, store: JobStore, workers: Workers, database: AsyncEngine
+) -> None:
+    await change(database, "UPDATE jobs SET finish_before = now() - interval '1 s'")
+    await sweeper.sweep()
+    found = await store.get(queued.id)
+    assert found is not None
+    assert found.status is JobStatus.CANCELLED
+    assert await cancelled_by(workers("w")) == [STATE]
+
+
+async def test_a_lost_job_that_is_being_cancelled(
+    queued: Job, sweeper: Sweeper, store: JobStore, workers: Workers, logs: EventLog
+) -> None:
+    """Its worker dies before it has stopped the job."""
+    async with working("w", workers("w"), logs) as worker:
+        run, _ = await worker.start(queued)
+        assert await store.mark_cancelling(queued.id)
+        await sweeper.sweep()  # the worker has no lease
+        assert await cancelled_by(workers("v")) == [STATE]
+        run.cancel()
+
+
+async def test_a_job_that_completes_cancels_nothing(
+    queued: Job, workers: Workers, logs: EventLog, database: AsyncEngine
+) -> None:
+    async with working("w", workers("w"), logs) as worker:
+        run, call = await worker.start(queued)
+        call.finish("stop")
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert await cancelled_by(workers("w")) == []
+
+
+async def test_a_worker_that_dies_while_it_cancels(
+    queued: Job, terminator: JobTerminator, workers: Workers, database: AsyncEngine
+) -> None:
+    """Another one cancels the request again, but not at the same time."""
+    await terminator.end(queued, JobStatus.CANCELLED, CANCELLED)
+    dying = DeafUpstream(lambda: None)
+    cancelling = asyncio.create_task(cancel_requests(workers("w"), dying, METRICS))
+    await asyncio.wait_for(dying.arrived.wait(), WITHIN_S)
+    assert await cancelled_by(workers("v")) == []
+    cancelling.cancel()
+    assert await cancelled_by(workers("v")) == []
+    await make_due(database)
+    assert await cancelled_by(workers("v")) == [STATE]
+
+
+async def test_an_upstream_that_fails_is_asked_again_for_a_day(
+    queued: Job,
+    workers: Workers,
+    logs: EventLog,
+    sweeper: Sweeper,
+    database: AsyncEngine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = Worker("w", workers("w"), logs, 4, None)
+    worker.engine.cancel = DeafUpstream(lambda: UpstreamError("HTTP 503")).cancel  # type: ignore[method-assign]
+    run, call = await worker.start(queued)
+    call.fail(UpstreamError("The upstream does not end its answer."))
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED, "whatever the upstream answers"
+    assert f"job={queued.id} model=m cannot cancel the upstream's request" in caplog.text
+    await make_due(database)
+    assert await cancel_requests(workers("w"), worker.engine, METRICS) == 0
+    async with database.connect() as connection:
+        waits = await connection.scalar(text("SELECT due_at - now() > interval '25 s' FROM upstream_cancellations"))
+    assert waits, "longer after each try"
+    await sweeper.sweep()
+    await make_due(database)
+    assert await cancel_requests(workers("w"), worker.engine, METRICS) == 0
+    async with database.begin() as connection:
+        await connection.execute(
+            text("UPDATE upstream_cancellations SET created_at = now() - make_interval(secs => :s)"),
+            {"s": CANCELLATION_S},
+        )
+    await sweeper.sweep()
+    await make_due(database)
+    assert await cancelled_by(workers("w")) == []
+    assert "request resp_1 could not be cancelled, and may still run" in caplog.text
+
+
+async def test_which_answers_end_the_tries(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that has ended, or that the upstream does not know, need not be cancelled."""
+    over, later = (200, 400, 404, 409), (302, 401, 402, 429, 502)
+    statuses = iter([*over, *later])
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=next(statuses))
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    store = workers("w")
+    async with TestServer(app) as server:
+        monkeypatch.setenv("KEY", "rpa_1")
+        options = {"base_url": str(server.make_url("/v2")), "api_key_env": "KEY"}
+        spec = RunpodModel.model_validate({"name": "m", "engine": "runpod", "endpoint": "e1", "options": options})
+        engine = RunpodEngine(spec, METRICS)
+        await engine.start()
+        for _ in over:
+            await store.add_cancellation("job_1", "m", STATE)
+            assert await cancel_requests(store, engine, METRICS) == 1
+        for _ in later:
+            await store.add_cancellation("job_1", "m", STATE)
+            assert await cancel_requests(store, engine, METRICS) == 0
+        await engine.stop()
