@@ -86,10 +86,14 @@ def conversation(body: CountTokensRequest) -> GenerateRequest:
         messages.append(Message(role="system", content=system))
         breakpoints += islice(system_breakpoints(blocks), MAX_BREAKPOINTS - len(breakpoints))
     before = len(messages)
+    tool_errors: list[int] = []
     for index, turn in enumerate(body.messages):
         converted = _messages(turn, f"messages[{index}]")
         found = turn_breakpoints(turn, converted, len(messages))
         breakpoints += islice(found, MAX_BREAKPOINTS - len(breakpoints))
+        # The results of a turn are messages of their own, before the rest of it.
+        results = (block for block in turn.content if isinstance(block, ToolResultBlock))
+        tool_errors += (len(messages) + position for position, block in enumerate(results) if block.is_error)
         messages += converted
     if len(messages) == before:
         raise InvalidRequest("messages: all messages are empty", param="messages")
@@ -103,6 +107,7 @@ def conversation(body: CountTokensRequest) -> GenerateRequest:
         chat=_chat_options(body),
         structured_outputs=structured,
         cache_breakpoints=breakpoints,
+        tool_errors=tool_errors,
         adaptive_thinking=body.thinking is not None and body.thinking.type == "adaptive",
     )
 

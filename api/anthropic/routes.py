@@ -86,7 +86,7 @@ async def messages(
     try:
         job, created = await jobs.submit(principal, new, idempotency)
     except InvalidRequest as error:
-        raise rename_param(error) from None
+        raise rename_param(body, error) from None
 
     async def response_body(ended: Sequence[Job]) -> JsonBody:
         def build() -> dict[str, Any]:
@@ -98,7 +98,11 @@ async def messages(
         return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
 
     return await call.respond(
-        [job], created=created, stream=stream if body.stream else None, body=response_body, rename=rename_failure
+        [job],
+        created=created,
+        stream=stream if body.stream else None,
+        body=response_body,
+        rename=rename_failure,
     )
 
 
@@ -123,11 +127,14 @@ async def count_tokens(
     If only the engine can render it, a job that generates nothing counts them, and is deleted.
     """
     request = await work.run(conversation, body)
-    if (tokens := await admission.count_tokens(body.model, request)) is not None:
-        return JSONResponse(TokensCount(input_tokens=tokens).model_dump())
-    counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})
-    new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=counting, metadata={})
-    job, _ = await jobs.submit(principal, new)
+    try:
+        if (tokens := await admission.count_tokens(body.model, request)) is not None:
+            return JSONResponse(TokensCount(input_tokens=tokens).model_dump())
+        counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})
+        new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=counting, metadata={})
+        job, _ = await jobs.submit(principal, new)
+    except InvalidRequest as error:
+        raise rename_param(body, error) from None
 
     async def response_body(ended: Sequence[Job]) -> JsonBody:
         usage = ended[0].usage
@@ -135,4 +142,10 @@ async def count_tokens(
         await jobs.delete(job.id, principal.project_id)
         return JsonBody(TokensCount(input_tokens=usage.prompt_tokens).model_dump, 0)
 
-    return await call.respond([job], created=True, stream=None, body=response_body)
+    return await call.respond(
+        [job],
+        created=True,
+        stream=None,
+        body=response_body,
+        rename=rename_failure,
+    )

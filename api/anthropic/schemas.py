@@ -204,7 +204,7 @@ ResultBlocks = Annotated[
 
 
 class ToolResultBlock(_Cacheable):
-    """The result of a tool call. `is_error` is ignored; the content describes the error."""
+    """The result of a tool call. `is_error` is for models of the `anthropic` engine; others read the content only."""
 
     type: Literal["tool_result"]
     tool_use_id: UnicodeText

@@ -1,25 +1,26 @@
 """Rejects, at submit, requests that their model cannot serve.
 
 The error names the parameter and the models that can serve the request. Nothing is dropped silently: an engine never
-receives a parameter that it would ignore. Values without effect are accepted by every model.
+receives a parameter that it would ignore. Values that turn a parameter off are accepted by every model. What a model's
+capabilities cannot say, its spec checks (`Spec.unsupported`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
-from api.jobs.media_check import MAX_PARTS, media_of
+from api.jobs.media_check import MAX_PARTS, is_known_file_type, media_of
+from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import Capabilities, ToolChoiceKind
-from shared.config.models.loader import Registry
+from shared.config.models.loader import ModelSpec, Registry
+from shared.domain.content import FilePart, ImagePart
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import ChatOptions, GenerateRequest, Sampling
+from shared.domain.request import ChatOptions, GenerateRequest, Message, Sampling
 
-# Values that mean the same as no value.
+# Values that turn a parameter off.
 _NEUTRAL_SAMPLING: Mapping[str, tuple[Any, ...]] = {
-    # The default of models that accept no other.
-    "temperature": (1,),
     "top_p": (1,),
     "top_k": (-1, 0),
     "min_p": (0,),
@@ -29,8 +30,6 @@ _NEUTRAL_SAMPLING: Mapping[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
 }
 _NEUTRAL_CHAT_OPTIONS: Mapping[str, tuple[Any, ...]] = {
-    # Clients that want no reasoning also send this to models that never reason.
-    "reasoning_effort": ("none",),
     "chat_template_kwargs": ({},),
     "documents": ([],),
 }
@@ -52,6 +51,9 @@ _STRUCTURE_NAMES = {
 }
 
 
+_SOURCE_NAMES = {"data": "as data", "url": "by URL", "file_id": "by file id"}
+
+
 class Need(NamedTuple):
     """Something that a request needs: the parameter, what it asks for, and whether a model can do it."""
 
@@ -68,20 +70,29 @@ class CapabilityCheck:
 
     def check(self, model: str, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if the model cannot serve the request."""
-        found = self._registry[model].capabilities
-        missing = next((need for need in needs(request) if not need.met(found)), None)
+        missing = _unmet(self._registry[model], needs(request), request)
         if missing is None:
             return
         all_needs = list(needs(request))
-        able = [
-            name
-            for name, spec in self._registry.models.items()
-            if all(need.met(spec.capabilities) for need in all_needs)
-        ]
-        others = f"models that can serve this request: {', '.join(able)}" if able else "no model here can"
+        models = self._registry.models.items()
+        able = [name for name, spec in models if _unmet(spec, all_needs, request) is None and _has_room(spec, request)]
+        others = f"models that can serve this request: {', '.join(able)}" if able else "no configured model can"
         raise InvalidRequest(
             f"{missing.param}: the model `{model}` does not support {missing.what}; {others}", param=missing.param
         )
+
+
+def _unmet(spec: ModelSpec, needed: Iterable[Need], request: GenerateRequest) -> Unsupported | None:
+    """The first thing in a request that a model cannot do."""
+    for need in needed:
+        if not need.met(spec.capabilities):
+            return Unsupported(need.param, need.what)
+    return next(spec.unsupported(request), None)
+
+
+def _has_room(spec: ModelSpec, request: GenerateRequest) -> bool:
+    """Whether the requested output can fit the model's context; `ContextWindow` checks this for the request's model."""
+    return spec.max_model_len is None or (request.sampling.max_tokens or 0) <= spec.max_model_len
 
 
 def needs(request: GenerateRequest) -> Iterator[Need]:
@@ -92,7 +103,8 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
             yield Need("prompt", "prompts of token ids", lambda model: model.token_prompts)
     else:
         yield Need("messages", "conversations", lambda model: model.conversations)
-    yield from _sampling(request.sampling)
+        yield from _names(request.messages or ())
+    yield from _sampling(request)
     if request.structured_outputs is not None:
         for name, value in request.structured_outputs:
             if value is not None and value is not False:
@@ -109,11 +121,11 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
         yield from _chat(request.chat)
     for name in request.extra_body or ():
         yield Need(f"extra_body.{name[:MAX_NAME]}", "this parameter", _has("extra_body", name))
-    first: dict[str, str] = {}
-    for path, part in islice(media_of(request), MAX_PARTS):  # a request with more is rejected
-        first.setdefault(part.type, path)
-    for kind, path in first.items():
-        yield Need(path, f"{kind}s", _has("modalities", kind))
+    if request.chat is not None and request.chat.tools and request.structured_outputs is not None:
+        yield Need(
+            "structured_outputs", "structured outputs together with tools", lambda model: model.tools_with_structure
+        )
+    yield from _media(islice(media_of(request), MAX_PARTS))  # a request with more is rejected
     if request.messages is not None:  # searched only for models without tools
         yield Need("messages", "tool calls in earlier turns", lambda model: model.tools or not _has_calls(request))
 
@@ -126,14 +138,52 @@ def _has_calls(request: GenerateRequest) -> bool:
     return any(message.tool_calls or message.role == "tool" for message in request.messages or ())
 
 
-def _sampling(sampling: Sampling) -> Iterator[Need]:
+def _names(messages: Iterable[Message]) -> Iterator[Need]:
+    """The names of authors. That of a tool repeats the name in its call."""
+    for position, message in enumerate(messages):
+        if message.name is not None and message.role != "tool":
+            yield Need(f"messages[{position}].name", "names of authors", lambda model: model.names)
+            return
+
+
+def _media(parts: Iterable[tuple[str, ImagePart | FilePart]]) -> Iterator[Need]:
+    """The kinds of images and files, each at its first path: not a need for each, of which there may be many."""
+    modalities: dict[str, str] = {}
+    sources: dict[tuple[str, str], str] = {}
+    types: dict[str, str] = {}
+    for path, part in parts:
+        modalities.setdefault(part.type, path)
+        sources.setdefault((part.type, part.source), path)
+        # Others are rejected for every model.
+        if part.type == "file" and part.data is not None and is_known_file_type(part.media_type or ""):
+            types.setdefault(part.media_type or "", path)
+    for kind, path in modalities.items():
+        yield Need(path, f"{kind}s", _has("modalities", kind))
+    for (kind, source), path in sources.items():
+        yield Need(path, f"{kind}s {_SOURCE_NAMES[source]}", _has(f"{kind}_sources", source))
+    for media_type, path in types.items():
+        yield Need(path, f"files of the type {media_type}", _has_file_type(media_type))
+
+
+def _has_file_type(media_type: str) -> Callable[[Capabilities], bool]:
+    return lambda model: (
+        media_type in model.file_types or (media_type.startswith("text/") and "text/*" in model.file_types)
+    )
+
+
+def _sampling(request: GenerateRequest) -> Iterator[Need]:
+    sampling = request.sampling
+    if sampling.max_tokens is not None and not request.prompt_only:
+        yield Need("max_tokens", "a limit of output tokens", lambda model: model.max_tokens)
     if (n := sampling.n) > 1:
         yield Need("n", f"{n} choices for one prompt", lambda model: n <= model.max_choices)
     for name in sampling.model_fields_set:
         if name in ("n", "max_tokens"):
             continue
         value = getattr(sampling, name)
-        if value != _SAMPLING_DEFAULTS[name] and value not in _NEUTRAL_SAMPLING.get(name, ()):
+        if name == "temperature" and value == 1:
+            yield Need(name, "this parameter", lambda model: model.fixed_temperature or "temperature" in model.sampling)
+        elif value != _SAMPLING_DEFAULTS[name] and value not in _NEUTRAL_SAMPLING.get(name, ()):
             yield Need(name, "this parameter", _has("sampling", name))
 
 
@@ -156,7 +206,14 @@ def _chat(chat: ChatOptions) -> Iterator[Need]:
             continue
         if name == "add_generation_prompt" and chat.continue_final_message:
             continue  # required with it
-        yield Need(name, "this parameter", _has("chat_options", name))
+        if name == "reasoning_effort" and value == "none":
+            yield Need(name, "this parameter", _turns_reasoning_off)
+        else:
+            yield Need(name, "this parameter", _has("chat_options", name))
+
+
+def _turns_reasoning_off(model: Capabilities) -> bool:
+    return model.never_reasons or "reasoning_effort" in model.chat_options
 
 
 _CHECKED_CHAT_OPTIONS = {"tools", "tool_choice", "continue_final_message", "include_reasoning"}

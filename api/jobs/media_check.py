@@ -8,25 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from shared.config.models.capabilities import ALL_FILE_TYPES
 from shared.domain.content import FilePart, ImagePart
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.runtime.offload import off_loop
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-FILE_TYPES = (
-    "application/pdf",
-    "application/json",
-    "application/msword",
-    "application/rtf",
-    "application/vnd.ms-excel",
-    "application/vnd.ms-powerpoint",
-    "application/vnd.openxmlformats-officedocument.presentationml.presentation",
-    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
-    "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
-    "application/xml",
-    "text/*",
-)
 # How the data of a type begins. WebP also has its name after the size.
 _SIGNATURES = {
     "image/png": (b"\x89PNG\r\n\x1a\n",),
@@ -35,6 +23,8 @@ _SIGNATURES = {
     "image/webp": (b"RIFF",),
     "application/pdf": (b"%PDF-",),
 }
+# Types whose data cannot begin as a text does.
+_NEVER_TEXT = ("image/png", "image/jpeg")
 # PDF readers accept other bytes before the header.
 _PDF_HEADER_WITHIN = 1024
 # Characters of base64 that are checked in one piece, without holding the interpreter's lock for long. A multiple of 4.
@@ -95,8 +85,8 @@ class MediaCheck:
         """Returns the number of bytes."""
         is_image = isinstance(part, ImagePart)
         media_type = part.media_type or ""
-        if not (media_type in (IMAGE_TYPES if is_image else FILE_TYPES) or (not is_image and _is_text(media_type))):
-            known = ", ".join(IMAGE_TYPES if is_image else FILE_TYPES)
+        if not (media_type in IMAGE_TYPES if is_image else is_known_file_type(media_type)):
+            known = ", ".join(IMAGE_TYPES if is_image else sorted(ALL_FILE_TYPES))
             raise InvalidRequest(
                 f"{path}: the media type {media_type[:100]!r} is not supported; supported are {known}", param=path
             )
@@ -110,10 +100,11 @@ class MediaCheck:
             start = _checked_base64(data)
         except ValueError:
             raise InvalidRequest(f"{path}: the data is not base64", param=path) from None
-        if not start:
+        is_text = _is_text(media_type)
+        if not start and not is_text:
             raise InvalidRequest(f"{path}: the data is empty", param=path)
         found = _type_of(start)
-        if found != media_type and (found in IMAGE_TYPES or media_type in _SIGNATURES):
+        if found != media_type and (found in (_NEVER_TEXT if is_text else IMAGE_TYPES) or media_type in _SIGNATURES):
             what = f"the data is {found}" if found is not None else "the data is something else"
             raise InvalidRequest(f"{path}: {what}, but the media type is {media_type}", param=path)
         return size
@@ -124,6 +115,11 @@ def media_of(request: GenerateRequest) -> Iterator[tuple[str, ImagePart | FilePa
     for message in request.messages or ():
         for part in message.media:
             yield part.path or "messages", part
+
+
+def is_known_file_type(media_type: str) -> bool:
+    """Whether a file may have this media type."""
+    return media_type in ALL_FILE_TYPES or _is_text(media_type)
 
 
 def _is_text(media_type: str) -> bool:

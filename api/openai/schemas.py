@@ -104,6 +104,11 @@ class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
             raise contradiction("top_logprobs", "top_logprobs requires logprobs to be true")
         return self.checked()
 
+    def rename_param(self, error: InvalidRequest) -> InvalidRequest:
+        """Both limits of tokens have the same effect."""
+        names = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return super().rename_param(error).renamed(names)
+
     def generate_requests(self) -> list[GenerateRequest]:
         """Build the engine request, as a list of one."""
         return [

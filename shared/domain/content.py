@@ -55,6 +55,11 @@ class _MediaPart(BaseModel):
         return self
 
     @property
+    def source(self) -> Literal["data", "url", "file_id"]:
+        """Which of the three is set."""
+        return "data" if self.data is not None else "url" if self.url is not None else "file_id"
+
+    @property
     def size(self) -> int:
         """About the bytes of the part as JSON."""
         return len(self.data or self.url or self.file_id or "")

@@ -332,8 +332,9 @@ class GenerateRequest(BaseModel):
 
     `token_counts`: each delta of the log has its number of tokens.
 
-    `cache_breakpoints` and `adaptive_thinking`, which lets the model decide how much it thinks, are for engines that
-    relay to an upstream with these parameters. Others ignore them.
+    `cache_breakpoints`, `tool_errors` (positions of messages with the results of tools that failed) and
+    `adaptive_thinking`, which lets the model decide how much it thinks, are for engines that relay to an upstream with
+    these parameters. Others ignore them.
 
     `extra_body`: parameters of the provider, by its names; only those that the model's entry lists.
     """
@@ -352,6 +353,7 @@ class GenerateRequest(BaseModel):
     prompt_only: bool = False
     token_counts: bool = False
     cache_breakpoints: list[CacheBreakpoint] = Field(default_factory=list)
+    tool_errors: list[int] = Field(default_factory=list)
     adaptive_thinking: bool = False
     extra_body: ExtraBody | None = None
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.domain.errors import UnreadableRow
@@ -47,7 +48,7 @@ from shared.postgres.job_statements import (
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, seconds
-from shared.postgres.tables import IdempotencyKeyRow, JobRow, WorkerRow
+from shared.postgres.tables import IdempotencyKeyRow, JobRow, Timestamp, WorkerRow
 from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
 
 
@@ -350,9 +351,18 @@ class RecoveryStore(JobRowStore):
     ) -> list[Hint]:
         """Return released, queued jobs that precede the job `before`, which was served: their messages were lost.
 
-        A deferred job is among them once it has been due for `due_for_s`.
+        A job that was deferred or requeued is among them once it has been due for `due_for_s`.
         """
-        return await self._released(model, JobRow.priority == priority, JobRow.id < before, due(due_for_s), limit=limit)
+        requeued_at = sql_cast(type_coerce(JobRow.attempts, JSONB)[-1]["ended_at"].astext, Timestamp)
+        long_ago = func.clock_timestamp() - seconds(due_for_s)
+        return await self._released(
+            model,
+            JobRow.priority == priority,
+            JobRow.id < before,
+            due(due_for_s),
+            func.coalesce(requeued_at <= long_ago, True),
+            limit=limit,
+        )
 
     async def _released(self, model: str, *conditions: ColumnElement[bool], limit: int) -> list[Hint]:
         """Return queued jobs of a model in the order of service. Jobs that a dispatcher withholds are not among them:

@@ -9,6 +9,7 @@ from pathlib import Path
 from shared.config.models.capabilities import (
     ALL_CHAT_OPTIONS,
     ALL_SAMPLING,
+    ALL_SOURCES,
     ALL_STRUCTURES,
     ALL_TOOL_CHOICES,
     OPENAI_SAMPLING,
@@ -43,8 +44,8 @@ def capability_table(registry: Registry) -> str:
         rows.setdefault(row_name(model), model.capabilities)
     head = (
         "model", "raw prompts", "images, files", "tools", "structured outputs", "log probabilities", "`n`",
-        "sampling parameters", "chat options", "continues a message", "resumes", "cancels", "reports usage",
-        "counts tokens",
+        "sampling parameters", "chat options", "names of authors", "continues a message", "resumes", "cancels",
+        "reports usage", "counts tokens",
     )  # fmt: skip
     return _table(head, [(f"`{name}`", *_cells(found)) for name, found in sorted(rows.items())])
 
@@ -52,16 +53,25 @@ def capability_table(registry: Registry) -> str:
 def _cells(found: Capabilities) -> Iterable[str]:
     raw = "text, token ids" if found.token_prompts else "text" if found.raw_prompts else ""
     yield raw + (", echo" if found.echo else "")
-    yield ", ".join(sorted(found.modalities - {"text"}))
-    yield _names(found.tool_choices, ALL_TOOL_CHOICES) if found.tools else ""
+    yield ", ".join(_media(found))
+    tools = _names(found.tool_choices, ALL_TOOL_CHOICES) if found.tools else ""
+    yield tools if found.tools_with_structure else f"{tools}, without a structured output"
     yield _names(found.structures, ALL_STRUCTURES)
     limits = (("", found.logprobs), (" of the prompt", found.prompt_logprobs))
     yield ", ".join(f"{limit}{of}" for of, limit in limits if limit is not None)
     yield str(found.max_choices)
     yield _names(found.sampling, ALL_SAMPLING, OPENAI_SAMPLING)
     yield _names(found.chat_options, ALL_CHAT_OPTIONS)
-    for flag in (found.prefill, found.resume, found.cancel, found.usage, found.token_counting):
+    for flag in (found.names, found.prefill, found.resume, found.cancel, found.usage, found.token_counting):
         yield "yes" if flag else ""
+
+
+def _media(found: Capabilities) -> Iterable[str]:
+    """Images and files, with how they can be given if not in all ways."""
+    for kind, sources in (("image", found.image_sources), ("file", found.file_sources)):
+        if kind in found.modalities:
+            named = _names(sources, ALL_SOURCES)
+            yield kind if named == "all" else f"{kind} ({named})"
 
 
 def _names(found: frozenset[str], everything: Iterable[str], openai: frozenset[str] | None = None) -> str:

@@ -15,8 +15,11 @@ class Passage(Protocol):
     def claimed(self, request: GenerateRequest) -> None:
         """Count the job that was claimed."""
 
-    def settle(self, usage: Usage) -> None:
-        """Count the usage of the attempt that has ended, in place of an estimate."""
+    def settle(self, usage: Usage, resumed_after: int) -> None:
+        """Count the usage of the attempt that has ended, in place of an estimate.
+
+        `resumed_after`: the tokens of the same request of the upstream that an earlier attempt has counted.
+        """
 
     def close(self) -> None:
         """Return what was not used."""
@@ -43,6 +46,10 @@ class Gate(Protocol):
     @property
     def breaker(self) -> OpenBreaker | None:
         """Since when the circuit breaker has not been closed, and why; None if it is closed."""
+
+    @property
+    def longest_hold_s(self) -> float:
+        """For how long a message usually waits here at most, in seconds."""
 
     async def enter(self, priority: int) -> Passage | None:
         """Wait until a job may be claimed; the most urgent message is first.

@@ -134,6 +134,8 @@ class JobAttempt:
         self._reported_usage: Usage | None = None
         # Tokens that this attempt continues from, and tokens that each earlier attempt generated, from the log.
         self._prior_tokens = 0
+        # Whether the upstream's request of an earlier attempt is resumed, instead of a new one sent.
+        self._resumes_request = False
         self._earlier_tokens: dict[int, int] = {}
         self._first_token_at: datetime | None = None
 
@@ -162,6 +164,11 @@ class JobAttempt:
     def usage(self) -> Usage:
         """The usage so far: as the upstream reported it, if it did; otherwise as counted here."""
         return self._usage()
+
+    @property
+    def resumed_after(self) -> int:
+        """The tokens of earlier attempts, if the upstream's request that generated them was resumed."""
+        return self._prior_tokens if self._resumes_request else 0
 
     @property
     def casualty(self) -> JobAtDeath:
@@ -216,6 +223,7 @@ class JobAttempt:
             elif not (self._transcript.empty or self._complete):
                 mode = self._context.engine.resume_mode(job.request, self._prior)
                 self._stuck = mode is Resume.NONE and await self._shown()
+                self._resumes_request = mode is Resume.EXACT and self._transcript.upstream is not None
                 if mode <= Resume.RESTART and not self._stuck:
                     await self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
@@ -250,7 +258,7 @@ class JobAttempt:
             await self._retry(lambda: store.add_cancellation(job.id, job.model, upstream), "row")
             await self._cancel_upstreams()
         self._transcript.clear()
-        self._prior_tokens = 0
+        self._prior_tokens, self._resumes_request = 0, False
         self._log.discard_pending()
         self._log.event(EventType.RESTARTED, {"attempt": self.job.attempt})
 
@@ -315,6 +323,7 @@ class JobAttempt:
                     case Restarted():
                         await self._restart()
                     case UpstreamState():
+                        self._resumes_request = False
                         self._transcript.upstream = item
                         self._log.upstream(item)
                         self._context.log_writer.schedule(self._log)
@@ -381,7 +390,7 @@ class JobAttempt:
     def _status(self, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
         if isinstance(error, InvalidRequest):
             return JobStatus.FAILED, Failure(ErrorCode.INVALID_REQUEST, error.message, error.param)
-        if isinstance(error, CannotContinue):
+        if isinstance(error, CannotContinue) and self.silent and self._prior_tokens:
             return JobStatus.FAILED, cannot_continue(self._prior_tokens)
         if isinstance(error, EngineError):
             return JobStatus.FAILED, Failure(error.code, error.message)

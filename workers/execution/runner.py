@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from shared.domain.job import Job, JobStatus, Usage
 from shared.domain.priorities import Hint, is_batch, to_front
@@ -44,7 +44,7 @@ class _Free:
     def claimed(self, request: GenerateRequest) -> None:
         pass
 
-    def settle(self, usage: Usage) -> None:
+    def settle(self, usage: Usage, resumed_after: int) -> None:
         pass
 
     def close(self) -> None:
@@ -52,6 +52,13 @@ class _Free:
 
 
 FREE = _Free()
+
+
+class LastClaim(NamedTuple):
+    """The job claimed last, and when its message arrived, on the monotonic clock."""
+
+    job_id: str
+    arrived_at: float
 
 
 class Runner:
@@ -63,8 +70,8 @@ class Runner:
         """`on_room` is called when a gate has held back messages and further ones should be fetched again."""
         self.slot_pool = slot_pool
         self._on_room = on_room
-        # The job claimed last, by priority.
-        self.last_claimed: dict[int, str] = {}
+        # By priority.
+        self.last_claimed: dict[int, LastClaim] = {}
         # When the last message arrived, on the monotonic clock.
         self.last_message = time.monotonic()
         self._context = context
@@ -117,10 +124,10 @@ class Runner:
         return self._context
 
     @property
-    def breaker_open(self) -> bool:
-        """Whether no messages are fetched because the upstream fails."""
+    def longest_hold_s(self) -> float:
+        """For how long a message that a worker has fetched usually waits for the upstream at most, in seconds."""
         gate = self.gate
-        return gate is not None and gate.breaker is not None and gate.holding
+        return 0.0 if gate is None else gate.longest_hold_s
 
     @property
     def running(self) -> int:
@@ -147,7 +154,7 @@ class Runner:
 
         Returns its final status; None if it was not claimed, lost its claim or was requeued.
         """
-        self.last_message = time.monotonic()
+        self.last_message = arrived_at = time.monotonic()
         if self._paused or job_id in self.waiting:
             return None
         with self._counted(), contextlib.ExitStack() as stack:
@@ -158,17 +165,17 @@ class Runner:
                 if passage is None:
                     return None
                 stack.callback(passage.close)
-                job = await self._claim(job_id)
+                job = await self._claim(job_id, arrived_at)
                 suspect = await self._queued_suspect(job_id) if job is None and self._isolates else None
             if job is not None:
                 passage.claimed(job.request)
                 with self._registered(self._attempt(job)) as attempt:
                     self._preempt_batch_jobs()
                     status = await attempt.run()
-                    passage.settle(attempt.usage)
+                    passage.settle(attempt.usage, attempt.resumed_after)
                     return status
             if suspect is not None:
-                return await self._run_alone(suspect)
+                return await self._run_alone(suspect, arrived_at)
             return None
 
     def stop(self, job_id: str, reason: InterruptReason, attempt: int | None = None) -> None:
@@ -257,14 +264,14 @@ class Runner:
             self._context.send(Hint(job_id, gate.model, priority, front=True))
         return passage
 
-    async def _run_alone(self, suspect: Hint) -> JobStatus | None:
+    async def _run_alone(self, suspect: Hint, arrived_at: float) -> JobStatus | None:
         """Run a suspect: alone until it has a token, at most `ALONE_S`, then beside others."""
         if self._waiting_suspects >= max(1, self.slot_pool.slots // SUSPECTS_SHARE):
             self._send_later(suspect)
             return None
         isolation, turn = self._isolation, object()
         try:
-            job = await self._claim_alone(suspect, turn)
+            job = await self._claim_alone(suspect, turn, arrived_at)
             if job is None:
                 return None
             logger.warning("job=%s runs alone: a worker or engine died while it had no token", job.id)
@@ -277,7 +284,7 @@ class Runner:
         finally:
             isolation.end_turn(turn)
 
-    async def _claim_alone(self, suspect: Hint, turn: object) -> Job | None:
+    async def _claim_alone(self, suspect: Hint, turn: object, arrived_at: float) -> Job | None:
         """Claim a suspect when its turn has come and no other job runs. Returns None if it cannot be claimed."""
         isolation, job_id = self._isolation, suspect.job_id
         self._waiting_suspects += 1
@@ -291,7 +298,7 @@ class Runner:
                     return None
                 if not await self._empty():
                     return None
-                return await self._claim(job_id, suspects=True)
+                return await self._claim(job_id, arrived_at, suspects=True)
         finally:
             self._waiting_suspects -= 1
 
@@ -340,7 +347,7 @@ class Runner:
             self._verdicts |= {one: judged[job_id] for job_id, one in ran.items() if one not in self._verdicts}
         return self._verdicts[attempt]
 
-    async def _claim(self, job_id: str, *, suspects: bool = False) -> Job | None:
+    async def _claim(self, job_id: str, arrived_at: float, *, suspects: bool = False) -> Job | None:
         """Claim a job. Returns None if it is not queued any more, or if the runner is paused.
 
         Without `suspects`, a suspect is claimed only if this engine does not isolate them.
@@ -353,7 +360,7 @@ class Runner:
             self._claiming -= Counter([job_id])
             self._isolation.changed()
         if job is not None:
-            self.last_claimed[job.priority] = job.id
+            self.last_claimed[job.priority] = LastClaim(job.id, arrived_at)
         return job
 
     async def _retry(self, call: Callable[[], Awaitable[T | None]], job_id: str) -> T | None:

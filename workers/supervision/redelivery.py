@@ -2,7 +2,8 @@
 
 A message can be lost with Redis, or with a worker that had fetched it. A job's message counts as lost if the queue, or
 the list of the job's priority, is empty although the job is queued, or if a younger job of the same priority has been
-claimed. None of these needs a timeout to be tuned.
+claimed, whose message arrived when the job had already been due. None of these needs a timeout to be tuned. Messages
+that an upstream's limit or circuit breaker holds back are not lost: they are on the queue, or at a worker.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 # Messages arrive within milliseconds; that of a row younger than this may still be in transit.
 IN_TRANSIT_S = 2.0
-# A queued job counts as passed over if it is this many seconds older than a claimed one.
+# A queued job counts as passed over if it is this many seconds older than a claimed one, and had been due for as long
+# when the message of that one arrived.
 PASSED_OVER_S = 10
 # While the queue is not empty, a worker may already have fetched a job's message. So no job is resent more often than
 # this, and no more than this many jobs are resent at a time.
@@ -56,9 +58,12 @@ class Redelivery:
         """Resend all messages that are lost. Returns their number."""
         if not self._runner.accepting:
             return 0
+        in_transit_s = IN_TRANSIT_S + self._runner.longest_hold_s
         depths = await queue.depths(self._redis, self._model)
         if any(depths.values()):
-            lost = self._not_recently_sent(await self._lost_in_queue(depths))
+            lost = self._not_recently_sent(await self._lost_in_queue(depths, in_transit_s))
+        elif self._runner.holding:
+            return 0  # messages wait here for the upstream; those of others could not be run either
         else:
             slot_pool, lost = self._runner.slot_pool, []
             for room, priorities in (
@@ -69,7 +74,7 @@ class Redelivery:
                     found = await self._store.waiting(
                         self._model,
                         limit=room + len(self._runner.waiting),
-                        older_than_s=IN_TRANSIT_S,
+                        older_than_s=in_transit_s,
                         priorities=priorities,
                     )
                     lost += self._not_here(found)[:room]
@@ -80,21 +85,23 @@ class Redelivery:
             logger.warning("model=%s the messages of %d queued jobs were lost; sent again", self._model, len(lost))
         return len(lost)
 
-    async def _lost_in_queue(self, depths: dict[int, int]) -> list[Hint]:
+    async def _lost_in_queue(self, depths: dict[int, int], in_transit_s: float) -> list[Hint]:
         """Hints for jobs whose message is lost although the queue is not empty; those passed over go to its front."""
         found: list[Hint] = []
         limit = RESEND_LIMIT + len(self._runner.waiting)
         for step, messages in depths.items():
             if not messages:
                 found += await self._store.waiting(
-                    self._model, limit=limit, older_than_s=IN_TRANSIT_S, priorities=BANDS[step]
+                    self._model, limit=limit, older_than_s=in_transit_s, priorities=BANDS[step]
                 )
-        if self._runner.breaker_open:
-            return self._not_here(found)  # messages wait on the queue although younger jobs were claimed before
-        for priority, claimed in list(self._runner.last_claimed.items()):
-            before = id_before(claimed, PASSED_OVER_S)
+        margin_s = PASSED_OVER_S + self._runner.longest_hold_s
+        for priority, (claimed, arrived_at) in list(self._runner.last_claimed.items()):
             passed_over = await self._store.queued_before(
-                self._model, priority, before, due_for_s=PASSED_OVER_S, limit=limit
+                self._model,
+                priority,
+                id_before(claimed, margin_s),
+                due_for_s=time.monotonic() - arrived_at + margin_s,
+                limit=limit,
             )
             found += map(to_front, passed_over)
         return self._not_here(found)
@@ -111,7 +118,7 @@ class Redelivery:
         return list(fresh.values())
 
 
-def id_before(job_id: str, seconds: int) -> str:
+def id_before(job_id: str, seconds: float) -> str:
     """The first id of the time `seconds` before a job's submission: a UUIDv7 starts with 48 bits of milliseconds."""
-    milliseconds = int(job_id.removeprefix(JOB_ID_PREFIX)[:12], 16) - seconds * 1000
+    milliseconds = int(job_id.removeprefix(JOB_ID_PREFIX)[:12], 16) - round(seconds * 1000)
     return f"{JOB_ID_PREFIX}{milliseconds:012x}"

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import ALL_TOOL_CHOICES, Capabilities, ToolChoiceKind
-from shared.config.models.claude import ClaudeLimits, ThinkingControl, claude_limits
+from shared.config.models.claude import UNKNOWN_OUTPUT, ClaudeLimits, ThinkingControl, claude_limits
+from shared.config.models.claude_rules import unsupported
 from shared.config.models.operational import Operational
 from shared.config.models.upstream import HttpUrl, UpstreamModel, UpstreamOptions
 from shared.domain.field_types import without_effect
+from shared.domain.request import GenerateRequest
 
 # Models that always think cannot be forced to call a tool.
 _UNFORCED: frozenset[ToolChoiceKind] = frozenset({"none", "auto"})
 # https://platform.claude.com/docs/en/api/versioning
 API_VERSION = "2023-06-01"
+# https://platform.claude.com/docs/en/build-with-claude/pdf-support and .../docs/en/build-with-claude/files: PDFs, and
+# texts, which are sent as such.
+_FILE_TYPES = frozenset({"application/pdf", "application/json", "application/xml", "text/*"})
 
 
 def _token(text: str) -> str:
@@ -39,7 +47,10 @@ class AnthropicOptions(UpstreamOptions):
         default_factory=list, description="Beta features, sent in the header anthropic-beta."
     )
     default_max_tokens: int | None = Field(
-        None, ge=1, description="For requests without max_tokens, which the API requires. Default: max_output_tokens."
+        None,
+        ge=1,
+        description="For requests without max_tokens, which the API requires. Default: max_output_tokens, or 4096 if it"
+        " is not known.",
     )
     max_output_tokens: int | None = Field(None, ge=1, description="The model's limit of output tokens.")
     thinking: ThinkingControl | None = Field(None, description="How the model's thinking is controlled.")
@@ -69,7 +80,7 @@ class AnthropicModel(UpstreamModel):
     model: str = Field(min_length=1, description="The upstream's name for the model.")
     options: AnthropicOptions = Field(default_factory=AnthropicOptions)
 
-    @property
+    @cached_property
     def limits(self) -> ClaudeLimits:
         """The model's limits: those of its entry, else the published ones."""
         names = ("thinking", "min_cache_tokens", "max_output_tokens", "sampling", "prefill")
@@ -78,10 +89,14 @@ class AnthropicModel(UpstreamModel):
         return replace(claude_limits(self.model), **set_here)
 
     @property
+    def own_parameters(self) -> frozenset[str]:
+        return frozenset({"output_config", "output_format", "cache_control"})
+
+    @property
     def engine_capabilities(self) -> Capabilities:
         limits = self.limits
         sampling = {"stop"} | ({"temperature", "top_p", "top_k"} if limits.sampling else set())
-        options = {"parallel_tool_calls", "add_generation_prompt"}
+        options = {"parallel_tool_calls"}
         if limits.thinking == "budget":
             sampling.add("thinking_token_budget")
         if limits.thinking != "none":
@@ -95,9 +110,15 @@ class AnthropicModel(UpstreamModel):
             tool_choices=_UNFORCED if limits.thinking in ("always", "between_tools") else ALL_TOOL_CHOICES,
             structures=frozenset({"json_schema"} if self.options.structured_outputs else ()),
             modalities=frozenset({"text", "image", "file"}),
+            file_types=_FILE_TYPES,
+            fixed_temperature=not limits.sampling,
+            never_reasons=limits.thinking == "none",
             sampling=frozenset(sampling),
             chat_options=frozenset(options),
         )
+
+    def unsupported(self, request: GenerateRequest) -> Iterator[Unsupported]:
+        return unsupported(request, self.limits, self.default_max_tokens)
 
     @property
     def provider(self) -> str:
@@ -110,4 +131,4 @@ class AnthropicModel(UpstreamModel):
     @property
     def default_max_tokens(self) -> int:
         """The limit of output tokens of a request that names none."""
-        return self.options.default_max_tokens or self.limits.max_output_tokens
+        return self.options.default_max_tokens or self.limits.max_output_tokens or UNKNOWN_OUTPUT

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.operational import Operational, without_operational
 from shared.domain.errors import HeadraceError
+from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import StructureBounds
 
 # Allowed model names.
@@ -49,6 +51,13 @@ class TokenizerFiles:
 PromptTokenizer = WordTokenizer | TokenizerFiles
 
 
+class Unsupported(NamedTuple):
+    """Something in a request that a model does not support: the job's parameter, and what it asks for."""
+
+    param: str
+    what: str
+
+
 class Spec(BaseModel):
     """A model's entry in models.yaml, and what the rest of the code needs to know about its engine.
 
@@ -77,6 +86,13 @@ class Spec(BaseModel):
     def capabilities(self) -> Capabilities:
         """What the model can be asked for."""
         raise NotImplementedError
+
+    def unsupported(self, request: GenerateRequest) -> Iterator[Unsupported]:
+        """What the model does not support in a request beside its capabilities: values and combinations of parameters.
+
+        A refused request is checked against all models, so this must take microseconds whatever the request's size.
+        """
+        yield from ()
 
     @property
     def provider(self) -> str | None:

@@ -17,13 +17,32 @@ _Name = TypeVar("_Name", bound=str)
 _Set = Annotated[frozenset[_Name], PlainSerializer(sorted, return_type=list[_Name])]
 Modality = Literal["text", "image", "file"]
 ToolChoiceKind = Literal["none", "auto", "required", "named"]
+# How the data of an image or a file is given. The names are those of the parts of messages.
+Source = Literal["data", "url", "file_id"]
 
 TEXT_ONLY: frozenset[Modality] = frozenset({"text"})
 ALL_TOOL_CHOICES: frozenset[ToolChoiceKind] = frozenset({"none", "auto", "required", "named"})
 # The members of a constraint: a request has exactly one of them.
 ALL_STRUCTURES = frozenset(StructuredOutputs.model_fields)
 JSON_STRUCTURES = frozenset({"json_schema", "json_object"})
-# Every model has a limit of tokens; several choices are a capability of their own.
+ALL_SOURCES: frozenset[Source] = frozenset({"data", "url", "file_id"})
+# The media types of files that requests may have as data.
+ALL_FILE_TYPES = frozenset(
+    {
+        "application/pdf",
+        "application/json",
+        "application/msword",
+        "application/rtf",
+        "application/vnd.ms-excel",
+        "application/vnd.ms-powerpoint",
+        "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+        "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+        "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+        "application/xml",
+        "text/*",
+    }
+)
+# Several choices and the limit of tokens are capabilities of their own.
 ALL_SAMPLING = frozenset(Sampling.model_fields) - {"n", "max_tokens"}
 # Those that OpenAI's API has.
 OPENAI_SAMPLING = frozenset(
@@ -43,9 +62,12 @@ class Capabilities:
     """The capabilities of a model. The defaults are those of a model that only answers conversations with text.
 
     `conversations`: the engine or its upstream has a chat template. `raw_prompts`: prompts without it;
-    `token_prompts`: as token ids. `prefill`: a last message of the assistant that the answer continues. `max_choices`:
-    choices for one prompt. `logprobs` and `prompt_logprobs`: the most alternatives for each token; None without log
-    probabilities. `structures`, `sampling` and `chat_options` are names of parameters.
+    `token_prompts`: as token ids. `prefill`: a last message of the assistant that the answer continues. `names`:
+    messages with the names of their authors. `tools_with_structure`: tools and a structured output in one request.
+    `max_choices`: choices for one prompt. `max_tokens`: a limit of output tokens. `logprobs` and `prompt_logprobs`: the
+    most alternatives for each token; None without log probabilities. `structures`, `sampling` and `chat_options` are
+    names of parameters. `image_sources`, `file_sources` and `file_types` (of files as data) restrict the modalities.
+    `fixed_temperature`: the model always samples at 1. `never_reasons`: it cannot reason, so none is to be turned off.
 
     `resume`: the answer continues where it was interrupted, at no cost. `cancel`: the upstream stops at a cancel.
     `usage`: it reports the number of tokens. `token_counting`: the tokens of a prompt can be counted without running
@@ -64,13 +86,21 @@ class Capabilities:
     signed_reasoning: bool = False
     tools: bool = False
     tool_choices: _Set[ToolChoiceKind] = ALL_TOOL_CHOICES
+    tools_with_structure: bool = True
+    names: bool = False
     structures: _Set[str] = frozenset()
     max_choices: int = 1
+    max_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     modalities: _Set[Modality] = TEXT_ONLY
+    image_sources: _Set[Source] = ALL_SOURCES
+    file_sources: _Set[Source] = ALL_SOURCES
+    file_types: _Set[str] = ALL_FILE_TYPES
     extra_body: _Set[str] = frozenset()
     sampling: _Set[str] = OPENAI_SAMPLING
+    fixed_temperature: bool = False
+    never_reasons: bool = False
     chat_options: _Set[str] = frozenset()
 
 
@@ -84,6 +114,7 @@ EVERYTHING = Capabilities(
     cancel=True,
     token_counting=True,
     tools=True,
+    names=True,
     structures=ALL_STRUCTURES,
     max_choices=MAX_CHOICES,
     logprobs=MAX_LOGPROBS,

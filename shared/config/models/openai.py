@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.presets import PRESETS, UNKNOWN_SERVER, Preset, as_responses
 from shared.config.models.upstream import UpstreamModel, UpstreamOptions
 from shared.domain.field_types import contradiction, without_effect
+from shared.domain.request import GenerateRequest
 
 
 class OpenAIOptions(UpstreamOptions):
@@ -88,6 +91,18 @@ class OpenAIModel(UpstreamModel):
     def server(self) -> Preset:
         """What is known about the server."""
         return UNKNOWN_SERVER if self.preset is None else PRESETS[self.preset]
+
+    @property
+    def own_parameters(self) -> frozenset[str]:
+        structures = {"regex", "ebnf"} if self.server.structures == "sglang" else set()
+        return frozenset(structures | {*self.server.renamed.values()})
+
+    def unsupported(self, request: GenerateRequest) -> Iterator[Unsupported]:
+        """Objects of which the engine sets members too."""
+        shared = ("reasoning", "text") if self.api == "responses" else tuple(self.server.body)
+        for name in shared:
+            if not isinstance((request.extra_body or {}).get(name, {}), dict):
+                yield Unsupported(f"extra_body.{name}", "a value that is not an object")
 
     @property
     def engine_capabilities(self) -> Capabilities:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from shared.config.models.capabilities import (
     ALL_SAMPLING,
+    ALL_SOURCES,
     EVERYTHING,
     JSON_STRUCTURES,
     OPENAI_SAMPLING,
@@ -65,14 +66,21 @@ class Preset:
     quirks: tuple[str, ...] = ()
 
 
-# Parameters that OpenAI's API does not have are sent under vLLM's names: the server refuses what it cannot do. A stream
-# carries no log probabilities of the prompt, and only the server could resume it.
-_ANYTHING = replace(EVERYTHING, prompt_logprobs=None, resume=False, token_counting=False)
+# https://platform.openai.com/docs/api-reference/chat/create: images as data or by URL, files as data or by id.
+_CHAT_SOURCES: dict[str, Any] = {
+    "image_sources": frozenset({"data", "url"}),
+    "file_sources": frozenset({"data", "file_id"}),
+}
 _TEXT_AND_IMAGES: frozenset[Modality] = frozenset({"text", "image"})
 _ALL_MODALITIES: frozenset[Modality] = frozenset({"text", "image", "file"})
+# Parameters that OpenAI's API does not have are sent under vLLM's names: the server refuses what it cannot do. A stream
+# carries no log probabilities of the prompt, and only the server could resume it.
+_ANYTHING = replace(EVERYTHING, prompt_logprobs=None, resume=False, token_counting=False, **_CHAT_SOURCES)
 _OPENAI = Capabilities(
     cancel=True,
     tools=True,
+    names=True,
+    **_CHAT_SOURCES,
     structures=JSON_STRUCTURES,
     max_choices=EVERYTHING.max_choices,
     logprobs=EVERYTHING.logprobs,
@@ -85,8 +93,8 @@ _OPENAI = Capabilities(
 def as_responses(capabilities: Capabilities) -> Capabilities:
     """The capabilities of a server through its Responses API, from those through Chat Completions.
 
-    https://platform.openai.com/docs/api-reference/responses/create: no stop strings, seeds, penalties, or several
-    choices.
+    https://platform.openai.com/docs/api-reference/responses/create: no stop strings, seeds, penalties, names of
+    authors, or several choices.
     """
     return replace(
         capabilities,
@@ -98,6 +106,9 @@ def as_responses(capabilities: Capabilities) -> Capabilities:
         cancel=True,
         structures=capabilities.structures & JSON_STRUCTURES,
         max_choices=1,
+        names=False,
+        image_sources=ALL_SOURCES,
+        file_sources=ALL_SOURCES,
         sampling=capabilities.sampling & {"temperature", "top_p"},
         chat_options=capabilities.chat_options & {"parallel_tool_calls", "reasoning_effort"},
     )
@@ -171,6 +182,8 @@ PRESETS: Mapping[str, Preset] = {
             _OPENAI,
             raw_prompts=True,
             max_choices=1,
+            # https://openrouter.ai/docs/features/multimodal/pdfs
+            file_sources=frozenset({"data", "url"}),
             sampling=OPENAI_SAMPLING | {"top_k", "min_p", "repetition_penalty"},
         ),
         provider="openrouter",
@@ -216,7 +229,10 @@ PRESETS: Mapping[str, Preset] = {
             raw_prompts=True,
             cancel=True,
             tools=True,
+            tools_with_structure=False,
+            names=True,
             structures=frozenset({"json_schema", "regex"}),
+            **_CHAT_SOURCES,
             logprobs=5,
             sampling=frozenset({"temperature", "top_p", "stop", "seed", "frequency_penalty"}),
         ),
@@ -230,7 +246,7 @@ PRESETS: Mapping[str, Preset] = {
             "`inputs` and `max_new_tokens` together may not exceed `max_total_tokens` of `/info`: a `max_tokens` that"
             " does not fit is lowered to what the prompt leaves",
             "`n` and `logit_bias` are ignored, and `presence_penalty` acts as a repetition penalty: refused at submit",
-            "tools cannot be combined with a structured output",
+            "tools cannot be combined with a structured output: refused at submit",
         ),
     ),
     "triton": Preset(
@@ -240,6 +256,8 @@ PRESETS: Mapping[str, Preset] = {
             cancel=True,
             tools=True,
             tool_choices=frozenset({"none", "auto", "named"}),
+            names=True,
+            **_CHAT_SOURCES,
             logprobs=EVERYTHING.logprobs,
             sampling=OPENAI_SAMPLING - {"logit_bias"},
         ),

@@ -133,6 +133,8 @@ class ReplicateModel(UpstreamModel):
             resume=True,
             cancel=True,
             usage=self.model is not None,
+            names=inputs.chat_template is not None,
+            max_tokens="max_tokens" in inputs.parameters,
             sampling=frozenset(inputs.parameters) - {"max_tokens"},
         )
 

@@ -10,16 +10,20 @@ from pydantic import Field, model_validator
 from shared.config.models.capabilities import ALL_SAMPLING, EVERYTHING, Capabilities
 from shared.config.models.operational import Operational
 from shared.config.models.polled import PolledOptions
+from shared.config.models.presets import PRESETS
 from shared.config.models.upstream import HttpUrl, UpstreamModel
 from shared.domain.field_types import contradiction, without_effect
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
-# A stream carries no log probabilities of the prompt.
-_OPENAI_INPUT = replace(EVERYTHING, prompt_logprobs=None, token_counting=False)
+# The vLLM server's, but a job can be read again.
+_OPENAI_INPUT = replace(PRESETS["vllm"].capabilities, resume=True)
 _VLLM_INPUT = Capabilities(
     raw_prompts=True,
     resume=True,
     cancel=True,
+    names=True,
+    image_sources=_OPENAI_INPUT.image_sources,
+    file_sources=_OPENAI_INPUT.file_sources,
     max_choices=EVERYTHING.max_choices,
     sampling=ALL_SAMPLING,
 )

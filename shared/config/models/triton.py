@@ -52,6 +52,8 @@ _TENSORRTLLM = (
     "repetition_penalty", "bad_words",
 )  # fmt: skip
 _LLMAPI = ("max_tokens", "temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty", "stop")
+# The inputs for structured outputs of TensorRT-LLM's backends.
+GUIDE_INPUTS = ("guided_decoding_guide_type", "guided_decoding_guide")
 # vLLM would need a reasoning parser for the budget, and token ids as numbers for the bias.
 _VLLM_SAMPLING = ALL_SAMPLING - {"thinking_token_budget", "logit_bias"}
 
@@ -166,7 +168,7 @@ class TritonModel(UpstreamModel):
     def own_parameters(self) -> frozenset[str]:
         options, convention = self.options, self.convention
         names = [options.text_input, convention.sampling_parameters, *self.parameters.values()]
-        return frozenset(filter(None, names)).union(convention.inputs, options.inputs)
+        return frozenset(filter(None, names)).union(convention.inputs, options.inputs, GUIDE_INPUTS)
 
     @property
     def missing_parameters(self) -> frozenset[str]:
@@ -219,11 +221,13 @@ class TritonModel(UpstreamModel):
         options = self.options
         sampling = set(self.parameters)
         if self.convention.sampling_parameters is not None:
-            sampling |= _VLLM_SAMPLING - self.missing_parameters
+            sampling |= (_VLLM_SAMPLING | {"max_tokens"}) - self.missing_parameters
         sampling.add("stop")
         if self.cuts_at_stop_strings:
             sampling.add("include_stop_str_in_output")
         return Capabilities(
+            names=True,
+            max_tokens="max_tokens" in sampling,
             conversations=options.chat_template is not None or options.tokenizer is not None,
             raw_prompts=True,
             cancel=True,

@@ -19,10 +19,11 @@ from shared.domain.request import ChatOptions, Sampling
 # Parameters that no request may set as one of the provider's: they have a meaning of their own here.
 RESERVED = frozenset(
     {
-        "background", "contents", "conversation", "include", "input", "instructions", "max_completion_tokens",
-        "max_output_tokens", "messages", "metadata", "model", "previous_response_id", "priority", "prompt",
-        "response_format", "stop_sequences", "store", "stream", "stream_options", "structured_outputs", "system",
-        "thinking", "tools", "tool_choice", "user", *Sampling.model_fields, *ChatOptions.model_fields,
+        "background", "contents", "conversation", "echo", "include", "input", "instructions", "logprobs",
+        "max_completion_tokens", "max_output_tokens", "messages", "metadata", "model", "previous_response_id",
+        "priority", "prompt", "prompt_logprobs", "response_format", "stop_sequences", "store", "stream",
+        "stream_options", "structured_outputs", "system", "thinking", "tools", "tool_choice", "top_logprobs", "user",
+        *Sampling.model_fields, *ChatOptions.model_fields,
     }
 )  # fmt: skip
 
@@ -196,7 +197,7 @@ class UpstreamModel(Spec):
 
     @property
     def own_parameters(self) -> frozenset[str]:
-        """The upstream's parameters that the engine sets for this model, besides `RESERVED`."""
+        """The provider's parameters that the engine sets for this model, beside those of all engines (`RESERVED`)."""
         return frozenset()
 
     @property

@@ -102,6 +102,9 @@ class ReplicateVendor(Vendor):
     def error(self, script: Script) -> Any:
         return {"type": "about:blank", "title": "Error", "detail": script.message, "status": script.status}
 
+    def forget(self) -> None:
+        self.predictions.clear()
+
     def stops_of(self, body: Any) -> list[str]:
         stops: str = body["input"]["stop_sequences"]
         return stops.split(",")
@@ -116,7 +119,7 @@ class ReplicateVendor(Vendor):
         script = self.next_script()
         if (refusal := self.refusal(script)) is not None:
             return refusal
-        prediction = Prediction(f"pred{len(self.predictions)}", script, seen.body["input"], seen.body)
+        prediction = Prediction(f"pred{self.generated - 1}", script, seen.body["input"], seen.body)
         self.predictions[prediction.id] = prediction
         return web.json_response(self._state(prediction), status=201)
 
@@ -135,7 +138,8 @@ class ReplicateVendor(Vendor):
 
     async def _cancel(self, request: web.Request) -> web.Response:
         await self.record(request)
-        prediction = self.predictions[request.match_info["id"]]
+        if (prediction := self.predictions.get(request.match_info["id"])) is None:
+            return self._problem(404)
         prediction.status = "canceled"
         prediction.changed.set()
         self.cancelled.set()
@@ -143,7 +147,8 @@ class ReplicateVendor(Vendor):
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         await self.record(request)
-        prediction = self.predictions[request.match_info["id"]]
+        if (prediction := self.predictions.get(request.match_info["id"])) is None:
+            return self._problem(404)
         after = request.headers.get("Last-Event-ID")
         prediction.streams.append(after)
         if self.stream_statuses and (status := self.stream_statuses.pop(0)) != 200:

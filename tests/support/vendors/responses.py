@@ -85,8 +85,7 @@ class ResponsesVendor(Vendor):
     def left(self) -> None:
         """A closed connection means nothing."""
 
-    def expire(self) -> None:
-        """Forget all responses."""
+    def forget(self) -> None:
         self.stored.clear()
 
     async def _create(self, request: web.Request) -> web.StreamResponse:

@@ -88,10 +88,16 @@ class RunpodVendor(Vendor):
             **options,
         }
         values = {"name": "up", "engine": "runpod", "endpoint": "endpoint1", "model": "theirs", "options": entry}
+        if options.get("input") == "vllm":
+            del values["model"]
+            return RunpodModel.model_validate(values)
         return RunpodModel.model_validate(values | {"modalities": ["text", *self.modalities]})
 
     def error(self, script: Script) -> Any:
         return {"error": script.message}
+
+    def forget(self) -> None:
+        self.jobs.clear()
 
     def stops_of(self, body: Any) -> list[str]:
         stops: list[str] = body["input"]["openai_input"]["stop"]
@@ -113,14 +119,15 @@ class RunpodVendor(Vendor):
         script = self.next_script()
         if (refusal := self.refusal(script)) is not None:
             return refusal
-        job = Job(f"job{len(self.jobs)}-u1", script, seen.body)
+        job = Job(f"job{self.generated - 1}-u1", script, seen.body)
         self.jobs[job.id] = job
         await self.generate(job)
         return web.json_response({"id": job.id, "status": "IN_QUEUE"})
 
     async def _stream_outputs(self, request: web.Request) -> web.StreamResponse:
         await self.record(request)
-        job = self.jobs[request.match_info["id"]]
+        if (job := self.jobs.get(request.match_info["id"])) is None:
+            return web.json_response({"error": "job not found"}, status=404)
         if self.stream_statuses and (status := self.stream_statuses.pop(0)) != 200:
             headers = {} if self.retry_after is None else {"Retry-After": self.retry_after}
             return web.json_response({"error": "the reason"}, status=status, headers=headers)
@@ -155,7 +162,8 @@ class RunpodVendor(Vendor):
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         await self.record(request)
-        job = self.jobs[request.match_info["id"]]
+        if (job := self.jobs.get(request.match_info["id"])) is None:
+            return web.json_response({"error": "job not found"}, status=404)
         job.polls += 1
         if self.status_statuses and (status := self.status_statuses.pop(0)) != 200:
             return web.json_response({"error": "the reason"}, status=status)
@@ -168,7 +176,8 @@ class RunpodVendor(Vendor):
 
     async def _cancel(self, request: web.Request) -> web.Response:
         await self.record(request)
-        job = self.jobs[request.match_info["id"]]
+        if (job := self.jobs.get(request.match_info["id"])) is None:
+            return web.json_response({"error": "job not found"}, status=404)
         job.status = "CANCELLED"
         job.changed.set()
         self.cancelled.set()

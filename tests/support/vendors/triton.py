@@ -30,6 +30,11 @@ class TritonVendor(Vendor):
     raw_prompts = True
     filters = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Whether each event repeats the text before it.
+        self.cumulative = False
+
     def routes(self) -> Iterable[web.RouteDef]:
         return [web.post("/v2/models/theirs/generate_stream", self._generate)]
 
@@ -61,14 +66,18 @@ class TritonVendor(Vendor):
             yield b": a comment\n\nid: 7\nretry: 10\nx-unknown: field\n\n"
             yield event(sequence_start=False, text_output=[])
         input_tokens, left = script.usage.prompt_tokens, script.usage.completion_tokens
+        text = ""
         for kind, piece in pieces(script):
             if kind == "error":
                 yield error_event(script.message)
                 return
             left -= 1
-            yield event(finish_reason="None", num_input_tokens=input_tokens, num_output_tokens=1, text_output=piece)
-        reason = script.finish
-        yield event(finish_reason=reason, num_input_tokens=input_tokens, num_output_tokens=max(0, left), text_output="")
+            text = text + piece if self.cumulative else piece
+            yield event(finish_reason="None", num_input_tokens=input_tokens, num_output_tokens=1, text_output=text)
+        text, reason = text if self.cumulative else "", script.finish
+        yield event(
+            finish_reason=reason, num_input_tokens=input_tokens, num_output_tokens=max(0, left), text_output=text
+        )
 
 
 def error_event(message: str) -> bytes:

@@ -79,6 +79,8 @@ class Vendor(ABC):
         self.url = ""
         # Turns of the event loop after each frame, in which a client of this process can read it alone.
         self.turns = 0
+        # Whether requests that run without their connection are forgotten at once.
+        self.forgetful = False
         # The origin that redirects lead to: the same path there.
         self.elsewhere = "http://elsewhere.invalid"
         # All requests, also those to paths that the vendor's API does not have.
@@ -95,6 +97,10 @@ class Vendor(ABC):
     @abstractmethod
     def error(self, script: Script) -> Any:
         """The body of an error, as JSON."""
+
+    def forget(self) -> None:
+        """Forget all requests that run without their connection."""
+        raise NotImplementedError
 
     def stops_of(self, body: Any) -> list[str]:
         """The stop strings in the body of a request."""
@@ -124,6 +130,8 @@ class Vendor(ABC):
         body = orjson.loads(content) if content else None
         seen = Seen(request.method, request.path, dict(request.query), headers, body)
         self.seen.append(seen)
+        if self.forgetful and seen.method == "GET":
+            self.forget()
         self.arrived.set()
         return seen
 

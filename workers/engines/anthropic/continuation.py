@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.config.models.anthropic import AnthropicModel
-from shared.domain.errors import InvalidRequest
+from shared.config.models.claude_rules import is_forced, output_limit
 from shared.domain.events import Delta
 from shared.domain.request import ChatOptions, GenerateRequest
-from workers.engines.anthropic.thinking import forbids_thinking, thinking
+from workers.engines.anthropic.thinking import thinking
 from workers.engines.base import Prior
 
 
@@ -41,13 +41,9 @@ def continuation(request: GenerateRequest, prior: Prior, model: AnthropicModel) 
 
 def _can_prefill(request: GenerateRequest, model: AnthropicModel) -> bool:
     """Whether the API allows it for this request: not with thinking, JSON Schemas and forced tool calls."""
-    if request.structured_outputs is not None or forbids_thinking(request.chat or ChatOptions()):
+    if request.structured_outputs is not None or is_forced(request.chat or ChatOptions()):
         return False
-    try:
-        max_tokens = request.sampling.max_tokens or model.default_max_tokens
-        return not thinking(request, model.limits.thinking, max_tokens)
-    except InvalidRequest:
-        return False
+    return not thinking(request, model.limits, output_limit(request, model.default_max_tokens))
 
 
 def _is_text(delta: Delta) -> bool:

@@ -6,6 +6,7 @@ https://platform.claude.com/docs/en/api/messages
 from __future__ import annotations
 
 import base64
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from workers.engines.anthropic.opaque import NOT_CACHED, thinking_block
 Block = dict[str, Any]
 # Anthropic's pages on tool streaming wrap arguments that are not a JSON object in this member.
 INVALID_JSON = "INVALID_JSON"
+# Files of these types are sent as texts, beside those of `text/...`.
+_TEXTS = ("application/json", "application/xml")
 _NOT_IN_AN_ID = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -55,16 +58,22 @@ class Conversation:
             blocks.append(_text(text))
 
 
-async def conversation(messages: Sequence[Message], breakpoints: Sequence[CacheBreakpoint]) -> Conversation:
-    """Convert messages, of which there may be thousands, with time for other tasks in between."""
+async def conversation(
+    messages: Sequence[Message], breakpoints: Sequence[CacheBreakpoint], tool_errors: Sequence[int] = ()
+) -> Conversation:
+    """Convert messages, of which there may be thousands, with time for other tasks in between.
+
+    `tool_errors`: the positions of results of tools that failed.
+    """
     marks: dict[int, list[CacheBreakpoint]] = {}
     for mark in breakpoints:
         if mark.message is not None:
             marks.setdefault(mark.message, []).append(mark)
     result = Conversation()
+    failed = frozenset(tool_errors)
     slice_ = TimeSlice()
     for position, message in enumerate(messages):
-        _add(result, message, marks.get(position, []))
+        _add(result, message, marks.get(position, []), is_error=position in failed)
         if slice_.over:
             await slice_.give_way()
     return result
@@ -75,28 +84,30 @@ def cache_control(ttl: str | None = None) -> Block:
     return {"type": "ephemeral"} | ({} if ttl is None else {"ttl": ttl})
 
 
-def _add(result: Conversation, message: Message, marks: list[CacheBreakpoint]) -> None:
+def _add(result: Conversation, message: Message, marks: list[CacheBreakpoint], *, is_error: bool) -> None:
     match message.role:
         case "system" | "developer":
             result.system += _content(message.content, marks)
         case "user":
             result.turn("user").blocks += _content(message.content, marks)
         case "tool":
-            _insert_result(result.turn("user").blocks, _tool_result(message, marks))
+            error = {"is_error": True} if is_error else {}
+            _insert_result(result.turn("user").blocks, _tool_result(message, marks) | error)
         case "assistant":
             if blocks := [block for item in message.in_order() if (block := _generated(item)) is not None]:
                 result.turn("assistant").blocks += _mark_end(blocks, marks)
 
 
 def _content(content: str | list[ContentPart] | None, marks: list[CacheBreakpoint]) -> list[Block]:
-    """The blocks of a content, of which some end at breakpoints. The API refuses empty texts."""
+    """The blocks of a content, of which some end at breakpoints. The API refuses texts without visible characters."""
     if isinstance(content, list):
         blocks = [_part(part) for part in content]
         for mark in marks:
             if mark.end is not None and mark.end <= len(blocks):
                 blocks[mark.end - 1]["cache_control"] = cache_control(mark.ttl)
-        return _mark_end([block for block in blocks if block.get("text") != ""], marks)
-    return _mark_end(list(_texts(content or "", marks)), marks)
+    else:
+        blocks = list(_texts(content or "", marks))
+    return _mark_end([block for block in blocks if block["type"] != "text" or _is_visible(block["text"])], marks)
 
 
 def _texts(text: str, marks: list[CacheBreakpoint]) -> Iterator[Block]:
@@ -108,6 +119,10 @@ def _texts(text: str, marks: list[CacheBreakpoint]) -> Iterator[Block]:
             start += len(part)
     if part := text[start:]:
         yield _text(part)
+
+
+def _is_visible(text: str) -> bool:
+    return bool(text) and not text.isspace()
 
 
 def _mark_end(blocks: list[Block], marks: list[CacheBreakpoint]) -> list[Block]:
@@ -145,17 +160,26 @@ def _source(part: ImagePart | FilePart) -> Block:
         return {"type": "url", "url": part.url}
     if part.file_id is not None:
         return {"type": "file", "file_id": part.file_id}
-    if part.media_type == "text/plain":
-        text = base64.b64decode(part.data or "").decode("utf-8", "replace")
-        return {"type": "text", "media_type": "text/plain", "data": text}
+    media_type = part.media_type or ""
+    if media_type.startswith("text/") or media_type in _TEXTS:
+        return {"type": "text", "media_type": "text/plain", "data": _decoded(base64.b64decode(part.data or ""))}
     return {"type": "base64", "media_type": part.media_type, "data": part.data}
+
+
+def _decoded(data: bytes) -> str:
+    """A text in UTF-8, or UTF-16 with a byte order mark; else in Windows-1252, as browsers read unlabelled texts."""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
 
 
 def _generated(item: Reasoning | str | MessageToolCall | OpaquePart) -> Block | None:
     """A block of the assistant. Thinking without a signature is left out, because the API refuses it."""
     match item:
         case str():
-            return _text(item)
+            return _text(item) if _is_visible(item) else None
         case MessageToolCall():
             return _tool_use(item)
         case OpaquePart():

@@ -10,13 +10,14 @@ from typing import Any
 import orjson
 
 from shared.config.models.anthropic import AnthropicModel
+from shared.config.models.claude_rules import output_limit
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, GenerateRequest, Sampling, Tool
 from shared.runtime.time_slice import TimeSlice
 from workers.engines.anthropic.caching import place_breakpoints
 from workers.engines.anthropic.continuation import FROM_START, Continuation
 from workers.engines.anthropic.messages import Conversation, cache_control, conversation
-from workers.engines.anthropic.thinking import forbids_thinking, thinking
+from workers.engines.anthropic.thinking import thinking
 
 # Parameters of the API, and those that have no effect on it. Everything else cannot be relayed.
 _SAMPLING = {"max_tokens", "stop", "temperature", "top_p", "top_k", "thinking_token_budget"}
@@ -26,7 +27,6 @@ _CHAT_OPTIONS = {
     "parallel_tool_calls",
     "reasoning_effort",
     "include_reasoning",
-    "add_generation_prompt",
     "continue_final_message",
 }
 _DEFAULT_OPTIONS = ChatOptions()
@@ -43,14 +43,13 @@ async def request_body(
     """
     chat = request.chat or _DEFAULT_OPTIONS
     _check(request, chat, model)
-    # One that only counts the prompt generates nothing.
-    max_tokens = (None if request.prompt_only else request.sampling.max_tokens) or model.default_max_tokens
+    max_tokens = output_limit(request, model.default_max_tokens)
     body: dict[str, Any] = dict(request.extra_body or {})
     body |= {"model": model.model, "stream": True, "max_tokens": max(1, max_tokens - so_far.tokens)}
-    body |= _sampling(request.sampling, model)
-    body |= thinking(request, model.limits.thinking, max_tokens)
+    body |= _sampling(request.sampling)
+    body |= thinking(request, model.limits, max_tokens)
     tools = [_tool(tool) for tool in chat.tools or ()]
-    turns = await conversation(request.messages or (), request.cache_breakpoints)
+    turns = await conversation(request.messages or (), request.cache_breakpoints, request.tool_errors)
     for mark in request.cache_breakpoints:
         if mark.tool is not None and mark.tool < len(tools):
             tools[mark.tool]["cache_control"] = cache_control(mark.ttl)
@@ -76,6 +75,9 @@ def _check(request: GenerateRequest, chat: ChatOptions, model: AnthropicModel) -
 
     if request.messages is None:
         raise refuse("prompt", "this model accepts conversations only; send messages")
+    for position, message in enumerate(request.messages):
+        if message.name is not None and message.role != "tool":
+            raise refuse(f"messages[{position}].name")
     for name in ("logprobs", "prompt_logprobs"):
         if getattr(request, name) is not None:
             raise refuse(name)
@@ -85,28 +87,23 @@ def _check(request: GenerateRequest, chat: ChatOptions, model: AnthropicModel) -
         if name not in _SAMPLING and value != getattr(_DEFAULT_SAMPLING, name):
             raise refuse(name)
     for name, value in chat:
+        if name == "add_generation_prompt" and chat.continue_final_message:
+            continue  # required with it
         if name not in _CHAT_OPTIONS and value != getattr(_DEFAULT_OPTIONS, name):
             raise refuse(name)
     if (output := request.structured_outputs) is not None and (
         output.json_schema is None or not model.options.structured_outputs
     ):
         raise refuse("structured_outputs", "this model accepts JSON Schemas only, if any")
-    if request.messages and request.messages[-1].role == "assistant" and not model.limits.prefill:
-        raise refuse("messages", "this model cannot continue the assistant's message; the last one must be the user's")
-    if forbids_thinking(chat) and model.limits.thinking in ("always", "between_tools"):
-        raise refuse("tool_choice", "this model always thinks, and cannot be forced to call a tool; use `auto`")
+    for param, what in model.unsupported(request):
+        raise refuse(param, f"this model does not support {what}")
 
 
-def _sampling(sampling: Sampling, model: AnthropicModel) -> dict[str, Any]:
+def _sampling(sampling: Sampling) -> dict[str, Any]:
     values: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     values = {name: value for name, value in values.items() if value is not None and value != 1}
     if sampling.top_k is not None and sampling.top_k > 0:
         values["top_k"] = sampling.top_k
-    if values and not model.limits.sampling:
-        name = next(iter(values))
-        raise InvalidRequest(f"{name}: this model accepts the default only", param=name)
-    if values.get("temperature", 0) > 1:
-        raise InvalidRequest("temperature: this model accepts at most 1", param="temperature")
     return values | ({"stop_sequences": sampling.stop} if sampling.stop else {})
 
 

@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import UpstreamState
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import NO_PRIOR, CannotContinue, Prior
@@ -32,6 +31,7 @@ class OpenAIEngine(UpstreamEngine):
     def __init__(self, model: OpenAIModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
         self._api = model.api
+        self.run_api = "responses" if model.api == "responses" else None
         self._continues = model.continues
         self._upstream_model = model.model
         self._server = model.server
@@ -49,15 +49,14 @@ class OpenAIEngine(UpstreamEngine):
         }
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
-        if self._api == "responses" and (prior is NO_PRIOR or responses.is_known(prior)):
-            return Resume.EXACT
-        if self._api == "chat" and self._continues and can_continue(request, prior):
+        if self._api == "responses":
+            return super().resume_mode(request, prior)
+        if self._continues and can_continue(request, prior):
             return Resume.EXACT
         return Resume.NONE
 
-    async def cancel(self, state: UpstreamState) -> None:
-        if self._api == "responses":
-            await self.send_cancel(responses.cancel_call(state, self._query), state)
+    def cancel_call(self, run_id: str) -> Call:
+        return responses.cancel_call(run_id, self._query)
 
     async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
         if self._api == "responses":
@@ -67,17 +66,13 @@ class OpenAIEngine(UpstreamEngine):
                 raise CannotContinue
             request = continued_request(request, prior)
         body = await request_body(request, self._server, max_tokens_field=self._max_tokens_field)
-        body = self._with_extra(body, request.extra_body or {})
+        body = _with_members(body, request.extra_body or {})
         body |= {"model": self._upstream_model, "stream": True, "stream_options": {"include_usage": True}}
         path = "completions" if request.messages is None else "chat/completions"
         return SingleCall(Call(path + self._query, body), self._parser(request, prior))
 
     async def _response(self, request: GenerateRequest, prior: Prior) -> Exchange:
         chat, provider = request.chat, self._server.provider
-        if not responses.is_known(prior):
-            if prior.deltas:
-                raise CannotContinue
-            prior = NO_PRIOR
         body = await responses.response_body(request, provider=provider, summary=self._options.reasoning_summary)
         parser = responses.ResponseParser(
             prior,
@@ -87,14 +82,6 @@ class OpenAIEngine(UpstreamEngine):
         )
         body = {**_with_members(body, request.extra_body or {}), "model": self._upstream_model}
         return responses.ResponseExchange(body, parser, self._query)
-
-    def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-        """The body with the client's parameters of the provider, which may add members to an object of the preset's."""
-        changed = {**extra, **body}
-        for name, value in self._server.body.items():
-            if isinstance(value, dict) and isinstance(extra.get(name), dict):
-                changed[name] = {**value, **extra[name]}
-        return changed
 
     def _parser(self, request: GenerateRequest, prior: Prior) -> StreamParser:
         chat, server = request.chat, self._server

@@ -9,16 +9,14 @@ from urllib.parse import urlsplit
 
 from shared.config.models.replicate import ReplicateModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import UpstreamState
 from shared.domain.request import GenerateRequest
 from shared.prompts.chat_template import ChatTemplate, model_template
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import NO_PRIOR, Prior
 from workers.engines.replicate.exchange import PredictionExchange, cancel_call, create_call
-from workers.engines.replicate.reader import PREDICTION_ID
 from workers.engines.replicate.request import model_input
-from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
+from workers.engines.upstream.exchange import Call
 from workers.engines.upstream.run_times import RunTimes
 
 logger = logging.getLogger(__name__)
@@ -26,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 class ReplicateEngine(UpstreamEngine):
     """The `replicate` engine."""
+
+    run_api = "replicate"
 
     def __init__(self, model: ReplicateModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
@@ -57,15 +57,8 @@ class ReplicateEngine(UpstreamEngine):
                 )
         await super().start()
 
-    def auth_headers(self, key: str) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {key}"}
-
-    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
-        return Resume.NONE if prior.upstream is None else Resume.EXACT
-
-    async def cancel(self, state: UpstreamState) -> None:
-        if PREDICTION_ID.fullmatch(state.id):
-            await self.send_cancel(cancel_call(state.id), state)
+    def cancel_call(self, run_id: str) -> Call:
+        return cancel_call(run_id)
 
     async def exchange(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> PredictionExchange:
         options = self._replicate

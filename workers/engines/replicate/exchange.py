@@ -18,7 +18,7 @@ from typing import Any, Literal
 from shared.config.models.replicate import ReplicateOptions
 from workers.engines.base import Prior, UpstreamError
 from workers.engines.replicate.reader import PredictionReader
-from workers.engines.upstream.errors import TransientError
+from workers.engines.upstream.errors import RunLost, TransientError
 from workers.engines.upstream.exchange import Call, Exchange
 from workers.engines.upstream.polling import PollPace
 
@@ -29,7 +29,6 @@ JSON = {"Accept": "application/json"}
 MAX_LOST_STREAMS = 3
 NOT_STARTED = "The upstream did not start the request in time."
 TIMED_OUT = "The upstream did not answer in time."
-GONE = "The upstream no longer has the prediction."
 
 _Step = Literal["create", "stream", "state", "cancel"]
 
@@ -60,6 +59,10 @@ class PredictionExchange(Exchange):
         self._seen = ""
         # A successor that does not know the position cannot use the stream.
         self.parser.polls = bool(prior.deltas) and not self.parser.ids.last
+
+    @property
+    def repeats(self) -> bool:
+        return self._step != "stream"
 
     def first(self) -> Call:
         if self.parser.id:
@@ -112,7 +115,7 @@ class PredictionExchange(Exchange):
             return self._state()
         if self._step == "state" and status in (404, 410):
             reader.lenient = True
-            raise TransientError(GONE, f"HTTP {status}") if reader.finished else UpstreamError(GONE)
+            raise TransientError(RunLost().message, f"HTTP {status}") if reader.finished else RunLost()
         return None
 
     def _stream(self) -> Call | None:

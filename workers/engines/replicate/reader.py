@@ -21,11 +21,11 @@ import orjson
 
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
-from workers.engines.base import CannotContinue, EngineError, Prior, UpstreamError
+from workers.engines.base import EngineError, Prior, UpstreamError
 from workers.engines.replicate.event_ids import EventIds
 from workers.engines.upstream.emitted import Emitted
 from workers.engines.upstream.error_body import error_of
-from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.errors import ErrorBody, RunLost
 from workers.engines.upstream.sse import EventTooLarge, TextEventReader, load_json
 from workers.engines.upstream.usage import count_of
 
@@ -192,16 +192,16 @@ class PredictionReader:
         text = _text_of(output)
         if text is None:
             return self._fail(UpstreamError(NOT_TEXT))
-        if text.startswith(sent):
+        if not text and state.get("data_removed") and not self.ended:
+            self._fail(RunLost(DELETED))
+        elif text.startswith(sent):
             yield from self._finish(text[len(sent) :])
         elif self.ended:
             if text:
                 logger.warning("prediction=%s its stream and its output differ", self.id)
             yield from self._finish("")
-        elif not text and state.get("data_removed"):
-            self._fail(UpstreamError(DELETED))
         else:
-            self._fail(UpstreamError(CHANGED) if self.begun else CannotContinue())
+            self._fail(RunLost(CHANGED))
 
     def _finish(self, rest: str) -> Iterator[Delta]:
         tokens = self._tokens + bool(rest) if self.usage is None else self.usage.completion_tokens

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 from shared.config.models.runpod import RunpodModel
-from shared.domain.events import UpstreamState
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import NO_PRIOR, Prior
-from workers.engines.resume import Resume
 from workers.engines.runpod.exchange import JobExchange, cancel_call
 from workers.engines.runpod.output import OutputParser
-from workers.engines.runpod.reader import JOB_ID, JobReader
+from workers.engines.runpod.reader import JobReader
 from workers.engines.runpod.request import job_body
 from workers.engines.upstream.engine import UpstreamEngine
+from workers.engines.upstream.exchange import Call
 from workers.engines.upstream.run_times import RunTimes
 
 
 class RunpodEngine(UpstreamEngine):
     """The `runpod` engine."""
 
+    run_api = "runpod"
+
     def __init__(self, model: RunpodModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
         self._runpod = model
         self._times = RunTimes(metrics, model.name, model.options.price_per_second)
 
-    def auth_headers(self, key: str) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {key}"}
-
-    def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
-        return Resume.NONE if prior.upstream is None else Resume.EXACT
-
-    async def cancel(self, state: UpstreamState) -> None:
-        if JOB_ID.fullmatch(state.id):
-            await self.send_cancel(cancel_call(self._runpod.endpoint, state.id), state)
+    def cancel_call(self, run_id: str) -> Call:
+        return cancel_call(self._runpod.endpoint, run_id)
 
     async def exchange(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> JobExchange:
         new_parser = partial(

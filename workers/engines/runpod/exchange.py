@@ -11,14 +11,13 @@ from typing import Any, Literal
 from shared.config.models.runpod import RunpodOptions
 from workers.engines.base import UpstreamError
 from workers.engines.runpod.reader import JobReader
-from workers.engines.upstream.errors import TransientError
+from workers.engines.upstream.errors import RunLost, TransientError
 from workers.engines.upstream.exchange import Call, Exchange
 from workers.engines.upstream.polling import PollPace
 
 JSON = {"Accept": "application/json"}
 NOT_STARTED = "The upstream did not start the request in time."
 TIMED_OUT = "The upstream did not answer in time."
-GONE = "The upstream no longer has the job."
 
 
 class JobExchange(Exchange):
@@ -35,6 +34,10 @@ class JobExchange(Exchange):
         self._step: Literal["run", "stream", "status", "cancel"] = "run"
         self._streams = True
         self._answered = False
+
+    @property
+    def repeats(self) -> bool:
+        return True
 
     def first(self) -> Call:
         if self.parser.id:
@@ -76,7 +79,7 @@ class JobExchange(Exchange):
             return self._poll()
         if self._step == "status" and status in (404, 410):
             reader.lenient = True
-            raise TransientError(GONE, f"HTTP {status}") if reader.finished else UpstreamError(GONE)
+            raise TransientError(RunLost().message, f"HTTP {status}") if reader.finished else RunLost()
         return None
 
     def _poll(self) -> Call:

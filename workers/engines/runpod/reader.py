@@ -19,10 +19,10 @@ import orjson
 
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
-from workers.engines.base import CannotContinue, EngineError, Prior, UpstreamError
+from workers.engines.base import EngineError, Prior, UpstreamError
 from workers.engines.runpod.output import EVENT_STARTS, OutputParser, worker_error
 from workers.engines.upstream.emitted import Differs, Emitted
-from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.errors import ErrorBody, RunLost
 from workers.engines.upstream.sse import EventTooLarge, load_json
 
 MAX_DOCUMENT_BYTES = 8 << 20
@@ -55,7 +55,6 @@ class JobReader:
         """`on_times` is called at the end, with the job's id and the seconds that it waited and ran."""
         self._emitted = Emitted(prior.deltas)
         self._ended = {delta.index for delta in prior.deltas if delta.finish_reason}
-        self._continues = bool(prior.deltas)
         self._new_parser = new_parser
         self._output = new_parser()
         self._on_times = on_times
@@ -211,10 +210,8 @@ class JobReader:
             yield from self._finish(whole)
         elif not self.lossy:  # the worker does not aggregate its outputs
             yield from self._finish(self._output)
-        elif self.begun or not self._continues:
-            self._fail(UpstreamError(CHANGED))
         else:
-            self._fail(CannotContinue())
+            self._fail(RunLost(CHANGED))
 
     def _finish(self, parser: OutputParser) -> Iterator[Delta]:
         for delta in parser.end():

@@ -52,7 +52,7 @@ class TritonEngine(UpstreamEngine):
     def auth_headers(self, key: str) -> Mapping[str, str]:
         if (header := self._triton.options.api_key_header) is not None:
             return {header: key}
-        return {"Authorization": f"Bearer {key}"}
+        return super().auth_headers(key)
 
     def error_body(self, content: bytes) -> ErrorBody:
         return response_error(content)
@@ -93,7 +93,8 @@ class TritonEngine(UpstreamEngine):
             emitted=emitted,
             counter=OutputCounter(self._counter) if self._counter is not None else None,
         )
-        return _Exchange(Call(self._path, request_body(model, request, prompt, max_tokens, emitted)), parser)
+        call = Call(self._path, request_body(model, request, prompt, max_tokens, emitted))
+        return _Exchange(call, parser, repeats=cumulative)
 
     def _room(self, prompt_tokens: int) -> int:
         """The most output tokens of a request that does not limit them."""
@@ -138,9 +139,14 @@ class TritonEngine(UpstreamEngine):
 class _Exchange(SingleCall):
     """An answer that may be ended here, at a stop string."""
 
-    def __init__(self, call: Call, parser: StreamParser) -> None:
+    def __init__(self, call: Call, parser: StreamParser, *, repeats: bool) -> None:
         super().__init__(call, parser)
         self._stream = parser
+        self._repeats = repeats
+
+    @property
+    def repeats(self) -> bool:
+        return self._repeats
 
     @property
     def leaves_early(self) -> bool:

@@ -29,8 +29,8 @@ class Breaker:
 
     def __init__(self, on_change: Callable[[BreakerState], None]) -> None:
         self.state = BreakerState.CLOSED
-        # Whether the one job that passes while it is half open is under way.
-        self.probing = False
+        # What stands for the one job that passes while it is half open and is under way.
+        self.probe: object | None = None
         # Since when it has not been closed, and why.
         self.opened: OpenBreaker | None = None
         self._on_change = on_change
@@ -64,7 +64,7 @@ class Breaker:
         self._change(BreakerState.OPEN)
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._half_open)
 
-    def probe(self) -> None:
+    def allow_probe(self) -> None:
         """Let a job through as a probe now, if it is open."""
         if self.state is BreakerState.OPEN:
             self._half_open()
@@ -77,5 +77,5 @@ class Breaker:
             self._timer.cancel()
             self._timer = None
         self.state = state
-        self.probing = False
+        self.probe = None
         self._on_change(state)

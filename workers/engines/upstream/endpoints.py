@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from shared.config.models.upstream import UpstreamModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import UpstreamState
 from workers.engines.upstream.session import proxy_of
 
-T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
 
 # For how long an endpoint is set aside: first and longest, doubled at each failure in a row.
 KEY_ASIDE_S = (30.0, 300.0)
 FAILURE_ASIDE_S = (1.0, 30.0)
-# The member of an `UpstreamState`'s data with the name of the endpoint that runs the request.
+# The member of an `UpstreamState`'s data with the identity of the endpoint that runs the request.
 _OWNER = "endpoint"
 
 
@@ -40,9 +38,13 @@ class Health:
 
 @dataclass(eq=False, slots=True)
 class Endpoint:
-    """One address with its key. `name` is its label in metrics and logs."""
+    """One address with its key. `name` is its label in metrics and logs.
+
+    `identity` tells whose requests it can ask for. It stays the same if endpoints are added, ordered or named anew.
+    """
 
     name: str
+    identity: str
     base_url: str
     weight: float
     variable: str | None
@@ -112,14 +114,12 @@ class Endpoints:
 
     def owner(self, state: UpstreamState | None) -> Endpoint | None:
         """The endpoint that runs a request; None if it is unknown, or not declared any more."""
-        name = None if state is None else state.data.get(_OWNER)
-        return next((endpoint for endpoint in self._all if endpoint.name == name), None)
+        identity = None if state is None else state.data.get(_OWNER)
+        return next((endpoint for endpoint in self._all if endpoint.identity == identity), None)
 
-    def mark(self, item: T, endpoint: Endpoint) -> T | UpstreamState:
-        """Add to the state of a request that `endpoint` runs it; other items are returned as they are."""
-        if len(self._all) > 1 and isinstance(item, UpstreamState):
-            return replace(item, data={**item.data, _OWNER: endpoint.name})
-        return item
+    def mark(self, state: UpstreamState, endpoint: Endpoint) -> UpstreamState:
+        """Add to the state of a request that `endpoint` runs it."""
+        return replace(state, data={**state.data, _OWNER: endpoint.identity})
 
     def succeeded(self, endpoint: Endpoint) -> None:
         """Use an endpoint again."""
@@ -152,4 +152,9 @@ def _endpoints(model: UpstreamModel, auth_headers: Callable[[str], Mapping[str, 
                     f"models.yaml: {model.name}.{path}.api_key_env: {variable} is not set; set it to the upstream's key"
                 )
         headers = auth_headers(key) if key else {}
-        yield Endpoint(name, target.base_url, target.weight, variable, key, headers, proxy_of(target.base_url))
+        url = target.base_url
+        yield Endpoint(name, _identity(url, variable), url, target.weight, variable, key, headers, proxy_of(url))
+
+
+def _identity(base_url: str, variable: str | None) -> str:
+    return hashlib.blake2b(f"{base_url}\0{variable or ''}".encode(), digest_size=8).hexdigest()

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import orjson
@@ -30,6 +30,7 @@ from shared.telemetry.metrics import Metrics
 from workers.engines.base import (
     NO_PRIOR,
     BusyReason,
+    CannotContinue,
     Engine,
     EngineError,
     EngineStats,
@@ -40,7 +41,7 @@ from workers.engines.base import (
 )
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
-from workers.engines.upstream.answer_limit import max_answer_bytes
+from workers.engines.upstream.answer_limit import AnswerLimit
 from workers.engines.upstream.backoff import backoff_s
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.error_body import parse_error, request_id_of
@@ -50,6 +51,7 @@ from workers.engines.upstream.errors import (
     TRANSIENT,
     ErrorBody,
     KeyUnusable,
+    RunLost,
     TransientError,
     connection_error,
     exhausted_error,
@@ -65,6 +67,8 @@ from workers.engines.upstream.redirects import MAX_REDIRECTS, redirected
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
 from workers.engines.upstream.session import open_session, read_error, read_tail, send_once
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 # Bodies are written, and reads are parsed, in pieces of this size, with time for other tasks between them.
@@ -76,14 +80,20 @@ TRAILER_S = 5.0
 MAX_RESUMES = 8
 # The longest wait before such a repetition, whatever delay the upstream names.
 RESUME_DELAY_MAX_S = 60.0
-
-
+# Of a request that the upstream runs on, such as one that waits for a cold start: the upstream has accepted it.
+SAYS_NOTHING = (BusyReason.TIMEOUT, BusyReason.BROKEN)
 # Any other status of the client's errors means that the request has ended, or that the upstream does not know it.
 MAY_CANCEL_LATER = (*KEY_REFUSED, NO_CREDIT, *TRANSIENT)
+# The member of an `UpstreamState`'s data with the API of the run.
+_API = "api"
 
 
 class UpstreamEngine(ABC):
     """Relays up to `slots` requests at the same time, each on its own connection."""
+
+    # The API whose requests run on without their connection, so that a later attempt can resume them. Their states are
+    # marked with it. None: a request ends with its connection.
+    run_api: str | None = None
 
     _session: aiohttp.ClientSession
     _endpoints: Endpoints
@@ -101,9 +111,9 @@ class UpstreamEngine(ABC):
 
     # The server's API
 
-    @abstractmethod
     def auth_headers(self, key: str) -> Mapping[str, str]:
         """The headers that carry the key."""
+        return {"Authorization": f"Bearer {key}"}
 
     @abstractmethod
     async def exchange(self, request: GenerateRequest, prior: Prior) -> Exchange:
@@ -113,6 +123,10 @@ class UpstreamEngine(ABC):
             InvalidRequest: the server's API cannot express the job.
             CannotContinue: `prior` has output, and the server's API cannot continue it.
         """
+
+    def cancel_call(self, run_id: str) -> Call:
+        """The request that tells the upstream to stop a run. Only engines with a `run_api` need it."""
+        raise NotImplementedError
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """The parameters of a body that can be replaced, if the server refuses them, without changing the answer."""
@@ -166,10 +180,45 @@ class UpstreamEngine(ABC):
             self.gate.forget_failures()
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
-        return Resume.NONE
+        """Exactly, if the upstream runs a request on after its connection was lost, and has begun it for this model."""
+        if self.run_api is None:
+            return Resume.NONE
+        state = prior.upstream
+        return Resume.EXACT if (self._is_own(state) if state is not None else not prior.deltas) else Resume.NONE
 
-    async def cancel(self, state: UpstreamState) -> None:  # noqa: B027  # most upstreams see that the connection closes
-        """Nothing to do: the upstream stops when the connection is closed."""
+    async def cancel(self, state: UpstreamState) -> None:
+        """Stop a run. Upstreams without runs stop when the connection is closed."""
+        if not self._is_own(state):
+            logger.warning(
+                "model=%s the upstream's request %s is of another API or endpoint, and is not cancelled",
+                self._model.name,
+                state.id,
+            )
+            return
+        await self._send_cancel(self.cancel_call(state.id), state)
+
+    def _is_own(self, state: UpstreamState) -> bool:
+        """Whether a run is one of this API, at an endpoint that the model's entry still has."""
+        is_of_api = self.run_api is not None and state.data.get(_API) == self.run_api
+        return is_of_api and self._endpoints.owner(state) is not None
+
+    def _resumable(self, prior: Prior) -> Prior:
+        """What an answer continues from: without a run that this engine cannot resume.
+
+        Raises:
+            CannotContinue: there is output, and only its run could continue it.
+        """
+        if prior.upstream is not None and not self._is_own(prior.upstream):
+            prior = replace(prior, upstream=None, cursor=None)
+        if self.run_api is not None and prior.deltas and prior.upstream is None:
+            raise CannotContinue
+        return prior
+
+    def _marked(self, item: T, endpoint: Endpoint) -> T | UpstreamState:
+        """Add to the state of a run its API and endpoint; other items are returned as they are."""
+        if not isinstance(item, UpstreamState):
+            return item
+        return self._endpoints.mark(replace(item, data={**item.data, _API: self.run_api}), endpoint)
 
     def stats(self) -> EngineStats:
         return EngineStats(self._requests, endpoints=self._endpoints.states)
@@ -179,10 +228,13 @@ class UpstreamEngine(ABC):
     ) -> AsyncGenerator[Delta | PromptInfo | UpstreamState | Usage, None]:
         exchange: Exchange | None = None
         call: Call | None = None
+        prior = self._resumable(prior)
         endpoint = self._endpoints.owner(prior.upstream) or self._endpoints.choose()
+        recreated = False
         tried: set[Endpoint] = set()
         failures = redirects = 0
-        room = max_answer_bytes(request, self._model.max_model_len)
+        answered = False
+        limit = AnswerLimit(request, self._model.max_model_len)
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
         try:
@@ -190,13 +242,14 @@ class UpstreamEngine(ABC):
                 if exchange is None or call is None:
                     exchange = await self.exchange(request, prior)
                     call = exchange.first()
+                    # Whether the upstream runs the request on without its connection.
+                    runs_on = prior.upstream is not None
                 reply = exchange.parser
                 failure = TransientError(
                     "The upstream ended its answer too early.",
                     "the body ended before the answer",
                     reason=BusyReason.BROKEN,
                 )
-                answered = False
                 try:
                     while call is not None:
                         if call.delay_s:
@@ -220,6 +273,9 @@ class UpstreamEngine(ABC):
                                     self.gate.succeeded()  # it works: it has read the request
                                 raise error
                             self._refused.remember(replacements)
+                            if runs_on and not answered:
+                                answered = True
+                                self.gate.succeeded()
                             finished_at = 0.0
                             while not (reply.done or exchange.over):
                                 if reply.finished:
@@ -229,9 +285,7 @@ class UpstreamEngine(ABC):
                                     data = await response.content.readany()
                                 if not data:
                                     break
-                                room -= len(data)
-                                if room < 0:
-                                    raise UpstreamError("The upstream does not end its answer.")
+                                limit.read(len(data), repeats=exchange.repeats)
                                 slice_ = TimeSlice()
                                 for start in range(0, len(data), PIECE_BYTES):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
@@ -240,7 +294,10 @@ class UpstreamEngine(ABC):
                                         if not answered:
                                             answered = True
                                             self.gate.succeeded()
-                                        yield self._endpoints.mark(delta, endpoint)
+                                        runs_on = runs_on or isinstance(delta, UpstreamState)
+                                        if exchange.repeats and isinstance(delta, Delta):
+                                            limit.emitted(delta)
+                                        yield self._marked(delta, endpoint)
                                         if slice_.over:
                                             await slice_.give_way()
                                     if reply.done:
@@ -252,8 +309,14 @@ class UpstreamEngine(ABC):
                             if not reply.done:
                                 slice_ = TimeSlice()
                                 for rest in reply.end():
+                                    if exchange.repeats and isinstance(rest, Delta):
+                                        limit.emitted(rest)
                                     if rest is not None:
-                                        yield self._endpoints.mark(rest, endpoint)
+                                        runs_on = runs_on or isinstance(rest, UpstreamState)
+                                        if not answered:
+                                            answered = True
+                                            self.gate.succeeded()
+                                        yield self._marked(rest, endpoint)
                                     if slice_.over:
                                         await slice_.give_way()
                             if endpoint.health.failures and reply.finished:
@@ -266,6 +329,14 @@ class UpstreamEngine(ABC):
                             break
                         if (call := exchange.next()) is not None:
                             failures = 0
+                except RunLost as lost:
+                    if prior.deltas or reply.begun:
+                        raise CannotContinue(lost.message) from lost
+                    if recreated:
+                        raise
+                    logger.warning("call=%s %s; the request is sent again", request_id, lost.message.rstrip("."))
+                    exchange, prior, recreated = None, NO_PRIOR, True
+                    continue
                 except TransientError as error:
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
@@ -292,7 +363,7 @@ class UpstreamEngine(ABC):
                 limited = failure.reason is BusyReason.RATE_LIMIT
                 if limited and not of_key:
                     self.gate.limited(failure.retry_after_s)
-                elif of_key or not reply.begun:
+                elif of_key or not (reply.begun or (runs_on and failure.reason in SAYS_NOTHING)):
                     reason = failure.reason
                     what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
                     by_request = not of_key and reason is not BusyReason.UNREACHABLE
@@ -330,14 +401,15 @@ class UpstreamEngine(ABC):
             parameters = replaced(parameters, {name: replacements[name] for name in replacements if name in parameters})
         return parameters, orjson.dumps(parameters)
 
-    async def send_cancel(self, call: Call, state: UpstreamState) -> None:
+    async def _send_cancel(self, call: Call, state: UpstreamState) -> None:
         """Send the call that cancels a request. Returns if the upstream has cancelled it, or refuses to for good.
 
         Raises:
             UpstreamError: it may succeed later.
             aiohttp.ClientError, TimeoutError: there is no response.
         """
-        endpoint = self._endpoints.owner(state) or self._endpoints.choose()
+        endpoint = self._endpoints.owner(state)
+        assert endpoint is not None
         async with self._send(call, self._encoded(call, {})[1], endpoint) as response:
             self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
             await read_error(response)

@@ -45,6 +45,13 @@ class KeyUnusable(TransientError):
     is_final = True
 
 
+class RunLost(UpstreamError):
+    """The upstream no longer has the request."""
+
+    # Raised for a request that an upstream runs, if it has forgotten the request or changed its output. The request is
+    # sent again if there was no output; otherwise the answer cannot be continued.
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
     """An upstream's error: its message, the request field that it names, and the HTTP status that it stands for.

@@ -82,6 +82,11 @@ class Exchange(ABC):
         """Whether the rest of a response is not read when the answer is done: the upstream goes on until then."""
         return False
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the current response may have output that earlier responses, or its own earlier events, had."""
+        return False
+
     @abstractmethod
     def first(self) -> Call:
         """The first request."""
@@ -97,7 +102,7 @@ class Exchange(ABC):
         """The request that replaces the last one, which the upstream refused with this status; None: it is an error.
 
         Raises:
-            CannotContinue: there is output, and the upstream cannot continue it.
+            RunLost: the upstream cannot continue the answer.
             EngineError, TransientError: the status means more here than it says.
         """
         return None

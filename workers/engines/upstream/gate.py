@@ -11,8 +11,6 @@ import heapq
 import itertools
 import logging
 import math
-import random
-import time
 from collections.abc import Callable
 
 from shared.config.models.upstream import UpstreamModel
@@ -20,15 +18,14 @@ from shared.domain.job import OpenBreaker, Usage
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.upstream.breaker import Breaker, BreakerState
+from workers.engines.upstream.pause import Pause
 from workers.engines.upstream.prompt_size import estimated_tokens
 from workers.engines.upstream.token_bucket import TokenBucket
 
 logger = logging.getLogger(__name__)
 
-# The longest time for which a rate limit that the upstream reports holds back all jobs: it may concern only some.
-PAUSE_MAX_S = 60.0
-# The first and the longest pause for a rate limit whose end the upstream does not name.
-UNNAMED_PAUSE_S = (0.5, 30.0)
+# Before a longer pause, messages go back to the queue, where workers with another address or key find them.
+HELD_S = 2.0
 # As many messages wait here as can pass in this time, and one more: they are there when a limit permits the next job.
 AHEAD_S = 0.25
 
@@ -36,9 +33,8 @@ AHEAD_S = 0.25
 class Passage:
     """The permission of one message to claim its job."""
 
-    def __init__(self, gate: UpstreamGate, *, probe: bool) -> None:
+    def __init__(self, gate: UpstreamGate) -> None:
         self._gate = gate
-        self._probe = probe
         self._claimed = False
         self._estimate = 0
 
@@ -49,15 +45,22 @@ class Passage:
             self._estimate = estimated_tokens(request)
             self._gate.tokens.take(self._estimate)
 
-    def settle(self, usage: Usage) -> None:
-        """Replace the estimate by the usage, once the attempt has ended."""
-        if self._gate.tokens is not None:
-            prompt = usage.prompt_tokens or (self._estimate if usage.completion_tokens else 0)
-            self._gate.tokens.take(prompt + usage.completion_tokens - self._estimate)
+    def settle(self, usage: Usage, resumed_after: int) -> None:
+        """Replace the estimate by the usage, once the attempt has ended.
+
+        An attempt that resumed the request of an earlier one after some tokens sent no prompt. The earlier one counted
+        the prompt and those tokens.
+        """
+        if self._gate.tokens is None:
+            return
+        used = usage.completion_tokens - resumed_after
+        if not resumed_after:
+            used += usage.prompt_tokens or (self._estimate if usage.completion_tokens else 0)
+        self._gate.tokens.take(used - self._estimate)
 
     def close(self) -> None:
         """Return what was not used: without a claim, the request; without an outcome of a probe, the turn."""
-        self._gate.passed(claimed=self._claimed, probe=self._probe)
+        self._gate.passed(claimed=self._claimed, probe=self._gate.probes(self))
 
 
 class UpstreamGate:
@@ -72,9 +75,7 @@ class UpstreamGate:
         self._transitions = metrics.upstream_breaker_transitions
         self._label = metrics.model_label(model.name)
         self._breaker = Breaker(self._breaker_changed)
-        self._paused_until = 0.0
-        # Pauses in a row for limits whose end was not named.
-        self._unnamed = 0
+        self._pause = Pause()
         self._ahead = 1
         # By priority, then in the order of arrival.
         self._line: list[tuple[int, int, asyncio.Future[Passage | None]]] = []
@@ -102,7 +103,7 @@ class UpstreamGate:
     def forget_failures(self) -> None:
         """Let a probe pass now: all addresses and keys have been replaced, so earlier failures say nothing."""
         self._paused_until, self._unnamed = 0.0, 0
-        self._breaker.probe()
+        self._breaker.allow_probe()
         self._update()
 
     # For the runner
@@ -124,16 +125,27 @@ class UpstreamGate:
             if self._breaker.state is BreakerState.OPEN:
                 return True
             if self._breaker.state is BreakerState.HALF_OPEN:
-                return self._breaker.probing or bool(self._line)
+                return self._breaker.probe is not None or bool(self._line)
+            if self._pause.left_s > HELD_S:
+                return True
         return len(self._line) >= self._ahead
+
+    @property
+    def longest_hold_s(self) -> float:
+        """For how long a message usually waits here at most, in seconds."""
+        interval_s = 0.0 if self.requests is None else 1 / self.requests.per_second
+        return HELD_S + interval_s
 
     async def enter(self, priority: int) -> Passage | None:
         """Wait until a job may be claimed; the most urgent message is first.
 
-        None: its message should go back to the queue, because the breaker is open or the worker drains.
+        None: its message should go back to the queue, because the breaker is open, the upstream's rate limit lasts, or
+        the worker drains.
         """
         if not self._line and not self._refuses and not self._wait_s():
-            return self._admit()
+            admitted = self._admit()
+            self._update()
+            return admitted
         waiter: asyncio.Future[Passage | None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._line, (priority, next(self._arrivals), waiter))
         self._update()
@@ -163,7 +175,7 @@ class UpstreamGate:
 
     def succeeded(self) -> None:
         """Record that the upstream has answered a request."""
-        self._unnamed = 0
+        self._pause.answered()
         self._breaker.succeeded()
 
     def failed(self, job_id: str, reason: str, *, by_request: bool = True) -> None:
@@ -171,22 +183,11 @@ class UpstreamGate:
         self._breaker.failed(job_id, reason, by_request=by_request)
 
     def limited(self, delay_s: float | None) -> None:
-        """Record that the upstream has reported a rate limit, which ends after `delay_s` if it says so.
-
-        Without a delay, each pause is twice as long as the one before, until the upstream answers.
-        """
+        """Record that the upstream has reported a rate limit, which ends after `delay_s` if it says so."""
         self._breaker.succeeded()
-        if not self._patient:
-            return
-        now = time.monotonic()
-        if delay_s is None:
-            if now < self._paused_until:
-                return  # the answers to requests that were sent before the pause
-            first, longest = UNNAMED_PAUSE_S
-            delay_s = min(longest, first * 2.0 ** min(self._unnamed, 16)) * random.uniform(0.75, 1)
-            self._unnamed += 1
-        self._paused_until = max(self._paused_until, now + min(delay_s, PAUSE_MAX_S))
-        self._update()
+        if self._patient:
+            self._pause.limited(delay_s)
+            self._update()
 
     def repeated(self) -> None:
         """Count a request that is repeated in place."""
@@ -199,20 +200,25 @@ class UpstreamGate:
         if not claimed and self.requests is not None:
             self.requests.take(-1)
         if probe:
-            self._breaker.probing = False
+            self._breaker.probe = None
         self._update()
+
+    def probes(self, passage: Passage) -> bool:
+        """Whether it belongs to the job whose outcome closes or opens the breaker."""
+        return self._breaker.probe is passage
 
     @property
     def _refuses(self) -> bool:
-        return self._stopped or self.closed
+        """Whether messages go back to the queue."""
+        return self._stopped or self.closed or (self._patient and self._pause.left_s > HELD_S)
 
     def _wait_s(self) -> float:
         """Seconds until the next job may be claimed; infinite if that depends on a probe."""
         wait_s = 0.0
         if self._patient:
-            if self._breaker.state is BreakerState.HALF_OPEN and self._breaker.probing:
+            if self._breaker.state is BreakerState.HALF_OPEN and self._breaker.probe is not None:
                 return math.inf
-            wait_s = max(wait_s, self._paused_until - time.monotonic())
+            wait_s = self._pause.left_s
         if self.requests is not None:
             wait_s = max(wait_s, self.requests.wait_s(1))
         if self.tokens is not None:
@@ -222,29 +228,35 @@ class UpstreamGate:
     def _admit(self) -> Passage:
         if self.requests is not None:
             self.requests.take(1)
-        probe = self._patient and self._breaker.state is BreakerState.HALF_OPEN
-        self._breaker.probing = self._breaker.probing or probe
-        return Passage(self, probe=probe)
+        passage = Passage(self)
+        if self._patient and self._breaker.state is BreakerState.HALF_OPEN and self._breaker.probe is None:
+            self._breaker.probe = passage
+        return passage
 
     def _update(self) -> None:
-        """Let messages pass, or send them back; set a timer for the next one."""
+        """Let messages pass, or send them back; set a timer for the next change."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        wait_s = math.inf
+        if self._refuses:
+            # The last one first: each goes to the front of the queue.
+            for _, _, waiter in sorted(self._line, reverse=True):
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._line.clear()
+            if not (self._stopped or self.closed):
+                wait_s = self._pause.left_s - HELD_S
         while self._line:
             waiter = self._line[0][2]
-            if waiter.done():  # its run was cancelled
-                heapq.heappop(self._line)
-            elif self._refuses:
-                heapq.heappop(self._line)
-                waiter.set_result(None)
-            elif (wait_s := self._wait_s()) > 0:
-                if wait_s < math.inf:
-                    self._timer = asyncio.get_running_loop().call_later(wait_s, self._update)
-                break
-            else:
-                heapq.heappop(self._line)
+            if not waiter.done():  # its run was not cancelled
+                if (wait_s := self._wait_s()) > 0:
+                    break
                 waiter.set_result(self._admit())
+            heapq.heappop(self._line)
+            wait_s = math.inf
+        if wait_s < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._update)
         held, self._held = self._held, self.holding
         if held and not self._held:
             self.on_room()

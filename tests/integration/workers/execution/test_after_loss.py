@@ -129,6 +129,35 @@ async def test_an_upstream_that_has_forgotten_the_request(
     assert (None if done.error is None else done.error.code) == (ErrorCode.CANNOT_CONTINUE if shown else None)
 
 
+@pytest.mark.parametrize("shown", [False, True])
+async def test_an_upstream_that_forgets_the_request_while_it_answers(
+    worker: Worker, store: JobStore, logs: EventLog, job: Job, shown: bool
+) -> None:
+    """No worker was lost, so the error is the engine's."""
+    run, call = await worker.start(job)
+    call.accept(STATE)
+    await call.tokens(2)
+    if shown:
+        await logs.follow(job.id, "api", 0)
+    again = worker.engine.next_call(job.id)
+    call.fail(CannotContinue("The upstream no longer has the request."))
+    if shown:
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
+        worker.engine.discard_next_call(job.id)
+    else:
+        call = await asyncio.wait_for(again, WITHIN_S)
+        call.finish("stop")
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    done = await read(store, job)
+    assert done.output[0].text == text_of_tokens(2 if shown else 1)
+    if shown:
+        assert done.error is not None
+        assert (done.error.code, done.error.message) == (
+            ErrorCode.CANNOT_CONTINUE,
+            "The upstream no longer has the request.",
+        )
+
+
 async def test_an_engine_that_cannot_continue_cancels_the_request_of_the_last_attempt(
     worker: Worker, store: JobStore, owner: Owner
 ) -> None:

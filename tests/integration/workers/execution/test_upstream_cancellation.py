@@ -206,10 +206,12 @@ async def test_which_answers_end_the_tries(workers: Workers, monkeypatch: pytest
         spec = RunpodModel.model_validate({"name": "m", "engine": "runpod", "endpoint": "e1", "options": options})
         engine = RunpodEngine(spec, METRICS)
         await engine.start()
+        state = engine._marked(STATE, next(iter(engine._endpoints)))
+        assert isinstance(state, UpstreamState)
         for _ in over:
-            await store.add_cancellation("job_1", "m", STATE)
+            await store.add_cancellation("job_1", "m", state)
             assert await cancel_requests(store, engine, METRICS) == 1
         for _ in later:
-            await store.add_cancellation("job_1", "m", STATE)
+            await store.add_cancellation("job_1", "m", state)
             assert await cancel_requests(store, engine, METRICS) == 0
         await engine.stop()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.domain.job import Job
+from shared.config.models.openai import OpenAIModel
+from shared.domain.job import AttemptOutcome, Job
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest
@@ -17,8 +21,9 @@ from shared.redis.job_queue import HintSender, celery_app, depths
 from tests.conftest import TEST_REDIS_DB, Servers, Workers
 from tests.support.metrics import worker_metrics
 from tests.support.steered_engine import SteeredEngine
+from workers.engines.upstream.gate import UpstreamGate
 from workers.execution.attempt import AttemptContext
-from workers.execution.runner import Runner
+from workers.execution.runner import LastClaim, Runner
 from workers.execution.slots import SlotPool
 from workers.supervision.redelivery import Redelivery
 
@@ -81,6 +86,11 @@ async def waiting(store: JobStore, database: AsyncEngine, owner: Owner, *priorit
     return jobs
 
 
+def younger(job: Job) -> str:
+    """The id of a job that was submitted a minute after this one."""
+    return f"job_{int(job.id[4:16], 16) + 60_000:012x}{job.id[16:]}"
+
+
 def fill(slot_pool: SlotPool) -> None:
     """Take all slots with urgent jobs."""
     while slot_pool.urgent_room:
@@ -108,7 +118,7 @@ async def test_a_withheld_job_has_no_lost_message(
     withheld, lost, served = await waiting(store, database, owner, 3, 3, 3)
     async with database.begin() as connection:
         await connection.execute(text("UPDATE jobs SET dispatched_at = NULL WHERE id = :id"), {"id": withheld.id})
-    redelivery._runner.last_claimed[3] = served.id
+    redelivery._runner.last_claimed[3] = LastClaim(served.id, time.monotonic())
     await redelivery.resend_lost()
     assert withheld.id not in sent.job_ids
     assert lost.id in sent.job_ids
@@ -144,11 +154,67 @@ async def test_a_job_older_than_a_claimed_one(
     lost, queued = await waiting(store, database, owner, 3, 3)
     await message(broker, redis, queued)
     fill(redelivery._runner.slot_pool)
-    later = f"job_{int(lost.id[4:16], 16) + 60_000:012x}{lost.id[16:]}"
-    redelivery._runner.last_claimed[3] = later
+    redelivery._runner.last_claimed[3] = LastClaim(younger(lost), time.monotonic())
     await redelivery.resend_lost()
     assert lost.id in sent.job_ids
     assert set(sent.priorities) == {0}
+
+
+@pytest.mark.parametrize("outcome", [AttemptOutcome.HANDED_BACK, None], ids=["requeued", "deferred"])
+async def test_a_message_on_the_queue_of_a_worker_that_fetches_none_is_not_lost(
+    redelivery: Redelivery,
+    sent: Sent,
+    store: JobStore,
+    workers: Workers,
+    database: AsyncEngine,
+    owner: Owner,
+    broker: str,
+    redis: Redis,
+    outcome: AttemptOutcome | None,
+) -> None:
+    """An upstream's limit or breaker holds it back: a younger job was claimed, but before this one was queued again."""
+    (job,) = await waiting(store, database, owner, 3)
+    claims = workers("w")
+    assert await claims.claim(job.id)
+    if outcome is None:
+        await claims.defer(job.id, 1, 0)
+    else:
+        await claims.requeue(job.id, 1, tokens=0, outcome=outcome)
+    async with database.begin() as connection:
+        await connection.execute(
+            text(
+                "UPDATE jobs SET not_before = not_before - interval '60 s', attempts = CASE WHEN attempts = '[]'"
+                " THEN attempts ELSE jsonb_set(attempts, '{0,ended_at}', to_jsonb(now() - interval '60 s')) END"
+            )
+        )
+    await message(broker, redis, job)
+    for arrived_s_ago, resent in ((3600, 0), (55, 0), (0, 1)):
+        redelivery._runner.last_claimed[3] = LastClaim(younger(job), time.monotonic() - arrived_s_ago)
+        assert await redelivery.resend_lost() == resent
+    assert sent.job_ids == [job.id]
+
+
+async def test_a_worker_that_the_upstream_holds_back_resends_nothing(
+    redelivery: Redelivery, sent: Sent, store: JobStore, database: AsyncEngine, owner: Owner
+) -> None:
+    """The queue may be empty because workers hold messages."""
+    (job,) = await waiting(store, database, owner, 3)
+    options = {"base_url": "http://127.0.0.1:1", "requests_per_minute": 0.5}
+    spec = OpenAIModel.model_validate({"name": "m", "engine": "openai", "model": "theirs", "options": options})
+    gate = UpstreamGate(spec, worker_metrics("m"))
+    redelivery._runner.context.engine.gate = gate  # type: ignore[misc]
+    assert await redelivery.resend_lost() == 0, "another worker may hold it for two minutes"
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE jobs SET created_at = now() - interval '3 minutes'"))
+    for priority in (3, 3):
+        held = asyncio.create_task(gate.enter(priority))
+        await asyncio.sleep(0)
+    assert gate.holding
+    assert await redelivery.resend_lost() == 0
+    gate.stop()
+    assert await held is None
+    assert await redelivery.resend_lost() == 1
+    assert sent.job_ids == [job.id]
 
 
 async def test_messages_of_jobs_without_a_free_slot_are_not_resent(

@@ -29,6 +29,18 @@ def test_a_request_without_breakpoints_has_none() -> None:
     assert converted([user(text("a"))], tools=[TOOL], system="s").cache_breakpoints == []
 
 
+def test_results_of_tools_that_failed() -> None:
+    results = [
+        {"type": "tool_result", "tool_use_id": call, "content": "x", "is_error": is_error}
+        for call, is_error in (("a", False), ("b", True), ("c", None))
+    ]
+    uses = [{"type": "tool_use", "id": call, "name": "level", "input": {}} for call in "abc"]
+    request = converted(
+        [user(text("q")), {"role": "assistant", "content": uses}, user(text("Meanwhile"), *results)], system="s"
+    )
+    assert [(request.messages or [])[at].tool_call_id for at in request.tool_errors] == ["b"]
+
+
 def test_tools_and_the_system_prompt() -> None:
     tools = [TOOL, {**TOOL, "name": "gate", "cache_control": HOUR}]
     system = [text("x-anthropic-billing-header: h", EPHEMERAL), text("One.", EPHEMERAL), text("Two."), text("3", HOUR)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ def text(body: dict[str, Any]) -> tuple[GenerateRequest, Callable[[InvalidReques
 
 def messages(body: dict[str, Any]) -> tuple[GenerateRequest, Callable[[InvalidRequest], InvalidRequest]]:
     parsed = MessagesRequest.model_validate({"model": "m", "max_tokens": 2000, "messages": MESSAGES, **body})
-    return generate_request(parsed), anthropic_params.rename_param
+    return generate_request(parsed), partial(anthropic_params.rename_param, parsed)
 
 
 def responses(body: dict[str, Any]) -> tuple[GenerateRequest, Callable[[InvalidRequest], InvalidRequest]]:
@@ -256,6 +257,47 @@ def cases() -> list[Any]:
         (chat, prefill, "continue_final_message"),
         (messages, {"messages": prefill["messages"]}, "messages"),
     )
+    named = [*MESSAGES, {"role": "user", "content": "x", "name": "Ann"}]
+    add(
+        "names",
+        replace(EVERYTHING, names=False),
+        (native, {"messages": named}, "messages[1].name"),
+        (chat, {"messages": named}, "messages[1].name"),
+    )
+    no_limit = replace(EVERYTHING, max_tokens=False)
+    add(
+        "max_tokens",
+        no_limit,
+        (native, {"messages": MESSAGES, "max_tokens": 5}, "max_tokens"),
+        (chat, {"max_tokens": 5}, "max_tokens"),
+        (text, {"max_tokens": 5}, "max_tokens"),
+        (messages, {}, "max_tokens"),
+        (responses, {"max_output_tokens": 5}, "max_output_tokens"),
+    )
+    add(
+        "tools with structure",
+        replace(EVERYTHING, tools_with_structure=False),
+        (native, {**tools, "response_format": schema, "messages": MESSAGES}, "response_format"),
+        (chat, {**tools, "response_format": schema}, "response_format"),
+        (messages, {**block, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+         "output_config.format"),
+        (responses, {**item, "text": {"format": format_}}, "text.format"),
+    )  # fmt: skip
+    no_effort = without("chat_options", "reasoning_effort")
+    add(
+        "no effort",
+        no_effort,
+        (native, {"messages": MESSAGES, "reasoning_effort": "none"}, "reasoning_effort"),
+        (chat, {"reasoning_effort": "none"}, "reasoning_effort"),
+        (messages, {"thinking": {"type": "disabled"}}, "thinking.type"),
+        (responses, {"reasoning": {"effort": "none"}}, "reasoning.effort"),
+    )
+    add(
+        "temperature of 1",
+        without("sampling", "temperature"),
+        (native, {"messages": MESSAGES, "temperature": 1}, "temperature"),
+        (messages, {"temperature": 1.0}, "temperature"),
+    )
     add(
         "n",
         replace(EVERYTHING, max_choices=2),
@@ -301,7 +343,7 @@ def test_what_a_model_cannot_serve_is_refused(
     assert error.param == param
     assert error.message.startswith(f"{param}: the model `m` does not support ")
     assert error.message.endswith("; models that can serve this request: able")
-    with pytest.raises(InvalidRequest, match="; no model here can"):
+    with pytest.raises(InvalidRequest, match="; no configured model can"):
         check(request, missing, other=missing)
 
 
@@ -313,7 +355,10 @@ def test_every_capability_of_a_request_is_checked() -> None:
     assert SAMPLING.keys() == Sampling.model_fields.keys() - {"n", "max_tokens"}
     assert CHAT_OPTIONS.keys() == EVERYTHING.chat_options
     assert EVERYTHING.structures == StructuredOutputs.model_fields.keys()
-    unchecked = {"resume", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "extra_body"}
+    unchecked = {
+        "resume", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "image_sources",
+        "file_sources", "file_types", "extra_body", "fixed_temperature", "never_reasons",
+    }  # fmt: skip
     changed = {
         name
         for case in cases()
@@ -350,11 +395,35 @@ def test_values_without_effect_are_accepted_by_every_model(sampling: dict[str, A
     check(native({"messages": MESSAGES, **sampling})[0], nothing)
 
 
+def test_a_temperature_of_1_is_accepted_by_models_that_always_sample_at_1() -> None:
+    check(
+        native({"messages": MESSAGES, "temperature": 1})[0], Capabilities(sampling=frozenset(), fixed_temperature=True)
+    )
+
+
+def test_the_newer_limit_of_tokens_is_named_as_the_client_sent_it() -> None:
+    request, rename = chat({"max_completion_tokens": 5})
+    with pytest.raises(InvalidRequest) as caught:
+        check(request, Capabilities(max_tokens=False))
+    assert rename(caught.value).param == "max_completion_tokens"
+
+
+def test_the_name_of_a_tool_is_accepted_by_every_model() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    result = {"role": "tool", "tool_call_id": "c", "name": "f", "content": "1"}
+    check(
+        chat({"messages": [*MESSAGES, {"role": "assistant", "tool_calls": [call]}, result]})[0],
+        Capabilities(tools=True),
+    )
+
+
 def test_chat_options_without_effect_are_accepted_by_every_model() -> None:
     options = {name: value for name, value in dict(ChatOptions()).items() if value is not None}
-    body = {**options, "reasoning_effort": "none", "chat_template_kwargs": {}, "documents": [], "tool_choice": "none"}
+    body = {**options, "chat_template_kwargs": {}, "documents": [], "tool_choice": "none"}
     check(chat(body)[0], Capabilities())
-    check(messages({"thinking": {"type": "disabled"}})[0], Capabilities())
+    never = Capabilities(never_reasons=True)
+    check(chat({**body, "reasoning_effort": "none"})[0], never)
+    check(messages({"thinking": {"type": "disabled"}})[0], never)
     check(native({"messages": MESSAGES, "include_reasoning": False})[0], Capabilities())
 
 

@@ -38,17 +38,18 @@ TEXT = TextPart(type="text", text="What is this?")
 Dialect = Callable[[list[Any]], GenerateRequest]
 
 
-def model(name: str, modalities: Any = (), extra_body: Any = ()) -> OpenAIModel:
+def model(name: str, modalities: Any = (), extra_body: Any = (), **entry: Any) -> OpenAIModel:
     options = {"base_url": "http://localhost:1/v1", "extra_body": list(extra_body)}
     return OpenAIModel.model_validate(
-        {"name": name, "engine": "openai", "model": "m", "modalities": list(modalities), "options": options}
+        {"name": name, "engine": "openai", "model": "m", "modalities": list(modalities), "options": options, **entry}
     )
 
 
 MODELS = [
     model("text"),
-    model("sees", modalities=["image"], extra_body=["top_a", "safety_settings"]),
-    model("reads", modalities=["text", "image", "file"]),
+    # Chat Completions takes neither images by id nor files by URL.
+    model("sees", modalities=["image"], extra_body=["top_a", "safety_settings"], api="responses"),
+    model("reads", modalities=["text", "image", "file"], api="responses"),
 ]
 REGISTRY = Registry({spec.name: spec for spec in MODELS})
 
@@ -249,6 +250,13 @@ async def test_types_of_images(media_type: str, data: str) -> None:
         ("text/plain", PNG, "the data is image/png"),
         ("text/csv", base64.b64encode(b"a,b").decode(), None),
         ("application/json", base64.b64encode(b"{}").decode(), None),
+        # Texts may begin as images do, or be empty.
+        ("text/plain", GIF, None),
+        ("text/markdown", base64.b64encode(b"RIFF1234WEBP is a format").decode(), None),
+        ("text/plain", "", None),
+        ("text/plain", JPEG, "the data is image/jpeg"),
+        ("application/json", GIF, "the data is image/gif"),
+        ("application/json", "", "the data is empty"),
     ],
 )
 async def test_types_of_files(media_type: str, data: str, words: str | None) -> None:
@@ -335,7 +343,7 @@ async def test_parameters_of_the_provider() -> None:
     assert refused.value.message == (
         "extra_body.top_a: the model `text` does not support this parameter; models that can serve this request: sees"
     )
-    with pytest.raises(InvalidRequest, match=r"extra_body\.novel: .*; no model here can"):
+    with pytest.raises(InvalidRequest, match=r"extra_body\.novel: .*; no configured model can"):
         await admit(request({"novel": 1}), "sees")
 
 

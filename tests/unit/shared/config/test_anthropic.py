@@ -41,6 +41,18 @@ def test_an_entry_needs_no_options(tmp_path: Path) -> None:
         ("claude-opus-5", "adaptive", False, False, 1_000_000),
         ("claude-sonnet-5-5-20261001", "between_tools", False, False, 1_000_000),
         ("claude-haiku-4-5-20251001", "budget", True, True, 200_000),
+        ("claude-opus-4-1-20250805", "budget", True, True, 200_000),
+        ("claude-sonnet-4-20250514", "budget", True, True, 200_000),
+        ("claude-sonnet-4-0", "budget", True, True, 200_000),
+        ("claude-fable-5-2", "always", False, False, 1_000_000),
+        ("anthropic.claude-opus-4-8", "adaptive", False, False, 1_000_000),
+        ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", "budget", True, True, 200_000),
+        ("claude-haiku-4-5@20251001", "budget", True, True, 200_000),
+        ("anthropic/claude-sonnet-4.6", "adaptive", True, False, 1_000_000),
+        # Versions that are not listed are no dates of another one.
+        ("claude-opus-5-7", "always", False, False, None),
+        ("claude-sonnet-6", "always", False, False, None),
+        ("claude-opus-5-10-20270101", "always", False, False, None),
         ("a-model-of-another-server", "budget", True, False, None),
     ],
 )
@@ -59,6 +71,13 @@ def test_an_entry_overrides_published_limits(tmp_path: Path) -> None:
     assert limits.min_cache_tokens == 7
     assert limits.max_output_tokens == 64_000
     assert spec.max_model_len == 5000
+
+
+def test_a_newer_model_has_no_known_limits(tmp_path: Path) -> None:
+    spec = load(tmp_path, "claude-opus-6")
+    assert (spec.limits.max_output_tokens, spec.default_max_tokens) == (None, 4096)
+    spec = load(tmp_path, "claude-opus-6", "{max_output_tokens: 9000, thinking: adaptive, max_model_len: 50000}")
+    assert (spec.default_max_tokens, spec.limits.thinking, spec.max_model_len) == (9000, "adaptive", 50_000)
 
 
 def test_capabilities_follow_from_the_limits(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from workers.engines.openai.responses.exchange import ResponseExchange as ResponseExchange
 from workers.engines.openai.responses.exchange import cancel_call as cancel_call
-from workers.engines.openai.responses.exchange import is_known as is_known
 from workers.engines.openai.responses.request import optional_parameters as optional_parameters
 from workers.engines.openai.responses.request import response_body as response_body
 from workers.engines.openai.responses.stream import ResponseParser as ResponseParser

@@ -15,21 +15,20 @@ from typing import Any
 from shared.domain.events import CallDelta, Delta, UpstreamState, joined_calls
 from shared.domain.job import Usage
 from shared.domain.opaque import OpaquePart
-from workers.engines.base import CannotContinue, Prior, UpstreamError
+from workers.engines.base import Prior, UpstreamError
 from workers.engines.openai.logprobs import entries
 from workers.engines.openai.responses.cursor import Cursor
 from workers.engines.openai.responses.reasoning import item_id_of, opaque_part
 from workers.engines.upstream.error_body import error_of
-from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.errors import ErrorBody, RunLost
 from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
 from workers.engines.upstream.usage import UsageReader
 
-# The mark of a response in an `UpstreamState`.
-API = "responses"
 # A delta has about so many log probabilities at most.
 MAX_LOGPROBS = 64
 NOT_A_STREAM = "The upstream sent something that is not the stream of a response."
 TOO_LARGE = "The upstream sent too much in one event: at most 2 MiB are read at once."
+CHANGED = "The upstream changed output that it had sent before."
 CANCELLED = "The upstream cancelled the response."
 PARAGRAPH = "\n\n"
 NO_ARGUMENTS = "{}"
@@ -191,7 +190,7 @@ class ResponseParser:
         """The state of a response, when its id is first seen."""
         if self.response_id is None and isinstance(response_id := response.get("id"), str):
             self.response_id = response_id
-            yield UpstreamState(response_id, {"api": API})
+            yield UpstreamState(response_id)
 
     def _reason_with(self, text: str, tokens: int = 1) -> Iterator[Delta]:
         """Add reasoning, which precedes the text and the calls of its delta."""
@@ -268,7 +267,7 @@ class ResponseParser:
         """Emit what the deltas lacked of the whole output.
 
         Raises:
-            CannotContinue: earlier attempts emitted something else.
+            RunLost: something else was emitted.
         """
         if self._reasoning:
             whole = PARAGRAPH.join(filter(None, map(_reasoning_of, output)))
@@ -285,7 +284,7 @@ class ResponseParser:
             self._part.texts.append(whole[len(sent) :])
             self._part.tokens += len(whole) > len(sent)
         elif self._has_gap and whole:
-            raise CannotContinue
+            raise RunLost(CHANGED)
         for index, item in enumerate(output):
             if item.get("type") == "function_call":
                 known = next((at for at, call in enumerate(self._calls) if call.id == item.get("call_id")), None)

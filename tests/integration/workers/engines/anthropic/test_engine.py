@@ -131,8 +131,10 @@ async def test_the_upstreams_request_id_is_logged(
 async def test_a_parameter_that_the_upstream_refuses_is_the_clients_error(
     vendor: AnthropicVendor, engine: AnthropicEngine
 ) -> None:
-    messages = [Message(role="user", content=" ")]
-    with pytest.raises(InvalidRequest, match="non-whitespace"):
+    call = MessageToolCall(id="a", function=FunctionCall(name="f", arguments="{}"))
+    unanswered = [Message(role="assistant", tool_calls=[call]), Message(role="user", content="x")]
+    messages = [*(ASK.messages or ()), *unanswered]
+    with pytest.raises(InvalidRequest, match="without `tool_result` blocks"):
         await run(engine, ASK.model_copy(update={"messages": messages}))
     assert vendor.generated == 1
 

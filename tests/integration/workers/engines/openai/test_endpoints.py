@@ -13,13 +13,12 @@ import pytest
 
 from shared.config.models.openai import OpenAIModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import UpstreamState
 from shared.domain.request import GenerateRequest, Message
 from tests.support.faulty_upstream import Answer, End, FaultyUpstream, error_answer, faulty_upstream
 from tests.support.metrics import worker_metrics
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
-from workers.engines.base import EngineError, Prior
+from workers.engines.base import EngineError
 from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.upstream import endpoints
 from workers.engines.upstream.endpoints import Endpoints
@@ -162,18 +161,6 @@ async def test_a_broken_stream_is_not_tried_elsewhere(upstreams: list[FaultyUpst
     with pytest.raises(EngineError):
         await text(engine)
     assert sum(len(upstream.seen) for upstream in upstreams) == 1
-    await engine.stop()
-
-
-async def test_a_resumed_request_stays_with_its_endpoint(upstreams: list[FaultyUpstream]) -> None:
-    engine = await started(pair(upstreams))
-    of_second = list(engine._endpoints)[1]
-    state = engine._endpoints.mark(UpstreamState("id"), of_second)
-    prior = Prior(upstream=state)
-    for _ in range(20):
-        async for _ in engine.generate("r", CHAT, prior):
-            pass
-    assert (len(upstreams[0].seen), len(upstreams[1].seen)) == (0, 20)
     await engine.stop()
 
 

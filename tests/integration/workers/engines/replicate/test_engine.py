@@ -12,7 +12,7 @@ import pytest
 from shared.config.models.replicate import ReplicateModel
 from shared.domain.content import ImagePart
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta, UpstreamState
+from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.telemetry.metrics import Metrics
@@ -82,7 +82,7 @@ async def failure(vendor: ReplicateVendor, answer: Answer | None = None, **optio
     ],
 )
 async def test_routes(vendor: ReplicateVendor, target: dict[str, str], path: str, version: str | None) -> None:
-    entry = vendor.spec(cancel_after_s=60).model_dump(exclude_none=True) | {"model": None, **target}
+    entry = vendor.spec(cancel_after_s=60).model_dump(exclude_unset=True) | {"model": None, **target}
     async with started(ReplicateModel.model_validate(entry)) as engine:
         await Answer().take(engine)
     create = vendor.seen[0]
@@ -174,7 +174,8 @@ async def test_an_answer_costs_three_requests(vendor: ReplicateVendor) -> None:
     assert answer.text == WHOLE
     assert [seen.path.split("/")[2] for seen in vendor.seen] == ["models", "stream", "predictions"]
     assert (answer.deltas[-1].finish_reason, answer.usage) == ("stop", Usage(7, 0, 2))
-    assert answer.state == UpstreamState("pred0")
+    assert answer.state is not None
+    assert answer.state.id == "pred0"
     assert answer.cursor == f"{EPOCH}:{len(TEXT) - 1}"
 
 
@@ -307,6 +308,15 @@ async def test_a_final_state_without_the_answer(
     assert answer.text == TEXT[0]
     assert "10.1.2.3" not in error.message
     assert vendor.generated == 1
+    assert isinstance(error, CannotContinue) is (message in ("deleted", "changed"))
+
+
+async def test_deleted_output_of_which_nothing_was_read(vendor: ReplicateVendor) -> None:
+    vendor.streams = False
+    vendor.overrides = {"output": None, "data_removed": True}
+    error = await failure(vendor)
+    assert "deleted" in error.message
+    assert vendor.generated == 2
 
 
 async def test_a_stream_that_omits_its_end_is_completed_from_the_output(vendor: ReplicateVendor) -> None:
@@ -348,12 +358,17 @@ async def test_failed_polls_are_repeated(vendor: ReplicateVendor, status: int) -
     assert vendor.generated == 1
 
 
-async def test_a_prediction_that_is_gone(vendor: ReplicateVendor) -> None:
+@pytest.mark.parametrize("status", [404, 410])
+async def test_a_prediction_that_is_gone(vendor: ReplicateVendor, status: int) -> None:
+    """Without any output it is created again, once."""
     vendor.streams = False
-    vendor.poll_statuses = [404]
+    vendor.poll_statuses = [status]
+    assert (await run(vendor)).text == WHOLE
+    vendor.poll_statuses = [status] * 2
     error = await failure(vendor)
     assert not isinstance(error, InvalidRequest)
     assert "no longer" in error.message
+    assert vendor.generated == 4
 
 
 async def test_a_stream_that_ended_needs_no_state(vendor: ReplicateVendor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta, UpstreamState
+from shared.domain.events import Delta
 from shared.domain.job import ToolCall, Usage
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Sampling, Tool
 from shared.telemetry.metrics import Metrics
@@ -114,7 +114,8 @@ async def test_outputs_of_all_shapes(vendor: RunpodVendor, shape: str) -> None:
             assert (answer.text, answer.reasons) == (WHOLE, ["stop"])
             assert answer.usage == (None if shape == "text" else Usage(7, 0, len(TEXT)))
             assert sum(delta.tokens for delta in answer.deltas) == len(TEXT)
-            assert (answer.state, vendor.generated) == (UpstreamState(vendor.job.id), generated)
+            assert answer.state is not None
+            assert (answer.state.id, vendor.generated) == (vendor.job.id, generated)
 
 
 async def test_the_limit_of_tokens_is_the_reason_to_stop(vendor: RunpodVendor) -> None:
@@ -191,6 +192,7 @@ async def test_a_lost_response_of_a_worker_that_does_not_aggregate(vendor: Runpo
     answer = Answer()
     error = await failure(vendor, answer)
     assert "does not have the output" in error.message
+    assert isinstance(error, CannotContinue)
     assert answer.text == TEXT[0]
 
 
@@ -335,10 +337,15 @@ async def test_an_endless_job_is_given_up_and_cancelled(
     assert vendor.generated == 1
 
 
-async def test_a_job_that_is_gone(vendor: RunpodVendor) -> None:
-    vendor.stream_statuses, vendor.status_statuses = [404], [404]
+@pytest.mark.parametrize("status", [404, 410])
+async def test_a_job_that_is_gone(vendor: RunpodVendor, status: int) -> None:
+    """Without any output it is created again, once."""
+    vendor.stream_statuses, vendor.status_statuses = [status], [status]
+    assert (await run(vendor)).text == WHOLE
+    vendor.stream_statuses, vendor.status_statuses = [status] * 2, [status] * 2
     error = await failure(vendor)
     assert "no longer" in error.message
+    assert vendor.generated == 4
 
 
 # The next attempt, and the end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import codecs
 from typing import Any
 
 import orjson
@@ -144,13 +146,13 @@ def test_tool_choice(chat: dict[str, Any], choice: dict[str, Any] | None) -> Non
 
 
 def test_sampling() -> None:
-    sampling = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "stop": ["END", "\n\n"], "max_tokens": 7}
-    result = body(sampling=sampling)
+    sampling = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "stop": ["END", "\n\nB:"], "max_tokens": 7}
+    result = body(spec("claude-sonnet-4-20250514"), sampling=sampling)
     assert {name: result[name] for name in ("temperature", "top_p", "top_k", "stop_sequences", "max_tokens")} == {
         "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 5,
-        "stop_sequences": ["END", "\n\n"],
+        "stop_sequences": ["END", "\n\nB:"],
         "max_tokens": 7,
     }
 
@@ -343,6 +345,46 @@ def test_images_and_documents_are_passed_on() -> None:
         },
         {"type": "document", "source": {"type": "file", "file_id": "file_1"}},
         {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Hi"}},
+    ]
+
+
+@pytest.mark.parametrize("media_type", ["text/csv", "text/plain", "text/x-any", "application/json", "application/xml"])
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("Größe;1", "Größe;1"),
+        (codecs.BOM_UTF8 + "Größe".encode(), "Größe"),
+        ("Größe".encode("utf-16"), "Größe"),
+        ("Größe €".encode("cp1252"), "Größe €"),
+        (b"", ""),
+    ],
+)
+def test_files_of_text_are_sent_as_texts(media_type: str, data: bytes | str, text: str) -> None:
+    encoded = base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
+    content = [{"type": "file", "media_type": media_type, "data": encoded, "filename": "a"}]
+    assert body(messages=[{"role": "user", "content": content}])["messages"][0]["content"] == [
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": text}, "title": "a"}
+    ]
+
+
+def test_results_of_tools_that_failed() -> None:
+    messages = [
+        *ASK,
+        {"role": "assistant", "tool_calls": [call("a"), call("b")]},
+        {"role": "tool", "content": "no such city", "tool_call_id": "a"},
+        {"role": "tool", "content": "sunny", "tool_call_id": "b"},
+    ]
+    failed, fine = body(messages=messages, tool_errors=[2])["messages"][-1]["content"]
+    assert failed == {"type": "tool_result", "tool_use_id": "a", "content": "no such city", "is_error": True}
+    assert "is_error" not in fine
+
+
+def test_texts_of_white_space_are_left_out() -> None:
+    messages = [{"role": "user", "content": " \n"}, {"role": "assistant", "content": "\t"}, *ASK]
+    assert body(messages=messages)["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    parts = [{"type": "text", "text": " "}, {"type": "text", "text": "Hi"}]
+    assert body(messages=[{"role": "user", "content": parts}])["messages"][0]["content"] == [
+        {"type": "text", "text": "Hi"}
     ]
 
 

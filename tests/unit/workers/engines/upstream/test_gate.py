@@ -13,9 +13,9 @@ from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest
 from tests.support.metrics import worker_metrics
 from workers.engines.upstream import breaker
-from workers.engines.upstream import gate as gate_module
 from workers.engines.upstream.breaker import FAILURES
-from workers.engines.upstream.gate import Passage, UpstreamGate
+from workers.engines.upstream.gate import HELD_S, Passage, UpstreamGate
+from workers.engines.upstream.pause import UNNAMED_S
 from workers.engines.upstream.token_bucket import TokenBucket
 
 WITHIN_S = 10
@@ -120,10 +120,22 @@ async def test_tokens_per_minute_are_settled_with_the_usage() -> None:
         passage.claimed(REQUEST)
     assert gate.tokens is not None
     assert gate.tokens.wait_s(0) == 0
-    passage.settle(Usage(1000, 0, 3000))
+    passage.settle(Usage(1000, 0, 3000), 0)
     assert gate.tokens.wait_s(0) == pytest.approx(3, abs=0.5)
-    passage.settle(Usage())
+    passage.settle(Usage(), 0)
     assert gate.tokens.wait_s(0) == pytest.approx(2, abs=0.5), "a request that was not answered used nothing"
+
+
+async def test_a_resumed_request_is_settled_once() -> None:
+    """Its usage is that of the whole answer, and an earlier attempt has counted the prompt and the first tokens."""
+    gate = make(tokens_per_minute=60_000)
+    assert gate.tokens is not None
+    gate.tokens.take(6000)
+    for usage, resumed_after in ((Usage(1000, 0, 500), 0), (Usage(1000, 0, 1500), 500)):
+        passage = Passage(gate)
+        passage.claimed(REQUEST)
+        passage.settle(usage, resumed_after)
+    assert gate.tokens.wait_s(0) == pytest.approx(2.5, abs=0.3), "1,000 + 1,500 tokens"
 
 
 async def test_a_waiting_message_whose_run_is_cancelled_keeps_nothing() -> None:
@@ -149,6 +161,29 @@ async def test_a_rate_limit_of_the_upstream_holds_back_all_jobs() -> None:
     assert await asyncio.wait_for(waiting, WITHIN_S) is None
 
 
+async def test_a_longer_rate_limit_sends_messages_back() -> None:
+    """In their order: each goes to the front of the queue. Others are fetched shortly before its end."""
+    gate, room = make(), asyncio.Event()
+    gate.on_room = room.set
+    gate.limited(HELD_S / 2)
+    back: list[int] = []
+
+    async def enter(priority: int) -> None:
+        assert await gate.enter(priority) is None
+        back.append(priority)
+
+    entering = [asyncio.create_task(enter(priority)) for priority in (5, 0, 9)]
+    await asyncio.sleep(0)
+    assert gate.waiting == 3
+    gate.limited(HELD_S + 0.05)
+    await asyncio.wait_for(asyncio.gather(*entering), WITHIN_S)
+    assert back == [9, 5, 0]
+    assert gate.holding
+    await asyncio.wait_for(room.wait(), WITHIN_S)
+    assert not gate.holding
+    gate.stop()
+
+
 async def test_a_rate_limit_without_a_delay_pauses_for_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise each of the queued jobs would be claimed and sent to an upstream that refuses them all."""
     now = 100.0
@@ -164,7 +199,7 @@ async def test_a_rate_limit_without_a_delay_pauses_for_longer_each_time(monkeypa
     for _ in range(8):
         pauses.append(pause_s())
         now += pauses[-1] + 0.001
-    first, longest = gate_module.UNNAMED_PAUSE_S
+    first, longest = UNNAMED_S
     assert first * 0.75 <= pauses[0] <= first
     assert all(later >= earlier for earlier, later in pairwise(pauses[:6]))
     assert pauses[-1] <= longest
@@ -209,6 +244,37 @@ async def test_a_probe_closes_it() -> None:
     gate.succeeded()
     assert await asyncio.wait_for(other, WITHIN_S) is not None
     assert gate.breaker is None
+
+
+async def test_the_end_of_a_probe_wakes_the_consumer() -> None:
+    """Nothing else does, if no message waits at the gate."""
+    gate = make()
+    await half_open(gate)
+    room = asyncio.Event()
+    gate.on_room = room.set
+    await entered(gate)
+    assert gate.holding
+    gate.succeeded()
+    assert not gate.holding
+    assert room.is_set()
+
+
+async def test_the_end_of_an_earlier_probe_does_not_let_another_one_through() -> None:
+    gate = make()
+    await half_open(gate)
+    earlier = await entered(gate)
+    room = asyncio.Event()
+    gate.on_room = room.set
+    gate.failed("job_probe", "timeout")
+    await asyncio.wait_for(room.wait(), WITHIN_S)
+    await entered(gate)
+    other = waiting_here(gate)
+    await asyncio.sleep(0)
+    earlier.close()
+    await asyncio.sleep(0)
+    assert not other.done()
+    gate.stop()
+    await asyncio.wait_for(other, WITHIN_S)
 
 
 async def test_a_failed_probe_opens_it_again_for_longer() -> None:
