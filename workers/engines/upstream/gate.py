@@ -102,7 +102,7 @@ class UpstreamGate:
 
     def forget_failures(self) -> None:
         """Let a probe pass now: all addresses and keys have been replaced, so earlier failures say nothing."""
-        self._paused_until, self._unnamed = 0.0, 0
+        self._pause = Pause()
         self._breaker.allow_probe()
         self._update()
 

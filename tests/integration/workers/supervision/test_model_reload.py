@@ -284,6 +284,13 @@ async def test_options_take_effect_for_new_requests(upstreams: list[FaultyUpstre
     assert len(second.seen) == 1
     assert gate.breaker is None
 
+    gate.limited(60)
+    assert gate.holding
+    await worker.apply(single(second, api_key_env="KEY_A", max_retries=2))
+    assert gate.holding, "the limit is that of the same key"
+    await worker.apply(single(first, api_key_env="KEY_B"))
+    assert not gate.holding
+
 
 async def test_a_running_request_finishes_with_the_old_options(upstreams: list[FaultyUpstream], start: Start) -> None:
     first, second = upstreams
