@@ -83,6 +83,41 @@ def test_reload(launcher: Launcher, tmp_path: Path) -> None:
     assert len(launcher.pids()) == len(before)
 
 
+def test_reload_of_a_change_that_needs_another_process(launcher: Launcher, tmp_path: Path) -> None:
+    """The worker is restarted, also if it needs the key of another variable. Workers change only after the API has."""
+    simulated = {"engine": "simulated"}
+    other_engine = {"engine": "openai", "model": "theirs", "options": {"base_url": "http://localhost:9"}}
+    other_key = {**other_engine, "options": {"base_url": "http://localhost:9", "api_key_env": "OTHER_KEY"}}
+
+    def reload(**models: dict[str, object]) -> None:
+        entries = [{"name": name, **model} for name, model in models.items()]
+        os.replace(write_models(tmp_path / "new", entries), models_file)
+        process.send_signal(signal.SIGHUP)
+
+    def log(child: str) -> list[str]:
+        return (launcher.home / "logs" / f"{child}.log").read_text().split()
+
+    models_file = write_models(tmp_path / "models.yaml", [{"name": "a", **simulated}, {"name": "b", **simulated}])
+    process = launcher.start_and_wait(HEADRACE_MODELS=str(models_file), OTHER_KEY="sk-other")
+    eventually_sync(lambda: log("worker-a-1") == log("worker-b-1") == ["consuming"], "both workers run")
+
+    reload(a=other_engine, b=simulated)
+    eventually_sync(lambda: log("worker-a-1") == ["consuming", "consuming"], "a new process runs the other engine")
+    eventually_sync(lambda: log("worker-b-1") == ["consuming", "reloading"], "the other worker applies its entry")
+    assert "worker-a-1 is restarted for the change of its model." in launcher.output
+    assert "died" not in launcher.output
+
+    reload(a=other_key, b=simulated)
+    eventually_sync(lambda: log("worker-a-1").count("consuming") == 3, "a new process has the key")
+
+    reload(a=simulated, b=simulated, refused=simulated)
+    eventually_sync(lambda: "were not reloaded and stay as they are: the API cannot use them" in launcher.output, "no")
+    assert log("worker-a-1").count("consuming") == 3
+    assert not (launcher.home / "logs" / "worker-refused-1.log").exists()
+    reload(a=simulated, b=simulated)
+    eventually_sync(lambda: log("worker-a-1").count("consuming") == 4, "the next reload compares with what runs")
+
+
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_stops_clean(launcher: Launcher, sig: signal.Signals) -> None:
     process = launcher.start_and_wait()
