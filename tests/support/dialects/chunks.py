@@ -122,6 +122,21 @@ CHUNKS = (
     ),
     says_hi("a refusal", "OpenAI API reference", delta(content=None, refusal="I will not."), end(), text="I will not."),
     says_hi(
+        "a refusal beside an empty text",
+        "OpenAI API reference",
+        delta(content="", refusal="I will "),
+        chunk({"index": 0, "delta": {"content": "", "refusal": "not."}}),
+        end(),
+        text="I will not.",
+    ),
+    says_hi(
+        "an error without content in each chunk",
+        "gateways",
+        part("Hi ", error={"message": "", "type": "", "code": None}),
+        part("there", error={"message": "", "type": "", "code": None}),
+        end(error={"message": "", "type": "", "code": None}),
+    ),
+    says_hi(
         "logprobs that nobody asked for",
         "vllm-project/vllm#1967",
         chunk({"index": 0, "delta": {"content": "Hi there"}, "logprobs": {"content": [{}]}}),

@@ -28,6 +28,10 @@ def _finish(name: str, source: str, reason: Any, finish: str = "stop") -> Dialec
     return Dialect(name=name, source=source, writes=frames(*HI, end(reason)), text="Hi there", finish=finish)
 
 
+def _interrupted(name: str, source: str, reason: Any, error: str = "The upstream failed") -> Dialect:
+    return Dialect(name=name, source=source, writes=frames(*HI, end(reason)), text="Hi there", error=error)
+
+
 FINISHES = (
     says_hi(
         "Ollama, SGLang: empty until the end",
@@ -144,17 +148,41 @@ FINISHES = (
         requests=2,
     ),
     Dialect(
-        name="DeepSeek: the answer was interrupted",
-        source="DeepSeek API reference",
-        writes=frames(*HI, end("insufficient_system_resource")),
+        name="tool_calls without a call",
+        source="Kilo-Org/kilocode#7773",
+        writes=frames(*HI, end("tool_calls")),
         text="Hi there",
-        error="The upstream failed",
     ),
     Dialect(
-        name="vLLM: the request was aborted",
-        source="vLLM",
-        writes=frames(*HI, end("abort")),
+        name="tool_calls with a call that has neither a name nor arguments",
+        source="Kilo-Org/kilocode#7773",
+        writes=frames(*HI, calls(call(None, None, index=0, id="a")), end("tool_calls")),
         text="Hi there",
-        error="The upstream failed",
+    ),
+    _finish("SGLang: an object", "sgl-project/sglang#3912", {"type": "length", "length": 5}, "length"),
+    _interrupted("DeepSeek: no resources", "DeepSeek API reference", "insufficient_system_resource"),
+    _interrupted("vLLM: the request was aborted", "vLLM", "abort"),
+    _interrupted("SGLang: aborted, with a message", "SGLang", {"type": "abort", "message": "Oh no"}, "failed: Oh no"),
+    _interrupted("a timeout", "gateways", "timeout", "with the reason timeout"),
+    _interrupted("a gateway: cancelled", "gateways", "cancelled"),
+    _interrupted("Gemini: a malformed call", "Gemini API reference", "MALFORMED_FUNCTION_CALL"),
+    _interrupted(
+        "Gemini: a call that the filter removed",
+        "Gemini API reference",
+        "function_call_filter: MALFORMED_FUNCTION_CALL",
+        "with the reason function_call_filter",
+    ),
+    Dialect(
+        name="interrupted before text, by a failure that may not recur",
+        source="DeepSeek API reference",
+        writes=frames(delta(role="assistant"), end("insufficient_system_resource")),
+        error="ended the answer with the reason insufficient_system_resource",
+        requests=2,
+    ),
+    Dialect(
+        name="Ollama: the model was only loaded",
+        source="Ollama API reference",
+        writes=frames(delta(role="assistant"), end("load")),
+        error="ended the answer with the reason load",
     ),
 )

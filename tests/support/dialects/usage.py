@@ -38,6 +38,21 @@ USAGES = (
         end(),
         chunk(usage={"completion_tokens": 2, "total_tokens": 9}),
     ),
+    _usage(
+        "xAI: the completion's count lacks the reasoning, the total has it",
+        "xAI API reference",
+        *HI,
+        end(),
+        chunk(
+            usage={
+                "prompt_tokens": 32,
+                "completion_tokens": 9,
+                "total_tokens": 135,
+                "completion_tokens_details": {"reasoning_tokens": 94},
+            }
+        ),
+        usage=Usage(32, 0, 103, 94),
+    ),
     _usage("LiteLLM: without completion_tokens", "vercel/ai#2763", *HI, end(), chunk(usage={"prompt_tokens": 7})),
     _usage("only a total", "vercel/ai#2763", *HI, end(), chunk(usage={"total_tokens": 9}), usage=None),
     _usage("usage null at the end", "betalgo/openai#404", *HI, end(), chunk(usage=None), usage=None),

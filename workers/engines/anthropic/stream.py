@@ -23,20 +23,18 @@ from workers.engines.anthropic.usage import UsageReader
 from workers.engines.base import UpstreamError
 from workers.engines.upstream.error_body import error_of, is_error
 from workers.engines.upstream.errors import ErrorBody
-from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.finish_reasons import (
+    INTERRUPTED,
+    TRUNCATED,
+    UNFINISHED,
+    finish_reason_of,
+    interruption,
+    kind_of,
+)
+from workers.engines.upstream.sse import DONE, EventReader
+from workers.engines.upstream.stream_errors import STREAM_ERRORS, ReportedError, stream_failure
 
-# https://platform.claude.com/docs/en/build-with-claude/handling-stop-reasons; any other reason becomes "stop".
-FINISH_REASONS = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
 NOT_A_STREAM = "The upstream sent something that is not Anthropic's stream."
-TOO_LARGE = "The upstream sent too much in one event: at most 2 MiB are read at once."
 # The order in which readers of a delta present its parts.
 _REASONING, _TEXT, _CALLS, _OPAQUE = range(4)
 
@@ -59,14 +57,16 @@ class StreamParser:
         self._stop_sequence: str | None = None
         self._tokens = 0
         self._ended = False
+        # Whether the message has ended without a reason, which may follow.
+        self._stopped = False
         self.begun = False
         self.done = False
         self.failure: UpstreamError | ErrorBody | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether the reason why the message ends is known."""
-        return self._reason is not None
+        """Whether the reason why the message ends is known, or the message is complete without one."""
+        return self._reason is not None or self._stopped
 
     @property
     def usage(self) -> Usage | None:
@@ -94,18 +94,14 @@ class StreamParser:
         try:
             for value in values:
                 if value is DONE:
-                    self.done = True
+                    self._stop_message(parts)
                 elif value is not None:
                     self._event(value, parts)
                 if self.done:
                     break
-        except _Failed as failed:
-            self.failure, self.done = failed.error, True
-        except EventTooLarge:
-            self.failure, self.done = UpstreamError(TOO_LARGE), True
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
-        if (at_end or self.done) and self._reason is not None and not self._ended:
+        except STREAM_ERRORS as error:
+            self.failure, self.done = stream_failure(error, NOT_A_STREAM), True
+        if (at_end or self.done) and self.finished and not self._ended:
             self._end_message(parts)
         for part in parts:
             if not (part.tokens or part.calls or part.opaque or part.reason):
@@ -128,13 +124,20 @@ class StreamParser:
             case "message_delta":
                 self._usage.add(event.get("usage"))
                 self._set_reason(event["delta"])
+                self.done = self._stopped and self._reason is not None
             case "message_stop":
-                self.done = True
+                self._stop_message(parts)
             case "message":  # the upstream did not stream
                 self._whole(event, parts)
             case _:
                 if event.get("error") or is_error(event):
-                    raise _Failed(error_of(event))
+                    raise ReportedError(error_of(event))
+
+    def _stop_message(self, parts: list[_Part]) -> None:
+        """End the message. If its reason is missing, it is complete unless it has no output or a call is cut."""
+        is_cut = any(block.call is not None for block in self._blocks.values())
+        self._stopped = self._reason is None and bool(self.begun or parts) and not is_cut
+        self.done = not self._stopped
 
     def _whole(self, message: dict[str, Any], parts: list[_Part]) -> None:
         self._usage.add(message.get("usage"))
@@ -146,8 +149,10 @@ class StreamParser:
         self.done = True
 
     def _set_reason(self, delta: dict[str, Any]) -> None:
-        if reason := delta.get("stop_reason"):
-            self._reason = str(reason)
+        if (reason := delta.get("stop_reason")) and (kind := kind_of(reason)) not in UNFINISHED:
+            if kind in INTERRUPTED:
+                raise ReportedError(interruption(kind, reason, delta.get("error")))
+            self._reason = kind
         if isinstance(sequence := delta.get("stop_sequence"), str):
             self._stop_sequence = sequence
 
@@ -215,12 +220,14 @@ class StreamParser:
     def _end_message(self, parts: list[_Part]) -> None:
         """Emit the finish reason. A call that was cut at the limit of tokens or by a refusal stays as it is."""
         self._ended = True
-        reason = FINISH_REASONS.get(self._reason or "", "stop")
-        if reason not in ("length", "content_filter"):
+        reason = finish_reason_of(self._reason or "")
+        if reason not in TRUNCATED:
             for block in self._blocks.values():
                 self._stop(block, parts)
         if reason == "stop" and self._calls and self._stop_sequence is None:
             reason = "tool_calls"
+        elif reason == "tool_calls" and not self._calls:
+            reason = "stop"  # clients would wait for a call, or ask again
         part = parts[-1] if parts else _part(parts, _CALLS)
         part.reason, part.stop_reason = reason, self._stop_sequence
 
@@ -228,14 +235,6 @@ class StreamParser:
         unique = call_id if call_id and call_id not in self._ids else f"toolu_{uuid4().hex[:24]}"
         self._ids.add(unique)
         return unique
-
-
-class _Failed(Exception):
-    """The upstream reported an error."""
-
-    def __init__(self, error: ErrorBody) -> None:
-        super().__init__()
-        self.error = error
 
 
 # The blocks of deltas whose start was lost. A tool call without its name is of no use.

@@ -17,45 +17,22 @@ from workers.engines.base import UpstreamError
 from workers.engines.openai.logprobs import entries
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.tool_calls import ToolCalls
-from workers.engines.upstream.error_body import error_of, is_error
+from workers.engines.upstream.error_body import error_of, is_blank, is_error
 from workers.engines.upstream.errors import ErrorBody
-from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.finish_reasons import (
+    INTERRUPTED,
+    TRUNCATED,
+    UNFINISHED,
+    finish_reason_of,
+    interruption,
+    kind_of,
+)
+from workers.engines.upstream.sse import DONE, EventReader
+from workers.engines.upstream.stream_errors import STREAM_ERRORS, ReportedError, stream_failure
 from workers.engines.upstream.usage import UsageReader
 
 # A delta has at most so many log probabilities, so that a large chunk is not converted in one step.
 MAX_LOGPROBS = 64
-# The filter of the provider ended the answer. Google's compatible endpoint sends Gemini's reasons, also after
-# `content_filter: `.
-_FILTERS = (
-    "content_filter",
-    "content_filtered",
-    "guardrail_intervened",
-    "refusal",
-    "sensitive",
-    "safety",
-    "recitation",
-    "blocklist",
-    "prohibited_content",
-    "spii",
-)
-# Any other finish reason becomes "stop".
-FINISH_REASONS = dict.fromkeys(_FILTERS, "content_filter") | {
-    "stop": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "max_output_tokens": "length",
-    "model_length": "length",
-    "tool_calls": "tool_calls",
-    "tool_call": "tool_calls",
-    "tool_use": "tool_calls",
-    "function_call": "tool_calls",
-}
-# Reasons after which the last tool call may be incomplete.
-TRUNCATED = ("length", "content_filter")
-# Texts that stand for no reason.
-UNFINISHED = ("null", "none")
-# Reasons of answers that are not complete.
-INTERRUPTED = ("error", "abort", "aborted", "network_error", "insufficient_system_resource")
 NOT_A_STREAM = "The upstream sent something that is not OpenAI's stream."
 TOO_LARGE = (
     "The upstream sent too much in one event: at most 2 MiB are read at once, 1 MiB if they are mostly log"
@@ -134,12 +111,8 @@ class StreamParser:
                 elif value is not None:
                     for chunk in value if isinstance(value, list) and value else (value,):
                         self._chunk(chunk, parts)
-        except _Failed as failed:
-            self.failure, self.done = failed.error, True
-        except EventTooLarge:
-            self.failure, self.done = UpstreamError(TOO_LARGE), True
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
+        except STREAM_ERRORS as error:
+            self.failure, self.done = stream_failure(error, NOT_A_STREAM, TOO_LARGE), True
         if at_end or self.done:
             self._close_finished(parts)
         for index, part in parts.items():
@@ -161,14 +134,14 @@ class StreamParser:
         self.done = True
 
     def _chunk(self, chunk: Any, parts: dict[int, _Part]) -> None:
-        if error := chunk.get("error"):
-            raise _Failed(error_of(chunk if isinstance(error, str) else error))
+        choices = chunk.get("choices")
+        if (error := chunk.get("error")) and not (choices and is_blank(error)):
+            raise ReportedError(error_of(chunk if isinstance(error, str) else error))
         if usage := chunk.get("usage"):
             self._usage.add(usage)
-        choices = chunk.get("choices")
         if not choices:
             if is_error(chunk):
-                raise _Failed(error_of(chunk))
+                raise ReportedError(error_of(chunk))
             return
         for position, choice in enumerate((choices,) if isinstance(choices, dict) else choices):
             index = choice.get("index")
@@ -178,9 +151,7 @@ class StreamParser:
             whole = content is None and self._events.bare
             if content is None:
                 content = self._message(choice, index, parts)
-            text = content.get("content")
-            if text is None:
-                text = choice.get("text") or content.get("refusal")
+            text = content.get("content") or choice.get("text") or content.get("refusal")
             reasoning = content.get("reasoning") or content.get("reasoning_content")
             calls = content.get("tool_calls") or content.get("function_call")
             reason = choice.get("finish_reason") or choice.get("finishReason")
@@ -214,13 +185,12 @@ class StreamParser:
                 for holder in (choice, chunk.get("x_groq")):
                     if isinstance(holder, dict) and (usage := holder.get("usage")):
                         self._usage.add(usage)
-                reason = str(reason).lower()
-                if reason in INTERRUPTED:
-                    raise _Failed(error_of(choice) if choice.get("error") else ErrorBody(""))
-                if reason not in UNFINISHED:
+                kind = kind_of(reason)
+                if kind in INTERRUPTED:
+                    raise ReportedError(interruption(kind, reason, choice.get("error")))
+                if kind not in UNFINISHED:
                     self._resumed.discard(index)
-                    kind, _, _ = reason.partition(":")
-                    self._end_choice(index, FINISH_REASONS.get(kind, "stop"), choice.get("stop_reason"))
+                    self._end_choice(index, finish_reason_of(kind), choice.get("stop_reason"))
 
     def _end_choice(self, index: int, reason: str, stop_reason: Any) -> None:
         """Note a finish reason. If there are several, "stop" says the least, and a later one of the others counts."""
@@ -259,20 +229,14 @@ class StreamParser:
             if calls := self._calls.get(index):
                 part.calls += calls.close(truncated=reason in TRUNCATED)
                 self._add_extras(index, calls, part)
-                if reason == "stop" and not self._named_tool:
-                    reason = "tool_calls"
+            if calls is None or not calls.emitted:
+                reason = "stop" if reason == "tool_calls" else reason  # clients would wait for a call, or ask again
+            elif reason == "stop" and not self._named_tool:
+                reason = "tool_calls"
             if (reader := self._opaque.get(index)) is not None:
                 part.opaque += reader.close()
             part.reason, part.stop_reason = reason, stop_reason
             self._open.discard(index)
-
-
-class _Failed(Exception):
-    """The upstream reported an error."""
-
-    def __init__(self, error: ErrorBody) -> None:
-        super().__init__()
-        self.error = error
 
 
 class _Part:

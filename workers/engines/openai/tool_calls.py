@@ -39,6 +39,11 @@ class ToolCalls:
     def __bool__(self) -> bool:
         return bool(self._calls)
 
+    @property
+    def emitted(self) -> bool:
+        """Whether a call has been emitted, or a part of one."""
+        return self._number > 0
+
     def add(self, fragments: Any) -> list[CallDelta]:
         """Take the fragments of one chunk; returns what can be emitted.
 

@@ -18,7 +18,8 @@ from workers.engines.triton.event_texts import EventTexts, NotAContinuation
 from workers.engines.triton.output_counter import OutputCounter
 from workers.engines.triton.stop_strings import StopStrings
 from workers.engines.upstream.errors import ErrorBody
-from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.sse import DONE, EventReader
+from workers.engines.upstream.stream_errors import STREAM_ERRORS, ReportedError, stream_failure
 
 # The columns that hold counts are 32 bits wide.
 MAX_COUNT = (1 << 31) - 1
@@ -26,7 +27,6 @@ MAX_COUNT = (1 << 31) - 1
 FINISH_REASONS = {"stop": "stop", "length": "length"}
 UNFINISHED = ("None", "null", "")
 NOT_A_STREAM = "The upstream sent something that is not the stream of Triton's generate extension."
-TOO_LARGE = "The upstream sent too much in one event: at most 2 MiB are read at once."
 NOT_CUMULATIVE = (
     "The upstream's event does not repeat the text before it; the model's options have `output: cumulative`."
 )
@@ -116,14 +116,10 @@ class StreamParser:
                     self._event(value, pieces)
                 if self.finished:
                     break
-        except _Failed as failed:
-            self.failure = failed.error
-        except EventTooLarge:
-            self.failure = UpstreamError(TOO_LARGE)
         except NotAContinuation:
             self.failure = UpstreamError(NOT_CUMULATIVE)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.failure = UpstreamError(NOT_A_STREAM)
+        except STREAM_ERRORS as error:
+            self.failure = stream_failure(error, NOT_A_STREAM)
         is_complete = at_end and self.failure is None and self._is_complete()
         text = self._released("".join(pieces), is_last=is_complete or self.finished)
         if is_complete and self._reason is None:
@@ -137,7 +133,7 @@ class StreamParser:
 
     def _event(self, event: Any, pieces: list[str]) -> None:
         if (error := event.get("error")) is not None:
-            raise _Failed(event_error(error))
+            raise ReportedError(event_error(error))
         self._has_events = True
         text = event.get(self._output)
         if text is not None:
@@ -161,7 +157,7 @@ class StreamParser:
         if self._is_unfinished:
             return
         if reason not in FINISH_REASONS:
-            raise _Failed(ErrorBody(f"it ended the answer with the reason {reason!s:.50}"))
+            raise ReportedError(ErrorBody(f"it ended the answer with the reason {reason!s:.50}"))
         self._reason = FINISH_REASONS[reason]
         if isinstance(stop_reason, str) and stop_reason not in UNFINISHED and not stop_reason.isdecimal():
             self._stop_reason = stop_reason
@@ -195,14 +191,6 @@ class StreamParser:
     def _output_tokens(self) -> int:
         counted = self._counter.total if self._counter is not None else 0
         return self._reported or counted or self._counted
-
-
-class _Failed(Exception):
-    """The upstream reported an error."""
-
-    def __init__(self, error: ErrorBody) -> None:
-        super().__init__()
-        self.error = error
 
 
 def _first(value: Any) -> Any:

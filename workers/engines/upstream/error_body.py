@@ -109,6 +109,11 @@ def is_error(chunk: dict[str, Any]) -> bool:
     )
 
 
+def is_blank(error: Any) -> bool:
+    """Whether an error has no content: some servers send its empty members with each chunk."""
+    return isinstance(error, dict) and not any(error.values())
+
+
 def _status(error: dict[str, Any]) -> int | None:
     for name in _STATUSES:
         value = error.get(name)

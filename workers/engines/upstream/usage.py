@@ -29,8 +29,9 @@ class UsageReader:
             return
         prompt, completion = _first(usage, _PROMPT), _first(usage, _COMPLETION)
         reasoning = _detail(usage, _COMPLETION, "reasoning_tokens") or _first(usage, ("reasoning_tokens",))
-        apart = count_of(usage.get("total_tokens")) - prompt - completion if self._thoughts_apart and prompt else 0
-        if apart > 0:
+        apart = count_of(usage.get("total_tokens")) - prompt - completion if prompt else 0
+        # xAI's count of the completion lacks the reasoning too.
+        if apart > 0 and (self._thoughts_apart or apart == reasoning):
             completion += apart
             reasoning = max(reasoning, apart)
         if not prompt and completion:

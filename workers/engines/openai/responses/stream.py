@@ -21,13 +21,13 @@ from workers.engines.openai.responses.cursor import Cursor
 from workers.engines.openai.responses.reasoning import item_id_of, opaque_part
 from workers.engines.upstream.error_body import error_of
 from workers.engines.upstream.errors import ErrorBody, RunLost
-from workers.engines.upstream.sse import DONE, EventReader, EventTooLarge
+from workers.engines.upstream.sse import DONE, EventReader
+from workers.engines.upstream.stream_errors import STREAM_ERRORS, stream_failure
 from workers.engines.upstream.usage import UsageReader
 
 # A delta has about so many log probabilities at most.
 MAX_LOGPROBS = 64
 NOT_A_STREAM = "The upstream sent something that is not the stream of a response."
-TOO_LARGE = "The upstream sent too much in one event: at most 2 MiB are read at once."
 CHANGED = "The upstream changed output that it had sent before."
 CANCELLED = "The upstream cancelled the response."
 PARAGRAPH = "\n\n"
@@ -116,10 +116,8 @@ class ResponseParser:
                 yield from self._value(value)
                 if self.done:
                     break
-        except EventTooLarge:
-            self.failure, self.done = UpstreamError(TOO_LARGE), True
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.failure, self.done = UpstreamError(NOT_A_STREAM), True
+        except STREAM_ERRORS as error:
+            self.failure, self.done = stream_failure(error, NOT_A_STREAM), True
         yield from self._flush()
 
     def _value(self, value: dict[str, Any]) -> Iterator[Delta | UpstreamState]:

@@ -400,7 +400,7 @@ def test_a_whole_text_that_differs_from_its_deltas() -> None:
     """The deltas count if they are those of one body. They cannot be compared with the rest of it otherwise."""
     parser, deltas = parse(text(None, "abc "), ended(output=[MESSAGE]))
     assert ("".join(delta.text for delta in deltas), parser.finished) == ("abc ", True)
-    with pytest.raises(CannotContinue):
+    with pytest.raises(RunLost):
         parse(text(None, "abc "), None, ended(output=[MESSAGE]))
 
 

@@ -121,6 +121,8 @@ def test_a_usage_that_lies_does_not_cost_the_answer(usage: Any) -> None:
         ("pause_turn", None, "stop"),
         ("refusal", None, "content_filter"),
         ("a_new_reason", None, "stop"),
+        ("length", None, "length"),
+        ("content_filter", None, "content_filter"),
     ],
 )
 def test_stop_reasons(reason: str, sequence: str | None, finish_reason: str) -> None:
@@ -133,6 +135,13 @@ def test_a_tool_call_that_was_cut_before_its_arguments_gets_none(reason: str, fi
     choice, _ = parsed(start() + tool_block(0, "toolu_1", "f", stop=False) + end(reason))
     assert choice.tool_calls == (ToolCall("toolu_1", "f", ""),)
     assert choice.finish_reason == finish_reason
+
+
+@pytest.mark.parametrize(("reason", "status"), [("network_error", 502), ("cancelled", None)])
+def test_reasons_of_interrupted_answers(reason: str, status: int | None) -> None:
+    choice, parser = parsed(start() + text_block(0, "x") + end(reason))
+    assert (choice.text, choice.finish_reason, parser.finished) == ("x", None, False)
+    assert parser.failure == ErrorBody(f"it ended the answer with the reason {reason}", status=status)
 
 
 def test_a_refusal_without_content_ends_the_answer() -> None:
@@ -319,3 +328,35 @@ def test_an_answer_without_its_last_event_is_complete_if_its_reason_is_known() -
 def test_an_answer_without_a_reason_is_not_complete() -> None:
     choice, parser = parsed(start() + text_block(0, "x"))
     assert (choice.finish_reason, parser.done, parser.finished) == (None, False, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(text_block(0, "x"), "stop"), (tool_block(0, "t", "f", "{}"), "tool_calls"), (thinking_block(0, "x"), "stop")],
+)
+@pytest.mark.parametrize("last", [end(None), frame("message_stop"), b"data: [DONE]\n\n"])
+def test_a_message_that_stops_without_a_reason_is_complete(content: bytes, reason: str, last: bytes) -> None:
+    choice, parser = parsed(start() + content + last)
+    assert (choice.finish_reason, parser.finished, parser.failure) == (reason, True, None)
+
+
+@pytest.mark.parametrize("content", [b"", text_block(0), tool_block(0, "t", "f", '{"ci', stop=False)])
+def test_a_message_that_stops_without_a_reason_and_without_output_or_in_a_call_is_not(content: bytes) -> None:
+    choice, parser = parsed(start() + content + frame("message_stop"))
+    assert (choice.finish_reason, parser.done, parser.finished) == (None, True, False)
+
+
+def test_a_reason_that_follows_the_stop() -> None:
+    parser = StreamParser()
+    first = list(parser.feed(start() + text_block(0, "x") + frame("message_stop")))
+    assert (parser.done, parser.finished) == (False, True)
+    delta = {"stop_reason": "max_tokens", "stop_sequence": None}
+    rest = list(parser.feed(frame("message_delta", delta=delta, usage={"output_tokens": 5})))
+    assert [delta.finish_reason for delta in (*first, *rest)] == [None, "length"]
+    assert parser.done
+    assert parser.usage is not None
+
+
+def test_tool_use_without_a_call() -> None:
+    choice, _ = parsed(start() + text_block(0, "x") + end("tool_use"))
+    assert choice.finish_reason == "stop"
