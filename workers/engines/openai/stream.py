@@ -17,7 +17,7 @@ from workers.engines.base import UpstreamError
 from workers.engines.openai.logprobs import entries
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.tool_calls import ToolCalls
-from workers.engines.upstream.error_body import error_of, is_blank, is_error
+from workers.engines.upstream.error_body import error_of, is_blank, is_error, is_error_document
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.finish_reasons import (
     INTERRUPTED,
@@ -140,7 +140,7 @@ class StreamParser:
         if usage := chunk.get("usage"):
             self._usage.add(usage)
         if not choices:
-            if is_error(chunk):
+            if is_error(chunk) or (self._events.bare and is_error_document(chunk)):
                 raise ReportedError(error_of(chunk))
             return
         for position, choice in enumerate((choices,) if isinstance(choices, dict) else choices):

@@ -46,15 +46,18 @@ from workers.engines.upstream.backoff import backoff_s
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.error_body import parse_error, request_id_of
 from workers.engines.upstream.errors import (
+    FORBIDDEN,
     KEY_REFUSED,
+    LIMITED,
     NO_CREDIT,
-    TRANSIENT,
+    TIMED_OUT,
+    TOO_EARLY,
     ErrorBody,
     KeyUnusable,
+    NotHere,
     RunLost,
     TransientError,
     connection_error,
-    exhausted_error,
     reported_error,
     status_error,
 )
@@ -83,7 +86,7 @@ RESUME_DELAY_MAX_S = 60.0
 # Of a request that the upstream runs on, such as one that waits for a cold start: the upstream has accepted it.
 SAYS_NOTHING = (BusyReason.TIMEOUT, BusyReason.BROKEN)
 # Any other status of the client's errors means that the request has ended, or that the upstream does not know it.
-MAY_CANCEL_LATER = (*KEY_REFUSED, NO_CREDIT, *TRANSIENT)
+MAY_CANCEL_LATER = (KEY_REFUSED, FORBIDDEN, NO_CREDIT, TIMED_OUT, TOO_EARLY, LIMITED)
 # The member of an `UpstreamState`'s data with the API of the run.
 _API = "api"
 
@@ -273,6 +276,7 @@ class UpstreamEngine(ABC):
                                     self.gate.succeeded()  # it works: it has read the request
                                 raise error
                             self._refused.remember(replacements)
+                            exchange.accepted(parameters)
                             if runs_on and not answered:
                                 answered = True
                                 self.gate.succeeded()
@@ -290,7 +294,8 @@ class UpstreamEngine(ABC):
                                 for start in range(0, len(data), PIECE_BYTES):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
                                         finished_at = 0.0
-                                        failures = 0
+                                        if isinstance(delta, Delta):
+                                            failures = 0
                                         if not answered:
                                             answered = True
                                             self.gate.succeeded()
@@ -349,8 +354,8 @@ class UpstreamEngine(ABC):
                     break
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 of_key = isinstance(failure, KeyUnusable)
-                is_refused = isinstance(failure, KeyUnusable) and failure.is_final
-                self._endpoints.failed(endpoint, failure.details, of_key=of_key)
+                if not isinstance(failure, NotHere):
+                    self._endpoints.failed(endpoint, failure.details, of_key=of_key)
                 call = exchange.resume()
                 if call is None and not reply.begun and prior.upstream is None:
                     tried.add(endpoint)
@@ -363,6 +368,8 @@ class UpstreamEngine(ABC):
                 limited = failure.reason is BusyReason.RATE_LIMIT
                 if limited and not of_key:
                     self.gate.limited(failure.retry_after_s)
+                elif isinstance(failure, NotHere) and not failure.by_upstream:
+                    self.gate.succeeded()
                 elif of_key or not (reply.begun or (runs_on and failure.reason in SAYS_NOTHING)):
                     reason = failure.reason
                     what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
@@ -374,8 +381,8 @@ class UpstreamEngine(ABC):
                     retries = max(retries, MAX_RESUMES)
                     if delay_s is None:  # the answer is generated meanwhile, and would be lost
                         delay_s = min(failure.retry_after_s or 0.0, RESUME_DELAY_MAX_S)
-                if is_refused or (reply.begun and call is None):
-                    raise UpstreamError(str(failure))
+                if failure.is_final or (reply.begun and call is None):
+                    raise failure.final
                 if failures >= retries or delay_s is None or (call is None and self.gate.closed):
                     raise UpstreamBusy(
                         str(failure),
@@ -468,14 +475,10 @@ class UpstreamEngine(ABC):
         self, request_id: str, response: aiohttp.ClientResponse, content: bytes, request: GenerateRequest, sent: bytes
     ) -> Exception:
         status = response.status
-        if status in KEY_REFUSED:
-            return _key_refused(status)
         error = self.error_body(content)
         error = replace(error, request_id=error.request_id or request_id_of(response.headers))
         body = self._for_client(request_id, f"HTTP {status}", error, sent)
-        if status == NO_CREDIT or body.exhausted:
-            return exhausted_error(status, response.headers, body)
-        if self.is_classified(content):
+        if self.is_classified(content) and status not in (KEY_REFUSED, NO_CREDIT, FORBIDDEN):
             return reported_error(body, _default_param(request))
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
@@ -485,8 +488,6 @@ class UpstreamEngine(ABC):
         """The error for a failure that the upstream reported after it had begun its response."""
         if isinstance(failure, EngineError):
             return failure
-        if failure.status in KEY_REFUSED:
-            return _key_refused(failure.status)
         error = "an error in the answer"
         return reported_error(self._for_client(request_id, error, failure, sent), _default_param(request))
 
@@ -510,10 +511,6 @@ class UpstreamEngine(ABC):
             text = without_secrets(error.message, *self._endpoints.keys)
             logger.warning("call=%s upstream: %s: %s", request_id, what, text)
         return replace(error, message=redacted.text)
-
-
-def _key_refused(status: int | None) -> KeyUnusable:
-    return KeyUnusable(f"The upstream refused the key (HTTP {status}).", f"the key was refused (HTTP {status})")
 
 
 async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> bytes:
