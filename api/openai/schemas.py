@@ -366,11 +366,11 @@ class ModelView(BaseModel):
     capabilities: Capabilities
 
     @classmethod
-    def of(cls, model: ModelSpec) -> Self:
+    def of(cls, model: ModelSpec, max_model_len: int | None) -> Self:
         found = model.capabilities
         if not found.tools:
             found = replace(found, tool_choices=frozenset())
-        return cls(id=model.name, max_model_len=model.max_model_len, capabilities=found)
+        return cls(id=model.name, max_model_len=max_model_len, capabilities=found)
 
 
 class ModelList(BaseModel):

@@ -49,6 +49,7 @@ POLLED = MANAGED | {
     "options.start_timeout_s": 7,
     "options.poll_interval_s": 1,
     "options.max_poll_interval_s": 7,
+    "options.max_polls_per_s": 7,
     "options.price_per_second": 7,
 }
 OPERATIONAL: dict[str, dict[str, Any]] = {
