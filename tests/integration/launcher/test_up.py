@@ -62,7 +62,7 @@ def test_reload(launcher: Launcher, tmp_path: Path) -> None:
     the API has.
     """
 
-    def replace(*models: object) -> None:
+    def replace(*models: str | dict[str, object]) -> None:
         entries = [
             {"engine": "simulated", **({"name": model} if isinstance(model, str) else model)} for model in models
         ]

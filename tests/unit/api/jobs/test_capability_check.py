@@ -450,6 +450,6 @@ def test_the_models_of_the_api_show_their_capabilities() -> None:
 
 
 def test_a_model_without_tools_has_no_tool_choices() -> None:
-    view = ModelView.of(ReplicateModel.model_validate({"name": "r", "engine": "replicate", "model": "owner/name"}))
-    shown = view.model_dump(mode="json")["capabilities"]
+    model = ReplicateModel.model_validate({"name": "r", "engine": "replicate", "model": "owner/name"})
+    shown = ModelView.of(model, None).model_dump(mode="json")["capabilities"]
     assert (shown["tools"], shown["tool_choices"]) == (False, [])
