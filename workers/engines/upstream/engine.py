@@ -263,6 +263,8 @@ class UpstreamEngine(ABC):
         limit = AnswerLimit(request, length)
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
+        if prior.upstream is not None:
+            self._metrics.upstream_resumes.labels(self._label, "attempt").inc()
         try:
             while True:
                 if exchange is None or call is None:
@@ -379,7 +381,8 @@ class UpstreamEngine(ABC):
                 of_key = isinstance(failure, KeyUnusable)
                 if not isinstance(failure, NotHere):
                     self._endpoints.failed(endpoint, failure.details, of_key=of_key)
-                call = exchange.resume()
+                if (call := exchange.resume()) is not None:
+                    self._metrics.upstream_resumes.labels(self._label, "connection").inc()
                 if call is None and not reply.begun and prior.upstream is None:
                     tried.add(endpoint)
                     if self._endpoints.has_other(tried):
