@@ -26,7 +26,7 @@ from tests.support.database import drop_database
 from tests.support.engine_tables import EXAMPLES
 from tests.support.metrics import samples
 from tests.support.ports import free_port
-from tests.support.sse import follow, text_of
+from tests.support.sse import Sse, follow, read_events, text_of
 from tests.support.stack import KEY, Stack
 from tests.support.vendors.anthropic import AnthropicVendor
 from tests.support.vendors.catalog import ALL, VENDORS
@@ -542,3 +542,55 @@ async def test_what_the_model_cannot_serve_is_refused_at_submit(
     assert response.status_code == 400
     assert response.json()["error"]["message"].startswith("tool_choice: the model `anthropic` does not support ")
     assert vendor.seen == []
+
+
+@pytest.mark.parametrize("end", ["drained", pytest.param("killed", marks=pytest.mark.long)])
+async def test_an_answer_outlives_its_worker(stack: Stack, client: httpx.AsyncClient, end: str) -> None:
+    """The next worker resumes the request that the vendor runs on: nothing is generated, shown or lost twice."""
+    names = ("replicate", "runpod")  # test_upstream.py has the Responses API
+    async with AsyncExitStack() as exits:
+        vendors = {name: await exits.enter_async_context(VENDORS[name]().serve(PORTS[name])) for name in names}
+        jobs, readers, events = {}, [], {}
+        for name, vendor in vendors.items():
+            vendor.default = replace(ANSWER, hang_after=1)
+            body = {"model": name, "messages": MESSAGES, "max_tokens": 50}
+            jobs[name] = (await client.post("/v1/jobs", json=body)).json()["id"]
+            events[name] = asyncio.Queue[Sse]()
+            readers.append(asyncio.create_task(read_into(events[name], client, jobs[name])))
+        received = {name: await until_text(queue) for name, queue in events.items()}
+        processes = [stack.processes[worker] for name in names for worker in stack.workers(name)]
+        for process in processes:
+            if end == "killed":
+                process.kill()
+            else:
+                process.terminate()
+        for name in names:
+            for worker in stack.workers(name):
+                stack.processes.pop(worker).wait(20)
+        stack.start_workers(names)
+        for vendor in vendors.values():
+            await vendor.go_on()
+        await asyncio.gather(*readers)
+        for name, queue in events.items():
+            rest = [queue.get_nowait() for _ in range(queue.qsize())]
+            assert "job.restarted" not in {event.event for event in rest}
+            assert text_of([*received[name], *rest]) == TEXT
+            done = await wait_for_end(client, jobs[name])
+            assert (done["status"], done["output_text"]) == ("completed", TEXT)
+            assert len(done["attempts"]) == 2
+            assert vendors[name].generated == 1
+
+
+async def read_into(queue: asyncio.Queue[Sse], client: httpx.AsyncClient, job_id: str) -> None:
+    """Read the stream of a job to its end."""
+    async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as response:
+        async for event in read_events(response):
+            queue.put_nowait(event)
+
+
+async def until_text(queue: asyncio.Queue[Sse]) -> list[Sse]:
+    """The events of a stream up to the first text."""
+    events = [await queue.get()]
+    while not text_of(events):
+        events.append(await queue.get())
+    return events

@@ -365,6 +365,7 @@ class UpstreamEngine(ABC):
                     if recreated:
                         raise
                     logger.warning("call=%s %s; the request is sent again", request_id, lost.message.rstrip("."))
+                    self._metrics.upstream_retries.labels(self._label).inc()
                     exchange, prior, recreated = None, NO_PRIOR, True
                     continue
                 except TransientError as error:
