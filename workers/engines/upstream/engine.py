@@ -30,6 +30,7 @@ from shared.telemetry.metrics import Metrics
 from workers.engines.base import (
     NO_PRIOR,
     CannotContinue,
+    Engine,
     EngineError,
     EngineStats,
     Prior,
@@ -176,6 +177,14 @@ class UpstreamEngine(ABC):
     async def stop(self) -> None:
         await cancel_and_wait(*self._tasks)
         await self._session.close()
+
+    def take_over(self, earlier: Engine) -> None:
+        """Use its gate, with what is left of the limits and the state of the breaker, and set aside the same keys."""
+        assert isinstance(earlier, UpstreamEngine)
+        self.gate = earlier.gate
+        self.gate.configure(self._model)
+        if not self._endpoints.take_over(earlier._endpoints):
+            self.gate.forget_failures()
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         """Exactly, if the upstream runs a request on after its connection was lost, and has begun it for this model."""
@@ -365,7 +374,7 @@ class UpstreamEngine(ABC):
             InvalidRequest, EngineError, TransientError: the upstream reported it in the answer.
         """
         reply = job.reply
-        if job.endpoint.failures and reply.finished:
+        if job.endpoint.health.failures and reply.finished:
             self._endpoints.succeeded(job.endpoint)
         if reply.failure is not None and not reply.finished:
             raise self._reply_error(job, reply.failure, body)
