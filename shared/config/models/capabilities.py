@@ -64,9 +64,9 @@ class Capabilities:
     `conversations`: the engine or its upstream has a chat template. `system_only`: conversations without a text of the
     user. `trailing_assistant`: conversations that end with a message of the assistant that is not to be continued.
     `raw_prompts`: prompts without a chat template; `token_prompts`: as token ids. `prefill`: a last message of the
-    assistant that the answer continues. `names`: messages with the names of their authors. `tools_with_structure`: tools and a
-    structured output in one request. `max_choices`: choices for one prompt. `max_tokens`: a limit of output tokens.
-    `logprobs` and `prompt_logprobs`: the most alternatives for each token; None without log probabilities.
+    assistant that the answer continues. `names`: messages with the names of their authors. `tools_with_structure`:
+    tools and a structured output in one request. `max_choices`: choices for one prompt. `max_tokens`: a limit of output
+    tokens. `logprobs` and `prompt_logprobs`: the most alternatives for each token; None without log probabilities.
     `structures`, `sampling` and `chat_options` are names of parameters. `max_stops`, `max_tools` and `max_tool_name`
     (in characters) are limits of the provider below those of this API; None without. `image_sources`, `file_sources`
     and `file_types` (of data) restrict the modalities. `tool_media`: results of tools may have images and files.
