@@ -17,6 +17,7 @@ from tests.support.dialects.base import (
     calls,
     delta,
     end,
+    frame,
     frames,
     part,
 )
@@ -26,6 +27,12 @@ def _tool_calls(name: str, source: str, *chunks: dict[str, Any], **expected: Any
     """A stream of tool calls that ends with the finish reason "tool_calls"."""
     expected.setdefault("calls", TWO_CALLS)
     return Dialect(name=name, source=source, writes=frames(*chunks, end("tool_calls")), finish="tool_calls", **expected)
+
+
+def _arguments(escaped: bytes) -> bytes:
+    return frame(
+        rb'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"%b"}}]}}]}' % escaped
+    )
 
 
 TOOL_CALLS = (
@@ -294,6 +301,18 @@ TOOL_CALLS = (
         part("there"),
         calls=ONE_CALL,
         text="Hi there",
+    ),
+    Dialect(
+        name="a surrogate pair in two fragments",
+        source="elizaOS/eliza#30904",
+        writes=(
+            frames(calls(call("weather", '{"city": "', index=0, id="a")), done=False)[0]
+            + _arguments(rb"\ud83c")
+            + _arguments(rb"\udf0a\"}")
+            + frames(end("tool_calls"))[0],
+        ),
+        calls=(ToolCall("a", "weather", '{"city": "🌊"}'),),
+        finish="tool_calls",
     ),
     Dialect(
         name="the last fragment and the finish reason in one chunk",

@@ -26,7 +26,7 @@ from workers.engines.replicate.event_ids import EventIds
 from workers.engines.upstream.emitted import Emitted
 from workers.engines.upstream.error_body import error_of
 from workers.engines.upstream.errors import ErrorBody, RunLost
-from workers.engines.upstream.sse import EventTooLarge, TextEventReader, load_json
+from workers.engines.upstream.sse import EventTooLarge, TextEventReader, load_json, repaired_json
 from workers.engines.upstream.usage import count_of
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class PredictionReader:
         except EventTooLarge:
             return self._fail(UpstreamError(TOO_LARGE))
         except orjson.JSONDecodeError:
-            state = None
+            state = repaired_json(content)
         known = self.id
         if not isinstance(state, dict) or not _is_id(state.get("id")) or not isinstance(state.get("status"), str):
             # A proxy's page: worth another try if there is a prediction.

@@ -23,7 +23,7 @@ from workers.engines.base import EngineError, Prior, UpstreamError
 from workers.engines.runpod.output import EVENT_STARTS, OutputParser, worker_error
 from workers.engines.upstream.emitted import Differs, Emitted
 from workers.engines.upstream.errors import ErrorBody, RunLost
-from workers.engines.upstream.sse import EventTooLarge, load_json
+from workers.engines.upstream.sse import EventTooLarge, load_json, repaired_json
 
 MAX_DOCUMENT_BYTES = 8 << 20
 # Texts of a final state are parsed in pieces of this size, with time for other tasks between them.
@@ -126,7 +126,7 @@ class JobReader:
         except EventTooLarge:
             return self._fail(UpstreamError(TOO_LARGE))
         except orjson.JSONDecodeError:
-            state = None
+            state = repaired_json(content)
         if self._kind == "stream" and isinstance(state, list):
             state = {"status": self.status, "stream": state}
         if not isinstance(state, dict) or not isinstance(state.get("status"), str):

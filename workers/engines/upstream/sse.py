@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from workers.engines.upstream.cut_characters import CutEvent, without_surrogates
+
 # An event above `DENSE_BYTES` may have `MAX_VALUES` quotation marks and commas: values, not bytes, take time to parse.
 MAX_EVENT_BYTES = 2 << 20
 DENSE_BYTES = 1 << 19
@@ -114,19 +116,23 @@ class EventReader:
 
     Lines may end with LF, CRLF or CR. A line of data that is JSON is a value, whether or not an empty line follows it;
     other lines of data are joined until the event ends. Comments and unknown fields are skipped. An event of the type
-    `error`, and the field `error` of old llama.cpp servers, become `{"error": ...}`.
+    `error`, and the field `error` of old llama.cpp servers, become `{"error": ...}`. An event that ends inside a
+    character is yielded with the next one, which may have the rest of the character.
     """
 
     def __init__(self, *, keep_bytes: bool = False) -> None:
         """`keep_bytes`: bytes that are not UTF-8 become surrogates (PEP 383) and not U+FFFD, so that a caller can join
         a character that is cut between two events.
         """
+        self._keeps_bytes = keep_bytes
         self._errors = "surrogateescape" if keep_bytes else "replace"
         self._lines = LineReader()
         # The lines of an event or document that is not complete, and their bytes.
         self._held: list[bytes] = []
         self._size = 0
         self._kind = b""
+        # The last event, if it ends inside a character.
+        self._cut: CutEvent | None = None
         # Whether the last value was not an event: a document, or a line of JSON.
         self.bare = False
 
@@ -154,6 +160,8 @@ class EventReader:
                     except orjson.JSONDecodeError:
                         yield from self._special(payload)
                     else:
+                        if self._cut is not None:
+                            yield from self._end_cut()
                         yield value
             elif line:
                 yield from self._other(line)
@@ -165,6 +173,7 @@ class EventReader:
         if self._lines.pending:
             yield from self.read(b"\n")
         yield from self._end_event(at_end=True)
+        yield from self._end_cut()
 
     def _check_size(self) -> None:
         if self._size + self._lines.pending > MAX_EVENT_BYTES:
@@ -175,18 +184,32 @@ class EventReader:
         if self._held:
             self._hold(payload)
         elif _is_done(payload):
+            yield from self._end_cut()
             yield DONE
         elif payload.startswith(b"data:"):  # a proxy wrapped the line twice
             yield from self._values([payload])
         elif payload.startswith(b"error:"):
+            yield from self._end_cut()
             yield {"error": _text(payload[6:])}
         elif payload and not payload.startswith(b":"):  # a proxy made a comment an event
             self._hold(payload)
             if self._kind:
                 return
-            if len(payload) <= MAX_REPAIRED_BYTES and (value := self._repaired(payload)) is not None:
+            if (value := _loosely_decoded(payload, self._errors)) is not None:
                 self._held, self._size = [], 0
-                yield value
+                yield from (value,) if self._keeps_bytes else self._joined(value)
+
+    def _joined(self, value: Any) -> Iterator[Any]:
+        """The last event, if it was cut, and this one, unless it is cut; the second may have lone surrogates."""
+        yield from self._end_cut(value)
+        self._cut = CutEvent.of(value)
+        if self._cut is None:
+            yield without_surrogates(value)
+
+    def _end_cut(self, following: Any = None) -> Iterator[Any]:
+        if (cut := self._cut) is not None:
+            self._cut = None
+            yield cut.completed(following)
 
     def _hold(self, line: bytes) -> None:
         self._held.append(line)
@@ -209,6 +232,7 @@ class EventReader:
         elif name == b"event":
             self._kind = value.strip() if value.strip() in _ERROR_KINDS else b""
         elif name == b"error" and colon:
+            yield from self._end_cut()
             yield {"error": self._value_or_text(value.strip())}
 
     def _end_event(self, *, at_end: bool = False) -> Iterator[Any]:
@@ -218,6 +242,7 @@ class EventReader:
         self._held, self._size, self._kind = [], 0, b""
         if not held:
             return
+        yield from self._end_cut()
         if kind:
             value = self._value_or_text(held)
             yield value if isinstance(value, dict) and value.get("error") else {"error": value}
@@ -233,23 +258,11 @@ class EventReader:
         try:
             return load_json(payload)
         except orjson.JSONDecodeError:
-            return self._repaired(payload) if len(payload) <= MAX_REPAIRED_BYTES else None
+            return _loosely_decoded(payload, self._errors) if self._keeps_bytes else repaired_json(payload)
 
     def _value_or_text(self, payload: bytes) -> Any:
         value = self._value(payload)
         return _text(payload) if value is None else value
-
-    def _repaired(self, payload: bytes) -> Any:
-        """Parse JSON with NaN, infinities, control characters, parts of characters or lone surrogates; else None."""
-        try:
-            text = payload.decode("utf-8", self._errors).strip()
-            value = json.loads(text, strict=False, parse_constant=lambda _: None)
-            if self._errors == "surrogateescape":
-                return value
-            text = json.dumps(value, ensure_ascii=False)
-            return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
-        except (ValueError, RecursionError):
-            return None
 
 
 def _is_done(payload: bytes) -> bool:
@@ -268,6 +281,27 @@ def load_json(payload: bytes) -> Any:
         if quotes + payload.count(b",") > MAX_VALUES:
             raise EventTooLarge
     return orjson.loads(payload)
+
+
+def repaired_json(payload: bytes) -> Any:
+    """Decode JSON with NaN, infinities, control characters, parts of characters or lone surrogates.
+
+    None if it is something else, or so large that decoding it would take long.
+    """
+    try:
+        return without_surrogates(_loosely_decoded(payload, "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _loosely_decoded(payload: bytes, errors: str) -> Any:
+    """As `repaired_json`, but lone surrogates stay. `errors`: what bytes that are not UTF-8 become."""
+    if len(payload) > MAX_REPAIRED_BYTES:
+        return None
+    try:
+        return json.loads(payload.decode("utf-8", errors).strip(), strict=False, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _text(payload: bytes) -> str:

@@ -389,6 +389,15 @@ def test_numbers_that_start_again() -> None:
     assert not parser.resumable
 
 
+def test_a_character_that_is_cut_between_two_events() -> None:
+    halves = [
+        rb'data: {"type":"response.output_text.delta","sequence_number":%d,"output_index":0,"delta":"%b"}' % half
+        for half in ((1, rb"a\ud83d"), (2, rb"\ude00b"))
+    ]
+    _, deltas = parse(*(half + b"\n\n" for half in halves), ended(output=[]))
+    assert "".join(delta.text for delta in deltas) == "a😀b"
+
+
 def test_an_error_with_a_number_of_its_own_is_reported() -> None:
     error = {"type": "error", "sequence_number": 0, "error": {"type": "server_error", "message": "Oh no"}}
     for events in ((text(5, "a"), error), (text(5, "a"), None, error)):

@@ -85,6 +85,18 @@ def test_reads_may_end_anywhere(cuts: list[int]) -> None:
     assert (parser.finished, parser.done, parser.failure) == (True, True, None)
 
 
+def test_a_character_that_is_cut_between_two_events() -> None:
+    def half(text: bytes) -> bytes:
+        delta = rb'{"type":"text_delta","text":"%b"}' % text
+        return rb'data: {"type":"content_block_delta","index":0,"delta":%b}' % delta + b"\n\n"
+
+    stream = start() + block(0, {"type": "text", "text": ""}, stop=False) + half(rb"a\ud83d") + half(rb"\ude00b")
+    for at in range(len(stream)):
+        parser = StreamParser()
+        deltas = [*parser.feed(stream[:at]), *parser.feed(stream[at:]), *parser.feed(end())]
+        assert "".join(delta.text for delta in deltas) == "a😀b"
+
+
 def test_one_read_becomes_one_delta() -> None:
     assert list(StreamParser().feed(STREAM)) == [Delta(0, "".join(TEXTS), (), "length", len(TEXTS))]
 
