@@ -14,12 +14,16 @@ import anthropic
 import httpx
 import openai
 import pytest
+import yaml
 
+from shared.config.models.loader import load_registry
+from shared.config.models.upstream import UpstreamModel
 from shared.domain.job import ToolCall, Usage
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import wait_for_end
 from tests.support.database import drop_database
+from tests.support.engine_tables import EXAMPLES
 from tests.support.ports import free_port
 from tests.support.sse import follow, text_of
 from tests.support.stack import KEY, Stack
@@ -28,9 +32,11 @@ from tests.support.vendors.catalog import ALL, VENDORS
 from tests.support.vendors.openai import OpenAIVendor
 from tests.support.vendors.presets import ModalVendor
 from tests.support.vendors.script import Script
+from tests.support.vendors.stand_in import entry_at
 from tests.support.vendors.vendor import KEY as VENDOR_KEY
 from tests.support.vendors.vendor import Vendor
 
+CLASSIC_PORT = free_port()
 PORTS = {name: free_port() for name in VENDORS}
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -48,14 +54,28 @@ def entry(name: str) -> dict[str, object]:
     return vendor.spec().model_dump(mode="json", exclude_unset=True, by_alias=True) | {"name": name}
 
 
+def classic_set() -> list[dict[str, object]]:
+    """The models of the example file: Claude at the stand-in's address, and a simulated model in place of the GPU's."""
+    entries = []
+    for entry in yaml.safe_load(EXAMPLES.read_text())["models"]:
+        model = load_registry(EXAMPLES)[entry["name"]]
+        if isinstance(model, UpstreamModel):
+            entries.append(entry_at(entry, model, f"http://127.0.0.1:{CLASSIC_PORT}"))
+        else:
+            entries.append({"name": entry["name"], "engine": "simulated"})
+    return entries
+
+
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API and a worker for each vendor. Each test starts its own stand-in."""
-    models = [entry(name) for name in VENDORS]
-    stack = make_stack(servers, tmp_path_factory, "engines", models, VENDOR_API_KEY=VENDOR_KEY)
+    """The API and a worker for each vendor and each model of the classic set. Each test starts its own stand-in."""
+    models = [entry(name) for name in VENDORS] + classic_set()
+    stack = make_stack(
+        servers, tmp_path_factory, "engines", models, VENDOR_API_KEY=VENDOR_KEY, ANTHROPIC_API_KEY=VENDOR_KEY
+    )
     try:
         stack.start_api()
-        stack.start_workers(VENDORS)
+        stack.start_workers(str(model["name"]) for model in models)
         yield stack
     finally:
         stack.stop()
@@ -256,6 +276,26 @@ async def test_a_cancel_reaches_the_vendor(client: httpx.AsyncClient, vendor: Ve
     done = await wait_for_end(client, job_id)
     assert (done["status"], done["output_text"]) == ("cancelled", "Hi ")
     assert vendor.generated == 1
+
+
+async def test_the_classic_set(sdk: openai.AsyncOpenAI, claude: anthropic.AsyncAnthropic) -> None:
+    """Each model of the example file answers, and Claude's are asked for by their vendor's names."""
+    names = [str(model["name"]) for model in classic_set()]
+    assert names == ["llama-3-8b", "claude-haiku", "claude-sonnet", "claude-opus"]
+    async with AnthropicVendor().serve(CLASSIC_PORT) as vendor:
+        chats = await asyncio.gather(
+            *(sdk.chat.completions.create(model=name, messages=MESSAGES, max_tokens=50) for name in names)
+        )
+        messages = await asyncio.gather(
+            *(claude.messages.create(model=name, messages=MESSAGES, max_tokens=50) for name in names)
+        )
+    texts = [chat.choices[0].message.content for chat in chats]
+    assert texts == [getattr(message.content[0], "text", None) for message in messages]
+    assert all(texts)
+    assert texts[1:] == ["Hi there"] * 3
+    models = ["claude-haiku-5-5", "claude-opus-5-5", "claude-sonnet-5-5"]
+    assert sorted(seen.body["model"] for seen in vendor.seen) == sorted(models * 2)
+    assert all(vendor.has_key(seen) for seen in vendor.seen)
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ import pytest
 
 from tests.e2e.conftest import VLLM_OPTIONS
 from tests.e2e.parity_cases import ACCEPTED, CASES, CHAT, DIFFERENT, EARLIER, IN_STREAM, REJECTED, Case
-from tests.support.relayed_vllm import ENGINES, QUESTION, TOKENS, Relayed, relayed
+from tests.support.relayed_vllm import ENGINES, QUESTION, SETTINGS, TOKENS, Relayed, relayed
 from tests.support.stack import Stack
 from tests.support.vllm_server import vllm_server
 
@@ -90,7 +90,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     """Answers of vLLM's server, with the options and the (faster) executor of the stack's engine."""
-    with vllm_server(tmp_path_factory.mktemp("vllm_server"), MODEL, VLLM_OPTIONS) as url:
+    with vllm_server(tmp_path_factory.mktemp("vllm_server"), MODEL, VLLM_OPTIONS, **SETTINGS) as url:
 
         async def send_cases() -> Server:
             async with httpx.AsyncClient(base_url=url, timeout=300) as client:
@@ -130,6 +130,7 @@ def test_a_relaying_engine_returns_the_answer_of_vllms_server(server: Server, ap
     """The server speaks several APIs; an engine returns the same text, finish reason and usage through each."""
     (choice,), usage = server.direct["choices"], server.direct["usage"]
     answer = server.relayed[api]
+    assert answer.resumed == (answer.choice if api == "responses" else None)
     assert answer.choice.text == choice["message"]["content"]
     assert answer.choice.finish_reason == choice["finish_reason"]
     assert answer.usage is not None

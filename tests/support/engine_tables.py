@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+
+import yaml
 
 from shared.config.models.capabilities import (
     ALL_CHAT_OPTIONS,
@@ -27,8 +29,20 @@ PAGE = REPOSITORY / "docs" / "engines.md"
 def all_examples(folder: Path) -> Registry:
     """The models of the example file, also those that are commented out."""
     file = folder / "models.yaml"
-    file.write_text(re.sub(r"^# (?=  )|^#$", "", EXAMPLES.read_text(), flags=re.MULTILINE))
+    file.write_text(uncommented_examples())
     return load_registry(file)
+
+
+def uncommented_examples() -> str:
+    """The example file, with the models that are commented out."""
+    return re.sub(r"^# (?=  )|^#$", "", EXAMPLES.read_text(), flags=re.MULTILINE)
+
+
+def example_blocks(engines: Collection[str]) -> str:
+    """The entries of the example file for these engines, also those that are commented out, as YAML."""
+    entries = uncommented_examples().partition("models:\n")[2].strip("\n").split("\n\n")
+    chosen = [entry for entry in entries if yaml.safe_load(entry)[0]["engine"] in engines]
+    return "```yaml\nmodels:\n" + "\n\n".join(chosen) + "\n```"
 
 
 def row_name(model: ModelSpec) -> str:
@@ -118,6 +132,9 @@ def with_tables(page: str, folder: Path) -> str:
         "capabilities": capability_table(all_examples(folder)),
         "presets": preset_table(),
         "quirks": quirk_list(),
+        "examples of openai": example_blocks(("openai",)),
+        "examples of engines in the worker": example_blocks(("vllm", "simulated")),
+        "examples of serverless engines": example_blocks(("replicate", "runpod")),
     }
     for name, table in tables.items():
         before, opening, rest = page.partition(f"<!-- {name} -->\n")

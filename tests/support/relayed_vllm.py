@@ -14,7 +14,7 @@ from shared.domain.job import Choice, Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
 from tests.support.metrics import worker_metrics
 from tests.support.transcripts import choices_of
-from workers.engines.base import NO_PRIOR, Prior
+from workers.engines.base import NO_PRIOR, Engine, Prior
 from workers.engines.factory import make_engine
 
 QUESTION = "Name three rivers in Europe."
@@ -26,16 +26,24 @@ REQUEST = GenerateRequest(
 ENGINES: dict[str, dict[str, Any]] = {
     "chat": {"engine": "openai"},
     "anthropic": {"engine": "anthropic"},
+    "responses": {"engine": "openai", "preset": "vllm", "api": "responses"},
 }
+# Of vLLM's server: it keeps responses.
+SETTINGS = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
+# Deltas that a worker has emitted before another one resumes the response.
+BEFORE = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """An answer to `REQUEST`, and the usage that the server reported."""
+    """An answer to `REQUEST`, and the usage that the server reported.
+
+    `resumed`: the same answer, read by another worker from the middle on, if the API can do that.
+    """
 
     choice: Choice
     usage: Usage | None
-    state: UpstreamState | None
+    resumed: Choice | None
 
 
 async def relayed(url: str, served_model: str) -> dict[str, Relayed]:
@@ -49,13 +57,30 @@ async def relayed(url: str, served_model: str) -> dict[str, Relayed]:
         engine = make_engine(model, worker_metrics(name))
         await engine.start()
         try:
-            answers[name] = await run(engine)
+            answer = await run(engine)
+            resumed = None
+            if answer.state is not None:
+                seen = answer.deltas[:BEFORE]
+                resumed = (await run(engine, Prior(seen, True, answer.state, seen[-1].cursor))).choice
+            answers[name] = Relayed(answer.choice, answer.usage, resumed)
         finally:
             await engine.stop()
     return answers
 
 
-async def run(engine: Any, prior: Prior = NO_PRIOR) -> Relayed:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    deltas: list[Delta]
+    usage: Usage | None
+    state: UpstreamState | None
+
+    @property
+    def choice(self) -> Choice:
+        return choices_of(self.deltas)[0]
+
+
+async def run(engine: Engine, prior: Prior = NO_PRIOR) -> Answer:
+    """The answer to `REQUEST`, with what is there of it before."""
     deltas: list[Delta] = list(prior.deltas)
     usage, state = None, None
     async with aclosing(engine.generate("job-1", REQUEST, prior)) as items:
@@ -67,4 +92,4 @@ async def run(engine: Any, prior: Prior = NO_PRIOR) -> Relayed:
                     usage = item
                 case UpstreamState():
                     state = item
-    return Relayed(choices_of(deltas)[0], usage, state)
+    return Answer(deltas, usage, state)

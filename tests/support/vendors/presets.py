@@ -227,3 +227,9 @@ class RunpodRouteVendor(VllmVendor):
 
     preset = "runpod"
     prefix = "/v2/endpoint1/openai/v1"
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        return [
+            web.post("/v2/{endpoint}/openai/v1/chat/completions", self._chat),
+            web.post("/v2/{endpoint}/openai/v1/completions", self._completions),
+        ]

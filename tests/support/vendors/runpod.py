@@ -73,10 +73,10 @@ class RunpodVendor(Vendor):
 
     def routes(self) -> Iterable[web.RouteDef]:
         return [
-            web.post("/v2/endpoint1/run", self._run),
-            web.get("/v2/endpoint1/stream/{id}", self._stream_outputs),
-            web.get("/v2/endpoint1/status/{id}", self._status),
-            web.post("/v2/endpoint1/cancel/{id}", self._cancel),
+            web.post("/v2/{endpoint}/run", self._run),
+            web.get("/v2/{endpoint}/stream/{id}", self._stream_outputs),
+            web.get("/v2/{endpoint}/status/{id}", self._status),
+            web.post("/v2/{endpoint}/cancel/{id}", self._cancel),
         ]
 
     def spec(self, **options: Any) -> RunpodModel:

@@ -36,7 +36,7 @@ class TritonVendor(Vendor):
         self.cumulative = False
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return [web.post("/v2/models/theirs/generate_stream", self._generate)]
+        return [web.post("/v2/models/{model}/generate_stream", self._generate)]
 
     def spec(self, **options: Any) -> TritonModel:
         entry = {"base_url": self.url, "api_key_env": KEY_ENV, "backend": "vllm", "chat_template": str(CHAT_TEMPLATE)}

@@ -134,6 +134,18 @@ def test_dashboards_have_unique_ids() -> None:
     assert len(DASHBOARDS) == len({dashboard(path)["uid"] for path in DASHBOARDS}) == 3
 
 
+def test_dashboards_show_why_jobs_wait_for_an_upstream() -> None:
+    shown = set().union(*(names(expression) for where, expression in EXPRESSIONS if ".json" in where))
+    assert shown >= {
+        "headrace_upstream_breaker_open",
+        "headrace_deferred_jobs",
+        "headrace_jobs_deferred_total",
+        "headrace_upstream_messages_held",
+        "headrace_upstream_endpoint_available",
+        "headrace_models_reloads_total",
+    }
+
+
 def test_the_second_row_of_the_overview_shows_the_stages_of_the_first_token() -> None:
     panels = dashboard(OBSERVE / "grafana" / "dashboards" / "overview.json")["panels"]
     second = [panel for panel in panels if panel["type"] == "row"][1]
