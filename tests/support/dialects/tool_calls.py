@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from shared.domain.job import ToolCall
@@ -246,6 +247,75 @@ TOOL_CALLS = (
         calls(call("now", "{}", index=0, id="a")),
         calls(call("weather", ROME, index=1, id="b")),
         calls=(ToolCall("a", "now", "{}"), ToolCall("b", "weather", ROME)),
+    ),
+    _tool_calls(
+        "Groq: arguments are the text null",
+        "langchain-ai/langchain#33896",
+        calls(call("now", "null", index=0, id="a")),
+        calls(call("weather", ROME, index=1, id="b")),
+        calls=(ToolCall("a", "now", "{}"), ToolCall("b", "weather", ROME)),
+    ),
+    _tool_calls(
+        "arguments are the text null, in pieces",
+        "langchain-ai/langchain#33896",
+        calls(call("now", "", index=0, id="a")),
+        calls(call(None, "nu", index=0)),
+        calls(call(None, "ll", index=0)),
+        calls=(ToolCall("a", "now", "{}"),),
+    ),
+    _tool_calls(
+        "null first, then the arguments",
+        "langchain-ai/langchain#33896",
+        calls(call("weather", "null", index=0, id="a")),
+        calls(call(None, PARIS, index=0)),
+        calls=ONE_CALL,
+    ),
+    _tool_calls(
+        "arguments that were encoded twice",
+        "gateways",
+        calls(call("weather", json.dumps(PARIS), index=0, id="a")),
+        calls(call("weather", "", index=1, id="b")),
+        calls(call(None, json.dumps(ROME)[:9], index=1)),
+        calls(call(None, json.dumps(ROME)[9:], index=1)),
+    ),
+    _tool_calls(
+        "arguments that are a text and no object",
+        "JSON",
+        calls(call("weather", '"Paris"', index=0, id="a")),
+        calls=(ToolCall("a", "weather", '"Paris"'),),
+    ),
+    _tool_calls(
+        "Gemini through a gateway: the name in pieces, with an id",
+        "continuedev/continue#5849",
+        calls(call("wea", "", index=0, id="a")),
+        calls(call("ther", "", index=0, id="a")),
+        calls(call(None, PARIS, index=0)),
+        calls=ONE_CALL,
+    ),
+    _tool_calls(
+        "the name in pieces, without an id",
+        "NVIDIA-NeMo/Switchyard#785",
+        calls(call("wea", None, index=0, id="a")),
+        calls(call("th", None, index=0)),
+        calls(call("er", '{"city": ', index=0)),
+        calls(call(None, '"Paris"}', index=0)),
+        calls(call("weath", "", index=1, id="b")),
+        calls(call("er", ROME, index=1)),
+    ),
+    _tool_calls(
+        "the name so far in each chunk",
+        "NVIDIA-NeMo/Switchyard#785",
+        calls(call("wea", None, index=0, id="a")),
+        calls(call("weather", None, index=0)),
+        calls(call(None, PARIS, index=0)),
+        calls=ONE_CALL,
+    ),
+    _tool_calls(
+        "calls of two tools without ids, indices and arguments",
+        "ollama/ollama#7881",
+        calls(call("now", "")),
+        calls(call("weather", "")),
+        calls=(ToolCall(ANY_ID, "now", "{}"), ToolCall(ANY_ID, "weather", "{}")),
     ),
     _tool_calls(
         "LiteLLM: the whole call again at the end",

@@ -12,8 +12,6 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-import orjson
-
 from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
 from shared.domain.opaque import REDACTED_THINKING, THINKING, OpaquePart
@@ -21,6 +19,7 @@ from workers.engines.anthropic.continuation import FROM_START, Continuation
 from workers.engines.anthropic.opaque import thinking_part
 from workers.engines.anthropic.usage import UsageReader
 from workers.engines.base import UpstreamError
+from workers.engines.upstream.call_arguments import ArgumentReader, arguments_text, plain_arguments
 from workers.engines.upstream.error_body import error_of, is_error
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.finish_reasons import (
@@ -186,9 +185,9 @@ class StreamParser:
                 self._text(delta["text"], parts)
         elif kind == "input_json_delta":
             if block.call is not None and (arguments := delta["partial_json"]):
-                text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+                text = arguments_text(arguments)
                 block.filled = block.filled or not text.isspace()
-                _part(parts, _CALLS).add_call(CallDelta(block.call, arguments=text))
+                self._add_arguments(block.call, block.arguments.add(text), parts)
         elif kind == "thinking_delta" and block.kind == THINKING:
             self._think(block, delta["thinking"], parts)
         elif kind == "signature_delta" and block.kind == THINKING:
@@ -208,22 +207,27 @@ class StreamParser:
 
     def _stop(self, block: _Block, parts: list[_Part]) -> None:
         if block.call is not None:
-            if not block.filled:
-                text = orjson.dumps(block.input).decode() if block.input else "{}"
-                _part(parts, _CALLS).add_call(CallDelta(block.call, arguments=text))
+            text = block.arguments.end() if block.filled else plain_arguments(arguments_text(block.input or None))
+            self._add_arguments(block.call, text, parts)
         elif block.kind == THINKING and block.signature:
             part = thinking_part(THINKING, thinking="".join(block.thinking), signature=block.signature)
             _part(parts, _OPAQUE).opaque.append(part)
         elif block.kind == REDACTED_THINKING and block.data:
             _part(parts, _OPAQUE).opaque.append(thinking_part(REDACTED_THINKING, data=block.data))
 
+    def _add_arguments(self, call: int, text: str, parts: list[_Part]) -> None:
+        if text:
+            _part(parts, _CALLS).add_call(CallDelta(call, arguments=text))
+
     def _end_message(self, parts: list[_Part]) -> None:
         """Emit the finish reason. A call that was cut at the limit of tokens or by a refusal stays as it is."""
         self._ended = True
         reason = finish_reason_of(self._reason or "")
-        if reason not in TRUNCATED:
-            for block in self._blocks.values():
+        for block in self._blocks.values():
+            if reason not in TRUNCATED:
                 self._stop(block, parts)
+            elif block.call is not None:
+                self._add_arguments(block.call, block.arguments.end(), parts)
         if reason == "stop" and self._calls and self._stop_sequence is None:
             reason = "tool_calls"
         elif reason == "tool_calls" and not self._calls:
@@ -247,7 +251,7 @@ class _Block:
     `thinking` and `signature`, or `data` if it is encrypted, are what the upstream needs back of its thinking.
     """
 
-    __slots__ = ("call", "call_id", "data", "filled", "input", "kind", "signature", "thinking")
+    __slots__ = ("arguments", "call", "call_id", "data", "filled", "input", "kind", "signature", "thinking")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -257,6 +261,7 @@ class _Block:
         self.call_id = ""
         self.input: Any = None
         self.filled = False
+        self.arguments = ArgumentReader()
 
 
 class _Part:

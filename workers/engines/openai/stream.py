@@ -6,7 +6,7 @@ needed, and are read strictly where they cannot be told apart otherwise. Whateve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from typing import Any
 
@@ -51,17 +51,20 @@ class StreamParser:
         logprobs: bool = True,
         reasoning: bool = True,
         named_tool: bool = False,
+        tools: Collection[str] = (),
         thoughts_apart: bool = False,
         opaque: Callable[[], OpaqueReader] | None = None,
     ) -> None:
         """`logprobs`, `reasoning`: whether they are read. `named_tool`: whether `tool_choice` names one; OpenAI's
-        finish reason is "stop" then. `thoughts_apart`: as in `Preset`. `opaque` creates a choice's reader."""
+        finish reason is "stop" then. `tools`: the names of the tools. `thoughts_apart`: as in `Preset`. `opaque`
+        creates a choice's reader."""
         self._choices = choices
         self._logprobs = logprobs
         self._reasoning = reasoning
         self._new_opaque = opaque
         self._opaque: dict[int, OpaqueReader] = {}
         self._named_tool = named_tool
+        self._tools = tools
         # Choices that have not ended, and the reasons why choices end. Some servers send text after the finish
         # reason, so a choice ends with the stream.
         self._open = set(range(choices))
@@ -174,7 +177,7 @@ class StreamParser:
             if text:
                 part.add(text, part.texts)
             if calls:
-                known = self._calls.setdefault(index, ToolCalls())
+                known = self._calls.setdefault(index, ToolCalls(self._tools))
                 part.add_calls(known.add(calls))
                 self._add_extras(index, known, part)
             if logprobs:

@@ -19,6 +19,12 @@ from workers.engines.base import Prior, UpstreamError
 from workers.engines.openai.logprobs import entries
 from workers.engines.openai.responses.cursor import Cursor
 from workers.engines.openai.responses.reasoning import item_id_of, opaque_part
+from workers.engines.upstream.call_arguments import (
+    NO_ARGUMENTS,
+    ArgumentReader,
+    arguments_text,
+    plain_arguments,
+)
 from workers.engines.upstream.error_body import error_of
 from workers.engines.upstream.errors import ErrorBody, RunLost
 from workers.engines.upstream.sse import DONE, EventReader
@@ -31,7 +37,6 @@ NOT_A_STREAM = "The upstream sent something that is not the stream of a response
 CHANGED = "The upstream changed output that it had sent before."
 CANCELLED = "The upstream cancelled the response."
 PARAGRAPH = "\n\n"
-NO_ARGUMENTS = "{}"
 _TEXT_PARTS = {"output_text": "text", "text": "text", "refusal": "refusal"}
 _RUNNING = ("queued", "in_progress")
 _ENDED = ("completed", "incomplete", "failed", "cancelled")
@@ -172,7 +177,7 @@ class ResponseParser:
                 yield from self._reason_with(PARAGRAPH, tokens=0)
             case "function_call_arguments.delta":
                 if (call := self._open.get(value["output_index"])) is not None:
-                    self._add_arguments(call, _string(value["delta"]))
+                    self._read_arguments(call, arguments_text(value["delta"]))
             case "function_call_arguments.done":
                 self._complete_arguments(value["output_index"], value.get("arguments"))
             case "output_item.added":
@@ -203,8 +208,11 @@ class ResponseParser:
         self._open[index] = len(self._calls)
         self._calls.append(_Call(str(item["call_id"]), []))
         self._part.calls.append(CallDelta(self._open[index], str(item["call_id"]), str(item["name"])))
-        if arguments := item.get("arguments"):
-            self._add_arguments(self._open[index], _string(arguments))
+        self._read_arguments(self._open[index], arguments_text(item.get("arguments")))
+
+    def _read_arguments(self, call: int, fragment: str) -> None:
+        known = self._calls[call]
+        self._add_arguments(call, fragment if any(known.arguments) else known.reader.add(fragment))
 
     def _add_arguments(self, call: int, arguments: str) -> None:
         if arguments:
@@ -214,14 +222,17 @@ class ResponseParser:
 
     def _complete_arguments(self, index: int, arguments: Any) -> None:
         """Emit what the deltas lacked of a call's arguments."""
-        if (call := self._open.get(index)) is not None and isinstance(arguments, str):
+        if (call := self._open.get(index)) is not None and (whole := arguments_text(arguments)):
             sent = "".join(self._calls[call].arguments)
-            self._add_arguments(call, arguments.removeprefix(sent) if arguments.startswith(sent) else "")
+            if not sent:
+                self._add_arguments(call, plain_arguments(whole))
+            elif whole.startswith(sent):
+                self._add_arguments(call, whole[len(sent) :])
 
     def _fill_in(self, call: int) -> None:
-        """Complete a call without arguments, which OpenAI sends as an empty text."""
+        """Complete a call without arguments, which OpenAI sends as an empty text, or with those that were held back."""
         if not "".join(self._calls[call].arguments).strip():
-            self._add_arguments(call, NO_ARGUMENTS)
+            self._add_arguments(call, self._calls[call].reader.end() or NO_ARGUMENTS)
 
     def _end_item(self, index: int, item: Mapping[str, Any], *, is_cut: bool = False) -> None:
         """`is_cut`: the response is incomplete, so that arguments that are missing may not be complete."""
@@ -322,13 +333,14 @@ class ResponseParser:
 
 
 class _Call:
-    """A function call: its id, and its arguments so far."""
+    """A function call: its id, and its arguments so far. `reader` reads them if they begin."""
 
-    __slots__ = ("arguments", "id")
+    __slots__ = ("arguments", "id", "reader")
 
     def __init__(self, call_id: str | None, arguments: list[str]) -> None:
         self.id = call_id
         self.arguments = arguments
+        self.reader = ArgumentReader()
 
 
 class _Part:

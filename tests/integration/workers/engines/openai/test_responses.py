@@ -13,7 +13,7 @@ import pytest
 
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta, UpstreamState, joined_calls
+from shared.domain.events import CallDelta, Delta, UpstreamState, joined_calls
 from shared.domain.job import Choice, ToolCall, Usage
 from shared.domain.request import (
     ChatOptions,
@@ -411,6 +411,32 @@ def test_a_whole_text_that_differs_from_its_deltas() -> None:
     assert ("".join(delta.text for delta in deltas), parser.finished) == ("abc ", True)
     with pytest.raises(RunLost):
         parse(text(None, "abc "), None, ended(output=[MESSAGE]))
+
+
+@pytest.mark.parametrize(
+    ("sent", "arguments"),
+    [("null", "{}"), ('"{\\"a\\":1}"', '{"a":1}'), ({"a": 1}, '{"a":1}'), ('{"a":1}', '{"a":1}'), ('"x"', '"x"')],
+)
+def test_arguments_that_are_null_or_not_encoded_once(sent: Any, arguments: str) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": ""}
+    begin = {"type": "response.output_item.added", "sequence_number": 1, "output_index": 0, "item": call}
+    members = {"type": "response.function_call_arguments.delta", "output_index": 0}
+    halves = [sent[:2], sent[2:]] if isinstance(sent, str) else [sent]
+    fragments = [{**members, "sequence_number": 2 + at, "delta": half} for at, half in enumerate(halves)]
+    done = {"type": "response.output_item.done", "sequence_number": 9, "output_index": 0}
+    whole = {**done, "item": {**call, "arguments": sent}}
+    for events in ((begin, *fragments, whole), (begin, *fragments, {**done, "item": call}), (begin, whole), ()):
+        _, deltas = parse(*events, ended(output=[{**call, "arguments": sent}]))
+        assert choices_of(deltas)[0].tool_calls == (ToolCall("c", "f", arguments),)
+
+
+def test_arguments_that_an_earlier_attempt_began() -> None:
+    """What follows is no beginning, whatever it looks like."""
+    begun = Delta(0, tool_calls=(CallDelta(0, "c", "f", '{"city":'),))
+    prior = Prior((begun,), True, UpstreamState("resp"), "3:0=0")
+    fragment = {"type": "response.function_call_arguments.delta", "output_index": 0, "sequence_number": 4}
+    _, deltas = parse({**fragment, "delta": '"Paris"}'}, prior=prior)
+    assert [call.arguments for delta in deltas for call in delta.tool_calls] == ['"Paris"}']
 
 
 def test_a_call_without_arguments() -> None:

@@ -182,11 +182,31 @@ def test_arguments_that_come_with_the_start_of_a_call() -> None:
     assert choice.tool_calls == (ToolCall("toolu_1", "weather", '{"city":"Rome"}'),)
 
 
+@pytest.mark.parametrize(
+    ("given", "fragments", "arguments"),
+    [
+        ({}, ["nu", "ll"], "{}"),
+        ("null", [], "{}"),
+        ('{"a": 1}', [], '{"a": 1}'),
+        ({}, ['"{\\"a\\"', ': 1}"'], '{"a": 1}'),
+        ({}, [" ", '{"a": ', '"null"}'], ' {"a": "null"}'),
+        ({}, ['"text"'], '"text"'),
+    ],
+)
+def test_arguments_that_are_null_or_encoded_twice(given: Any, fragments: list[str], arguments: str) -> None:
+    deltas = [{"type": "input_json_delta", "partial_json": fragment} for fragment in fragments]
+    stream = start() + block(0, {"type": "tool_use", "id": "t", "name": "f", "input": given}, *deltas)
+    choice, _ = parsed(stream + end("tool_use"))
+    assert choice.tool_calls == (ToolCall("t", "f", arguments),)
+
+
 def test_a_call_that_is_cut_at_the_limit_is_not_completed() -> None:
     choice, _ = parsed(start() + tool_block(0, "toolu_1", "weather", '{"ci', stop=False) + end("max_tokens"))
     assert (choice.tool_calls[0].arguments, choice.finish_reason) == ('{"ci', "length")
     choice, _ = parsed(start() + tool_block(0, "toolu_1", "weather", stop=False) + end("max_tokens"))
     assert choice.tool_calls[0].arguments == ""
+    choice, _ = parsed(start() + tool_block(0, "toolu_1", "weather", '"{', stop=False) + end("max_tokens"))
+    assert choice.tool_calls[0].arguments == '"{'
 
 
 def test_calls_without_a_unique_id_get_one() -> None:
