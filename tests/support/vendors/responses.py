@@ -21,6 +21,9 @@ from shared.config.models.openai import OpenAIModel
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY_ENV, Cut, Hang, Vendor, pieces
 
+ENCRYPTED = "reasoning.encrypted_content"
+REFUSED = "include: Encrypted content is not supported with this model."
+
 
 @dataclass(eq=False)
 class Stored:
@@ -56,6 +59,10 @@ class ResponsesVendor(Vendor):
         self.gate: asyncio.Semaphore | None = None
         # Whether streams can be resumed.
         self.streams_again = True
+        # Whether the model does not reason, so that encrypted reasoning cannot be requested.
+        self.refuses_reasoning = False
+        # Whether responses cannot be cancelled.
+        self.failing_cancels = False
         # The encrypted content of reasoning items.
         self.encrypted = "gAAAA-1"
 
@@ -90,6 +97,8 @@ class ResponsesVendor(Vendor):
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
         seen = await self.record(request)
+        if self.refuses_reasoning and ENCRYPTED in seen.body.get("include", ()):
+            return _error(400, REFUSED)
         script = self.next_script()
         if (refusal := self.refusal(script)) is not None:
             return refusal
@@ -110,6 +119,8 @@ class ResponsesVendor(Vendor):
         stored = self.stored.get(request.match_info["id"])
         if stored is None:
             return _error(404, f"Response with id '{request.match_info['id']}' not found.")
+        if self.refuses_reasoning and ENCRYPTED in request.query.getall("include[]", []):
+            return _error(400, REFUSED)
         if seen.query.get("stream") != "true":
             return web.json_response(stored.body)
         if not self.streams_again:
@@ -122,6 +133,8 @@ class ResponsesVendor(Vendor):
         stored = self.stored.get(request.match_info["id"])
         if stored is None:
             return _error(404, "not found")
+        if self.failing_cancels:
+            return _error(500, "the reason")
         self.cancelled.set()
         assert stored.task is not None
         stored.task.cancel()

@@ -81,7 +81,9 @@ class OpenAIEngine(UpstreamEngine):
             provider=provider,
         )
         body = {**_with_members(body, request.extra_body or {}), "model": self._upstream_model}
-        return responses.ResponseExchange(body, parser, self._query)
+        body = {**_with_members(body, request.extra_body or {}), "model": self._upstream_model}
+        accepted = self._refused.accepted(body, self.optional(body))
+        return responses.ResponseExchange(accepted, parser, self._query, self._options.read_timeout_s)
 
     def _parser(self, request: GenerateRequest, prior: Prior) -> StreamParser:
         chat, server = request.chat, self._server

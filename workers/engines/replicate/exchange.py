@@ -12,28 +12,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from time import monotonic
 from typing import Any, Literal
 
 from shared.config.models.replicate import ReplicateOptions
-from workers.engines.base import Prior, UpstreamError
+from workers.engines.base import Prior
 from workers.engines.replicate.reader import PredictionReader
-from workers.engines.upstream.errors import RunLost, TransientError
-from workers.engines.upstream.exchange import Call, Exchange
-from workers.engines.upstream.polling import PollPace
+from workers.engines.upstream.exchange import Call
+from workers.engines.upstream.polling import FORGOTTEN, PollPace, RunExchange
 
 logger = logging.getLogger(__name__)
 
 JSON = {"Accept": "application/json"}
 # Streams in a row without any new event, after which the state is polled.
 MAX_LOST_STREAMS = 3
-NOT_STARTED = "The upstream did not start the request in time."
-TIMED_OUT = "The upstream did not answer in time."
 
 _Step = Literal["create", "stream", "state", "cancel"]
 
 
-class PredictionExchange(Exchange):
+class PredictionExchange(RunExchange):
     """The exchange of one job."""
 
     parser: PredictionReader
@@ -49,11 +45,14 @@ class PredictionExchange(Exchange):
         on_times: Callable[[str, float | None, float | None], None],
     ) -> None:
         """`may_stream`: whether a URL may be requested. `on_times`: see `PredictionReader`."""
-        self.parser = PredictionReader(prior, max_tokens, on_times)
-        self._create = create
-        self._options = options
+        super().__init__(
+            PredictionReader(prior, max_tokens, on_times),
+            PollPace(options.poll_interval_s, options.max_poll_interval_s),
+            start_timeout_s=options.start_timeout_s,
+            read_timeout_s=options.read_timeout_s,
+        )
+        self._create_call = create
         self._may_stream = may_stream
-        self._pace = PollPace(options.poll_interval_s, options.max_poll_interval_s)
         self._step: _Step = "create"
         self._lost_streams = 0
         self._seen = ""
@@ -61,62 +60,56 @@ class PredictionExchange(Exchange):
         self.parser.polls = bool(prior.deltas) and not self.parser.ids.last
 
     @property
+    def is_state(self) -> bool:
+        return self._step == "state"
+
+    @property
     def repeats(self) -> bool:
         return self._step != "stream"
 
-    def first(self) -> Call:
-        if self.parser.id:
-            return self._state()
-        self._step = "create"
-        self.parser.expect_state()
-        return self._create
-
     @property
     def over(self) -> bool:
-        reader = self.parser
-        return self._step == "stream" and (reader.ended or self._is_late())
+        return self._step == "stream" and (self.parser.ended or self.is_late)
 
-    def next(self) -> Call | None:
+    @property
+    def is_late(self) -> bool:
+        return not self.parser.ended and super().is_late
+
+    def _create(self) -> Call:
+        self._step = "create"
+        self.parser.expect_state()
+        return self._create_call
+
+    def _follow(self) -> Call:
         reader = self.parser
-        match self._step:
-            case "create":
-                return self._stream() or self._state()
-            case "stream":
-                if not reader.ended:
-                    self._note_lost_stream()
-                return self._state()
-            case "cancel":
-                return None
-        if self._is_late():
-            reader.giving_up = UpstreamError(NOT_STARTED if reader.starting else TIMED_OUT)
-            self._step = "cancel"
-            reader.expect_state()
-            return cancel_call(reader.id)
-        if not reader.ended and not reader.starting and (stream := self._stream()) is not None:
-            return stream
+        if self._step == "stream":
+            if not reader.ended:
+                self._note_lost_stream()
+        elif self._step == "create" or not (reader.ended or reader.waiting):
+            return self._stream() or self._state()
         return self._state()
 
-    def resume(self) -> Call | None:
-        if not self.parser.id:
-            return None
+    def _follow_again(self) -> Call:
         if self._step == "stream":
             self._note_lost_stream()
-        else:
+        elif self._step == "state":
             self.parser.lenient = True
         return self._state()
 
-    def instead(self, status: int) -> Call | None:
+    def _follow_otherwise(self, status: int) -> Call | None:
         reader = self.parser
-        if self._step == "cancel" and reader.giving_up is not None:
-            raise reader.giving_up
         if self._step == "stream" and status < 500:
-            logger.warning("prediction=%s its stream cannot be read (HTTP %d); polling instead", reader.id, status)
+            logger.warning("prediction=%s its stream cannot be read (HTTP %d); polling instead", reader.run_id, status)
             reader.polls = True
             return self._state()
-        if self._step == "state" and status in (404, 410):
-            reader.lenient = True
-            raise TransientError(RunLost().message, f"HTTP {status}") if reader.finished else RunLost()
+        if self._step == "state" and status in FORGOTTEN:
+            raise self._forgotten(status)
         return None
+
+    def _cancel(self) -> Call:
+        self._step = "cancel"
+        self.parser.expect_state()
+        return cancel_call(self.parser.run_id)
 
     def _stream(self) -> Call | None:
         """Open the stream; None if there is none that can be read from here."""
@@ -141,19 +134,13 @@ class PredictionExchange(Exchange):
             self._pace.progressed()
         self._step = "state"
         reader.expect_state()
-        return Call(f"predictions/{reader.id}", headers=JSON, delay_s=self._pace.delay_s())
+        return Call(f"predictions/{reader.run_id}", headers=JSON, delay_s=self._pace.delay_s())
 
     def _note_lost_stream(self) -> None:
         reader = self.parser
         self._lost_streams = 1 if reader.ids.last != self._seen else self._lost_streams + 1
         if self._lost_streams >= MAX_LOST_STREAMS or not reader.ids.usable:
             reader.polls = True
-
-    def _is_late(self) -> bool:
-        """Whether the prediction makes no progress."""
-        options = self._options
-        limit = options.start_timeout_s if self.parser.starting else options.read_timeout_s
-        return not self.parser.ended and monotonic() - self.parser.progress_at > limit
 
 
 def create_call(path: str, version: str | None, values: Mapping[str, Any], cancel_after_s: int | None) -> Call:

@@ -11,7 +11,6 @@ succeeded, so that nothing is lost that a stream omitted.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from time import monotonic
@@ -21,22 +20,20 @@ import orjson
 
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
-from workers.engines.base import EngineError, Prior, UpstreamError
+from workers.engines.base import Prior, UpstreamError
 from workers.engines.replicate.event_ids import EventIds
 from workers.engines.upstream.emitted import Emitted
 from workers.engines.upstream.error_body import error_of
 from workers.engines.upstream.errors import ErrorBody, RunLost
-from workers.engines.upstream.sse import EventTooLarge, TextEventReader, load_json, repaired_json
+from workers.engines.upstream.polling import TOO_LARGE, StateParser, is_run_id
+from workers.engines.upstream.sse import EventTooLarge, TextEventReader
 from workers.engines.upstream.usage import count_of
 
 logger = logging.getLogger(__name__)
 
-MAX_DOCUMENT_BYTES = 8 << 20
 # Longest wait for the final state after the stream has ended.
 SETTLE_S = 10.0
-PREDICTION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 NOT_A_PREDICTION = "The upstream sent something that is not a prediction."
-TOO_LARGE = "The upstream sent too much at once."
 NOT_TEXT = "The upstream's output is not text."
 CHANGED = "The upstream changed output that it had sent before."
 DELETED = "The upstream has deleted the output."
@@ -49,54 +46,38 @@ _STOPPED = {
 }
 
 
-class PredictionReader:
-    """The parser of one answer; an implementation of `workers.engines.upstream.exchange.ReplyParser`."""
+class PredictionReader(StateParser):
+    """The parser of one answer."""
+
+    ranks = _RANKS
 
     def __init__(
         self, prior: Prior, max_tokens: int | None, on_times: Callable[[str, float | None, float | None], None]
     ) -> None:
         """`on_times` is called at the end, with the prediction's id and the seconds that it waited and ran."""
+        super().__init__(prior)
         self._emitted = Emitted(prior.deltas)
         self._max_tokens = max_tokens
         self._on_times = on_times
         self._tokens = sum(delta.tokens for delta in prior.deltas)
         self._events: TextEventReader | None = None
-        self._document: list[bytes] = []
-        self._size = 0
         self._reported: ErrorBody | None = None
-        self._rank = -1
         self._ended_at = 0.0
         self.ids = EventIds(prior.cursor if isinstance(prior.cursor, str) else "")
-        self.id = "" if prior.upstream is None else prior.upstream.id
-        self.status = "starting"
         self.stream_url = ""
         # Whether the states before the last one give the text, because there is no stream.
         self.polls = False
         # Whether the stream has sent its last event.
         self.ended = False
-        # Whether the end of the stream is enough, because the final state cannot be read.
-        self.lenient = False
-        # What to fail with instead of reading on.
-        self.giving_up: UpstreamError | None = None
-        self.progress_at = monotonic()
-        self.begun = False
-        self.done = False
-        self.failure: EngineError | ErrorBody | None = None
-        self.usage: Usage | None = None
 
     @property
     def finished(self) -> bool:
         """False until the answer is `done`, because the finish reason comes last, or needs no final state."""
         return (self.done and self.failure is None) or (self.lenient and self.ended and self._reported is None)
 
-    @property
-    def starting(self) -> bool:
-        return _RANKS.get(self.status, 1) == 0
-
     def expect_state(self) -> None:
-        """The next response is the state of the prediction."""
-        self._events, self._document, self._size = None, [], 0
-        self.done, self.failure = False, None
+        super().expect_state()
+        self._events = None
 
     def expect_stream(self) -> None:
         """The next response is a stream of its output."""
@@ -104,27 +85,14 @@ class PredictionReader:
         self.ids.reopened()
 
     def feed(self, data: bytes) -> Iterator[Delta | UpstreamState]:
-        """Parse the bytes of one read: of a stream they become one delta, those of a state are kept until its end."""
-        if self._events is not None:
-            return self._read_events(self._events, data)
-        self._size += len(data)
-        if self._size > MAX_DOCUMENT_BYTES:
-            self._fail(UpstreamError(TOO_LARGE))
-        else:
-            self._document.append(data)
-        return iter(())
+        """Parse the bytes of one read: of a stream they become one delta, those of a state are kept until its end.
 
-    def end(self) -> Iterator[Delta | UpstreamState]:
-        """Parse the state that a response has sent. An event without its end is left out; the state will have it."""
-        if self._events is None and self._document:
-            content, self._document = b"".join(self._document), []
-            yield from self._read_state(content)
-        if self.done:
-            return
-        if self.giving_up is not None:
-            self._fail(self.giving_up)
-        elif self.finished:
-            yield from self._finish("")
+        An event without its end is left out; the state will have it.
+        """
+        return super().feed(data) if self._events is None else self._read_events(self._events, data)
+
+    def _finish_without_state(self) -> Iterator[Delta]:
+        return self._finish("")
 
     # The stream
 
@@ -148,24 +116,15 @@ class PredictionReader:
     # The state
 
     def _read_state(self, content: bytes) -> Iterator[Delta | UpstreamState]:
-        try:
-            state = load_json(content)
-        except EventTooLarge:
-            return self._fail(UpstreamError(TOO_LARGE))
-        except orjson.JSONDecodeError:
-            state = repaired_json(content)
-        known = self.id
-        if not isinstance(state, dict) or not _is_id(state.get("id")) or not isinstance(state.get("status"), str):
-            # A proxy's page: worth another try if there is a prediction.
-            return self._fail(ErrorBody("", status=502) if known else UpstreamError(NOT_A_PREDICTION))
+        state, known = self._decoded(content), self.run_id
+        if not isinstance(state, dict) or not is_run_id(state.get("id")) or not isinstance(state.get("status"), str):
+            return self._fail_with_page(NOT_A_PREDICTION)
         if known and state["id"] != known:
             return self._fail(UpstreamError(NOT_A_PREDICTION))
         if not known:
-            self.id = state["id"]
-            yield UpstreamState(self.id)
-        self.status = state["status"].lower()
-        if (rank := _RANKS.get(self.status, 1)) > self._rank:
-            self._rank, self.progress_at = rank, monotonic()
+            self.run_id = state["id"]
+            yield UpstreamState(self.run_id)
+        self.note_status(state["status"].lower())
         urls = state.get("urls")
         url = urls.get("stream") if isinstance(urls, dict) else None
         self.stream_url = url if isinstance(url, str) else ""
@@ -198,7 +157,7 @@ class PredictionReader:
             yield from self._finish(text[len(sent) :])
         elif self.ended:
             if text:
-                logger.warning("prediction=%s its stream and its output differ", self.id)
+                logger.warning("prediction=%s its stream and its output differ", self.run_id)
             yield from self._finish("")
         else:
             self._fail(RunLost(CHANGED))
@@ -216,11 +175,8 @@ class PredictionReader:
         self._emitted.add(delta)
         self._tokens += tokens
         self.begun = True
-        self.progress_at = monotonic()
+        self.progressed()
         return delta
-
-    def _fail(self, failure: EngineError | ErrorBody) -> None:
-        self.failure, self.done = failure, True
 
     def _read_metrics(self, state: dict[str, Any]) -> None:
         metrics = state.get("metrics")
@@ -228,13 +184,13 @@ class PredictionReader:
             metrics = {}
         prompt, completion = count_of(metrics.get("input_token_count")), count_of(metrics.get("output_token_count"))
         if prompt or completion:
-            self.usage = Usage(prompt, 0, completion or self._tokens)
+            self._usage = Usage(prompt, 0, completion or self._tokens)
         ran = _seconds(metrics.get("predict_time"))
         waited = _between(state.get("created_at"), state.get("started_at"))
         total = _seconds(metrics.get("total_time"))
         if waited is None and total is not None and ran is not None:
             waited = max(0.0, total - ran)
-        self._on_times(self.id, waited, ran)
+        self._on_times(self.run_id, waited, ran)
 
 
 def _text_of(output: Any) -> str | None:
@@ -255,10 +211,6 @@ def _reported(data: str) -> ErrorBody:
         return error_of(orjson.loads(data))
     except orjson.JSONDecodeError:
         return error_of(data)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and PREDICTION_ID.fullmatch(value) is not None
 
 
 def _seconds(value: Any) -> float | None:

@@ -9,28 +9,20 @@ if the worker aggregates them (`return_aggregate_stream`, as worker-vllm does).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from time import monotonic
 from typing import Any, Literal
 
-import orjson
-
 from shared.domain.events import Delta, UpstreamState
-from shared.domain.job import Usage
-from workers.engines.base import EngineError, Prior, UpstreamError
+from workers.engines.base import Prior, UpstreamError
 from workers.engines.runpod.output import EVENT_STARTS, OutputParser, worker_error
 from workers.engines.upstream.emitted import Differs, Emitted
-from workers.engines.upstream.errors import ErrorBody, RunLost
-from workers.engines.upstream.sse import EventTooLarge, load_json, repaired_json
+from workers.engines.upstream.errors import RunLost
+from workers.engines.upstream.polling import StateParser, is_run_id
 
-MAX_DOCUMENT_BYTES = 8 << 20
 # Texts of a final state are parsed in pieces of this size, with time for other tasks between them.
 PIECE_CHARACTERS = 64 << 10
-JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 NOT_A_JOB = "The upstream sent something that is not the state of a job."
-TOO_LARGE = "The upstream sent too much at once."
 TOO_EARLY = "The upstream ended its answer too early."
 CHANGED = "The upstream does not have the output that it sent before."
 # Order of the states of a job that runs. States that this version does not know count as running.
@@ -43,8 +35,10 @@ _STOPPED = {
 _FINAL = ("COMPLETED", "FAILED", *_STOPPED)
 
 
-class JobReader:
-    """The parser of one answer; an implementation of `workers.engines.upstream.exchange.ReplyParser`."""
+class JobReader(StateParser):
+    """The parser of one answer."""
+
+    ranks = _RANKS
 
     def __init__(
         self,
@@ -53,32 +47,20 @@ class JobReader:
         on_times: Callable[[str, float | None, float | None], None],
     ) -> None:
         """`on_times` is called at the end, with the job's id and the seconds that it waited and ran."""
+        super().__init__(prior)
         self._emitted = Emitted(prior.deltas)
         self._ended = {delta.index for delta in prior.deltas if delta.finish_reason}
         self._new_parser = new_parser
         self._output = new_parser()
         self._on_times = on_times
         self._kind: Literal["run", "stream", "status"] = "run"
-        self._document: list[bytes] = []
-        self._size = 0
-        self._rank = -1
         self._index: int | None = None
-        self.id = "" if prior.upstream is None else prior.upstream.id
-        self.status = "IN_QUEUE"
         # Whether outputs may be missing, so that only the final state is complete.
         self.lossy = prior.upstream is not None
         # Whether `/stream` has nothing more.
         self.drained = False
-        # Whether the outputs are enough, because the final state cannot be read.
-        self.lenient = False
-        # What to fail with instead of reading on.
-        self.giving_up: UpstreamError | None = None
-        self.progress_at = monotonic()
-        self.progressed = False
-        self.begun = False
-        self.done = False
-        self.failure: EngineError | ErrorBody | None = None
-        self.usage: Usage | None = None
+        # Whether the last response had something new.
+        self.has_news = False
 
     @property
     def finished(self) -> bool:
@@ -90,74 +72,43 @@ class JobReader:
         """Whether the outputs so far are the whole answer."""
         return self._output.finished and not self.lossy
 
-    @property
-    def waiting(self) -> bool:
-        return _RANKS.get(self.status, 1) == 0
-
     def expect(self, kind: Literal["run", "stream", "status"]) -> None:
         """The next response is that of `/run`, `/stream` or `/status`."""
-        self._kind, self._document, self._size = kind, [], 0
-        self.done, self.failure, self.progressed = False, None, False
+        self.expect_state()
+        self._kind, self.has_news = kind, False
 
-    def feed(self, data: bytes) -> Iterator[Delta | UpstreamState]:
-        """Keep the bytes of one read until the end of the response."""
-        self._size += len(data)
-        if self._size > MAX_DOCUMENT_BYTES:
-            self._fail(UpstreamError(TOO_LARGE))
-        else:
-            self._document.append(data)
-        return iter(())
+    def _finish_without_state(self) -> Iterator[Delta]:
+        return self._finish(self._output)
 
-    def end(self) -> Iterator[Delta | UpstreamState | None]:
-        """Parse the response."""
-        if self._document:
-            content, self._document = b"".join(self._document), []
-            yield from self._read(content)
-        if self.done:
-            return
-        if self.giving_up is not None:
-            self._fail(self.giving_up)
-        elif self.finished:
-            yield from self._finish(self._output)
-
-    def _read(self, content: bytes) -> Iterator[Delta | UpstreamState | None]:
-        try:
-            state = load_json(content)
-        except EventTooLarge:
-            return self._fail(UpstreamError(TOO_LARGE))
-        except orjson.JSONDecodeError:
-            state = repaired_json(content)
+    def _read_state(self, content: bytes) -> Iterator[Delta | UpstreamState | None]:
+        state = self._decoded(content, keep_surrogates=True)
         if self._kind == "stream" and isinstance(state, list):
             state = {"status": self.status, "stream": state}
         if not isinstance(state, dict) or not isinstance(state.get("status"), str):
-            # A proxy's page: worth another try if there is a job.
-            return self._fail(ErrorBody("", status=502) if self.id else UpstreamError(NOT_A_JOB))
-        if not self.id:
-            job = state.get("id")
-            if not isinstance(job, str) or not JOB_ID.fullmatch(job):
+            return self._fail_with_page(NOT_A_JOB)
+        if not self.run_id:
+            if not is_run_id(state.get("id")):
                 return self._fail(UpstreamError(NOT_A_JOB))
-            self.id = job
-            yield UpstreamState(job)
-        self._note_status(state["status"].upper())
+            self.run_id = state["id"]
+            yield UpstreamState(self.run_id)
+        self.note_status(state["status"].upper())
         if self._kind == "stream":
             yield from self._read_stream(state.get("stream"))
         elif self._kind == "status" and self.status in _FINAL:
-            self._on_times(self.id, _seconds(state.get("delayTime")), _seconds(state.get("executionTime")))
+            self._on_times(self.run_id, _seconds(state.get("delayTime")), _seconds(state.get("executionTime")))
             yield from self._read_final(state)
 
-    def _note_status(self, status: str) -> None:
-        rank = _RANKS.get(status, 1)
-        if rank == 0 and self.begun:
+    def note_status(self, status: str) -> None:
+        super().note_status(status)
+        if self.waiting and self.begun:
             self.lossy = True  # another worker of the endpoint begins it again
-        self.status = status
-        if rank > self._rank:
-            self._rank, self.progress_at = rank, monotonic()
 
     def _read_stream(self, chunks: Any) -> Iterator[Delta]:
         outputs = chunks if isinstance(chunks, list) else []
         self.drained = self.status in _FINAL and not outputs
         if outputs or self.drained:
-            self.progress_at, self.progressed = monotonic(), True
+            self.progressed()
+            self.has_news = True
         for chunk in outputs:
             if self.lossy or self.failure is not None:
                 return
@@ -218,7 +169,7 @@ class JobReader:
             yield from self._emit(delta)
         if len(self._ended) < parser.choices:
             return self._fail(parser.failure or UpstreamError(TOO_EARLY))
-        self.usage = parser.usage
+        self._usage = parser.usage
         self.done = True
 
     def _emit(self, delta: Delta) -> Iterator[Delta]:
@@ -231,9 +182,6 @@ class JobReader:
         self._emitted.add(delta)
         self.begun = True
         yield delta
-
-    def _fail(self, failure: EngineError | ErrorBody) -> None:
-        self.failure, self.done = failure, True
 
 
 def _pieces(output: Any) -> Iterator[Any]:

@@ -46,6 +46,25 @@ def without_surrogates(value: Any) -> Any:
     return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
 
+class CutTexts:
+    """Joins the pieces of one text."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def add(self, piece: str) -> str:
+        """The text up to the last whole character."""
+        text, self._half = self._half + piece, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    def end(self) -> str:
+        """What is left of the text."""
+        half, self._half = self._half, ""
+        return "\ufffd" if half else ""
+
+
 class _Text:
     """A text that is not empty in a decoded event: where it stands, and its `holder` there."""
 

@@ -264,6 +264,7 @@ class UpstreamEngine(ABC):
                                     self.gate.succeeded()  # it works: it has read the request
                                 raise error
                             self._refused.remember(replacements)
+                            exchange.accepted(parameters)
                             if runs_on and not answered:
                                 answered = True
                                 self.gate.succeeded()
@@ -281,7 +282,8 @@ class UpstreamEngine(ABC):
                                 for start in range(0, len(data), PIECE_BYTES):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
                                         finished_at = 0.0
-                                        failures = 0
+                                        if isinstance(delta, Delta):
+                                            failures = 0
                                         if not answered:
                                             answered = True
                                             self.gate.succeeded()

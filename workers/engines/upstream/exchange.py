@@ -107,6 +107,9 @@ class Exchange(ABC):
         """
         return None
 
+    def accepted(self, parameters: Mapping[str, Any]) -> None:  # noqa: B027  # most exchanges need not know
+        """The upstream has accepted the last request, which had these parameters."""
+
     def resume(self) -> Call | None:
         """The request that continues the answer after its connection broke; None if the upstream offers none."""
         return None

@@ -283,11 +283,14 @@ def load_json(payload: bytes) -> Any:
     return orjson.loads(payload)
 
 
-def repaired_json(payload: bytes) -> Any:
-    """Decode JSON with NaN, infinities, control characters, parts of characters or lone surrogates.
+def repaired_json(payload: bytes, *, keep_surrogates: bool = False) -> Any:
+    """Decode JSON with NaN, infinities, control characters, parts of characters or lone surrogates, which become U+FFFD
+    unless the caller keeps them to join them.
 
     None if it is something else, or so large that decoding it would take long.
     """
+    if keep_surrogates:
+        return _loosely_decoded(payload, "replace")
     try:
         return without_surrogates(_loosely_decoded(payload, "replace"))
     except (ValueError, RecursionError):

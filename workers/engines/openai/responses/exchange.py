@@ -8,75 +8,82 @@ the upstream refuses that, the response is retrieved once it has ended, and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from workers.engines.openai.responses.request import ENCRYPTED_REASONING
 from workers.engines.openai.responses.stream import ResponseParser
-from workers.engines.upstream.errors import RunLost
-from workers.engines.upstream.exchange import Call, Exchange
+from workers.engines.upstream.errors import KEY_REFUSED, TRANSIENT, RunLost
+from workers.engines.upstream.exchange import Call
+from workers.engines.upstream.polling import PollPace, RunExchange
 
 PATH = "responses"
-# Between two requests for a response that has not ended.
-POLL_S = 1.0
+# Between two requests for a response that has not ended: first and at most.
+POLL_S, MAX_POLL_S = 1.0, 10.0
 
 
 class _Step(Enum):
     CREATE = auto()
     STREAM = auto()
     RETRIEVE = auto()
+    CANCEL = auto()
 
 
-class ResponseExchange(Exchange):
+class ResponseExchange(RunExchange):
     """One response."""
 
     parser: ResponseParser
 
-    def __init__(self, body: Mapping[str, Any], parser: ResponseParser, query: str) -> None:
-        """`body` creates the response. `query`: that of each request, with a question mark if it is not empty."""
+    def __init__(self, body: Mapping[str, Any], parser: ResponseParser, query: str, read_timeout_s: float) -> None:
+        """`body` creates the response. `query`: that of each request, with a question mark if it is not empty.
+
+        `read_timeout_s`: without progress of a response that is retrieved.
+        """
+        pace = PollPace(POLL_S, MAX_POLL_S)
+        super().__init__(parser, pace, start_timeout_s=read_timeout_s, read_timeout_s=read_timeout_s)
         self._body = body
         self._query = query
-        self._includes = body.get("include", ())
+        # What is requested beside the output, and whether the upstream is known to accept that.
+        self._includes: Sequence[str] = body.get("include", ())
+        self._includes_are_accepted = False
         self._step = _Step.CREATE
         # The last event before the current stream, which must make progress.
         self._streamed_from: int | None = -1
-        self.parser = parser
-
-    def first(self) -> Call:
-        return self._create() if self.parser.response_id is None else self._continue()
-
-    def next(self) -> Call | None:
-        if self.parser.response_id is None:
-            return None
-        if self._step is _Step.RETRIEVE or self.parser.running or self.parser.seq == self._streamed_from:
-            return self._retrieve(POLL_S)
-        return self._continue()
-
-    def instead(self, status: int) -> Call | None:
-        if not 400 <= status < 500 or status in (401, 403, 408, 429):
-            return None
-        if self._step is _Step.STREAM:
-            return self._retrieve()
-        if self._step is _Step.RETRIEVE:
-            raise RunLost
-        return None
 
     @property
-    def repeats(self) -> bool:
+    def is_state(self) -> bool:
         return self._step is _Step.RETRIEVE
 
+    @property
+    def over(self) -> bool:
+        return self._step in (_Step.CREATE, _Step.STREAM) and self.is_late
+
+    def accepted(self, parameters: Mapping[str, Any]) -> None:
+        if self._step is _Step.CREATE:
+            self._includes = parameters.get("include", ())
+        self._includes_are_accepted = True
+        if not self.is_state:
+            self.parser.progressed()
+
     def resume(self) -> Call | None:
-        if self.parser.failure is not None:  # the response itself has failed
+        if self.parser.failure is not None and self.parser.giving_up is None:  # the response itself has failed
             return None if self.parser.begun else self._create()
-        return None if self.parser.response_id is None else self._continue()
+        return super().resume()
 
     def _create(self) -> Call:
         self.parser.forget()
         self._step = _Step.CREATE
         return Call(PATH + self._query, self._body)
 
-    def _continue(self) -> Call:
+    def _follow(self) -> Call:
+        parser = self.parser
+        if self.is_state or self.is_late or parser.running or parser.seq == self._streamed_from:
+            return self._retrieve()
+        return self._follow_again()
+
+    def _follow_again(self) -> Call:
         if not self.parser.resumable:
             return self._retrieve()
         self.parser.reconnect()
@@ -84,14 +91,33 @@ class ResponseExchange(Exchange):
         after = {} if self.parser.seq is None else {"starting_after": str(self.parser.seq)}
         return Call(self._path({"stream": "true", **after}))
 
-    def _retrieve(self, delay_s: float = 0.0) -> Call:
+    def _follow_otherwise(self, status: int) -> Call | None:
+        if not 400 <= status < 500 or status in (*KEY_REFUSED, *TRANSIENT):
+            return None
+        if self._step is _Step.CREATE:
+            return None
+        if ENCRYPTED_REASONING in self._includes and not self._includes_are_accepted:  # models that do not reason
+            self._includes = [name for name in self._includes if name != ENCRYPTED_REASONING]
+            return self._follow_again() if self._step is _Step.STREAM else self._retrieve()
+        if self._step is _Step.STREAM:
+            return self._retrieve()
+        raise RunLost
+
+    def _retrieve(self) -> Call:
+        if not self.is_state:
+            self._pace.progressed()
         self.parser.reconnect()
         self._step = _Step.RETRIEVE
-        return Call(self._path({}), delay_s=delay_s)
+        return Call(self._path({}), delay_s=self._pace.delay_s())
+
+    def _cancel(self) -> Call:
+        self.parser.reconnect()
+        self._step = _Step.CANCEL
+        return cancel_call(self.parser.run_id, self._query)
 
     def _path(self, query: Mapping[str, str]) -> str:
         pairs = urlencode([*query.items(), *(("include[]", name) for name in self._includes)])
-        path = _path(self.parser.response_id or "") + self._query
+        path = _path(self.parser.run_id) + self._query
         return f"{path}{'&' if self._query else '?'}{pairs}" if pairs else path
 
 

@@ -26,7 +26,8 @@ from workers.engines.upstream.call_arguments import (
     plain_arguments,
 )
 from workers.engines.upstream.error_body import error_of
-from workers.engines.upstream.errors import ErrorBody, RunLost
+from workers.engines.upstream.errors import RunLost
+from workers.engines.upstream.polling import RunParser
 from workers.engines.upstream.sse import DONE, EventReader
 from workers.engines.upstream.stream_errors import STREAM_ERRORS, stream_failure
 from workers.engines.upstream.usage import UsageReader
@@ -38,16 +39,20 @@ CHANGED = "The upstream changed output that it had sent before."
 CANCELLED = "The upstream cancelled the response."
 PARAGRAPH = "\n\n"
 _TEXT_PARTS = {"output_text": "text", "text": "text", "refusal": "refusal"}
-_RUNNING = ("queued", "in_progress")
+# Order of the states of a response that runs.
+_RANKS = {"queued": 0, "in_progress": 1}
 _ENDED = ("completed", "incomplete", "failed", "cancelled")
 _LAST = ("error", *(f"response.{status}" for status in _ENDED))
 
 
-class ResponseParser:
-    """The parser of one answer; an implementation of `workers.engines.upstream.exchange.ReplyParser`."""
+class ResponseParser(RunParser):
+    """The parser of one answer."""
+
+    ranks = _RANKS
 
     def __init__(self, prior: Prior, *, logprobs: bool, reasoning: bool, provider: str | None) -> None:
         """`logprobs` and `reasoning`: whether they are wanted. `provider`: the origin of the opaque parts."""
+        super().__init__(prior)
         self._logprobs = logprobs
         self._reasoning = reasoning
         self._provider = provider
@@ -73,13 +78,11 @@ class ResponseParser:
         # Calls that are not complete, by the index of their output item.
         self._open = {item: call for item, call in cursor.calls.items() if call < len(self._calls)}
         self._reason: str | None = None
-        self.response_id = prior.upstream.id if prior.upstream is not None else None
-        # Whether a retrieved response was still running.
+        # Whether a retrieved response was still running, and its output.
         self.running = False
+        self._retrieved: Any = None
         # Whether there is output, of this or an earlier attempt.
         self.begun = bool(prior.deltas)
-        self.done = False
-        self.failure: UpstreamError | ErrorBody | None = None
 
     @property
     def finished(self) -> bool:
@@ -104,7 +107,8 @@ class ResponseParser:
     def forget(self) -> None:
         """Prepare for a new response, because the last one failed or is unknown, and had no output."""
         self.reconnect()
-        self.response_id = self.seq = self.failure = None
+        self.run_id, self.seq, self.failure, self._rank = "", None, None, -1
+        self.progressed()
         self.done, self._has_numbers = False, True
 
     def feed(self, data: bytes) -> Iterator[Delta | UpstreamState]:
@@ -122,7 +126,7 @@ class ResponseParser:
                 if self.done:
                     break
         except STREAM_ERRORS as error:
-            self.failure, self.done = stream_failure(error, NOT_A_STREAM), True
+            self._fail(stream_failure(error, NOT_A_STREAM))
         yield from self._flush()
 
     def _value(self, value: dict[str, Any]) -> Iterator[Delta | UpstreamState]:
@@ -136,14 +140,15 @@ class ResponseParser:
         seq = value.get("sequence_number")
         if isinstance(seq, int) and self._is_repeated(seq, value):
             return
+        self.progressed()
         if self._part.opaque or len(self._part.logprobs) >= MAX_LOGPROBS:
             yield from self._flush()
         if kind == "error":
-            self._fail(value)
+            self._fail(error_of(value))
         elif isinstance(kind, str):
             yield from self._event(kind.removeprefix("response."), value)
         elif error := value.get("error"):
-            self._fail(error)
+            self._fail(error_of(error))
         if not self._has_numbers:
             self.seq = None
         elif isinstance(seq, int):
@@ -191,9 +196,11 @@ class ResponseParser:
 
     def _known(self, response: Mapping[str, Any]) -> Iterator[UpstreamState]:
         """The state of a response, when its id is first seen."""
-        if self.response_id is None and isinstance(response_id := response.get("id"), str):
-            self.response_id = response_id
+        if not self.run_id and isinstance(response_id := response.get("id"), str):
+            self.run_id = response_id
             yield UpstreamState(response_id)
+        if isinstance(status := response.get("status"), str):
+            self.note_status(status)
 
     def _reason_with(self, text: str, tokens: int = 1) -> Iterator[Delta]:
         """Add reasoning, which precedes the text and the calls of its delta."""
@@ -252,15 +259,18 @@ class ResponseParser:
     def _response(self, response: Mapping[str, Any]) -> Iterator[Delta]:
         """Take a response with all its output."""
         status = response.get("status")
-        self.running = status in _RUNNING
+        self.running = status in _RANKS
         if self.running:
+            if (output := response.get("output")) != self._retrieved:
+                self._retrieved = output
+                self.progressed()
             return
         self._usage.add(response.get("usage"))
         if status == "failed":
-            self._fail(response.get("error") or "")
+            self._fail(error_of(response.get("error") or ""))
             return
         if status == "cancelled":
-            self.failure, self.done = UpstreamError(CANCELLED), True
+            self._fail(self.giving_up or UpstreamError(CANCELLED))
             return
         output = [item for item in response.get("output") or () if isinstance(item, Mapping)]
         yield from self._rest(output, is_cut=status == "incomplete")
@@ -303,9 +313,6 @@ class ResponseParser:
         if not is_cut:
             for call in self._open.values():
                 self._fill_in(call)
-
-    def _fail(self, error: Any) -> None:
-        self.failure, self.done = error_of(error), True
 
     def _flush(self) -> Iterator[Delta]:
         """The output since the last delta."""

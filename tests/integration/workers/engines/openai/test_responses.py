@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -58,6 +59,7 @@ async def vendor(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ResponsesVend
     monkeypatch.setenv(KEY_ENV, KEY)
     monkeypatch.setattr("workers.engines.upstream.backoff.BACKOFF_S", (0.0, 0.0))
     monkeypatch.setattr("workers.engines.openai.responses.exchange.POLL_S", 0.01)
+    monkeypatch.setattr("workers.engines.openai.responses.exchange.MAX_POLL_S", 0.01)
     async with ResponsesVendor().serve() as vendor:
         yield vendor
 
@@ -179,6 +181,39 @@ async def test_a_running_response_is_polled(vendor: ResponsesVendor, engine: Ope
     vendor.gate.release()
     assert (await running).choice.text == "ab"
     assert vendor.generated == 1
+
+
+@pytest.mark.parametrize("pieces", [0, 1])
+async def test_a_response_without_progress_is_cancelled(
+    vendor: ResponsesVendor, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    """It is polled, less and less often, for no longer than `read_timeout_s`."""
+    monkeypatch.setattr("workers.engines.openai.responses.exchange.MAX_POLL_S", 10)
+    vendor.gate = asyncio.Semaphore(pieces)
+    vendor.streams_again = False
+    engine = make_engine(vendor.spec(read_timeout_s=0.15, max_retries=1), worker_metrics("up"))
+    assert isinstance(engine, OpenAIEngine)
+    await engine.start()
+    answer = Answer()
+    with pytest.raises(UpstreamError, match="did not answer in time"):
+        await run(engine, answer=answer)
+    assert choices_of(answer.deltas)[0].text == "Hi " if pieces else not answer.deltas
+    assert vendor.seen[-1].path == "/v1/responses/resp_1/cancel"
+    assert vendor.cancelled.is_set()
+    assert (vendor.generated, len(vendor.seen) < 14) == (1, True)
+    vendor.gate = asyncio.Semaphore(100)
+    vendor.failing_cancels = True
+    vendor.scripts = [Script(hang_after=0)]
+    with pytest.raises(UpstreamError, match="did not answer in time"):
+        await run(engine)
+    await engine.stop()
+
+
+async def test_a_response_that_fails_again_and_again(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    vendor.default = Script(fail_after=0)
+    with pytest.raises(UpstreamError):
+        await run(engine)
+    assert vendor.generated < 12
 
 
 async def test_an_expired_response(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
@@ -327,6 +362,32 @@ async def test_a_model_that_does_not_reason(vendor: ResponsesVendor, engine: Ope
     assert ["include" in seen.body for seen in vendor.seen] == [True, False, False]
 
 
+@pytest.mark.parametrize("logprobs", [None, 2])
+async def test_what_a_model_refuses_is_not_requested_again(
+    vendor: ResponsesVendor, engine: OpenAIEngine, logprobs: int | None
+) -> None:
+    """Neither by resumed streams nor by polls, of the worker that created the response or of the next one."""
+    vendor.refuses_reasoning = True
+    request = ASK.model_copy(update={"logprobs": logprobs})
+    expected = "message.output_text.logprobs" if logprobs else None
+    for vendor.streams_again in (True, False):
+        vendor.scripts = [Script(text=("a", "b"), cut_after=1)]
+        vendor.seen.clear()
+        whole = await run(engine, request=request)
+        assert whole.choice.text == "ab"
+        gets = [seen for seen in vendor.seen if seen.method == "GET"]
+        assert {seen.query.get("include[]") for seen in gets} == {expected}
+        other = make_engine(vendor.spec(), worker_metrics("up"))
+        assert isinstance(other, OpenAIEngine)
+        await other.start()
+        vendor.seen.clear()
+        rest = await run(other, prior_of(whole.state, whole.deltas[:1]), request)
+        assert choices_of([*whole.deltas[:1], *rest.deltas])[0].text == "ab"
+        included = [seen.query.get("include[]") for seen in vendor.seen]
+        assert included[1:] == [expected] * (1 if vendor.streams_again else 2)
+        await other.stop()
+
+
 @pytest.mark.parametrize(
     ("request_", "param"),
     [
@@ -466,7 +527,7 @@ def test_a_whole_response_in_place_of_a_stream() -> None:
     body = {"id": "resp", "object": "response", "status": "completed", "output": [thought, MESSAGE]}
     parser, deltas = parse(orjson.dumps(body))
     choice = choices_of(deltas)[0]
-    assert (choice.reasoning, choice.text, parser.response_id) == ("hm", "abc", "resp")
+    assert (choice.reasoning, choice.text, parser.run_id) == ("hm", "abc", "resp")
 
 
 def test_another_answer_than_the_one_that_was_emitted() -> None:
@@ -541,3 +602,16 @@ def test_cursors(encoded: int | str) -> None:
 @pytest.mark.parametrize("encoded", [None, "", "x", "5:", "5:2", "a:1=2"])
 def test_cursors_that_cannot_be_read(encoded: str | None) -> None:
     assert Cursor.of(encoded).seq is None
+
+
+def test_what_counts_as_progress() -> None:
+    parser = ResponseParser(NO_PRIOR, logprobs=False, reasoning=True, provider=None)
+    times = []
+    for status, output in (("queued", []), ("queued", []), ("in_progress", []), ("in_progress", []), ("queued", [1])):
+        parser.reconnect()
+        body = {"id": "resp", "object": "response", "status": status, "output": output}
+        assert all(isinstance(item, UpstreamState) for item in [*parser.feed(orjson.dumps(body)), *parser.end()])
+        times.append(parser.progress_at)
+    assert [late > early for early, late in pairwise(times)] == [False, True, False, True]
+    assert list(parser.feed(b'data: {"type": "response.in_progress", "sequence_number": 1}\n\n')) == []
+    assert parser.progress_at > times[-1]
