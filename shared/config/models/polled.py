@@ -1,4 +1,4 @@
-"""What the specs of serverless engines have in common: their upstream runs a job and is asked for its state."""
+"""The common part of the specs of serverless engines, whose upstream runs a job and is polled for its state."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Parses OpenAI's event stream into deltas, in the dialects of the servers that offer it.
 
 Under load one read returns many events; those of one choice become one delta. Text, tool calls and finish reasons are
-needed, and are read strictly where they cannot be told apart otherwise. Whatever else is odd never costs an answer.
+read strictly where they are ambiguous. Other malformed parts never fail an answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workers.engines.base import UpstreamError
 from workers.engines.openai.logprobs import entries
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.tool_calls import ToolCalls
-from workers.engines.upstream.error_body import error_of, is_blank, is_error
+from workers.engines.upstream.error_body import error_of, is_blank, is_error, is_error_document
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.finish_reasons import (
     INTERRUPTED,
@@ -143,7 +143,7 @@ class StreamParser:
         if usage := chunk.get("usage"):
             self._usage.add(usage)
         if not choices:
-            if is_error(chunk):
+            if is_error(chunk) or (self._events.bare and is_error_document(chunk)):
                 raise ReportedError(error_of(chunk))
             return
         for position, choice in enumerate((choices,) if isinstance(choices, dict) else choices):
@@ -196,7 +196,7 @@ class StreamParser:
                     self._end_choice(index, finish_reason_of(kind), choice.get("stop_reason"))
 
     def _end_choice(self, index: int, reason: str, stop_reason: Any) -> None:
-        """Note a finish reason. If there are several, "stop" says the least, and a later one of the others counts."""
+        """Note a finish reason. If there are several, the last one other than "stop" is used."""
         known, known_stop = self._reasons.get(index, (reason, None))
         if not isinstance(stop_reason, (int, str)) or isinstance(stop_reason, bool):
             stop_reason = known_stop

@@ -35,6 +35,7 @@ from workers.engines.base import (
     EngineStats,
     Prior,
     PromptInfo,
+    ReportedContext,
     UpstreamBusy,
     UpstreamError,
 )
@@ -42,18 +43,22 @@ from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.answer_limit import AnswerLimit
 from workers.engines.upstream.backoff import backoff_s
+from workers.engines.upstream.context_length import ContextLength
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.error_body import parse_error, request_id_of
 from workers.engines.upstream.errors import (
+    FORBIDDEN,
     KEY_REFUSED,
+    LIMITED,
     NO_CREDIT,
-    TRANSIENT,
+    TIMED_OUT,
+    TOO_EARLY,
     ErrorBody,
     KeyUnusable,
+    NotHere,
     RunLost,
     TransientError,
     connection_error,
-    exhausted_error,
     reported_error,
     status_error,
 )
@@ -82,7 +87,7 @@ RESUME_DELAY_MAX_S = 60.0
 # Of a request that the upstream runs on, such as one that waits for a cold start: the upstream has accepted it.
 SAYS_NOTHING = (BusyReason.TIMEOUT, BusyReason.BROKEN)
 # Any other status of the client's errors means that the request has ended, or that the upstream does not know it.
-MAY_CANCEL_LATER = (*KEY_REFUSED, NO_CREDIT, *TRANSIENT)
+MAY_CANCEL_LATER = (KEY_REFUSED, FORBIDDEN, NO_CREDIT, TIMED_OUT, TOO_EARLY, LIMITED)
 # The member of an `UpstreamState`'s data with the API of the run.
 _API = "api"
 
@@ -106,6 +111,7 @@ class UpstreamEngine(ABC):
         self._requests = 0
         self._reads = ReadCoalescer()
         self._refused = RefusedParameters(model.name)
+        self._context: ContextLength | None = None
         self.gate = UpstreamGate(model, metrics)
 
     # The server's API
@@ -143,6 +149,14 @@ class UpstreamEngine(ABC):
         """Whether the body of an error, not the HTTP status, says what kind of error it is."""
         return False
 
+    def length_url(self, base_url: str) -> str:
+        """Where the server reports the model's context length; only for models with a `context_source`."""
+        raise NotImplementedError
+
+    def length_in(self, content: bytes) -> int | None:
+        """The context length in that body; None if it has none. May raise errors of all kinds."""
+        raise NotImplementedError
+
     # The engine
 
     @property
@@ -164,10 +178,15 @@ class UpstreamEngine(ABC):
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
         self._endpoints = Endpoints(self._model, self.auth_headers)
         self._session = open_session(self._options, headers)
-        self._health_checks = start_health_checks(self._endpoints, self._session, self._options)
+        self._tasks = start_health_checks(self._endpoints, self._session, self._options)
+        if self._model.context_source is not None:
+            self._context = ContextLength(
+                self._model.name, self._endpoints, self._session, self.length_url, self.length_in
+            )
+            self._tasks.append(asyncio.create_task(self._context.run(), name="context-length"))
 
     async def stop(self) -> None:
-        await cancel_and_wait(*self._health_checks)
+        await cancel_and_wait(*self._tasks)
         await self._session.close()
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
@@ -212,7 +231,10 @@ class UpstreamEngine(ABC):
         return self._endpoints.mark(replace(item, data={**item.data, _API: self.run_api}), endpoint)
 
     def stats(self) -> EngineStats:
-        return EngineStats(self._requests, endpoints=self._endpoints.states)
+        context = None
+        if self._context is not None and (source := self._model.context_source) and (tokens := self._context.tokens):
+            context = ReportedContext(source, tokens)
+        return EngineStats(self._requests, endpoints=self._endpoints.states, context=context)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
@@ -225,7 +247,11 @@ class UpstreamEngine(ABC):
         tried: set[Endpoint] = set()
         failures = redirects = 0
         answered = False
-        limit = AnswerLimit(request, self._model.max_model_len)
+        length = self._model.max_model_len
+        if self._context is not None:
+            self._context.use()
+            length = self._context.tokens
+        limit = AnswerLimit(request, length)
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
         try:
@@ -342,8 +368,8 @@ class UpstreamEngine(ABC):
                     break
                 logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
                 of_key = isinstance(failure, KeyUnusable)
-                is_refused = isinstance(failure, KeyUnusable) and failure.is_final
-                self._endpoints.failed(endpoint, failure.details, of_key=of_key)
+                if not isinstance(failure, NotHere):
+                    self._endpoints.failed(endpoint, failure.details, of_key=of_key)
                 call = exchange.resume()
                 if call is None and not reply.begun and prior.upstream is None:
                     tried.add(endpoint)
@@ -356,6 +382,8 @@ class UpstreamEngine(ABC):
                 limited = failure.reason is BusyReason.RATE_LIMIT
                 if limited and not of_key:
                     self.gate.limited(failure.retry_after_s)
+                elif isinstance(failure, NotHere) and not failure.by_upstream:
+                    self.gate.succeeded()
                 elif of_key or not (reply.begun or (runs_on and failure.reason in SAYS_NOTHING)):
                     reason = failure.reason
                     what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
@@ -367,8 +395,8 @@ class UpstreamEngine(ABC):
                     retries = max(retries, MAX_RESUMES)
                     if delay_s is None:  # the answer is generated meanwhile, and would be lost
                         delay_s = min(failure.retry_after_s or 0.0, RESUME_DELAY_MAX_S)
-                if is_refused or (reply.begun and call is None):
-                    raise UpstreamError(str(failure))
+                if failure.is_final or (reply.begun and call is None):
+                    raise failure.final
                 if failures >= retries or delay_s is None or (call is None and self.gate.closed):
                     raise UpstreamBusy(
                         str(failure),
@@ -461,14 +489,10 @@ class UpstreamEngine(ABC):
         self, request_id: str, response: aiohttp.ClientResponse, content: bytes, request: GenerateRequest, sent: bytes
     ) -> Exception:
         status = response.status
-        if status in KEY_REFUSED:
-            return _key_refused(status)
         error = self.error_body(content)
         error = replace(error, request_id=error.request_id or request_id_of(response.headers))
         body = self._for_client(request_id, f"HTTP {status}", error, sent)
-        if status == NO_CREDIT or body.exhausted:
-            return exhausted_error(status, response.headers, body)
-        if self.is_classified(content):
+        if self.is_classified(content) and status not in (KEY_REFUSED, NO_CREDIT, FORBIDDEN):
             return reported_error(body, _default_param(request))
         return status_error(status, response.headers, body, default_param=_default_param(request))
 
@@ -478,8 +502,6 @@ class UpstreamEngine(ABC):
         """The error for a failure that the upstream reported after it had begun its response."""
         if isinstance(failure, EngineError):
             return failure
-        if failure.status in KEY_REFUSED:
-            return _key_refused(failure.status)
         error = "an error in the answer"
         return reported_error(self._for_client(request_id, error, failure, sent), _default_param(request))
 
@@ -503,10 +525,6 @@ class UpstreamEngine(ABC):
             text = without_secrets(error.message, *self._endpoints.keys)
             logger.warning("call=%s upstream: %s: %s", request_id, what, text)
         return replace(error, message=redacted.text)
-
-
-def _key_refused(status: int | None) -> KeyUnusable:
-    return KeyUnusable(f"The upstream refused the key (HTTP {status}).", f"the key was refused (HTTP {status})")
 
 
 async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> bytes:

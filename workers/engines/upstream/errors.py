@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
 
 from shared.domain.errors import InvalidRequest
-from workers.engines.base import BusyReason, UpstreamError
+from workers.engines.base import BusyReason, EngineError, UpstreamError
+from workers.engines.upstream.error_phrases import is_about_content, is_about_key, is_loading, is_too_long
 from workers.engines.upstream.retry_after import retry_after_s
 
-INVALID_REQUEST = (400, 404, 413, 422)
-KEY_REFUSED = (401, 403)
+INVALID_REQUEST = (400, 413, 422)
+KEY_REFUSED = 401
 NO_CREDIT = 402
-# In addition to every status from 500 on.
-TIMED_OUT, LIMITED = 408, 429
-TRANSIENT = (TIMED_OUT, LIMITED)
+# Refuses the key, or what the request says, or neither: its body tells.
+FORBIDDEN = 403
+# An address without the model, or a file that the request names.
+NOT_FOUND = 404
+# In addition to every status from 500 on. Gemini cancels requests of itself (499).
+TIMED_OUT, CONFLICT, TOO_EARLY, LIMITED, CANCELLED = 408, 409, 425, 429, 499
+TRANSIENT = (TIMED_OUT, CONFLICT, TOO_EARLY, LIMITED, CANCELLED)
+# Statuses of servers that report every failure as one of their own. Their bodies may say that it is the request's.
+_UNSPECIFIC = (500, 502)
+_NAMES_INPUT = re.compile(r"\b(?:file|image|document|attachment|container)s?\b", re.IGNORECASE)
 
 
 class TransientError(Exception):
-    """A failure that may not recur. The message is for the client, `details`, which quote no content, for the log."""
+    """A failure that may not recur. The message is for the client, `details`, which quote no content, for the log.
+
+    `is_final`: the request fails if no other endpoint accepts it; otherwise it may be sent again later.
+    """
+
+    is_final = False
 
     def __init__(
         self,
@@ -35,14 +49,34 @@ class TransientError(Exception):
         self.reason = reason
         self.retry_after_s = retry_after_s
 
+    @property
+    def final(self) -> InvalidRequest | EngineError:
+        """The error of a request that is not sent again."""
+        return UpstreamError(str(self))
+
 
 class KeyUnusable(TransientError):
-    """The upstream refuses the key, or its account is exhausted: another key may be accepted.
+    """The upstream refuses the key, or its account is exhausted: another key may be accepted."""
 
-    `is_final`: the request fails if there is no other key; otherwise it may be sent again later.
+    is_final = True
+
+
+class NotHere(TransientError):
+    """An endpoint refuses a request that another one may accept. Neither the endpoint nor its key is to blame.
+
+    `by_upstream`: whether the upstream may be out of order.
     """
 
     is_final = True
+
+    def __init__(self, error: InvalidRequest | UpstreamError, details: str, *, by_upstream: bool) -> None:
+        super().__init__(error.message, details)
+        self._error = error
+        self.by_upstream = by_upstream
+
+    @property
+    def final(self) -> InvalidRequest | EngineError:
+        return self._error
 
 
 class RunLost(UpstreamError):
@@ -57,6 +91,8 @@ class ErrorBody:
     """An upstream's error: its message, the request field that it names, and the HTTP status that it stands for.
 
     `request_id` is the upstream's id of the request, for its support. `exhausted`: the key's account has no credit.
+    `key_refused`: the key is refused, whatever the status. `of_content`: what the request says is refused.
+    `retry_after_s`: the delay that the body names.
     """
 
     message: str
@@ -64,44 +100,85 @@ class ErrorBody:
     status: int | None = None
     request_id: str | None = None
     exhausted: bool = False
+    key_refused: bool = False
+    of_content: bool = False
+    retry_after_s: float | None = None
 
 
-def status_error(
-    status: int, headers: Mapping[str, str], body: ErrorBody, default_param: str
-) -> InvalidRequest | TransientError | UpstreamError:
+Failure = InvalidRequest | TransientError | UpstreamError
+
+
+def status_error(status: int, headers: Mapping[str, str], body: ErrorBody, default_param: str) -> Failure:
     """The error for a response other than 200."""
     message = body.message
-    if status in INVALID_REQUEST:
-        return InvalidRequest(
-            message or f"The upstream refused the request (HTTP {status}).", param=body.param or default_param
-        )
     text = f"The upstream answered HTTP {status}{f': {message}' if message else ''}."
+    refusal = InvalidRequest(
+        message or f"The upstream refused the request (HTTP {status}).", param=body.param or default_param
+    )
+    delay_s = retry_after_s(headers)
+    if delay_s is None:
+        delay_s = body.retry_after_s
+    if status == KEY_REFUSED or body.key_refused:
+        return _key_refused(status)
+    if status == NO_CREDIT or body.exhausted:
+        return _exhausted(text, status, delay_s)
+    if status == FORBIDDEN:
+        return _forbidden(text, refusal, body)
+    if status == NOT_FOUND:
+        return _not_found(text, refusal, body)
+    if status in INVALID_REQUEST:
+        return TransientError(text, "the model is being loaded", delay_s) if is_loading(message) else refusal
+    if status in _UNSPECIFIC and (body.status in INVALID_REQUEST or is_too_long(message)):
+        return refusal
     if status in TRANSIENT or status >= 500:
-        return TransientError(text, f"HTTP {status}", retry_after_s(headers), _reason(status))
+        return TransientError(text, f"HTTP {status}", delay_s, _reason(status))
     return UpstreamError(text)
 
 
-def exhausted_error(status: int, headers: Mapping[str, str], body: ErrorBody) -> KeyUnusable:
-    """The error for a key whose account has no credit left."""
-    text = f"The upstream answered HTTP {status}{f': {body.message}' if body.message else ''}."
-    details = f"the account of the key has no credit (HTTP {status})"
-    error = KeyUnusable(text, details, retry_after_s(headers), _reason(status))
+def reported_error(body: ErrorBody, default_param: str) -> Failure:
+    """The error for one that was reported within a response of status 200."""
+    text = f"The upstream failed: {body.message or 'no reason was given'}"
+    refusal = InvalidRequest(body.message or text, param=body.param or default_param)
+    status = body.status
+    if status == KEY_REFUSED or body.key_refused:
+        return _key_refused(KEY_REFUSED)
+    if status == NO_CREDIT or body.exhausted:
+        return _exhausted(text, status or NO_CREDIT, body.retry_after_s)
+    if status == FORBIDDEN:
+        return _forbidden(text, refusal, body)
+    if status == NOT_FOUND:
+        return _not_found(text, refusal, body)
+    if status in INVALID_REQUEST:
+        return refusal
+    if status in (None, *_UNSPECIFIC) and is_too_long(body.message):
+        return refusal
+    if status is not None and (status in TRANSIENT or status >= 500):
+        return TransientError(text, f"error {status} in the answer", body.retry_after_s, _reason(status))
+    return UpstreamError(text)
+
+
+def _key_refused(status: int) -> KeyUnusable:
+    return KeyUnusable(f"The upstream refused the key (HTTP {status}).", f"the key was refused (HTTP {status})")
+
+
+def _exhausted(text: str, status: int, delay_s: float | None) -> KeyUnusable:
+    error = KeyUnusable(text, f"the account of the key has no credit (HTTP {status})", delay_s, _reason(status))
     error.is_final = status != LIMITED
     return error
 
 
-def reported_error(body: ErrorBody, default_param: str) -> InvalidRequest | TransientError | UpstreamError:
-    """The error for one that was reported within a response of status 200."""
-    text = f"The upstream failed: {body.message or 'no reason was given'}"
-    match body.status:
-        case status if status in INVALID_REQUEST:
-            return InvalidRequest(body.message or text, param=body.param or default_param)
-        case None:
-            return UpstreamError(text)
-        case status if status in TRANSIENT or status >= 500:
-            return TransientError(text, f"error {status} in the answer", reason=_reason(status))
-        case _:
-            return UpstreamError(text)
+def _forbidden(text: str, refusal: InvalidRequest, body: ErrorBody) -> Failure:
+    """Any client could have the key set aside by what it says, so the key is blamed only if the body does so."""
+    if body.of_content or (is_about_content(body.message) and not is_about_key(body.message)):
+        return refusal
+    if is_about_key(body.message):
+        return _key_refused(FORBIDDEN)
+    return NotHere(UpstreamError(text), f"HTTP {FORBIDDEN}", by_upstream=True)
+
+
+def _not_found(text: str, refusal: InvalidRequest, body: ErrorBody) -> Failure:
+    of_request = body.param not in (None, "model") or _NAMES_INPUT.search(body.message)
+    return NotHere(refusal if of_request else UpstreamError(text), f"HTTP {NOT_FOUND}", by_upstream=False)
 
 
 def connection_error(error: aiohttp.ClientError | TimeoutError) -> TransientError:

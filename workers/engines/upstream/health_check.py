@@ -9,7 +9,7 @@ import aiohttp
 
 from shared.config.models.upstream import UpstreamOptions
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
-from workers.engines.upstream.errors import KEY_REFUSED
+from workers.engines.upstream.errors import FORBIDDEN, KEY_REFUSED
 
 logger = logging.getLogger(__name__)
 
@@ -56,4 +56,6 @@ async def _check(endpoint: Endpoint, endpoints: Endpoints, session: aiohttp.Clie
         if not endpoint.key_failed:  # servers check no key there
             endpoints.succeeded(endpoint)
     else:
-        endpoints.failed(endpoint, f"the health check answered HTTP {status}", of_key=status in KEY_REFUSED)
+        endpoints.failed(
+            endpoint, f"the health check answered HTTP {status}", of_key=status in (KEY_REFUSED, FORBIDDEN)
+        )

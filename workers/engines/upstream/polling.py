@@ -1,7 +1,7 @@
-"""What engines have in common whose upstream runs a request as a job of its own, a run, and is asked for its state.
+"""The common part of engines whose upstream runs a request as a job of its own, a run, and is polled for its state.
 
-A run goes on without a connection, so it can be followed again, has to be cancelled by a request, and may stay without
-progress for ever.
+A run does not end with its connection. So its stream can be opened again, it has to be cancelled by a request, and its
+time without progress has to be limited.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ async def test_each_endpoint_gets_its_own_key(upstreams: list[FaultyUpstream]) -
         error_answer(429),
         Answer(0, End.DISCONNECT),
         error_answer(401),
-        error_answer(403),
+        error_answer(403, "Your API key may not use this model"),
         error_answer(402),
         Answer(status=429, body=NO_CREDIT),
     ],
