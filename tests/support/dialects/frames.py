@@ -128,6 +128,22 @@ FRAMES = (
         text="Hi \ufffdthe\ufffdre\ufffd",
     ),
     _bytes(
+        "two values on one line",
+        "bentoml/OpenLLM#864",
+        b"data: " + json.dumps(part("Hi ")).encode() + json.dumps(part("there")).encode() + b"\n\n" + DONE,
+    ),
+    _bytes(
+        "two events on one line",
+        "bentoml/OpenLLM#864",
+        frame(part("Hi ")).strip() + b" " + frame(part("there")) + frames(end())[0],
+    ),
+    _bytes(
+        "a line break that is not escaped",
+        "RFC 8259",
+        frame(b'{"choices":[{"index":0,"delta":{"content":"Hi\n there: a"}}]}') + frames(end())[0],
+        text="Hi\n there: a",
+    ),
+    _bytes(
         "NaN for a number",
         "Python's json",
         frame(b'{"choices":[{"index":0,"delta":{"content":"Hi there"},"score":NaN}]}') + frames(end())[0],

@@ -249,6 +249,13 @@ TOOL_CALLS = (
         calls=(ToolCall("a", "now", "{}"), ToolCall("b", "weather", ROME)),
     ),
     _tool_calls(
+        "null in place of a call",
+        "gateways",
+        delta(tool_calls=[None]),
+        calls(call("weather", PARIS, index=0, id="a")),
+        calls=ONE_CALL,
+    ),
+    _tool_calls(
         "Groq: arguments are the text null",
         "langchain-ai/langchain#33896",
         calls(call("now", "null", index=0, id="a")),

@@ -74,6 +74,8 @@ class StreamParser:
         self._events = EventReader()
         self._calls: dict[int, ToolCalls] = {}
         self._usage = UsageReader(thoughts_apart=thoughts_apart)
+        # The index that the only choice has, if it is not 0.
+        self._shown_index = 0
         self._tokens = 0
         # Whether output came as a `message`, in whole or in pieces, and not as deltas.
         self._messages = False
@@ -167,7 +169,7 @@ class StreamParser:
                     self._usage.add(usage)
                 continue
             if not 0 <= index < self._choices:
-                raise ValueError(index)
+                index = self._only_choice(index, has_output=bool(text or reasoning or calls), is_known=bool(parts))
             if (part := parts.get(index)) is None:
                 part = parts[index] = _Part()
             if reasoning:
@@ -194,6 +196,18 @@ class StreamParser:
                 if kind not in UNFINISHED:
                     self._resumed.discard(index)
                     self._end_choice(index, finish_reason_of(kind), choice.get("stop_reason"))
+
+    def _only_choice(self, index: int, *, has_output: bool, is_known: bool) -> int:
+        """The index of the only choice, which has another one in some chunks, such as the last.
+
+        Raises:
+            ValueError: it may be another choice.
+        """
+        if self._choices > 1 or index < 0 or (has_output and index != self._shown_index and (self.begun or is_known)):
+            raise ValueError(index)
+        if has_output:
+            self._shown_index = index
+        return 0
 
     def _end_choice(self, index: int, reason: str, stop_reason: Any) -> None:
         """Note a finish reason. If there are several, the last one other than "stop" is used."""

@@ -63,6 +63,8 @@ class ToolCalls:
             TypeError, AttributeError: they are not fragments of tool calls.
         """
         for fragment in [fragments] if isinstance(fragments, dict) else fragments:
+            if fragment is None:
+                continue
             function = fragment.get("function")
             if function is None:
                 function = fragment if "name" in fragment or "arguments" in fragment else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ DENSE_BYTES = 1 << 19
 MAX_VALUES = 300_000
 # Only smaller events that are not quite JSON are repaired, since that is slow.
 MAX_REPAIRED_BYTES = 64 << 10
+
+# What may be between two values on one line.
+_SEPARATOR = re.compile(r"\s*(?:data:)?\s*")
 
 DONE = object()
 BOM = b"\xef\xbb\xbf"
@@ -120,10 +124,12 @@ class EventReader:
     character is yielded with the next one, which may have the rest of the character.
     """
 
-    def __init__(self, *, keep_bytes: bool = False) -> None:
+    def __init__(self, *, keep_bytes: bool = False, named: bool = False) -> None:
         """`keep_bytes`: bytes that are not UTF-8 become surrogates (PEP 383) and not U+FFFD, so that a caller can join
-        a character that is cut between two events.
+        a character that is cut between two events. `named`: an object without a `type` gets that of its event.
         """
+        self._is_named = named
+        self._name = ""
         self._keeps_bytes = keep_bytes
         self._errors = "surrogateescape" if keep_bytes else "replace"
         self._lines = LineReader()
@@ -162,11 +168,13 @@ class EventReader:
                     else:
                         if self._cut is not None:
                             yield from self._end_cut()
-                        yield value
+                        yield self._typed(value) if self._name else value
             elif line:
                 yield from self._other(line)
-            elif self._held or self._kind:
-                yield from self._end_event()
+            else:
+                if self._held or self._kind:
+                    yield from self._end_event()
+                self._name = ""
 
     def end(self) -> Iterator[Any]:
         """Yield what is left at the end of the body, where the last line may lack its end."""
@@ -198,9 +206,19 @@ class EventReader:
             if (value := _loosely_decoded(payload, self._errors)) is not None:
                 self._held, self._size = [], 0
                 yield from (value,) if self._keeps_bytes else self._joined(value)
+            elif len(values := _several(payload, self._errors)) > 1:
+                self._held, self._size = [], 0
+                for value in values:
+                    yield from (value,) if self._keeps_bytes else self._joined(value)
+
+    def _typed(self, value: Any) -> Any:
+        if self._name and isinstance(value, dict) and "type" not in value and "object" not in value:
+            value["type"] = self._name
+        return value
 
     def _joined(self, value: Any) -> Iterator[Any]:
         """The last event, if it was cut, and this one, unless it is cut; the second may have lone surrogates."""
+        value = self._typed(value)
         yield from self._end_cut(value)
         self._cut = CutEvent.of(value)
         if self._cut is None:
@@ -217,6 +235,9 @@ class EventReader:
         self._check_size()
 
     def _other(self, line: bytes) -> Iterator[Any]:
+        if self._held and not self.bare and self._is_in_text():  # the server did not escape a line break
+            self._hold(line)
+            return
         line = line.strip()
         name, colon, value = line.partition(b":")
         if self._held and self.bare:
@@ -231,9 +252,15 @@ class EventReader:
                 self._hold(line)
         elif name == b"event":
             self._kind = value.strip() if value.strip() in _ERROR_KINDS else b""
+            self._name = _text(value) if self._is_named and not self._kind else ""
         elif name == b"error" and colon:
             yield from self._end_cut()
             yield {"error": self._value_or_text(value.strip())}
+
+    def _is_in_text(self) -> bool:
+        """Whether the event so far ends inside a text."""
+        held = b"\n".join(self._held) if self._size <= MAX_REPAIRED_BYTES else b""
+        return (held.count(b'"') - held.count(b'\\"')) % 2 == 1
 
     def _end_event(self, *, at_end: bool = False) -> Iterator[Any]:
         if self._held and self.bare and not at_end:
@@ -252,7 +279,7 @@ class EventReader:
             value = self._value(held)
             if value is None:
                 raise ValueError("not JSON")
-            yield value
+            yield self._typed(value)
 
     def _value(self, payload: bytes) -> Any:
         try:
@@ -305,6 +332,25 @@ def _loosely_decoded(payload: bytes, errors: str) -> Any:
         return json.loads(payload.decode("utf-8", errors).strip(), strict=False, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
+
+
+def _several(payload: bytes, errors: str) -> list[Any]:
+    """The JSON objects that a server has written on one line; empty if that is not what it is."""
+    if len(payload) > MAX_REPAIRED_BYTES:
+        return []
+    text, values, at = payload.decode("utf-8", errors), [], 0
+    decoder = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
+    try:
+        while at < len(text):
+            value, at = decoder.raw_decode(text, at)
+            if not isinstance(value, dict):
+                return []
+            values.append(value)
+            found = _SEPARATOR.match(text, at)
+            at = found.end() if found else at
+    except (ValueError, RecursionError):
+        return []
+    return values
 
 
 def _text(payload: bytes) -> str:

@@ -56,7 +56,7 @@ class ResponseParser(RunParser):
         self._logprobs = logprobs
         self._reasoning = reasoning
         self._provider = provider
-        self._events = EventReader()
+        self._events = EventReader(named=True)
         self._usage = UsageReader()
         self._part = _Part()
         # What has been emitted, by earlier attempts too.
@@ -77,6 +77,9 @@ class ResponseParser(RunParser):
         self._has_gap = bool(prior.deltas) and cursor.seq is None
         # Calls that are not complete, by the index of their output item.
         self._open = {item: call for item, call in cursor.calls.items() if call < len(self._calls)}
+        # What the deltas had of each item, by its index, unless they began before this attempt.
+        self._received: dict[int, list[str]] = {}
+        self._is_first = not prior.deltas
         self._reason: str | None = None
         # Whether a retrieved response was still running, and its output.
         self.running = False
@@ -99,7 +102,7 @@ class ResponseParser(RunParser):
 
     def reconnect(self) -> None:
         """Prepare for another response's body. What was read of an incomplete event is dropped."""
-        self._events = EventReader()
+        self._events = EventReader(named=True)
         self.running = False
         self._last, self._after = None, self.seq if self.begun else None
         self._has_gap = self._has_gap or (self.begun and self.seq is None)
@@ -172,12 +175,14 @@ class ResponseParser(RunParser):
     def _event(self, kind: str, value: dict[str, Any]) -> Iterator[Delta | UpstreamState]:
         match kind:
             case "output_text.delta" | "refusal.delta":
-                self._part.texts.append(_string(value["delta"]))
+                self._receive(value, text := _string(value["delta"]))
+                self._part.texts.append(text)
                 self._part.tokens += 1
                 if self._logprobs and (logprobs := value.get("logprobs")):
                     self._part.logprobs += entries({"content": logprobs})
             case "reasoning_summary_text.delta" | "reasoning_text.delta" if self._reasoning:
-                yield from self._reason_with(_string(value["delta"]))
+                self._receive(value, text := _string(value["delta"]))
+                yield from self._reason_with(text)
             case "reasoning_summary_part.added" if self._reasoning and (self._part.reasoning or any(self._reasoned)):
                 yield from self._reason_with(PARAGRAPH, tokens=0)
             case "function_call_arguments.delta":
@@ -187,12 +192,49 @@ class ResponseParser(RunParser):
                 self._complete_arguments(value["output_index"], value.get("arguments"))
             case "output_item.added":
                 self._begin_item(value["output_index"], value["item"])
+            case "output_text.done" | "refusal.done":
+                self._complete_text(value, str(value.get("text") or value.get("refusal") or ""), whole=False)
             case "output_item.done":
+                yield from self._complete_item(value, value["item"])
                 self._end_item(value["output_index"], value["item"])
             case _ if isinstance(response := value.get("response"), Mapping):
                 yield from self._known(response)
                 if kind in _ENDED:
                     yield from self._response(response)
+
+    def _receive(self, event: Mapping[str, Any], text: str) -> None:
+        """Note a delta of an item, unless its first deltas may have come before this attempt."""
+        index = event.get("output_index", 0)
+        if self._is_first or index in self._received:
+            self._received.setdefault(index, []).append(text)
+
+    def _complete_item(self, event: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Delta]:
+        """Emit what the deltas lacked of a message, or reasoning that had none."""
+        if text := _text_of(item):
+            self._complete_text(event, text)
+        elif self._reasoning and (reasoning := _reasoning_of(item)) and self._lacks(event):
+            self._receive(event, reasoning)
+            is_first = not (self._part.reasoning or any(self._reasoned))
+            yield from self._reason_with(reasoning if is_first else PARAGRAPH + reasoning)
+
+    def _complete_text(self, event: Mapping[str, Any], text: str, *, whole: bool = True) -> None:
+        """Emit what the deltas lacked of a text: of a `whole` item, or of a part of one that had no deltas."""
+        sent = "".join(self._received.get(event.get("output_index", 0), ()))
+        if (
+            not text.startswith(sent)
+            or len(text) == len(sent)
+            or (sent and not whole)
+            or not (sent or self._lacks(event))
+        ):
+            return
+        self._receive(event, text[len(sent) :])
+        self._part.texts.append(text[len(sent) :])
+        self._part.tokens += 1
+
+    def _lacks(self, event: Mapping[str, Any]) -> bool:
+        """Whether no delta of an item has come, neither here nor before this attempt."""
+        index = event.get("output_index", 0)
+        return not self._received.get(index) and (self._is_first or index in self._received)
 
     def _known(self, response: Mapping[str, Any]) -> Iterator[UpstreamState]:
         """The state of a response, when its id is first seen."""
@@ -210,6 +252,7 @@ class ResponseParser(RunParser):
         self._part.tokens += tokens
 
     def _begin_item(self, index: int, item: Mapping[str, Any]) -> None:
+        self._received.setdefault(index, [])
         if item.get("type") != "function_call" or index in self._open:
             return
         self._open[index] = len(self._calls)

@@ -354,6 +354,15 @@ async def test_parameters_of_the_provider_add_to_those_of_the_request(
     assert (body["text"]["verbosity"], body["text"]["format"]["type"]) == ("low", "json_schema")
 
 
+async def test_ids_of_calls_that_are_too_long(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    call = MessageToolCall(id=65 * "a", function=FunctionCall(name="f", arguments="{}"))
+    messages = [Message(role="assistant", tool_calls=[call]), Message(role="tool", tool_call_id=call.id, content="1")]
+    await run(engine, request=GenerateRequest(messages=messages))
+    first, second = (item["call_id"] for item in vendor.seen[-1].body["input"])
+    assert first == second
+    assert len(first) <= 64
+
+
 async def test_a_model_that_does_not_reason(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
     """It refuses the request for encrypted reasoning, which is then left out for good."""
     vendor.scripts = [Script(status=400, message="include: Encrypted content is not supported with this model.")]
@@ -457,6 +466,54 @@ def test_a_character_that_is_cut_between_two_events() -> None:
     ]
     _, deltas = parse(*(half + b"\n\n" for half in halves), ended(output=[]))
     assert "".join(delta.text for delta in deltas) == "a😀b"
+
+
+def item_done(item: dict[str, Any], seq: int = 8, index: int = 0) -> dict[str, Any]:
+    return {"type": "response.output_item.done", "sequence_number": seq, "output_index": index, "item": item}
+
+
+def text_done(whole: str, seq: int = 7) -> dict[str, Any]:
+    return {"type": "response.output_text.done", "sequence_number": seq, "output_index": 0, "text": whole}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [text_done("abc")],
+        [item_done(MESSAGE)],
+        [text_done("abc"), item_done(MESSAGE)],
+        [text(1, "a"), text(2, "bc"), text_done("abc"), item_done(MESSAGE)],
+        [text(1, "a"), item_done(MESSAGE)],
+        [text(1, "a"), text(2, "b"), None, text(3, "c"), text_done("abc"), item_done(MESSAGE)],
+    ],
+)
+@pytest.mark.parametrize("output", [[], [MESSAGE]])
+def test_texts_without_all_their_deltas(events: list[Any], output: list[Any]) -> None:
+    """Some gateways send no deltas, or no output with the last event."""
+    _, deltas = parse(*events, ended(output=output))
+    assert "".join(delta.text for delta in deltas) == "abc"
+
+
+def test_the_text_of_an_item_that_an_earlier_attempt_began_is_not_repeated() -> None:
+    prior = Prior((Delta(0, "ab"),), True, UpstreamState("resp"), 3)
+    _, deltas = parse(text(4, "c"), text_done("abc"), item_done(MESSAGE), ended(output=[]), prior=prior)
+    assert "".join(delta.text for delta in deltas) == "c"
+    begin = {"type": "response.output_item.added", "sequence_number": 9, "output_index": 1, "item": {"type": "message"}}
+    _, deltas = parse(item_done(MESSAGE), begin, item_done(MESSAGE, 10, 1), ended(output=[]), prior=prior)
+    assert "".join(delta.text for delta in deltas) == "abc"
+
+
+def test_reasoning_without_deltas() -> None:
+    thoughts = [{"type": "reasoning", "id": at, "summary": [{"type": "summary_text", "text": at}]} for at in ("a", "b")]
+    _, deltas = parse(item_done(thoughts[0]), item_done(thoughts[1], 9, 1), ended(output=[]))
+    assert choices_of(deltas)[0].reasoning == "a\n\nb"
+
+
+def test_events_whose_type_is_only_their_name() -> None:
+    delta = b'event: response.output_text.delta\ndata: {"delta":"a"}\n\n'
+    last = b'event: response.completed\ndata: {"response":{"id":"resp","status":"completed","output":[]}}\n\n'
+    parser, deltas = parse(delta, last)
+    assert ("".join(delta.text for delta in deltas), parser.finished) == ("a", True)
 
 
 def test_an_error_with_a_number_of_its_own_is_reported() -> None:

@@ -252,6 +252,76 @@ def test_thinking_and_encrypted_thinking_are_kept_with_their_signatures() -> Non
     ]
 
 
+def signature(index: int, *pieces: str) -> bytes:
+    deltas = ({"type": "signature_delta", "signature": piece} for piece in pieces)
+    return b"".join(frame("content_block_delta", index=index, delta=delta) for delta in deltas)
+
+
+THINKING = block(0, {"type": "thinking", "thinking": "", "signature": ""}, {"type": "thinking_delta", "thinking": "x"})
+OPEN = THINKING.removesuffix(frame("content_block_stop", index=0))
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        OPEN + signature(0, "AB", "CD") + frame("content_block_stop", index=0) + text_block(1, "y"),
+        OPEN + signature(0, "AB", "ABCD") + frame("content_block_stop", index=0) + text_block(1, "y"),
+        THINKING + signature(0, "AB", "CD") + text_block(1, "y"),
+        THINKING + text_block(1, "y") + signature(0, "ABCD"),
+        OPEN + signature(0, "ABCD") + text_block(0, "y"),
+        OPEN
+        + signature(0, "ABCD")
+        + frame("content_block_start", index=0, content_block={"type": "text", "text": "y"}),
+    ],
+)
+def test_signatures_in_pieces_after_their_block_and_without_its_end(stream: bytes) -> None:
+    choice, _ = parsed(start() + stream + end())
+    assert (choice.reasoning, choice.text) == ("x", "y")
+    assert [part.data for part in choice.opaque] == [{"thinking": "x", "signature": "ABCD"}]
+
+
+def test_a_call_whose_end_was_lost_is_completed() -> None:
+    stream = tool_block(0, "t", "f", stop=False) + tool_block(0, "u", "g", "{}")
+    choice, _ = parsed(start() + stream + end("tool_use"))
+    assert choice.tool_calls == (ToolCall("t", "f", "{}"), ToolCall("u", "g", "{}"))
+
+
+def test_deltas_of_another_kind_than_their_block() -> None:
+    thought = {"type": "thinking_delta", "thinking": "hm"}
+    stream = block(0, {"type": "text", "text": ""}, thought, {"type": "text_delta", "text": "x"})
+    stream += block(1, {"type": "output_text", "text": ""}, {"type": "text_delta", "text": "y"})
+    choice, _ = parsed(start() + stream + end())
+    assert (choice.reasoning, choice.text) == ("hm", "xy")
+
+
+def test_members_that_are_null() -> None:
+    stream = frame("message_start", message=None) + frame("content_block_start", index=None, content_block=None)
+    stream += frame("content_block_delta", index=None, delta=None)
+    stream += frame("content_block_start", index=None, content_block={"type": "text", "text": "x"})
+    choice, parser = parsed(stream + frame("message_delta", delta=None) + end())
+    assert (choice.text, choice.finish_reason, parser.failure) == ("x", "stop", None)
+
+
+def test_events_whose_type_is_only_their_name() -> None:
+    stream = start() + text_block(0, "x") + end()
+    untyped = b"\n".join(
+        line.replace(b'{"type":"%b"' % name, b'{"x":0') if line.startswith(b"data:") else line
+        for line in stream.split(b"\n")
+        for name in [orjson.loads(line[6:])["type"].encode() if line.startswith(b"data:") else b""]
+    )
+    assert untyped.count(b'"type"') < stream.count(b'"type"')
+    choice, _ = parsed(untyped)
+    assert (choice.text, choice.finish_reason) == ("x", "stop")
+
+
+def test_usage_as_text() -> None:
+    _, parser = parsed(
+        start(input_tokens="7", cache_read_input_tokens=2.0) + text_block(0, "x") + end(output_tokens="9")
+    )
+    assert parser.usage is not None
+    assert (parser.usage.prompt_tokens, parser.usage.completion_tokens) == (9, 9)
+
+
 def test_thinking_without_a_signature_has_no_part() -> None:
     choice, _ = parsed(start() + block(0, {"type": "thinking", "thinking": "Hm."}) + text_block(1, "x") + end())
     assert (choice.reasoning, choice.opaque) == ("Hm.", ())

@@ -7,6 +7,30 @@ import pytest
 from shared.domain.events import Delta
 from workers.engines.base import NO_PRIOR
 from workers.engines.replicate.reader import PredictionReader
+from workers.engines.upstream.errors import ErrorBody
+
+
+@pytest.mark.parametrize(
+    ("last", "failure"),
+    [
+        ("{}", None),
+        ("", None),
+        ('{"reason": "error"}', ErrorBody("its stream ended with the reason error")),
+        ('{"reason": "canceled"}', ErrorBody("its stream ended with the reason canceled")),
+    ],
+)
+def test_a_stream_that_ends_with_a_reason(last: str, failure: ErrorBody | None) -> None:
+    """It is not complete, although its final state cannot be read."""
+    reader = PredictionReader(NO_PRIOR, None, lambda *_: None)
+    reader.expect_stream()
+    list(reader.feed(f"event: output\ndata: a\n\nevent: done\ndata: {last}\n\n".encode()))
+    reader.lenient = True
+    assert reader.ended
+    assert reader.finished == (failure is None)
+    reader.expect_state()
+    list(reader.feed(b'{"id":"prediction","status":"failed"}'))
+    list(reader.end())
+    assert reader.failure == (failure or ErrorBody(""))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,19 @@ from workers.engines.runpod.reader import JobReader
 
 
 @pytest.mark.parametrize(
-    ("member", "text"), [(rb'"output":["a\ud83d"]', "a\ufffd"), (b'"output":["a"],"score":NaN', "a")]
+    ("member", "text"),
+    [
+        (rb'"output":["a\ud83d"]', "a\ufffd"),
+        (rb'"output":["a\ud83d","\ude00b"]', "a😀b"),
+        (rb'"output":[{"text":"a\ud83d"},{"text":"\ude00b"}]', "a😀b"),
+        (rb'"output":[{"choices":[{"tokens":["a\ud83d","\ude00b"]}]}]', "a😀b"),
+        (
+            rb'"output":["data: {\"choices\":[{\"delta\":{\"content\":\"a\ud83d","\ude00b\"}}]}\n\ndata: [DONE]\n\n"]',
+            "a😀b",
+        ),
+        (rb'"output":[{"choices":[{"delta":{"content":"a\ud83d"}}]},"data: [DONE]\n\n"]', "a\ufffd"),
+        (b'"output":["a"],"score":NaN', "a"),
+    ],
 )
 def test_a_state_with_what_json_has_not(member: bytes, text: str) -> None:
     """Workers that Python or JavaScript wrote send NaN and halves of characters."""
