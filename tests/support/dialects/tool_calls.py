@@ -16,6 +16,7 @@ from tests.support.dialects.base import (
     Dialect,
     call,
     calls,
+    chunk,
     delta,
     end,
     frame,
@@ -247,6 +248,19 @@ TOOL_CALLS = (
         calls(call("now", "{}", index=0, id="a")),
         calls(call("weather", ROME, index=1, id="b")),
         calls=(ToolCall("a", "now", "{}"), ToolCall("b", "weather", ROME)),
+    ),
+    Dialect(
+        name="Copilot: the text and the call are two choices",
+        source="GitHub Copilot",
+        writes=frames(
+            chunk(
+                {"index": 0, "delta": {"content": "Hi"}, "finish_reason": "tool_calls"},
+                {"index": 1, "delta": {"tool_calls": [call("weather", PARIS, id="a")]}, "finish_reason": "tool_calls"},
+            )
+        ),
+        text="Hi",
+        calls=ONE_CALL,
+        finish="tool_calls",
     ),
     _tool_calls(
         "null in place of a call",

@@ -169,7 +169,8 @@ class StreamParser:
                     self._usage.add(usage)
                 continue
             if not 0 <= index < self._choices:
-                index = self._only_choice(index, has_output=bool(text or reasoning or calls), is_known=bool(parts))
+                has_output = bool(text or reasoning or (calls and 0 in self._calls))
+                index = self._only_choice(index, has_output=has_output, is_known=bool(parts))
             if (part := parts.get(index)) is None:
                 part = parts[index] = _Part()
             if reasoning:
@@ -198,7 +199,7 @@ class StreamParser:
                     self._end_choice(index, finish_reason_of(kind), choice.get("stop_reason"))
 
     def _only_choice(self, index: int, *, has_output: bool, is_known: bool) -> int:
-        """The index of the only choice, which has another one in some chunks, such as the last.
+        """The index of the only choice, which has another one in some chunks, such as the last, or that with its calls.
 
         Raises:
             ValueError: it may be another choice.

@@ -186,17 +186,17 @@ class ResponseParser(RunParser):
             case "reasoning_summary_part.added" if self._reasoning and (self._part.reasoning or any(self._reasoned)):
                 yield from self._reason_with(PARAGRAPH, tokens=0)
             case "function_call_arguments.delta":
-                if (call := self._open.get(value["output_index"])) is not None:
+                if (call := self._open.get(_place(value))) is not None:
                     self._read_arguments(call, arguments_text(value["delta"]))
             case "function_call_arguments.done":
-                self._complete_arguments(value["output_index"], value.get("arguments"))
+                self._complete_arguments(_place(value), value.get("arguments"))
             case "output_item.added":
-                self._begin_item(value["output_index"], value["item"])
+                self._begin_item(_place(value), value["item"])
             case "output_text.done" | "refusal.done":
                 self._complete_text(value, str(value.get("text") or value.get("refusal") or ""), whole=False)
             case "output_item.done":
                 yield from self._complete_item(value, value["item"])
-                self._end_item(value["output_index"], value["item"])
+                self._end_item(_place(value), value["item"])
             case _ if isinstance(response := value.get("response"), Mapping):
                 yield from self._known(response)
                 if kind in _ENDED:
@@ -204,7 +204,7 @@ class ResponseParser(RunParser):
 
     def _receive(self, event: Mapping[str, Any], text: str) -> None:
         """Note a delta of an item, unless its first deltas may have come before this attempt."""
-        index = event.get("output_index", 0)
+        index = _place(event)
         if self._is_first or index in self._received:
             self._received.setdefault(index, []).append(text)
 
@@ -219,7 +219,7 @@ class ResponseParser(RunParser):
 
     def _complete_text(self, event: Mapping[str, Any], text: str, *, whole: bool = True) -> None:
         """Emit what the deltas lacked of a text: of a `whole` item, or of a part of one that had no deltas."""
-        sent = "".join(self._received.get(event.get("output_index", 0), ()))
+        sent = "".join(self._received.get(_place(event), ()))
         if (
             not text.startswith(sent)
             or len(text) == len(sent)
@@ -233,7 +233,7 @@ class ResponseParser(RunParser):
 
     def _lacks(self, event: Mapping[str, Any]) -> bool:
         """Whether no delta of an item has come, neither here nor before this attempt."""
-        index = event.get("output_index", 0)
+        index = _place(event)
         return not self._received.get(index) and (self._is_first or index in self._received)
 
     def _known(self, response: Mapping[str, Any]) -> Iterator[UpstreamState]:
@@ -416,15 +416,23 @@ class _Part:
 
 
 def _string(value: Any) -> str:
-    """A text in an event.
+    """A text in an event; null is an empty one.
 
     Raises:
         TypeError: it is no text.
     """
+    if value is None:
+        return ""
     if value.__class__ is not str:
         raise TypeError
     text: str = value
     return text
+
+
+def _place(event: Mapping[str, Any]) -> int:
+    """The index of the output item that an event belongs to. Some servers, which have one, omit it."""
+    index = event.get("output_index")
+    return 0 if index is None else int(index)
 
 
 def _text_of(item: Mapping[str, Any]) -> str:

@@ -516,6 +516,20 @@ def test_events_whose_type_is_only_their_name() -> None:
     assert ("".join(delta.text for delta in deltas), parser.finished) == ("a", True)
 
 
+def test_events_without_an_index_or_with_null() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f"}
+    events = [
+        {"type": "response.output_text.delta", "delta": None},
+        {"type": "response.output_text.delta", "delta": "a"},
+        {"type": "response.output_item.added", "item": call},
+        {"type": "response.function_call_arguments.delta", "delta": "{}"},
+        {"type": "response.output_item.done", "item": call},
+    ]
+    _, deltas = parse(*events, ended(output=[]))
+    choice = choices_of(deltas)[0]
+    assert (choice.text, choice.tool_calls) == ("a", (ToolCall("c", "f", "{}"),))
+
+
 def test_an_error_with_a_number_of_its_own_is_reported() -> None:
     error = {"type": "error", "sequence_number": 0, "error": {"type": "server_error", "message": "Oh no"}}
     for events in ((text(5, "a"), error), (text(5, "a"), None, error)):
