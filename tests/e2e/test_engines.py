@@ -484,7 +484,7 @@ async def test_thinking_with_tools_over_two_turns(
     async with sdk.messages.stream(messages=MESSAGES, **parameters) as stream:
         first = await stream.get_final_message()
     assert [block.type for block in first.content] == ["thinking", "text", "tool_use"]
-    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny"}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny", "is_error": True}
     turns: Any = [{"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
     second = await sdk.messages.create(messages=[*MESSAGES, *turns], **parameters)
     assert second.stop_reason == "end_turn"
@@ -493,3 +493,34 @@ async def test_thinking_with_tools_over_two_turns(
         {"type": "text", "text": "I ask."},
         {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Paris"}},
     ]
+    (result_sent,) = vendor.seen[-1].body["messages"][2]["content"]
+    assert result_sent["is_error"] is True
+
+
+async def test_what_the_model_cannot_serve_is_refused_at_submit(
+    client: httpx.AsyncClient, provider: tuple[AnthropicVendor, anthropic.AsyncAnthropic]
+) -> None:
+    """With the parameter as the dialect calls it, and the models that can. The provider gets no request."""
+    vendor, _ = provider
+    started = [*MESSAGES, {"role": "assistant", "content": "It is "}]
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    tools = [{"name": "weather", "input_schema": PARAMETERS}]
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("jobs", {"messages": MESSAGES, "thinking_token_budget": 5}, "thinking_token_budget"),
+        ("chat/completions", {"messages": MESSAGES, "max_completion_tokens": 64_001}, "max_completion_tokens"),
+        ("responses", {"input": started, "max_output_tokens": 50}, "input"),
+        ("messages", {"messages": started, "max_tokens": 50}, "messages"),
+        ("messages", {"messages": MESSAGES, "max_tokens": 2000, "thinking": thinking, "temperature": 0}, "temperature"),
+        ("messages/count_tokens", {"messages": started}, "messages"),
+    ]
+    for path, body, param in cases:
+        response = await client.post(f"/v1/{path}", json={"model": "anthropic", **body})
+        error = response.json()["error"]
+        assert response.status_code == 400, response.text
+        assert error["message"].startswith(f"{param}: the model `anthropic` does not support ")
+        assert error.get("param", param) == param
+    able = {"messages": MESSAGES, "max_tokens": 2000, "tools": tools, "tool_choice": {"type": "any"}}
+    response = await client.post("/v1/messages", json={"model": "anthropic", **able, "thinking": thinking})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("tool_choice: the model `anthropic` does not support ")
+    assert vendor.seen == []

@@ -147,6 +147,10 @@ async def test_a_template_renders_conversations(vendor: ReplicateVendor, tmp_pat
     file.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>")
     await run(vendor, input={"chat_template": str(file)})
     assert vendor.prediction.input["prompt"] == "<user>Hello<assistant>"
+    developer = Message(role="developer", content="Be brief.")
+    request = GenerateRequest(messages=[developer, *(ASK.messages or ())])
+    await run(vendor, request, input={"chat_template": str(file)})
+    assert vendor.prediction.input["prompt"] == "<system>Be brief.<user>Hello<assistant>"
     with pytest.raises(InvalidRequest, match="chat_template"):
         await run(vendor, input={"chat_template": str(tmp_path / "missing.jinja")})
 
