@@ -129,7 +129,8 @@ class EventReader:
         a character that is cut between two events. `named`: an object without a `type` gets that of its event.
         """
         self._is_named = named
-        self._name = ""
+        # The type of the event that is being read, if it is wanted.
+        self._name = b""
         self._keeps_bytes = keep_bytes
         self._errors = "surrogateescape" if keep_bytes else "replace"
         self._lines = LineReader()
@@ -168,13 +169,14 @@ class EventReader:
                     else:
                         if self._cut is not None:
                             yield from self._end_cut()
-                        yield self._typed(value) if self._name else value
+                        is_typed = not self._name or value.__class__ is not dict or "type" in value
+                        yield value if is_typed else self._typed(value)
             elif line:
                 yield from self._other(line)
             else:
                 if self._held or self._kind:
                     yield from self._end_event()
-                self._name = ""
+                self._name = b""
 
     def end(self) -> Iterator[Any]:
         """Yield what is left at the end of the body, where the last line may lack its end."""
@@ -213,7 +215,7 @@ class EventReader:
 
     def _typed(self, value: Any) -> Any:
         if self._name and isinstance(value, dict) and "type" not in value and "object" not in value:
-            value["type"] = self._name
+            value["type"] = _text(self._name)
         return value
 
     def _joined(self, value: Any) -> Iterator[Any]:
@@ -252,7 +254,7 @@ class EventReader:
                 self._hold(line)
         elif name == b"event":
             self._kind = value.strip() if value.strip() in _ERROR_KINDS else b""
-            self._name = _text(value) if self._is_named and not self._kind else ""
+            self._name = value if self._is_named and not self._kind else b""
         elif name == b"error" and colon:
             yield from self._end_cut()
             yield {"error": self._value_or_text(value.strip())}
