@@ -31,6 +31,7 @@ from workers.engines.base import (
     NO_PRIOR,
     BusyReason,
     CannotContinue,
+    Engine,
     EngineError,
     EngineStats,
     Prior,
@@ -189,6 +190,14 @@ class UpstreamEngine(ABC):
         await cancel_and_wait(*self._tasks)
         await self._session.close()
 
+    def take_over(self, earlier: Engine) -> None:
+        """Use its gate, with what is left of the limits and the state of the breaker, and set aside the same keys."""
+        assert isinstance(earlier, UpstreamEngine)
+        self.gate = earlier.gate
+        self.gate.configure(self._model)
+        if not self._endpoints.take_over(earlier._endpoints):
+            self.gate.forget_failures()
+
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         """Exactly, if the upstream runs a request on after its connection was lost, and has begun it for this model."""
         if self.run_api is None:
@@ -254,6 +263,8 @@ class UpstreamEngine(ABC):
         limit = AnswerLimit(request, length)
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
+        if prior.upstream is not None:
+            self._metrics.upstream_resumes.labels(self._label, "attempt").inc()
         try:
             while True:
                 if exchange is None or call is None:
@@ -340,7 +351,7 @@ class UpstreamEngine(ABC):
                                         yield self._marked(rest, endpoint)
                                     if slice_.over:
                                         await slice_.give_way()
-                            if endpoint.failures and reply.finished:
+                            if endpoint.health.failures and reply.finished:
                                 self._endpoints.succeeded(endpoint)
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)
@@ -356,6 +367,7 @@ class UpstreamEngine(ABC):
                     if recreated:
                         raise
                     logger.warning("call=%s %s; the request is sent again", request_id, lost.message.rstrip("."))
+                    self._metrics.upstream_retries.labels(self._label).inc()
                     exchange, prior, recreated = None, NO_PRIOR, True
                     continue
                 except TransientError as error:
@@ -372,7 +384,8 @@ class UpstreamEngine(ABC):
                 of_key = isinstance(failure, KeyUnusable)
                 if not isinstance(failure, NotHere):
                     self._endpoints.failed(endpoint, failure.details, of_key=of_key)
-                call = exchange.resume()
+                if (call := exchange.resume()) is not None:
+                    self._metrics.upstream_resumes.labels(self._label, "connection").inc()
                 if call is None and not reply.begun and prior.upstream is None:
                     tried.add(endpoint)
                     if self._endpoints.has_other(tried):

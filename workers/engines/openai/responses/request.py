@@ -15,8 +15,8 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.opaque import OpaquePart, Reasoning
 from shared.domain.request import ChatOptions, GenerateRequest, Message, MessageToolCall, StructuredOutputs, Tool
 from shared.runtime.time_slice import TimeSlice
-from workers.engines.openai.call_ids import RESPONSES_LENGTH, fitting_id
 from workers.engines.openai.responses.reasoning import reasoning_item
+from workers.engines.upstream.chat.call_ids import RESPONSES_LENGTH, fitting_id
 
 # Required by the API; not shown to anyone.
 SCHEMA_NAME = "answer"

@@ -12,9 +12,9 @@ from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import Message, MessageToolCall
 from shared.runtime.time_slice import TimeSlice
-from workers.engines.openai.call_ids import fitting_id
-from workers.engines.openai.opaque import add_parts
 from workers.engines.upstream.call_arguments import NO_ARGUMENTS
+from workers.engines.upstream.chat.call_ids import fitting_id
+from workers.engines.upstream.chat.opaque import add_parts
 
 
 async def encoded_messages(messages: Sequence[Message], server: Preset) -> orjson.Fragment:

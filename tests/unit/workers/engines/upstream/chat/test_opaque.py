@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workers.engines.openai.opaque import OpaqueReader
+from workers.engines.upstream.chat.opaque import OpaqueReader
 
 
 @pytest.mark.parametrize(
