@@ -31,6 +31,7 @@ from workers.engines.base import (
     NO_PRIOR,
     BusyReason,
     CannotContinue,
+    Engine,
     EngineError,
     EngineStats,
     Prior,
@@ -189,6 +190,14 @@ class UpstreamEngine(ABC):
         await cancel_and_wait(*self._tasks)
         await self._session.close()
 
+    def take_over(self, earlier: Engine) -> None:
+        """Use its gate, with what is left of the limits and the state of the breaker, and set aside the same keys."""
+        assert isinstance(earlier, UpstreamEngine)
+        self.gate = earlier.gate
+        self.gate.configure(self._model)
+        if not self._endpoints.take_over(earlier._endpoints):
+            self.gate.forget_failures()
+
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         """Exactly, if the upstream runs a request on after its connection was lost, and has begun it for this model."""
         if self.run_api is None:
@@ -296,11 +305,11 @@ class UpstreamEngine(ABC):
                             if runs_on and not answered:
                                 answered = True
                                 self.gate.succeeded()
-                            finished_at = 0.0
+                            finished_at, trailer_s = 0.0, TRAILER_S
                             while not (reply.done or exchange.over):
                                 if reply.finished:
                                     finished_at = finished_at or asyncio.get_running_loop().time()
-                                    data = await _read_until(response, finished_at + TRAILER_S)
+                                    data = await _read_until(response, finished_at + trailer_s)
                                 else:
                                     data = await response.content.readany()
                                 if not data:
@@ -309,6 +318,8 @@ class UpstreamEngine(ABC):
                                 slice_ = TimeSlice()
                                 for start in range(0, len(data), PIECE_BYTES):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
+                                        if finished_at:  # more than one chunk has a finish reason
+                                            trailer_s = max(TRAILER_S, self._options.read_timeout_s)
                                         finished_at = 0.0
                                         if isinstance(delta, Delta):
                                             failures = 0
@@ -340,7 +351,7 @@ class UpstreamEngine(ABC):
                                         yield self._marked(rest, endpoint)
                                     if slice_.over:
                                         await slice_.give_way()
-                            if endpoint.failures and reply.finished:
+                            if endpoint.health.failures and reply.finished:
                                 self._endpoints.succeeded(endpoint)
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)
