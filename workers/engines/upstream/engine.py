@@ -309,7 +309,7 @@ class UpstreamEngine(ABC):
             job.exchange.accepted(parameters)
             if job.runs_on:
                 self._answered(job)
-            job.finished_at = 0.0
+            job.finished_at, job.trailer_s = 0.0, TRAILER_S
             return True
         assert job.call is not None
         content = await read_error(response)
@@ -336,7 +336,7 @@ class UpstreamEngine(ABC):
         while not (reply.done or exchange.over):
             if reply.finished:
                 job.finished_at = job.finished_at or asyncio.get_running_loop().time()
-                data = await _read_until(response, job.finished_at + TRAILER_S)
+                data = await _read_until(response, job.finished_at + job.trailer_s)
             else:
                 data = await response.content.readany()
             if not data:
@@ -350,7 +350,8 @@ class UpstreamEngine(ABC):
 
     def _emitted(self, job: JobRequests, item: Delta | UpstreamState) -> Delta | UpstreamState:
         """Record output, and mark the state of a run with its API and endpoint."""
-        job.finished_at = 0.0
+        if job.finished_at:  # more than one chunk has a finish reason
+            job.finished_at, job.trailer_s = 0.0, max(TRAILER_S, self._options.read_timeout_s)
         if not job.answered:
             self._answered(job)
         if isinstance(item, UpstreamState):

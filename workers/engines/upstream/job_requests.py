@@ -42,6 +42,8 @@ class JobRequests:
     sent_again: bool = False
     # When all choices had their finish reasons and nothing has followed since, on the event loop's clock.
     finished_at: float = 0.0
+    # The longest wait from then on.
+    trailer_s: float = 0.0
 
     @property
     def reply(self) -> ReplyParser:
