@@ -31,6 +31,7 @@ from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import QueueStore
 from api.jobs.quota_store import QuotaStore
 from api.jobs.quotas import ProjectQuotas
+from api.jobs.reported_contexts import ReportedContexts
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService
@@ -54,6 +55,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
+from shared.redis.context_lengths import ContextLengths
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.reload_signal import ReloadSignal
@@ -157,6 +159,8 @@ async def open_resources(
         supervisor.start("batch_driver", driver.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())
+        reported_contexts = ReportedContexts(registry, context_window, ContextLengths(redis))
+        supervisor.start("reported_contexts", reported_contexts.run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
@@ -198,6 +202,7 @@ async def open_resources(
         resources.add(Authenticator, authenticator)
         resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)
+        resources.add(ContextWindow, context_window)
         resources.add(JobService, jobs)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))

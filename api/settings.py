@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from shared.config.settings import REPOSITORY, Settings, SettingsGroup
+from shared.domain.field_types import contradiction
 from shared.domain.ids import REGION
+
+# The most bytes of one image or file, and of all in a request, unless they are set.
+MAX_PART_BYTES, MAX_MEDIA_BYTES = 5_000_000, 20_000_000
+# The part of a body that images and files may have by default, decoded: base64 takes a third more, and the rest of the
+# request needs some room.
+MEDIA_SHARE = 0.73
 
 
 class HttpSettings(SettingsGroup):
@@ -134,10 +142,16 @@ class MediaSettings(SettingsGroup):
     """Images and files in messages."""
 
     max_part_bytes: int = Field(
-        5_000_000, ge=1, description="A larger image or file in a message is rejected with 400 (bytes, decoded)."
+        0,
+        ge=0,
+        description="A larger image or file in a message is rejected with 400 (bytes, decoded). 0: 5 MB, or less if"
+        " max_media_bytes is less.",
     )
     max_media_bytes: int = Field(
-        20_000_000, ge=1, description="Maximum size of all images and files in one request together (bytes, decoded)."
+        0,
+        ge=0,
+        description="Maximum size of all images and files in one request together (bytes, decoded). 0: 20 MB, or what"
+        " fits in a body of max_body_bytes.",
     )
 
 
@@ -219,3 +233,28 @@ class ApiSettings(
     Settings,
 ):
     """All settings of an API process."""
+
+    @model_validator(mode="after")
+    def _media_fit_in_a_body(self) -> Self:
+        """Choose the limits of images and files that are not set, and check the others.
+
+        A limit that the body's limit makes unreachable would be a promise that is not kept: such a request gets 413.
+        """
+        is_set = self.max_media_bytes > 0
+        if not is_set:
+            fitting = int(self.max_body_bytes * MEDIA_SHARE)
+            self.max_media_bytes = max(self.max_part_bytes, min(MAX_MEDIA_BYTES, fitting))
+        if not self.max_part_bytes:
+            self.max_part_bytes = min(MAX_PART_BYTES, self.max_media_bytes)
+        if self.max_part_bytes > self.max_media_bytes:
+            raise contradiction(
+                "max_part_bytes", f"must be at most HEADRACE_MAX_MEDIA_BYTES, which is {self.max_media_bytes}"
+            )
+        encoded = 4 * math.ceil(self.max_media_bytes / 3)
+        if encoded >= self.max_body_bytes:
+            raise contradiction(
+                "max_media_bytes" if is_set else "max_part_bytes",
+                f"{self.max_media_bytes} bytes are {encoded} in base64, which does not fit in a body; set"
+                f" HEADRACE_MAX_BODY_BYTES, which is {self.max_body_bytes}, to more than that",
+            )
+        return self

@@ -22,6 +22,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
+from shared.redis.context_lengths import ContextLengths
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
 from shared.runtime.gc_tuning import freeze_gc
@@ -43,6 +44,7 @@ from workers.execution.worker_metrics import WorkerMetrics
 from workers.settings import WorkerSettings
 from workers.supervision.cancel_listener import CancelListener
 from workers.supervision.consumer_control import ConsumerControl
+from workers.supervision.context_report import ContextReport
 from workers.supervision.engine_supervisor import EngineSupervisor
 from workers.supervision.heartbeat import Heartbeat
 from workers.supervision.lease_keeper import LeaseKeeper
@@ -181,6 +183,7 @@ class WorkerRuntime:
         run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
+        run("context_report", ContextReport(current, ContextLengths(redis)).run())
         run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics).run())
         run("watchdog", watchdog.run())
         run("model_reload", model_reload.run())

@@ -110,7 +110,7 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
             if value is not None and value is not False:
                 yield Need("structured_outputs", _STRUCTURE_NAMES[name], _has("structures", name))
     if request.logprobs is not None:
-        yield from _logprobs("logprobs", "", request.logprobs, lambda model: model.logprobs)
+        yield from _logprobs("logprobs", "", request.logprobs, lambda model: model.logprobs, "top_logprobs")
     if request.prompt_logprobs is not None:
         yield from _logprobs(
             "prompt_logprobs", " of the prompt", request.prompt_logprobs, lambda model: model.prompt_logprobs
@@ -187,9 +187,13 @@ def _sampling(request: GenerateRequest) -> Iterator[Need]:
             yield Need(name, "this parameter", _has("sampling", name))
 
 
-def _logprobs(param: str, of: str, number: int, limit_of: Callable[[Capabilities], int | None]) -> Iterator[Need]:
+def _logprobs(
+    param: str, of: str, number: int, limit_of: Callable[[Capabilities], int | None], number_param: str | None = None
+) -> Iterator[Need]:
+    """`number_param`: the parameter with the number of alternatives, if it is another one."""
     yield Need(param, f"log probabilities{of}", lambda model: limit_of(model) is not None)
-    yield Need(param, f"{number} alternatives for each token{of}", lambda model: number <= (limit_of(model) or 0))
+    what = f"{number} alternatives for each token{of}"
+    yield Need(number_param or param, what, lambda model: number <= (limit_of(model) or 0))
 
 
 def _chat(chat: ChatOptions) -> Iterator[Need]:

@@ -34,11 +34,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A model's context length, and how the tokens of its prompts are counted; None if unknown."""
+    """A model's context length, and how the tokens of its prompts are counted; None if unknown.
+
+    `source`: as in `Spec`.
+    """
 
     limit: int | None
     tokenizer: PromptTokenizer | None
     count: _Count | None
+    source: str | None = None
 
 
 _UNKNOWN = Window(None, None, None)
@@ -49,6 +53,8 @@ class ContextWindow:
 
     def __init__(self, registry: Registry) -> None:
         self._windows: Mapping[str, Window] = {}
+        # The lengths that upstreams report, by source.
+        self._reported: dict[str, int] = {}
         self.use(self.read(registry.models))
         self._threads = asyncio.Semaphore(THREADS)
 
@@ -60,20 +66,23 @@ class ContextWindow:
             tokenizer = model.prompt_tokenizer
             if tokenizer not in known:
                 known[tokenizer] = _counter(tokenizer)
-            windows[name] = Window(model.max_model_len, tokenizer, known[tokenizer])
+            windows[name] = Window(model.max_model_len, tokenizer, known[tokenizer], model.context_source)
         return windows
 
     def use(self, windows: Mapping[str, Window]) -> None:
         """Check prompts against these windows from now on."""
         self._windows = windows
 
+    def learn(self, lengths: Mapping[str, int]) -> None:
+        """Add lengths that upstreams report, by source; they count for the models whose entries have none."""
+        self._reported.update(lengths)
+
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if the prompt leaves no room for output, or max_tokens exceeds the context length.
 
         As in vLLM, a max_tokens greater than the room that the prompt leaves is accepted: the output ends there.
         """
-        window = self._window(model)
-        limit, count = window.limit, window.count
+        limit, count = self.length(model), self._window(model).count
         if limit is None:
             return
         max_tokens = request.sampling.max_tokens
@@ -99,7 +108,8 @@ class ContextWindow:
 
     def length(self, model: str) -> int | None:
         """The model's context length in tokens; None if it is unknown."""
-        return self._window(model).limit
+        window = self._window(model)
+        return window.limit if window.source is None else self._reported.get(window.source)
 
     async def tokens(self, model: str, request: GenerateRequest) -> int | None:
         """The number of tokens of a prompt, which may be too low for one that does not fit; None if it is unknown.
@@ -107,8 +117,7 @@ class ContextWindow:
         Raises:
             InvalidRequest: the chat template rejects the prompt.
         """
-        window = self._window(model)
-        limit, count = window.limit, window.count
+        limit, count = self.length(model), self._window(model).count
         if count is None or not is_plain(request):
             return None
         if _bytes(request) <= INLINE_BYTES:

@@ -9,10 +9,12 @@ from fastapi import Depends, Request
 from api.http.dependencies import CurrentStreamSettings, resource
 from api.http.submit_headers import Submission
 from api.jobs.admission import Admission
+from api.jobs.context_window import ContextWindow
 from api.jobs.service import JobService
 from api.jobs.sync_call import SyncCall
 
 Jobs = Annotated[JobService, Depends(resource(JobService))]
+CurrentContextWindow = Annotated[ContextWindow, Depends(resource(ContextWindow))]
 CurrentAdmission = Annotated[Admission, Depends(resource(Admission))]
 
 

@@ -308,7 +308,10 @@ class CommonParameters(Sampling):
 
     def rename_param(self, error: InvalidRequest) -> InvalidRequest:
         """Name the parameter that this request has in an error about its job."""
-        return error.renamed({"structured_outputs": "response_format"} if self.structured_outputs is None else {})
+        names = {"structured_outputs": "response_format"} if self.structured_outputs is None else {}
+        if "top_logprobs" not in type(self).model_fields:
+            names["top_logprobs"] = "logprobs"
+        return error.renamed(names)
 
     def structure(self) -> StructuredOutputs | None:
         """The required format of the output; None if unconstrained."""

@@ -22,12 +22,15 @@ def rename_failure(job: Job, failure: Failure) -> Failure:
 def _names(request: GenerateRequest) -> Mapping[str, str]:
     """A JSON schema is requested by `response_format`; vLLM's `structured_outputs` is for what OpenAI does not have.
 
-    A completion with `echo` requests the log probabilities of the prompt by `logprobs`.
+    A completion with `echo` requests the log probabilities of the prompt by `logprobs`, and each completion the number
+    of alternatives.
     """
     structure = request.structured_outputs
     names = {}
     if structure is not None and (structure.json_schema is not None or bool(structure.json_object)):
         names["structured_outputs"] = "response_format"
+    if request.messages is None:
+        names["top_logprobs"] = "logprobs"
     if request.echo and request.messages is None and request.prompt_logprobs == request.logprobs:
         names["prompt_logprobs"] = "logprobs"
     return names

@@ -12,7 +12,7 @@ from api.http.json_body import BodyWork, CurrentBodyWork, JsonRoute
 from api.http.large_json import JsonBody
 from api.http.openapi import ERRORS, FAILED, NOT_FOUND, STREAMED
 from api.http.submit_headers import Submission, SubmitHeaders
-from api.jobs.dependencies import CurrentSyncCall, Jobs
+from api.jobs.dependencies import CurrentContextWindow, CurrentSyncCall, Jobs
 from api.jobs.service import JobService
 from api.jobs.sync_call import SyncCall
 from api.keys.auth import CurrentPrincipal
@@ -73,17 +73,17 @@ async def completions(
 
 
 @router.get("/models", responses=ERRORS)
-async def models(_: CurrentPrincipal, registry: CurrentRegistry) -> ModelList:
+async def models(_: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelList:
     """List the models."""
-    return ModelList(data=[ModelView.of(model) for model in registry.models.values()])
+    return ModelList(data=[ModelView.of(model, context.length(name)) for name, model in registry.models.items()])
 
 
 @router.get("/models/{name:path}", responses={**ERRORS, **NOT_FOUND})
-async def model(name: str, _: CurrentPrincipal, registry: CurrentRegistry) -> ModelView:
+async def model(name: str, _: CurrentPrincipal, registry: CurrentRegistry, context: CurrentContextWindow) -> ModelView:
     """Get a model."""
     if name not in registry:
         raise NotFound(f"The model `{name}` does not exist.", param="model", code="model_not_found")
-    return ModelView.of(registry[name])
+    return ModelView.of(registry[name], context.length(name))
 
 
 async def _complete(

@@ -365,8 +365,8 @@ class ModelView(BaseModel):
     capabilities: Capabilities
 
     @classmethod
-    def of(cls, model: ModelSpec) -> Self:
-        return cls(id=model.name, max_model_len=model.max_model_len, capabilities=model.capabilities)
+    def of(cls, model: ModelSpec, max_model_len: int | None) -> Self:
+        return cls(id=model.name, max_model_len=max_model_len, capabilities=model.capabilities)
 
 
 class ModelList(BaseModel):

@@ -66,7 +66,7 @@ def settings_or_exit(kind: type[S]) -> S:
     except ValidationError as error:
         prefix = str(kind.model_config.get("env_prefix", ""))
         for problem in error.errors(include_url=False):
-            field = str(problem["loc"][0])
+            field = str(problem["ctx"]["param"] if problem["type"] == "contradiction" else problem["loc"][0])
             name = field if field.isupper() else f"{prefix}{field}".upper()
             print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         sys.exit(2)

@@ -32,3 +32,8 @@ def worker_channel(worker_id: str) -> str:
 def write_check() -> str:
     """String: written by readiness checks, which a server that cannot write must fail."""
     return "hr:write-check"
+
+
+def context_length(source: str) -> str:
+    """String: the context length in tokens that an upstream reports."""
+    return f"hr:context:{source}"

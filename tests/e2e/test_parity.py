@@ -131,6 +131,7 @@ def test_a_relaying_engine_returns_the_answer_of_vllms_server(server: Server, ap
     (choice,), usage = server.direct["choices"], server.direct["usage"]
     answer = server.relayed[api]
     assert answer.resumed == (answer.choice if api == "responses" else None)
+    assert answer.context == (None if api == "anthropic" else VLLM_OPTIONS["max_model_len"])
     assert answer.choice.text == choice["message"]["content"]
     assert answer.choice.finish_reason == choice["finish_reason"]
     assert answer.usage is not None

@@ -53,6 +53,7 @@ def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     patient: dict[str, object] = {
         "name": "patient",
         "engine": "openai",
+        "preset": "vllm",
         "model": "theirs",
         "options": {"base_url": f"http://127.0.0.1:{PORT}/v1", "max_retries": 0},
     }
@@ -109,6 +110,23 @@ async def wait_for_text(client: httpx.AsyncClient, job_id: str, text: str) -> No
             if seen == text:
                 return
     raise AssertionError(f"the stream ended after {seen!r}")
+
+
+async def test_the_context_length_is_that_of_the_upstream(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
+    """The worker was started before the upstream, and learns the length with the first request."""
+    upstream.pages["/v1/models"] = {"data": [{"id": "theirs", "max_model_len": 1234}]}
+    await wait_for_end(client, await submit(client, "patient"))
+
+    async def known() -> bool:
+        model = (await client.get("/v1/models/patient")).json()
+        return bool(model["max_model_len"] == 1234)
+
+    await eventually(known, "the context length")
+    body = {"model": "patient", "messages": MESSAGES, "max_tokens": 1235}
+    response = await client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "max_tokens"
+    assert "1234" in response.json()["error"]["message"]
 
 
 async def test_a_native_job(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:

@@ -74,6 +74,7 @@ def test_redis_url(tmp_path: Path, command: tuple[str, ...], url: str | None) ->
         (API, "HEADRACE_PORT", "eighty", "valid integer"),
         (API, "HEADRACE_PORT", "70000", "less than or equal to 65535"),
         (API, "HEADRACE_MAX_BODY_BYTES", "0", "greater than or equal to 1024"),
+        (API, "HEADRACE_MAX_MEDIA_BYTES", "4000000", "HEADRACE_MAX_BODY_BYTES, which is 4194304, to more than that"),
         (API, "HEADRACE_LOG_LEVEL", "loud", "must be one of"),
         (API, "HEADRACE_REGION", "EU", "match pattern"),
         (API, "HEADRACE_REGIONS", "us=https://us.example", "requires HEADRACE_REGION"),

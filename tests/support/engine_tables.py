@@ -58,7 +58,7 @@ def capability_table(registry: Registry) -> str:
         rows.setdefault(row_name(model), model.capabilities)
     head = (
         "model", "raw prompts", "images, files", "tools", "structured outputs", "log probabilities", "`n`",
-        "sampling parameters", "chat options", "names of authors", "continues a message", "resumes", "cancels",
+        "sampling parameters", "chat options", "names of authors", "continues a message", "after a loss", "cancels",
         "reports usage", "counts tokens",
     )  # fmt: skip
     return _table(head, [(f"`{name}`", *_cells(found)) for name, found in sorted(rows.items())])
@@ -76,7 +76,10 @@ def _cells(found: Capabilities) -> Iterable[str]:
     yield str(found.max_choices)
     yield _names(found.sampling, ALL_SAMPLING, OPENAI_SAMPLING)
     yield _names(found.chat_options, ALL_CHAT_OPTIONS)
-    for flag in (found.names, found.prefill, found.resume, found.cancel, found.usage, found.token_counting):
+    for flag in (found.names, found.prefill):
+        yield "yes" if flag else ""
+    yield "resumed" if found.resume else "continued" if found.continues else ""
+    for flag in (found.cancel, found.usage, found.token_counting):
         yield "yes" if flag else ""
 
 
@@ -112,8 +115,10 @@ def preset_table() -> str:
         headers = ", ".join(f"`{header}: {value}`" for header, value in preset.key_headers.items())
         back = f"`{preset.opaque}`" if preset.opaque else ""
         page = f"[page]({preset.page})"
-        rows.append((f"`{name}`", f"`{address}`", headers, f"`{preset.max_tokens_field}`", back, page))
-    return _table(("preset", "`base_url`", "key", "limit of tokens", "kept for the next turn", "source"), rows)
+        length = {"models": "`/v1/models`", "info": "`/info`", None: ""}[preset.length_page]
+        rows.append((f"`{name}`", f"`{address}`", headers, f"`{preset.max_tokens_field}`", length, back, page))
+    head = ("preset", "`base_url`", "key", "limit of tokens", "context length", "kept for the next turn", "source")
+    return _table(head, rows)
 
 
 def quirk_list() -> str:

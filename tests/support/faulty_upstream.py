@@ -73,6 +73,10 @@ class FaultyUpstream:
         self.seen: list[Seen] = []
         self.health = 200
         self.checks = 0
+        # By path, the JSON or the bytes of a page, or its status; of others it is 503.
+        self.pages: dict[str, Any] = {}
+        self.pages_read = 0
+        self.page_read = asyncio.Event()
         self.url = ""
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()
@@ -95,6 +99,14 @@ class FaultyUpstream:
     async def show_health(self, _: web.Request) -> web.Response:
         self.checks += 1
         return web.Response(status=self.health)
+
+    async def show_page(self, request: web.Request) -> web.Response:
+        self.pages_read += 1
+        self.page_read.set()
+        page = self.pages.get(request.path, 503)
+        if isinstance(page, int):
+            return web.Response(status=page, headers={"Location": "/v1/health"})
+        return web.Response(body=page if isinstance(page, bytes) else json.dumps(page).encode())
 
     async def _stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **answer.headers})
@@ -147,6 +159,8 @@ async def faulty_upstream(port: int = 0) -> AsyncIterator[FaultyUpstream]:
     app.router.add_post("/v1/chat/completions", upstream.handle)
     app.router.add_post("/v1/completions", upstream.handle)
     app.router.add_get("/v1/health", upstream.show_health)
+    app.router.add_get("/v1/models", upstream.show_page)
+    app.router.add_get("/info", upstream.show_page)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)

@@ -14,6 +14,7 @@ from shared.domain.job import Choice, Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
 from tests.support.metrics import worker_metrics
 from tests.support.transcripts import choices_of
+from tests.support.waiting import eventually
 from workers.engines.base import NO_PRIOR, Engine, Prior
 from workers.engines.factory import make_engine
 
@@ -24,7 +25,7 @@ REQUEST = GenerateRequest(
 )
 # The entries of models.yaml by the API that they use, without what all have in common.
 ENGINES: dict[str, dict[str, Any]] = {
-    "chat": {"engine": "openai"},
+    "chat": {"engine": "openai", "preset": "vllm"},
     "anthropic": {"engine": "anthropic"},
     "responses": {"engine": "openai", "preset": "vllm", "api": "responses"},
 }
@@ -36,7 +37,7 @@ BEFORE = 3
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """An answer to `REQUEST`, and the usage that the server reported.
+    """An answer to `REQUEST`, and what the server reported: the usage, and with `preset: vllm` its context length.
 
     `resumed`: the same answer, read by another worker from the middle on, if the API can do that.
     """
@@ -44,6 +45,7 @@ class Relayed:
     choice: Choice
     usage: Usage | None
     resumed: Choice | None
+    context: int | None
 
 
 async def relayed(url: str, served_model: str) -> dict[str, Relayed]:
@@ -62,10 +64,19 @@ async def relayed(url: str, served_model: str) -> dict[str, Relayed]:
             if answer.state is not None:
                 seen = answer.deltas[:BEFORE]
                 resumed = (await run(engine, Prior(seen, True, answer.state, seen[-1].cursor))).choice
-            answers[name] = Relayed(answer.choice, answer.usage, resumed)
+            context = await _context_of(engine) if model.context_source is not None else None
+            answers[name] = Relayed(answer.choice, answer.usage, resumed, context)
         finally:
             await engine.stop()
     return answers
+
+
+async def _context_of(engine: Engine) -> int:
+    async def probe() -> int | None:
+        context = engine.stats().context
+        return context.tokens if context is not None else None
+
+    return await eventually(probe, "the context length of vLLM's server")
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,16 +87,25 @@ class Restarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportedContext:
+    """The context length that an upstream reports, by its `Spec.context_source`."""
+
+    source: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Requests in the engine, how many of them it has queued, and its KV cache if it has one.
 
-    `endpoints`: by name, whether an endpoint of its upstream is available.
+    `endpoints`: by name, whether an endpoint of its upstream is available. `context`: what the upstream reports.
     """
 
     requests: int
     waiting: int = 0
     cache: CacheStats | None = None
     endpoints: Mapping[str, bool] = field(default_factory=dict)
+    context: ReportedContext | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class CurrentEngine:
             stats.waiting + sum(one.waiting for one in earlier),
             stats.cache,
             stats.endpoints,
+            stats.context,
         )
 
     async def start(self) -> None:

@@ -102,6 +102,7 @@ class AnthropicModel(UpstreamModel):
             options.add("reasoning_effort")
         return Capabilities(
             prefill=limits.prefill,
+            continues=limits.prefill,
             cancel=True,
             token_counting=True,
             signed_reasoning=True,

@@ -60,7 +60,7 @@ PromptTokenizer = WordTokenizer | TokenizerFiles
 
 
 class Unsupported(NamedTuple):
-    """Something in a request that a model does not support: the job's parameter, and what it asks for."""
+    """A part of a request that a model does not support: the job's parameter, and a description."""
 
     param: str
     what: str
@@ -92,7 +92,7 @@ class Spec(BaseModel):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the model can be asked for."""
+        """The requests that the model can serve."""
         raise NotImplementedError
 
     def unsupported(self, request: GenerateRequest) -> Iterator[Unsupported]:
@@ -111,6 +111,11 @@ class Spec(BaseModel):
     def secret_envs(self) -> tuple[str, ...]:
         """The environment variables with the engine's secrets. Only the workers of this model receive them."""
         return ()
+
+    @property
+    def context_source(self) -> str | None:
+        """Identifies the server that the workers ask for the model's context length; None if they ask none."""
+        return None
 
     @property
     def requests_per_minute(self) -> float | None:

@@ -1,4 +1,4 @@
-"""What a model can be asked for, and what its engine can do when a request is interrupted.
+"""The requests that a model can serve, and how its engine handles interrupted ones.
 
 A request that needs something else is refused when it is submitted. The names are those of a job's parameters.
 """
@@ -69,9 +69,11 @@ class Capabilities:
     names of parameters. `image_sources`, `file_sources` and `file_types` (of files as data) restrict the modalities.
     `fixed_temperature`: the model always samples at 1. `never_reasons`: it cannot reason, so none is to be turned off.
 
-    `resume`: the answer continues where it was interrupted, at no cost. `cancel`: the upstream stops at a cancel.
-    `usage`: it reports the number of tokens. `token_counting`: the tokens of a prompt can be counted without running
-    it. `signed_reasoning`: reasoning of earlier turns is accepted only with the signature that came with it.
+    `resume`: an answer whose worker was lost continues where it was interrupted, at no cost. `continues`: it continues
+    from its text, for the price of another prompt; a request with tools or a structured output may be excluded.
+    `cancel`: the upstream stops at a cancel. `usage`: it reports the number of tokens. `token_counting`: the tokens of
+    a prompt can be counted without running it. `signed_reasoning`: reasoning of earlier turns is accepted only with the
+    signature that came with it.
     """
 
     conversations: bool = True
@@ -80,6 +82,7 @@ class Capabilities:
     echo: bool = False
     prefill: bool = False
     resume: bool = False
+    continues: bool = False
     cancel: bool = False
     usage: bool = True
     token_counting: bool = False
@@ -104,7 +107,7 @@ class Capabilities:
     chat_options: _Set[str] = frozenset()
 
 
-# What this API has, of a model that runs in the worker.
+# All that this API has: the capabilities of a model that runs in the worker.
 EVERYTHING = Capabilities(
     raw_prompts=True,
     token_prompts=True,

@@ -74,7 +74,7 @@ _FAMILIES = {
     "claude-3-5-haiku": replace(_4, thinking="none", min_cache_tokens=2048, max_output_tokens=8192),
     "claude-3-haiku": replace(_4, thinking="none", min_cache_tokens=2048, max_output_tokens=4096),
 }
-# A newer model: what it certainly accepts is what the newest ones have in common.
+# A newer model is assumed to accept what all of the newest known ones accept.
 _NEWER = ClaudeLimits("always", 1024)
 # A model of another vendor, behind a server with this API.
 _OTHER = ClaudeLimits("budget", 4096, sampling=True, is_claude=False, either_temperature_or_top_p=False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -25,6 +28,11 @@ class OpenAIOptions(StreamedOptions):
         None,
         description="Whether interrupted answers continue from their text, by `continue_final_message`; by default, if"
         " the preset has that.",
+    )
+    detect_max_model_len: bool = Field(
+        True,
+        description="Whether the worker reads the context length from the server, if the preset has a page for that and"
+        " max_model_len is not set.",
     )
     reasoning_summary: Literal["auto", "concise", "detailed"] | None = Field(
         None, description="The summary of its reasoning that the model is to stream; only with `api: responses`."
@@ -78,14 +86,22 @@ class OpenAIModel(UpstreamModel):
         for name in ("prefill", "max_tokens_field"):
             if self.api == "responses" and name in self.options.model_fields_set:
                 raise without_effect(f"options.{name}", "with api: responses")
+        if "detect_max_model_len" in self.options.model_fields_set:
+            if self.server.length_page is None:
+                raise without_effect("options.detect_max_model_len", "on a server that does not report its context")
+            if self.options.max_model_len is not None:
+                raise without_effect("options.detect_max_model_len", "with max_model_len")
         if self.options.reasoning_summary is not None and self.api != "responses":
             raise contradiction("options.reasoning_summary", "only models with api: responses have summaries")
         return self
 
     @property
-    def continues(self) -> bool:
-        """Whether an interrupted answer continues from its text."""
-        return self.server.continues if self.options.prefill is None else self.options.prefill
+    def context_source(self) -> str | None:
+        options, page = self.options, self.server.length_page
+        if page is None or options.max_model_len is not None or not options.detect_max_model_len:
+            return None
+        addresses = sorted(target.endpoint.base_url for target in options.targets)
+        return hashlib.sha256(json.dumps([page, self.model, addresses]).encode()).hexdigest()[:32]
 
     @property
     def server(self) -> Preset:
@@ -108,8 +124,8 @@ class OpenAIModel(UpstreamModel):
     def engine_capabilities(self) -> Capabilities:
         found = self.server.capabilities
         if self.api == "responses":
-            found = as_responses(found)
-        return found
+            return as_responses(found)
+        return found if self.options.prefill is None else replace(found, continues=self.options.prefill)
 
     @property
     def provider(self) -> str | None:

@@ -1,4 +1,4 @@
-"""What the specs of serverless engines have in common: their upstream runs a job and is asked for its state."""
+"""The common part of the specs of serverless engines, whose upstream runs a job and is polled for its state."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ class PolledOptions(UpstreamOptions):
         300, gt=0, description="Without any progress, once the upstream has started to run the request."
     )
     start_timeout_s: float = Field(900, gt=0, description="Until the upstream starts to run the request: a cold start.")
-    poll_interval_s: float = Field(0.5, gt=0, description="Between two polls, while there is progress.")
-    max_poll_interval_s: float = Field(5, gt=0, description="Between two polls, at most.")
+    poll_interval_s: float = Field(0.1, gt=0, description="Between two polls of a job, while there is progress.")
+    max_poll_interval_s: float = Field(5, gt=0, description="Between two polls of a job, if the rate allows it.")
+    max_polls_per_s: float = Field(25, gt=0, description="Of all jobs of a worker; with many jobs, intervals grow.")
     price_per_second: float | None = Field(
         None, ge=0, description="Of run time, in any currency; counted in headrace_upstream_compute_cost_total."
     )

@@ -20,6 +20,8 @@ from shared.config.models.capabilities import (
     Modality,
 )
 
+# The page of a server that has the context length of its model: `models` below `base_url`, or TGI's `/info`.
+LengthPage = Literal["models", "info"]
 # What an address of the server looks like, for presets without a default.
 _VLLM_URL = "http://HOST:8000/v1"
 
@@ -32,16 +34,18 @@ class Preset:
     `key_headers`: the headers that carry the key: `{key}` is the key, `{id}` and `{secret}` its parts before and after
     its first colon. `query`: the query parameters of each request, whose values are names of options.
     `max_tokens_field`: the server's name of the limit in chats. `body`: members of each request. `renamed`: other names
-    of a request's parameters. `structures`: whose names the structured outputs have that OpenAI's API does not.
+    of a request's parameters. `structures`: the server whose names are used for structured outputs that OpenAI's API
+    does not have.
     `hides_reasoning`: the server understands `include_reasoning`; otherwise the reasoning is dropped here.
     `thoughts_apart`: `completion_tokens` does not include the reasoning, `total_tokens` does.
-    `reasoning_field`: the name of an earlier turn's reasoning; None if it is not sent. `opaque`: what is kept of its
-    answers and sent back: `extra_content` of messages and tool calls, or `reasoning_details`. `omitted`: values that it
-    refuses although they have no effect.
+    `reasoning_field`: the name of an earlier turn's reasoning; None if it is not sent. `opaque`: the part of its
+    answers that is kept and sent back: `extra_content` of messages and tool calls, or `reasoning_details`. `omitted`:
+    values that it refuses although they have no effect.
     `room_error`: a pattern of its error for a limit of tokens that leaves no room for the prompt, with the groups
-    `total` and `prompt`: the limit is lowered then. `follows_redirects`: a redirect to the same host is the way to the
-    answer. `continues`: an interrupted answer continues from its text, by `continue_final_message`.
-    `quirks`: what else is particular, for docs/engines.md.
+    `total` and `prompt`: the limit is lowered then. `follows_redirects`: redirects to the same host are followed.
+    `length_page`: the page with the context length of its model; None if there is none, or if asking for it would start
+    a server that costs money.
+    `quirks`: other differences, for docs/engines.md.
     """
 
     page: str
@@ -61,8 +65,8 @@ class Preset:
     omitted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     thoughts_apart: bool = False
     room_error: str | None = None
-    continues: bool = False
     follows_redirects: bool = False
+    length_page: LengthPage | None = None
     quirks: tuple[str, ...] = ()
 
 
@@ -103,6 +107,7 @@ def as_responses(capabilities: Capabilities) -> Capabilities:
         echo=False,
         prefill=False,
         resume=True,
+        continues=False,
         cancel=True,
         structures=capabilities.structures & JSON_STRUCTURES,
         max_choices=1,
@@ -125,10 +130,10 @@ UNKNOWN_SERVER = Preset(
 
 _VLLM = Preset(
     page="https://docs.vllm.ai/en/latest/serving/openai_compatible_server/",
-    capabilities=_ANYTHING,
+    capabilities=replace(_ANYTHING, continues=True),
     hides_reasoning=True,
     reasoning_field="reasoning",
-    continues=True,
+    length_page="models",
     quirks=("`/v1/chat/completions` and `/v1/completions`, with all of vLLM's parameters",),
 )
 
@@ -202,6 +207,7 @@ PRESETS: Mapping[str, Preset] = {
         page="https://docs.sglang.io/basic_usage/openai_api_completions.html",
         capabilities=replace(
             _ANYTHING,
+            continues=True,
             echo=False,
             structures=EVERYTHING.structures - {"choice"},
             sampling=ALL_SAMPLING
@@ -217,7 +223,7 @@ PRESETS: Mapping[str, Preset] = {
         renamed={"include_stop_str_in_output": "no_stop_trim"},
         structures="sglang",
         reasoning_field="reasoning_content",
-        continues=True,
+        length_page="models",
         quirks=(
             "unknown parameters are ignored without an error, so the others are refused at submit",
             "a regex is `regex`, a grammar `ebnf`; `include_stop_str_in_output` is `no_stop_trim`",
@@ -239,6 +245,7 @@ PRESETS: Mapping[str, Preset] = {
         example_url="http://HOST:8080/v1",
         structures="tgi",
         omitted={"top_p": (1,)},
+        length_page="info",
         # router/src/validation.rs
         room_error=r"must be <= (?P<total>\d{1,9})\. Given: (?P<prompt>\d{1,9}) `inputs` tokens and",
         quirks=(
@@ -276,6 +283,7 @@ PRESETS: Mapping[str, Preset] = {
         example_url="https://WORKSPACE--APP-serve.modal.run/v1",
         key_headers={"Modal-Key": "{id}", "Modal-Secret": "{secret}"},
         follows_redirects=True,
+        length_page=None,
         quirks=(
             "the key is `TOKEN_ID:TOKEN_SECRET` of a proxy auth token"
             " (https://modal.com/docs/guide/webhook-proxy-auth)",
@@ -288,6 +296,7 @@ PRESETS: Mapping[str, Preset] = {
         _VLLM,
         page="https://docs.runpod.io/serverless/vllm/openai-compatibility",
         example_url="https://api.runpod.ai/v2/ENDPOINT/openai/v1",
+        length_page=None,
         quirks=("the OpenAI route of a vLLM worker; the time in RunPod's queue counts as time to the first byte",),
     ),
 }

@@ -45,6 +45,11 @@ class RunpodOptions(PolledOptions):
         None, ge=10, le=604_800, description="RunPod drops a job that is older, waiting or not; its default is a day."
     )
     low_priority: bool = Field(False, description="The endpoint starts no workers for these jobs.")
+    max_polls_per_s: float = Field(
+        100,
+        gt=0,
+        description="Of all jobs of a worker; with many jobs, intervals grow. RunPod allows 200 per endpoint.",
+    )
 
 
 class RunpodModel(UpstreamModel):

@@ -171,7 +171,7 @@ class TritonModel(UpstreamModel):
 
     @property
     def missing_parameters(self) -> frozenset[str]:
-        """The parameters of a job that the entry takes away from those of the backend."""
+        """The parameters of the backend that this model does not have, according to the entry."""
         return frozenset(name for name, tensor in self.options.parameters.items() if tensor is None)
 
     @property
@@ -192,7 +192,7 @@ class TritonModel(UpstreamModel):
 
     @property
     def structures(self) -> frozenset[str]:
-        """The members of a structured output that the backend is asked for."""
+        """The members of a structured output that are sent to the backend."""
         wanted = self.options.structured_outputs
         is_on = self.options.backend == "vllm" if wanted is None else wanted
         return frozenset(self.convention.guides if is_on else ())
@@ -229,6 +229,7 @@ class TritonModel(UpstreamModel):
             max_tokens="max_tokens" in sampling,
             conversations=options.chat_template is not None or options.tokenizer is not None,
             raw_prompts=True,
+            continues=True,
             cancel=True,
             usage=options.tokenizer is not None or self.convention.output_tokens is not None,
             token_counting=self.prompt_tokenizer is not None,

@@ -94,6 +94,7 @@ class ReplicateVendor(Vendor):
             "input": inputs,
             "poll_interval_s": 0.001,
             "max_poll_interval_s": 0.002,
+            "max_polls_per_s": 1e6,
         }
         return ReplicateModel.model_validate(
             {"name": "up", "engine": "replicate", "model": "meta/llama", "options": {**entry, **options}}

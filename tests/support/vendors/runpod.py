@@ -69,6 +69,8 @@ class RunpodVendor(Vendor):
         self.status_statuses: list[int] = []
         self.numbers = False
         self.repeats = False
+        # Whether the last output is in each response again.
+        self.repeats_end = False
         self.overrides: dict[str, Any] = {}
 
     def routes(self) -> Iterable[web.RouteDef]:
@@ -85,6 +87,7 @@ class RunpodVendor(Vendor):
             "api_key_env": KEY_ENV,
             "poll_interval_s": 0.001,
             "max_poll_interval_s": 0.002,
+            "max_polls_per_s": 1e6,
             **options,
         }
         values = {"name": "up", "engine": "runpod", "endpoint": "endpoint1", "model": "theirs", "options": entry}
@@ -136,6 +139,8 @@ class RunpodVendor(Vendor):
             return web.json_response({"status": state, "stream": []})
         if job.script.before is not None:
             await job.script.before.wait()
+        if self.repeats_end:
+            job.streamed = min(job.streamed, len(job.outputs) - 1)
         first = job.streamed
         outputs = job.outputs[first : first + self.batch]
         job.streamed += len(outputs)

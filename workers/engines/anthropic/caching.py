@@ -15,7 +15,7 @@ from workers.engines.anthropic.messages import Block, Conversation, cache_contro
 # The API ignores breakpoints after a shorter prompt than the model's minimum. Text has fewer bytes per token than this,
 # so a part that is long enough by this measure is so by the API's.
 BYTES_PER_TOKEN = 4
-# An image or a document counts as this many bytes, since the size of its file says nothing.
+# An image or a document counts as this many bytes: the size of its file is unrelated to its tokens.
 _MEDIA_BYTES = 1024 * BYTES_PER_TOKEN
 
 

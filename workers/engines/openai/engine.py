@@ -14,6 +14,7 @@ from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import NO_PRIOR, CannotContinue, Prior
 from workers.engines.openai import responses
+from workers.engines.openai.context_length import length_in, length_url
 from workers.engines.openai.continuation import ContinuedParser, can_continue, continued_request
 from workers.engines.openai.opaque import OpaqueReader
 from workers.engines.openai.request import optional_parameters, request_body
@@ -32,7 +33,7 @@ class OpenAIEngine(UpstreamEngine):
         super().__init__(model, metrics)
         self._api = model.api
         self.run_api = "responses" if model.api == "responses" else None
-        self._continues = model.continues
+        self._continues = model.capabilities.continues
         self._upstream_model = model.model
         self._server = model.server
         self._max_tokens_field = model.options.max_tokens_field
@@ -107,6 +108,14 @@ class OpenAIEngine(UpstreamEngine):
         found = re.search(pattern, error.decode("utf-8", "replace"))
         room = int(found["total"]) - int(found["prompt"]) if found else 0
         return {field: room} if 0 < room < body[field] else {}
+
+    def length_url(self, base_url: str) -> str:
+        assert self._server.length_page is not None
+        return length_url(base_url, self._server.length_page)
+
+    def length_in(self, content: bytes) -> int | None:
+        assert self._server.length_page is not None
+        return length_in(content, self._server.length_page, self._upstream_model)
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return responses.optional_parameters(body) if self._api == "responses" else optional_parameters(body)

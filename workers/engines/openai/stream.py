@@ -1,7 +1,7 @@
 """Parses OpenAI's event stream into deltas, in the dialects of the servers that offer it.
 
 Under load one read returns many events; those of one choice become one delta. Text, tool calls and finish reasons are
-needed, and are read strictly where they cannot be told apart otherwise. Whatever else is odd never costs an answer.
+read strictly where they are ambiguous. Other malformed parts never fail an answer.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class StreamParser:
                     self._end_choice(index, finish_reason_of(kind), choice.get("stop_reason"))
 
     def _end_choice(self, index: int, reason: str, stop_reason: Any) -> None:
-        """Note a finish reason. If there are several, "stop" says the least, and a later one of the others counts."""
+        """Note a finish reason. If there are several, the last one other than "stop" is used."""
         known, known_stop = self._reasons.get(index, (reason, None))
         if not isinstance(stop_reason, (int, str)) or isinstance(stop_reason, bool):
             stop_reason = known_stop

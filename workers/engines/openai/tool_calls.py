@@ -131,7 +131,7 @@ class ToolCalls:
             if not call.name and (not closing or not call.begun):
                 if not closing:
                     break
-                self._at += 1  # nobody can execute a call without a name and arguments
+                self._at += 1  # a call without a name and arguments cannot be executed
                 continue
             ends = closing or (has_next and call.complete)
             text = call.pending(ends=ends, fill=closing and not (truncated and not has_next))

@@ -17,6 +17,7 @@ from workers.engines.replicate.exchange import PredictionExchange, cancel_call, 
 from workers.engines.replicate.request import model_input
 from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.exchange import Call
+from workers.engines.upstream.polling import PollRate
 from workers.engines.upstream.run_times import RunTimes
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class ReplicateEngine(UpstreamEngine):
         self._schemes = {urlsplit(target.endpoint.base_url).scheme for target in model.options.targets}
         self._hosts = model.stream_hosts
         self._refused_hosts: set[str] = set()
+        self._poll_rate = PollRate(model.options.max_polls_per_s)
         self._times = RunTimes(metrics, model.name, model.options.price_per_second)
 
     async def start(self) -> None:
@@ -66,7 +68,13 @@ class ReplicateEngine(UpstreamEngine):
         create = create_call(self._path, self._version, values, options.cancel_after_s)
         max_tokens = request.sampling.max_tokens if "max_tokens" in options.input.parameters else None
         return PredictionExchange(
-            create, prior, options, max_tokens=max_tokens, may_stream=self._may_stream, on_times=self._times.record
+            create,
+            prior,
+            options,
+            max_tokens=max_tokens,
+            may_stream=self._may_stream,
+            on_times=self._times.record,
+            rate=self._poll_rate,
         )
 
     def optional(self, body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

@@ -18,7 +18,7 @@ from shared.config.models.replicate import ReplicateOptions
 from workers.engines.base import Prior
 from workers.engines.replicate.reader import PredictionReader
 from workers.engines.upstream.exchange import Call
-from workers.engines.upstream.polling import FORGOTTEN, PollPace, RunExchange
+from workers.engines.upstream.polling import FORGOTTEN, PollPace, PollRate, RunExchange
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +43,12 @@ class PredictionExchange(RunExchange):
         max_tokens: int | None,
         may_stream: Callable[[str], bool],
         on_times: Callable[[str, float | None, float | None], None],
+        rate: PollRate,
     ) -> None:
         """`may_stream`: whether a URL may be requested. `on_times`: see `PredictionReader`."""
         super().__init__(
             PredictionReader(prior, max_tokens, on_times),
-            PollPace(options.poll_interval_s, options.max_poll_interval_s),
+            PollPace(options.poll_interval_s, options.max_poll_interval_s, rate),
             start_timeout_s=options.start_timeout_s,
             read_timeout_s=options.read_timeout_s,
         )

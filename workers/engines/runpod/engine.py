@@ -14,6 +14,7 @@ from workers.engines.runpod.reader import JobReader
 from workers.engines.runpod.request import job_body
 from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.exchange import Call
+from workers.engines.upstream.polling import PollRate
 from workers.engines.upstream.run_times import RunTimes
 
 
@@ -25,6 +26,7 @@ class RunpodEngine(UpstreamEngine):
     def __init__(self, model: RunpodModel, metrics: Metrics) -> None:
         super().__init__(model, metrics)
         self._runpod = model
+        self._poll_rate = PollRate(model.options.max_polls_per_s)
         self._times = RunTimes(metrics, model.name, model.options.price_per_second)
 
     def cancel_call(self, run_id: str) -> Call:
@@ -40,4 +42,4 @@ class RunpodEngine(UpstreamEngine):
         )
         reader = JobReader(prior, new_parser, self._times.record)
         body = await job_body(request, self._runpod)
-        return JobExchange(self._runpod.endpoint, body, self._runpod.options, reader)
+        return JobExchange(self._runpod.endpoint, body, self._runpod.options, reader, self._poll_rate)

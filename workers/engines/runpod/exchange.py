@@ -10,7 +10,7 @@ from typing import Any, Literal
 from shared.config.models.runpod import RunpodOptions
 from workers.engines.runpod.reader import JobReader
 from workers.engines.upstream.exchange import Call
-from workers.engines.upstream.polling import FORGOTTEN, PollPace, RunExchange
+from workers.engines.upstream.polling import FORGOTTEN, PollPace, PollRate, RunExchange
 
 JSON = {"Accept": "application/json"}
 
@@ -20,10 +20,12 @@ class JobExchange(RunExchange):
 
     parser: JobReader
 
-    def __init__(self, endpoint: str, body: dict[str, Any], options: RunpodOptions, reader: JobReader) -> None:
+    def __init__(
+        self, endpoint: str, body: dict[str, Any], options: RunpodOptions, reader: JobReader, rate: PollRate
+    ) -> None:
         super().__init__(
             reader,
-            PollPace(options.poll_interval_s, options.max_poll_interval_s),
+            PollPace(options.poll_interval_s, options.max_poll_interval_s, rate),
             start_timeout_s=options.start_timeout_s,
             read_timeout_s=options.read_timeout_s,
         )

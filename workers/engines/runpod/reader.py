@@ -120,6 +120,8 @@ class JobReader(StateParser):
                 yield from self._emit(delta)
             if self._output.failure is not None:
                 self._fail(self._output.failure)
+        # The end of the output is the end of the stream, even if the upstream returns it again and again.
+        self.drained = self.drained or (self.status in _FINAL and self.complete)
 
     def _is_next(self, metrics: Any) -> bool:
         """Whether an output is new, if its worker numbers them. One that is missing is noted."""

@@ -1,4 +1,4 @@
-"""Finds what is new in an answer that its upstream sends from the start again."""
+"""Finds the new part of an answer that the upstream sends again from the start."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _OWNER = "endpoint"
 class Endpoint:
     """One address with its key. `name` is its label in metrics and logs.
 
-    `identity` tells whose requests it can ask for. It stays the same if endpoints are added, ordered or named anew.
+    `identity` marks the requests that it runs. It stays the same if endpoints are added, reordered or renamed.
     """
 
     name: str

@@ -35,6 +35,7 @@ from workers.engines.base import (
     EngineStats,
     Prior,
     PromptInfo,
+    ReportedContext,
     UpstreamBusy,
     UpstreamError,
 )
@@ -42,6 +43,7 @@ from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.answer_limit import AnswerLimit
 from workers.engines.upstream.backoff import backoff_s
+from workers.engines.upstream.context_length import ContextLength
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.error_body import parse_error, request_id_of
 from workers.engines.upstream.errors import (
@@ -111,6 +113,7 @@ class UpstreamEngine(ABC):
         self._requests = 0
         self._reads = ReadCoalescer()
         self._refused = RefusedParameters(model.name)
+        self._context: ContextLength | None = None
         self.gate = UpstreamGate(model, metrics)
 
     # The server's API
@@ -148,6 +151,14 @@ class UpstreamEngine(ABC):
         """Whether the body of an error, not the HTTP status, says what kind of error it is."""
         return False
 
+    def length_url(self, base_url: str) -> str:
+        """Where the server reports the model's context length; only for models with a `context_source`."""
+        raise NotImplementedError
+
+    def length_in(self, content: bytes) -> int | None:
+        """The context length in that body; None if it has none. May raise errors of all kinds."""
+        raise NotImplementedError
+
     # The engine
 
     @property
@@ -169,10 +180,15 @@ class UpstreamEngine(ABC):
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
         self._endpoints = Endpoints(self._model, self.auth_headers)
         self._session = open_session(self._options, headers)
-        self._health_checks = start_health_checks(self._endpoints, self._session, self._options)
+        self._tasks = start_health_checks(self._endpoints, self._session, self._options)
+        if self._model.context_source is not None:
+            self._context = ContextLength(
+                self._model.name, self._endpoints, self._session, self.length_url, self.length_in
+            )
+            self._tasks.append(asyncio.create_task(self._context.run(), name="context-length"))
 
     async def stop(self) -> None:
-        await cancel_and_wait(*self._health_checks)
+        await cancel_and_wait(*self._tasks)
         await self._session.close()
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
@@ -217,7 +233,10 @@ class UpstreamEngine(ABC):
         return self._endpoints.mark(replace(item, data={**item.data, _API: self.run_api}), endpoint)
 
     def stats(self) -> EngineStats:
-        return EngineStats(self._requests, endpoints=self._endpoints.states)
+        context = None
+        if self._context is not None and (source := self._model.context_source) and (tokens := self._context.tokens):
+            context = ReportedContext(source, tokens)
+        return EngineStats(self._requests, endpoints=self._endpoints.states, context=context)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
@@ -231,7 +250,11 @@ class UpstreamEngine(ABC):
         tried: set[Endpoint] = set()
         failures = failed_runs = redirects = 0
         answered = False
-        limit = AnswerLimit(request, self._model.max_model_len)
+        length = self._model.max_model_len
+        if self._context is not None:
+            self._context.use()
+            length = self._context.tokens
+        limit = AnswerLimit(request, length)
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
         try:

@@ -79,7 +79,7 @@ class Exchange(ABC):
 
     @property
     def leaves_early(self) -> bool:
-        """Whether the rest of a response is not read when the answer is done: the upstream goes on until then."""
+        """Whether to close the connection without reading the rest when the answer is done, to stop the upstream."""
         return False
 
     @property
@@ -103,7 +103,7 @@ class Exchange(ABC):
 
         Raises:
             RunLost: the upstream cannot continue the answer.
-            EngineError, TransientError: the status means more here than it says.
+            EngineError, TransientError: the status has another meaning here.
         """
         return None
 

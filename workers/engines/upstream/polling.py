@@ -1,7 +1,7 @@
-"""What engines have in common whose upstream runs a request as a job of its own, a run, and is asked for its state.
+"""The common part of engines whose upstream runs a request as a job of its own, a run, and is polled for its state.
 
-A run goes on without a connection, so it can be followed again, has to be cancelled by a request, and may stay without
-progress for ever.
+A run does not end with its connection. So its stream can be opened again, it has to be cancelled by a request, and its
+time without progress has to be limited.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import orjson
 
@@ -36,16 +37,36 @@ def is_run_id(value: Any) -> bool:
     return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
 
 
+class PollRate:
+    """Keeps the polls of all runs of an engine below a rate: the more runs, the longer their intervals."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._paces: WeakSet[PollPace] = WeakSet()
+
+    def add(self, pace: PollPace) -> None:
+        """Count a run until its pace is no longer in use."""
+        self._paces.add(pace)
+
+    @property
+    def interval_s(self) -> float:
+        """The shortest interval of each run, in seconds."""
+        return len(self._paces) / self._per_second
+
+
 class PollPace:
     """The intervals between the starts of polls, in seconds: short while there is progress, then longer and longer.
 
     A poll that the upstream holds open until it has something counts: the next one may follow at once.
     """
 
-    def __init__(self, shortest_s: float, longest_s: float) -> None:
+    def __init__(self, shortest_s: float, longest_s: float, rate: PollRate | None = None) -> None:
         self._shortest = self._interval = shortest_s
         self._longest = longest_s
         self._last: float | None = None
+        self._rate = rate
+        if rate is not None:
+            rate.add(self)
 
     def progressed(self) -> None:
         """There was something new: the next interval is the shortest."""
@@ -54,7 +75,8 @@ class PollPace:
     def delay_s(self) -> float:
         """The wait before the next poll, which is about to be scheduled."""
         now = monotonic()
-        delay = 0.0 if self._last is None else max(0.0, self._last + self._interval - now)
+        interval = self._interval if self._rate is None else max(self._interval, self._rate.interval_s)
+        delay = 0.0 if self._last is None else max(0.0, self._last + interval - now)
         self._last = now + delay
         self._interval = min(self._longest, self._interval * GROWTH)
         return delay

@@ -21,8 +21,9 @@ from tests.support.transcripts import choices_of
 from tests.support.vendors.catalog import ALL, VENDORS
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
-from workers.engines.base import BusyReason, EngineError, PromptInfo, UpstreamBusy
+from workers.engines.base import BusyReason, EngineError, Prior, PromptInfo, UpstreamBusy
 from workers.engines.factory import make_engine
+from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
 
 ASK = GenerateRequest(messages=[Message(role="user", content="Hello")], sampling=Sampling(max_tokens=50))
@@ -283,6 +284,25 @@ async def test_an_error_after_the_first_token_fails_the_job(vendor: Vendor, engi
     assert "out of memory" in error.message
     assert "10.1.2.3" not in error.message
     assert vendor.generated == 1
+
+
+async def test_what_follows_a_loss_is_what_the_capabilities_say(vendor: Vendor, engine: UpstreamEngine) -> None:
+    """The capabilities, which are documented and shown to clients, are those of the engine."""
+    vendor.scripts = [Script(hang_after=1)]
+    state, deltas = None, []
+    items = engine.generate("job-1", ASK)
+    async for item in items:
+        if isinstance(item, UpstreamState):
+            state = item
+        if isinstance(item, Delta):
+            deltas.append(item)
+            if item.text:
+                break
+    await items.aclose()
+    found = vendor.spec().capabilities
+    assert found.resume == (state is not None)
+    mode = engine.resume_mode(ASK, Prior(deltas, upstream=state))
+    assert (mode is Resume.EXACT) == (found.resume or found.continues)
 
 
 async def test_a_cut_answer_is_continued_or_fails(vendor: Vendor, engine: UpstreamEngine) -> None:

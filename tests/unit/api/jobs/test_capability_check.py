@@ -311,9 +311,12 @@ def cases() -> list[Any]:
             f"logprobs {most}",
             replace(EVERYTHING, logprobs=most),
             (native, {"logprobs": number, "messages": MESSAGES}, "logprobs"),
-            (chat, log, "logprobs"),
+            (chat, log, "logprobs" if most is None else "top_logprobs"),
+            (line("/v1/chat/completions"), log, "logprobs" if most is None else "top_logprobs"),
             (text, {"logprobs": number}, "logprobs"),
-            (responses, include, "include"),
+            (line("/v1/completions"), {"logprobs": number}, "logprobs"),
+            (responses, include, "include" if most is None else "top_logprobs"),
+            (line("/v1/responses"), include, "include" if most is None else "top_logprobs"),
         )
         given = {"prompt_logprobs": number}
         add(
@@ -355,7 +358,7 @@ def test_every_capability_of_a_request_is_checked() -> None:
     assert CHAT_OPTIONS.keys() == EVERYTHING.chat_options
     assert EVERYTHING.structures == StructuredOutputs.model_fields.keys()
     unchecked = {
-        "resume", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "image_sources",
+        "resume", "continues", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "image_sources",
         "file_sources", "file_types", "extra_body", "fixed_temperature", "never_reasons",
     }  # fmt: skip
     changed = {
@@ -439,7 +442,7 @@ def test_a_request_is_served_exactly_if_all_its_parameters_are(given_: set[str],
 
 
 def test_the_models_of_the_api_show_their_capabilities() -> None:
-    view = ModelView.of(SimulatedModel(name="sim", engine="simulated")).model_dump(mode="json")
+    view = ModelView.of(SimulatedModel(name="sim", engine="simulated"), 8192).model_dump(mode="json")
     assert view["capabilities"].keys() == {field.name for field in fields(Capabilities)}
     assert view["capabilities"]["structures"] == sorted(StructuredOutputs.model_fields)
     assert view["capabilities"]["tool_choices"] == ["auto", "named", "none", "required"]

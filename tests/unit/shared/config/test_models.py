@@ -165,6 +165,17 @@ def test_presets(tmp_path: Path) -> None:
     assert get_args(PresetName) == tuple(PRESETS)
 
 
+def test_prefill_says_whether_answers_continue(tmp_path: Path) -> None:
+    for preset, option, expected in (
+        ("gemini", "", False),
+        ("gemini", "      prefill: true\n", True),
+        ("vllm", "      base_url: http://x/v1\n", True),
+        ("vllm", "      base_url: http://x/v1\n      prefill: false\n", False),
+    ):
+        model = load_registry(write(tmp_path, PRESET.replace("gemini", preset) + option))["gpt"]
+        assert model.capabilities.continues == expected
+
+
 def test_a_preset_needs_no_options(tmp_path: Path) -> None:
     content = PRESET.partition("    options:")[0]
     model = load_registry(write(tmp_path, content))["gpt"]

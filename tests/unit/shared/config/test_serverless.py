@@ -89,7 +89,7 @@ def test_a_host_gets_no_key_of_another(tmp_path: Path) -> None:
         ),
         ("price_per_second: 0.000975", "price_per_second: -1", 7, "price_per_second"),
         ("price_per_second: 0.000975", "stream_hosts: ['https://x.example/']", 7, "must be a host"),
-        ("price_per_second: 0.000975", "max_poll_interval_s: 0.1", 5, "at least poll_interval_s"),
+        ("price_per_second: 0.000975", "max_poll_interval_s: 0.05", 5, "at least poll_interval_s"),
         ("stop: stop_sequences", "stopp: stop_sequences", 8, "stopp"),
         ("stop: stop_sequences", "'stop': 'a b'", 8, "pattern"),
         ("endpoint: abc123", "endpoint: ../abc", 11, "endpoint"),

@@ -284,7 +284,12 @@ async def test_an_answer_that_has_come_needs_no_final_state(vendor: RunpodVendor
 async def test_an_answer_costs_few_requests(vendor: RunpodVendor) -> None:
     vendor.batch = 100
     await run(vendor)
-    assert paths(vendor) == ["run", "stream", "stream", "status"]
+    assert paths(vendor) == ["run", "stream", "status"]
+
+
+async def test_an_end_that_is_streamed_again_and_again_is_the_end(vendor: RunpodVendor) -> None:
+    vendor.repeats_end = True
+    assert (await run(vendor)).text == WHOLE
 
 
 async def test_polls_become_rarer_while_a_job_waits(vendor: RunpodVendor) -> None:

@@ -12,8 +12,9 @@ from shared.domain.events import Delta, merge_deltas
 from shared.domain.job import Usage
 from workers.engines.base import UpstreamError
 from workers.engines.triton.event_texts import EventTexts
+from workers.engines.triton.output_counter import OutputCounter
 from workers.engines.triton.stop_strings import StopStrings
-from workers.engines.triton.stream import StreamParser
+from workers.engines.triton.stream import PIECE, StreamParser
 from workers.engines.upstream.errors import ErrorBody
 
 
@@ -45,6 +46,42 @@ def test_the_answer_ends_with_the_body() -> None:
     assert stream.failure is None
     assert stream.usage is None
     assert list(stream.end()) == []
+
+
+class Words(OutputCounter):
+    """A counter of words that notes how much was counted in each step."""
+
+    def __init__(self) -> None:
+        self.words = self.characters = 0
+
+    def add(self, text: str) -> None:
+        self.words += len(text.split())
+        self.characters += len(text)
+
+    @property
+    def total(self) -> int:
+        return self.words
+
+
+@pytest.mark.parametrize("backend", ["python", "llmapi"])
+def test_a_whole_answer_in_one_event_is_counted_in_short_steps(backend: Backend) -> None:
+    """Whatever an event has, one step counts so little that the event loop is not delayed."""
+    text = "river " * 40_000
+    words = Words()
+    stream = parser(backend, counter=words, max_tokens=40_000)
+    deltas, steps = [], []
+    data = events({"text_output": text})
+    for part in stream.feed(data), stream.end():
+        for delta in part:
+            deltas.append(delta)
+            steps.append(words.characters)
+            words.characters = 0
+    assert max(steps) <= PIECE
+    assert max(len(delta.text) for delta in deltas) <= PIECE
+    delta = merge_deltas(deltas)
+    assert (delta.text, delta.tokens, delta.finish_reason) == (text, 1, "length")
+    assert stream.usage is not None
+    assert words.total >= 40_000
 
 
 def test_an_answer_of_max_tokens_was_cut() -> None:
