@@ -15,7 +15,6 @@ from api.jobs.media_check import MAX_PARTS, is_known_file_type, media_of
 from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import Capabilities, ToolChoiceKind
 from shared.config.models.loader import ModelSpec, Registry
-from shared.domain.content import FilePart, ImagePart
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, GenerateRequest, Message, Sampling
 
@@ -103,6 +102,8 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
             yield Need("prompt", "prompts of token ids", lambda model: model.token_prompts)
     else:
         yield Need("messages", "conversations", lambda model: model.conversations)
+        if not any(map(_says_something, request.messages or ())):
+            yield Need("messages", "conversations without a message of the user", lambda model: model.system_only)
         yield from _names(request.messages or ())
     yield from _sampling(request)
     if request.structured_outputs is not None:
@@ -125,7 +126,7 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
         yield Need(
             "structured_outputs", "structured outputs together with tools", lambda model: model.tools_with_structure
         )
-    yield from _media(islice(media_of(request), MAX_PARTS))  # a request with more is rejected
+    yield from _media(request)
     if request.messages is not None:  # searched only for models without tools
         yield Need("messages", "tool calls in earlier turns", lambda model: model.tools or not _has_calls(request))
 
@@ -138,6 +139,18 @@ def _has_calls(request: GenerateRequest) -> bool:
     return any(message.tool_calls or message.role == "tool" for message in request.messages or ())
 
 
+def _says_something(message: Message) -> bool:
+    """Whether a message is not of the system, and more than white space."""
+    if message.role in ("system", "developer"):
+        return False
+    if message.tool_calls or message.opaque or message.role == "tool":
+        return True
+    content = message.content
+    if isinstance(content, list):
+        return bool(message.media) or any(text and not text.isspace() for text in message.texts)
+    return content is not None and content != "" and not content.isspace()
+
+
 def _names(messages: Iterable[Message]) -> Iterator[Need]:
     """The names of authors. That of a tool repeats the name in its call."""
     for position, message in enumerate(messages):
@@ -146,12 +159,15 @@ def _names(messages: Iterable[Message]) -> Iterator[Need]:
             return
 
 
-def _media(parts: Iterable[tuple[str, ImagePart | FilePart]]) -> Iterator[Need]:
+def _media(request: GenerateRequest) -> Iterator[Need]:
     """The kinds of images and files, each at its first path: not a need for each, of which there may be many."""
     modalities: dict[str, str] = {}
     sources: dict[tuple[str, str], str] = {}
     types: dict[str, str] = {}
-    for path, part in parts:
+    in_results: list[str] = []
+    for role, path, part in islice(media_of(request), MAX_PARTS):  # a request with more is rejected
+        if role == "tool" and not in_results:
+            in_results.append(path)
         modalities.setdefault(part.type, path)
         sources.setdefault((part.type, part.source), path)
         # Others are rejected for every model.
@@ -159,6 +175,8 @@ def _media(parts: Iterable[tuple[str, ImagePart | FilePart]]) -> Iterator[Need]:
             types.setdefault(part.media_type or "", path)
     for kind, path in modalities.items():
         yield Need(path, f"{kind}s", _has("modalities", kind))
+    for path in in_results:
+        yield Need(path, "images and files in results of tools", lambda model: model.tool_media)
     for (kind, source), path in sources.items():
         yield Need(path, f"{kind}s {_SOURCE_NAMES[source]}", _has(f"{kind}_sources", source))
     for media_type, path in types.items():
@@ -175,6 +193,8 @@ def _sampling(request: GenerateRequest) -> Iterator[Need]:
     sampling = request.sampling
     if sampling.max_tokens is not None and not request.prompt_only:
         yield Need("max_tokens", "a limit of output tokens", lambda model: model.max_tokens)
+    if (stops := len(sampling.stop)) > 1:
+        yield Need("stop", f"{stops} stop strings", lambda model: _within(stops, model.max_stops))
     if (n := sampling.n) > 1:
         yield Need("n", f"{n} choices for one prompt", lambda model: n <= model.max_choices)
     for name in sampling.model_fields_set:
@@ -185,6 +205,10 @@ def _sampling(request: GenerateRequest) -> Iterator[Need]:
             yield Need(name, "this parameter", lambda model: model.fixed_temperature or "temperature" in model.sampling)
         elif value != _SAMPLING_DEFAULTS[name] and value not in _NEUTRAL_SAMPLING.get(name, ()):
             yield Need(name, "this parameter", _has("sampling", name))
+
+
+def _within(number: int, limit: int | None) -> bool:
+    return limit is None or number <= limit
 
 
 def _logprobs(
@@ -199,6 +223,9 @@ def _logprobs(
 def _chat(chat: ChatOptions) -> Iterator[Need]:
     if chat.tools:
         yield Need("tools", "tools", lambda model: model.tools)
+        number, longest = len(chat.tools), max(len(tool.function.name) for tool in chat.tools)
+        yield Need("tools", f"{number} tools", lambda model: _within(number, model.max_tools))
+        yield Need("tools", f"names of {longest} characters", lambda model: _within(longest, model.max_tool_name))
         kind: ToolChoiceKind = "named" if isinstance(chat.tool_choice, dict) else chat.tool_choice or "auto"
         what = "a tool choice that names a tool" if kind == "named" else f"the tool choice `{kind}`"
         yield Need("tool_choice", what, lambda model: kind in model.tool_choices)

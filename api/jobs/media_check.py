@@ -54,7 +54,7 @@ class MediaCheck:
 
     async def check(self, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if a part has a type that is not supported, damaged data, or too much of it."""
-        parts = list(islice(media_of(request), MAX_PARTS + 1))
+        parts = [(path, part) for _, path, part in islice(media_of(request), MAX_PARTS + 1)]
         if not parts:
             return
         if len(parts) > MAX_PARTS:
@@ -110,11 +110,11 @@ class MediaCheck:
         return size
 
 
-def media_of(request: GenerateRequest) -> Iterator[tuple[str, ImagePart | FilePart]]:
-    """The images and files of a request, each with the path at which the client sent it."""
+def media_of(request: GenerateRequest) -> Iterator[tuple[str, str, ImagePart | FilePart]]:
+    """The images and files of a request, each with its message's role and the path at which the client sent it."""
     for message in request.messages or ():
         for part in message.media:
-            yield part.path or "messages", part
+            yield message.role, part.path or "messages", part
 
 
 def is_known_file_type(media_type: str) -> bool:

@@ -372,6 +372,11 @@ class GenerateRequest(BaseModel):
         )
 
     @property
+    def opaque_parts(self) -> int:
+        """The number of opaque parts in the conversation."""
+        return sum(len(message.opaque) for message in self.messages or () if message.opaque)
+
+    @property
     def size(self) -> int:
         """About the bytes of the prompt as JSON, which indicate the time that it takes to process the request."""
         if self.messages is not None:

@@ -88,6 +88,18 @@ def model_template(folder: Path | None, file: Path | None = None) -> ChatTemplat
         return None
 
 
+def with_system_roles(request: GenerateRequest) -> GenerateRequest:
+    """The request with instructions of developers as those of the system, which templates know."""
+    messages = request.messages or []
+    if all(message.role != "developer" for message in messages):
+        return request
+    renamed: list[Message] = [
+        message.model_copy(update={"role": "system"}) if message.role == "developer" else message
+        for message in messages
+    ]
+    return request.model_copy(update={"messages": renamed})
+
+
 class _TemplateError(TemplateError):
     """The template called `raise_exception`."""
 

@@ -191,6 +191,12 @@ class Metrics:
             (MODEL, Label("reason", ("rate_limit", "server_error", "timeout", "unreachable", "broken"))),
             WORKER,
         )
+        self.opaque_parts_dropped = new.counter(
+            "headrace_opaque_parts_dropped_total",
+            "Parts of earlier answers, such as signed thinking, that were not sent to a model of another provider.",
+            (MODEL,),
+            WORKER,
+        )
         self.rescues = new.counter(
             "headrace_rescues_total", "Jobs requeued because their worker's lease expired.", (MODEL,), API, WORKER
         )
@@ -476,7 +482,7 @@ class Metrics:
         )
         self.upstream_requests = new.counter(
             "headrace_upstream_requests_total",
-            "Responses of the upstream of an `openai` model, by status.",
+            "Responses of a model's upstream, by status.",
             (MODEL, Label("status", bound="HTTP status codes")),
             WORKER,
         )
@@ -522,6 +528,13 @@ class Metrics:
             (MODEL, Label("endpoint", bound="the endpoints in models.yaml, by name or position")),
             WORKER,
             aggregation=Aggregation.MIN,
+        )
+        self.upstream_resumes = new.counter(
+            "headrace_upstream_resumes_total",
+            "Times that the answer of a request which the upstream ran on was read further, because its"
+            " connection or its attempt had ended.",
+            (MODEL, Label("reason", ("connection", "attempt"))),
+            WORKER,
         )
         self.upstream_refused_parameters = new.counter(
             "headrace_upstream_refused_parameters_total",

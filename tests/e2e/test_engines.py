@@ -24,8 +24,9 @@ from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import wait_for_end
 from tests.support.database import drop_database
 from tests.support.engine_tables import EXAMPLES
+from tests.support.metrics import samples
 from tests.support.ports import free_port
-from tests.support.sse import follow, text_of
+from tests.support.sse import Sse, follow, read_events, text_of
 from tests.support.stack import KEY, Stack
 from tests.support.vendors.anthropic import AnthropicVendor
 from tests.support.vendors.catalog import ALL, VENDORS
@@ -156,7 +157,7 @@ async def test_completions(sdk: openai.AsyncOpenAI, vendor: Vendor, model: str) 
         with pytest.raises(openai.BadRequestError, match="prompts without a conversation") as caught:
             await sdk.completions.create(model=model, prompt="Hello", max_tokens=50)
         assert caught.value.param == "prompt"
-        assert vendor.requests == 0
+        assert vendor.generated == 0
         return
     complete = await sdk.completions.create(model=model, prompt="Hello", max_tokens=50)
     assert complete.choices[0].text == TEXT
@@ -191,7 +192,7 @@ async def test_images_and_files(
         with pytest.raises(openai.BadRequestError, match="responses") as caught:
             await sdk.chat.completions.create(model=model, messages=[{"role": "user", "content": chat}], max_tokens=50)
         assert caught.value.param == "messages[0].content[0]"
-        assert vendor.requests == 0
+        assert vendor.generated == 0
         return
     expected = [IMAGE, PDF][:count]
     job: Any = {"model": model, "messages": [{"role": "user", "content": chat[:count]}], "max_tokens": 50}
@@ -336,6 +337,23 @@ async def test_geminis_thoughts_and_signatures(sdk: openai.AsyncOpenAI) -> None:
     assert vendor.seen[1].body["messages"][1]["tool_calls"][0]["extra_content"] == {
         "google": {"thought_signature": "sig-1"}
     }
+
+
+async def test_parts_of_another_provider_are_dropped_and_counted(sdk: openai.AsyncOpenAI, stack: Stack) -> None:
+    """A conversation that began with Gemini goes on with a model that must not get its thought signatures."""
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+    parameters: Any = {"max_tokens": 50, "tools": [tool]}
+    async with preset("gemini") as gemini, preset("openai") as other:
+        gemini.scripts = [CALL]
+        first = await sdk.chat.completions.create(model="preset-gemini", messages=MESSAGES, **parameters)
+        turn: Any = first.choices[0].message.model_dump(exclude_none=True)
+        assert turn["tool_calls"][0]["extra_content"]
+        result: Any = {"role": "tool", "tool_call_id": turn["tool_calls"][0]["id"], "content": "sunny"}
+        before = await samples(stack, "worker")
+        await sdk.chat.completions.create(model="preset-openai", messages=[*MESSAGES, turn, result], **parameters)
+        assert "sig-1" not in str(other.seen[0].body)
+    counted = ("headrace_opaque_parts_dropped_total", "preset-openai")
+    assert (await samples(stack, "worker"))[counted] - before.get(counted, 0) == 1
 
 
 async def test_openrouters_reasoning_comes_back(sdk: openai.AsyncOpenAI) -> None:
@@ -484,7 +502,7 @@ async def test_thinking_with_tools_over_two_turns(
     async with sdk.messages.stream(messages=MESSAGES, **parameters) as stream:
         first = await stream.get_final_message()
     assert [block.type for block in first.content] == ["thinking", "text", "tool_use"]
-    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny"}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny", "is_error": True}
     turns: Any = [{"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
     second = await sdk.messages.create(messages=[*MESSAGES, *turns], **parameters)
     assert second.stop_reason == "end_turn"
@@ -493,3 +511,86 @@ async def test_thinking_with_tools_over_two_turns(
         {"type": "text", "text": "I ask."},
         {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Paris"}},
     ]
+    (result_sent,) = vendor.seen[-1].body["messages"][2]["content"]
+    assert result_sent["is_error"] is True
+
+
+async def test_what_the_model_cannot_serve_is_refused_at_submit(
+    client: httpx.AsyncClient, provider: tuple[AnthropicVendor, anthropic.AsyncAnthropic]
+) -> None:
+    """With the parameter as the dialect calls it, and the models that can. The provider gets no request."""
+    vendor, _ = provider
+    started = [*MESSAGES, {"role": "assistant", "content": "It is "}]
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    tools = [{"name": "weather", "input_schema": PARAMETERS}]
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("jobs", {"messages": MESSAGES, "thinking_token_budget": 5}, "thinking_token_budget"),
+        ("chat/completions", {"messages": MESSAGES, "max_completion_tokens": 64_001}, "max_completion_tokens"),
+        ("responses", {"input": started, "max_output_tokens": 50}, "input"),
+        ("messages", {"messages": started, "max_tokens": 50}, "messages"),
+        ("messages", {"messages": MESSAGES, "max_tokens": 2000, "thinking": thinking, "temperature": 0}, "temperature"),
+        ("messages/count_tokens", {"messages": started}, "messages"),
+    ]
+    for path, body, param in cases:
+        response = await client.post(f"/v1/{path}", json={"model": "anthropic", **body})
+        error = response.json()["error"]
+        assert response.status_code == 400, response.text
+        assert error["message"].startswith(f"{param}: the model `anthropic` does not support ")
+        assert error.get("param", param) == param
+    able = {"messages": MESSAGES, "max_tokens": 2000, "tools": tools, "tool_choice": {"type": "any"}}
+    response = await client.post("/v1/messages", json={"model": "anthropic", **able, "thinking": thinking})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("tool_choice: the model `anthropic` does not support ")
+    assert vendor.seen == []
+
+
+@pytest.mark.parametrize("end", ["drained", pytest.param("killed", marks=pytest.mark.long)])
+async def test_an_answer_outlives_its_worker(stack: Stack, client: httpx.AsyncClient, end: str) -> None:
+    """The next worker resumes the request that the vendor runs on: nothing is generated, shown or lost twice."""
+    names = ("replicate", "runpod")  # test_upstream.py has the Responses API
+    async with AsyncExitStack() as exits:
+        vendors = {name: await exits.enter_async_context(VENDORS[name]().serve(PORTS[name])) for name in names}
+        jobs, readers, events = {}, [], {}
+        for name, vendor in vendors.items():
+            vendor.default = replace(ANSWER, hang_after=1)
+            body = {"model": name, "messages": MESSAGES, "max_tokens": 50}
+            jobs[name] = (await client.post("/v1/jobs", json=body)).json()["id"]
+            events[name] = asyncio.Queue[Sse]()
+            readers.append(asyncio.create_task(read_into(events[name], client, jobs[name])))
+        received = {name: await until_text(queue) for name, queue in events.items()}
+        processes = [stack.processes[worker] for name in names for worker in stack.workers(name)]
+        for process in processes:
+            if end == "killed":
+                process.kill()
+            else:
+                process.terminate()
+        for name in names:
+            for worker in stack.workers(name):
+                stack.processes.pop(worker).wait(20)
+        stack.start_workers(names)
+        for vendor in vendors.values():
+            await vendor.go_on()
+        await asyncio.gather(*readers)
+        for name, queue in events.items():
+            rest = [queue.get_nowait() for _ in range(queue.qsize())]
+            assert "job.restarted" not in {event.event for event in rest}
+            assert text_of([*received[name], *rest]) == TEXT
+            done = await wait_for_end(client, jobs[name])
+            assert (done["status"], done["output_text"]) == ("completed", TEXT)
+            assert len(done["attempts"]) == 2
+            assert vendors[name].generated == 1
+
+
+async def read_into(queue: asyncio.Queue[Sse], client: httpx.AsyncClient, job_id: str) -> None:
+    """Read the stream of a job to its end."""
+    async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as response:
+        async for event in read_events(response):
+            queue.put_nowait(event)
+
+
+async def until_text(queue: asyncio.Queue[Sse]) -> list[Sse]:
+    """The events of a stream up to the first text."""
+    events = [await queue.get()]
+    while not text_of(events):
+        events.append(await queue.get())
+    return events

@@ -129,6 +129,8 @@ class JobAttempt:
         self._transcript = Transcript(job.request.sampling.n)
         self._trace = AttemptTrace()
         self._metrics = JobMetrics(context.metrics, job)
+        if self.job.request is not job.request:
+            self._metrics.parts_dropped(job.request.opaque_parts - self.job.request.opaque_parts)
         self._generation: asyncio.Task[None] | None = None
         self._prompt = PromptInfo(0)
         self._reported_usage: Usage | None = None

@@ -27,6 +27,11 @@ class JobMetrics:
             waited = job.attempts[-1].started_at - job.created_at
             self._metrics.queue_wait.labels(self._model, self._priority).observe(waited.total_seconds())
 
+    def parts_dropped(self, number: int) -> None:
+        """Record opaque parts that the job's model cannot read; once for each job."""
+        if number and self._job.attempt == 1:
+            self._metrics.opaque_parts_dropped.labels(self._model).inc(number)
+
     def submitted(self, after_s: float) -> None:
         """Record that the attempt was submitted to the engine, `after_s` seconds after its claim."""
         self._metrics.dispatch.labels(self._model).observe(after_s)

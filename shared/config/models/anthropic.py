@@ -101,6 +101,7 @@ class AnthropicModel(UpstreamModel):
         if limits.thinking != "none":
             options.add("reasoning_effort")
         return Capabilities(
+            system_only=False,
             prefill=limits.prefill,
             continues=limits.prefill,
             cancel=True,

@@ -61,12 +61,15 @@ ALL_CHAT_OPTIONS = frozenset(ChatOptions.model_fields) - {
 class Capabilities:
     """The capabilities of a model. The defaults are those of a model that only answers conversations with text.
 
-    `conversations`: the engine or its upstream has a chat template. `raw_prompts`: prompts without it;
+    `conversations`: the engine or its upstream has a chat template. `system_only`: conversations without a text of the
+    user. `raw_prompts`: prompts without it;
     `token_prompts`: as token ids. `prefill`: a last message of the assistant that the answer continues. `names`:
     messages with the names of their authors. `tools_with_structure`: tools and a structured output in one request.
     `max_choices`: choices for one prompt. `max_tokens`: a limit of output tokens. `logprobs` and `prompt_logprobs`: the
     most alternatives for each token; None without log probabilities. `structures`, `sampling` and `chat_options` are
-    names of parameters. `image_sources`, `file_sources` and `file_types` (of files as data) restrict the modalities.
+    names of parameters. `max_stops`, `max_tools` and `max_tool_name` (in characters) are limits of the provider below
+    those of this API; None without. `image_sources`, `file_sources` and `file_types` (of data) restrict the modalities.
+    `tool_media`: results of tools may have images and files.
     `fixed_temperature`: the model always samples at 1. `never_reasons`: it cannot reason, so none is to be turned off.
 
     `resume`: an answer whose worker was lost continues where it was interrupted, at no cost. `continues`: it continues
@@ -77,6 +80,7 @@ class Capabilities:
     """
 
     conversations: bool = True
+    system_only: bool = True
     raw_prompts: bool = False
     token_prompts: bool = False
     echo: bool = False
@@ -90,13 +94,17 @@ class Capabilities:
     tools: bool = False
     tool_choices: _Set[ToolChoiceKind] = ALL_TOOL_CHOICES
     tools_with_structure: bool = True
+    max_tools: int | None = None
+    max_tool_name: int | None = None
     names: bool = False
     structures: _Set[str] = frozenset()
     max_choices: int = 1
     max_tokens: bool = True
+    max_stops: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     modalities: _Set[Modality] = TEXT_ONLY
+    tool_media: bool = True
     image_sources: _Set[Source] = ALL_SOURCES
     file_sources: _Set[Source] = ALL_SOURCES
     file_types: _Set[str] = ALL_FILE_TYPES

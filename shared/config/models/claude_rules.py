@@ -7,7 +7,7 @@ thinking .../docs/en/build-with-claude/extended-thinking, with a started answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from shared.config.models.base import Unsupported
 from shared.config.models.claude import ClaudeLimits
@@ -16,7 +16,6 @@ from shared.domain.request import ChatOptions, GenerateRequest, Message, Samplin
 MIN_BUDGET = 1024
 # The least top_p of a request with thinking.
 MIN_TOP_P_WITH_THINKING = 0.95
-_SYSTEM = ("system", "developer")
 _NO_OPTIONS = ChatOptions()
 
 
@@ -32,10 +31,8 @@ def unsupported(request: GenerateRequest, limits: ClaudeLimits, default_max_toke
     yield from _sampling(sampling, limits, thinks=thinks)
     if limits.is_claude and any(not text.strip() for text in sampling.stop):
         yield Unsupported("stop", "stop strings of white space")
-    if request.messages is not None:
-        yield from _messages(request.messages)
-        if request.messages and request.messages[-1].role == "assistant":
-            yield from _started_answer(request, request.messages[-1], chat, limits, thinks=thinks)
+    if request.messages and request.messages[-1].role == "assistant":
+        yield from _started_answer(request, request.messages[-1], chat, limits, thinks=thinks)
 
 
 def output_limit(request: GenerateRequest, default: int) -> int:
@@ -107,16 +104,6 @@ def _sampling(sampling: Sampling, limits: ClaudeLimits, *, thinks: bool) -> Iter
         yield Unsupported("top_k", "this parameter while it thinks")
     if thinks and top_p is not None and top_p < MIN_TOP_P_WITH_THINKING:
         yield Unsupported("top_p", f"values below {MIN_TOP_P_WITH_THINKING} while it thinks")
-
-
-def _messages(messages: Sequence[Message]) -> Iterator[Unsupported]:
-    if not any(message.role not in _SYSTEM and _says_something(message) for message in messages):
-        yield Unsupported("messages", "conversations without a message of the user")
-
-
-def _says_something(message: Message) -> bool:
-    texts = any(text and not text.isspace() for text in message.texts)
-    return bool(texts or message.media or message.tool_calls or message.opaque or message.role == "tool")
 
 
 def _started_answer(

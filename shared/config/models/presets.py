@@ -70,7 +70,8 @@ class Preset:
     quirks: tuple[str, ...] = ()
 
 
-# https://platform.openai.com/docs/api-reference/chat/create: images as data or by URL, files as data or by id.
+# https://platform.openai.com/docs/api-reference/chat/create: images as data or by URL, files as data or by id. Results
+# of tools are texts.
 _CHAT_SOURCES: dict[str, Any] = {
     "image_sources": frozenset({"data", "url"}),
     "file_sources": frozenset({"data", "file_id"}),
@@ -83,7 +84,11 @@ _ANYTHING = replace(EVERYTHING, prompt_logprobs=None, resume=False, token_counti
 _OPENAI = Capabilities(
     cancel=True,
     tools=True,
+    max_tools=128,
+    max_tool_name=64,
+    max_stops=4,
     names=True,
+    tool_media=False,
     **_CHAT_SOURCES,
     structures=JSON_STRUCTURES,
     max_choices=EVERYTHING.max_choices,
@@ -111,7 +116,11 @@ def as_responses(capabilities: Capabilities) -> Capabilities:
         cancel=True,
         structures=capabilities.structures & JSON_STRUCTURES,
         max_choices=1,
+        max_tools=None,
+        max_tool_name=None,
+        max_stops=None,
         names=False,
+        tool_media=True,
         image_sources=ALL_SOURCES,
         file_sources=ALL_SOURCES,
         sampling=capabilities.sampling & {"temperature", "top_p"},
@@ -144,7 +153,11 @@ PRESETS: Mapping[str, Preset] = {
         provider="openai",
         base_url="https://api.openai.com/v1",
         max_tokens_field="max_completion_tokens",
-        quirks=("`max_tokens` is refused by newer models, which take `max_completion_tokens`",),
+        quirks=(
+            "`max_tokens` is refused by newer models, which take `max_completion_tokens`",
+            "more than 4 stop strings or 128 tools, and tools with names of more than 64 characters, are refused at"
+            " submit",
+        ),
     ),
     "azure": Preset(
         page="https://learn.microsoft.com/en-us/azure/ai-foundry/openai/latest",
@@ -158,6 +171,7 @@ PRESETS: Mapping[str, Preset] = {
             "`model` is the name of the deployment; the key is sent as `api-key`",
             "the v1 API needs no `api_version`; a dated one does, with a `base_url` that ends with"
             " `/openai/deployments/DEPLOYMENT`",
+            "the limits of stop strings and tools are those of `openai`",
         ),
     ),
     "gemini": Preset(
@@ -165,6 +179,9 @@ PRESETS: Mapping[str, Preset] = {
         capabilities=replace(
             _OPENAI,
             max_choices=1,
+            # https://ai.google.dev/api/generate-content#v1beta.GenerationConfig
+            max_stops=5,
+            max_tools=None,
             logprobs=None,
             modalities=_TEXT_AND_IMAGES,
             sampling=frozenset({"temperature", "top_p", "stop"}),
@@ -178,6 +195,7 @@ PRESETS: Mapping[str, Preset] = {
             "`completion_tokens` does not count thoughts, `total_tokens` does: the difference is added",
             "`extra_content` of tool calls and messages (thought signatures) is kept and sent back",
             "parameters that it does not know, such as `seed` and `frequency_penalty`, are errors",
+            "more than 5 stop strings are refused at submit",
             "errors come in a list; the finish reason of tool calls may be `stop`",
         ),
     ),
@@ -187,6 +205,10 @@ PRESETS: Mapping[str, Preset] = {
             _OPENAI,
             raw_prompts=True,
             max_choices=1,
+            # The limits are those of the model's provider.
+            max_tools=None,
+            max_tool_name=None,
+            max_stops=None,
             # https://openrouter.ai/docs/features/multimodal/pdfs
             file_sources=frozenset({"data", "url"}),
             sampling=OPENAI_SAMPLING | {"top_k", "min_p", "repetition_penalty"},

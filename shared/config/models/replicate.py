@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import TEXT_ONLY, Capabilities, Modality
 from shared.config.models.polled import PolledOptions
 from shared.config.models.upstream import HttpUrl, UpstreamModel
 from shared.domain.field_types import contradiction, without_effect
+from shared.domain.request import GenerateRequest
 
 REPLICATE_URL = "https://api.replicate.com/v1"
 # Where predictions of Replicate itself are streamed from.
@@ -142,6 +145,11 @@ class ReplicateModel(UpstreamModel):
         inputs = self.options.input
         names = [inputs.text_input, inputs.system_prompt, *inputs.parameters.values(), *inputs.constants]
         return frozenset(filter(None, names))
+
+    def unsupported(self, request: GenerateRequest) -> Iterator[Unsupported]:
+        inputs = self.options.input
+        if "stop" in inputs.parameters and inputs.stop_as == "commas" and any("," in s for s in request.sampling.stop):
+            yield Unsupported("stop", "stop strings with commas")
 
     @property
     def stream_hosts(self) -> frozenset[str]:

@@ -214,7 +214,12 @@ class UpstreamModel(Spec):
     def capabilities(self) -> Capabilities:
         found = self.engine_capabilities
         modalities = found.modalities if self.modalities is None else frozenset({"text", *self.modalities})
-        return replace(found, modalities=modalities, extra_body=frozenset(self.options.extra_body))
+        return replace(
+            found,
+            modalities=modalities,
+            tool_choices=found.tool_choices if found.tools else frozenset(),
+            extra_body=frozenset(self.options.extra_body),
+        )
 
     @property
     def requests_per_minute(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -59,6 +60,9 @@ def _engine_options(options: VllmOptions) -> VllmOptions:
     return options
 
 
+_WITHOUT_BUDGET = replace(EVERYTHING, sampling=EVERYTHING.sampling - {"thinking_token_budget"})
+
+
 class VllmModel(Spec):
     """A model that runs in a vLLM engine inside the worker. `options` are `AsyncEngineArgs` by name."""
 
@@ -73,7 +77,10 @@ class VllmModel(Spec):
 
     @property
     def capabilities(self) -> Capabilities:
-        return EVERYTHING
+        """A thinking budget needs to know where the reasoning ends."""
+        if self.chat.reasoning_parser is not None or self.options.get("reasoning_config") is not None:
+            return EVERYTHING
+        return _WITHOUT_BUDGET
 
     @property
     def structure_bounds(self) -> StructureBounds:

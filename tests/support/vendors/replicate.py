@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import orjson
@@ -105,6 +105,10 @@ class ReplicateVendor(Vendor):
 
     def forget(self) -> None:
         self.predictions.clear()
+
+    async def go_on(self) -> None:
+        for prediction in self.predictions.values():
+            prediction.script = replace(prediction.script, hang_after=None)
 
     def stops_of(self, body: Any) -> list[str]:
         stops: str = body["input"]["stop_sequences"]

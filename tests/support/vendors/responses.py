@@ -19,7 +19,7 @@ from aiohttp import web
 
 from shared.config.models.openai import OpenAIModel
 from tests.support.vendors.script import Script
-from tests.support.vendors.vendor import KEY_ENV, Cut, Hang, Vendor, pieces
+from tests.support.vendors.vendor import KEY_ENV, Cut, Vendor, pieces
 
 ENCRYPTED = "reasoning.encrypted_content"
 REFUSED = "include: Encrypted content is not supported with this model."
@@ -59,6 +59,7 @@ class ResponsesVendor(Vendor):
         self.gate: asyncio.Semaphore | None = None
         # Whether streams can be resumed.
         self.streams_again = True
+        self._goes_on = asyncio.Event()
         # Whether the model does not reason, so that encrypted reasoning cannot be requested.
         self.refuses_reasoning = False
         # Whether responses cannot be cancelled.
@@ -91,6 +92,9 @@ class ResponsesVendor(Vendor):
 
     def left(self) -> None:
         """A closed connection means nothing."""
+
+    async def go_on(self) -> None:
+        self._goes_on.set()
 
     def forget(self) -> None:
         self.stored.clear()
@@ -173,43 +177,42 @@ class ResponsesVendor(Vendor):
         message: dict[str, Any] | None = None
         reasoning: dict[str, Any] | None = None
         texts = 0
-        try:
-            for kind, piece in pieces(replace(script, cut_after=None)):
-                if kind == "error":
-                    await self._end(stored, "failed", error={"code": "server_error", "message": script.message})
-                    return
-                if kind == "reasoning":
-                    if reasoning is None:
-                        reasoning = {
-                            "id": "rs_1",
-                            "type": "reasoning",
-                            "summary": [{"type": "summary_text", "text": ""}],
-                        }
-                        output.append(reasoning)
-                        await stored.add("output_item.added", output_index=0, item={**reasoning, "summary": []})
-                        await stored.add(
-                            "reasoning_summary_part.added", item_id="rs_1", output_index=0, summary_index=0
-                        )
-                    reasoning["summary"][0]["text"] += piece
-                    await stored.add("reasoning_summary_text.delta", item_id="rs_1", output_index=0, delta=piece)
-                    continue
-                if reasoning is not None and message is None:
-                    await self._end_reasoning(stored, reasoning)
-                if message is None:
-                    message = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
-                    output.append(message)
-                    await stored.add("output_item.added", output_index=len(output) - 1, item=_copy(message))
-                    message["content"].append({"type": "output_text", "text": "", "annotations": []})
-                if self.gate is not None:
-                    await self.gate.acquire()
-                message["content"][0]["text"] += piece
-                texts += 1
-                if texts == script.cut_after:
-                    stored.cut_at = len(stored.events) + 1
-                place = {"item_id": "msg_1", "output_index": len(output) - 1, "content_index": 0}
-                await stored.add("output_text.delta", **place, delta=piece, logprobs=[], obfuscation="x")
-        except Hang:
-            await asyncio.Event().wait()
+        for kind, piece in pieces(replace(script, cut_after=None, hang_after=None)):
+            if kind == "error":
+                await self._end(stored, "failed", error={"code": "server_error", "message": script.message})
+                return
+            if kind == "text" and texts == script.hang_after:
+                await self._goes_on.wait()
+            if kind == "reasoning":
+                if reasoning is None:
+                    reasoning = {
+                        "id": "rs_1",
+                        "type": "reasoning",
+                        "summary": [{"type": "summary_text", "text": ""}],
+                    }
+                    output.append(reasoning)
+                    await stored.add("output_item.added", output_index=0, item={**reasoning, "summary": []})
+                    await stored.add("reasoning_summary_part.added", item_id="rs_1", output_index=0, summary_index=0)
+                reasoning["summary"][0]["text"] += piece
+                await stored.add("reasoning_summary_text.delta", item_id="rs_1", output_index=0, delta=piece)
+                continue
+            if reasoning is not None and message is None:
+                await self._end_reasoning(stored, reasoning)
+            if message is None:
+                message = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
+                output.append(message)
+                await stored.add("output_item.added", output_index=len(output) - 1, item=_copy(message))
+                message["content"].append({"type": "output_text", "text": "", "annotations": []})
+            if self.gate is not None:
+                await self.gate.acquire()
+            message["content"][0]["text"] += piece
+            texts += 1
+            if texts == script.cut_after:
+                stored.cut_at = len(stored.events) + 1
+            place = {"item_id": "msg_1", "output_index": len(output) - 1, "content_index": 0}
+            await stored.add("output_text.delta", **place, delta=piece, logprobs=[], obfuscation="x")
+        if texts == script.hang_after:
+            await self._goes_on.wait()
         if message is not None:
             await stored.add("output_item.done", output_index=len(output) - 1, item=_copy(message))
         for call in script.calls:

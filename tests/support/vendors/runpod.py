@@ -102,6 +102,12 @@ class RunpodVendor(Vendor):
     def forget(self) -> None:
         self.jobs.clear()
 
+    async def go_on(self) -> None:
+        for job in self.jobs.values():
+            job.script, job.hangs = replace(job.script, hang_after=None), False
+            job.outputs.clear()
+            await self.generate(job)
+
     def stops_of(self, body: Any) -> list[str]:
         stops: list[str] = body["input"]["openai_input"]["stop"]
         return stops

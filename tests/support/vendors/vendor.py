@@ -102,6 +102,10 @@ class Vendor(ABC):
         """Forget all requests that run without their connection."""
         raise NotImplementedError
 
+    async def go_on(self) -> None:
+        """Let all requests that hang, and run without their connection, go on to their end."""
+        raise NotImplementedError
+
     def stops_of(self, body: Any) -> list[str]:
         """The stop strings in the body of a request."""
         raise NotImplementedError

@@ -44,13 +44,17 @@ RECORDED = {rule["record"] for rule in rules() if "record" in rule}
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """All PromQL expressions of dashboards and rules, each with its location."""
+    """All PromQL expressions of dashboards, rules and documentation, each with its location."""
     for path in DASHBOARDS:
         for panel in dashboard(path)["panels"]:
             for target in panel.get("targets", ()):
                 yield f"{path.name}: {panel['title']}", target["expr"]
     for rule in rules():
         yield rule.get("alert") or rule["record"], rule["expr"]
+    for page in sorted((REPOSITORY / "docs").glob("*.md")):
+        for block in re.findall(r"^```promql\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+            for number, line in enumerate(block.splitlines()):
+                yield f"{page.name}: {number} {line[:40]}", line.partition(" #")[0]
 
 
 EXPRESSIONS = list(expressions())

@@ -89,7 +89,8 @@ def _add(result: Conversation, message: Message, marks: list[CacheBreakpoint], *
         case "system" | "developer":
             result.system += _content(message.content, marks)
         case "user":
-            result.turn("user").blocks += _content(message.content, marks)
+            if blocks := _content(message.content, marks):
+                result.turn("user").blocks += blocks
         case "tool":
             error = {"is_error": True} if is_error else {}
             _insert_result(result.turn("user").blocks, _tool_result(message, marks) | error)

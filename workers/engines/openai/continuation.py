@@ -13,7 +13,7 @@ from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import ChatOptions, GenerateRequest, Message
 from workers.engines.base import Prior
-from workers.engines.openai.stream import StreamParser
+from workers.engines.upstream.chat.stream import StreamParser
 
 
 def can_continue(request: GenerateRequest, prior: Prior) -> bool:

@@ -16,10 +16,10 @@ from workers.engines.base import NO_PRIOR, CannotContinue, Prior
 from workers.engines.openai import responses
 from workers.engines.openai.context_length import length_in, length_url
 from workers.engines.openai.continuation import ContinuedParser, can_continue, continued_request
-from workers.engines.openai.opaque import OpaqueReader
-from workers.engines.openai.request import optional_parameters, request_body
-from workers.engines.openai.stream import StreamParser
 from workers.engines.resume import Resume
+from workers.engines.upstream.chat.opaque import OpaqueReader
+from workers.engines.upstream.chat.request import optional_parameters, request_body
+from workers.engines.upstream.chat.stream import StreamParser
 from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.exchange import Call, Exchange, SingleCall
 

@@ -12,7 +12,7 @@ from typing import Any
 from shared.config.models.replicate import ReplicateInput
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest, Message, Sampling
-from shared.prompts.chat_template import ChatTemplate
+from shared.prompts.chat_template import ChatTemplate, with_system_roles
 
 _SYSTEM = ("system", "developer")
 _NAMES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
@@ -39,7 +39,7 @@ async def model_input(
     if any(message.media for message in request.messages):
         raise InvalidRequest("messages: this model takes text only; omit images and files", param="messages")
     if template is not None:
-        prompt = await asyncio.to_thread(template.render, request)
+        prompt = await asyncio.to_thread(template.render, with_system_roles(request))
         if prompt is None:
             raise InvalidRequest("messages: the model's template cannot render this conversation", param="messages")
         values[names.prompt] = prompt

@@ -18,7 +18,7 @@ import orjson
 from shared.domain.events import Delta
 from shared.domain.job import Usage
 from workers.engines.base import EngineError, UpstreamError
-from workers.engines.openai.stream import StreamParser
+from workers.engines.upstream.chat.stream import StreamParser
 from workers.engines.upstream.error_body import error_of, parse_error
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.usage import count_of

@@ -12,7 +12,7 @@ from typing import Any
 from shared.config.models.presets import PRESETS
 from shared.config.models.runpod import RunpodModel
 from shared.domain.request import GenerateRequest
-from workers.engines.openai.request import request_body
+from workers.engines.upstream.chat.request import request_body
 
 
 async def job_body(request: GenerateRequest, model: RunpodModel) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from shared.config.models.triton import TritonModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import GenerateRequest, Message
-from shared.prompts.chat_template import ChatTemplate, model_template
+from shared.domain.request import GenerateRequest
+from shared.prompts.chat_template import ChatTemplate, model_template, with_system_roles
 from shared.prompts.token_counter import TokenCounter
 from shared.runtime.offload import off_loop
 from shared.telemetry.metrics import Metrics
@@ -113,7 +113,7 @@ class TritonEngine(UpstreamEngine):
             if isinstance(request.prompt, list):
                 raise InvalidRequest("prompt: this model takes a text, not token ids", param="prompt")
             return request.prompt or ""
-        text = self._template.render(_with_system_roles(request)) if self._template is not None else None
+        text = self._template.render(with_system_roles(request)) if self._template is not None else None
         if text is None:
             raise InvalidRequest("messages: this model cannot render the conversation", param="messages")
         # The model's own tokenizer adds the token at the start again.
@@ -151,15 +151,3 @@ class _Exchange(SingleCall):
     @property
     def leaves_early(self) -> bool:
         return self._stream.is_cut
-
-
-def _with_system_roles(request: GenerateRequest) -> GenerateRequest:
-    """The request with instructions of developers as those of the system, which templates know."""
-    messages = request.messages or []
-    if all(message.role != "developer" for message in messages):
-        return request
-    renamed: list[Message] = [
-        message.model_copy(update={"role": "system"}) if message.role == "developer" else message
-        for message in messages
-    ]
-    return request.model_copy(update={"messages": renamed})

@@ -257,6 +257,8 @@ class UpstreamEngine(ABC):
         limit = AnswerLimit(request, length)
         replacements: dict[str, Mapping[str, Any]] = {}
         self._requests += 1
+        if prior.upstream is not None:
+            self._metrics.upstream_resumes.labels(self._label, "attempt").inc()
         try:
             while True:
                 if exchange is None or call is None:
@@ -364,6 +366,7 @@ class UpstreamEngine(ABC):
                     if recreated:
                         raise
                     logger.warning("call=%s %s; the request is sent again", request_id, lost.message.rstrip("."))
+                    self._metrics.upstream_retries.labels(self._label).inc()
                     exchange, prior, recreated = None, NO_PRIOR, True
                     continue
                 except TransientError as error:
@@ -383,7 +386,8 @@ class UpstreamEngine(ABC):
                 of_key = isinstance(failure, KeyUnusable)
                 if not isinstance(failure, NotHere):
                     self._endpoints.failed(endpoint, failure.details, of_key=of_key)
-                call = exchange.resume()
+                if (call := exchange.resume()) is not None:
+                    self._metrics.upstream_resumes.labels(self._label, "connection").inc()
                 if call is None and runs_on and not reply.begun:  # the run has failed: a new one may not
                     if prior.deltas:
                         raise failure.final

@@ -264,10 +264,27 @@ def load_json(payload: bytes) -> Any:
         orjson.JSONDecodeError: it is not JSON.
     """
     if len(payload) > DENSE_BYTES:
-        quotes = payload.count(b'"') - payload.count(b'\\"')
-        if quotes + payload.count(b",") > MAX_VALUES:
-            raise EventTooLarge
+        _check_density(payload)
     return orjson.loads(payload)
+
+
+# All bytes but quotation marks, commas, and what escapes consist of.
+_CONTENT = bytes(set(range(256)) - set(b'",\\/bfnrtu'))
+
+
+def _check_density(payload: bytes) -> None:
+    """Raise `EventTooLarge` if JSON has too many quotation marks of strings, and commas between values.
+
+    Those within strings do not count: an upstream may repeat a prompt that has any number of them. The content of the
+    strings is removed first, because searching what is left takes a third of the time.
+    """
+    marks = payload.translate(None, _CONTENT)
+    if len(marks) <= MAX_VALUES:
+        return
+    marks = marks.replace(b"\\\\", b"").replace(b'\\"', b"")
+    quotes = marks.count(b'"')
+    if quotes > MAX_VALUES or quotes + b"".join(marks.split(b'"')[::2]).count(b",") > MAX_VALUES:
+        raise EventTooLarge
 
 
 def _text(payload: bytes) -> str:

@@ -1,17 +1,69 @@
-"""What an engine that can be resumed emits."""
+"""Runs requests on an engine in front of a stand-in, and keeps what it emits."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import pytest
+
+from shared.config.models.loader import ModelSpec
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
-from workers.engines.base import NO_PRIOR, Prior
+from shared.telemetry.metrics import Metrics
+from tests.support.metrics import worker_metrics
+from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
+from workers.engines.base import NO_PRIOR, EngineError, Prior
+from workers.engines.factory import make_engine
 from workers.engines.upstream.engine import UpstreamEngine
 
 ASK = GenerateRequest(messages=[Message(role="user", content="Hello")], sampling=Sampling(max_tokens=50))
+TEXT = ("One, ", "two, ", "three ", "and ", "four.")
+WHOLE = "".join(TEXT)
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed requests are repeated at once; the vendor's key is set."""
+    monkeypatch.setattr("workers.engines.upstream.backoff.BACKOFF_S", (0.0, 0.0))
+    monkeypatch.setenv(KEY_ENV, KEY)
+
+
+@asynccontextmanager
+async def started(model: ModelSpec, metrics: Metrics | None = None) -> AsyncIterator[UpstreamEngine]:
+    """An engine, which must have no request left at the end."""
+    engine = make_engine(model, metrics or worker_metrics("up"))
+    assert isinstance(engine, UpstreamEngine)
+    await engine.start()
+    try:
+        yield engine
+        assert engine.stats().requests == 0
+    finally:
+        await engine.stop()
+
+
+async def run(vendor: Vendor, request: GenerateRequest = ASK, **options: Any) -> Answer:
+    """The answer of an engine with these options."""
+    async with started(vendor.spec(**options)) as engine:
+        return await Answer().take(engine, request)
+
+
+async def failure(vendor: Vendor, answer: Answer | None = None, **options: Any) -> EngineError:
+    """The error of a request to an engine with these options, and its output before that."""
+    async with started(vendor.spec(**options)) as engine:
+        with pytest.raises(EngineError) as caught:
+            await (answer or Answer()).take(engine)
+    assert KEY not in caught.value.message
+    return caught.value
+
+
+def exported(metrics: Metrics) -> dict[str, float]:
+    """The samples of the model `up`."""
+    families = metrics.registry().collect()
+    samples = [sample for family in families for sample in family.samples]
+    return {sample.name: sample.value for sample in samples if sample.labels.get("model") == "up"}
 
 
 class Answer:

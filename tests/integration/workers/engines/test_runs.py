@@ -4,53 +4,49 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
+from shared.config.models.loader import ModelSpec
+from shared.config.models.upstream import UpstreamModel
 from shared.domain.events import Delta, UpstreamState
 from shared.runtime.aio import cancel_and_wait
-from tests.integration.workers.engines.answer import ASK, Answer
-from tests.support.metrics import worker_metrics
+from tests.integration.workers.engines.answer import ASK, Answer, no_backoff, started
 from tests.support.vendors.catalog import VENDORS
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
 from workers.engines.base import CannotContinue, Prior, UpstreamError
-from workers.engines.factory import make_engine
 from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
 
+__all__ = ["no_backoff"]
+
+pytestmark = pytest.mark.usefixtures("no_backoff")
 RUNNING = {name: kind for name, kind in VENDORS.items() if kind.resumes}
 
 
 @pytest.fixture(params=RUNNING)
 async def vendor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Vendor]:
-    monkeypatch.setenv(KEY_ENV, KEY)
     monkeypatch.setenv("OTHER_KEY", "other")
-    monkeypatch.setattr("workers.engines.upstream.backoff.BACKOFF_S", (0.0, 0.0))
     async with RUNNING[request.param]().serve() as vendor:
         yield vendor
 
 
-def options_of(vendor: Vendor) -> Any:
-    return vendor.spec().model_dump()["options"]
+def base_url(vendor: Vendor) -> str:
+    spec = vendor.spec()
+    assert isinstance(spec, UpstreamModel)
+    return spec.options.base_url
 
 
-@asynccontextmanager
-async def started(vendor: Vendor, **options: Any) -> AsyncIterator[UpstreamEngine]:
-    """An engine for the vendor; options that are None are removed from those of its entry."""
+def with_endpoints(vendor: Vendor, endpoints: list[dict[str, Any]]) -> ModelSpec:
+    """The vendor's entry with several endpoints in place of its own."""
     spec = vendor.spec()
     fields = spec.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    changed = fields["options"] | options
-    fields["options"] = {name: value for name, value in changed.items() if value is not None}
-    engine = make_engine(type(spec).model_validate(fields), worker_metrics("up"))
-    assert isinstance(engine, UpstreamEngine)
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.stop()
+    del fields["options"]["base_url"], fields["options"]["api_key_env"]
+    fields["options"]["endpoints"] = endpoints
+    return type(spec).model_validate(fields)
 
 
 async def begun(vendor: Vendor, engine: UpstreamEngine) -> Answer:
@@ -65,7 +61,7 @@ async def begun(vendor: Vendor, engine: UpstreamEngine) -> Answer:
 
 
 async def test_a_forgotten_run_with_output_cannot_continue(vendor: Vendor) -> None:
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         first = await begun(vendor, engine)
         vendor.forget()
         with pytest.raises(CannotContinue, match="no longer"):
@@ -74,7 +70,7 @@ async def test_a_forgotten_run_with_output_cannot_continue(vendor: Vendor) -> No
 
 
 async def test_a_forgotten_run_without_output_is_created_again(vendor: Vendor) -> None:
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         first = await begun(vendor, engine)
         vendor.forget()
         again = await Answer().take(engine, prior=Prior((), True, first.state))
@@ -85,7 +81,7 @@ async def test_a_forgotten_run_without_output_is_created_again(vendor: Vendor) -
 
 
 async def test_an_upstream_that_keeps_no_run_is_not_asked_for_ever(vendor: Vendor) -> None:
-    async with started(vendor, read_timeout_s=0.05) as engine:
+    async with started(vendor.spec(read_timeout_s=0.05)) as engine:
         first = await begun(vendor, engine)
         vendor.forgetful = True
         vendor.forget()
@@ -95,6 +91,14 @@ async def test_an_upstream_that_keeps_no_run_is_not_asked_for_ever(vendor: Vendo
     assert vendor.generated == 2
 
 
+async def test_another_answer_cannot_be_continued(vendor: Vendor) -> None:
+    async with started(vendor.spec()) as engine:
+        first = await Answer().take(engine)
+        with pytest.raises(CannotContinue):
+            await Answer().take(engine, prior=Prior([Delta(0, "Else")], True, first.state, None))
+    assert vendor.generated == 1
+
+
 # The runs of others
 
 
@@ -102,7 +106,7 @@ async def test_an_upstream_that_keeps_no_run_is_not_asked_for_ever(vendor: Vendo
 async def test_the_run_of_another_api_or_endpoint_is_not_used(
     vendor: Vendor, data: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         own = {"api": engine.run_api}
         foreign = UpstreamState("run1", data | (own if data.get("api") == "own" else {}))
         prior = Prior([Delta(0, "Hi ")], True, foreign, "1:1")
@@ -118,16 +122,15 @@ async def test_the_run_of_another_api_or_endpoint_is_not_used(
 
 async def test_a_run_stays_with_its_endpoint(vendor: Vendor) -> None:
     """Also if the entry had one endpoint when it was created, and has several now, in any order and with any names."""
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         first = await begun(vendor, engine)
     async with AsyncExitStack() as stack:
         other = await stack.enter_async_context(type(vendor)().serve())
-        own = {"base_url": options_of(vendor)["base_url"], "api_key_env": KEY_ENV, "weight": 0.001}
-        others = [{"base_url": options_of(other)["base_url"], "api_key_env": KEY_ENV, "weight": 1000}]
+        own = {"base_url": base_url(vendor), "api_key_env": KEY_ENV, "weight": 0.001}
+        others = [{"base_url": base_url(other), "api_key_env": KEY_ENV, "weight": 1000}]
         others.append(own | {"api_key_env": "OTHER_KEY", "weight": 1000})
-        single = {"base_url": None, "api_key_env": None}
         for entries in ([*others, own], [own | {"name": "mine"}, *others]):
-            engine = await stack.enter_async_context(started(vendor, endpoints=entries, **single))
+            engine = await stack.enter_async_context(started(with_endpoints(vendor, entries)))
             assert engine.resume_mode(ASK, first.prior) is Resume.EXACT
             vendor.seen.clear()
             vendor.arrived.clear()
@@ -138,7 +141,7 @@ async def test_a_run_stays_with_its_endpoint(vendor: Vendor) -> None:
         assert first.state is not None
         await engine.cancel(first.state)
         assert vendor.cancelled.is_set()
-        gone = await stack.enter_async_context(started(vendor, endpoints=others, **single))
+        gone = await stack.enter_async_context(started(with_endpoints(vendor, others)))
         assert gone.resume_mode(ASK, first.prior) is Resume.NONE
         seen = len(vendor.seen)
         await gone.cancel(first.state)
@@ -148,7 +151,8 @@ async def test_a_run_stays_with_its_endpoint(vendor: Vendor) -> None:
 
 
 async def test_states_have_their_api_and_endpoint(vendor: Vendor) -> None:
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
+        assert engine.resume_mode(ASK) is Resume.EXACT
         state = (await Answer().take(engine)).state
     assert state is not None
     assert state.data["api"] == engine.run_api

@@ -21,7 +21,7 @@ from tests.support.transcripts import choices_of
 from tests.support.vendors.catalog import ALL, VENDORS
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
-from workers.engines.base import BusyReason, EngineError, Prior, PromptInfo, UpstreamBusy
+from workers.engines.base import NO_PRIOR, BusyReason, EngineError, Prior, PromptInfo, UpstreamBusy
 from workers.engines.factory import make_engine
 from workers.engines.resume import Resume
 from workers.engines.upstream.engine import UpstreamEngine
@@ -71,12 +71,15 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def run(
-    engine: UpstreamEngine, request: GenerateRequest = ASK, deltas: list[Delta] | None = None
+    engine: UpstreamEngine,
+    request: GenerateRequest = ASK,
+    deltas: list[Delta] | None = None,
+    prior: Prior = NO_PRIOR,
 ) -> tuple[Choice, Usage | None]:
     """The answer and its usage. `deltas` collects the output even if the request fails."""
     deltas = [] if deltas is None else deltas
     usage = None
-    async with aclosing(engine.generate("job-1", request)) as items:
+    async with aclosing(engine.generate("job-1", request, prior)) as items:
         async for item in items:
             match item:
                 case Delta():
@@ -314,6 +317,24 @@ async def test_a_cut_answer_is_continued_or_fails(vendor: Vendor, engine: Upstre
         text, _ = await failure(engine)
         assert text == "Hi "
     assert vendor.generated == 1
+    assert resumes(engine, "connection") == vendor.resumes
+
+
+async def test_the_next_attempt_reads_the_answer_of_a_request_that_runs_on(
+    vendor: Vendor, engine: UpstreamEngine
+) -> None:
+    states = [item async for item in engine.generate("job-1", ASK) if isinstance(item, UpstreamState)]
+    assert bool(states) == vendor.resumes
+    if states:
+        choice, _ = await run(engine, prior=Prior((), True, states[0]))
+        assert (choice.text, choice.finish_reason) == ("Hi there", "stop")
+    assert vendor.generated == 1
+    assert resumes(engine, "attempt") == vendor.resumes
+
+
+def resumes(engine: UpstreamEngine, reason: str) -> float:
+    count: float = engine._metrics.upstream_resumes.labels("up", reason)._value.get()
+    return count
 
 
 async def test_an_answer_without_its_end_is_not_complete(vendor: Vendor, engine: UpstreamEngine) -> None:

@@ -263,6 +263,34 @@ def cases() -> list[Any]:
         (native, {"messages": named}, "messages[1].name"),
         (chat, {"messages": named}, "messages[1].name"),
     )
+    blank = [{"role": "system", "content": "x"}, {"role": "user", "content": " "}]
+    add(
+        "system only",
+        replace(EVERYTHING, system_only=False),
+        (native, {"messages": blank}, "messages"),
+        (chat, {"messages": blank}, "messages"),
+        (messages, {"system": "x", "messages": blank[1:]}, "messages"),
+        (responses, {"input": blank}, "input"),
+    )
+    stops = {"stop": ["a", "b"]}
+    add(
+        "stops",
+        replace(EVERYTHING, max_stops=1),
+        (native, {**stops, "messages": MESSAGES}, "stop"),
+        (chat, stops, "stop"),
+        (text, stops, "stop"),
+        (messages, {"stop_sequences": ["a", "b"]}, "stop_sequences"),
+        (responses, stops, "stop"),
+    )
+    for limited in (replace(EVERYTHING, max_tools=0), replace(EVERYTHING, max_tool_name=0)):
+        add(
+            "tool limits",
+            limited,
+            (native, {**tools, "messages": MESSAGES}, "tools"),
+            (chat, tools, "tools"),
+            (messages, block, "tools"),
+            (responses, item, "tools"),
+        )
     no_limit = replace(EVERYTHING, max_tokens=False)
     add(
         "max_tokens",
@@ -359,6 +387,7 @@ def test_every_capability_of_a_request_is_checked() -> None:
     assert EVERYTHING.structures == StructuredOutputs.model_fields.keys()
     unchecked = {
         "resume", "continues", "cancel", "usage", "token_counting", "signed_reasoning", "modalities", "image_sources",
+        "tool_media",
         "file_sources", "file_types", "extra_body", "fixed_temperature", "never_reasons",
     }  # fmt: skip
     changed = {

@@ -18,6 +18,7 @@ from shared.config.models.openai import OpenAIModel
 from shared.config.models.replicate import ReplicateModel
 from shared.config.models.simulated import SimulatedModel
 from shared.config.models.triton import TritonModel
+from shared.config.models.vllm import VllmModel
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import Sampling
 from tests.support.transcripts import run_now
@@ -26,8 +27,13 @@ from workers.engines.anthropic.request import request_body
 
 ASK = [{"role": "user", "content": "x"}]
 STARTED = [*ASK, {"role": "assistant", "content": "The answer is"}]
-FUNCTION = {"name": "f", "parameters": {"type": "object"}}
-TOOLS = {"tools": [{"type": "function", "function": FUNCTION}]}
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+
+
+TOOLS = {"tools": [tool("f")]}
 BLOCK_TOOLS = {"tools": [{"name": "f", "input_schema": {"type": "object"}}]}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
 OFF = {"thinking": {"type": "disabled"}}
@@ -48,12 +54,25 @@ CLAUDES = [
     claude(f"claude-{name}") for name in ("opus-5-5", "sonnet-5-5", "haiku-5-5", "sonnet-4-6", "haiku-4-5", "sonnet-4")
 ]
 OTHERS: list[ModelSpec] = [
-    *(relayed(preset, preset=preset) for preset in ("tgi", "vllm", "openai", "openrouter")),
+    *(relayed(preset, preset=preset) for preset in ("tgi", "vllm", "openai", "openrouter", "gemini")),
     relayed("gpt", preset="openai", api="responses"),
     ReplicateModel.model_validate(
         {"name": "llama", "engine": "replicate", "model": "a/b", "options": {"input": {"parameters": {}}}}
     ),
-    ReplicateModel.model_validate({"name": "limited", "engine": "replicate", "model": "a/b"}),
+    ReplicateModel.model_validate(
+        {
+            "name": "limited",
+            "engine": "replicate",
+            "model": "a/b",
+            "options": {
+                "input": {"parameters": {"max_tokens": "max_tokens", "temperature": "temperature", "stop": "stop"}}
+            },
+        }
+    ),
+    VllmModel.model_validate({"name": "vllm-0", "engine": "vllm", "model": "/m"}),
+    VllmModel.model_validate(
+        {"name": "vllm-1", "engine": "vllm", "model": "/m", "chat": {"reasoning_parser": "deepseek_r1"}}
+    ),
     TritonModel.model_validate(
         {
             "name": "own",
@@ -155,6 +174,14 @@ REFUSED: list[tuple[Dialect, str, dict[str, Any], str]] = [
     (native, "own", {"prompt": "x", "max_tokens": 5}, "max_tokens"),
     (chat, "llama", {"temperature": 1}, "temperature"),
     (chat, "limited", {"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages[0].name"),
+    (chat, "openai", {"stop": list("abcde")}, "stop"),
+    (chat, "openai", {"tools": [tool(f"f{number}") for number in range(129)]}, "tools"),
+    (chat, "openai", {"tools": [tool("f" * 65)]}, "tools"),
+    (messages, "openai", {"tools": [{"name": "f" * 65, "input_schema": {"type": "object"}}]}, "tools"),
+    (chat, "gemini", {"stop": list("abcdef")}, "stop"),
+    (chat, "vllm-0", {"thinking_token_budget": 5}, "thinking_token_budget"),
+    (messages, "vllm-0", {"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.budget_tokens"),
+    (chat, "limited", {"stop": ["a", "b,c"]}, "stop"),
     (chat, "gpt", {"messages": [*ASK, {"role": "user", "content": "x", "name": "Ann"}]}, "messages[1].name"),
 ]  # fmt: skip
 
@@ -235,6 +262,17 @@ async def test_sources_and_types_of_files(
     dialect: Dialect, name: str, body: dict[str, Any], param: str, able: list[str]
 ) -> None:
     assert (await refused(dialect, name, body, param)).split(", ") == able
+
+
+async def test_images_in_results_of_tools() -> None:
+    image = {"type": "image", "source": {"type": "url", "url": "https://a/b"}}
+    turns = [
+        *ASK,
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [image]}]},
+    ]
+    able = await refused(messages, "openai", {"messages": turns}, "messages[2].content[0].content[0]")
+    assert able.split(", ") == [*(model.name for model in CLAUDES), "gpt"]
 
 
 @pytest.mark.parametrize("media_type", ["text/csv", "text/x-anything", "application/json", "application/xml"])

@@ -16,9 +16,9 @@ from shared.domain.events import CallDelta, Delta, UpstreamState, joined_calls
 from shared.domain.job import Usage
 from shared.domain.opaque import OpaquePart
 from workers.engines.base import Prior, UpstreamError
-from workers.engines.openai.logprobs import entries
 from workers.engines.openai.responses.cursor import Cursor
 from workers.engines.openai.responses.reasoning import item_id_of, opaque_part
+from workers.engines.upstream.chat.logprobs import entries
 from workers.engines.upstream.error_body import error_of
 from workers.engines.upstream.errors import RunLost
 from workers.engines.upstream.polling import RunParser

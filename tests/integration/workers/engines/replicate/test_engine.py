@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,27 +11,29 @@ import pytest
 from shared.config.models.replicate import ReplicateModel
 from shared.domain.content import ImagePart
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
 from shared.domain.job import Usage
 from shared.domain.request import GenerateRequest, Message, Sampling
-from shared.telemetry.metrics import Metrics
-from tests.integration.workers.engines.answer import ASK, Answer
+from tests.integration.workers.engines.answer import (
+    ASK,
+    TEXT,
+    WHOLE,
+    Answer,
+    exported,
+    failure,
+    no_backoff,
+    run,
+    started,
+)
 from tests.support.metrics import worker_metrics
 from tests.support.vendors.replicate import EPOCH, ReplicateVendor
 from tests.support.vendors.script import Script
-from tests.support.vendors.vendor import KEY, KEY_ENV
-from workers.engines.base import CannotContinue, EngineError, Prior
-from workers.engines.replicate.engine import ReplicateEngine
+from tests.support.vendors.vendor import KEY
+from workers.engines.base import CannotContinue, Prior
 from workers.engines.resume import Resume
 
-TEXT = ("One, ", "two, ", "three ", "and ", "four.")
-WHOLE = "".join(TEXT)
+__all__ = ["no_backoff"]
 
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.engines.upstream.backoff.BACKOFF_S", (0.0, 0.0))
-    monkeypatch.setenv(KEY_ENV, KEY)
+pytestmark = pytest.mark.usefixtures("no_backoff")
 
 
 @pytest.fixture
@@ -40,30 +41,6 @@ async def vendor() -> AsyncIterator[ReplicateVendor]:
     async with ReplicateVendor().serve() as vendor:
         vendor.default = Script(text=TEXT)
         yield vendor
-
-
-@asynccontextmanager
-async def started(model: ReplicateModel, metrics: Metrics | None = None) -> AsyncIterator[ReplicateEngine]:
-    engine = ReplicateEngine(model, metrics or worker_metrics("up"))
-    await engine.start()
-    try:
-        yield engine
-        assert engine.stats().requests == 0
-    finally:
-        await engine.stop()
-
-
-async def run(vendor: ReplicateVendor, request: GenerateRequest = ASK, **options: Any) -> Answer:
-    async with started(vendor.spec(**options)) as engine:
-        return await Answer().take(engine, request)
-
-
-async def failure(vendor: ReplicateVendor, answer: Answer | None = None, **options: Any) -> EngineError:
-    async with started(vendor.spec(**options)) as engine:
-        with pytest.raises(EngineError) as caught:
-            await (answer or Answer()).take(engine)
-    assert KEY not in caught.value.message
-    return caught.value
 
 
 # Requests
@@ -147,6 +124,10 @@ async def test_a_template_renders_conversations(vendor: ReplicateVendor, tmp_pat
     file.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>")
     await run(vendor, input={"chat_template": str(file)})
     assert vendor.prediction.input["prompt"] == "<user>Hello<assistant>"
+    developer = Message(role="developer", content="Be brief.")
+    request = GenerateRequest(messages=[developer, *(ASK.messages or ())])
+    await run(vendor, request, input={"chat_template": str(file)})
+    assert vendor.prediction.input["prompt"] == "<system>Be brief.<user>Hello<assistant>"
     with pytest.raises(InvalidRequest, match="chat_template"):
         await run(vendor, input={"chat_template": str(tmp_path / "missing.jinja")})
 
@@ -419,14 +400,6 @@ async def test_the_next_worker_continues_the_prediction(vendor: ReplicateVendor,
     assert vendor.generated == len(TEXT) + 1
 
 
-async def test_the_next_worker_cannot_continue_another_answer(vendor: ReplicateVendor) -> None:
-    vendor.streams = False
-    first = await run(vendor)
-    async with started(vendor.spec()) as engine:
-        with pytest.raises(CannotContinue):
-            await Answer().take(engine, prior=Prior([Delta(0, "Else")], True, first.state, None))
-
-
 async def test_a_cancel_reaches_the_provider(vendor: ReplicateVendor) -> None:
     vendor.scripts = [Script(text=TEXT, hang_after=1)]
     async with started(vendor.spec()) as engine:
@@ -441,15 +414,10 @@ async def test_wait_and_run_time_are_recorded(vendor: ReplicateVendor) -> None:
     metrics = worker_metrics("up")
     async with started(vendor.spec(price_per_second=0.002), metrics) as engine:
         await Answer().take(engine)
-    exported = {
-        sample.name: sample.value
-        for family in metrics.registry().collect()
-        for sample in family.samples
-        if sample.labels.get("model") == "up"
-    }
-    assert exported["headrace_upstream_queue_seconds_sum"] == pytest.approx(2.5, abs=0.01)
-    assert exported["headrace_upstream_compute_seconds_total"] == 1.5
-    assert exported["headrace_upstream_compute_cost_total"] == pytest.approx(0.003)
+    samples = exported(metrics)
+    assert samples["headrace_upstream_queue_seconds_sum"] == pytest.approx(2.5, abs=0.01)
+    assert samples["headrace_upstream_compute_seconds_total"] == 1.5
+    assert samples["headrace_upstream_compute_cost_total"] == pytest.approx(0.003)
 
 
 async def test_concurrent_predictions_do_not_mix(vendor: ReplicateVendor) -> None:

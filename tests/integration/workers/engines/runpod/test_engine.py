@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
 from shared.domain.job import ToolCall, Usage
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Sampling, Tool
-from shared.telemetry.metrics import Metrics
-from tests.integration.workers.engines.answer import ASK, Answer
+from tests.integration.workers.engines.answer import (
+    ASK,
+    TEXT,
+    WHOLE,
+    Answer,
+    exported,
+    failure,
+    no_backoff,
+    run,
+    started,
+)
 from tests.support.metrics import worker_metrics
 from tests.support.transcripts import choices_of
 from tests.support.vendors.runpod import RAN_MS, WAITED_MS, RunpodVendor
 from tests.support.vendors.script import Script
-from tests.support.vendors.vendor import KEY, KEY_ENV
-from workers.engines.base import CannotContinue, EngineError, Prior, UpstreamBusy, UpstreamError
+from tests.support.vendors.vendor import KEY
+from workers.engines.base import CannotContinue, EngineError, UpstreamBusy, UpstreamError
 from workers.engines.resume import Resume
-from workers.engines.runpod.engine import RunpodEngine
 
-TEXT = ("One, ", "two, ", "three ", "and ", "four.")
-WHOLE = "".join(TEXT)
 SHAPES = ("events", "chunks", "tokens", "text", "object")
 shapes = pytest.mark.parametrize("shape", SHAPES)
 
 
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.engines.upstream.backoff.BACKOFF_S", (0.0, 0.0))
-    monkeypatch.setenv(KEY_ENV, KEY)
+__all__ = ["no_backoff"]
+
+pytestmark = pytest.mark.usefixtures("no_backoff")
 
 
 @pytest.fixture
@@ -41,30 +44,6 @@ async def vendor() -> AsyncIterator[RunpodVendor]:
     async with RunpodVendor().serve() as vendor:
         vendor.default = Script(text=TEXT)
         yield vendor
-
-
-@asynccontextmanager
-async def started(vendor: RunpodVendor, metrics: Metrics | None = None, **options: Any) -> AsyncIterator[RunpodEngine]:
-    engine = RunpodEngine(vendor.spec(**options), metrics or worker_metrics("up"))
-    await engine.start()
-    try:
-        yield engine
-        assert engine.stats().requests == 0
-    finally:
-        await engine.stop()
-
-
-async def run(vendor: RunpodVendor, request: GenerateRequest = ASK, **options: Any) -> Answer:
-    async with started(vendor, **options) as engine:
-        return await Answer().take(engine, request)
-
-
-async def failure(vendor: RunpodVendor, answer: Answer | None = None, **options: Any) -> EngineError:
-    async with started(vendor, **options) as engine:
-        with pytest.raises(EngineError) as caught:
-            await (answer or Answer()).take(engine)
-    assert KEY not in caught.value.message
-    return caught.value
 
 
 def paths(vendor: RunpodVendor) -> list[str]:
@@ -108,7 +87,7 @@ async def test_the_job_as_the_worker_takes_it(vendor: RunpodVendor) -> None:
 async def test_outputs_of_all_shapes(vendor: RunpodVendor, shape: str) -> None:
     vendor.shape = shape
     vendor.default = Script(text=TEXT, usage=Usage(7, 0, len(TEXT)))
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         for generated, vendor.batch in enumerate((1, 3, 100), 1):
             answer = await Answer().take(engine)
             assert (answer.text, answer.reasons) == (WHOLE, ["stop"])
@@ -121,7 +100,7 @@ async def test_outputs_of_all_shapes(vendor: RunpodVendor, shape: str) -> None:
 async def test_the_limit_of_tokens_is_the_reason_to_stop(vendor: RunpodVendor) -> None:
     vendor.default = Script(text=TEXT, finish="length", usage=Usage(7, 0, len(TEXT)))
     request = ASK.model_copy(update={"sampling": Sampling(max_tokens=len(TEXT))})
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         for vendor.shape in SHAPES:
             assert (await Answer().take(engine, request)).reasons == ["length"]
 
@@ -177,7 +156,7 @@ async def test_output_that_is_not_text(vendor: RunpodVendor, output: Any) -> Non
 @shapes
 async def test_a_lost_response_repeats_and_loses_nothing(vendor: RunpodVendor, shape: str) -> None:
     vendor.shape = shape
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         for cut_after in range(len(TEXT) + 1):
             vendor.scripts = [Script(text=TEXT, cut_after=cut_after)]
             answer = await Answer().take(engine)
@@ -198,7 +177,7 @@ async def test_a_lost_response_of_a_worker_that_does_not_aggregate(vendor: Runpo
 
 async def test_outputs_that_are_not_aggregated_are_enough(vendor: RunpodVendor) -> None:
     vendor.aggregates = False
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         for vendor.shape in SHAPES:
             answer = await Answer().take(engine)
             assert (answer.text, answer.reasons) == (WHOLE, ["stop"])
@@ -271,7 +250,7 @@ async def test_an_endpoint_without_streams(vendor: RunpodVendor, status: int) ->
 
 
 async def test_an_answer_that_has_come_needs_no_final_state(vendor: RunpodVendor) -> None:
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         for status in (404, 410, 429, 500):
             vendor.status_statuses = [status] * 3
             answer = await Answer().take(engine)
@@ -343,7 +322,7 @@ async def test_a_final_state_without_an_answer(
     vendor.default = Script(text=())
     vendor.shape = "text"
     vendor.overrides = overrides
-    async with started(vendor, max_retries=1) as engine:
+    async with started(vendor.spec(max_retries=1)) as engine:
         with pytest.raises(kind, match=message) as caught:
             await Answer().take(engine)
     assert "10.1.2.3" not in str(caught.value)
@@ -385,7 +364,7 @@ async def test_a_job_that_is_gone(vendor: RunpodVendor, status: int) -> None:
 @shapes
 async def test_the_next_worker_continues_the_job(vendor: RunpodVendor, shape: str) -> None:
     vendor.shape = shape
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         for after in (0, 2, len(TEXT)):
             vendor.scripts = [Script(text=TEXT, hang_after=after)]
             first = await Answer().take_text(engine, len("".join(TEXT[:after])))
@@ -400,16 +379,9 @@ async def test_the_next_worker_continues_the_job(vendor: RunpodVendor, shape: st
     assert vendor.generated == 3
 
 
-async def test_the_next_worker_cannot_continue_another_answer(vendor: RunpodVendor) -> None:
-    first = await run(vendor)
-    async with started(vendor) as engine:
-        with pytest.raises(CannotContinue):
-            await Answer().take(engine, prior=Prior([Delta(0, "Else")], True, first.state, None))
-
-
 async def test_a_cancel_reaches_the_provider(vendor: RunpodVendor) -> None:
     vendor.scripts = [Script(text=TEXT, hang_after=1)]
-    async with started(vendor) as engine:
+    async with started(vendor.spec()) as engine:
         answer = await Answer().take_text(engine, 1)
         assert answer.state is not None
         await engine.cancel(answer.state)
@@ -419,14 +391,9 @@ async def test_a_cancel_reaches_the_provider(vendor: RunpodVendor) -> None:
 
 async def test_wait_and_run_time_are_recorded(vendor: RunpodVendor) -> None:
     metrics = worker_metrics("up")
-    async with started(vendor, metrics, price_per_second=0.01) as engine:
+    async with started(vendor.spec(price_per_second=0.01), metrics) as engine:
         await Answer().take(engine)
-    exported = {
-        sample.name: sample.value
-        for family in metrics.registry().collect()
-        for sample in family.samples
-        if sample.labels.get("model") == "up"
-    }
-    assert exported["headrace_upstream_queue_seconds_sum"] == WAITED_MS / 1000
-    assert exported["headrace_upstream_compute_seconds_total"] == RAN_MS / 1000
-    assert exported["headrace_upstream_compute_cost_total"] == pytest.approx(RAN_MS / 1000 * 0.01)
+    samples = exported(metrics)
+    assert samples["headrace_upstream_queue_seconds_sum"] == WAITED_MS / 1000
+    assert samples["headrace_upstream_compute_seconds_total"] == RAN_MS / 1000
+    assert samples["headrace_upstream_compute_cost_total"] == pytest.approx(RAN_MS / 1000 * 0.01)

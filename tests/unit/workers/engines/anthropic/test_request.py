@@ -382,6 +382,9 @@ def test_results_of_tools_that_failed() -> None:
 def test_texts_of_white_space_are_left_out() -> None:
     messages = [{"role": "user", "content": " \n"}, {"role": "assistant", "content": "\t"}, *ASK]
     assert body(messages=messages)["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    between = [*ASK, {"role": "assistant", "content": "a"}, {"role": "user", "content": ""},
+               {"role": "assistant", "content": "b"}, *ASK]  # fmt: skip
+    assert [len(turn["content"]) for turn in body(messages=between)["messages"]] == [1, 2, 1]
     parts = [{"type": "text", "text": " "}, {"type": "text", "text": "Hi"}]
     assert body(messages=[{"role": "user", "content": parts}])["messages"][0]["content"] == [
         {"type": "text", "text": "Hi"}

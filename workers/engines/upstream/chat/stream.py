@@ -14,9 +14,9 @@ from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
 from shared.domain.opaque import OpaquePart
 from workers.engines.base import UpstreamError
-from workers.engines.openai.logprobs import entries
-from workers.engines.openai.opaque import OpaqueReader
-from workers.engines.openai.tool_calls import ToolCalls
+from workers.engines.upstream.chat.logprobs import entries
+from workers.engines.upstream.chat.opaque import OpaqueReader
+from workers.engines.upstream.chat.tool_calls import ToolCalls
 from workers.engines.upstream.error_body import error_of, is_blank, is_error, is_error_document
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.finish_reasons import (

@@ -12,7 +12,7 @@ from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import Message
 from shared.runtime.time_slice import TimeSlice
-from workers.engines.openai.opaque import add_parts
+from workers.engines.upstream.chat.opaque import add_parts
 
 
 async def encoded_messages(messages: Sequence[Message], server: Preset) -> orjson.Fragment:

@@ -14,7 +14,7 @@ import orjson
 from shared.config.models.presets import Preset
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import ChatOptions, Function, GenerateRequest, Sampling, StructuredOutputs
-from workers.engines.openai.messages import encoded_messages
+from workers.engines.upstream.chat.messages import encoded_messages
 
 # Required by OpenAI's API; not shown to anyone.
 SCHEMA_NAME = "answer"

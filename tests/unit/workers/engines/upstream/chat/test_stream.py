@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shared.domain.events import CallDelta, Delta, delta_event, merge_deltas
 from shared.domain.job import Usage
 from tests.support.transcripts import transcript_of
-from workers.engines.openai.stream import StreamParser
+from workers.engines.upstream.chat.stream import StreamParser
 from workers.engines.upstream.error_body import parse_error
 
 TEXTS = ["Müh", "le", " 🌊", "\n\ndata: [DONE]", " ", "水車"]
