@@ -31,6 +31,7 @@ from api.jobs.queue_positions import QueuePositions
 from api.jobs.queue_store import QueueStore
 from api.jobs.quota_store import QuotaStore
 from api.jobs.quotas import ProjectQuotas
+from api.jobs.removed_models import RemovedModels
 from api.jobs.reported_contexts import ReportedContexts
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
@@ -156,6 +157,7 @@ async def open_resources(
         supervisor.start("stream_hub", hub.run())
         supervisor.start("queue_positions", QueuePositions(hub, queue_estimates).run())
         supervisor.start("sweeper", sweeper.run())
+        supervisor.start("removed_models", RemovedModels(registry, recovery_store, terminator, redis).run())
         supervisor.start("batch_driver", driver.run())
         supervisor.start("file_cleanup", FileCleanup(file_store, blobs).run())
         supervisor.start("retention", retention.run())

@@ -1,6 +1,7 @@
 """Child processes of the launcher, and the supervisor that restarts them."""
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from launcher import linux
 from launcher.errors import LaunchError
 from launcher.home import fresh_log, write_private
 from launcher.stopping import Stopping
+from shared.config.models.loader import ModelSpec
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
@@ -32,6 +34,8 @@ class Child:
     log: Path
     folder: Path
     stop_signal: signal.Signals = signal.SIGTERM
+    # The entry in models.yaml that a worker was given last.
+    model: ModelSpec | None = None
     # Whom the process runs as; None: as this process.
     account: linux.Account | None = None
     process: subprocess.Popen[bytes] | None = None
@@ -123,6 +127,8 @@ class Supervisor:
     servers: Sequence[Child] = ()
     children: list[Child] = field(default_factory=list)
     _released: set[str] = field(default_factory=set)
+    # When to kill the children that were told to stop, by name.
+    _kill_at: dict[str, float] = field(default_factory=dict)
     _backoffs: dict[str, _Backoff] = field(default_factory=lambda: defaultdict(_Backoff))
 
     def start(self, child: Child) -> None:
@@ -138,16 +144,19 @@ class Supervisor:
         """Undo `release`."""
         self._released.discard(child.name)
 
+    def restart(self, child: Child) -> None:
+        """Stop a child, and start it again once it has ended."""
+        self._kill_at.setdefault(child.name, time.monotonic() + self.stop_timeout_s)
+        child.terminate()
+
     def first_dead(self) -> Child | None:
         return next((child for child in (*self.servers, *self.children) if child.ended() is not None), None)
 
     def restart_dead(self) -> None:
-        """Restart what died, with exponential backoff and no limit on attempts."""
+        """Restart what died, with exponential backoff and no limit on attempts, and what was told to stop for that."""
         now = time.monotonic()
-        for child in [child for child in self.children if child.name in self._released]:
-            if (code := child.ended()) is not None:
-                self._forget(child)
-                self.say(f"{child.name} has ended ({how_it_ended(code)}).")
+        for child in [child for child in self.children if child.name in self._released or child.name in self._kill_at]:
+            self._let_end(child, now)
         for child in (*self.servers, *self.children):
             backoff = self._backoffs[child.name]
             if backoff.due is None:
@@ -157,6 +166,21 @@ class Supervisor:
                     self._schedule(child, backoff, f"died ({how_it_ended(code)})")
             elif now >= backoff.due:
                 self._restart(child, backoff)
+
+    def _let_end(self, child: Child, now: float) -> None:
+        """Forget a child that was released, or start one again that was told to stop, if it has ended."""
+        if (code := child.ended()) is None:
+            if now > self._kill_at.get(child.name, math.inf):
+                self._kill_at[child.name] = math.inf
+                self.say(f"{child.name} did not stop within {self.stop_timeout_s:g} s; killing it.")
+                child.kill()
+            return
+        is_restarted = self._kill_at.pop(child.name, None) is not None
+        if child.name in self._released:
+            self._forget(child)
+            self.say(f"{child.name} has ended ({how_it_ended(code)}).")
+        elif is_restarted:
+            self._restart(child, self._backoffs[child.name])
 
     def _forget(self, child: Child) -> None:
         self.children.remove(child)

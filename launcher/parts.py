@@ -1,5 +1,6 @@
 """The processes of Headrace: their commands and environments."""
 
+import importlib.util
 import os
 import re
 import secrets
@@ -55,7 +56,9 @@ class Parts:
         """Return one worker per model, or HEADRACE_WORKERS of them for a vLLM model."""
         drain = {"HEADRACE_DRAIN_S": str(self.settings.drain_s)}
         return [
-            self._child(f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain | secrets_of(model))
+            self._child(
+                f"worker-{_file_name(name)}-{number}", ["-m", "workers", name], drain | secrets_of(model), model
+            )
             for name, model in self.registry.models.items()
             for number in range(1, (self.settings.workers if model.loads_model else 1) + 1)
         ]
@@ -66,12 +69,18 @@ class Parts:
         login = {"FLOWER_BASIC_AUTH": f"admin:{password}"}
         return self._child("flower", ["-m", "workers.flower", *options], login)
 
-    def _child(self, name: str, arguments: list[str], environment: Mapping[str, str] | None = None) -> Child:
+    def _child(
+        self,
+        name: str,
+        arguments: list[str],
+        environment: Mapping[str, str] | None = None,
+        model: ModelSpec | None = None,
+    ) -> Child:
         secrets = _SECRETS.union(*(model.secret_envs for model in self.registry.models.values()))
         inherited = {key: value for key, value in os.environ.items() if key not in secrets}
         merged = inherited | {"PYTHONUNBUFFERED": "1"} | self.environment | dict(environment or {})
         log = self.settings.logs / f"{name}.log"
-        return Child(name, [sys.executable, *arguments], merged, log, REPOSITORY)
+        return Child(name, [sys.executable, *arguments], merged, log, REPOSITORY, model=model)
 
 
 # Passed only to the process that needs it.
@@ -84,6 +93,20 @@ def load_models(file: Path) -> Registry:
         return load_registry(file)
     except RegistryError as error:
         raise SettingError(str(error)) from error
+
+
+def check_engine(settings: Settings, registry: Registry) -> None:
+    """Raise `SettingError` if a model's engine is not installed or the API key of its upstream is not set."""
+    for name, model in registry.models.items():
+        if model.package is not None and importlib.util.find_spec(model.package) is None:
+            raise SettingError(
+                f"{settings.models}: the engine of {name} needs the package {model.package!r}, which"
+                f" ENGINE={settings.engine} does not install.\n"
+                "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
+            )
+        for variable in model.secret_envs:
+            if variable not in secrets_of(model):
+                raise SettingError(f"{variable} is not set; {settings.models} names it as {name}'s key.")
 
 
 def secrets_of(model: ModelSpec) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Readiness of the stack, as reported by the API's `/readyz`."""
 
 import json
+import re
 import socket
 import urllib.error
 import urllib.request
@@ -8,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_LOADED = re.compile(
+    r'^(headrace_models_loaded_timestamp_seconds|headrace_models_reloads_total\{result="failed"\}) (\S+)$', re.MULTILINE
+)
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -31,6 +35,26 @@ def ask(api_url: str) -> Readiness:
             return Readiness(False, f"the API, which returned {error.code}")
     except OSError:
         return Readiness(False, "the API to listen")
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """When the API read the models.yaml that it uses (Unix time), and how often it could not use a newer one."""
+
+    at: float
+    failures: float
+
+
+def loaded_models(api_url: str) -> LoadedModels | None:
+    """Query the API's `/metrics` once. None: it does not answer."""
+    try:
+        with _DIRECT.open(f"{api_url}/metrics", timeout=5) as response:
+            values = _LOADED.findall(response.read().decode())
+    except (OSError, ValueError):
+        return None
+    found = {name: float(value) for name, value in values}
+    at = found.get("headrace_models_loaded_timestamp_seconds")
+    return None if at is None else LoadedModels(at, found.get('headrace_models_reloads_total{result="failed"}', 0.0))
 
 
 def missing(body: Mapping[str, Any]) -> str:

@@ -1,8 +1,6 @@
 """Starts, supervises and stops the whole stack: `make up` after the packages are installed."""
 
 import contextlib
-import importlib.util
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -10,16 +8,17 @@ from typing import TypeVar
 from launcher import parts, readiness
 from launcher.banner import banner
 from launcher.children import Child, Supervisor, end_leftovers, how_it_ended
+from launcher.commands import run_command
 from launcher.embedded import Postgres, Server, Valkey, start_postgres, start_valkey
-from launcher.errors import LaunchError, SettingError, StopRequested
+from launcher.errors import LaunchError, StopRequested
 from launcher.home import only_launcher, write_environment
 from launcher.parts import Parts
 from launcher.ports import check_free
-from launcher.progress import Phase, Progress
+from launcher.progress import Progress
+from launcher.reload import reload
 from launcher.settings import Settings, load_settings
 from launcher.stopping import Stopping
 from shared.config.models.loader import Registry
-from shared.config.models.reload import ModelChanges
 
 STOP_TIMEOUT_S = 20.0
 # During the start there are no jobs to finish.
@@ -37,7 +36,7 @@ def main(make_parts: Callable[[Settings, Registry, str, str], Parts] = Parts) ->
         settings = load_settings()
         with only_launcher(settings.home):
             registry = parts.load_models(settings.models)
-            check_engine(settings, registry)
+            parts.check_engine(settings, registry)
             run(settings, registry, make_parts, progress, stopping)
     except LaunchError as error:
         progress.say(f"\n{error}")
@@ -78,63 +77,6 @@ def run(
             if stopping.take_reload():
                 components = reload(components, make_parts, supervisor, progress, stopping)
             stopping.sleep()
-
-
-def reload(
-    components: Parts,
-    make_parts: Callable[[Settings, Registry, str, str], Parts],
-    supervisor: Supervisor,
-    progress: Progress,
-    stopping: Stopping,
-) -> Parts:
-    """Read models.yaml again: start workers of new models, and pass SIGHUP on, at which those of removed ones end.
-
-    Returns the components with the new models; the old ones if the file is invalid.
-    """
-    settings = components.settings
-    try:
-        registry = parts.load_models(settings.models)
-        check_engine(settings, registry)
-        changed = make_parts(settings, registry, components.database_url, components.redis_url)
-        if names := sorted({*parts.bundled_models(registry)} - {*parts.bundled_models(components.registry)}):
-            with progress.phase("models") as phase:
-                run_command(changed.prepare_models(names), phase, "converting " + ", ".join(names), stopping)
-    except LaunchError as error:
-        progress.say(f"The models were not reloaded and stay as they are: {error}")
-        return components
-    progress.say(f"Models reloaded; {ModelChanges.between(components.registry.models, registry.models)}")
-    wanted = {worker.name: worker for worker in changed.workers()}
-    api, workers = changed.api(), {worker.name for worker in components.workers()}
-    for child in supervisor.children:
-        if child.name == api.name:
-            child.environment = api.environment
-        elif child.name in wanted:
-            child.environment = wanted[child.name].environment
-            supervisor.retain(child)
-        elif child.name in workers:
-            supervisor.release(child)
-    running = {child.name for child in supervisor.children}
-    for name, worker in wanted.items():
-        if name not in running:
-            supervisor.start(worker)
-    for child in supervisor.children:
-        if child.name == api.name or child.name in workers or child.name in wanted:
-            child.send(signal.SIGHUP)
-    return changed
-
-
-def check_engine(settings: Settings, registry: Registry) -> None:
-    """Raise `SettingError` if a model's engine is not installed or the API key of its upstream is not set."""
-    for name, model in registry.models.items():
-        if model.package is not None and importlib.util.find_spec(model.package) is None:
-            raise SettingError(
-                f"{settings.models}: the engine of {name} needs the package {model.package!r}, which"
-                f" ENGINE={settings.engine} does not install.\n"
-                "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
-            )
-        for variable in model.secret_envs:
-            if variable not in parts.secrets_of(model):
-                raise SettingError(f"{variable} is not set; {settings.models} names it as {name}'s key.")
 
 
 def clean_up_last_run(settings: Settings, progress: Progress) -> float:
@@ -190,19 +132,6 @@ def prepare(components: Parts, key: str, progress: Progress, stopping: Stopping)
     with progress.phase("tables", "up to date") as phase:
         run_command(components.migrate(), phase, "migrating", stopping)
         run_command(components.ensure_key(key), phase, "creating the API key", stopping)
-
-
-def run_command(child: Child, phase: Phase, activity: str, stopping: Stopping) -> None:
-    """Run a command to completion; raises `LaunchError` with its output if it fails."""
-    child.start()
-    try:
-        while (code := child.ended()) is None:
-            phase.note(activity)
-            stopping.sleep(0.05)
-    finally:
-        child.kill()
-    if code != 0:
-        raise LaunchError(f"{' '.join(child.command[1:])} failed:\n{child.last_lines(30)}")
 
 
 def wait_until_ready(

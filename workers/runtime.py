@@ -163,7 +163,14 @@ class WorkerRuntime:
             max_attempts=settings.max_attempts,
         )
         model_reload = ModelReload(
-            model, current, runner, recovery_store, self.consumer, metrics, lambda: self._shutdown.begin(0)
+            model,
+            current,
+            runner,
+            recovery_store,
+            self.consumer,
+            metrics,
+            lambda: self._shutdown.begin(0),
+            grace_s=settings.removed_grace_s,
         )
         models_reload = ModelsReload(settings.models, model_reload.apply, metrics.reloaded)
         watchdog = Watchdog(runner, redis, model.name, self._shutdown.begin)

@@ -21,6 +21,12 @@ class WorkerSettings(Settings):
         30.0, gt=0, description="A worker whose event loop does not answer for this long loses its lease."
     )
     drain_s: float = Field(30.0, ge=0, description="Seconds that running jobs get to finish at SIGTERM.")
+    removed_grace_s: float = Field(
+        10.0,
+        ge=0,
+        description="A worker whose model was removed from models.yaml waits this long for jobs of API processes that"
+        " have not reloaded it yet, in seconds.",
+    )
     engine_back_off_max_s: float = Field(
         60.0, gt=0, description="The longest wait before a dead engine is restarted, in seconds."
     )

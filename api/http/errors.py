@@ -143,6 +143,8 @@ def render(error: Exception) -> JsonErrorResponse:
             return error_response(429, error.message, kind="rate_limit_error", code="quota_exceeded", headers=headers)
         case UpstreamFailed(code="invalid_request"):
             return error_response(400, error.message, param=error.param, code=error.code, headers=NO_RETRY)
+        case UpstreamFailed(code="model_not_found"):
+            return error_response(404, error.message, param="model", code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="deadline_exceeded"):
             return error_response(504, error.message, kind="server_error", code=error.code, headers=NO_RETRY)
         case UpstreamFailed(code="cancelled"):

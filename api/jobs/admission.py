@@ -73,6 +73,11 @@ class Admission:
         await self._check_structure(spec, request)
         await self._context.check(model, request)
         await self._logprobs.check(model, request)
+        self.require_model(model)
+
+    def require_model(self, model: str) -> None:
+        """Raise `NotFound` if a reload has removed the model; its last worker may have ended by then."""
+        self._registry[model]
 
     async def count_tokens(self, model: str, request: GenerateRequest) -> int | None:
         """Count the tokens of a prompt; None if only a worker of the model can.

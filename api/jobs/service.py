@@ -82,6 +82,7 @@ class JobService:
                 raise
             return existing, False
         try:
+            self._admission.require_model(new.model)
             with self.traces.submitting(new.model) as request_context:
                 job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
         finally:

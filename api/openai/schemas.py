@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -366,7 +367,10 @@ class ModelView(BaseModel):
 
     @classmethod
     def of(cls, model: ModelSpec, max_model_len: int | None) -> Self:
-        return cls(id=model.name, max_model_len=max_model_len, capabilities=model.capabilities)
+        found = model.capabilities
+        if not found.tools:
+            found = replace(found, tool_choices=frozenset())
+        return cls(id=model.name, max_model_len=max_model_len, capabilities=found)
 
 
 class ModelList(BaseModel):

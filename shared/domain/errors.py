@@ -66,6 +66,7 @@ class ErrorCode(StrEnum):
     WORKER_LOST = "worker_lost"
     CANNOT_CONTINUE = "cannot_continue"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    MODEL_NOT_FOUND = "model_not_found"
 
 
 class Unauthorized(HeadraceError):

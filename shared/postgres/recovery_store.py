@@ -315,13 +315,36 @@ class RecoveryStore(JobRowStore):
             limit=limit,
         )
 
-    async def has_queued(self, model: str) -> bool:
-        """Whether a model has queued jobs that this version can read, whenever they are due."""
-        queued = exists().where(
-            JobRow.status == JobStatus.QUEUED.value, JobRow.model == model, JobRow.unreadable_at.is_(None)
-        )
+    async def has_unfinished(self, model: str) -> bool:
+        """Whether a model has jobs that run anywhere, or that are queued and can be read by this version."""
+        readable = and_(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_(None))
+        queued = exists().where(JobRow.model == model, readable)
+        running = exists().where(JobRow.model == model, JobRow.status.in_(RUNNING))
         async with self._engine.connect() as connection:
-            return bool(await connection.scalar(select(queued)))
+            return bool(await connection.scalar(select(or_(queued, running))))
+
+    async def queued_models(self) -> list[str]:
+        """Return the models that have queued jobs, without reading all of these."""
+        first = select(JobRow.model).where(JobRow.status == JobStatus.QUEUED.value).order_by(JobRow.model).limit(1)
+        found = select(first.scalar_subquery().label("model")).cte("found", recursive=True)
+        following = first.where(JobRow.model > found.c.model).scalar_subquery()
+        found = found.union_all(select(following).where(found.c.model.is_not(None)))
+        return await self._all(select(found.c.model).where(found.c.model.is_not(None)), lambda row: str(row.model))
+
+    async def served_models(self) -> set[str]:
+        """Return the models with a live worker, in any state."""
+        statement = select(WorkerRow.model).where(WorkerRow.lease_expires_at > func.clock_timestamp()).distinct()
+        return set(await self._all(statement, lambda row: str(row.model)))
+
+    async def queued_of(self, model: str, *, limit: int, without: Collection[str] = ()) -> list[JobSummary]:
+        """Return queued jobs of a model, the next ones first. `without` are the ids of jobs to leave out."""
+        statement = (
+            select(*SUMMARY_COLUMNS)
+            .where(JobRow.status == JobStatus.QUEUED.value, JobRow.model == model, JobRow.id.not_in(without))
+            .order_by(JobRow.priority, JobRow.id)
+            .limit(limit)
+        )
+        return await self._summaries(statement)
 
     async def queued_before(
         self, model: str, priority: int, before: str, *, due_for_s: float, limit: int

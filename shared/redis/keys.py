@@ -29,6 +29,11 @@ def worker_channel(worker_id: str) -> str:
     return f"hr:worker:{worker_id}"
 
 
+def declared_model(model: str) -> str:
+    """String: exists while an API process declares the model in its models.yaml."""
+    return f"hr:model:{model}"
+
+
 def write_check() -> str:
     """String: written by readiness checks, which a server that cannot write must fail."""
     return "hr:write-check"

@@ -70,6 +70,9 @@ INTER_TOKEN_BUCKETS = (
 LOOP_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 DURATION_BUCKETS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300, 600, 1800, 7200)
 
+# The results of a reload after which a process does not serve what models.yaml declares.
+_NOT_APPLIED = (ReloadResult.FAILED, ReloadResult.RESTART_NEEDED)
+
 
 class Metrics:
     """The metrics of one process."""
@@ -147,6 +150,17 @@ class Metrics:
             API,
             WORKER,
         )
+        self.models_outdated = new.gauge(
+            "headrace_models_outdated",
+            "1 from a reload of models.yaml with this result until one is applied: the process serves the models of"
+            " before.",
+            (Label("result", tuple(result.value for result in _NOT_APPLIED)),),
+            API,
+            WORKER,
+            aggregation=Aggregation.MAX,
+        )
+        for result in _NOT_APPLIED:
+            self.models_outdated.labels(result.value).set(0)
         self.models_loaded = new.gauge(
             "headrace_models_loaded_timestamp_seconds",
             "Unix time at which the process read the models.yaml that it uses.",
@@ -591,6 +605,8 @@ class Metrics:
     def reloaded(self, result: ReloadResult) -> None:
         """Count a reload of models.yaml."""
         self.models_reloads.labels(result.value).inc()
+        for other in _NOT_APPLIED:
+            self.models_outdated.labels(other.value).set(other is result)
 
     def submitted(self, model: str, priority: int) -> None:
         """Count a job after its row is committed."""

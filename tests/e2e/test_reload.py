@@ -32,6 +32,7 @@ def model(name: str, **fields: object) -> dict[str, object]:
 @pytest.fixture
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack = make_stack(servers, tmp_path_factory, "reload", [model("kept"), model("removed")])
+    stack.environment["HEADRACE_REMOVED_GRACE_S"] = "1"
     try:
         yield stack
     finally:
@@ -104,7 +105,9 @@ async def test_reload_under_load(stack: Stack) -> None:
             return sum(value for key, value in found.items() if key[0] == "headrace_worker_jobs") == 2 * SLOTS
 
         await eventually(all_slots_busy, "both workers are full")
-        replace_models(stack, [model("kept", slots=2 * SLOTS, description="changed"), model("new")])
+        options = {"ttft_ms": 5, "itl_ms": 20, "default_tokens": TOKENS, "max_model_len": 100}
+        changed = {"slots": 2 * SLOTS, "description": "changed", "modalities": ["image"], "options": options}
+        replace_models(stack, [model("kept", **changed), model("new")])
         send_hup(stack, times=2)
 
         async def reloaded() -> bool:
@@ -118,6 +121,10 @@ async def test_reload_under_load(stack: Stack) -> None:
         assert response.json()["error"]["message"] == (
             "The model `removed` does not exist; available models: kept, new."
         )
+        shown = (await client.get("/v1/models")).json()["data"][0]
+        assert (shown["max_model_len"], shown["capabilities"]["modalities"]) == (100, ["image", "text"])
+        response = await client.post("/v1/jobs", json={"model": "kept", "prompt": "Hi", "max_tokens": 101})
+        assert response.status_code == 400, "the context is shorter now"
         stack.start_worker("new")
         assert (await client.post("/v1/jobs", json={"model": "new", "prompt": "Hi", "max_tokens": 2})).is_success
 
@@ -131,6 +138,7 @@ async def test_reload_under_load(stack: Stack) -> None:
             key[1]: value for key, value in (await samples(stack, "api")).items() if key[0] == "headrace_worker_slots"
         }
         assert slots == {"kept": 2 * SLOTS, "new": SLOTS}
+        await check_invalid_file(stack, client, workers["kept"])
     removed = stack.processes.pop(workers["removed"])
     assert await asyncio.to_thread(removed.wait, 30) == 0, "the worker of the removed model has ended by itself"
     assert "model=removed was removed" in (stack.folder / f"{workers['removed']}.log").read_text()

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.request import GenerateRequest
-from workers.engines.base import NO_PRIOR, EngineDead, EngineStats, Prior, PromptInfo, Restarted
+from workers.engines.base import NO_PRIOR, Engine, EngineDead, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.gate import Gate
 from workers.engines.resume import Resume
 
@@ -123,6 +123,9 @@ class SteeredEngine:
         self.dead = True
         for call in self.calls.values():
             call.fail(EngineDead("killed by the test"))
+
+    def take_over(self, earlier: Engine) -> None:
+        pass
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         return Resume.EXACT if request.sampling.n == 1 else self.several_choices

@@ -16,6 +16,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
 print("listening", flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+# Counts as having read models.yaml at SIGHUP, unless the file has a model "refused".
+_API = """
+import http.server, os, pathlib, signal, sys, time
+from shared.config.models.loader import load_registry
+loaded, failures = time.time(), 0
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+        if self.path == "/metrics":
+            self.wfile.write(f"headrace_models_loaded_timestamp_seconds {loaded}\\n".encode())
+            self.wfile.write(f'headrace_models_reloads_total{{result="failed"}} {failures}\\n'.encode())
+    def log_message(self, *_): pass
+def reload(*_):
+    global loaded, failures
+    if "refused" in load_registry(pathlib.Path(os.environ["HEADRACE_MODELS"])):
+        failures += 1
+    else:
+        loaded = time.time()
+    print("reloading", flush=True)
+signal.signal(signal.SIGHUP, reload)
+print("listening", flush=True)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
 # Ends at SIGHUP if its model is not declared any more.
 _WORKER = """
 import os, signal, sys
@@ -44,10 +67,13 @@ class StubParts(Parts):
     def api(self) -> Child:
         if "STUB_API_FAILS" in os.environ:
             return self._child("api", ["-c", "import sys; sys.exit('no table named jobs')"])
-        return self._child("api", ["-c", _SERVER, str(self.settings.port)])
+        return self._child("api", ["-c", _API, str(self.settings.port)])
 
     def workers(self) -> list[Child]:
-        return [self._child(f"worker-{name}-1", ["-c", _WORKER, name]) for name in self.registry.models]
+        return [
+            self._child(f"worker-{name}-1", ["-c", _WORKER, name], model=model)
+            for name, model in self.registry.models.items()
+        ]
 
     def flower(self, password: str) -> Child:
         return self._child("flower", ["-c", _SERVER, str(self.settings.flower_port)])

@@ -163,6 +163,12 @@ class Engine(ManagedEngine, Protocol):
         Engines with the same fingerprint are expected to generate the same tokens for a request.
         """
 
+    def take_over(self, earlier: Engine) -> None:
+        """Take over from an engine of an earlier version of the entry what it knows about the upstream.
+
+        Both engines are started; the earlier one gets no new requests.
+        """
+
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         """How the request can be resumed if it is interrupted, or after `prior`.
 

@@ -55,6 +55,7 @@ class CurrentEngine:
         """Start another engine for new requests; nothing changes if that fails."""
         async with self._lock:
             await engine.start()
+            engine.take_over(self.engine)
             self._earlier.append(self.engine)
             self.engine, self._started = engine, True
 

@@ -134,6 +134,11 @@ class Runner:
         return len(self._attempts)
 
     @property
+    def idle(self) -> bool:
+        """Whether no message is handled: no job runs, none is being claimed, and none waits to be."""
+        return not self._messages
+
+    @property
     def waiting_structures(self) -> int:
         """The number of running jobs whose structured outputs wait to be compiled."""
         compilations = self._context.compilations

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from shared.config.models.loader import ModelSpec
-from shared.config.models.reload import ReloadResult
+from shared.config.models.reload import ReloadResult, needs_restart
 from shared.postgres.recovery_store import RecoveryStore
 from shared.runtime.periodic import run_periodically
 from shared.telemetry.metrics import Metrics
@@ -21,8 +21,6 @@ from workers.supervision.consumer_control import ConsumerControl
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
-# For this long after its model was removed, a worker waits for jobs of API processes that have not reloaded yet.
-REMOVED_GRACE_S = 3.0
 
 
 class ModelReload:
@@ -41,8 +39,13 @@ class ModelReload:
         consumer: ConsumerControl,
         metrics: Metrics,
         on_removed: Callable[[], None],
+        *,
+        grace_s: float,
     ) -> None:
-        """`on_removed` is called once no job of a removed model is left; it must stop the process."""
+        """`on_removed` is called once no job of a removed model is left; it must stop the process.
+
+        `grace_s`: for this long after the removal, API processes that have not reloaded yet may submit more jobs.
+        """
         self._model = model
         self._engine = engine
         self._runner = runner
@@ -50,6 +53,7 @@ class ModelReload:
         self._consumer = consumer
         self._metrics = metrics
         self._on_removed = on_removed
+        self._grace_s = grace_s
         self._removed_at: float | None = None
 
     async def apply(self, models: Mapping[str, ModelSpec]) -> ReloadResult:
@@ -65,15 +69,18 @@ class ModelReload:
                 logger.warning("model=%s was removed; this worker ends when no job of it is left", old.name)
             return ReloadResult.APPLIED
         self._removed_at = None
-        is_same_engine = new.fingerprint == old.fingerprint
-        if not is_same_engine and (new.loads_model or new.engine != old.engine):
+        if new == old:
+            logger.info("model=%s reloaded; unchanged", new.name)
+            self._metrics.loaded([new.name])
+            return ReloadResult.APPLIED
+        if needs_restart(old, new):
             logger.warning(
                 "model=%s changed in a way that needs a new process; until this worker is restarted, it runs the model"
                 " as before",
                 old.name,
             )
             return ReloadResult.RESTART_NEEDED
-        if not is_same_engine:
+        if not new.loads_model:
             await self._engine.replace(make_engine(new, self._metrics))
         context = self._runner.context
         compilations = context.compilations
@@ -84,7 +91,7 @@ class ModelReload:
         self._model = new
         self._consumer.poll()
         self._metrics.loaded([new.name])
-        logger.info("model=%s reloaded; %s", new.name, "unchanged" if new == old else "new requests use the new entry")
+        logger.info("model=%s reloaded; new requests use the new entry", new.name)
         return ReloadResult.APPLIED
 
     async def run(self) -> None:
@@ -93,9 +100,13 @@ class ModelReload:
 
     async def _check(self) -> None:
         await self._engine.stop_unused(self._runner.uses)
-        if self._removed_at is None or time.monotonic() - self._removed_at < REMOVED_GRACE_S:
+        removed_at = self._removed_at
+        if removed_at is None or time.monotonic() - removed_at < self._grace_s:
             return
-        if not self._runner.running and not await self._store.has_queued(self._model.name):
+        # Jobs that run on other workers may be requeued, and these may have ended by then.
+        if not self._runner.idle or await self._store.has_unfinished(self._model.name):
+            return
+        if self._runner.idle and self._removed_at == removed_at:  # no message and no reload has arrived meanwhile
             logger.warning("model=%s was removed and has no jobs left; this worker ends", self._model.name)
             self._on_removed()
             self._removed_at = None

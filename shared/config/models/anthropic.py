@@ -13,6 +13,7 @@ from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import ALL_TOOL_CHOICES, Capabilities, ToolChoiceKind
 from shared.config.models.claude import UNKNOWN_OUTPUT, ClaudeLimits, ThinkingControl, claude_limits
 from shared.config.models.claude_rules import unsupported
+from shared.config.models.operational import Operational
 from shared.config.models.upstream import HttpUrl, StreamedOptions, UpstreamModel
 from shared.domain.field_types import without_effect
 from shared.domain.request import GenerateRequest
@@ -58,10 +59,10 @@ class AnthropicOptions(StreamedOptions):
         None, description="Whether a last message of the assistant is continued, as by an interrupted answer."
     )
     structured_outputs: bool = Field(True, description="Whether the model accepts a JSON Schema for its output.")
-    prompt_caching: Annotated[Literal["auto", "off"], BeforeValidator(_yaml_off)] = Field(
+    prompt_caching: Operational[Annotated[Literal["auto", "off"], BeforeValidator(_yaml_off)]] = Field(
         "auto", description="`auto` places cache breakpoints in requests that have none."
     )
-    min_cache_tokens: int | None = Field(
+    min_cache_tokens: Operational[int | None] = Field(
         None, ge=1, description="The model's shortest prompt that is cached; shorter ones get no breakpoint."
     )
 

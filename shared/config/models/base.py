@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.config.models.capabilities import Capabilities
+from shared.config.models.operational import Operational, without_operational
 from shared.domain.errors import HeadraceError
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import StructureBounds
@@ -22,15 +23,6 @@ MAX_NAME = 200
 # About 8 MB in a worker and in Redis, and 16 MB in the job's row. The worker's event loop writes such a row in steps of
 # at most 20 ms.
 DEFAULT_LOGPROB_VALUES = 1 << 18
-
-
-_NO_PART_OF_THE_FINGERPRINT: Any = {
-    "description": True,
-    "max_logprob_values": True,
-    "structured_outputs": True,
-    "modalities": True,
-    "options": {"extra_body"},
-}
 
 
 class RegistryError(HeadraceError):
@@ -83,8 +75,8 @@ class Spec(BaseModel):
     loads_model: ClassVar[bool] = False
 
     name: str = Field(min_length=1, max_length=MAX_NAME, pattern=NAME)
-    description: str = ""
-    max_logprob_values: int = Field(
+    description: Operational[str] = ""
+    max_logprob_values: Operational[int] = Field(
         DEFAULT_LOGPROB_VALUES,
         ge=1,
         description="Most log probabilities in one answer, counted as n x max_tokens x (1 + top_logprobs).",
@@ -144,6 +136,6 @@ class Spec(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies how the model is run: a hash of its entry, without what does not change its output."""
-        entry = self.model_dump(mode="json", exclude=_NO_PART_OF_THE_FINGERPRINT)
+        """Identifies how the model is run: a hash of its entry without the fields that do not change its output."""
+        entry = without_operational(self)
         return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]

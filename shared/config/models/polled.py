@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from shared.config.models.operational import Operational
 from shared.config.models.upstream import UpstreamOptions
 
 
@@ -15,11 +16,19 @@ class PolledOptions(UpstreamOptions):
     read_timeout_s: float = Field(
         300, gt=0, description="Without any progress, once the upstream has started to run the request."
     )
-    start_timeout_s: float = Field(900, gt=0, description="Until the upstream starts to run the request: a cold start.")
-    poll_interval_s: float = Field(0.1, gt=0, description="Between two polls of a job, while there is progress.")
-    max_poll_interval_s: float = Field(5, gt=0, description="Between two polls of a job, if the rate allows it.")
-    max_polls_per_s: float = Field(25, gt=0, description="Of all jobs of a worker; with many jobs, intervals grow.")
-    price_per_second: float | None = Field(
+    start_timeout_s: Operational[float] = Field(
+        900, gt=0, description="Until the upstream starts to run the request: a cold start."
+    )
+    poll_interval_s: Operational[float] = Field(
+        0.1, gt=0, description="Between two polls of a job, while there is progress."
+    )
+    max_poll_interval_s: Operational[float] = Field(
+        5, gt=0, description="Between two polls of a job, if the rate allows it."
+    )
+    max_polls_per_s: Operational[float] = Field(
+        25, gt=0, description="Of all jobs of a worker; with many jobs, intervals grow."
+    )
+    price_per_second: Operational[float | None] = Field(
         None, ge=0, description="Of run time, in any currency; counted in headrace_upstream_compute_cost_total."
     )
 

@@ -26,6 +26,11 @@ class ReloadResult(StrEnum):
     RESTART_NEEDED = "restart_needed"
 
 
+def needs_restart(old: ModelSpec, new: ModelSpec) -> bool:
+    """Whether the worker of an entry has to be restarted to run a later version of it."""
+    return new.engine != old.engine or (old.loads_model and new.fingerprint != old.fingerprint)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelChanges:
     """The names of the models that differ between two versions of models.yaml."""

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import TEXT_ONLY, Capabilities, Modality
+from shared.config.models.operational import Operational
 from shared.config.models.polled import PolledOptions
 from shared.config.models.upstream import HttpUrl, UpstreamModel
 from shared.domain.field_types import contradiction, without_effect
@@ -98,13 +99,13 @@ class ReplicateOptions(PolledOptions):
     """Options of the `replicate` engine."""
 
     base_url: HttpUrl = REPLICATE_URL
-    stream_hosts: list[Annotated[str, AfterValidator(_host)]] | None = Field(
+    stream_hosts: Operational[list[Annotated[str, AfterValidator(_host)]] | None] = Field(
         None,
         max_length=16,
         description="Hosts, besides that of base_url, from which predictions may be streamed; they receive the key."
         " By default those of Replicate if base_url is Replicate's.",
     )
-    cancel_after_s: int | None = Field(
+    cancel_after_s: Operational[int | None] = Field(
         None, ge=5, le=86_400, description="Replicate cancels a prediction that takes longer in all."
     )
     input: ReplicateInput = Field(default_factory=ReplicateInput)

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from shared.config.models.capabilities import ALL_SAMPLING, EVERYTHING, Capabilities
+from shared.config.models.operational import Operational
 from shared.config.models.polled import PolledOptions
 from shared.config.models.presets import PRESETS
 from shared.config.models.upstream import HttpUrl, UpstreamModel
@@ -38,14 +39,14 @@ class RunpodOptions(PolledOptions):
         " messages with sampling_params.",
     )
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    execution_timeout_s: float | None = Field(
+    execution_timeout_s: Operational[float | None] = Field(
         None, gt=5, le=604_800, description="RunPod stops a job that runs longer; its default is 600."
     )
-    ttl_s: float | None = Field(
+    ttl_s: Operational[float | None] = Field(
         None, ge=10, le=604_800, description="RunPod drops a job that is older, waiting or not; its default is a day."
     )
-    low_priority: bool = Field(False, description="The endpoint starts no workers for these jobs.")
-    max_polls_per_s: float = Field(
+    low_priority: Operational[bool] = Field(False, description="The endpoint starts no workers for these jobs.")
+    max_polls_per_s: Operational[float] = Field(
         100,
         gt=0,
         description="Of all jobs of a worker; with many jobs, intervals grow. RunPod allows 200 per endpoint.",

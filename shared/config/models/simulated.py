@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.config.models.base import PromptTokenizer, Spec, WordTokenizer
 from shared.config.models.capabilities import EVERYTHING, Capabilities, Modality
+from shared.config.models.operational import Operational
 from shared.domain.structure_size import StructureBounds
 
 
@@ -35,12 +36,12 @@ class SimulatedModel(Spec):
     """Deterministic text at a fixed rate, for load tests and trials."""
 
     engine: Literal["simulated"]
-    slots: int = Field(256, ge=1, le=4096)
-    modalities: list[Modality] = Field(
+    slots: Operational[int] = Field(256, ge=1, le=4096)
+    modalities: Operational[list[Modality]] = Field(
         default_factory=list, description="What messages may have beside text. Images and files are not read."
     )
     options: SimulatedOptions = Field(default_factory=SimulatedOptions)
-    structured_outputs: StructureBounds = Field(default_factory=StructureBounds)
+    structured_outputs: Operational[StructureBounds] = Field(default_factory=StructureBounds)
 
     @property
     def capabilities(self) -> Capabilities:

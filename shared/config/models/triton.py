@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from shared.config.models.base import PromptTokenizer, TokenizerFiles
 from shared.config.models.capabilities import ALL_SAMPLING, ALL_STRUCTURES, TEXT_ONLY, Capabilities, Modality
+from shared.config.models.operational import Operational
 from shared.config.models.upstream import StreamedOptions, UpstreamModel
 from shared.domain.field_types import contradiction, without_effect
 
@@ -101,7 +102,7 @@ class TritonOptions(StreamedOptions):
         description="`vllm`; `tensorrtllm`: its ensemble or BLS model; `llmapi`: TensorRT-LLM's LLM API; `python`: a"
         " model of one's own, whose inputs `parameters` names."
     )
-    api_key_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = Field(
+    api_key_header: Operational[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None] = Field(
         None, description="The header for the key, as in --http-restricted-api. Default: Authorization, as a bearer."
     )
     version: str | None = Field(None, pattern=r"^[0-9]+$", description="A version of the model; default: Triton's.")

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from shared.config.models.base import Spec
 from shared.config.models.capabilities import Capabilities, Modality
+from shared.config.models.operational import Operational
 from shared.domain.field_types import contradiction, without_effect
 from shared.domain.request import ChatOptions, Sampling
 
@@ -89,38 +90,40 @@ class UpstreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     # Required, unless there are `endpoints`; a subclass may have a default.
-    base_url: HttpUrl = ""
-    api_key_env: VariableName | None = Field(
+    base_url: Operational[HttpUrl] = ""
+    api_key_env: Operational[VariableName | None] = Field(
         None, description="The environment variable with the upstream's key; without it no key is sent."
     )
-    endpoints: list[EndpointOptions] | None = Field(
+    endpoints: Operational[list[EndpointOptions] | None] = Field(
         None, min_length=1, description="Several addresses or keys, in place of `base_url` and `api_key_env`."
     )
-    health_path: str | None = Field(
+    health_path: Operational[str | None] = Field(
         None, min_length=1, description="A path below base_url; an endpoint whose answer is not 2xx is set aside."
     )
-    health_interval_s: float = Field(10, gt=0, description="Between two requests of `health_path`.")
-    connect_timeout_s: float = Field(5, gt=0)
-    read_timeout_s: float = Field(300, gt=0, description="Until the first byte, and between two reads.")
-    max_retries: int = Field(
+    health_interval_s: Operational[float] = Field(10, gt=0, description="Between two requests of `health_path`.")
+    connect_timeout_s: Operational[float] = Field(5, gt=0)
+    read_timeout_s: Operational[float] = Field(300, gt=0, description="Until the first byte, and between two reads.")
+    max_retries: Operational[int] = Field(
         3,
         ge=0,
         le=20,
         description="Repetitions of a request by the same worker, after failures before the first token.",
     )
-    max_wait_s: float = Field(
+    max_wait_s: Operational[float] = Field(
         600,
         ge=0,
         le=86_400,
         description="How long a job may wait in the queue because the upstream was busy; 0: it fails at once.",
     )
-    requests_per_minute: float | None = Field(None, gt=0, description="The limit of each worker.")
-    tokens_per_minute: float | None = Field(None, gt=0, description="The limit of each worker, prompts included.")
-    log_error_texts: bool = Field(
+    requests_per_minute: Operational[float | None] = Field(None, gt=0, description="The limit of each worker.")
+    tokens_per_minute: Operational[float | None] = Field(
+        None, gt=0, description="The limit of each worker, prompts included."
+    )
+    log_error_texts: Operational[bool] = Field(
         False, description="Log the upstream's error messages, without keys. They may quote prompts."
     )
     max_model_len: int | None = Field(None, ge=2, description="Shown by the API; max_tokens is checked against it.")
-    extra_body: list[Annotated[str, AfterValidator(_vendor_parameter)]] = Field(
+    extra_body: Operational[list[Annotated[str, AfterValidator(_vendor_parameter)]]] = Field(
         default_factory=list,
         description="Parameters of the provider that requests may have, by the provider's names; sent unchanged.",
     )
@@ -161,7 +164,7 @@ class UpstreamOptions(BaseModel):
 class StreamedOptions(UpstreamOptions):
     """Options of servers that send an answer while a connection lasts. Times are in seconds."""
 
-    stall_timeout_s: float = Field(
+    stall_timeout_s: Operational[float] = Field(
         900, gt=0, description="Without any output, if the upstream sends only pings, comments or other data meanwhile."
     )
 
@@ -174,8 +177,8 @@ class UpstreamModel(Spec):
     passes_on: ClassVar[frozenset[Modality]] = frozenset({"text", "image", "file"})
 
     engine: str
-    slots: int = Field(256, ge=1, le=4096)
-    modalities: list[Modality] | None = Field(
+    slots: Operational[int] = Field(256, ge=1, le=4096)
+    modalities: Operational[list[Modality] | None] = Field(
         None,
         description="What messages may have beside text: `image`, `file`. They are passed on. Default: the engine's.",
     )

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from shared.config.bundled_model import BUNDLED_PREFIX, bundled_model_path
 from shared.config.models.base import PromptTokenizer, RegistryError, Spec, TokenizerFiles
 from shared.config.models.capabilities import EVERYTHING, Capabilities
+from shared.config.models.operational import Operational
 from shared.domain.structure_size import StructureBounds
 
 DEFAULT_SLOTS = 64
@@ -73,7 +74,7 @@ class VllmModel(Spec):
     model: str = Field(min_length=1, description="A local folder, a hub id, or bundled:NAME.")
     options: Annotated[VllmOptions, AfterValidator(_engine_options)] = Field(default_factory=VllmOptions)
     chat: ChatSettings = Field(default_factory=ChatSettings)
-    structured_outputs: StructureBounds = Field(default_factory=StructureBounds)
+    structured_outputs: Operational[StructureBounds] = Field(default_factory=StructureBounds)
 
     @property
     def capabilities(self) -> Capabilities:

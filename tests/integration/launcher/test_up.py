@@ -56,18 +56,24 @@ def test_stops_when_its_terminal_is_closed(launcher: Launcher) -> None:
 
 
 def test_reload(launcher: Launcher, tmp_path: Path) -> None:
-    """SIGHUP starts workers of new models, and lets those of removed ones end. An invalid file changes nothing."""
+    """SIGHUP starts workers of new models, and lets those of removed ones end. An invalid file changes nothing.
 
-    def replace(*names: str) -> None:
-        models = [{"name": name, "engine": "simulated"} for name in names]
-        os.replace(write_models(tmp_path / "new", models), models_file)
+    A worker that cannot apply a change, or needs the key of another variable, is restarted. Workers change only after
+    the API has.
+    """
+
+    def replace(*models: str | dict[str, object]) -> None:
+        entries = [
+            {"engine": "simulated", **({"name": model} if isinstance(model, str) else model)} for model in models
+        ]
+        os.replace(write_models(tmp_path / "new", entries), models_file)
 
     def logs() -> dict[str, str]:
         return {file.name[7]: file.read_text() for file in (launcher.home / "logs").glob("worker-*")}
 
     models_file = tmp_path / "models.yaml"
     replace("a", "b")
-    process = launcher.start_and_wait(HEADRACE_MODELS=str(models_file))
+    process = launcher.start_and_wait(HEADRACE_MODELS=str(models_file), OTHER_KEY="sk-other")
     eventually_sync(lambda: logs() == dict.fromkeys("ab", "consuming\n"), "both workers run")
     before = launcher.pids()
     replace("b", "c")
@@ -76,11 +82,31 @@ def test_reload(launcher: Launcher, tmp_path: Path) -> None:
     assert "Models reloaded; added: c; removed: a" in launcher.output
     assert logs() == {"a": "consuming\nreloading\n", "b": "consuming\nreloading\n", "c": logs()["c"]}
     assert len(set(before) & set(launcher.pids())) == len(before) - 1, "all others run on"
+
+    eventually_sync(lambda: logs()["c"] == "consuming\n", "the new model's worker")
+    openai = {"name": "b", "engine": "openai", "model": "theirs"}
+    for options in ({"base_url": "http://localhost:9"}, {"base_url": "http://localhost:9", "api_key_env": "OTHER_KEY"}):
+        pids = launcher.pids()
+        replace({**openai, "options": options}, "c")
+        process.send_signal(signal.SIGHUP)
+        eventually_sync(lambda: logs()["b"].endswith("reloading\nconsuming\n"), "a new process")
+        eventually_sync(lambda: logs()["c"].endswith("reloading\n"), "the other worker applies its entry")
+        assert len(set(pids) & set(launcher.pids())) == len(pids) - 1
+        replace({**openai, "options": {**options, "max_retries": 7}}, "c")
+        process.send_signal(signal.SIGHUP)
+        eventually_sync(lambda: logs()["b"].endswith("reloading\n"), "it applies this")
+    assert launcher.output.count("worker-b-1 is restarted for the change of its model.") == 2
+    assert "died" not in launcher.output
+
+    pids, logged = launcher.pids(), logs()
+    replace("b", "c", "refused")
+    process.send_signal(signal.SIGHUP)
+    eventually_sync(lambda: "stay as they are: the API cannot use them" in launcher.output, "the API's refusal")
     models_file.write_text("models: [{name: b, engine: simulated, slotz: 1}]")
     process.send_signal(signal.SIGHUP)
     eventually_sync(lambda: "models[0].slotz: unknown field" in launcher.output, "the reason")
     assert "were not reloaded" in launcher.output
-    assert len(launcher.pids()) == len(before)
+    assert (launcher.pids(), logs()) == (pids, logged)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])

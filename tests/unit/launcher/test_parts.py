@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SettingError
-from launcher.parts import Parts, flower_password, load_models
+from launcher.parts import Parts, check_engine, flower_password, load_models
 from launcher.settings import load_settings
-from launcher.up import check_engine
 from shared.config.models.loader import Registry
 
 MODELS = """\

@@ -26,7 +26,7 @@ from shared.domain.request import GenerateRequest
 from shared.runtime.offload import INLINE_BYTES, off_loop
 from shared.runtime.time_slice import TimeSlice
 from workers.engines import prompt_logprobs
-from workers.engines.base import NO_PRIOR, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
+from workers.engines.base import NO_PRIOR, Engine, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.gate import Gate
 from workers.engines.resume import Resume
 from workers.engines.simulated.script import Script, logprob_entries, sampled_candidate, script_of
@@ -75,6 +75,9 @@ class SimulatedEngine:
 
     async def stop(self) -> None:
         pass
+
+    def take_over(self, earlier: Engine) -> None:
+        """Nothing to do: it has no upstream."""
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         return Resume.EXACT if request.sampling.n == 1 else Resume.RESTART

@@ -64,6 +64,11 @@ class Breaker:
         self._change(BreakerState.OPEN)
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._half_open)
 
+    def allow_probe(self) -> None:
+        """Let a job through as a probe now, if it is open."""
+        if self.state is BreakerState.OPEN:
+            self._half_open()
+
     def _half_open(self) -> None:
         self._change(BreakerState.HALF_OPEN)
 

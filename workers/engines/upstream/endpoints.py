@@ -24,6 +24,18 @@ FAILURE_ASIDE_S = (1.0, 30.0)
 _OWNER = "endpoint"
 
 
+@dataclass(slots=True)
+class Health:
+    """The failures of an endpoint in a row, and until when it is set aside, on the monotonic clock.
+
+    `key_failed`: whether the last failure was that of its key.
+    """
+
+    failures: int = 0
+    aside_until: float = 0.0
+    key_failed: bool = False
+
+
 @dataclass(eq=False, slots=True)
 class Endpoint:
     """One address with its key. `name` is its label in metrics and logs.
@@ -39,16 +51,16 @@ class Endpoint:
     key: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     proxy: str | None = field(repr=False)
-    # Failures in a row, and until when it is set aside, on the monotonic clock.
-    failures: int = 0
-    aside_until: float = 0.0
-    # Whether the last failure was that of its key.
-    key_failed: bool = False
+    health: Health = field(default_factory=Health)
 
     @property
     def available(self) -> bool:
         """Whether it is not set aside, or is due to be tried again."""
-        return time.monotonic() >= self.aside_until
+        return time.monotonic() >= self.health.aside_until
+
+    def is_same(self, other: Endpoint) -> bool:
+        """Whether another endpoint has the same address and key."""
+        return (self.base_url, self.variable, self.key) == (other.base_url, other.variable, other.key)
 
 
 class Endpoints:
@@ -71,10 +83,20 @@ class Endpoints:
     @property
     def states(self) -> dict[str, bool]:
         """By name, whether an endpoint is available: its last request succeeded, or none was sent."""
-        return {endpoint.name: not endpoint.failures for endpoint in self._all}
+        return {endpoint.name: not endpoint.health.failures for endpoint in self._all}
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._all)
+
+    def take_over(self, earlier: Endpoints) -> bool:
+        """Set aside what an earlier version of the entry had set aside. Returns whether they have endpoints in common.
+
+        Requests on the earlier ones still run, and their outcomes count for both.
+        """
+        common = [(new, old) for new in self._all for old in earlier if new.is_same(old)]
+        for new, old in common:
+            new.health = old.health
+        return bool(common)
 
     def choose(self, tried: Collection[Endpoint] = ()) -> Endpoint:
         """Choose an endpoint by weight: of those that are available and not in `tried`, if there are any."""
@@ -83,7 +105,7 @@ class Endpoints:
         untried = [endpoint for endpoint in self._all if endpoint not in tried] or self._all
         available = [endpoint for endpoint in untried if endpoint.available]
         if not available:
-            return min(untried, key=lambda endpoint: endpoint.aside_until)
+            return min(untried, key=lambda endpoint: endpoint.health.aside_until)
         return random.choices(available, [endpoint.weight for endpoint in available])[0]
 
     def has_other(self, tried: Collection[Endpoint]) -> bool:
@@ -101,18 +123,20 @@ class Endpoints:
 
     def succeeded(self, endpoint: Endpoint) -> None:
         """Use an endpoint again."""
-        if endpoint.failures:
-            endpoint.failures, endpoint.aside_until, endpoint.key_failed = 0, 0.0, False
+        health = endpoint.health
+        if health.failures:
+            health.failures, health.aside_until, health.key_failed = 0, 0.0, False
             logger.warning("model=%s endpoint=%s works again", self._model, endpoint.name)
 
     def failed(self, endpoint: Endpoint, reason: str, *, of_key: bool = False) -> None:
         """Set an endpoint aside for a while. The log says so once, with the variable if `of_key`."""
         first, longest = KEY_ASIDE_S if of_key else FAILURE_ASIDE_S
-        seconds = min(longest, first * 2.0 ** min(endpoint.failures, 16))
-        endpoint.aside_until = time.monotonic() + seconds
-        endpoint.failures += 1
-        endpoint.key_failed = of_key
-        if endpoint.failures == 1 and (of_key or len(self._all) > 1):
+        health = endpoint.health
+        seconds = min(longest, first * 2.0 ** min(health.failures, 16))
+        health.aside_until = time.monotonic() + seconds
+        health.failures += 1
+        health.key_failed = of_key
+        if health.failures == 1 and (of_key or len(self._all) > 1):
             level = logging.ERROR if of_key else logging.WARNING
             key = f"; api_key_env is {endpoint.variable or 'not set'}" if of_key else ""
             logger.log(level, "model=%s endpoint=%s set aside: %s%s", self._model, endpoint.name, reason, key)

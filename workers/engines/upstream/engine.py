@@ -31,6 +31,7 @@ from workers.engines.base import (
     NO_PRIOR,
     BusyReason,
     CannotContinue,
+    Engine,
     EngineError,
     EngineStats,
     Prior,
@@ -191,6 +192,14 @@ class UpstreamEngine(ABC):
         await cancel_and_wait(*self._tasks)
         await self._session.close()
 
+    def take_over(self, earlier: Engine) -> None:
+        """Use its gate, with what is left of the limits and the state of the breaker, and set aside the same keys."""
+        assert isinstance(earlier, UpstreamEngine)
+        self.gate = earlier.gate
+        self.gate.configure(self._model)
+        if not self._endpoints.take_over(earlier._endpoints):
+            self.gate.forget_failures()
+
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         """Exactly, if the upstream runs a request on after its connection was lost, and has begun it for this model."""
         if self.run_api is None:
@@ -350,7 +359,7 @@ class UpstreamEngine(ABC):
                                         yield self._marked(rest, endpoint)
                                     if slice_.over:
                                         await slice_.give_way()
-                            if endpoint.failures and reply.finished:
+                            if endpoint.health.failures and reply.finished:
                                 self._endpoints.succeeded(endpoint)
                             if reply.failure is not None and not reply.finished:
                                 raise self._reply_error(request_id, reply.failure, request, body)

@@ -87,14 +87,24 @@ class UpstreamGate:
         self.configure(model)
 
     def configure(self, model: UpstreamModel) -> None:
-        """Apply the limits of a model's entry; buckets of new limits are full."""
+        """Apply the limits of a model's entry.
+
+        What has been used of a limit stays used when it is changed; the bucket of a new limit is full.
+        """
         options = model.options
         # Jobs that may not wait for a busy upstream fail at once: they are not held back for it either.
         self._patient = options.max_wait_s > 0
         per_minute = options.requests_per_minute
-        self.requests = None if per_minute is None else TokenBucket(per_minute)
-        self.tokens = None if options.tokens_per_minute is None else TokenBucket(options.tokens_per_minute)
+        self.requests = _bucket(self.requests, per_minute)
+        self.tokens = _bucket(self.tokens, options.tokens_per_minute)
         self._ahead = 1 + int((per_minute or 0) / 60 * AHEAD_S)
+        self._update()
+
+    def forget_failures(self) -> None:
+        """Let a probe pass now: all addresses and keys have been replaced, so earlier failures say nothing."""
+        self._pause = Pause()
+        self._breaker.allow_probe()
+        self._update()
 
     # For the runner
 
@@ -259,3 +269,11 @@ class UpstreamGate:
         elif state is BreakerState.CLOSED:
             logger.warning("model=%s the upstream answers again", self.model)
         self._update()
+
+
+def _bucket(bucket: TokenBucket | None, per_minute: float | None) -> TokenBucket | None:
+    """The bucket of a limit that has been changed."""
+    if bucket is None or per_minute is None:
+        return None if per_minute is None else TokenBucket(per_minute)
+    bucket.change(per_minute)
+    return bucket

@@ -53,7 +53,7 @@ async def _check(endpoint: Endpoint, endpoints: Endpoints, session: aiohttp.Clie
         endpoints.failed(endpoint, f"the health check failed ({type(error).__name__})")
         return
     if 200 <= status < 300:
-        if not endpoint.key_failed:  # servers check no key there
+        if not endpoint.health.key_failed:  # servers check no key there
             endpoints.succeeded(endpoint)
     else:
         endpoints.failed(

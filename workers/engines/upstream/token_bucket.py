@@ -17,6 +17,13 @@ class TokenBucket:
         self._balance = self._capacity
         self._at = time.monotonic()
 
+    def change(self, per_minute: float) -> None:
+        """Change the limit. What has been used stays used."""
+        self._refill()
+        self.per_second = per_minute / 60
+        self._capacity = max(1.0, self.per_second * BURST_S)
+        self._balance = min(self._capacity, self._balance)
+
     def take(self, amount: float) -> None:
         """Use an amount, or return one if it is negative."""
         self._refill()

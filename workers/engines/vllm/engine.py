@@ -21,7 +21,7 @@ from shared.domain.request import GenerateRequest
 from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
 from workers.engines import prompt_logprobs
-from workers.engines.base import NO_PRIOR, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
+from workers.engines.base import NO_PRIOR, Engine, EngineDead, EngineError, EngineStats, Prior, PromptInfo, Restarted
 from workers.engines.gate import Gate
 from workers.engines.resume import Resume
 from workers.engines.vllm.dtype import choose_dtype
@@ -106,6 +106,10 @@ class VllmEngine:
     @property
     def dead(self) -> bool:
         return bool(self._llm.errored)
+
+    def take_over(self, earlier: Engine) -> None:
+        """Never called: another engine needs another process."""
+        raise NotImplementedError
 
     def resume_mode(self, request: GenerateRequest, prior: Prior = NO_PRIOR) -> Resume:
         return Resume.EXACT if is_resumable(request) else Resume.REGENERATE

@@ -21,18 +21,8 @@ FROM generate_series(1, 7000) AS n
 """
 
 
-@pytest.mark.parametrize(
-    ("call", "indexes"),
-    [
-        (lambda store: store.overdue(), {"jobs_start_before", "jobs_finish_before"}),
-        (lambda store: store.withheld(0, after=None, limit=10), {"jobs_unreadable"}),
-        (lambda store: store.lost(), {"jobs_running"}),
-    ],
-    ids=["overdue", "withheld", "lost"],
-)
-async def test_a_sweep_uses_indexes(
-    database: AsyncEngine, owner: Owner, call: Callable[[RecoveryStore], Awaitable[Any]], indexes: set[str]
-) -> None:
+async def scans_of(database: AsyncEngine, owner: Owner, call: Callable[[RecoveryStore], Awaitable[Any]]) -> list[str]:
+    """The scans of tables in the plan of a call's statement."""
     statements: list[tuple[str, Any]] = []
     event.listen(
         database.sync_engine,
@@ -47,6 +37,30 @@ async def test_a_sweep_uses_indexes(
         ((statement, parameters),) = statements
         driver: Any = (await connection.get_raw_connection()).driver_connection
         plan = [row[0] for row in await driver.fetch(f"EXPLAIN {statement}", *parameters)]
-    scans = [line for line in plan if "Scan" in line and "workers" not in line and "Bitmap Heap" not in line]
-    assert {index for index in indexes for line in scans if index in line} == indexes, plan
-    assert len(scans) == len(indexes), plan
+    return [line for line in plan if "Scan" in line and "workers" not in line and "Bitmap Heap" not in line]
+
+
+@pytest.mark.parametrize(
+    ("call", "indexes"),
+    [
+        (lambda store: store.overdue(), {"jobs_start_before", "jobs_finish_before"}),
+        (lambda store: store.withheld(0, after=None, limit=10), {"jobs_unreadable"}),
+        (lambda store: store.lost(), {"jobs_running"}),
+    ],
+    ids=["overdue", "withheld", "lost"],
+)
+async def test_a_sweep_uses_indexes(
+    database: AsyncEngine, owner: Owner, call: Callable[[RecoveryStore], Awaitable[Any]], indexes: set[str]
+) -> None:
+    scans = await scans_of(database, owner, call)
+    assert {index for index in indexes for line in scans if index in line} == indexes, scans
+    assert len(scans) == len(indexes), scans
+
+
+async def test_models_with_queued_jobs_are_found_in_the_index(database: AsyncEngine, owner: Owner) -> None:
+    async def call(store: RecoveryStore) -> None:
+        assert await store.queued_models() == ["m"]
+
+    scans = [line for line in await scans_of(database, owner, call) if "jobs" in line]
+    assert scans
+    assert all("Index Only Scan using jobs_queued" in line for line in scans), scans

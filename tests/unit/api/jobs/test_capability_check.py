@@ -23,6 +23,7 @@ from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
 from shared.config.models.capabilities import EVERYTHING, Capabilities, Modality
 from shared.config.models.loader import Registry
+from shared.config.models.replicate import ReplicateModel
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
@@ -475,3 +476,9 @@ def test_the_models_of_the_api_show_their_capabilities() -> None:
     assert view["capabilities"].keys() == {field.name for field in fields(Capabilities)}
     assert view["capabilities"]["structures"] == sorted(StructuredOutputs.model_fields)
     assert view["capabilities"]["tool_choices"] == ["auto", "named", "none", "required"]
+
+
+def test_a_model_without_tools_has_no_tool_choices() -> None:
+    model = ReplicateModel.model_validate({"name": "r", "engine": "replicate", "model": "owner/name"})
+    shown = ModelView.of(model, None).model_dump(mode="json")["capabilities"]
+    assert (shown["tools"], shown["tool_choices"]) == (False, [])

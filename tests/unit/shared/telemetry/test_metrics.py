@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api.http.middleware.interrupted import InterruptedResponses
 from api.http.middleware.metrics import MetricsMiddleware
 from api.http.sse import StoppedReading
+from shared.config.models.reload import ReloadResult
 from shared.domain.job import Failure, Job, JobStatus, Usage, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
@@ -299,3 +300,25 @@ def test_a_process_writes_its_scrape_target_and_removes_stale_ones(tmp_path: Pat
         assert not stale.exists()
         assert other.exists()
     assert not own.exists()
+
+
+def test_a_process_is_outdated_until_a_reload_is_applied() -> None:
+    metrics = worker_metrics("m")
+
+    def outdated() -> list[str]:
+        found = samples(metrics)
+        return [
+            result
+            for result in ("failed", "restart_needed")
+            if found["headrace_models_outdated", (("result", result),)]
+        ]
+
+    assert outdated() == []
+    for result, expected in (
+        (ReloadResult.FAILED, ["failed"]),
+        (ReloadResult.RESTART_NEEDED, ["restart_needed"]),
+        (ReloadResult.FAILED, ["failed"]),
+        (ReloadResult.APPLIED, []),
+    ):
+        metrics.reloaded(result)
+        assert outdated() == expected

@@ -195,7 +195,7 @@ async def test_a_message_that_quotes_a_prompt_sets_no_key_aside(
     engine = await started(engines, upstreams)
     message = (await error_of(engine)).message
     assert "Invalid tool name" in message
-    assert not any(endpoint.key_failed for endpoint in engine._endpoints)
+    assert not any(endpoint.health.key_failed for endpoint in engine._endpoints)
 
 
 NOT_HERE = [
@@ -243,7 +243,7 @@ async def test_failures_that_may_not_recur(engines: Engines, upstreams: Upstream
     upstreams[0].answers = [transient]
     engine = await started(engines, upstreams)
     assert await run(engine) == "0 1 2 "
-    assert not any(endpoint.key_failed for endpoint in engine._endpoints)
+    assert not any(endpoint.health.key_failed for endpoint in engine._endpoints)
     upstreams[0].default = upstreams[1].default = transient
     assert isinstance(await error_of(engine), UpstreamBusy)
 
@@ -317,7 +317,7 @@ async def test_the_message_of_the_server_behind(
     engine = await started(engines, upstreams[:1])
     found = await error_of(engine)
     assert (found.message, type(found)) == (message, kind)
-    assert all(not endpoint.key_failed for endpoint in engine._endpoints)
+    assert all(not endpoint.health.key_failed for endpoint in engine._endpoints)
 
 
 async def test_an_answer_is_not_taken_for_an_error(engines: Engines, upstreams: Upstreams) -> None:

@@ -222,7 +222,7 @@ async def test_a_job_whose_worker_was_busy_is_run_again(vendor: RunpodVendor, st
     vendor.default = Script(text=())
     vendor.shape = "text"
     vendor.overrides = {"status": "FAILED", "error": f"vLLM returned HTTP {status}: overloaded"}
-    async with started(vendor, max_retries=1) as engine:
+    async with started(vendor.spec(max_retries=1)) as engine:
         with pytest.raises(UpstreamBusy, match="overloaded"):
             await Answer().take(engine)
     assert vendor.generated == (2 if status == 503 else 1), "a rate limit without a delay is not repeated here"
@@ -234,10 +234,10 @@ async def test_the_key_of_a_worker_is_not_the_one_of_runpod(vendor: RunpodVendor
     vendor.default = Script(text=())
     vendor.shape = "text"
     vendor.overrides = {"status": "FAILED", "error": f"vLLM returned HTTP {status}: Incorrect API key provided"}
-    async with started(vendor, max_retries=1) as engine:
+    async with started(vendor.spec(max_retries=1)) as engine:
         with pytest.raises(UpstreamError, match="Incorrect API key"):
             await Answer().take(engine)
-        assert not any(endpoint.key_failed for endpoint in engine._endpoints)
+        assert not any(endpoint.health.key_failed for endpoint in engine._endpoints)
         assert engine.gate.breaker is None
     assert vendor.generated == 1
 
