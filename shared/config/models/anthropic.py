@@ -103,6 +103,8 @@ class AnthropicModel(UpstreamModel):
             options.add("reasoning_effort")
         return Capabilities(
             system_only=False,
+            # For the API, it is the start of the answer.
+            trailing_assistant=False,
             prefill=limits.prefill,
             continues=limits.prefill,
             cancel=True,

@@ -105,8 +105,7 @@ class PredictionReader(StateParser):
                         texts.append(event.data)
                 elif event.kind in ("error", "done"):
                     self.ended, self._ended_at = True, monotonic()
-                    if event.kind == "error":
-                        self._reported = _reported(event.data)
+                    self._reported = _reported(event.data) if event.kind == "error" else _stopped(event.data)
                     break
         except EventTooLarge:
             self._fail(UpstreamError(TOO_LARGE))
@@ -211,6 +210,16 @@ def _reported(data: str) -> ErrorBody:
         return error_of(orjson.loads(data))
     except orjson.JSONDecodeError:
         return error_of(data)
+
+
+def _stopped(data: str) -> ErrorBody | None:
+    """The error for the last event of a stream, `{"reason": "error"}` or `"canceled"`; None for a complete one."""
+    try:
+        state = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    reason = state.get("reason") if isinstance(state, dict) else None
+    return ErrorBody(f"its stream ended with the reason {reason:.50}") if reason and isinstance(reason, str) else None
 
 
 def _seconds(value: Any) -> float | None:

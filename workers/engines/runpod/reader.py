@@ -81,7 +81,7 @@ class JobReader(StateParser):
         return self._finish(self._output)
 
     def _read_state(self, content: bytes) -> Iterator[Delta | UpstreamState | None]:
-        state = self._decoded(content)
+        state = self._decoded(content, keep_surrogates=True)
         if self._kind == "stream" and isinstance(state, list):
             state = {"status": self.status, "stream": state}
         if not isinstance(state, dict) or not isinstance(state.get("status"), str):

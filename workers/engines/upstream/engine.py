@@ -305,11 +305,11 @@ class UpstreamEngine(ABC):
                             if runs_on and not answered:
                                 answered = True
                                 self.gate.succeeded()
-                            finished_at = 0.0
+                            finished_at, trailer_s = 0.0, TRAILER_S
                             while not (reply.done or exchange.over):
                                 if reply.finished:
                                     finished_at = finished_at or asyncio.get_running_loop().time()
-                                    data = await _read_until(response, finished_at + TRAILER_S)
+                                    data = await _read_until(response, finished_at + trailer_s)
                                 else:
                                     data = await response.content.readany()
                                 if not data:
@@ -318,6 +318,8 @@ class UpstreamEngine(ABC):
                                 slice_ = TimeSlice()
                                 for start in range(0, len(data), PIECE_BYTES):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
+                                        if finished_at:  # more than one chunk has a finish reason
+                                            trailer_s = max(TRAILER_S, self._options.read_timeout_s)
                                         finished_at = 0.0
                                         if isinstance(delta, Delta):
                                             failures = 0

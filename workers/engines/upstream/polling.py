@@ -20,7 +20,7 @@ from shared.domain.job import Usage
 from workers.engines.base import EngineError, Prior, UpstreamError
 from workers.engines.upstream.errors import ErrorBody, RunLost, TransientError
 from workers.engines.upstream.exchange import Call, Exchange
-from workers.engines.upstream.sse import EventTooLarge, load_json
+from workers.engines.upstream.sse import EventTooLarge, load_json, repaired_json
 
 GROWTH = 1.5
 MAX_DOCUMENT_BYTES = 8 << 20
@@ -187,14 +187,14 @@ class StateParser(RunParser):
     def _finish_without_state(self) -> Iterator[Delta]:
         """End the answer with the output so far."""
 
-    def _decoded(self, content: bytes) -> Any:
-        """A document; None if it is not JSON, or too large, which is a failure."""
+    def _decoded(self, content: bytes, *, keep_surrogates: bool = False) -> Any:
+        """A document; None if it is not JSON, or too large, which is a failure. See `repaired_json`."""
         try:
             return load_json(content)
         except EventTooLarge:
             self._fail(UpstreamError(TOO_LARGE))
         except orjson.JSONDecodeError:
-            pass
+            return repaired_json(content, keep_surrogates=keep_surrogates)
         return None
 
     def _fail_with_page(self, message: str) -> None:

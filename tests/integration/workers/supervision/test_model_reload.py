@@ -183,7 +183,7 @@ def relayed(upstream: FaultyUpstream, entry: dict[str, Any] | None = None, **opt
     endpoints = [{"base_url": upstream.url, "api_key_env": name} for name in ("KEY_A", "KEY_B")]
     limits = {"requests_per_minute": 60, "tokens_per_minute": 600}
     options = {"endpoints": endpoints, "health_path": "/health", **limits, **options}
-    fields = {"name": "m", "engine": "openai", "model": "theirs", "options": options}
+    fields = {"name": "m", "engine": "openai", "preset": "vllm", "model": "theirs", "options": options}
     return OpenAIModel.model_validate(fields | (entry or {}))
 
 
@@ -224,6 +224,7 @@ CHANGED_OPTIONS: dict[str, Any] = {
     "tokens_per_minute": 666,
     "log_error_texts": True,
     "extra_body": ["beta"],
+    "detect_max_model_len": False,
 }
 
 
