@@ -14,12 +14,12 @@ from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.operational import Operational
 from shared.config.models.presets import PRESETS, UNKNOWN_SERVER, Preset, as_responses
-from shared.config.models.upstream import UpstreamModel, UpstreamOptions
+from shared.config.models.upstream import StreamedOptions, UpstreamModel
 from shared.domain.field_types import contradiction, without_effect
 from shared.domain.request import GenerateRequest
 
 
-class OpenAIOptions(UpstreamOptions):
+class OpenAIOptions(StreamedOptions):
     """Options of the `openai` engine."""
 
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(

@@ -133,13 +133,13 @@ class PredictionReader(StateParser):
             yield from self._succeeded(state)
         elif self.status == "failed":
             error = state.get("error")
-            self._fail(error_of(error) if error else self._reported or ErrorBody(""))
+            self._fail_for_good(error_of(error) if error else self._reported or ErrorBody(""))
         elif self.status in _STOPPED:
             self._fail(self.giving_up or UpstreamError(_STOPPED[self.status]))
         elif self.ended and monotonic() > self._ended_at + SETTLE_S:
             self.lenient = True
             if self._reported is not None:
-                self._fail(self._reported)
+                self._fail_for_good(self._reported)
         elif self.polls and (text := _text_of(state.get("output"))):
             sent = self._emitted.text
             if text.startswith(sent) and len(text) > len(sent):

@@ -143,7 +143,7 @@ class JobReader(StateParser):
         if self.status == "FAILED":
             if not state.get("error") and isinstance(output, dict):
                 state = output
-            return self._fail(worker_error(state.get("error") or ""))
+            return self._fail_for_good(worker_error(state.get("error") or ""))
         if self.complete:
             yield from self._finish(self._output)
             return
@@ -158,7 +158,7 @@ class JobReader(StateParser):
         except Differs:
             is_same = False
         if whole.failure is not None:
-            self._fail(whole.failure)
+            self._fail_for_good(whole.failure)
         elif is_same and unsent.complete:
             yield from self._finish(whole)
         elif not self.lossy:  # the worker does not aggregate its outputs

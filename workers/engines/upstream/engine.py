@@ -68,7 +68,8 @@ from workers.engines.upstream.recovery import Recovery
 from workers.engines.upstream.redaction import redact, without_secrets
 from workers.engines.upstream.redirects import MAX_REDIRECTS, redirected
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
-from workers.engines.upstream.session import open_session, read_error, read_tail, send_once
+from workers.engines.upstream.session import Sending, open_session, read_error, read_tail, send_once
+from workers.engines.upstream.stall import StallTimer, stall_timeout_s
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class UpstreamEngine(ABC):
         self.fingerprint = model.fingerprint
         self._model = model
         self._options = model.options
+        self._stall_timeout_s = stall_timeout_s(model.options)
         self._metrics = metrics
         self._label = metrics.model_label(model.name)
         self._requests = 0
@@ -251,7 +253,8 @@ class UpstreamEngine(ABC):
                         if call.delay_s:
                             await asyncio.sleep(call.delay_s)
                         parameters, body = self._encoded(call, job.replacements)
-                        sent = self._send(call, body, job.endpoint)
+                        job.sending = Sending()
+                        sent = self._send(call, body, job.endpoint, job.sending)
                         async with sent as response, aclosing(self._read(job, response)) as reads:
                             if not await self._accepted(job, response, parameters, body):
                                 continue
@@ -274,6 +277,9 @@ class UpstreamEngine(ABC):
                 except TransientError as error:
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
+                    if self.run_api is None and not job.sent_again and job.sending.is_stale(error):
+                        job.sent_again = True
+                        continue
                     failure = connection_error(error)
                     self._metrics.upstream_failures.labels(self._label, failure.reason.value).inc()
                 if reply.finished:  # a failure after the last finish reason affects only the usage
@@ -302,7 +308,7 @@ class UpstreamEngine(ABC):
         Raises:
             InvalidRequest, EngineError, TransientError: it is an error.
         """
-        status = response.status
+        status, job.sending.answered = response.status, True
         self._metrics.upstream_requests.labels(self._label, str(status)).inc()
         if 200 <= status < 300:
             self._refused.remember(job.replacements)
@@ -331,8 +337,10 @@ class UpstreamEngine(ABC):
 
         Raises:
             UpstreamError: the answer is too long.
+            TimeoutError: there was no output for too long.
         """
         reply, exchange = job.reply, job.exchange
+        stall = StallTimer(self._stall_timeout_s)
         while not (reply.done or exchange.over):
             if reply.finished:
                 job.finished_at = job.finished_at or asyncio.get_running_loop().time()
@@ -342,7 +350,10 @@ class UpstreamEngine(ABC):
             if not data:
                 break
             job.limit.read(len(data), repeats=exchange.repeats)
+            job.has_output = False
             yield data
+            if not reply.done:
+                stall.read(has_output=job.has_output)
             if reply.begun and not reply.done:
                 await self._delay_read(response)
         if not reply.done:
@@ -350,6 +361,7 @@ class UpstreamEngine(ABC):
 
     def _emitted(self, job: JobRequests, item: Delta | UpstreamState) -> Delta | UpstreamState:
         """Record output, and mark the state of a run with its API and endpoint."""
+        job.has_output = True
         if job.finished_at:  # more than one chunk has a finish reason
             job.finished_at, job.trailer_s = 0.0, max(TRAILER_S, self._options.read_timeout_s)
         if not job.answered:
@@ -391,11 +403,11 @@ class UpstreamEngine(ABC):
         """
         if job.prior.deltas or job.reply.begun:
             raise CannotContinue(lost.message) from lost
-        if job.sent_again:
+        if job.recreated:
             raise lost
         logger.warning("call=%s %s; the request is sent again", job.id, lost.message.rstrip("."))
         self._metrics.upstream_retries.labels(self._label).inc()
-        job.call, job.prior, job.sent_again = None, NO_PRIOR, True
+        job.call, job.prior, job.recreated = None, NO_PRIOR, True
 
     def _encoded(self, call: Call, replacements: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], bytes]:
         """The parameters of a call, without those that the upstream refuses, and their encoding."""
@@ -421,7 +433,9 @@ class UpstreamEngine(ABC):
             if 300 <= response.status < 400 or response.status in MAY_CANCEL_LATER or response.status >= 500:
                 raise UpstreamError(f"The upstream answered HTTP {response.status}.")
 
-    def _send(self, call: Call, body: bytes, endpoint: Endpoint) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    def _send(
+        self, call: Call, body: bytes, endpoint: Endpoint, sending: Sending | None = None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         url = call.path if "://" in call.path else f"{endpoint.base_url}/{call.path}"
         data = None if call.body is None else _payload(body)
         headers = {**endpoint.headers, **call.headers}
@@ -432,6 +446,7 @@ class UpstreamEngine(ABC):
             headers=headers,
             allow_redirects=False,
             proxy=endpoint.proxy,
+            trace_request_ctx=sending,
             middlewares=(send_once,) if call.once else None,
         )
 

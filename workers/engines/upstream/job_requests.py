@@ -11,6 +11,7 @@ from workers.engines.base import Prior
 from workers.engines.upstream.answer_limit import AnswerLimit
 from workers.engines.upstream.endpoints import Endpoint
 from workers.engines.upstream.exchange import Call, Exchange, ReplyParser
+from workers.engines.upstream.session import Sending
 
 # Reads are parsed, and bodies are written, in pieces of this size, with time for other tasks between them.
 PIECE_BYTES = 64 << 10
@@ -38,8 +39,14 @@ class JobRequests:
     # Whether the upstream has answered, and whether it runs the request on without a connection.
     answered: bool = False
     runs_on: bool = False
-    # Whether a request that the upstream had forgotten was sent again.
+    # Runs that failed without output.
+    failed_runs: int = 0
+    # Whether a request was sent again: one that the upstream had forgotten, or one whose kept connection was closed.
+    recreated: bool = False
     sent_again: bool = False
+    # The request that was sent last, and whether the last read of its response had output.
+    sending: Sending = field(default_factory=Sending)
+    has_output: bool = False
     # When all choices had their finish reasons and nothing has followed since, on the event loop's clock.
     finished_at: float = 0.0
     # The longest wait from then on.

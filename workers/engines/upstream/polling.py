@@ -98,6 +98,8 @@ class RunParser(ABC):
         self.giving_up: UpstreamError | None = None
         # Whether the output so far is enough, because the final state cannot be read.
         self.lenient = False
+        # Whether the run has ended without an answer, so that its state does not change any more.
+        self.has_failed = False
         self.begun = False
         self.done = False
         self.failure: EngineError | ErrorBody | None = None
@@ -138,6 +140,10 @@ class RunParser(ABC):
 
     def _fail(self, failure: EngineError | ErrorBody) -> None:
         self.failure, self.done = failure, True
+
+    def _fail_for_good(self, failure: EngineError | ErrorBody) -> None:
+        self.has_failed = True
+        self._fail(failure)
 
 
 class StateParser(RunParser):
@@ -268,7 +274,7 @@ class RunExchange(Exchange):
     def resume(self) -> Call | None:
         if self.parser.giving_up is not None:  # the request that cancels it has failed
             raise self.parser.giving_up
-        return self._follow_again() if self.parser.run_id else None
+        return self._follow_again() if self.parser.run_id and not self.parser.has_failed else None
 
     @property
     def is_late(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared.config.models.upstream import UpstreamOptions
-from workers.engines.base import BusyReason, UpstreamBusy
+from workers.engines.base import NO_PRIOR, BusyReason, UpstreamBusy
 from workers.engines.upstream.backoff import backoff_s
 from workers.engines.upstream.endpoints import Endpoints
 from workers.engines.upstream.errors import KeyUnusable, NotHere, TransientError
@@ -42,7 +42,15 @@ class Recovery:
             self.endpoints.failed(job.endpoint, failure.details, of_key=of_key)
         job.call = job.exchange.resume()
         begun = job.reply.begun
-        if job.call is None and not begun and job.prior.upstream is None and self._moves(job):
+        if job.call is None and job.runs_on and not begun:  # the run has failed: a new one may not
+            if job.prior.deltas:
+                raise failure.final
+            if job.prior.upstream is not None:
+                job.prior, job.endpoint = NO_PRIOR, self.endpoints.choose()
+                return 0.0
+            # The responses that created and followed it have reset the count.
+            job.failures, job.failed_runs = job.failed_runs, job.failed_runs + 1
+        if job.call is None and not begun and self._moves(job):
             return 0.0
         self._report(job, failure, of_key=of_key)
         if failure.is_final or (begun and job.call is None):

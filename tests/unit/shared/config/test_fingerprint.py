@@ -46,6 +46,7 @@ MANAGED = SPECS | {
     "options.log_error_texts": True,
     "options.extra_body": ["beta"],
 }
+STREAMED = MANAGED | {"options.stall_timeout_s": 7}
 POLLED = MANAGED | {
     "options.start_timeout_s": 7,
     "options.poll_interval_s": 1,
@@ -55,9 +56,9 @@ POLLED = MANAGED | {
 }
 OPERATIONAL: dict[str, dict[str, Any]] = {
     "vllm": SPECS | {"structured_outputs": {"max_bytes": 7}},
-    "openai": MANAGED | {"options.detect_max_model_len": False},
-    "anthropic": MANAGED | {"options.prompt_caching": "off", "options.min_cache_tokens": 7},
-    "triton": MANAGED | {"options.api_key_header": "X-Key"},
+    "openai": STREAMED | {"options.detect_max_model_len": False},
+    "anthropic": STREAMED | {"options.prompt_caching": "off", "options.min_cache_tokens": 7},
+    "triton": STREAMED | {"options.api_key_header": "X-Key"},
     "replicate": POLLED | {"options.stream_hosts": ["stream.example.com"], "options.cancel_after_s": 7},
     "runpod": POLLED | {"options.execution_timeout_s": 7, "options.ttl_s": 77, "options.low_priority": True},
     "simulated": SPECS | {"slots": 3, "modalities": ["image"], "structured_outputs": {"max_bytes": 7}},

@@ -33,7 +33,7 @@ from tests.support.vendors.responses import ResponsesVendor
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY, KEY_ENV
 from tests.support.waiting import eventually
-from workers.engines.base import NO_PRIOR, CannotContinue, Prior, UpstreamError
+from workers.engines.base import NO_PRIOR, CannotContinue, Prior, UpstreamBusy, UpstreamError
 from workers.engines.factory import make_engine
 from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.openai.responses import ResponseParser
@@ -246,6 +246,41 @@ async def test_a_failed_response(vendor: ResponsesVendor, engine: OpenAIEngine) 
     with pytest.raises(UpstreamError, match="the reason"):
         await run(engine, answer=answer)
     assert (answer.choice.text, vendor.generated) == ("a", 2)
+
+
+async def test_a_response_that_always_fails_is_created_as_often_as_any_request(
+    vendor: ResponsesVendor, engine: OpenAIEngine
+) -> None:
+    """Each creation is paid. The events before the failure are no answer."""
+    vendor.default = Script(fail_after=0)
+    with pytest.raises(UpstreamBusy, match="the reason"):
+        await run(engine)
+    assert vendor.generated == engine._options.max_retries + 1
+
+
+async def test_a_successor_creates_a_failed_response_again(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    """Also if it may not repeat requests: its predecessor has left the state of the response that failed."""
+    failed = Answer()
+    vendor.default = Script(fail_after=0)
+    with pytest.raises(UpstreamBusy):
+        await run(engine, answer=failed)
+    generated = vendor.generated
+    vendor.default = Script()
+    again = await run(engine, prior_of(failed.state, ()))
+    assert (again.choice.text, vendor.generated) == ("Hi there", generated + 1)
+
+
+async def test_a_failed_response_with_output_is_not_created_again(
+    vendor: ResponsesVendor, engine: OpenAIEngine
+) -> None:
+    vendor.default = Script(text=("a", "b"), fail_after=1)
+    answer = Answer()
+    with pytest.raises(UpstreamError):
+        await run(engine, answer=answer)
+    with pytest.raises(UpstreamError, match="the reason") as caught:
+        await run(engine, prior_of(answer.state, answer.deltas[:1]))
+    assert not isinstance(caught.value, UpstreamBusy)
+    assert vendor.generated == 1
 
 
 async def test_cancelling(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
