@@ -253,7 +253,7 @@ def test_prompt_tokenizer_of_a_local_model(tmp_path: Path) -> None:
             "api_key_env: UPSTREAM_API_KEY",
             "max_concurrency: 8",
             7,
-            "max_concurrency: unknown field; use the model's slots",
+            "options.max_concurrency: unknown field; use the model's slots",
         ),
         ("api_key_env: UPSTREAM_API_KEY", "max_retries: -1", 7, "options.max_retries: Input should be greater"),
         ("api_key_env: UPSTREAM_API_KEY", "read_timeout_s: 0", 7, "options.read_timeout_s: Input should be greater"),
