@@ -36,6 +36,7 @@ from api.resources import open_resources
 from api.responses import routes as responses
 from api.settings import ApiSettings
 from shared.config.models.loader import load_registry
+from shared.domain.version import VERSION
 from shared.runtime.gc_tuning import freeze_gc
 from shared.runtime.reload_signal import ReloadSignal
 from shared.telemetry.instruments import Exporter
@@ -79,7 +80,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
 
     app = Application(
         title="Headrace",
-        version="0.1.0",
+        version=VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,

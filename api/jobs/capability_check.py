@@ -7,7 +7,7 @@ capabilities cannot say, its spec checks (`Spec.unsupported`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -102,8 +102,7 @@ def needs(request: GenerateRequest) -> Iterator[Need]:
             yield Need("prompt", "prompts of token ids", lambda model: model.token_prompts)
     else:
         yield Need("messages", "conversations", lambda model: model.conversations)
-        if not any(map(_says_something, request.messages or ())):
-            yield Need("messages", "conversations without a message of the user", lambda model: model.system_only)
+        yield from _ends(request.messages or [], request.chat)
         yield from _names(request.messages or ())
     yield from _sampling(request)
     if request.structured_outputs is not None:
@@ -137,6 +136,16 @@ def _has(capability: str, name: str) -> Callable[[Capabilities], bool]:
 
 def _has_calls(request: GenerateRequest) -> bool:
     return any(message.tool_calls or message.role == "tool" for message in request.messages or ())
+
+
+def _ends(messages: Sequence[Message], chat: ChatOptions | None) -> Iterator[Need]:
+    """What a conversation ends with."""
+    last = next(filter(_says_something, reversed(messages)), None)
+    if last is None:
+        yield Need("messages", "conversations without a message of the user", lambda model: model.system_only)
+    elif last.role == "assistant" and not (chat is not None and chat.continue_final_message and messages[-1] is last):
+        what = "a message of the assistant at the end without continue_final_message"
+        yield Need("messages", what, lambda model: model.trailing_assistant)
 
 
 def _says_something(message: Message) -> bool:

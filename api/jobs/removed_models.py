@@ -97,5 +97,6 @@ class RemovedModels:
         for job in await self._store.queued_of(model, limit=LIMIT, without=self._faulty.ids()):
             with self._faulty.isolated(job.id):
                 count += await self._terminator.end(job, JobStatus.FAILED, failure)
-        logger.warning("model=%s failed %d queued jobs: the model was removed, and has no worker", model, count)
+        if count:
+            logger.warning("model=%s failed %d queued jobs: the model was removed, and has no worker", model, count)
         return count

@@ -48,7 +48,7 @@ from shared.postgres.job_statements import (
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, seconds
-from shared.postgres.tables import IdempotencyKeyRow, JobRow, Timestamp, WorkerRow
+from shared.postgres.tables import IdempotencyKeyRow, JobRow, Timestamp, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
 
 
@@ -316,12 +316,14 @@ class RecoveryStore(JobRowStore):
         )
 
     async def has_unfinished(self, model: str) -> bool:
-        """Whether a model has jobs that run anywhere, or that are queued and can be read by this version."""
+        """Whether a model has jobs that run anywhere, or that are queued and can be read by this version, or requests
+        of its upstream that no worker has tried to cancel yet."""
         readable = and_(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_(None))
         queued = exists().where(JobRow.model == model, readable)
         running = exists().where(JobRow.model == model, JobRow.status.in_(RUNNING))
+        uncancelled = exists().where(UpstreamCancellationRow.model == model, UpstreamCancellationRow.tries == 0)
         async with self._engine.connect() as connection:
-            return bool(await connection.scalar(select(or_(queued, running))))
+            return bool(await connection.scalar(select(or_(queued, running, uncancelled))))
 
     async def queued_models(self) -> list[str]:
         """Return the models that have queued jobs, without reading all of these."""

@@ -14,7 +14,7 @@ from shared.config.models.capabilities import ALL_TOOL_CHOICES, Capabilities, To
 from shared.config.models.claude import UNKNOWN_OUTPUT, ClaudeLimits, ThinkingControl, claude_limits
 from shared.config.models.claude_rules import unsupported
 from shared.config.models.operational import Operational
-from shared.config.models.upstream import HttpUrl, UpstreamModel, UpstreamOptions
+from shared.config.models.upstream import HttpUrl, StreamedOptions, UpstreamModel
 from shared.domain.field_types import without_effect
 from shared.domain.request import GenerateRequest
 
@@ -38,7 +38,7 @@ def _yaml_off(value: Any) -> Any:
     return "off" if value is False else value
 
 
-class AnthropicOptions(UpstreamOptions):
+class AnthropicOptions(StreamedOptions):
     """Options of the `anthropic` engine. Limits that are not set are the published ones of the model."""
 
     base_url: HttpUrl = "https://api.anthropic.com/v1"
@@ -103,6 +103,8 @@ class AnthropicModel(UpstreamModel):
             options.add("reasoning_effort")
         return Capabilities(
             system_only=False,
+            # For the API, it is the start of the answer.
+            trailing_assistant=False,
             prefill=limits.prefill,
             continues=limits.prefill,
             cancel=True,

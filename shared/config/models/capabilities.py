@@ -62,14 +62,14 @@ class Capabilities:
     """The capabilities of a model. The defaults are those of a model that only answers conversations with text.
 
     `conversations`: the engine or its upstream has a chat template. `system_only`: conversations without a text of the
-    user. `raw_prompts`: prompts without it;
-    `token_prompts`: as token ids. `prefill`: a last message of the assistant that the answer continues. `names`:
-    messages with the names of their authors. `tools_with_structure`: tools and a structured output in one request.
-    `max_choices`: choices for one prompt. `max_tokens`: a limit of output tokens. `logprobs` and `prompt_logprobs`: the
-    most alternatives for each token; None without log probabilities. `structures`, `sampling` and `chat_options` are
-    names of parameters. `max_stops`, `max_tools` and `max_tool_name` (in characters) are limits of the provider below
-    those of this API; None without. `image_sources`, `file_sources` and `file_types` (of data) restrict the modalities.
-    `tool_media`: results of tools may have images and files.
+    user. `trailing_assistant`: conversations that end with a message of the assistant that is not to be continued.
+    `raw_prompts`: prompts without a chat template; `token_prompts`: as token ids. `prefill`: a last message of the
+    assistant that the answer continues. `names`: messages with the names of their authors. `tools_with_structure`:
+    tools and a structured output in one request. `max_choices`: choices for one prompt. `max_tokens`: a limit of output
+    tokens. `logprobs` and `prompt_logprobs`: the most alternatives for each token; None without log probabilities.
+    `structures`, `sampling` and `chat_options` are names of parameters. `max_stops`, `max_tools` and `max_tool_name`
+    (in characters) are limits of the provider below those of this API; None without. `image_sources`, `file_sources`
+    and `file_types` (of data) restrict the modalities. `tool_media`: results of tools may have images and files.
     `fixed_temperature`: the model always samples at 1. `never_reasons`: it cannot reason, so none is to be turned off.
 
     `resume`: an answer whose worker was lost continues where it was interrupted, at no cost. `continues`: it continues
@@ -81,6 +81,7 @@ class Capabilities:
 
     conversations: bool = True
     system_only: bool = True
+    trailing_assistant: bool = True
     raw_prompts: bool = False
     token_prompts: bool = False
     echo: bool = False

@@ -31,7 +31,7 @@ def unsupported(request: GenerateRequest, limits: ClaudeLimits, default_max_toke
     yield from _sampling(sampling, limits, thinks=thinks)
     if limits.is_claude and any(not text.strip() for text in sampling.stop):
         yield Unsupported("stop", "stop strings of white space")
-    if request.messages and request.messages[-1].role == "assistant":
+    if chat.continue_final_message and request.messages and request.messages[-1].role == "assistant":
         yield from _started_answer(request, request.messages[-1], chat, limits, thinks=thinks)
 
 
@@ -109,11 +109,8 @@ def _sampling(sampling: Sampling, limits: ClaudeLimits, *, thinks: bool) -> Iter
 def _started_answer(
     request: GenerateRequest, last: Message, chat: ChatOptions, limits: ClaudeLimits, *, thinks: bool
 ) -> Iterator[Unsupported]:
-    """For the API, a last message of the assistant is always the start of the answer."""
     if not limits.prefill:
-        yield Unsupported("messages", "a message of the assistant at the end")
-    elif not chat.continue_final_message:
-        yield Unsupported("messages", "a message of the assistant at the end without continue_final_message")
+        yield Unsupported("messages", "continuing a message of the assistant")
     elif thinks:
         yield Unsupported("continue_final_message", "continuing a message while it thinks")
     elif is_forced(chat):

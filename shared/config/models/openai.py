@@ -12,13 +12,14 @@ from pydantic import Field, model_validator
 
 from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import Capabilities
+from shared.config.models.operational import Operational
 from shared.config.models.presets import PRESETS, UNKNOWN_SERVER, Preset, as_responses
-from shared.config.models.upstream import UpstreamModel, UpstreamOptions
+from shared.config.models.upstream import StreamedOptions, UpstreamModel
 from shared.domain.field_types import contradiction, without_effect
 from shared.domain.request import GenerateRequest
 
 
-class OpenAIOptions(UpstreamOptions):
+class OpenAIOptions(StreamedOptions):
     """Options of the `openai` engine."""
 
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
@@ -29,7 +30,7 @@ class OpenAIOptions(UpstreamOptions):
         description="Whether interrupted answers continue from their text, by `continue_final_message`; by default, if"
         " the preset has that.",
     )
-    detect_max_model_len: bool = Field(
+    detect_max_model_len: Operational[bool] = Field(
         True,
         description="Whether the worker reads the context length from the server, if the preset has a page for that and"
         " max_model_len is not set.",

@@ -37,6 +37,8 @@ class Preset:
     of a request's parameters. `structures`: the server whose names are used for structured outputs that OpenAI's API
     does not have.
     `hides_reasoning`: the server understands `include_reasoning`; otherwise the reasoning is dropped here.
+    `developer_role`: the server has messages of the role `developer`; they are sent as `system` otherwise.
+    `call_id_length`: the longest id of a tool call that it takes; None if there is no limit.
     `thoughts_apart`: `completion_tokens` does not include the reasoning, `total_tokens` does.
     `reasoning_field`: the name of an earlier turn's reasoning; None if it is not sent. `opaque`: the part of its
     answers that is kept and sent back: `extra_content` of messages and tool calls, or `reasoning_details`. `omitted`:
@@ -63,6 +65,8 @@ class Preset:
     reasoning_field: Literal["reasoning", "reasoning_content"] | None = None
     opaque: Literal["extra_content", "reasoning_details"] | None = None
     omitted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    developer_role: bool = False
+    call_id_length: int | None = None
     thoughts_apart: bool = False
     room_error: str | None = None
     follows_redirects: bool = False
@@ -153,6 +157,8 @@ PRESETS: Mapping[str, Preset] = {
         provider="openai",
         base_url="https://api.openai.com/v1",
         max_tokens_field="max_completion_tokens",
+        developer_role=True,
+        call_id_length=40,
         quirks=(
             "`max_tokens` is refused by newer models, which take `max_completion_tokens`",
             "more than 4 stop strings or 128 tools, and tools with names of more than 64 characters, are refused at"
@@ -167,6 +173,8 @@ PRESETS: Mapping[str, Preset] = {
         key_headers={"api-key": "{key}"},
         query={"api-version": "api_version"},
         max_tokens_field="max_completion_tokens",
+        developer_role=True,
+        call_id_length=40,
         quirks=(
             "`model` is the name of the deployment; the key is sent as `api-key`",
             "the v1 API needs no `api_version`; a dated one does, with a `base_url` that ends with"
@@ -216,6 +224,7 @@ PRESETS: Mapping[str, Preset] = {
         provider="openrouter",
         base_url="https://openrouter.ai/api/v1",
         body={"provider": {"require_parameters": True}},
+        developer_role=True,
         reasoning_field="reasoning",
         opaque="reasoning_details",
         quirks=(

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from shared.config.models.base import PromptTokenizer, TokenizerFiles
 from shared.config.models.capabilities import ALL_SAMPLING, ALL_STRUCTURES, TEXT_ONLY, Capabilities, Modality
 from shared.config.models.operational import Operational
-from shared.config.models.upstream import UpstreamModel, UpstreamOptions
+from shared.config.models.upstream import StreamedOptions, UpstreamModel
 from shared.domain.field_types import contradiction, without_effect
 
 Backend = Literal["vllm", "tensorrtllm", "llmapi", "python"]
@@ -95,7 +95,7 @@ CONVENTIONS: Mapping[Backend, Convention] = {
 }
 
 
-class TritonOptions(UpstreamOptions):
+class TritonOptions(StreamedOptions):
     """Options of the `triton` engine. What is not set follows the conventions of the backend."""
 
     backend: Backend = Field(

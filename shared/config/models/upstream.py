@@ -161,6 +161,14 @@ class UpstreamOptions(BaseModel):
         )
 
 
+class StreamedOptions(UpstreamOptions):
+    """Options of servers that send an answer while a connection lasts. Times are in seconds."""
+
+    stall_timeout_s: Operational[float] = Field(
+        900, gt=0, description="Without any output, if the upstream sends only pings, comments or other data meanwhile."
+    )
+
+
 class UpstreamModel(Spec):
     """A model that another server runs."""
 

@@ -137,6 +137,27 @@ CHUNKS = (
         end(error={"message": "", "type": "", "code": None}),
     ),
     says_hi(
+        "the index of the only choice is 1 at its end",
+        "BerriAI/litellm#376",
+        *HI,
+        chunk({"index": 1, "delta": {}, "finish_reason": "stop"}),
+    ),
+    says_hi(
+        "the index of the only choice is 1",
+        "BerriAI/litellm#376",
+        chunk({"index": 1, "delta": {"content": "Hi "}}),
+        chunk({"index": 1, "delta": {"content": "there"}}),
+        chunk({"index": 1, "delta": {}, "finish_reason": "stop"}),
+    ),
+    Dialect(
+        name="a second choice that nobody asked for",
+        source="BerriAI/litellm#376",
+        writes=frames(part("Hi "), chunk({"index": 1, "delta": {"content": "Hello"}}), end()),
+        text="Hi ",
+        error="not OpenAI's stream",
+        finish="stop",
+    ),
+    says_hi(
         "logprobs that nobody asked for",
         "vllm-project/vllm#1967",
         chunk({"index": 0, "delta": {"content": "Hi there"}, "logprobs": {"content": [{}]}}),

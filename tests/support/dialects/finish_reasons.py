@@ -160,6 +160,8 @@ FINISHES = (
         text="Hi there",
     ),
     _finish("SGLang: an object", "sgl-project/sglang#3912", {"type": "length", "length": 5}, "length"),
+    _finish("a list", "sgl-project/sglang#3912", ["length"], "length"),
+    _finish("Gemini: LANGUAGE", "Gemini API reference", "LANGUAGE", "content_filter"),
     _interrupted("DeepSeek: no resources", "DeepSeek API reference", "insufficient_system_resource"),
     _interrupted("vLLM: the request was aborted", "vLLM", "abort"),
     _interrupted("SGLang: aborted, with a message", "SGLang", {"type": "abort", "message": "Oh no"}, "failed: Oh no"),

@@ -110,6 +110,40 @@ FRAMES = (
         text="Hi \ufffd",
     ),
     _bytes(
+        "a surrogate pair in two chunks",
+        "elizaOS/eliza#30904",
+        frame(rb'{"choices":[{"index":0,"delta":{"content":"Hi \ud83c"}}]}')
+        + b": ping\n\n"
+        + frame(rb'{"choices":[{"index":0,"delta":{"content":"\udf0a \ud83d"}}]}')
+        + frame(rb'{"choices":[{"index":0,"delta":{"content":"\ude00"},"finish_reason":"stop"}]}'),
+        text="Hi 🌊 😀",
+    ),
+    _bytes(
+        "half a surrogate pair, then another text",
+        "RFC 8259, section 8.2",
+        frame(rb'{"choices":[{"index":0,"delta":{"content":"Hi \ud83c"}}]}')
+        + frame(rb'{"choices":[{"index":0,"delta":{"content":"the\ude00re"}}]}')
+        + frame(rb'{"choices":[{"index":0,"delta":{"content":"\udf0a"}}]}')
+        + frames(end())[0],
+        text="Hi \ufffdthe\ufffdre\ufffd",
+    ),
+    _bytes(
+        "two values on one line",
+        "bentoml/OpenLLM#864",
+        b"data: " + json.dumps(part("Hi ")).encode() + json.dumps(part("there")).encode() + b"\n\n" + DONE,
+    ),
+    _bytes(
+        "two events on one line",
+        "bentoml/OpenLLM#864",
+        frame(part("Hi ")).strip() + b" " + frame(part("there")) + frames(end())[0],
+    ),
+    _bytes(
+        "a line break that is not escaped",
+        "RFC 8259",
+        frame(b'{"choices":[{"index":0,"delta":{"content":"Hi\n there: a"}}]}') + frames(end())[0],
+        text="Hi\n there: a",
+    ),
+    _bytes(
         "NaN for a number",
         "Python's json",
         frame(b'{"choices":[{"index":0,"delta":{"content":"Hi there"},"score":NaN}]}') + frames(end())[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from shared.domain.job import ToolCall
@@ -15,8 +16,10 @@ from tests.support.dialects.base import (
     Dialect,
     call,
     calls,
+    chunk,
     delta,
     end,
+    frame,
     frames,
     part,
 )
@@ -26,6 +29,12 @@ def _tool_calls(name: str, source: str, *chunks: dict[str, Any], **expected: Any
     """A stream of tool calls that ends with the finish reason "tool_calls"."""
     expected.setdefault("calls", TWO_CALLS)
     return Dialect(name=name, source=source, writes=frames(*chunks, end("tool_calls")), finish="tool_calls", **expected)
+
+
+def _arguments(escaped: bytes) -> bytes:
+    return frame(
+        rb'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"%b"}}]}}]}' % escaped
+    )
 
 
 TOOL_CALLS = (
@@ -240,6 +249,95 @@ TOOL_CALLS = (
         calls(call("weather", ROME, index=1, id="b")),
         calls=(ToolCall("a", "now", "{}"), ToolCall("b", "weather", ROME)),
     ),
+    Dialect(
+        name="Copilot: the text and the call are two choices",
+        source="GitHub Copilot",
+        writes=frames(
+            chunk(
+                {"index": 0, "delta": {"content": "Hi"}, "finish_reason": "tool_calls"},
+                {"index": 1, "delta": {"tool_calls": [call("weather", PARIS, id="a")]}, "finish_reason": "tool_calls"},
+            )
+        ),
+        text="Hi",
+        calls=ONE_CALL,
+        finish="tool_calls",
+    ),
+    _tool_calls(
+        "null in place of a call",
+        "gateways",
+        delta(tool_calls=[None]),
+        calls(call("weather", PARIS, index=0, id="a")),
+        calls=ONE_CALL,
+    ),
+    _tool_calls(
+        "Groq: arguments are the text null",
+        "langchain-ai/langchain#33896",
+        calls(call("now", "null", index=0, id="a")),
+        calls(call("weather", ROME, index=1, id="b")),
+        calls=(ToolCall("a", "now", "{}"), ToolCall("b", "weather", ROME)),
+    ),
+    _tool_calls(
+        "arguments are the text null, in pieces",
+        "langchain-ai/langchain#33896",
+        calls(call("now", "", index=0, id="a")),
+        calls(call(None, "nu", index=0)),
+        calls(call(None, "ll", index=0)),
+        calls=(ToolCall("a", "now", "{}"),),
+    ),
+    _tool_calls(
+        "null first, then the arguments",
+        "langchain-ai/langchain#33896",
+        calls(call("weather", "null", index=0, id="a")),
+        calls(call(None, PARIS, index=0)),
+        calls=ONE_CALL,
+    ),
+    _tool_calls(
+        "arguments that were encoded twice",
+        "gateways",
+        calls(call("weather", json.dumps(PARIS), index=0, id="a")),
+        calls(call("weather", "", index=1, id="b")),
+        calls(call(None, json.dumps(ROME)[:9], index=1)),
+        calls(call(None, json.dumps(ROME)[9:], index=1)),
+    ),
+    _tool_calls(
+        "arguments that are a text and no object",
+        "JSON",
+        calls(call("weather", '"Paris"', index=0, id="a")),
+        calls=(ToolCall("a", "weather", '"Paris"'),),
+    ),
+    _tool_calls(
+        "Gemini through a gateway: the name in pieces, with an id",
+        "continuedev/continue#5849",
+        calls(call("wea", "", index=0, id="a")),
+        calls(call("ther", "", index=0, id="a")),
+        calls(call(None, PARIS, index=0)),
+        calls=ONE_CALL,
+    ),
+    _tool_calls(
+        "the name in pieces, without an id",
+        "NVIDIA-NeMo/Switchyard#785",
+        calls(call("wea", None, index=0, id="a")),
+        calls(call("th", None, index=0)),
+        calls(call("er", '{"city": ', index=0)),
+        calls(call(None, '"Paris"}', index=0)),
+        calls(call("weath", "", index=1, id="b")),
+        calls(call("er", ROME, index=1)),
+    ),
+    _tool_calls(
+        "the name so far in each chunk",
+        "NVIDIA-NeMo/Switchyard#785",
+        calls(call("wea", None, index=0, id="a")),
+        calls(call("weather", None, index=0)),
+        calls(call(None, PARIS, index=0)),
+        calls=ONE_CALL,
+    ),
+    _tool_calls(
+        "calls of two tools without ids, indices and arguments",
+        "ollama/ollama#7881",
+        calls(call("now", "")),
+        calls(call("weather", "")),
+        calls=(ToolCall(ANY_ID, "now", "{}"), ToolCall(ANY_ID, "weather", "{}")),
+    ),
     _tool_calls(
         "LiteLLM: the whole call again at the end",
         "BerriAI/litellm#20480",
@@ -294,6 +392,18 @@ TOOL_CALLS = (
         part("there"),
         calls=ONE_CALL,
         text="Hi there",
+    ),
+    Dialect(
+        name="a surrogate pair in two fragments",
+        source="elizaOS/eliza#30904",
+        writes=(
+            frames(calls(call("weather", '{"city": "', index=0, id="a")), done=False)[0]
+            + _arguments(rb"\ud83c")
+            + _arguments(rb"\udf0a\"}")
+            + frames(end("tool_calls"))[0],
+        ),
+        calls=(ToolCall("a", "weather", '{"city": "🌊"}'),),
+        finish="tool_calls",
     ),
     Dialect(
         name="the last fragment and the finish reason in one chunk",

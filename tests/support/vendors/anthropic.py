@@ -61,8 +61,8 @@ class AnthropicVendor(Vendor):
     async def _messages(self, request: web.Request) -> web.StreamResponse:
         seen = await self.record(request)
         script = self.next_script()
-        if (problem := _problem(seen.body, seen.headers)) is not None:
-            script = Script(status=400, message=problem)
+        if (refusal := problem(seen.body, seen.headers)) is not None:
+            script = Script(status=400, message=refusal)
         return self.refusal(script) or await self.stream(request, self._frames(script), script)
 
     async def _count(self, request: web.Request) -> web.Response:
@@ -156,7 +156,7 @@ def _frame(kind: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))
 
 
-def _problem(body: Any, headers: Any) -> str | None:
+def problem(body: Any, headers: Any) -> str | None:
     """What the API refuses in a request, as far as its pages say so."""
     if "anthropic-version" not in headers:
         return "anthropic-version: header is required"
@@ -174,7 +174,33 @@ def _problem(body: Any, headers: Any) -> str | None:
         if called - results:
             return f"messages.{position}: `tool_use` ids were found without `tool_result` blocks immediately after"
         called = {block["id"] for block in turn["content"] if block["type"] == "tool_use"}
+    if (refused := _refused_values(body)) is not None:
+        return refused
     last = turns[-1]
+    if last["role"] == "assistant" and _thinks(body):
+        return "messages: the final block of the last message may not be of the assistant if thinking is enabled"
     if last["role"] == "assistant" and last["content"][-1].get("text", "x")[-1:].isspace():
         return "messages: final assistant content cannot end with trailing whitespace"
+    return None
+
+
+def _thinks(body: Any) -> bool:
+    return body.get("thinking", {}).get("type") in ("enabled", "adaptive")
+
+
+def _refused_values(body: Any) -> str | None:
+    """Values, and combinations with thinking."""
+    if any(not text.strip() for text in body.get("stop_sequences", ())):
+        return "stop_sequences: each stop sequence must contain non-whitespace"
+    if body.get("temperature", 1) > 1:
+        return "temperature: range: 0..1"
+    if not _thinks(body):
+        return None
+    budget = body["thinking"].get("budget_tokens")
+    if budget is not None and not 1024 <= budget < body["max_tokens"]:
+        return "thinking.budget_tokens: must be at least 1024 and less than max_tokens"
+    if body.get("temperature", 1) != 1 or "top_k" in body or body.get("top_p", 1) < 0.95:
+        return "temperature may only be set to 1 when thinking is enabled"
+    if body.get("tool_choice", {}).get("type") in ("any", "tool"):
+        return "Thinking may not be enabled when tool_choice forces tool use."
     return None

@@ -50,8 +50,8 @@ async def request_body(
     body |= thinking(request, model.limits, max_tokens)
     tools = [_tool(tool) for tool in chat.tools or ()]
     turns = await conversation(request.messages or (), request.cache_breakpoints, request.tool_errors)
-    if not turns.turns:
-        raise InvalidRequest("messages: this model needs a message of the user", param="messages")
+    if not turns.turns or (turns.turns[-1].role == "assistant" and not chat.continue_final_message):
+        raise InvalidRequest("messages: for this model, the last message must be the user's", param="messages")
     for mark in request.cache_breakpoints:
         if mark.tool is not None and mark.tool < len(tools):
             tools[mark.tool]["cache_control"] = cache_control(mark.ttl)

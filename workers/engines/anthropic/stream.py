@@ -12,8 +12,6 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-import orjson
-
 from shared.domain.events import CallDelta, Delta, joined_calls
 from shared.domain.job import Usage
 from shared.domain.opaque import REDACTED_THINKING, THINKING, OpaquePart
@@ -21,6 +19,7 @@ from workers.engines.anthropic.continuation import FROM_START, Continuation
 from workers.engines.anthropic.opaque import thinking_part
 from workers.engines.anthropic.usage import UsageReader
 from workers.engines.base import UpstreamError
+from workers.engines.upstream.call_arguments import ArgumentReader, arguments_text, plain_arguments
 from workers.engines.upstream.error_body import error_of, is_error
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.finish_reasons import (
@@ -47,10 +46,12 @@ class StreamParser:
         self._so_far = so_far
         # White space that the answer has already, and that the model may generate again.
         self._space = so_far.space
-        self._events = EventReader()
+        self._events = EventReader(named=True)
         self._usage = UsageReader()
         # The open blocks by their index in the message.
         self._blocks: dict[int, _Block] = {}
+        # Blocks of thinking that ended without a signature.
+        self._unsigned: dict[int, _Block] = {}
         self._calls = 0
         self._ids: set[str] = set()
         self._reason: str | None = None
@@ -113,17 +114,19 @@ class StreamParser:
     def _event(self, event: dict[str, Any], parts: list[_Part]) -> None:
         match event.get("type"):
             case "content_block_delta":
-                self._delta(_index(event), event["delta"], parts)
+                self._delta(_index(event), _member(event, "delta"), parts)
             case "content_block_start":
-                self._start(_index(event), event["content_block"], parts)
+                self._start(_index(event), _member(event, "content_block"), parts)
             case "content_block_stop":
-                if (block := self._blocks.pop(_index(event), None)) is not None:
+                if (block := self._blocks.pop(index := _index(event), None)) is not None:
                     self._stop(block, parts)
+                    if block.thinking and not block.signature:
+                        self._unsigned[index] = block
             case "message_start":
-                self._usage.add(event["message"].get("usage"))
+                self._usage.add(_member(event, "message").get("usage"))
             case "message_delta":
                 self._usage.add(event.get("usage"))
-                self._set_reason(event["delta"])
+                self._set_reason(_member(event, "delta"))
                 self.done = self._stopped and self._reason is not None
             case "message_stop":
                 self._stop_message(parts)
@@ -158,41 +161,47 @@ class StreamParser:
 
     def _start(self, index: int, content: dict[str, Any], parts: list[_Part]) -> None:
         kind = content.get("type")
-        block = _Block(str(kind))
-        if kind == "tool_use":
-            name, call_id = str(content.get("name") or ""), str(content.get("id") or "")
-            known = self._blocks.get(index)
-            if known is not None and call_id and known.call_id == call_id:  # the event was repeated
+        block = _Block("text" if kind == "output_text" else str(kind))
+        known, call_id = self._blocks.get(index), str(content.get("id") or "")
+        if known is not None:
+            if known.call is not None and call_id and known.call_id == call_id:  # the event was repeated
                 return
+            self._stop(known, parts)  # the event of its end was lost
+        self._emit_signed(parts)
+        if kind == "tool_use":
             block.call, self._calls = self._calls, self._calls + 1
             block.call_id, block.input = call_id, content.get("input")
-            _part(parts, _CALLS).calls.append(CallDelta(block.call, self._unique_id(call_id), name))
-        elif kind == "text":
+            _part(parts, _CALLS).calls.append(
+                CallDelta(block.call, self._unique_id(call_id), str(content.get("name") or ""))
+            )
+        elif block.kind == "text":
             self._text(content.get("text"), parts)
         elif kind == THINKING:
-            block.signature = str(content.get("signature") or "")
+            block.sign(content.get("signature"))
             self._think(block, content.get("thinking"), parts)
         elif kind == REDACTED_THINKING:
             block.data = str(content.get("data") or "")
         self._blocks[index] = block
 
     def _delta(self, index: int, delta: dict[str, Any], parts: list[_Part]) -> None:
-        block = self._blocks.get(index)
-        if block is None:  # its start was lost
-            block = self._blocks[index] = _Block(_KIND_OF.get(str(delta.get("type")), ""))
-        kind = delta.get("type")
+        block, kind = self._blocks.get(index), delta.get("type")
+        if block is None:
+            if kind == "signature_delta" and (unsigned := self._unsigned.get(index)) is not None:
+                unsigned.sign(delta["signature"])
+                return
+            block = self._blocks[index] = _Block(_KIND_OF.get(str(kind), ""))  # its start was lost
         if kind == "text_delta":
-            if block.kind == "text":
+            if block.kind in _GENERATED:
                 self._text(delta["text"], parts)
         elif kind == "input_json_delta":
             if block.call is not None and (arguments := delta["partial_json"]):
-                text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+                text = arguments_text(arguments)
                 block.filled = block.filled or not text.isspace()
-                _part(parts, _CALLS).add_call(CallDelta(block.call, arguments=text))
-        elif kind == "thinking_delta" and block.kind == THINKING:
+                self._add_arguments(block.call, block.arguments.add(text), parts)
+        elif kind == "thinking_delta" and block.kind in _GENERATED:
             self._think(block, delta["thinking"], parts)
-        elif kind == "signature_delta" and block.kind == THINKING:
-            block.signature = str(delta["signature"])
+        elif kind == "signature_delta" and block.kind in _GENERATED:
+            block.sign(delta["signature"])
 
     def _text(self, text: Any, parts: list[_Part]) -> None:
         while self._space and text and text.startswith(self._space[0]):
@@ -208,22 +217,34 @@ class StreamParser:
 
     def _stop(self, block: _Block, parts: list[_Part]) -> None:
         if block.call is not None:
-            if not block.filled:
-                text = orjson.dumps(block.input).decode() if block.input else "{}"
-                _part(parts, _CALLS).add_call(CallDelta(block.call, arguments=text))
-        elif block.kind == THINKING and block.signature:
+            text = block.arguments.end() if block.filled else plain_arguments(arguments_text(block.input or None))
+            self._add_arguments(block.call, text, parts)
+        elif block.signature:
             part = thinking_part(THINKING, thinking="".join(block.thinking), signature=block.signature)
             _part(parts, _OPAQUE).opaque.append(part)
         elif block.kind == REDACTED_THINKING and block.data:
             _part(parts, _OPAQUE).opaque.append(thinking_part(REDACTED_THINKING, data=block.data))
 
+    def _emit_signed(self, parts: list[_Part]) -> None:
+        """Emit the thinking whose signature came after its end."""
+        for index, block in list(self._unsigned.items()):
+            if block.signature:
+                self._stop(self._unsigned.pop(index), parts)
+
+    def _add_arguments(self, call: int, text: str, parts: list[_Part]) -> None:
+        if text:
+            _part(parts, _CALLS).add_call(CallDelta(call, arguments=text))
+
     def _end_message(self, parts: list[_Part]) -> None:
         """Emit the finish reason. A call that was cut at the limit of tokens or by a refusal stays as it is."""
         self._ended = True
+        self._emit_signed(parts)
         reason = finish_reason_of(self._reason or "")
-        if reason not in TRUNCATED:
-            for block in self._blocks.values():
+        for block in self._blocks.values():
+            if reason not in TRUNCATED:
                 self._stop(block, parts)
+            elif block.call is not None:
+                self._add_arguments(block.call, block.arguments.end(), parts)
         if reason == "stop" and self._calls and self._stop_sequence is None:
             reason = "tool_calls"
         elif reason == "tool_calls" and not self._calls:
@@ -237,6 +258,8 @@ class StreamParser:
         return unique
 
 
+# Kinds of blocks with text or thinking: the kinds of their deltas say which, since gateways mix them.
+_GENERATED = ("text", THINKING)
 # The blocks of deltas whose start was lost. A tool call without its name is of no use.
 _KIND_OF = {"text_delta": "text", "thinking_delta": THINKING}
 
@@ -247,7 +270,7 @@ class _Block:
     `thinking` and `signature`, or `data` if it is encrypted, are what the upstream needs back of its thinking.
     """
 
-    __slots__ = ("call", "call_id", "data", "filled", "input", "kind", "signature", "thinking")
+    __slots__ = ("arguments", "call", "call_id", "data", "filled", "input", "kind", "signature", "thinking")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -257,6 +280,12 @@ class _Block:
         self.call_id = ""
         self.input: Any = None
         self.filled = False
+        self.arguments = ArgumentReader()
+
+    def sign(self, piece: Any) -> None:
+        """Add a piece of the signature; some servers repeat what came before."""
+        text = str(piece or "")
+        self.signature = text if text.startswith(self.signature) else self.signature + text
 
 
 class _Part:
@@ -314,5 +343,11 @@ def _part(parts: list[_Part], order: int) -> _Part:
 
 
 def _index(event: dict[str, Any]) -> int:
-    index = event.get("index", 0)
-    return index if index.__class__ is int else int(index)
+    index = event.get("index")
+    return index if index.__class__ is int else 0 if index is None else int(index)
+
+
+def _member(event: dict[str, Any], name: str) -> Any:
+    """A member that is an object; null stands for an empty one."""
+    value = event[name]
+    return {} if value is None else value

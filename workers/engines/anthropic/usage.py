@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from shared.domain.job import Usage
+from workers.engines.upstream.usage import MAX_COUNT, count_of
 
-# The columns that hold counts are 32 bits wide.
-MAX_COUNT = (1 << 31) - 1
 _NAMES = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
 
 
@@ -26,12 +25,14 @@ class UsageReader:
         if not isinstance(usage, dict):
             return
         for name in _NAMES:
-            self._counts[name] = _count(usage.get(name)) or self._counts[name]
+            self._counts[name] = count_of(usage.get(name)) or self._counts[name]
         if isinstance(parts := usage.get("cache_creation"), dict):
-            written = sum(map(_count, parts.values()))
+            written = sum(map(count_of, parts.values()))
             self._counts["cache_creation_input_tokens"] = max(written, self._counts["cache_creation_input_tokens"])
         if isinstance(details := usage.get("output_tokens_details"), dict):
-            self._counts["thinking_tokens"] = _count(details.get("thinking_tokens")) or self._counts["thinking_tokens"]
+            self._counts["thinking_tokens"] = (
+                count_of(details.get("thinking_tokens")) or self._counts["thinking_tokens"]
+            )
 
     @property
     def prompt_tokens(self) -> int:
@@ -53,10 +54,3 @@ class UsageReader:
             min(self._counts["thinking_tokens"], completion),
             self._counts["cache_creation_input_tokens"],
         )
-
-
-def _count(value: Any) -> int:
-    """A count as a whole number; 0 if it is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_COUNT:
-        return 0
-    return int(value)

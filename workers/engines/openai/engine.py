@@ -94,6 +94,7 @@ class OpenAIEngine(UpstreamEngine):
         options: dict[str, Any] = {
             "logprobs": request.logprobs is not None,
             "reasoning": chat is None or chat.include_reasoning,
+            "tools": [tool.function.name for tool in (chat.tools if chat is not None else None) or ()],
             "named_tool": chat is not None and isinstance(chat.tool_choice, dict),
             "thoughts_apart": server.thoughts_apart,
             "opaque": opaque,

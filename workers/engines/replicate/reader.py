@@ -105,8 +105,7 @@ class PredictionReader(StateParser):
                         texts.append(event.data)
                 elif event.kind in ("error", "done"):
                     self.ended, self._ended_at = True, monotonic()
-                    if event.kind == "error":
-                        self._reported = _reported(event.data)
+                    self._reported = _reported(event.data) if event.kind == "error" else _stopped(event.data)
                     break
         except EventTooLarge:
             self._fail(UpstreamError(TOO_LARGE))
@@ -134,13 +133,13 @@ class PredictionReader(StateParser):
             yield from self._succeeded(state)
         elif self.status == "failed":
             error = state.get("error")
-            self._fail(error_of(error) if error else self._reported or ErrorBody(""))
+            self._fail_for_good(error_of(error) if error else self._reported or ErrorBody(""))
         elif self.status in _STOPPED:
             self._fail(self.giving_up or UpstreamError(_STOPPED[self.status]))
         elif self.ended and monotonic() > self._ended_at + SETTLE_S:
             self.lenient = True
             if self._reported is not None:
-                self._fail(self._reported)
+                self._fail_for_good(self._reported)
         elif self.polls and (text := _text_of(state.get("output"))):
             sent = self._emitted.text
             if text.startswith(sent) and len(text) > len(sent):
@@ -211,6 +210,16 @@ def _reported(data: str) -> ErrorBody:
         return error_of(orjson.loads(data))
     except orjson.JSONDecodeError:
         return error_of(data)
+
+
+def _stopped(data: str) -> ErrorBody | None:
+    """The error for the last event of a stream, `{"reason": "error"}` or `"canceled"`; None for a complete one."""
+    try:
+        state = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    reason = state.get("reason") if isinstance(state, dict) else None
+    return ErrorBody(f"its stream ended with the reason {reason:.50}") if reason and isinstance(reason, str) else None
 
 
 def _seconds(value: Any) -> float | None:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from shared.domain.events import Delta
 from shared.domain.job import Usage
 from workers.engines.base import EngineError, UpstreamError
 from workers.engines.upstream.chat.stream import StreamParser
+from workers.engines.upstream.cut_characters import CutTexts
 from workers.engines.upstream.error_body import error_of, parse_error
 from workers.engines.upstream.errors import ErrorBody
 from workers.engines.upstream.usage import count_of
@@ -41,6 +43,7 @@ class OutputParser:
         self._chunks = StreamParser(choices, logprobs=logprobs, named_tool=named_tool)
         # Texts of which the kind is not known yet; then whether they are pieces of an event stream.
         self._start = ""
+        self._cut = [CutTexts() for _ in range(choices)]
         self._are_events: bool | None = None
         self._counts = [0] * choices
         self._usage: Usage | None = None
@@ -67,9 +70,10 @@ class OutputParser:
 
     def end(self) -> Iterator[Delta]:
         """End the choices: there are no more outputs."""
-        if self._start:
-            yield self._delta(0, self._start, 1)
-            self._start = ""
+        for index, cut in enumerate(self._cut):
+            if text := (self._start if index == 0 else "") + cut.end():
+                yield self._delta(index, text, 1)
+        self._start = ""
         if self._are_events:
             yield from self._chunks.end()
             return
@@ -92,13 +96,14 @@ class OutputParser:
             case {"choices": _} | {"object": str()}:
                 self._are_events = True
                 if not self._chunks.done:
-                    yield from self._chunks.feed(b"data: " + orjson.dumps(part) + b"\n\n")
+                    yield from self._chunks.feed(b"data: " + _encoded(part) + b"\n\n")
             case dict():
                 yield from self._object(part)
             case _:
                 self._failure = UpstreamError(NOT_TEXT)
 
     def _text(self, text: str) -> Iterator[Delta]:
+        text = self._cut[0].add(text)
         if self._are_events is None:
             text = self._start + text
             begin = text.lstrip()
@@ -110,7 +115,7 @@ class OutputParser:
             if text:
                 yield self._delta(0, text, 1)
         elif not self._chunks.done:
-            yield from self._chunks.feed(text.encode("utf-8", "replace"))
+            yield from self._chunks.feed(text.encode())
 
     def _tokens(self, choices: list[Any], usage: Any) -> Iterator[Delta]:
         self._are_events = False
@@ -119,7 +124,7 @@ class OutputParser:
             if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
                 self._failure = UpstreamError(NOT_TEXT)
                 return
-            if text := "".join(tokens):
+            if text := self._cut[index].add("".join(tokens)):
                 yield self._delta(index, text, len(tokens))
         if isinstance(usage, dict):
             self._count(usage.get("input"), usage.get("output"))
@@ -132,7 +137,7 @@ class OutputParser:
             self._failure = UpstreamError(NOT_TEXT)
             return
         self._are_events = False
-        if text:
+        if text := self._cut[0].add(text):
             yield self._delta(0, text, 1)
         self._count(part.get("input_tokens"), part.get("output_tokens"))
 
@@ -143,6 +148,13 @@ class OutputParser:
     def _delta(self, index: int, text: str, tokens: int) -> Delta:
         self._counts[index] += tokens
         return Delta(index, text, unidentified=tokens)
+
+
+def _encoded(chunk: Any) -> bytes:
+    try:
+        return orjson.dumps(chunk)
+    except orjson.JSONEncodeError:  # it has halves of characters, or large numbers
+        return json.dumps(chunk).encode()
 
 
 def worker_error(error: Any) -> ErrorBody:

@@ -81,7 +81,7 @@ class JobReader(StateParser):
         return self._finish(self._output)
 
     def _read_state(self, content: bytes) -> Iterator[Delta | UpstreamState | None]:
-        state = self._decoded(content)
+        state = self._decoded(content, keep_surrogates=True)
         if self._kind == "stream" and isinstance(state, list):
             state = {"status": self.status, "stream": state}
         if not isinstance(state, dict) or not isinstance(state.get("status"), str):
@@ -143,7 +143,7 @@ class JobReader(StateParser):
         if self.status == "FAILED":
             if not state.get("error") and isinstance(output, dict):
                 state = output
-            return self._fail(worker_error(state.get("error") or ""))
+            return self._fail_for_good(worker_error(state.get("error") or ""))
         if self.complete:
             yield from self._finish(self._output)
             return
@@ -158,7 +158,7 @@ class JobReader(StateParser):
         except Differs:
             is_same = False
         if whole.failure is not None:
-            self._fail(whole.failure)
+            self._fail_for_good(whole.failure)
         elif is_same and unsent.complete:
             yield from self._finish(whole)
         elif not self.lossy:  # the worker does not aggregate its outputs

@@ -58,10 +58,6 @@ class Endpoint:
         """Whether it is not set aside, or is due to be tried again."""
         return time.monotonic() >= self.health.aside_until
 
-    def is_same(self, other: Endpoint) -> bool:
-        """Whether another endpoint has the same address and key."""
-        return (self.base_url, self.variable, self.key) == (other.base_url, other.variable, other.key)
-
 
 class Endpoints:
     """The endpoints of a model's upstream."""
@@ -93,9 +89,10 @@ class Endpoints:
 
         Requests on the earlier ones still run, and their outcomes count for both.
         """
-        common = [(new, old) for new in self._all for old in earlier if new.is_same(old)]
-        for new, old in common:
-            new.health = old.health
+        known = {endpoint.identity: endpoint.health for endpoint in earlier}
+        common = [endpoint for endpoint in self._all if endpoint.identity in known]
+        for endpoint in common:
+            endpoint.health = known[endpoint.identity]
         return bool(common)
 
     def choose(self, tried: Collection[Endpoint] = ()) -> Endpoint:

@@ -70,7 +70,8 @@ from workers.engines.upstream.read_coalescing import ReadCoalescer
 from workers.engines.upstream.redaction import redact, without_secrets
 from workers.engines.upstream.redirects import MAX_REDIRECTS, redirected
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
-from workers.engines.upstream.session import open_session, read_error, read_tail, send_once
+from workers.engines.upstream.session import Sending, open_session, read_error, read_tail, send_once
+from workers.engines.upstream.stall import StallTimer, stall_timeout_s
 
 T = TypeVar("T")
 
@@ -107,6 +108,7 @@ class UpstreamEngine(ABC):
         self.fingerprint = model.fingerprint
         self._model = model
         self._options = model.options
+        self._stall_timeout_s = stall_timeout_s(model.options)
         self._metrics = metrics
         self._label = metrics.model_label(model.name)
         self._requests = 0
@@ -252,9 +254,10 @@ class UpstreamEngine(ABC):
         call: Call | None = None
         prior = self._resumable(prior)
         endpoint = self._endpoints.owner(prior.upstream) or self._endpoints.choose()
-        recreated = False
+        recreated = sent_again = False
+        sending = Sending()
         tried: set[Endpoint] = set()
-        failures = redirects = 0
+        failures = failed_runs = redirects = 0
         answered = False
         length = self._model.max_model_len
         if self._context is not None:
@@ -283,7 +286,9 @@ class UpstreamEngine(ABC):
                         if call.delay_s:
                             await asyncio.sleep(call.delay_s)
                         parameters, body = self._encoded(call, replacements)
-                        async with self._send(call, body, endpoint) as response:
+                        sending = Sending()
+                        async with self._send(call, body, endpoint, sending) as response:
+                            sending.answered = True
                             self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
                             if not response.ok or response.status >= 300:
                                 content = await read_error(response)
@@ -305,19 +310,24 @@ class UpstreamEngine(ABC):
                             if runs_on and not answered:
                                 answered = True
                                 self.gate.succeeded()
-                            finished_at = 0.0
+                            finished_at, trailer_s = 0.0, TRAILER_S
+                            stall = StallTimer(self._stall_timeout_s)
                             while not (reply.done or exchange.over):
                                 if reply.finished:
                                     finished_at = finished_at or asyncio.get_running_loop().time()
-                                    data = await _read_until(response, finished_at + TRAILER_S)
+                                    data = await _read_until(response, finished_at + trailer_s)
                                 else:
                                     data = await response.content.readany()
                                 if not data:
                                     break
                                 limit.read(len(data), repeats=exchange.repeats)
                                 slice_ = TimeSlice()
+                                has_output = False
                                 for start in range(0, len(data), PIECE_BYTES):
                                     for delta in reply.feed(data[start : start + PIECE_BYTES]):
+                                        has_output = True
+                                        if finished_at:  # more than one chunk has a finish reason
+                                            trailer_s = max(TRAILER_S, self._options.read_timeout_s)
                                         finished_at = 0.0
                                         if isinstance(delta, Delta):
                                             failures = 0
@@ -334,6 +344,8 @@ class UpstreamEngine(ABC):
                                         break
                                     if slice_.over:
                                         await slice_.give_way()
+                                if not reply.done:
+                                    stall.read(has_output=has_output)
                                 if reply.begun and not reply.done:
                                     await self._delay_read(response)
                             if not reply.done:
@@ -371,6 +383,9 @@ class UpstreamEngine(ABC):
                 except TransientError as error:
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
+                    if self.run_api is None and not sent_again and sending.is_stale(error):
+                        sent_again = True
+                        continue
                     failure = connection_error(error)
                     self._metrics.upstream_failures.labels(self._label, failure.reason.value).inc()
                 if reply.finished:  # a failure after the last finish reason affects only the usage
@@ -384,7 +399,15 @@ class UpstreamEngine(ABC):
                     self._endpoints.failed(endpoint, failure.details, of_key=of_key)
                 if (call := exchange.resume()) is not None:
                     self._metrics.upstream_resumes.labels(self._label, "connection").inc()
-                if call is None and not reply.begun and prior.upstream is None:
+                if call is None and runs_on and not reply.begun:  # the run has failed: a new one may not
+                    if prior.deltas:
+                        raise failure.final
+                    if prior.upstream is not None:
+                        prior, endpoint = NO_PRIOR, self._endpoints.choose()
+                        continue
+                    # The responses that created and followed it have reset the count.
+                    failures, failed_runs = failed_runs, failed_runs + 1
+                if call is None and not reply.begun:
                     tried.add(endpoint)
                     if self._endpoints.has_other(tried):
                         endpoint = self._endpoints.choose(tried)
@@ -450,7 +473,9 @@ class UpstreamEngine(ABC):
             if 300 <= response.status < 400 or response.status in MAY_CANCEL_LATER or response.status >= 500:
                 raise UpstreamError(f"The upstream answered HTTP {response.status}.")
 
-    def _send(self, call: Call, body: bytes, endpoint: Endpoint) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    def _send(
+        self, call: Call, body: bytes, endpoint: Endpoint, sending: Sending | None = None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         url = call.path if "://" in call.path else f"{endpoint.base_url}/{call.path}"
         data = None if call.body is None else _payload(body)
         headers = {**endpoint.headers, **call.headers}
@@ -461,6 +486,7 @@ class UpstreamEngine(ABC):
             headers=headers,
             allow_redirects=False,
             proxy=endpoint.proxy,
+            trace_request_ctx=sending,
             middlewares=(send_once,) if call.once else None,
         )
 

@@ -247,4 +247,5 @@ def _location(error: dict[str, Any]) -> str | None:
 
 
 def _cut(message: str) -> str:
-    return _CONTROLS.sub(" ", message[: 2 * MAX_MESSAGE]).strip()[:MAX_MESSAGE]
+    message = message[: 2 * MAX_MESSAGE].encode("utf-8", "replace").decode()  # without lone surrogates
+    return _CONTROLS.sub(" ", message).strip()[:MAX_MESSAGE]

@@ -25,6 +25,8 @@ TIMED_OUT, CONFLICT, TOO_EARLY, LIMITED, CANCELLED = 408, 409, 425, 429, 499
 TRANSIENT = (TIMED_OUT, CONFLICT, TOO_EARLY, LIMITED, CANCELLED)
 # Statuses of servers that report every failure as one of their own. Their bodies may say that it is the request's.
 _UNSPECIFIC = (500, 502)
+# Responses that are the same each time: their headers exceed the limits, or their encoding was not requested.
+_UNREADABLE = ("Can not decode content-encoding", "Got more than", "Too many headers")
 _NAMES_INPUT = re.compile(r"\b(?:file|image|document|attachment|container)s?\b", re.IGNORECASE)
 
 
@@ -69,8 +71,15 @@ class NotHere(TransientError):
 
     is_final = True
 
-    def __init__(self, error: InvalidRequest | UpstreamError, details: str, *, by_upstream: bool) -> None:
-        super().__init__(error.message, details)
+    def __init__(
+        self,
+        error: InvalidRequest | UpstreamError,
+        details: str,
+        *,
+        by_upstream: bool,
+        reason: BusyReason = BusyReason.SERVER_ERROR,
+    ) -> None:
+        super().__init__(error.message, details, reason=reason)
         self._error = error
         self.by_upstream = by_upstream
 
@@ -184,8 +193,15 @@ def _not_found(text: str, refusal: InvalidRequest, body: ErrorBody) -> Failure:
 def connection_error(error: aiohttp.ClientError | TimeoutError) -> TransientError:
     """The error for a connection that failed. The exception's text may quote the answer, so most of it is dropped."""
     details = type(error).__name__
+    if isinstance(error.__cause__, aiohttp.http.HttpProcessingError):
+        what = error.__cause__.message.partition("\n")[0].partition(":")[0][:100]
+        details = f"{details}: {what}"
+        if what.startswith(_UNREADABLE):
+            failed = UpstreamError("The upstream sent a response that cannot be read.")
+            return NotHere(failed, details, reason=BusyReason.BROKEN, by_upstream=True)
     match error:
         case TimeoutError():
+            details = f"{details}: {error}" if str(error) else details
             return TransientError("The upstream did not answer in time.", details, reason=BusyReason.TIMEOUT)
         case aiohttp.ClientConnectorError():
             details = f"{details}: {error}"

@@ -20,6 +20,9 @@ _FILTERS = (
     "blocklist",
     "prohibited_content",
     "spii",
+    "image_safety",
+    "model_armor",
+    "language",
 )
 _LIMITS = ("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded")
 _CALLS = ("tool_calls", "tool_call", "tool_use", "function_call")
@@ -54,7 +57,10 @@ INTERRUPTED = {
 
 
 def kind_of(reason: Any) -> str:
-    """The reason in small letters, without what follows a colon. Old versions of SGLang send an object with a type."""
+    """The reason in small letters, without what follows a colon. Old versions of SGLang send an object with a type, and
+    some servers a list."""
+    if isinstance(reason, list) and reason:
+        reason = reason[0]
     name = reason.get("type") if isinstance(reason, dict) else reason
     return str(name).lower().partition(":")[0]
 

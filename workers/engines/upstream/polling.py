@@ -20,7 +20,7 @@ from shared.domain.job import Usage
 from workers.engines.base import EngineError, Prior, UpstreamError
 from workers.engines.upstream.errors import ErrorBody, RunLost, TransientError
 from workers.engines.upstream.exchange import Call, Exchange
-from workers.engines.upstream.sse import EventTooLarge, load_json
+from workers.engines.upstream.sse import EventTooLarge, load_json, repaired_json
 
 GROWTH = 1.5
 MAX_DOCUMENT_BYTES = 8 << 20
@@ -98,6 +98,8 @@ class RunParser(ABC):
         self.giving_up: UpstreamError | None = None
         # Whether the output so far is enough, because the final state cannot be read.
         self.lenient = False
+        # Whether the run has ended without an answer, so that its state does not change any more.
+        self.has_failed = False
         self.begun = False
         self.done = False
         self.failure: EngineError | ErrorBody | None = None
@@ -138,6 +140,10 @@ class RunParser(ABC):
 
     def _fail(self, failure: EngineError | ErrorBody) -> None:
         self.failure, self.done = failure, True
+
+    def _fail_for_good(self, failure: EngineError | ErrorBody) -> None:
+        self.has_failed = True
+        self._fail(failure)
 
 
 class StateParser(RunParser):
@@ -187,14 +193,14 @@ class StateParser(RunParser):
     def _finish_without_state(self) -> Iterator[Delta]:
         """End the answer with the output so far."""
 
-    def _decoded(self, content: bytes) -> Any:
-        """A document; None if it is not JSON, or too large, which is a failure."""
+    def _decoded(self, content: bytes, *, keep_surrogates: bool = False) -> Any:
+        """A document; None if it is not JSON, or too large, which is a failure. See `repaired_json`."""
         try:
             return load_json(content)
         except EventTooLarge:
             self._fail(UpstreamError(TOO_LARGE))
         except orjson.JSONDecodeError:
-            pass
+            return repaired_json(content, keep_surrogates=keep_surrogates)
         return None
 
     def _fail_with_page(self, message: str) -> None:
@@ -268,7 +274,7 @@ class RunExchange(Exchange):
     def resume(self) -> Call | None:
         if self.parser.giving_up is not None:  # the request that cancels it has failed
             raise self.parser.giving_up
-        return self._follow_again() if self.parser.run_id else None
+        return self._follow_again() if self.parser.run_id and not self.parser.has_failed else None
 
     @property
     def is_late(self) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import orjson
+
+from workers.engines.upstream.cut_characters import CutEvent, without_surrogates
 
 # An event above `DENSE_BYTES` may have `MAX_VALUES` quotation marks and commas: values, not bytes, take time to parse.
 MAX_EVENT_BYTES = 2 << 20
@@ -14,6 +17,9 @@ DENSE_BYTES = 1 << 19
 MAX_VALUES = 300_000
 # Only smaller events that are not quite JSON are repaired, since that is slow.
 MAX_REPAIRED_BYTES = 64 << 10
+
+# What may be between two values on one line.
+_SEPARATOR = re.compile(r"\s*(?:data:)?\s*")
 
 DONE = object()
 BOM = b"\xef\xbb\xbf"
@@ -114,19 +120,26 @@ class EventReader:
 
     Lines may end with LF, CRLF or CR. A line of data that is JSON is a value, whether or not an empty line follows it;
     other lines of data are joined until the event ends. Comments and unknown fields are skipped. An event of the type
-    `error`, and the field `error` of old llama.cpp servers, become `{"error": ...}`.
+    `error`, and the field `error` of old llama.cpp servers, become `{"error": ...}`. An event that ends inside a
+    character is yielded with the next one, which may have the rest of the character.
     """
 
-    def __init__(self, *, keep_bytes: bool = False) -> None:
+    def __init__(self, *, keep_bytes: bool = False, named: bool = False) -> None:
         """`keep_bytes`: bytes that are not UTF-8 become surrogates (PEP 383) and not U+FFFD, so that a caller can join
-        a character that is cut between two events.
+        a character that is cut between two events. `named`: an object without a `type` gets that of its event.
         """
+        self._is_named = named
+        # The type of the event that is being read, if it is wanted.
+        self._name = b""
+        self._keeps_bytes = keep_bytes
         self._errors = "surrogateescape" if keep_bytes else "replace"
         self._lines = LineReader()
         # The lines of an event or document that is not complete, and their bytes.
         self._held: list[bytes] = []
         self._size = 0
         self._kind = b""
+        # The last event, if it ends inside a character.
+        self._cut: CutEvent | None = None
         # Whether the last value was not an event: a document, or a line of JSON.
         self.bare = False
 
@@ -154,17 +167,23 @@ class EventReader:
                     except orjson.JSONDecodeError:
                         yield from self._special(payload)
                     else:
-                        yield value
+                        if self._cut is not None:
+                            yield from self._end_cut()
+                        is_typed = not self._name or value.__class__ is not dict or "type" in value
+                        yield value if is_typed else self._typed(value)
             elif line:
                 yield from self._other(line)
-            elif self._held or self._kind:
-                yield from self._end_event()
+            else:
+                if self._held or self._kind:
+                    yield from self._end_event()
+                self._name = b""
 
     def end(self) -> Iterator[Any]:
         """Yield what is left at the end of the body, where the last line may lack its end."""
         if self._lines.pending:
             yield from self.read(b"\n")
         yield from self._end_event(at_end=True)
+        yield from self._end_cut()
 
     def _check_size(self) -> None:
         if self._size + self._lines.pending > MAX_EVENT_BYTES:
@@ -175,18 +194,42 @@ class EventReader:
         if self._held:
             self._hold(payload)
         elif _is_done(payload):
+            yield from self._end_cut()
             yield DONE
         elif payload.startswith(b"data:"):  # a proxy wrapped the line twice
             yield from self._values([payload])
         elif payload.startswith(b"error:"):
+            yield from self._end_cut()
             yield {"error": _text(payload[6:])}
         elif payload and not payload.startswith(b":"):  # a proxy made a comment an event
             self._hold(payload)
             if self._kind:
                 return
-            if len(payload) <= MAX_REPAIRED_BYTES and (value := self._repaired(payload)) is not None:
+            if (value := _loosely_decoded(payload, self._errors)) is not None:
                 self._held, self._size = [], 0
-                yield value
+                yield from (value,) if self._keeps_bytes else self._joined(value)
+            elif len(values := _several(payload, self._errors)) > 1:
+                self._held, self._size = [], 0
+                for value in values:
+                    yield from (value,) if self._keeps_bytes else self._joined(value)
+
+    def _typed(self, value: Any) -> Any:
+        if self._name and isinstance(value, dict) and "type" not in value and "object" not in value:
+            value["type"] = _text(self._name)
+        return value
+
+    def _joined(self, value: Any) -> Iterator[Any]:
+        """The last event, if it was cut, and this one, unless it is cut; the second may have lone surrogates."""
+        value = self._typed(value)
+        yield from self._end_cut(value)
+        self._cut = CutEvent.of(value)
+        if self._cut is None:
+            yield without_surrogates(value)
+
+    def _end_cut(self, following: Any = None) -> Iterator[Any]:
+        if (cut := self._cut) is not None:
+            self._cut = None
+            yield cut.completed(following)
 
     def _hold(self, line: bytes) -> None:
         self._held.append(line)
@@ -194,6 +237,9 @@ class EventReader:
         self._check_size()
 
     def _other(self, line: bytes) -> Iterator[Any]:
+        if self._held and not self.bare and self._is_in_text():  # the server did not escape a line break
+            self._hold(line)
+            return
         line = line.strip()
         name, colon, value = line.partition(b":")
         if self._held and self.bare:
@@ -208,8 +254,15 @@ class EventReader:
                 self._hold(line)
         elif name == b"event":
             self._kind = value.strip() if value.strip() in _ERROR_KINDS else b""
+            self._name = value if self._is_named and not self._kind else b""
         elif name == b"error" and colon:
+            yield from self._end_cut()
             yield {"error": self._value_or_text(value.strip())}
+
+    def _is_in_text(self) -> bool:
+        """Whether the event so far ends inside a text."""
+        held = b"\n".join(self._held) if self._size <= MAX_REPAIRED_BYTES else b""
+        return (held.count(b'"') - held.count(b'\\"')) % 2 == 1
 
     def _end_event(self, *, at_end: bool = False) -> Iterator[Any]:
         if self._held and self.bare and not at_end:
@@ -218,6 +271,7 @@ class EventReader:
         self._held, self._size, self._kind = [], 0, b""
         if not held:
             return
+        yield from self._end_cut()
         if kind:
             value = self._value_or_text(held)
             yield value if isinstance(value, dict) and value.get("error") else {"error": value}
@@ -227,29 +281,17 @@ class EventReader:
             value = self._value(held)
             if value is None:
                 raise ValueError("not JSON")
-            yield value
+            yield self._typed(value)
 
     def _value(self, payload: bytes) -> Any:
         try:
             return load_json(payload)
         except orjson.JSONDecodeError:
-            return self._repaired(payload) if len(payload) <= MAX_REPAIRED_BYTES else None
+            return _loosely_decoded(payload, self._errors) if self._keeps_bytes else repaired_json(payload)
 
     def _value_or_text(self, payload: bytes) -> Any:
         value = self._value(payload)
         return _text(payload) if value is None else value
-
-    def _repaired(self, payload: bytes) -> Any:
-        """Parse JSON with NaN, infinities, control characters, parts of characters or lone surrogates; else None."""
-        try:
-            text = payload.decode("utf-8", self._errors).strip()
-            value = json.loads(text, strict=False, parse_constant=lambda _: None)
-            if self._errors == "surrogateescape":
-                return value
-            text = json.dumps(value, ensure_ascii=False)
-            return orjson.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
-        except (ValueError, RecursionError):
-            return None
 
 
 def _is_done(payload: bytes) -> bool:
@@ -266,6 +308,49 @@ def load_json(payload: bytes) -> Any:
     if len(payload) > DENSE_BYTES:
         _check_density(payload)
     return orjson.loads(payload)
+
+
+def repaired_json(payload: bytes, *, keep_surrogates: bool = False) -> Any:
+    """Decode JSON with NaN, infinities, control characters, parts of characters or lone surrogates, which become U+FFFD
+    unless the caller keeps them to join them.
+
+    None if it is something else, or so large that decoding it would take long.
+    """
+    if keep_surrogates:
+        return _loosely_decoded(payload, "replace")
+    try:
+        return without_surrogates(_loosely_decoded(payload, "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _loosely_decoded(payload: bytes, errors: str) -> Any:
+    """As `repaired_json`, but lone surrogates stay. `errors`: what bytes that are not UTF-8 become."""
+    if len(payload) > MAX_REPAIRED_BYTES:
+        return None
+    try:
+        return json.loads(payload.decode("utf-8", errors).strip(), strict=False, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _several(payload: bytes, errors: str) -> list[Any]:
+    """The JSON objects that a server has written on one line; empty if that is not what it is."""
+    if len(payload) > MAX_REPAIRED_BYTES:
+        return []
+    text, values, at = payload.decode("utf-8", errors), [], 0
+    decoder = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
+    try:
+        while at < len(text):
+            value, at = decoder.raw_decode(text, at)
+            if not isinstance(value, dict):
+                return []
+            values.append(value)
+            found = _SEPARATOR.match(text, at)
+            at = found.end() if found else at
+    except (ValueError, RecursionError):
+        return []
+    return values
 
 
 # All bytes but quotation marks, commas, and what escapes consist of.

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.monitoring.readiness import ReadinessCheck
-from shared.config.models.loader import Registry
+from shared.config.models.loader import ModelSpec, Registry
 from shared.config.models.openai import OpenAIModel
 from shared.domain.job import Job, JobStatus
 from shared.domain.owner import Owner
@@ -25,7 +25,7 @@ from shared.redis.event_log import EventLog
 from tests.conftest import Workers
 from tests.support.faulty_upstream import Answer, FaultyUpstream, error_answer, faulty_upstream
 from tests.support.metrics import api_metrics, worker_metrics
-from workers.engines.openai.engine import OpenAIEngine
+from workers.engines.factory import make_engine
 from workers.engines.upstream import breaker
 from workers.engines.upstream.breaker import FAILURES
 from workers.execution.attempt import AttemptContext
@@ -49,10 +49,10 @@ def model(upstream: FaultyUpstream, **options: Any) -> OpenAIModel:
 
 @asynccontextmanager
 async def working(
-    workers: Workers, logs: EventLog, spec: OpenAIModel, sent: list[Hint], name: str = "w"
+    workers: Workers, logs: EventLog, spec: ModelSpec, sent: list[Hint], name: str = "w"
 ) -> AsyncIterator[Runner]:
     metrics = worker_metrics("m")
-    store, engine = workers(name), OpenAIEngine(spec, metrics)
+    store, engine = workers(name), make_engine(spec, metrics)
     await engine.start()
     log_writer = LogWriter(logs, store.list_claims, late_s=60)
     context = AttemptContext(

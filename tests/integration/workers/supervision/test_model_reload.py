@@ -15,7 +15,7 @@ from shared.config.models.operational import operational_fields
 from shared.config.models.reload import ReloadResult
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta
+from shared.domain.events import Delta, UpstreamState
 from shared.domain.job import AttemptOutcome, Job
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message
@@ -128,6 +128,19 @@ async def test_a_worker_of_a_removed_model_stays_until_no_job_is_left_anywhere(
     assert not worker.ended, "it is being cancelled"
 
 
+async def test_a_worker_of_a_removed_model_tries_to_cancel_what_its_upstream_runs(
+    worker: Worker, workers: Workers
+) -> None:
+    claims = workers("other")
+    await claims.add_cancellation("job_x", "m", UpstreamState("resp_1", {}))
+    await worker.apply()
+    await worker.reload._check()
+    assert not worker.ended
+    assert len(await claims.due_cancellations(1)) == 1
+    await worker.reload._check()
+    assert worker.ended, "the upstream may be gone: one try is enough"
+
+
 async def test_a_worker_of_a_removed_model_ends_once(worker: Worker) -> None:
     await worker.apply()
     with worker.runner._counted():  # a message whose job is not yet claimed
@@ -170,7 +183,7 @@ def relayed(upstream: FaultyUpstream, entry: dict[str, Any] | None = None, **opt
     endpoints = [{"base_url": upstream.url, "api_key_env": name} for name in ("KEY_A", "KEY_B")]
     limits = {"requests_per_minute": 60, "tokens_per_minute": 600}
     options = {"endpoints": endpoints, "health_path": "/health", **limits, **options}
-    fields = {"name": "m", "engine": "openai", "model": "theirs", "options": options}
+    fields = {"name": "m", "engine": "openai", "preset": "vllm", "model": "theirs", "options": options}
     return OpenAIModel.model_validate(fields | (entry or {}))
 
 
@@ -211,6 +224,7 @@ CHANGED_OPTIONS: dict[str, Any] = {
     "tokens_per_minute": 666,
     "log_error_texts": True,
     "extra_body": ["beta"],
+    "detect_max_model_len": False,
 }
 
 

@@ -273,6 +273,15 @@ def cases() -> list[Any]:
         (messages, {"system": "x", "messages": blank[1:]}, "messages"),
         (responses, {"input": blank}, "input"),
     )
+    answered = [*MESSAGES, {"role": "assistant", "content": "a"}]
+    for ended in (answered, [*answered, {"role": "system", "content": "s"}], [*answered, blank[1]]):
+        add(
+            "trailing assistant",
+            replace(EVERYTHING, trailing_assistant=False),
+            (native, {"messages": ended}, "messages"),
+            (chat, {"messages": ended}, "messages"),
+            (responses, {"input": ended}, "input"),
+        )
     stops = {"stop": ["a", "b"]}
     add(
         "stops",

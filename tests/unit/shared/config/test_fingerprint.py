@@ -17,7 +17,7 @@ URL = "http://upstream.example.com/v1"
 UPSTREAM = {"base_url": URL, "api_key_env": "KEY", "health_path": "/ready"}
 ENTRIES: dict[str, dict[str, Any]] = {
     "vllm": {"model": "folder"},
-    "openai": {"model": "theirs", "options": UPSTREAM},
+    "openai": {"model": "theirs", "preset": "vllm", "options": UPSTREAM},
     "anthropic": {"model": "claude-haiku-5-5", "options": UPSTREAM},
     "triton": {"model": "theirs", "options": UPSTREAM | {"backend": "vllm"}},
     "replicate": {"model": "owner/name", "options": UPSTREAM},
@@ -45,6 +45,7 @@ MANAGED = SPECS | {
     "options.log_error_texts": True,
     "options.extra_body": ["beta"],
 }
+STREAMED = MANAGED | {"options.stall_timeout_s": 7}
 POLLED = MANAGED | {
     "options.start_timeout_s": 7,
     "options.poll_interval_s": 1,
@@ -54,16 +55,16 @@ POLLED = MANAGED | {
 }
 OPERATIONAL: dict[str, dict[str, Any]] = {
     "vllm": SPECS | {"structured_outputs": {"max_bytes": 7}},
-    "openai": MANAGED,
-    "anthropic": MANAGED | {"options.prompt_caching": "off", "options.min_cache_tokens": 7},
-    "triton": MANAGED | {"options.api_key_header": "X-Key"},
+    "openai": STREAMED | {"options.detect_max_model_len": False},
+    "anthropic": STREAMED | {"options.prompt_caching": "off", "options.min_cache_tokens": 7},
+    "triton": STREAMED | {"options.api_key_header": "X-Key"},
     "replicate": POLLED | {"options.stream_hosts": ["stream.example.com"], "options.cancel_after_s": 7},
     "runpod": POLLED | {"options.execution_timeout_s": 7, "options.ttl_s": 77, "options.low_priority": True},
     "simulated": SPECS | {"slots": 3, "modalities": ["image"], "structured_outputs": {"max_bytes": 7}},
 }
 OTHERS: dict[str, dict[str, Any]] = {
     "vllm": {"model": "other", "options.max_num_seqs": 7, "options.dtype": "half", "chat.tool_call_parser": "hermes"},
-    "openai": {"model": "other", "api": "responses", "preset": "vllm", "options.prefill": True},
+    "openai": {"model": "other", "api": "responses", "preset": "sglang", "options.prefill": False},
     "anthropic": {"model": "other", "options.default_max_tokens": 7, "options.anthropic_beta": ["a-1"]},
     "triton": {"model": "other", "options.version": "7", "options.inputs": {"a": 1}, "options.tokenizer": "folder"},
     "replicate": {"model": "owner/other", "options.input.constants": {"a": 1}},

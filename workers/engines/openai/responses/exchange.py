@@ -69,7 +69,7 @@ class ResponseExchange(RunExchange):
 
     def resume(self) -> Call | None:
         if self.parser.failure is not None and self.parser.giving_up is None:  # the response itself has failed
-            return None if self.parser.begun else self._create()
+            return None
         return super().resume()
 
     def _create(self) -> Call:

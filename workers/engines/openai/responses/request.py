@@ -16,6 +16,7 @@ from shared.domain.opaque import OpaquePart, Reasoning
 from shared.domain.request import ChatOptions, GenerateRequest, Message, MessageToolCall, StructuredOutputs, Tool
 from shared.runtime.time_slice import TimeSlice
 from workers.engines.openai.responses.reasoning import reasoning_item
+from workers.engines.upstream.chat.call_ids import RESPONSES_LENGTH, fitting_id
 
 # Required by the API; not shown to anyone.
 SCHEMA_NAME = "answer"
@@ -97,7 +98,11 @@ async def _items(messages: Sequence[Message]) -> orjson.Fragment:
 
 def _items_of(message: Message) -> Iterator[dict[str, Any]]:
     if message.role == "tool":
-        yield {"type": "function_call_output", "call_id": message.tool_call_id or "", "output": _content(message)}
+        yield {
+            "type": "function_call_output",
+            "call_id": _call_id(message.tool_call_id or ""),
+            "output": _content(message),
+        }
         return
     if message.role != "assistant":
         if message.name is not None:
@@ -111,11 +116,15 @@ def _items_of(message: Message) -> Iterator[dict[str, Any]]:
             case str():
                 yield {"role": "assistant", "content": item}
             case MessageToolCall():
-                call = {"call_id": item.id, "name": item.function.name, "arguments": item.function.arguments}
+                call = {"call_id": _call_id(item.id), "name": item.function.name, "arguments": item.function.arguments}
                 yield {"type": "function_call", **call}
             case OpaquePart():
                 if (reasoning := reasoning_item(item)) is not None:
                     yield reasoning
+
+
+def _call_id(call_id: str) -> str:
+    return fitting_id(call_id, RESPONSES_LENGTH)
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:

@@ -18,6 +18,12 @@ from shared.domain.opaque import OpaquePart
 from workers.engines.base import Prior, UpstreamError
 from workers.engines.openai.responses.cursor import Cursor
 from workers.engines.openai.responses.reasoning import item_id_of, opaque_part
+from workers.engines.upstream.call_arguments import (
+    NO_ARGUMENTS,
+    ArgumentReader,
+    arguments_text,
+    plain_arguments,
+)
 from workers.engines.upstream.chat.logprobs import entries
 from workers.engines.upstream.error_body import error_of
 from workers.engines.upstream.errors import RunLost
@@ -32,7 +38,6 @@ NOT_A_STREAM = "The upstream sent something that is not the stream of a response
 CHANGED = "The upstream changed output that it had sent before."
 CANCELLED = "The upstream cancelled the response."
 PARAGRAPH = "\n\n"
-NO_ARGUMENTS = "{}"
 _TEXT_PARTS = {"output_text": "text", "text": "text", "refusal": "refusal"}
 # Order of the states of a response that runs.
 _RANKS = {"queued": 0, "in_progress": 1}
@@ -51,7 +56,7 @@ class ResponseParser(RunParser):
         self._logprobs = logprobs
         self._reasoning = reasoning
         self._provider = provider
-        self._events = EventReader()
+        self._events = EventReader(named=True)
         self._usage = UsageReader()
         self._part = _Part()
         # What has been emitted, by earlier attempts too.
@@ -72,6 +77,9 @@ class ResponseParser(RunParser):
         self._has_gap = bool(prior.deltas) and cursor.seq is None
         # Calls that are not complete, by the index of their output item.
         self._open = {item: call for item, call in cursor.calls.items() if call < len(self._calls)}
+        # What the deltas had of each item, by its index, unless they began before this attempt.
+        self._received: dict[int, list[str]] = {}
+        self._is_first = not prior.deltas
         self._reason: str | None = None
         # Whether a retrieved response was still running, and its output.
         self.running = False
@@ -94,7 +102,7 @@ class ResponseParser(RunParser):
 
     def reconnect(self) -> None:
         """Prepare for another response's body. What was read of an incomplete event is dropped."""
-        self._events = EventReader()
+        self._events = EventReader(named=True)
         self.running = False
         self._last, self._after = None, self.seq if self.begun else None
         self._has_gap = self._has_gap or (self.begun and self.seq is None)
@@ -167,27 +175,66 @@ class ResponseParser(RunParser):
     def _event(self, kind: str, value: dict[str, Any]) -> Iterator[Delta | UpstreamState]:
         match kind:
             case "output_text.delta" | "refusal.delta":
-                self._part.texts.append(_string(value["delta"]))
+                self._receive(value, text := _string(value["delta"]))
+                self._part.texts.append(text)
                 self._part.tokens += 1
                 if self._logprobs and (logprobs := value.get("logprobs")):
                     self._part.logprobs += entries({"content": logprobs})
             case "reasoning_summary_text.delta" | "reasoning_text.delta" if self._reasoning:
-                yield from self._reason_with(_string(value["delta"]))
+                self._receive(value, text := _string(value["delta"]))
+                yield from self._reason_with(text)
             case "reasoning_summary_part.added" if self._reasoning and (self._part.reasoning or any(self._reasoned)):
                 yield from self._reason_with(PARAGRAPH, tokens=0)
             case "function_call_arguments.delta":
-                if (call := self._open.get(value["output_index"])) is not None:
-                    self._add_arguments(call, _string(value["delta"]))
+                if (call := self._open.get(_place(value))) is not None:
+                    self._read_arguments(call, arguments_text(value["delta"]))
             case "function_call_arguments.done":
-                self._complete_arguments(value["output_index"], value.get("arguments"))
+                self._complete_arguments(_place(value), value.get("arguments"))
             case "output_item.added":
-                self._begin_item(value["output_index"], value["item"])
+                self._begin_item(_place(value), value["item"])
+            case "output_text.done" | "refusal.done":
+                self._complete_text(value, str(value.get("text") or value.get("refusal") or ""), whole=False)
             case "output_item.done":
-                self._end_item(value["output_index"], value["item"])
+                yield from self._complete_item(value, value["item"])
+                self._end_item(_place(value), value["item"])
             case _ if isinstance(response := value.get("response"), Mapping):
                 yield from self._known(response)
                 if kind in _ENDED:
                     yield from self._response(response)
+
+    def _receive(self, event: Mapping[str, Any], text: str) -> None:
+        """Note a delta of an item, unless its first deltas may have come before this attempt."""
+        index = _place(event)
+        if self._is_first or index in self._received:
+            self._received.setdefault(index, []).append(text)
+
+    def _complete_item(self, event: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[Delta]:
+        """Emit what the deltas lacked of a message, or reasoning that had none."""
+        if text := _text_of(item):
+            self._complete_text(event, text)
+        elif self._reasoning and (reasoning := _reasoning_of(item)) and self._lacks(event):
+            self._receive(event, reasoning)
+            is_first = not (self._part.reasoning or any(self._reasoned))
+            yield from self._reason_with(reasoning if is_first else PARAGRAPH + reasoning)
+
+    def _complete_text(self, event: Mapping[str, Any], text: str, *, whole: bool = True) -> None:
+        """Emit what the deltas lacked of a text: of a `whole` item, or of a part of one that had no deltas."""
+        sent = "".join(self._received.get(_place(event), ()))
+        if (
+            not text.startswith(sent)
+            or len(text) == len(sent)
+            or (sent and not whole)
+            or not (sent or self._lacks(event))
+        ):
+            return
+        self._receive(event, text[len(sent) :])
+        self._part.texts.append(text[len(sent) :])
+        self._part.tokens += 1
+
+    def _lacks(self, event: Mapping[str, Any]) -> bool:
+        """Whether no delta of an item has come, neither here nor before this attempt."""
+        index = _place(event)
+        return not self._received.get(index) and (self._is_first or index in self._received)
 
     def _known(self, response: Mapping[str, Any]) -> Iterator[UpstreamState]:
         """The state of a response, when its id is first seen."""
@@ -205,13 +252,17 @@ class ResponseParser(RunParser):
         self._part.tokens += tokens
 
     def _begin_item(self, index: int, item: Mapping[str, Any]) -> None:
+        self._received.setdefault(index, [])
         if item.get("type") != "function_call" or index in self._open:
             return
         self._open[index] = len(self._calls)
         self._calls.append(_Call(str(item["call_id"]), []))
         self._part.calls.append(CallDelta(self._open[index], str(item["call_id"]), str(item["name"])))
-        if arguments := item.get("arguments"):
-            self._add_arguments(self._open[index], _string(arguments))
+        self._read_arguments(self._open[index], arguments_text(item.get("arguments")))
+
+    def _read_arguments(self, call: int, fragment: str) -> None:
+        known = self._calls[call]
+        self._add_arguments(call, fragment if any(known.arguments) else known.reader.add(fragment))
 
     def _add_arguments(self, call: int, arguments: str) -> None:
         if arguments:
@@ -221,14 +272,17 @@ class ResponseParser(RunParser):
 
     def _complete_arguments(self, index: int, arguments: Any) -> None:
         """Emit what the deltas lacked of a call's arguments."""
-        if (call := self._open.get(index)) is not None and isinstance(arguments, str):
+        if (call := self._open.get(index)) is not None and (whole := arguments_text(arguments)):
             sent = "".join(self._calls[call].arguments)
-            self._add_arguments(call, arguments.removeprefix(sent) if arguments.startswith(sent) else "")
+            if not sent:
+                self._add_arguments(call, plain_arguments(whole))
+            elif whole.startswith(sent):
+                self._add_arguments(call, whole[len(sent) :])
 
     def _fill_in(self, call: int) -> None:
-        """Complete a call without arguments, which OpenAI sends as an empty text."""
+        """Complete a call without arguments, which OpenAI sends as an empty text, or with those that were held back."""
         if not "".join(self._calls[call].arguments).strip():
-            self._add_arguments(call, NO_ARGUMENTS)
+            self._add_arguments(call, self._calls[call].reader.end() or NO_ARGUMENTS)
 
     def _end_item(self, index: int, item: Mapping[str, Any], *, is_cut: bool = False) -> None:
         """`is_cut`: the response is incomplete, so that arguments that are missing may not be complete."""
@@ -329,13 +383,14 @@ class ResponseParser(RunParser):
 
 
 class _Call:
-    """A function call: its id, and its arguments so far."""
+    """A function call: its id, and its arguments so far. `reader` reads them if they begin."""
 
-    __slots__ = ("arguments", "id")
+    __slots__ = ("arguments", "id", "reader")
 
     def __init__(self, call_id: str | None, arguments: list[str]) -> None:
         self.id = call_id
         self.arguments = arguments
+        self.reader = ArgumentReader()
 
 
 class _Part:
@@ -361,15 +416,23 @@ class _Part:
 
 
 def _string(value: Any) -> str:
-    """A text in an event.
+    """A text in an event; null is an empty one.
 
     Raises:
         TypeError: it is no text.
     """
+    if value is None:
+        return ""
     if value.__class__ is not str:
         raise TypeError
     text: str = value
     return text
+
+
+def _place(event: Mapping[str, Any]) -> int:
+    """The index of the output item that an event belongs to. Some servers, which have one, omit it."""
+    index = event.get("output_index")
+    return 0 if index is None else int(index)
 
 
 def _text_of(item: Mapping[str, Any]) -> str:

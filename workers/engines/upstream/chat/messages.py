@@ -10,8 +10,10 @@ import orjson
 from shared.config.models.presets import Preset
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
-from shared.domain.request import Message
+from shared.domain.request import Message, MessageToolCall
 from shared.runtime.time_slice import TimeSlice
+from workers.engines.upstream.call_arguments import NO_ARGUMENTS
+from workers.engines.upstream.chat.call_ids import fitting_id
 from workers.engines.upstream.chat.opaque import add_parts
 
 
@@ -24,7 +26,8 @@ async def encoded_messages(messages: Sequence[Message], server: Preset) -> orjso
     encoded = []
     exclude = None if server.reasoning_field == "reasoning" else {"reasoning"}
     slice_ = TimeSlice()
-    for message in messages:
+    for original in messages:
+        message = _adapted(original, server)
         renames = message.reasoning and server.reasoning_field not in ("reasoning", None)
         if isinstance(message.content, list) or message.opaque or renames:
             encoded.append(orjson.dumps(_fields(message, server)).decode())
@@ -33,6 +36,32 @@ async def encoded_messages(messages: Sequence[Message], server: Preset) -> orjso
         if slice_.over:
             await slice_.give_way()
     return orjson.Fragment(f"[{','.join(encoded)}]")
+
+
+def _adapted(message: Message, server: Preset) -> Message:
+    """The message with a role, ids of calls and arguments that the server takes."""
+    changes: dict[str, Any] = {}
+    if message.role == "developer" and not server.developer_role:
+        changes["role"] = "system"
+    length = server.call_id_length
+    if (
+        message.tool_call_id is not None
+        and (call_id := fitting_id(message.tool_call_id, length)) != message.tool_call_id
+    ):
+        changes["tool_call_id"] = call_id
+    if message.tool_calls:
+        changes["tool_calls"] = [_adapted_call(call, length) for call in message.tool_calls]
+    return message.model_copy(update=changes) if changes else message
+
+
+def _adapted_call(call: MessageToolCall, length: int | None) -> MessageToolCall:
+    function = call.function
+    if not function.arguments.strip():  # some servers refuse what is not JSON
+        function = function.model_copy(update={"arguments": NO_ARGUMENTS})
+    call_id = fitting_id(call.id, length)
+    if function is call.function and call_id == call.id:
+        return call
+    return call.model_copy(update={"id": call_id, "function": function})
 
 
 def _fields(message: Message, server: Preset) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from shared.domain.request import Message
 
 EXTRA_CONTENT, REASONING_DETAILS = "extra_content", "reasoning_details"
 # Members of a detail of the reasoning that come in fragments.
-_FRAGMENTS = ("text", "summary", "data")
+_FRAGMENTS = ("text", "summary", "data", "signature")
 MAX_DETAILS = 1000
 
 
@@ -23,6 +23,8 @@ class OpaqueReader:
         self._origin = origin
         self._member = member
         self._details: dict[Any, dict[str, Any]] = {}
+        # The key of the last detail at each place.
+        self._latest: dict[Any, Any] = {}
 
     def add(self, content: dict[str, Any]) -> list[OpaquePart]:
         """Read the members of a delta; returns the parts that are complete. Others follow with `close`."""
@@ -42,19 +44,24 @@ class OpaqueReader:
 
     def close(self) -> list[OpaquePart]:
         """The part with the reasoning so far, which has ended."""
-        details, self._details = list(self._details.values()), {}
+        details, self._details, self._latest = list(self._details.values()), {}, {}
         return [OpaquePart(self._origin, THINKING, {REASONING_DETAILS: details})] if details else []
 
     def _add_detail(self, index: Any, detail: dict[str, Any]) -> None:
-        key = (index if isinstance(index, (int, str)) else 0, str(detail.get("type")))
+        place = (index if isinstance(index, (int, str)) else 0, str(detail.get("type")))
+        key = self._latest.get(place, place)
         known = self._details.get(key)
+        if known and "data" in detail and detail.get("id") and known.get("id") and known["id"] != detail["id"]:
+            key = (*place, str(detail["id"]))  # another one at the same place
+            known = self._details.get(key)
         if known is None:
             if len(self._details) < MAX_DETAILS:
-                self._details[key] = dict(detail)
+                self._details[key], self._latest[place] = dict(detail), key
             return
         for name, value in detail.items():
             if name in _FRAGMENTS and isinstance(value, str) and isinstance(known.get(name), str):
-                known[name] += value
+                if name != "signature" or value != known[name]:  # some servers repeat it
+                    known[name] += value
             elif value is not None:
                 known[name] = value
 

@@ -6,7 +6,7 @@ read strictly where they are ambiguous. Other malformed parts never fail an answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from typing import Any
 
@@ -51,17 +51,20 @@ class StreamParser:
         logprobs: bool = True,
         reasoning: bool = True,
         named_tool: bool = False,
+        tools: Collection[str] = (),
         thoughts_apart: bool = False,
         opaque: Callable[[], OpaqueReader] | None = None,
     ) -> None:
         """`logprobs`, `reasoning`: whether they are read. `named_tool`: whether `tool_choice` names one; OpenAI's
-        finish reason is "stop" then. `thoughts_apart`: as in `Preset`. `opaque` creates a choice's reader."""
+        finish reason is "stop" then. `tools`: the names of the tools. `thoughts_apart`: as in `Preset`. `opaque`
+        creates a choice's reader."""
         self._choices = choices
         self._logprobs = logprobs
         self._reasoning = reasoning
         self._new_opaque = opaque
         self._opaque: dict[int, OpaqueReader] = {}
         self._named_tool = named_tool
+        self._tools = tools
         # Choices that have not ended, and the reasons why choices end. Some servers send text after the finish
         # reason, so a choice ends with the stream.
         self._open = set(range(choices))
@@ -71,6 +74,8 @@ class StreamParser:
         self._events = EventReader()
         self._calls: dict[int, ToolCalls] = {}
         self._usage = UsageReader(thoughts_apart=thoughts_apart)
+        # The index that the only choice has, if it is not 0.
+        self._shown_index = 0
         self._tokens = 0
         # Whether output came as a `message`, in whole or in pieces, and not as deltas.
         self._messages = False
@@ -164,7 +169,8 @@ class StreamParser:
                     self._usage.add(usage)
                 continue
             if not 0 <= index < self._choices:
-                raise ValueError(index)
+                has_output = bool(text or reasoning or (calls and 0 in self._calls))
+                index = self._only_choice(index, has_output=has_output, is_known=bool(parts))
             if (part := parts.get(index)) is None:
                 part = parts[index] = _Part()
             if reasoning:
@@ -174,7 +180,7 @@ class StreamParser:
             if text:
                 part.add(text, part.texts)
             if calls:
-                known = self._calls.setdefault(index, ToolCalls())
+                known = self._calls.setdefault(index, ToolCalls(self._tools))
                 part.add_calls(known.add(calls))
                 self._add_extras(index, known, part)
             if logprobs:
@@ -191,6 +197,18 @@ class StreamParser:
                 if kind not in UNFINISHED:
                     self._resumed.discard(index)
                     self._end_choice(index, finish_reason_of(kind), choice.get("stop_reason"))
+
+    def _only_choice(self, index: int, *, has_output: bool, is_known: bool) -> int:
+        """The index of the only choice, which has another one in some chunks, such as the last, or that with its calls.
+
+        Raises:
+            ValueError: it may be another choice.
+        """
+        if self._choices > 1 or index < 0 or (has_output and index != self._shown_index and (self.begun or is_known)):
+            raise ValueError(index)
+        if has_output:
+            self._shown_index = index
+        return 0
 
     def _end_choice(self, index: int, reason: str, stop_reason: Any) -> None:
         """Note a finish reason. If there are several, the last one other than "stop" is used."""

@@ -5,6 +5,7 @@ same id to all calls, or a new id to each fragment; then the name and the argume
 
 - A fragment without a name never begins a call after the first, unless its index is new and it has an id.
 - A fragment with a name begins a call if the call that it could continue has complete arguments, or another name.
+- A name may come in pieces, if they are the beginning of the name of a tool in the request.
 
 The calls are emitted one after the other: no API dialect can express fragments of a call after the next has begun.
 """
@@ -12,20 +13,31 @@ The calls are emitted one after the other: no API dialect can express fragments 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 from uuid import uuid4
 
 import orjson
 
 from shared.domain.events import CallDelta
+from workers.engines.upstream.call_arguments import (
+    NO_ARGUMENTS,
+    arguments_text,
+    is_object,
+    may_be_encoded,
+    plain_arguments,
+)
 
-EMPTY = "{}"
+# What the end of complete arguments is, by their beginning.
+_ENDS = {'"': ('"',), "n": ("null",)}
 
 
 class ToolCalls:
     """The calls of one choice."""
 
-    def __init__(self) -> None:
+    def __init__(self, tools: Collection[str] = ()) -> None:
+        """`tools`: the names of those in the request."""
+        self._tools = tools
         self._calls: list[_Call] = []
         self._by_id: dict[str, _Call] = {}
         self._by_index: dict[int, _Call] = {}
@@ -51,6 +63,8 @@ class ToolCalls:
             TypeError, AttributeError: they are not fragments of tool calls.
         """
         for fragment in [fragments] if isinstance(fragments, dict) else fragments:
+            if fragment is None:
+                continue
             function = fragment.get("function")
             if function is None:
                 function = fragment if "name" in fragment or "arguments" in fragment else {}
@@ -92,7 +106,7 @@ class ToolCalls:
         if call_id and call.server_id in ("", call_id):
             call.server_id = call_id
             self._by_id[call_id] = call
-        call.name = call.name or name
+        call.name = self._name_after(call, name) or call.name
         call.append(arguments)
         if extra and call.emitted_id:
             self._extras.append((call.emitted_id, extra))
@@ -119,16 +133,36 @@ class ToolCalls:
             return call
         if call_id and call.server_id:  # another id
             return call if call.name == name and call.begun and not call.complete else None
-        if call.name and call.name != name:
+        if self._name_after(call, name) is None:
             return None
-        return None if call.complete and not _is_empty(arguments) and call.differs(arguments) else call
+        return None if call.complete and call.differs(arguments) else call
+
+    def _name_after(self, call: _Call, name: str) -> str | None:
+        """The name of a call after a fragment with this name; None if it is that of another call."""
+        if not call.name or not name or call.name == name:
+            return call.name or name
+        if call.begun or (call.name in self._tools and name in self._tools):
+            return None
+        if self._begins_a_name(joined := call.name + name):
+            return joined
+        return name if name.startswith(call.name) and self._begins_a_name(name) else None
+
+    def _begins_a_name(self, text: str) -> bool:
+        return any(tool.startswith(text) for tool in self._tools)
+
+    def _is_named(self, call: _Call, *, ends: bool) -> bool:
+        """Whether no more of a call's name can follow."""
+        is_whole = (
+            ends or call.begun or not any(tool != call.name and tool.startswith(call.name) for tool in self._tools)
+        )
+        return bool(call.name) and (is_whole or call.number is not None)
 
     def _emit(self, *, closing: bool = False, truncated: bool = False) -> list[CallDelta]:
         deltas: list[CallDelta] = []
         while self._at < len(self._calls):
             call = self._calls[self._at]
             has_next = self._at + 1 < len(self._calls)
-            if not call.name and (not closing or not call.begun):
+            if not self._is_named(call, ends=closing or has_next) and (not closing or not call.begun):
                 if not closing:
                     break
                 self._at += 1  # a call without a name and arguments cannot be executed
@@ -161,7 +195,18 @@ class _Call:
     `_cumulative`: each fragment has all the arguments so far.
     """
 
-    __slots__ = ("_cumulative", "_parts", "_sent", "_size", "emitted_id", "extra", "name", "number", "server_id")
+    __slots__ = (
+        "_cumulative",
+        "_first",
+        "_parts",
+        "_sent",
+        "_size",
+        "emitted_id",
+        "extra",
+        "name",
+        "number",
+        "server_id",
+    )
 
     def __init__(self, server_id: str) -> None:
         self.server_id = server_id
@@ -171,6 +216,8 @@ class _Call:
         self._parts: list[str] = []
         self._sent = 0
         self._size = 0
+        # The first character that is no white space.
+        self._first = ""
         self._cumulative = False
 
     @property
@@ -183,8 +230,8 @@ class _Call:
 
     @property
     def complete(self) -> bool:
-        """Whether the arguments so far are a JSON object or array."""
-        if not self._parts or not self._parts[-1].rstrip().endswith(("}", "]")):
+        """Whether the arguments so far are a JSON object or array, also if they are encoded twice, or null."""
+        if not self._parts or not self._parts[-1].rstrip().endswith(_ENDS.get(self._first, ("}", "]"))):
             return False
         try:
             orjson.loads(self.arguments)
@@ -194,17 +241,20 @@ class _Call:
 
     def differs(self, arguments: Any) -> bool:
         """Whether these are complete arguments, other than those so far."""
-        text = _json_text(arguments)
-        return _is_object(text) and text != self.arguments
+        text = arguments_text(arguments)
+        return bool(text) and text != self.arguments and is_object(plain_arguments(text))
 
     def append(self, arguments: Any) -> None:
         """Append a fragment. Of arguments that repeat all that came before, only the rest is new."""
-        text = _json_text(arguments)
+        text = arguments_text(arguments)
         if not text:
             return
         if self._parts and text[:1] in ("{", '"'):
-            if not self._sent and self._parts == [EMPTY]:  # the placeholder of a call whose arguments follow
-                self._parts, self._size = [], 0
+            if not self._sent and self._parts in (
+                [NO_ARGUMENTS],
+                ["null"],
+            ):  # the placeholder of a call whose arguments follow
+                self._parts, self._size, self._first = [], 0, ""
             elif self.complete:
                 return
             elif len(text) >= self._size and text.startswith(so_far := self.arguments):
@@ -213,40 +263,34 @@ class _Call:
                     text = text[len(so_far) :]
         self._parts.append(text)
         self._size += len(text)
+        self._first = self._first or text.lstrip()[:1]
 
     def pending(self, *, ends: bool, fill: bool) -> str:
-        """Arguments to emit. `{}` is held back until the call `ends`; `fill` it in for a call without arguments."""
-        if not ends and len(self._parts) == 1 and self._parts[0] == EMPTY:
+        """Arguments to emit. What may change is held back until the call `ends`.
+
+        `fill` in `{}` for a call without arguments.
+        """
+        is_held = not self._sent and self._may_change
+        if is_held and not ends:
             return ""
-        if fill and not self.arguments.strip():
-            return EMPTY
+        if fill and not self._first:
+            return NO_ARGUMENTS
         text = "".join(self._parts[self._sent :])
         self._sent = len(self._parts)
-        return text
+        return plain_arguments(text) if is_held else text
+
+    @property
+    def _may_change(self) -> bool:
+        """Whether the arguments so far may be a placeholder, null, or encoded twice."""
+        if self._first == "n":
+            return may_be_encoded(self.arguments)
+        return self._first == '"' or (len(self._parts) == 1 and self._parts[0] == NO_ARGUMENTS)
 
 
 def _index(value: Any) -> int | None:
     if isinstance(value, str):
         return int(value) if value.isdecimal() and len(value) < 10 else None
     return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _is_empty(arguments: Any) -> bool:
-    return not _json_text(arguments)
-
-
-def _json_text(arguments: Any) -> str:
-    """The arguments as JSON text: some servers send the object itself."""
-    if isinstance(arguments, str):
-        return arguments
-    return "" if arguments is None else orjson.dumps(arguments).decode()
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except orjson.JSONDecodeError:
-        return False
 
 
 def _repeats(so_far: str, text: str) -> bool:

@@ -13,7 +13,7 @@ from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Delta
 from shared.domain.job import Usage
-from shared.domain.request import GenerateRequest, Message
+from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Tool
 from tests.support.dialects import ANY_ID, GROUPS, Dialect
 from tests.support.faulty_upstream import Answer, FaultyUpstream, faulty_upstream
 from tests.support.metrics import worker_metrics
@@ -78,7 +78,8 @@ async def test_dialect(upstream: FaultyUpstream, dialect: Dialect) -> None:
 def _request(dialect: Dialect) -> GenerateRequest:
     logprobs = 1 if dialect.logprobs is not None else None
     if dialect.chat:
-        return GenerateRequest(messages=[Message(role="user", content="Hello")], logprobs=logprobs)
+        chat = ChatOptions(tools=[Tool(function=Function(name=name)) for name in ("now", "nowhere", "weather")])
+        return GenerateRequest(messages=[Message(role="user", content="Hello")], logprobs=logprobs, chat=chat)
     return GenerateRequest(prompt="Hello", logprobs=logprobs)
 
 

@@ -8,7 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import aiohttp
+import orjson
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from shared.config.models.openai import OpenAIModel, OpenAIOptions
 from shared.domain.errors import ErrorCode, InvalidRequest
@@ -22,6 +26,7 @@ from tests.support.transcripts import choices_of
 from workers.engines.base import BusyReason, UpstreamBusy, UpstreamError
 from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.upstream import answer_limit
+from workers.engines.upstream import engine as upstream_engine
 
 KEY = "sk-a-secret"
 CHAT = GenerateRequest(messages=[Message(role="user", content="Hello")])
@@ -547,3 +552,37 @@ async def test_an_answer_of_another_model(engine: OpenAIEngine, upstream: Faulty
     upstream.answers = [Answer(raw=tuple(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks))]
     deltas, _ = await run(engine)
     assert "".join(delta.text for delta in deltas) == "abc"
+
+
+async def test_output_after_a_finish_reason_gets_the_time_of_any_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A finish reason is believed until there is more output: some servers send one with each chunk."""
+    waits: list[float] = []
+    sent = asyncio.Semaphore(0)
+
+    async def read_until(response: aiohttp.ClientResponse, deadline: float) -> bytes:
+        waits.append(deadline - asyncio.get_running_loop().time())
+        sent.release()
+        return await read(response, deadline)
+
+    async def chunks(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in ("a", "b", "c"):
+            choice = {"index": 0, "delta": {"content": piece}, "finish_reason": "stop"}
+            await response.write(b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n")
+            await sent.acquire()
+        return response
+
+    read = upstream_engine._read_until
+    monkeypatch.setattr(upstream_engine, "_read_until", read_until)
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", chunks)
+    async with TestServer(app) as server:
+        engine = make(str(server.make_url("/v1")), read_timeout_s=60)
+        await engine.start()
+        deltas, _ = await run(engine)
+        await engine.stop()
+    assert text(deltas) == "abc"
+    assert [round(wait) for wait in waits] == [5, 60, 60]

@@ -117,6 +117,31 @@ async def test_a_conversation(upstream: FaultyUpstream, preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+async def test_a_conversation_that_another_model_began(upstream: FaultyUpstream, preset: str) -> None:
+    """With a role, an id and arguments that some servers refuse."""
+    long_id = "chatcmpl-tool-" + 32 * "a"
+    calls = [
+        MessageToolCall(id=long_id, function=FunctionCall(name="f", arguments="")),
+        MessageToolCall(id="short", function=FunctionCall(name="f", arguments='{"a": 1}')),
+    ]
+    messages = [
+        Message(role="developer", content="Be brief."),
+        *HELLO,
+        Message(role="assistant", tool_calls=calls),
+        Message(role="tool", tool_call_id=long_id, content="1"),
+        Message(role="tool", tool_call_id="short", content="2"),
+    ]
+    seen, _, _ = await run(upstream, preset, GenerateRequest(messages=messages))
+    system, _, assistant, *results = seen.body["messages"]
+    first, second = assistant["tool_calls"]
+    assert system["role"] == ("developer" if preset in ("openai", "azure", "openrouter") else "system")
+    assert (len(first["id"]) <= 40) == (preset in ("openai", "azure"))
+    assert [result["tool_call_id"] for result in results] == [first["id"], "short"]
+    assert [first["function"]["arguments"], second["function"]["arguments"]] == ["{}", '{"a": 1}']
+    assert second["id"] == "short"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 async def test_the_key_is_sent_in_the_servers_headers(upstream: FaultyUpstream, preset: str) -> None:
     seen, _, _ = await run(upstream, preset, GenerateRequest(messages=HELLO))
     found = {name: value for name, value in seen.headers.items() if "0123456789" in value}

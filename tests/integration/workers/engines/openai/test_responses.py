@@ -14,7 +14,7 @@ import pytest
 
 from shared.domain.content import FilePart, ImagePart, TextPart
 from shared.domain.errors import InvalidRequest
-from shared.domain.events import Delta, UpstreamState, joined_calls
+from shared.domain.events import CallDelta, Delta, UpstreamState, joined_calls
 from shared.domain.job import Choice, ToolCall, Usage
 from shared.domain.request import (
     ChatOptions,
@@ -33,7 +33,7 @@ from tests.support.vendors.responses import ResponsesVendor
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY, KEY_ENV
 from tests.support.waiting import eventually
-from workers.engines.base import NO_PRIOR, CannotContinue, Prior, UpstreamError
+from workers.engines.base import NO_PRIOR, CannotContinue, Prior, UpstreamBusy, UpstreamError
 from workers.engines.factory import make_engine
 from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.openai.responses import ResponseParser
@@ -248,6 +248,41 @@ async def test_a_failed_response(vendor: ResponsesVendor, engine: OpenAIEngine) 
     assert (answer.choice.text, vendor.generated) == ("a", 2)
 
 
+async def test_a_response_that_always_fails_is_created_as_often_as_any_request(
+    vendor: ResponsesVendor, engine: OpenAIEngine
+) -> None:
+    """Each creation is paid. The events before the failure are no answer."""
+    vendor.default = Script(fail_after=0)
+    with pytest.raises(UpstreamBusy, match="the reason"):
+        await run(engine)
+    assert vendor.generated == engine._options.max_retries + 1
+
+
+async def test_a_successor_creates_a_failed_response_again(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    """Also if it may not repeat requests: its predecessor has left the state of the response that failed."""
+    failed = Answer()
+    vendor.default = Script(fail_after=0)
+    with pytest.raises(UpstreamBusy):
+        await run(engine, answer=failed)
+    generated = vendor.generated
+    vendor.default = Script()
+    again = await run(engine, prior_of(failed.state, ()))
+    assert (again.choice.text, vendor.generated) == ("Hi there", generated + 1)
+
+
+async def test_a_failed_response_with_output_is_not_created_again(
+    vendor: ResponsesVendor, engine: OpenAIEngine
+) -> None:
+    vendor.default = Script(text=("a", "b"), fail_after=1)
+    answer = Answer()
+    with pytest.raises(UpstreamError):
+        await run(engine, answer=answer)
+    with pytest.raises(UpstreamError, match="the reason") as caught:
+        await run(engine, prior_of(answer.state, answer.deltas[:1]))
+    assert not isinstance(caught.value, UpstreamBusy)
+    assert vendor.generated == 1
+
+
 async def test_cancelling(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
     whole = await run(engine)
     assert whole.state is not None
@@ -354,6 +389,15 @@ async def test_parameters_of_the_provider_add_to_those_of_the_request(
     assert (body["text"]["verbosity"], body["text"]["format"]["type"]) == ("low", "json_schema")
 
 
+async def test_ids_of_calls_that_are_too_long(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
+    call = MessageToolCall(id=65 * "a", function=FunctionCall(name="f", arguments="{}"))
+    messages = [Message(role="assistant", tool_calls=[call]), Message(role="tool", tool_call_id=call.id, content="1")]
+    await run(engine, request=GenerateRequest(messages=messages))
+    first, second = (item["call_id"] for item in vendor.seen[-1].body["input"])
+    assert first == second
+    assert len(first) <= 64
+
+
 async def test_a_model_that_does_not_reason(vendor: ResponsesVendor, engine: OpenAIEngine) -> None:
     """It refuses the request for encrypted reasoning, which is then left out for good."""
     vendor.scripts = [Script(status=400, message="include: Encrypted content is not supported with this model.")]
@@ -450,6 +494,77 @@ def test_numbers_that_start_again() -> None:
     assert not parser.resumable
 
 
+def test_a_character_that_is_cut_between_two_events() -> None:
+    halves = [
+        rb'data: {"type":"response.output_text.delta","sequence_number":%d,"output_index":0,"delta":"%b"}' % half
+        for half in ((1, rb"a\ud83d"), (2, rb"\ude00b"))
+    ]
+    _, deltas = parse(*(half + b"\n\n" for half in halves), ended(output=[]))
+    assert "".join(delta.text for delta in deltas) == "a😀b"
+
+
+def item_done(item: dict[str, Any], seq: int = 8, index: int = 0) -> dict[str, Any]:
+    return {"type": "response.output_item.done", "sequence_number": seq, "output_index": index, "item": item}
+
+
+def text_done(whole: str, seq: int = 7) -> dict[str, Any]:
+    return {"type": "response.output_text.done", "sequence_number": seq, "output_index": 0, "text": whole}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [text_done("abc")],
+        [item_done(MESSAGE)],
+        [text_done("abc"), item_done(MESSAGE)],
+        [text(1, "a"), text(2, "bc"), text_done("abc"), item_done(MESSAGE)],
+        [text(1, "a"), item_done(MESSAGE)],
+        [text(1, "a"), text(2, "b"), None, text(3, "c"), text_done("abc"), item_done(MESSAGE)],
+    ],
+)
+@pytest.mark.parametrize("output", [[], [MESSAGE]])
+def test_texts_without_all_their_deltas(events: list[Any], output: list[Any]) -> None:
+    """Some gateways send no deltas, or no output with the last event."""
+    _, deltas = parse(*events, ended(output=output))
+    assert "".join(delta.text for delta in deltas) == "abc"
+
+
+def test_the_text_of_an_item_that_an_earlier_attempt_began_is_not_repeated() -> None:
+    prior = Prior((Delta(0, "ab"),), True, UpstreamState("resp"), 3)
+    _, deltas = parse(text(4, "c"), text_done("abc"), item_done(MESSAGE), ended(output=[]), prior=prior)
+    assert "".join(delta.text for delta in deltas) == "c"
+    begin = {"type": "response.output_item.added", "sequence_number": 9, "output_index": 1, "item": {"type": "message"}}
+    _, deltas = parse(item_done(MESSAGE), begin, item_done(MESSAGE, 10, 1), ended(output=[]), prior=prior)
+    assert "".join(delta.text for delta in deltas) == "abc"
+
+
+def test_reasoning_without_deltas() -> None:
+    thoughts = [{"type": "reasoning", "id": at, "summary": [{"type": "summary_text", "text": at}]} for at in ("a", "b")]
+    _, deltas = parse(item_done(thoughts[0]), item_done(thoughts[1], 9, 1), ended(output=[]))
+    assert choices_of(deltas)[0].reasoning == "a\n\nb"
+
+
+def test_events_whose_type_is_only_their_name() -> None:
+    delta = b'event: response.output_text.delta\ndata: {"delta":"a"}\n\n'
+    last = b'event: response.completed\ndata: {"response":{"id":"resp","status":"completed","output":[]}}\n\n'
+    parser, deltas = parse(delta, last)
+    assert ("".join(delta.text for delta in deltas), parser.finished) == ("a", True)
+
+
+def test_events_without_an_index_or_with_null() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f"}
+    events = [
+        {"type": "response.output_text.delta", "delta": None},
+        {"type": "response.output_text.delta", "delta": "a"},
+        {"type": "response.output_item.added", "item": call},
+        {"type": "response.function_call_arguments.delta", "delta": "{}"},
+        {"type": "response.output_item.done", "item": call},
+    ]
+    _, deltas = parse(*events, ended(output=[]))
+    choice = choices_of(deltas)[0]
+    assert (choice.text, choice.tool_calls) == ("a", (ToolCall("c", "f", "{}"),))
+
+
 def test_an_error_with_a_number_of_its_own_is_reported() -> None:
     error = {"type": "error", "sequence_number": 0, "error": {"type": "server_error", "message": "Oh no"}}
     for events in ((text(5, "a"), error), (text(5, "a"), None, error)):
@@ -463,6 +578,32 @@ def test_a_whole_text_that_differs_from_its_deltas() -> None:
     assert ("".join(delta.text for delta in deltas), parser.finished) == ("abc ", True)
     with pytest.raises(RunLost):
         parse(text(None, "abc "), None, ended(output=[MESSAGE]))
+
+
+@pytest.mark.parametrize(
+    ("sent", "arguments"),
+    [("null", "{}"), ('"{\\"a\\":1}"', '{"a":1}'), ({"a": 1}, '{"a":1}'), ('{"a":1}', '{"a":1}'), ('"x"', '"x"')],
+)
+def test_arguments_that_are_null_or_not_encoded_once(sent: Any, arguments: str) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": ""}
+    begin = {"type": "response.output_item.added", "sequence_number": 1, "output_index": 0, "item": call}
+    members = {"type": "response.function_call_arguments.delta", "output_index": 0}
+    halves = [sent[:2], sent[2:]] if isinstance(sent, str) else [sent]
+    fragments = [{**members, "sequence_number": 2 + at, "delta": half} for at, half in enumerate(halves)]
+    done = {"type": "response.output_item.done", "sequence_number": 9, "output_index": 0}
+    whole = {**done, "item": {**call, "arguments": sent}}
+    for events in ((begin, *fragments, whole), (begin, *fragments, {**done, "item": call}), (begin, whole), ()):
+        _, deltas = parse(*events, ended(output=[{**call, "arguments": sent}]))
+        assert choices_of(deltas)[0].tool_calls == (ToolCall("c", "f", arguments),)
+
+
+def test_arguments_that_an_earlier_attempt_began() -> None:
+    """What follows is no beginning, whatever it looks like."""
+    begun = Delta(0, tool_calls=(CallDelta(0, "c", "f", '{"city":'),))
+    prior = Prior((begun,), True, UpstreamState("resp"), "3:0=0")
+    fragment = {"type": "response.function_call_arguments.delta", "output_index": 0, "sequence_number": 4}
+    _, deltas = parse({**fragment, "delta": '"Paris"}'}, prior=prior)
+    assert [call.arguments for delta in deltas for call in delta.tool_calls] == ['"Paris"}']
 
 
 def test_a_call_without_arguments() -> None:

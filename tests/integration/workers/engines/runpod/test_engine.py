@@ -27,7 +27,7 @@ from tests.support.transcripts import choices_of
 from tests.support.vendors.runpod import RAN_MS, WAITED_MS, RunpodVendor
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY
-from workers.engines.base import CannotContinue, EngineError
+from workers.engines.base import CannotContinue, EngineError, UpstreamBusy, UpstreamError
 from workers.engines.resume import Resume
 
 SHAPES = ("events", "chunks", "tokens", "text", "object")
@@ -214,6 +214,32 @@ async def test_errors_of_any_type(vendor: RunpodVendor, error: Any) -> None:
     vendor.shape = "text"
     vendor.overrides = {"status": "FAILED", "error": error}
     await failure(vendor)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_job_whose_worker_was_busy_is_run_again(vendor: RunpodVendor, status: int) -> None:
+    """Its state is final, so it is not asked for again."""
+    vendor.default = Script(text=())
+    vendor.shape = "text"
+    vendor.overrides = {"status": "FAILED", "error": f"vLLM returned HTTP {status}: overloaded"}
+    async with started(vendor.spec(max_retries=1)) as engine:
+        with pytest.raises(UpstreamBusy, match="overloaded"):
+            await Answer().take(engine)
+    assert vendor.generated == (2 if status == 503 else 1), "a rate limit without a delay is not repeated here"
+    assert paths(vendor).count("status") == vendor.generated
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+async def test_the_key_of_a_worker_is_not_the_one_of_runpod(vendor: RunpodVendor, status: int) -> None:
+    vendor.default = Script(text=())
+    vendor.shape = "text"
+    vendor.overrides = {"status": "FAILED", "error": f"vLLM returned HTTP {status}: Incorrect API key provided"}
+    async with started(vendor.spec(max_retries=1)) as engine:
+        with pytest.raises(UpstreamError, match="Incorrect API key"):
+            await Answer().take(engine)
+        assert not any(endpoint.health.key_failed for endpoint in engine._endpoints)
+        assert engine.gate.breaker is None
+    assert vendor.generated == 1
 
 
 @pytest.mark.parametrize("status", [404, 405])

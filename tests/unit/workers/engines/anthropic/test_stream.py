@@ -85,6 +85,18 @@ def test_reads_may_end_anywhere(cuts: list[int]) -> None:
     assert (parser.finished, parser.done, parser.failure) == (True, True, None)
 
 
+def test_a_character_that_is_cut_between_two_events() -> None:
+    def half(text: bytes) -> bytes:
+        delta = rb'{"type":"text_delta","text":"%b"}' % text
+        return rb'data: {"type":"content_block_delta","index":0,"delta":%b}' % delta + b"\n\n"
+
+    stream = start() + block(0, {"type": "text", "text": ""}, stop=False) + half(rb"a\ud83d") + half(rb"\ude00b")
+    for at in range(len(stream)):
+        parser = StreamParser()
+        deltas = [*parser.feed(stream[:at]), *parser.feed(stream[at:]), *parser.feed(end())]
+        assert "".join(delta.text for delta in deltas) == "a😀b"
+
+
 def test_one_read_becomes_one_delta() -> None:
     assert list(StreamParser().feed(STREAM)) == [Delta(0, "".join(TEXTS), (), "length", len(TEXTS))]
 
@@ -170,11 +182,31 @@ def test_arguments_that_come_with_the_start_of_a_call() -> None:
     assert choice.tool_calls == (ToolCall("toolu_1", "weather", '{"city":"Rome"}'),)
 
 
+@pytest.mark.parametrize(
+    ("given", "fragments", "arguments"),
+    [
+        ({}, ["nu", "ll"], "{}"),
+        ("null", [], "{}"),
+        ('{"a": 1}', [], '{"a": 1}'),
+        ({}, ['"{\\"a\\"', ': 1}"'], '{"a": 1}'),
+        ({}, [" ", '{"a": ', '"null"}'], ' {"a": "null"}'),
+        ({}, ['"text"'], '"text"'),
+    ],
+)
+def test_arguments_that_are_null_or_encoded_twice(given: Any, fragments: list[str], arguments: str) -> None:
+    deltas = [{"type": "input_json_delta", "partial_json": fragment} for fragment in fragments]
+    stream = start() + block(0, {"type": "tool_use", "id": "t", "name": "f", "input": given}, *deltas)
+    choice, _ = parsed(stream + end("tool_use"))
+    assert choice.tool_calls == (ToolCall("t", "f", arguments),)
+
+
 def test_a_call_that_is_cut_at_the_limit_is_not_completed() -> None:
     choice, _ = parsed(start() + tool_block(0, "toolu_1", "weather", '{"ci', stop=False) + end("max_tokens"))
     assert (choice.tool_calls[0].arguments, choice.finish_reason) == ('{"ci', "length")
     choice, _ = parsed(start() + tool_block(0, "toolu_1", "weather", stop=False) + end("max_tokens"))
     assert choice.tool_calls[0].arguments == ""
+    choice, _ = parsed(start() + tool_block(0, "toolu_1", "weather", '"{', stop=False) + end("max_tokens"))
+    assert choice.tool_calls[0].arguments == '"{'
 
 
 def test_calls_without_a_unique_id_get_one() -> None:
@@ -218,6 +250,76 @@ def test_thinking_and_encrypted_thinking_are_kept_with_their_signatures() -> Non
         ("anthropic", "redacted_thinking", {"data": "EmwKAhgB"}),
         ("anthropic", "thinking", {"thinking": "", "signature": "EqQBCgIYAhIM"}),
     ]
+
+
+def signature(index: int, *pieces: str) -> bytes:
+    deltas = ({"type": "signature_delta", "signature": piece} for piece in pieces)
+    return b"".join(frame("content_block_delta", index=index, delta=delta) for delta in deltas)
+
+
+THINKING = block(0, {"type": "thinking", "thinking": "", "signature": ""}, {"type": "thinking_delta", "thinking": "x"})
+OPEN = THINKING.removesuffix(frame("content_block_stop", index=0))
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        OPEN + signature(0, "AB", "CD") + frame("content_block_stop", index=0) + text_block(1, "y"),
+        OPEN + signature(0, "AB", "ABCD") + frame("content_block_stop", index=0) + text_block(1, "y"),
+        THINKING + signature(0, "AB", "CD") + text_block(1, "y"),
+        THINKING + text_block(1, "y") + signature(0, "ABCD"),
+        OPEN + signature(0, "ABCD") + text_block(0, "y"),
+        OPEN
+        + signature(0, "ABCD")
+        + frame("content_block_start", index=0, content_block={"type": "text", "text": "y"}),
+    ],
+)
+def test_signatures_in_pieces_after_their_block_and_without_its_end(stream: bytes) -> None:
+    choice, _ = parsed(start() + stream + end())
+    assert (choice.reasoning, choice.text) == ("x", "y")
+    assert [part.data for part in choice.opaque] == [{"thinking": "x", "signature": "ABCD"}]
+
+
+def test_a_call_whose_end_was_lost_is_completed() -> None:
+    stream = tool_block(0, "t", "f", stop=False) + tool_block(0, "u", "g", "{}")
+    choice, _ = parsed(start() + stream + end("tool_use"))
+    assert choice.tool_calls == (ToolCall("t", "f", "{}"), ToolCall("u", "g", "{}"))
+
+
+def test_deltas_of_another_kind_than_their_block() -> None:
+    thought = {"type": "thinking_delta", "thinking": "hm"}
+    stream = block(0, {"type": "text", "text": ""}, thought, {"type": "text_delta", "text": "x"})
+    stream += block(1, {"type": "output_text", "text": ""}, {"type": "text_delta", "text": "y"})
+    choice, _ = parsed(start() + stream + end())
+    assert (choice.reasoning, choice.text) == ("hm", "xy")
+
+
+def test_members_that_are_null() -> None:
+    stream = frame("message_start", message=None) + frame("content_block_start", index=None, content_block=None)
+    stream += frame("content_block_delta", index=None, delta=None)
+    stream += frame("content_block_start", index=None, content_block={"type": "text", "text": "x"})
+    choice, parser = parsed(stream + frame("message_delta", delta=None) + end())
+    assert (choice.text, choice.finish_reason, parser.failure) == ("x", "stop", None)
+
+
+def test_events_whose_type_is_only_their_name() -> None:
+    stream = start() + text_block(0, "x") + end()
+    untyped = b"\n".join(
+        line.replace(b'{"type":"%b"' % name, b'{"x":0') if line.startswith(b"data:") else line
+        for line in stream.split(b"\n")
+        for name in [orjson.loads(line[6:])["type"].encode() if line.startswith(b"data:") else b""]
+    )
+    assert untyped.count(b'"type"') < stream.count(b'"type"')
+    choice, _ = parsed(untyped)
+    assert (choice.text, choice.finish_reason) == ("x", "stop")
+
+
+def test_usage_as_text() -> None:
+    _, parser = parsed(
+        start(input_tokens="7", cache_read_input_tokens=2.0) + text_block(0, "x") + end(output_tokens="9")
+    )
+    assert parser.usage is not None
+    assert (parser.usage.prompt_tokens, parser.usage.completion_tokens) == (9, 9)
 
 
 def test_thinking_without_a_signature_has_no_part() -> None:
