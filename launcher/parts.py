@@ -1,5 +1,6 @@
 """The processes of Headrace: their commands and environments."""
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -132,4 +133,6 @@ def flower_password(settings: Settings) -> str:
 
 
 def _file_name(model: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", model)
+    """A model's name as part of a file name; different for different models."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", model)
+    return name if name == model else f"{name}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"

@@ -36,6 +36,7 @@ from tests.support.vendors.script import Script
 from tests.support.vendors.stand_in import entry_at
 from tests.support.vendors.vendor import KEY as VENDOR_KEY
 from tests.support.vendors.vendor import Vendor
+from tests.support.waiting import eventually
 
 CLASSIC_PORT = free_port()
 PORTS = {name: free_port() for name in VENDORS}
@@ -251,11 +252,12 @@ async def batch_answers(client: httpx.AsyncClient, model: str) -> list[str]:
         json={"input_file_id": upload.json()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"},
     )
     assert created.status_code == 200, created.text
-    batch = created.json()
-    async with asyncio.timeout(60):
-        while batch["status"] not in ("completed", "failed"):
-            await asyncio.sleep(0.05)
-            batch = (await client.get(f"/v1/batches/{batch['id']}")).json()
+
+    async def ended() -> dict[str, Any] | None:
+        batch: dict[str, Any] = (await client.get(f"/v1/batches/{created.json()['id']}")).json()
+        return batch if batch["status"] in ("completed", "failed") else None
+
+    batch = await eventually(ended, f"the batch of {model} ends", within_s=60)
     assert batch["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
     content = (await client.get(f"/v1/files/{batch['output_file_id']}/content")).text
     bodies = [json.loads(line)["response"]["body"] for line in content.splitlines()]

@@ -23,6 +23,15 @@ from shared.domain.errors import NotFound
 
 _AnySpec = VllmModel | OpenAIModel | AnthropicModel | TritonModel | ReplicateModel | RunpodModel | SimulatedModel
 ModelSpec = Annotated[_AnySpec, Field(discriminator="engine")]
+# Names that other systems have for fields of ours.
+USUAL_NAMES = {
+    "max_concurrency": "the model's slots, the concurrent requests of each worker",
+    "max_concurrent_requests": "the model's slots, the concurrent requests of each worker",
+    "rpm": "options.requests_per_minute",
+    "tpm": "options.tokens_per_minute",
+    "api_base": "options.base_url",
+    "api_key": "options.api_key_env, the name of an environment variable",
+}
 ENGINES = tuple(get_args(spec.model_fields["engine"].annotation)[0] for spec in get_args(_AnySpec))
 
 
@@ -140,6 +149,8 @@ def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
             message = f"must be one of {', '.join(ENGINES)}{found}"
         case "extra_forbidden":
             message = "unknown field"
+            if (usual := USUAL_NAMES.get(str(location[-1]))) is not None:
+                message += f"; use {usual}"
         case "missing":
             message = "this field is required"
         case "contradiction":

@@ -29,6 +29,15 @@ def test_a_worker_for_each_model_and_more_for_those_with_an_engine_of_their_own(
     assert [child.name for child in parts.workers()] == ["worker-sim-1", "worker-up-1", "worker-big-1", "worker-big-2"]
 
 
+def test_models_with_similar_names_have_workers_with_different_names(tmp_path: Path) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text("models: [{name: a/b, engine: simulated}, {name: a-b, engine: simulated}]")
+    parts = Parts(load_settings({}), load_models(models), "postgresql+asyncpg://db/x", "redis://cache/0")
+    names = [child.name for child in parts.workers()]
+    assert names[1] == "worker-a-b-1"
+    assert len(set(names)) == 2
+
+
 def test_an_upstreams_key_goes_to_its_worker_alone(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UP_KEY", "sk-secret")
     children = [parts.api(), parts.flower("password"), *parts.workers()]

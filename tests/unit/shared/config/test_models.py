@@ -248,7 +248,13 @@ def test_prompt_tokenizer_of_a_local_model(tmp_path: Path) -> None:
         ("/v1/", "/v1?key=7", 6, "options.base_url: must be a URL"),
         ("example.com", "example.com:port", 6, "options.base_url: must be a URL"),
         ("UPSTREAM_API_KEY", "sk-12345", 7, "options.api_key_env: must be the name of the environment variable"),
-        ("api_key_env: U", "api_key: U", 7, "options.api_key: unknown field"),
+        ("api_key_env: U", "api_key: U", 7, "options.api_key: unknown field; use options.api_key_env"),
+        (
+            "api_key_env: UPSTREAM_API_KEY",
+            "max_concurrency: 8",
+            7,
+            "options.max_concurrency: unknown field; use the model's slots",
+        ),
         ("api_key_env: UPSTREAM_API_KEY", "max_retries: -1", 7, "options.max_retries: Input should be greater"),
         ("api_key_env: UPSTREAM_API_KEY", "read_timeout_s: 0", 7, "options.read_timeout_s: Input should be greater"),
         (
