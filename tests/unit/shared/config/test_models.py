@@ -251,9 +251,9 @@ def test_prompt_tokenizer_of_a_local_model(tmp_path: Path) -> None:
         ("api_key_env: U", "api_key: U", 7, "options.api_key: unknown field; use options.api_key_env"),
         (
             "api_key_env: UPSTREAM_API_KEY",
-            "max_concurrency: 8",
+            "max_concurrency: 0",
             7,
-            "options.max_concurrency: unknown field; use the model's slots",
+            "options.max_concurrency: Input should be greater",
         ),
         ("api_key_env: UPSTREAM_API_KEY", "max_retries: -1", 7, "options.max_retries: Input should be greater"),
         ("api_key_env: UPSTREAM_API_KEY", "read_timeout_s: 0", 7, "options.read_timeout_s: Input should be greater"),
