@@ -87,6 +87,14 @@ class Restarted:
 
 
 @dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The upstream has ended the request of the last `UpstreamState`: there is nothing to cancel.
+
+    Its output may not have been read to the end, and a later attempt may read it again.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class ReportedContext:
     """The context length that an upstream reports, by its `Spec.context_source`."""
 
@@ -177,7 +185,7 @@ class Engine(ManagedEngine, Protocol):
 
     def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
-    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | UpstreamState | Usage, None]:
+    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | RunEnded | UpstreamState | Usage, None]:
         """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
 
         An engine whose upstream reports the usage yields no `PromptInfo` but ends with that `Usage`, which takes
