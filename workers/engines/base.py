@@ -201,5 +201,5 @@ class Engine(ManagedEngine, Protocol):
     async def cancel(self, state: UpstreamState) -> None:
         """Tell the upstream to stop a request, because nothing will resume it. Returns if it does not run any more.
 
-        The state of another engine's request is ignored. Raises any exception if it may succeed later.
+        Raises any exception if this or another worker of the model may succeed later.
         """

@@ -256,8 +256,7 @@ class JobAttempt:
     async def _restart(self) -> None:
         """Discard the output so far, here and at the readers, and the upstream's request that generates it."""
         if (upstream := self._transcript.upstream) is not None:
-            job, store = self.job, self._context.store
-            await self._retry(lambda: store.add_cancellation(job.id, job.model, upstream), "row")
+            await self._abandon(upstream)
             await self._cancel_upstreams()
         self._transcript.clear()
         self._prior_tokens, self._resumes_request = 0, False
@@ -326,6 +325,9 @@ class JobAttempt:
                         await self._restart()
                     case UpstreamState():
                         self._resumes_request = False
+                        earlier = self._transcript.upstream
+                        if earlier is not None and earlier.id != item.id:  # the engine could not resume it
+                            await self._abandon(earlier)
                         self._transcript.upstream = item
                         self._log.upstream(item)
                         self._context.log_writer.schedule(self._log)
@@ -447,6 +449,11 @@ class JobAttempt:
         if result.upstream is not None:
             await self._cancel_upstreams()
         return status
+
+    async def _abandon(self, upstream: UpstreamState) -> None:
+        """Note that a request of the upstream is to be cancelled."""
+        job, store = self.job, self._context.store
+        await self._retry(lambda: store.add_cancellation(job.id, job.model, upstream), "row")
 
     async def _cancel_upstreams(self) -> None:
         """Cancel the upstream's request that nothing will resume. If that fails, it is tried again later."""

@@ -11,7 +11,7 @@ import logging
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.upstream_cancellations import Cancellation
 from shared.telemetry.metrics import Metrics
-from workers.engines.base import Engine
+from workers.engines.base import Engine, EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ async def _cancel(one: Cancellation, engine: Engine) -> bool:
             "job=%s model=%s cannot cancel the upstream's request, retrying later: %s",
             one.job_id,
             one.model,
-            type(error).__name__,
+            error if isinstance(error, EngineError) else type(error).__name__,
         )
         return False
     return True

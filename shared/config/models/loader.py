@@ -25,7 +25,6 @@ _AnySpec = VllmModel | OpenAIModel | AnthropicModel | TritonModel | ReplicateMod
 ModelSpec = Annotated[_AnySpec, Field(discriminator="engine")]
 # Names that other systems have for fields of ours.
 USUAL_NAMES = {
-    "max_concurrency": "the model's slots, the concurrent requests of each worker",
     "max_concurrent_requests": "the model's slots, the concurrent requests of each worker",
     "rpm": "options.requests_per_minute",
     "tpm": "options.tokens_per_minute",

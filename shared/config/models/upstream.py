@@ -115,6 +115,9 @@ class UpstreamOptions(BaseModel):
         le=86_400,
         description="How long a job may wait in the queue because the upstream was busy; 0: it fails at once.",
     )
+    max_concurrency: Operational[int | None] = Field(
+        None, ge=1, description="Requests that each worker has under way at most, if that is less than its slots."
+    )
     requests_per_minute: Operational[float | None] = Field(None, gt=0, description="The limit of each worker.")
     tokens_per_minute: Operational[float | None] = Field(
         None, gt=0, description="The limit of each worker, prompts included."
@@ -187,6 +190,12 @@ class UpstreamModel(Spec):
     @property
     def max_model_len(self) -> int | None:
         return self.options.max_model_len
+
+    @model_validator(mode="after")
+    def _limit_the_slots(self) -> Self:
+        if self.options.max_concurrency is not None:
+            self.slots = min(self.slots, self.options.max_concurrency)
+        return self
 
     @model_validator(mode="after")
     def _engine_passes_the_modalities_on(self) -> Self:

@@ -13,11 +13,12 @@ from shared.domain.events import Delta
 from shared.domain.request import ChatOptions, GenerateRequest
 from workers.engines.anthropic.thinking import thinking
 from workers.engines.base import Prior
+from workers.engines.upstream.estimated_tokens import answer_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What an answer continues after: its `text`, without the `space` at the end, and its number of tokens.
+    """What an answer continues after: its `text`, without the `space` at the end, and an estimate of its tokens.
 
     The API refuses a message of the assistant that ends with white space. The model generates it again.
     """
@@ -36,7 +37,7 @@ def continuation(request: GenerateRequest, prior: Prior, model: AnthropicModel) 
         return None
     so_far = "".join(delta.text for delta in prior.deltas)
     text = so_far.rstrip()
-    return Continuation(text, so_far[len(text) :], sum(delta.tokens for delta in prior.deltas))
+    return Continuation(text, so_far[len(text) :], answer_tokens(prior.deltas))
 
 
 def _can_prefill(request: GenerateRequest, model: AnthropicModel) -> bool:

@@ -26,6 +26,7 @@ from workers.engines.triton.stop_strings import StopStrings
 from workers.engines.triton.stream import StreamParser
 from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.errors import ErrorBody
+from workers.engines.upstream.estimated_tokens import answer_tokens
 from workers.engines.upstream.exchange import Call, SingleCall
 
 
@@ -70,7 +71,7 @@ class TritonEngine(UpstreamEngine):
         model = self._triton
         prompt = await off_loop(request.size, self._prompt, request)
         so_far = "".join([delta.text for delta in prior.deltas])
-        emitted = sum([delta.tokens for delta in prior.deltas])
+        emitted = answer_tokens(prior.deltas)
         prompt_tokens = 0
         if self._counter is not None:
             prompt_tokens = await off_loop(request.size, self._counter.count_text, prompt)

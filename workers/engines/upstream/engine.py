@@ -12,9 +12,9 @@ import io
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 import orjson
@@ -29,7 +29,6 @@ from shared.runtime.time_slice import TimeSlice
 from shared.telemetry.metrics import Metrics
 from workers.engines.base import (
     NO_PRIOR,
-    BusyReason,
     CannotContinue,
     Engine,
     EngineError,
@@ -37,13 +36,11 @@ from workers.engines.base import (
     Prior,
     PromptInfo,
     ReportedContext,
-    UpstreamBusy,
     UpstreamError,
 )
 from workers.engines.flush_interval import flush_interval_s
 from workers.engines.resume import Resume
 from workers.engines.upstream.answer_limit import AnswerLimit
-from workers.engines.upstream.backoff import backoff_s
 from workers.engines.upstream.context_length import ContextLength
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.error_body import parse_error, request_id_of
@@ -55,39 +52,30 @@ from workers.engines.upstream.errors import (
     TIMED_OUT,
     TOO_EARLY,
     ErrorBody,
-    KeyUnusable,
-    NotHere,
     RunLost,
     TransientError,
     connection_error,
+    ended_early,
     reported_error,
     status_error,
 )
 from workers.engines.upstream.exchange import Call, Exchange
 from workers.engines.upstream.gate import UpstreamGate
 from workers.engines.upstream.health_check import start_health_checks
+from workers.engines.upstream.job_requests import PIECE_BYTES, JobRequests
 from workers.engines.upstream.read_coalescing import ReadCoalescer
+from workers.engines.upstream.recovery import Recovery
 from workers.engines.upstream.redaction import redact, without_secrets
 from workers.engines.upstream.redirects import MAX_REDIRECTS, redirected
 from workers.engines.upstream.refused_parameters import REFUSED, RefusedParameters, replaced
 from workers.engines.upstream.session import Sending, open_session, read_error, read_tail, send_once
 from workers.engines.upstream.stall import StallTimer, stall_timeout_s
 
-T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
 
-# Bodies are written, and reads are parsed, in pieces of this size, with time for other tasks between them.
-PIECE_BYTES = 64 << 10
 # Longest wait for more output, the usage, or the end of a stream whose choices have their finish reasons: some servers
 # leave it open.
 TRAILER_S = 5.0
-# Attempts to reach an upstream that runs a request on, about 40 seconds: giving up would lose what it generates.
-MAX_RESUMES = 8
-# The longest wait before such a repetition, whatever delay the upstream names.
-RESUME_DELAY_MAX_S = 60.0
-# Of a request that the upstream runs on, such as one that waits for a cold start: the upstream has accepted it.
-SAYS_NOTHING = (BusyReason.TIMEOUT, BusyReason.BROKEN)
 # Any other status of the client's errors means that the request has ended, or that the upstream does not know it.
 MAY_CANCEL_LATER = (KEY_REFUSED, FORBIDDEN, NO_CREDIT, TIMED_OUT, TOO_EARLY, LIMITED)
 # The member of an `UpstreamState`'s data with the API of the run.
@@ -210,12 +198,8 @@ class UpstreamEngine(ABC):
     async def cancel(self, state: UpstreamState) -> None:
         """Stop a run. Upstreams without runs stop when the connection is closed."""
         if not self._is_own(state):
-            logger.warning(
-                "model=%s the upstream's request %s is of another API or endpoint, and is not cancelled",
-                self._model.name,
-                state.id,
-            )
-            return
+            # A worker with another version of models.yaml may be able to.
+            raise UpstreamError("The upstream's request is of another API or endpoint.")
         await self._send_cancel(self.cancel_call(state.id), state)
 
     def _is_own(self, state: UpstreamState) -> bool:
@@ -235,12 +219,6 @@ class UpstreamEngine(ABC):
             raise CannotContinue
         return prior
 
-    def _marked(self, item: T, endpoint: Endpoint) -> T | UpstreamState:
-        """Add to the state of a run its API and endpoint; other items are returned as they are."""
-        if not isinstance(item, UpstreamState):
-            return item
-        return self._endpoints.mark(replace(item, data={**item.data, _API: self.run_api}), endpoint)
-
     def stats(self) -> EngineStats:
         context = None
         if self._context is not None and (source := self._model.context_source) and (tokens := self._context.tokens):
@@ -250,141 +228,57 @@ class UpstreamEngine(ABC):
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
     ) -> AsyncGenerator[Delta | PromptInfo | UpstreamState | Usage, None]:
-        exchange: Exchange | None = None
-        call: Call | None = None
         prior = self._resumable(prior)
-        endpoint = self._endpoints.owner(prior.upstream) or self._endpoints.choose()
-        recreated = sent_again = False
-        sending = Sending()
-        tried: set[Endpoint] = set()
-        failures = failed_runs = redirects = 0
-        answered = False
         length = self._model.max_model_len
         if self._context is not None:
             self._context.use()
             length = self._context.tokens
-        limit = AnswerLimit(request, length)
-        replacements: dict[str, Mapping[str, Any]] = {}
+        job = JobRequests(
+            id=request_id,
+            request=request,
+            prior=prior,
+            endpoint=self._endpoints.owner(prior.upstream) or self._endpoints.choose(),
+            limit=AnswerLimit(request, length),
+        )
         self._requests += 1
         if prior.upstream is not None:
             self._metrics.upstream_resumes.labels(self._label, "attempt").inc()
         try:
             while True:
-                if exchange is None or call is None:
-                    exchange = await self.exchange(request, prior)
-                    call = exchange.first()
-                    # Whether the upstream runs the request on without its connection.
-                    runs_on = prior.upstream is not None
-                reply = exchange.parser
-                failure = TransientError(
-                    "The upstream ended its answer too early.",
-                    "the body ended before the answer",
-                    reason=BusyReason.BROKEN,
-                )
+                if job.call is None:
+                    job.begin(await self.exchange(request, job.prior))
+                reply, failure = job.reply, ended_early()
                 try:
-                    while call is not None:
+                    while (call := job.call) is not None:
                         if call.delay_s:
                             await asyncio.sleep(call.delay_s)
-                        parameters, body = self._encoded(call, replacements)
-                        sending = Sending()
-                        async with self._send(call, body, endpoint, sending) as response:
-                            sending.answered = True
-                            self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
-                            if not response.ok or response.status >= 300:
-                                content = await read_error(response)
-                                if (call_there := self._redirected(response, call, endpoint, redirects)) is not None:
-                                    call, redirects = call_there, redirects + 1
-                                    continue
-                                if refused := self._refused_by(response.status, content, parameters, replacements):
-                                    replacements |= refused
-                                    continue
-                                if (other := exchange.instead(response.status)) is not None:
-                                    call = other
-                                    continue
-                                error = self._status_error(request_id, response, content, request, body)
-                                if isinstance(error, InvalidRequest):
-                                    self.gate.succeeded()  # it works: it has read the request
-                                raise error
-                            self._refused.remember(replacements)
-                            exchange.accepted(parameters)
-                            if runs_on and not answered:
-                                answered = True
-                                self.gate.succeeded()
-                            finished_at, trailer_s = 0.0, TRAILER_S
-                            stall = StallTimer(self._stall_timeout_s)
-                            while not (reply.done or exchange.over):
-                                if reply.finished:
-                                    finished_at = finished_at or asyncio.get_running_loop().time()
-                                    data = await _read_until(response, finished_at + trailer_s)
-                                else:
-                                    data = await response.content.readany()
-                                if not data:
-                                    break
-                                limit.read(len(data), repeats=exchange.repeats)
+                        parameters, body = self._encoded(call, job.replacements)
+                        job.sending = Sending()
+                        sent = self._send(call, body, job.endpoint, job.sending)
+                        async with sent as response, aclosing(self._read(job, response)) as reads:
+                            if not await self._accepted(job, response, parameters, body):
+                                continue
+                            async for data in reads:
                                 slice_ = TimeSlice()
-                                has_output = False
-                                for start in range(0, len(data), PIECE_BYTES):
-                                    for delta in reply.feed(data[start : start + PIECE_BYTES]):
-                                        has_output = True
-                                        if finished_at:  # more than one chunk has a finish reason
-                                            trailer_s = max(TRAILER_S, self._options.read_timeout_s)
-                                        finished_at = 0.0
-                                        if isinstance(delta, Delta):
-                                            failures = 0
-                                        if not answered:
-                                            answered = True
-                                            self.gate.succeeded()
-                                        runs_on = runs_on or isinstance(delta, UpstreamState)
-                                        if exchange.repeats and isinstance(delta, Delta):
-                                            limit.emitted(delta)
-                                        yield self._marked(delta, endpoint)
-                                        if slice_.over:
-                                            await slice_.give_way()
-                                    if reply.done:
-                                        break
+                                for item in job.parse(data):
+                                    if item is not None:
+                                        yield self._emitted(job, item)
                                     if slice_.over:
                                         await slice_.give_way()
-                                if not reply.done:
-                                    stall.read(has_output=has_output)
-                                if reply.begun and not reply.done:
-                                    await self._delay_read(response)
-                            if not reply.done:
-                                slice_ = TimeSlice()
-                                for rest in reply.end():
-                                    if exchange.repeats and isinstance(rest, Delta):
-                                        limit.emitted(rest)
-                                    if rest is not None:
-                                        runs_on = runs_on or isinstance(rest, UpstreamState)
-                                        if not answered:
-                                            answered = True
-                                            self.gate.succeeded()
-                                        yield self._marked(rest, endpoint)
-                                    if slice_.over:
-                                        await slice_.give_way()
-                            if endpoint.health.failures and reply.finished:
-                                self._endpoints.succeeded(endpoint)
-                            if reply.failure is not None and not reply.finished:
-                                raise self._reply_error(request_id, reply.failure, request, body)
-                            if reply.done and not exchange.leaves_early:
-                                await read_tail(response)
+                            await self._finish(job, response, body)
                         if reply.done or reply.finished:
                             break
-                        if (call := exchange.next()) is not None:
-                            failures = 0
+                        if (next_call := job.exchange.next()) is not None:
+                            job.failures = 0
+                        job.call = next_call
                 except RunLost as lost:
-                    if prior.deltas or reply.begun:
-                        raise CannotContinue(lost.message) from lost
-                    if recreated:
-                        raise
-                    logger.warning("call=%s %s; the request is sent again", request_id, lost.message.rstrip("."))
-                    self._metrics.upstream_retries.labels(self._label).inc()
-                    exchange, prior, recreated = None, NO_PRIOR, True
+                    self._send_again(job, lost)
                     continue
                 except TransientError as error:
                     failure = error
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    if self.run_api is None and not sent_again and sending.is_stale(error):
-                        sent_again = True
+                    if self.run_api is None and not job.sent_again and job.sending.is_stale(error):
+                        job.sent_again = True
                         continue
                     failure = connection_error(error)
                     self._metrics.upstream_failures.labels(self._label, failure.reason.value).inc()
@@ -393,61 +287,127 @@ class UpstreamEngine(ABC):
                         if rest is not None:
                             yield rest
                     break
-                logger.warning("call=%s upstream failure %d: %s", request_id, failures + 1, failure.details)
-                of_key = isinstance(failure, KeyUnusable)
-                if not isinstance(failure, NotHere):
-                    self._endpoints.failed(endpoint, failure.details, of_key=of_key)
-                if (call := exchange.resume()) is not None:
+                logger.warning("call=%s upstream failure %d: %s", request_id, job.failures + 1, failure.details)
+                retries = self._metrics.upstream_retries.labels(self._label)
+                recovery = Recovery(self.gate, self._endpoints, self._options, retries.inc)
+                delay_s = recovery.after(job, failure)
+                if job.call is not None:
                     self._metrics.upstream_resumes.labels(self._label, "connection").inc()
-                if call is None and runs_on and not reply.begun:  # the run has failed: a new one may not
-                    if prior.deltas:
-                        raise failure.final
-                    if prior.upstream is not None:
-                        prior, endpoint = NO_PRIOR, self._endpoints.choose()
-                        continue
-                    # The responses that created and followed it have reset the count.
-                    failures, failed_runs = failed_runs, failed_runs + 1
-                if call is None and not reply.begun:
-                    tried.add(endpoint)
-                    if self._endpoints.has_other(tried):
-                        endpoint = self._endpoints.choose(tried)
-                        self._metrics.upstream_retries.labels(self._label).inc()
-                        continue
-                    tried.clear()
-                    endpoint = self._endpoints.choose()
-                limited = failure.reason is BusyReason.RATE_LIMIT
-                if limited and not of_key:
-                    self.gate.limited(failure.retry_after_s)
-                elif isinstance(failure, NotHere) and not failure.by_upstream:
-                    self.gate.succeeded()
-                elif of_key or not (reply.begun or (runs_on and failure.reason in SAYS_NOTHING)):
-                    reason = failure.reason
-                    what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
-                    by_request = not of_key and reason is not BusyReason.UNREACHABLE
-                    self.gate.failed(_job_id(request_id), what, by_request=by_request)
-                delay_s = backoff_s(failures, failure.retry_after_s, limited=limited and call is None)
-                retries = self._options.max_retries
-                if call is not None and failure.reason is not BusyReason.TIMEOUT:
-                    retries = max(retries, MAX_RESUMES)
-                    if delay_s is None:  # the answer is generated meanwhile, and would be lost
-                        delay_s = min(failure.retry_after_s or 0.0, RESUME_DELAY_MAX_S)
-                if failure.is_final or (reply.begun and call is None):
-                    raise failure.final
-                if failures >= retries or delay_s is None or (call is None and self.gate.closed):
-                    raise UpstreamBusy(
-                        str(failure),
-                        failure.reason,
-                        retry_after_s=failure.retry_after_s,
-                        max_wait_s=self._options.max_wait_s,
-                    )
-                failures += 1
-                self._metrics.upstream_retries.labels(self._label).inc()
-                self.gate.repeated()
-                await asyncio.sleep(delay_s)
+                if delay_s:
+                    await asyncio.sleep(delay_s)
         finally:
             self._requests -= 1
         if (usage := reply.usage) is not None:
             yield usage
+
+    async def _accepted(
+        self, job: JobRequests, response: aiohttp.ClientResponse, parameters: dict[str, Any], body: bytes
+    ) -> bool:
+        """Whether a response has output to read. Otherwise another request, which `job.call` is now, replaces its one.
+
+        Raises:
+            InvalidRequest, EngineError, TransientError: it is an error.
+        """
+        status, job.sending.answered = response.status, True
+        self._metrics.upstream_requests.labels(self._label, str(status)).inc()
+        if 200 <= status < 300:
+            self._refused.remember(job.replacements)
+            job.exchange.accepted(parameters)
+            if job.runs_on:
+                self._answered(job)
+            job.finished_at, job.trailer_s = 0.0, TRAILER_S
+            return True
+        assert job.call is not None
+        content = await read_error(response)
+        if (there := self._redirected(job, response)) is not None:
+            job.call = there
+        elif refused := self._refused_by(status, content, parameters, job.replacements):
+            job.replacements |= refused
+        elif (other := job.exchange.instead(status)) is not None:
+            job.call = other
+        else:
+            error = self._status_error(job, response, content, body)
+            if isinstance(error, InvalidRequest):
+                self.gate.succeeded()  # it works: it has read the request
+            raise error
+        return False
+
+    async def _read(self, job: JobRequests, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        """The data of a response as it comes, then nothing if the answer has not ended with it.
+
+        Raises:
+            UpstreamError: the answer is too long.
+            TimeoutError: there was no output for too long.
+        """
+        reply, exchange = job.reply, job.exchange
+        stall = StallTimer(self._stall_timeout_s)
+        while not (reply.done or exchange.over):
+            if reply.finished:
+                job.finished_at = job.finished_at or asyncio.get_running_loop().time()
+                data = await _read_until(response, job.finished_at + job.trailer_s)
+            else:
+                data = await response.content.readany()
+            if not data:
+                break
+            job.limit.read(len(data), repeats=exchange.repeats)
+            job.has_output = False
+            yield data
+            if not reply.done:
+                stall.read(has_output=job.has_output)
+            if reply.begun and not reply.done:
+                await self._delay_read(response)
+        if not reply.done:
+            yield b""
+
+    def _emitted(self, job: JobRequests, item: Delta | UpstreamState) -> Delta | UpstreamState:
+        """Record output, and mark the state of a run with its API and endpoint."""
+        job.has_output = True
+        if job.finished_at:  # more than one chunk has a finish reason
+            job.finished_at, job.trailer_s = 0.0, max(TRAILER_S, self._options.read_timeout_s)
+        if not job.answered:
+            self._answered(job)
+        if isinstance(item, UpstreamState):
+            job.runs_on = True
+            return self._endpoints.mark(replace(item, data={**item.data, _API: self.run_api}), job.endpoint)
+        job.failures = 0
+        if job.exchange.repeats:
+            job.limit.emitted(item)
+        return item
+
+    def _answered(self, job: JobRequests) -> None:
+        """Record that the upstream works, once."""
+        if not job.answered:
+            job.answered = True
+            self.gate.succeeded()
+
+    async def _finish(self, job: JobRequests, response: aiohttp.ClientResponse, body: bytes) -> None:
+        """Check how a response has ended.
+
+        Raises:
+            InvalidRequest, EngineError, TransientError: the upstream reported it in the answer.
+        """
+        reply = job.reply
+        if job.endpoint.health.failures and reply.finished:
+            self._endpoints.succeeded(job.endpoint)
+        if reply.failure is not None and not reply.finished:
+            raise self._reply_error(job, reply.failure, body)
+        if reply.done and not job.exchange.leaves_early:
+            await read_tail(response)
+
+    def _send_again(self, job: JobRequests, lost: RunLost) -> None:
+        """Let a new request follow one that the upstream has forgotten.
+
+        Raises:
+            CannotContinue: it had output.
+            RunLost: the new one was lost too.
+        """
+        if job.prior.deltas or job.reply.begun:
+            raise CannotContinue(lost.message) from lost
+        if job.recreated:
+            raise lost
+        logger.warning("call=%s %s; the request is sent again", job.id, lost.message.rstrip("."))
+        self._metrics.upstream_retries.labels(self._label).inc()
+        job.call, job.prior, job.recreated = None, NO_PRIOR, True
 
     def _encoded(self, call: Call, replacements: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], bytes]:
         """The parameters of a call, without those that the upstream refuses, and their encoding."""
@@ -490,13 +450,14 @@ class UpstreamEngine(ABC):
             middlewares=(send_once,) if call.once else None,
         )
 
-    def _redirected(
-        self, response: aiohttp.ClientResponse, call: Call, endpoint: Endpoint, redirects: int
-    ) -> Call | None:
+    def _redirected(self, job: JobRequests, response: aiohttp.ClientResponse) -> Call | None:
         """The request that follows a redirect; None if it may not be followed."""
-        if not self._model.follows_redirects or redirects >= MAX_REDIRECTS:
+        if not self._model.follows_redirects or job.redirects >= MAX_REDIRECTS or job.call is None:
             return None
-        return redirected(call, response.status, response.headers, str(response.url), endpoint.base_url)
+        base_url = job.endpoint.base_url
+        there = redirected(job.call, response.status, response.headers, str(response.url), base_url)
+        job.redirects += there is not None
+        return there
 
     async def _delay_read(self, response: aiohttp.ClientResponse) -> None:
         """Leave data in the socket until the next flush would write it: one large read costs less than many small ones.
@@ -525,24 +486,22 @@ class UpstreamEngine(ABC):
         return {name: {name: value} for name, value in corrected.items() if name not in tried}
 
     def _status_error(
-        self, request_id: str, response: aiohttp.ClientResponse, content: bytes, request: GenerateRequest, sent: bytes
+        self, job: JobRequests, response: aiohttp.ClientResponse, content: bytes, sent: bytes
     ) -> Exception:
         status = response.status
         error = self.error_body(content)
         error = replace(error, request_id=error.request_id or request_id_of(response.headers))
-        body = self._for_client(request_id, f"HTTP {status}", error, sent)
+        body = self._for_client(job.id, f"HTTP {status}", error, sent)
         if self.is_classified(content) and status not in (KEY_REFUSED, NO_CREDIT, FORBIDDEN):
-            return reported_error(body, _default_param(request))
-        return status_error(status, response.headers, body, default_param=_default_param(request))
+            return reported_error(body, _default_param(job.request))
+        return status_error(status, response.headers, body, default_param=_default_param(job.request))
 
-    def _reply_error(
-        self, request_id: str, failure: EngineError | ErrorBody, request: GenerateRequest, sent: bytes
-    ) -> Exception:
+    def _reply_error(self, job: JobRequests, failure: EngineError | ErrorBody, sent: bytes) -> Exception:
         """The error for a failure that the upstream reported after it had begun its response."""
         if isinstance(failure, EngineError):
             return failure
         error = "an error in the answer"
-        return reported_error(self._for_client(request_id, error, failure, sent), _default_param(request))
+        return reported_error(self._for_client(job.id, error, failure, sent), _default_param(job.request))
 
     def _for_client(self, request_id: str, what: str, error: ErrorBody, sent: bytes) -> ErrorBody:
         """The error without addresses, paths and secrets. The log gets the first two, unless the request has them.
@@ -578,10 +537,6 @@ async def _read_until(response: aiohttp.ClientResponse, deadline: float) -> byte
 def _payload(body: bytes) -> bytes | io.BytesIO:
     """The body for aiohttp, which writes a file in pieces."""
     return body if len(body) <= PIECE_BYTES else io.BytesIO(body)
-
-
-def _job_id(request_id: str) -> str:
-    return request_id.rpartition("-")[0]
 
 
 def _default_param(request: GenerateRequest) -> str:

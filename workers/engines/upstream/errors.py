@@ -190,6 +190,12 @@ def _not_found(text: str, refusal: InvalidRequest, body: ErrorBody) -> Failure:
     return NotHere(refusal if of_request else UpstreamError(text), f"HTTP {NOT_FOUND}", by_upstream=False)
 
 
+def ended_early() -> TransientError:
+    """The error for a body that ended before its answer."""
+    text = "The upstream ended its answer too early."
+    return TransientError(text, "the body ended before the answer", reason=BusyReason.BROKEN)
+
+
 def connection_error(error: aiohttp.ClientError | TimeoutError) -> TransientError:
     """The error for a connection that failed. The exception's text may quote the answer, so most of it is dropped."""
     details = type(error).__name__

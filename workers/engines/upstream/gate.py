@@ -18,8 +18,8 @@ from shared.domain.job import OpenBreaker, Usage
 from shared.domain.request import GenerateRequest
 from shared.telemetry.metrics import Metrics
 from workers.engines.upstream.breaker import Breaker, BreakerState
+from workers.engines.upstream.estimated_tokens import estimated_tokens
 from workers.engines.upstream.pause import Pause
-from workers.engines.upstream.prompt_size import estimated_tokens
 from workers.engines.upstream.token_bucket import TokenBucket
 
 logger = logging.getLogger(__name__)

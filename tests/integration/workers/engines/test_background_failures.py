@@ -23,6 +23,7 @@ from workers.engines.upstream.engine import UpstreamEngine
 
 VENDORS = [ResponsesVendor, ReplicateVendor, RunpodVendor]
 WITHIN_S = 20
+METRICS = worker_metrics("up")
 
 
 @pytest.fixture(params=VENDORS, ids=lambda kind: kind.__name__)
@@ -35,7 +36,7 @@ async def vendor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @asynccontextmanager
 async def started(vendor: Vendor, **options: object) -> AsyncIterator[UpstreamEngine]:
-    engine = make_engine(vendor.spec(**options), worker_metrics("up"))
+    engine = make_engine(vendor.spec(**options), METRICS)
     assert isinstance(engine, UpstreamEngine)
     await engine.start()
     try:
@@ -52,6 +53,10 @@ async def accepted(engine: UpstreamEngine) -> UpstreamState:
     return state
 
 
+def resumed() -> float:
+    return float(METRICS.upstream_resumes.labels("up", "attempt")._value.get())
+
+
 async def wait_for_delta(engine: UpstreamEngine, request_id: str, prior: Prior = NO_PRIOR) -> None:
     async with aclosing(engine.generate(request_id, ASK, prior)) as items:
         async for item in items:
@@ -62,6 +67,7 @@ async def test_an_upstream_that_knows_the_request_closes_the_breaker(vendor: Ven
     """Its first token may come after a cold start; until then, no other job would pass."""
     async with started(vendor) as engine:
         state, gate = await accepted(engine), engine.gate
+        resumed_before = resumed()
         for number in range(FAILURES):
             gate.failed(f"job_{number}", "HTTP 503")
         gate._breaker._half_open()
@@ -72,6 +78,7 @@ async def test_an_upstream_that_knows_the_request_closes_the_breaker(vendor: Ven
         await asyncio.wait_for(room.wait(), WITHIN_S)
         assert gate.breaker is None
         assert not answer.done()
+        assert resumed() == resumed_before + 1
         answer.cancel()
         await asyncio.wait([answer])
 

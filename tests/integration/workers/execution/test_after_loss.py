@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from shared.domain.errors import ErrorCode
 from shared.domain.events import EventType, UpstreamState, parse_archive
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import JobStore, NewJob
@@ -221,3 +222,57 @@ async def test_a_job_that_fails_cancels_its_request(worker: Worker, job: Job) ->
     call.fail(EngineError("The upstream does not end its answer."))
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
     assert worker.engine.cancelled == [STATE]
+
+
+class Settlements:
+    """A gate that lets everything pass, and keeps what attempts used."""
+
+    model, holding, waiting, breaker, longest_hold_s = "m", False, 0, None, 0.0
+
+    def __init__(self) -> None:
+        self.on_room: Callable[[], None] = lambda: None
+        self.tokens: list[tuple[int, int]] = []
+
+    async def enter(self, priority: int) -> Settlements:
+        return self
+
+    def claimed(self, request: GenerateRequest) -> None:
+        pass
+
+    def settle(self, usage: Usage, resumed_after: int) -> None:
+        self.tokens.append((usage.completion_tokens, resumed_after))
+
+    def close(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("states", "settled"),
+    [
+        ([STATE, None], [(2, 0), (3, 2)]),  # the same request
+        ([None, None], [(2, 0), (3, 0)]),  # the text so far is in the prompt of another one
+        ([STATE, UpstreamState("resp_2")], [(2, 0), (3, 0)]),
+    ],
+    ids=["resumed", "continued", "sent again"],
+)
+async def test_what_counts_against_the_tokens_per_minute(
+    worker: Worker, job: Job, states: list[UpstreamState | None], settled: list[tuple[int, int]]
+) -> None:
+    worker.engine.gate = gate = Settlements()
+    for state in states:
+        run, call = await worker.start(job)
+        if state is not None:
+            call.accept(state)
+        if not gate.tokens:
+            await call.tokens(2)
+            await lose(worker, run)
+            worker.runner.resume()
+    call.finish("stop")
+    assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert gate.tokens == settled

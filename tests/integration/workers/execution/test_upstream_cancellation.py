@@ -23,13 +23,17 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import CANCELLATION_S, Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
+from shared.runtime.aio import cancel_and_wait
 from tests.conftest import Workers
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import SteeredEngine
+from tests.support.waiting import eventually
 from workers.engines.base import UpstreamError
 from workers.engines.runpod.engine import RunpodEngine
 from workers.execution.upstream_cancellation import cancel_requests
+from workers.supervision import upstream_cancellations
+from workers.supervision.upstream_cancellations import UpstreamCancellations
 
 STATE = UpstreamState("resp_1", {"route": "a"})
 METRICS = worker_metrics("m", "other")
@@ -108,6 +112,21 @@ async def test_a_queued_job_that_is_cancelled(
     assert await cancelled_by(workers("w")) == []
 
 
+async def test_a_worker_checks_the_list_from_time_to_time(
+    queued: Job, terminator: JobTerminator, workers: Workers, logs: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream_cancellations, "INTERVAL_S", 0.01)
+    async with working("w", workers("w"), logs) as worker:
+        checking = asyncio.create_task(UpstreamCancellations(worker.runner, worker.store, METRICS).run())
+        await terminator.end(queued, JobStatus.CANCELLED, CANCELLED)
+
+        async def cancelled() -> bool:
+            return worker.engine.cancelled == [STATE]
+
+        await eventually(cancelled, "the request is cancelled")
+        await cancel_and_wait(checking)
+
+
 async def test_a_queued_job_that_expires(
     queued: Job, sweeper: Sweeper, store: JobStore, workers: Workers, database: AsyncEngine
 ) -> None:
@@ -139,6 +158,17 @@ async def test_a_job_that_completes_cancels_nothing(
         call.finish("stop")
         assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
     assert await cancelled_by(workers("w")) == []
+
+
+async def test_a_request_that_takes_the_place_of_another(queued: Job, workers: Workers, logs: EventLog) -> None:
+    """The engine does not know the earlier one, for example because the model has moved to another provider."""
+    async with working("w", workers("w"), logs) as worker:
+        run, call = await worker.start(queued)
+        call.accept(STATE)
+        call.accept(UpstreamState("run_2"))
+        call.finish("stop")
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert await cancelled_by(workers("w")) == [STATE]
 
 
 async def test_a_worker_that_dies_while_it_cancels(
@@ -206,8 +236,7 @@ async def test_which_answers_end_the_tries(workers: Workers, monkeypatch: pytest
         spec = RunpodModel.model_validate({"name": "m", "engine": "runpod", "endpoint": "e1", "options": options})
         engine = RunpodEngine(spec, METRICS)
         await engine.start()
-        state = engine._marked(STATE, next(iter(engine._endpoints)))
-        assert isinstance(state, UpstreamState)
+        state = engine._endpoints.mark(UpstreamState("run_1", {"api": "runpod"}), next(iter(engine._endpoints)))
         for _ in over:
             await store.add_cancellation("job_1", "m", state)
             assert await cancel_requests(store, engine, METRICS) == 1

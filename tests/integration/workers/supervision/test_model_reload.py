@@ -220,6 +220,8 @@ CHANGED_OPTIONS: dict[str, Any] = {
     "read_timeout_s": 1.5,
     "max_retries": 1,
     "max_wait_s": 99,
+    "stall_timeout_s": 99,
+    "max_concurrency": 5,
     "requests_per_minute": 66,
     "tokens_per_minute": 666,
     "log_error_texts": True,

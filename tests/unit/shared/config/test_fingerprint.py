@@ -41,6 +41,7 @@ MANAGED = SPECS | {
     "options.max_retries": 7,
     "options.max_wait_s": 7,
     "options.requests_per_minute": 7,
+    "options.max_concurrency": 3,
     "options.tokens_per_minute": 7,
     "options.log_error_texts": True,
     "options.extra_body": ["beta"],

@@ -251,9 +251,9 @@ def test_prompt_tokenizer_of_a_local_model(tmp_path: Path) -> None:
         ("api_key_env: U", "api_key: U", 7, "options.api_key: unknown field; use options.api_key_env"),
         (
             "api_key_env: UPSTREAM_API_KEY",
-            "max_concurrency: 8",
+            "max_concurrency: 0",
             7,
-            "options.max_concurrency: unknown field; use the model's slots",
+            "options.max_concurrency: Input should be greater",
         ),
         ("api_key_env: UPSTREAM_API_KEY", "max_retries: -1", 7, "options.max_retries: Input should be greater"),
         ("api_key_env: UPSTREAM_API_KEY", "read_timeout_s: 0", 7, "options.read_timeout_s: Input should be greater"),
@@ -492,3 +492,20 @@ def test_common_options_of_relayed_models_take_effect(name: str) -> None:
     else:
         with pytest.raises(ValueError, match="modalities"):
             type(model).model_validate(entry)
+
+
+@pytest.mark.parametrize(
+    ("limits", "slots"),
+    [
+        ({}, 256),
+        ({"max_concurrency": 8}, 8),
+        ({"slots": 4, "max_concurrency": 8}, 4),
+        ({"slots": 16, "max_concurrency": 8}, 8),
+    ],
+)
+def test_max_concurrency_lowers_the_slots(limits: dict[str, int], slots: int) -> None:
+    options = {"base_url": "http://127.0.0.1:1", **{name: limits[name] for name in limits if name != "slots"}}
+    entry: dict[str, Any] = {"name": "m", "engine": "openai", "model": "theirs", "options": options}
+    if "slots" in limits:
+        entry["slots"] = limits["slots"]
+    assert OpenAIModel.model_validate(entry).slots == slots

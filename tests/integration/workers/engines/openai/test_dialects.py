@@ -28,7 +28,7 @@ DIALECTS = [
 
 @pytest.fixture
 async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FaultyUpstream]:
-    monkeypatch.setattr("workers.engines.upstream.engine.backoff_s", lambda *_, **__: 0)
+    monkeypatch.setattr("workers.engines.upstream.recovery.backoff_s", lambda *_, **__: 0)
     async with faulty_upstream() as upstream:
         yield upstream
 

@@ -201,7 +201,7 @@ async def test_a_refused_poll_that_names_a_delay_loses_nothing(
     vendor: RunpodVendor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The delay is longer than a request is otherwise repeated after, but the job runs on at the provider."""
-    monkeypatch.setattr("workers.engines.upstream.engine.RESUME_DELAY_MAX_S", 0.01)
+    monkeypatch.setattr("workers.engines.upstream.recovery.RESUME_DELAY_MAX_S", 0.01)
     vendor.stream_statuses, vendor.retry_after = [200, 429, 503], "5"
     vendor.batch = 1
     assert (await run(vendor, max_retries=0)).text == WHOLE
