@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -96,10 +96,16 @@ class RunEnded:
 
 @dataclass(frozen=True, slots=True)
 class ReportedContext:
-    """The context length that an upstream reports, by its `Spec.context_source`."""
+    """The context length that an upstream reports, by its `Spec.context_source`.
+
+    `tokens`: None if it reports none any more. `read_at`: when it was read, by the monotonic clock. `use` notes that
+    somebody needs it: it is read again if it is old.
+    """
 
     source: str
-    tokens: int
+    tokens: int | None
+    read_at: float
+    use: Callable[[], None] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,10 +224,10 @@ class UpstreamEngine(ABC):
         return prior
 
     def stats(self) -> EngineStats:
-        context = None
-        if self._context is not None and (source := self._model.context_source) and (tokens := self._context.tokens):
-            context = ReportedContext(source, tokens)
-        return EngineStats(self._requests, endpoints=self._endpoints.states, context=context)
+        reported, context, source = None, self._context, self._model.context_source
+        if context is not None and source is not None and context.read_at is not None:
+            reported = ReportedContext(source, context.tokens, context.read_at, context.use)
+        return EngineStats(self._requests, endpoints=self._endpoints.states, context=reported)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
