@@ -135,7 +135,7 @@ class PredictionReader(StateParser):
             yield from self._succeeded(state)
         elif self.status == "failed":
             error = state.get("error")
-            self._fail_for_good(error_of(error) if error else self._reported or ErrorBody(""))
+            self._fail_for_good(error_of(error).of_program() if error else self._reported or ErrorBody(""))
         elif self.status in _STOPPED:
             self._fail(self.giving_up or UpstreamError(_STOPPED[self.status]))
         elif self.ended and monotonic() > self._ended_at + SETTLE_S:
@@ -209,9 +209,9 @@ def _text_of(output: Any) -> str | None:
 
 def _reported(data: str) -> ErrorBody:
     try:
-        return error_of(orjson.loads(data))
+        return error_of(orjson.loads(data)).of_program()
     except orjson.JSONDecodeError:
-        return error_of(data)
+        return error_of(data).of_program()
 
 
 def _stopped(data: str) -> ErrorBody | None:

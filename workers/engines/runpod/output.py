@@ -28,7 +28,6 @@ from workers.engines.upstream.usage import count_of
 NOT_TEXT = "The upstream's output is not text."
 EVENT_STARTS = ("data:", "event:", "id:", ":")
 _TEXTS = ("text", "generated_text", "output", "response", "content", "token")
-_OF_WORKERS_KEY = (401, 402, 403)
 _MAX_ERROR = 64 << 10
 _HTTP_ERROR = re.compile(r"vLLM returned HTTP ([45]\d\d): (.*)", re.DOTALL)
 
@@ -166,11 +165,9 @@ def worker_error(error: Any) -> ErrorBody:
         error = error.get("error_message") or error
     body = error_of(error)
     if (found := _HTTP_ERROR.search(error.get("message") or "" if isinstance(error, dict) else str(error))) is None:
-        return ErrorBody(body.message, body.param, None if body.status in _OF_WORKERS_KEY else body.status)
+        return ErrorBody(body.message, body.param, body.status).of_program()
     inner = parse_error(found[2].encode("utf-8", "replace")[:_MAX_ERROR])
-    status = int(found[1])
-    # Keys and accounts are those of the worker, not the one that RunPod has accepted.
-    return ErrorBody(inner.message or body.message, inner.param, None if status in _OF_WORKERS_KEY else status)
+    return ErrorBody(inner.message or body.message, inner.param, int(found[1])).of_program()
 
 
 def _decoded(text: str) -> Any:

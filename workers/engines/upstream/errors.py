@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 
@@ -112,6 +112,11 @@ class ErrorBody:
     key_refused: bool = False
     of_content: bool = False
     retry_after_s: float | None = None
+
+    def of_program(self) -> ErrorBody:
+        """This error as that of a program which the upstream runs: its keys and accounts are not the upstream's."""
+        status = None if self.status in (KEY_REFUSED, NO_CREDIT, FORBIDDEN) else self.status
+        return replace(self, status=status, exhausted=False, key_refused=False)
 
 
 Failure = InvalidRequest | TransientError | UpstreamError

@@ -16,6 +16,7 @@ from shared.domain.events import Delta, UpstreamState
 from shared.runtime.aio import cancel_and_wait
 from tests.integration.workers.engines.answer import ASK, Answer, no_backoff, started
 from tests.support.vendors.catalog import VENDORS
+from tests.support.vendors.responses import ResponsesVendor
 from tests.support.vendors.script import Script
 from tests.support.vendors.vendor import KEY, KEY_ENV, Seen, Vendor
 from workers.engines.base import CannotContinue, EngineError, Prior, UpstreamBusy, UpstreamError
@@ -258,6 +259,19 @@ async def test_runs_whose_key_is_refused_do_not_stop_jobs_of_other_keys(
         for _ in range(FAILURES + 1):
             with pytest.raises(UpstreamBusy):
                 await Answer().take(engine, prior=first.prior)
+        assert engine.gate.breaker is None
+
+
+@pytest.mark.parametrize("message", ["Incorrect API key provided", "Your credit balance is too low"])
+async def test_the_error_of_a_run_is_not_about_the_key(vendor: Vendor, message: str) -> None:
+    """A program has raised it, perhaps with the prompt as its text."""
+    if isinstance(vendor, ResponsesVendor):
+        pytest.skip("the provider's own error")
+    vendor.default = Script(fail_after=1, status=200, message=message)
+    async with started(vendor.spec(max_retries=0)) as engine:
+        with pytest.raises(UpstreamError, match=message):
+            await Answer().take(engine)
+        assert not any(endpoint.health.key_failed for endpoint in engine._endpoints)
         assert engine.gate.breaker is None
 
 
