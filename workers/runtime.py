@@ -191,7 +191,7 @@ class WorkerRuntime:
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
         run("context_report", ContextReport(current, ContextLengths(redis)).run())
-        run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics).run())
+        run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics, model.name).run())
         run("watchdog", watchdog.run())
         run("model_reload", model_reload.run())
         run("models_reload", models_reload.run())
