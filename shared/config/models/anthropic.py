@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shared.config.models.base import Unsupported
 from shared.config.models.capabilities import ALL_TOOL_CHOICES, Capabilities, ToolChoiceKind
-from shared.config.models.claude import UNKNOWN_OUTPUT, ClaudeLimits, ThinkingControl, claude_limits
+from shared.config.models.claude import UNKNOWN_OUTPUT, ClaudeLimits, ThinkingControl, claude_limits, is_listed
 from shared.config.models.claude_rules import unsupported
 from shared.config.models.operational import Operational
 from shared.config.models.upstream import HttpUrl, StreamedOptions, UpstreamModel
@@ -33,18 +33,27 @@ def _token(text: str) -> str:
     return text
 
 
+def _listed(model: str) -> str:
+    if not is_listed(model):
+        raise ValueError("must be a Claude model whose limits are built in, such as claude-sonnet-4-5")
+    return model
+
+
 def _yaml_off(value: Any) -> Any:
     """YAML reads an unquoted `off` as False."""
     return "off" if value is False else value
 
 
 class AnthropicOptions(StreamedOptions):
-    """Options of the `anthropic` engine. Limits that are not set are the published ones of the model."""
+    """Options of the `anthropic` engine. Limits that are not set are the published ones of the (base) model."""
 
     base_url: HttpUrl = "https://api.anthropic.com/v1"
     anthropic_version: Annotated[str, AfterValidator(_token)] = API_VERSION
     anthropic_beta: list[Annotated[str, AfterValidator(_token)]] = Field(
         default_factory=list, description="Beta features, sent in the header anthropic-beta."
+    )
+    base_model: Annotated[str, AfterValidator(_listed)] | None = Field(
+        None, description="The Claude model whose published limits apply, if `model` is an alias or not listed."
     )
     default_max_tokens: int | None = Field(
         None,
@@ -82,11 +91,11 @@ class AnthropicModel(UpstreamModel):
 
     @cached_property
     def limits(self) -> ClaudeLimits:
-        """The model's limits: those of its entry, else the published ones."""
+        """The model's limits: those of its entry, else the published ones of `base_model` or of the model itself."""
         names = ("thinking", "min_cache_tokens", "max_output_tokens", "sampling", "prefill")
         configured = {name: getattr(self.options, name) for name in names} | {"context": self.options.max_model_len}
         set_here = {name: value for name, value in configured.items() if value is not None}
-        return replace(claude_limits(self.model), **set_here)
+        return replace(claude_limits(self.options.base_model or self.model), **set_here)
 
     @property
     def own_parameters(self) -> frozenset[str]:

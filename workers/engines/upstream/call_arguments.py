@@ -63,7 +63,8 @@ class ArgumentReader:
         if self._is_plain or not (self._held or fragment.strip()):
             return fragment
         self._held.append(fragment)
-        if not self._is_encoded:
+        # White space decides nothing, and many parts of it are not joined again for each.
+        if not self._is_encoded and fragment.strip():
             beginning = "".join(self._held)
             if not may_be_encoded(beginning):
                 self._held, self._is_plain = [], True

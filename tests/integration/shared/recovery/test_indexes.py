@@ -90,6 +90,7 @@ CALLS: dict[str, tuple[Call, set[str]]] = {
         recovery(lambda store: store.waiting("m", limit=10, older_than_s=1, priorities=range(5))),
         {"jobs_queued"},
     ),
+    "deferred": (recovery(lambda store: store.deferred_for("m", 60, limit=10, without=["job_1"])), {"jobs_deferred"}),
     "abandoned": (recovery(lambda store: store.abandon_cancellations(3600)), {"upstream_cancellations_created"}),
     "claims": (lambda database: ClaimStore(database, "w").list_claims(), {"jobs_running"}),
     "unreadable": (lambda database: JobStore(database).unreadable(), {"jobs_unreadable"}),

@@ -27,9 +27,7 @@ from workers.engines.upstream.call_arguments import (
     may_be_encoded,
     plain_arguments,
 )
-
-# What the end of complete arguments is, by their beginning.
-_ENDS = {'"': ('"',), "n": ("null",)}
+from workers.engines.upstream.chat.json_end import JsonEnd
 
 
 class ToolCalls:
@@ -192,13 +190,18 @@ class ToolCalls:
 class _Call:
     """One call. `_parts` are its arguments so far, of which `_sent` parts have been emitted.
 
-    `_cumulative`: each fragment has all the arguments so far.
+    `_cumulative`: each fragment has all the arguments so far. `_end` has read `_read` parts of them. `_is_valid`:
+    they are valid JSON up to their end, None before it is found. Nothing reads all of them for each fragment.
     """
 
     __slots__ = (
         "_cumulative",
+        "_end",
         "_first",
+        "_is_valid",
+        "_may_be_null",
         "_parts",
+        "_read",
         "_sent",
         "_size",
         "emitted_id",
@@ -213,12 +216,19 @@ class _Call:
         self.name = self.emitted_id = ""
         self.extra: Any = None
         self.number: int | None = None
-        self._parts: list[str] = []
         self._sent = 0
+        self._cumulative = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self._parts: list[str] = []
         self._size = 0
         # The first character that is no white space.
         self._first = ""
-        self._cumulative = False
+        self._may_be_null = True
+        self._end = JsonEnd()
+        self._read = 0
+        self._is_valid: bool | None = None
 
     @property
     def begun(self) -> bool:
@@ -231,18 +241,26 @@ class _Call:
     @property
     def complete(self) -> bool:
         """Whether the arguments so far are a JSON object or array, also if they are encoded twice, or null."""
-        if not self._parts or not self._parts[-1].rstrip().endswith(_ENDS.get(self._first, ("}", "]"))):
-            return False
-        try:
-            orjson.loads(self.arguments)
-        except orjson.JSONDecodeError:
-            return False
-        return True
+        if self._is_valid is None and self._first in ("{", "[", '"'):
+            self._find_end()
+        return bool(self._is_valid) and not self._end.passed
+
+    def _find_end(self) -> None:
+        last = self._parts[-1][-1]
+        if last not in '}]"' and not last.isspace():
+            return
+        for part in self._parts[self._read :]:
+            self._end.read(part)
+        self._read = len(self._parts)
+        if self._end.reached:
+            self._is_valid = _is_json(self.arguments)
 
     def differs(self, arguments: Any) -> bool:
         """Whether these are complete arguments, other than those so far."""
         text = arguments_text(arguments)
-        return bool(text) and text != self.arguments and is_object(plain_arguments(text))
+        if not text or not is_object(plain_arguments(text)):
+            return False
+        return len(text) != self._size or text != self.arguments
 
     def append(self, arguments: Any) -> None:
         """Append a fragment. Of arguments that repeat all that came before, only the rest is new."""
@@ -254,16 +272,23 @@ class _Call:
                 [NO_ARGUMENTS],
                 ["null"],
             ):  # the placeholder of a call whose arguments follow
-                self._parts, self._size, self._first = [], 0, ""
+                self._clear()
             elif self.complete:
                 return
             elif len(text) >= self._size and text.startswith(so_far := self.arguments):
                 self._cumulative = self._cumulative or _repeats(so_far, text)
                 if self._cumulative:
                     text = text[len(so_far) :]
+                    if not text:
+                        return
         self._parts.append(text)
         self._size += len(text)
         self._first = self._first or text.lstrip()[:1]
+        if self._first == "n" and self._may_be_null and not text.isspace():
+            so_far = self.arguments.strip()
+            self._may_be_null, self._is_valid = may_be_encoded(so_far), so_far == "null"
+        elif self._is_valid:
+            self._end.read(text)
 
     def pending(self, *, ends: bool, fill: bool) -> str:
         """Arguments to emit. What may change is held back until the call `ends`.
@@ -283,7 +308,7 @@ class _Call:
     def _may_change(self) -> bool:
         """Whether the arguments so far may be a placeholder, null, or encoded twice."""
         if self._first == "n":
-            return may_be_encoded(self.arguments)
+            return self._may_be_null
         return self._first == '"' or (len(self._parts) == 1 and self._parts[0] == NO_ARGUMENTS)
 
 
@@ -291,6 +316,14 @@ def _index(value: Any) -> int | None:
     if isinstance(value, str):
         return int(value) if value.isdecimal() and len(value) < 10 else None
     return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _repeats(so_far: str, text: str) -> bool:
