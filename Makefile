@@ -3,7 +3,7 @@ ENGINE ?= cpu
 export ENGINE
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up worker env test test-long chaos soak bench lint fmt lock clean dev
+.PHONY: help up worker reload env test test-long chaos soak bench lint fmt lock clean dev
 
 BOOTSTRAP := sh launcher/bootstrap.sh
 
@@ -17,6 +17,9 @@ up:  ## install what is missing and start everything; stop it with Ctrl-C
 worker:  ## add a worker to a running `make up`: make worker MODEL=smollm2
 	@test -x .venv/bin/python || { echo "Headrace is not installed yet. Start it first:  make up" >&2; exit 1; }
 	@exec .venv/bin/python -m launcher.worker $(MODEL)
+
+reload:  ## apply changes of models.yaml to a running `make up`, without dropping a stream
+	@exec sh launcher/reload.sh
 
 env:  ## write .env with new secrets, for `docker compose up`
 	@sh launcher/compose_env.sh

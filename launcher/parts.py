@@ -105,9 +105,18 @@ def check_engine(settings: Settings, registry: Registry) -> None:
                 f" ENGINE={settings.engine} does not install.\n"
                 "Set ENGINE=cpu or ENGINE=gpu, or HEADRACE_MODELS to a file without such models."
             )
-        for variable in model.secret_envs:
-            if variable not in secrets_of(model):
-                raise SettingError(f"{variable} is not set; {settings.models} names it as {name}'s key.")
+    unset = {
+        variable: name
+        for name, model in registry.models.items()
+        for variable in model.secret_envs
+        if variable not in secrets_of(model)
+    }
+    if unset:
+        needs = ", ".join(f"{variable} (of the model {name})" for variable, name in unset.items())
+        raise SettingError(
+            f"These variables, which {settings.models} names as keys of upstreams, are not set: {needs}.\n"
+            "Export them before `make up`. A running `make up` cannot receive new variables: restart it."
+        )
 
 
 def secrets_of(model: ModelSpec) -> dict[str, str]:

@@ -93,7 +93,7 @@ def _reload_worker(
         supervisor.retain(child)
         child.model, child.environment = new, wanted.environment
         if _needs_restart(old, new):
-            progress.say(f"{child.name} is restarted for the change of its model.")
+            progress.say(f"Restarting {child.name}, because the entry of its model has changed.")
             supervisor.restart(child)
         else:
             child.send(signal.SIGHUP)

@@ -45,6 +45,7 @@ from workers.settings import WorkerSettings
 from workers.supervision.cancel_listener import CancelListener
 from workers.supervision.consumer_control import ConsumerControl
 from workers.supervision.context_report import ContextReport
+from workers.supervision.deferral_limit import DeferralLimit
 from workers.supervision.engine_supervisor import EngineSupervisor
 from workers.supervision.heartbeat import Heartbeat
 from workers.supervision.lease_keeper import LeaseKeeper
@@ -192,6 +193,7 @@ class WorkerRuntime:
         run("engine_supervisor", engine_supervisor.run())
         run("context_report", ContextReport(current, ContextLengths(redis)).run())
         run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics).run())
+        run("deferral_limit", DeferralLimit(runner, recovery_store, terminator).run())
         run("watchdog", watchdog.run())
         run("model_reload", model_reload.run())
         run("models_reload", models_reload.run())

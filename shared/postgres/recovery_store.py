@@ -260,6 +260,26 @@ class RecoveryStore(JobRowStore):
         )
         return await self._summaries(statement)
 
+    async def deferred_for(
+        self, model: str, longest_s: float, limit: int, *, without: Collection[str] = ()
+    ) -> list[JobSummary]:
+        """Return queued jobs of a model that an upstream has kept waiting for longer than that.
+
+        `without` are the ids of jobs to leave out.
+        """
+        statement = (
+            select(*SUMMARY_COLUMNS)
+            .where(
+                JobRow.id.not_in(without),
+                JobRow.model == model,
+                JobRow.status == JobStatus.QUEUED.value,
+                JobRow.not_before.is_not(None),  # the index of deferred jobs
+                JobRow.deferred_since < func.now() - seconds(longest_s),
+            )
+            .limit(limit)
+        )
+        return await self._summaries(statement)
+
     async def withheld(self, older_than_s: float, *, after: Withheld | None, limit: int) -> list[Withheld]:
         """Return the queued jobs that a worker withheld as unreadable, the oldest first: those after `after`."""
         statement = (

@@ -152,8 +152,7 @@ class Metrics:
         )
         self.models_outdated = new.gauge(
             "headrace_models_outdated",
-            "1 from a reload of models.yaml with this result until one is applied: the process serves the models of"
-            " before.",
+            "1 if the last reload of models.yaml had this result, so that the process still serves the earlier models.",
             (Label("result", tuple(result.value for result in _NOT_APPLIED)),),
             API,
             WORKER,

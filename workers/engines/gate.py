@@ -48,6 +48,10 @@ class Gate(Protocol):
         """Since when the circuit breaker has not been closed, and why; None if it is closed."""
 
     @property
+    def max_wait_s(self) -> float:
+        """For how long a job may wait for the upstream after it was deferred, in seconds."""
+
+    @property
     def longest_hold_s(self) -> float:
         """For how long a message usually waits here at most, in seconds."""
 

@@ -152,6 +152,8 @@ def _problem(path: Path, tree: yaml.Node | None, problem: ErrorDetails) -> str:
                 message += f"; use {usual}"
         case "missing":
             message = "this field is required"
+            if location[-1] == "options":
+                message += "; it has the address of the upstream (base_url)"
         case "contradiction":
             location = (*location, *problem["ctx"]["param"].split("."))
         case "model_type" | "model_attributes_type" | "dict_type":

@@ -5,6 +5,7 @@ import pty
 import re
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from launcher.home import read_environment
 from launcher.linux import start_time
 from tests.support.launcher import Launcher
-from tests.support.stack import write_models
+from tests.support.stack import REPOSITORY, write_models
 from tests.support.waiting import eventually_sync
 
 
@@ -77,7 +78,8 @@ def test_reload(launcher: Launcher, tmp_path: Path) -> None:
     eventually_sync(lambda: logs() == dict.fromkeys("ab", "consuming\n"), "both workers run")
     before = launcher.pids()
     replace("b", "c")
-    process.send_signal(signal.SIGHUP)
+    environment = {**os.environ, "HEADRACE_HOME": str(launcher.home)}
+    subprocess.run(["make", "reload"], cwd=REPOSITORY, env=environment, check=True)
     eventually_sync(lambda: "worker-a-1 has ended (exit code 0)." in launcher.output, "the removed model's worker")
     assert "Models reloaded; added: c; removed: a" in launcher.output
     assert logs() == {"a": "consuming\nreloading\n", "b": "consuming\nreloading\n", "c": logs()["c"]}
@@ -95,7 +97,7 @@ def test_reload(launcher: Launcher, tmp_path: Path) -> None:
         replace({**openai, "options": {**options, "max_retries": 7}}, "c")
         process.send_signal(signal.SIGHUP)
         eventually_sync(lambda: logs()["b"].endswith("reloading\n"), "it applies this")
-    assert launcher.output.count("worker-b-1 is restarted for the change of its model.") == 2
+    assert launcher.output.count("Restarting worker-b-1, because the entry of its model has changed.") == 2
     assert "died" not in launcher.output
 
     pids, logged = launcher.pids(), logs()

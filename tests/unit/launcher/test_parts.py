@@ -70,7 +70,7 @@ def test_an_upstreams_key_that_is_not_set_is_named(tmp_path: Path, monkeypatch: 
     models.write_text("".join(MODELS.splitlines(keepends=True)[:-1]))
     settings = load_settings({"HEADRACE_MODELS": str(models)})
     monkeypatch.delenv("UP_KEY", raising=False)
-    with pytest.raises(SettingError, match=r"^UP_KEY is not set; .* names it as up's key"):
+    with pytest.raises(SettingError, match=r"are not set: UP_KEY \(of the model up\)\.\nExport"):
         check_engine(settings, load_models(models))
     monkeypatch.setenv("UP_KEY", "sk-secret")
     check_engine(settings, load_models(models))

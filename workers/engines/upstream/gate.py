@@ -83,6 +83,7 @@ class UpstreamGate:
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
         self._held = False
+        self.max_wait_s = model.options.max_wait_s
         self._patient = True
         self.configure(model)
 
@@ -92,6 +93,7 @@ class UpstreamGate:
         What has been used of a limit stays used when it is changed; the bucket of a new limit is full.
         """
         options = model.options
+        self.max_wait_s = options.max_wait_s
         # Jobs that may not wait for a busy upstream fail at once: they are not held back for it either.
         self._patient = options.max_wait_s > 0
         per_minute = options.requests_per_minute
@@ -265,7 +267,11 @@ class UpstreamGate:
         self._transitions.labels(self._label, state.value).inc()
         opened = self._breaker.opened
         if opened is not None and state is BreakerState.OPEN:
-            logger.error("model=%s the upstream fails, no jobs are claimed for a while: %s", self.model, opened.reason)
+            logger.error(
+                "model=%s circuit breaker open, no jobs are claimed for a while: the upstream fails: %s",
+                self.model,
+                opened.reason,
+            )
         elif state is BreakerState.CLOSED:
             logger.warning("model=%s the upstream answers again", self.model)
         self._update()

@@ -227,7 +227,7 @@ async def test_a_job_that_fails_cancels_its_request(worker: Worker, job: Job) ->
 class Settlements:
     """A gate that lets everything pass, and keeps what attempts used."""
 
-    model, holding, waiting, breaker, longest_hold_s = "m", False, 0, None, 0.0
+    model, holding, waiting, breaker, max_wait_s, longest_hold_s = "m", False, 0, None, 600.0, 0.0
 
     def __init__(self) -> None:
         self.on_room: Callable[[], None] = lambda: None

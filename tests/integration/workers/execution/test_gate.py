@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.monitoring.readiness import ReadinessCheck
 from shared.config.models.loader import ModelSpec, Registry
@@ -32,6 +34,7 @@ from workers.execution.attempt import AttemptContext
 from workers.execution.log_writer import LogWriter
 from workers.execution.runner import Runner
 from workers.execution.slots import SlotPool
+from workers.supervision.deferral_limit import WAITED_TOO_LONG, DeferralLimit
 
 WITHIN_S = 20
 
@@ -189,6 +192,34 @@ async def test_the_breaker_keeps_jobs_queued_until_a_probe_succeeds(
         upstream.default = Answer(3)
         assert await run_all(runner, waiting) == [JobStatus.COMPLETED] * 2
         assert runner.gate.breaker is None
+
+
+async def test_deferred_jobs_wait_for_the_breaker_as_long_as_they_may(
+    workers: Workers,
+    store: JobStore,
+    database: AsyncEngine,
+    logs: EventLog,
+    owner: Owner,
+    upstream: FaultyUpstream,
+) -> None:
+    upstream.default = error_answer(503)
+    recovery = RecoveryStore(database)
+    terminator = JobTerminator(recovery, logs, 60, api_metrics("m"))
+    async with working(workers, logs, model(upstream, max_wait_s=60), []) as runner:
+        deferred = await submit(store, owner, FAILURES)
+        new = await submit(store, owner, 1)
+        await run_all(runner, deferred)
+        limit = DeferralLimit(runner, recovery, terminator)
+        await limit.end_overdue()
+        assert {await status(store, job) for job in deferred} == {JobStatus.QUEUED}
+        async with database.begin() as connection:
+            await connection.execute(text("UPDATE jobs SET deferred_since = deferred_since - interval '1 minute'"))
+        await limit.end_overdue()
+        for job in deferred:
+            ended = await store.get(job.id)
+            assert ended is not None
+            assert (ended.status, ended.error) == (JobStatus.FAILED, WAITED_TOO_LONG)
+        assert {await status(store, job) for job in new} == {JobStatus.QUEUED}, "it has not failed yet"
 
 
 async def test_refused_keys_open_the_breaker(

@@ -25,7 +25,7 @@ from tests.support.metrics import worker_metrics
 from tests.support.triton_server import TritonServer, triton_server
 from tests.support.vendors import triton as stand_in
 from tests.support.waiting import eventually
-from workers.engines.base import NO_PRIOR, CannotContinue, EngineError, Prior
+from workers.engines.base import NO_PRIOR, CannotContinue, EngineError, Prior, UpstreamError
 from workers.engines.factory import make_engine
 from workers.engines.triton.engine import TritonEngine
 
@@ -198,10 +198,10 @@ async def test_a_model_that_is_lost_is_tried_again(server: TritonServer, monkeyp
 
 async def test_an_unknown_model_and_an_unknown_version(server: TritonServer) -> None:
     async with engine_for(server, model="missing") as engine:
-        with pytest.raises(InvalidRequest, match="unknown model: 'missing'"):
+        with pytest.raises(UpstreamError, match="unknown model: 'missing'"):
             await run(engine, ask("hello"))
     async with engine_for(server, version="7") as engine:
-        with pytest.raises(InvalidRequest, match="version 7"):
+        with pytest.raises(UpstreamError, match="version 7"):
             await run(engine, ask("hello"))
 
 

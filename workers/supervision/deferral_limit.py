@@ -1,0 +1,47 @@
+"""Ends deferred jobs that have waited for their upstream as long as they may, while its circuit breaker is open.
+
+A job that runs again fails by itself when it can wait no longer. While the breaker is open, only probes run.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from shared.domain.errors import ErrorCode
+from shared.domain.job import Failure, JobStatus
+from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.terminator import JobTerminator
+from shared.runtime.faulty_items import FaultyItems
+from shared.runtime.periodic import run_periodically
+from workers.execution.runner import Runner
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 5.0
+LIMIT = 100
+WAITED_TOO_LONG = Failure(
+    ErrorCode.UPSTREAM_ERROR, "The upstream was unavailable for longer than the job may wait for it."
+)
+
+
+class DeferralLimit:
+    """Each worker does this for its own model."""
+
+    def __init__(self, runner: Runner, store: RecoveryStore, terminator: JobTerminator) -> None:
+        self._runner = runner
+        self._store = store
+        self._terminator = terminator
+        self._faulty = FaultyItems("job")
+
+    async def run(self) -> None:
+        """Check until cancelled."""
+        await run_periodically(self.end_overdue, "ending deferred jobs", interval_s=INTERVAL_S, jitter=0.2)
+
+    async def end_overdue(self) -> None:
+        """End the jobs that have waited too long, at most `LIMIT` of them."""
+        gate = self._runner.gate
+        if gate is None or gate.breaker is None:
+            return
+        for job in await self._store.deferred_for(gate.model, gate.max_wait_s, LIMIT, without=self._faulty.ids()):
+            with self._faulty.isolated(job.id):
+                await self._terminator.end(job, JobStatus.FAILED, WAITED_TOO_LONG)
