@@ -33,6 +33,7 @@ from workers.engines.base import (
     Prior,
     PromptInfo,
     Restarted,
+    RunEnded,
     UpstreamBusy,
 )
 from workers.engines.resume import Resume
@@ -138,6 +139,8 @@ class JobAttempt:
         self._prior_tokens = 0
         # Whether the upstream's request of an earlier attempt is resumed, instead of a new one sent.
         self._resumes_request = False
+        # Whether the upstream's request in the transcript has ended, so that there is nothing to cancel.
+        self._run_ended = False
         self._earlier_tokens: dict[int, int] = {}
         self._first_token_at: datetime | None = None
 
@@ -259,7 +262,7 @@ class JobAttempt:
             await self._abandon(upstream)
             await self._cancel_upstreams()
         self._transcript.clear()
-        self._prior_tokens, self._resumes_request = 0, False
+        self._prior_tokens, self._resumes_request, self._run_ended = 0, False, False
         self._log.discard_pending()
         self._log.event(EventType.RESTARTED, {"attempt": self.job.attempt})
 
@@ -323,12 +326,14 @@ class JobAttempt:
                         self._reported_usage = item
                     case Restarted():
                         await self._restart()
+                    case RunEnded():
+                        self._run_ended = True
                     case UpstreamState():
                         self._resumes_request = False
                         earlier = self._transcript.upstream
                         if earlier is not None and earlier.id != item.id:  # the engine could not resume it
                             await self._abandon(earlier)
-                        self._transcript.upstream = item
+                        self._transcript.upstream, self._run_ended = item, False
                         self._log.upstream(item)
                         self._context.log_writer.schedule(self._log)
                     case _:
@@ -428,7 +433,7 @@ class JobAttempt:
             finished_at=self._database_now(),
             outcome=outcome,
             tokens={**self._earlier_tokens, job.attempt: self._tokens},
-            upstream=self._transcript.upstream,
+            upstream=None if self._run_ended else self._transcript.upstream,
         )
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
@@ -451,7 +456,9 @@ class JobAttempt:
         return status
 
     async def _abandon(self, upstream: UpstreamState) -> None:
-        """Note that a request of the upstream is to be cancelled."""
+        """Note that a request of the upstream is to be cancelled, if it has not ended."""
+        if self._run_ended:
+            return
         job, store = self.job, self._context.store
         await self._retry(lambda: store.add_cancellation(job.id, job.model, upstream), "row")
 
