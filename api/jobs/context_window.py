@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
@@ -54,7 +54,9 @@ class ContextWindow:
     def __init__(self, registry: Registry) -> None:
         self._windows: Mapping[str, Window] = {}
         # The lengths that upstreams report, by source.
-        self._reported: dict[str, int] = {}
+        self._reported: Mapping[str, int] = {}
+        # The sources whose lengths requests were refused for.
+        self._refusals: set[str] = set()
         self.use(self.read(registry.models))
         self._threads = asyncio.Semaphore(THREADS)
 
@@ -74,8 +76,13 @@ class ContextWindow:
         self._windows = windows
 
     def learn(self, lengths: Mapping[str, int]) -> None:
-        """Add lengths that upstreams report, by source; they count for the models whose entries have none."""
-        self._reported.update(lengths)
+        """Use these lengths that upstreams report, by source, for the models whose entries have none."""
+        self._reported = lengths
+
+    def take_refusals(self) -> Collection[str]:
+        """The sources for whose lengths requests were refused since the last call."""
+        refusals, self._refusals = self._refusals, set()
+        return refusals
 
     async def check(self, model: str, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` if the prompt leaves no room for output, or max_tokens exceeds the context length.
@@ -88,6 +95,7 @@ class ContextWindow:
         max_tokens = request.sampling.max_tokens
         param = "messages" if request.messages is not None else "prompt"
         if max_tokens is not None and max_tokens > limit:
+            self.note_refusal(model)
             raise InvalidRequest(
                 f"max_tokens: this model's context is {limit} tokens, including the prompt; got {max_tokens}",
                 param="max_tokens",
@@ -99,6 +107,7 @@ class ContextWindow:
             return
         tokens = count(request, limit) if size <= INLINE_BYTES else await self._in_thread(count, request, limit)
         if tokens is not None and tokens >= limit:
+            self.note_refusal(model)
             at_least = "at least " if isinstance(tokens, AtLeast) else ""
             raise InvalidRequest(
                 f"{param}: this model's context is {limit} tokens, including the output;"
@@ -132,6 +141,11 @@ class ContextWindow:
         """
         count = self._window(model).count
         return await self._in_thread(count, request, None) if count is not None else None
+
+    def note_refusal(self, model: str) -> None:
+        """Note that a request was refused because of the length, which an upstream may have reported long ago."""
+        if (source := self._window(model).source) is not None:
+            self._refusals.add(source)
 
     def _window(self, model: str) -> Window:
         return self._windows.get(model, _UNKNOWN)

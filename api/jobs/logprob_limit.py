@@ -53,6 +53,8 @@ class LogprobLimit:
         if values <= limit:
             return
         most = limit // (n * per_token)
+        if request.sampling.max_tokens is None:
+            self._context.note_refusal(model)
         fix = f"Set max_tokens to {most} or less, or request" if most else "Request"
         raise InvalidRequest(
             f"max_tokens: this model returns at most {limit} log probabilities per request, counted as n x max_tokens x"

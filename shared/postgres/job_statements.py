@@ -51,6 +51,7 @@ from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, UpstreamCancellationRow, WorkerRow
+from shared.postgres.upstream_cancellations import stored_state
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
 
@@ -325,7 +326,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "error_param": error.param.replace("\0", "\ufffd") if error and error.param is not None else None,
         "attempts": [asdict(attempt) for attempt in result.attempts],
         "log": result.log,
-        "upstream": result.upstream and result.upstream.payload(),
+        "upstream": stored_state(job_id, result.upstream) if result.upstream is not None else None,
     }
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from sqlalchemy import delete, func, insert, literal_column, select, update
 
 from shared.domain.events import UpstreamState
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import UpstreamCancellationRow
+
+logger = logging.getLogger(__name__)
 
 # A request whose cancellation was begun is due again after this time, doubled at each try.
 RETRY_S = (15.0, 900.0)
@@ -32,8 +36,9 @@ class UpstreamCancellations(Store):
     async def add(self, job_id: str, model: str, state: UpstreamState) -> None:
         """Add the request of a job that starts again. The job's log must say so already, so that no attempt resumes
         the request."""
-        values = {"job_id": job_id, "model": model, "state": state.payload()}
-        await self._changes(insert(UpstreamCancellationRow).values(values))
+        if (payload := stored_state(job_id, state)) is not None:
+            values = {"job_id": job_id, "model": model, "state": payload}
+            await self._changes(insert(UpstreamCancellationRow).values(values))
 
     async def due(self, model: str, limit: int, *, job_id: str | None = None) -> list[Cancellation]:
         """Return requests of a model that nobody else is cancelling; those that are not removed are due again later.
@@ -76,6 +81,21 @@ class UpstreamCancellations(Store):
             .returning(row.id, row.job_id, row.model, row.state)
         )
         return await self._all(statement, _cancellation)
+
+
+def stored_state(job_id: str, state: UpstreamState) -> dict[str, Any] | None:
+    """The value of a `jsonb` column for a request; None, with a warning, if that refuses it.
+
+    It must not keep a job from ending: no upstream has such ids, and one that was changed would cancel nothing.
+    """
+    payload = state.payload()
+    try:
+        if b"\\u0000" not in orjson.dumps(payload):
+            return payload
+    except orjson.JSONEncodeError:  # lone surrogates
+        pass
+    logger.warning("job=%s the upstream's request cannot be cancelled: its id is not a text", job_id)
+    return None
 
 
 def _cancellation(row: Any) -> Cancellation:

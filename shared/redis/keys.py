@@ -42,3 +42,8 @@ def write_check() -> str:
 def context_length(source: str) -> str:
     """String: the context length in tokens that an upstream reports."""
     return f"hr:context:{source}"
+
+
+def context_refusal(source: str) -> str:
+    """String: present if a request was refused a short time ago because of the context length."""
+    return f"hr:context_refusal:{source}"

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from shared.domain.events import Delta, UpstreamState
 from shared.domain.request import GenerateRequest
-from workers.engines.base import NO_PRIOR, Engine, EngineDead, EngineStats, Prior, PromptInfo, Restarted
+from workers.engines.base import NO_PRIOR, Engine, EngineDead, EngineStats, Prior, PromptInfo, Restarted, RunEnded
 from workers.engines.gate import Gate
 from workers.engines.resume import Resume
 
@@ -41,7 +41,7 @@ class Call:
         self.ended = asyncio.Event()
         self.task = asyncio.current_task()
         self._choices = request.sampling.n
-        self._steps: asyncio.Queue[str | Exception | Restarted | UpstreamState | None] = asyncio.Queue()
+        self._steps: asyncio.Queue[str | Exception | Restarted | RunEnded | UpstreamState | None] = asyncio.Queue()
 
     async def tokens(self, count: int) -> None:
         """Generate `count` tokens of each choice; returns when the runner has received them or has stopped."""
@@ -66,18 +66,22 @@ class Call:
         """Report that an upstream runs the request."""
         self._steps.put_nowait(state)
 
+    def end_run(self) -> None:
+        """Report that the upstream has ended the request."""
+        self._steps.put_nowait(RunEnded())
+
     def fail(self, error: Exception) -> None:
         """Fail the request with this error."""
         self._steps.put_nowait(error)
 
-    async def run(self) -> AsyncGenerator[Delta | PromptInfo | Restarted | UpstreamState, None]:
+    async def run(self) -> AsyncGenerator[Delta | PromptInfo | Restarted | RunEnded | UpstreamState, None]:
         yield PromptInfo(3)
         reason: str | None = None
         while reason is None:
             step = await self._steps.get()
             if isinstance(step, Exception):
                 raise step
-            if isinstance(step, (Restarted, UpstreamState)):
+            if isinstance(step, (Restarted, RunEnded, UpstreamState)):
                 self.generated = 0 if isinstance(step, Restarted) else self.generated
                 yield step
                 self._steps.task_done()
@@ -138,7 +142,7 @@ class SteeredEngine:
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
-    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | UpstreamState, None]:
+    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | RunEnded | UpstreamState, None]:
         if prior.deltas and not prior.comparable and self.resume_mode(request) is Resume.REGENERATE:
             yield Restarted()
             prior = NO_PRIOR

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -87,11 +87,25 @@ class Restarted:
 
 
 @dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The upstream has ended the request of the last `UpstreamState`: there is nothing to cancel.
+
+    Its output may not have been read to the end, and a later attempt may read it again.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class ReportedContext:
-    """The context length that an upstream reports, by its `Spec.context_source`."""
+    """The context length that an upstream reports, by its `Spec.context_source`.
+
+    `tokens`: None if it reports none any more. `read_at`: when it was read, by the monotonic clock. `use` notes that
+    somebody needs it: it is read again if it is old.
+    """
 
     source: str
-    tokens: int
+    tokens: int | None
+    read_at: float
+    use: Callable[[], None] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +191,7 @@ class Engine(ManagedEngine, Protocol):
 
     def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
-    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | UpstreamState | Usage, None]:
+    ) -> AsyncGenerator[Delta | PromptInfo | Restarted | RunEnded | UpstreamState | Usage, None]:
         """Yield a `PromptInfo`, then deltas; the last delta of each choice has a finish reason.
 
         An engine whose upstream reports the usage yields no `PromptInfo` but ends with that `Usage`, which takes

@@ -33,6 +33,7 @@ from workers.engines.base import (
     Prior,
     PromptInfo,
     Restarted,
+    RunEnded,
     UpstreamBusy,
 )
 from workers.engines.resume import Resume
@@ -139,6 +140,8 @@ class JobAttempt:
         self._prior_tokens = 0
         # Whether the upstream's request of an earlier attempt is resumed, instead of a new one sent.
         self._resumes_request = False
+        # Whether the upstream's request in the transcript has ended, so that there is nothing to cancel.
+        self._run_ended = False
         self._earlier_tokens: dict[int, int] = {}
         self._first_token_at: datetime | None = None
 
@@ -250,15 +253,20 @@ class JobAttempt:
         comparable = transcript.fingerprints - {None} <= {self._context.engine.fingerprint}
         return Prior(transcript.deltas(), comparable, transcript.upstream, transcript.cursor)
 
+    @property
+    def _running_upstream(self) -> UpstreamState | None:
+        """The upstream's request in the transcript, unless it has ended."""
+        return None if self._run_ended else self._transcript.upstream
+
     async def _shown(self) -> bool:
         """Whether a reader may have seen the output so far."""
         return await self._retry(lambda: self._context.logs.shown(self.job.id), "log")
 
     async def _restart(self) -> None:
         """Discard the output so far, here and at the readers, and the upstream's request that generates it."""
-        upstream = self._transcript.upstream
+        upstream = self._running_upstream
         self._transcript.clear()
-        self._prior_tokens, self._resumes_request = 0, False
+        self._prior_tokens, self._resumes_request, self._run_ended = 0, False, False
         self._log.discard_pending()
         self._log.event(EventType.RESTARTED, {"attempt": self.job.attempt})
         if upstream is not None:
@@ -325,10 +333,12 @@ class JobAttempt:
                         self._reported_usage = item
                     case Restarted():
                         await self._restart()
+                    case RunEnded():
+                        self._run_ended = True
                     case UpstreamState():
                         self._resumes_request = False
-                        earlier = self._transcript.upstream
-                        self._transcript.upstream = item
+                        earlier = self._running_upstream
+                        self._transcript.upstream, self._run_ended = item, False
                         self._log.upstream(item)
                         self._context.log_writer.schedule(self._log)
                         if earlier is not None and earlier.id != item.id:  # the engine could not resume it
@@ -431,7 +441,7 @@ class JobAttempt:
             finished_at=self._database_now(),
             outcome=outcome,
             tokens={**self._earlier_tokens, job.attempt: self._tokens},
-            upstream=self._transcript.upstream,
+            upstream=self._running_upstream,
         )
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):

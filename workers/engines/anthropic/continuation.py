@@ -13,12 +13,14 @@ from shared.domain.events import Delta
 from shared.domain.request import ChatOptions, GenerateRequest
 from workers.engines.anthropic.thinking import thinking
 from workers.engines.base import Prior
-from workers.engines.upstream.estimated_tokens import answer_tokens
+from workers.engines.upstream.estimated_tokens import counted_tokens, fewest_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What an answer continues after: its `text`, without the `space` at the end, and an estimate of its tokens.
+    """What an answer continues after: its `text`, without the `space` at the end.
+
+    `tokens`: its tokens, of which each piece counts as one. `fewest_tokens`: the number that it has at least.
 
     The API refuses a message of the assistant that ends with white space. The model generates it again.
     """
@@ -26,6 +28,7 @@ class Continuation:
     text: str = ""
     space: str = ""
     tokens: int = 0
+    fewest_tokens: int = 0
 
 
 FROM_START = Continuation()
@@ -37,7 +40,8 @@ def continuation(request: GenerateRequest, prior: Prior, model: AnthropicModel) 
         return None
     so_far = "".join(delta.text for delta in prior.deltas)
     text = so_far.rstrip()
-    return Continuation(text, so_far[len(text) :], answer_tokens(prior.deltas))
+    tokens, fewest = counted_tokens(prior.deltas), fewest_tokens(prior.deltas)
+    return Continuation(text, so_far[len(text) :], tokens, fewest)
 
 
 def _can_prefill(request: GenerateRequest, model: AnthropicModel) -> bool:

@@ -45,7 +45,7 @@ async def request_body(
     _check(request, chat, model)
     max_tokens = output_limit(request, model.default_max_tokens)
     body: dict[str, Any] = dict(request.extra_body or {})
-    body |= {"model": model.model, "stream": True, "max_tokens": max(1, max_tokens - so_far.tokens)}
+    body |= {"model": model.model, "stream": True, "max_tokens": max(1, max_tokens - so_far.fewest_tokens)}
     body |= _sampling(request.sampling)
     body |= thinking(request, model.limits, max_tokens)
     tools = [_tool(tool) for tool in chat.tools or ()]

@@ -14,7 +14,7 @@ from shared.domain.job import Usage
 from shared.domain.request import ChatOptions, GenerateRequest, Message
 from workers.engines.base import Prior
 from workers.engines.upstream.chat.stream import StreamParser
-from workers.engines.upstream.estimated_tokens import answer_tokens
+from workers.engines.upstream.estimated_tokens import counted_tokens, fewest_tokens
 
 
 def can_continue(request: GenerateRequest, prior: Prior) -> bool:
@@ -34,7 +34,7 @@ def continued_request(request: GenerateRequest, prior: Prior) -> GenerateRequest
 
     Chat templates may drop white space at the end, so it is not sent: the model generates it again.
     """
-    text, tokens = _text(prior).rstrip(), answer_tokens(prior.deltas)
+    text, tokens = _text(prior).rstrip(), fewest_tokens(prior.deltas)
     sampling = request.sampling.model_copy(update={"min_tokens": max(0, request.sampling.min_tokens - tokens)})
     if sampling.max_tokens is not None:
         sampling.max_tokens = max(1, sampling.max_tokens - tokens)
@@ -56,7 +56,7 @@ class ContinuedParser(StreamParser):
         text = _text(prior)
         # White space that the answer has already, and that the model may generate again.
         self._space = text[len(text.rstrip()) :]
-        self._prior_tokens = answer_tokens(prior.deltas)
+        self._prior_tokens = counted_tokens(prior.deltas)
 
     @property
     def usage(self) -> Usage | None:

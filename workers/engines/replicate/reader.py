@@ -44,12 +44,14 @@ _STOPPED = {
     "cancelled": "The upstream cancelled the prediction.",
     "aborted": "The upstream did not start the prediction before its deadline.",
 }
+_FINAL = ("succeeded", "failed", *_STOPPED)
 
 
 class PredictionReader(StateParser):
     """The parser of one answer."""
 
     ranks = _RANKS
+    ends = _FINAL
 
     def __init__(
         self, prior: Prior, max_tokens: int | None, on_times: Callable[[str, float | None, float | None], None]
@@ -127,7 +129,7 @@ class PredictionReader(StateParser):
         urls = state.get("urls")
         url = urls.get("stream") if isinstance(urls, dict) else None
         self.stream_url = url if isinstance(url, str) else ""
-        if self.status in ("succeeded", "failed") or self.status in _STOPPED:
+        if self.status in _FINAL:
             self._read_metrics(state)
         if self.status == "succeeded":
             yield from self._succeeded(state)

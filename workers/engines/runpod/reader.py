@@ -39,6 +39,7 @@ class JobReader(StateParser):
     """The parser of one answer."""
 
     ranks = _RANKS
+    ends = _FINAL
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from workers.engines.triton.stop_strings import StopStrings
 from workers.engines.triton.stream import StreamParser
 from workers.engines.upstream.engine import UpstreamEngine
 from workers.engines.upstream.errors import ErrorBody
-from workers.engines.upstream.estimated_tokens import answer_tokens
+from workers.engines.upstream.estimated_tokens import counted_tokens, fewest_tokens
 from workers.engines.upstream.exchange import Call, SingleCall
 
 
@@ -71,13 +71,14 @@ class TritonEngine(UpstreamEngine):
         model = self._triton
         prompt = await off_loop(request.size, self._prompt, request)
         so_far = "".join([delta.text for delta in prior.deltas])
-        emitted = answer_tokens(prior.deltas)
+        emitted, at_least = counted_tokens(prior.deltas), fewest_tokens(prior.deltas)
         prompt_tokens = 0
         if self._counter is not None:
             prompt_tokens = await off_loop(request.size, self._counter.count_text, prompt)
             emitted = await off_loop(len(so_far), self._counter.count_text, so_far, add_special_tokens=False)
+            at_least = emitted
         prompt += so_far
-        max_tokens = max(1, (request.sampling.max_tokens or self._room(prompt_tokens)) - emitted)
+        max_tokens = max(1, (request.sampling.max_tokens or self._room(prompt_tokens)) - at_least)
         convention, options = model.convention, model.options
         stops = None
         if request.sampling.stop and model.cuts_at_stop_strings:
@@ -94,7 +95,7 @@ class TritonEngine(UpstreamEngine):
             emitted=emitted,
             counter=OutputCounter(self._counter) if self._counter is not None else None,
         )
-        call = Call(self._path, request_body(model, request, prompt, max_tokens, emitted))
+        call = Call(self._path, request_body(model, request, prompt, max_tokens, at_least))
         return _Exchange(call, parser, repeats=cumulative)
 
     def _room(self, prompt_tokens: int) -> int:

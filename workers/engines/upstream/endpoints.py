@@ -20,8 +20,11 @@ logger = logging.getLogger(__name__)
 # For how long an endpoint is set aside: first and longest, doubled at each failure in a row.
 KEY_ASIDE_S = (30.0, 300.0)
 FAILURE_ASIDE_S = (1.0, 30.0)
-# The member of an `UpstreamState`'s data with the identity of the endpoint that runs the request.
-_OWNER = "endpoint"
+# The members of an `UpstreamState`'s data with the identity and the name of the endpoint that runs the request. Workers
+# of the previous version, which run during an upgrade, write and read nothing but the name, and only if there are
+# several endpoints. Remove it, and `owner`'s last two cases, after the first release that writes the identity.
+_OWNER = "endpoint_id"
+_OWNER_NAME = "endpoint"
 
 
 @dataclass(slots=True)
@@ -117,8 +120,13 @@ class Endpoints:
 
     def owner(self, state: UpstreamState | None) -> Endpoint | None:
         """The endpoint that runs a request; None if it is unknown, or not declared any more."""
-        identity = None if state is None else state.data.get(_OWNER)
-        return next((endpoint for endpoint in self._all if endpoint.identity == identity), None)
+        if state is None:
+            return None
+        if (identity := state.data.get(_OWNER)) is not None:
+            return next((endpoint for endpoint in self._all if endpoint.identity == identity), None)
+        if (name := state.data.get(_OWNER_NAME)) is not None:
+            return next((endpoint for endpoint in self._all if endpoint.name == name), None)
+        return self._all[0] if len(self._all) == 1 else None
 
     def canceller(self, state: UpstreamState) -> Endpoint | None:
         """The endpoint that can cancel a request: the one that runs it, also if it is not declared any more."""
@@ -126,7 +134,7 @@ class Endpoints:
 
     def mark(self, state: UpstreamState, endpoint: Endpoint) -> UpstreamState:
         """Add to the state of a request that `endpoint` runs it."""
-        return replace(state, data={**state.data, _OWNER: endpoint.identity})
+        return replace(state, data={**state.data, _OWNER: endpoint.identity, _OWNER_NAME: endpoint.name})
 
     def succeeded(self, endpoint: Endpoint) -> None:
         """Use an endpoint again."""

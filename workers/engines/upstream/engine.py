@@ -36,6 +36,7 @@ from workers.engines.base import (
     Prior,
     PromptInfo,
     ReportedContext,
+    RunEnded,
     UpstreamError,
 )
 from workers.engines.flush_interval import flush_interval_s
@@ -47,10 +48,8 @@ from workers.engines.upstream.error_body import parse_error, request_id_of
 from workers.engines.upstream.errors import (
     FORBIDDEN,
     KEY_REFUSED,
-    LIMITED,
     NO_CREDIT,
-    TIMED_OUT,
-    TOO_EARLY,
+    TRANSIENT,
     ErrorBody,
     RunLost,
     TransientError,
@@ -77,9 +76,12 @@ logger = logging.getLogger(__name__)
 # leave it open.
 TRAILER_S = 5.0
 # Any other status of the client's errors means that the request has ended, or that the upstream does not know it.
-MAY_CANCEL_LATER = (KEY_REFUSED, FORBIDDEN, NO_CREDIT, TIMED_OUT, TOO_EARLY, LIMITED)
+MAY_CANCEL_LATER = (KEY_REFUSED, FORBIDDEN, NO_CREDIT, *TRANSIENT)
 # The member of an `UpstreamState`'s data with the API of the run.
 _API = "api"
+# The APIs whose states have no mark if the previous version wrote them. Remove this after the first release that marks
+# the states of all APIs.
+_FORMERLY_UNMARKED = ("replicate", "runpod")
 
 
 class UpstreamEngine(ABC):
@@ -208,7 +210,10 @@ class UpstreamEngine(ABC):
         return self._is_of_api(state) and self._endpoints.owner(state) is not None
 
     def _is_of_api(self, state: UpstreamState) -> bool:
-        return self.run_api is not None and state.data.get(_API) == self.run_api
+        api = state.data.get(_API)
+        if api is None and self.run_api in _FORMERLY_UNMARKED:
+            api = self.run_api
+        return self.run_api is not None and api == self.run_api
 
     def _resumable(self, prior: Prior) -> Prior:
         """What an answer continues from: without a run that this engine cannot resume.
@@ -223,14 +228,14 @@ class UpstreamEngine(ABC):
         return prior
 
     def stats(self) -> EngineStats:
-        context = None
-        if self._context is not None and (source := self._model.context_source) and (tokens := self._context.tokens):
-            context = ReportedContext(source, tokens)
-        return EngineStats(self._requests, endpoints=self._endpoints.states, context=context)
+        reported, context, source = None, self._context, self._model.context_source
+        if context is not None and source is not None and context.read_at is not None:
+            reported = ReportedContext(source, context.tokens, context.read_at, context.use)
+        return EngineStats(self._requests, endpoints=self._endpoints.states, context=reported)
 
     async def generate(
         self, request_id: str, request: GenerateRequest, prior: Prior = NO_PRIOR
-    ) -> AsyncGenerator[Delta | PromptInfo | UpstreamState | Usage, None]:
+    ) -> AsyncGenerator[Delta | PromptInfo | RunEnded | UpstreamState | Usage, None]:
         prior = self._resumable(prior)
         length = self._model.max_model_len
         if self._context is not None:
@@ -268,6 +273,8 @@ class UpstreamEngine(ABC):
                                         yield self._emitted(job, item)
                                     if slice_.over:
                                         await slice_.give_way()
+                            if job.runs_on and job.exchange.has_ended and not reply.finished:
+                                yield RunEnded()
                             await self._finish(job, response, body)
                         if reply.done or reply.finished:
                             break

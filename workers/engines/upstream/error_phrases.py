@@ -22,13 +22,24 @@ _KEY_REFUSED = re.compile(
     r"|(?:your |the )?api[ _-]?key (?:is |has )?(?:not valid|invalid|expired|not found|was reported))",
     re.IGNORECASE,
 )
-# Of a response 403 only: what it refuses.
+# Of a response 403 only: what it refuses. Amazon, Anthropic, Google, Groq, OpenAI, OpenRouter, xAI, gateways.
+_BEARER = r"(?:(?:api|auth|authentication|authori[sz]ation|access|bearer|oauth) )?tokens?"
 _OF_KEY = re.compile(
-    r"\bapi[ _-]?keys?\b|\btokens?\b.{0,40}\b(?:expired|invalid|revoked|missing)|\bcredentials?\b|\bauthenticat"
-    r"|\bunauthori[sz]ed|\bnot authori[sz]ed|\baccounts?\b|\borgani[sz]ations?\b|\bsubscriptions?\b"
-    r"|\bunregistered callers\b|\bprojects?\b|\bquota\b|\bbilling\b",
+    r"(?:(?:http )?403[ :-]+)?(?:(?:error|permission[ _]denied)[.,:!]+ *)?(?:"
+    r"(?:(?:your|this|that|the|an?|no|invalid|incorrect|expired|missing|provided|newly created) ){0,3}"
+    r"(?:api[ _-]?keys?|keys? (?:is|has|does|was|limit|not|expired)|credentials?|accounts?|organi[sz]ations?"
+    r"|subscriptions?|projects?|teams?|workspaces?|billing|quota|caller|consumer|service account)\b"
+    rf"|(?:invalid|expired|missing|revoked) {_BEARER}\b"
+    rf"|(?:(?:your|this|the|provided) ){{0,2}}{_BEARER} (?:(?:is|has|was|been) ){{0,2}}"
+    r"(?:expired|invalid|revoked|missing|not valid)"
+    r"|method doesn.t allow unregistered callers|unauthenticated\b|authentication (?:failed|required|error)"
+    r"|(?:you are |user(?:: \S{1,200})? is )?(?:not authori[sz]ed|unauthori[sz]ed)\b"
+    r"|(?:you )?exceeded your current quota|you (?:do not|don.t) have access to the (?:account|organi[sz]ation|project)"
+    r"|you must be a member of an organi[sz]ation|(?:you have )?insufficient (?:permissions?|quota|scopes?)"
+    r"|[\w ]{1,60} api has not been used in project)",
     re.IGNORECASE,
 )
+_OF_PROMPT = re.compile(r"\b(?:prompts?|inputs?|content)\b", re.IGNORECASE)
 _OF_CONTENT = re.compile(
     r"\bmoderation\b|\bflagged\b|\bguardrails?\b|\bprompt injection\b|\bcontent[ _-](?:policy|filter|management)"
     r"|\b(?:usage|safety|responsible ai) polic|\bblocked: ",
@@ -73,7 +84,7 @@ def refuses_key(message: str) -> bool:
 
 def is_about_key(message: str) -> bool:
     """Whether a response 403 is about the key or its account, not about the request."""
-    return _OF_KEY.search(message) is not None
+    return _OF_KEY.match(message) is not None and _OF_PROMPT.search(message) is None
 
 
 def is_about_content(message: str) -> bool:

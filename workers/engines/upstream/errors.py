@@ -177,10 +177,14 @@ def _exhausted(text: str, status: int, delay_s: float | None) -> KeyUnusable:
 
 
 def _forbidden(text: str, refusal: InvalidRequest, body: ErrorBody) -> Failure:
-    """Any client could have the key set aside by what it says, so the key is blamed only if the body does so."""
-    if body.of_content or (is_about_content(body.message) and not is_about_key(body.message)):
+    """Any client could have the key set aside by what it says, so the key is blamed only if the body does so.
+
+    A body that speaks of both is not clear: accounts are refused for what they have sent before.
+    """
+    of_key, of_content = is_about_key(body.message), is_about_content(body.message)
+    if body.of_content or (of_content and not of_key):
         return refusal
-    if is_about_key(body.message):
+    if of_key and not of_content:
         return _key_refused(FORBIDDEN)
     return NotHere(UpstreamError(text), f"HTTP {FORBIDDEN}", by_upstream=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from shared.domain.events import Delta
@@ -10,9 +10,9 @@ from shared.domain.request import GenerateRequest
 
 # Common tokenizers make a token of about four characters of English; other languages have more tokens.
 CHARACTERS = 4
-# Of UTF-8, in a token of the text of an answer. Pieces of a stream that are longer on average than `LONG_BYTES` have
-# several tokens.
-BYTES, LONG_BYTES = 4, 6
+# Tokens of common tokenizers end at white space. A few tokenizers have tokens of several words, but not of more than
+# two on average, so that pieces of a stream with more words have several tokens.
+WORDS = 2
 
 
 def estimated_tokens(request: GenerateRequest) -> int:
@@ -25,17 +25,20 @@ def estimated_tokens(request: GenerateRequest) -> int:
     return characters // CHARACTERS + 1
 
 
-def answer_tokens(deltas: Iterable[Delta]) -> int:
-    """The number of tokens in the text of an answer so far, where an upstream counts none until the end.
+def counted_tokens(deltas: Sequence[Delta]) -> int:
+    """The number of tokens in an answer so far, of which a piece of the stream counts as one."""
+    return sum([delta.tokens for delta in deltas])
 
-    A piece counts as a token, as most servers send them. If the pieces are too long for that, their number is estimated
-    from the text, rather too high than too low: what is left of `max_tokens` must not exceed it.
+
+def fewest_tokens(deltas: Sequence[Delta]) -> int:
+    """The number of tokens that an answer so far has at least: what it takes from the request's `max_tokens`.
+
+    It is the number of pieces, or the number of words if that proves that the pieces have several tokens. A number that
+    is too low lets the answer become longer than `max_tokens`; one that is too high would lose a part of it.
     """
-    counted = size = 0
-    for delta in deltas:
-        counted += delta.tokens
-        size += len(delta.text.encode())
-    return counted if size <= LONG_BYTES * counted else -(-size // BYTES)
+    counted = counted_tokens(deltas)
+    words = len("".join([delta.text for delta in deltas]).split())
+    return words if words > WORDS * counted else counted
 
 
 def _characters(content: Any) -> int:

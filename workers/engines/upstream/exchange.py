@@ -87,6 +87,11 @@ class Exchange(ABC):
         """Whether the current response may have output that earlier responses, or its own earlier events, had."""
         return False
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the upstream has reported that the run has ended; False for requests that are no runs."""
+        return False
+
     @abstractmethod
     def first(self) -> Call:
         """The first request."""

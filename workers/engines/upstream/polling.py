@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from time import monotonic
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -87,6 +87,8 @@ class RunParser(ABC):
 
     # The order of the states of a run that has not ended. 0: it waits. States that are not listed count as running.
     ranks: ClassVar[Mapping[str, int]]
+    # The states of a run that has ended.
+    ends: ClassVar[Collection[str]]
 
     def __init__(self, prior: Prior) -> None:
         self.run_id = "" if prior.upstream is None else prior.upstream.id
@@ -253,6 +255,10 @@ class RunExchange(Exchange):
     @property
     def repeats(self) -> bool:
         return self.is_state
+
+    @property
+    def has_ended(self) -> bool:
+        return self.parser.status in self.parser.ends
 
     def first(self) -> Call:
         return self._follow_again() if self.parser.run_id else self._create()

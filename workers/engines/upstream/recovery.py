@@ -53,7 +53,7 @@ class Recovery:
         if job.call is None and not begun and self._moves(job):
             return 0.0
         self._report(job, failure, of_key=of_key)
-        if failure.is_final or (begun and job.call is None):
+        if job.call is None and (failure.is_final or begun):
             raise failure.final
         delay_s = self._delay_s(job, failure)
         if delay_s is None:
@@ -86,6 +86,8 @@ class Recovery:
             self.gate.limited(failure.retry_after_s)
         elif isinstance(failure, NotHere) and not failure.by_upstream:
             self.gate.succeeded()
+        elif of_key and job.call is not None and self.endpoints.has_other((job.endpoint,)):
+            pass  # other jobs use other keys
         elif of_key or not (job.reply.begun or (job.runs_on and reason in SAYS_NOTHING)):
             what = failure.details if of_key or reason is BusyReason.SERVER_ERROR else reason.value
             by_request = not of_key and reason is not BusyReason.UNREACHABLE
@@ -93,6 +95,8 @@ class Recovery:
 
     def _delay_s(self, job: JobRequests, failure: TransientError) -> float | None:
         """Seconds until the next request; None if the job should wait in the queue."""
+        if failure.is_final:  # a refused key is refused again, but the run goes on: the key or the account may recover
+            return None
         continues = job.call is not None and failure.reason is not BusyReason.TIMEOUT
         retries = self.options.max_retries
         if job.failures >= (max(retries, MAX_RESUMES) if continues else retries):

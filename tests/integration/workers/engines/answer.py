@@ -15,7 +15,7 @@ from shared.domain.request import GenerateRequest, Message, Sampling
 from shared.telemetry.metrics import Metrics
 from tests.support.metrics import worker_metrics
 from tests.support.vendors.vendor import KEY, KEY_ENV, Vendor
-from workers.engines.base import NO_PRIOR, EngineError, Prior
+from workers.engines.base import NO_PRIOR, EngineError, Prior, RunEnded
 from workers.engines.factory import make_engine
 from workers.engines.upstream.engine import UpstreamEngine
 
@@ -73,6 +73,7 @@ class Answer:
         self.deltas: list[Delta] = []
         self.state: UpstreamState | None = None
         self.usage: Usage | None = None
+        self.run_ended = False
 
     @property
     def text(self) -> str:
@@ -113,5 +114,7 @@ class Answer:
             case UpstreamState():
                 assert not self.deltas
                 self.state = item
+            case RunEnded():
+                self.run_ended = True
             case Usage():
                 self.usage = item

@@ -13,12 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.config.models.runpod import RunpodModel
 from shared.domain.events import UpstreamState
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
-from shared.domain.result import CANCELLED
+from shared.domain.result import CANCELLED, JobResult
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
+from shared.postgres.job_statements import result_record
 from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.sweeper import CANCELLATION_S, Sweeper
@@ -172,6 +173,40 @@ async def test_a_request_that_takes_the_place_of_another(queued: Job, workers: W
         call.finish("stop")
         assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
     assert await cancelled_by(workers("w")) == [STATE]
+
+
+async def test_a_request_that_the_upstream_has_ended(queued: Job, workers: Workers, logs: EventLog) -> None:
+    """It is not cancelled, neither when another takes its place nor when the job ends."""
+    async with working("w", workers("w"), logs) as worker:
+        run, call = await worker.start(queued)
+        call.end_run()
+        call.accept(UpstreamState("run_2"))
+        call.end_run()
+        call.fail(UpstreamError("The upstream failed."))
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
+    assert worker.engine.cancelled == []
+    assert await cancelled_by(workers("w")) == []
+
+
+@pytest.mark.parametrize(
+    "hostile", [UpstreamState("resp_\0x"), UpstreamState("r", {"a": ["\0"]}), UpstreamState("\ud800")]
+)
+async def test_a_request_that_cannot_be_stored(
+    queued: Job, workers: Workers, terminator: JobTerminator, hostile: UpstreamState
+) -> None:
+    """It keeps no job from ending."""
+    store = workers("w")
+    await store.add_cancellation("job_1", "m", hostile)
+    assert (
+        result_record(
+            "job_1",
+            1,
+            JobResult(JobStatus.FAILED, queued.created_at, b"[]", Usage(0, 0, 0), None, None, (), b"", hostile),
+        )["upstream"]
+        is None
+    )
+    assert await terminator.end(queued, JobStatus.CANCELLED, CANCELLED)
+    assert await cancelled_by(store) == [STATE]
 
 
 async def test_a_worker_that_dies_while_it_cancels(
@@ -335,7 +370,7 @@ async def test_a_request_at_an_endpoint_that_the_entry_lacks_by_now(
 
 async def test_which_answers_end_the_tries(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that has ended, or that the upstream does not know, need not be cancelled."""
-    over, later = (200, 400, 404, 409), (302, 401, 402, 429, 502)
+    over, later = (200, 400, 404), (302, 401, 402, 409, 429, 502)
     statuses = iter([*over, *later])
 
     async def answer(_: web.Request) -> web.Response:

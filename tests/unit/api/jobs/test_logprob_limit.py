@@ -107,3 +107,19 @@ def test_the_limit_is_a_setting_of_the_model_and_not_part_of_its_fingerprint(tmp
         path.write_text(json.dumps({"models": [{**entry, **more}]}))
         fingerprints.add(load_registry(path)["sim"].fingerprint)
     assert len(fingerprints) == 1
+
+
+async def test_refusals_because_of_a_reported_context_are_noted(tmp_path: Path) -> None:
+    """The worker reads it again: it may be old. Refusals for other reasons are not."""
+    options = {"base_url": "http://127.0.0.1:1/v1"}
+    entry = {"name": "up", "engine": "openai", "preset": "vllm", "model": "m", "max_logprob_values": 2100}
+    registry = load_registry(write_models(tmp_path / "models.yaml", [{**entry, "options": options}]))
+    window = ContextWindow(registry)
+    limit, source = LogprobLimit(registry, window), registry["up"].context_source
+    assert source is not None
+    window.learn({source: CONTEXT})
+    await rejection(limit, request(20, sampling={"max_tokens": 1000}), "up")
+    assert not window.take_refusals()
+    await rejection(limit, request(20), "up")
+    assert set(window.take_refusals()) == {source}
+    assert not window.take_refusals()

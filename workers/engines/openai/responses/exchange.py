@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 from workers.engines.openai.responses.request import ENCRYPTED_REASONING
 from workers.engines.openai.responses.stream import ResponseParser
-from workers.engines.upstream.errors import FORBIDDEN, KEY_REFUSED, TRANSIENT, RunLost
+from workers.engines.upstream.errors import FORBIDDEN, KEY_REFUSED, NO_CREDIT, TRANSIENT, RunLost
 from workers.engines.upstream.exchange import Call
 from workers.engines.upstream.polling import PollPace, RunExchange
 
@@ -92,7 +92,7 @@ class ResponseExchange(RunExchange):
         return Call(self._path({"stream": "true", **after}))
 
     def _follow_otherwise(self, status: int) -> Call | None:
-        if not 400 <= status < 500 or status in (KEY_REFUSED, FORBIDDEN, *TRANSIENT):
+        if not 400 <= status < 500 or status in (KEY_REFUSED, NO_CREDIT, FORBIDDEN, *TRANSIENT):
             return None
         if self._step is _Step.CREATE:
             return None

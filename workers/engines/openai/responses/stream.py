@@ -9,6 +9,7 @@ Whatever the last event has beyond the deltas is emitted with it: some servers s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -42,6 +43,8 @@ _TEXT_PARTS = {"output_text": "text", "text": "text", "refusal": "refusal"}
 # Order of the states of a response that runs.
 _RANKS = {"queued": 0, "in_progress": 1}
 _ENDED = ("completed", "incomplete", "failed", "cancelled")
+# Gateways put encoded routes into their ids, which makes them long. Not `.` and `..`, which would change the path.
+_RESPONSE_ID = re.compile(r"(?=\.*[^.])[!-~]{1,1024}")
 _LAST = ("error", *(f"response.{status}" for status in _ENDED))
 
 
@@ -49,6 +52,7 @@ class ResponseParser(RunParser):
     """The parser of one answer."""
 
     ranks = _RANKS
+    ends = _ENDED
 
     def __init__(self, prior: Prior, *, logprobs: bool, reasoning: bool, provider: str | None) -> None:
         """`logprobs` and `reasoning`: whether they are wanted. `provider`: the origin of the opaque parts."""
@@ -110,7 +114,7 @@ class ResponseParser(RunParser):
     def forget(self) -> None:
         """Prepare for a new response, because the last one failed or is unknown, and had no output."""
         self.reconnect()
-        self.run_id, self.seq, self.failure, self._rank = "", None, None, -1
+        self.run_id, self.seq, self.failure, self._rank, self.status = "", None, None, -1, "queued"
         self.progressed()
         self.done, self._has_numbers = False, True
 
@@ -237,8 +241,9 @@ class ResponseParser(RunParser):
         return not self._received.get(index) and (self._is_first or index in self._received)
 
     def _known(self, response: Mapping[str, Any]) -> Iterator[UpstreamState]:
-        """The state of a response, when its id is first seen."""
-        if not self.run_id and isinstance(response_id := response.get("id"), str):
+        """The state of a response, when its id is first seen. One that cannot be in a path cannot be resumed either."""
+        response_id = response.get("id")
+        if not self.run_id and isinstance(response_id, str) and _RESPONSE_ID.fullmatch(response_id):
             self.run_id = response_id
             yield UpstreamState(response_id)
         if isinstance(status := response.get("status"), str):

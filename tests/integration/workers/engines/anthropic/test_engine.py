@@ -160,6 +160,16 @@ async def test_an_interrupted_answer_is_continued_after_its_text(
     assert body["max_tokens"] == 48
 
 
+async def test_what_is_left_of_max_tokens(vendor: AnthropicVendor, engine: AnthropicEngine) -> None:
+    """Pieces of several words have at least a token for each; the usage has the pieces."""
+    vendor.scripts = [Script(text=("!",), usage=Usage(50, 0, 1)), Script(text=("!",), usage=Usage(50, 0, 1))]
+    _, usage = await run(engine, prior=after("one two three four five", " six seven eight nine ten"))
+    assert usage == Usage(48, 0, 3)
+    _, usage = await run(engine, prior=after(*["\u0441\u0435\u0433\u043e\u0434\u043d\u044f "] * 10))
+    assert usage == Usage(40, 0, 11)
+    assert [seen.body["max_tokens"] for seen in vendor.seen] == [40, 40]
+
+
 @pytest.mark.parametrize(
     ("emitted", "text", "answer"),
     [

@@ -5,13 +5,16 @@ The pages are those of vLLM 0.11 (`/v1/models`, also of an adapter), SGLang 0.5 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from redis.asyncio import Redis
 
+from api.jobs import reported_contexts
 from api.jobs.context_window import ContextWindow
 from api.jobs.reported_contexts import ReportedContexts
 from shared.config.models.loader import Registry
@@ -132,7 +135,7 @@ async def test_a_request_asks_an_upstream_that_did_not_answer(
     upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(context_length, "RETRY_S", (600.0, 600.0))
-    monkeypatch.setattr(context_length, "UNREAD_S", 0.0)
+    monkeypatch.setattr(context_length, "UNREAD_S", (0.0, 0.0))
     upstream.pages["/v1/models"] = 503
     async with running(spec(upstream.url)) as engine:
         await upstream.page_read.wait()
@@ -157,7 +160,7 @@ async def test_a_server_that_was_started_again_with_another_length(
         await run(engine)
         assert upstream.pages_read == 1
         monkeypatch.setattr(context_length, "FRESH_S", 0.0)
-        monkeypatch.setattr(context_length, "UNREAD_S", 0.0)
+        monkeypatch.setattr(context_length, "UNREAD_S", (0.0, 0.0))
 
         async def probe() -> bool:
             await run(engine)
@@ -165,6 +168,83 @@ async def test_a_server_that_was_started_again_with_another_length(
             return context is not None and context.tokens == 1024
 
         await eventually(probe, "the new length")
+
+
+async def test_an_idle_upstream_that_does_not_answer_is_left_alone(
+    upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some attempts; it may have been scaled to zero. The next request asks it again."""
+    monkeypatch.setattr(context_length, "RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr(context_length, "RETRIES", 3)
+    upstream.pages["/v1/models"] = 503
+
+    async def asked(times: int) -> None:
+        async def probe() -> bool:
+            return upstream.pages_read >= times
+
+        await eventually(probe, "the attempts")
+        async with aiohttp.ClientSession() as session:
+            for _ in range(10):
+                await (await session.get(f"{upstream.url}/health")).read()
+        assert upstream.pages_read == times
+
+    async with running(spec(upstream.url)) as engine:
+        await asked(1 + 3)
+        monkeypatch.setattr(context_length, "UNREAD_S", (0.0, 0.0))
+        await run(engine)
+        await asked(1 + 3 + 1)
+
+
+async def test_only_the_endpoint_that_did_not_answer_is_asked_again(
+    upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_length, "RETRY_S", (600.0, 600.0))
+    monkeypatch.setattr(context_length, "UNREAD_S", (0.0, 0.0))
+    upstream.pages["/v1/models"] = VLLM
+    async with faulty_upstream() as other, running(spec(upstream.url, other.url)) as engine:
+
+        async def probe() -> bool:
+            await run(engine)
+            return other.pages_read >= 3
+
+        await eventually(probe, "the attempts")
+        assert upstream.pages_read == 1
+        assert await reported(engine) == 4096
+
+
+def test_waits_have_an_upper_limit() -> None:
+    """However long an endpoint does not answer."""
+    waits = [context_length._wait_s((1.0, 60.0), failures) for failures in (0, 1, 2, 6, 7, 1_000_000)]
+    assert waits == [1, 1, 2, 32, 60, 60]
+
+
+@pytest.mark.parametrize("method", ["length_url", "length_in"])
+@pytest.mark.parametrize("error", [UnicodeError, RuntimeError, OSError, OverflowError])
+async def test_no_error_ends_the_reading(
+    upstream: FaultyUpstream, monkeypatch: pytest.MonkeyPatch, method: str, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(context_length, "RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr(context_length, "FRESH_S", 0.0)
+    monkeypatch.setattr(context_length, "UNREAD_S", (0.0, 0.0))
+    upstream.pages["/v1/models"] = VLLM
+    works, failed = getattr(OpenAIEngine, method), asyncio.Event()
+
+    def fails_once(engine: OpenAIEngine, value: Any) -> Any:
+        if failed.is_set():
+            return works(engine, value)
+        failed.set()
+        raise error
+
+    monkeypatch.setattr(OpenAIEngine, method, fails_once)
+    async with running(spec(upstream.url)) as engine:
+        await failed.wait()
+
+        async def probe() -> bool:
+            await run(engine)
+            context = engine.stats().context
+            return context is not None and context.tokens == 4096
+
+        await eventually(probe, "a context length")
 
 
 async def test_the_shortest_context_of_several_endpoints_counts(upstream: FaultyUpstream) -> None:
@@ -219,7 +299,7 @@ async def test_admission_uses_what_the_worker_reports(upstream: FaultyUpstream, 
             await window.check("up", asking(4097))
         assert caught.value.param == "max_tokens"
 
-    # Redis has lost it: it stays known, also if no worker reports it again.
+    # Redis has lost it: it stays known until a worker has written it again.
     await redis.flushdb()
     await contexts.read()
     assert window.length("up") == 4096
@@ -257,3 +337,120 @@ async def test_a_report_is_written_again(
         await report.report()
         assert await lengths.read([model.context_source, "another"]) == {model.context_source: 4096}
         assert await redis.ttl(f"hr:context:{model.context_source}") > 0
+
+
+async def test_a_refused_request_has_an_old_length_read_again(
+    upstream: FaultyUpstream, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other request may reach the worker: the clients all ask for more than the server had."""
+    upstream.pages["/v1/models"] = VLLM
+    model = spec(upstream.url)
+    registry = Registry({"up": model})
+    window, lengths = ContextWindow(registry), ContextLengths(redis)
+    contexts = ReportedContexts(registry, window, lengths)
+    async with running(model) as engine:
+        await reported(engine)
+        report = ContextReport(CurrentEngine(engine), lengths)
+        await report.report()
+        await contexts.read()
+        # The server is started again with a longer context, and what was read is old.
+        upstream.pages["/v1/models"] = {"data": [{**CARD, "max_model_len": 32768}]}
+        monkeypatch.setattr(context_length, "FRESH_S", 0.0)
+        monkeypatch.setattr(context_length, "UNREAD_S", (0.0, 0.0))
+        await report.report()
+        assert upstream.pages_read == 1, "nobody uses the model"
+        with pytest.raises(InvalidRequest, match="context is 4096 tokens"):
+            await window.check("up", asking(16000))
+
+        async def passes() -> bool:
+            await contexts.read()
+            await report.report()
+            return window.length("up") == 32768
+
+        await eventually(passes, "the new length")
+        await window.check("up", asking(16000))
+
+
+async def test_a_length_is_read_again_at_most_once_a_minute_for_refused_requests(
+    upstream: FaultyUpstream, redis: Redis
+) -> None:
+    upstream.pages["/v1/models"] = VLLM
+    model = spec(upstream.url)
+    assert model.context_source is not None
+    lengths = ContextLengths(redis)
+    async with running(model) as engine:
+        await reported(engine)
+        report = ContextReport(CurrentEngine(engine), lengths)
+        await lengths.note_refusals([model.context_source])
+        assert await lengths.has_refused(model.context_source)
+        for _ in range(5):
+            await report.report()
+            await run(engine)
+    assert upstream.pages_read == 1
+    assert await redis.ttl(f"hr:context_refusal:{model.context_source}") > 60
+
+
+async def test_a_server_that_reports_no_length_any_more(
+    upstream: FaultyUpstream, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.pages["/v1/models"] = VLLM
+    model = spec(upstream.url)
+    registry = Registry({"up": model})
+    window, lengths = ContextWindow(registry), ContextLengths(redis)
+    contexts = ReportedContexts(registry, window, lengths)
+    async with running(model) as engine:
+        await reported(engine)
+        report = ContextReport(CurrentEngine(engine), lengths)
+        await report.report()
+        await contexts.read()
+        assert window.length("up") == 4096
+        upstream.pages["/v1/models"] = {"data": [CARD]}
+        monkeypatch.setattr(context_length, "FRESH_S", 0.0)
+        monkeypatch.setattr(context_length, "UNREAD_S", (0.0, 0.0))
+        monkeypatch.setattr(reported_contexts, "KEPT_S", 0.0)
+        monkeypatch.setattr("workers.supervision.context_report.AGAIN_S", 0.0)
+
+        async def unknown() -> bool:
+            await run(engine)
+            await report.report()
+            await contexts.read()
+            return window.length("up") is None
+
+        await eventually(unknown, "no length")
+        await report.report()
+        assert await redis.keys("hr:context:*") == []
+        await window.check("up", asking(16000))
+
+
+async def test_a_length_that_no_worker_reports_is_forgotten(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that are refused because of it would start no worker that could read it again."""
+    model = spec("http://127.0.0.1:1/v1")
+    registry = Registry({"up": model})
+    window, lengths = ContextWindow(registry), ContextLengths(redis)
+    contexts = ReportedContexts(registry, window, lengths)
+    assert model.context_source is not None
+    await lengths.write(model.context_source, 4096)
+    assert 0 < await redis.ttl(f"hr:context:{model.context_source}") <= 600
+    await contexts.read()
+    assert window.length("up") == 4096
+    await redis.flushdb()
+    monkeypatch.setattr(reported_contexts, "KEPT_S", 0.0)
+    await contexts.read()
+    assert window.length("up") is None
+
+
+async def test_an_idle_worker_does_not_replace_what_another_one_has_read(
+    upstream: FaultyUpstream, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.pages["/v1/models"] = VLLM
+    model = spec(upstream.url)
+    assert model.context_source is not None
+    lengths = ContextLengths(redis)
+    async with running(model) as engine:
+        await reported(engine)
+        report = ContextReport(CurrentEngine(engine), lengths)
+        await report.report()
+        await lengths.write(model.context_source, 8192)
+        monkeypatch.setattr("workers.supervision.context_report.AGAIN_S", 0.0)
+        await report.report()
+    assert await lengths.read([model.context_source]) == {model.context_source: 8192}

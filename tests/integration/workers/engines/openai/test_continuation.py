@@ -70,6 +70,24 @@ async def test_the_rest_of_an_answer(
     assert body["max_tokens"] == 47
 
 
+@pytest.mark.parametrize(
+    ("pieces", "left", "min_left"),
+    [(["\u4f60\u597d\u5417"] * 20, 30, 5), ([" international"] * 20, 30, 5), (["a b c d e f g h i j "] * 2, 30, 5)],
+    ids=["Chinese", "long words", "several words in a piece"],
+)
+async def test_what_is_left_of_max_tokens(
+    vendor: OpenAIVendor, engine: OpenAIEngine, pieces: list[str], left: int, min_left: int
+) -> None:
+    """The usage has the tokens as they were counted, also if the pieces have several."""
+    vendor.scripts = [Script(text=("!",), usage=Usage(60, 0, 1))]
+    prior = Prior([Delta(0, piece, unidentified=1) for piece in pieces])
+    request = ASK.model_copy(update={"sampling": Sampling(max_tokens=50, min_tokens=25)})
+    _, usage = await run(engine, request, prior)
+    body = vendor.seen[-1].body
+    assert (body["max_tokens"], body["min_tokens"]) == (left, min_left)
+    assert usage == Usage(60 - len(pieces), 0, 1 + len(pieces))
+
+
 async def test_an_answer_that_already_continues_a_message(vendor: OpenAIVendor, engine: OpenAIEngine) -> None:
     messages = [Message(role="user", content="Hello"), Message(role="assistant", content="Well, ")]
     chat = ChatOptions(continue_final_message=True, add_generation_prompt=False)

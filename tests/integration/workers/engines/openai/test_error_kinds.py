@@ -91,6 +91,10 @@ OF_CONTENT = [
         403, {"error": {"type": "permission_error", "message": "Request blocked: prompt injection patterns detected"}}
     ),
     in_stream({"error": FLAGGED}),
+    # They quote the prompt, which may speak of anything.
+    answer(403, {"error": {"message": 'Request blocked: content policy violation in "my savings account"'}}),
+    answer(403, {"error": {"message": 'Your prompt was flagged by moderation: "list my projects"'}}),
+    answer(403, {"error": {"message": "Forbidden by guardrail: prompt mentions credentials"}}),
 ]
 TOO_LONG = "Input length (9000) exceeds model's maximum context length (4096)."
 OF_REQUEST = [
@@ -156,6 +160,14 @@ KEY_REFUSED = [
     answer(400, XAI_KEY),
     answer(403, error("Your API key does not have permission to use the specified resource.", "permission_error")),
     answer(403, error("This organization has been disabled.", "permission_error")),
+    answer(403, error("Project `proj_1` does not have access to model `gpt`", "invalid_request_error")),
+    answer(403, error("Method doesn't allow unregistered callers (callers without established identity).", None, 403)),
+    answer(403, error("Permission denied: Consumer 'projects/1' has been suspended.", None, 403)),
+    answer(403, error("Generative Language API has not been used in project 1 before or it is disabled.", None, 403)),
+    answer(403, error("Key limit exceeded (total limit).", None, 403)),
+    answer(403, error("OAuth token has been revoked.", "permission_error")),
+    answer(403, {"message": "User: arn:aws:iam::1:user/a is not authorized to perform: bedrock:InvokeModel"}),
+    answer(403, {"error": "Your newly created teams doesn't have any credits yet."}),
     document({"code": 401, "msg": "invalid api key"}),
 ]
 
@@ -204,6 +216,10 @@ NOT_HERE = [
     answer(404, "<html><title>404 page not found</title></html>"),
     answer(403, "<html><title>Attention Required! | Cloudflare</title></html>"),
     answer(403, error("Country, region, or territory not supported", "request_forbidden")),
+    # What names the key may be quoted, or the account be refused for what it has sent.
+    answer(403, error('The request "my api key, project and credentials" is not allowed')),
+    answer(403, error('"Your API key is invalid" is not allowed here')),
+    answer(403, error("Your account was flagged for violations of the usage policy.")),
 ]
 
 

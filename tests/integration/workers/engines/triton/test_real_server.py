@@ -264,6 +264,18 @@ async def test_an_interrupted_answer_continues_after_its_text(engine: TritonEngi
         await run(engine, structured, prior=prior)
 
 
+@pytest.mark.parametrize(
+    ("pieces", "left"),
+    [(["\u4f60\u597d\u5417"] * 10, 40), (["one two three four five ", "six seven eight nine ten "], 40)],
+    ids=["Chinese", "several words in a piece"],
+)
+async def test_what_is_left_of_max_tokens(engine: TritonEngine, pieces: list[str], left: int) -> None:
+    """The usage has the tokens as they were counted."""
+    _, usage = await run(engine, ask("Go on: "), prior=Prior([Delta(0, piece, unidentified=1) for piece in pieces]))
+    assert json.loads((await report(engine))["inputs"]["sampling_parameters"])["max_tokens"] == left
+    assert usage.completion_tokens == len(pieces) + 1
+
+
 async def test_the_stand_in_sends_the_bytes_of_the_real_server(server: TritonServer) -> None:
     script = {"pieces": ['née "\\\n', "b"], "fail_after": 1, "message": 'boom "\n'}
     body = {"text_input": json.dumps(script), "stream": True, "return_num_output_tokens": True}
