@@ -192,7 +192,7 @@ class WorkerRuntime:
         run("sweeper", sweeper.run())
         run("engine_supervisor", engine_supervisor.run())
         run("context_report", ContextReport(current, ContextLengths(redis)).run())
-        run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics).run())
+        run("upstream_cancellations", UpstreamCancellations(runner, claims, metrics, model.name).run())
         run("deferral_limit", DeferralLimit(runner, recovery_store, terminator).run())
         run("watchdog", watchdog.run())
         run("model_reload", model_reload.run())

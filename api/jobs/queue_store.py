@@ -7,19 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ARRAY, Text, and_, bindparam, func, literal_column, or_, select
+from sqlalchemy import ARRAY, Text, and_, bindparam, func, or_, select
 
-from shared.domain.job import RUNNING, SUCCEEDED, JobStatus, JobSummary, WorkerState
+from shared.domain.job import SUCCEEDED, JobSummary, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
+from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, WorkerRow
 
 # Positions up to this one are exact; beyond it, only every `STEP`th job is listed.
 EXACT = 1000
 STEP = 100
-# Literals, not parameters, so that generic plans can use the partial indexes.
-_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED}'")
-_RUNNING = JobRow.status.in_([literal_column(f"'{status}'") for status in RUNNING])
 # The service time of a model is the mean of its last `SAMPLE` successful jobs of the last `SAMPLE_S` seconds.
 SAMPLE = 200
 SAMPLE_S = 3600
@@ -87,7 +85,7 @@ class QueueStore(Store):
         ahead = (
             select(JobRow.id)
             .where(
-                _QUEUED,
+                IS_QUEUED,
                 JobRow.model == job.model,
                 or_(JobRow.priority < job.priority, and_(JobRow.priority == job.priority, JobRow.id < job.id)),
             )
@@ -103,7 +101,7 @@ class QueueStore(Store):
         waiting = (
             select(JobRow.model, JobRow.priority, JobRow.id, JobRow.not_before, position.label("position"))
             .where(
-                _QUEUED,
+                IS_QUEUED,
                 JobRow.model == func.any(bindparam("models", list(models), type_=ARRAY(Text))),
             )
             .subquery()
@@ -131,7 +129,7 @@ class QueueStore(Store):
             )
             .scalar_subquery()
         )
-        running = select(JobRow.priority).where(JobRow.model == model, _RUNNING).cte("running")
+        running = select(JobRow.priority).where(JobRow.model == model, IS_RUNNING).cte("running")
         recent = (
             select(JobRow.status, (JobRow.finished_at - JobRow.attempt_started_at).label("took"))
             .where(JobRow.model == model, JobRow.finished_at > func.now() - seconds(SAMPLE_S))

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, bindparam, func, literal_column, select
 
-from shared.domain.job import RUNNING, JobStatus
 from shared.domain.priorities import PRIORITY_STEPS
+from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow
 
-_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED}'")
 _COUNT = Prepared(
     select(
-        func.count().filter(_QUEUED).label("queued"),
-        func.count().filter(_QUEUED, JobRow.priority < literal_column(str(PRIORITY_STEPS[1]))).label("urgent"),
-        func.count().filter(JobRow.status.in_([literal_column(f"'{status}'") for status in RUNNING])).label("running"),
+        func.count().filter(IS_QUEUED).label("queued"),
+        func.count().filter(IS_QUEUED, JobRow.priority < literal_column(str(PRIORITY_STEPS[1]))).label("urgent"),
+        func.count().filter(IS_RUNNING).label("running"),
         func.coalesce(func.sum(JobRow.request_bytes), 0).label("request_bytes"),
     ).where(
         JobRow.project_id == bindparam("project", type_=BigInteger),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.domain.job import RUNNING, JobStatus
+from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING
 from shared.postgres.store import Store
 from shared.postgres.tables import JobRow, WorkerRow
 from shared.telemetry.metrics import Metrics, priority_label
@@ -44,12 +44,12 @@ class QueueStatsStore(Store):
         age = func.extract("epoch", func.clock_timestamp() - func.min(JobRow.created_at))
         queued = (
             select(JobRow.model, JobRow.priority, func.count(), age)
-            .where(JobRow.status == JobStatus.QUEUED.value)
+            .where(IS_QUEUED)
             .group_by(JobRow.model, JobRow.priority)
         )
         running = (
             select(JobRow.model, JobRow.priority, func.count())
-            .where(JobRow.status.in_(RUNNING))
+            .where(IS_RUNNING)
             .group_by(JobRow.model, JobRow.priority)
         )
         alive = (
@@ -59,12 +59,12 @@ class QueueStatsStore(Store):
         )
         unreadable = (
             select(JobRow.model, func.count())
-            .where(JobRow.unreadable_at.is_not(None), JobRow.status == JobStatus.QUEUED.value)
+            .where(JobRow.unreadable_at.is_not(None), IS_QUEUED)
             .group_by(JobRow.model)
         )
         deferred = (
             select(JobRow.model, func.count())
-            .where(JobRow.not_before > func.clock_timestamp(), JobRow.status == JobStatus.QUEUED.value)
+            .where(JobRow.not_before > func.clock_timestamp(), IS_QUEUED)
             .group_by(JobRow.model)
         )
         fleet = QueueStats()

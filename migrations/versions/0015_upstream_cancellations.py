@@ -28,6 +28,8 @@ def upgrade() -> None:
             """
         )
         execute("CREATE INDEX IF NOT EXISTS upstream_cancellations_due ON upstream_cancellations (model, due_at)")
+        execute("CREATE INDEX IF NOT EXISTS upstream_cancellations_job ON upstream_cancellations (job_id)")
+        execute("CREATE INDEX IF NOT EXISTS upstream_cancellations_created ON upstream_cancellations (created_at)")
         declare_compatible(revision, "0009")
 
 

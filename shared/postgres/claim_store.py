@@ -15,13 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import UnreadableRow
 from shared.domain.events import UpstreamState
-from shared.domain.job import RUNNING, AttemptOutcome, Job, JobStatus, OpenBreaker, WorkerState
+from shared.domain.job import AttemptOutcome, Job, JobStatus, OpenBreaker, WorkerState
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
+    IS_QUEUED,
+    IS_RUNNING,
     LOST,
     JobRowStore,
     after_death,
@@ -55,7 +57,7 @@ _WAITING = (
     select(JobRow.id)
     .where(
         JobRow.id == func.any(bindparam("ids", type_=ARRAY(Text))),
-        JobRow.status == JobStatus.QUEUED.value,
+        IS_QUEUED,
         or_(bindparam("only_model", type_=Text).is_(None), JobRow.model == bindparam("only_model", type_=Text)),
         ~overdue(),
         due(),
@@ -91,7 +93,7 @@ _UNCLAIMED: dict[Any, Any] = {
     JobRow.attempt_started_at: None,
     JobRow.started_at: case((JobRow.attempts != literal([], JSONB), JobRow.started_at)),
 }
-_FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text), JobRow.status.in_(RUNNING)))
+_FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text), IS_RUNNING))
 
 
 # The columns of a worker that each heartbeat writes.
@@ -121,7 +123,7 @@ class ClaimStore(JobRowStore):
     async def queued_suspect(self, job_id: str) -> Hint | None:
         """A queued job of this model that is a suspect (`shared.domain.suspects`); None if it is not one."""
         statement = select(JobRow.id, JobRow.model, JobRow.priority).where(
-            JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.suspect, due()
+            JobRow.id == job_id, IS_QUEUED, JobRow.suspect, due()
         )
         if self._model is not None:
             statement = statement.where(JobRow.model == self._model)
@@ -237,12 +239,15 @@ class ClaimStore(JobRowStore):
         return await self._changes(statement)
 
     async def add_cancellation(self, job_id: str, model: str, state: UpstreamState) -> None:
-        """Note that the upstream's request of a job that starts again is to be cancelled."""
+        """Note that the upstream's request of a job that starts again is to be cancelled.
+
+        The job's log, which only its last attempt can write, must say so already. So no check of the claim is needed.
+        """
         await self._cancellations.add(job_id, model, state)
 
-    async def due_cancellations(self, limit: int) -> list[Cancellation]:
-        """Return requests of this worker's model that are to be cancelled now: see `UpstreamCancellations.due`."""
-        return await self._cancellations.due(self._model, limit)
+    async def due_cancellations(self, model: str, limit: int, *, job_id: str | None = None) -> list[Cancellation]:
+        """Return requests of a model that are to be cancelled now: see `UpstreamCancellations.due`."""
+        return await self._cancellations.due(model, limit, job_id=job_id)
 
     async def remove_cancellations(self, ids: Sequence[int]) -> None:
         """Remove requests that were cancelled."""
@@ -299,7 +304,5 @@ class ClaimStore(JobRowStore):
         await self._changes(delete(WorkerRow).where(WorkerRow.id == self._worker))
 
     async def _list_claims(self, connection: AsyncConnection) -> list[Claim]:
-        claims = select(JobRow.id, JobRow.attempt, JobRow.status).where(
-            JobRow.worker == self._worker, JobRow.status.in_(RUNNING)
-        )
+        claims = select(JobRow.id, JobRow.attempt, JobRow.status).where(JobRow.worker == self._worker, IS_RUNNING)
         return [Claim(row.id, row.attempt, JobStatus(row.status)) for row in await connection.execute(claims)]

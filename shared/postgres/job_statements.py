@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
     update,
@@ -53,6 +54,11 @@ from shared.postgres.tables import JobRow, ResponseRow, Timestamp, UpstreamCance
 from shared.postgres.upstream_cancellations import stored_state
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
+
+# With literals: if the status were a parameter, the generic plan, which PostgreSQL may use from the sixth execution on,
+# could not use the partial indexes of queued and of running jobs.
+IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED.value}'")
+IS_RUNNING = JobRow.status.in_([literal_column(f"'{status.value}'") for status in RUNNING])
 
 # Suffix of `worker` in the row of a job whose claim was revoked or released.
 LOST = "/lost"
@@ -354,7 +360,7 @@ def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
         JobRow.id == job_id,
         JobRow.attempt == attempt,
         JobRow.worker == worker,
-        JobRow.status.in_(RUNNING),
+        IS_RUNNING,
     )
 
 

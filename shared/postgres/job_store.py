@@ -34,7 +34,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import (
-    RUNNING,
     TERMINAL,
     Choice,
     Job,
@@ -52,6 +51,8 @@ from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
+    IS_QUEUED,
+    IS_RUNNING,
     OUTPUT,
     SUMMARY_COLUMNS,
     JobRowStore,
@@ -321,7 +322,7 @@ class JobStore(JobRowStore):
         """Request the cancellation of a running job. Returns its worker, or None if it is not running."""
         statement = (
             update(JobRow)
-            .where(JobRow.id == job_id, JobRow.status.in_(RUNNING))
+            .where(JobRow.id == job_id, IS_RUNNING)
             .values({JobRow.status: JobStatus.CANCELLING.value})
             .returning(JobRow.worker)
         )
@@ -346,7 +347,7 @@ class JobStore(JobRowStore):
         """Return the queued jobs that a worker withheld because it could not read them, newest first."""
         statement = (
             select(JobRow.id, JobRow.model, JobRow.created_at)
-            .where(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
+            .where(IS_QUEUED, JobRow.unreadable_at.is_not(None))
             .order_by(JobRow.id.desc())
             .limit(limit)
         )

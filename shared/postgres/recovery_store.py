@@ -16,10 +16,11 @@ from sqlalchemy import (
     Text,
     and_,
     delete,
-    exists,
     func,
+    literal_column,
     or_,
     select,
+    true,
     tuple_,
     type_coerce,
     update,
@@ -28,12 +29,14 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.domain.errors import UnreadableRow
-from shared.domain.job import RUNNING, AttemptOutcome, JobStatus, JobSummary
+from shared.domain.job import AttemptOutcome, JobStatus, JobSummary
 from shared.domain.priorities import Hint
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict, judge
 from shared.postgres.job_statements import (
     COLUMNS,
+    IS_QUEUED,
+    IS_RUNNING,
     LOST,
     SUMMARY_COLUMNS,
     JobRowStore,
@@ -114,8 +117,8 @@ def _worker(job: LostJob) -> str:
 # More than any worker has slots, so that all jobs of a worker are judged together.
 LOST_LIMIT = 10_000
 _JUDGED = Records("judged", id=Text, attempt=SmallInteger, charged=Boolean, suspect=Boolean)
-_END_QUEUED = Prepared(end_statement(JobRow.status == JobStatus.QUEUED.value))
-_END_LOST = Prepared(end_statement(JobRow.status.in_(RUNNING), JobRow.worker.endswith(LOST)))
+_END_QUEUED = Prepared(end_statement(IS_QUEUED))
+_END_LOST = Prepared(end_statement(IS_RUNNING, JobRow.worker.endswith(LOST)))
 
 
 class RecoveryStore(JobRowStore):
@@ -135,7 +138,7 @@ class RecoveryStore(JobRowStore):
             .where(
                 JobRow.id == job_id,
                 JobRow.attempt == attempt,
-                JobRow.status.in_(RUNNING),
+                IS_RUNNING,
                 JobRow.worker.not_in(live_workers()),
             )
             .values({JobRow.worker: func.regexp_replace(JobRow.worker, f"{LOST}$", "").concat(LOST)})
@@ -254,9 +257,7 @@ class RecoveryStore(JobRowStore):
             JobRow.start_before < func.now(), and_(JobRow.finish_before < func.now(), JobRow.finished_at.is_(None))
         )
         statement = (
-            select(*SUMMARY_COLUMNS)
-            .where(JobRow.id.not_in(without), JobRow.status == JobStatus.QUEUED.value, candidates, overdue())
-            .limit(limit)
+            select(*SUMMARY_COLUMNS).where(JobRow.id.not_in(without), IS_QUEUED, candidates, overdue()).limit(limit)
         )
         return await self._summaries(statement)
 
@@ -272,7 +273,7 @@ class RecoveryStore(JobRowStore):
             .where(
                 JobRow.id.not_in(without),
                 JobRow.model == model,
-                JobRow.status == JobStatus.QUEUED.value,
+                IS_QUEUED,
                 JobRow.not_before.is_not(None),  # the index of deferred jobs
                 JobRow.deferred_since < func.now() - seconds(longest_s),
             )
@@ -284,7 +285,7 @@ class RecoveryStore(JobRowStore):
         """Return the queued jobs that a worker withheld as unreadable, the oldest first: those after `after`."""
         statement = (
             select(JobRow.id, JobRow.unreadable_at)
-            .where(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at < func.now() - seconds(older_than_s))
+            .where(IS_QUEUED, JobRow.unreadable_at < func.now() - seconds(older_than_s))
             .order_by(JobRow.unreadable_at, JobRow.id)
             .limit(limit)
         )
@@ -303,7 +304,7 @@ class RecoveryStore(JobRowStore):
             return None
         release = (
             update(JobRow)
-            .where(JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_not(None))
+            .where(JobRow.id == job_id, IS_QUEUED, JobRow.unreadable_at.is_not(None))
             .values({JobRow.unreadable_at: None, JobRow.dispatched_at: func.clock_timestamp()})
             .returning(JobRow.id, JobRow.model, JobRow.priority)
         )
@@ -338,16 +339,22 @@ class RecoveryStore(JobRowStore):
     async def has_unfinished(self, model: str) -> bool:
         """Whether a model has jobs that run anywhere, or that are queued and can be read by this version, or requests
         of its upstream that no worker has tried to cancel yet."""
-        readable = and_(JobRow.status == JobStatus.QUEUED.value, JobRow.unreadable_at.is_(None))
-        queued = exists().where(JobRow.model == model, readable)
-        running = exists().where(JobRow.model == model, JobRow.status.in_(RUNNING))
-        uncancelled = exists().where(UpstreamCancellationRow.model == model, UpstreamCancellationRow.tries == 0)
+        row = UpstreamCancellationRow
+        # In the order of an index: otherwise PostgreSQL may expect to find a row soon in the whole table.
+        queued = (
+            select(true())
+            .where(JobRow.model == model, IS_QUEUED, JobRow.unreadable_at.is_(None))
+            .order_by(JobRow.priority, JobRow.id)
+        )
+        running = select(true()).where(JobRow.model == model, IS_RUNNING).order_by(JobRow.worker)
+        uncancelled = select(true()).where(row.model == model, row.tries == 0).order_by(row.due_at)
+        found = (one.limit(literal_column("1")).scalar_subquery() for one in (queued, running, uncancelled))
         async with self._engine.connect() as connection:
-            return bool(await connection.scalar(select(or_(queued, running, uncancelled))))
+            return bool(await connection.scalar(select(func.coalesce(*found))))
 
     async def queued_models(self) -> list[str]:
         """Return the models that have queued jobs, without reading all of these."""
-        first = select(JobRow.model).where(JobRow.status == JobStatus.QUEUED.value).order_by(JobRow.model).limit(1)
+        first = select(JobRow.model).where(IS_QUEUED).order_by(JobRow.model).limit(1)
         found = select(first.scalar_subquery().label("model")).cte("found", recursive=True)
         following = first.where(JobRow.model > found.c.model).scalar_subquery()
         found = found.union_all(select(following).where(found.c.model.is_not(None)))
@@ -362,7 +369,7 @@ class RecoveryStore(JobRowStore):
         """Return queued jobs of a model, the next ones first. `without` are the ids of jobs to leave out."""
         statement = (
             select(*SUMMARY_COLUMNS)
-            .where(JobRow.status == JobStatus.QUEUED.value, JobRow.model == model, JobRow.id.not_in(without))
+            .where(IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without))
             .order_by(JobRow.priority, JobRow.id)
             .limit(limit)
         )
@@ -392,7 +399,7 @@ class RecoveryStore(JobRowStore):
         statement = (
             select(JobRow.id, JobRow.model, JobRow.priority)
             .where(
-                JobRow.status == JobStatus.QUEUED.value,
+                IS_QUEUED,
                 JobRow.model == model,
                 JobRow.dispatched_at.is_not(None),
                 *conditions,
@@ -405,7 +412,7 @@ class RecoveryStore(JobRowStore):
 
 def _is_lost() -> ColumnElement[bool]:
     """Condition: the job is running, and its worker is dead or has released it."""
-    return and_(JobRow.status.in_(RUNNING), JobRow.worker.not_in(live_workers()))
+    return and_(IS_RUNNING, JobRow.worker.not_in(live_workers()))
 
 
 def _lost_job(row: Row[Any]) -> LostJob:

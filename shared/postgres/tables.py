@@ -170,7 +170,11 @@ class UpstreamCancellationRow(Base):
     due_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
 
-    __table_args__ = (Index("upstream_cancellations_due", "model", "due_at"),)
+    __table_args__ = (
+        Index("upstream_cancellations_due", "model", "due_at"),
+        Index("upstream_cancellations_job", "job_id"),
+        Index("upstream_cancellations_created", "created_at"),
+    )
 
 
 class ResponseRow(Base):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, literal_column, select, update
 
 from shared.domain.events import UpstreamState
 from shared.postgres.store import Store, seconds
@@ -34,20 +34,24 @@ class UpstreamCancellations(Store):
     """The requests that workers of their model are to cancel. Those of jobs that end are added by `end_statement`."""
 
     async def add(self, job_id: str, model: str, state: UpstreamState) -> None:
-        """Add the request of a job that starts again."""
+        """Add the request of a job that starts again. The job's log must say so already, so that no attempt resumes
+        the request."""
         if (payload := stored_state(job_id, state)) is not None:
             values = {"job_id": job_id, "model": model, "state": payload}
             await self._changes(insert(UpstreamCancellationRow).values(values))
 
-    async def due(self, model: str | None, limit: int) -> list[Cancellation]:
+    async def due(self, model: str, limit: int, *, job_id: str | None = None) -> list[Cancellation]:
         """Return requests of a model that nobody else is cancelling; those that are not removed are due again later.
 
-        `model` None: of any model.
+        `job_id`: only those of this job.
         """
         row = UpstreamCancellationRow
-        due = select(row.id).where(row.due_at <= func.clock_timestamp()).order_by(row.due_at).limit(limit)
-        if model is not None:
-            due = due.where(row.model == model)
+        # An index can be searched for `now()`, but not for `clock_timestamp()`, which changes during the search. The
+        # limit is a literal, so that a generic plan does not expect a tenth of all rows.
+        due = select(row.id).where(row.model == model, row.due_at <= func.now()).order_by(row.due_at)
+        due = due.limit(literal_column(str(limit)))
+        if job_id is not None:
+            due = due.where(row.job_id == job_id)
         first, longest = RETRY_S
         statement = (
             update(row)

@@ -123,6 +123,7 @@ class JobAttempt:
         self._on_cleared = on_cleared
         self._suspect = job.suspect
         self._clearing: asyncio.Task[None] | None = None
+        self._abandoning: asyncio.Task[None] | None = None
         self._generated = False
         # Whether readers may have seen output that the engine cannot continue.
         self._stuck = False
@@ -252,19 +253,25 @@ class JobAttempt:
         comparable = transcript.fingerprints - {None} <= {self._context.engine.fingerprint}
         return Prior(transcript.deltas(), comparable, transcript.upstream, transcript.cursor)
 
+    @property
+    def _running_upstream(self) -> UpstreamState | None:
+        """The upstream's request in the transcript, unless it has ended."""
+        return None if self._run_ended else self._transcript.upstream
+
     async def _shown(self) -> bool:
         """Whether a reader may have seen the output so far."""
         return await self._retry(lambda: self._context.logs.shown(self.job.id), "log")
 
     async def _restart(self) -> None:
         """Discard the output so far, here and at the readers, and the upstream's request that generates it."""
-        if (upstream := self._transcript.upstream) is not None:
-            await self._abandon(upstream)
-            await self._cancel_upstreams()
+        upstream = self._running_upstream
         self._transcript.clear()
         self._prior_tokens, self._resumes_request, self._run_ended = 0, False, False
         self._log.discard_pending()
         self._log.event(EventType.RESTARTED, {"attempt": self.job.attempt})
+        if upstream is not None:
+            await self._abandon(upstream)
+            await self._cancel_upstreams()
 
     async def _generate(self) -> None:
         """Generate in a separate task, so that a stop cancels that task and nothing else."""
@@ -330,12 +337,12 @@ class JobAttempt:
                         self._run_ended = True
                     case UpstreamState():
                         self._resumes_request = False
-                        earlier = self._transcript.upstream
-                        if earlier is not None and earlier.id != item.id:  # the engine could not resume it
-                            await self._abandon(earlier)
+                        earlier = self._running_upstream
                         self._transcript.upstream, self._run_ended = item, False
                         self._log.upstream(item)
                         self._context.log_writer.schedule(self._log)
+                        if earlier is not None and earlier.id != item.id:  # the engine could not resume it
+                            await self._abandon(earlier)
                     case _:
                         self._publish(item)
 
@@ -372,8 +379,9 @@ class JobAttempt:
         """End or requeue the job, depending on how the generation ended."""
         assert self._generation is None or self._generation.done()
         death = self._judge(self) if self._died and self._submitted_at else None
-        if self._clearing is not None:
-            await self._clearing
+        for task in (self._clearing, self._abandoning):
+            if task is not None:
+                await task
         cancelled = self._generation is None or self._generation.cancelled()
         error = None if self._generation is None or cancelled else self._generation.exception()
         if death is not None:
@@ -433,7 +441,7 @@ class JobAttempt:
             finished_at=self._database_now(),
             outcome=outcome,
             tokens={**self._earlier_tokens, job.attempt: self._tokens},
-            upstream=None if self._run_ended else self._transcript.upstream,
+            upstream=self._running_upstream,
         )
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
@@ -456,17 +464,30 @@ class JobAttempt:
         return status
 
     async def _abandon(self, upstream: UpstreamState) -> None:
-        """Note that a request of the upstream is to be cancelled, if it has not ended."""
-        if self._run_ended:
-            return
-        job, store = self.job, self._context.store
-        await self._retry(lambda: store.add_cancellation(job.id, job.model, upstream), "row")
+        """Note that a request of the upstream is to be cancelled, which the log does not name any more.
+
+        A stop does not interrupt this: nothing else knows of the request.
+        """
+        self._abandoning = asyncio.create_task(self._note_abandoned(upstream), name=f"abandon-{self.job.id}")
+        await asyncio.shield(self._abandoning)
+
+    async def _note_abandoned(self, upstream: UpstreamState) -> None:
+        job, context = self.job, self._context
+        # The log comes first: otherwise, if this worker died in between, the next attempt would resume a request that
+        # is cancelled meanwhile. An attempt that has taken over the log may resume it.
+        if await context.log_writer.flush(self._log):
+            await self._retry(lambda: context.store.add_cancellation(job.id, job.model, upstream), "row")
+        else:
+            self.stop(InterruptReason.CLAIM_LOST)
 
     async def _cancel_upstreams(self) -> None:
-        """Cancel the upstream's request that nothing will resume. If that fails, it is tried again later."""
-        context = self._context
+        """Cancel the upstream's requests of this job that nothing will resume. If that fails, it is tried again later.
+
+        Requests of other jobs are left to `UpstreamCancellations`: there may be many, and this attempt would wait.
+        """
+        job, context = self.job, self._context
         try:
-            await cancel_requests(context.store, context.engine, context.metrics)
+            await cancel_requests(context.store, context.engine, context.metrics, job.model, job_id=job.id)
         except Exception as error:
             if not is_outage(error):
                 raise

@@ -158,6 +158,8 @@ class LogWriter:
         self._urgent = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        # Set, and replaced by another one, after each round of writes.
+        self._flushed = asyncio.Event()
 
     def schedule(self, log: LogBuffer) -> None:
         """Schedule a log's new events for writing; those of a fenced log are dropped."""
@@ -167,6 +169,15 @@ class LogWriter:
             self._wake.set()
             if log.urgent:
                 self._urgent.set()
+
+    async def flush(self, log: LogBuffer) -> bool:
+        """Write a log's events without delay. Returns False if a later attempt owns the log."""
+        last = log.seq
+        while log.written < last and not log.fenced:
+            log.urgent = True
+            self.schedule(log)
+            await self._flushed.wait()
+        return not log.fenced
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -204,6 +215,8 @@ class LogWriter:
                 delay = min(2 * delay, RETRY_S[1])
             if not self._dirty:
                 self._idle.set()
+            self._flushed.set()
+            self._flushed = asyncio.Event()
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until all scheduled events are written, for at most `timeout_s` seconds."""

@@ -21,13 +21,16 @@ CANCEL_S = 5.0
 LIMIT = 50
 
 
-async def cancel_requests(store: ClaimStore, engine: Engine, metrics: Metrics) -> int:
-    """Cancel the requests of this worker's model that are due. Returns the number of those that were cancelled.
+async def cancel_requests(
+    store: ClaimStore, engine: Engine, metrics: Metrics, model: str, *, job_id: str | None = None
+) -> int:
+    """Cancel the requests of a model that are due. Returns the number of those that were cancelled.
 
-    The others are due again later. Raises SQLAlchemy's errors if the database is unavailable.
+    The others are due again later. `job_id`: only those of this job. Raises SQLAlchemy's errors if the database is
+    unavailable.
     """
     cancelled = 0
-    while due := await store.due_cancellations(LIMIT):
+    while due := await store.due_cancellations(model, LIMIT, job_id=job_id):
         done = await asyncio.gather(*(_cancel(one, engine) for one in due))
         await store.remove_cancellations([one.id for one, is_done in zip(due, done, strict=True) if is_done])
         for one, is_done in zip(due, done, strict=True):

@@ -73,6 +73,9 @@ class Endpoints:
         """
         self._model = model.name
         self._all = tuple(_endpoints(model, auth_headers))
+        # By identity, endpoints of earlier versions of the entry that this one lacks: only their keys can cancel their
+        # runs.
+        self._former: dict[str, Endpoint] = {}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -96,6 +99,9 @@ class Endpoints:
         common = [endpoint for endpoint in self._all if endpoint.identity in known]
         for endpoint in common:
             endpoint.health = known[endpoint.identity]
+        self._former = earlier._former | {endpoint.identity: endpoint for endpoint in earlier}
+        for endpoint in self._all:
+            self._former.pop(endpoint.identity, None)
         return bool(common)
 
     def choose(self, tried: Collection[Endpoint] = ()) -> Endpoint:
@@ -121,6 +127,10 @@ class Endpoints:
         if (name := state.data.get(_OWNER_NAME)) is not None:
             return next((endpoint for endpoint in self._all if endpoint.name == name), None)
         return self._all[0] if len(self._all) == 1 else None
+
+    def canceller(self, state: UpstreamState) -> Endpoint | None:
+        """The endpoint that can cancel a request: the one that runs it, also if it is not declared any more."""
+        return self.owner(state) or self._former.get(state.data.get(_OWNER, ""))
 
     def mark(self, state: UpstreamState, endpoint: Endpoint) -> UpstreamState:
         """Add to the state of a request that `endpoint` runs it."""

@@ -199,17 +199,21 @@ class UpstreamEngine(ABC):
 
     async def cancel(self, state: UpstreamState) -> None:
         """Stop a run. Upstreams without runs stop when the connection is closed."""
-        if not self._is_own(state):
+        endpoint = self._endpoints.canceller(state) if self._is_of_api(state) else None
+        if endpoint is None:
             # A worker with another version of models.yaml may be able to.
             raise UpstreamError("The upstream's request is of another API or endpoint.")
-        await self._send_cancel(self.cancel_call(state.id), state)
+        await self._send_cancel(self.cancel_call(state.id), endpoint)
 
     def _is_own(self, state: UpstreamState) -> bool:
         """Whether a run is one of this API, at an endpoint that the model's entry still has."""
+        return self._is_of_api(state) and self._endpoints.owner(state) is not None
+
+    def _is_of_api(self, state: UpstreamState) -> bool:
         api = state.data.get(_API)
         if api is None and self.run_api in _FORMERLY_UNMARKED:
             api = self.run_api
-        return self.run_api is not None and api == self.run_api and self._endpoints.owner(state) is not None
+        return self.run_api is not None and api == self.run_api
 
     def _resumable(self, prior: Prior) -> Prior:
         """What an answer continues from: without a run that this engine cannot resume.
@@ -424,15 +428,13 @@ class UpstreamEngine(ABC):
             parameters = replaced(parameters, {name: replacements[name] for name in replacements if name in parameters})
         return parameters, orjson.dumps(parameters)
 
-    async def _send_cancel(self, call: Call, state: UpstreamState) -> None:
+    async def _send_cancel(self, call: Call, endpoint: Endpoint) -> None:
         """Send the call that cancels a request. Returns if the upstream has cancelled it, or refuses to for good.
 
         Raises:
             UpstreamError: it may succeed later.
             aiohttp.ClientError, TimeoutError: there is no response.
         """
-        endpoint = self._endpoints.owner(state)
-        assert endpoint is not None
         async with self._send(call, self._encoded(call, {})[1], endpoint) as response:
             self._metrics.upstream_requests.labels(self._label, str(response.status)).inc()
             await read_error(response)

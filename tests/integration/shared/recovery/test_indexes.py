@@ -1,4 +1,7 @@
-"""The queries of each sweep read the rows they are for, and neither the queue nor ended jobs."""
+"""The periodic queries read the rows they are for, and neither the queue nor ended jobs.
+
+PostgreSQL plans a statement either for its parameters or, from the sixth execution on, for any: a generic plan.
+"""
 
 from __future__ import annotations
 
@@ -9,58 +12,120 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.monitoring.queue_stats import QueueStatsStore
 from shared.domain.owner import Owner
+from shared.postgres.claim_store import ClaimStore
+from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
+from tests.support.metrics import api_metrics
 
-# Most jobs have ended, many wait, and a few of those were withheld.
+# Most jobs have ended, many wait, a few of those were withheld or deferred, and a few run.
 ROWS = """
-INSERT INTO jobs (id, project_id, key_id, model, status, priority, request, metadata, finished_at, unreadable_at)
-SELECT 'job_' || lpad(n::text, 6, '0'), :project, :key, 'm', CASE WHEN n > 5000 THEN 'queued' ELSE 'completed' END, 3,
-    '{}', '{}', CASE WHEN n <= 5000 THEN now() END, CASE WHEN n > 6980 THEN now() END
-FROM generate_series(1, 7000) AS n
+INSERT INTO jobs (
+    id, project_id, key_id, model, status, priority, request, metadata, worker, finished_at, unreadable_at, not_before
+)
+SELECT 'job_' || lpad(n::text, 6, '0'), :project, :key, 'm',
+    CASE WHEN n > 29990 THEN 'in_progress' WHEN n > 28000 THEN 'queued' ELSE 'completed' END, 3,
+    '{}', '{}', CASE WHEN n > 29990 THEN 'w' END, CASE WHEN n <= 28000 THEN now() END,
+    CASE WHEN n BETWEEN 29971 AND 29990 THEN now() END,
+    CASE WHEN n BETWEEN 29951 AND 29970 THEN now() + interval '1 h' END
+FROM generate_series(1, 30000) AS n
 """
+# The upstreams of several models are down.
+CANCELLATIONS = """
+INSERT INTO upstream_cancellations (job_id, model, state, due_at, tries)
+SELECT 'job_' || n, 'm' || n % 4, '{"id": "r", "data": {}}', now() + (n - 16000) * interval '1 s', 3
+FROM generate_series(1, 32000) AS n
+"""
+Call = Callable[[AsyncEngine], Awaitable[Any]]
 
 
-async def scans_of(database: AsyncEngine, owner: Owner, call: Callable[[RecoveryStore], Awaitable[Any]]) -> list[str]:
-    """The scans of tables in the plan of a call's statement."""
+async def scans_of(database: AsyncEngine, owner: Owner, call: Call, *, generic: bool) -> list[str]:
+    """The scans of tables in the plans of a call's statements."""
     statements: list[tuple[str, Any]] = []
     event.listen(
         database.sync_engine,
         "before_cursor_execute",
         lambda _connection, _cursor, statement, parameters, *_: statements.append((statement, parameters)),
     )
+    plan: list[str] = []
     async with database.connect() as connection:
         await connection.execute(text(ROWS), {"project": owner.project_id, "key": owner.key_id})
-        await connection.execute(text("ANALYZE jobs"))
+        await connection.execute(text(CANCELLATIONS))
+        await connection.execute(text("ANALYZE jobs, upstream_cancellations"))
         statements.clear()
-        await call(RecoveryStore(database))
-        ((statement, parameters),) = statements
+        await call(database)
+        assert statements
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        plan = [row[0] for row in await driver.fetch(f"EXPLAIN {statement}", *parameters)]
+        for statement, parameters in statements:
+            if generic:
+                await driver.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE plan AS {statement}")
+                values = f"({', '.join(['NULL'] * len(parameters))})" if parameters else ""
+                rows = await driver.fetch(f"EXPLAIN EXECUTE plan{values}")
+                await driver.execute("DEALLOCATE plan; RESET plan_cache_mode")
+            else:
+                rows = await driver.fetch(f"EXPLAIN {statement}", *parameters)
+            plan += [row[0] for row in rows]
     return [line for line in plan if "Scan" in line and "workers" not in line and "Bitmap Heap" not in line]
 
 
-@pytest.mark.parametrize(
-    ("call", "indexes"),
-    [
-        (lambda store: store.overdue(), {"jobs_start_before", "jobs_finish_before"}),
-        (lambda store: store.withheld(0, after=None, limit=10), {"jobs_unreadable"}),
-        (lambda store: store.lost(), {"jobs_running"}),
-    ],
-    ids=["overdue", "withheld", "lost"],
-)
-async def test_a_sweep_uses_indexes(
-    database: AsyncEngine, owner: Owner, call: Callable[[RecoveryStore], Awaitable[Any]], indexes: set[str]
-) -> None:
-    scans = await scans_of(database, owner, call)
+def recovery(call: Callable[[RecoveryStore], Awaitable[Any]]) -> Call:
+    return lambda database: call(RecoveryStore(database))
+
+
+CALLS: dict[str, tuple[Call, set[str]]] = {
+    "overdue": (recovery(lambda store: store.overdue()), {"jobs_start_before", "jobs_finish_before"}),
+    "withheld": (recovery(lambda store: store.withheld(0, after=None, limit=10)), {"jobs_unreadable"}),
+    "lost": (recovery(lambda store: store.lost()), {"jobs_running"}),
+    "unfinished": (
+        recovery(lambda store: store.has_unfinished("gone")),
+        {"jobs_queued", "jobs_running", "upstream_cancellations_due"},
+    ),
+    "queued of a model": (recovery(lambda store: store.queued_of("m", limit=10, without=["job_1"])), {"jobs_queued"}),
+    "queued before": (
+        recovery(lambda store: store.queued_before("m", 3, "job_1", due_for_s=1, limit=10)),
+        {"jobs_queued"},
+    ),
+    "waiting": (
+        recovery(lambda store: store.waiting("m", limit=10, older_than_s=1, priorities=range(5))),
+        {"jobs_queued"},
+    ),
+    "deferred": (recovery(lambda store: store.deferred_for("m", 60, limit=10, without=["job_1"])), {"jobs_deferred"}),
+    "abandoned": (recovery(lambda store: store.abandon_cancellations(3600)), {"upstream_cancellations_created"}),
+    "claims": (lambda database: ClaimStore(database, "w").list_claims(), {"jobs_running"}),
+    "unreadable": (lambda database: JobStore(database).unreadable(), {"jobs_unreadable"}),
+    "statistics": (
+        lambda database: QueueStatsStore(database, api_metrics("m")).read(),
+        {"jobs_queued", "jobs_running", "jobs_unreadable", "jobs_deferred"},
+    ),
+    "due": (
+        lambda database: ClaimStore(database, "w").due_cancellations("m1", 50),
+        {"upstream_cancellations_due", "upstream_cancellations_pkey"},
+    ),
+    "due of a job": (
+        lambda database: ClaimStore(database, "w").due_cancellations("m1", 50, job_id="job_1"),
+        {"upstream_cancellations_job", "upstream_cancellations_pkey"},
+    ),
+}
+
+
+@pytest.mark.parametrize("generic", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_periodic_query_uses_indexes(database: AsyncEngine, owner: Owner, name: str, generic: bool) -> None:
+    call, indexes = CALLS[name]
+    scans = await scans_of(database, owner, call, generic=generic)
+    scans = [line for line in scans if "Subquery Scan" not in line]
     assert {index for index in indexes for line in scans if index in line} == indexes, scans
     assert len(scans) == len(indexes), scans
 
 
-async def test_models_with_queued_jobs_are_found_in_the_index(database: AsyncEngine, owner: Owner) -> None:
-    async def call(store: RecoveryStore) -> None:
-        assert await store.queued_models() == ["m"]
+@pytest.mark.parametrize("generic", [False, True])
+async def test_models_with_queued_jobs_are_found_in_the_index(
+    database: AsyncEngine, owner: Owner, generic: bool
+) -> None:
+    async def call(database: AsyncEngine) -> None:
+        assert await RecoveryStore(database).queued_models() == ["m"]
 
-    scans = [line for line in await scans_of(database, owner, call) if "jobs" in line]
+    scans = [line for line in await scans_of(database, owner, call, generic=generic) if "jobs" in line]
     assert scans
     assert all("Index Only Scan using jobs_queued" in line for line in scans), scans

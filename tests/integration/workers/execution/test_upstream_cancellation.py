@@ -17,6 +17,7 @@ from shared.domain.job import Job, JobStatus, Usage
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.result import CANCELLED, JobResult
+from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_statements import result_record
 from shared.postgres.job_store import JobStore, NewJob
@@ -30,8 +31,10 @@ from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, wo
 from tests.support.metrics import api_metrics, worker_metrics
 from tests.support.steered_engine import SteeredEngine
 from tests.support.waiting import eventually
-from workers.engines.base import UpstreamError
+from workers.engines.base import EngineError, UpstreamError
 from workers.engines.runpod.engine import RunpodEngine
+from workers.execution.attempt import InterruptReason
+from workers.execution.current_engine import CurrentEngine
 from workers.execution.upstream_cancellation import cancel_requests
 from workers.supervision import upstream_cancellations
 from workers.supervision.upstream_cancellations import UpstreamCancellations
@@ -94,10 +97,10 @@ async def make_due(database: AsyncEngine) -> None:
     await change(database, "UPDATE upstream_cancellations SET due_at = now()")
 
 
-async def cancelled_by(store: ClaimStore) -> list[UpstreamState]:
-    """What a worker cancels in one turn."""
+async def cancelled_by(store: ClaimStore, model: str = "m") -> list[UpstreamState]:
+    """What a worker of a model cancels in one turn."""
     engine = SteeredEngine()
-    assert await cancel_requests(store, engine, METRICS) == len(engine.cancelled)
+    assert await cancel_requests(store, engine, METRICS, model) == len(engine.cancelled)
     return engine.cancelled
 
 
@@ -106,7 +109,7 @@ async def test_a_queued_job_that_is_cancelled(
 ) -> None:
     """No worker is up; the next one of this model cancels its request, once."""
     assert await terminator.end(queued, JobStatus.CANCELLED, CANCELLED)
-    assert await cancelled_by(ClaimStore(database, "v", "other")) == []
+    assert await cancelled_by(ClaimStore(database, "v", "other"), "other") == []
     assert await cancelled_by(ClaimStore(database, "w", "m")) == [STATE]
     assert await cancelled_by(ClaimStore(database, "w", "m")) == []
     await make_due(database)
@@ -118,7 +121,7 @@ async def test_a_worker_checks_the_list_from_time_to_time(
 ) -> None:
     monkeypatch.setattr(upstream_cancellations, "INTERVAL_S", 0.01)
     async with working("w", workers("w"), logs) as worker:
-        checking = asyncio.create_task(UpstreamCancellations(worker.runner, worker.store, METRICS).run())
+        checking = asyncio.create_task(UpstreamCancellations(worker.runner, worker.store, METRICS, "m").run())
         await terminator.end(queued, JobStatus.CANCELLED, CANCELLED)
 
         async def cancelled() -> bool:
@@ -212,12 +215,87 @@ async def test_a_worker_that_dies_while_it_cancels(
     """Another one cancels the request again, but not at the same time."""
     await terminator.end(queued, JobStatus.CANCELLED, CANCELLED)
     dying = DeafUpstream(lambda: None)
-    cancelling = asyncio.create_task(cancel_requests(workers("w"), dying, METRICS))
+    cancelling = asyncio.create_task(cancel_requests(workers("w"), dying, METRICS, "m"))
     await asyncio.wait_for(dying.arrived.wait(), WITHIN_S)
     assert await cancelled_by(workers("v")) == []
     cancelling.cancel()
     assert await cancelled_by(workers("v")) == []
     await make_due(database)
+    assert await cancelled_by(workers("v")) == [STATE]
+
+
+async def test_an_attempt_cancels_only_its_own_request(queued: Job, workers: Workers, logs: EventLog) -> None:
+    """It does not wait for an upstream that does not answer the cancels of thousands of others."""
+    async with working("w", workers("w"), logs) as worker:
+        for position in range(3):
+            await worker.store.add_cancellation(f"job_{position}", "m", UpstreamState(f"other_{position}", {}))
+        run, call = await worker.start(queued)
+        call.restart()
+        call.accept(UpstreamState("resp_2"))
+        call.fail(EngineError("The upstream does not end its answer."))
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED
+        assert worker.engine.cancelled == [STATE, UpstreamState("resp_2")]
+    assert len(await cancelled_by(workers("v"))) == 3
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_the_log_says_first_that_nothing_resumes_a_request(
+    queued: Job, workers: Workers, logs: EventLog, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    """If the worker died in between, the next attempt would resume a request that another worker cancels."""
+    async with working("w", workers("w"), logs) as worker:
+        add, resumable = worker.store.add_cancellation, []
+
+        async def recorded(job_id: str, model: str, state: UpstreamState) -> None:
+            resumable.append((await Transcript.of(await logs.read(job_id), 1)).upstream)
+            await add(job_id, model, state)
+
+        monkeypatch.setattr(worker.store, "add_cancellation", recorded)
+        run, call = await worker.start(queued)
+        new = UpstreamState("resp_2")
+        if replaced:
+            call.accept(new)
+        else:
+            call.restart()
+        call.finish("stop")
+        assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.COMPLETED
+    assert resumable == [new if replaced else None]
+    assert (await cancelled_by(workers("v")) == [STATE]) is replaced
+
+
+async def test_an_attempt_that_has_lost_its_claim_cancels_nothing(
+    queued: Job, workers: Workers, logs: EventLog
+) -> None:
+    """The attempt that has it may relay that request."""
+    async with working("w", workers("w"), logs) as worker:
+        run, call = await worker.start(queued)
+        await logs.take_over(queued.id, call.attempt + 1)
+        call.restart()
+        call.accept(UpstreamState("resp_2"))
+        assert await asyncio.wait_for(run, WITHIN_S) is None
+        assert worker.engine.cancelled == []
+    assert await cancelled_by(workers("v")) == []
+
+
+async def test_a_stop_does_not_lose_a_request(
+    queued: Job, workers: Workers, logs: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log does not name it any more, so it would run on."""
+    async with working("w", workers("w"), logs) as worker:
+        add, adding, goes_on = worker.store.add_cancellation, asyncio.Event(), asyncio.Event()
+
+        async def slow(job_id: str, model: str, state: UpstreamState) -> None:
+            adding.set()
+            await goes_on.wait()
+            await add(job_id, model, state)
+
+        monkeypatch.setattr(worker.store, "add_cancellation", slow)
+        run, call = await worker.start(queued)
+        call.restart()
+        await asyncio.wait_for(adding.wait(), WITHIN_S)
+        worker.runner.stop(queued.id, InterruptReason.REQUEUED)
+        goes_on.set()
+        assert await asyncio.wait_for(run, WITHIN_S) is None
     assert await cancelled_by(workers("v")) == [STATE]
 
 
@@ -236,13 +314,13 @@ async def test_an_upstream_that_fails_is_asked_again_for_a_day(
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.FAILED, "whatever the upstream answers"
     assert f"job={queued.id} model=m cannot cancel the upstream's request" in caplog.text
     await make_due(database)
-    assert await cancel_requests(workers("w"), worker.engine, METRICS) == 0
+    assert await cancel_requests(workers("w"), worker.engine, METRICS, "m") == 0
     async with database.connect() as connection:
         waits = await connection.scalar(text("SELECT due_at - now() > interval '25 s' FROM upstream_cancellations"))
     assert waits, "longer after each try"
     await sweeper.sweep()
     await make_due(database)
-    assert await cancel_requests(workers("w"), worker.engine, METRICS) == 0
+    assert await cancel_requests(workers("w"), worker.engine, METRICS, "m") == 0
     async with database.begin() as connection:
         await connection.execute(
             text("UPDATE upstream_cancellations SET created_at = now() - make_interval(secs => :s)"),
@@ -252,6 +330,42 @@ async def test_an_upstream_that_fails_is_asked_again_for_a_day(
     await make_due(database)
     assert await cancelled_by(workers("w")) == []
     assert "request resp_1 could not be cancelled, and may still run" in caplog.text
+
+
+async def test_a_request_at_an_endpoint_that_the_entry_lacks_by_now(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the key that it was sent with can cancel it, whatever reloads have done since."""
+    keys: list[str | None] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        keys.append(request.headers.get("Authorization"))
+        return web.Response(status=503 if len(keys) == 1 else 200)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    store = workers("w")
+    async with TestServer(app) as server:
+
+        def engine(key: str) -> RunpodEngine:
+            monkeypatch.setenv(key, f"rpa_{key}")
+            options = {"base_url": str(server.make_url("/v2")), "api_key_env": key}
+            spec = RunpodModel.model_validate({"name": "m", "engine": "runpod", "endpoint": "e1", "options": options})
+            return RunpodEngine(spec, METRICS)
+
+        first = engine("A")
+        current = CurrentEngine(first)
+        await current.start()
+        state = first._endpoints.mark(UpstreamState("run_1", {"api": "runpod"}), next(iter(first._endpoints)))
+        await store.add_cancellation("job_1", "m", state)
+        assert await cancel_requests(store, current.engine, METRICS, "m") == 0, "the upstream is down"
+        for key in ("B", "C"):
+            await current.replace(engine(key))
+            await current.stop_unused(lambda _: False)
+            await store.add_cancellation("job_2", "m", state)
+            assert await cancel_requests(store, current.engine, METRICS, "m") == 1
+        await current.stop()
+    assert keys == ["Bearer rpa_A"] * 3
 
 
 async def test_which_answers_end_the_tries(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,8 +388,8 @@ async def test_which_answers_end_the_tries(workers: Workers, monkeypatch: pytest
         state = engine._endpoints.mark(UpstreamState("run_1", {"api": "runpod"}), next(iter(engine._endpoints)))
         for _ in over:
             await store.add_cancellation("job_1", "m", state)
-            assert await cancel_requests(store, engine, METRICS) == 1
+            assert await cancel_requests(store, engine, METRICS, "m") == 1
         for _ in later:
             await store.add_cancellation("job_1", "m", state)
-            assert await cancel_requests(store, engine, METRICS) == 0
+            assert await cancel_requests(store, engine, METRICS, "m") == 0
         await engine.stop()

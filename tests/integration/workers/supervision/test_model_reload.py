@@ -136,7 +136,7 @@ async def test_a_worker_of_a_removed_model_tries_to_cancel_what_its_upstream_run
     await worker.apply()
     await worker.reload._check()
     assert not worker.ended
-    assert len(await claims.due_cancellations(1)) == 1
+    assert len(await claims.due_cancellations("m", 1)) == 1
     await worker.reload._check()
     assert worker.ended, "the upstream may be gone: one try is enough"
 
