@@ -46,13 +46,15 @@ def example_blocks(engines: Collection[str]) -> str:
 
 
 def row_name(model: ModelSpec) -> str:
-    """`engine`, or `engine: preset`."""
-    preset = model.preset if isinstance(model, OpenAIModel) else None
-    return model.engine if preset is None else f"{model.engine}: {preset}"
+    """`engine`, or `engine: preset`, with the API if it is not Chat Completions."""
+    if not isinstance(model, OpenAIModel):
+        return model.engine
+    name = model.engine if model.preset is None else f"{model.engine}: {model.preset}"
+    return f"{name}, api: responses" if model.api == "responses" else name
 
 
 def capability_table(registry: Registry) -> str:
-    """A row for the first model of each engine and preset."""
+    """A row for the first model of each engine, preset and API."""
     rows: dict[str, Capabilities] = {}
     for model in registry.models.values():
         rows.setdefault(row_name(model), model.capabilities)
