@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import asyncio.events
 import gc
+import statistics
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -23,7 +24,12 @@ from workers.engines.base import UpstreamError
 from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.upstream.sse import MAX_EVENT_BYTES
 
+# CPU times depend on what else the machine runs, so `make test` does not check them.
+pytestmark = pytest.mark.long
+
+# The limit on a machine that decodes 0.9 MB of log probabilities in `DECODED_MS`.
 MAX_STEP_MS = 20
+DECODED_MS = 7.0
 STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 
 
@@ -48,6 +54,17 @@ def upstream() -> Iterator[FaultyUpstream]:
     loop.call_soon_threadsafe(stop.set)
     thread.join(10)
     loop.close()
+
+
+def max_step_ms() -> float:
+    """The limit here and now. Other programs on the machine take its caches and memory, which CPU time shows too."""
+    document = orjson.dumps(whole("x", 800))
+    taken = []
+    for _ in range(7):
+        began = time.thread_time()
+        orjson.loads(document)
+        taken.append(1000 * (time.thread_time() - began))
+    return MAX_STEP_MS * max(1.0, statistics.median(taken) / DECODED_MS)
 
 
 @pytest.fixture
@@ -76,6 +93,18 @@ async def engine(upstream: FaultyUpstream) -> AsyncIterator[OpenAIEngine]:
     await engine.start()
     yield engine
     await engine.stop()
+
+
+async def assert_short(steps: list[float], run: Callable[[], Awaitable[None]]) -> None:
+    """All steps of a run are short. The machine only ever adds to their time, so one run of five has to show it."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+        steps.clear()
+        await run()
+        longest, limit = max(steps), max_step_ms()
+        if longest <= limit:
+            return
+    assert longest <= limit
 
 
 def line(value: Any) -> bytes:
@@ -113,20 +142,16 @@ async def test_large_answers(
     engine: OpenAIEngine, upstream: FaultyUpstream, steps: list[float], body: bytes, length: int
 ) -> None:
     request = GenerateRequest(messages=[Message(role="user", content="x")], logprobs=20)
-    # The machine only ever adds to the time of a step, above all when the process gets its memory from the system for
-    # the first time. So one run of three has to be below the limit.
-    for _ in range(3):
+
+    async def run() -> None:
         upstream.answers = [Answer(raw=(body,))]
-        await asyncio.sleep(0)
-        steps.clear()
         found = 0
         async with aclosing(engine.generate("r", request)) as items:
             async for item in items:
                 found += len(item.text) if isinstance(item, Delta) else 0
         assert found == length
-        if max(steps) <= MAX_STEP_MS:
-            break
-    assert max(steps) <= MAX_STEP_MS
+
+    await assert_short(steps, run)
 
 
 @pytest.mark.parametrize(
@@ -137,23 +162,25 @@ async def test_large_answers(
 async def test_too_large_answers_fail_with_a_reason(
     engine: OpenAIEngine, upstream: FaultyUpstream, steps: list[float], body: bytes
 ) -> None:
-    upstream.answers = [Answer(raw=(body + b"\n\n",))]
     request = GenerateRequest(messages=[Message(role="user", content="x")])
-    await asyncio.sleep(0)
-    steps.clear()
-    with pytest.raises(UpstreamError, match="too much in one event"):
-        async for _ in engine.generate("r", request):
-            pass
-    assert max(steps) <= MAX_STEP_MS
+
+    async def run() -> None:
+        upstream.answers = [Answer(raw=(body + b"\n\n",))]
+        with pytest.raises(UpstreamError, match="too much in one event"):
+            async for _ in engine.generate("r", request):
+                pass
+
+    await assert_short(steps, run)
 
 
 async def test_large_requests(engine: OpenAIEngine, upstream: FaultyUpstream, steps: list[float]) -> None:
     messages = [
         Message(role="user" if number % 2 else "assistant", content="the mill, " * 37) for number in range(9999)
     ]
-    await asyncio.sleep(0)
-    steps.clear()
-    async for _ in engine.generate("r", GenerateRequest(messages=messages)):
-        pass
-    assert len(upstream.seen[-1].body["messages"]) == 9999
-    assert max(steps) <= MAX_STEP_MS
+
+    async def run() -> None:
+        async for _ in engine.generate("r", GenerateRequest(messages=messages)):
+            pass
+        assert len(upstream.seen[-1].body["messages"]) == 9999
+
+    await assert_short(steps, run)
