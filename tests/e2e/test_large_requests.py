@@ -21,10 +21,10 @@ from tests.e2e.test_jobs import wait_for_end
 from tests.support.database import drop_database
 from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
+from tests.support.step_limit import MAX_STEP_MS
 from tests.support.step_times import forget_steps, steps_above
 from tests.support.waiting import eventually, eventually_sync
 
-MAX_STEP_MS = 20
 MAX_BODY = 4 * 1024 * 1024
 JOBS, CHAT, COMPLETIONS = "/v1/jobs", "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"

@@ -16,11 +16,12 @@ import pytest
 from tests.conftest import Servers
 from tests.e2e.conftest import make_stack
 from tests.e2e.test_jobs import wait_for_end
-from tests.e2e.test_large_requests import JOBS, JSON, MAX_STEP_MS, REQUESTS, content_of
+from tests.e2e.test_large_requests import JOBS, JSON, REQUESTS, content_of
 from tests.support.database import drop_database
 from tests.support.ports import free_port
 from tests.support.sse import follow, text_of
 from tests.support.stack import Stack
+from tests.support.step_limit import MAX_STEP_MS
 from tests.support.step_times import forget_steps, steps_above
 from tests.support.vendors.catalog import ENGINES
 from tests.support.vendors.script import Script

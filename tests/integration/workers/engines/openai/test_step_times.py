@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import asyncio.events
 import gc
-import statistics
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,16 +19,11 @@ from shared.domain.events import Delta
 from shared.domain.request import GenerateRequest, Message
 from tests.support.faulty_upstream import Answer, FaultyUpstream, faulty_upstream
 from tests.support.metrics import worker_metrics
+from tests.support.step_limit import MAX_STEP_MS
 from workers.engines.base import UpstreamError
 from workers.engines.openai.engine import OpenAIEngine
 from workers.engines.upstream.sse import MAX_EVENT_BYTES
 
-# CPU times depend on what else the machine runs, so `make test` does not check them.
-pytestmark = pytest.mark.long
-
-# The limit on a machine that decodes 0.9 MB of log probabilities in `DECODED_MS`.
-MAX_STEP_MS = 20
-DECODED_MS = 7.0
 STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 
 
@@ -54,17 +48,6 @@ def upstream() -> Iterator[FaultyUpstream]:
     loop.call_soon_threadsafe(stop.set)
     thread.join(10)
     loop.close()
-
-
-def max_step_ms() -> float:
-    """The limit here and now. Other programs on the machine take its caches and memory, which CPU time shows too."""
-    document = orjson.dumps(whole("x", 800))
-    taken = []
-    for _ in range(7):
-        began = time.thread_time()
-        orjson.loads(document)
-        taken.append(1000 * (time.thread_time() - began))
-    return MAX_STEP_MS * max(1.0, statistics.median(taken) / DECODED_MS)
 
 
 @pytest.fixture
@@ -96,15 +79,14 @@ async def engine(upstream: FaultyUpstream) -> AsyncIterator[OpenAIEngine]:
 
 
 async def assert_short(steps: list[float], run: Callable[[], Awaitable[None]]) -> None:
-    """All steps of a run are short. The machine only ever adds to their time, so one run of five has to show it."""
-    for _ in range(5):
+    """All steps of a run are short. The machine only ever adds to their time, so one run of three has to show it."""
+    for _ in range(3):
         await asyncio.sleep(0)
         steps.clear()
         await run()
-        longest, limit = max(steps), max_step_ms()
-        if longest <= limit:
+        if max(steps) <= MAX_STEP_MS:
             return
-    assert longest <= limit
+    assert max(steps) <= MAX_STEP_MS
 
 
 def line(value: Any) -> bytes:
