@@ -8,7 +8,6 @@ only max_tokens is checked here, and the worker, whose rendering is authoritativ
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -28,8 +27,6 @@ INLINE_BYTES = 4000
 THREADS = 2
 
 _Count = Callable[[GenerateRequest, int | None], int | None]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -342,7 +342,7 @@ async def test_geminis_thoughts_and_signatures(sdk: openai.AsyncOpenAI) -> None:
 
 
 async def test_parts_of_another_provider_are_dropped_and_counted(sdk: openai.AsyncOpenAI, stack: Stack) -> None:
-    """A conversation that began with Gemini goes on with a model that must not get its thought signatures."""
+    """A conversation continues with another provider's model, to which Gemini's thought signatures are not sent."""
     tool: Any = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
     parameters: Any = {"max_tokens": 50, "tools": [tool]}
     async with preset("gemini") as gemini, preset("openai") as other:

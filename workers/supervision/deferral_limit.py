@@ -5,8 +5,6 @@ A job that runs again fails by itself when it can wait no longer. While the brea
 
 from __future__ import annotations
 
-import logging
-
 from shared.domain.errors import ErrorCode
 from shared.domain.job import Failure, JobStatus
 from shared.postgres.recovery_store import RecoveryStore
@@ -14,8 +12,6 @@ from shared.recovery.terminator import JobTerminator
 from shared.runtime.faulty_items import FaultyItems
 from shared.runtime.periodic import run_periodically
 from workers.execution.runner import Runner
-
-logger = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
 LIMIT = 100

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 import aiohttp
 
 from shared.config.models.upstream import UpstreamOptions
 from workers.engines.upstream.endpoints import Endpoint, Endpoints
 from workers.engines.upstream.errors import FORBIDDEN, KEY_REFUSED
-
-logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
 
