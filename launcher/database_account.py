@@ -10,7 +10,6 @@ import grp
 import hashlib
 import os
 import pwd
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ class DatabaseAccount:
             if not folder_access.is_open(folder) and not folder_access.grant(folder, self.account.gid):
                 with self.opened.open("a") as record:
                     record.write(f"{folder}\n")
-                folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXOTH)
+                folder_access.open_to_all(folder)
 
     def close_folders(self) -> None:
         """Undo `open_folders`."""
@@ -54,7 +53,7 @@ class DatabaseAccount:
         with contextlib.suppress(FileNotFoundError):
             for folder in map(Path, self.opened.read_text().splitlines()):
                 with contextlib.suppress(FileNotFoundError):
-                    folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~stat.S_IXOTH)
+                    folder_access.close_to_others(folder)
             self.opened.unlink()
 
     def own(self, data_dir: Path) -> None:

@@ -4,10 +4,13 @@ The list of a file is its extended attribute `system.posix_acl_access`: a versio
 id, as in the kernel's `posix_acl_xattr.h`.
 """
 
+import contextlib
 import errno
+import fcntl
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 _ATTRIBUTE = "system.posix_acl_access"
@@ -28,28 +31,59 @@ def is_open(folder: Path) -> bool:
 
 def grant(folder: Path, gid: int) -> bool:
     """Let a group pass through a folder. Returns False if the file system has no access control lists."""
-    entries = _read(folder)
-    if entries is None:
-        return False
-    if (_MASK, _NO_ID) in entries:
-        # The mask gets the permission too, which must not give it to other entries that the mask held back.
-        mask = entries[_MASK, _NO_ID]
-        entries = {key: perm if key[0] in (_USER_OBJ, _OTHER) else perm & mask for key, perm in entries.items()}
-    else:
-        entries[_MASK, _NO_ID] = entries[_GROUP_OBJ, _NO_ID]
-    entries[_GROUP, gid] = entries.get((_GROUP, gid), 0) | _PASS
-    entries[_MASK, _NO_ID] |= _PASS
-    return _write(folder, entries)
+    with _exclusive(folder):
+        entries = _read(folder)
+        if entries is None:
+            return False
+        if (_MASK, _NO_ID) in entries:
+            # The mask gets the permission too, which must not give it to other entries that the mask held back.
+            mask = entries[_MASK, _NO_ID]
+            entries = {key: perm if key[0] in (_USER_OBJ, _OTHER) else perm & mask for key, perm in entries.items()}
+        else:
+            entries[_MASK, _NO_ID] = entries[_GROUP_OBJ, _NO_ID]
+        entries[_GROUP, gid] = entries.get((_GROUP, gid), 0) | _PASS
+        entries[_MASK, _NO_ID] |= _PASS
+        return _write(folder, entries)
 
 
 def revoke(folder: Path, gid: int) -> None:
     """Remove the group from the folder's list. Without other entries, the folder gets its former mode back."""
-    entries = _read(folder)
-    if entries is None or entries.pop((_GROUP, gid), None) is None:
-        return
-    if {tag for tag, _ in entries} <= {_USER_OBJ, _GROUP_OBJ, _MASK, _OTHER}:
-        entries.pop((_MASK, _NO_ID), None)
-    _write(folder, entries)
+    if (_GROUP, gid) not in (_read(folder) or ()):
+        return  # without a lock, which any user can hold on a folder that was open to all
+    with _exclusive(folder):
+        entries = _read(folder)
+        if entries is None or entries.pop((_GROUP, gid), None) is None:
+            return
+        if {tag for tag, _ in entries} <= {_USER_OBJ, _GROUP_OBJ, _MASK, _OTHER}:
+            entries.pop((_MASK, _NO_ID), None)
+        _write(folder, entries)
+
+
+def open_to_all(folder: Path) -> None:
+    """Let every user pass through the folder."""
+    with _exclusive(folder):
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXOTH)
+
+
+def close_to_others(folder: Path) -> None:
+    """Undo `open_to_all`."""
+    with _exclusive(folder):
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~stat.S_IXOTH)
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Keep other launchers, whose folders may have this parent too, from changing the folder's mode at the same time.
+
+    A change reads the former value first, so one of two changes at the same time would be lost.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: two changes at once remain unlikely
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(folder: Path) -> Entries | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -231,8 +234,17 @@ async def open_stream(client: httpx.AsyncClient, dialect: Dialect, case: Case = 
     return client.build_request("GET", job["stream_url"])
 
 
-async def read(client: httpx.AsyncClient, dialect: Dialect, case: Case = CASES["text"]) -> httpx.Response:
-    return await client.send(await open_stream(client, dialect, case))
+async def read(client: httpx.AsyncClient, request: httpx.Request, watch: Callable[[Frame], None]) -> httpx.Response:
+    """The response, read to its end; its frames are shown to `watch` as they arrive."""
+    response = await client.send(request, stream=True)
+    content = rest = b""
+    async for data in response.aiter_raw():
+        content += data
+        *blocks, rest = (rest + data).split(b"\n\n")
+        for block in blocks:
+            watch(_frame(block.decode().split("\n")))
+    await response.aclose()
+    return httpx.Response(response.status_code, headers=response.headers, content=content)
 
 
 def naive(content: bytes) -> list[Frame]:
@@ -274,10 +286,51 @@ def check(dialect: Dialect, frames: list[Frame], case: Case = CASES["text"]) -> 
         assert dialect.last in (frames[-1].event, frames[-1].data)
 
 
+class Silences:
+    """The upstream's pauses before and in its output: each lasts until all readers have had a keepalive in it."""
+
+    def __init__(self, readers: Iterable[str]) -> None:
+        self._missing = (set(readers), set(readers))
+        self._over = (asyncio.Event(), asyncio.Event())
+
+    def hold(self, answer: Answer) -> Answer:
+        """The answer with these pauses instead of timed ones."""
+        pauses = iter(self._over)
+        assert answer.raw is not None
+        raw = (partial(self._wait, next(pauses)) if isinstance(part, float) else part for part in answer.raw)
+        return replace(answer, raw=tuple(raw))
+
+    def watch(self, reader: str, case: Case = CASES["text"]) -> Callable[[Frame], None]:
+        """Returns the function that the reader calls with each frame."""
+        dialect = DIALECTS[reader]
+        content = content_of(dialect, case)
+        output = False
+
+        def watch(frame: Frame) -> None:
+            nonlocal output
+            if frame.data == "[DONE]":
+                return
+            if is_keepalive(dialect, frame):
+                self._missing[output].discard(reader)
+                if not self._missing[output]:
+                    self._over[output].set()
+            output = output or bool(content(frame))
+
+        return watch
+
+    async def _wait(self, over: asyncio.Event) -> None:
+        with contextlib.suppress(TimeoutError):  # `check_keepalives` fails then
+            await asyncio.wait_for(over.wait(), 20)
+
+
+def content_of(dialect: Dialect, case: Case) -> Callable[[Frame], str]:
+    return dialect.arguments_of if case.arguments else dialect.text_of
+
+
 def check_keepalives(dialect: Dialect, frames: list[Frame], case: Case = CASES["text"]) -> None:
     """There are keepalives before and in the output."""
     objects = [frame for frame in frames if frame.data != "[DONE]"]
-    content = dialect.arguments_of if case.arguments else dialect.text_of
+    content = content_of(dialect, case)
     found = [number for number, frame in enumerate(objects) if content(frame)]
     alive = [number for number, frame in enumerate(objects) if is_keepalive(dialect, frame)]
     assert min(alive) < min(found), "a keepalive comes before the first output"
@@ -305,17 +358,18 @@ def check_bytes(response: httpx.Response) -> None:
 async def test_bytes_and_the_parsers_that_people_write(
     client: httpx.AsyncClient, upstream: FaultyUpstream, case: Case
 ) -> None:
-    upstream.default = case.answer
+    silences = Silences(case.dialects)
+    upstream.default = silences.hold(case.answer)
 
-    async def check_stream(dialect: Dialect) -> None:
-        response = await read(client, dialect, case)
+    async def check_stream(name: str, dialect: Dialect) -> None:
+        response = await read(client, await open_stream(client, dialect, case), silences.watch(name, case))
         check_bytes(response)
         frames = naive(response.content)
         check(dialect, frames, case)
         check_keepalives(dialect, frames, case)
         assert by_lines(response.content) == frames
 
-    await asyncio.gather(*map(check_stream, case.dialects.values()))
+    await asyncio.gather(*starmap(check_stream, case.dialects.items()))
 
 
 @pytest.mark.parametrize("header", [True, False])
@@ -335,9 +389,12 @@ async def test_resumed_streams(client: httpx.AsyncClient, upstream: FaultyUpstre
 
 async def test_a_background_response(client: httpx.AsyncClient, upstream: FaultyUpstream) -> None:
     """Its stream can be resumed: a keepalive's number is no new position."""
+    silences = Silences(["responses"])
+    upstream.default = silences.hold(COMPLETE)
     created = await client.post("/v1/responses", json={"model": "up", "input": "Hello", "background": True})
     url = f"/v1/responses/{created.json()['id']}"
-    frames = naive((await client.get(url, params={"stream": "true"})).content)
+    request = client.build_request("GET", url, params={"stream": "true"})
+    frames = naive((await read(client, request, silences.watch("responses"))).content)
     check(DIALECTS["responses"], frames)
     check_keepalives(DIALECTS["responses"], frames)
     events = [frame.data for frame in frames if frame.event != "keepalive"]
@@ -353,7 +410,7 @@ async def test_chat_chunks_before_and_after_a_keepalive_have_the_role_once(
 ) -> None:
     choices = [
         frame.data["choices"][0]
-        for frame in naive((await read(client, DIALECTS["chat"])).content)
+        for frame in naive((await client.send(await open_stream(client, DIALECTS["chat"]))).content)
         if frame.data != "[DONE]"
     ]
     assert choices[0]["delta"] == {"role": "assistant", "content": ""}
@@ -362,19 +419,21 @@ async def test_chat_chunks_before_and_after_a_keepalive_have_the_role_once(
 
 @cases
 async def test_httpx_sse(client: httpx.AsyncClient, upstream: FaultyUpstream, case: Case) -> None:
-    upstream.default = case.answer
+    silences = Silences(case.dialects)
+    upstream.default = silences.hold(case.answer)
 
-    async def read_events(dialect: Dialect) -> None:
+    async def read_events(name: str, dialect: Dialect) -> None:
         response = await client.send(await open_stream(client, dialect, case), stream=True)
-        frames = [
-            Frame(item.event, item.data if item.data == "[DONE]" else item.json(), item.id)
-            async for item in httpx_sse.EventSource(response).aiter_sse()
-        ]
+        watch = silences.watch(name, case)
+        frames = []
+        async for item in httpx_sse.EventSource(response).aiter_sse():
+            frames.append(Frame(item.event, item.data if item.data == "[DONE]" else item.json(), item.id))
+            watch(frames[-1])
         await response.aclose()
         check(dialect, frames, case)
         check_keepalives(dialect, frames, case)
 
-    await asyncio.gather(*map(read_events, case.dialects.values()))
+    await asyncio.gather(*starmap(read_events, case.dialects.items()))
 
 
 async def test_openai_python(stack: Stack, upstream: FaultyUpstream) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -30,7 +30,8 @@ class End(Enum):
 class Answer:
     """One answer: an error's status and body, a stream of tokens, `choices` and an end, or `raw` bytes.
 
-    `pause_s`: seconds after each token. `raw`: writes, and pauses in seconds between them; `headers` go with them.
+    `pause_s`: seconds after each token. `raw`: writes, and pauses between them, in seconds or until something
+    awaited is done; `headers` go with them.
     """
 
     tokens: int = 0
@@ -41,7 +42,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
     pause_s: float = 0
-    raw: tuple[bytes | float, ...] | None = None
+    raw: tuple[bytes | float | Callable[[], Awaitable[None]], ...] | None = None
 
 
 @dataclass(slots=True)
@@ -113,7 +114,10 @@ class FaultyUpstream:
         if answer.raw is not None:
             await response.prepare(request)
             for part in answer.raw:
-                await (response.write(part) if isinstance(part, bytes) else asyncio.sleep(part))
+                if isinstance(part, bytes):
+                    await response.write(part)
+                else:
+                    await (part() if callable(part) else asyncio.sleep(part))
             return response
         if answer.end is End.SILENCE and not answer.tokens:
             await asyncio.Event().wait()

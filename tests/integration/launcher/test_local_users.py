@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     for folder in (home, *home.parents):
         if not folder_access.is_open(folder) and folder.owner() == pwd.getpwuid(os.geteuid()).pw_name:
-            folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_IXOTH)
+            folder_access.open_to_all(folder)
     return home
 
 
