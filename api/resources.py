@@ -16,6 +16,8 @@ from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.context.reported_lengths import ReportedContexts
+from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
 from api.files.s3_blobs import SCHEME, S3Blobs
@@ -24,7 +26,6 @@ from api.files.store import FileStore
 from api.http.dependencies import Resources
 from api.http.members import MemberReader
 from api.jobs.admission import Admission
-from api.jobs.context_window import ContextWindow
 from api.jobs.media_check import MediaLimits
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_positions import QueuePositions
@@ -32,7 +33,6 @@ from api.jobs.queue_store import QueueStore
 from api.jobs.quota_store import QuotaStore
 from api.jobs.quotas import ProjectQuotas
 from api.jobs.removed_models import RemovedModels
-from api.jobs.reported_contexts import ReportedContexts
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService

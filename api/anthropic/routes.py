@@ -80,6 +80,7 @@ async def messages(
         metadata={} if user_id is None else {"user_id": user_id},
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
+        options=submission.options(body),
     )
     idempotency = await work.run(submission.idempotency, request.url.path, body)
     await work.run(_release, body)

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from api.http.members import MemberRules
+from api.http.submit_headers import AnswerParameters
 from api.jobs import dialects
 from api.jobs.parameters import DEFAULT_PRIORITY
 from shared.domain.request import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, ExtraBody, JsonObject, UnicodeText, contradiction
@@ -375,7 +376,7 @@ class CountTokensRequest(_Cacheable):
         return self
 
 
-class MessagesRequest(CountTokensRequest):
+class MessagesRequest(AnswerParameters, CountTokensRequest):
     """`POST /v1/messages`."""
 
     member_rules: ClassVar[MemberRules] = dialects.MESSAGES

@@ -9,8 +9,15 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, Header
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from shared.domain.answer_options import (
+    NO_CACHE_CONTROL,
+    CacheControl,
+    CacheOptions,
+    ContextOptions,
+    RequestOptions,
+)
 from shared.domain.errors import InvalidRequest
 from shared.postgres.job_store import Idempotency
 
@@ -25,6 +32,12 @@ class SubmitHeaders:
     idempotency_key: str | None = None
     start_within_s: float | None = None
     finish_within_s: float | None = None
+    cache_control: CacheControl = NO_CACHE_CONTROL
+
+    def options(self, body: AnswerParameters) -> RequestOptions:
+        """How the request may be answered, by its headers and its body."""
+        store: bool | None = getattr(body, "store", None)
+        return RequestOptions(body.cache, self.cache_control, store, body.context)
 
     def idempotency(self, path: str, body: BaseModel) -> Idempotency | None:
         """The idempotency key with a digest of the request; None without a key."""
@@ -35,6 +48,7 @@ class SubmitHeaders:
             "body": body.model_dump(mode="json", exclude_unset=True),
             "times": [self.start_within_s, self.finish_within_s],
         }
+        # Cache-Control is no part of it: a retry that may not be answered from the cache is the same request.
         text = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
         return Idempotency(self.idempotency_key, hashlib.sha256(text).hexdigest())
 
@@ -56,6 +70,14 @@ async def submit_headers(
             examples=["90s"],
         ),
     ] = None,
+    cache_control: Annotated[
+        str | None,
+        Header(
+            description="The response cache: `no-store` bypasses it, `no-cache` runs the request again, and `max-age=N`"
+            " accepts answers of the last N seconds.",
+            examples=["max-age=3600"],
+        ),
+    ] = None,
 ) -> SubmitHeaders:
     """Parse and validate the headers.
 
@@ -65,13 +87,47 @@ async def submit_headers(
     if idempotency_key is not None and not (0 < len(idempotency_key) <= 255 and idempotency_key.isprintable()):
         raise InvalidRequest("Idempotency-Key: must be 1 to 255 printable characters", param="Idempotency-Key")
     return SubmitHeaders(
-        idempotency_key, _seconds("Start-Before", start_before), _seconds("Cancel-After", cancel_after)
+        idempotency_key,
+        _seconds("Start-Before", start_before),
+        _seconds("Cancel-After", cancel_after),
+        _cache_control(cache_control) if cache_control is not None else NO_CACHE_CONTROL,
     )
 
 
 def replay_headers(created: bool) -> dict[str, str]:
     """The response headers of a submit; `created` is False if its idempotency key was used before."""
     return {} if created else {"Idempotent-Replayed": "true"}
+
+
+class AnswerParameters(BaseModel):
+    """The parameters of all dialects that say how a request may be answered."""
+
+    cache: CacheOptions | None = Field(
+        None, description="Answer the request from the response cache, and store its answer there."
+    )
+    context: ContextOptions | None = Field(
+        None, description="What happens to a conversation that outgrows the model's context."
+    )
+
+
+def _cache_control(value: str) -> CacheControl:
+    """Read the directives that this API knows (RFC 9111); others are ignored, as caches do."""
+    directives = dict(_directive(part) for part in value.lower().split(","))
+    max_age = directives.get("max-age")
+    if max_age is not None and not re.fullmatch(r"[0-9]{1,9}", max_age):
+        raise InvalidRequest(
+            f"Cache-Control: max-age must be a number of seconds, got {max_age[:64]!r}", param="Cache-Control"
+        )
+    return CacheControl(
+        no_store="no-store" in directives,
+        no_cache="no-cache" in directives or (max_age is not None and int(max_age) == 0),
+        max_age_s=int(max_age) if max_age else None,
+    )
+
+
+def _directive(part: str) -> tuple[str, str]:
+    name, _, value = part.strip().partition("=")
+    return name.strip(), value.strip().strip('"')
 
 
 def _seconds(name: str, value: str | None) -> float | None:

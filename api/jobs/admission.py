@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from api.context.window import ContextWindow
 from api.jobs.capability_check import CapabilityCheck
-from api.jobs.context_window import ContextWindow
 from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
 from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation

@@ -9,8 +9,8 @@ import argparse
 import asyncio
 import sys
 
+from api.context.window import ContextWindow
 from api.jobs.admission import Admission
-from api.jobs.context_window import ContextWindow
 from api.keys.principal import Principal
 from api.settings import RegionSettings
 from shared.config.models.base import RegistryError

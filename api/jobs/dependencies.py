@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.context.window import ContextWindow
 from api.http.dependencies import CurrentStreamSettings, resource
 from api.http.submit_headers import Submission
 from api.jobs.admission import Admission
-from api.jobs.context_window import ContextWindow
 from api.jobs.service import JobService
 from api.jobs.sync_call import SyncCall
 

@@ -6,7 +6,7 @@ An answer needs about 30 bytes for each in the worker's memory and in Redis, and
 
 from __future__ import annotations
 
-from api.jobs.context_window import ContextWindow
+from api.context.window import ContextWindow
 from shared.config.models.loader import Registry
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from api.http.members import JsonForm
+from api.http.submit_headers import AnswerParameters
 from api.jobs.content_parts import ChatContent, read_content, with_path
 from shared.domain.content import Content
 from shared.domain.errors import InvalidRequest
@@ -283,7 +284,7 @@ def _without_template(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
-class CommonParameters(Sampling):
+class CommonParameters(AnswerParameters, Sampling):
     """Parameters of all request types."""
 
     model: str = Field(min_length=1, description="A name from `GET /v1/models`.")

@@ -70,6 +70,7 @@ async def submit(
         metadata=body.metadata,
         start_within_s=submission.start_within_s,
         finish_within_s=submission.finish_within_s,
+        options=submission.options(body),
     )
     idempotency = await work.run(submission.idempotency, "/v1/jobs", body)
     try:
@@ -77,7 +78,7 @@ async def submit(
     except InvalidRequest as error:
         raise body.rename_param(error) from None
     request.state.job_id = job.id
-    headers = replay_headers(created)
+    headers = replay_headers(created) | job.decisions.headers()
     if wait_s:
         headers["Preference-Applied"] = f"wait={wait_s}"
         try:

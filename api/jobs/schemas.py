@@ -23,6 +23,7 @@ from api.jobs.parameters import (
     check_prompts,
     sampling_of,
 )
+from shared.domain.decisions import CacheDecision, ContextDecision, RouteDecision, TokenLimitsDecision
 from shared.domain.job import Choice, JobStatus, JobSummary, output_size
 from shared.domain.logprobs import entry_object, prompt_entry_object
 from shared.domain.request import (
@@ -206,6 +207,36 @@ class JobSummaryView(BaseModel):
     eta_s: float | None = Field(
         None, description="Estimated seconds until it starts, from the model's recent jobs; null if unknown."
     )
+    requested_model: str | None = Field(
+        None,
+        description="The route that the request named, if one chose the model. Absent otherwise.",
+        exclude_if=lambda name: name is None,
+    )
+    kind: str | None = Field(
+        None,
+        description="What the job is for, if it is not a request of yours: `summary`. Absent otherwise.",
+        exclude_if=lambda kind: kind is None,
+    )
+    route: RouteDecision | None = Field(
+        None,
+        description="Why the route chose this model. Absent without a route.",
+        exclude_if=lambda part: part is None,
+    )
+    cache: CacheDecision | None = Field(
+        None,
+        description="The part of the response cache in the answer. Absent if the cache is off.",
+        exclude_if=lambda part: part is None,
+    )
+    context: ContextDecision | None = Field(
+        None,
+        description="How the conversation was shortened. Absent if it was not.",
+        exclude_if=lambda part: part is None,
+    )
+    token_limits: TokenLimitsDecision | None = Field(
+        None,
+        description="How a limit or default has changed `max_tokens`. Absent if it has not.",
+        exclude_if=lambda part: part is None,
+    )
     usage: UsageView | None
     timings: TimingsView
     error: JobErrorView | None
@@ -257,6 +288,12 @@ def summary_view(job: JobSummary, *, position: int | None = None, eta_s: float |
         not_before=job.not_before if job.status is JobStatus.QUEUED else None,
         queue_position=position,
         eta_s=eta_s,
+        requested_model=job.requested_model,
+        kind=job.kind,
+        route=job.decisions.route,
+        cache=job.decisions.cache,
+        context=job.decisions.context,
+        token_limits=job.decisions.token_limits,
         usage=UsageView(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

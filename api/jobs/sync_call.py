@@ -63,7 +63,7 @@ class SyncCall:
             UpstreamFailed: a job did not complete.
         """
         self._request.state.job_id = submitted[0].id
-        headers = replay_headers(created)
+        headers = replay_headers(created) | submitted[0].decisions.headers()
 
         def keep() -> bool:
             """Whether the jobs go on without the client. A client whose key was revoked has not abandoned them."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
+from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import Forbidden
 from shared.domain.owner import Owner, end_user_name
 from shared.domain.priorities import MAX_PRIORITY
@@ -33,6 +34,10 @@ class Principal:
     scopes: frozenset[Scope]
     end_user: str | None = None
     priority_floor: int = 0
+    options: KeyOptions = NO_KEY_OPTIONS
+    # The project's class of service, and what keeps its prefix caches apart.
+    tier: str | None = None
+    salt: str = ""
 
     @classmethod
     def of(cls, owner: Owner) -> Self:

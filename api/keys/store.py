@@ -28,6 +28,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.keys.principal import Principal, Scope
+from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import Conflict
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
@@ -142,10 +143,12 @@ class ApiKeyStore(Store):
     async def rotate(self, key_id: int, key: str, *, overlap_s: float, expires_in_s: float | None = None) -> str | None:
         """Store a generated successor of a valid key; the old key expires after the overlap.
 
-        The successor has the same name, project, scopes and priorities. Returns its id; None if the old key is not
-        valid.
+        The successor has the same name, project, scopes, priorities and options. Returns its id; None if the old key is
+        not valid.
         """
-        copied = (ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes, ApiKeyRow.priority_floor)
+        copied = (
+            ApiKeyRow.name, ApiKeyRow.project_id, ApiKeyRow.scopes, ApiKeyRow.priority_floor, ApiKeyRow.options,
+        )  # fmt: skip
         async with transaction(self._engine) as connection:
             old = select(*copied).where(ApiKeyRow.id == key_id, _valid()).with_for_update(key_share=True)
             row = (await connection.execute(old)).first()
@@ -192,8 +195,12 @@ class ApiKeyStore(Store):
                 ApiKeyRow.project_id,
                 ApiKeyRow.scopes,
                 ApiKeyRow.priority_floor,
+                ApiKeyRow.options,
+                ProjectRow.tier,
+                ProjectRow.salt,
                 func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
             )
+            .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
             .where(*valid)
             .add_cte(used.cte("used"))
         )
@@ -264,7 +271,16 @@ def _listed() -> Any:
 
 def _valid_key(row: Any) -> ValidKey:
     left = None if row.expires_in_s is None else float(row.expires_in_s)
-    return ValidKey(Principal(row.project_id, row.id, frozenset(_scopes(row)), priority_floor=row.priority_floor), left)
+    principal = Principal(
+        row.project_id,
+        row.id,
+        frozenset(_scopes(row)),
+        priority_floor=row.priority_floor,
+        options=KeyOptions.model_validate(row.options) if row.options else NO_KEY_OPTIONS,
+        tier=row.tier,
+        salt=row.salt,
+    )
+    return ValidKey(principal, left)
 
 
 def _api_key(row: Row[Any]) -> ApiKey:

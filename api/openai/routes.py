@@ -107,6 +107,7 @@ async def _complete(
             metadata=body.metadata or {},
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
+            options=submission.options(body),
         )
         for generate in await work.run(body.generate_requests)
     ]

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from api.http.members import MemberRules
 from api.http.pagination import PageView
+from api.http.submit_headers import AnswerParameters
 from api.jobs import dialects
 from api.jobs.dialects import ENCRYPTED_REASONING, LOGPROBS
 from api.jobs.parameters import (
@@ -124,7 +125,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] = False
 
 
-class ResponseCreate(BaseModel):
+class ResponseCreate(AnswerParameters):
     """`POST /v1/responses`."""
 
     member_rules: ClassVar[MemberRules] = dialects.RESPONSES

@@ -80,6 +80,7 @@ class ResponseService:
             metadata=body.metadata,
             start_within_s=submission.start_within_s,
             finish_within_s=submission.finish_within_s,
+            options=submission.options(body),
             response=facts,
         )
         idempotency = await work.run(submission.idempotency, "/v1/responses", body)

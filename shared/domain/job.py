@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.errors import InvalidRequest
 from shared.domain.ids import is_id, new_id
 from shared.domain.opaque import OpaquePart, decode_all
@@ -275,6 +276,13 @@ class JobSummary:
     request_context: RequestContext = NO_CONTEXT
     # The number of choices that the request asks for.
     choices: int = 1
+    # The model or route that the client named, if another model serves the job.
+    requested_model: str | None = None
+    # What the job is for, if it is not a client's request: `summary`.
+    kind: str | None = None
+    decisions: Decisions = NO_DECISIONS
+    # The job whose answer this one waits for.
+    follows: str | None = None
 
     @property
     def fingerprint(self) -> str | None:

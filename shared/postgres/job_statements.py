@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.job import (
     RUNNING,
     TERMINAL,
@@ -94,6 +95,10 @@ SUMMARY_COLUMNS = (
     JobRow.request_id,
     JobRow.traceparent,
     JobRow.choices,
+    JobRow.requested_model,
+    JobRow.kind,
+    JobRow.decisions,
+    JobRow.follows,
 )
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
@@ -175,6 +180,10 @@ def _summary(row: Any) -> dict[str, Any]:
         "attempts": tuple(attempts),
         "request_context": RequestContext(row.request_id, row.traceparent),
         "choices": row.choices,
+        "requested_model": row.requested_model,
+        "kind": row.kind,
+        "decisions": Decisions.model_validate(row.decisions) if row.decisions is not None else NO_DECISIONS,
+        "follows": row.follows,
     }
 
 

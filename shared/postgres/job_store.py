@@ -29,9 +29,12 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
+from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.errors import ErrorCode, KeyReused
 from shared.domain.job import (
     TERMINAL,
@@ -70,7 +73,11 @@ from shared.runtime.offload import off_loop
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to create. `start_within_s` and `finish_within_s` count from its creation."""
+    """A job to create. `start_within_s` and `finish_within_s` count from its creation.
+
+    Until it is admitted, `model` may be a route, and `options` say how it may be answered; admission replaces the route
+    by a model, and sets the fields from `requested_model` on.
+    """
 
     owner: Owner
     model: str
@@ -81,6 +88,11 @@ class NewJob:
     finish_within_s: float | None = None
     request_context: RequestContext = field(default_factory=REQUEST_CONTEXT.get)
     response: ResponseFacts | None = None
+    options: RequestOptions = NO_REQUEST_OPTIONS
+    requested_model: str | None = None
+    kind: str | None = None
+    decisions: Decisions = NO_DECISIONS
+    cache_key: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,9 @@ _NEW = Records(
     finish_within_s=Double,
     request_id=Text,
     traceparent=Text,
+    requested_model=Text,
+    kind=Text,
+    decisions=JSONB,
 )
 _INSERT = Prepared(
     insert_queued(
@@ -139,6 +154,9 @@ _INSERT = Prepared(
             JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
             JobRow.request_id: _NEW.request_id,
             JobRow.traceparent: _NEW.traceparent,
+            JobRow.requested_model: _NEW.requested_model,
+            JobRow.kind: _NEW.kind,
+            JobRow.decisions: _NEW.decisions,
         },
     ).returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before)
 )
@@ -392,6 +410,9 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "finish_within_s": new.finish_within_s,
         "request_id": new.request_context.request_id,
         "traceparent": new.request_context.traceparent,
+        "requested_model": new.requested_model,
+        "kind": new.kind,
+        "decisions": new.decisions.stored(),
         "response": None if new.response is None else _response_record(job_id, new.response),
     }
 
@@ -426,6 +447,9 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
         start_before=inserted.start_before,
         finish_before=inserted.finish_before,
         request_context=new.request_context,
+        requested_model=new.requested_model,
+        kind=new.kind,
+        decisions=new.decisions,
     )
 
 

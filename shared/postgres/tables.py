@@ -5,7 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, JSON, BigInteger, DateTime, ForeignKey, Identity, Index, SmallInteger, Text, func, text
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -24,6 +37,10 @@ class ProjectRow(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     name: Mapped[str] = mapped_column(Text, unique=True)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    # A class of service, by the operator's own name, for the rules of routes.
+    tier: Mapped[str | None] = mapped_column(Text)
+    # Keeps engines' prefix caches of projects apart, so that no project can time another's prompts.
+    salt: Mapped[str] = mapped_column(Text, server_default=text("(gen_random_uuid())::text"))
 
 
 class ApiKeyRow(Base):
@@ -45,6 +62,8 @@ class ApiKeyRow(Base):
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
     revoked_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    # `shared.domain.answer_options.KeyOptions`.
+    options: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
     last_used_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
@@ -122,6 +141,17 @@ class JobRow(Base):
     request_id: Mapped[str | None] = mapped_column(Text)
     traceparent: Mapped[str | None] = mapped_column(Text)
 
+    # The model or route that the client named, if another model serves it.
+    requested_model: Mapped[str | None] = mapped_column(Text)
+    # What the job is for, if it is not a client's request: `summary`.
+    kind: Mapped[str | None] = mapped_column(Text)
+    # `shared.domain.decisions.Decisions`.
+    decisions: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    # Identifies the answer in the response cache. Of the open jobs with the same key, one runs, and the others follow
+    # it: they wait for its answer, and are never claimed.
+    cache_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    follows: Mapped[str | None] = mapped_column(Text(collation="C"))
+
     # The line of a batch's input file that this job runs; unique, so that no line runs twice.
     batch_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     batch_line: Mapped[int | None]
@@ -152,7 +182,56 @@ class JobRow(Base):
             "finish_before",
             postgresql_where=text("finish_before IS NOT NULL AND finished_at IS NULL"),
         ),
+        Index(
+            "jobs_leading",
+            "cache_key",
+            unique=True,
+            postgresql_where=text("cache_key IS NOT NULL AND follows IS NULL AND finished_at IS NULL"),
+        ),
+        Index("jobs_following", "follows", postgresql_where=text("follows IS NOT NULL AND finished_at IS NULL")),
+        Index("jobs_decided", "project_id", "id", postgresql_where=text("decisions IS NOT NULL")),
     )
+
+
+class CachedAnswerRow(Base):
+    """An entry of the response cache: the answer of a job that has completed. The answer itself is in the job's row."""
+
+    __tablename__ = "cached_answers"
+
+    key: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    model: Mapped[str] = mapped_column(Text)
+    job_id: Mapped[str] = mapped_column(Text(collation="C"))
+    # Size of the answer: its output and its log.
+    bytes: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    expires_at: Mapped[datetime] = mapped_column(Timestamp)
+    hits: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    used_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    __table_args__ = (
+        Index("cached_answers_project", "project_id", "model"),
+        Index("cached_answers_job", "job_id"),
+        Index("cached_answers_expiring", "expires_at"),
+        Index("cached_answers_used", "used_at"),
+    )
+
+
+class SummaryRow(Base):
+    """A summary of the first `messages` messages of a conversation; `sha256` is their digest."""
+
+    __tablename__ = "summaries"
+
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    sha256: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    messages: Mapped[int]
+    summary: Mapped[str] = mapped_column(Text)
+    job_id: Mapped[str] = mapped_column(Text(collation="C"))
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    used_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    __table_args__ = (Index("summaries_used", "used_at"), Index("summaries_job", "job_id"))
 
 
 class UpstreamCancellationRow(Base):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.config.models.capabilities import Capabilities
 from shared.config.models.operational import Operational, without_operational
+from shared.domain.answer_options import CacheOptions, ContextOptions, TokenLimits
 from shared.domain.errors import HeadraceError
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import StructureBounds
@@ -80,6 +81,16 @@ class Spec(BaseModel):
         DEFAULT_LOGPROB_VALUES,
         ge=1,
         description="Most log probabilities in one answer, counted as n x max_tokens x (1 + top_logprobs).",
+    )
+
+    cache: Operational[CacheOptions | None] = Field(
+        None, description="Answer repeated requests from the response cache. Keys and requests may set it too."
+    )
+    context: Operational[ContextOptions | None] = Field(
+        None, description="What happens to conversations that outgrow the context. Keys and requests may set it too."
+    )
+    token_limits: Operational[TokenLimits | None] = Field(
+        None, description="Limits of the tokens of a request. Keys may have further limits."
     )
 
     @property

@@ -22,11 +22,11 @@ from api.batches.batch import Batch, BatchStatus, Position
 from api.batches.driver import BatchDriver
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.context.window import ContextWindow
 from api.files.blobs import LocalBlobs
 from api.files.store import FileStore, Purpose, StoredFile
 from api.http.members import MemberReader
 from api.jobs.admission import Admission
-from api.jobs.context_window import ContextWindow
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.context.window import ContextWindow
 from api.jobs.admission import Admission
-from api.jobs.context_window import ContextWindow
 from api.jobs.dead_letters import replay
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel

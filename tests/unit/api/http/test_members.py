@@ -179,7 +179,7 @@ FULL: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
             "stream_options": {"include_obfuscation": False}, "truncation": "disabled", "service_tier": "auto",
             "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "priority": 1, "seed": 1, "top_k": 1,
             "min_p": 0.1, "presence_penalty": 1, "frequency_penalty": 1, "repetition_penalty": 1, "stop": ["x"],
-            "extra_body": {"a": None},
+            "extra_body": {"a": None}, "cache": {"ttl": 60}, "context": {"strategy": "sliding_window"},
         },
     ),
     "batch": (

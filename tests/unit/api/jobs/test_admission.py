@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from api.context.window import ContextWindow
 from api.jobs.admission import Admission
-from api.jobs.context_window import ContextWindow
 from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.jobs.context_window import ContextWindow
+from api.context.window import ContextWindow
 from api.jobs.logprob_limit import LogprobLimit
 from shared.config.models.base import DEFAULT_LOGPROB_VALUES
 from shared.config.models.loader import load_registry

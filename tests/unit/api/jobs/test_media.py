@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from api.anthropic.requests import generate_request
 from api.anthropic.schemas import MessagesRequest
+from api.context.window import ContextWindow
 from api.http.members import Shape
 from api.http.validation import describe
 from api.jobs.admission import Admission
-from api.jobs.context_window import ContextWindow
 from api.jobs.media_check import MAX_PARTS, MediaLimits
 from api.jobs.schemas import JobCreate
 from api.openai.schemas import ChatCompletionRequest

@@ -10,8 +10,8 @@ import pytest
 from api.anthropic import error_params as anthropic_params
 from api.anthropic.requests import conversation as message_conversation
 from api.anthropic.schemas import CountTokensRequest
+from api.context.window import ContextWindow
 from api.jobs.admission import Admission
-from api.jobs.context_window import ContextWindow
 from shared.config.models.anthropic import AnthropicModel
 from shared.config.models.loader import ModelSpec, Registry
 from shared.config.models.openai import OpenAIModel

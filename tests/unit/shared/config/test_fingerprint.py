@@ -27,7 +27,13 @@ ENTRIES: dict[str, dict[str, Any]] = {
 # These engines have no log probabilities, whose number would be limited.
 NO_LOGPROBS = {"anthropic", "triton", "replicate"}
 # A changed value of each operational field, by the path in the entry.
-SPECS = {"description": "other", "max_logprob_values": 7}
+SPECS = {
+    "description": "other",
+    "max_logprob_values": 7,
+    "cache": {"ttl": 60},
+    "context": {"strategy": "sliding_window"},
+    "token_limits": {"max_output": 100},
+}
 MANAGED = SPECS | {
     "slots": 3,
     "modalities": [],

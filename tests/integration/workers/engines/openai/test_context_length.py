@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from api.jobs import reported_contexts
-from api.jobs.context_window import ContextWindow
-from api.jobs.reported_contexts import ReportedContexts
+from api.context.reported_lengths import ReportedContexts
+from api.context.window import ContextWindow
+from api.context import reported_lengths
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel
 from shared.domain.errors import InvalidRequest
@@ -407,7 +407,7 @@ async def test_a_server_that_reports_no_length_any_more(
         upstream.pages["/v1/models"] = {"data": [CARD]}
         monkeypatch.setattr(context_length, "FRESH_S", 0.0)
         monkeypatch.setattr(context_length, "UNREAD_S", (0.0, 0.0))
-        monkeypatch.setattr(reported_contexts, "KEPT_S", 0.0)
+        monkeypatch.setattr(reported_lengths, "KEPT_S", 0.0)
         monkeypatch.setattr("workers.supervision.context_report.AGAIN_S", 0.0)
 
         async def unknown() -> bool:
@@ -434,7 +434,7 @@ async def test_a_length_that_no_worker_reports_is_forgotten(redis: Redis, monkey
     await contexts.read()
     assert window.length("up") == 4096
     await redis.flushdb()
-    monkeypatch.setattr(reported_contexts, "KEPT_S", 0.0)
+    monkeypatch.setattr(reported_lengths, "KEPT_S", 0.0)
     await contexts.read()
     assert window.length("up") is None
 

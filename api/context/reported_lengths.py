@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from api.jobs.context_window import ContextWindow
+from api.context.window import ContextWindow
 from shared.config.models.loader import Registry
 from shared.redis.context_lengths import ContextLengths
 from shared.runtime.periodic import run_periodically

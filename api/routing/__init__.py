@@ -1,0 +1,1 @@
+"""Routes: names that stand for several models, of which rules choose one per request."""

@@ -1,0 +1,86 @@
+"""Routes, the response cache, summaries, and options of keys and projects."""
+
+from __future__ import annotations
+
+from alembic import op
+
+from migrations.online import create_index, declare_compatible, execute
+
+revision = "0016"
+down_revision = "0015"
+branch_labels = None
+depends_on = None
+
+COLUMNS = {
+    "requested_model": "text",
+    "kind": "text",
+    "decisions": "jsonb",
+    "cache_key": "bytea",
+    "follows": 'text COLLATE "C"',
+}
+
+
+def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        for name, kind in COLUMNS.items():
+            execute(f"ALTER TABLE jobs ADD COLUMN IF NOT EXISTS {name} {kind}")
+        execute("ALTER TABLE projects ADD COLUMN IF NOT EXISTS tier text")
+        execute("ALTER TABLE projects ADD COLUMN IF NOT EXISTS salt text NOT NULL DEFAULT gen_random_uuid()::text")
+        execute("ALTER TABLE api_keys ADD COLUMN IF NOT EXISTS options jsonb NOT NULL DEFAULT '{}'::jsonb")
+        execute(
+            """
+            CREATE TABLE IF NOT EXISTS cached_answers (
+                key bytea PRIMARY KEY,
+                project_id bigint NOT NULL REFERENCES projects (id),
+                model text NOT NULL,
+                job_id text COLLATE "C" NOT NULL,
+                bytes integer NOT NULL,
+                created_at timestamptz NOT NULL DEFAULT now(),
+                expires_at timestamptz NOT NULL,
+                hits bigint NOT NULL DEFAULT 0,
+                used_at timestamptz NOT NULL DEFAULT now()
+            )
+            """
+        )
+        execute("CREATE INDEX IF NOT EXISTS cached_answers_project ON cached_answers (project_id, model)")
+        execute("CREATE INDEX IF NOT EXISTS cached_answers_job ON cached_answers (job_id)")
+        execute("CREATE INDEX IF NOT EXISTS cached_answers_expiring ON cached_answers (expires_at)")
+        execute("CREATE INDEX IF NOT EXISTS cached_answers_used ON cached_answers (used_at)")
+        execute(
+            """
+            CREATE TABLE IF NOT EXISTS summaries (
+                project_id bigint NOT NULL REFERENCES projects (id),
+                sha256 bytea NOT NULL,
+                model text NOT NULL,
+                messages integer NOT NULL,
+                summary text NOT NULL,
+                job_id text COLLATE "C" NOT NULL,
+                created_at timestamptz NOT NULL DEFAULT now(),
+                used_at timestamptz NOT NULL DEFAULT now(),
+                PRIMARY KEY (project_id, model, sha256)
+            )
+            """
+        )
+        execute("CREATE INDEX IF NOT EXISTS summaries_used ON summaries (used_at)")
+        execute("CREATE INDEX IF NOT EXISTS summaries_job ON summaries (job_id)")
+        create_index(
+            "jobs_leading",
+            "ON jobs (cache_key) WHERE cache_key IS NOT NULL AND follows IS NULL AND finished_at IS NULL",
+            unique=True,
+        )
+        create_index("jobs_following", "ON jobs (follows) WHERE follows IS NOT NULL AND finished_at IS NULL")
+        create_index("jobs_decided", "ON jobs (project_id, id) WHERE decisions IS NOT NULL")
+        declare_compatible(revision, "0009")
+
+
+def downgrade() -> None:
+    with op.get_context().autocommit_block():
+        for name in ("jobs_leading", "jobs_following", "jobs_decided"):
+            execute(f"DROP INDEX IF EXISTS {name}")
+        execute("DROP TABLE IF EXISTS cached_answers")
+        execute("DROP TABLE IF EXISTS summaries")
+        for name in COLUMNS:
+            execute(f"ALTER TABLE jobs DROP COLUMN IF EXISTS {name}")
+        execute("ALTER TABLE projects DROP COLUMN IF EXISTS tier, DROP COLUMN IF EXISTS salt")
+        execute("ALTER TABLE api_keys DROP COLUMN IF EXISTS options")
+        declare_compatible("0015", "0009")

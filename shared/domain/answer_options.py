@@ -1,0 +1,111 @@
+"""How a request may be answered: from the cache, with a shorter context, with limits. Set by model, key or request.
+
+Where several set the same option, the request's value applies before the key's, and the key's before the model's.
+Limits are different: all of them apply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from shared.domain.field_types import contradiction
+
+MAX_CACHE_TTL_S = 30 * 24 * 3600
+
+
+class CacheOptions(BaseModel):
+    """The response cache. An answer is stored for `ttl` seconds, and found by requests of the same `scope`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttl: int = Field(3600, ge=1, le=MAX_CACHE_TTL_S, description="Seconds for which an answer is stored.")
+    scope: Literal["project", "key", "user"] = Field(
+        "project", description="Whose requests find the answer: those of the project, of the key, or of the end user."
+    )
+
+
+class ContextOptions(BaseModel):
+    """What happens to a conversation that outgrows the context.
+
+    `trigger` and `target` are shares of the room for the prompt: a conversation above the one is cut to the other, so
+    that its beginning stays the same for many turns.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["error", "sliding_window", "summarize"] = Field(
+        "error",
+        description="`error` refuses the request, `sliding_window` drops the oldest turns, and `summarize` replaces"
+        " them by a summary.",
+    )
+    model: str | None = Field(None, min_length=1, description="The model that writes summaries.")
+    trigger: float = Field(0.8, gt=0, le=1)
+    target: float = Field(0.4, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.target >= self.trigger:
+            raise contradiction("target", f"target must be less than trigger={self.trigger}, got {self.target}")
+        if self.strategy != "summarize" and self.model is not None:
+            raise contradiction("model", "model is only for the strategy 'summarize'")
+        return self
+
+
+class TokenLimits(BaseModel):
+    """Limits of the tokens of a request, counted with the model's tokenizer, or estimated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default_output: int | None = Field(None, ge=1, description="The max_tokens of requests that have none.")
+    max_output: int | None = Field(None, ge=1, description="The largest max_tokens.")
+    max_input: int | None = Field(None, ge=1, description="The longest prompt.")
+    on_exceed: Literal["clamp", "reject"] = Field(
+        "reject", description="Whether a max_tokens above max_output is lowered or refused."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_output is not None and (self.default_output or 0) > self.max_output:
+            raise contradiction("default_output", f"default_output must be at most max_output={self.max_output}")
+        return self
+
+
+class KeyOptions(BaseModel):
+    """The options of an API key, as stored in its row."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a newer version may have added some
+
+    cache: CacheOptions | None = None
+    context: ContextOptions | None = None
+    token_limits: TokenLimits | None = None
+
+
+NO_KEY_OPTIONS = KeyOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheControl:
+    """The directives of a request's `Cache-Control`. `max_age_s`: no older answer is accepted."""
+
+    no_store: bool = False
+    no_cache: bool = False
+    max_age_s: int | None = None
+
+
+NO_CACHE_CONTROL = CacheControl()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """The options of a request. `store`: as in OpenAI's API; false keeps the answer out of the cache."""
+
+    cache: CacheOptions | None = None
+    cache_control: CacheControl = NO_CACHE_CONTROL
+    store: bool | None = None
+    context: ContextOptions | None = None
+
+
+NO_REQUEST_OPTIONS = RequestOptions()

@@ -1,0 +1,101 @@
+"""What was decided about a job when it was admitted, and later by those who answer it. Stored in its row, and shown.
+
+Every member is optional, so that a version can read what another one has written.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Decision(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class RouteDecision(_Decision):
+    """Which rule of a route chose the model.
+
+    `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job.
+    """
+
+    route: str
+    rule: str
+    score: float | None = Field(None, description="The complexity of the request, from 0 to 1.")
+    tried: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
+
+
+class CacheOutcome(StrEnum):
+    """Whether the response cache answered a job."""
+
+    HIT = "HIT"
+    MISS = "MISS"
+    COALESCED = "COALESCED"
+    BYPASS = "BYPASS"
+
+
+class CacheDecision(_Decision):
+    """The part that the response cache has in an answer.
+
+    `source` is the job whose answer it is, `age_s` the seconds since that job ended, `fingerprint` how its model was
+    run. `ttl_s`: for how long the answer of this job is to be stored.
+    """
+
+    outcome: str
+    source: str | None = None
+    age_s: int | None = None
+    fingerprint: str | None = None
+    ttl_s: int | None = None
+
+
+class ContextDecision(_Decision):
+    """How a conversation was shortened, in messages and tokens. `note` says why it was not done as configured."""
+
+    strategy: str
+    dropped_messages: int = 0
+    summarized_messages: int = 0
+    summary_job: str | None = None
+    tokens_before: int | None = None
+    tokens_after: int | None = None
+    note: str | None = None
+
+
+class TokenLimitsDecision(_Decision):
+    """The requested `max_tokens` (None: none), and the one that applies, because of a limit or a default."""
+
+    requested_max_tokens: int | None = None
+    max_tokens: int
+
+
+class Decisions(_Decision):
+    """All decisions about a job. `tokens_estimated`: the prompt's tokens were estimated, not counted."""
+
+    route: RouteDecision | None = None
+    cache: CacheDecision | None = None
+    context: ContextDecision | None = None
+    token_limits: TokenLimitsDecision | None = None
+    tokens_estimated: bool = False
+
+    def stored(self) -> dict[str, Any] | None:
+        """The form that is stored in the job's row; None if nothing was decided."""
+        return self.model_dump(mode="json", exclude_defaults=True) or None
+
+    def headers(self) -> dict[str, str]:
+        """The response headers that report them."""
+        headers = {}
+        if (route := self.route) is not None:
+            score = "" if route.score is None else f"; score={route.score:.2f}"
+            headers["x-headrace-route"] = f"{route.route}; rule={route.rule}{score}"
+        if (cache := self.cache) is not None:
+            headers["x-headrace-cache"] = cache.outcome
+            if cache.age_s is not None:
+                headers["Age"] = str(cache.age_s)
+        if self.tokens_estimated:
+            headers["x-headrace-tokens-estimated"] = "true"
+        return headers
+
+
+NO_DECISIONS = Decisions()
