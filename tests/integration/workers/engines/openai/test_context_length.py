@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
+from api.context import reported_lengths
 from api.context.reported_lengths import ReportedContexts
 from api.context.window import ContextWindow
-from api.context import reported_lengths
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel
 from shared.domain.errors import InvalidRequest
