@@ -87,10 +87,10 @@ async def open_resources(
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
         stack.push_async_callback(hints.flush)
-        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put)
+        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s, send=hints.put)
         sweeper = Sweeper(
             recovery_store,
             terminator,

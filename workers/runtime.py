@@ -120,9 +120,9 @@ class WorkerRuntime:
         logs = EventLog(redis)
         claims = ClaimStore(database, self._worker, model.name)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(self._app, redis)
         self._stack.push_async_callback(hints.flush)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put)
 
         log_writer = LogWriter(logs, claims.list_claims, late_s=settings.heartbeat_s)
         engine_death = asyncio.Event()

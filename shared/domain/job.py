@@ -283,11 +283,18 @@ class JobSummary:
     decisions: Decisions = NO_DECISIONS
     # The job whose answer this one waits for.
     follows: str | None = None
+    # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log.
+    continues: str | None = None
 
     @property
     def fingerprint(self) -> str | None:
         """The fingerprint of the attempt that ended the job."""
         return self.attempts[-1].fingerprint if self.attempts else None
+
+    @property
+    def begins_with(self) -> str | None:
+        """The job whose log is the beginning of this job's log, which it has followed."""
+        return self.follows or self.continues
 
     @property
     def missed_start(self) -> bool:

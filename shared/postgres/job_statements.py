@@ -20,13 +20,16 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     and_,
+    case,
     delete,
     func,
     insert,
     literal,
     literal_column,
+    null,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -49,6 +52,16 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
+from shared.postgres.followers import (
+    CHANGE,
+    LEADER_COLUMNS,
+    Ended,
+    FollowerChange,
+    changed_rows,
+    follower_changes,
+    read_change,
+    settle_statement,
+)
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
 from shared.postgres.tables import JobRow, ResponseRow, Timestamp, UpstreamCancellationRow, WorkerRow
@@ -99,6 +112,7 @@ SUMMARY_COLUMNS = (
     JobRow.kind,
     JobRow.decisions,
     JobRow.follows,
+    JobRow.continues,
 )
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
@@ -184,6 +198,7 @@ def _summary(row: Any) -> dict[str, Any]:
         "kind": row.kind,
         "decisions": Decisions.model_validate(row.decisions) if row.decisions is not None else NO_DECISIONS,
         "follows": row.follows,
+        "continues": row.continues,
     }
 
 
@@ -255,6 +270,11 @@ _RESULTS = Records(
 )
 
 
+# Whether a job may have followers.
+_LEADS = and_(JobRow.cache_key.is_not(None), JobRow.follows.is_(None))
+_LARGE = ("output", "log")
+
+
 def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
     """The only SQL that creates jobs, and the entry seam: inserts one `queued` job per record.
 
@@ -278,7 +298,10 @@ def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
 
 
 def end_statement(*guards: ColumnElement[bool]) -> Any:
-    """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs, and returns their ids.
+    """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs.
+
+    Returns the ids of these jobs (a job that may have followers is its own `leader`), and the changes of followers,
+    which end with the same answer or are released (`shared.postgres.followers`).
 
     Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
     as a CTE that inserts from the rows which the update returns: in the same transaction, without an extra round trip.
@@ -310,12 +333,24 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
                 JobRow.log: result.log,
             }
         )
-        .returning(JobRow.id, JobRow.model, result.upstream.label("upstream"))
+        .returning(
+            JobRow.model,
+            result.upstream.label("upstream"),
+            _LEADS.label("leads"),
+            # The large values are those of leaders only: the rows are kept until the followers have got theirs.
+            *(case((_LEADS, one)).label(one.key) if one.key in _LARGE else one for one in LEADER_COLUMNS),
+        )
         .cte("ended")
     )
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
-    return select(ended.c.id).add_cte(cancellations.cte("cancellations"))
+    leaders = select(*(ended.c[one.key] for one in LEADER_COLUMNS)).where(ended.c.leads).cte("leaders")
+    own = {"id": ended.c.id, "leader": case((ended.c.leads, ended.c.id))}
+    rows = union_all(
+        select(*(own.get(name, null()).label(name) for name in CHANGE)),
+        *changed_rows(*follower_changes(leaders, promote=True)),
+    )
+    return select(rows.subquery()).add_cte(cancellations.cte("cancellations"))
 
 
 def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any]:
@@ -378,11 +413,11 @@ def live_workers() -> Select[str]:
     return select(WorkerRow.id).where(WorkerRow.lease_expires_at > func.clock_timestamp())
 
 
-def overdue() -> ColumnElement[bool]:
+def overdue(started_at: Any = JobRow.started_at) -> ColumnElement[bool]:
     """Condition: a deadline of the job has passed. Once a job was started, only its finish deadline counts."""
     now = func.clock_timestamp()
     return or_(
-        func.coalesce(and_(JobRow.start_before < now, JobRow.started_at.is_(None)), False),
+        func.coalesce(and_(JobRow.start_before < now, started_at.is_(None)), False),
         func.coalesce(JobRow.finish_before < now, False),
     )
 
@@ -392,6 +427,9 @@ def due(for_s: float = 0) -> ColumnElement[bool]:
     return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))
 
 
+_SETTLE = Prepared(settle_statement())
+
+
 class JobRowStore(Store):
     """The base class of stores of jobs."""
 
@@ -399,7 +437,25 @@ class JobRowStore(Store):
         """Build summaries from rows, without those that this version cannot read."""
         return await self._readable(statement, to_summary)
 
-    async def _end(self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object) -> list[bool]:
-        """Run an `end_statement`; return for each result whether it was written."""
-        ended = {row.id for row in await statement.run(self._engine, {**_RESULTS.parameters(results), **values})}
-        return [item["id"] in ended for item in results]
+    async def _end(
+        self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object
+    ) -> list[Ended | None]:
+        """Run an `end_statement`; return for each result what its end has changed, or None if it was not written."""
+        rows = await statement.run(self._engine, {**_RESULTS.parameters(results), **values})
+        ended = {row.id for row in rows if row.status is None}
+        changes = [read_change(row) for row in rows if row.status is not None]
+        if leaders := [row.id for row in rows if row.id == row.leader]:
+            changes += await self.settle(leaders)
+        return [
+            Ended(tuple(change for change in changes if change.leader == item["id"])) if item["id"] in ended else None
+            for item in results
+        ]
+
+    async def settle(self, leaders: Sequence[str]) -> list[FollowerChange]:
+        """End or release the followers of those of these jobs that have ended. Returns the changes."""
+        return [read_change(row) for row in await _SETTLE.run(self._engine, {"ids": list(leaders)})]
+
+    async def archived_log(self, job_id: str) -> str | None:
+        """Return the events of a job that has ended, as lines; None if it has not ended."""
+        statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+        return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log

@@ -206,7 +206,8 @@ def _archive_query(job_id: str, *, after: int, start: int, size: int) -> Any:
         # A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
         begin = func.coalesce(func.strpos(JobRow.log, f"\n{after} "), 0) + 1
     page = func.coalesce(func.substr(JobRow.log, begin, size), "")  # a deleted job has no log
-    return select(page.label("page"), begin.label("start")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+    ended = JobRow.status.in_(TERMINAL).label("ended")
+    return select(ended, JobRow.follows, page.label("page"), begin.label("start")).where(JobRow.id == job_id)
 
 
 class JobStore(JobRowStore):
@@ -278,21 +279,22 @@ class JobStore(JobRowStore):
         with readable("job", job_id):
             return to_summary(row), await off_loop(len(row.output or ""), to_output, row.output)
 
-    async def archived_log(self, job_id: str) -> str | None:
-        """Return the events of a job that has ended, as lines; None if it has not ended."""
-        statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
-        return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log
-
     async def archive_page(self, job_id: str, *, after: int = 0, start: int = 0) -> ArchivePage | None:
         """Return the next lines of the archived log of a job that has ended; None if it has not ended.
 
         `start` is the position from the previous page; without it, the page begins about the event after `after`.
         """
+        found = await self.archive_page_or_leader(job_id, after=after, start=start)
+        return found if isinstance(found, ArchivePage) else None
+
+    async def archive_page_or_leader(self, job_id: str, *, after: int = 0, start: int = 0) -> ArchivePage | str | None:
+        """As `archive_page`; of a job that has not ended, return the job that it follows."""
         size = ARCHIVE_PAGE
         while True:
             row = await self._first(_archive_query(job_id, after=after, start=start, size=size))
-            if row is None:
-                return None
+            if row is None or not row.ended:
+                leader: str | None = None if row is None else row.follows
+                return leader
             text: str = row.page
             if len(text) < size:
                 return ArchivePage(text, None)
@@ -313,6 +315,12 @@ class JobStore(JobRowStore):
         )
         async with self._engine.connect() as connection:
             return set((await connection.execute(statement)).scalars())
+
+    async def has_ended(self, job_id: str) -> tuple[bool, str | None]:
+        """Whether a job has ended; if not, also the job that it follows."""
+        statement = select(JobRow.status.in_(TERMINAL).label("ended"), JobRow.follows).where(JobRow.id == job_id)
+        row = await self._first(statement)
+        return (False, None) if row is None else (row.ended, None if row.ended else row.follows)
 
     async def page(
         self,
