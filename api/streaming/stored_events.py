@@ -98,9 +98,10 @@ class StoredEvents:
         """
         try:
             page = await self._logs.follow(leader, self._subscriber, after)
-            if page.events:
-                ended = page.events[-1].type.terminal
-                return StoredRead(page.events[: -1 if ended else None], False, page.more or ended, leader=leader)
+            ended = bool(page.events) and page.events[-1].type.terminal
+            events = page.events[:-1] if ended else page.events
+            if events:
+                return StoredRead(events, ended=False, more=page.more or ended, leader=leader)
             settled = await self._is_settled(leader)
             if not settled:
                 await self._logs.mark_shown(leader)

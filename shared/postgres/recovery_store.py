@@ -259,18 +259,16 @@ class RecoveryStore(JobRowStore):
         candidates = or_(
             JobRow.start_before < func.now(), and_(JobRow.finish_before < func.now(), JobRow.finished_at.is_(None))
         )
-        # A job that follows another one has been started when that one was.
-        leader = aliased(JobRow)
-        started_at = case(
-            (
-                JobRow.follows.is_not(None),
-                select(leader.started_at).where(leader.id == JobRow.follows).scalar_subquery(),
-            ),
-            else_=JobRow.started_at,
-        )
+        # A job that follows another one was started when that one was.
+        row = aliased(JobRow)
+        leader = select(row.started_at).where(row.id == JobRow.follows).limit(literal_column("1")).lateral("leader")
+        started_at = case((JobRow.follows.is_not(None), leader.c.started_at), else_=JobRow.started_at)
         columns = [started_at.label("started_at") if one is JobRow.started_at else one for one in SUMMARY_COLUMNS]
         statement = (
-            select(*columns).where(JobRow.id.not_in(without), IS_QUEUED, candidates, overdue(started_at)).limit(limit)
+            select(*columns)
+            .join_from(JobRow, leader, true(), isouter=True)
+            .where(JobRow.id.not_in(without), IS_QUEUED, candidates, overdue(started_at))
+            .limit(limit)
         )
         return await self._summaries(statement)
 

@@ -74,7 +74,8 @@ def recovery(call: Callable[[RecoveryStore], Awaitable[Any]]) -> Call:
 
 
 CALLS: dict[str, tuple[Call, set[str]]] = {
-    "overdue": (recovery(lambda store: store.overdue()), {"jobs_start_before", "jobs_finish_before"}),
+    "overdue": (recovery(lambda store: store.overdue()), {"jobs_start_before", "jobs_finish_before", "jobs_pkey"}),
+    "followers of ended jobs": (recovery(lambda store: store.orphans()), {"jobs_following", "jobs_pkey"}),
     "withheld": (recovery(lambda store: store.withheld(0, after=None, limit=10)), {"jobs_unreadable"}),
     "lost": (recovery(lambda store: store.lost()), {"jobs_running"}),
     "unfinished": (
