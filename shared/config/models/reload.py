@@ -61,7 +61,7 @@ class ModelsReload:
         apply: Callable[[Registry], Awaitable[ReloadResult]],
         on_result: Callable[[ReloadResult], None],
     ) -> None:
-        """`apply` puts the models and routes into effect, all or nothing; a `HeadraceError` of it counts as a failure."""
+        """`apply` puts the models and routes into effect, all or nothing; a `HeadraceError` of it is a failure."""
         self._path = path
         self._apply = apply
         self._on_result = on_result
