@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.cache.response_cache import ResponseCache
+from api.cache.store import CacheStore
 from api.context.reported_lengths import ReportedContexts
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
@@ -48,7 +50,7 @@ from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
-from shared.config.models.loader import ModelSpec, Registry
+from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
@@ -104,6 +106,8 @@ async def open_resources(
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
+        secret = settings.cache_secret.encode() or None
+        cache = ResponseCache(registry, CacheStore(database), store, metrics, secret=secret)
         admission = Admission(registry, context_window, quotas, media_limits)
         jobs = JobService(
             admission=admission,
@@ -116,6 +120,7 @@ async def open_resources(
             queue_estimates=queue_estimates,
             metrics=metrics,
             traces=traces,
+            cache=cache,
         )
         in_s3 = settings.files.startswith(SCHEME)
         blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))
@@ -179,15 +184,16 @@ async def open_resources(
 
         readiness = ReadinessCheck(store, redis, registry)
 
-        async def use_models(models: Mapping[str, ModelSpec]) -> ReloadResult:
-            """Serve these models from now on."""
-            windows = await asyncio.to_thread(context_window.read, models)
-            changes = ModelChanges.between(registry.models, models)
-            registry.replace(models)
+        async def use_models(loaded: Registry) -> ReloadResult:
+            """Serve these models and routes from now on."""
+            windows = await asyncio.to_thread(context_window.read, loaded.models)
+            changes = ModelChanges.between(registry.models, loaded.models)
+            routes_changed = "" if registry.routes == loaded.routes else "; the routes have changed"
+            registry.replace(loaded.models, loaded.routes)
             context_window.use(windows)
-            metrics.loaded(models)
+            metrics.loaded(loaded.models)
             readiness.added(changes.added)
-            logger.info("models.yaml reloaded; %s", changes)
+            logger.info("models.yaml reloaded; %s%s", changes, routes_changed)
             return ReloadResult.APPLIED
 
         models_reload = ModelsReload(settings.models, use_models, metrics.reloaded)

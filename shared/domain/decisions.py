@@ -19,13 +19,16 @@ class RouteDecision(_Decision):
     """Which rule of a route chose the model.
 
     `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job.
+    `conversation` identifies the conversation, whose later requests are not answered by a cheaper model.
     """
 
     route: str
     rule: str
+    mode: str | None = Field(None, description="`cost` or `quality`, if the request named the route with it.")
     score: float | None = Field(None, description="The complexity of the request, from 0 to 1.")
     tried: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
+    conversation: str | None = None
 
 
 class CacheOutcome(StrEnum):
@@ -41,7 +44,7 @@ class CacheDecision(_Decision):
     """The part that the response cache has in an answer.
 
     `source` is the job whose answer it is, `age_s` the seconds since that job ended, `fingerprint` how its model was
-    run. `ttl_s`: for how long the answer of this job is to be stored.
+    run. `ttl_s`: for how long the answer of this job is to be stored, if its model still has this `revision`.
     """
 
     outcome: str
@@ -49,6 +52,7 @@ class CacheDecision(_Decision):
     age_s: int | None = None
     fingerprint: str | None = None
     ttl_s: int | None = None
+    revision: str | None = None
 
 
 class ContextDecision(_Decision):
