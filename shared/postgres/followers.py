@@ -5,7 +5,8 @@ answer; or, if there is none, it is released to the queue. Of the followers of a
 the oldest takes the lead, and the others follow it. Of one that has failed, each becomes a job of its own.
 
 A follower that is inserted while its leader's end is being committed is not seen by that statement. So the process that
-ends a leader, the one that inserts a follower, and every sweep run `settle_statement`.
+ends a leader, the one that inserts a follower, and every sweep run `settle_statement` of
+`shared.postgres.job_statements`.
 """
 
 from __future__ import annotations
@@ -16,22 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     CTE,
+    Boolean,
     ColumnElement,
+    Integer,
     Select,
-    Text,
     and_,
-    bindparam,
     case,
-    column,
     exists,
     func,
     literal_column,
-    or_,
+    null,
     select,
     type_coerce,
-    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -49,7 +47,7 @@ def _literals(values: Iterable[str]) -> list[ColumnElement[str]]:
 
 _SUCCEEDED = _literals(SUCCEEDED)
 _GIVEN_UP = _literals((JobStatus.CANCELLED, JobStatus.EXPIRED))
-_COALESCED, _MISS = _literals((CacheOutcome.COALESCED, CacheOutcome.MISS))
+COALESCED, _MISS = _literals((CacheOutcome.COALESCED, CacheOutcome.MISS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,8 @@ def follower_changes(leaders: CTE, *, promote: bool) -> tuple[CTE, CTE]:
     """End or release the followers of ended jobs; `leaders` has their `LEADER_COLUMNS`.
 
     Without `promote`, no follower takes the lead: another job may have it already. The result are the jobs that have
-    ended, and those that follow no more or another job; the columns of both are those of a `FollowerChange`.
+    ended, and those that follow no more or another job; the columns of both are those of a `FollowerChange`. Those that
+    have ended also have the columns of `_with_effects`, through which all jobs end.
     """
     followers = (
         select(JobRow.id, leaders.c.id.label("leader"))
@@ -128,8 +127,9 @@ def follower_changes(leaders: CTE, *, promote: bool) -> tuple[CTE, CTE]:
                 JobRow.output: leaders.c.output,
                 JobRow.usage: leaders.c.usage,
                 JobRow.log: leaders.c.log,
-                JobRow.decisions: _decided(
-                    outcome=_COALESCED,
+                JobRow.decisions: decided(
+                    JobRow.decisions,
+                    outcome=COALESCED,
                     source=leaders.c.id,
                     fingerprint=func.coalesce(
                         type_coerce(leaders.c.attempts, JSONB)[-1]["fingerprint"].astext,
@@ -138,7 +138,15 @@ def follower_changes(leaders: CTE, *, promote: bool) -> tuple[CTE, CTE]:
                 ),
             }
         )
-        .returning(*_change_columns(leaders.c.id))
+        .returning(
+            *_change_columns(leaders.c.id),
+            JobRow.project_id,
+            JobRow.cache_key,
+            JobRow.decisions,
+            null().cast(JSONB).label("upstream"),
+            literal_column("false", Boolean).label("cacheable"),
+            literal_column("0", Integer).label("answer_bytes"),
+        )
         .cte("followers_ended")
     )
     # A job without an attempt has no log of its own, only the beginning that it had from an earlier leader.
@@ -158,7 +166,8 @@ def follower_changes(leaders: CTE, *, promote: bool) -> tuple[CTE, CTE]:
         JobRow.follows: case((stays, heirs.c.id)),
         JobRow.cache_key: case((given_up, JobRow.cache_key)),
         JobRow.decisions: case(
-            (stays, _decided(source=heirs.c.id)), else_=_decided(outcome=_MISS, source=leaders.c.id)
+            (stays, decided(JobRow.decisions, source=heirs.c.id)),
+            else_=decided(JobRow.decisions, outcome=_MISS, source=leaders.c.id),
         ),
     }
     released = (
@@ -201,20 +210,6 @@ def changed_rows(ended: CTE, released: CTE) -> tuple[Select[Any], Select[Any]]:
     )
 
 
-def settle_statement() -> Any:
-    """Make the `follower_changes` of those of the jobs `ids` that have ended, or do not exist any more."""
-    wanted = func.unnest(bindparam("ids", type_=ARRAY(Text))).table_valued(column("id", Text)).render_derived("wanted")
-    leader = aliased(JobRow)
-    columns = [getattr(leader, name.key) for name in LEADER_COLUMNS if name.key != "id"]
-    leaders = (
-        select(wanted.c.id, *columns)
-        .join_from(wanted, leader, leader.id == wanted.c.id, isouter=True)
-        .where(or_(leader.id.is_(None), leader.finished_at.is_not(None)))
-        .cte("leaders")
-    )
-    return union_all(*changed_rows(*follower_changes(leaders, promote=False)))
-
-
 def orphans(limit: int) -> Select[Any]:
     """Select the leaders that have ended, or do not exist any more, of open followers."""
     leader = aliased(JobRow)
@@ -242,10 +237,10 @@ def _since_then(moment: Any) -> Any:
     return case((moment.is_not(None), func.greatest(moment, JobRow.created_at)))
 
 
-def _decided(**members: Any) -> Any:
-    """The job's decisions with these members of the one about the cache."""
+def decided(decisions: Any, **members: Any) -> Any:
+    """A job's decisions with these members of the one about the cache."""
     pairs = itertools.chain.from_iterable((literal_column(f"'{name}'"), value) for name, value in members.items())
-    decisions = func.coalesce(JobRow.decisions, literal_column("'{}'::jsonb"), type_=JSONB)
+    decisions = func.coalesce(decisions, literal_column("'{}'::jsonb"), type_=JSONB)
     cache = func.coalesce(decisions["cache"], literal_column("'{}'::jsonb"), type_=JSONB)
     patch = func.jsonb_strip_nulls(func.jsonb_build_object(*pairs), type_=JSONB)
     return func.jsonb_set(decisions, literal_column("'{cache}'"), cache.op("||")(patch), type_=JSONB)

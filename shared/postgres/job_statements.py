@@ -7,13 +7,14 @@ jobs that the response cache answers. A test checks that no other SQL does eithe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import orjson
 from sqlalchemy import (
+    ARRAY,
     CTE,
     JSON,
     Boolean,
@@ -23,7 +24,9 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     and_,
+    bindparam,
     case,
+    column,
     delete,
     func,
     insert,
@@ -65,7 +68,6 @@ from shared.postgres.followers import (
     changed_rows,
     follower_changes,
     read_change,
-    settle_statement,
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
@@ -294,16 +296,19 @@ _LEADS = and_(JobRow.cache_key.is_not(None), JobRow.follows.is_(None))
 _LARGE = ("output", "log")
 
 
-def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
+def insert_queued(
+    new: Records, values: Mapping[Any, Any], narrow: Callable[[Select[Any]], Select[Any]] = lambda records: records
+) -> Any:
     """The only SQL that creates open jobs, and the entry seam: inserts one `queued` job per record.
 
     A record has at least an id, a model, a request, its number of choices and metadata; `values` sets further columns.
     Whatever must be written exactly once with a new job (such as a budget reservation) joins this statement as a CTE:
     in the same transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at`
-    to NULL here, so that redelivery does not take their missing messages for lost ones.
+    to NULL here, so that redelivery does not take their missing messages for lost ones. `narrow` adds conditions to the
+    query of the records.
     """
     columns = {**_columns(new, values), JobRow.status: literal(JobStatus.QUEUED.value)}
-    return insert(JobRow).from_select(list(columns), select(*columns.values()))
+    return upsert(JobRow).from_select(list(columns), narrow(select(*columns.values())))
 
 
 def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Select[Any]]:
@@ -433,20 +438,42 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
         .cte("ended")
     )
     leaders = select(*(ended.c[one.key] for one in LEADER_COLUMNS)).where(ended.c.leads).cte("leaders")
+    followers_ended, released = follower_changes(leaders, promote=True)
     own = {"id": ended.c.id, "leader": case((ended.c.leads, ended.c.id))}
     rows = union_all(
         select(*(own.get(name, null()).label(name) for name in CHANGE)),
-        *changed_rows(*follower_changes(leaders, promote=True)),
+        *changed_rows(followers_ended, released),
     )
-    return _with_effects(select(rows.subquery()), ended)
+    return _with_effects(select(rows.subquery()), ended, followers_ended)
 
 
-def _with_effects(rows: Select[Any], ended: CTE) -> Select[Any]:
+def settle_statement() -> Any:
+    """Make the `follower_changes` of those of the jobs `ids` that have ended, or do not exist any more."""
+    wanted = func.unnest(bindparam("ids", type_=ARRAY(Text))).table_valued(column("id", Text)).render_derived("wanted")
+    leader = aliased(JobRow)
+    columns = [getattr(leader, name.key) for name in LEADER_COLUMNS if name.key != "id"]
+    leaders = (
+        select(wanted.c.id, *columns)
+        .join_from(wanted, leader, leader.id == wanted.c.id, isouter=True)
+        .where(or_(leader.id.is_(None), leader.finished_at.is_not(None)))
+        .cte("leaders")
+    )
+    ended, released = follower_changes(leaders, promote=False)
+    return _with_effects(select(union_all(*changed_rows(ended, released)).subquery()), ended)
+
+
+_EFFECTS = ("id", "project_id", "model", "cache_key", "decisions", "upstream", "cacheable", "answer_bytes")
+
+
+def _with_effects(rows: Select[Any], *ends: CTE) -> Select[Any]:
     """Let a statement that ends jobs also write what must be written exactly once per end.
 
-    These are the upstream's request, if it is still to be cancelled, and the entry of the response cache. Followers
-    that end with their leader (`follower_changes`) have neither.
+    These are the upstream's request, if it is still to be cancelled, and the entry of the response cache. `ends` are
+    the jobs that end, with the columns `_EFFECTS`.
     """
+    ended, *others = ends
+    if others:
+        ended = union_all(*(select(*(one.c[name] for name in _EFFECTS)) for one in ends)).cte("all_ended")
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
     ttl_s: Any = sql_cast(ended.c.decisions["cache"]["ttl_s"].astext, Integer)
