@@ -65,8 +65,12 @@ class Admission:
         """
         return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
+    async def recheck(self, principal: Principal, new: NewJob) -> None:
+        """Find out later why a job was rejected: run the checks again, without side effects. Raises as `admit`."""
+        await self.check(new.model, new.request)
+
     async def check(self, model: str, request: GenerateRequest) -> None:
-        """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""
+        """Check a request against its model, without side effects; raises as `admit`."""
         spec = self._registry[model]
         self._capabilities.check(model, request)
         await self._media.check(request)

@@ -11,7 +11,8 @@ import sys
 
 from api.context.window import ContextWindow
 from api.jobs.admission import Admission
-from api.keys.principal import Principal
+from api.keys.earlier_work import EarlierWork
+from api.keys.store import ApiKeyStore
 from api.settings import RegionSettings
 from shared.config.models.base import RegistryError
 from shared.config.models.loader import load_registry
@@ -20,6 +21,10 @@ from shared.domain.errors import InvalidRequest, NotFound, UnreadableRow
 from shared.domain.job import JobStatus
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
+
+
+# The command reads the options of a key once.
+COMMAND_S = 3600.0
 
 
 class DeadLetterSettings(RegionSettings, Settings):
@@ -47,12 +52,13 @@ async def run(arguments: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             return 2
         admission = Admission(registry, ContextWindow(registry))
-        return max([await replay(store, admission, job_id) for job_id in arguments.job])
+        earlier_work = EarlierWork(ApiKeyStore(engine), cache_s=COMMAND_S)
+        return max([await replay(store, admission, earlier_work, job_id) for job_id in arguments.job])
     finally:
         await engine.dispose()
 
 
-async def replay(store: JobStore, admission: Admission, job_id: str) -> int:
+async def replay(store: JobStore, admission: Admission, earlier_work: EarlierWork, job_id: str) -> int:
     """Submit a failed job's request again as a new job of the same owner. The failed job is unchanged."""
     try:
         job = await store.get(job_id)
@@ -70,7 +76,7 @@ async def replay(store: JobStore, admission: Admission, job_id: str) -> int:
         metadata={**job.metadata, "replay_of": job.id},
     )
     try:
-        new = await admission.admit(Principal.of(new.owner), new)
+        new = await admission.admit(await earlier_work.principal(new.owner), new)
     except (InvalidRequest, NotFound) as error:
         print(f"{job_id} cannot be replayed: {error}", file=sys.stderr)
         return 1

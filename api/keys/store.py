@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from api.keys.principal import Principal, Scope
 from shared.domain.answer_options import NO_KEY_OPTIONS, KeyOptions
 from shared.domain.errors import Conflict
+from shared.domain.owner import Owner
 from shared.postgres.engine import transaction
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.store import Store, seconds
@@ -208,6 +209,19 @@ class ApiKeyStore(Store):
             found = {row.sha256: _valid_key(row) for row in await connection.execute(statement)}
         return [found.get(sha256) for sha256 in digests]
 
+    async def principal(self, owner: Owner) -> Principal:
+        """Return the principal of work that was accepted earlier, whether or not its key is still valid."""
+        statement = (
+            select(ApiKeyRow.options, ProjectRow.tier, ProjectRow.salt)
+            .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
+            .where(ApiKeyRow.id == owner.key_id)
+        )
+        row = await self._first(statement)
+        principal = Principal.of(owner)
+        if row is None:
+            return principal
+        return replace(principal, options=_options(row.options), tier=row.tier, salt=row.salt)
+
     async def valid_ids(self, key_ids: Iterable[int]) -> set[int]:
         """Return the ids of those keys that are neither revoked nor expired."""
         ids = bindparam("ids", list(key_ids), type_=ARRAY(BigInteger))
@@ -276,11 +290,15 @@ def _valid_key(row: Any) -> ValidKey:
         row.id,
         frozenset(_scopes(row)),
         priority_floor=row.priority_floor,
-        options=KeyOptions.model_validate(row.options) if row.options else NO_KEY_OPTIONS,
+        options=_options(row.options),
         tier=row.tier,
         salt=row.salt,
     )
     return ValidKey(principal, left)
+
+
+def _options(stored: Mapping[str, Any]) -> KeyOptions:
+    return KeyOptions.model_validate(stored) if stored else NO_KEY_OPTIONS
 
 
 def _api_key(row: Row[Any]) -> ApiKey:

@@ -30,6 +30,8 @@ from api.jobs.admission import Admission
 from api.jobs.queue_estimates import QueueEstimates
 from api.jobs.queue_store import QueueStore
 from api.jobs.service import JobService
+from api.keys.earlier_work import EarlierWork
+from api.keys.store import ApiKeyStore
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import load_registry
 from shared.domain.errors import FileInUse
@@ -208,6 +210,7 @@ def make_world(
         registry=registry,
         members=MemberReader(metrics, refuse_unknown=False),
         admission=admission,
+        earlier_work=EarlierWork(ApiKeyStore(database), cache_s=0),
         store=batches,
         blobs=blobs,
         jobs=jobs,
