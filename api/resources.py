@@ -105,7 +105,7 @@ async def open_resources(
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
-        admission = Admission(registry, context_window, quotas, media_limits)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics)
         jobs = JobService(
             admission=admission,
             store=store,

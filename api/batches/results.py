@@ -105,7 +105,7 @@ async def _entry(
         if line.number >= batch.next.line:
             error = CANCELLED_ERROR if batch.ending is BatchStatus.CANCELLED else EXPIRED_ERROR
             return _Entry(False, {**content, "response": None, "error": error})
-        rejection = await _rejection(batch, line, members, recheck)
+        rejection = await _rejection(batch, line, given.body, members, recheck)
         return _Entry(False, {**content, "response": _failed(content["id"], rejection), "error": None})
 
     job = result.job
@@ -121,7 +121,7 @@ async def _entry(
         try:
             built = await off_loop(line.size + job.output_size + len(archived), response_body)
         except (ValidationError, InvalidRequest):
-            rejection = await _rejection(batch, line, members, recheck)
+            rejection = await _rejection(batch, line, given.body, members, recheck)
             return _Entry(False, {**content, "response": _failed(job.id, rejection), "error": None})
         response = {"status_code": HTTPStatus.OK.value, "request_id": job.id, "body": built}
         return _Entry(True, {**content, "response": response, "error": None})
@@ -135,7 +135,9 @@ async def _entry(
     return _Entry(False, {**content, "response": response, "error": None})
 
 
-async def _rejection(batch: Batch, line: Line, members: MemberReader, recheck: Recheck) -> HeadraceError:
+async def _rejection(
+    batch: Batch, line: Line, body: dict[str, Any] | None, members: MemberReader, recheck: Recheck
+) -> HeadraceError:
     """Determine again, because it is not stored, why a line got no job or why its job has no response body.
 
     The line may be invalid, it may not fit the model's context, or validation may have become stricter since.
@@ -148,7 +150,7 @@ async def _rejection(batch: Batch, line: Line, members: MemberReader, recheck: R
     try:
         await recheck(job.new(batch))
     except InvalidRequest as error:
-        return ENDPOINTS[batch.endpoint].rename_param(job.request, error)
+        return ENDPOINTS[batch.endpoint].rename_param(job.request, error, body)
     except NotFound as error:
         return error
     return InvalidRequest("This request was rejected after validation.")

@@ -18,10 +18,10 @@ from shared.config.models.base import RegistryError
 from shared.config.models.loader import load_registry
 from shared.config.settings import Settings, settings_or_exit
 from shared.domain.errors import InvalidRequest, NotFound, UnreadableRow
-from shared.domain.job import JobStatus
+from shared.domain.job import Job, JobStatus
+from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore, NewJob
-
 
 # The command reads the options of a key once.
 COMMAND_S = 3600.0
@@ -72,7 +72,7 @@ async def replay(store: JobStore, admission: Admission, earlier_work: EarlierWor
         owner=job.owner,
         model=job.model,
         priority=job.priority,
-        request=job.request,
+        request=_requested(job),
         metadata={**job.metadata, "replay_of": job.id},
     )
     try:
@@ -83,6 +83,19 @@ async def replay(store: JobStore, admission: Admission, earlier_work: EarlierWor
     submitted, _ = await store.insert(new)
     print(f"{job_id} replayed as {submitted.id}")
     return 0
+
+
+def _requested(job: Job) -> GenerateRequest:
+    """The request as the client sent it, to which the limits of today apply."""
+    decision = job.decisions.token_limits
+    if decision is None:
+        return job.request
+    values = job.request.sampling.model_dump(exclude_unset=True, exclude={"max_tokens"})
+    if decision.requested_max_tokens is not None:
+        values["max_tokens"] = decision.requested_max_tokens
+    if decision.requested_thinking_token_budget is not None:
+        values["thinking_token_budget"] = decision.requested_thinking_token_budget
+    return job.request.model_copy(update={"sampling": Sampling.model_validate(values)})
 
 
 def main() -> int:
