@@ -197,7 +197,6 @@ class ApiKeyStore(Store):
                 ApiKeyRow.priority_floor,
                 ApiKeyRow.options,
                 ProjectRow.tier,
-                ProjectRow.salt,
                 func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
             )
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
@@ -278,7 +277,6 @@ def _valid_key(row: Any) -> ValidKey:
         priority_floor=row.priority_floor,
         options=KeyOptions.model_validate(row.options) if row.options else NO_KEY_OPTIONS,
         tier=row.tier,
-        salt=row.salt,
     )
     return ValidKey(principal, left)
 
