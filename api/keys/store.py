@@ -215,7 +215,7 @@ class ApiKeyStore(Store):
     async def principal(self, owner: Owner) -> Principal:
         """Return the principal of work that was accepted earlier, whether or not its key is still valid."""
         statement = (
-            select(ApiKeyRow.options, ProjectRow.tier, ProjectRow.salt)
+            select(ApiKeyRow.options, ProjectRow.tier)
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
             .where(ApiKeyRow.id == owner.key_id)
         )
@@ -223,7 +223,7 @@ class ApiKeyStore(Store):
         principal = Principal.of(owner)
         if row is None:
             return principal
-        return replace(principal, options=_options(row.options), tier=row.tier, salt=row.salt)
+        return replace(principal, options=_options(row.options), tier=row.tier)
 
     async def valid_ids(self, key_ids: Iterable[int]) -> set[int]:
         """Return the ids of those keys that are neither revoked nor expired."""
