@@ -34,7 +34,9 @@ OPEN_STATUSES = {status.name for status in JobStatus if not status.terminal}
 COLUMNS = set(inspect(JobRow).column_attrs.keys())
 # Calls that may get the class `JobRow` as an argument, under the names that SQLAlchemy gives them. It inserts into no
 # alias.
-NO_INSERT = {"select", "select_from", "join", "join_from", "outerjoin", "exists", "aliased", "update", "delete"}
+NO_INSERT = {
+    "select", "select_from", "join", "join_from", "outerjoin", "exists", "aliased", "correlate", "update", "delete",
+}  # fmt: skip
 RAW_WRITE = re.compile(r'\b(insert\s+into|merge\s+into|copy|update)\s+(only\s+)?("?\w+"?\.)?"?jobs\b', re.IGNORECASE)
 
 
