@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from api.streaming.reader_metrics import EventReaderMetrics, ReaderMetrics
 from api.streaming.stored_events import StoredEvents, StoredRead
-from shared.domain.events import Event
+from shared.domain.events import Event, EventType
 from shared.telemetry.metrics import Metrics
 
 # Maximum number of live events buffered for a slow reader, and of their bytes. Beyond it, the reader continues from the
@@ -91,11 +91,11 @@ class Reader(ABC):
     def offer(self, job_id: str, events: Sequence[Event]) -> None:
         """Buffer live events of a job, or fall behind if the buffer is full.
 
-        While the reader's job follows another one, its own events, and the end of the other one, are read from the
-        stores: then it has ended too, or does not follow that one any more.
+        While the reader's job follows another one, it reads the stores after its own events, and after those of the
+        other one with which it may have ended too, or not follow that one any more.
         """
         self.active_at = time.monotonic()
-        if self.leader is not None and (job_id != self.leader or events[-1].type.terminal):
+        if self.leader is not None and (job_id != self.leader or any(map(_may_part, events))):
             self.fall_behind()
             return
         events = self._wanted(events)
@@ -115,6 +115,13 @@ class Reader(ABC):
         self._take_buffered()
         self.behind = True
         self.wake.set()
+
+
+def _may_part(event: Event) -> bool:
+    """Whether the followers of the job may not follow it any more: it has ended, or starts again on another model."""
+    if event.type is EventType.STARTED:
+        return bool(event.payload()["attempt"] > 1)
+    return event.type.terminal
 
 
 @dataclass(slots=True, eq=False)

@@ -283,7 +283,8 @@ class JobSummary:
     decisions: Decisions = NO_DECISIONS
     # The job whose answer this one waits for.
     follows: str | None = None
-    # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log.
+    # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log;
+    # if it is empty, that log is not.
     continues: str | None = None
 
     @property

@@ -2,7 +2,8 @@
 
 A follower is queued and has no message. Its leader's end is also its own, in the same statement: it ends with the same
 answer; or, if there is none, it is released to the queue. Of the followers of a job that was cancelled or has expired,
-the oldest takes the lead, and the others follow it. Of one that has failed, each becomes a job of its own.
+the oldest takes the lead, and the others follow it. Of one that has failed, or was moved to another model and so lost
+its cache key, each becomes a job of its own.
 
 A follower that is inserted while its leader's end is being committed is not seen by that statement. So the process that
 ends a leader, the one that inserts a follower, and every sweep run `settle_statement` of
@@ -149,8 +150,13 @@ def follower_changes(leaders: CTE, *, promote: bool) -> tuple[CTE, CTE]:
         )
         .cte("followers_ended")
     )
-    # A job without an attempt has no log of its own, only the beginning that it had from an earlier leader.
-    begins_with = case((leaders.c.attempt > 0, leaders.c.id), else_=leaders.c.continues)
+    # A job without an attempt has no log of its own, only the beginning that it had from an earlier leader. The log of
+    # one that has not ended will be that of another model.
+    begins_with = case(
+        (leaders.c.finished_at.is_(None), literal_column("''")),
+        (leaders.c.attempt > 0, leaders.c.id),
+        else_=leaders.c.continues,
+    )
     released_values: dict[Any, Any] = {
         JobRow.continues: begins_with,
         JobRow.dispatched_at: func.now(),
@@ -211,14 +217,14 @@ def changed_rows(ended: CTE, released: CTE) -> tuple[Select[Any], Select[Any]]:
 
 
 def orphans(limit: int) -> Select[Any]:
-    """Select the leaders that have ended, or do not exist any more, of open followers."""
+    """Select the leaders of open followers that have ended, lead no more, or do not exist."""
     leader = aliased(JobRow)
     return (
         select(JobRow.follows)
         .where(
             JobRow.follows.is_not(None),
             JobRow.finished_at.is_(None),
-            ~exists().where(leader.id == JobRow.follows, leader.finished_at.is_(None)),
+            ~exists().where(leader.id == JobRow.follows, leader.finished_at.is_(None), leader.cache_key.is_not(None)),
         )
         .distinct()
         .limit(limit)

@@ -448,14 +448,14 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
 
 
 def settle_statement() -> Any:
-    """Make the `follower_changes` of those of the jobs `ids` that have ended, or do not exist any more."""
+    """Make the `follower_changes` of those of the jobs `ids` that have ended, lead no more, or do not exist."""
     wanted = func.unnest(bindparam("ids", type_=ARRAY(Text))).table_valued(column("id", Text)).render_derived("wanted")
     leader = aliased(JobRow)
     columns = [getattr(leader, name.key) for name in LEADER_COLUMNS if name.key != "id"]
     leaders = (
         select(wanted.c.id, *columns)
         .join_from(wanted, leader, leader.id == wanted.c.id, isouter=True)
-        .where(or_(leader.id.is_(None), leader.finished_at.is_not(None)))
+        .where(or_(leader.id.is_(None), leader.finished_at.is_not(None), leader.cache_key.is_(None)))
         .cte("leaders")
     )
     ended, released = follower_changes(leaders, promote=False)

@@ -51,7 +51,7 @@ async def read_beginning(logs: EventLog, store: JobRowStore, job: JobSummary) ->
 
     The requests are not for this job: they end with the other one. There are no events if they were lost or deleted.
     """
-    if job.begins_with is None:
+    if not job.begins_with:
         return Beginning([], exact=False)
     events = await logs.read(job.begins_with)
     exact = bool(events)

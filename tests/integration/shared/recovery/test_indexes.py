@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.monitoring.queue_stats import QueueStatsStore
 from shared.domain.owner import Owner
+from shared.postgres import claim_store, job_statements, job_store
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
@@ -130,3 +131,27 @@ async def test_models_with_queued_jobs_are_found_in_the_index(
     scans = [line for line in await scans_of(database, owner, call, generic=generic) if "jobs" in line]
     assert scans
     assert all("Index Only Scan using jobs_queued" in line for line in scans), scans
+
+
+PREPARED = {
+    "claim": (claim_store._CLAIM, {"jobs_pkey"}),
+    "end": (claim_store._FINISH, {"jobs_pkey", "jobs_following", "cached_answers_pkey"}),
+    "settle": (job_statements._SETTLE, {"jobs_pkey", "jobs_following", "cached_answers_pkey"}),
+    "lead": (job_store._LEAD._plain, {"cached_answers_pkey"}),
+    "follow": (job_store._FOLLOW._plain, {"jobs_leading"}),
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+async def test_a_statement_of_each_job_uses_indexes(database: AsyncEngine, owner: Owner, name: str) -> None:
+    """Also if nothing is known of its parameters, and whether or not other jobs have followers."""
+    prepared, indexes = PREPARED[name]
+    async with database.connect() as connection:
+        await connection.execute(text(ROWS), {"project": owner.project_id, "key": owner.key_id})
+        await connection.execute(text("ANALYZE jobs"))
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE plan AS {prepared._sql}")
+        rows = await driver.fetch(f"EXPLAIN EXECUTE plan({', '.join(['NULL'] * len(prepared._names))})")
+    scans = [row[0] for row in rows if "Scan" in row[0] and "CTE" not in row[0] and "Function" not in row[0]]
+    scans = [line for line in scans if "Subquery" not in line and "Bitmap Heap" not in line and "Values" not in line]
+    assert all(any(index in line for index in indexes) for line in scans), scans
