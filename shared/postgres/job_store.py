@@ -27,7 +27,6 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     bindparam,
-    exists,
     func,
     insert,
     literal,
@@ -216,10 +215,14 @@ _LEADER = aliased(JobRow, name="leader")
 
 def _may_lead(records: Select[Any]) -> Select[Any]:
     """Those records whose answer has not just been stored, in the same order as in other statements."""
-    stored = exists().where(
-        CachedAnswerRow.key == _NEW.cache_key, CachedAnswerRow.created_at > func.now() - seconds(_STORED_NOW_S)
+    # One entry by its key: PostgreSQL could read all entries for an EXISTS.
+    stored = (
+        select(CachedAnswerRow.key)
+        .where(CachedAnswerRow.key == _NEW.cache_key, CachedAnswerRow.created_at > func.now() - seconds(_STORED_NOW_S))
+        .limit(literal_column("1"))
+        .scalar_subquery()
     )
-    return records.where(or_(_NEW.anew, ~stored)).order_by(_NEW.cache_key)
+    return records.where(or_(_NEW.anew, stored.is_(None))).order_by(_NEW.cache_key)
 
 
 def _may_follow(records: Select[Any]) -> Select[Any]:
