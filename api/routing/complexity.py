@@ -8,20 +8,12 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
-from enum import StrEnum
 from typing import Protocol
 
 from api.routing.request_text import RequestText
 from api.routing.vocabulary import CODE, DEMANDING, MAKING, SUBSTANTIAL, words_of
+from shared.config.models.routes import Mode as Mode
 from shared.domain.request import GenerateRequest
-
-
-class Mode(StrEnum):
-    """What a route prefers: `auto:cost`, `auto:balanced`, `auto:quality`."""
-
-    COST = "cost"
-    BALANCED = "balanced"
-    QUALITY = "quality"
 
 
 class Complexity(Protocol):
