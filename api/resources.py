@@ -46,6 +46,7 @@ from api.monitoring.readiness import ReadinessCheck
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
+from api.routing.complexity import Complexity
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
@@ -75,6 +76,7 @@ async def open_resources(
     registry: Registry,
     metrics: Metrics,
     reload_signal: ReloadSignal,
+    complexity: Complexity,
     traces: Traces = NO_TRACES,
 ) -> AsyncIterator[Resources]:
     """Create the application's resources; close them on exit."""

@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from api.routing.fit import fit, write
     from api.routing.fit_report import lines
 
+    if parsed.output.is_dir() or not parsed.output.parent.is_dir():
+        print(f"cannot write {parsed.output}: it must be a file in an existing directory", file=sys.stderr)
+        return 1
     try:
         examples = read_examples(parsed.file, parsed.tiers)
         file, report = fit(examples, parsed.quality)

@@ -73,8 +73,13 @@ class Classifier:
             RoutingModelError: the file is missing, damaged, or of another version; or the embedding is not installed.
         """
         file = _read(path)
+        _check(path, file)
         vectors = Embedding()
-        _check_versions(path, file, vectors)
+        expected = vectors.fingerprint()
+        if len(file.fingerprint) != len(expected) or not np.allclose(
+            file.fingerprint, expected, rtol=0, atol=_TOLERANCE
+        ):
+            raise _unusable(path, "it was trained with another version of the embedding than the one that is installed")
         return cls(file, vectors)
 
     def score(self, request: GenerateRequest) -> float:
@@ -119,11 +124,9 @@ def _read(path: Path) -> ClassifierFile:
         raise _unusable(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
 
 
-def _check_versions(path: Path, file: ClassifierFile, vectors: Embedding) -> None:
+def _check(path: Path, file: ClassifierFile) -> None:
     if file.embedding != embedding.NAME:
         raise _unusable(path, f"it was trained with the embedding {file.embedding!r}, not {embedding.NAME!r}")
-    if not np.allclose(file.fingerprint, vectors.fingerprint(), rtol=0, atol=_TOLERANCE):
-        raise _unusable(path, "it was trained with another version of the embedding than the one that is installed")
     if len(file.weights) != FEATURES:
         raise _unusable(path, f"weights: there must be {FEATURES}, not {len(file.weights)}")
     if missing := [mode for mode in Mode if mode not in file.thresholds]:
@@ -131,6 +134,10 @@ def _check_versions(path: Path, file: ClassifierFile, vectors: Embedding) -> Non
     for mode, cuts in file.thresholds.items():
         if cuts.low > cuts.high:
             raise _unusable(path, f"thresholds.{mode.value}: low is greater than high")
+
+
+def _is_same(fingerprint: list[float], other: list[float]) -> bool:
+    return len(fingerprint) == len(other) and np.allclose(fingerprint, other, rtol=0, atol=_TOLERANCE)
 
 
 def _unusable(path: Path, reason: str) -> RoutingModelError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from api.routing.request_text import RequestText
 FOLDS = 5
 # Different tasks of each kind that are needed: one per fold to learn from, and some more.
 MIN_PER_KIND = 10
-_PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+_PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0)
 # The penalty is chosen on a part of the examples; more would not change it, but take minutes.
 _PENALTY_EXAMPLES = 4000
 _BINS = 10
@@ -102,11 +101,11 @@ def fit(examples: Sequence[Example], quality: float) -> tuple[ClassifierFile, Re
     logits = cross_validated_logits(x, y, folds, penalty)
     slope, offset = calibration(logits, y)
     p = cross_calibrated(logits, y, folds)
-    brier, brier_of_share = float(np.mean((p - y) ** 2)), float(np.var(y))
-    if slope <= 0 or brier >= brier_of_share:
+    errors, errors_of_share = (p - y) ** 2, (y.mean() - y) ** 2
+    if slope <= 0 or not _is_smaller(errors, errors_of_share):
         raise FitError(
-            "the labels cannot be predicted from these requests: a constant score would be as good. Check the labels,"
-            " or add examples"
+            "the labels cannot be predicted from these requests: a constant score may be as good. Check the labels, or"
+            " add examples"
         )
     points = {mode: operating_point(p, y, target) for mode, target in targets(quality).items()}
     is_complex = y >= 0.5
@@ -118,8 +117,8 @@ def fit(examples: Sequence[Example], quality: float) -> tuple[ClassifierFile, Re
         quality_of_first=1 - float(y.mean()),
         accuracy=float(np.mean((p >= 0.5) == is_complex)),
         majority=float(max(is_complex.mean(), 1 - is_complex.mean())),
-        brier=brier,
-        brier_of_share=brier_of_share,
+        brier=float(errors.mean()),
+        brier_of_share=float(errors_of_share.mean()),
         calibration_error=calibration_error(p, y),
         points=points,
     )
@@ -159,12 +158,12 @@ def write(file: ClassifierFile, path: Path) -> int:
         FitError: it cannot be written.
     """
     content = file.model_dump_json().encode() + b"\n"
+    new = path.with_name(f".{path.name}.new")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as new:
-            new.write(content)
-        Path(new.name).chmod(0o644)
-        Path(new.name).replace(path)
+        new.write_bytes(content)
+        new.replace(path)
     except OSError as error:
+        new.unlink(missing_ok=True)
         raise FitError(f"cannot write {path}: {error.strerror}") from error
     return len(content)
 
@@ -194,6 +193,12 @@ def _penalty(x: Array, y: Array, folds: Folds) -> float:
     part = np.linspace(0, len(y) - 1, min(len(y), _PENALTY_EXAMPLES)).astype(int)
     x, y, folds = x[part], y[part], folds[part]
     return min(_PENALTIES, key=lambda penalty: log_loss(cross_validated_logits(x, y, folds, penalty), y))
+
+
+def _is_smaller(errors: Array, others: Array) -> bool:
+    """Whether errors are smaller than others of the same requests, with 95 % confidence."""
+    gains = others - errors
+    return bool(gains.mean() > _Z * gains.std() / math.sqrt(len(gains)))
 
 
 def _ambiguous(tasks: Sequence[bytes], y: Array) -> int:

@@ -37,7 +37,13 @@ def fit_logistic(x: Array, y: Array, penalty: float) -> Logistic:
     """Fit probabilities `y` (rows,), from 0 to 1, to rows `x` (rows, columns). Columns are standardized for it."""
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     scale = np.where(deviation > _CONSTANT, deviation, np.inf)
-    rows = np.hstack([(x - mean) / scale, np.ones((len(x), 1))])
+    standardized = (x - mean) / scale
+    basis = None
+    if len(x) < x.shape[1]:
+        # The weights are a combination of the rows, so a problem of few rows is small, however many columns it has.
+        basis, triangle = np.linalg.qr(standardized.T)
+        standardized = triangle.T
+    rows = np.hstack([standardized, np.ones((len(x), 1))])
     ridge = np.full(rows.shape[1], penalty)
     ridge[-1] = 1e-6  # the bias; a little, for labels that are all the same
     beta = np.zeros(rows.shape[1])
@@ -56,7 +62,7 @@ def fit_logistic(x: Array, y: Array, penalty: float) -> Logistic:
         beta, improvement, loss = beta - step, loss - new, new
         if improvement < _PRECISION * len(x):
             break
-    weights = beta[:-1] / scale
+    weights = (beta[:-1] if basis is None else basis @ beta[:-1]) / scale
     return Logistic(weights, float(beta[-1] - mean @ weights))
 
 
