@@ -18,7 +18,8 @@ class _Decision(BaseModel):
 class RouteDecision(_Decision):
     """Which rule of a route chose the model.
 
-    `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job.
+    `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job. `left` are
+    those of `tried` that the job was queued for before it moved to the next one.
     """
 
     route: str
@@ -26,6 +27,13 @@ class RouteDecision(_Decision):
     score: float | None = Field(None, description="The complexity of the request, from 0 to 1.")
     tried: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+    def moved(self, model: str, to: str) -> RouteDecision:
+        """The decision after a job of `model` has moved to the fallback `to`."""
+        fallbacks = tuple(name for name in self.fallbacks if name not in (model, to))
+        changes = {"tried": (*self.tried, model), "fallbacks": fallbacks, "left": (*self.left, model)}
+        return self.model_copy(update=changes)
 
 
 class CacheOutcome(StrEnum):
@@ -78,6 +86,11 @@ class Decisions(_Decision):
     context: ContextDecision | None = None
     token_limits: TokenLimitsDecision | None = None
     tokens_estimated: bool = False
+
+    @property
+    def may_move(self) -> bool:
+        """Whether another model may still take over the job."""
+        return self.route is not None and bool(self.route.fallbacks)
 
     def stored(self) -> dict[str, Any] | None:
         """The form that is stored in the job's row; None if nothing was decided."""
