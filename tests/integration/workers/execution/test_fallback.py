@@ -8,12 +8,16 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
+import orjson
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.jobs.removed_models import RemovedModels
+from api.openai.chunks import DONE, frames
+from api.openai.completions import CHAT
+from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.domain.decisions import CacheDecision, Decisions, RouteDecision
 from shared.domain.errors import ContextExceeded, InvalidRequest
@@ -22,7 +26,7 @@ from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Job, JobStatus
 from shared.domain.owner import Owner
 from shared.domain.priorities import Hint
-from shared.domain.request import GenerateRequest
+from shared.domain.request import GenerateRequest, Message
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.job_store import JobStore, NewJob
 from shared.postgres.recovery_store import RecoveryStore
@@ -30,6 +34,7 @@ from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.event_log import EventLog
+from shared.runtime.aio import cancel_and_wait
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
 from tests.support.metrics import api_metrics
 from tests.support.steered_engine import Call, text_of_tokens
@@ -191,6 +196,38 @@ async def test_a_job_that_fails_before_a_token_moves_to_the_next_model(
         (EventType.STARTED, "b"),
         (EventType.COMPLETED, None),
     ]
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+async def test_readers_see_one_answer_of_one_model(models: Models, redis: Redis, tokens: int) -> None:
+    """The next model answers in the same stream; after the first token, the stream ends with the error instead."""
+    hub = StreamHub(redis, models.logs, models.store, models.metrics, resync_s=0.2)
+    receiving = asyncio.create_task(hub.run())
+    job = await models.submit("b", request=GenerateRequest(messages=[Message(role="user", content="x")]))
+    sent: list[dict[str, Any]] = []
+
+    async def read_stream() -> None:
+        async for frame in frames(CHAT, [job], [hub.follow(job.id, new=True)]):
+            sent.extend(orjson.loads(part[6:]) for part in frame.split(b"\n\n") if part and part != DONE.strip())
+
+    reading = asyncio.create_task(read_stream())
+    try:
+        run, call = await models.start("a", job)
+        await call.tokens(tokens)
+        call.fail(UpstreamError("down"))
+        assert await asyncio.wait_for(run, WITHIN_S) is (JobStatus.FAILED if tokens else None)
+        if not tokens:
+            await models.complete("b", job)
+        await asyncio.wait_for(reading, WITHIN_S)
+    finally:
+        await cancel_and_wait(receiving)
+    if tokens:
+        assert [chunk.get("model") for chunk in sent] == ["a", "a", None]
+        assert sent[-1]["error"]["code"] == "upstream_error"
+        return
+    assert {chunk["model"] for chunk in sent} == {"b"}
+    assert sent[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in sent) == text_of_tokens(3)
 
 
 async def test_if_all_models_fail_the_job_fails_with_the_last_error(models: Models) -> None:
