@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -48,7 +48,7 @@ from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
-from shared.config.models.loader import ModelSpec, Registry
+from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
@@ -182,15 +182,16 @@ async def open_resources(
 
         readiness = ReadinessCheck(store, redis, registry)
 
-        async def use_models(models: Mapping[str, ModelSpec]) -> ReloadResult:
-            """Serve these models from now on."""
-            windows = await asyncio.to_thread(context_window.read, models)
-            changes = ModelChanges.between(registry.models, models)
-            registry.replace(models)
+        async def use_models(loaded: Registry) -> ReloadResult:
+            """Serve these models and routes from now on."""
+            windows = await asyncio.to_thread(context_window.read, loaded.models)
+            changes = ModelChanges.between(registry.models, loaded.models)
+            routes_changed = "" if registry.routes == loaded.routes else "; the routes have changed"
+            registry.replace(loaded.models, loaded.routes)
             context_window.use(windows)
-            metrics.loaded(models)
+            metrics.loaded(loaded.models)
             readiness.added(changes.added)
-            logger.info("models.yaml reloaded; %s", changes)
+            logger.info("models.yaml reloaded; %s%s", changes, routes_changed)
             return ReloadResult.APPLIED
 
         models_reload = ModelsReload(settings.models, use_models, metrics.reloaded)

@@ -176,7 +176,9 @@ class WorkerRuntime:
             lambda: self._shutdown.begin(0),
             grace_s=settings.removed_grace_s,
         )
-        models_reload = ModelsReload(settings.models, model_reload.apply, metrics.reloaded)
+        models_reload = ModelsReload(
+            settings.models, lambda loaded: model_reload.apply(loaded.models), metrics.reloaded
+        )
         watchdog = Watchdog(runner, redis, model.name, self._shutdown.begin)
         self._parts = _Parts(JobStore(database), claims, terminator, log_writer, runner, heartbeat)
 

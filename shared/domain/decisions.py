@@ -19,15 +19,18 @@ class RouteDecision(_Decision):
     """Which rule of a route chose the model.
 
     `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job. `left` are
-    those of `tried` that the job was queued for before it moved to the next one.
+    those of `tried` that the job was queued for before it moved to the next one. `conversation` identifies the
+    conversation, whose later requests are not answered by a cheaper model.
     """
 
     route: str
     rule: str
+    mode: str | None = Field(None, description="`cost` or `quality`, if the request named the route with it.")
     score: float | None = Field(None, description="The complexity of the request, from 0 to 1.")
     tried: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    conversation: str | None = None
 
     def moved(self, model: str, to: str) -> RouteDecision:
         """The decision after a job of `model` has moved to the fallback `to`."""
