@@ -24,6 +24,7 @@ from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
 from shared.runtime.gc_tuning import freeze_gc
@@ -122,7 +123,7 @@ class WorkerRuntime:
         claims = ClaimStore(database, self._worker, model.name)
         recovery_store = RecoveryStore(database)
         hints = HintSender(self._app, redis)
-        fallbacks = Fallbacks(recovery_store, logs, hints.put, metrics)
+        fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
         terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, fallbacks)
         self._stack.push_async_callback(hints.flush)
 
@@ -142,6 +143,7 @@ class WorkerRuntime:
             traces=traces,
             compilations=compilations_of(model, metrics),
             provider=model.provider,
+            conversations=ConversationModels(redis),
         )
         runner = Runner(context, self.slot_pool, on_room=self.consumer.poll)
         heartbeat = Heartbeat(runner, current, claims, model.name, settings)

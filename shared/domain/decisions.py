@@ -18,8 +18,8 @@ class _Decision(BaseModel):
 class RouteDecision(_Decision):
     """Which rule of a route chose the model.
 
-    `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job. `left` are
-    those of `tried` that the job was queued for before it moved to the next one. `conversation` identifies the
+    `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job. `left`
+    are those of `tried` that the job was queued for before it moved to the next one. `conversation` identifies the
     conversation, whose later requests are not answered by a cheaper model.
     """
 

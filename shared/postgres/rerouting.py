@@ -30,6 +30,11 @@ class Move:
     reason: FallbackReason
     upstream: UpstreamState | None = None
 
+    @property
+    def conversation(self) -> str | None:
+        """The job's conversation, if its route remembers which model answers it."""
+        return None if self.job.decisions.route is None else self.job.decisions.route.conversation
+
 
 def is_movable() -> ColumnElement[bool]:
     """Condition: the job has fallbacks left, and no token that its row knows of."""

@@ -11,6 +11,7 @@ from shared.domain.priorities import Hint, to_front
 from shared.domain.transcript import Transcript
 from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.rerouting import Move
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.faulty_items import FaultyItems
 from shared.telemetry.metrics import Metrics
@@ -24,9 +25,17 @@ LIMIT = 100
 class Fallbacks:
     """Moves queued jobs, and jobs of dead workers. A worker moves the jobs that it runs itself (`JobAttempt`)."""
 
-    def __init__(self, store: RecoveryStore, logs: EventLog, send: Callable[[Hint], None], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: RecoveryStore,
+        logs: EventLog,
+        conversations: ConversationModels,
+        send: Callable[[Hint], None],
+        metrics: Metrics,
+    ) -> None:
         self._store = store
         self._logs = logs
+        self._conversations = conversations
         self._send = send
         self._metrics = metrics
         self._faulty = FaultyItems("job")
@@ -78,4 +87,5 @@ class Fallbacks:
             job.id, job.model, job.attempt, job.worker, job.request_context.request_id, to, reason.value,
         )  # fmt: skip
         self._send(to_front(Hint(job.id, to, job.priority)))
+        await self._conversations.move(move.conversation, to)
         return True

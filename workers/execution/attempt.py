@@ -22,6 +22,7 @@ from shared.domain.suspects import Verdict, kills_late
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.rerouting import Move
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
@@ -86,7 +87,7 @@ class AttemptContext:
 
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
-    `provider`.
+    `provider`. `conversations` get to know which model takes over a job.
     """
 
     worker: str
@@ -102,6 +103,7 @@ class AttemptContext:
     traces: Traces = NO_TRACES
     compilations: Compilations | None = None
     provider: str | None = None
+    conversations: ConversationModels | None = None
 
 
 class JobAttempt:
@@ -573,6 +575,8 @@ class JobAttempt:
             job.id, job.model, job.attempt, context.worker, job.request_context.request_id, to, reason.value,
         )  # fmt: skip
         context.send(to_front(Hint(job.id, to, job.priority)))
+        if context.conversations is not None:
+            await context.conversations.move(move.conversation, to)
         if move.upstream is not None:
             await self._cancel_upstreams()
         return True

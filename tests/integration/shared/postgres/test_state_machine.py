@@ -48,6 +48,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from tests.conftest import TEST_REDIS_DB, Servers
@@ -194,7 +195,7 @@ class World:
         metrics = api_metrics()
         self.hub = StreamHub(redis, self.logs, self.store, metrics, resync_s=0.2)
         recovery_store = RecoveryStore(database)
-        fallbacks = Fallbacks(recovery_store, self.logs, lambda _: None, metrics)
+        fallbacks = Fallbacks(recovery_store, self.logs, ConversationModels(redis), lambda _: None, metrics)
         terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S, metrics, fallbacks=fallbacks)
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -33,6 +34,7 @@ from shared.postgres.recovery_store import RecoveryStore
 from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.runtime.aio import cancel_and_wait
 from tests.integration.workers.execution.test_runner import WITHIN_S, Worker, working
@@ -49,7 +51,13 @@ class Models:
     """A worker for each of the models a, b and c, and what recovers their jobs."""
 
     def __init__(
-        self, store: JobStore, recovery: RecoveryStore, logs: EventLog, workers: dict[str, Worker], owner: Owner
+        self,
+        store: JobStore,
+        recovery: RecoveryStore,
+        logs: EventLog,
+        conversations: ConversationModels,
+        workers: dict[str, Worker],
+        owner: Owner,
     ) -> None:
         self.store = store
         self.recovery = recovery
@@ -58,7 +66,8 @@ class Models:
         self.workers = workers
         self.metrics = api_metrics("a", "b", "c")
         self.sent: list[Hint] = []
-        self.fallbacks = Fallbacks(recovery, logs, self.sent.append, self.metrics)
+        self.conversations = conversations
+        self.fallbacks = Fallbacks(recovery, logs, conversations, self.sent.append, self.metrics)
         self.terminator = JobTerminator(recovery, logs, 60, self.metrics, fallbacks=self.fallbacks)
         self.sweeper = Sweeper(
             recovery,
@@ -86,7 +95,7 @@ class Models:
             start_within_s=start_within_s,
             requested_model="auto",
             decisions=Decisions(
-                route=RouteDecision(route="auto", rule="short", fallbacks=fallbacks),
+                route=RouteDecision(route="auto", rule="short", fallbacks=fallbacks, conversation="conv"),
                 cache=CacheDecision(outcome="MISS", ttl_s=60),
             ),
             cache_key=b"key",
@@ -132,8 +141,9 @@ class Models:
 
 @pytest.fixture
 async def models(
-    store: JobStore, recovery_store: RecoveryStore, logs: EventLog, database: AsyncEngine, owner: Owner
+    store: JobStore, recovery_store: RecoveryStore, logs: EventLog, redis: Redis, database: AsyncEngine, owner: Owner
 ) -> AsyncIterator[Models]:
+    conversations = ConversationModels(redis)
     async with AsyncExitStack() as stack:
         workers = {
             model: await stack.enter_async_context(
@@ -141,7 +151,9 @@ async def models(
             )
             for model in "abc"
         }
-        models = Models(store, recovery_store, logs, workers, owner)
+        for worker in workers.values():
+            worker.runner._context = replace(worker.runner._context, conversations=conversations)
+        models = Models(store, recovery_store, logs, conversations, workers, owner)
         await models.serve("a", "b", "c")
         yield models
 
@@ -179,7 +191,7 @@ async def test_a_job_that_fails_before_a_token_moves_to_the_next_model(
     moved = await models.read(job)
     assert (moved.model, moved.requested_model, moved.status) == ("b", "auto", JobStatus.QUEUED)
     assert moved.decisions.route == RouteDecision(
-        route="auto", rule="short", tried=("a",), fallbacks=("c",), left=("a",)
+        route="auto", rule="short", tried=("a",), fallbacks=("c",), left=("a",), conversation="conv"
     )
     assert moved.decisions.cache is not None
     assert (moved.not_before, moved.deferred_since, moved.worker) == (None, None, None)
@@ -278,6 +290,15 @@ async def test_errors_of_the_client_and_cancels_do_not_move_a_job(models: Models
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.CANCELLED
     ids = await models.submit("b", request=GenerateRequest(prompt=[1, 2]))
     assert await models.fail("a", ids, UpstreamError("down")) is JobStatus.FAILED, "b has other tokens"
+
+
+async def test_the_conversation_continues_with_the_model_that_took_over(models: Models) -> None:
+    await models.conversations.remember(["conv"], "a", 60)
+    job = await models.submit("b", "c")
+    assert await models.fail("a", job, UpstreamError("down")) is None
+    assert await models.conversations.read(["conv"]) == ["b"]
+    assert await models.fallbacks.move(await models.read(job), FallbackReason.MODEL_REMOVED)
+    assert await models.conversations.read(["conv"]) == ["c"]
 
 
 async def test_a_job_without_a_route_has_no_fallback(models: Models) -> None:
