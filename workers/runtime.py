@@ -144,6 +144,7 @@ class WorkerRuntime:
             compilations=compilations_of(model, metrics),
             provider=model.provider,
             conversations=ConversationModels(redis),
+            revision=model.revision,
         )
         runner = Runner(context, self.slot_pool, on_room=self.consumer.poll)
         heartbeat = Heartbeat(runner, current, claims, model.name, settings)

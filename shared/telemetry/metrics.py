@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from shared.config.models.reload import ReloadResult
+from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
@@ -459,6 +460,21 @@ class Metrics:
             "headrace_completion_tokens_total", "Completion tokens in the usage of ended jobs.", (MODEL,), API, WORKER
         )
 
+        # Response cache
+
+        self.cache_requests = new.counter(
+            "headrace_cache_requests_total",
+            "Submitted jobs for which the response cache was on or was bypassed, by outcome.",
+            (MODEL, Label("outcome", tuple(outcome.value for outcome in CacheOutcome))),
+            API,
+        )
+        self.cache_errors = new.counter(
+            "headrace_cache_errors_total",
+            "Lookups in the response cache that failed; their requests were run.",
+            (),
+            API,
+        )
+
         # Streams
 
         self.stream_readers = new.gauge(
@@ -667,6 +683,17 @@ class Metrics:
     def submitted(self, model: str, priority: int) -> None:
         """Count a job after its row is committed."""
         self.jobs_submitted.labels(self.model_label(model), priority_label(priority)).inc()
+
+    def cache_decided(self, job: JobSummary) -> None:
+        """Count what the response cache did for a submitted job.
+
+        One that it has answered has ended; its tokens and its duration are not counted, because no engine ran it.
+        """
+        if (cache := job.decisions.cache) is not None:
+            self.cache_requests.labels(self.model_label(job.model), cache.outcome).inc()
+        if job.status.terminal:
+            labels = self.model_label(job.model), priority_label(job.priority), job.status.value
+            self.jobs_finished.labels(*labels).inc()
 
     def job_ended(self, job: JobSummary, result: JobResult) -> None:
         """Count a job's end. Called only by the process that wrote it to the row."""

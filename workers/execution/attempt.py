@@ -87,7 +87,8 @@ class AttemptContext:
 
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
-    `provider`. `conversations` get to know which model takes over a job.
+    `provider`. `conversations` get to know which model takes over a job. `revision` is that of the model's entry
+    (`Spec.revision`).
     """
 
     worker: str
@@ -104,6 +105,7 @@ class AttemptContext:
     compilations: Compilations | None = None
     provider: str | None = None
     conversations: ConversationModels | None = None
+    revision: str | None = None
 
 
 class JobAttempt:
@@ -470,6 +472,7 @@ class JobAttempt:
             outcome=outcome,
             tokens={**self._earlier_tokens, job.attempt: self._tokens},
             upstream=self._running_upstream,
+            revision=context.revision,
         )
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
