@@ -12,7 +12,7 @@ import pytest
 
 from api.anthropic import events as anthropic
 from api.openai import chunks
-from api.openai.completions import CHAT, TEXT
+from api.openai.completions import CHAT, TEXT, Dialect
 from api.responses import events as responses
 from api.responses.schemas import ResponseCreate
 from shared.domain.decisions import Decisions, RouteDecision
@@ -49,7 +49,7 @@ Events = AsyncIterator[list[Event]]
 Stream = Callable[[Job, Events], AsyncIterator[bytes]]
 
 
-def openai(dialect: chunks.Dialect, **options: bool) -> Stream:
+def openai(dialect: Dialect, **options: bool) -> Stream:
     return lambda job, events: chunks.frames(dialect, [job], [events], **options)
 
 
