@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError
 
 from shared.domain.events import Event, EventType, event, seq_before
+from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Failure, JobStatus, JobSummary, Usage
 from shared.domain.priorities import Hint
 from shared.domain.result import build_result
 from shared.domain.transcript import Transcript
 from shared.postgres.recovery_store import LostJob, RecoveryStore
+from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.followers import read_beginning, report_changes
 from shared.redis.event_log import Append, EventLog, Fenced
 from shared.telemetry.metrics import Metrics
@@ -33,9 +35,12 @@ class JobTerminator:
         metrics: Metrics,
         traces: Traces = NO_TRACES,
         send: Callable[[Hint], None] = lambda _: None,
+        fallbacks: Fallbacks | None = None,
     ) -> None:
-        """`send` sends the messages of jobs that followed an ended one; without it, redelivery does."""
+        """`send` sends the messages of jobs that followed an ended one; without it, redelivery does. Without
+        `fallbacks`, no job moves to another model."""
         self._store = store
+        self._fallbacks = fallbacks
         self._logs = logs
         self._log_ttl_s = log_ttl_s
         self._metrics = metrics
@@ -49,6 +54,12 @@ class JobTerminator:
         except (RedisError, OSError) as error:
             logger.warning("cannot read which of %d lost jobs had tokens: %s", len(lost), error)
             return set()
+
+    async def fail(self, job: JobSummary, failure: Failure, reason: FallbackReason) -> bool:
+        """Move a job to another model, or end it as failed if it cannot move. Otherwise as `end`."""
+        if self._fallbacks is not None and await self._fallbacks.move(job, reason):
+            return True
+        return await self.end(job, JobStatus.FAILED, failure)
 
     async def end(self, job: JobSummary, status: JobStatus, failure: Failure) -> bool:
         """End a job. Returns False, and writes nothing, if it has changed since it was read.
@@ -76,7 +87,7 @@ class JobTerminator:
             before = seq_before(attempt, after_leader=job.begins_with is not None)
             new.append(event(before + 1, EventType.RESTARTED, {"attempt": job.attempt}))
             events = list(new)
-        transcript = await Transcript.of(events, job.choices)
+        transcript = await Transcript.of(events, job.choices, model=job.model)
         seq = max(seq, events[-1].seq if events else 0) + 1
         result, last = await build_result(
             job,
