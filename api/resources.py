@@ -35,6 +35,7 @@ from api.jobs.quotas import ProjectQuotas
 from api.jobs.removed_models import RemovedModels
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
+from api.jobs.route_candidates import RouteCandidates
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
 from api.keys.open_requests import OpenRequests
@@ -46,6 +47,9 @@ from api.monitoring.readiness import ReadinessCheck
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
+from api.routing.complexity import Heuristic
+from api.routing.conversations import Conversations
+from api.routing.router import Router
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
@@ -57,6 +61,7 @@ from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.reload_signal import ReloadSignal
@@ -104,7 +109,10 @@ async def open_resources(
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
-        admission = Admission(registry, context_window, quotas, media_limits)
+        conversation_models = Conversations(ConversationModels(redis), metrics)
+        candidates = RouteCandidates(registry, context_window, queue_estimates)
+        router = Router(registry, candidates, conversation_models, Heuristic(), metrics)
+        admission = Admission(registry, context_window, quotas, media_limits, router)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -131,9 +139,7 @@ async def open_resources(
         members = MemberReader(
             metrics,
             refuse_unknown=settings.unknown_parameters == "refuse",
-            extra_names=lambda model: (
-                spec.capabilities.extra_body if (spec := registry.models.get(model)) is not None else ()
-            ),
+            extra_names=registry.extra_body_names,
         )
         steps = BatchSteps(
             registry=registry,
@@ -205,6 +211,7 @@ async def open_resources(
         resources.add(Authenticator, authenticator)
         resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)
+        resources.add(Router, router)
         resources.add(ContextWindow, context_window)
         resources.add(JobService, jobs)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)

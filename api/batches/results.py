@@ -22,10 +22,14 @@ from api.files.blobs import CHUNK, Blobs, BlobWriter
 from api.http.errors import JsonErrorResponse, render, render_failure
 from api.http.members import HEADER, MemberReader
 from api.jobs.admission import Admission
+from api.keys.principal import Principal
 from shared.domain.errors import ErrorCode, HeadraceError, InvalidRequest, NotFound
 from shared.domain.events import parse_archive
 from shared.domain.job import JobStatus, Usage
 from shared.domain.json_bytes import escape_separators
+from shared.domain.owner import Owner
+from shared.domain.priorities import BATCH_PRIORITY
+from shared.postgres.job_store import NewJob
 from shared.runtime.chunked_json import dump_pieces
 from shared.runtime.offload import off_loop
 from shared.runtime.time_slice import TimeSlice
@@ -143,7 +147,9 @@ async def _rejection(batch: Batch, line: Line, members: MemberReader, admission:
     except LineRejected as rejected:
         return _as_request_error(rejected)
     try:
-        await admission.check(job.model, job.request)
+        owner = Owner(batch.project_id, batch.key_id, job.end_user)
+        new = NewJob(owner, job.model, BATCH_PRIORITY, job.request)
+        await admission.check(await admission.model_of(Principal.of(owner), new), job.request)
     except InvalidRequest as error:
         return ENDPOINTS[batch.endpoint].rename_param(job.request, error)
     except NotFound as error:

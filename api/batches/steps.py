@@ -169,7 +169,14 @@ class BatchSteps:
         new = await self._admission.admit(
             Principal.of(owner), NewJob(owner, job.model, BATCH_PRIORITY, job.request, job.metadata)
         )
-        return replace(job, model=new.model, request=new.request, metadata=new.metadata)
+        return replace(
+            job,
+            model=new.model,
+            request=new.request,
+            metadata=new.metadata,
+            requested_model=new.requested_model,
+            decisions=new.decisions,
+        )
 
     async def _cancel_jobs(self, batch: Batch) -> None:
         """Cancel queued jobs, and after `CANCEL_GRACE` those that are running or were preempted."""

@@ -27,10 +27,12 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
 from api.files.store import Purpose, insert_file, not_expired
+from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.job import Job, JobSummary, new_job_id
 from shared.domain.owner import Owner
 from shared.domain.priorities import BATCH_PRIORITY, Hint
@@ -55,6 +57,8 @@ class BatchJob:
     request: GenerateRequest
     metadata: dict[str, str]
     end_user: str | None = None
+    requested_model: str | None = None
+    decisions: Decisions = NO_DECISIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,16 @@ class ResultFile:
 
 
 _NEW = Records(
-    "new", id=Text, model=Text, request=JSON, choices=SmallInteger, metadata=JSON, end_user=Text, line=Integer
+    "new",
+    id=Text,
+    model=Text,
+    request=JSON,
+    choices=SmallInteger,
+    metadata=JSON,
+    end_user=Text,
+    line=Integer,
+    requested_model=Text,
+    decisions=JSONB,
 )
 _SUBMIT = insert_queued(
     _NEW,
@@ -88,6 +101,8 @@ _SUBMIT = insert_queued(
         JobRow.finish_before: bindparam("expires_at", type_=Timestamp),
         JobRow.batch_id: bindparam("batch", type_=Text),
         JobRow.batch_line: _NEW.line,
+        JobRow.requested_model: _NEW.requested_model,
+        JobRow.decisions: _NEW.decisions,
     },
 ).returning(JobRow.id)
 
@@ -231,6 +246,8 @@ class BatchStore(JobRowStore):
                 "metadata": job.metadata,
                 "end_user": job.end_user,
                 "line": job.line,
+                "requested_model": job.requested_model,
+                "decisions": job.decisions.stored(),
             }
             for job in jobs
         ]

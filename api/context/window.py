@@ -130,14 +130,14 @@ class ContextWindow:
             return count(request, limit)
         return await self._in_thread(count, request, limit)
 
-    async def count(self, model: str, request: GenerateRequest) -> int | None:
-        """Count the tokens of a prompt; None if only its engine can.
+    async def count(self, model: str, request: GenerateRequest, limit: int | None = None) -> int | None:
+        """Count the tokens of a prompt; None if only its engine can. With a limit, see `TokenCounter.count`.
 
         Raises:
             InvalidRequest: the chat template rejects the prompt.
         """
         count = self._window(model).count
-        return await self._in_thread(count, request, None) if count is not None else None
+        return await self._in_thread(count, request, limit) if count is not None else None
 
     def note_refusal(self, model: str) -> None:
         """Note that a request was refused because of the length, which an upstream may have reported long ago."""
