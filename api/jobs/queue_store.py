@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sqlalchemy import ARRAY, Text, and_, bindparam, func, or_, select
 
-from shared.domain.job import SUCCEEDED, WorkerState
+from shared.domain.job import SUCCEEDED, JobSummary, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
 from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, SUMMARY_COLUMNS, to_summary
 from shared.postgres.store import Store, seconds
