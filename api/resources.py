@@ -50,6 +50,8 @@ from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
 from api.routing.complexity import Complexity
+from api.savings.service import SavingsService
+from api.savings.store import SavingsStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
@@ -224,6 +226,7 @@ async def open_resources(
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
+        resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))
