@@ -38,7 +38,7 @@ class JobResult:
     """The values that a job's row gets when it ends. `output` is JSON, `log` the archive of its events.
 
     `upstream` is the upstream's request that is to be cancelled, because it has not ended. `cacheable`: other requests
-    may get the same answer.
+    may get the same answer. `leads`: other jobs may follow it.
     """
 
     status: JobStatus
@@ -51,6 +51,7 @@ class JobResult:
     log: bytes
     upstream: UpstreamState | None = None
     cacheable: bool = False
+    leads: bool = False
 
 
 async def build_result(
@@ -94,6 +95,7 @@ async def build_result(
         log=await archive([*events, last]),
         upstream=None if status.succeeded else upstream,
         cacheable=failure is None and _is_cacheable(job, events, status, output, set(fingerprints.values()), revision),
+        leads=job.may_lead,
     )
     return result, last
 

@@ -27,9 +27,9 @@ from shared.postgres.job_statements import (
     IS_QUEUED,
     IS_RUNNING,
     LOST,
+    EndStatements,
     after_death,
     due,
-    end_statement,
     overdue,
     owned,
     read_job,
@@ -101,8 +101,8 @@ _UNCLAIMED: dict[Any, Any] = {
     JobRow.started_at: case((JobRow.attempts != literal([], JSONB), JobRow.started_at)),
 }
 _OWNER = bindparam("owner", type_=Text)
-_FINISH = Prepared(end_statement(JobRow.worker == _OWNER, IS_RUNNING))
-_HAND_OVER = Prepared(end_statement(JobRow.worker == _OWNER, IS_RUNNING, claimant=_OWNER))
+_FINISH = EndStatements(JobRow.worker == _OWNER, IS_RUNNING)
+_HAND_OVER = EndStatements(JobRow.worker == _OWNER, IS_RUNNING, claimant=_OWNER)
 
 
 # The columns of a worker that each heartbeat writes.

@@ -394,11 +394,12 @@ def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
     }
 
 
-def end_statement(*guards: ColumnElement[bool], claimant: Any = None) -> Any:
+def end_statement(*guards: ColumnElement[bool], keyed: bool = True, claimant: Any = None) -> Any:
     """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs.
 
     Returns the ids of these jobs (a job that may have followers is its own `leader`), and the changes of followers,
     which end with the same answer or are released (`shared.postgres.followers`; `claimant`: see `follower_changes`).
+    Without `keyed`, none of the jobs is expected to have a key of the response cache: the statement takes less time.
 
     Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
     as a CTE that inserts from the rows which the update returns: in the same transaction, without an extra round trip.
@@ -439,17 +440,18 @@ def end_statement(*guards: ColumnElement[bool], claimant: Any = None) -> Any:
             result.answer_bytes.label("answer_bytes"),
             _LEADS.label("leads"),
             # The large values are those of leaders only: the rows are kept until the followers have got theirs.
-            *(case((_LEADS, one)).label(one.key) if one.key in _LARGE else one for one in LEADER_COLUMNS),
+            *(case((_LEADS, one)).label(one.key) if one.key in _LARGE else one for one in LEADER_COLUMNS if keyed),
+            *([] if keyed else [JobRow.id]),
         )
         .cte("ended")
     )
+    own = {"id": ended.c.id, "leader": case((ended.c.leads, ended.c.id))}
+    jobs = select(*(own.get(name, null()).label(name) for name in CHANGE))
+    if not keyed:
+        return _with_effects(jobs, ended, keyed=False)
     leaders = select(*(ended.c[one.key] for one in LEADER_COLUMNS)).where(ended.c.leads).cte("leaders")
     followers_ended, released = follower_changes(leaders, promote=True, claimant=claimant)
-    own = {"id": ended.c.id, "leader": case((ended.c.leads, ended.c.id))}
-    rows = union_all(
-        select(*(own.get(name, null()).label(name) for name in CHANGE)),
-        *changed_rows(followers_ended, released),
-    )
+    rows = union_all(jobs, *changed_rows(followers_ended, released))
     return _with_effects(select(rows.subquery()), ended, followers_ended)
 
 
@@ -471,17 +473,20 @@ def settle_statement() -> Any:
 _EFFECTS = ("id", "project_id", "model", "cache_key", "decisions", "upstream", "cacheable", "answer_bytes")
 
 
-def _with_effects(rows: Select[Any], *ends: CTE) -> Select[Any]:
+def _with_effects(rows: Select[Any], *ends: CTE, keyed: bool = True) -> Select[Any]:
     """Let a statement that ends jobs also write what must be written exactly once per end.
 
-    These are the upstream's request, if it is still to be cancelled, and the entry of the response cache. `ends` are
-    the jobs that end, with the columns `_EFFECTS`.
+    These are the upstream's request, if it is still to be cancelled, and, if `keyed`, the entry of the response cache.
+    `ends` are the jobs that end, with the columns `_EFFECTS`.
     """
     ended, *others = ends
     if others:
         ended = union_all(*(select(*(one.c[name] for name in _EFFECTS)) for one in ends)).cte("all_ended")
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
+    rows = rows.add_cte(cancellations.cte("cancellations"))
+    if not keyed:
+        return rows
     ttl_s: Any = sql_cast(ended.c.decisions["cache"]["ttl_s"].astext, Integer)
     # Each key once and in the same order as in other statements, which could otherwise wait for each other.
     answers = (
@@ -507,7 +512,7 @@ def _with_effects(rows: Select[Any], *ends: CTE) -> Select[Any]:
             "used_at": func.now(),
         },
     )
-    return rows.add_cte(cancellations.cte("cancellations"), entries.cte("entries"))
+    return rows.add_cte(entries.cte("entries"))
 
 
 def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any]:
@@ -530,6 +535,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "upstream": stored_state(job_id, result.upstream) if result.upstream is not None else None,
         "cacheable": result.cacheable,
         "answer_bytes": len(result.output) + len(result.log),
+        "keyed": result.cacheable or result.leads,
     }
 
 
@@ -589,6 +595,18 @@ def due(for_s: float = 0) -> ColumnElement[bool]:
     return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))
 
 
+class EndStatements:
+    """The `end_statement` with some guards, for jobs with and without keys of the response cache."""
+
+    def __init__(self, *guards: ColumnElement[bool], claimant: Any = None) -> None:
+        self.keyed = Prepared(end_statement(*guards, claimant=claimant))
+        self.plain = Prepared(end_statement(*guards, keyed=False))
+
+    def of(self, results: Sequence[Mapping[str, Any]]) -> Prepared:
+        """The one for these results. A leader that ends without its followers is found by its row (`_end`)."""
+        return self.keyed if any(item["keyed"] for item in results) else self.plain
+
+
 _SETTLE = Prepared(settle_statement())
 
 
@@ -600,10 +618,10 @@ class JobRowStore(Store):
         return await self._readable(statement, to_summary)
 
     async def _end(
-        self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object
+        self, statements: EndStatements, results: Sequence[dict[str, Any]], **values: object
     ) -> list[Ended | None]:
         """Run an `end_statement`; return for each result what its end has changed, or None if it was not written."""
-        rows = await statement.run(self._engine, {**_RESULTS.parameters(results), **values})
+        rows = await statements.of(results).run(self._engine, {**_RESULTS.parameters(results), **values})
         ended = {row.id for row in rows if row.status is None}
         changes = [read_change(row) for row in rows if row.status is not None]
         if leaders := [row.id for row in rows if row.id == row.leader]:

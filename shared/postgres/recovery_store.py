@@ -42,16 +42,15 @@ from shared.postgres.job_statements import (
     IS_RUNNING,
     LOST,
     SUMMARY_COLUMNS,
+    EndStatements,
     after_death,
     due,
-    end_statement,
     live_workers,
     overdue,
     read_job,
     requeued,
     result_record,
 )
-from shared.postgres.prepared import Prepared
 from shared.postgres.rerouting import Move, ReroutingStore, is_movable
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, Timestamp, UpstreamCancellationRow, WorkerRow
@@ -120,8 +119,8 @@ def _worker(job: LostJob) -> str:
 # More than any worker has slots, so that all jobs of a worker are judged together.
 LOST_LIMIT = 10_000
 _JUDGED = Records("judged", id=Text, attempt=SmallInteger, charged=Boolean, suspect=Boolean)
-_END_QUEUED = Prepared(end_statement(IS_QUEUED))
-_END_LOST = Prepared(end_statement(IS_RUNNING, JobRow.worker.endswith(LOST)))
+_END_QUEUED = EndStatements(IS_QUEUED)
+_END_LOST = EndStatements(IS_RUNNING, JobRow.worker.endswith(LOST))
 
 
 class RecoveryStore(ReroutingStore):

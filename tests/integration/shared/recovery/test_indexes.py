@@ -135,7 +135,8 @@ async def test_models_with_queued_jobs_are_found_in_the_index(
 
 PREPARED = {
     "claim": claim_store._CLAIM,
-    "end": claim_store._FINISH,
+    "end": claim_store._FINISH.plain,
+    "end of a leader": claim_store._FINISH.keyed,
     "followers": job_statements._SETTLE,
     "lead": job_store._LEAD._plain,
     "follow": job_store._FOLLOW._plain,
