@@ -40,6 +40,7 @@ from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
+from api.keys.earlier_work import EarlierWork
 from api.keys.open_requests import OpenRequests
 from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
@@ -110,7 +111,7 @@ async def open_resources(
         secret = settings.cache_secret.encode() or None
         cache_store = CacheStore(database)
         cache = ResponseCache(registry, cache_store, store, metrics, secret=secret)
-        admission = Admission(registry, context_window, quotas, media_limits)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -142,10 +143,12 @@ async def open_resources(
                 spec.capabilities.extra_body if (spec := registry.models.get(model)) is not None else ()
             ),
         )
+        keys = ApiKeyStore(database)
         steps = BatchSteps(
             registry=registry,
             members=members,
             admission=admission,
+            earlier_work=EarlierWork(keys, settings.key_cache_s),
             store=batches,
             blobs=blobs,
             jobs=jobs,
@@ -180,7 +183,6 @@ async def open_resources(
                 RevokedWorkStore(database), jobs, batch_service, interval_s=settings.key_cache_s / 2
             )
             supervisor.start("revoked_work", revoked_work.run())
-        keys = ApiKeyStore(database)
         authenticator = Authenticator(keys, settings.key_cache_s)
         open_requests = OpenRequests(settings, metrics)
         revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)

@@ -70,7 +70,6 @@ _HARMLESS = (
 )
 _HARMLESS_COMPLETIONS = (
     *_HARMLESS,
-    "prompt_cache_key",
     "safety_identifier",
     "service_tier",
     "store",

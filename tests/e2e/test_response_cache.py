@@ -62,7 +62,7 @@ def body_of(name: str, *, streamed: bool = False, **changes: Any) -> dict[str, A
         content = {"messages": [{"role": "user", "content": question}]}
     if streamed and path in ("/v1/chat/completions", "/v1/completions"):
         content["stream_options"] = {"include_usage": True}
-    return {"model": "sim", **content, **options, "stream": streamed, "cache": {}, **changes}
+    return {"model": "sim", **content, **options, "stream": streamed, "cache": {"ttl": 60}, **changes}
 
 
 def without_ids_and_times(response: httpx.Response) -> str:

@@ -30,7 +30,7 @@ EFFECTS = "_with_effects"
 OPEN_STATUSES = {status.name for status in JobStatus if not status.terminal}
 COLUMNS = set(inspect(JobRow).column_attrs.keys())
 # Calls that may get the class `JobRow` as an argument, under the names that SQLAlchemy gives them.
-NO_INSERT = {"select", "select_from", "join", "outerjoin", "exists", "update", "delete"}
+NO_INSERT = {"select", "select_from", "join", "outerjoin", "exists", "correlate", "update", "delete"}
 RAW_WRITE = re.compile(r'\b(insert\s+into|merge\s+into|copy|update)\s+(only\s+)?("?\w+"?\.)?"?jobs\b', re.IGNORECASE)
 
 
