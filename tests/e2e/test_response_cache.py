@@ -70,7 +70,11 @@ def without_ids_and_times(response: httpx.Response) -> str:
     body = response.text
     for digits in set(re.findall(r"(?:cmpl|chatcmpl|resp|msg|fc|call|rs)[-_](?:job_)?([0-9a-f]{32})", body)):
         body = body.replace(digits, "ID")
-    return re.sub(r'"(created|created_at|completed_at)":[0-9.]+', r'"\1":0', body)
+    body = re.sub(r'"(created|created_at|completed_at)":[0-9.]+', r'"\1":0', body)
+    if not body.startswith("data: "):
+        return body
+    # The chunks of several prompts arrive in any order; those of each choice do not.
+    return "\n\n".join(sorted(body.split("\n\n"), key=lambda frame: re.findall(r'"choices":\[\{"index":(\d+)', frame)))
 
 
 async def send(client: httpx.AsyncClient, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
