@@ -28,7 +28,6 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
-    literal,
     select,
     update,
 )
@@ -213,13 +212,20 @@ class ArchivePage:
     next_start: int | None
 
 
-def _archive_query(job_id: str, *, after: int, start: int, size: int) -> Any:
-    begin: Any = literal(start or 1)
-    if after and not start:
-        # A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
-        begin = func.coalesce(func.strpos(JobRow.log, f"\n{after} "), 0) + 1
-    page = func.coalesce(func.substr(JobRow.log, begin, size), "")  # a deleted job has no log
-    return select(page.label("page"), begin.label("start")).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+def _archive_query(start: Any) -> Prepared:
+    """Read a page of an archived log from a position."""
+    page = func.coalesce(func.substr(JobRow.log, start, bindparam("size", type_=Integer)), "")  # none if deleted
+    return Prepared(
+        select(page.label("page"), start.label("start")).where(
+            JobRow.id == bindparam("id", type_=Text), JobRow.status.in_(TERMINAL)
+        )
+    )
+
+
+_ARCHIVE_PAGE = _archive_query(bindparam("position", type_=Integer))
+# A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
+_CURSOR_LINE = func.strpos(JobRow.log, func.concat("\n", bindparam("after", type_=BigInteger), " "))
+_ARCHIVE_PAGE_AFTER = _archive_query(func.coalesce(_CURSOR_LINE, 0) + 1)
 
 
 class JobStore(JobRowStore):
@@ -346,10 +352,14 @@ class JobStore(JobRowStore):
         """
         size = ARCHIVE_PAGE
         while True:
-            row = await self._first(_archive_query(job_id, after=after, start=start, size=size))
-            if row is None:
+            values = {"id": job_id, "size": size}
+            if after and not start:
+                rows = await _ARCHIVE_PAGE_AFTER.run(self._engine, {**values, "after": after})
+            else:
+                rows = await _ARCHIVE_PAGE.run(self._engine, {**values, "position": start or 1})
+            if not rows:
                 return None
-            text: str = row.page
+            row, text = rows[0], str(rows[0].page)
             if len(text) < size:
                 return ArchivePage(text, None)
             if end := text.rfind("\n") + 1:
