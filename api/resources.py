@@ -16,7 +16,9 @@ from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
+from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
@@ -166,6 +168,8 @@ async def open_resources(
         supervisor.start("retention", retention.run())
         reported_contexts = ReportedContexts(registry, context_window, ContextLengths(redis))
         supervisor.start("reported_contexts", reported_contexts.run())
+        learned_ratios = LearnedRatios(registry, UsageStore(database), context_window.estimates, metrics)
+        supervisor.start("learned_ratios", learned_ratios.run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
