@@ -202,7 +202,6 @@ class ApiKeyStore(Store):
                 ApiKeyRow.priority_floor,
                 ApiKeyRow.options,
                 ProjectRow.tier,
-                ProjectRow.salt,
                 func.extract("epoch", ApiKeyRow.expires_at - func.now()).label("expires_in_s"),
             )
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
@@ -216,7 +215,7 @@ class ApiKeyStore(Store):
     async def principal(self, owner: Owner) -> Principal:
         """Return the principal of work that was accepted earlier, whether or not its key is still valid."""
         statement = (
-            select(ApiKeyRow.options, ProjectRow.tier, ProjectRow.salt)
+            select(ApiKeyRow.options, ProjectRow.tier)
             .join(ProjectRow, ProjectRow.id == ApiKeyRow.project_id)
             .where(ApiKeyRow.id == owner.key_id)
         )
@@ -224,7 +223,7 @@ class ApiKeyStore(Store):
         principal = Principal.of(owner)
         if row is None:
             return principal
-        return replace(principal, options=_options(row.options), tier=row.tier, salt=row.salt)
+        return replace(principal, options=_options(row.options), tier=row.tier)
 
     async def valid_ids(self, key_ids: Iterable[int]) -> set[int]:
         """Return the ids of those keys that are neither revoked nor expired."""
@@ -322,7 +321,6 @@ def _valid_key(row: Any) -> ValidKey:
         priority_floor=row.priority_floor,
         options=_options(row.options),
         tier=row.tier,
-        salt=row.salt,
     )
     return ValidKey(principal, left)
 

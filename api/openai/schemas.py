@@ -123,6 +123,7 @@ class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
                 echo=self.echo,
                 token_counts=self.continuous_usage,
                 extra_body=self.extra_body,
+                prompt_cache_key=self.prompt_cache_key,
             )
         ]
 
@@ -200,6 +201,7 @@ class CompletionRequest(_OpenAIRequest):
                 prompt_only=self.max_tokens == 0,
                 token_counts=self.continuous_usage,
                 extra_body=self.extra_body,
+                prompt_cache_key=self.prompt_cache_key,
             )
             for prompt in self.prompts
         ]

@@ -342,6 +342,10 @@ class GenerateRequest(BaseModel):
     these parameters. Others ignore them.
 
     `extra_body`: parameters of the provider, by its names; only those that the model's entry lists.
+
+    `prompt_cache_key`: the client's name for requests with a common prefix, for upstreams that route by it. It does not
+    change the answer. `cache_salt` keeps the engine's prefix caches of projects apart. It is never stored: a worker
+    sets it when it claims the job (`shared.postgres.claim_store`).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -361,6 +365,8 @@ class GenerateRequest(BaseModel):
     tool_errors: list[int] = Field(default_factory=list)
     adaptive_thinking: bool = False
     extra_body: ExtraBody | None = None
+    prompt_cache_key: str | None = None
+    cache_salt: str | None = Field(None, exclude=True)
 
     def for_provider(self, provider: str | None) -> GenerateRequest:
         """The request for a model of this provider: without the opaque parts of others, which it could not read."""
@@ -375,6 +381,13 @@ class GenerateRequest(BaseModel):
                 ]
             }
         )
+
+    @property
+    def names_tokens(self) -> bool:
+        """Whether it has ids of tokens, which mean something else to a model with another tokenizer."""
+        sampling = self.sampling
+        ids = sampling.logit_bias or sampling.stop_token_ids or sampling.allowed_token_ids
+        return isinstance(self.prompt, list) or bool(ids)
 
     @property
     def opaque_parts(self) -> int:

@@ -14,7 +14,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from shared.config.models.reload import ReloadResult
+from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode
+from shared.domain.fallback import FallbackReason
 from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
 from shared.domain.result import JobResult
@@ -249,6 +251,17 @@ class Metrics:
             (MODEL, Label("reason", ("rate_limit", "server_error", "timeout", "unreachable", "broken"))),
             WORKER,
         )
+        self.job_fallbacks = new.counter(
+            "headrace_job_fallbacks_total",
+            "Times a job of a route moved to another model before it had output.",
+            (
+                Label("from", bound="models in routes of models.yaml, now or earlier"),
+                Label("to", bound="models in routes of models.yaml, now or earlier"),
+                Label("reason", tuple(reason.value for reason in FallbackReason)),
+            ),
+            API,
+            WORKER,
+        )
         self.opaque_parts_dropped = new.counter(
             "headrace_opaque_parts_dropped_total",
             "Parts of earlier answers, such as signed thinking, that were not sent to a model of another provider.",
@@ -445,6 +458,21 @@ class Metrics:
         )
         self.completion_tokens = new.counter(
             "headrace_completion_tokens_total", "Completion tokens in the usage of ended jobs.", (MODEL,), API, WORKER
+        )
+
+        # Response cache
+
+        self.cache_requests = new.counter(
+            "headrace_cache_requests_total",
+            "Submitted jobs for which the response cache was on or was bypassed, by outcome.",
+            (MODEL, Label("outcome", tuple(outcome.value for outcome in CacheOutcome))),
+            API,
+        )
+        self.cache_errors = new.counter(
+            "headrace_cache_errors_total",
+            "Lookups in the response cache that failed; their requests were run.",
+            (),
+            API,
         )
 
         # Streams
@@ -655,6 +683,17 @@ class Metrics:
     def submitted(self, model: str, priority: int) -> None:
         """Count a job after its row is committed."""
         self.jobs_submitted.labels(self.model_label(model), priority_label(priority)).inc()
+
+    def cache_decided(self, job: JobSummary) -> None:
+        """Count what the response cache did for a submitted job.
+
+        One that it has answered has ended; its tokens and its duration are not counted, because no engine ran it.
+        """
+        if (cache := job.decisions.cache) is not None:
+            self.cache_requests.labels(self.model_label(job.model), cache.outcome).inc()
+        if job.status.terminal:
+            labels = self.model_label(job.model), priority_label(job.priority), job.status.value
+            self.jobs_finished.labels(*labels).inc()
 
     def job_ended(self, job: JobSummary, result: JobResult) -> None:
         """Count a job's end. Called only by the process that wrote it to the row."""
