@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -130,13 +131,14 @@ async def count_tokens(
     count without running the request, they are estimated, and the response has `x-headrace-tokens-estimated: true`.
     """
     request = await work.run(conversation, body)
+    new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=request, metadata={})
     try:
-        if (tokens := await admission.count_tokens(body.model, request)) is not None:
+        model = await admission.model_of(principal, new)
+        if (tokens := await admission.count_tokens(model, request)) is not None:
             decisions = Decisions(tokens_estimated=tokens.estimated)
             return JSONResponse(TokensCount(input_tokens=tokens.number).model_dump(), headers=decisions.headers())
         counting = request.model_copy(update={"prompt_only": True, "sampling": Sampling(max_tokens=1)})
-        new = NewJob(owner=principal.owner, model=body.model, priority=DEFAULT_PRIORITY, request=counting, metadata={})
-        job, _ = await jobs.submit(principal, new)
+        job, _ = await jobs.submit(principal, replace(new, model=model, request=counting))
     except InvalidRequest as error:
         raise rename_param(body, error) from None
 
