@@ -17,6 +17,9 @@ from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.context.reported_lengths import ReportedContexts
+from api.context.shortening import Shortening
+from api.context.summaries import Summaries
+from api.context.summary_store import SummaryStore
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
@@ -104,7 +107,12 @@ async def open_resources(
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
-        admission = Admission(registry, context_window, quotas, media_limits)
+        summaries = Summaries(
+            SummaryStore(database), registry, context_window, metrics, timeout_s=settings.summary_timeout_s
+        )
+        stack.push_async_callback(summaries.close)
+        shortening = Shortening(registry, context_window, summaries, metrics)
+        admission = Admission(registry, context_window, quotas, media_limits, shortening)
         jobs = JobService(
             admission=admission,
             store=store,

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from api.context.message_counts import EstimatedCounts, MessageCounts, TemplateCounts, WordCounts
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import InvalidRequest
@@ -27,19 +28,21 @@ INLINE_BYTES = 4000
 THREADS = 2
 
 _Count = Callable[[GenerateRequest, int | None], int | None]
+_ESTIMATED = EstimatedCounts()
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """A model's context length, and how the tokens of its prompts are counted; None if unknown.
 
-    `source`: as in `Spec`.
+    `source`: as in `Spec`. `messages` counts the tokens of single messages.
     """
 
     limit: int | None
     tokenizer: PromptTokenizer | None
     count: _Count | None
     source: str | None = None
+    messages: MessageCounts = _ESTIMATED
 
 
 _UNKNOWN = Window(None, None, None)
@@ -59,13 +62,14 @@ class ContextWindow:
 
     def read(self, models: Mapping[str, ModelSpec]) -> Mapping[str, Window]:
         """Read what is needed to check these models' prompts. Loads tokenizers, so it may take seconds."""
-        known = {window.tokenizer: window.count for window in self._windows.values()}
+        known = {window.tokenizer: (window.count, window.messages) for window in self._windows.values()}
         windows = {}
         for name, model in models.items():
             tokenizer = model.prompt_tokenizer
             if tokenizer not in known:
                 known[tokenizer] = _counter(tokenizer)
-            windows[name] = Window(model.max_model_len, tokenizer, known[tokenizer], model.context_source)
+            count, messages = known[tokenizer]
+            windows[name] = Window(model.max_model_len, tokenizer, count, model.context_source, messages)
         return windows
 
     def use(self, windows: Mapping[str, Window]) -> None:
@@ -117,6 +121,10 @@ class ContextWindow:
         window = self._window(model)
         return window.limit if window.source is None else self._reported.get(window.source)
 
+    def message_counts(self, model: str) -> MessageCounts:
+        """How the tokens of single messages are counted."""
+        return self._window(model).messages
+
     async def tokens(self, model: str, request: GenerateRequest) -> int | None:
         """The number of tokens of a prompt, which may be too low for one that does not fit; None if it is unknown.
 
@@ -152,14 +160,15 @@ class ContextWindow:
             return await asyncio.to_thread(count, request, limit)
 
 
-def _counter(tokenizer: PromptTokenizer | None) -> _Count | None:
+def _counter(tokenizer: PromptTokenizer | None) -> tuple[_Count | None, MessageCounts]:
     match tokenizer:
         case WordTokenizer():
-            return count_words
+            return count_words, WordCounts()
         case TokenizerFiles(folder, renders_chat, template):
-            return TokenCounter(folder, renders_chat=renders_chat, template=template).count
+            counter = TokenCounter(folder, renders_chat=renders_chat, template=template)
+            return counter.count, TemplateCounts(counter)
         case None:
-            return None
+            return None, _ESTIMATED
 
 
 def _bytes(request: GenerateRequest) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from api.context.shortening import Shortening
+from api.context.summaries import SummaryJobs
 from api.context.window import ContextWindow
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
@@ -29,6 +31,7 @@ class Admission:
         context: ContextWindow,
         quotas: ProjectQuotas | None = None,
         media: MediaLimits = NO_MEDIA_LIMITS,
+        shortening: Shortening | None = None,
     ) -> None:
         self._registry = registry
         self._capabilities = CapabilityCheck(registry)
@@ -36,9 +39,12 @@ class Admission:
         self._context = context
         self._logprobs = LogprobLimit(registry, context)
         self._quotas = quotas
+        self._shortening = shortening or Shortening(registry, context)
 
-    async def admit(self, principal: Principal, new: NewJob) -> NewJob:
+    async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed.
+
+        `jobs` runs jobs that write summaries of long conversations. Without it, none are written.
 
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
@@ -51,6 +57,7 @@ class Admission:
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
         principal.require(Scope.INFERENCE)
         principal.require_priority(new.priority)
+        new = await self._shortening.shorten(principal, new, jobs)
         await self.check(new.model, new.request)
         return new
 

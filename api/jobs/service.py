@@ -72,7 +72,7 @@ class JobService:
             Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
             KeyReused: the idempotency key was used with a different request.
         """
-        new = await self._admission.admit(principal, new)
+        new = await self._admission.admit(principal, new, self)
         try:
             reservation = await self._admission.reserve(new)
         except QuotaExceeded:

@@ -31,7 +31,7 @@ class ContextOptions(BaseModel):
     """What happens to a conversation that outgrows the context.
 
     `trigger` and `target` are shares of the room for the prompt: a conversation above the one is cut to the other, so
-    that its beginning stays the same for many turns.
+    that its beginning stays the same for many turns. `trigger_tokens` is a trigger in tokens, if that is less.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +44,9 @@ class ContextOptions(BaseModel):
     model: str | None = Field(None, min_length=1, description="The model that writes summaries.")
     trigger: float = Field(0.8, gt=0, le=1)
     target: float = Field(0.4, gt=0, le=1)
+    trigger_tokens: int | None = Field(
+        None, ge=1, description="Shorten conversations above this many tokens too; the target is lowered likewise."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

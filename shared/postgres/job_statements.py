@@ -51,7 +51,7 @@ from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
-from shared.postgres.tables import JobRow, ResponseRow, Timestamp, UpstreamCancellationRow, WorkerRow
+from shared.postgres.tables import JobRow, ResponseRow, SummaryRow, Timestamp, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import stored_state
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
@@ -340,7 +340,8 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
 
 
 def purge_statement(*guards: ColumnElement[bool]) -> Any:
-    """Delete the input and output of ended jobs for which the guards hold, and their responses; returns the ids.
+    """Delete the input and output of ended jobs for which the guards hold, their responses, and the summaries that they
+    used; returns the ids.
 
     The rows remain, for accounting.
     """
@@ -356,11 +357,14 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
             error_param=None,
             deleted_at=func.now(),
         )
-        .returning(JobRow.id)
+        .returning(JobRow.id, JobRow.decisions["context"]["summary_job"].astext.label("summary_job"))
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
-    return select(purged.c.id).add_cte(response.cte("response"))
+    # The summary of its conversation that the job was answered with, or wrote.
+    writers = select(purged.c.id).union_all(select(purged.c.summary_job))
+    summary = delete(SummaryRow).where(SummaryRow.job_id.in_(writers))
+    return select(purged.c.id).add_cte(response.cte("response"), summary.cte("summary"))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:

@@ -40,7 +40,7 @@ from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
     "code", "at", "endpoint", "kind", "method", "model", "outcome", "parameter", "priority", "reason", "result",
-    "route", "source", "state", "status", "write",
+    "route", "source", "state", "status", "strategy", "write",
 }  # fmt: skip
 MODEL = "sim"
 UNDECLARED = "invented"
