@@ -37,7 +37,7 @@ class SubmitHeaders:
     def options(self, body: AnswerParameters) -> RequestOptions:
         """How the request may be answered, by its headers and its body."""
         store: bool | None = getattr(body, "store", None)
-        return RequestOptions(body.cache, self.cache_control, store, body.context)
+        return RequestOptions(body.cache, self.cache_control, store, body.context_options)
 
     def idempotency(self, path: str, body: BaseModel) -> Idempotency | None:
         """The idempotency key with a digest of the request; None without a key."""
@@ -108,6 +108,11 @@ class AnswerParameters(BaseModel):
     context: ContextOptions | None = Field(
         None, description="What happens to a conversation that outgrows the model's context."
     )
+
+    @property
+    def context_options(self) -> ContextOptions | None:
+        """The same, also from the dialect's own parameters."""
+        return self.context
 
 
 def _cache_control(value: str) -> CacheControl:

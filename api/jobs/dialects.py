@@ -8,6 +8,8 @@ docs/compatibility.md repeats these tables.
 
 from __future__ import annotations
 
+from typing import Any
+
 from api.http.members import MemberRules, Refusal
 from api.jobs.parameters import has_part, has_parts
 from shared.domain.opaque import is_encoded
@@ -168,11 +170,20 @@ COUNT_TOKENS = MemberRules(
         "top_p",
     ),
 )  # fmt: skip
+
+
+def has_compaction(entries: Any) -> bool:
+    """Whether `context_management` has an entry of a type that OpenAI documents."""
+    return isinstance(entries, list) and any(
+        isinstance(entry, dict) and entry.get("type") == "compaction" for entry in entries
+    )
+
+
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 RESPONSES = MemberRules(
     droppable=_TOOLS,
-    significant={"input[].encrypted_content": is_encoded},
+    significant={"input[].encrypted_content": is_encoded, "context_management": has_compaction},
     refused={
         **_ENGINE,
         "chat_template": Refusal(_NO_TEMPLATE),
@@ -205,6 +216,6 @@ RESPONSES = MemberRules(
         "include": (LOGPROBS, ENCRYPTED_REASONING),
         "service_tier": ("auto", "default"),
         "stream_options.include_obfuscation": (False,),
-        "truncation": ("disabled",),
+        "truncation": ("auto", "disabled"),
     },
 )
