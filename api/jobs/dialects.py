@@ -199,7 +199,7 @@ RESPONSES = MemberRules(
         "response_format": Refusal("this API takes text.format", ({"type": "text"},)),
     },
     ignored=(
-        *_HARMLESS,
+        *(name for name in _HARMLESS if name != "context_management"),
         "input[].agent",
         "input[].internal_chat_message_metadata_passthrough",
         "input[].namespace",
