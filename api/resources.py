@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.cache.response_cache import ResponseCache
+from api.cache.store import CacheStore
 from api.context.reported_lengths import ReportedContexts
 from api.context.shortening import Shortening
 from api.context.summaries import Summaries
@@ -40,6 +42,7 @@ from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
+from api.keys.earlier_work import EarlierWork
 from api.keys.open_requests import OpenRequests
 from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
@@ -51,7 +54,7 @@ from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
-from shared.config.models.loader import ModelSpec, Registry
+from shared.config.models.loader import Registry
 from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
@@ -112,7 +115,9 @@ async def open_resources(
         )
         stack.push_async_callback(summaries.close)
         shortening = Shortening(registry, context_window, summaries, metrics)
-        admission = Admission(registry, context_window, quotas, media_limits, shortening)
+        secret = settings.cache_secret.encode() or None
+        cache = ResponseCache(registry, CacheStore(database), store, metrics, secret=secret)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics, shortening)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -124,6 +129,7 @@ async def open_resources(
             queue_estimates=queue_estimates,
             metrics=metrics,
             traces=traces,
+            cache=cache,
         )
         in_s3 = settings.files.startswith(SCHEME)
         blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))
@@ -143,10 +149,12 @@ async def open_resources(
                 spec.capabilities.extra_body if (spec := registry.models.get(model)) is not None else ()
             ),
         )
+        keys = ApiKeyStore(database)
         steps = BatchSteps(
             registry=registry,
             members=members,
             admission=admission,
+            earlier_work=EarlierWork(keys, settings.key_cache_s),
             store=batches,
             blobs=blobs,
             jobs=jobs,
@@ -179,7 +187,6 @@ async def open_resources(
                 RevokedWorkStore(database), jobs, batch_service, interval_s=settings.key_cache_s / 2
             )
             supervisor.start("revoked_work", revoked_work.run())
-        keys = ApiKeyStore(database)
         authenticator = Authenticator(keys, settings.key_cache_s)
         open_requests = OpenRequests(settings, metrics)
         revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)
@@ -187,15 +194,16 @@ async def open_resources(
 
         readiness = ReadinessCheck(store, redis, registry)
 
-        async def use_models(models: Mapping[str, ModelSpec]) -> ReloadResult:
-            """Serve these models from now on."""
-            windows = await asyncio.to_thread(context_window.read, models)
-            changes = ModelChanges.between(registry.models, models)
-            registry.replace(models)
+        async def use_models(loaded: Registry) -> ReloadResult:
+            """Serve these models and routes from now on."""
+            windows = await asyncio.to_thread(context_window.read, loaded.models)
+            changes = ModelChanges.between(registry.models, loaded.models)
+            routes_changed = "" if registry.routes == loaded.routes else "; the routes have changed"
+            registry.replace(loaded.models, loaded.routes)
             context_window.use(windows)
-            metrics.loaded(models)
+            metrics.loaded(loaded.models)
             readiness.added(changes.added)
-            logger.info("models.yaml reloaded; %s", changes)
+            logger.info("models.yaml reloaded; %s%s", changes, routes_changed)
             return ReloadResult.APPLIED
 
         models_reload = ModelsReload(settings.models, use_models, metrics.reloaded)

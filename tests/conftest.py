@@ -83,8 +83,11 @@ def _with_vllm(item: pytest.Item) -> bool:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """The number of processes of `make test`: two, or none besides pytest itself if they would share given servers."""
-    return 0 if {"DATABASE_URL", "REDIS_URL"} & os.environ.keys() else 2
+    """The number of processes of `make test`: three, or none besides pytest itself if they would share given servers.
+
+    Two leave two cores idle for a third of the time, because most tests wait for processes, leases and drains.
+    """
+    return 0 if {"DATABASE_URL", "REDIS_URL"} & os.environ.keys() else 3
 
 
 @dataclass(frozen=True)

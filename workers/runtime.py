@@ -140,6 +140,7 @@ class WorkerRuntime:
             traces=traces,
             compilations=compilations_of(model, metrics),
             provider=model.provider,
+            revision=model.revision,
         )
         runner = Runner(context, self.slot_pool, on_room=self.consumer.poll)
         heartbeat = Heartbeat(runner, current, claims, model.name, settings)
@@ -173,7 +174,9 @@ class WorkerRuntime:
             lambda: self._shutdown.begin(0),
             grace_s=settings.removed_grace_s,
         )
-        models_reload = ModelsReload(settings.models, model_reload.apply, metrics.reloaded)
+        models_reload = ModelsReload(
+            settings.models, lambda loaded: model_reload.apply(loaded.models), metrics.reloaded
+        )
         watchdog = Watchdog(runner, redis, model.name, self._shutdown.begin)
         self._parts = _Parts(JobStore(database), claims, terminator, log_writer, runner, heartbeat)
 

@@ -8,23 +8,21 @@ are estimated: only the engine knows how they are rendered.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import orjson
 
-from shared.domain.content import FilePart, ImagePart
+from api.context.estimates import DEFAULT_TOKENS_PER_BYTE, IMAGE_TOKENS, media_tokens
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest, Message
 from shared.prompts.token_counter import TokenCounter, is_plain, words_in
 
-# English text has about four bytes per token, and code, JSON and other languages fewer.
-BYTES_PER_TOKEN = 4.0
+# To this multiple, the ratio of tokens to bytes is rounded.
+RATIO_STEP = 0.05
 # What a template puts around a message, and around a call, if it is unknown.
 MESSAGE_TOKENS = 8
 CALL_TOKENS = 16
-# About the tokens of an image of a megapixel, and the bytes per token of a document with texts and pictures.
-IMAGE_TOKENS = 1500
-FILE_BYTES_PER_TOKEN = 16
 
 
 class MessageCounts(Protocol):
@@ -54,22 +52,23 @@ class WordCounts:
 
 
 class EstimatedCounts:
-    """Estimates the tokens from the number of bytes."""
+    """Estimates the tokens from the number of bytes, as `api.context.estimates` does for whole prompts."""
 
-    def __init__(self, bytes_per_token: float = BYTES_PER_TOKEN) -> None:
-        self._bytes_per_token = bytes_per_token
+    def __init__(self, tokens_per_byte: float) -> None:
+        # Rounded up, so that what is learned from a few more prompts does not move the places where conversations are
+        # cut.
+        self._ratio = math.ceil(tokens_per_byte / RATIO_STEP - 0.001) * RATIO_STEP
 
     def message(self, message: Message) -> int:
-        return MESSAGE_TOKENS + sum(map(self._text, message.texts)) + _other_tokens(message, self._text)
+        media = message.media
+        size = message.size - sum(part.size for part in media)
+        return math.ceil(size * self._ratio + sum(media_tokens(part, self._ratio) for part in media))
 
     def rest(self, request: GenerateRequest) -> int:
-        return MESSAGE_TOKENS + _option_tokens(request, self._text)
+        return math.ceil(request.options_size * self._ratio)
 
     def is_counted(self, request: GenerateRequest) -> bool:
         return False
-
-    def _text(self, text: str) -> int:
-        return int(len(text.encode("utf-8", "surrogatepass")) / self._bytes_per_token) + 1
 
 
 class TemplateCounts:
@@ -136,16 +135,8 @@ def _other_tokens(message: Message, text_tokens: _TextTokens) -> int:
     tokens = text_tokens(message.reasoning) if message.reasoning else 0
     for call in message.tool_calls or ():
         tokens += CALL_TOKENS + text_tokens(call.function.name) + text_tokens(call.function.arguments)
-    tokens += sum(int(part.size / BYTES_PER_TOKEN) for part in message.opaque or ())
-    return tokens + sum(map(_media_tokens, message.media))
-
-
-def _media_tokens(part: ImagePart | FilePart) -> int:
-    if isinstance(part, ImagePart) or part.data is None:
-        return IMAGE_TOKENS
-    size = len(part.data) * 3 / 4
-    is_text = (part.media_type or "").startswith("text/")
-    return int(size / (BYTES_PER_TOKEN if is_text else FILE_BYTES_PER_TOKEN)) + 1
+    other = sum(part.size for part in message.opaque or ()) * DEFAULT_TOKENS_PER_BYTE
+    return tokens + math.ceil(other + sum(media_tokens(part, DEFAULT_TOKENS_PER_BYTE) for part in message.media))
 
 
 def _option_tokens(request: GenerateRequest, text_tokens: _TextTokens) -> int:

@@ -57,8 +57,12 @@ class Shortening:
         self._metrics = metrics
         self._threads = asyncio.Semaphore(THREADS)
 
-    async def shorten(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
+    async def shorten(
+        self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None, *, counted: bool = True
+    ) -> NewJob:
         """Shorten the conversation of a new job if it is above the trigger. `jobs` runs jobs that write summaries.
+
+        `counted`: the outcome counts in the metrics.
 
         Raises:
             NotFound: the model does not exist.
@@ -79,7 +83,8 @@ class Shortening:
             )
         budget = self._budget(new, options)
         if budget is None:
-            self._count(new.model, options.strategy, "unknown_length")
+            if counted:
+                self._count(new.model, options.strategy, "unknown_length")
             return new
         request = new.request
         if most_tokens(request) <= budget.trigger:
@@ -87,13 +92,16 @@ class Shortening:
         plan = await self._plan(request, self._window.message_counts(new.model), budget)
         if plan.cut.rounds:
             new = await self._shortened(principal, new, jobs, options, budget, plan)
+            if counted:
+                self._count_shortened(new, options.strategy)
         elif plan.tokens <= budget.trigger:
             return new
         limit = self._window.length(new.model)
         left = plan.cut.tokens - (budget.summary if plan.cut.rounds else 0)
         if limit is not None and plan.counted and left >= limit:
             self._window.note_refusal(new.model)
-            self._count(new.model, options.strategy, "too_long")
+            if counted:
+                self._count(new.model, options.strategy, "too_long")
             raise InvalidRequest(
                 f"messages: this model's context is {limit} tokens, including the output; the instructions, the tools"
                 f" and the newest turn, which are never dropped, have {left}",
@@ -148,18 +156,8 @@ class Shortening:
             tokens_after=after,
             note=note,
         )
-        self._count(
-            new.model,
-            options.strategy,
-            "fell_back" if note is not None else "dropped" if text is None else "summarized",
-            plan.tokens - after,
-        )
-        decisions = new.decisions.model_copy(
-            update={
-                "context": decision,
-                "tokens_estimated": new.decisions.tokens_estimated or not plan.counted,
-            }
-        )
+        update = {"context": decision} | ({} if plan.counted else {"tokens_estimated": True, "estimated_tokens": after})
+        decisions = new.decisions.model_copy(update=update)
         return replace(new, request=shortened(new.request, plan.cut.kept, text), decisions=decisions)
 
     async def _summary(
@@ -185,7 +183,8 @@ class Shortening:
         model = self._summarizer(principal, new, options)
         summary = await self._summaries.summary(jobs, principal, Order(new, model, rounds, budget.summary))
         text = introduction(summary.text)
-        added = self._window.message_counts(new.model).message(Message(role="user", content=text))
+        counts = self._window.message_counts(new.model)
+        added = counts.message(Message(role="user", content=text)) - counts.message(Message(role="user", content=""))
         if plan.cut.tokens - budget.summary + added > max(budget.trigger, plan.cut.tokens):
             raise NoSummary(f"the summary of job {summary.job_id} is too long, {added} tokens")
         return text, summary.job_id, added
@@ -196,11 +195,18 @@ class Shortening:
         configured = (options, principal.options.context, spec.context)
         return next((given.model for given in configured if given is not None and given.model is not None), new.model)
 
-    def _count(self, model: str, strategy: str, outcome: str, tokens: int = 0) -> None:
+    def _count_shortened(self, new: NewJob, strategy: str) -> None:
+        decision = new.decisions.context
+        if decision is None or self._metrics is None:
+            return
+        outcome = "dropped" if decision.strategy == "sliding_window" else "summarized"
+        self._count(new.model, strategy, outcome if decision.note is None else "fell_back")
+        saved = (decision.tokens_before or 0) - (decision.tokens_after or 0)
+        self._metrics.context_tokens_dropped.labels(self._metrics.model_label(new.model)).inc(max(0, saved))
+
+    def _count(self, model: str, strategy: str, outcome: str) -> None:
         if self._metrics is not None:
             self._metrics.conversations_shortened.labels(self._metrics.model_label(model), strategy, outcome).inc()
-            if tokens > 0:
-                self._metrics.context_tokens_dropped.labels(self._metrics.model_label(model)).inc(tokens)
 
 
 def _plan(request: GenerateRequest, counts: MessageCounts, budget: Budget) -> _Plan:
