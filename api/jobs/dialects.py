@@ -8,7 +8,7 @@ docs/compatibility.md repeats these tables.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from api.http.members import MemberRules, Refusal
 from api.jobs.parameters import has_part, has_parts
@@ -136,9 +136,24 @@ TEXT = MemberRules(
     significant=_STORE,
     ignored=_HARMLESS_COMPLETIONS,
 )
+# The edits of long conversations in Anthropic's `context_management` that have an effect.
+APPLIED_EDITS: tuple[Literal["compact_20260112"], Literal["clear_tool_uses_20250919"]] = (
+    "compact_20260112",
+    "clear_tool_uses_20250919",
+)
+
+
+def has_applied_edit(management: Any) -> bool:
+    """Whether Anthropic's `context_management` has an edit that has an effect."""
+    edits = management.get("edits") if isinstance(management, dict) else None
+    return isinstance(edits, list) and any(
+        isinstance(edit, dict) and edit.get("type") in APPLIED_EDITS for edit in edits
+    )
+
+
 MESSAGES = MemberRules(
     droppable=_TOOLS,
-    significant=_STORE,
+    significant=_STORE | {"context_management": has_applied_edit},
     refused={
         "container": Refusal("this parameter is not supported: there are no containers or skills"),
         "mcp_servers": Refusal("this parameter is not supported; connect to MCP servers in the client"),
@@ -151,7 +166,6 @@ MESSAGES = MemberRules(
         "anthropic_version",
         "betas",
         "cache_control.scope",
-        "context_management",
         "diagnostics",
         "fallback_credit_token",
         "fallbacks",
@@ -176,7 +190,8 @@ COUNT_TOKENS = MemberRules(
     droppable=_TOOLS,
     refused=MESSAGES.refused,
     ignored=(
-        *MESSAGES.ignored, "max_tokens", "metadata", "priority", "stop_sequences", "stream", "temperature", "top_k",
+        *MESSAGES.ignored, "context_management",
+        "max_tokens", "metadata", "priority", "stop_sequences", "stream", "temperature", "top_k",
         "top_p",
     ),
 )  # fmt: skip

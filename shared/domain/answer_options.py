@@ -106,6 +106,26 @@ NO_CACHE_CONTROL = CacheControl()
 
 
 @dataclass(frozen=True, slots=True)
+class ToolClearing:
+    """When old results of tools are cleared: above `trigger_tokens`, or with more than `trigger_uses` uses of tools.
+
+    The newest `keep` uses are kept, and those of the tools in `exclude`. `at_least`: the tokens that must be saved.
+    `inputs`: the tools whose arguments are cleared too; True is all.
+    """
+
+    trigger_tokens: int | None = None
+    trigger_uses: int | None = None
+    keep: int = 3
+    at_least: int = 0
+    exclude: frozenset[str] = frozenset()
+    inputs: bool | frozenset[str] = False
+
+    def clears_inputs(self, tool: str) -> bool:
+        """Whether the arguments of a tool's calls are cleared."""
+        return self.inputs if isinstance(self.inputs, bool) else tool in self.inputs
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOptions:
     """The options of a request. `store`: as in OpenAI's API; false keeps the answer out of the cache."""
 
@@ -113,6 +133,7 @@ class RequestOptions:
     cache_control: CacheControl = NO_CACHE_CONTROL
     store: bool | None = None
     context: ContextOptions | None = None
+    tool_clearing: ToolClearing | None = None
 
 
 NO_REQUEST_OPTIONS = RequestOptions()

@@ -162,8 +162,8 @@ class Metrics:
             " `fell_back`: messages were dropped because there was no summary.",
             (
                 MODEL,
-                Label("strategy", ("sliding_window", "summarize")),
-                Label("outcome", ("dropped", "summarized", "fell_back", "too_long", "unknown_length")),
+                Label("strategy", ("sliding_window", "summarize", "clear_tool_uses")),
+                Label("outcome", ("dropped", "summarized", "cleared", "fell_back", "too_long", "unknown_length")),
             ),
             API,
         )

@@ -152,6 +152,11 @@ FULL: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
             **ANTHROPIC,
             "max_tokens": 2048, "stop_sequences": ["x"], "stream": True, "temperature": 0.5, "top_k": 3, "top_p": 1,
             "metadata": {"user_id": "u"}, "priority": 2, "extra_body": {"a": None},
+            "context_management": {"edits": [{
+                "type": "clear_tool_uses_20250919", "trigger": {"type": "input_tokens", "value": 9},
+                "keep": {"type": "tool_uses", "value": 1}, "clear_at_least": {"type": "input_tokens", "value": 1},
+                "exclude_tools": ["a"], "clear_tool_inputs": ["a"],
+            }]},
         },
     ),
     "count_tokens": (CountTokensRequest, ANTHROPIC),
