@@ -35,7 +35,7 @@ async def run(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
 async def test_the_engine_gets_the_newest_turns(sim: httpx.AsyncClient) -> None:
     job = await run(sim, context={"strategy": "sliding_window", "trigger_tokens": 400})
     context = job["context"]
-    assert (context["strategy"], context["dropped_messages"], context["tokens_before"]) == ("sliding_window", 14, 487)
+    assert (context["strategy"], context["dropped_messages"], context["tokens_before"]) == ("sliding_window", 12, 474)
     assert (await run(sim))["context"] is None
 
 
