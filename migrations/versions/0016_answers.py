@@ -18,6 +18,7 @@ COLUMNS = {
     "cache_key": "bytea",
     "follows": 'text COLLATE "C"',
     "prompt_bytes": "integer",
+    "continues": 'text COLLATE "C"',
 }
 
 
