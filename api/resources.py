@@ -19,7 +19,12 @@ from api.batches.store import BatchStore
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.cache.upkeep import CacheUpkeep
+from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
+from api.context.shortening import Shortening
+from api.context.summaries import Summaries
+from api.context.summary_store import SummaryStore
+from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
@@ -122,10 +127,15 @@ async def open_resources(
         conversation_models = Conversations(ConversationModels(redis), metrics)
         candidates = RouteCandidates(registry, context_window, queue_estimates)
         router = Router(registry, candidates, conversation_models, complexity, metrics)
+        summaries = Summaries(
+            SummaryStore(database), registry, context_window, metrics, timeout_s=settings.summary_timeout_s
+        )
+        stack.push_async_callback(summaries.close)
+        shortening = Shortening(registry, context_window, summaries, metrics)
         secret = settings.cache_secret.encode() or None
         cache_store = CacheStore(database)
         cache = ResponseCache(registry, cache_store, store, metrics, secret=secret)
-        admission = Admission(registry, context_window, quotas, media_limits, metrics, router)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -187,6 +197,8 @@ async def open_resources(
         supervisor.start("cache_upkeep", upkeep.run())
         reported_contexts = ReportedContexts(registry, context_window, ContextLengths(redis))
         supervisor.start("reported_contexts", reported_contexts.run())
+        learned_ratios = LearnedRatios(registry, UsageStore(database), context_window.estimates, metrics)
+        supervisor.start("learned_ratios", learned_ratios.run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)
