@@ -140,6 +140,17 @@ class ConversationSettings(SettingsGroup):
     )
 
 
+class ContextSettings(SettingsGroup):
+    """Conversations that outgrow their model's context."""
+
+    summary_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds that a request waits for the summary of its conversation; after that, its oldest turns are"
+        " dropped without one.",
+    )
+
+
 class MediaSettings(SettingsGroup):
     """Images and files in messages."""
 
@@ -202,6 +213,12 @@ class CacheSettings(SettingsGroup):
         " Default: one that the database keeps. A change empties the cache.",
     )
 
+    cache_max_bytes: int = Field(
+        1024**3,
+        ge=0,
+        description="Maximum size of the answers in the cache; beyond it, the least recently used are forgotten.",
+    )
+
     @field_validator("cache_secret")
     @classmethod
     def _long_enough(cls, secret: str) -> str:
@@ -258,6 +275,7 @@ class ApiSettings(
     QuotaSettings,
     StreamSettings,
     ConversationSettings,
+    ContextSettings,
     MediaSettings,
     FileSettings,
     BatchSettings,
@@ -293,3 +311,9 @@ class ApiSettings(
                 f" HEADRACE_MAX_BODY_BYTES, which is {self.max_body_bytes}, to more than that",
             )
         return self
+
+
+class DatabaseCommandSettings(ApiSettings):
+    """The settings of a command that needs only the database."""
+
+    redis_url: str = "redis://unused"

@@ -6,7 +6,9 @@ import asyncio
 from dataclasses import replace
 
 from api.context.limits import TokenLimiter
-from api.context.window import ContextWindow
+from api.context.shortening import Shortening
+from api.context.summaries import SummaryJobs
+from api.context.window import ContextWindow, PromptTokens
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
 from api.jobs.media_check import NO_MEDIA_LIMITS, MediaCheck, MediaLimits
@@ -14,7 +16,6 @@ from api.jobs.quotas import NO_RESERVATION, ProjectQuotas, Reservation
 from api.keys.principal import Principal, Scope
 from api.routing.router import Explanation, Router
 from shared.config.models.loader import ModelSpec, Registry
-from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import structure_steps
 from shared.postgres.job_store import NewJob
@@ -35,6 +36,7 @@ class Admission:
         media: MediaLimits = NO_MEDIA_LIMITS,
         metrics: Metrics | None = None,
         router: Router | None = None,
+        shortening: Shortening | None = None,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
@@ -45,10 +47,13 @@ class Admission:
         self._logprobs = LogprobLimit(registry, context)
         self._quotas = quotas
         self._router = router
+        self._shortening = shortening or Shortening(registry, context, metrics=metrics)
 
-    async def admit(self, principal: Principal, new: NewJob) -> NewJob:
+    async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
         the routes.
+
+        `jobs` runs jobs that write summaries of long conversations. Without it, none are written.
 
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
@@ -64,6 +69,7 @@ class Admission:
         if self._router is not None:
             new = await self._router.route(principal, new)
         new = self._token_limiter.limit_output(principal, new)
+        new = await self._shortening.shorten(principal, new, jobs)
         new = await self._token_limiter.check_input(principal, new)
         await self.check(new.model, new.request)
         return new
@@ -83,6 +89,7 @@ class Admission:
         """Find out later why a job was rejected: run the checks again, without side effects. Raises as `admit`."""
         new = replace(new, model=await self.model_of(principal, new))
         new = self._token_limiter.limit_output(principal, new, counted=False)
+        new = await self._shortening.shorten(principal, new, counted=False)
         new = await self._token_limiter.check_input(principal, new, counted=False)
         await self.check(new.model, new.request)
 
@@ -119,25 +126,20 @@ class Admission:
         """Raise `NotFound` if a reload has removed the model; its last worker may have ended by then."""
         self._registry[model]
 
-    async def count_tokens(self, model: str, request: GenerateRequest) -> int | None:
-        """Count the tokens of a prompt; None if only a worker of the model can.
+    async def count_tokens(self, model: str, request: GenerateRequest) -> PromptTokens | None:
+        """Count the tokens of a prompt, or estimate them if nobody can count them; None if only a worker can.
 
         Raises:
             NotFound: the model does not exist.
-            InvalidRequest: neither can, the model cannot serve the request, an image or a file is damaged or too large,
-                or the chat template rejects the prompt.
+            InvalidRequest: the model cannot serve the request, an image or a file is damaged or too large, or the chat
+                template rejects the prompt.
         """
         spec = self._registry[model]
         self._capabilities.check(model, request)
         await self._media.check(request)
-        tokens = await self._context.count(model, request)
-        if tokens is None and not spec.capabilities.token_counting:
-            raise InvalidRequest(
-                f"Cannot count tokens for `{model}`: its tokenizer is not available, and its upstream server would run"
-                " the request.",
-                param="model",
-            )
-        return tokens
+        if (tokens := await self._context.count(model, request)) is not None:
+            return PromptTokens(tokens)
+        return None if spec.capabilities.token_counting else self._context.estimate(model, request)
 
     async def _check_structure(self, spec: ModelSpec, request: GenerateRequest) -> None:
         """Check what the model's engine will compile, without blocking the event loop."""

@@ -154,6 +154,33 @@ class Metrics:
             API,
         )
 
+        # Conversations that outgrow their model's context
+
+        self.conversations_shortened = new.counter(
+            "headrace_conversations_shortened_total",
+            "Requests above the trigger of their strategy for long conversations, by what was done."
+            " `fell_back`: messages were dropped because there was no summary.",
+            (
+                MODEL,
+                Label("strategy", ("sliding_window", "summarize", "clear_tool_uses")),
+                Label("outcome", ("dropped", "summarized", "cleared", "fell_back", "too_long", "unknown_length")),
+            ),
+            API,
+        )
+        self.context_tokens_dropped = new.counter(
+            "headrace_context_tokens_dropped_total",
+            "Prompt tokens by which conversations were shortened.",
+            (MODEL,),
+            API,
+        )
+        self.summary_time = new.histogram(
+            "headrace_summary_seconds",
+            "Time to write the summary of a conversation, by the model that wrote it.",
+            (MODEL,),
+            DURATION_BUCKETS,
+            API,
+        )
+
         # Limits and estimates of tokens
 
         self.token_limits = new.counter(
@@ -506,6 +533,22 @@ class Metrics:
             "Lookups in the response cache that failed; their requests were run.",
             (),
             API,
+        )
+        self.cache_evictions = new.counter(
+            "headrace_cache_evictions_total",
+            "Answers removed from the response cache because they had expired, or because the cache was full.",
+            (Label("reason", ("expired", "size")),),
+            API,
+        )
+        self.cache_entries = new.gauge(
+            "headrace_cache_entries", "Answers in the response cache.", (), API, aggregation=Aggregation.MAX
+        )
+        self.cache_bytes = new.gauge(
+            "headrace_cache_bytes",
+            "Size of the answers in the response cache.",
+            (),
+            API,
+            aggregation=Aggregation.MAX,
         )
 
         # Coalescing
