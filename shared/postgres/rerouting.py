@@ -104,4 +104,9 @@ class ReroutingStore(JobRowStore):
             request = select(moved.c.id, literal(job.model), bindparam("state", state, JSONB))
             cancellation = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], request)
             statement = statement.add_cte(cancellation.cte("cancellation"))
-        return await self._first(statement) is not None
+        if await self._first(statement) is None:
+            return False
+        if job.may_lead:
+            # Its followers wait for an answer of its former model. Redelivery sends their messages.
+            await self.settle([job.id])
+        return True

@@ -15,13 +15,15 @@ from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.config.models.simulated import SimulatedModel
 from shared.domain.answer_options import CacheControl, CacheOptions, RequestOptions
-from shared.domain.decisions import CacheOutcome
+from shared.domain.decisions import CacheOutcome, Decisions, RouteDecision
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Event, EventType, UpstreamState, parse_archive
+from shared.domain.fallback import FallbackReason
 from shared.domain.job import Job, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import Idempotency, NewJob
+from shared.postgres.rerouting import Move
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, World, open_world
 from tests.support.metrics import api_metrics
@@ -332,6 +334,26 @@ async def test_a_follower_that_was_committed_after_its_leaders_end(world: Coales
             assert again.prior == text_of_tokens(2)
             await world.finish(world.workers[1], again, "stop")
     assert text_of(await finished(stream)) == text_of_tokens(3)
+
+
+async def test_followers_of_a_job_that_moves_to_another_model_do_not_get_its_answer(world: Coalescing) -> None:
+    route = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=("n",)))
+    leader = await world.ask(decisions=route)
+    follower = await world.ask()
+    stream = world.stream(follower)
+    assert await world.deliver(world.workers[0], leader.id) is not None
+    await world.until_read(follower.id, 1)
+    move = Move(await world.read(leader), "n", FallbackReason.UPSTREAM_ERROR)
+    assert await world.workers[0].store.reroute(move)
+    row = await world.read(follower)
+    assert (row.status, row.follows, row.model) == (JobStatus.QUEUED, None, MODEL)
+    call = await world.deliver(world.workers[1], follower.id, 3)
+    assert call is not None
+    assert call.prior == ""
+    await world.finish(world.workers[1], call, "stop")
+    events = await finished(stream)
+    assert [event.seq for event in events] == sorted({event.seq for event in events})
+    assert text_of(events) == text_of_tokens(4)
 
 
 async def test_a_job_follows_none_that_it_would_wait_for_longer(world: Coalescing) -> None:
