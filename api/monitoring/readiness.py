@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 OK = "ok"
 # Does not make the process unready.
 STARTING = "added, no worker yet"
+WARMING = "no live worker, one fills its prompt cache"
 # Nor does an upstream that fails: other models are served, and the jobs of this one wait.
 BREAKER_OPEN = "ok (upstream breaker open since "
 
@@ -59,9 +60,12 @@ class ReadinessCheck:
     async def _check(self) -> dict[str, str]:
         checks: dict[str, str] = {}
         workers: dict[str, int] | None = None
+        warming: set[str] = set()
         breakers: dict[str, OpenBreaker] = {}
         try:
             workers = await self._store.live_workers()
+            if any(name not in workers for name in self._registry.models):
+                warming = await self._store.warming_models()
             breakers = await self._store.open_breakers()
             checks["database"] = OK if await self._store.is_writable() else "read-only"
         except (SQLAlchemyError, OSError) as error:
@@ -79,8 +83,10 @@ class ReadinessCheck:
             elif workers.get(name):
                 self._starting.discard(name)
                 checks[f"model {name}"] = _state(breakers.get(name))
+            elif name in self._starting:
+                checks[f"model {name}"] = STARTING
             else:
-                checks[f"model {name}"] = STARTING if name in self._starting else "no live worker"
+                checks[f"model {name}"] = WARMING if name in warming else "no live worker"
         return checks
 
 

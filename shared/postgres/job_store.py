@@ -381,6 +381,15 @@ class JobStore(JobRowStore):
         async with self._engine.connect() as connection:
             return {row.model: row.workers for row in await connection.execute(statement)}
 
+    async def warming_models(self) -> set[str]:
+        """The models of which a live worker fills its prompt cache."""
+        statement = (
+            select(WorkerRow.model)
+            .where(WorkerRow.lease_expires_at > func.clock_timestamp(), WorkerRow.state == WorkerState.WARMING.value)
+            .distinct()
+        )
+        return set(await self._all(statement, lambda row: row.model))
+
     async def open_breakers(self) -> dict[str, OpenBreaker]:
         """The models of which a live worker's circuit breaker is open: since when on the first one, and why."""
         statement = (

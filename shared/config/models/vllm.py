@@ -14,6 +14,7 @@ from shared.config.bundled_model import BUNDLED_PREFIX, bundled_model_path
 from shared.config.models.base import PromptTokenizer, RegistryError, Spec, TokenizerFiles
 from shared.config.models.capabilities import EVERYTHING, Capabilities
 from shared.config.models.operational import Operational
+from shared.config.models.warm_prompts import MAX_WARM_PROMPTS, WarmPrompt
 from shared.domain.structure_size import StructureBounds
 
 DEFAULT_SLOTS = 64
@@ -75,6 +76,14 @@ class VllmModel(Spec):
     options: Annotated[VllmOptions, AfterValidator(_engine_options)] = Field(default_factory=VllmOptions)
     chat: ChatSettings = Field(default_factory=ChatSettings)
     structured_outputs: Operational[StructureBounds] = Field(default_factory=StructureBounds)
+    warm_prompts: Operational[list[WarmPrompt]] = Field(
+        default_factory=list,
+        max_length=MAX_WARM_PROMPTS,
+        description="Prompts whose start is computed when the engine starts, before the worker takes jobs.",
+    )
+    warm_prompts_timeout_s: Operational[float] = Field(
+        60, gt=0, le=3600, description="How long that may take. The worker takes jobs after that in any case."
+    )
 
     @property
     def capabilities(self) -> Capabilities:

@@ -61,7 +61,8 @@ POLLED = MANAGED | {
     "options.price_per_second": 7,
 }
 OPERATIONAL: dict[str, dict[str, Any]] = {
-    "vllm": SPECS | {"structured_outputs": {"max_bytes": 7}},
+    "vllm": SPECS
+    | {"structured_outputs": {"max_bytes": 7}, "warm_prompts": [{"text": "Be brief."}], "warm_prompts_timeout_s": 7},
     "openai": STREAMED | {"options.detect_max_model_len": False, "options.cache_salt": False},
     "anthropic": STREAMED | {"options.prompt_caching": "off", "options.min_cache_tokens": 7},
     "triton": STREAMED | {"options.api_key_header": "X-Key"},
