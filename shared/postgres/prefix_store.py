@@ -30,7 +30,9 @@ MAX_REQUEST_BYTES = 1 << 20
 SAMPLES = 3
 # Who used a model is read from its newest jobs.
 RECENT_JOBS = 10_000
-_HEAD = 512
+# Jobs have the same prefix if the first characters of their requests are the same: one for each token that was found,
+# which is less than the text of the prefix, and at most these.
+COMPARED_CHARACTERS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +108,8 @@ class PrefixStore(Store):
     ) -> list[ReusedPrefix]:
         """The prefixes that saved most tokens in the last `hours` hours, first those that saved most.
 
-        Jobs count as having the same prefix if the same number of tokens was found, and their tools and their first
-        messages, or the first characters of their raw prompts, are the same. Jobs that were answered without an engine
-        do not count.
+        Jobs count as having the same prefix if they found the same number of tokens, and their requests begin alike.
+        Jobs that were answered without an engine do not count.
         """
         newest = (
             select(
@@ -137,12 +138,8 @@ class PrefixStore(Store):
         if project_ids is not None:
             hits = hits.where(newest.c.project_id.in_(project_ids))
         hit = hits.cte("hits")
-        parts = (
-            sql_cast(JobRow.request["chat"]["tools"], Text),
-            sql_cast(JobRow.request["messages"][0], Text),
-            func.left(sql_cast(JobRow.request["prompt"], Text), _HEAD),
-        )
-        begin = func.md5(func.concat_ws("\n", *parts))
+        # PostgreSQL's operators of JSON fail at U+0000. The text begins with the first message, or with the prompt.
+        begin = func.md5(func.left(sql_cast(JobRow.request, Text), func.least(hit.c.cached, COMPARED_CHARACTERS)))
         newest_first = func.array_agg(aggregate_order_by(hit.c.id, hit.c.finished_at.desc()))
         statement = (
             select(
