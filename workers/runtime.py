@@ -202,7 +202,9 @@ class WorkerRuntime:
         run("hint_sender", hints.run())
         run("heartbeat", heartbeat.run())
         if warm_up is not None and warms_up:  # before anything supervises the engine or takes jobs
+            runner.pause()
             await warm_up.run()
+            runner.resume()
             await heartbeat.set_state(WorkerState.READY)
         run("cancel_listener", CancelListener(redis, runner, self._worker, metrics).run())
         run("redelivery", Redelivery(runner, recovery_store, redis, hints, metrics, model.name).run())

@@ -405,6 +405,7 @@ class Metrics:
             "Time that the worker last spent on warm_prompts before it took jobs.",
             (MODEL,),
             WORKER,
+            aggregation=Aggregation.MAX,
         )
         self.reasoning_tokens = new.counter(
             "headrace_reasoning_tokens_total",
@@ -457,7 +458,7 @@ class Metrics:
         )
         self.worker_ready = new.scraped(
             "headrace_worker_ready",
-            "1 if the worker accepts jobs, 0 while it drains or restarts its engine.",
+            "1 if the worker accepts jobs, 0 while it drains, restarts its engine or fills its prompt cache.",
             (MODEL,),
             WORKER,
         )
