@@ -37,6 +37,7 @@ from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
+from api.keys.earlier_work import EarlierWork
 from api.keys.open_requests import OpenRequests
 from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
@@ -104,7 +105,7 @@ async def open_resources(
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
-        admission = Admission(registry, context_window, quotas, media_limits)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -135,10 +136,12 @@ async def open_resources(
                 spec.capabilities.extra_body if (spec := registry.models.get(model)) is not None else ()
             ),
         )
+        keys = ApiKeyStore(database)
         steps = BatchSteps(
             registry=registry,
             members=members,
             admission=admission,
+            earlier_work=EarlierWork(keys, settings.key_cache_s),
             store=batches,
             blobs=blobs,
             jobs=jobs,
@@ -171,7 +174,6 @@ async def open_resources(
                 RevokedWorkStore(database), jobs, batch_service, interval_s=settings.key_cache_s / 2
             )
             supervisor.start("revoked_work", revoked_work.run())
-        keys = ApiKeyStore(database)
         authenticator = Authenticator(keys, settings.key_cache_s)
         open_requests = OpenRequests(settings, metrics)
         revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)

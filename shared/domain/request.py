@@ -150,6 +150,11 @@ class Sampling(BaseModel):
     def _consistent(self) -> Self:
         return self.checked()
 
+    @property
+    def requested_max_tokens(self) -> int | None:
+        """The max_tokens that the client has sent; None if it is the default of an API, or absent."""
+        return self.max_tokens if "max_tokens" in self.model_fields_set else None
+
     def checked(self) -> Self:
         """Return these parameters, or raise an error if they contradict each other."""
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:

@@ -56,6 +56,15 @@ class Quota(StrEnum):
     OPEN_BYTES = "open_bytes"
 
 
+class TokenLimitOutcome(StrEnum):
+    """What a limit of tokens does to a request."""
+
+    CLAMPED = "clamped"
+    DEFAULT = "default"
+    REFUSED_OUTPUT = "refused_output"
+    REFUSED_INPUT = "refused_input"
+
+
 # With bounds at the latency goals, 200 and 500 ms, and close to them on both sides.
 FIRST_TOKEN_BUCKETS = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300,
@@ -128,6 +137,42 @@ class Metrics:
             "Submits and streams rejected with 429 because a quota of their project was used up.",
             (Label("reason", tuple(quota.value for quota in Quota)),),
             API,
+        )
+
+        # Limits and estimates of tokens
+
+        self.token_limits = new.counter(
+            "headrace_token_limits_total",
+            "Requests that a limit of tokens has changed (max_tokens lowered, or set) or refused.",
+            (MODEL, Label("outcome", tuple(outcome.value for outcome in TokenLimitOutcome))),
+            API,
+        )
+        self.token_estimates = new.counter(
+            "headrace_token_estimates_total",
+            "Prompts whose tokens were estimated for a limit, because they cannot be counted.",
+            (MODEL,),
+            API,
+        )
+        self.estimated_prompt_tokens = new.counter(
+            "headrace_estimated_prompt_tokens_total",
+            "Tokens of ended jobs' prompts that were estimated: the estimate, and those in the usage.",
+            (MODEL, Label("source", ("estimate", "usage"))),
+            API,
+            WORKER,
+        )
+        self.underestimated_prompts = new.counter(
+            "headrace_underestimated_prompts_total",
+            "Ended jobs whose prompt had more tokens than estimated; about 5 of 100 are expected.",
+            (MODEL,),
+            API,
+            WORKER,
+        )
+        self.tokens_per_byte = new.gauge(
+            "headrace_prompt_tokens_per_byte",
+            "Tokens per byte of a prompt that estimates use; learned from usage, and 0.333 before there is enough.",
+            (MODEL,),
+            API,
+            aggregation=Aggregation.MAX,
         )
 
         # The event loop
@@ -647,6 +692,10 @@ class Metrics:
         self.completion_tokens.labels(model).inc(result.usage.completion_tokens)
         self.reasoning_tokens.labels(model).inc(result.usage.reasoning_tokens)
         self.cache_write_tokens.labels(model).inc(result.usage.cache_write_tokens)
+        if (estimate := job.decisions.estimated_tokens) is not None and result.usage.prompt_tokens:
+            self.estimated_prompt_tokens.labels(model, "estimate").inc(estimate)
+            self.estimated_prompt_tokens.labels(model, "usage").inc(result.usage.prompt_tokens)
+            self.underestimated_prompts.labels(model).inc(result.usage.prompt_tokens > estimate)
 
 
 def priority_label(priority: int) -> str:

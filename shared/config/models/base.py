@@ -136,6 +136,16 @@ class Spec(BaseModel):
         return None
 
     @property
+    def default_max_tokens(self) -> int | None:
+        """The max_tokens of requests without one, if the engine sets one; None: the rest of the context."""
+        return None
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The greatest max_tokens that the model accepts; None if only its context limits it."""
+        return None
+
+    @property
     def structure_bounds(self) -> StructureBounds | None:
         """Bounds on what the engine compiles; None if it relays structured outputs to another server."""
         return None
