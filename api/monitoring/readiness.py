@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.config.models.loader import Registry
-from shared.domain.job import OpenBreaker
+from shared.domain.job import OpenBreaker, WorkerState
 from shared.postgres.job_store import JobStore
 from shared.redis.write_check import check_writes
 
@@ -59,13 +59,10 @@ class ReadinessCheck:
 
     async def _check(self) -> dict[str, str]:
         checks: dict[str, str] = {}
-        workers: dict[str, int] | None = None
-        warming: set[str] = set()
+        workers: dict[tuple[str, str], int] | None = None
         breakers: dict[str, OpenBreaker] = {}
         try:
-            workers = await self._store.live_workers()
-            if any(name not in workers for name in self._registry.models):
-                warming = await self._store.warming_models()
+            workers = await self._store.worker_states()
             breakers = await self._store.open_breakers()
             checks["database"] = OK if await self._store.is_writable() else "read-only"
         except (SQLAlchemyError, OSError) as error:
@@ -80,13 +77,13 @@ class ReadinessCheck:
         for name in self._registry.models:
             if workers is None:
                 checks[f"model {name}"] = "unknown"
-            elif workers.get(name):
+            elif workers.get((name, WorkerState.READY)):
                 self._starting.discard(name)
                 checks[f"model {name}"] = _state(breakers.get(name))
             elif name in self._starting:
                 checks[f"model {name}"] = STARTING
             else:
-                checks[f"model {name}"] = WARMING if name in warming else "no live worker"
+                checks[f"model {name}"] = WARMING if workers.get((name, WorkerState.WARMING)) else "no live worker"
         return checks
 
 

@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.bench import Bench
-from benchmarks.scenarios import cancel, engines, followers, growth, heavy, priority, relay, submits, upstream, vllm
+from benchmarks.scenarios import (
+    cancel,
+    engines,
+    followers,
+    growth,
+    heavy,
+    priority,
+    relay,
+    submits,
+    upstream,
+    vllm,
+    warm,
+)
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "vllm": vllm.run,
+    "warm": warm.run,
     "upstream": upstream.run,
     "engines": engines.run,
     "relay": relay.run,

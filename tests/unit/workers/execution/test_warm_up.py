@@ -31,7 +31,7 @@ class Words:
         self.on_prefill: Callable[[Sequence[int]], object] = lambda tokens: None
 
     async def prefix(self, requests: Sequence[GenerateRequest]) -> Sequence[int]:
-        (text,) = {request.prompt or (request.messages or [])[0].text for request in requests}
+        (text,) = {str(request.prompt or (request.messages or [])[0].text) for request in requests}
         if text == "refused":
             raise InvalidRequest("the template refuses it", param="messages")
         return [ord(character) for character in text]
