@@ -16,6 +16,8 @@ from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.cache.response_cache import ResponseCache
+from api.cache.store import CacheStore
 from api.context.reported_lengths import ReportedContexts
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
@@ -105,6 +107,8 @@ async def open_resources(
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
+        secret = settings.cache_secret.encode() or None
+        cache = ResponseCache(registry, CacheStore(database), store, metrics, secret=secret)
         admission = Admission(registry, context_window, quotas, media_limits, metrics)
         jobs = JobService(
             admission=admission,
@@ -117,6 +121,7 @@ async def open_resources(
             queue_estimates=queue_estimates,
             metrics=metrics,
             traces=traces,
+            cache=cache,
         )
         in_s3 = settings.files.startswith(SCHEME)
         blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))

@@ -145,6 +145,7 @@ class WorkerRuntime:
             traces=traces,
             compilations=compilations_of(model, metrics),
             provider=model.provider,
+            revision=model.revision,
         )
         runner = Runner(context, self.slot_pool, on_room=self.consumer.poll)
         warm_up = None

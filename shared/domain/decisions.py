@@ -44,7 +44,7 @@ class CacheDecision(_Decision):
     """The part that the response cache has in an answer.
 
     `source` is the job whose answer it is, `age_s` the seconds since that job ended, `fingerprint` how its model was
-    run. `ttl_s`: for how long the answer of this job is to be stored.
+    run. `ttl_s`: for how long the answer of this job is to be stored, if its model still has this `revision`.
     """
 
     outcome: str
@@ -52,6 +52,7 @@ class CacheDecision(_Decision):
     age_s: int | None = None
     fingerprint: str | None = None
     ttl_s: int | None = None
+    revision: str | None = None
 
 
 class ContextDecision(_Decision):

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from shared.config.models.reload import ReloadResult
+from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode
 from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
@@ -463,6 +464,21 @@ class Metrics:
             "headrace_completion_tokens_total", "Completion tokens in the usage of ended jobs.", (MODEL,), API, WORKER
         )
 
+        # Response cache
+
+        self.cache_requests = new.counter(
+            "headrace_cache_requests_total",
+            "Submitted jobs for which the response cache was on or was bypassed, by outcome.",
+            (MODEL, Label("outcome", tuple(outcome.value for outcome in CacheOutcome))),
+            API,
+        )
+        self.cache_errors = new.counter(
+            "headrace_cache_errors_total",
+            "Lookups in the response cache that failed; their requests were run.",
+            (),
+            API,
+        )
+
         # Streams
 
         self.stream_readers = new.gauge(
@@ -679,6 +695,17 @@ class Metrics:
         self.warmed_prefixes.labels(model, "failed").inc(failed)
         self.warmed_tokens.labels(model).inc(tokens)
         self.warm_up_duration.labels(model).set(took_s)
+
+    def cache_decided(self, job: JobSummary) -> None:
+        """Count what the response cache did for a submitted job.
+
+        One that it has answered has ended; its tokens and its duration are not counted, because no engine ran it.
+        """
+        if (cache := job.decisions.cache) is not None:
+            self.cache_requests.labels(self.model_label(job.model), cache.outcome).inc()
+        if job.status.terminal:
+            labels = self.model_label(job.model), priority_label(job.priority), job.status.value
+            self.jobs_finished.labels(*labels).inc()
 
     def job_ended(self, job: JobSummary, result: JobResult) -> None:
         """Count a job's end. Called only by the process that wrote it to the row."""

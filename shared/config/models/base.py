@@ -160,3 +160,11 @@ class Spec(BaseModel):
         """Identifies how the model is run: a hash of its entry without the fields that do not change its output."""
         entry = without_operational(self)
         return "fp_" + hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def revision(self) -> str:
+        """Identifies what generates the answers. An answer of another revision is not served from the response cache.
+
+        Unlike the fingerprint, it changes with the addresses of upstreams, which may serve another model.
+        """
+        return self.fingerprint
