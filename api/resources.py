@@ -49,6 +49,7 @@ from api.monitoring.readiness import ReadinessCheck
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
+from api.routing.complexity import Complexity
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
@@ -56,10 +57,12 @@ from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
 from shared.redis.context_lengths import ContextLengths
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender, celery_app
 from shared.runtime.reload_signal import ReloadSignal
@@ -78,6 +81,7 @@ async def open_resources(
     registry: Registry,
     metrics: Metrics,
     reload_signal: ReloadSignal,
+    complexity: Complexity,
     traces: Traces = NO_TRACES,
 ) -> AsyncIterator[Resources]:
     """Create the application's resources; close them on exit."""
@@ -90,8 +94,9 @@ async def open_resources(
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
+        fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, fallbacks)
         stack.push_async_callback(hints.flush)
         hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s)
         sweeper = Sweeper(
@@ -102,6 +107,7 @@ async def open_resources(
             interval_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
+            fallbacks=fallbacks,
         )
         queue_estimates = QueueEstimates(QueueStore(database), registry)
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
