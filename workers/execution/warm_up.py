@@ -95,6 +95,9 @@ class WarmUp:
 
     async def _fill(self, progress: _Progress) -> None:
         room = int(self._engine().prefix_room * SHARE)
+        if not room:
+            logger.warning("model=%s warm_prompts: the engine caches no prefixes of this model", self.model.name)
+            return
         seen: set[bytes] = set()
         for position, entry in enumerate(self.model.warm_prompts):
             async for prefix in self._prefixes(f"warm_prompts[{position}]", entry, progress):

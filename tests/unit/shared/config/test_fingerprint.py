@@ -16,7 +16,7 @@ CLASSES = {get_args(spec.model_fields["engine"].annotation)[0]: spec for spec in
 URL = "http://upstream.example.com/v1"
 UPSTREAM = {"base_url": URL, "api_key_env": "KEY", "health_path": "/ready"}
 ENTRIES: dict[str, dict[str, Any]] = {
-    "vllm": {"model": "folder"},
+    "vllm": {"model": "folder", "warm_prompts": [{"top": 3}]},
     "openai": {"model": "theirs", "preset": "vllm", "options": UPSTREAM},
     "anthropic": {"model": "claude-haiku-5-5", "options": UPSTREAM},
     "triton": {"model": "theirs", "options": UPSTREAM | {"backend": "vllm"}},

@@ -67,6 +67,24 @@ def test_errors_name_the_line_and_the_field(tmp_path: Path, entry: str, field: s
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            "options: {enable_prefix_caching: false}\n    warm_prompts: [{top: 1}]",
+            "line 6: models[0].warm_prompts: has no effect with options.enable_prefix_caching: false",
+        ),
+        ("warm_prompts_timeout_s: 5", "line 5: models[0].warm_prompts_timeout_s: has no effect without warm_prompts"),
+    ],
+)
+def test_fields_without_effect(tmp_path: Path, fields: str, words: str) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(f"models:\n  - name: m\n    engine: vllm\n    model: x\n    {fields}\n")
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file)
+    assert words in str(caught.value)
+
+
 def test_a_text_is_a_system_message_up_to_the_users_first_word() -> None:
     first, second = WarmPrompt(text="Be brief.").requests()
     assert first.messages is not None

@@ -131,6 +131,14 @@ async def test_an_error_of_the_engine_concerns_one_prefix() -> None:
     assert counted(metrics) == (2, 2, 8)
 
 
+async def test_an_engine_without_a_cache(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Words(room=0)
+    warm, _ = warm_up(engine, {"text": "x"})
+    await warm.run()
+    assert engine.prefilled == []
+    assert "the engine caches no prefixes of this model" in caplog.text
+
+
 async def test_only_a_share_of_the_cache_is_filled() -> None:
     engine = Words(room=20)
     warm, metrics = warm_up(engine, {"text": 10 * "x"}, {"text": 5 * "y"})
