@@ -27,6 +27,7 @@ from api.http.middleware.request_id import RequestIdMiddleware
 from api.http.middleware.shutdown import ShutdownMiddleware
 from api.http.middleware.tracing import TracingMiddleware
 from api.http.server import Connections
+from api.jobs import route_query
 from api.jobs import routes as jobs
 from api.keys.middleware import AuthenticationMiddleware
 from api.monitoring import health
@@ -107,6 +108,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.add_middleware(InterruptedResponses, metrics=metrics)
     errors.install(app, CONVENTIONS)
     app.include_router(jobs.router)
+    app.include_router(route_query.router)
     app.include_router(openai.router)
     app.include_router(responses.router)
     app.include_router(anthropic.router)

@@ -6,7 +6,6 @@ import re
 import secrets
 import threading
 import time
-from datetime import datetime
 
 _HEX = "[0-9a-f]{32}"
 # A region code, the last part of an id that was created in that region.
@@ -57,11 +56,6 @@ def new_id(prefix: str, region: str = "") -> str:
     milliseconds, counter = _clock.tick()
     value = (milliseconds << 80) | (0x7 << 76) | (counter << 64) | (0x2 << 62) | secrets.randbits(_RANDOM_BITS)
     return f"{prefix}{value:032x}{_suffix(region)}"
-
-
-def first_id(prefix: str, at: datetime) -> str:
-    """The smallest id that can be created at a time: later ones are not less than this."""
-    return f"{prefix}{int(at.timestamp() * 1000) << 80:032x}"
 
 
 def is_id(prefix: str, text: str) -> bool:
