@@ -53,6 +53,8 @@ from api.responses.store import ResponseStore
 from api.routing.complexity import Complexity
 from api.routing.conversations import Conversations
 from api.routing.router import Router
+from api.savings.service import SavingsService
+from api.savings.store import SavingsStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
@@ -99,9 +101,9 @@ async def open_resources(
         recovery_store = RecoveryStore(database)
         hints = HintSender(celery_app(settings.redis_url), redis)
         fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, fallbacks)
         stack.push_async_callback(hints.flush)
-        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
+        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s, send=hints.put)
         sweeper = Sweeper(
             recovery_store,
             terminator,
@@ -229,6 +231,7 @@ async def open_resources(
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
+        resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))

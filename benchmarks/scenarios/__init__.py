@@ -13,6 +13,7 @@ from benchmarks.scenarios import (
     heavy,
     priority,
     relay,
+    routing,
     submits,
     upstream,
     vllm,
@@ -31,4 +32,5 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "heavy": heavy.run,
     "cancel": cancel.run,
     "priority": priority.run,
+    "routing": routing.run,
 }

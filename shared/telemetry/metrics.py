@@ -17,7 +17,7 @@ from shared.config.models.reload import ReloadResult
 from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode
 from shared.domain.fallback import FallbackReason
-from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
+from shared.domain.job import TERMINAL, AttemptOutcome, JobStatus, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
 from shared.domain.result import JobResult
 from shared.telemetry.instruments import Aggregation, Definition, Exporter, InstrumentSet, Label
@@ -524,6 +524,17 @@ class Metrics:
             API,
         )
 
+        # Coalescing
+
+        self.followers = new.counter(
+            "headrace_followers_total",
+            "Jobs that waited for the answer of an identical one, by what became of them at its end: `answered`, or"
+            " `released` to the queue because there was no answer.",
+            (MODEL, Label("outcome", ("answered", "released"))),
+            API,
+            WORKER,
+        )
+
         # Streams
 
         self.stream_readers = new.gauge(
@@ -740,6 +751,16 @@ class Metrics:
         self.warmed_prefixes.labels(model, "failed").inc(failed)
         self.warmed_tokens.labels(model).inc(tokens)
         self.warm_up_duration.labels(model).set(took_s)
+
+    def follower_changed(self, model: str, priority: int, status: JobStatus) -> None:
+        """Count a follower that has ended with its leader's answer, or was released to the queue.
+
+        Tokens and durations are those of jobs that were run, so these of followers are not counted.
+        """
+        name = self.model_label(model)
+        self.followers.labels(name, "released" if status is JobStatus.QUEUED else "answered").inc()
+        if status.terminal:
+            self.jobs_finished.labels(name, priority_label(priority), status.value).inc()
 
     def cache_decided(self, job: JobSummary) -> None:
         """Count what the response cache did for a submitted job.
