@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -27,7 +27,7 @@ class WarmPrompt(BaseModel):
     with the prompt is computed: of a system message, everything before the user's first word.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     text: Text | None = Field(None, description="A system message.")
     file: Annotated[str, StringConstraints(min_length=1)] | None = Field(
@@ -47,14 +47,6 @@ class WarmPrompt(BaseModel):
         min_length=1,
         description="The names of the projects that the prompts are for. By default those that used the model last.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _numbers(cls, data: Any) -> Any:
-        """Accept whole hours, which YAML reads as integers."""
-        if isinstance(data, dict) and type(data.get("hours")) is int:
-            return {**data, "hours": float(data["hours"])}
-        return data
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
