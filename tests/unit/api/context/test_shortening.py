@@ -14,7 +14,7 @@ from api.keys.principal import Principal
 from shared.config.models.loader import Registry
 from shared.config.models.openai import OpenAIModel
 from shared.config.models.simulated import SimulatedModel
-from shared.domain.answer_options import ContextOptions, KeyOptions, RequestOptions
+from shared.domain.answer_options import ContextOptions, KeyOptions, RequestOptions, TokenLimits
 from shared.domain.errors import InvalidRequest
 from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest, Message, Sampling
@@ -107,6 +107,15 @@ async def test_a_trigger_in_tokens_applies_without_a_known_length() -> None:
     assert new.decisions.headers() == {"x-headrace-tokens-estimated": "true"}
     far = ContextOptions(strategy="sliding_window", trigger_tokens=300_000)
     assert len((await shorten(job(conversation(9)), model(), far)).request.messages or ()) == 9
+
+
+async def test_a_limit_of_the_prompt_limits_the_room() -> None:
+    registry = Registry({"sim": model(context=WINDOW, limit=8192)})
+    options = KeyOptions(token_limits=TokenLimits(max_input=100))
+    admission = Admission(registry, ContextWindow(registry))
+    new = await admission.admit(replace(Principal.of(OWNER), options=options), job(conversation(9)))
+    assert new.decisions.context is not None
+    assert (new.decisions.context.tokens_after or 0) <= 80
 
 
 async def test_a_newest_turn_that_does_not_fit_is_an_error() -> None:
