@@ -47,8 +47,8 @@ TASK_TOKENS = 256
 MIN_STAGE_BYTES = 300
 # A job that writes a summary is cancelled after this many times the time that a request waits for it.
 MAX_WAITS = 4
-# After a model has failed or was too slow, a project's requests do without new summaries for so long: each of them would
-# wait for the model again.
+# After a model has failed or was too slow, a project's requests do without new summaries for so long: each of them
+# would wait for the model again.
 PAUSE_S = 60.0
 
 
