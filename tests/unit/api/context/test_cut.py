@@ -106,6 +106,7 @@ def _belongs(messages: Sequence[Message], position: int, newest: int) -> bool:
 
 
 @HISTORIES
+@hypothesis.example(seed=306, trigger=303, share=0.5)  # instructions follow a question that nothing has answered
 @hypothesis.given(seed=SEEDS, trigger=some.integers(20, 1500), share=some.floats(0.1, 0.9))
 def test_the_beginning_stays_the_same_between_two_cuts(seed: int, trigger: int, share: float) -> None:
     grown = history(seed, usual=True)
@@ -141,6 +142,12 @@ def test_instructions_amid_the_conversation_are_kept_in_order() -> None:
     messages = asks() + said("developer") + answers() + asks() + answers() + asks()
     assert kept(messages, 50, 30) == (1, 5)
     assert kept(messages, 50, 40) == (1, 3, 4, 5)
+
+
+def test_instructions_at_the_end_count_too() -> None:
+    messages = asks() + answers() + asks() + said("developer", 2)
+    assert kept(messages, 40, 30) == (2, 3, 4)
+    assert kept(messages, 50, 30) == (0, 1, 2, 3, 4)
 
 
 def test_the_steps_of_a_long_turn_are_dropped_but_not_its_question() -> None:
