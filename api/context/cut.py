@@ -31,14 +31,12 @@ class Budget:
 class Cut:
     """What is left of a conversation: the positions of its messages, and the tokens of the prompt.
 
-    `rounds`: the positions of the messages that each cut since the start of the conversation dropped. `newest`: the
-    tokens of what is never dropped: the instructions, the newest part, and the rest of the prompt.
+    `rounds`: the positions of the messages that each cut since the start of the conversation dropped.
     """
 
     kept: tuple[int, ...]
     rounds: tuple[tuple[int, ...], ...]
     tokens: int
-    newest: int
 
 
 def cut(messages: Sequence[Message], tokens: Sequence[int], budget: Budget) -> Cut:
@@ -99,7 +97,6 @@ class _Replay:
             kept=tuple(position for position in range(self._messages) if position not in dropped),
             rounds=tuple(self._rounds),
             tokens=self._size(self._place) if self._parts else self._all_fixed,
-            newest=self._all_fixed + (self._before[-1] - self._before[-2] if self._parts else 0),
         )
 
     def _cut_if_due(self) -> None:
