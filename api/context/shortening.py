@@ -92,7 +92,8 @@ class Shortening:
             InvalidRequest: the request names a model for summaries that does not exist, or what cannot be dropped does
                 not fit the context.
         """
-        if new.kind is not None or new.request.messages is None:
+        only_counts = new.request.prompt_only and not new.request.echo
+        if new.kind is not None or new.request.messages is None or only_counts:
             return new
         spec = self._registry[new.model]
         self._check_summarizer(new.options.context)
@@ -108,10 +109,6 @@ class Shortening:
         if not triggers or most_tokens(new.request) <= min(triggers):
             return new
         plan = await self._plan(new.request, self._window.message_counts(new.model), budget, clearing)
-        if plan.changes:
-            new = await self._shortened(principal, new, jobs, options, budget, plan)
-            if counted:
-                self._count_shortened(new, strategy if plan.rounds else CLEAR_TOOL_USES)
         limit = self._window.length(new.model)
         if budget is not None and limit is not None and plan.counted and plan.left >= limit:
             self._window.note_refusal(new.model)
@@ -122,6 +119,10 @@ class Shortening:
                 f" and the newest turn, which are never dropped, have {plan.left}",
                 param="messages",
             )
+        if plan.changes:
+            new = await self._shortened(principal, new, jobs, options, budget, plan)
+            if counted:
+                self._count_shortened(new, strategy if plan.rounds else CLEAR_TOOL_USES)
         return new
 
     def _check_summarizer(self, requested: ContextOptions | None) -> None:

@@ -136,6 +136,12 @@ async def test_a_text_prompt_is_not_a_conversation() -> None:
     assert await shorten(new, key=WINDOW) is new
 
 
+async def test_a_request_that_only_counts_tokens_counts_all() -> None:
+    new = job(conversation(9))
+    counting = replace(new, request=new.request.model_copy(update={"prompt_only": True}))
+    assert await shorten(counting, key=WINDOW) is counting
+
+
 async def test_a_model_for_summaries_that_does_not_exist() -> None:
     options = ContextOptions(strategy="summarize", model="other")
     with pytest.raises(InvalidRequest, match=r"context\.model: the model `other` does not exist") as caught:
