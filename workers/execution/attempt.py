@@ -87,8 +87,9 @@ class AttemptContext:
 
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
-    `provider`. `conversations` get to know which model takes over a job. `revision` is that of the model's entry
-    (`Spec.revision`).
+    `provider`, and of a job that has moved here, at most `max_output` tokens are generated: admission has applied the
+    limits of its first model. `conversations` get to know which model takes over a job. `revision` is that of the
+    model's entry (`Spec.revision`).
     """
 
     worker: str
@@ -104,6 +105,7 @@ class AttemptContext:
     traces: Traces = NO_TRACES
     compilations: Compilations | None = None
     provider: str | None = None
+    max_output: int | None = None
     conversations: ConversationModels | None = None
     revision: str | None = None
 
@@ -120,7 +122,10 @@ class JobAttempt:
     ) -> None:
         """`judge` decides what the death of the engine means for the job; `on_cleared` is called once it is no suspect
         any more."""
-        self.job = replace(job, request=job.request.for_provider(context.provider))
+        request = job.request.for_provider(context.provider)
+        if context.max_output is not None and job.decisions.has_moved:
+            request = request.with_output_of(context.max_output)
+        self.job = replace(job, request=request)
         # On the monotonic clock, as is `_submitted_at`, when the engine received the request.
         self.claimed_at = time.monotonic()
         self.interrupt_reason: InterruptReason | None = None
@@ -138,8 +143,8 @@ class JobAttempt:
         self._transcript = Transcript(job.request.sampling.n)
         self._trace = AttemptTrace()
         self._metrics = JobMetrics(context.metrics, job)
-        if self.job.request is not job.request:
-            self._metrics.parts_dropped(job.request.opaque_parts - self.job.request.opaque_parts)
+        if request is not job.request:
+            self._metrics.parts_dropped(job.request.opaque_parts - request.opaque_parts)
         self._generation: asyncio.Task[None] | None = None
         self._prompt = PromptInfo(0)
         self._reported_usage: Usage | None = None
@@ -426,8 +431,7 @@ class JobAttempt:
             case ContextExceeded():
                 return FallbackReason.CONTEXT_LENGTH
             case InvalidRequest():
-                route = self.job.decisions.route
-                return FallbackReason.REFUSED if route is not None and route.left else None
+                return FallbackReason.REFUSED if self.job.decisions.has_moved else None
             case UpstreamBusy():
                 return FallbackReason.UPSTREAM_BUSY
             case UpstreamError():
