@@ -158,9 +158,11 @@ class RecoveryStore(ReroutingStore):
         lost = JobRow.worker.endswith(LOST)
         return await self._reroute(move, JobRow.status == JobStatus.IN_PROGRESS.value, lost)
 
-    async def stranded(self, limit: int, *, without: Collection[str] = ()) -> list[JobSummary]:
-        """Return queued jobs with fallbacks that have waited for more than half of the time until `start_before`, and
-        whose model has no live worker.
+    async def stranded(
+        self, limit: int, available: Collection[str], *, without: Collection[str] = ()
+    ) -> list[JobSummary]:
+        """Return queued jobs that have waited for more than half of the time until `start_before`, and whose model has
+        no live worker, but that can move to an available model.
 
         `without` are the ids of jobs to leave out.
         """
@@ -176,17 +178,22 @@ class RecoveryStore(ReroutingStore):
                 JobRow.start_before > func.now(),
                 func.now() - JobRow.created_at > JobRow.start_before - func.now(),
                 JobRow.started_at.is_(None),
-                is_movable(),
+                is_movable(available),
             )
             .limit(limit)
         )
         return await self._summaries(statement)
 
-    async def movable(self, model: str, limit: int, *, without: Collection[str] = ()) -> list[JobSummary]:
-        """Return the next queued jobs of a model that have fallbacks. `without` are the ids of jobs to leave out."""
+    async def movable(
+        self, model: str, limit: int, available: Collection[str], *, without: Collection[str] = ()
+    ) -> list[JobSummary]:
+        """Return the next queued jobs of a model that can move to an available one.
+
+        `without` are the ids of jobs to leave out.
+        """
         statement = (
             select(*SUMMARY_COLUMNS)
-            .where(IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without), is_movable())
+            .where(IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without), is_movable(available))
             .order_by(JobRow.priority, JobRow.id)
             .limit(limit)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,21 +36,20 @@ class Move:
         return None if self.job.decisions.route is None else self.job.decisions.route.conversation
 
 
-def is_movable() -> ColumnElement[bool]:
-    """Condition: the job has fallbacks left, and no token that its row knows of."""
-    first = JobRow.decisions.op("#>")(sql_cast(["route", "fallbacks", "0"], ARRAY(Text)))
-    return first.is_not(None) & JobRow.first_token_at.is_(None) & JobRow.follows.is_(None)
+def is_movable(to: Collection[str]) -> ColumnElement[bool]:
+    """Condition: one of these models may take over the job, which has no token that its row knows of."""
+    fallbacks: Any = JobRow.decisions["route"]["fallbacks"]
+    return (
+        fallbacks.has_any(sql_cast(list(to), ARRAY(Text))) & JobRow.first_token_at.is_(None) & JobRow.follows.is_(None)
+    )
 
 
 class ReroutingStore(JobRowStore):
     """The base class of stores that move jobs to other models."""
 
-    async def available(self, models: Sequence[str]) -> set[str]:
-        """Those of the models that have a worker which accepts jobs."""
-        if not models:
-            return set()
+    async def available(self) -> set[str]:
+        """The models that have a worker which accepts jobs."""
         statement = select(WorkerRow.model).where(
-            WorkerRow.model.in_(models),
             WorkerRow.lease_expires_at > func.clock_timestamp(),
             WorkerRow.state == WorkerState.READY.value,
             WorkerRow.breaker_since.is_(None),
@@ -92,7 +91,7 @@ class ReroutingStore(JobRowStore):
                 JobRow.attempt == job.attempt,
                 JobRow.model == job.model,
                 JobRow.status.in_([JobStatus.QUEUED.value, JobStatus.IN_PROGRESS.value]),
-                is_movable(),
+                is_movable([move.to]),
                 *guards,
             )
             .values(values)

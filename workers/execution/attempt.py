@@ -561,12 +561,11 @@ class JobAttempt:
         False: it stays, because it has no fallback or may have output, or is being cancelled, or is not owned any more.
         """
         job, context = self.job, self._context
-        candidates = candidates_of(job)
-        if not candidates or job.request.names_tokens or self._first_token_at is not None:
+        if not candidates_of(job) or job.request.names_tokens or self._first_token_at is not None:
             return False
         if may_have_output(job, self._log.events):
             return False
-        available = await self._retry(lambda: context.store.available(candidates), "row")
+        available = await self._retry(context.store.available, "row")
         to = next_model(job, available, or_wait=or_wait)
         if to is None:
             return False
