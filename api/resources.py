@@ -37,6 +37,7 @@ from api.jobs.quotas import ProjectQuotas
 from api.jobs.removed_models import RemovedModels
 from api.jobs.retention import Retention
 from api.jobs.retention_store import RetentionStore
+from api.jobs.route_candidates import RouteCandidates
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
 from api.keys.earlier_work import EarlierWork
@@ -49,6 +50,9 @@ from api.monitoring.readiness import ReadinessCheck
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
+from api.routing.complexity import Complexity
+from api.routing.conversations import Conversations
+from api.routing.router import Router
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
@@ -80,6 +84,7 @@ async def open_resources(
     registry: Registry,
     metrics: Metrics,
     reload_signal: ReloadSignal,
+    complexity: Complexity,
     traces: Traces = NO_TRACES,
 ) -> AsyncIterator[Resources]:
     """Create the application's resources; close them on exit."""
@@ -111,9 +116,12 @@ async def open_resources(
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
         context_window = ContextWindow(registry)
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
+        conversation_models = Conversations(ConversationModels(redis), metrics)
+        candidates = RouteCandidates(registry, context_window, queue_estimates)
+        router = Router(registry, candidates, conversation_models, complexity, metrics)
         secret = settings.cache_secret.encode() or None
         cache = ResponseCache(registry, CacheStore(database), store, metrics, secret=secret)
-        admission = Admission(registry, context_window, quotas, media_limits, metrics)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics, router)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -141,9 +149,7 @@ async def open_resources(
         members = MemberReader(
             metrics,
             refuse_unknown=settings.unknown_parameters == "refuse",
-            extra_names=lambda model: (
-                spec.capabilities.extra_body if (spec := registry.models.get(model)) is not None else ()
-            ),
+            extra_names=registry.extra_body_names,
         )
         keys = ApiKeyStore(database)
         steps = BatchSteps(
@@ -216,6 +222,7 @@ async def open_resources(
         resources.add(Authenticator, authenticator)
         resources.add(OpenRequests, open_requests)
         resources.add(Admission, admission)
+        resources.add(Router, router)
         resources.add(ContextWindow, context_window)
         resources.add(JobService, jobs)
         conversations = ConversationLimits(settings.max_conversation_bytes, settings.max_conversation_messages)

@@ -67,7 +67,7 @@ class LineContent:
 def parse(
     line: Line, url: str, members: MemberReader, registry: Registry | None = None, *, counted: bool = False
 ) -> BatchRequest:
-    """Parse a line of a batch for the endpoint `url`. With a registry, the model must exist.
+    """Parse a line of a batch for the endpoint `url`. With a registry, the model or route must exist.
 
     `counted`: ignored members count in the metrics.
 
@@ -105,7 +105,7 @@ def parse(
     except InvalidRequest as error:
         param = error.param
         raise rejected("invalid_request", error.message, f"body.{param}" if param else "body") from None
-    if registry is not None and job.model not in registry:
+    if registry is not None and not registry.may_be_requested(job.model):
         raise rejected("model_not_found", f"The model `{job.model}` does not exist.", "body.model")
     generate = job.request.model_copy(update={"priority": BATCH_PRIORITY})
     return BatchRequest(custom_id, BatchJob(line.number, job.model, generate, job.metadata, job.end_user))

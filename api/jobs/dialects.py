@@ -122,6 +122,8 @@ JOB = MemberRules(
         "stream_options",
     ),
 )
+# Bodies of jobs and of chat completions.
+ROUTE = MemberRules(droppable=_TOOLS, significant=_OPAQUE, refused=_CHAT, ignored=_HARMLESS_CHAT)
 TEXT = MemberRules(
     refused={
         **_ENGINE,

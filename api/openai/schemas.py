@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -22,8 +23,9 @@ from api.jobs.parameters import (
     is_token_ids,
     sampling_of,
 )
-from shared.config.models.capabilities import Capabilities
+from shared.config.models.capabilities import Capabilities, union
 from shared.config.models.loader import ModelSpec
+from shared.config.models.routes import Mode, Route
 from shared.domain.errors import InvalidRequest
 from shared.domain.request import MAX_MESSAGES, GenerateRequest, TokenId, UnicodeText, contradiction
 
@@ -359,8 +361,15 @@ class Completion(BaseModel):
     usage: CompletionUsage
 
 
+class RouteView(BaseModel):
+    """The models that a route may choose, and the modes that may follow its name after a colon."""
+
+    models: tuple[str, ...]
+    modes: tuple[Mode, ...]
+
+
 class ModelView(BaseModel):
-    """A model."""
+    """A model, or a route."""
 
     id: str
     object: Literal["model"] = "model"
@@ -368,6 +377,11 @@ class ModelView(BaseModel):
     owned_by: Literal["headrace"] = "headrace"
     max_model_len: int | None
     capabilities: Capabilities
+    route: RouteView | None = Field(
+        None,
+        description="The models behind the name, if it is a route. Absent otherwise.",
+        exclude_if=lambda part: not part,
+    )
 
     @classmethod
     def of(cls, model: ModelSpec, max_model_len: int | None) -> Self:
@@ -375,6 +389,18 @@ class ModelView(BaseModel):
         if not found.tools:
             found = replace(found, tool_choices=frozenset())
         return cls(id=model.name, max_model_len=max_model_len, capabilities=found)
+
+    @classmethod
+    def of_route(cls, name: str, route: Route, models: Mapping[str, Self]) -> Self:
+        """A route, under one of its names: it can do what one of its models can. `models` are all models."""
+        found = [models[candidate] for candidate in route.candidates if candidate in models]
+        lengths = [model.max_model_len for model in found]
+        return cls(
+            id=name,
+            max_model_len=None if None in lengths else max(filter(None, lengths), default=None),
+            capabilities=union([model.capabilities for model in found]),
+            route=RouteView(models=route.candidates, modes=tuple(Mode) if route.uses_complexity else ()),
+        )
 
 
 class ModelList(BaseModel):

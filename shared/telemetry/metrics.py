@@ -33,6 +33,7 @@ PRIORITY_LABELS = tuple(dict.fromkeys(_BAND_NAMES.values()))
 
 MODEL = Label("model", bound="names in models.yaml, and `(other)`")
 PRIORITY = Label("priority", PRIORITY_LABELS)
+ROUTE = Label("route", bound="routes in models.yaml")
 
 
 class HttpRejection(StrEnum):
@@ -56,6 +57,18 @@ class Quota(StrEnum):
     REQUEST_BYTES = "request_bytes"
     STREAMS = "streams"
     OPEN_BYTES = "open_bytes"
+
+
+class SkipReason(StrEnum):
+    """Why a route does not choose a model. The last three may pass: such a model serves a request if no other can."""
+
+    CAPABILITY = "capability"
+    CONTEXT_LENGTH = "context_length"
+    LIMIT = "limit"
+    REMOVED = "removed"
+    NO_WORKER = "no_worker"
+    BREAKER_OPEN = "breaker_open"
+    WAIT = "wait"
 
 
 class TokenLimitOutcome(StrEnum):
@@ -218,6 +231,26 @@ class Metrics:
 
         # Jobs: events
 
+        # Routes
+
+        self.route_decisions = new.counter(
+            "headrace_route_decisions_total",
+            "Requests for a route, by the rule that chose the model and by the model.",
+            (ROUTE, Label("rule", bound="rules in models.yaml, `complexity`, `otherwise` and `conversation`"), MODEL),
+            API,
+        )
+        self.route_skipped = new.counter(
+            "headrace_route_skipped_models_total",
+            "Models that a route would have chosen, but that could not serve the request, or not soon enough.",
+            (ROUTE, MODEL, Label("reason", tuple(reason.value for reason in SkipReason))),
+            API,
+        )
+        self.route_conversation_errors = new.counter(
+            "headrace_route_conversation_errors_total",
+            "Reads and writes of the models of conversations that failed because Redis was unavailable.",
+            (),
+            API,
+        )
         self.jobs_submitted = new.counter(
             "headrace_jobs_submitted_total",
             "Submitted jobs, counted when their row is committed.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -76,6 +76,13 @@ class Registry:
     def may_be_requested(self, name: str) -> bool:
         """Whether a request may name this as its model: a model or a route."""
         return name in self._models or name in self._route_names
+
+    def extra_body_names(self, name: str) -> Collection[str]:
+        """The provider's parameters that requests for a model may have, or for a route, for one of its models."""
+        requested = self.route(name)
+        candidates = (name,) if requested is None else requested.route.candidates
+        specs = [self._models[candidate] for candidate in candidates if candidate in self._models]
+        return frozenset().union(*(spec.capabilities.extra_body for spec in specs))
 
     def __contains__(self, name: object) -> bool:
         return name in self._models

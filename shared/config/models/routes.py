@@ -80,6 +80,18 @@ class Route(BaseModel):
             names += [name, *others]
         return tuple(dict.fromkeys(names))
 
+    @property
+    def uses_complexity(self) -> bool:
+        """Whether requests that no rule applies to are served by the tier for their complexity."""
+        decided = any(not rule.conditions.names for rule in self.rules)
+        return not decided and self.otherwise in (None, COMPLEXITY)
+
+    @property
+    def counts_up_to(self) -> int:
+        """The most tokens that a rule compares a prompt with: longer prompts are all alike."""
+        conditions = [rule.conditions for rule in self.rules]
+        return max((max(item.input_tokens_over or 0, item.input_tokens_under or 0) for item in conditions), default=0)
+
     def tier(self, model: str) -> int | None:
         """The tier of a model, from 0; None if it is none of `models`."""
         return self.models.index(model) if model in self.models else None
