@@ -39,9 +39,8 @@ class Move:
 def is_movable(to: Collection[str]) -> ColumnElement[bool]:
     """Condition: one of these models may take over the job, which has no token that its row knows of."""
     fallbacks: Any = JobRow.decisions["route"]["fallbacks"]
-    return (
-        fallbacks.has_any(sql_cast(list(to), ARRAY(Text))) & JobRow.first_token_at.is_(None) & JobRow.follows.is_(None)
-    )
+    takes_over: ColumnElement[bool] = fallbacks.has_any(sql_cast(list(to), ARRAY(Text)))
+    return takes_over & JobRow.first_token_at.is_(None) & JobRow.follows.is_(None)
 
 
 class ReroutingStore(JobRowStore):
