@@ -53,6 +53,8 @@ from api.responses.store import ResponseStore
 from api.routing.complexity import Complexity
 from api.routing.conversations import Conversations
 from api.routing.router import Router
+from api.savings.service import SavingsService
+from api.savings.store import SavingsStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
@@ -229,6 +231,7 @@ async def open_resources(
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
+        resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))
