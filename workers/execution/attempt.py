@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from shared.domain.errors import ContextExceeded, ErrorCode, InvalidRequest
+from shared.domain.errors import ContentRefused, ContextExceeded, ErrorCode, InvalidRequest
 from shared.domain.events import Delta, EventType, UpstreamState, seq_before
 from shared.domain.fallback import FallbackReason, candidates_of, may_have_output, next_model
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
@@ -430,6 +430,8 @@ class JobAttempt:
         match error:
             case ContextExceeded():
                 return FallbackReason.CONTEXT_LENGTH
+            case ContentRefused():
+                return None
             case InvalidRequest():
                 return FallbackReason.REFUSED if self.job.decisions.has_moved else None
             case UpstreamBusy():

@@ -21,7 +21,7 @@ from api.openai.completions import CHAT
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
 from shared.domain.decisions import CacheDecision, Decisions, RouteDecision
-from shared.domain.errors import ContextExceeded, InvalidRequest
+from shared.domain.errors import ContentRefused, ContextExceeded, InvalidRequest
 from shared.domain.events import EventType, UpstreamState
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Job, JobStatus
@@ -289,6 +289,9 @@ async def test_errors_of_the_client_and_cancels_do_not_move_a_job(models: Models
     run, call = await models.start("a", late)
     models.workers["a"].runner.stop(late.id, InterruptReason.DEADLINE_EXCEEDED)
     assert await asyncio.wait_for(run, WITHIN_S) is JobStatus.CANCELLED
+    filtered = await models.submit("b", "c")
+    assert await models.fail("a", filtered, UpstreamError("down")) is None
+    assert await models.fail("b", filtered, ContentRefused("no", param="prompt")) is JobStatus.FAILED
     ids = await models.submit("b", request=GenerateRequest(prompt=[1, 2]))
     assert await models.fail("a", ids, UpstreamError("down")) is JobStatus.FAILED, "b has other tokens"
 
