@@ -101,9 +101,9 @@ async def open_resources(
         recovery_store = RecoveryStore(database)
         hints = HintSender(celery_app(settings.redis_url), redis)
         fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, fallbacks)
         stack.push_async_callback(hints.flush)
-        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
+        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s, send=hints.put)
         sweeper = Sweeper(
             recovery_store,
             terminator,

@@ -11,6 +11,7 @@ from shared.domain.priorities import Hint, to_front
 from shared.domain.transcript import Transcript
 from shared.postgres.recovery_store import RecoveryStore
 from shared.postgres.rerouting import Move
+from shared.recovery.followers import report_changes
 from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.faulty_items import FaultyItems
@@ -79,8 +80,10 @@ class Fallbacks:
             return False
         transcript = await Transcript.of(events, job.choices, model=job.model)
         move = Move(job, to, reason, transcript.upstream)
-        if not await (self._store.reroute_lost if running else self._store.reroute_queued)(move):
+        followers = await (self._store.reroute_lost if running else self._store.reroute_queued)(move)
+        if followers is None:
             return False
+        report_changes(followers, self._send, self._metrics)
         if running:
             self._metrics.attempts.labels(self._metrics.model_label(job.model), AttemptOutcome.REROUTED).inc()
         self._metrics.job_fallbacks.labels(job.model, to, reason).inc()
