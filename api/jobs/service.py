@@ -82,7 +82,7 @@ class JobService:
             Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
             KeyReused: the idempotency key was used with a different request.
         """
-        new = await self._admission.admit(principal, new)
+        new = await self._admission.admit(principal, new, self)
         if self._cache is not None:
             new = await self._cache.admit(principal, new)
             if (answered := await self._answer(self._cache, new, idempotency)) is not None:

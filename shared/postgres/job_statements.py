@@ -75,6 +75,7 @@ from shared.postgres.tables import (
     CachedAnswerRow,
     JobRow,
     ResponseRow,
+    SummaryRow,
     Timestamp,
     UpstreamCancellationRow,
     WorkerRow,
@@ -536,7 +537,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
 def purge_statement(*guards: ColumnElement[bool]) -> Any:
     """Delete the input and output of ended jobs for which the guards hold; returns the ids.
 
-    Their responses and their entries in the response cache are deleted too.
+    Their responses, their entries in the response cache, and the summaries that they used are deleted too.
 
     The rows remain, for accounting.
     """
@@ -552,12 +553,15 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
             error_param=None,
             deleted_at=func.now(),
         )
-        .returning(JobRow.id)
+        .returning(JobRow.id, JobRow.decisions["context"]["summary_job"].astext.label("summary_job"))
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
     entry = delete(CachedAnswerRow).where(CachedAnswerRow.job_id.in_(select(purged.c.id)))
-    return select(purged.c.id).add_cte(response.cte("response"), entry.cte("entry"))
+    # The summary of its conversation that the job was answered with, or wrote.
+    writers = select(purged.c.id).union_all(select(purged.c.summary_job))
+    summary = delete(SummaryRow).where(SummaryRow.job_id.in_(writers))
+    return select(purged.c.id).add_cte(response.cte("response"), entry.cte("entry"), summary.cte("summary"))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:

@@ -154,6 +154,33 @@ class Metrics:
             API,
         )
 
+        # Conversations that outgrow their model's context
+
+        self.conversations_shortened = new.counter(
+            "headrace_conversations_shortened_total",
+            "Requests above the trigger of their strategy for long conversations, by what was done."
+            " `fell_back`: messages were dropped because there was no summary.",
+            (
+                MODEL,
+                Label("strategy", ("sliding_window", "summarize", "clear_tool_uses")),
+                Label("outcome", ("dropped", "summarized", "cleared", "fell_back", "too_long", "unknown_length")),
+            ),
+            API,
+        )
+        self.context_tokens_dropped = new.counter(
+            "headrace_context_tokens_dropped_total",
+            "Prompt tokens by which conversations were shortened.",
+            (MODEL,),
+            API,
+        )
+        self.summary_time = new.histogram(
+            "headrace_summary_seconds",
+            "Time to write the summary of a conversation, by the model that wrote it.",
+            (MODEL,),
+            DURATION_BUCKETS,
+            API,
+        )
+
         # Limits and estimates of tokens
 
         self.token_limits = new.counter(
