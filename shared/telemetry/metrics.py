@@ -777,7 +777,7 @@ class Metrics:
         Tokens and durations are those of jobs that were run, so these of followers are not counted.
         """
         name = self.model_label(model)
-        self.followers.labels(name, "released" if status is JobStatus.QUEUED else "answered").inc()
+        self.followers.labels(name, "answered" if status.terminal else "released").inc()
         if status.terminal:
             self.jobs_finished.labels(name, priority_label(priority), status.value).inc()
 
