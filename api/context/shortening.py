@@ -79,11 +79,17 @@ class Shortening:
         self._threads = asyncio.Semaphore(THREADS)
 
     async def shorten(
-        self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None, *, counted: bool = True
+        self,
+        principal: Principal,
+        new: NewJob,
+        jobs: SummaryJobs | None = None,
+        *,
+        max_input: int | None = None,
+        counted: bool = True,
     ) -> NewJob:
         """Shorten the conversation of a new job if it is above the trigger. `jobs` runs jobs that write summaries.
 
-        `counted`: the outcome counts in the metrics.
+        `max_input`: a limit of the prompt's tokens beside the context. `counted`: the outcome counts in the metrics.
 
         Raises:
             NotFound: the model does not exist.
@@ -97,7 +103,7 @@ class Shortening:
         options = new.options.context or principal.options.context or spec.context
         strategy = options.strategy if options is not None else "error"
         clearing = new.options.tool_clearing
-        budget = self._budget(new, options) if options is not None and strategy != "error" else None
+        budget = self._budget(new, options, max_input) if options is not None and strategy != "error" else None
         if strategy != "error" and budget is None and counted:
             self._count(new.model, strategy, "unknown_length")
         triggers = [budget.trigger] if budget is not None else []
@@ -131,13 +137,15 @@ class Shortening:
                 param="context.model",
             )
 
-    def _budget(self, new: NewJob, options: ContextOptions) -> Budget | None:
-        """The trigger and the target in tokens; None if the model's context length is unknown."""
+    def _budget(self, new: NewJob, options: ContextOptions, max_input: int | None) -> Budget | None:
+        """The trigger and the target in tokens; None if neither the context's length nor another limit is known."""
         limit = self._window.length(new.model)
         trigger = options.trigger_tokens
+        rooms = [] if max_input is None else [max_input]
         if limit is not None:
-            output = min(new.request.sampling.max_tokens or 0, int(limit * MAX_OUTPUT_SHARE))
-            share = max(1, int((limit - output) * options.trigger))
+            rooms.append(limit - min(new.request.sampling.max_tokens or 0, int(limit * MAX_OUTPUT_SHARE)))
+        if rooms:
+            share = max(1, int(min(rooms) * options.trigger))
             trigger = min(share, trigger or share)
         if trigger is None:
             return None
