@@ -69,8 +69,7 @@ class Admission:
         if self._router is not None:
             new = await self._router.route(principal, new)
         new = self._token_limiter.limit_output(principal, new)
-        max_input = self._token_limiter.max_input(principal, new.model)
-        new = await self._shortening.shorten(principal, new, jobs, max_input=max_input)
+        new = await self._shortening.shorten(principal, new, jobs)
         new = await self._token_limiter.check_input(principal, new)
         await self.check(new.model, new.request)
         return new
@@ -90,8 +89,7 @@ class Admission:
         """Find out later why a job was rejected: run the checks again, without side effects. Raises as `admit`."""
         new = replace(new, model=await self.model_of(principal, new))
         new = self._token_limiter.limit_output(principal, new, counted=False)
-        max_input = self._token_limiter.max_input(principal, new.model)
-        new = await self._shortening.shorten(principal, new, max_input=max_input, counted=False)
+        new = await self._shortening.shorten(principal, new, counted=False)
         new = await self._token_limiter.check_input(principal, new, counted=False)
         await self.check(new.model, new.request)
 
