@@ -534,6 +534,22 @@ class Metrics:
             (),
             API,
         )
+        self.cache_evictions = new.counter(
+            "headrace_cache_evictions_total",
+            "Answers removed from the response cache because they had expired, or because the cache was full.",
+            (Label("reason", ("expired", "size")),),
+            API,
+        )
+        self.cache_entries = new.gauge(
+            "headrace_cache_entries", "Answers in the response cache.", (), API, aggregation=Aggregation.MAX
+        )
+        self.cache_bytes = new.gauge(
+            "headrace_cache_bytes",
+            "Size of the answers in the response cache.",
+            (),
+            API,
+            aggregation=Aggregation.MAX,
+        )
 
         # Coalescing
 
