@@ -108,6 +108,14 @@ GOALS = (
         "ms",
     ),
     Goal(
+        "first token of the first request after a start with warm_prompts, relative to later ones",
+        Key("warm", "warm", "first token of the first request"),
+        1.2,
+        False,
+        "x",
+        Key("warm", "warm", "first token of later requests"),
+    ),
+    Goal(
         "first token at 16, delay relative to the upstream, p50",
         Key("upstream", "headrace", "added to p50 at 16"),
         13,
