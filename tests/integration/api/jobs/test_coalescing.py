@@ -18,12 +18,10 @@ from shared.domain.answer_options import CacheControl, CacheOptions, RequestOpti
 from shared.domain.decisions import CacheOutcome, Decisions, RouteDecision
 from shared.domain.errors import ErrorCode, InvalidRequest
 from shared.domain.events import Event, EventType, UpstreamState, parse_archive
-from shared.domain.fallback import FallbackReason
 from shared.domain.job import Job, JobStatus
 from shared.domain.priorities import Hint, to_front
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.job_store import Idempotency, NewJob
-from shared.postgres.rerouting import Move
 from tests.conftest import TEST_REDIS_DB, Servers
 from tests.integration.shared.postgres.test_state_machine import MODEL, WITHIN_S, World, open_world
 from tests.support.metrics import api_metrics
@@ -336,26 +334,6 @@ async def test_a_follower_that_was_committed_after_its_leaders_end(world: Coales
     assert text_of(await finished(stream)) == text_of_tokens(3)
 
 
-async def test_followers_of_a_job_that_moves_to_another_model_do_not_get_its_answer(world: Coalescing) -> None:
-    route = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=("n",)))
-    leader = await world.ask(decisions=route)
-    follower = await world.ask()
-    stream = world.stream(follower)
-    assert await world.deliver(world.workers[0], leader.id) is not None
-    await world.until_read(follower.id, 1)
-    move = Move(await world.read(leader), "n", FallbackReason.UPSTREAM_ERROR)
-    assert await world.workers[0].store.reroute(move)
-    row = await world.read(follower)
-    assert (row.status, row.follows, row.model) == (JobStatus.QUEUED, None, MODEL)
-    call = await world.deliver(world.workers[1], follower.id, 3)
-    assert call is not None
-    assert call.prior == ""
-    await world.finish(world.workers[1], call, "stop")
-    events = await finished(stream)
-    assert [event.seq for event in events] == sorted({event.seq for event in events})
-    assert text_of(events) == text_of_tokens(4)
-
-
 async def test_a_job_follows_none_that_it_would_wait_for_longer(world: Coalescing) -> None:
     leader = await world.ask(priority=5)
     urgent = await world.ask(priority=1)
@@ -400,3 +378,40 @@ async def test_a_log_that_redis_has_lost(world: Coalescing) -> None:
     assert [event.seq for event in events] == sorted({event.seq for event in events})
     after = [event.type for event in events].index(EventType.RESTARTED)
     assert text_of(events[after:]) == text_of_tokens(3)
+
+
+async def test_followers_of_a_job_that_moves_to_another_model_are_jobs_of_their_own(world: Coalescing) -> None:
+    """They receive nothing of the other model's answer, and can move too."""
+    routed = Decisions(route=RouteDecision(route="auto", rule="r", fallbacks=("n",)))
+    leader = await world.ask(decisions=routed)
+    call = await world.workers[0].deliver(leader.id)
+    assert call is not None
+    first, second = await world.ask(), await world.ask(decisions=routed)
+    assert {job.follows for job in (first, second)} == {leader.id}
+    streams = [world.stream(job) for job in (leader, first, second)]
+    await world.until_read(leader.id, 1)
+    await world.fail(world.workers[0], call)
+    assert (await world.read(leader)).model == "n"
+    for job in (first, second):
+        assert await world.is_released(job)
+        assert await world.key_of(job) is None
+    assert (await world.read(first)).model == MODEL
+    late = await world.ask()
+    assert late.follows is None, "the answer will be another model's"
+
+    for job, tokens in ((leader, 5), (first, 2)):
+        run = await world.workers[0].deliver(job.id)
+        assert run is not None
+        await world.tokens(world.workers[0], run, tokens)
+        await world.finish(world.workers[0], run, "stop")
+    run = await world.workers[1].deliver(second.id)
+    assert run is not None
+    await world.fail(world.workers[1], run)
+    assert (await world.read(second)).model == "n"
+    run = await world.workers[1].deliver(second.id)
+    assert run is not None
+    await world.finish(world.workers[1], run, "stop")
+    answers = [await finished(stream) for stream in streams]
+    assert [text_of(events) for events in answers] == [text_of_tokens(6), text_of_tokens(3), text_of_tokens(1)]
+    assert not any(event.type is EventType.RESTARTED for events in answers for event in events)
+    assert (await world.ask()).follows == late.id, "nothing was stored"
