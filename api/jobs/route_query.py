@@ -31,7 +31,9 @@ class RouteRequest(JobCreate):
     member_rules: ClassVar[MemberRules] = dialects.ROUTE
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of Peru?"}]}]
+            "examples": [
+                {"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of Peru?"}]}
+            ]
         }
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import httpx
 import pytest
@@ -30,6 +30,7 @@ def make_stack(
     models: list[dict[str, object]],
     *,
     redis_db: int | None = None,
+    routes: Sequence[dict[str, object]] = (),
     **settings: object,
 ) -> Stack:
     """A stack with its own database and Redis database. No process has been started yet."""
@@ -39,7 +40,7 @@ def make_stack(
     return Stack(
         switch_database(servers.postgres_url, database),
         servers.empty_redis(redis_db),
-        write_models(folder / "models.yaml", models),
+        write_models(folder / "models.yaml", models, routes),
         folder,
         **settings,
     )
@@ -47,7 +48,10 @@ def make_stack(
 
 @pytest.fixture(scope="session")
 def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker."""
+    """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker.
+
+    The route `auto` prefers `sim` and `small`, or for requests with a certain word, `orphan`.
+    """
     models: list[dict[str, object]] = [
         {
             "name": "sim",
@@ -58,7 +62,21 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
         {"name": "orphan", "engine": "simulated", "slots": 2},
     ]
-    stack = make_stack(servers, tmp_path_factory, "sim", models, redis_db=SIM_REDIS_DB, HEADRACE_MAX_BODY_BYTES=100_000)
+    route: dict[str, object] = {
+        "name": "auto",
+        "models": ["sim", "small"],
+        "rules": [{"name": "scarce", "if": {"keywords": ["orphan"]}, "model": "orphan"}],
+        "fallbacks": {"orphan": ["small", "sim"]},
+    }
+    stack = make_stack(
+        servers,
+        tmp_path_factory,
+        "sim",
+        models,
+        redis_db=SIM_REDIS_DB,
+        routes=[route],
+        HEADRACE_MAX_BODY_BYTES=100_000,
+    )
     try:
         stack.start_api()
         stack.start_worker("sim")
