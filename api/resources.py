@@ -16,6 +16,8 @@ from api.batches.revoked_work import RevokedWork, RevokedWorkStore
 from api.batches.service import BatchService
 from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
+from api.cache.response_cache import ResponseCache
+from api.cache.store import CacheStore
 from api.context.reported_lengths import ReportedContexts
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
@@ -38,6 +40,7 @@ from api.jobs.retention_store import RetentionStore
 from api.jobs.route_candidates import RouteCandidates
 from api.jobs.service import JobService
 from api.keys.auth import Authenticator
+from api.keys.earlier_work import EarlierWork
 from api.keys.open_requests import OpenRequests
 from api.keys.revocation import RevocationCheck
 from api.keys.store import ApiKeyStore
@@ -112,7 +115,9 @@ async def open_resources(
         conversation_models = Conversations(ConversationModels(redis), metrics)
         candidates = RouteCandidates(registry, context_window, queue_estimates)
         router = Router(registry, candidates, conversation_models, Heuristic(), metrics)
-        admission = Admission(registry, context_window, quotas, media_limits, router)
+        secret = settings.cache_secret.encode() or None
+        cache = ResponseCache(registry, CacheStore(database), store, metrics, secret=secret)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics, router)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -124,6 +129,7 @@ async def open_resources(
             queue_estimates=queue_estimates,
             metrics=metrics,
             traces=traces,
+            cache=cache,
         )
         in_s3 = settings.files.startswith(SCHEME)
         blobs: Blobs = S3Blobs(settings.files) if in_s3 else LocalBlobs(Path(settings.files))
@@ -141,10 +147,12 @@ async def open_resources(
             refuse_unknown=settings.unknown_parameters == "refuse",
             extra_names=registry.extra_body_names,
         )
+        keys = ApiKeyStore(database)
         steps = BatchSteps(
             registry=registry,
             members=members,
             admission=admission,
+            earlier_work=EarlierWork(keys, settings.key_cache_s),
             store=batches,
             blobs=blobs,
             jobs=jobs,
@@ -177,7 +185,6 @@ async def open_resources(
                 RevokedWorkStore(database), jobs, batch_service, interval_s=settings.key_cache_s / 2
             )
             supervisor.start("revoked_work", revoked_work.run())
-        keys = ApiKeyStore(database)
         authenticator = Authenticator(keys, settings.key_cache_s)
         open_requests = OpenRequests(settings, metrics)
         revocation_check = RevocationCheck(keys, authenticator, open_requests, interval_s=settings.key_cache_s / 2)

@@ -18,6 +18,8 @@ from shared.domain.ids import REGION
 
 # The most bytes of one image or file, and of all in a request, unless they are set.
 MAX_PART_BYTES, MAX_MEDIA_BYTES = 5_000_000, 20_000_000
+# A shorter secret could be guessed.
+MIN_CACHE_SECRET = 32
 # The part of a body that images and files may have by default, decoded: base64 takes a third more, and the rest of the
 # request needs some room.
 MEDIA_SHARE = 0.73
@@ -191,6 +193,23 @@ class RetentionSettings(SettingsGroup):
     )
 
 
+class CacheSettings(SettingsGroup):
+    """The response cache."""
+
+    cache_secret: str = Field(
+        "",
+        description="Secret of the keys of cached answers, the same for all API processes; at least 32 characters."
+        " Default: one that the database keeps. A change empties the cache.",
+    )
+
+    @field_validator("cache_secret")
+    @classmethod
+    def _long_enough(cls, secret: str) -> str:
+        if secret and len(secret) < MIN_CACHE_SECRET:
+            raise ValueError(f"must have at least {MIN_CACHE_SECRET} characters")
+        return secret
+
+
 class RegionSettings(SettingsGroup):
     """Multiple regions."""
 
@@ -229,6 +248,7 @@ class ApiSettings(
     FileSettings,
     BatchSettings,
     RetentionSettings,
+    CacheSettings,
     RegionSettings,
     Settings,
 ):

@@ -140,6 +140,7 @@ class WorkerRuntime:
             traces=traces,
             compilations=compilations_of(model, metrics),
             provider=model.provider,
+            revision=model.revision,
         )
         runner = Runner(context, self.slot_pool, on_room=self.consumer.poll)
         heartbeat = Heartbeat(runner, current, claims, model.name, settings)

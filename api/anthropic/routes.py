@@ -97,7 +97,7 @@ async def messages(
         return JsonBody(build, ended[0].output_size)
 
     def stream() -> AsyncIterator[bytes]:
-        return frames(job, jobs.follow(job.id, new=created), hides_thinking=body.hides_thinking)
+        return frames(job, jobs.follow_submitted(job, created=created), hides_thinking=body.hides_thinking)
 
     return await call.respond(
         [job],

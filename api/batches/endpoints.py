@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,8 +50,10 @@ class Endpoint(Protocol):
             pydantic.ValidationError, shared.domain.errors.InvalidRequest: the body is invalid.
         """
 
-    def rename_param(self, request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
-        """Replace a job's parameter in an error about its request by the endpoint's."""
+    def rename_param(
+        self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None
+    ) -> InvalidRequest:
+        """Replace a job's parameter in an error about its request by that of the endpoint, or of its `body`."""
 
     def rename_failure(self, job: Job, failure: Failure) -> Failure:
         """Do the same in the failure of a job."""
@@ -80,8 +82,12 @@ class Completions:
             )
         return LineJob(request.model, generate, request.metadata or {}, end_user_name(request.user))
 
-    def rename_param(self, request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
-        return openai_params.rename_param(request, error)
+    def rename_param(
+        self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None
+    ) -> InvalidRequest:
+        is_new = body is not None and body.get("max_completion_tokens") is not None
+        names = {"max_tokens": "max_completion_tokens"} if is_new else {}
+        return openai_params.rename_param(request, error).renamed(names)
 
     def rename_failure(self, job: Job, failure: Failure) -> Failure:
         return openai_params.rename_failure(job, failure)
@@ -104,7 +110,9 @@ class Responses:
             request.model, request.generate_request(messages), request.metadata, end_user_name(request.end_user)
         )
 
-    def rename_param(self, request: GenerateRequest, error: InvalidRequest) -> InvalidRequest:
+    def rename_param(
+        self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None
+    ) -> InvalidRequest:
         return responses_params.rename_param(error)
 
     def rename_failure(self, job: Job, failure: Failure) -> Failure:

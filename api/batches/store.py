@@ -40,6 +40,7 @@ from shared.domain.request import GenerateRequest
 from shared.postgres.engine import transaction
 from shared.postgres.job_statements import COLUMNS as JOB_COLUMNS
 from shared.postgres.job_statements import SUMMARY_COLUMNS, JobRowStore, insert_queued, read_job
+from shared.postgres.job_store import NewJob
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import BatchRow, FileRow, JobRow, Timestamp
 from shared.runtime.offload import off_loop
@@ -59,6 +60,11 @@ class BatchJob:
     end_user: str | None = None
     requested_model: str | None = None
     decisions: Decisions = NO_DECISIONS
+
+    def new(self, batch: Batch) -> NewJob:
+        """The job to admit."""
+        owner = Owner(batch.project_id, batch.key_id, self.end_user)
+        return NewJob(owner, self.model, BATCH_PRIORITY, self.request, self.metadata)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from api.context.estimates import TokenEstimates
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import InvalidRequest
@@ -25,6 +26,9 @@ INLINE_BYTES = 4000
 
 # Prompts that are counted in threads at the same time.
 THREADS = 2
+
+# Larger conversations with tools are estimated: rendering holds the interpreter's lock for about 10 ms per megabyte.
+RENDERED_BYTES = 512 * 1024
 
 _Count = Callable[[GenerateRequest, int | None], int | None]
 
@@ -45,10 +49,23 @@ class Window:
 _UNKNOWN = Window(None, None, None)
 
 
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """The number of tokens of a prompt, and whether it was estimated because they cannot be counted here.
+
+    With `at_least`, the prompt may have more: it was not counted to its end.
+    """
+
+    number: int
+    estimated: bool = False
+    at_least: bool = False
+
+
 class ContextWindow:
     """Checks prompts against their model's context length. Those of a model that has been removed pass."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, estimates: TokenEstimates | None = None) -> None:
+        self.estimates = estimates or TokenEstimates()
         self._windows: Mapping[str, Window] = {}
         # The lengths that upstreams report, by source.
         self._reported: Mapping[str, int] = {}
@@ -130,14 +147,38 @@ class ContextWindow:
             return count(request, limit)
         return await self._in_thread(count, request, limit)
 
-    async def count(self, model: str, request: GenerateRequest, limit: int | None = None) -> int | None:
-        """Count the tokens of a prompt; None if only its engine can. With a limit, see `TokenCounter.count`.
+    async def count(self, model: str, request: GenerateRequest) -> int | None:
+        """Count the tokens of a prompt; None if only its engine can.
 
         Raises:
             InvalidRequest: the chat template rejects the prompt.
         """
         count = self._window(model).count
-        return await self._in_thread(count, request, limit) if count is not None else None
+        return await self._in_thread(count, request, None) if count is not None else None
+
+    async def measure(self, model: str, request: GenerateRequest, limit: int | None = None) -> PromptTokens:
+        """Count the tokens of a prompt with the model's tokenizer and template; if that is not possible, estimate them.
+
+        With a limit, the number for a longer prompt may be too low, but is at least the limit.
+
+        Raises:
+            InvalidRequest: the chat template rejects the prompt.
+        """
+        if isinstance(request.prompt, list):
+            return PromptTokens(len(request.prompt))
+        if (count := self._window(model).count) is not None and _is_countable(request):
+            is_small = is_plain(request) and _bytes(request) <= INLINE_BYTES
+            tokens = count(request, limit) if is_small else await self._in_thread(count, request, limit)
+            if tokens is not None:
+                return PromptTokens(tokens, at_least=isinstance(tokens, AtLeast))
+        return PromptTokens(self.estimates.estimate(model, request), estimated=True)
+
+    def has_fewer(self, model: str, request: GenerateRequest, tokens: int) -> bool:
+        """Whether a prompt certainly has fewer tokens, by its size; False if it has to be measured."""
+        if isinstance(request.prompt, list):
+            return len(request.prompt) < tokens
+        is_countable = self._window(model).count is not None and is_plain(request)
+        return is_countable and _bytes(request) + TEMPLATE_TOKENS < tokens
 
     def note_refusal(self, model: str) -> None:
         """Note that a request was refused because of the length, which an upstream may have reported long ago."""
@@ -160,6 +201,13 @@ def _counter(tokenizer: PromptTokenizer | None) -> _Count | None:
             return TokenCounter(folder, renders_chat=renders_chat, template=template).count
         case None:
             return None
+
+
+def _is_countable(request: GenerateRequest) -> bool:
+    """Whether a prompt consists of texts and tools, and is rendered fast enough."""
+    if any(message.media for message in request.messages or ()):
+        return False
+    return is_plain(request) or request.size + request.options_size <= RENDERED_BYTES
 
 
 def _bytes(request: GenerateRequest) -> int:

@@ -36,8 +36,7 @@ class SubmitHeaders:
 
     def options(self, body: AnswerParameters) -> RequestOptions:
         """How the request may be answered, by its headers and its body."""
-        store: bool | None = getattr(body, "store", None)
-        return RequestOptions(body.cache, self.cache_control, store, body.context)
+        return RequestOptions(body.cache, self.cache_control, body.store, body.context)
 
     def idempotency(self, path: str, body: BaseModel) -> Idempotency | None:
         """The idempotency key with a digest of the request; None without a key."""
@@ -105,6 +104,7 @@ class AnswerParameters(BaseModel):
     cache: CacheOptions | None = Field(
         None, description="Answer the request from the response cache, and store its answer there."
     )
+    store: bool | None = Field(None, description="If false, the answer is not kept in the response cache.")
     context: ContextOptions | None = Field(
         None, description="What happens to a conversation that outgrows the model's context."
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+from api.context.limits import TokenLimiter
 from api.context.window import ContextWindow
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
@@ -16,6 +18,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.request import GenerateRequest
 from shared.domain.structure_size import structure_steps
 from shared.postgres.job_store import NewJob
+from shared.telemetry.metrics import Metrics
 
 # Steps of at most about a millisecond between two turns of the event loop.
 STEPS_PER_TURN = 4
@@ -30,6 +33,7 @@ class Admission:
         context: ContextWindow,
         quotas: ProjectQuotas | None = None,
         media: MediaLimits = NO_MEDIA_LIMITS,
+        metrics: Metrics | None = None,
         router: Router | None = None,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
@@ -37,6 +41,7 @@ class Admission:
         self._capabilities = CapabilityCheck(registry)
         self._media = MediaCheck(media)
         self._context = context
+        self._token_limiter = TokenLimiter(registry, context, metrics)
         self._logprobs = LogprobLimit(registry, context)
         self._quotas = quotas
         self._router = router
@@ -48,9 +53,9 @@ class Admission:
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
             NotFound: the model does not exist.
-            InvalidRequest: the model cannot serve the request, an image or a file is damaged or too large, the prompt
-                does not fit the model's context, too many log probabilities are requested, or a structured output
-                exceeds a bound.
+            InvalidRequest: the model cannot serve the request, a limit of tokens is exceeded, an image or a file is
+                damaged or too large, the prompt does not fit the model's context, too many log probabilities are
+                requested, or a structured output exceeds a bound.
         """
         # Order: choose the model (routing), check the request against it, look up a stored result (cache). Steps that
         # reserve something (caps, limits, budgets) come last, so that a rejected job has reserved nothing.
@@ -58,6 +63,8 @@ class Admission:
         principal.require_priority(new.priority)
         if self._router is not None:
             new = await self._router.route(principal, new)
+        new = self._token_limiter.limit_output(principal, new)
+        new = await self._token_limiter.check_input(principal, new)
         await self.check(new.model, new.request)
         return new
 
@@ -72,8 +79,15 @@ class Admission:
         """
         return await self._quotas.reserve(new) if self._quotas is not None else NO_RESERVATION
 
+    async def recheck(self, principal: Principal, new: NewJob) -> None:
+        """Find out later why a job was rejected: run the checks again, without side effects. Raises as `admit`."""
+        new = replace(new, model=await self.model_of(principal, new))
+        new = self._token_limiter.limit_output(principal, new, counted=False)
+        new = await self._token_limiter.check_input(principal, new, counted=False)
+        await self.check(new.model, new.request)
+
     async def check(self, model: str, request: GenerateRequest) -> None:
-        """Run the steps without side effects; raises as `admit`. Also used to find out later why a job was rejected."""
+        """Check a request against its model, without side effects; raises as `admit`."""
         spec = self._registry[model]
         self._capabilities.check(model, request)
         await self._media.check(request)

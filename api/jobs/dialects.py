@@ -8,6 +8,8 @@ docs/compatibility.md repeats these tables.
 
 from __future__ import annotations
 
+from typing import Any
+
 from api.http.members import MemberRules, Refusal
 from api.jobs.parameters import has_part, has_parts
 from shared.domain.opaque import is_encoded
@@ -68,7 +70,6 @@ _HARMLESS = (
 )
 _HARMLESS_COMPLETIONS = (
     *_HARMLESS,
-    "prompt_cache_key",
     "safety_identifier",
     "service_tier",
     "store",
@@ -91,18 +92,25 @@ _HARMLESS_CHAT = (
 
 _TOOLS = ("tools",)
 
+
+def _is_false(value: Any) -> bool:
+    return value is False
+
+
+# Only a response is stored for its client, so `store: true` has no effect elsewhere.
+_STORE = {"store": _is_false}
 # Data of a provider, which another API may have given to the client.
 _OPAQUE = {"messages[].reasoning_details": has_parts, "messages[].tool_calls[].extra_content": has_part}
 
 CHAT = MemberRules(
     droppable=_TOOLS,
-    significant=_OPAQUE,
+    significant={**_OPAQUE, **_STORE},
     refused={**_CHAT, "prompt": Refusal("this API takes messages")},
     ignored=_HARMLESS_CHAT,
 )
 JOB = MemberRules(
     droppable=_TOOLS,
-    significant=_OPAQUE,
+    significant={**_OPAQUE, **_STORE},
     refused={
         **_CHAT,
         "max_completion_tokens": Refusal("this API takes max_tokens"),
@@ -125,10 +133,12 @@ TEXT = MemberRules(
         "tools": Refusal("this parameter is not supported here; tools are for /v1/chat/completions"),
         "top_logprobs": Refusal("this API takes the number of alternatives as logprobs", (0,)),
     },
+    significant=_STORE,
     ignored=_HARMLESS_COMPLETIONS,
 )
 MESSAGES = MemberRules(
     droppable=_TOOLS,
+    significant=_STORE,
     refused={
         "container": Refusal("this parameter is not supported: there are no containers or skills"),
         "mcp_servers": Refusal("this parameter is not supported; connect to MCP servers in the client"),

@@ -7,14 +7,15 @@ from sqlalchemy import delete, exists, func, select
 from shared.domain.job import TERMINAL
 from shared.postgres.job_statements import purge_statement
 from shared.postgres.store import Store, seconds
-from shared.postgres.tables import BatchRow, JobRow, ResponseRow
+from shared.postgres.tables import BatchRow, CachedAnswerRow, JobRow, ResponseRow
 
 
 class RetentionStore(Store):
     """Deletes and purges ended jobs."""
 
     async def delete_ended(self, older_than_s: float, limit: int) -> int:
-        """Delete jobs that ended more than `older_than_s` ago, with their responses. Returns their number.
+        """Delete jobs that ended more than `older_than_s` ago, with their responses and their entries in the response
+        cache. Returns their number.
 
         The jobs of an unfinished batch are kept, because its result files are written from them.
         """
@@ -27,8 +28,11 @@ class RetentionStore(Store):
             .with_for_update(skip_locked=True, of=JobRow)
             .scalar_subquery()
         )
+        deleted = delete(JobRow).where(JobRow.id.in_(old)).returning(JobRow.id).cte("deleted")
+        entries = delete(CachedAnswerRow).where(CachedAnswerRow.job_id.in_(select(deleted.c.id)))
+        statement = select(func.count()).select_from(deleted).add_cte(entries.cte("entries"))
         async with self._engine.connect() as connection:
-            return (await connection.execute(delete(JobRow).where(JobRow.id.in_(old)))).rowcount
+            return int((await connection.execute(statement)).scalar_one())
 
     async def purge_unstored(self, older_than_s: float, limit: int) -> int:
         """Purge input and output of responses with `store` false that ended more than `older_than_s` ago.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
-from api.context.window import INLINE_BYTES, ContextWindow
+from api.context.limits import TokenLimiter
+from api.context.window import ContextWindow, PromptTokens
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.queue_estimates import QueueEstimates
 from api.keys.principal import Principal
@@ -27,21 +29,27 @@ class RouteCandidates:
         self._registry = registry
         self._capabilities = CapabilityCheck(registry)
         self._context = context
+        self._token_limiter = TokenLimiter(registry, context)
         self._estimates = estimates
 
     async def refusal(self, model: str, principal: Principal, new: NewJob) -> Refusal | None:
         """As in `Candidates`. A model whose conversations are shortened is not refused because of their length."""
+        reason = SkipReason.CAPABILITY
         try:
             if (missing := self._capabilities.unmet(model, new.request)) is not None:
                 message = f"{missing.param}: does not support {missing.what}"
-                return Refusal(SkipReason.CAPABILITY, message)
+                return Refusal(reason, message)
+            reason = SkipReason.LIMIT
+            limited = self._token_limiter.limit_output(principal, replace(new, model=model), counted=False)
             options = new.options.context or principal.options.context or self._registry[model].context
             if options is None or options.strategy == "error":
-                await self._context.check(model, new.request)
+                await self._token_limiter.check_input(principal, limited, counted=False)
+                reason = SkipReason.CONTEXT_LENGTH
+                await self._context.check(model, limited.request)
         except NotFound as error:  # a reload has removed it
             return Refusal(SkipReason.REMOVED, error.message)
         except InvalidRequest as error:
-            return Refusal(SkipReason.CONTEXT_LENGTH, error.message)
+            return Refusal(reason, error.message)
         return None
 
     async def overload(self, model: str, new: NewJob) -> Refusal | None:
@@ -72,14 +80,10 @@ class RouteCandidates:
             self._tolerate(model, error)
             return None
 
-    async def count_tokens(self, model: str, request: GenerateRequest, limit: int | None) -> int | None:
+    async def measure(self, model: str, request: GenerateRequest, limit: int | None) -> PromptTokens | None:
         """As in `Candidates`."""
         try:
-            if request.size + request.options_size <= INLINE_BYTES:
-                tokens = await self._context.tokens(model, request)
-                if tokens is not None:
-                    return tokens
-            return await self._context.count(model, request, limit)
+            return await self._context.measure(model, request, limit)
         except InvalidRequest:  # the template rejects the prompt
             return None
 

@@ -31,9 +31,7 @@ class RouteRequest(JobCreate):
     member_rules: ClassVar[MemberRules] = dialects.ROUTE
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [
-                {"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of Peru?"}]}
-            ]
+            "examples": [{"model": "smollm2", "messages": [{"role": "user", "content": "Name three rivers."}]}]
         }
     )
 
@@ -122,8 +120,8 @@ def _answer(requested: str, found: Explanation | None) -> RouteAnswer:
         mode=found.mode,
         rule=choice.rule,
         score=round(found.score, 4),
-        input_tokens=found.input_tokens,
-        tokens_estimated=found.tokens_estimated,
+        input_tokens=found.tokens.number,
+        tokens_estimated=found.tokens.estimated,
         tried=list(choice.tried),
         fallbacks=list(choice.fallbacks),
         candidates=[

@@ -96,6 +96,7 @@ class JobCreate(ChatParameters):
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
             extra_body=self.extra_body,
+            prompt_cache_key=self.prompt_cache_key,
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from api.cache.response_cache import ResponseCache
 from api.http.lookup import own_or_404
 from api.http.pagination import Page, check_after, fetch_page
 from api.jobs.admission import Admission
@@ -49,8 +50,10 @@ class JobService:
         queue_estimates: QueueEstimates,
         metrics: Metrics,
         traces: Traces = NO_TRACES,
+        cache: ResponseCache | None = None,
     ) -> None:
         self._admission = admission
+        self._cache = cache
         self._store = store
         self._logs = logs
         self._terminator = terminator
@@ -66,13 +69,18 @@ class JobService:
     ) -> tuple[Job, bool]:
         """Admit a job, commit it, and send the workers a hint. When this returns, the job is durable.
 
-        The second value is False if an earlier call with this idempotency key created the job.
+        A job that the response cache answers has ended by then, and is returned with its output. The second value is
+        False if an earlier call with this idempotency key created the job.
 
         Raises:
             Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
             KeyReused: the idempotency key was used with a different request.
         """
         new = await self._admission.admit(principal, new)
+        if self._cache is not None:
+            new = await self._cache.admit(principal, new)
+            if (answered := await self._answer(self._cache, new, idempotency)) is not None:
+                return answered
         try:
             reservation = await self._admission.reserve(new)
         except QuotaExceeded:
@@ -89,6 +97,7 @@ class JobService:
             reservation.release()
         if created:
             self._metrics.submitted(job.model, job.priority)
+            self._metrics.cache_decided(job)
             logger.info(
                 "job=%s model=%s attempt=%d request=%s queued",
                 job.id, job.model, job.attempt, job.request_context.request_id,
@@ -97,6 +106,26 @@ class JobService:
             self._hints.put(Hint(job.id, job.model, job.priority))
             await asyncio.sleep(0)  # send the hint before building the response
         return job, created
+
+    async def _answer(
+        self, cache: ResponseCache, new: NewJob, idempotency: Idempotency | None
+    ) -> tuple[Job, bool] | None:
+        """Commit a job with the answer that the response cache has for it; None if there is none."""
+        if new.cache_key is None:
+            return None
+        self._admission.require_model(new.model)
+        with self.traces.submitting(new.model) as request_context:
+            answered = await cache.answer(replace(new, request_context=request_context), idempotency)
+        if answered is not None and answered[1]:
+            job = answered[0]
+            self._metrics.submitted(job.model, job.priority)
+            self._metrics.cache_decided(job)
+            logger.info(
+                "job=%s model=%s attempt=%d request=%s %s from the response cache source=%s",
+                job.id, job.model, job.attempt, job.request_context.request_id, job.status.value,
+                job.decisions.cache.source if job.decisions.cache is not None else None,
+            )  # fmt: skip
+        return answered
 
     async def get(self, job_id: str, project_id: int) -> Job:
         """Return a job of a project.
@@ -135,11 +164,15 @@ class JobService:
             limit, lambda count: self._store.page(project_id, status=status, model=model, limit=count, after=after)
         )
 
-    def follow(
-        self, job_id: str, after: int = 0, queued: QueuedReader | None = None, *, new: bool = False
-    ) -> AsyncIterator[list[Event]]:
+    def follow(self, job_id: str, after: int = 0, queued: QueuedReader | None = None) -> AsyncIterator[list[Event]]:
         """Yield a job's events after a cursor, in batches up to its last, and keepalives; see `StreamHub.follow`."""
-        return self._hub.follow(job_id, after, queued, new=new)
+        return self._hub.follow(job_id, after, queued)
+
+    def follow_submitted(self, job: JobSummary, *, created: bool) -> AsyncIterator[list[Event]]:
+        """Yield the events of a job from `submit`, whose second value is `created`, as `follow` does."""
+        if job.status.terminal:
+            return self._hub.replay(job.id)
+        return self._hub.follow(job.id, new=created)
 
     async def check_cursor(self, job: JobSummary, after: int, param: str) -> bool:
         """Whether events can follow a cursor; False if it is the last event of an ended job.
@@ -160,7 +193,9 @@ class JobService:
         await self._hub.wait_for_end(job_id)
 
     async def ended(self, job: Job) -> Job:
-        """Wait for a job to end, and return it with its output. Its request is not read again."""
+        """Wait for a job from `submit` to end, and return it with its output. Its request is not read again."""
+        if job.status.terminal:
+            return job
         await self.wait_for_end(job.id)
         summary, output = await self.result(job.id, job.owner.project_id)
         values = {field.name: getattr(summary, field.name) for field in fields(summary)}

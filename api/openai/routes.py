@@ -133,7 +133,7 @@ async def _complete(
         return frames(
             dialect,
             submitted,
-            [jobs.follow(job.id, new=created) for job in submitted],
+            [jobs.follow_submitted(job, created=created) for job in submitted],
             include_usage=body.include_usage,
             continuous_usage=body.continuous_usage,
         )

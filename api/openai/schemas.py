@@ -125,6 +125,7 @@ class ChatCompletionRequest(_OpenAIRequest, ChatParameters):
                 echo=self.echo,
                 token_counts=self.continuous_usage,
                 extra_body=self.extra_body,
+                prompt_cache_key=self.prompt_cache_key,
             )
         ]
 
@@ -185,6 +186,8 @@ class CompletionRequest(_OpenAIRequest):
     def generate_requests(self) -> list[GenerateRequest]:
         """Build one engine request per prompt."""
         sampling = sampling_of(self.model_copy(update={"max_tokens": self.max_tokens or 1}))
+        if "max_tokens" not in self.model_fields_set:
+            sampling.model_fields_set.discard("max_tokens")  # it is this API's default
         prompt_logprobs = self.prompt_logprobs
         if prompt_logprobs is None and self.echo and not self.stream:
             prompt_logprobs = self.logprobs  # as in vLLM
@@ -200,6 +203,7 @@ class CompletionRequest(_OpenAIRequest):
                 prompt_only=self.max_tokens == 0,
                 token_counts=self.continuous_usage,
                 extra_body=self.extra_body,
+                prompt_cache_key=self.prompt_cache_key,
             )
             for prompt in self.prompts
         ]

@@ -17,6 +17,7 @@ from api.jobs.parameters import (
     PLAIN_CHOICES,
     MetadataKey,
     MetadataValue,
+    PromptCacheKey,
     plain_choice,
 )
 from api.responses.input_items import InputItem, read_items
@@ -183,7 +184,7 @@ class ResponseCreate(AnswerParameters):
     service_tier: Literal["auto", "default"] = "auto"
     user: UnicodeText | None = Field(None, description="Your identifier of the end user; stored with the job.")
     safety_identifier: UnicodeText | None = Field(None, description="Same as `user`; takes precedence over it.")
-    prompt_cache_key: UnicodeText | None = Field(None, description="Returned in the response; no effect.")
+    prompt_cache_key: PromptCacheKey | None = None
 
     extra_body: ExtraBody | None = Field(
         None,
@@ -248,6 +249,7 @@ class ResponseCreate(AnswerParameters):
             structured_outputs=self._structured_outputs(),
             logprobs=(self.top_logprobs or 0) if LOGPROBS in self.include else None,
             extra_body=self.extra_body,
+            prompt_cache_key=self.prompt_cache_key,
             token_counts=True,  # needed for usage.output_tokens_details.reasoning_tokens
         )
 

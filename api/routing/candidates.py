@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from api.context.window import PromptTokens
 from api.keys.principal import Principal
 from shared.domain.request import GenerateRequest
 from shared.postgres.job_store import NewJob
@@ -34,6 +35,6 @@ class Candidates(Protocol):
         """The seconds that a new job would wait; None if unknown, infinity if no worker takes jobs."""
         ...
 
-    async def count_tokens(self, model: str, request: GenerateRequest, limit: int | None) -> int | None:
-        """Count a prompt's tokens, up to about the limit; None if they cannot be counted here."""
+    async def measure(self, model: str, request: GenerateRequest, limit: int | None) -> PromptTokens | None:
+        """Count or estimate a prompt's tokens, up to about the limit; None if the model cannot render it."""
         ...

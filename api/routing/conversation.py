@@ -59,7 +59,7 @@ class Conversation:
 
     def ids(self, route: str, owner: Owner) -> ConversationIds:
         """The conversation's ids, apart by project, route, end user and `prompt_cache_key`."""
-        key = getattr(self._request, "prompt_cache_key", None)
+        key = self._request.prompt_cache_key
         scope = (route, str(owner.project_id), owner.end_user or "", key or "")
         previous = 0 if self._last_answer is None else _before_answer(self._messages, self._last_answer + 1)
         return ConversationIds(self._ids(scope, self._end), self._ids(scope, previous))

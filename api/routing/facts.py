@@ -6,16 +6,17 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
+from api.context.window import PromptTokens
 from api.routing.candidates import Candidates
 from shared.domain.request import GenerateRequest
 
 _WORD = re.compile(r"\w+")
 # Characters of the user's newest message that are searched for keywords: half of them at each end.
 SEARCHED = 20_000
+# If no model of the route can render the prompt.
+BYTES_PER_TOKEN = 4
 # Tokens that a chat template adds, at most, to a request whose tokens are not counted because it is so short.
 TEMPLATE_TOKENS = 512
-# UTF-8 bytes of a text per token, if no tokenizer of the route's models is available.
-BYTES_PER_TOKEN = 4
 
 
 class Facts:
@@ -39,20 +40,19 @@ class Facts:
         self._models = models
         self._count_up_to = count_up_to
         self._candidates = candidates
-        self._tokens: int | None = None
-        self.tokens_estimated = False
+        self._tokens: PromptTokens | None = None
 
-    async def input_tokens(self) -> int:
+    async def input_tokens(self) -> PromptTokens:
         """The prompt's tokens, or an estimate if no model of the route can count them."""
         if self._tokens is None:
-            self._tokens = await self._count()
+            self._tokens = await self._measure()
         return self._tokens
 
     async def has_more_tokens(self, than: int) -> bool:
         """Whether the prompt has more tokens. A short prompt is not counted: a token is at least one byte."""
         if self._tokens is None and self._most_tokens <= than:
             return False
-        return await self.input_tokens() > than
+        return (await self.input_tokens()).number > than
 
     async def wait_s(self, model: str) -> float | None:
         """The seconds that the job would wait for a model; None if unknown, infinity if no worker takes jobs."""
@@ -102,26 +102,15 @@ class Facts:
             return len(request.prompt)
         return request.size + request.options_size + TEMPLATE_TOKENS
 
-    async def _count(self) -> int:
-        if isinstance(self.request.prompt, list):
-            return len(self.request.prompt)
+    async def _measure(self) -> PromptTokens:
         limit = None if self._count_up_to is None else self._count_up_to + 1
+        estimate = None
         for model in self._models:
-            tokens = await self._candidates.count_tokens(model, self.request, limit)
-            if tokens is not None:
+            tokens = await self._candidates.measure(model, self.request, limit)
+            if tokens is not None and not tokens.estimated:
                 return tokens
-        self.tokens_estimated = True
-        return -(-_text_bytes(self.request) // BYTES_PER_TOKEN)
+            estimate = estimate or tokens
+        return estimate or PromptTokens(self.request.size // BYTES_PER_TOKEN, estimated=True)
 
     def _has(self, kind: str) -> bool:
         return any(part.type == kind for message in self.request.messages or () for part in message.media)
-
-
-def _text_bytes(request: GenerateRequest) -> int:
-    if request.messages is None:
-        return len(str(request.prompt or "").encode("utf-8", "surrogatepass"))
-    size = request.options_size
-    for message in request.messages:
-        size += sum(len(text.encode("utf-8", "surrogatepass")) for text in message.texts)
-        size += sum(len(call.function.arguments) for call in message.tool_calls or ())
-    return size

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from api.context.window import PromptTokens
 from api.keys.principal import Principal
 from api.routing.candidates import Candidates, Refusal
 from api.routing.complexity import Complexity, Mode, tier
@@ -24,7 +25,7 @@ from shared.postgres.job_store import NewJob
 from shared.telemetry.metrics import Metrics, SkipReason
 
 # If no model can serve a request, the reason that a client can do most about comes first.
-_WORST_LAST = (SkipReason.CONTEXT_LENGTH, SkipReason.CAPABILITY, SkipReason.REMOVED)
+_WORST_LAST = (SkipReason.CONTEXT_LENGTH, SkipReason.LIMIT, SkipReason.CAPABILITY, SkipReason.REMOVED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,7 @@ class Explanation:
     choice: Choice
     refusals: dict[str, Refusal | None]
     score: float
-    input_tokens: int
-    tokens_estimated: bool
+    tokens: PromptTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,7 @@ class Router:
         }
         tokens = await request.facts.input_tokens()
         score = self._complexity.score(new.request)
-        estimated = request.facts.tokens_estimated
-        return Explanation(route.name, requested.mode, choice, refusals, score, tokens, estimated)
+        return Explanation(route.name, requested.mode, choice, refusals, score, tokens)
 
     def _first_known(self, models: Iterable[str | None]) -> str | None:
         return next((model for model in models if model is not None and model in self._registry), None)

@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 
 from api.streaming.idle_reader_check import IdleReaderCheck
 from api.streaming.reader import EndReader, EventReader, QueuedReader, Reader
+from api.streaming.reader_metrics import EventReaderMetrics
 from api.streaming.stored_events import RETRY_S, StoredEvents
 from shared.domain.events import Event, parse_line
 from shared.postgres.job_store import JobStore
@@ -94,6 +95,23 @@ class StreamHub:
         With `queued`, also yields its queue positions: batches of one event without a number. `new`: see `EventReader`.
         """
         return self._read(job_id, EventReader(after, self._metrics, ping_s=self._ping_s, queued=queued, new=new))
+
+    async def replay(self, job_id: str) -> AsyncIterator[list[Event]]:
+        """Yield the events of a job that has ended, from its row, in batches as `follow` does."""
+        metrics = EventReaderMetrics(self._metrics, 0)
+        metrics.opened()
+        try:
+            page = await self._stored.ended_page(job_id)
+            while True:
+                metrics.read(page.events)
+                for portion in _portions([event for event in page.events if event.type.public]):
+                    yield portion
+                    await asyncio.sleep(0)
+                if not page.more:
+                    return
+                page = await self._stored.ended_page(job_id, page.position)
+        finally:
+            metrics.closed()
 
     async def wait_for_end(self, job_id: str) -> None:
         """Wait until a job has ended."""

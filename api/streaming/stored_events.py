@@ -81,6 +81,26 @@ class StoredEvents:
             logger.warning("job=%s cannot record that it has a reader: %s", job_id, error)
         return StoredRead([], ended=False)
 
+    async def ended_page(self, job_id: str, position: int = 0) -> StoredRead:
+        """Return a page of the events of a job that has ended, from its row: the first, or the one at a position.
+
+        An outage of the database is waited out.
+        """
+        while True:
+            try:
+                page = await self._store.archive_page(job_id, start=position)
+            except Exception as error:
+                if not is_database_outage(error):
+                    raise
+                logger.warning("job=%s cannot read events, retrying: %s", job_id, error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                break
+        if page is None:
+            return StoredRead([], ended=True)
+        more = page.next_start is not None
+        return StoredRead(parse_archive(page.text), ended=not more, more=more, position=page.next_start or 0)
+
     async def has_ended(self, job_id: str) -> bool | None:
         """Whether a job has ended according to its row; if not, its end will be published to this subscriber.
 

@@ -74,11 +74,15 @@ class TokenLimits(BaseModel):
 
 
 class KeyOptions(BaseModel):
-    """The options of an API key, as stored in its row."""
+    """The options of an API key, as stored in its row.
+
+    `no_cache`: the model's `cache` does not apply to requests with the key.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # a newer version may have added some
 
     cache: CacheOptions | None = None
+    no_cache: bool = False
     context: ContextOptions | None = None
     token_limits: TokenLimits | None = None
 

@@ -44,7 +44,7 @@ class CacheDecision(_Decision):
     """The part that the response cache has in an answer.
 
     `source` is the job whose answer it is, `age_s` the seconds since that job ended, `fingerprint` how its model was
-    run. `ttl_s`: for how long the answer of this job is to be stored.
+    run. `ttl_s`: for how long the answer of this job is to be stored, if its model still has this `revision`.
     """
 
     outcome: str
@@ -52,6 +52,7 @@ class CacheDecision(_Decision):
     age_s: int | None = None
     fingerprint: str | None = None
     ttl_s: int | None = None
+    revision: str | None = None
 
 
 class ContextDecision(_Decision):
@@ -67,20 +68,29 @@ class ContextDecision(_Decision):
 
 
 class TokenLimitsDecision(_Decision):
-    """The requested `max_tokens` (None: none), and the one that applies, because of a limit or a default."""
+    """The requested `max_tokens` (None: none), and the one that applies, because of a limit or a default.
+
+    The same for `thinking_token_budget`, if it was lowered with `max_tokens`.
+    """
 
     requested_max_tokens: int | None = None
     max_tokens: int
+    requested_thinking_token_budget: int | None = None
+    thinking_token_budget: int | None = None
 
 
 class Decisions(_Decision):
-    """All decisions about a job. `tokens_estimated`: the prompt's tokens were estimated, not counted."""
+    """All decisions about a job.
+
+    `tokens_estimated`: the prompt's tokens were estimated, not counted; `estimated_tokens` is the estimate.
+    """
 
     route: RouteDecision | None = None
     cache: CacheDecision | None = None
     context: ContextDecision | None = None
     token_limits: TokenLimitsDecision | None = None
     tokens_estimated: bool = False
+    estimated_tokens: int | None = None
 
     def stored(self) -> dict[str, Any] | None:
         """The form that is stored in the job's row; None if nothing was decided."""
@@ -96,6 +106,8 @@ class Decisions(_Decision):
             headers["x-headrace-cache"] = cache.outcome
             if cache.age_s is not None:
                 headers["Age"] = str(cache.age_s)
+        if (limits := self.token_limits) is not None:
+            headers["x-headrace-max-tokens"] = str(limits.max_tokens)
         if self.tokens_estimated:
             headers["x-headrace-tokens-estimated"] = "true"
         return headers

@@ -286,8 +286,10 @@ class JobSummary:
 
     @property
     def fingerprint(self) -> str | None:
-        """The fingerprint of the attempt that ended the job."""
-        return self.attempts[-1].fingerprint if self.attempts else None
+        """The fingerprint of the attempt that ended the job, or of the one whose answer the job has."""
+        if self.attempts:
+            return self.attempts[-1].fingerprint
+        return self.decisions.cache.fingerprint if self.decisions.cache is not None else None
 
     @property
     def missed_start(self) -> bool:

@@ -150,6 +150,11 @@ class Sampling(BaseModel):
     def _consistent(self) -> Self:
         return self.checked()
 
+    @property
+    def requested_max_tokens(self) -> int | None:
+        """The max_tokens that the client has sent; None if it is the default of an API, or absent."""
+        return self.max_tokens if "max_tokens" in self.model_fields_set else None
+
     def checked(self) -> Self:
         """Return these parameters, or raise an error if they contradict each other."""
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -337,6 +342,10 @@ class GenerateRequest(BaseModel):
     these parameters. Others ignore them.
 
     `extra_body`: parameters of the provider, by its names; only those that the model's entry lists.
+
+    `prompt_cache_key`: the client's name for requests with a common prefix, for upstreams that route by it. It does not
+    change the answer. `cache_salt` keeps the engine's prefix caches of projects apart. It is never stored: a worker
+    sets it when it claims the job (`shared.postgres.claim_store`).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -356,6 +365,8 @@ class GenerateRequest(BaseModel):
     tool_errors: list[int] = Field(default_factory=list)
     adaptive_thinking: bool = False
     extra_body: ExtraBody | None = None
+    prompt_cache_key: str | None = None
+    cache_salt: str | None = Field(None, exclude=True)
 
     def for_provider(self, provider: str | None) -> GenerateRequest:
         """The request for a model of this provider: without the opaque parts of others, which it could not read."""

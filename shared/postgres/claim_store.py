@@ -17,6 +17,7 @@ from shared.domain.errors import UnreadableRow
 from shared.domain.events import UpstreamState
 from shared.domain.job import AttemptOutcome, Job, JobStatus, OpenBreaker, WorkerState
 from shared.domain.priorities import Hint
+from shared.domain.prompt_cache import cache_salt
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
 from shared.postgres.group_commit import GroupCommit
@@ -37,7 +38,7 @@ from shared.postgres.job_statements import (
 )
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import seconds
-from shared.postgres.tables import JobRow, WorkerRow
+from shared.postgres.tables import JobRow, ProjectRow, WorkerRow
 from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,10 @@ _WAITING = (
     .with_for_update(skip_locked=True)
     .scalar_subquery()
 )
+# What keeps the prefix caches of the job's project apart from those of others.
+_SALT = (
+    select(ProjectRow.salt).where(ProjectRow.id == JobRow.project_id).correlate(JobRow).scalar_subquery().label("salt")
+)
 _CLAIM = Prepared(
     update(JobRow)
     .where(JobRow.id.in_(_WAITING))
@@ -84,7 +89,7 @@ _CLAIM = Prepared(
             JobRow.not_before: None,
         }
     )
-    .returning(*COLUMNS)
+    .returning(*COLUMNS, _SALT)
 )
 # A claim that leaves no trace: it is no attempt and, without others, no start.
 _UNCLAIMED: dict[Any, Any] = {
@@ -153,7 +158,8 @@ class ClaimStore(JobRowStore):
         unreadable: list[str] = []
         for row in rows:
             try:
-                claimed[row.id] = await read_job(row)
+                job = claimed[row.id] = await read_job(row)
+                job.request.cache_salt = cache_salt(row.salt)
             except UnreadableRow as error:
                 logger.error("job=%s cannot be read and waits for another version: %s", row.id, error.reason)
                 unreadable.append(row.id)

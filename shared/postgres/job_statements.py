@@ -1,7 +1,8 @@
 """SQL for the rows of jobs: the columns to read, and the statements and conditions that stores share.
 
 Two statements here are seams, where everything that must happen once per job belongs: `insert_queued` is the only SQL
-that creates a job, and `end_statement` is the only SQL that ends one. A test checks that no other SQL does either.
+that creates a job, and `end_statement` is the only SQL that ends one. A third one does both: `insert_answered` creates
+jobs that the response cache answers. A test checks that no other SQL does either.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 import orjson
 from sqlalchemy import (
+    CTE,
     JSON,
+    Boolean,
     ColumnElement,
     Integer,
     Select,
@@ -25,14 +28,17 @@ from sqlalchemy import (
     insert,
     literal,
     literal_column,
+    null,
     or_,
     select,
     update,
 )
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import aliased
 
-from shared.domain.decisions import NO_DECISIONS, Decisions
+from shared.domain.decisions import NO_DECISIONS, CacheOutcome, Decisions
 from shared.domain.job import (
     RUNNING,
     TERMINAL,
@@ -51,7 +57,14 @@ from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
-from shared.postgres.tables import JobRow, ResponseRow, Timestamp, UpstreamCancellationRow, WorkerRow
+from shared.postgres.tables import (
+    CachedAnswerRow,
+    JobRow,
+    ResponseRow,
+    Timestamp,
+    UpstreamCancellationRow,
+    WorkerRow,
+)
 from shared.postgres.upstream_cancellations import stored_state
 from shared.runtime import chunked_json
 from shared.runtime.offload import INLINE_BYTES, off_loop
@@ -252,21 +265,96 @@ _RESULTS = Records(
     attempts=JSONB,
     log=Encoded(Text),
     upstream=JSONB,
+    cacheable=Boolean,
+    answer_bytes=Integer,
 )
+# The timings in the last line of a log, which end it if there was no error, and those of a job that did not wait. They
+# are looked for in this many of its last characters.
+_LAST_TIMINGS = r'"timings":\{[^{}]*\}\}$'
+_NO_TIMINGS = '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}}'
+_LAST_LINE = 400
 
 
 def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
-    """The only SQL that creates jobs, and the entry seam: inserts one `queued` job per record.
+    """The only SQL that creates open jobs, and the entry seam: inserts one `queued` job per record.
 
     A record has at least an id, a model, a request, its number of choices and metadata; `values` sets further columns.
     Whatever must be written exactly once with a new job (such as a budget reservation) joins this statement as a CTE:
     in the same transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at`
     to NULL here, so that redelivery does not take their missing messages for lost ones.
     """
+    columns = {**_columns(new, values), JobRow.status: literal(JobStatus.QUEUED.value)}
+    return insert(JobRow).from_select(list(columns), select(*columns.values()))
+
+
+def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Select[Any]]:
+    """The only SQL that creates jobs which have ended: inserts a `completed` job per record that has a cached answer.
+
+    Records and `values` are as in `insert_queued`, with a `cache_key`, the project and, if it is not None, the largest
+    age of the answer, `max_age_s`. The answer is copied from the job that the entry names; if that was deleted, there
+    is none. Returns the inserted rows, for further parts of the statement, and the statement, which returns their
+    columns. Whatever joins `end_statement` joins this one too.
+    """
+    entry, source = CachedAnswerRow, aliased(JobRow, name="source")
+    age_s = func.extract("epoch", func.now() - source.finished_at)
+    decision = func.jsonb_build_object(
+        "outcome",
+        literal(CacheOutcome.HIT.value, Text),
+        "source",
+        source.id,
+        "age_s",
+        func.greatest(0, func.floor(age_s)),
+        "fingerprint",
+        func.coalesce(source.attempts[-1]["fingerprint"], source.decisions["cache"]["fingerprint"]),
+    )
+    earlier = sql_cast(func.coalesce(new.decisions, sql_cast(literal("{}"), JSONB)), JSONB)
     columns = {
+        **_columns(new, values),
+        JobRow.status: literal(JobStatus.COMPLETED.value),
+        JobRow.decisions: earlier.op("||")(func.jsonb_build_object("cache", decision, type_=JSONB)),
+        JobRow.started_at: func.now(),
+        JobRow.first_token_at: func.now(),
+        JobRow.finished_at: func.now(),
+        JobRow.output: source.output,
+        JobRow.usage: source.usage,
+        JobRow.log: func.left(source.log, -_LAST_LINE).concat(
+            func.regexp_replace(func.right(source.log, _LAST_LINE), _LAST_TIMINGS, _NO_TIMINGS)
+        ),
+    }
+    found = select(*columns.values()).where(
+        entry.key == new.cache_key,
+        entry.project_id == new.project_id,
+        entry.model == new.model,
+        entry.expires_at > func.now(),
+        source.id == entry.job_id,
+        source.project_id == new.project_id,
+        source.model == new.model,
+        source.status == literal_column(f"'{JobStatus.COMPLETED.value}'"),
+        source.deleted_at.is_(None),
+        source.log.is_not(None),
+        or_(new.max_age_s.is_(None), age_s <= new.max_age_s),
+    )
+    ended = (
+        insert(JobRow)
+        .from_select(list(columns), found)
+        .returning(
+            *SUMMARY_COLUMNS,
+            OUTPUT,
+            JobRow.cache_key,
+            null().cast(JSONB).label("upstream"),
+            literal_column("false", Boolean).label("cacheable"),
+            literal_column("0", Integer).label("answer_bytes"),
+        )
+        .cte("ended")
+    )
+    return ended, _with_effects(ended, *ended.c)
+
+
+def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The columns of a new job of any status."""
+    return {
         JobRow.id: new.id,
         JobRow.model: new.model,
-        JobRow.status: literal(JobStatus.QUEUED.value),
         JobRow.request: new.request,
         JobRow.choices: new.choices,
         JobRow.job_metadata: new.metadata,
@@ -274,7 +362,6 @@ def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
         JobRow.dispatched_at: func.now(),
         **values,
     }
-    return insert(JobRow).from_select(list(columns), select(*columns.values()))
 
 
 def end_statement(*guards: ColumnElement[bool]) -> Any:
@@ -282,8 +369,8 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
 
     Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
     as a CTE that inserts from the rows which the update returns: in the same transaction, without an extra round trip.
-    That covers every end: by the job's worker, while the job waits, or after its worker was lost. One such CTE adds the
-    upstream's request, if it is still to be cancelled.
+    That covers every end: by the job's worker, while the job waits, or after its worker was lost. They are in
+    `_with_effects`, because a job that is answered by the response cache ends in `insert_answered`.
 
     Optimistic lock: a job ends only if the guards hold and it is still at the attempt that its result names, so that
     no attempt was added to its history since it was read.
@@ -310,12 +397,54 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
                 JobRow.log: result.log,
             }
         )
-        .returning(JobRow.id, JobRow.model, result.upstream.label("upstream"))
+        .returning(
+            JobRow.id,
+            JobRow.project_id,
+            JobRow.model,
+            JobRow.decisions,
+            JobRow.cache_key,
+            result.upstream.label("upstream"),
+            result.cacheable.label("cacheable"),
+            result.answer_bytes.label("answer_bytes"),
+        )
         .cte("ended")
     )
+    return _with_effects(ended, ended.c.id)
+
+
+def _with_effects(ended: CTE, *columns: Any) -> Select[Any]:
+    """Select columns of the jobs that end in a statement, and write what must be written exactly once per end.
+
+    These are the upstream's request, if it is still to be cancelled, and the entry of the response cache.
+    """
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
-    return select(ended.c.id).add_cte(cancellations.cte("cancellations"))
+    ttl_s: Any = sql_cast(ended.c.decisions["cache"]["ttl_s"].astext, Integer)
+    # Each key once and in the same order as in other statements, which could otherwise wait for each other.
+    answers = (
+        select(
+            ended.c.cache_key, ended.c.project_id, ended.c.model, ended.c.id, ended.c.answer_bytes,
+            func.now() + seconds(ttl_s),
+        )
+        .ext(distinct_on(ended.c.cache_key))
+        .where(ended.c.cacheable, ended.c.cache_key.is_not(None), ttl_s.is_not(None))
+        .order_by(ended.c.cache_key, ended.c.id.desc())
+    )  # fmt: skip
+    entries = upsert(CachedAnswerRow).from_select(
+        ["key", "project_id", "model", "job_id", "bytes", "expires_at"], answers
+    )
+    entries = entries.on_conflict_do_update(
+        index_elements=[CachedAnswerRow.key],
+        set_={
+            "job_id": entries.excluded.job_id,
+            "bytes": entries.excluded.bytes,
+            "created_at": func.now(),
+            "expires_at": entries.excluded.expires_at,
+            "hits": 0,
+            "used_at": func.now(),
+        },
+    )
+    return select(*columns).add_cte(cancellations.cte("cancellations"), entries.cte("entries"))
 
 
 def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any]:
@@ -336,11 +465,15 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
         "attempts": [asdict(attempt) for attempt in result.attempts],
         "log": result.log,
         "upstream": stored_state(job_id, result.upstream) if result.upstream is not None else None,
+        "cacheable": result.cacheable,
+        "answer_bytes": len(result.output) + len(result.log),
     }
 
 
 def purge_statement(*guards: ColumnElement[bool]) -> Any:
-    """Delete the input and output of ended jobs for which the guards hold, and their responses; returns the ids.
+    """Delete the input and output of ended jobs for which the guards hold; returns the ids.
+
+    Their responses and their entries in the response cache are deleted too.
 
     The rows remain, for accounting.
     """
@@ -360,7 +493,8 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
-    return select(purged.c.id).add_cte(response.cte("response"))
+    entry = delete(CachedAnswerRow).where(CachedAnswerRow.job_id.in_(select(purged.c.id)))
+    return select(purged.c.id).add_cte(response.cte("response"), entry.cte("entry"))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:

@@ -9,17 +9,20 @@ that own the job, so that a duplicate, late or fenced write changes nothing and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     JSON,
     BigInteger,
     Boolean,
     Double,
     Integer,
+    LargeBinary,
+    Select,
     SmallInteger,
     Text,
     bindparam,
@@ -31,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
@@ -59,6 +63,7 @@ from shared.postgres.job_statements import (
     OUTPUT,
     SUMMARY_COLUMNS,
     JobRowStore,
+    insert_answered,
     insert_queued,
     purge_statement,
     read_job,
@@ -69,6 +74,7 @@ from shared.postgres.prepared import Prepared
 from shared.postgres.store import Records, json_text, readable, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, ResponseRow, WorkerRow
 from shared.runtime.offload import off_loop
+from shared.runtime.outages import is_duplicate
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +146,27 @@ _NEW = Records(
     requested_model=Text,
     kind=Text,
     decisions=JSONB,
+    cache_key=LargeBinary,
+    max_age_s=Integer,
 )
+_VALUES = {
+    JobRow.project_id: _NEW.project_id,
+    JobRow.key_id: _NEW.key_id,
+    JobRow.end_user: _NEW.end_user,
+    JobRow.priority: _NEW.priority,
+    JobRow.request_bytes: _NEW.request_bytes,
+    JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
+    JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
+    JobRow.request_id: _NEW.request_id,
+    JobRow.traceparent: _NEW.traceparent,
+    JobRow.requested_model: _NEW.requested_model,
+    JobRow.kind: _NEW.kind,
+    JobRow.decisions: _NEW.decisions,
+}
 _INSERT = Prepared(
-    insert_queued(
-        _NEW,
-        {
-            JobRow.project_id: _NEW.project_id,
-            JobRow.key_id: _NEW.key_id,
-            JobRow.end_user: _NEW.end_user,
-            JobRow.priority: _NEW.priority,
-            JobRow.request_bytes: _NEW.request_bytes,
-            JobRow.start_before: func.now() + seconds(_NEW.start_within_s),
-            JobRow.finish_before: func.now() + seconds(_NEW.finish_within_s),
-            JobRow.request_id: _NEW.request_id,
-            JobRow.traceparent: _NEW.traceparent,
-            JobRow.requested_model: _NEW.requested_model,
-            JobRow.kind: _NEW.kind,
-            JobRow.decisions: _NEW.decisions,
-        },
-    ).returning(JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before)
+    insert_queued(_NEW, {**_VALUES, JobRow.cache_key: _NEW.cache_key}).returning(
+        JobRow.id, JobRow.created_at, JobRow.start_before, JobRow.finish_before
+    )
 )
 
 _RESPONSES = Records(
@@ -172,15 +180,20 @@ _RESPONSE_COLUMNS = {
     ResponseRow.background: _RESPONSES.background,
     ResponseRow.stored: _RESPONSES.stored,
 }
+
+
+def _with_responses(statement: Select[Any], inserted: CTE) -> Prepared:
+    """Also insert the responses of the inserted jobs: one statement, one commit."""
+    responses = select(*_RESPONSE_COLUMNS.values()).where(_RESPONSES.job_id.in_(select(inserted.c.id)))
+    rows = insert(ResponseRow).from_select(list(_RESPONSE_COLUMNS), responses)
+    return Prepared(statement.add_cte(rows.cte("responses_inserted")))
+
+
 _INSERTED = _INSERT.statement.cte("inserted")
-# Also inserts the rows of responses: one statement, one commit.
-_INSERT_WITH_RESPONSES = Prepared(
-    select(*_INSERTED.c).add_cte(
-        insert(ResponseRow)
-        .from_select(list(_RESPONSE_COLUMNS), select(*_RESPONSE_COLUMNS.values()))
-        .cte("responses_inserted")
-    )
-)
+_INSERT_WITH_RESPONSES = _with_responses(select(*_INSERTED.c), _INSERTED)
+_ANSWERED, _ANSWER_STATEMENT = insert_answered(_NEW, _VALUES)
+_ANSWER = Prepared(_ANSWER_STATEMENT)
+_ANSWER_WITH_RESPONSES = _with_responses(_ANSWER_STATEMENT, _ANSWERED)
 
 
 def _job_query(columns: Sequence[Any], job_id: str, project_id: int | None) -> Any:
@@ -215,6 +228,7 @@ class JobStore(JobRowStore):
     def __init__(self, engine: AsyncEngine, region: str = "") -> None:
         super().__init__(engine, region)
         self._commit = GroupCommit(self._insert, weigh=_weight)
+        self._answers = GroupCommit(self._answer, weigh=_weight)
 
     async def insert(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool]:
         """Commit a new `queued` job; return it, and True. When this returns, the job is durable.
@@ -225,8 +239,16 @@ class JobStore(JobRowStore):
         Raises:
             KeyReused: the key was used with another request, or its job was deleted.
         """
-        job_id = new_job_id(self._region)
-        record = await off_loop(new.request.size + new.request.options_size, _record, job_id, new)
+        try:
+            return await self._create(new, idempotency)
+        except DBAPIError as error:
+            if new.cache_key is None or not is_duplicate(error):
+                raise
+            # Another open job has the same key, and its answer will be in the cache.
+            return await self._create(replace(new, cache_key=None), idempotency)
+
+    async def _create(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
+        job_id, record = await self._new_record(new)
         if idempotency is None:
             return _job(job_id, new, await self._commit(record)), True
         async with transaction(self._engine) as connection:
@@ -236,6 +258,35 @@ class JobStore(JobRowStore):
                 (inserted,) = _in_order(await connection.execute(prepared.statement, parameters), [record])
                 return _job(job_id, new, inserted), True
         return await self._job_of_key(existing_id), False
+
+    async def answer(self, new: NewJob, idempotency: Idempotency | None = None) -> tuple[Job, bool] | None:
+        """Commit a new `completed` job with the answer that the response cache has for it; return it, and True.
+
+        None: there is no such answer, and nothing was written. With an idempotency key that was used before: as
+        `insert`, and whether there is an answer does not matter.
+
+        Raises:
+            KeyReused: as `insert`.
+        """
+        job_id, record = await self._new_record(new)
+        if idempotency is None:
+            row = await self._answers(record)
+            return None if row is None else (await _answered_job(new, row), True)
+        async with transaction(self._engine) as connection:
+            existing_id = await _claim_key(connection, new.owner, idempotency, job_id)
+            if existing_id is None:
+                prepared, parameters = _answer_statement([record])
+                row = (await connection.execute(prepared.statement, parameters)).first()
+                if row is None:
+                    await connection.rollback()
+                    return None
+        if existing_id is not None:
+            return await self._job_of_key(existing_id), False
+        return await _answered_job(new, row), True
+
+    async def _new_record(self, new: NewJob) -> tuple[str, dict[str, Any]]:
+        job_id = new_job_id(self._region)
+        return job_id, await off_loop(new.request.size + new.request.options_size, _record, job_id, new)
 
     async def find_created(self, owner: Owner, idempotency: Idempotency) -> Job | None:
         """Return the job that an earlier call with an idempotency key created; None if there was none.
@@ -256,6 +307,11 @@ class JobStore(JobRowStore):
     async def _insert(self, new: Sequence[dict[str, Any]]) -> list[_Inserted]:
         prepared, parameters = _insert_statement(new)
         return _in_order(await prepared.run(self._engine, parameters), new)
+
+    async def _answer(self, new: Sequence[dict[str, Any]]) -> list[Any | None]:
+        prepared, parameters = _answer_statement(new)
+        rows = {row.id: row for row in await prepared.run(self._engine, parameters)}
+        return [rows.get(item["id"]) for item in new]
 
     async def get(self, job_id: str, project_id: int | None = None) -> Job | None:
         """Return a job; with `project_id`, only if that project owns it.
@@ -413,6 +469,8 @@ def _record(job_id: str, new: NewJob) -> dict[str, Any]:
         "requested_model": new.requested_model,
         "kind": new.kind,
         "decisions": new.decisions.stored(),
+        "cache_key": new.cache_key,
+        "max_age_s": new.options.cache_control.max_age_s,
         "response": None if new.response is None else _response_record(job_id, new.response),
     }
 
@@ -451,6 +509,21 @@ def _job(job_id: str, new: NewJob, inserted: _Inserted) -> Job:
         kind=new.kind,
         decisions=new.decisions,
     )
+
+
+async def _answered_job(new: NewJob, row: Any) -> Job:
+    """The job of a row that `insert_answered` has returned."""
+    summary = to_summary(row)
+    values = {field.name: getattr(summary, field.name) for field in fields(summary)}
+    return Job(**values, request=new.request, output=await off_loop(len(row.output), to_output, row.output))
+
+
+def _answer_statement(new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:
+    """The statement that answers these records from the cache, and its parameters."""
+    responses = [item["response"] for item in new if item["response"] is not None]
+    if not responses:
+        return _ANSWER, _NEW.parameters(new)
+    return _ANSWER_WITH_RESPONSES, _NEW.parameters(new) | _RESPONSES.parameters(responses)
 
 
 def _insert_statement(new: Sequence[dict[str, Any]]) -> tuple[Prepared, dict[str, Any]]:

@@ -217,6 +217,15 @@ class CachedAnswerRow(Base):
     )
 
 
+class SecretRow(Base):
+    """A secret that the processes of an installation share."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    value: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class SummaryRow(Base):
     """A summary of the first `messages` messages of a conversation; `sha256` is their digest."""
 

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from shared.config.models.reload import ReloadResult
+from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode
 from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
@@ -62,10 +63,20 @@ class SkipReason(StrEnum):
 
     CAPABILITY = "capability"
     CONTEXT_LENGTH = "context_length"
+    LIMIT = "limit"
     REMOVED = "removed"
     NO_WORKER = "no_worker"
     BREAKER_OPEN = "breaker_open"
     WAIT = "wait"
+
+
+class TokenLimitOutcome(StrEnum):
+    """What a limit of tokens does to a request."""
+
+    CLAMPED = "clamped"
+    DEFAULT = "default"
+    REFUSED_OUTPUT = "refused_output"
+    REFUSED_INPUT = "refused_input"
 
 
 # With bounds at the latency goals, 200 and 500 ms, and close to them on both sides.
@@ -140,6 +151,42 @@ class Metrics:
             "Submits and streams rejected with 429 because a quota of their project was used up.",
             (Label("reason", tuple(quota.value for quota in Quota)),),
             API,
+        )
+
+        # Limits and estimates of tokens
+
+        self.token_limits = new.counter(
+            "headrace_token_limits_total",
+            "Requests that a limit of tokens has changed (max_tokens lowered, or set) or refused.",
+            (MODEL, Label("outcome", tuple(outcome.value for outcome in TokenLimitOutcome))),
+            API,
+        )
+        self.token_estimates = new.counter(
+            "headrace_token_estimates_total",
+            "Prompts whose tokens were estimated for a limit, because they cannot be counted.",
+            (MODEL,),
+            API,
+        )
+        self.estimated_prompt_tokens = new.counter(
+            "headrace_estimated_prompt_tokens_total",
+            "Tokens of ended jobs' prompts that were estimated: the estimate, and those in the usage.",
+            (MODEL, Label("source", ("estimate", "usage"))),
+            API,
+            WORKER,
+        )
+        self.underestimated_prompts = new.counter(
+            "headrace_underestimated_prompts_total",
+            "Ended jobs whose prompt had more tokens than estimated; about 5 of 100 are expected.",
+            (MODEL,),
+            API,
+            WORKER,
+        )
+        self.tokens_per_byte = new.gauge(
+            "headrace_prompt_tokens_per_byte",
+            "Tokens per byte of a prompt that estimates use; learned from usage, and 0.333 before there is enough.",
+            (MODEL,),
+            API,
+            aggregation=Aggregation.MAX,
         )
 
         # The event loop
@@ -434,6 +481,21 @@ class Metrics:
             "headrace_completion_tokens_total", "Completion tokens in the usage of ended jobs.", (MODEL,), API, WORKER
         )
 
+        # Response cache
+
+        self.cache_requests = new.counter(
+            "headrace_cache_requests_total",
+            "Submitted jobs for which the response cache was on or was bypassed, by outcome.",
+            (MODEL, Label("outcome", tuple(outcome.value for outcome in CacheOutcome))),
+            API,
+        )
+        self.cache_errors = new.counter(
+            "headrace_cache_errors_total",
+            "Lookups in the response cache that failed; their requests were run.",
+            (),
+            API,
+        )
+
         # Streams
 
         self.stream_readers = new.gauge(
@@ -643,6 +705,17 @@ class Metrics:
         """Count a job after its row is committed."""
         self.jobs_submitted.labels(self.model_label(model), priority_label(priority)).inc()
 
+    def cache_decided(self, job: JobSummary) -> None:
+        """Count what the response cache did for a submitted job.
+
+        One that it has answered has ended; its tokens and its duration are not counted, because no engine ran it.
+        """
+        if (cache := job.decisions.cache) is not None:
+            self.cache_requests.labels(self.model_label(job.model), cache.outcome).inc()
+        if job.status.terminal:
+            labels = self.model_label(job.model), priority_label(job.priority), job.status.value
+            self.jobs_finished.labels(*labels).inc()
+
     def job_ended(self, job: JobSummary, result: JobResult) -> None:
         """Count a job's end. Called only by the process that wrote it to the row."""
         model, priority = self.model_label(job.model), priority_label(job.priority)
@@ -655,6 +728,10 @@ class Metrics:
         self.completion_tokens.labels(model).inc(result.usage.completion_tokens)
         self.reasoning_tokens.labels(model).inc(result.usage.reasoning_tokens)
         self.cache_write_tokens.labels(model).inc(result.usage.cache_write_tokens)
+        if (estimate := job.decisions.estimated_tokens) is not None and result.usage.prompt_tokens:
+            self.estimated_prompt_tokens.labels(model, "estimate").inc(estimate)
+            self.estimated_prompt_tokens.labels(model, "usage").inc(result.usage.prompt_tokens)
+            self.underestimated_prompts.labels(model).inc(result.usage.prompt_tokens > estimate)
 
 
 def priority_label(priority: int) -> str:

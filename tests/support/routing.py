@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from api.context.window import ContextWindow
+from api.context.window import ContextWindow, PromptTokens
 from api.jobs.queue_store import ServiceRate
 from api.jobs.route_candidates import RouteCandidates
 from api.keys.principal import Principal
@@ -117,9 +117,9 @@ class _Counting(ContextWindow):
 
     counted: list[str]
 
-    async def tokens(self, model: str, request: GenerateRequest) -> int | None:
+    async def measure(self, model: str, request: GenerateRequest, limit: int | None = None) -> PromptTokens:
         self.counted.append(model)
-        return await super().tokens(model, request)
+        return await super().measure(model, request, limit)
 
 
 class Routing:

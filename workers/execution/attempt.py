@@ -83,7 +83,7 @@ class AttemptContext:
 
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
-    `provider`.
+    `provider`. `revision` is that of the model's entry (`Spec.revision`).
     """
 
     worker: str
@@ -99,6 +99,7 @@ class AttemptContext:
     traces: Traces = NO_TRACES
     compilations: Compilations | None = None
     provider: str | None = None
+    revision: str | None = None
 
 
 class JobAttempt:
@@ -442,6 +443,7 @@ class JobAttempt:
             outcome=outcome,
             tokens={**self._earlier_tokens, job.attempt: self._tokens},
             upstream=self._running_upstream,
+            revision=context.revision,
         )
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
         if not await asyncio.shield(asyncio.ensure_future(finish)):
