@@ -10,7 +10,6 @@ import pytest
 
 from tests.e2e.test_jobs import wait_for_end
 from tests.support.metrics import samples
-from tests.support.sse import read_events
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
@@ -103,13 +102,17 @@ async def test_a_conversation_keeps_its_model_in_a_tool_loop(sim: httpx.AsyncCli
     turns += [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "call_1", "content": "1"}]
     body = {"model": "auto", "user": "ann", "messages": turns, "max_tokens": 2, "stream": True}
     async with sim.stream("POST", "/v1/chat/completions", json=body) as stream:
-        chunks = [json.loads(event.data) async for event in read_events(stream) if event.data != "[DONE]"]
-    assert {chunk["model"] for chunk in chunks} == {"small"}
+        lines = [line.removeprefix("data: ") async for line in stream.aiter_lines() if line.startswith("data: {")]
+    assert {json.loads(line)["model"] for line in lines} == {"small"}
     assert stream.headers["x-headrace-route"] == "auto; rule=conversation"
 
 
 async def test_lines_of_batches_are_routed(sim: httpx.AsyncClient) -> None:
-    bodies = [{"messages": QUESTION}, {"messages": SCARCE}, {"messages": QUESTION, "max_tokens": 10**6}]
+    bodies: list[dict[str, Any]] = [
+        {"messages": QUESTION},
+        {"messages": SCARCE},
+        {"messages": QUESTION, "max_tokens": 10**6},
+    ]
     lines = [
         {
             "custom_id": str(number),
