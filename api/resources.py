@@ -50,7 +50,7 @@ from api.monitoring.readiness import ReadinessCheck
 from api.responses.limits import ConversationLimits
 from api.responses.service import ResponseService
 from api.responses.store import ResponseStore
-from api.routing.complexity import Heuristic
+from api.routing.complexity import Complexity
 from api.routing.conversations import Conversations
 from api.routing.router import Router
 from api.settings import ApiSettings, StreamSettings
@@ -60,6 +60,7 @@ from shared.config.models.reload import ModelChanges, ModelsReload, ReloadResult
 from shared.postgres.engine import connect
 from shared.postgres.job_store import JobStore
 from shared.postgres.recovery_store import RecoveryStore
+from shared.recovery.fallbacks import Fallbacks
 from shared.recovery.sweeper import Sweeper
 from shared.recovery.terminator import JobTerminator
 from shared.redis.connection import connect_redis
@@ -83,6 +84,7 @@ async def open_resources(
     registry: Registry,
     metrics: Metrics,
     reload_signal: ReloadSignal,
+    complexity: Complexity,
     traces: Traces = NO_TRACES,
 ) -> AsyncIterator[Resources]:
     """Create the application's resources; close them on exit."""
@@ -95,8 +97,9 @@ async def open_resources(
 
         store, logs = JobStore(database, settings.region), EventLog(redis)
         recovery_store = RecoveryStore(database)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces)
         hints = HintSender(celery_app(settings.redis_url), redis)
+        fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, fallbacks)
         stack.push_async_callback(hints.flush)
         hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s)
         sweeper = Sweeper(
@@ -107,6 +110,7 @@ async def open_resources(
             interval_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
+            fallbacks=fallbacks,
         )
         queue_estimates = QueueEstimates(QueueStore(database), registry)
         quotas = ProjectQuotas(QuotaStore(database), settings, metrics)
@@ -114,7 +118,7 @@ async def open_resources(
         media_limits = MediaLimits(settings.max_part_bytes, settings.max_media_bytes)
         conversation_models = Conversations(ConversationModels(redis), metrics)
         candidates = RouteCandidates(registry, context_window, queue_estimates)
-        router = Router(registry, candidates, conversation_models, Heuristic(), metrics)
+        router = Router(registry, candidates, conversation_models, complexity, metrics)
         secret = settings.cache_secret.encode() or None
         cache = ResponseCache(registry, CacheStore(database), store, metrics, secret=secret)
         admission = Admission(registry, context_window, quotas, media_limits, metrics, router)

@@ -210,6 +210,20 @@ class CacheSettings(SettingsGroup):
         return secret
 
 
+class RoutingSettings(SettingsGroup):
+    """Routes."""
+
+    routing_model: Path | None = Field(
+        None,
+        description="File of `python -m api.routing fit`, which judges complexity instead of the shipped heuristic.",
+    )
+
+    @field_validator("routing_model", mode="before")
+    @classmethod
+    def _set_or_not(cls, text: str | Path | None) -> str | Path | None:
+        return text or None  # an empty variable is none
+
+
 class RegionSettings(SettingsGroup):
     """Multiple regions."""
 
@@ -249,6 +263,7 @@ class ApiSettings(
     BatchSettings,
     RetentionSettings,
     CacheSettings,
+    RoutingSettings,
     RegionSettings,
     Settings,
 ):

@@ -104,6 +104,8 @@ class _Stream:
 
     def __init__(self, job: Job, *, hides_thinking: bool) -> None:
         self._job = job
+        # The model of the last attempt that started: until there is output, another one may take over.
+        self._model = job.model
         self._hides_thinking = hides_thinking
         self._started = False
         self._blocks = 0
@@ -122,6 +124,7 @@ class _Stream:
             case _ if self.aborted:
                 return []
             case EventType.STARTED:
+                self._model = event.payload().get("model", self._model)
                 return []
             case EventType.DELTA:
                 payload = event.payload()
@@ -144,7 +147,7 @@ class _Stream:
         self._started = True
         message = AssistantMessage(
             id=_message_id(self._job.id),
-            model=self._job.model,
+            model=self._model,
             content=[],
             stop_reason=None,
             stop_sequence=None,

@@ -75,6 +75,10 @@ class Heuristic:
         return spread(*_CUTS[mode], tiers)
 
 
+# The number of indicators. Classifiers are trained on them: after a change, increase `api.routing.classifier.FORMAT`.
+INDICATORS = 10
+
+
 def indicators(request: GenerateRequest) -> tuple[float, ...]:
     """Points of complexity by what indicates it: words, structure, length, options. More are more complex."""
     text = RequestText.of(request)

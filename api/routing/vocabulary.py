@@ -22,15 +22,18 @@ class Vocabulary:
         self._whole = frozenset(word[:-1] for word in listed if word.endswith("$"))
         self._stems = frozenset(word for word in listed if not word.endswith("$"))
         self._lengths = sorted({len(stem) for stem in self._stems})
+        self._starts = frozenset(stem[: self._lengths[0]] for stem in self._stems)
         self._phrases = tuple(phrases.split("|")) if phrases else ()
 
     def count(self, text: str, words: frozenset[str], limit: int = 3) -> int:
         """The number of different words and phrases that a case-folded text has, at most `limit`."""
         found = words & self._whole
+        shortest = self._lengths[0]
         for word in words:
-            if len(found) >= limit:
-                return limit
-            found |= {start for length in self._lengths if (start := word[:length]) in self._stems}
+            if word[:shortest] in self._starts:
+                found |= {start for length in self._lengths if (start := word[:length]) in self._stems}
+                if len(found) >= limit:
+                    return limit
         return min(limit, len(found) + sum(phrase in text for phrase in self._phrases))
 
 

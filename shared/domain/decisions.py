@@ -18,8 +18,9 @@ class _Decision(BaseModel):
 class RouteDecision(_Decision):
     """Which rule of a route chose the model.
 
-    `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job.
-    `conversation` identifies the conversation, whose later requests are not answered by a cheaper model.
+    `fallbacks` are the models that may still take over, in order; `tried` those that could not serve the job. `left`
+    are those of `tried` that the job was queued for before it moved to the next one. `conversation` identifies the
+    conversation, whose later requests are not answered by a cheaper model.
     """
 
     route: str
@@ -28,7 +29,14 @@ class RouteDecision(_Decision):
     score: float | None = Field(None, description="The complexity of the request, from 0 to 1.")
     tried: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     conversation: str | None = None
+
+    def moved(self, model: str, to: str) -> RouteDecision:
+        """The decision after a job of `model` has moved to the fallback `to`."""
+        fallbacks = tuple(name for name in self.fallbacks if name not in (model, to))
+        changes = {"tried": (*self.tried, model), "fallbacks": fallbacks, "left": (*self.left, model)}
+        return self.model_copy(update=changes)
 
 
 class CacheOutcome(StrEnum):
@@ -91,6 +99,11 @@ class Decisions(_Decision):
     token_limits: TokenLimitsDecision | None = None
     tokens_estimated: bool = False
     estimated_tokens: int | None = None
+
+    @property
+    def may_move(self) -> bool:
+        """Whether another model may still take over the job."""
+        return self.route is not None and bool(self.route.fallbacks)
 
     def stored(self) -> dict[str, Any] | None:
         """The form that is stored in the job's row; None if nothing was decided."""

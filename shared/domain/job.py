@@ -208,6 +208,8 @@ class AttemptOutcome(StrEnum):
     WORKER_LOST = "worker_lost"
     # The upstream was busy. Without output, it is not in the history: the job waits as if it had not been claimed.
     DEFERRED = "deferred"
+    # The model could not serve the job, and another one takes over.
+    REROUTED = "rerouted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,8 @@ class Attempt:
 
     `outcome` is an `AttemptOutcome`, or None while the attempt runs; a string, since a newer version may write others.
     `fingerprint` identifies how the model was run; it is known once the job has ended, if its worker reported it.
+    `model` is None for attempts that an earlier version has recorded. `error`: why the model could not serve the job,
+    if another one took over (`shared.domain.fallback.FallbackReason`).
     """
 
     number: int
@@ -225,6 +229,8 @@ class Attempt:
     tokens: int = 0
     outcome: str | None = None
     fingerprint: str | None = None
+    model: str | None = None
+    error: str | None = None
 
 
 class WorkerState(StrEnum):

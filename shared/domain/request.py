@@ -383,6 +383,13 @@ class GenerateRequest(BaseModel):
         )
 
     @property
+    def names_tokens(self) -> bool:
+        """Whether it has ids of tokens, which mean something else to a model with another tokenizer."""
+        sampling = self.sampling
+        ids = sampling.logit_bias or sampling.stop_token_ids or sampling.allowed_token_ids
+        return isinstance(self.prompt, list) or bool(ids)
+
+    @property
     def opaque_parts(self) -> int:
         """The number of opaque parts in the conversation."""
         return sum(len(message.opaque) for message in self.messages or () if message.opaque)

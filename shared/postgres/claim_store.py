@@ -26,7 +26,6 @@ from shared.postgres.job_statements import (
     IS_QUEUED,
     IS_RUNNING,
     LOST,
-    JobRowStore,
     after_death,
     due,
     end_statement,
@@ -37,6 +36,7 @@ from shared.postgres.job_statements import (
     result_record,
 )
 from shared.postgres.prepared import Prepared
+from shared.postgres.rerouting import Move, ReroutingStore
 from shared.postgres.store import seconds
 from shared.postgres.tables import JobRow, ProjectRow, WorkerRow
 from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
@@ -105,7 +105,7 @@ _FINISH = Prepared(end_statement(JobRow.worker == bindparam("owner", type_=Text)
 _BEAT = ("slots", "running", "state", "lease_expires_at", "breaker_since", "breaker_reason")
 
 
-class ClaimStore(JobRowStore):
+class ClaimStore(ReroutingStore):
     """The claims, results and lease of one worker. Concurrent claims are committed together, and so are results."""
 
     def __init__(self, engine: AsyncEngine, worker: str, model: str | None = None) -> None:
@@ -243,6 +243,11 @@ class ClaimStore(JobRowStore):
             .values({**values, JobRow.not_before: now + seconds(delay_s)})
         )
         return await self._changes(statement)
+
+    async def reroute(self, move: Move) -> bool:
+        """Move a job that this worker runs to another model's queue. False: as in `requeue`."""
+        owner = owned(move.job.id, move.job.attempt, self._worker)
+        return await self._reroute(move, owner, JobRow.status == JobStatus.IN_PROGRESS.value)
 
     async def add_cancellation(self, job_id: str, model: str, state: UpstreamState) -> None:
         """Note that the upstream's request of a job that starts again is to be cancelled.

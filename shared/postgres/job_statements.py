@@ -167,7 +167,7 @@ def _loads(text: str) -> Any:
 def _summary(row: Any) -> dict[str, Any]:
     attempts = [_attempt(item) for item in row.attempts]
     if row.worker is not None and row.attempt_started_at is not None:
-        attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at))
+        attempts.append(Attempt(row.attempt, row.worker.removesuffix(LOST), row.attempt_started_at, model=row.model))
     return {
         "id": row.id,
         "owner": Owner(row.project_id, row.key_id, row.end_user),
@@ -209,11 +209,14 @@ def _attempt(item: dict[str, Any]) -> Attempt:
         tokens=item["tokens"],
         outcome=item["outcome"],
         fingerprint=item.get("fingerprint"),
+        model=item.get("model"),
+        error=item.get("error"),
     )
 
 
-def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
+def ended_attempt(tokens: int, outcome: AttemptOutcome, error: str | None = None) -> Any:
     """The value of `attempts` with the running attempt appended."""
+    optional = ("error", error) if error is not None else ()
     entry = func.jsonb_build_object(
         "number",
         JobRow.attempt,
@@ -227,6 +230,9 @@ def ended_attempt(tokens: int, outcome: AttemptOutcome) -> Any:
         tokens,
         "outcome",
         outcome.value,
+        "model",
+        JobRow.model,
+        *optional,
     )
     return JobRow.attempts.op("||")(func.jsonb_build_array(entry, type_=JSONB))
 

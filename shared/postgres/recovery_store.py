@@ -39,7 +39,6 @@ from shared.postgres.job_statements import (
     IS_RUNNING,
     LOST,
     SUMMARY_COLUMNS,
-    JobRowStore,
     after_death,
     due,
     end_statement,
@@ -50,6 +49,7 @@ from shared.postgres.job_statements import (
     result_record,
 )
 from shared.postgres.prepared import Prepared
+from shared.postgres.rerouting import Move, ReroutingStore, is_movable
 from shared.postgres.store import Records, seconds
 from shared.postgres.tables import IdempotencyKeyRow, JobRow, Timestamp, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import Cancellation, UpstreamCancellations
@@ -121,7 +121,7 @@ _END_QUEUED = Prepared(end_statement(IS_QUEUED))
 _END_LOST = Prepared(end_statement(IS_RUNNING, JobRow.worker.endswith(LOST)))
 
 
-class RecoveryStore(JobRowStore):
+class RecoveryStore(ReroutingStore):
     """Jobs that no live worker owns."""
 
     async def end_queued(self, job_id: str, attempt: int, result: JobResult) -> bool:
@@ -148,6 +148,49 @@ class RecoveryStore(JobRowStore):
     async def end_lost(self, job_id: str, attempt: int, result: JobResult) -> bool:
         """End a job whose claim was revoked. False: it was ended meanwhile."""
         return (await self._end(_END_LOST, [result_record(job_id, attempt, result)]))[0]
+
+    async def reroute_queued(self, move: Move) -> bool:
+        """Move a queued job to another model's queue. False: it has changed since it was read."""
+        return await self._reroute(move, IS_QUEUED)
+
+    async def reroute_lost(self, move: Move) -> bool:
+        """Move a job whose claim was revoked to another model's queue. False: it has changed since it was read."""
+        lost = JobRow.worker.endswith(LOST)
+        return await self._reroute(move, JobRow.status == JobStatus.IN_PROGRESS.value, lost)
+
+    async def stranded(self, limit: int, *, without: Collection[str] = ()) -> list[JobSummary]:
+        """Return queued jobs with fallbacks that have waited for more than half of the time until `start_before`, and
+        whose model has no live worker.
+
+        `without` are the ids of jobs to leave out.
+        """
+        unserved = set(await self.queued_models()) - await self.served_models()
+        if not unserved:
+            return []
+        statement = (
+            select(*SUMMARY_COLUMNS)
+            .where(
+                JobRow.id.not_in(without),
+                JobRow.model.in_(unserved),
+                IS_QUEUED,
+                JobRow.start_before > func.now(),
+                func.now() - JobRow.created_at > JobRow.start_before - func.now(),
+                JobRow.started_at.is_(None),
+                is_movable(),
+            )
+            .limit(limit)
+        )
+        return await self._summaries(statement)
+
+    async def movable(self, model: str, limit: int, *, without: Collection[str] = ()) -> list[JobSummary]:
+        """Return the next queued jobs of a model that have fallbacks. `without` are the ids of jobs to leave out."""
+        statement = (
+            select(*SUMMARY_COLUMNS)
+            .where(IS_QUEUED, JobRow.model == model, JobRow.id.not_in(without), is_movable())
+            .order_by(JobRow.priority, JobRow.id)
+            .limit(limit)
+        )
+        return await self._summaries(statement)
 
     async def lost(self) -> list[LostJob]:
         """Return the running jobs of dead workers, and those that workers have released."""

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError
 
 from shared.domain.events import Event, EventType, event, seq_before
+from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, Failure, JobStatus, JobSummary, Usage
 from shared.domain.result import build_result
 from shared.domain.transcript import Transcript
 from shared.postgres.recovery_store import LostJob, RecoveryStore
+from shared.recovery.fallbacks import Fallbacks
 from shared.redis.event_log import Append, EventLog, Fenced
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
@@ -24,9 +26,17 @@ class JobTerminator:
     """Ends lost jobs with the output of their earlier attempts, which their logs have."""
 
     def __init__(
-        self, store: RecoveryStore, logs: EventLog, log_ttl_s: int, metrics: Metrics, traces: Traces = NO_TRACES
+        self,
+        store: RecoveryStore,
+        logs: EventLog,
+        log_ttl_s: int,
+        metrics: Metrics,
+        traces: Traces = NO_TRACES,
+        fallbacks: Fallbacks | None = None,
     ) -> None:
+        """Without `fallbacks`, no job moves to another model."""
         self._store = store
+        self._fallbacks = fallbacks
         self._logs = logs
         self._log_ttl_s = log_ttl_s
         self._metrics = metrics
@@ -39,6 +49,12 @@ class JobTerminator:
         except (RedisError, OSError) as error:
             logger.warning("cannot read which of %d lost jobs had tokens: %s", len(lost), error)
             return set()
+
+    async def fail(self, job: JobSummary, failure: Failure, reason: FallbackReason) -> bool:
+        """Move a job to another model, or end it as failed if it cannot move. Otherwise as `end`."""
+        if self._fallbacks is not None and await self._fallbacks.move(job, reason):
+            return True
+        return await self.end(job, JobStatus.FAILED, failure)
 
     async def end(self, job: JobSummary, status: JobStatus, failure: Failure) -> bool:
         """End a job. Returns False, and writes nothing, if it has changed since it was read.
@@ -60,7 +76,7 @@ class JobTerminator:
             # Redis has lost the log. Readers may have seen text from it that is not in the result.
             new.append(event(seq_before(attempt) + 1, EventType.RESTARTED, {"attempt": job.attempt}))
             events = list(new)
-        transcript = await Transcript.of(events, job.choices)
+        transcript = await Transcript.of(events, job.choices, model=job.model)
         seq = events[-1].seq + 1 if events else 1
         result, last = await build_result(
             job,

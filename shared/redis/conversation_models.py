@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from shared.redis import keys
+
+logger = logging.getLogger(__name__)
 
 
 class ConversationModels:
@@ -27,6 +31,14 @@ class ConversationModels:
                 pipeline.set(keys.conversation_model(conversation), model, ex=ttl_s)
             await pipeline.execute()
 
-    async def move(self, conversation: str, model: str) -> None:
-        """Note that another model than the chosen one answers a conversation, if it is remembered."""
-        await self._redis.set(keys.conversation_model(conversation), model, xx=True, keepttl=True)
+    async def move(self, conversation: str | None, model: str) -> None:
+        """Note that another model than the chosen one answers a conversation, if it is remembered.
+
+        If Redis is unavailable, the conversation's next request is routed as if the chosen one had answered.
+        """
+        if conversation is None:
+            return
+        try:
+            await self._redis.set(keys.conversation_model(conversation), model, xx=True, keepttl=True)
+        except (RedisError, OSError) as error:
+            logger.warning("cannot note that model %s answers a conversation: %s", model, error)

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from shared.config.models.reload import ReloadResult
 from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode
+from shared.domain.fallback import FallbackReason
 from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
 from shared.domain.result import JobResult
@@ -281,6 +282,17 @@ class Metrics:
             "headrace_jobs_deferred_total",
             "Times a job was put back into the queue because its upstream was busy.",
             (MODEL, Label("reason", ("rate_limit", "server_error", "timeout", "unreachable", "broken"))),
+            WORKER,
+        )
+        self.job_fallbacks = new.counter(
+            "headrace_job_fallbacks_total",
+            "Times a job of a route moved to another model before it had output.",
+            (
+                Label("from", bound="models in routes of models.yaml, now or earlier"),
+                Label("to", bound="models in routes of models.yaml, now or earlier"),
+                Label("reason", tuple(reason.value for reason in FallbackReason)),
+            ),
+            API,
             WORKER,
         )
         self.opaque_parts_dropped = new.counter(

@@ -103,9 +103,10 @@ class Memory(ConversationModels):
         self._fail()
         self.models |= dict.fromkeys(conversations, model)
 
-    async def move(self, conversation: str, model: str) -> None:
+    async def move(self, conversation: str | None, model: str) -> None:
         self._fail()
-        self.models[conversation] = model
+        if conversation in self.models:
+            self.models[conversation] = model
 
     def _fail(self) -> None:
         if self.error is not None:

@@ -12,14 +12,17 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from shared.domain.errors import ErrorCode, InvalidRequest
+from shared.domain.errors import ContextExceeded, ErrorCode, InvalidRequest
 from shared.domain.events import Delta, EventType, UpstreamState, seq_before
+from shared.domain.fallback import FallbackReason, candidates_of, may_have_output, next_model
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, build_result, cannot_continue, exhausted
 from shared.domain.suspects import Verdict, kills_late
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
+from shared.postgres.rerouting import Move
+from shared.redis.conversation_models import ConversationModels
 from shared.redis.event_log import EventLog, Fenced
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
@@ -35,6 +38,7 @@ from workers.engines.base import (
     Restarted,
     RunEnded,
     UpstreamBusy,
+    UpstreamError,
 )
 from workers.engines.resume import Resume
 from workers.execution.compilations import Compilations
@@ -83,7 +87,8 @@ class AttemptContext:
 
     `on_engine_death` is called from the event loop, once for each job that finds the engine dead. Without
     `compilations`, structured outputs are not compiled here. Of the opaque parts of a request, the engine gets those of
-    `provider`. `revision` is that of the model's entry (`Spec.revision`).
+    `provider`. `conversations` get to know which model takes over a job. `revision` is that of the model's entry
+    (`Spec.revision`).
     """
 
     worker: str
@@ -99,6 +104,7 @@ class AttemptContext:
     traces: Traces = NO_TRACES
     compilations: Compilations | None = None
     provider: str | None = None
+    conversations: ConversationModels | None = None
     revision: str | None = None
 
 
@@ -221,12 +227,13 @@ class JobAttempt:
             except Fenced:
                 return False
             log.resume_after(events, events[-1].seq if events else seq_before(job.attempt))
-            self._transcript = await Transcript.of(events, job.request.sampling.n)
+            self._transcript = await Transcript.of(events, job.request.sampling.n, model=job.model)
             self._prior_tokens = self._transcript.tokens
             self._earlier_tokens = self._transcript.tokens_by_attempt
             if not events:
-                if len(job.attempts) > 1:  # not only deferred ones: the log is lost, with its output and its readers
-                    await self._restart()
+                # Attempts that were deferred, which are not in the history, and those of other models had no output.
+                if any(attempt.outcome != AttemptOutcome.REROUTED for attempt in job.attempts[:-1]):
+                    await self._restart()  # the log is lost, with its output and its readers
             elif not (self._transcript.empty or self._complete):
                 mode = self._context.engine.resume_mode(job.request, self._prior)
                 self._stuck = mode is Resume.NONE and await self._shown()
@@ -234,6 +241,8 @@ class JobAttempt:
                 if mode <= Resume.RESTART and not self._stuck:
                     await self._restart()
         started = {"attempt": job.attempt, "worker": self._context.worker}
+        if job.decisions.route is not None:
+            started["model"] = job.model
         log.event(EventType.STARTED, started | {"fingerprint": self._context.engine.fingerprint})
         logger.info(
             "job=%s model=%s attempt=%d worker=%s request=%s started, after %d tokens",
@@ -391,6 +400,8 @@ class JobAttempt:
             )
             self._context.on_engine_death()
             if death.charged and self.job.deaths + 1 >= self._context.max_attempts:
+                if await self._reroute(FallbackReason.ATTEMPTS_EXHAUSTED):
+                    return None
                 return await self._end(JobStatus.FAILED, exhausted(self._context.max_attempts))
             return await self._requeue(AttemptOutcome.ENGINE_LOST, death)
         if isinstance(error, EngineDead):  # it had died before it received the request
@@ -403,7 +414,25 @@ class JobAttempt:
         requeue_outcome = _REQUEUE_OUTCOMES.get(self.interrupt_reason) if self.interrupt_reason is not None else None
         if cancelled and requeue_outcome is not None:
             return await self._requeue(requeue_outcome)
-        return await self._end(*self._status(error))
+        status, failure = self._status(error)
+        reason = self._fallback_reason(error) if status is JobStatus.FAILED else None
+        if reason is not None and await self._reroute(reason):
+            return None
+        return await self._end(status, failure)
+
+    def _fallback_reason(self, error: BaseException | None) -> FallbackReason | None:
+        """Why another model may do better after this error; None if it would not."""
+        match error:
+            case ContextExceeded():
+                return FallbackReason.CONTEXT_LENGTH
+            case InvalidRequest():
+                route = self.job.decisions.route
+                return FallbackReason.REFUSED if route is not None and route.left else None
+            case UpstreamBusy():
+                return FallbackReason.UPSTREAM_BUSY
+            case UpstreamError():
+                return FallbackReason.UPSTREAM_ERROR
+        return FallbackReason.ENGINE_ERROR
 
     def _status(self, error: BaseException | None) -> tuple[JobStatus, Failure | None]:
         if isinstance(error, InvalidRequest):
@@ -522,16 +551,56 @@ class JobAttempt:
         context.send(to_front(Hint(job.id, job.model, job.priority)))
         return None
 
+    async def _reroute(self, reason: FallbackReason, *, or_wait: bool = True) -> bool:
+        """Move the job to another model; `or_wait` is as in `next_model`.
+
+        False: it stays, because it has no fallback or may have output, or is being cancelled, or is not owned any more.
+        """
+        job, context = self.job, self._context
+        candidates = candidates_of(job)
+        if not candidates or job.request.names_tokens or self._first_token_at is not None:
+            return False
+        if may_have_output(job, self._log.events):
+            return False
+        available = await self._retry(lambda: context.store.available(candidates), "row")
+        to = next_model(job, available, or_wait=or_wait)
+        if to is None:
+            return False
+        self._log.seal()
+        context.log_writer.schedule(self._log)
+        move = Move(job, to, reason, self._running_upstream)
+        if not await self._retry(lambda: context.store.reroute(move), "row"):
+            return False
+        self._metrics.rerouted(to, reason)
+        self._trace.ended(self._database_now(), AttemptOutcome.REROUTED, self._prompt.prompt_tokens, 0)
+        logger.warning(
+            "job=%s model=%s attempt=%d worker=%s request=%s moved to model %s: %s",
+            job.id, job.model, job.attempt, context.worker, job.request_context.request_id, to, reason.value,
+        )  # fmt: skip
+        context.send(to_front(Hint(job.id, to, job.priority)))
+        if context.conversations is not None:
+            await context.conversations.move(move.conversation, to)
+        if move.upstream is not None:
+            await self._cancel_upstreams()
+        return True
+
     async def _defer(self, busy: UpstreamBusy) -> JobStatus | None:
         """Return the job to the queue for a while; if it cannot wait, it fails.
+
+        A job of a route moves to another model instead, if one is available and the upstream does not run its request;
+        if the job cannot wait, it moves in any case.
 
         Without output, it is as if the job had not run. If it has output, the upstream runs its request on, and the
         next attempt resumes that. The message is sent again from here. If this worker dies meanwhile, redelivery finds
         the job.
         """
         job, context = self.job, self._context
+        if self._transcript.upstream is None and await self._reroute(FallbackReason.UPSTREAM_BUSY, or_wait=False):
+            return None
         delay_s = deferral_s(job, busy, self._database_now(), begun=self._first_token_at is not None)
         if delay_s is None:
+            if await self._reroute(FallbackReason.UPSTREAM_BUSY):
+                return None
             return await self._end(*self._status(busy))
         self._log.seal()
         context.log_writer.schedule(self._log)
