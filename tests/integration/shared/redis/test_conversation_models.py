@@ -27,7 +27,8 @@ async def test_models_are_remembered_for_a_time(redis: Redis) -> None:
 
 
 async def test_a_server_that_does_not_answer_delays_no_request_for_long() -> None:
-    silent = await asyncio.start_server(lambda reader, writer: reader.read(), "127.0.0.1", 0)
+    accepted: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: accepted.append(writer), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     redis = connect_redis(f"redis://127.0.0.1:{port}/0")
     conversations = Conversations(ConversationModels(redis), Metrics(Exporter.API, []))
@@ -40,4 +41,7 @@ async def test_a_server_that_does_not_answer_delays_no_request_for_long() -> Non
                 assert await conversations.models(["a"]) == [None]
     finally:
         await redis.aclose()
+        for writer in accepted:
+            writer.close()
+            await writer.wait_closed()
         silent.close()
