@@ -64,6 +64,12 @@ def _loops() -> Iterator[Goal]:
         yield Goal(f"{name} beside heavy requests", Key("heavy", "headrace", name), 0, False, "%")
 
 
+def _routing() -> Iterator[Goal]:
+    for kind in ("question", "code and tools", "20 turns", "16 KB"):
+        key = Key("routing", "headrace", f"CPU per decision p99, {kind}")
+        yield Goal(f"CPU of a routing decision, p99, {kind}", key, 2, False, "ms")
+
+
 def _vllm(streams: Iterable[int]) -> Iterator[Goal]:
     for count in streams:
         key, baseline = (Key("vllm", system, f"tokens/s at {count}") for system in ("headrace", "vllm"))
@@ -132,6 +138,7 @@ GOALS = (
     *_engines(("responses", "anthropic", "triton", "replicate", "runpod")),
     Goal("relayed tokens/s at 256", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
     Goal("durable submits", Key("submits", "headrace", "submits/s at 64"), 700, True, "/s"),
+    *_routing(),
     Goal("followers on one API process", Key("followers", "headrace", "followers held"), 2000, True),
     Goal("memory per follower", Key("followers", "headrace", "memory per follower"), 60, False, "KB"),
     Goal("GET job p99 with followers", Key("followers", "headrace", "GET job p99 with followers"), 50, False, "ms"),

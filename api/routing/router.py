@@ -93,7 +93,7 @@ class Router:
     async def route(self, principal: Principal, new: NewJob) -> NewJob:
         """The job with a model in place of the route that it names; the job itself if it names a model."""
         requested = self._registry.route(new.model)
-        if requested is None:
+        if requested is None or new.kind is not None:  # such as a summary, whose model the operator names
             return new
         route, history = requested.route, Conversation(new.request)
         ids = history.ids(route.name, principal.owner) if route.sticky_s else None

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.bench import Bench
-from benchmarks.scenarios import cancel, engines, followers, growth, heavy, priority, relay, submits, upstream, vllm
+from benchmarks.scenarios import (
+    cancel,
+    engines,
+    followers,
+    growth,
+    heavy,
+    priority,
+    relay,
+    routing,
+    submits,
+    upstream,
+    vllm,
+)
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "vllm": vllm.run,
@@ -13,6 +25,7 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "engines": engines.run,
     "relay": relay.run,
     "submits": submits.run,
+    "routing": routing.run,
     "followers": followers.run,
     "growth": growth.run,
     "heavy": heavy.run,
