@@ -20,10 +20,13 @@ async def test_models_are_remembered_for_a_time(redis: Redis) -> None:
     await models.remember(["a", "b"], "large", 100)
     assert await models.read(["b", "unknown", "a"]) == ["large", None, "large"]
     assert 90 < await redis.ttl(keys.conversation_model("a")) <= 100
+    await models.remember(["a", "c"], "small", 200, better=["middle", "large"])
+    assert await models.read(["a", "b", "c"]) == ["large", "large", "small"], "a better model stays"
+    assert 190 < await redis.ttl(keys.conversation_model("a")) <= 200
     await models.move("a", "middle")
     await models.move("unknown", "middle")
     assert await models.read(["a", "unknown"]) == ["middle", None], "only a remembered conversation moves"
-    assert 90 < await redis.ttl(keys.conversation_model("a")) <= 100
+    assert 190 < await redis.ttl(keys.conversation_model("a")) <= 200
 
 
 async def test_a_server_that_does_not_answer_delays_no_request_for_long() -> None:
@@ -37,7 +40,7 @@ async def test_a_server_that_does_not_answer_delays_no_request_for_long() -> Non
             assert await conversations.models(["a", "b"]) == [None, None]
         async with asyncio.timeout(module.TIMEOUT_S / 2):  # it is not asked again for now
             for _ in range(100):
-                await conversations.remember(["a"], "m", 10)
+                await conversations.remember(["a"], "m", 10, better=())
                 assert await conversations.models(["a"]) == [None]
     finally:
         await redis.aclose()
