@@ -36,6 +36,7 @@ from api.pages import routes as pages
 from api.resources import open_resources
 from api.responses import routes as responses
 from api.routing.complexity_loader import load_complexity
+from api.savings import routes as savings
 from api.settings import ApiSettings
 from shared.config.models.loader import load_registry
 from shared.domain.version import VERSION
@@ -114,6 +115,7 @@ def create_app(settings: ApiSettings, reload_signal: ReloadSignal | None = None)
     app.include_router(anthropic.router)
     app.include_router(files.router)
     app.include_router(batches.router)
+    app.include_router(savings.router)
     app.include_router(health.router)
     pages.install(app)
     return app

@@ -19,6 +19,9 @@ from api.batches.store import BatchStore
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
 from api.context.reported_lengths import ReportedContexts
+from api.context.shortening import Shortening
+from api.context.summaries import Summaries
+from api.context.summary_store import SummaryStore
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
@@ -53,6 +56,8 @@ from api.responses.store import ResponseStore
 from api.routing.complexity import Complexity
 from api.routing.conversations import Conversations
 from api.routing.router import Router
+from api.savings.service import SavingsService
+from api.savings.store import SavingsStore
 from api.settings import ApiSettings, StreamSettings
 from api.streaming.hub import StreamHub
 from shared.config.models.loader import Registry
@@ -99,9 +104,9 @@ async def open_resources(
         recovery_store = RecoveryStore(database)
         hints = HintSender(celery_app(settings.redis_url), redis)
         fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, fallbacks)
         stack.push_async_callback(hints.flush)
-        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
+        hub = StreamHub(redis, logs, store, metrics, resync_s=settings.resync_s, ping_s=settings.ping_s, send=hints.put)
         sweeper = Sweeper(
             recovery_store,
             terminator,
@@ -119,9 +124,14 @@ async def open_resources(
         conversation_models = Conversations(ConversationModels(redis), metrics)
         candidates = RouteCandidates(registry, context_window, queue_estimates)
         router = Router(registry, candidates, conversation_models, complexity, metrics)
+        summaries = Summaries(
+            SummaryStore(database), registry, context_window, metrics, timeout_s=settings.summary_timeout_s
+        )
+        stack.push_async_callback(summaries.close)
+        shortening = Shortening(registry, context_window, summaries, metrics)
         secret = settings.cache_secret.encode() or None
         cache = ResponseCache(registry, CacheStore(database), store, metrics, secret=secret)
-        admission = Admission(registry, context_window, quotas, media_limits, metrics, router)
+        admission = Admission(registry, context_window, quotas, media_limits, metrics, router, shortening)
         jobs = JobService(
             admission=admission,
             store=store,
@@ -229,6 +239,7 @@ async def open_resources(
         resources.add(ResponseService, ResponseService(jobs, ResponseStore(database), store, conversations))
         resources.add(FileService, files)
         resources.add(BatchService, batch_service)
+        resources.add(SavingsService, SavingsService(SavingsStore(database), registry))
         resources.add(ReadinessCheck, readiness)
         resources.add(QueueMetrics, queue_metrics)
         resources.add(CollectorRegistry, metrics.registry(queue_metrics))

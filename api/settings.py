@@ -140,6 +140,17 @@ class ConversationSettings(SettingsGroup):
     )
 
 
+class ContextSettings(SettingsGroup):
+    """Conversations that outgrow their model's context."""
+
+    summary_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds that a request waits for the summary of its conversation; after that, its oldest turns are"
+        " dropped without one.",
+    )
+
+
 class MediaSettings(SettingsGroup):
     """Images and files in messages."""
 
@@ -258,6 +269,7 @@ class ApiSettings(
     QuotaSettings,
     StreamSettings,
     ConversationSettings,
+    ContextSettings,
     MediaSettings,
     FileSettings,
     BatchSettings,

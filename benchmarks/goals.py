@@ -64,9 +64,9 @@ def _loops() -> Iterator[Goal]:
         yield Goal(f"{name} beside heavy requests", Key("heavy", "headrace", name), 0, False, "%")
 
 
-def _routing() -> Iterator[Goal]:
+def _routes() -> Iterator[Goal]:
     for kind in ("question", "code and tools", "20 turns", "16 KB"):
-        key = Key("routing", "headrace", f"CPU per decision p99, {kind}")
+        key = Key("routes", "headrace", f"CPU per decision p99, {kind}")
         yield Goal(f"CPU of a routing decision, p99, {kind}", key, 2, False, "ms")
 
 
@@ -138,7 +138,7 @@ GOALS = (
     *_engines(("responses", "anthropic", "triton", "replicate", "runpod")),
     Goal("relayed tokens/s at 256", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
     Goal("durable submits", Key("submits", "headrace", "submits/s at 64"), 700, True, "/s"),
-    *_routing(),
+    *_routes(),
     Goal("followers on one API process", Key("followers", "headrace", "followers held"), 2000, True),
     Goal("memory per follower", Key("followers", "headrace", "memory per follower"), 60, False, "KB"),
     Goal("GET job p99 with followers", Key("followers", "headrace", "GET job p99 with followers"), 50, False, "ms"),
@@ -153,6 +153,10 @@ GOALS = (
         False,
         "x",
         Key("heavy", "headrace", "step p99 alone"),
+    ),
+    *(
+        Goal(f"CPU to judge a request, p99, {name}", Key("routing", name, "CPU per score p99"), 2, False, "ms")
+        for name in ("heuristic", "classifier")
     ),
     Goal("cancel p99, simulated engine", Key("cancel", "simulated", "cancel p99"), 1000, False, "ms"),
     Goal(

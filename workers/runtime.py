@@ -124,8 +124,8 @@ class WorkerRuntime:
         recovery_store = RecoveryStore(database)
         hints = HintSender(self._app, redis)
         fallbacks = Fallbacks(recovery_store, logs, ConversationModels(redis), hints.put, metrics)
-        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, fallbacks)
         self._stack.push_async_callback(hints.flush)
+        terminator = JobTerminator(recovery_store, logs, settings.log_ttl_s, metrics, traces, hints.put, fallbacks)
 
         log_writer = LogWriter(logs, claims.list_claims, late_s=settings.heartbeat_s)
         engine_death = asyncio.Event()

@@ -14,6 +14,9 @@ import orjson
 from api.anthropic.error_params import rename_failure
 from api.anthropic.error_shape import anthropic_error
 from api.anthropic.schemas import (
+    CLEAR_TOOL_USES,
+    AppliedEdit,
+    AppliedEdits,
     AssistantMessage,
     InterruptReason,
     MessageUsage,
@@ -49,7 +52,21 @@ def message_body(job: Job, *, hides_thinking: bool) -> AssistantMessage:
         stop_reason=reason,
         stop_sequence=sequence,
         usage=_usage(job.usage),
+        context_management=_applied_edits(job),
     )
+
+
+def _applied_edits(job: Job) -> AppliedEdits | None:
+    """The edits that were applied to the conversation; None if it was not changed by one."""
+    context = job.decisions.context
+    if context is None or not context.cleared_tool_uses:
+        return None
+    edit = AppliedEdit(
+        type=CLEAR_TOOL_USES,
+        cleared_tool_uses=context.cleared_tool_uses,
+        cleared_input_tokens=context.cleared_tokens,
+    )
+    return AppliedEdits(applied_edits=[edit])
 
 
 def _blocks(job_id: str, choice: Choice, *, hides_thinking: bool) -> Iterator[Block]:
@@ -234,6 +251,7 @@ class _Stream:
     def _end(self, usage: Usage) -> list[bytes]:
         empty = self._begin("text", text="") if not self._blocks else []
         reason, sequence = _stop(self._finish, self._stop_reason, self._arguments)
+        applied = _applied_edits(self._job)
         return [
             *empty,
             *self._close(),
@@ -241,6 +259,7 @@ class _Stream:
                 "message_delta",
                 delta={"stop_reason": reason, "stop_sequence": sequence},
                 usage=_usage(usage).model_dump(),
+                **({} if applied is None else {"context_management": applied.model_dump()}),
             ),
             _frame("message_stop"),
         ]

@@ -92,7 +92,9 @@ async def messages(
 
     async def response_body(ended: Sequence[Job]) -> JsonBody:
         def build() -> dict[str, Any]:
-            return message_body(ended[0], hides_thinking=body.hides_thinking).model_dump(mode="json")
+            message = message_body(ended[0], hides_thinking=body.hides_thinking)
+            unused = {"context_management"} if message.context_management is None else set()
+            return message.model_dump(mode="json", exclude=unused)
 
         return JsonBody(build, ended[0].output_size)
 

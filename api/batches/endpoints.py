@@ -14,6 +14,7 @@ from api.responses import error_params as responses_params
 from api.responses.events import build_response
 from api.responses.messages import conversation
 from api.responses.schemas import ResponseCreate
+from shared.domain.answer_options import ContextOptions
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Event
 from shared.domain.job import Failure, Job
@@ -30,6 +31,7 @@ class LineJob:
     request: GenerateRequest
     metadata: dict[str, str]
     end_user: str | None = None
+    context: ContextOptions | None = None
 
 
 class Endpoint(Protocol):
@@ -80,7 +82,8 @@ class Completions:
             raise InvalidRequest(
                 "prompt: a batch line takes a single prompt; send one line per prompt.", param="prompt"
             )
-        return LineJob(request.model, generate, request.metadata or {}, end_user_name(request.user))
+        end_user = end_user_name(request.user)
+        return LineJob(request.model, generate, request.metadata or {}, end_user, request.context_options)
 
     def rename_param(
         self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None
@@ -106,9 +109,8 @@ class Responses:
     def job(self, body: dict[str, Any]) -> LineJob:
         request = self._request(body)
         messages = conversation(request.instructions, None, request.input)
-        return LineJob(
-            request.model, request.generate_request(messages), request.metadata, end_user_name(request.end_user)
-        )
+        generate, end_user = request.generate_request(messages), end_user_name(request.end_user)
+        return LineJob(request.model, generate, request.metadata, end_user, request.context_options)
 
     def rename_param(
         self, request: GenerateRequest, error: InvalidRequest, body: Mapping[str, Any] | None = None

@@ -32,6 +32,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from api.batches.batch import Batch, BatchStatus, BatchUsage, LineError, Position, new_batch_id
 from api.batches.rows import COLUMNS, Tally, tally_query, to_batch
 from api.files.store import Purpose, insert_file, not_expired
+from shared.domain.answer_options import NO_REQUEST_OPTIONS, RequestOptions
 from shared.domain.decisions import NO_DECISIONS, Decisions
 from shared.domain.job import Job, JobSummary, new_job_id
 from shared.domain.owner import Owner
@@ -60,11 +61,12 @@ class BatchJob:
     end_user: str | None = None
     requested_model: str | None = None
     decisions: Decisions = NO_DECISIONS
+    options: RequestOptions = NO_REQUEST_OPTIONS
 
     def new(self, batch: Batch) -> NewJob:
         """The job to admit."""
         owner = Owner(batch.project_id, batch.key_id, self.end_user)
-        return NewJob(owner, self.model, BATCH_PRIORITY, self.request, self.metadata)
+        return NewJob(owner, self.model, BATCH_PRIORITY, self.request, self.metadata, options=self.options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,11 +41,12 @@ class TokenEstimates:
         for message in request.messages or ():
             for part in message.media:
                 size -= part.size
-                tokens += _media_tokens(part, ratio)
+                tokens += media_tokens(part, ratio)
         return math.ceil(size * ratio + tokens)
 
 
-def _media_tokens(part: ImagePart | FilePart, ratio: float) -> float:
+def media_tokens(part: ImagePart | FilePart, ratio: float) -> float:
+    """Estimate the tokens of an image or a file, given the ratio of tokens to bytes of texts."""
     if isinstance(part, ImagePart) or part.data is None:
         return IMAGE_TOKENS
     is_text = (part.media_type or "").startswith("text/")

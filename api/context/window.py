@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from api.context.estimates import TokenEstimates
+from api.context.message_counts import EstimatedCounts, MessageCounts, TemplateCounts, WordCounts
 from shared.config.models.base import PromptTokenizer, TokenizerFiles, WordTokenizer
 from shared.config.models.loader import ModelSpec, Registry
 from shared.domain.errors import InvalidRequest
@@ -37,13 +38,14 @@ _Count = Callable[[GenerateRequest, int | None], int | None]
 class Window:
     """A model's context length, and how the tokens of its prompts are counted; None if unknown.
 
-    `source`: as in `Spec`.
+    `source`: as in `Spec`. `messages` counts those of single messages.
     """
 
     limit: int | None
     tokenizer: PromptTokenizer | None
     count: _Count | None
     source: str | None = None
+    messages: MessageCounts | None = None
 
 
 _UNKNOWN = Window(None, None, None)
@@ -76,13 +78,14 @@ class ContextWindow:
 
     def read(self, models: Mapping[str, ModelSpec]) -> Mapping[str, Window]:
         """Read what is needed to check these models' prompts. Loads tokenizers, so it may take seconds."""
-        known = {window.tokenizer: window.count for window in self._windows.values()}
+        known = {window.tokenizer: (window.count, window.messages) for window in self._windows.values()}
         windows = {}
         for name, model in models.items():
             tokenizer = model.prompt_tokenizer
             if tokenizer not in known:
                 known[tokenizer] = _counter(tokenizer)
-            windows[name] = Window(model.max_model_len, tokenizer, known[tokenizer], model.context_source)
+            count, messages = known[tokenizer]
+            windows[name] = Window(model.max_model_len, tokenizer, count, model.context_source, messages)
         return windows
 
     def use(self, windows: Mapping[str, Window]) -> None:
@@ -133,6 +136,10 @@ class ContextWindow:
         """The model's context length in tokens; None if it is unknown."""
         window = self._window(model)
         return window.limit if window.source is None else self._reported.get(window.source)
+
+    def message_counts(self, model: str) -> MessageCounts:
+        """How the tokens of single messages are counted."""
+        return self._window(model).messages or EstimatedCounts(self.estimates.tokens_per_byte(model))
 
     async def tokens(self, model: str, request: GenerateRequest) -> int | None:
         """The number of tokens of a prompt, which may be too low for one that does not fit; None if it is unknown.
@@ -193,14 +200,15 @@ class ContextWindow:
             return await asyncio.to_thread(count, request, limit)
 
 
-def _counter(tokenizer: PromptTokenizer | None) -> _Count | None:
+def _counter(tokenizer: PromptTokenizer | None) -> tuple[_Count | None, MessageCounts | None]:
     match tokenizer:
         case WordTokenizer():
-            return count_words
+            return count_words, WordCounts()
         case TokenizerFiles(folder, renders_chat, template):
-            return TokenCounter(folder, renders_chat=renders_chat, template=template).count
+            counter = TokenCounter(folder, renders_chat=renders_chat, template=template)
+            return counter.count, TemplateCounts(counter)
         case None:
-            return None
+            return None, None
 
 
 def _is_countable(request: GenerateRequest) -> bool:

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import replace
 
 from api.context.limits import TokenLimiter
+from api.context.shortening import Shortening
+from api.context.summaries import SummaryJobs
 from api.context.window import ContextWindow
 from api.jobs.capability_check import CapabilityCheck
 from api.jobs.logprob_limit import LogprobLimit
@@ -35,6 +37,7 @@ class Admission:
         media: MediaLimits = NO_MEDIA_LIMITS,
         metrics: Metrics | None = None,
         router: Router | None = None,
+        shortening: Shortening | None = None,
     ) -> None:
         """Without a router, requests that name a route are rejected as those with an unknown model."""
         self._registry = registry
@@ -45,10 +48,13 @@ class Admission:
         self._logprobs = LogprobLimit(registry, context)
         self._quotas = quotas
         self._router = router
+        self._shortening = shortening or Shortening(registry, context, metrics=metrics)
 
-    async def admit(self, principal: Principal, new: NewJob) -> NewJob:
+    async def admit(self, principal: Principal, new: NewJob, jobs: SummaryJobs | None = None) -> NewJob:
         """Check a new job of a principal. Returns the job to store, which a step may have changed: its model is none of
         the routes.
+
+        `jobs` runs jobs that write summaries of long conversations. Without it, none are written.
 
         Raises:
             Forbidden: the key may not be used for inference, or not for this priority.
@@ -64,6 +70,7 @@ class Admission:
         if self._router is not None:
             new = await self._router.route(principal, new)
         new = self._token_limiter.limit_output(principal, new)
+        new = await self._shortening.shorten(principal, new, jobs)
         new = await self._token_limiter.check_input(principal, new)
         await self.check(new.model, new.request)
         return new
@@ -83,6 +90,7 @@ class Admission:
         """Find out later why a job was rejected: run the checks again, without side effects. Raises as `admit`."""
         new = replace(new, model=await self.model_of(principal, new))
         new = self._token_limiter.limit_output(principal, new, counted=False)
+        new = await self._shortening.shorten(principal, new, counted=False)
         new = await self._token_limiter.check_input(principal, new, counted=False)
         await self.check(new.model, new.request)
 

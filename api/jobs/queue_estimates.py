@@ -113,11 +113,14 @@ class QueueEstimates:
         self._paces: _Cache[ServiceRate] = _Cache()
 
     def created(self, job: JobSummary) -> None:
-        """Note that this process has submitted a job."""
-        self._submitted[job.model, job.priority].add(job.id)
+        """Note that this process has submitted a job. One that follows another job is not in the queue."""
+        if job.follows is None:
+            self._submitted[job.model, job.priority].add(job.id)
 
     async def submitted(self, job: JobSummary) -> tuple[int | None, float | None]:
         """Position and expected wait, in seconds, of a job that has just been submitted: the last of its priority."""
+        if job.follows is not None:
+            return await self.waiting(job)
         try:
             position = await self._last_position(job)
             return position, await self.wait_s(job.model, job.priority, position)
@@ -136,10 +139,18 @@ class QueueEstimates:
         return await self._paces.get(model, lambda: self._store.pace(model))
 
     async def waiting(self, job: JobSummary) -> tuple[int | None, float | None]:
-        """Position and expected wait, in seconds, of any job; None if it is not queued."""
+        """Position and expected wait, in seconds, of any job; None if it is not queued.
+
+        Those of a job that follows another one are those of the other one.
+        """
         if job.status is not JobStatus.QUEUED:
             return None, None
         try:
+            if job.follows is not None:
+                leader = await self._store.leader(job)
+                if leader is None:
+                    return None, None
+                job = leader
             position = await self._position(job)
             return position, await self.wait_s(job.model, job.priority, position, job.not_before)
         except Exception as error:

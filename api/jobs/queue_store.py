@@ -10,9 +10,9 @@ from typing import Protocol
 
 from sqlalchemy import ARRAY, Text, and_, bindparam, func, or_, select
 
-from shared.domain.job import SUCCEEDED, WorkerState
+from shared.domain.job import SUCCEEDED, JobSummary, WorkerState
 from shared.domain.priorities import BATCH_PRIORITY
-from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING
+from shared.postgres.job_statements import IS_QUEUED, IS_RUNNING, SUMMARY_COLUMNS, to_summary
 from shared.postgres.store import Store, seconds
 from shared.postgres.tables import JobRow, WorkerRow
 
@@ -101,6 +101,7 @@ class QueueStore(Store):
             select(JobRow.id)
             .where(
                 IS_QUEUED,
+                JobRow.follows.is_(None),
                 JobRow.model == job.model,
                 or_(JobRow.priority < job.priority, and_(JobRow.priority == job.priority, JobRow.id < job.id)),
             )
@@ -110,6 +111,11 @@ class QueueStore(Store):
         row = await self._first(select(func.count().label("ahead")).select_from(ahead))
         return int(row.ahead) if row is not None else 0
 
+    async def leader(self, job: JobSummary) -> JobSummary | None:
+        """Return the job that a job follows, if it is queued."""
+        statement = select(*SUMMARY_COLUMNS).where(JobRow.id == job.follows, IS_QUEUED)
+        return await self._one(statement, to_summary)
+
     async def orders(self, models: Sequence[str]) -> dict[str, QueueOrder]:
         """Read the queues of these models in one index scan."""
         position = func.row_number().over(partition_by=JobRow.model, order_by=(JobRow.priority, JobRow.id)) - 1
@@ -117,6 +123,7 @@ class QueueStore(Store):
             select(JobRow.model, JobRow.priority, JobRow.id, JobRow.not_before, position.label("position"))
             .where(
                 IS_QUEUED,
+                JobRow.follows.is_(None),
                 JobRow.model == func.any(bindparam("models", list(models), type_=ARRAY(Text))),
             )
             .subquery()

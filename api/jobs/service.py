@@ -24,14 +24,19 @@ from shared.domain.job import Choice, Job, JobStatus, JobSummary, is_job_id
 from shared.domain.priorities import Hint
 from shared.domain.result import CANCELLED
 from shared.postgres.job_store import Idempotency, JobStore, NewJob
+from shared.recovery.followers import report_changes
 from shared.recovery.terminator import JobTerminator
 from shared.redis import keys as redis_keys
 from shared.redis.event_log import EventLog
 from shared.redis.job_queue import HintSender
+from shared.runtime.outages import is_database_outage
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, Traces
 
 logger = logging.getLogger(__name__)
+
+# How often a job tries to follow an open one with the same request, or to get its answer: that may end in between.
+COALESCE_TRIES = 3
 
 
 class JobService:
@@ -69,14 +74,15 @@ class JobService:
     ) -> tuple[Job, bool]:
         """Admit a job, commit it, and send the workers a hint. When this returns, the job is durable.
 
-        A job that the response cache answers has ended by then, and is returned with its output. The second value is
-        False if an earlier call with this idempotency key created the job.
+        A job that the response cache answers has ended by then, and is returned with its output. One whose answer an
+        open job is to get follows that job. The second value is False if an earlier call with this idempotency key
+        created the job.
 
         Raises:
             Forbidden, NotFound, InvalidRequest, QuotaExceeded: as `Admission.admit` and `reserve`.
             KeyReused: the idempotency key was used with a different request.
         """
-        new = await self._admission.admit(principal, new)
+        new = await self._admission.admit(principal, new, self)
         if self._cache is not None:
             new = await self._cache.admit(principal, new)
             if (answered := await self._answer(self._cache, new, idempotency)) is not None:
@@ -92,20 +98,43 @@ class JobService:
         try:
             self._admission.require_model(new.model)
             with self.traces.submitting(new.model) as request_context:
-                job, created = await self._store.insert(replace(new, request_context=request_context), idempotency)
+                job, created = await self._insert(replace(new, request_context=request_context), idempotency)
         finally:
             reservation.release()
-        if created:
+        if created and not job.status.terminal:
             self._metrics.submitted(job.model, job.priority)
             self._metrics.cache_decided(job)
             logger.info(
-                "job=%s model=%s attempt=%d request=%s queued",
+                "job=%s model=%s attempt=%d request=%s %s",
                 job.id, job.model, job.attempt, job.request_context.request_id,
+                "queued" if job.follows is None else f"follows {job.follows}",
             )  # fmt: skip
             self.queue_estimates.created(job)
-            self._hints.put(Hint(job.id, job.model, job.priority))
-            await asyncio.sleep(0)  # send the hint before building the response
+            if job.follows is None:
+                self._hints.put(Hint(job.id, job.model, job.priority))
+                await asyncio.sleep(0)  # send the hint before building the response
+            else:
+                await self._settle(job.follows)
         return job, created
+
+    async def _insert(self, new: NewJob, idempotency: Idempotency | None) -> tuple[Job, bool]:
+        """Commit a job that the response cache has no answer for: it runs, or follows a job with the same request."""
+        if new.cache_key is not None and self._cache is not None:
+            for _ in range(COALESCE_TRIES):
+                if (coalesced := await self._store.coalesce(new, idempotency)) is not None:
+                    return coalesced
+                if (answered := await self._answer(self._cache, new, idempotency)) is not None:
+                    return answered
+        return await self._store.insert(new, idempotency)
+
+    async def _settle(self, leader: str) -> None:
+        """Release or end the followers of a job, if it has ended before they were committed."""
+        try:
+            report_changes(await self._store.settle([leader]), self._hints.put, self._metrics)
+        except Exception as error:
+            if not is_database_outage(error):
+                raise
+            logger.warning("job=%s cannot check whether it has ended, the sweeper will: %s", leader, error)
 
     async def _answer(
         self, cache: ResponseCache, new: NewJob, idempotency: Idempotency | None
@@ -172,7 +201,7 @@ class JobService:
         """Yield the events of a job from `submit`, whose second value is `created`, as `follow` does."""
         if job.status.terminal:
             return self._hub.replay(job.id)
-        return self._hub.follow(job.id, new=created)
+        return self._hub.follow(job.id, new=created and job.follows is None)
 
     async def check_cursor(self, job: JobSummary, after: int, param: str) -> bool:
         """Whether events can follow a cursor; False if it is the last event of an ended job.
@@ -183,7 +212,10 @@ class JobService:
         if not after:
             return True
         last = await self._hub.last_seq(job.id)
-        known = last > 0 or job.attempt == 0  # a started job without events: Redis has lost its log
+        if not last and job.begins_with is not None:
+            last = await self._hub.last_seq(job.begins_with)
+        # Redis has lost the log of a started job without events.
+        known = last > 0 or (job.attempt == 0 and job.begins_with is None)
         if known and after > last:
             raise InvalidRequest(f"{param}: {after} is beyond the job's last event, {last}", param=param)
         return not (job.status.terminal and after == last)

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from typing import Protocol
 
 from api.routing.request_text import RequestText
-from api.routing.vocabulary import CODE, DEMANDING, MAKING, SUBSTANTIAL, words_of
+from api.routing.vocabulary import CODE, DEMANDING, MAKING, SUBSTANTIAL, Terms
 from shared.config.models.routes import Mode as Mode
 from shared.domain.request import GenerateRequest
 
@@ -86,12 +86,11 @@ def indicators(request: GenerateRequest) -> tuple[float, ...]:
 
 
 def _word_points(task: str) -> tuple[float, float]:
-    folded = task.casefold()
-    words = words_of(folded)
-    demanding = DEMANDING.count(folded, words)
-    if CODE.count(folded, words, 1) and MAKING.count(folded, words, 1):
+    terms = Terms(task)
+    demanding = DEMANDING.count(terms)
+    if CODE.count(terms, 1) and MAKING.count(terms, 1):
         demanding += 1
-    substantial = SUBSTANTIAL.count(folded, words)
+    substantial = SUBSTANTIAL.count(terms)
     return _first_and_more(demanding, 1.8, 0.4), _first_and_more(substantial, 0.8, 0.3)
 
 

@@ -25,7 +25,7 @@ _WEIGHTS = "weights/l2_supercat_256.safetensors"
 _TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
 # Bytes of a text that are read. A rare character is a token per byte, so a bound in characters would not bound the
 # time.
-_BYTES = 1200
+_BYTES = 800
 # The vector of this text shows whether another installation has the same vectors and the same tokenizer.
 _PROBE = "Compare 12 résumés, 三つの計画 and def main(): step by step."
 _PROBE_VALUES = 8

@@ -1,125 +1,81 @@
-"""Routes: the CPU of a decision, without any model call, and what it adds to a submit."""
+"""CPU to judge a request's complexity, by the shipped heuristic and by a trained classifier, in this process."""
 
 from __future__ import annotations
 
-import asyncio
+import random
+import time
 from collections.abc import Iterator
-from time import process_time
-from typing import Any
 
-from api.context.window import ContextWindow
-from api.jobs.queue_estimates import QueueEstimates
-from api.jobs.queue_store import QueueStore
-from api.jobs.route_candidates import RouteCandidates
-from api.keys.principal import Principal
-from api.routing.complexity import Heuristic
-from api.routing.conversations import Conversations
-from api.routing.router import Router
+from api.routing.classifier import Classifier
+from api.routing.complexity import Complexity, Heuristic
+from api.routing.examples import Example
+from api.routing.fit import fit, write
 from benchmarks.bench import Bench
-from benchmarks.load.plan import NUMBER, Plan
-from benchmarks.scenarios.submits import JOBS
 from benchmarks.statistics import percentile
-from benchmarks.systems.headrace import Headrace, headrace
-from shared.config.models.loader import load_registry
-from shared.domain.owner import Owner
-from shared.domain.request import ChatOptions, Function, GenerateRequest, Message, Tool
-from shared.postgres.engine import connect
-from shared.postgres.job_store import NewJob
-from shared.redis.connection import connect_redis
-from shared.redis.conversation_models import ConversationModels
-from shared.telemetry.instruments import Exporter
-from shared.telemetry.metrics import Metrics
+from shared.domain.request import GenerateRequest, Message
 
-OPTIONS: dict[str, Any] = {"engine": "simulated", "options": {"max_model_len": 100_000}}
-MODELS: list[dict[str, Any]] = [
-    {"name": "small", **OPTIONS},
-    {"name": "middle", **OPTIONS},
-    {"name": "large", **OPTIONS, "modalities": ["image"]},
-]
-ROUTES: list[dict[str, Any]] = [
-    {
-        "name": "auto",
-        "models": ["small", "middle", "large"],
-        "rules": [
-            {"name": "images", "if": {"images": True}, "model": "large"},
-            {"name": "words", "if": {"keywords": ["translate", "in other words"]}, "model": "middle"},
-            {"name": "long", "if": {"input_tokens_over": 4000}, "model": "middle"},
-            {"name": "busy", "if": {"predicted_wait_over_s": 10}, "model": "middle"},
-        ],
-        "fallbacks": {"small": ["middle"], "middle": ["large"]},
-    }
-]
-CONCURRENCY = 16
+# Beginnings of tasks, which are labelled, and texts that follow them.
+SIMPLE = ("What is the population of", "Who wrote about", "Translate into German:", "Which colour has")
+COMPLEX = ("Prove a statement about", "Write a program that simulates", "Compare step by step", "Analyse the causes of")
+TEXTS = (
+    "the river and its bridges ",
+    "мост через реку ",
+    "河上的桥和船",
+    "川にかかる橋",
+    "جسر فوق النهر ",
+    "नदी पर पुल ",
+    "def cross(river): return [bridge for bridge in river];\n",
+    "😀🤯🦙 ",
+)
+CHARACTERS = (20, 200, 2000, 20_000, 200_000)
+TURNS = (1, 11, 101)
+
+
+def requests(seed: int) -> Iterator[GenerateRequest]:
+    """One request of each kind of text, length and conversation, in random order."""
+    order = random.Random(seed)
+    kinds = [(text, characters, turns) for text in TEXTS for characters in CHARACTERS for turns in TURNS]
+    order.shuffle(kinds)
+    for text, characters, turns in kinds:
+        beginning = order.choice((*SIMPLE, *COMPLEX))
+        task = f"{beginning} {(text * (characters // len(text) + 1))[:characters]}"
+        earlier = [Message(role=("user", "assistant")[at % 2], content=text) for at in range(turns - 1)]
+        yield GenerateRequest(messages=[*earlier, Message(role="user", content=task)])
+
+
+def examples() -> list[Example]:
+    """Labelled requests to train on. How good the classifier is does not change its cost."""
+    return [
+        Example(GenerateRequest(prompt=f"{beginning} {text} {number}"), label)
+        for label, beginnings in ((0.0, SIMPLE), (1.0, COMPLEX))
+        for beginning in beginnings
+        for number, text in enumerate(TEXTS)
+    ]
+
+
+def measure(bench: Bench, name: str, complexity: Complexity, rounds: int) -> None:
+    """Score each kind of request `rounds` times, and add the figures."""
+    used = []
+    for seed in range(rounds):
+        for request in requests(seed):
+            before = time.thread_time_ns()
+            complexity.score(request)
+            used.append((time.thread_time_ns() - before) / 1e6)
+    used.sort()
+    bench.add(name, "CPU per score p50", percentile(used, 0.5), "ms")
+    bench.add(name, "CPU per score p99", percentile(used, 0.99), "ms")
+    bench.add(name, "CPU per score, maximum", used[-1], "ms")
 
 
 def run(bench: Bench) -> None:
-    seconds = bench.pick(6.0, 1.5)
-    with headrace(bench.folder, MODELS, routes=ROUTES) as system:
-        for _ in bench.repeats():
-            for kind, took in asyncio.run(_decisions(system, bench.pick(1000, 100))):
-                bench.add(system.name, f"CPU per decision p50, {kind}", 1000 * percentile(took, 0.5), "ms")
-                bench.add(system.name, f"CPU per decision p99, {kind}", 1000 * percentile(took, 0.99), "ms")
-            for name in ("auto", "small"):
-                system.delete_jobs()
-                body = {"model": name, "messages": [{"role": "user", "content": f"{NUMBER}: name three rivers."}]}
-                plan = Plan(
-                    port=system.port,
-                    path=JOBS,
-                    body=body,
-                    headers=system.headers,
-                    concurrency=CONCURRENCY,
-                    seconds=seconds,
-                    warm_up=CONCURRENCY,
-                )
-                summary, used = bench.measure(system.name, system.processes, plan)
-                what = "with a route" if name == "auto" else "without"
-                bench.add(system.name, f"submits/s {what}", summary.per_second, "/s")
-                bench.add_cpu(system.name, f"CPU per submit {what}", used, summary.requests)
-
-
-async def _decisions(system: Headrace, count: int) -> list[tuple[str, list[float]]]:
-    """Route requests as an API process does. Returns the CPU seconds of each decision, sorted, by kind of request."""
-    registry = load_registry(system.models_file)
-    metrics = Metrics(Exporter.API, registry.models)
-    database, redis = connect(system.database_url, pool_size=1), connect_redis(system.redis_url)
-    estimates = QueueEstimates(QueueStore(database), registry)
-    candidates = RouteCandidates(registry, ContextWindow(registry), estimates)
-    router = Router(registry, candidates, Conversations(ConversationModels(redis), metrics), Heuristic(), metrics)
-    owner = Owner(1, 1)
-    results = []
-    try:
-        for kind in ("question", "code and tools", "20 turns", "16 KB"):
-            took = []
-            for number in range(count + 20):
-                new = NewJob(owner, "auto", 3, _request(kind, number))
-                began = process_time()
-                await router.route(Principal.of(owner), new)
-                took.append(process_time() - began)
-            results.append((kind, sorted(took[20:])))
-    finally:
-        await redis.aclose()
-        await database.dispose()
-    return results
-
-
-def _request(kind: str, number: int) -> GenerateRequest:
-    match kind:
-        case "question":
-            return GenerateRequest(messages=[_user(f"{number}: what is the capital of Peru?")])
-        case "code and tools":
-            tools = [Tool(function=Function(name=f"tool_{n}", parameters={"type": "object"})) for n in range(20)]
-            text = f"{number}: implement a sieve\n```python\ndef sieve(n): ...\n```\nand prove that it ends."
-            return GenerateRequest(messages=[_user(text)], chat=ChatOptions(tools=tools))
-        case "20 turns":
-            return GenerateRequest(messages=[*_turns(number), _user("And what follows from it?")])
-    return GenerateRequest(messages=[_user(f"{number}: " + "summarize this text. " * 780)])
-
-
-def _turns(number: int) -> Iterator[Message]:
-    for turn in range(20):
-        yield _user(f"{number}.{turn}: " + "tell me more about rivers. " * 10)
-        yield Message(role="assistant", content=f"{number}.{turn}: " + "rivers are long. " * 20)
-
-
-def _user(text: str) -> Message:
-    return Message(role="user", content=text)
+    file, _ = fit(examples(), 0.95)
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    path = bench.folder / "model.json"
+    write(file, path)
+    rounds = bench.pick(20, 2)
+    for _ in bench.repeats():
+        before = time.process_time()
+        classifier = Classifier.read(path)
+        bench.add("classifier", "CPU to load", 1000 * (time.process_time() - before), "ms")
+        measure(bench, "heuristic", Heuristic(), rounds)
+        measure(bench, "classifier", classifier, rounds)

@@ -17,6 +17,7 @@ COLUMNS = {
     "decisions": "jsonb",
     "cache_key": "bytea",
     "follows": 'text COLLATE "C"',
+    "continues": 'text COLLATE "C"',
 }
 
 

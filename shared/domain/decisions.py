@@ -64,12 +64,17 @@ class CacheDecision(_Decision):
 
 
 class ContextDecision(_Decision):
-    """How a conversation was shortened, in messages and tokens. `note` says why it was not done as configured."""
+    """How a conversation was shortened, in messages and tokens. `note` says why it was not done as configured.
+
+    `cleared_tool_uses`: calls of tools of which the result was cleared, and `cleared_tokens` what that saved.
+    """
 
     strategy: str
     dropped_messages: int = 0
     summarized_messages: int = 0
     summary_job: str | None = None
+    cleared_tool_uses: int = 0
+    cleared_tokens: int = 0
     tokens_before: int | None = None
     tokens_after: int | None = None
     note: str | None = None

@@ -289,6 +289,9 @@ class JobSummary:
     decisions: Decisions = NO_DECISIONS
     # The job whose answer this one waits for.
     follows: str | None = None
+    # The job that this one followed until that ended without an answer. Its log is the beginning of this job's log;
+    # if it is empty, that log is not.
+    continues: str | None = None
 
     @property
     def fingerprint(self) -> str | None:
@@ -296,6 +299,11 @@ class JobSummary:
         if self.attempts:
             return self.attempts[-1].fingerprint
         return self.decisions.cache.fingerprint if self.decisions.cache is not None else None
+
+    @property
+    def begins_with(self) -> str | None:
+        """The job whose log is the beginning of this job's log, which it has followed."""
+        return self.follows or self.continues
 
     @property
     def missed_start(self) -> bool:

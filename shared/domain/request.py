@@ -248,6 +248,20 @@ class Message(BaseModel):
             return []
         return [part for part in self.content if not isinstance(part, TextPart)]
 
+    @property
+    def size(self) -> int:
+        """About the bytes of the message as JSON."""
+        size = _MESSAGE_BYTES
+        if isinstance(self.content, list):
+            size += sum(_MESSAGE_BYTES + part.size for part in self.content)
+        elif self.content is not None:
+            size += _utf8_size(self.content)
+        if self.reasoning:
+            size += _utf8_size(self.reasoning)
+        for call in self.tool_calls or ():
+            size += _MESSAGE_BYTES + _utf8_size(call.function.name) + _utf8_size(call.function.arguments)
+        return size + sum(part.size for part in self.opaque or ())
+
     def in_order(self) -> Iterator[Reasoning | str | MessageToolCall | OpaquePart]:
         """What an assistant's message consists of, in the order in which it was generated. Parts of calls are left
         out: see `call_part`."""
@@ -398,7 +412,7 @@ class GenerateRequest(BaseModel):
     def size(self) -> int:
         """About the bytes of the prompt as JSON, which indicate the time that it takes to process the request."""
         if self.messages is not None:
-            return sum(_message_size(message) for message in self.messages)
+            return sum(message.size for message in self.messages)
         prompt = self.prompt or ""
         return _utf8_size(prompt) if isinstance(prompt, str) else 6 * len(prompt)
 
@@ -418,19 +432,6 @@ class GenerateRequest(BaseModel):
 
 # The members' names, quotes and the objects of a message, of a part or of a call.
 _MESSAGE_BYTES = 64
-
-
-def _message_size(message: Message) -> int:
-    size = _MESSAGE_BYTES
-    if isinstance(message.content, list):
-        size += sum(_MESSAGE_BYTES + part.size for part in message.content)
-    elif message.content is not None:
-        size += _utf8_size(message.content)
-    if message.reasoning:
-        size += _utf8_size(message.reasoning)
-    for call in message.tool_calls or ():
-        size += _MESSAGE_BYTES + _utf8_size(call.function.name) + _utf8_size(call.function.arguments)
-    return size + sum(part.size for part in message.opaque or ())
 
 
 def _is_readable(message: Message, provider: str | None) -> bool:

@@ -20,6 +20,7 @@ from shared.domain.priorities import Hint
 from shared.domain.prompt_cache import cache_salt
 from shared.domain.result import JobResult
 from shared.domain.suspects import Verdict
+from shared.postgres.followers import Ended
 from shared.postgres.group_commit import GroupCommit
 from shared.postgres.job_statements import (
     COLUMNS,
@@ -59,6 +60,7 @@ _WAITING = (
     .where(
         JobRow.id == func.any(bindparam("ids", type_=ARRAY(Text))),
         IS_QUEUED,
+        JobRow.follows.is_(None),
         or_(bindparam("only_model", type_=Text).is_(None), JobRow.model == bindparam("only_model", type_=Text)),
         ~overdue(),
         due(),
@@ -142,8 +144,8 @@ class ClaimStore(ReroutingStore):
         values: dict[Any, Any] = {JobRow.deferred_since: None} | ({JobRow.suspect: False} if cleared else {})
         await self._changes(update(JobRow).where(owned(job_id, attempt, self._worker)).values(values))
 
-    async def finish(self, job_id: str, attempt: int, result: JobResult) -> bool:
-        """End a job that this attempt owns. False: the attempt does not own it any more, and nothing was written."""
+    async def finish(self, job_id: str, attempt: int, result: JobResult) -> Ended | None:
+        """End a job that this attempt owns. None: the attempt does not own it any more, and nothing was written."""
         return await self._results(result_record(job_id, attempt, result))
 
     async def _claim_suspects(self, job_ids: Sequence[str]) -> list[Job | None]:
@@ -187,7 +189,7 @@ class ClaimStore(ReroutingStore):
         )
         await self._changes(statement)
 
-    async def _finish(self, results: Sequence[dict[str, Any]]) -> list[bool]:
+    async def _finish(self, results: Sequence[dict[str, Any]]) -> list[Ended | None]:
         return await self._end(_FINISH, results, owner=self._worker)
 
     async def requeue(

@@ -7,13 +7,14 @@ jobs that the response cache answers. A test checks that no other SQL does eithe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import orjson
 from sqlalchemy import (
+    ARRAY,
     CTE,
     JSON,
     Boolean,
@@ -23,6 +24,9 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     and_,
+    bindparam,
+    case,
+    column,
     delete,
     func,
     insert,
@@ -31,6 +35,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -55,12 +60,22 @@ from shared.domain.owner import Owner
 from shared.domain.request import GenerateRequest
 from shared.domain.request_context import RequestContext
 from shared.domain.result import JobResult
+from shared.postgres.followers import (
+    CHANGE,
+    LEADER_COLUMNS,
+    Ended,
+    FollowerChange,
+    changed_rows,
+    follower_changes,
+    read_change,
+)
 from shared.postgres.prepared import Prepared
 from shared.postgres.store import Encoded, Records, Store, readable, seconds
 from shared.postgres.tables import (
     CachedAnswerRow,
     JobRow,
     ResponseRow,
+    SummaryRow,
     Timestamp,
     UpstreamCancellationRow,
     WorkerRow,
@@ -112,6 +127,7 @@ SUMMARY_COLUMNS = (
     JobRow.kind,
     JobRow.decisions,
     JobRow.follows,
+    JobRow.continues,
 )
 # Texts, which `to_job` parses: the driver would parse them on the event loop, in one step.
 REQUEST = sql_cast(JobRow.request, Text).label("request")
@@ -197,6 +213,7 @@ def _summary(row: Any) -> dict[str, Any]:
         "kind": row.kind,
         "decisions": Decisions.model_validate(row.decisions) if row.decisions is not None else NO_DECISIONS,
         "follows": row.follows,
+        "continues": row.continues,
     }
 
 
@@ -281,16 +298,24 @@ _NO_TIMINGS = '"timings":{"queued_ms":0,"ttft_ms":0,"total_ms":0}}'
 _LAST_LINE = 400
 
 
-def insert_queued(new: Records, values: Mapping[Any, Any]) -> Any:
+# Whether a job may have followers.
+_LEADS = and_(JobRow.cache_key.is_not(None), JobRow.follows.is_(None))
+_LARGE = ("output", "log")
+
+
+def insert_queued(
+    new: Records, values: Mapping[Any, Any], narrow: Callable[[Select[Any]], Select[Any]] = lambda records: records
+) -> Any:
     """The only SQL that creates open jobs, and the entry seam: inserts one `queued` job per record.
 
     A record has at least an id, a model, a request, its number of choices and metadata; `values` sets further columns.
     Whatever must be written exactly once with a new job (such as a budget reservation) joins this statement as a CTE:
     in the same transaction, without an extra round trip. A dispatcher that withholds jobs sets `JobRow.dispatched_at`
-    to NULL here, so that redelivery does not take their missing messages for lost ones.
+    to NULL here, so that redelivery does not take their missing messages for lost ones. `narrow` adds conditions to the
+    query of the records.
     """
     columns = {**_columns(new, values), JobRow.status: literal(JobStatus.QUEUED.value)}
-    return insert(JobRow).from_select(list(columns), select(*columns.values()))
+    return upsert(JobRow).from_select(list(columns), narrow(select(*columns.values())))
 
 
 def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Select[Any]]:
@@ -353,7 +378,7 @@ def insert_answered(new: Records, values: Mapping[Any, Any]) -> tuple[CTE, Selec
         )
         .cte("ended")
     )
-    return ended, _with_effects(ended, *ended.c)
+    return ended, _with_effects(select(*ended.c), ended)
 
 
 def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -371,7 +396,10 @@ def _columns(new: Records, values: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def end_statement(*guards: ColumnElement[bool]) -> Any:
-    """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs, and returns their ids.
+    """The only SQL that ends jobs, and the exit seam: writes results (`result_record`) to jobs.
+
+    Returns the ids of these jobs (a job that may have followers is its own `leader`), and the changes of followers,
+    which end with the same answer or are released (`shared.postgres.followers`).
 
     Whatever must be written exactly once when a job ends (a ledger entry, a webhook outbox row) joins this statement
     as a CTE that inserts from the rows which the update returns: in the same transaction, without an extra round trip.
@@ -404,25 +432,55 @@ def end_statement(*guards: ColumnElement[bool]) -> Any:
             }
         )
         .returning(
-            JobRow.id,
             JobRow.project_id,
             JobRow.model,
-            JobRow.decisions,
             JobRow.cache_key,
             result.upstream.label("upstream"),
             result.cacheable.label("cacheable"),
             result.answer_bytes.label("answer_bytes"),
+            _LEADS.label("leads"),
+            # The large values are those of leaders only: the rows are kept until the followers have got theirs.
+            *(case((_LEADS, one)).label(one.key) if one.key in _LARGE else one for one in LEADER_COLUMNS),
         )
         .cte("ended")
     )
-    return _with_effects(ended, ended.c.id)
+    leaders = select(*(ended.c[one.key] for one in LEADER_COLUMNS)).where(ended.c.leads).cte("leaders")
+    followers_ended, released = follower_changes(leaders, promote=True)
+    own = {"id": ended.c.id, "leader": case((ended.c.leads, ended.c.id))}
+    rows = union_all(
+        select(*(own.get(name, null()).label(name) for name in CHANGE)),
+        *changed_rows(followers_ended, released),
+    )
+    return _with_effects(select(rows.subquery()), ended, followers_ended)
 
 
-def _with_effects(ended: CTE, *columns: Any) -> Select[Any]:
-    """Select columns of the jobs that end in a statement, and write what must be written exactly once per end.
+def settle_statement() -> Any:
+    """Make the `follower_changes` of those of the jobs `ids` that have ended, lead no more, or do not exist."""
+    wanted = func.unnest(bindparam("ids", type_=ARRAY(Text))).table_valued(column("id", Text)).render_derived("wanted")
+    leader = aliased(JobRow)
+    columns = [getattr(leader, name.key) for name in LEADER_COLUMNS if name.key != "id"]
+    leaders = (
+        select(wanted.c.id, *columns)
+        .join_from(wanted, leader, leader.id == wanted.c.id, isouter=True)
+        .where(or_(leader.id.is_(None), leader.finished_at.is_not(None), leader.cache_key.is_(None)))
+        .cte("leaders")
+    )
+    ended, released = follower_changes(leaders, promote=False)
+    return _with_effects(select(union_all(*changed_rows(ended, released)).subquery()), ended)
 
-    These are the upstream's request, if it is still to be cancelled, and the entry of the response cache.
+
+_EFFECTS = ("id", "project_id", "model", "cache_key", "decisions", "upstream", "cacheable", "answer_bytes")
+
+
+def _with_effects(rows: Select[Any], *ends: CTE) -> Select[Any]:
+    """Let a statement that ends jobs also write what must be written exactly once per end.
+
+    These are the upstream's request, if it is still to be cancelled, and the entry of the response cache. `ends` are
+    the jobs that end, with the columns `_EFFECTS`.
     """
+    ended, *others = ends
+    if others:
+        ended = union_all(*(select(*(one.c[name] for name in _EFFECTS)) for one in ends)).cte("all_ended")
     left = select(ended.c.id, ended.c.model, ended.c.upstream).where(ended.c.upstream.is_not(None))
     cancellations = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], left)
     ttl_s: Any = sql_cast(ended.c.decisions["cache"]["ttl_s"].astext, Integer)
@@ -450,7 +508,7 @@ def _with_effects(ended: CTE, *columns: Any) -> Select[Any]:
             "used_at": func.now(),
         },
     )
-    return select(*columns).add_cte(cancellations.cte("cancellations"), entries.cte("entries"))
+    return rows.add_cte(cancellations.cte("cancellations"), entries.cte("entries"))
 
 
 def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any]:
@@ -479,7 +537,7 @@ def result_record(job_id: str, attempt: int, result: JobResult) -> dict[str, Any
 def purge_statement(*guards: ColumnElement[bool]) -> Any:
     """Delete the input and output of ended jobs for which the guards hold; returns the ids.
 
-    Their responses and their entries in the response cache are deleted too.
+    Their responses, their entries in the response cache, and the summaries that they used are deleted too.
 
     The rows remain, for accounting.
     """
@@ -495,12 +553,15 @@ def purge_statement(*guards: ColumnElement[bool]) -> Any:
             error_param=None,
             deleted_at=func.now(),
         )
-        .returning(JobRow.id)
+        .returning(JobRow.id, JobRow.decisions["context"]["summary_job"].astext.label("summary_job"))
         .cte("purged")
     )
     response = delete(ResponseRow).where(ResponseRow.job_id.in_(select(purged.c.id)))
     entry = delete(CachedAnswerRow).where(CachedAnswerRow.job_id.in_(select(purged.c.id)))
-    return select(purged.c.id).add_cte(response.cte("response"), entry.cte("entry"))
+    # The summary of its conversation that the job was answered with, or wrote.
+    writers = select(purged.c.id).union_all(select(purged.c.summary_job))
+    summary = delete(SummaryRow).where(SummaryRow.job_id.in_(writers))
+    return select(purged.c.id).add_cte(response.cte("response"), entry.cte("entry"), summary.cte("summary"))
 
 
 def owned(job_id: str, attempt: int, worker: str) -> ColumnElement[bool]:
@@ -518,11 +579,11 @@ def live_workers() -> Select[str]:
     return select(WorkerRow.id).where(WorkerRow.lease_expires_at > func.clock_timestamp())
 
 
-def overdue() -> ColumnElement[bool]:
+def overdue(started_at: Any = JobRow.started_at) -> ColumnElement[bool]:
     """Condition: a deadline of the job has passed. Once a job was started, only its finish deadline counts."""
     now = func.clock_timestamp()
     return or_(
-        func.coalesce(and_(JobRow.start_before < now, JobRow.started_at.is_(None)), False),
+        func.coalesce(and_(JobRow.start_before < now, started_at.is_(None)), False),
         func.coalesce(JobRow.finish_before < now, False),
     )
 
@@ -532,6 +593,9 @@ def due(for_s: float = 0) -> ColumnElement[bool]:
     return or_(JobRow.not_before.is_(None), JobRow.not_before <= func.clock_timestamp() - seconds(for_s))
 
 
+_SETTLE = Prepared(settle_statement())
+
+
 class JobRowStore(Store):
     """The base class of stores of jobs."""
 
@@ -539,7 +603,25 @@ class JobRowStore(Store):
         """Build summaries from rows, without those that this version cannot read."""
         return await self._readable(statement, to_summary)
 
-    async def _end(self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object) -> list[bool]:
-        """Run an `end_statement`; return for each result whether it was written."""
-        ended = {row.id for row in await statement.run(self._engine, {**_RESULTS.parameters(results), **values})}
-        return [item["id"] in ended for item in results]
+    async def _end(
+        self, statement: Prepared, results: Sequence[dict[str, Any]], **values: object
+    ) -> list[Ended | None]:
+        """Run an `end_statement`; return for each result what its end has changed, or None if it was not written."""
+        rows = await statement.run(self._engine, {**_RESULTS.parameters(results), **values})
+        ended = {row.id for row in rows if row.status is None}
+        changes = [read_change(row) for row in rows if row.status is not None]
+        if leaders := [row.id for row in rows if row.id == row.leader]:
+            changes += await self.settle(leaders)
+        return [
+            Ended(tuple(change for change in changes if change.leader == item["id"])) if item["id"] in ended else None
+            for item in results
+        ]
+
+    async def settle(self, leaders: Sequence[str]) -> list[FollowerChange]:
+        """End or release the followers of those of these jobs that have ended. Returns the changes."""
+        return [read_change(row) for row in await _SETTLE.run(self._engine, {"ids": list(leaders)})]
+
+    async def archived_log(self, job_id: str) -> str | None:
+        """Return the events of a job that has ended, as lines; None if it has not ended."""
+        statement = select(JobRow.log).where(JobRow.id == job_id, JobRow.status.in_(TERMINAL))
+        return await self._one(statement, lambda row: row.log or "")  # a deleted job has no log

@@ -12,6 +12,7 @@ from shared.domain.priorities import Hint, to_front
 from shared.domain.result import CANCELLED, LATE, NOT_STARTED, exhausted
 from shared.postgres.recovery_store import RecoveryStore, Withheld, out_of_attempts
 from shared.recovery.fallbacks import Fallbacks
+from shared.recovery.followers import report_changes
 from shared.recovery.terminator import JobTerminator
 from shared.runtime.faulty_items import FaultyItems
 from shared.runtime.periodic import run_periodically
@@ -32,7 +33,10 @@ WITHHELD_LIMIT = 10
 
 
 class Sweeper:
-    """Requeues or ends jobs whose worker's lease has expired, and ends queued jobs whose deadline has passed."""
+    """Requeues or ends jobs whose worker's lease has expired, and ends queued jobs whose deadline has passed.
+
+    It also ends or releases the followers of jobs that have ended, if the processes that should have done so died.
+    """
 
     def __init__(
         self,
@@ -89,6 +93,8 @@ class Sweeper:
                     await self._terminator.end(job, JobStatus.CANCELLED, LATE)
         if self._fallbacks is not None:
             await self._fallbacks.move_stranded()
+        if orphans := await self._store.orphans():
+            report_changes(await self._store.settle(orphans), self._send, self._metrics)
         await self._release_unreadable()
         await self._store.delete_idempotency_keys(IDEMPOTENCY_KEY_S)
         await self._store.delete_dead_workers(DEAD_WORKER_S)

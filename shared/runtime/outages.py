@@ -24,7 +24,6 @@ import sqlalchemy.exc
 _TRANSIENT_STATES = ("08", "25006", "25P03", "25P04", "26000", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
 # Of these, the ones of a connection that leads to the wrong server: it has to be closed, and another to be opened.
 _WRONG_SERVER_STATES = ("25006", "26000")
-_UNIQUE_VIOLATION = "23505"
 _CLOSED = re.compile(r"connection (is|was) clos(ed|ing)", re.IGNORECASE)
 
 # redis-py removes the code of the replies that have a class of their own. `ExecAbortError` is raised without the error
@@ -66,11 +65,6 @@ def is_database_outage(error: BaseException) -> bool:
 def is_wrong_server(error: BaseException) -> bool:
     """Whether a connection to the database leads to a server that it must not use any more, such as a standby."""
     return _sqlstate(error) in _WRONG_SERVER_STATES
-
-
-def is_duplicate(error: BaseException) -> bool:
-    """Whether a row was not written because another one has the same unique value."""
-    return _sqlstate(error) == _UNIQUE_VIOLATION
 
 
 def is_redis_outage(error: BaseException) -> bool:

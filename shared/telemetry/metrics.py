@@ -17,7 +17,7 @@ from shared.config.models.reload import ReloadResult
 from shared.domain.decisions import CacheOutcome
 from shared.domain.errors import ErrorCode
 from shared.domain.fallback import FallbackReason
-from shared.domain.job import TERMINAL, AttemptOutcome, JobSummary, WorkerState
+from shared.domain.job import TERMINAL, AttemptOutcome, JobStatus, JobSummary, WorkerState
 from shared.domain.priorities import BANDS
 from shared.domain.result import JobResult
 from shared.telemetry.instruments import Aggregation, Definition, Exporter, InstrumentSet, Label
@@ -151,6 +151,33 @@ class Metrics:
             "headrace_quota_rejections_total",
             "Submits and streams rejected with 429 because a quota of their project was used up.",
             (Label("reason", tuple(quota.value for quota in Quota)),),
+            API,
+        )
+
+        # Conversations that outgrow their model's context
+
+        self.conversations_shortened = new.counter(
+            "headrace_conversations_shortened_total",
+            "Requests above the trigger of their strategy for long conversations, by what was done."
+            " `fell_back`: messages were dropped because there was no summary.",
+            (
+                MODEL,
+                Label("strategy", ("sliding_window", "summarize", "clear_tool_uses")),
+                Label("outcome", ("dropped", "summarized", "cleared", "fell_back", "too_long", "unknown_length")),
+            ),
+            API,
+        )
+        self.context_tokens_dropped = new.counter(
+            "headrace_context_tokens_dropped_total",
+            "Prompt tokens by which conversations were shortened.",
+            (MODEL,),
+            API,
+        )
+        self.summary_time = new.histogram(
+            "headrace_summary_seconds",
+            "Time to write the summary of a conversation, by the model that wrote it.",
+            (MODEL,),
+            DURATION_BUCKETS,
             API,
         )
 
@@ -508,6 +535,17 @@ class Metrics:
             API,
         )
 
+        # Coalescing
+
+        self.followers = new.counter(
+            "headrace_followers_total",
+            "Jobs that waited for the answer of an identical one, by what became of them at its end: `answered`, or"
+            " `released` to the queue because there was no answer.",
+            (MODEL, Label("outcome", ("answered", "released"))),
+            API,
+            WORKER,
+        )
+
         # Streams
 
         self.stream_readers = new.gauge(
@@ -716,6 +754,16 @@ class Metrics:
     def submitted(self, model: str, priority: int) -> None:
         """Count a job after its row is committed."""
         self.jobs_submitted.labels(self.model_label(model), priority_label(priority)).inc()
+
+    def follower_changed(self, model: str, priority: int, status: JobStatus) -> None:
+        """Count a follower that has ended with its leader's answer, or was released to the queue.
+
+        Tokens and durations are those of jobs that were run, so these of followers are not counted.
+        """
+        name = self.model_label(model)
+        self.followers.labels(name, "released" if status is JobStatus.QUEUED else "answered").inc()
+        if status.terminal:
+            self.jobs_finished.labels(name, priority_label(priority), status.value).inc()
 
     def cache_decided(self, job: JobSummary) -> None:
         """Count what the response cache did for a submitted job.

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import hypothesis
@@ -144,7 +145,11 @@ CORPUS: dict[str, bytes] = {
 @pytest.fixture(scope="module")
 def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     models: list[dict[str, object]] = [{"name": "sim", "engine": "simulated"}]
-    timeouts = {"HEADRACE_HEADER_TIMEOUT_S": 2, "HEADRACE_BODY_TIMEOUT_S": 2, "HEADRACE_KEEP_ALIVE_S": 2}
+    timeouts: dict[str, Any] = {
+        "HEADRACE_HEADER_TIMEOUT_S": 2,
+        "HEADRACE_BODY_TIMEOUT_S": 2,
+        "HEADRACE_KEEP_ALIVE_S": 2,
+    }
     stack = make_stack(servers, tmp_path_factory, "fuzz_sockets", models, **timeouts)
     try:
         stack.start_api()

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from shared.domain.errors import ContextExceeded, ErrorCode, InvalidRequest
-from shared.domain.events import Delta, EventType, UpstreamState, seq_before
+from shared.domain.events import Delta, Event, EventType, UpstreamState, seq_before
 from shared.domain.fallback import FallbackReason, candidates_of, may_have_output, next_model
 from shared.domain.job import AttemptOutcome, Failure, Job, JobStatus, Usage
 from shared.domain.priorities import Hint, to_front
@@ -22,8 +22,9 @@ from shared.domain.suspects import Verdict, kills_late
 from shared.domain.transcript import Transcript
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.rerouting import Move
+from shared.recovery.followers import read_beginning, report_changes
 from shared.redis.conversation_models import ConversationModels
-from shared.redis.event_log import EventLog, Fenced
+from shared.redis.event_log import FENCED, Append, EventLog, Fenced
 from shared.runtime.outages import is_outage
 from shared.telemetry.metrics import Metrics
 from shared.telemetry.tracing import NO_TRACES, AttemptTrace, Traces
@@ -221,18 +222,22 @@ class JobAttempt:
         Returns False if a later attempt owns the log.
         """
         job, log = self.job, self._log
-        if job.attempt > 1:
+        if job.attempt > 1 or job.continues is not None:
             try:
                 events = await self._retry(lambda: self._context.logs.take_over(job.id, job.attempt), "log")
+                if not events and job.continues is not None:
+                    events = await self._begin_with_leader()
             except Fenced:
                 return False
-            log.resume_after(events, events[-1].seq if events else seq_before(job.attempt))
+            before = seq_before(job.attempt, after_leader=job.continues is not None)
+            log.resume_after(events, events[-1].seq if events else before)
             self._transcript = await Transcript.of(events, job.request.sampling.n, model=job.model)
             self._prior_tokens = self._transcript.tokens
             self._earlier_tokens = self._transcript.tokens_by_attempt
             if not events:
                 # Attempts that were deferred, which are not in the history, and those of other models had no output.
-                if any(attempt.outcome != AttemptOutcome.REROUTED for attempt in job.attempts[:-1]):
+                had_output = any(attempt.outcome != AttemptOutcome.REROUTED for attempt in job.attempts[:-1])
+                if had_output or job.continues is not None:
                     await self._restart()  # the log is lost, with its output and its readers
             elif not (self._transcript.empty or self._complete):
                 mode = self._context.engine.resume_mode(job.request, self._prior)
@@ -249,6 +254,23 @@ class JobAttempt:
             job.id, job.model, job.attempt, self._context.worker, job.request_context.request_id, self._prior_tokens,
         )  # fmt: skip
         return True
+
+    async def _begin_with_leader(self) -> list[Event]:
+        """Begin the log with that of the job that this one followed, whose events its readers have received.
+
+        Returns its events; none if their tokens, with which the engine would continue, are lost.
+
+        Raises:
+            Fenced: a later attempt owns the log.
+        """
+        job, logs = self.job, self._context.logs
+        beginning = await self._retry(lambda: read_beginning(logs, self._context.store, job), "log")
+        if not (beginning.exact and beginning.events):
+            return []
+        whole = Append(job.id, job.attempt, beginning.events)
+        if await self._retry(lambda: logs.replace(whole), "log") == FENCED:
+            raise Fenced
+        return beginning.events
 
     @property
     def _complete(self) -> bool:
@@ -475,10 +497,12 @@ class JobAttempt:
             revision=context.revision,
         )
         finish = self._retry(lambda: context.store.finish(job.id, job.attempt, result), "result")
-        if not await asyncio.shield(asyncio.ensure_future(finish)):
+        ended = await asyncio.shield(asyncio.ensure_future(finish))
+        if ended is None:
             logger.warning("job=%s attempt=%d is no longer owned by this worker; result dropped", job.id, job.attempt)
             self._metrics.result_fenced()
             return None
+        report_changes(ended.followers, context.send, context.metrics)
         self._metrics.job_ended(result)
         self._metrics.attempt_ended(outcome)
         self._trace.ended(result.finished_at, outcome, usage.prompt_tokens, self._tokens)

@@ -139,6 +139,10 @@ def load_registry(path: Path) -> Registry:
             line = _line(tree, ("models", index, "name"))
             raise RegistryError(f"{path}, line {line}: models[{index}].name: {spec.name!r} is declared twice")
         models[spec.name] = spec
+    for index, spec in enumerate(parsed.models):
+        if (problem := _summarizer_problem(spec, models)) is not None:
+            line = _line(tree, ("models", index, "context", "model"))
+            raise RegistryError(f"{path}, line {line}: models[{index}].context.model: {problem}")
     problems = [
         f"{path}, line {_line(tree, location)}: {_field(location)}: {message}"
         for location, message in route_problems(parsed.routes, models)
@@ -146,6 +150,23 @@ def load_registry(path: Path) -> Registry:
     if problems:
         raise RegistryError("\n".join(problems))
     return Registry(models, parsed.routes)
+
+
+# The least context with which a model can write summaries.
+MIN_SUMMARIZER_CONTEXT = 512
+
+
+def _summarizer_problem(spec: ModelSpec, models: Mapping[str, ModelSpec]) -> str | None:
+    """Why the model that is to write summaries cannot."""
+    name = spec.context.model if spec.context is not None else None
+    if name is None:
+        return None
+    if name not in models:
+        return f"there is no model {name!r}"
+    context = models[name].max_model_len
+    if context is not None and context < MIN_SUMMARIZER_CONTEXT:
+        return f"the context of {name!r}, {context} tokens, is too small to write summaries: {MIN_SUMMARIZER_CONTEXT}"
+    return None
 
 
 def _repeated_keys(path: Path, tree: yaml.Node | None) -> Iterator[str]:

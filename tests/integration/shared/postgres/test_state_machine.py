@@ -40,6 +40,7 @@ from shared.domain.errors import ErrorCode
 from shared.domain.events import Event, EventType, parse_archive
 from shared.domain.job import RUNNING, JobStatus
 from shared.domain.owner import Owner
+from shared.domain.priorities import Hint
 from shared.domain.request import GenerateRequest, Sampling
 from shared.postgres.claim_store import ClaimStore
 from shared.postgres.engine import connect
@@ -66,6 +67,7 @@ from workers.settings import WorkerSettings
 from workers.supervision.heartbeat import Heartbeat
 
 T = TypeVar("T")
+W = TypeVar("W", bound="World")
 
 MODEL = "m"
 # The model that takes over the jobs of a route.
@@ -196,7 +198,11 @@ class World:
         self.hub = StreamHub(redis, self.logs, self.store, metrics, resync_s=0.2)
         recovery_store = RecoveryStore(database)
         fallbacks = Fallbacks(recovery_store, self.logs, ConversationModels(redis), lambda _: None, metrics)
-        terminator = JobTerminator(recovery_store, self.logs, LOG_TTL_S, metrics, fallbacks=fallbacks)
+        # The messages of jobs that are released when a job ends.
+        self.sent: list[Hint] = []
+        terminator = JobTerminator(
+            recovery_store, self.logs, LOG_TTL_S, metrics, send=self.sent.append, fallbacks=fallbacks
+        )
         registry = Registry({MODEL: SimulatedModel(name=MODEL, engine="simulated")})
         self.service = JobService(
             admission=Admission(registry, ContextWindow(registry)),
@@ -558,7 +564,8 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _open_world(database_url: str, redis_url: str) -> World:
+async def open_world(database_url: str, redis_url: str, kind: Callable[..., W] = World) -> W:  # type: ignore[assignment]
+    """A new world of a kind, in an empty database and Redis."""
     database = connect(database_url)
     async with database.begin() as connection:
         await connection.execute(text("TRUNCATE jobs, workers, idempotency_keys, api_keys, projects CASCADE"))
@@ -568,7 +575,7 @@ async def _open_world(database_url: str, redis_url: str) -> World:
     worker_settings = WorkerSettings.model_validate(
         {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "lease_s": LEASE_S}
     )
-    world = World(database, redis, owner, worker_settings)
+    world = kind(database, redis, owner, worker_settings)
     for worker in world.workers:
         await worker.heartbeat.renew()
     return world
@@ -584,7 +591,7 @@ class Jobs(RuleBasedStateMachine):
         super().__init__()
         self._loop = asyncio.Runner()
         self._holds = True
-        self.world = self._do(_open_world(self.database_url, self.redis_url))
+        self.world: World = self._do(open_world(self.database_url, self.redis_url))
 
     def teardown(self) -> None:
         try:

@@ -24,13 +24,19 @@ ENTRY = "shared/postgres/job_statements.py:insert_queued"
 EXIT = "shared/postgres/job_statements.py:end_statement"
 # Creates jobs that have ended: the response cache answers them.
 ANSWER = "shared/postgres/job_statements.py:insert_answered"
+# Ends followers with their leader, in every statement that uses it.
+FOLLOWERS = "shared/postgres/followers.py:follower_changes"
+SETTLEMENT = "shared/postgres/job_statements.py:settle_statement"
 # Adds what must be written exactly once per end.
 EFFECTS = "_with_effects"
 
 OPEN_STATUSES = {status.name for status in JobStatus if not status.terminal}
 COLUMNS = set(inspect(JobRow).column_attrs.keys())
-# Calls that may get the class `JobRow` as an argument, under the names that SQLAlchemy gives them.
-NO_INSERT = {"select", "select_from", "join", "outerjoin", "exists", "correlate", "update", "delete"}
+# Calls that may get the class `JobRow` as an argument, under the names that SQLAlchemy gives them. It inserts into no
+# alias.
+NO_INSERT = {
+    "select", "select_from", "join", "join_from", "outerjoin", "exists", "aliased", "correlate", "update", "delete",
+}  # fmt: skip
 RAW_WRITE = re.compile(r'\b(insert\s+into|merge\s+into|copy|update)\s+(only\s+)?("?\w+"?\.)?"?jobs\b', re.IGNORECASE)
 
 
@@ -43,6 +49,8 @@ class Writes:
     statuses: set[tuple[str, str]] = field(default_factory=set)
     # The places that add the effects of an end.
     effects: set[str] = field(default_factory=set)
+    # The places that end the followers of jobs that have ended.
+    follower_ends: set[str] = field(default_factory=set)
 
     @property
     def ends(self) -> set[str]:
@@ -71,6 +79,8 @@ class Source:
                 writes.statuses.add((self._place(node), _status(value)))
             if isinstance(node, ast.Call) and self._called(node.func) == EFFECTS:
                 writes.effects.add(self._place(node))
+            if isinstance(node, ast.Call) and self._called(node.func) == FOLLOWERS.rpartition(":")[2]:
+                writes.follower_ends.add(self._place(node))
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and RAW_WRITE.search(node.value):
                 writes.inserts.add(self._place(node))
                 writes.statuses.add((self._place(node), "SQL text"))
@@ -167,11 +177,12 @@ def test_one_statement_creates_open_jobs_and_one_jobs_that_have_ended(writes: Wr
 
 
 def test_one_statement_ends_jobs_beside_the_one_that_creates_ended_jobs(writes: Writes) -> None:
-    assert writes.ends == {EXIT, ANSWER}
+    assert writes.ends == {EXIT, ANSWER, FOLLOWERS}
 
 
 def test_every_end_has_the_same_effects(writes: Writes) -> None:
-    assert writes.effects == writes.ends
+    assert writes.follower_ends == {EXIT, SETTLEMENT}
+    assert writes.effects == writes.ends - {FOLLOWERS} | writes.follower_ends
 
 
 def test_status_changes_are_in_the_postgres_package(writes: Writes) -> None:

@@ -40,7 +40,7 @@ from workers.execution.token_metrics import TokenMetrics
 
 LABELS = {
     "code", "at", "endpoint", "from", "kind", "method", "model", "outcome", "parameter", "priority", "reason", "result",
-    "route", "rule", "source", "state", "status", "to", "write",
+    "route", "rule", "source", "state", "status", "strategy", "to", "write",
 }  # fmt: skip
 MODEL = "sim"
 UNDECLARED = "invented"
