@@ -18,10 +18,12 @@ from api.batches.steps import BatchSteps
 from api.batches.store import BatchStore
 from api.cache.response_cache import ResponseCache
 from api.cache.store import CacheStore
+from api.context.learned_ratios import LearnedRatios
 from api.context.reported_lengths import ReportedContexts
 from api.context.shortening import Shortening
 from api.context.summaries import Summaries
 from api.context.summary_store import SummaryStore
+from api.context.usage_store import UsageStore
 from api.context.window import ContextWindow
 from api.files.blobs import Blobs, LocalBlobs
 from api.files.cleanup import FileCleanup
@@ -191,6 +193,8 @@ async def open_resources(
         supervisor.start("retention", retention.run())
         reported_contexts = ReportedContexts(registry, context_window, ContextLengths(redis))
         supervisor.start("reported_contexts", reported_contexts.run())
+        learned_ratios = LearnedRatios(registry, UsageStore(database), context_window.estimates, metrics)
+        supervisor.start("learned_ratios", learned_ratios.run())
         supervisor.start("loop_lag", measure_loop_lag(metrics.loop_lag))
 
         batch_service = BatchService(batches, files, driver)

@@ -49,7 +49,9 @@ class ResponseCache:
     async def admit(self, principal: Principal, new: NewJob) -> NewJob:
         """Add the decision about an admitted job, and the key of its answer if the cache serves it."""
         control, spec = new.options.cache_control, self._registry.models.get(new.model)
-        options = new.options.cache or principal.options.cache or (spec.cache if spec is not None else None)
+        options = new.options.cache or principal.options.cache
+        if options is None and spec is not None and not principal.options.no_cache:
+            options = spec.cache
         if options is None and control.max_age_s:
             options = CacheOptions(ttl=min(control.max_age_s, MAX_CACHE_TTL_S))
         if new.kind is not None or spec is None or (options is None and not control.no_store):

@@ -14,10 +14,8 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    null,
     select,
     true,
-    union_all,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -26,14 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from shared.domain.events import UpstreamState
 from shared.domain.fallback import FallbackReason
 from shared.domain.job import AttemptOutcome, JobStatus, JobSummary, WorkerState
-from shared.postgres.followers import (
-    CHANGE,
-    LEADER_COLUMNS,
-    FollowerChange,
-    changed_rows,
-    follower_changes,
-    read_change,
-)
+from shared.postgres.followers import FollowerChange
 from shared.postgres.job_statements import JobRowStore, ended_attempt
 from shared.postgres.tables import JobRow, UpstreamCancellationRow, WorkerRow
 from shared.postgres.upstream_cancellations import stored_state
@@ -115,21 +106,15 @@ class ReroutingStore(JobRowStore):
                 *guards,
             )
             .values(values)
-            .returning(*LEADER_COLUMNS)
+            .returning(JobRow.id)
             .cte("moved")
         )
-        rows = union_all(
-            select(*(moved.c.id if name == "id" else null().label(name) for name in CHANGE)),
-            *changed_rows(*follower_changes(moved, promote=False)),
-        )
-        statement = select(rows.subquery())
+        statement = select(moved.c.id)
         if move.upstream is not None and (state := stored_state(job.id, move.upstream)) is not None:
             request = select(moved.c.id, literal(job.model), bindparam("state", state, JSONB))
             cancellation = insert(UpstreamCancellationRow).from_select(["job_id", "model", "state"], request)
             statement = statement.add_cte(cancellation.cte("cancellation"))
-        changes = await self._all(statement, lambda row: None if row.leader is None else read_change(row))
-        if not changes:
+        if await self._first(statement) is None:
             return None
-        if job.decisions.cache is not None:  # followers may have been inserted meanwhile
-            changes += await self.settle([job.id])
-        return [change for change in changes if change is not None]
+        # Before the next model's worker gets the message. If this process dies first, a sweep releases them.
+        return await self.settle([job.id]) if job.decisions.cache is not None else []
