@@ -13,6 +13,7 @@ from tests.support.database import create_database, drop_database, switch_databa
 from tests.support.stack import Stack, stack_template, write_models
 
 FAIL = "<<fail>>"
+ROUTE = "steady"
 # Options of the vLLM engine, and of vLLM's own server in the tests that compare the two.
 VLLM_OPTIONS: dict[str, object] = {
     "dtype": "float32",
@@ -29,8 +30,8 @@ def make_stack(
     name: str,
     models: list[dict[str, object]],
     *,
-    redis_db: int | None = None,
     routes: Sequence[dict[str, object]] = (),
+    redis_db: int | None = None,
     **settings: object,
 ) -> Stack:
     """A stack with its own database and Redis database. No process has been started yet."""
@@ -51,6 +52,7 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The API, one worker for `sim` (fast) and one for `small` (2 slots, slow); `orphan` has no worker.
 
     The route `auto` prefers `sim` and `small`, or for requests with a certain word, `orphan`.
+    `ROUTE` leads to `sim`, and to `small` if that fails.
     """
     models: list[dict[str, object]] = [
         {
@@ -62,19 +64,22 @@ def sim_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"name": "small", "engine": "simulated", "slots": 2, "options": {"ttft_ms": 5, "itl_ms": 20}},
         {"name": "orphan", "engine": "simulated", "slots": 2},
     ]
-    route: dict[str, object] = {
-        "name": "auto",
-        "models": ["sim", "small"],
-        "rules": [{"name": "scarce", "if": {"keywords": ["orphan"]}, "model": "orphan"}],
-        "fallbacks": {"orphan": ["small", "sim"]},
-    }
+    routes: list[dict[str, object]] = [
+        {
+            "name": "auto",
+            "models": ["sim", "small"],
+            "rules": [{"name": "scarce", "if": {"keywords": ["orphan"]}, "model": "orphan"}],
+            "fallbacks": {"orphan": ["small", "sim"]},
+        },
+        {"name": ROUTE, "otherwise": "sim", "fallbacks": {"sim": ["small"]}},
+    ]
     stack = make_stack(
         servers,
         tmp_path_factory,
         "sim",
         models,
+        routes=routes,
         redis_db=SIM_REDIS_DB,
-        routes=[route],
         HEADRACE_MAX_BODY_BYTES=100_000,
     )
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.conftest import ROUTE
 from tests.e2e.test_jobs import wait_for_end
 from tests.support.metrics import samples
 from tests.support.stack import Stack
@@ -78,13 +79,13 @@ async def test_the_route_is_shown_without_running(sim: httpx.AsyncClient) -> Non
     for wrong, param in (({"model": "auto"}, "messages"), ({"model": "auto:best", "prompt": "hi"}, "model")):
         error = (await sim.post("/v1/route", json=wrong)).json()["error"]
         assert error["param"] == param, error
-    assert "routes: auto" in error["message"]
+    assert f"routes: auto, {ROUTE}" in error["message"]
 
 
 async def test_routes_are_listed_behind_the_models(sim: httpx.AsyncClient) -> None:
     listed = (await sim.get("/v1/models")).json()["data"]
-    assert [entry["id"] for entry in listed] == ["sim", "small", "orphan", "auto"]
-    route = listed[-1]
+    assert [entry["id"] for entry in listed] == ["sim", "small", "orphan", "auto", ROUTE]
+    route = listed[3]
     modes = ["cost", "balanced", "quality"]
     assert route["route"] == {"models": ["sim", "small", "orphan"], "modes": modes}
     assert (route["owned_by"], route["max_model_len"]) == ("headrace", 8192)

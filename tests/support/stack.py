@@ -201,5 +201,5 @@ def write_models(path: Path, models: Sequence[Mapping[str, Any]], routes: Sequen
     """Write a models.yaml; its content is JSON, which is valid YAML."""
     import json
 
-    path.write_text(json.dumps({"models": list(models), "routes": list(routes)}))
+    path.write_text(json.dumps({"models": list(models)} | ({"routes": list(routes)} if routes else {})))
     return path
