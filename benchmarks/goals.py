@@ -114,6 +114,14 @@ GOALS = (
         "ms",
     ),
     Goal(
+        "first token of the first request after a start with warm_prompts, relative to later ones",
+        Key("warm", "warm", "first token of the first request"),
+        1.2,
+        False,
+        "x",
+        Key("warm", "warm", "first token of later requests"),
+    ),
+    Goal(
         "first token at 16, delay relative to the upstream, p50",
         Key("upstream", "headrace", "added to p50 at 16"),
         13,
@@ -139,6 +147,13 @@ GOALS = (
     Goal("relayed tokens/s at 256", Key("relay", "headrace", "tokens/s at 256"), 50_000, True, "tokens/s"),
     Goal("durable submits", Key("submits", "headrace", "submits/s at 64"), 700, True, "/s"),
     *_routes(),
+    Goal(
+        "first token of a cached answer at 1, delay relative to a submit",
+        Key("cache", "headrace", "hit, added to p50 at 1"),
+        5,
+        False,
+        "ms",
+    ),
     Goal("followers on one API process", Key("followers", "headrace", "followers held"), 2000, True),
     Goal("memory per follower", Key("followers", "headrace", "memory per follower"), 60, False, "KB"),
     Goal("GET job p99 with followers", Key("followers", "headrace", "GET job p99 with followers"), 50, False, "ms"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from benchmarks.bench import Bench
 from benchmarks.scenarios import (
+    cache,
     cancel,
     engines,
     followers,
@@ -18,15 +19,18 @@ from benchmarks.scenarios import (
     submits,
     upstream,
     vllm,
+    warm,
 )
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "vllm": vllm.run,
+    "warm": warm.run,
     "upstream": upstream.run,
     "engines": engines.run,
     "relay": relay.run,
     "submits": submits.run,
     "routes": routes.run,
+    "cache": cache.run,
     "followers": followers.run,
     "growth": growth.run,
     "heavy": heavy.run,

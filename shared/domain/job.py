@@ -237,6 +237,8 @@ class WorkerState(StrEnum):
     """The state of a worker; only a `ready` one counts for readiness."""
 
     READY = "ready"
+    # Its engine runs and fills its prompt cache; it takes no jobs yet.
+    WARMING = "warming"
     RESTARTING = "restarting"
     DRAINING = "draining"
 
@@ -299,6 +301,11 @@ class JobSummary:
         if self.attempts:
             return self.attempts[-1].fingerprint
         return self.decisions.cache.fingerprint if self.decisions.cache is not None else None
+
+    @property
+    def may_lead(self) -> bool:
+        """Whether other jobs may follow it: it was admitted with a key of the response cache."""
+        return self.follows is None and self.decisions.cache is not None and self.decisions.cache.ttl_s is not None
 
     @property
     def begins_with(self) -> str | None:

@@ -29,7 +29,6 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
-    literal,
     literal_column,
     null,
     or_,
@@ -277,14 +276,18 @@ class ArchivePage:
     next_start: int | None
 
 
-def _archive_query(job_id: str, *, after: int, start: int, size: int) -> Any:
-    begin: Any = literal(start or 1)
-    if after and not start:
-        # A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
-        begin = func.coalesce(func.strpos(JobRow.log, f"\n{after} "), 0) + 1
-    page = func.coalesce(func.substr(JobRow.log, begin, size), "")  # a deleted job has no log
+def _archive_query(start: Any) -> Prepared:
+    """Read a page of an archived log from a position."""
+    page = func.coalesce(func.substr(JobRow.log, start, bindparam("size", type_=Integer)), "")  # none if deleted
     ended = JobRow.status.in_(TERMINAL).label("ended")
-    return select(ended, JobRow.follows, page.label("page"), begin.label("start")).where(JobRow.id == job_id)
+    columns = (ended, JobRow.follows, page.label("page"), start.label("start"))
+    return Prepared(select(*columns).where(JobRow.id == bindparam("job", type_=Text)))
+
+
+_ARCHIVE_PAGE = _archive_query(bindparam("position", type_=Integer))
+# A line starts with its number. If the cursor's line is missing, Redis had lost the log; then all lines count.
+_CURSOR_LINE = func.strpos(JobRow.log, func.concat("\n", bindparam("after", type_=BigInteger), " "))
+_ARCHIVE_PAGE_AFTER = _archive_query(func.coalesce(_CURSOR_LINE, 0) + 1)
 
 
 class JobStore(JobRowStore):
@@ -428,11 +431,15 @@ class JobStore(JobRowStore):
         """As `archive_page`; of a job that has not ended, return the job that it follows."""
         size = ARCHIVE_PAGE
         while True:
-            row = await self._first(_archive_query(job_id, after=after, start=start, size=size))
-            if row is None or not row.ended:
-                leader: str | None = None if row is None else row.follows
+            values = {"job": job_id, "size": size}
+            if after and not start:
+                rows = await _ARCHIVE_PAGE_AFTER.run(self._engine, {**values, "after": after})
+            else:
+                rows = await _ARCHIVE_PAGE.run(self._engine, {**values, "position": start or 1})
+            if not rows or not rows[0].ended:
+                leader: str | None = rows[0].follows if rows else None
                 return leader
-            text: str = row.page
+            row, text = rows[0], str(rows[0].page)
             if len(text) < size:
                 return ArchivePage(text, None)
             if end := text.rfind("\n") + 1:
@@ -518,13 +525,18 @@ class JobStore(JobRowStore):
 
     async def live_workers(self) -> dict[str, int]:
         """Count the workers that are alive and ready, by model."""
+        states = await self.worker_states()
+        return {model: count for (model, state), count in states.items() if state == WorkerState.READY}
+
+    async def worker_states(self) -> dict[tuple[str, str], int]:
+        """Count the workers that are alive, by model and state."""
         statement = (
-            select(WorkerRow.model, func.count().label("workers"))
-            .where(WorkerRow.lease_expires_at > func.clock_timestamp(), WorkerRow.state == WorkerState.READY.value)
-            .group_by(WorkerRow.model)
+            select(WorkerRow.model, WorkerRow.state, func.count().label("workers"))
+            .where(WorkerRow.lease_expires_at > func.clock_timestamp())
+            .group_by(WorkerRow.model, WorkerRow.state)
         )
         async with self._engine.connect() as connection:
-            return {row.model: row.workers for row in await connection.execute(statement)}
+            return {(row.model, row.state): row.workers for row in await connection.execute(statement)}
 
     async def open_breakers(self) -> dict[str, OpenBreaker]:
         """The models of which a live worker's circuit breaker is open: since when on the first one, and why."""

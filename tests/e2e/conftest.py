@@ -22,6 +22,8 @@ VLLM_OPTIONS: dict[str, object] = {
     "max_num_seqs": 32,
     "kv_cache_memory_bytes": 1 << 30,
 }
+# A system message that is longer than a block of the prompt cache, which has 128 tokens on a CPU.
+WARM_TEXT = " ".join(f"Rule {number}: answer in {number} words." for number in range(20))
 
 
 def make_stack(
@@ -109,6 +111,7 @@ def vllm_stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
             "model": str(bundled_model_path("SmolLM2-135M-Instruct")),
             "options": VLLM_OPTIONS,
             "chat": {"tool_call_parser": "hermes"},
+            "warm_prompts": [{"text": WARM_TEXT}, {"top": 2, "hours": 1}],
         }
     ]
     stack = make_stack(servers, tmp_path_factory, "vllm", models, redis_db=VLLM_REDIS_DB)
